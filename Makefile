@@ -1,0 +1,47 @@
+# make demo    train the demo agent on this machine and report what it learned
+# make test    lint, type-check, and run every test
+# make setup   what both need, into .venv (done by itself)
+#
+# Needs python3 (3.11 or newer) with pip. Other Python: make PYTHON=python3.12 ...
+
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+PIP    := $(BIN)/python -m pip -qq --disable-pip-version-check --no-input
+
+.PHONY: help setup demo test lint format clean
+
+help: # the comment at the top of this file
+	@sed -n "/^#/!q; s/^# \{0,1\}//p" Makefile
+
+setup: $(STAMP)
+
+# The stamp is made only by a complete install, so an interrupted one is done again; a changed pyproject.toml as well.
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(v < (3, 11) and f"Agent Lightning needs Python 3.11 or newer; $(PYTHON) is {v.major}.{v.minor}. Try: make PYTHON=python3.12")'
+	@echo "Setting up $(VENV); the first time takes some minutes ..."
+	@# Where the system's Python has no ensurepip, its own pip fills the environment.
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) > /dev/null 2>&1 || \
+		{ $(PYTHON) -m venv --clear --without-pip $(VENV) && $(PYTHON) -m pip -qq --python $(BIN)/python install pip; }
+	@$(PIP) install -c constraints.txt -e '.[dev]'
+	@touch $@
+
+demo: setup
+	@$(BIN)/agl demo
+
+lint: setup
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check --quiet . || { echo "Some files are not formatted; run: make format"; exit 1; }
+	@$(BIN)/pyright
+
+format: setup
+	@$(BIN)/ruff check --fix-only --quiet .
+	@$(BIN)/ruff format --quiet .
+
+# Two processes share the cores; one thread each keeps numbers repeatable and the machine usable.
+test: lint
+	@OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest -q -n 2 --dist worksteal
+
+clean:
+	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis dist

@@ -1,0 +1,345 @@
+"""The one callback, and the installation that needs none.
+
+Handlers run inline, in the thread and context that makes the call: only so does a request know which model call it belongs to.
+A handler never changes what the agent does. What it cannot record it logs once and leaves as a note in the attempt; the one error
+that it lets out is the recorder's own, because records that the store refuses must not be lost in silence.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
+from contextvars import ContextVar
+from functools import cache, wraps
+from typing import Any, Concatenate, ParamSpec, cast
+from uuid import UUID
+
+from langchain_core.callbacks import BaseCallbackHandler
+from langchain_core.messages import BaseMessage, ToolMessage
+from langchain_core.outputs import LLMResult
+from langchain_core.runnables.config import var_child_runnable_config
+from langchain_core.tracers.context import register_configure_hook
+from langgraph.errors import GraphBubbleUp
+
+from agentlightning import recording
+from agentlightning.errors import LightningError
+from agentlightning.model import JSON, Span
+from agentlightning.recording import Recorder
+from agentlightning_langchain.http import Hook
+from agentlightning_langchain.joining import join
+from agentlightning_langchain.runs import Run, Runs, chain_run, leaf_run, set_model_run, span
+from agentlightning_langchain.values import failure, mapping, plain
+
+log = logging.getLogger(__name__)
+P = ParamSpec("P")
+SAMPLING = (
+    "temperature", "top_p", "max_tokens", "max_completion_tokens", "stop", "seed", "n", "presence_penalty", "frequency_penalty",
+    "reasoning_effort", "tool_choice", "stream",
+)  # fmt: skip
+"""Settings of a model call that its span keeps, as the agent asked for them; what was sampled with stands in the completion."""
+RETRY = re.compile(r"retry:attempt:(\d+)")
+
+
+class Installation:
+    """What this process shares: the open runs, the HTTP hook, and whether every call is recorded."""
+
+    def __init__(self) -> None:
+        self.runs = Runs()
+        self.hook = Hook()
+        self.everywhere = False
+        self.models: set[str] = set()
+        self.complained: set[str] = set()
+        self._registered = False
+
+    def register(self) -> None:
+        """Put a handler into every callback manager; LangChain has no way to take it out, so it looks at `everywhere`."""
+        if not self._registered:
+            everywhere = Everywhere()
+            handler: ContextVar[Everywhere | None] = ContextVar("agentlightning_langchain_handler", default=everywhere)
+            # An agent that was given the callback itself needs no second handler.
+            register_configure_hook(handler, inheritable=True, handle_class=LightningCallback)
+            self._registered = True
+
+
+@cache
+def installation() -> Installation:
+    """This process's. (Cached: the `openai` clients that it patches are the process's as well.)"""
+    return Installation()
+
+
+def install(models: Collection[str] = ()) -> None:
+    """Record every LangChain and LangGraph call that is made during a rollout, with no change in the agent. Idempotent.
+
+    Model calls for the rollout's model, or to its gateway, go to that gateway whatever address they were built with; `models` are
+    further names, or patterns, of models that stand for it: an agent with `ChatOpenAI(model="gpt-4o-mini")` is trained as it is
+    after `install(models=["gpt-4o-mini"])`. Other models are left alone, and never see the rollout's key.
+    """
+    here = installation()
+    here.models |= {models} if isinstance(models, str) else set(models)
+    here.hook.put(lambda: here.models)
+    here.everywhere = True
+    here.register()
+
+
+def uninstall() -> None:
+    """Undo `install`: calls are recorded only where a `LightningCallback` made from now on is given."""
+    here = installation()
+    here.everywhere = False
+    here.models.clear()
+    here.hook.remove()
+
+
+def current_span_id() -> str | None:
+    """The id of the span that runs here (the tool, the node, the agent), for `agl.reward(value, span=...)`. None outside one."""
+    config = cast("Mapping[str, Any]", var_child_runnable_config.get() or {})
+    run = installation().runs.get(getattr(config.get("callbacks"), "parent_run_id", None))
+    recorded = run.recorded() if run is not None else None
+    return recorded.span_id if recorded is not None else None
+
+
+def _safe(event: Callable[Concatenate[Any, P], None]) -> Callable[Concatenate[Any, P], None]:
+    """Keep a fault of the adapter away from the agent, and say it."""
+
+    @wraps(event)
+    def safe(self: LightningCallback, *args: P.args, **kwargs: P.kwargs) -> None:
+        if not self.active:
+            return
+        try:
+            event(self, *args, **kwargs)
+        except LightningError:
+            raise
+        except Exception as error:
+            self.complain(event.__name__, error, kwargs)
+
+    return safe
+
+
+class LightningCallback(BaseCallbackHandler):
+    """Records agents, nodes, tools and model calls in the rollout that is current when they happen.
+
+    Give it to any `invoke`, `ainvoke`, `stream`, `astream`, `batch` or `abatch` as `config={"callbacks": [LightningCallback()]}`.
+    Where the context is lost (a bare thread), the rollout is that of the parent run, else the one in which this object was made.
+    """
+
+    run_inline = True
+    raise_error = True  # of what `_safe` lets out
+
+    def __init__(self) -> None:
+        self._recorder = recording.current()
+        self._here = installation()
+        self._runs = self._here.runs
+        self._here.hook.put(lambda: self._here.models)
+
+    @property
+    def active(self) -> bool:
+        return True
+
+    def complain(self, event: str, error: Exception, given: Mapping[str, Any]) -> None:
+        """Log a fault once of its kind, and note it in the attempt."""
+        text = f"the LangChain adapter could not record {event}: {failure(error)}"
+        if (kind := f"{event} {type(error).__name__}") not in self._here.complained:
+            self._here.complained.add(kind)
+            log.error(text, exc_info=error)
+        recorder = self._find(self._runs.get(given.get("parent_run_id")))
+        if recorder is not None:
+            with suppress(RuntimeError):  # the event loop of a rollout that has ended is closed
+                recorder.add(Span(attempt_id=recorder.attempt.id, kind="note", name=text, attributes={"source": "langchain"}))
+
+    def _find(self, parent: Run | None) -> Recorder | None:
+        return recording.current() or (parent.recorder() if parent is not None else None) or self._recorder
+
+    def _finish(self, run_id: UUID, **attributes: JSON) -> None:
+        ended = self._runs.end(run_id)
+        if ended is not None and ended[0].kind is not None:
+            run, recorder = ended
+            run.attributes.update(attributes)
+            recorder.add(span(run, recorder))
+
+    # Agents, graphs and nodes
+
+    @_safe
+    def on_chain_start(
+        self, serialized: dict[str, Any], inputs: Any, *, run_id: UUID, parent_run_id: UUID | None = None,
+        tags: list[str] | None = None, metadata: dict[str, Any] | None = None, **kwargs: Any,
+    ) -> None:  # fmt: skip
+        parent = self._runs.get(parent_run_id)
+        recorder = self._find(parent)
+        if recorder is not None:
+            run = chain_run(run_id, parent, _name(serialized, kwargs), metadata or {}, recorder)
+            run.retry = _retry(tags or (), parent)
+            self._runs.start(recorder, run)
+
+    @_safe
+    def on_chain_end(self, outputs: Any, *, run_id: UUID, **kwargs: Any) -> None:
+        self._finish(run_id)
+
+    @_safe
+    def on_chain_error(self, error: BaseException, *, run_id: UUID, **kwargs: Any) -> None:
+        if isinstance(error, asyncio.CancelledError):
+            for call in self._runs.model_calls_below(run_id):  # LangChain reports no end of a model call that was cancelled
+                self._model_end(call.id, None, _error(error))
+        self._finish(run_id, **_error(error))
+
+    # Tools, and retrievers, which are tools that nobody calls by name
+
+    @_safe
+    def on_tool_start(
+        self, serialized: dict[str, Any], input_str: str, *, run_id: UUID, parent_run_id: UUID | None = None,
+        tags: list[str] | None = None, metadata: dict[str, Any] | None = None, inputs: dict[str, Any] | None = None, **kwargs: Any,
+    ) -> None:  # fmt: skip
+        given = input_str if inputs is None else inputs
+        self._tool_start(_name(serialized, kwargs), given, run_id, parent_run_id, metadata or {}, kwargs.get("tool_call_id"))
+
+    @_safe
+    def on_tool_end(self, output: Any, *, run_id: UUID, **kwargs: Any) -> None:
+        result = plain(output.content if isinstance(output, ToolMessage) else output)
+        failed = isinstance(output, ToolMessage) and output.status == "error"
+        self._finish(run_id, **{"error" if failed else "output": result})
+
+    @_safe
+    def on_tool_error(self, error: BaseException, *, run_id: UUID, **kwargs: Any) -> None:
+        self._finish(run_id, **_error(error))
+
+    @_safe
+    def on_retriever_start(
+        self,
+        serialized: dict[str, Any],
+        query: str,
+        *,
+        run_id: UUID,
+        parent_run_id: UUID | None = None,
+        tags: list[str] | None = None,
+        metadata: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        self._tool_start(_name(serialized, kwargs), query, run_id, parent_run_id, metadata or {}, None)
+
+    @_safe
+    def on_retriever_end(self, documents: Sequence[Any], *, run_id: UUID, **kwargs: Any) -> None:
+        self._finish(run_id, output=plain(documents))
+
+    @_safe
+    def on_retriever_error(self, error: BaseException, *, run_id: UUID, **kwargs: Any) -> None:
+        self._finish(run_id, **_error(error))
+
+    def _tool_start(
+        self, name: str, given: Any, run_id: UUID, parent_run_id: UUID | None, metadata: Mapping[str, Any], tool_call_id: str | None
+    ) -> None:
+        parent = self._runs.get(parent_run_id)
+        recorder = self._find(parent)
+        if recorder is not None:
+            run = leaf_run(run_id, "tool", parent, name, metadata, recorder)
+            run.attributes["input"] = plain(given)
+            if tool_call_id is not None:
+                run.attributes["tool_call_id"] = tool_call_id
+            self._runs.start(recorder, run)
+
+    # Model calls
+
+    @_safe
+    def on_chat_model_start(
+        self, serialized: dict[str, Any], messages: list[list[BaseMessage]], *, run_id: UUID, parent_run_id: UUID | None = None,
+        tags: list[str] | None = None, metadata: dict[str, Any] | None = None, **kwargs: Any,
+    ) -> None:  # fmt: skip
+        self._model_start(serialized, run_id, parent_run_id, tags or [], metadata or {}, kwargs)
+
+    @_safe
+    def on_llm_start(
+        self, serialized: dict[str, Any], prompts: list[str], *, run_id: UUID, parent_run_id: UUID | None = None,
+        tags: list[str] | None = None, metadata: dict[str, Any] | None = None, **kwargs: Any,
+    ) -> None:  # fmt: skip
+        self._model_start(serialized, run_id, parent_run_id, tags or [], metadata or {}, kwargs)
+
+    def _model_start(
+        self, serialized: dict[str, Any] | None, run_id: UUID, parent_run_id: UUID | None, tags: Sequence[str],
+        metadata: Mapping[str, Any], kwargs: Mapping[str, Any],
+    ) -> None:  # fmt: skip
+        parent = self._runs.get(parent_run_id)
+        recorder = self._find(parent)
+        if recorder is None:
+            return
+        asked = cast("Mapping[str, Any]", kwargs.get("invocation_params") or {})
+        name = asked.get("model") or asked.get("model_name") or metadata.get("ls_model_name") or _name(serialized, kwargs)
+        run = leaf_run(run_id, "llm", parent, str(name), metadata, recorder)
+        run.retry = _retry(tags, parent)
+        run.prompts = int(kwargs.get("batch_size") or 1)
+        run.attributes["sampling"] = {key: plain(asked[key]) for key in SAMPLING if asked.get(key) is not None}
+        if tools := cast("Sequence[Any]", asked.get("tools") or ()):
+            run.attributes["tools"] = [_tool_name(tool) for tool in tools]
+        if run.retry is not None:
+            run.attributes["retry"] = run.retry
+        if self._runs.start(recorder, run) is not None:
+            set_model_run(run)
+
+    @_safe
+    def on_llm_end(self, response: LLMResult, *, run_id: UUID, **kwargs: Any) -> None:
+        self._model_end(run_id, response, _answer(response))
+
+    @_safe
+    def on_llm_error(self, error: BaseException, *, run_id: UUID, **kwargs: Any) -> None:
+        self._model_end(run_id, cast("LLMResult | None", kwargs.get("response")), _error(error))
+
+    def _model_end(self, run_id: UUID, response: LLMResult | None, attributes: dict[str, JSON]) -> None:
+        ended = self._runs.end(run_id)
+        if ended is not None:
+            run, recorder = ended
+            run.attributes.update(attributes)
+            call_id = join(self._runs, run, recorder, response)
+            if call_id is not None:
+                run.attributes.pop("output", None)  # the completion has it
+            recorder.add(span(run, recorder, call_id=call_id))
+
+
+class Everywhere(LightningCallback):
+    """The handler of `install`: in every callback manager, and silent after `uninstall`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._recorder = None  # installed once, perhaps inside some rollout: that one is not everybody's
+
+    @property
+    def active(self) -> bool:
+        return self._here.everywhere
+
+
+def _name(serialized: Mapping[str, Any] | None, kwargs: Mapping[str, Any]) -> str:
+    given = serialized or {}
+    identity = cast("Sequence[Any]", given.get("id") or ("unnamed",))
+    return str(kwargs.get("name") or given.get("name") or identity[-1])
+
+
+def _retry(tags: Sequence[str], parent: Run | None) -> int | None:
+    """Which try of `with_retry` this is. The tag stands on the outermost run of the try."""
+    for tag in tags:
+        if (match := RETRY.fullmatch(tag)) is not None:
+            return int(match[1])
+    return parent.retry if parent is not None and parent.kind is None else None
+
+
+def _error(error: BaseException) -> dict[str, JSON]:
+    # An interrupt or a command to the parent graph is how LangGraph steers, not a failure.
+    return {"steered": type(error).__name__} if isinstance(error, GraphBubbleUp) else {"error": failure(error)}
+
+
+def _tool_name(tool: Any) -> JSON:
+    given = mapping(tool)
+    return plain(mapping(given.get("function") or given).get("name"))
+
+
+def _answer(response: LLMResult) -> dict[str, JSON]:
+    first = next((generation for prompt in response.generations for generation in prompt), None)
+    message = getattr(first, "message", None)
+    if first is None or not isinstance(message, BaseMessage):
+        return {"output": first.text if first is not None else None}
+    metadata = cast("Mapping[str, Any]", message.response_metadata)  # pyright: ignore[reportUnknownMemberType]
+    attributes: dict[str, JSON] = {"output": plain(message)}
+    finish = metadata.get("finish_reason") or (first.generation_info or {}).get("finish_reason")
+    usage = getattr(message, "usage_metadata", None)
+    if finish is not None:
+        attributes["finish_reason"] = plain(finish)
+    if usage:
+        attributes["usage"] = plain(usage)
+    return attributes

@@ -1,0 +1,223 @@
+"""The runs of the framework that are open now, and which of them become spans.
+
+A run is recorded once, at its end, however many handlers reported it. Agents, graphs, their nodes, tools and model calls become
+spans; sequences, prompts and parsers are plumbing, and what is below them hangs from the nearest recorded ancestor.
+
+Who acts is the nearest `create_agent(name=...)`, else the nearest LangGraph node. A `create_agent` without a name inside a node or a
+tool is called after that node or tool, because its own nodes are called `model` and `tools` in every agent.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from threading import Lock
+from typing import Any
+from uuid import UUID, uuid5
+from weakref import WeakKeyDictionary, WeakValueDictionary, ref
+
+from agentlightning.model import JSON, Span, SpanKind
+from agentlightning.recording import Recorder
+
+CREATE_AGENT_NODES = ("model", "tools")
+"""Names of the nodes that `create_agent` itself makes."""
+
+
+@dataclass(slots=True, eq=False, weakref_slot=True, kw_only=True)
+class Run:
+    """One run of the framework that has started and not ended."""
+
+    id: UUID
+    name: str
+    kind: SpanKind | None
+    """None: plumbing, which is not recorded."""
+    parent: Run | None
+    recorder: ref[Recorder]
+    """Weak: a run that never ends must not keep its rollout in memory."""
+    agent: str | None = None
+    """Who acts here."""
+    named: str | None = None
+    """The `lc_agent_name` in force here."""
+    begins: bool = False
+    """Whether a named agent begins here."""
+    node: str | None = None
+    """The node, where this run is one."""
+    namespace: str | None = None
+    """LangGraph's checkpoint namespace: the path of nodes that lead here."""
+    started: float = field(default_factory=time.time)
+    attributes: dict[str, JSON] = field(default_factory=dict[str, JSON])
+    sent: list[tuple[str | None, str]] = field(default_factory=list[tuple[str | None, str]])
+    """Requests of this model call that went to the gateway: (the request, the call id); a retry is the same request again."""
+    elsewhere: str | None = None
+    """Where a request of this model call went that did not go to the gateway."""
+    retry: int | None = None
+    """Which try of `with_retry` this is in, from 2."""
+    prompts: int = 1
+    """How many prompts share the answer's `llm_output`."""
+    open: bool = True
+
+    @property
+    def span_id(self) -> str:
+        # Not the bare run id: that is the id of the model call.
+        return uuid5(self.id, "span").hex
+
+    def above(self) -> Iterator[Run]:
+        """The ancestors, nearest first."""
+        run = self.parent
+        while run is not None:
+            yield run
+            run = run.parent
+
+    def recorded(self) -> Run | None:
+        """This run or its nearest ancestor that becomes a span."""
+        return self if self.kind is not None else next((run for run in self.above() if run.kind is not None), None)
+
+    def enclosing(self) -> str | None:
+        """The name of the tool or node that this run is in."""
+        return next((run.name for run in self.above() if run.kind == "tool" or run.node is not None), None)
+
+
+@dataclass(slots=True, eq=False)
+class Open:
+    """What is known of one attempt."""
+
+    runs: dict[UUID, Run] = field(default_factory=dict[UUID, Run])
+    joined: set[str] = field(default_factory=set[str])
+    """Calls that a span names already."""
+
+
+class Runs:
+    """Every open run of this process. Safe from any thread."""
+
+    def __init__(self) -> None:
+        self._lock = Lock()
+        self._attempts: WeakKeyDictionary[Recorder, Open] = WeakKeyDictionary()
+        self._by_id: WeakValueDictionary[UUID, Run] = WeakValueDictionary()
+
+    def get(self, run_id: UUID | None) -> Run | None:
+        with self._lock:
+            return self._by_id.get(run_id) if run_id is not None else None
+
+    def start(self, recorder: Recorder, run: Run) -> Run | None:
+        """Open a run; None when another handler has reported it already."""
+        with self._lock:
+            if run.id in self._by_id:
+                return None
+            self._attempts.setdefault(recorder, Open()).runs[run.id] = run
+            self._by_id[run.id] = run
+        return run
+
+    def end(self, run_id: UUID) -> tuple[Run, Recorder] | None:
+        """Close a run; None when it is not open: another handler has ended it, or it ran outside a rollout."""
+        with self._lock:
+            run = self._by_id.pop(run_id, None)
+            recorder = run.recorder() if run is not None else None
+            if run is None or recorder is None:
+                return None
+            self._attempts[recorder].runs.pop(run_id, None)
+            run.open = False
+        return run, recorder
+
+    def model_calls_below(self, run_id: UUID) -> list[Run]:
+        """The open model calls that a run made."""
+        with self._lock:
+            run = self._by_id.get(run_id)
+            recorder = run.recorder() if run is not None else None
+            if run is None or recorder is None:
+                return []
+            calls = [each for each in self._attempts[recorder].runs.values() if each.kind == "llm"]
+        return [call for call in calls if run in call.above()]
+
+    def join(self, recorder: Recorder, call_id: str) -> bool:
+        """Whether this is the first span of the attempt that names the call."""
+        with self._lock:
+            joined = self._attempts.setdefault(recorder, Open()).joined
+            if call_id in joined:
+                return False
+            joined.add(call_id)
+        return True
+
+
+_model_run: ContextVar[Run | None] = ContextVar("agentlightning_langchain_model_run", default=None)
+
+
+def set_model_run(run: Run) -> None:
+    """Say that requests made from here on belong to this model call, until it ends."""
+    _model_run.set(run)
+
+
+def model_run() -> Run | None:
+    """The model call that is open here. (An ended one may still be in the variable: its end can be reported from another task.)"""
+    run = _model_run.get()
+    return run if run is not None and run.open else None
+
+
+def chain_run(run_id: UUID, parent: Run | None, name: str, metadata: Mapping[str, Any], recorder: Recorder) -> Run:
+    """A chain as a run: a node of a graph, an agent, or plumbing. A graph is known by its first node."""
+    named, node = _text(metadata, "lc_agent_name"), _text(metadata, "langgraph_node")
+    namespace = _text(metadata, "langgraph_checkpoint_ns")
+    run = Run(
+        id=run_id, name=name, kind=None, parent=parent, recorder=ref(recorder), named=named, namespace=namespace,
+        attributes=_where(metadata),
+    )  # fmt: skip
+    if node == name and (parent is None or parent.namespace != namespace):
+        run.kind, run.node = "agent", node
+        run.agent = _actor(run, metadata)
+        if parent is not None and parent.kind is None:
+            parent.kind = "agent"
+    elif named is not None and (name == named or named != (parent.named if parent is not None else None)):
+        run.kind, run.begins, run.name, run.agent = "agent", True, named, named
+    else:
+        run.agent = parent.agent if parent is not None else named or node
+    return run
+
+
+def leaf_run(run_id: UUID, kind: SpanKind, parent: Run | None, name: str, metadata: Mapping[str, Any], recorder: Recorder) -> Run:
+    """A tool or a model call as a run."""
+    agent = parent.agent if parent is not None else None
+    named = _text(metadata, "lc_agent_name")
+    return Run(
+        id=run_id, name=name, kind=kind, parent=parent, recorder=ref(recorder), named=named,
+        agent=agent or named or _text(metadata, "langgraph_node"), namespace=_text(metadata, "langgraph_checkpoint_ns"),
+        attributes=_where(metadata),
+    )  # fmt: skip
+
+
+def span(run: Run, recorder: Recorder, *, call_id: str | None = None) -> Span:
+    """An ended run as a span."""
+    above = run.parent.recorded() if run.parent is not None else None
+    assert run.kind is not None
+    return Span(
+        id=run.span_id, attempt_id=recorder.attempt.id, kind=run.kind, name=run.name,
+        parent_id=above.span_id if above is not None else None, call_id=call_id, agent=run.agent,
+        started=run.started, ended=time.time(), attributes=run.attributes,
+    )  # fmt: skip
+
+
+def _actor(node: Run, metadata: Mapping[str, Any]) -> str | None:
+    graph = node.parent
+    if graph is None:
+        return node.named or node.node
+    if graph.begins:
+        return graph.agent
+    if node.node in CREATE_AGENT_NODES and metadata.get("ls_integration") == "langchain_create_agent":
+        return graph.enclosing() or node.node
+    return node.node
+
+
+def _where(metadata: Mapping[str, Any]) -> dict[str, JSON]:
+    attributes: dict[str, JSON] = {}
+    for name, key in (("lc_agent_name", "lc_agent_name"), ("node", "langgraph_node"), ("step", "langgraph_step")):
+        if metadata.get(key) is not None:
+            attributes[name] = metadata[key]
+    namespace = _text(metadata, "langgraph_checkpoint_ns")
+    if namespace is not None and "|" in namespace:
+        attributes["path"] = "/".join(part.partition(":")[0] for part in namespace.split("|"))
+    return attributes
+
+
+def _text(metadata: Mapping[str, Any], key: str) -> str | None:
+    value = metadata.get(key)
+    return value if isinstance(value, str) and value else None

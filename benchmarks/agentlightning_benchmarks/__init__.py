@@ -1,0 +1,1 @@
+"""Benchmarks: agents as users of a framework write them, their tasks, and the commands that train them."""

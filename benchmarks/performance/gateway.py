@@ -1,0 +1,109 @@
+"""What the gateway costs: requests per second and added latency, against a handler that only returns the same bytes.
+
+    python benchmarks/performance/gateway.py [--requests 400]
+
+The engine is scripted and answers at once (2000 prompt ids, 100 new ids), so what is measured is the gateway: attribution, matching,
+rendering, detokenising, recording in a memory store, and the answer. The floor is a Starlette app under the same server, in the same run,
+called by the same client. `continued`: the request continues a conversation of which the first 1900 tokens are known, as agents do.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import statistics
+import tempfile
+import time
+from typing import Any
+
+import httpx
+from rich.console import Console
+from rich.table import Table
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from agentlightning.gateway import Gateway
+from agentlightning.memory import MemoryStore
+from agentlightning.model import Rollout, Sampling, Task
+from agentlightning.testing.engine import ScriptedEngine
+from agentlightning.testing.tokenizer import make_tokenizer
+
+PROMPT, NEW = 2000, 100
+
+
+async def measure(client: httpx.AsyncClient, url: str, bodies: list[dict[str, Any]], keys: list[str], at_once: int) -> tuple[float, float]:
+    """Requests per second, and the median latency in milliseconds."""
+    todo = iter(range(len(bodies)))
+    latencies: list[float] = []
+
+    async def worker() -> None:
+        for i in todo:
+            started = time.perf_counter()
+            answer = await client.post(url, json=bodies[i], headers={"Authorization": f"Bearer {keys[i]}"})
+            answer.raise_for_status()
+            latencies.append(time.perf_counter() - started)
+
+    started = time.perf_counter()
+    await asyncio.gather(*(worker() for _ in range(at_once)))
+    return len(bodies) / (time.perf_counter() - started), statistics.median(latencies) * 1000
+
+
+async def main(requests: int) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        reply_ids = make_tokenizer(folder).encode("x" * (NEW - 1))
+        store = MemoryStore()
+        engine = ScriptedEngine(folder, [reply_ids] * 10**6, chunk=8)
+        canned = b"{}"
+
+        async def floor(request: Request) -> Response:
+            await request.body()
+            return Response(canned, media_type="application/json")
+
+        gateway = Gateway(store, engine, extra_routes=[Route("/floor", floor, methods=["POST"])])
+        await gateway.start()
+        url, floor_url = f"{gateway.base_url}/chat/completions", gateway.base_url.replace("/v1", "/floor")
+
+        async def keys(count: int) -> list[str]:
+            """One attempt for each request: a call is then the first of its attempt, or its second."""
+            made: list[str] = []
+            for i in range(count):
+                rollout = Rollout(task=Task(str(i), None), mode="train", sampling=Sampling(max_tokens=NEW))
+                made.append((await store.begin(rollout, "bench", lease=600)).key)
+            return made
+
+        def body(*messages: dict[str, Any]) -> dict[str, Any]:
+            return {"model": engine.info.model, "messages": list(messages)}
+
+        frame = len("<|user|\n|\n|assistant\n") - 4 + 2  # tokens of the template around one user message
+        fresh = body({"role": "user", "content": "a" * (PROMPT - frame)})
+        first = body({"role": "user", "content": "a" * (PROMPT - 2 * frame - NEW - 10)})
+        reply = {"role": "assistant", "content": "x" * (NEW - 1)}
+        follow = body(*first["messages"], reply, {"role": "user", "content": "and now?"})
+
+        table = Table("request", "at once", "gateway req/s", "floor req/s", "ratio", "gateway ms", "floor ms", "added ms")
+        async with httpx.AsyncClient(timeout=60, limits=httpx.Limits(max_connections=32)) as client:
+            warm = await keys(20)
+            await measure(client, url, [fresh] * 20, warm, 4)
+            answer = await client.post(url, json=fresh, headers={"Authorization": f"Bearer {warm[0]}"})
+            canned = answer.content
+            usage = answer.json()["usage"]
+            for name, asked in (("fresh", fresh), ("continued", follow)):
+                for at_once in (1, 16):
+                    owners = await keys(requests)
+                    if asked is follow:
+                        await measure(client, url, [first] * requests, owners, 16)
+                    low = await measure(client, floor_url, [asked] * requests, owners, at_once)
+                    high = await measure(client, url, [asked] * requests, owners, at_once)
+                    speeds = [f"{high[0]:.0f}", f"{low[0]:.0f}", f"{high[0] / low[0]:.2f}"]
+                    table.add_row(name, str(at_once), *speeds, *(f"{ms:.2f}" for ms in (high[1], low[1], high[1] - low[1])))
+        await gateway.stop()
+        console = Console()
+        console.print(table)
+        console.print(f"prompt {usage['prompt_tokens']} ids, reply {usage['completion_tokens']} ids, {requests} requests each")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--requests", type=int, default=400)
+    asyncio.run(main(parser.parse_args().requests))

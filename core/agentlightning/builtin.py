@@ -1,0 +1,57 @@
+"""What Agent Lightning itself registers; a plugin like any other."""
+
+from agentlightning.hookspecs import Register, hookimpl
+
+
+@hookimpl
+def register_stores(register: Register) -> None:
+    register("memory", "agentlightning.memory:open_memory", summary="in this process, gone with it: `memory:`")
+    register("http", "agentlightning.client:open_http", summary="a store behind `agl serve`: `http://host:port`")
+    register("https", "agentlightning.client:open_http", summary="the same over TLS")
+
+
+@hookimpl
+def register_renderers(register: Register) -> None:
+    register(
+        "chatml",
+        "agentlightning.gateway.chatml:ChatMLRenderer",
+        summary="ChatML models that the `renderers` library does not know; tools as a text protocol",
+        extra="serve",
+        needs=("renderers", "transformers"),
+    )
+
+
+@hookimpl
+def register_credits(register: Register) -> None:
+    register("identical", "agentlightning.rl.credit:identical", summary="every transition gets the episode's return")
+    register("discounted", "agentlightning.rl.credit:discounted", summary="earlier transitions get less: R_t = r_t + gamma R_(t+1)")
+    register("per_step", "agentlightning.rl.credit:per_step", summary="each transition's own rewards, mixed with the outcome")
+
+
+@hookimpl
+def register_advantages(register: Register) -> None:
+    register("grpo", "agentlightning.rl.advantage:grpo", summary="(r - mean) / deviation of the group")
+    register("dr_grpo", "agentlightning.rl.advantage:dr_grpo", summary="r - mean of the group")
+    register("rloo", "agentlightning.rl.advantage:rloo", summary="r - mean of the others in the group")
+
+
+@hookimpl
+def register_losses(register: Register) -> None:
+    register("ppo_clip", "agentlightning.rl.loss:PPOClip", summary="PPO's clipped ratio, with clip-higher and dual clip")
+    register("cispo", "agentlightning.rl.loss:CISPO", summary="clipped importance weight on the policy gradient")
+
+
+@hookimpl
+def register_algorithms(register: Register) -> None:
+    register("lightning", "agentlightning.rl.lightning:LightningRL", summary="credit, then advantage, then any single-turn algorithm")
+
+
+@hookimpl
+def register_samplers(register: Register) -> None:
+    register("epochs", "agentlightning.tasks:Epochs", summary="a new random order each epoch, without replacement")
+    register("in_order", "agentlightning.tasks:InOrder", summary="as they stand in the file, again and again")
+
+
+@hookimpl
+def register_trackers(register: Register) -> None:
+    register("jsonl", "agentlightning.tracking:JSONLines", summary="`metrics.jsonl` in the run folder")

@@ -1,0 +1,1 @@
+"""`agl`, the command line."""

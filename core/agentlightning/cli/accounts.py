@@ -1,0 +1,96 @@
+"""Accounts of rollouts: every request has an outcome, every sampled token was trained or left out by a named reason.
+
+What does not add up is shown as `unaccounted for`, never spread over the other reasons.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+from agentlightning.model import Mode, Rollout, Trajectory
+from agentlightning.rl.joining import superseded
+from agentlightning.runs import Learned
+from agentlightning.store import AttemptRecords, RolloutState
+
+UNACCOUNTED = "unaccounted for"
+NOT_TRAINED: dict[Mode, str] = {
+    "train": "no finished training step took it",
+    "val": "held-out evaluation",
+    "production": "recorded outside a training run",
+}
+"""Why tokens were not trained where nothing else is the reason."""
+
+
+@dataclass(frozen=True, slots=True)
+class Account:
+    """Of one rollout, or the sum over many."""
+
+    requests: int = 0
+    outcomes: Counter[str] = field(default_factory=Counter[str])
+    """Requests by what became of them; their sum is `requests`."""
+    sampled: int = 0
+    """Tokens, over all attempts."""
+    trained: int = 0
+    left_out: Counter[str] = field(default_factory=Counter[str])
+    """Tokens by reason; `trained` and their sum are `sampled`."""
+
+    def __add__(self, other: Account) -> Account:
+        return Account(
+            self.requests + other.requests,
+            self.outcomes + other.outcomes,
+            self.sampled + other.sampled,
+            self.trained + other.trained,
+            self.left_out + other.left_out,
+        )
+
+
+def account(state: RolloutState, attempts: Sequence[AttemptRecords], trajectory: Trajectory | None, learned: Learned | None) -> Account:
+    """Of one rollout. `trajectory` is that of its winning attempt; `learned` what a training step wrote about it."""
+    outcomes: Counter[str] = Counter()
+    left_out: Counter[str] = Counter()
+    requests = sampled = trained = 0
+    for records in attempts:
+        replaced = superseded(records.calls)
+        requests += len(records.calls)
+        outcomes.update("superseded by a retry" if call.id in replaced else call.outcome for call in records.calls)
+        tokens = {completion.id: len(completion.response_ids) for completion in records.completions}
+        total = sum(tokens.values())
+        sampled += total
+        if trajectory is None or records.attempt.id != trajectory.attempt_id:
+            if total:
+                left_out[_not_succeeded(records)] += total
+            continue
+        if learned is not None:
+            trained += learned.trained
+            left_out.update(learned.left_out)
+            rest = total - learned.trained - sum(learned.left_out.values())
+        elif state.rollout.mode != "train":
+            left_out[NOT_TRAINED[state.rollout.mode]] += total
+            rest = 0
+        else:
+            rest = total
+            for transition in trajectory.transitions:
+                size = tokens.get(transition.completion_id, 0)
+                rest -= size
+                reason = NOT_TRAINED["train"] if transition.trained else transition.reason or UNACCOUNTED
+                left_out[reason if records.attempt.status == "succeeded" else _not_succeeded(records)] += size
+        if rest:
+            left_out[UNACCOUNTED] += rest
+    return Account(requests, outcomes, sampled, trained, Counter({reason: count for reason, count in left_out.items() if count}))
+
+
+def _not_succeeded(records: AttemptRecords) -> str:
+    return f"attempt {records.attempt.status.replace('_', ' ')}"
+
+
+def total(accounts: Iterable[Account]) -> Account:
+    return sum(accounts, Account())
+
+
+def finished_step(rollout: Rollout) -> int | None:
+    """The step as `metrics.jsonl` counts it: how many were finished with it. (A training rollout is made before its step ends.)"""
+    if rollout.step is None:
+        return None
+    return rollout.step + 1 if rollout.mode == "train" else rollout.step

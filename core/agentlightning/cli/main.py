@@ -1,0 +1,120 @@
+"""The entry of `agl`: gathers the commands, and turns errors into one clear message.
+
+Exit codes: 0 done; 1 it failed; 2 a setting or an argument is wrong; 130 stopped with Ctrl-C. A traceback is shown for errors that
+are nobody's intention, and for all of them with `--debug` or `AGL_DEBUG=1`.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from importlib.metadata import version
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.text import Text
+from typer.core import TyperGroup
+
+from agentlightning.cli import models, plugins, rollout, serve, show, train
+from agentlightning.errors import ConfigError, LightningError
+from agentlightning.registry import Entry, Registry, registry
+
+EPILOG = "Start with `agl demo`. Every command explains itself: `agl COMMAND --help`."
+
+
+class Commands(TyperGroup):
+    """Runs a command; an error of ours becomes a message and an exit code."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except LightningError as error:
+            if debugging():
+                raise
+            complain(str(error))
+            raise typer.Exit(2 if isinstance(error, ConfigError) else 1) from error
+        except KeyboardInterrupt as stop:
+            hint = stop.args[0] if stop.args else "stopped"
+            complain(str(hint), style="yellow")
+            raise typer.Exit(130) from stop
+
+
+def debugging() -> bool:
+    return os.environ.get("AGL_DEBUG", "") not in ("", "0")
+
+
+def complain(message: str, style: str = "bold red") -> None:
+    """Say on stderr what went wrong."""
+    head = "error: " if style == "bold red" else ""
+    Console(stderr=True).print(Text.assemble((head, style), (message, "" if head else style)), soft_wrap=True)
+
+
+def _version(value: bool) -> None:
+    if value:
+        typer.echo(f"agentlightning {version('agentlightning')}")
+        raise typer.Exit
+
+
+def build(found: Registry | None = None) -> typer.Typer:
+    """The application, with the commands of all plugins."""
+    found = found or registry()
+    app = typer.Typer(
+        name="agl",
+        cls=Commands,
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        rich_markup_mode="markdown",
+        context_settings={"help_option_names": ["-h", "--help"]},
+        epilog=EPILOG,
+    )
+
+    @app.callback()
+    def agl(  # pyright: ignore[reportUnusedFunction]  # typer calls it
+        debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of every error (also: AGL_DEBUG=1).")] = False,
+        show_version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
+    ) -> None:
+        """Agent Lightning trains agents that already exist, in the framework they are written in."""
+        if debug:
+            os.environ["AGL_DEBUG"] = "1"
+
+    for entry in found.entries("commands"):
+        target, summary = _command(entry), entry.summary or None
+        if isinstance(target, typer.Typer):
+            app.add_typer(target, name=entry.name, help=summary)
+        else:
+            app.command(entry.name, help=target.__doc__ or summary)(target)
+    app.command("train")(train.train)
+    app.command("rollout")(rollout.rollout)
+    app.command("serve")(serve.serve)
+    app.command("show")(show.show)
+    app.command("plugins")(plugins.plugins)
+    app.add_typer(models.app, name="models")
+    return app
+
+
+def _command(entry: Entry) -> Callable[..., Any] | typer.Typer:
+    """A plugin's command; one that cannot be loaded stays in the list and says why when it is called."""
+    try:
+        return entry.load()
+    except Exception as error:
+        cause = error
+
+        def broken() -> None:
+            if isinstance(cause, LightningError):
+                raise cause
+            raise LightningError(
+                f"the command {entry.name!r} of plugin {entry.plugin!r} cannot be loaded: {type(cause).__name__}: {cause}"
+            ) from cause
+
+        broken.__doc__ = f"(Cannot be loaded: {cause})"
+        return broken
+
+
+def main() -> None:
+    """`agl`."""
+    if os.getcwd() not in sys.path:  # `my_agent:solve` lies beside the person who types, not beside this script
+        sys.path.insert(0, os.getcwd())
+    build()()

@@ -1,0 +1,41 @@
+"""`agl plugins`."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from agentlightning.registry import KINDS, Registry, registry
+
+
+def plugins() -> None:
+    """List everything that is registered: what it is, who brings it, and how to install what it still needs.
+
+    A plugin is a package with an entry point of the group `agentlightning`; CONTRIBUTING.md shows how to write one.
+
+    **Example**
+
+    `agl plugins`
+    """
+    report(registry(), Console())
+
+
+def report(found: Registry, console: Console) -> None:
+    """Print the table, what is missing, and the plugins that are broken."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for heading in ("kind", "name", "what it is", "plugin", "ready"):
+        table.add_column(heading, no_wrap=heading in ("kind", "name", "plugin"), overflow="fold")
+    commands: dict[str, list[str]] = {}
+    for kind in KINDS:
+        for number, entry in enumerate(found.entries(kind)):
+            ready = Text("yes", style="green")
+            if entry.missing:
+                ready = Text(f"no: {', '.join(entry.missing)}", style="yellow")
+                commands.setdefault(entry.install, []).append(entry.name)
+            table.add_row(kind if number == 0 else "", Text(entry.name, style="bold"), Text(entry.summary), entry.plugin, ready)
+    console.print(table)
+    for command, names in commands.items():
+        console.print(Text.assemble("\n", ("missing", "yellow"), f" for {', '.join(names)}; install with:\n  ", (command, "bold")))
+    for name, why in found.broken.items():
+        console.print(Text.assemble("\n", ("broken", "bold red"), f" plugin {name!r} was left out: {why}"), soft_wrap=True)

@@ -1,0 +1,276 @@
+"""`agl show`: what happened, from a run's store."""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+import os
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+from rich.text import Text
+
+from agentlightning.cli.accounts import UNACCOUNTED, Account, account, finished_step, total
+from agentlightning.errors import ConfigError, LightningError, NotFound, StoreError
+from agentlightning.model import Trajectory
+from agentlightning.registry import registry
+from agentlightning.runs import Learned, RunFolder
+from agentlightning.store import AttemptRecords, LightningStore, RolloutState
+
+STYLES = {"succeeded": "green", "failed": "red", "cancelled": "yellow", "running": "cyan", "lost": "yellow", "timed_out": "red"}
+
+
+class ShownMode(enum.StrEnum):
+    train = "train"
+    val = "val"
+    production = "production"
+
+
+class ShownStatus(enum.StrEnum):
+    queued = "queued"
+    running = "running"
+    succeeded = "succeeded"
+    failed = "failed"
+    cancelled = "cancelled"
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where rollouts are read from, and what is known about them besides."""
+
+    address: str
+    """Of the store."""
+    run: RunFolder | None = None
+    learned: Mapping[str, Learned] = field(default_factory=dict[str, Learned])
+    """By rollout id; empty outside a run folder."""
+    settings: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    """How the run made its trajectories: arguments of `trajectory`."""
+    model: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """One rollout with all that can be said about it."""
+
+    state: RolloutState
+    attempts: tuple[AttemptRecords, ...]
+    trajectory: Trajectory | None
+    """None: no attempt has counted yet, or its records contradict themselves (`problem`)."""
+    problem: str | None
+    learned: Learned | None
+    account: Account
+
+    @property
+    def seconds(self) -> float | None:
+        attempts = [each for each in self.state.attempts if each.finished is not None]
+        return sum((each.finished or 0.0) - each.started for each in attempts) if attempts else None
+
+
+def show(
+    run: Annotated[
+        str,
+        typer.Argument(metavar="[RUN]", help="A run's folder or name, `latest`, a store file (agl.db), or a store's address."),
+    ] = "latest",
+    rollout: Annotated[
+        str | None, typer.Argument(metavar="[ROLLOUT]", help="One rollout: its id, or the end of it as listed.", show_default=False)
+    ] = None,
+    step: Annotated[int | None, typer.Option(help="Only this step, as metrics.jsonl counts it.", show_default=False)] = None,
+    mode: Annotated[ShownMode | None, typer.Option(help="Only this mode.", show_default=False)] = None,
+    status: Annotated[ShownStatus | None, typer.Option(help="Only this status.", show_default=False)] = None,
+    limit: Annotated[int, typer.Option(min=0, help="Rows at most, the last ones; 0: all. The sums are always over all.")] = 40,
+    tokens: Annotated[bool, typer.Option("--tokens", help="With ROLLOUT: every token with its id and log-probability.")] = False,
+) -> None:
+    """Show a run's rollouts and what became of every sampled token; or one rollout as a tree of what happened in it.
+
+    **Examples**
+
+    `agl show` lists the last run.
+
+    `agl show latest --step 3 --mode train` lists the training rollouts of step 3.
+
+    `agl show latest 5f0c9a1e` shows one rollout: agents, model calls, tools, rewards, advantages.
+
+    `agl show latest 5f0c9a1e --tokens` adds every token with its log-probability.
+
+    `agl show agl.db --status failed` reads a store that `agl.rollout(task)` recorded into.
+    """
+    source = find_source(run)
+    console = Console()
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        console.width = 200  # a pipe or a file has no width to fit
+    if rollout is not None:
+        from agentlightning.cli.tree import print_rollout
+
+        print_rollout(asyncio.run(_one(source, rollout)), source, console, tokens=tokens)
+        return
+    if tokens:
+        raise ConfigError("--tokens shows the tokens of one rollout; name it: `agl show RUN ROLLOUT --tokens`")
+    rows = asyncio.run(_all(source, step, mode, status))
+    print_rollouts(rows, source, console, limit=limit)
+
+
+def find_source(name: str) -> Source:
+    """The store that an argument names: a run, a file, or an address."""
+    if "://" in name or name.partition(":")[0] in registry().names("stores"):
+        return Source(name)
+    if name == "latest" and not RunFolder.all("runs"):
+        recorded = os.environ.get("AGL_STORE") or ("agl.db" if Path("agl.db").is_file() else None)
+        if recorded:
+            return find_source(recorded)
+    if Path(name).is_file():
+        return Source(f"sqlite:{Path(name).resolve()}")
+    if name.endswith(".db"):
+        raise StoreError(f"there is no store file {name!r}; name a run (`latest`), or a file that `agl.rollout(task)` recorded into")
+    run = RunFolder.latest() if name == "latest" else RunFolder.open(name)
+    config = _config(run)
+    address = str(config.get("store") or run.store_address)
+    if address == run.store_address and not run.store.is_file():
+        raise StoreError(f"run {run.name} has no store.db: nothing was recorded in it yet")
+    settings = {"agents": config.get("agents"), "reward_weights": config.get("reward_weights")}
+    return Source(address, run, run.read_batches(), settings, config.get("model"))
+
+
+def _config(run: RunFolder) -> dict[str, Any]:
+    """The run's configuration as it stands in the file: whatever is wrong with it now must not hide what was recorded."""
+    try:
+        return tomllib.loads(run.config.read_text())
+    except (OSError, ValueError):
+        return {}
+
+
+async def _one(source: Source, name: str) -> Shown:
+    store = _open(source)
+    try:
+        try:
+            state, attempts = await store.read(name)
+        except NotFound:
+            state, attempts = await store.read(await _find(store, name))
+        return _shown(source, state, attempts)
+    finally:
+        await store.close()
+
+
+async def _find(store: LightningStore, name: str) -> str:
+    """The one rollout whose id ends (or begins) with a text."""
+    after, found = 0, list[str]()
+    while True:
+        states, after = await store.list(after=after, limit=1000)
+        found += [s.rollout.id for s in states if s.rollout.id.endswith(name) or s.rollout.id.startswith(name)]
+        if not states:
+            break
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise NotFound(f"{name!r} fits {len(found)} rollouts; give more of the id: {', '.join(found[:4])} ...")
+    raise NotFound(f"there is no rollout {name!r} in this store; `agl show RUN` lists them, with the end of their ids")
+
+
+async def _all(source: Source, step: int | None, mode: ShownMode | None, status: ShownStatus | None) -> list[Shown]:
+    store = _open(source)
+    rows, console = list[Shown](), Console(stderr=True)
+    try:
+        with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
+            job = bar.add_task("reading rollouts", total=None)
+            after = 0
+            while True:
+                states, after = await store.list(
+                    after=after, limit=200, mode=mode.value if mode else None, status=[status.value] if status else None
+                )
+                if not states:
+                    return rows
+                for state in states:
+                    if step is None or finished_step(state.rollout) == step:
+                        rows.append(_shown(source, *await store.read(state.rollout.id)))
+                    bar.advance(job)
+    finally:
+        await store.close()
+
+
+def _open(source: Source) -> LightningStore:
+    scheme = source.address.partition(":")[0]
+    return registry().load("stores", scheme)(source.address)
+
+
+def _shown(source: Source, state: RolloutState, attempts: tuple[AttemptRecords, ...]) -> Shown:
+    from agentlightning.rl.trajectory import trajectory
+
+    made, problem = None, None
+    if state.winner is not None:
+        try:
+            made = trajectory(state, attempts, **source.settings)
+        except LightningError as error:
+            problem = str(error)
+    learned = source.learned.get(state.rollout.id)
+    return Shown(state, attempts, made, problem, learned, account(state, attempts, made, learned))
+
+
+def print_rollouts(rows: list[Shown], source: Source, console: Console, *, limit: int) -> None:
+    """The table, and the sums over all rows."""
+    if not rows:
+        console.print(Text(f"no rollout in {source.run.name if source.run else source.address} fits"))
+        return
+    shown = rows[-limit:] if limit else rows
+    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
+    for heading in ("rollout", "step", "mode", "task", "index", "status", "reward", "calls", "tokens", "trained", "seconds"):
+        left = heading in ("rollout", "mode", "task", "status")
+        least = {"rollout": 8, "task": 4, "mode": 5, "status": 9}.get(heading, len(heading))  # on a narrow screen the task gives way
+        table.add_column(
+            heading, justify="left" if left else "right", no_wrap=True, min_width=least, max_width=40 if heading == "task" else None
+        )
+    for row in shown:
+        rollout, number = row.state.rollout, finished_step(row.state.rollout)
+        reward = row.trajectory.reward if row.trajectory else None
+        table.add_row(
+            Text(short(rollout.id), style="cyan"),
+            "" if number is None else str(number),
+            rollout.mode,
+            Text(rollout.task.id),
+            str(rollout.index),
+            Text(row.state.status, style=STYLES.get(row.state.status, "")),
+            "–" if reward is None else f"{reward:.3f}",
+            str(row.account.requests),
+            str(row.account.sampled),
+            str(row.account.trained),
+            "" if row.seconds is None else f"{row.seconds:.1f}",
+        )
+    console.print(table)
+    if len(shown) < len(rows):
+        console.print(f"… and {len(rows) - len(shown)} earlier ones; --limit 0 shows all", style="dim")
+    print_sums(rows, console)
+
+
+def print_sums(rows: list[Shown], console: Console) -> None:
+    """Every request and every token, accounted for."""
+    sums = total(row.account for row in rows)
+    console.print()
+    for mode in ShownMode:
+        those = [row for row in rows if row.state.rollout.mode == mode]
+        rewards = [row.trajectory.reward for row in those if row.trajectory and row.trajectory.reward is not None]
+        mean = f"mean reward {sum(rewards) / len(rewards):.3f} over {len(rewards):,} scored" if rewards else "none scored"
+        if those:
+            console.print(f"{len(those):,} {mode} rollout{'s' * (len(those) > 1)}, {mean}", highlight=False)
+    console.print(f"{sums.requests:,} requests = {_sum(sums.outcomes)}", highlight=False, soft_wrap=True)
+    parts = {"trained": sums.trained, **dict(sums.left_out.most_common())} if sums.sampled else {}
+    console.print(f"{sums.sampled:,} sampled tokens = {_sum(parts)}", highlight=False, soft_wrap=True)
+    if sums.left_out[UNACCOUNTED]:
+        console.print(f"{sums.left_out[UNACCOUNTED]:,} tokens are unaccounted for: please report this as a bug", style="bold red")
+    problems = [(short(row.state.rollout.id), row.problem) for row in rows if row.problem]
+    if problems:
+        text = f"{len(problems)} rollouts cannot be made into a trajectory; the first, {problems[0][0]}: {problems[0][1]}"
+        console.print(Text(text, style="yellow"), soft_wrap=True)
+
+
+def short(identifier: str) -> str:
+    """The end of an id: its random part. (The beginning is a time, and much the same for all of a run.)"""
+    return identifier[-8:]
+
+
+def _sum(parts: Mapping[str, int]) -> str:
+    return " + ".join(f"{count:,} {name}" for name, count in parts.items()) or "0"

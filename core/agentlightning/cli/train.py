@@ -1,0 +1,127 @@
+"""`agl train`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from agentlightning.errors import ConfigError
+from agentlightning.progress import TrainingProgress, before_after_table, duration
+from agentlightning.runs import RunFolder
+
+if TYPE_CHECKING:
+    from agentlightning.training import Run
+    from agentlightning.trial import DryRun
+
+
+def train(
+    config: Annotated[Path | None, typer.Argument(metavar="[CONFIG.toml]", help="The run's configuration.", show_default=False)] = None,
+    resume: Annotated[
+        str | None,
+        typer.Option(metavar="RUN", help="Go on with a run that was stopped: its folder, its name, or `latest`.", show_default=False),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check everything, train nothing: one group of rollouts, one step, an estimate.")
+    ] = False,
+) -> None:
+    """Train an agent as a configuration file says.
+
+    The run leaves `runs/<time>-<name>/`: metrics, the reward curve, every rollout, and checkpoints that load with transformers.
+    Ctrl-C stops it in good order; `--resume` goes on from its last checkpoint.
+
+    **Examples**
+
+    `agl train config.toml --dry-run` says whether it will run, and estimates memory, time and disk.
+
+    `agl train config.toml` trains.
+
+    `agl train --resume latest` goes on with the last run, as it was configured.
+
+    `agl show latest` shows what happened.
+
+    **A configuration**
+
+    `agent = "my_agent:solve"`, `tasks = "train.jsonl"`, `val_tasks = "val.jsonl"`, `model = "smollm2-135m"` and `steps = 10` are
+    enough; the config.toml of any run shows every setting.
+    """
+    if resume is not None and dry_run:
+        raise ConfigError("--dry-run checks a configuration before it is run; it has nothing to do with --resume")
+    run = open_run(resume) if resume is not None else None
+    if config is None:
+        if run is None:
+            raise ConfigError("`agl train` needs a configuration file, or `--resume RUN`; see `agl train --help`")
+        config = run.config
+    from agentlightning.config import load_config
+
+    settings = load_config(config)
+    with TrainingProgress() as progress:
+        if dry_run:
+            from agentlightning.trial import dry_run as check
+
+            print_dry_run(check(settings, progress=progress), Console())
+            return
+        from agentlightning.training import train_config
+
+        done = train_config(settings, resume=run.path if run else None, progress=progress)
+    print_run(done, Console())
+    if done.stopped:
+        raise typer.Exit(130)
+
+
+def open_run(name: str, root: Path | str = "runs") -> RunFolder:
+    """The run that an argument names."""
+    return RunFolder.latest(root) if name == "latest" else RunFolder.open(name)
+
+
+def shown_path(path: Path) -> str:
+    """As a person in this folder would type it."""
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
+
+
+def print_run(run: Run, console: Console) -> None:
+    """What came of a run, where it is, and what to do next."""
+    folder = shown_path(run.folder)
+    if run.stopped:
+        console.print(Text.assemble(("stopped", "yellow"), f" after step {run.result.get('steps', 0)}; what is finished is kept"))
+        console.print(f"go on with:  agl train --resume {folder}", soft_wrap=True, highlight=False)
+        return
+    console.print(before_after_table(run.result))
+    rows = [("run", folder), ("time", duration(run.result.get("seconds")))]
+    if "policy" in run.result:
+        rows.append(("weights", shown_path(run.policy)))
+    rows += [("look at it", f"agl show {folder}"), ("serve it", f"agl serve {folder}")]
+    for name, value in rows:
+        console.print(f"{name:<11}{value}", soft_wrap=True, highlight=False)
+
+
+def print_dry_run(report: DryRun, console: Console) -> None:
+    """What one group of rollouts and one step on it tell about the run."""
+    table = Table(title="Dry run: nothing was trained", title_justify="left", show_header=False)
+    table.add_column(style="bold")
+    table.add_column()
+    reward = "not scored" if report.reward is None else f"mean reward {report.reward:.3f}"
+    failed = f", {report.failed} failed" if report.failed else ""
+    for name, value in (
+        ("rollouts", f"{report.rollouts} of one task in {duration(report.rollout_seconds)}, {reward}{failed}"),
+        ("model calls", f"{report.transitions}: {report.prompt_tokens:,} prompt and {report.sampled_tokens:,} sampled tokens"),
+        ("training", "nothing to train" if report.training_seconds is None else f"{duration(report.training_seconds)} for these"),
+        ("one step", f"about {duration(report.step_seconds)}"),
+        ("the run", f"about {duration(report.run_seconds)}"),
+        ("memory", f"{_bytes(report.memory_bytes)} at most so far"),
+        ("disk", f"about {_bytes(report.disk_bytes)}, {_bytes(report.checkpoint_bytes)} a checkpoint; free: {_bytes(report.free_bytes)}"),
+    ):
+        table.add_row(name, Text(value))
+    console.print(table)
+    if report.error:
+        console.print(Text.assemble(("first failure: ", "bold red"), report.error), soft_wrap=True)
+    if report.disk_bytes > report.free_bytes:
+        console.print("the disk is too small for this run: free some space, or keep fewer checkpoints", style="bold red", soft_wrap=True)
+
+
+def _bytes(count: int) -> str:
+    return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"

@@ -1,0 +1,269 @@
+"""One rollout as a tree: agents over tools and model calls, with text, tokens, log-probabilities, rewards and advantages."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+from rich.console import Console, Group, RenderableType
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
+from rich.tree import Tree
+
+from agentlightning.cli.accounts import finished_step
+from agentlightning.cli.show import STYLES, Shown, Source, print_sums, short
+from agentlightning.model import Call, Completion, Reward, Span
+from agentlightning.rl.joining import Joins, join
+from agentlightning.store import AttemptRecords
+
+Decode = Callable[[int], str]
+TEXT_LIMIT = 2000
+"""Characters of one text that are shown."""
+
+
+def print_rollout(shown: Shown, source: Source, console: Console, *, tokens: bool) -> None:
+    """Print everything about one rollout."""
+    rollout = shown.state.rollout
+    facts = Table.grid(padding=(0, 2))
+    number, reward = finished_step(rollout), shown.trajectory.reward if shown.trajectory else None
+    for name, value in (
+        ("task", f"{rollout.task.id}  {_json(rollout.task.input)}"),
+        ("mode", rollout.mode + ("" if number is None else f", step {number}") + f", group {rollout.group}, index {rollout.index}"),
+        ("reward", "not scored" if reward is None else f"{reward:g}"),
+        ("policy", f"{rollout.policy}, sampling {_sampling(shown)}"),
+    ):
+        facts.add_row(Text(name, style="bold"), Text(value))
+    status = Text(shown.state.status, style=STYLES.get(shown.state.status, ""))
+    console.print(Panel(facts, title=Text.assemble("rollout ", (rollout.id, "cyan"), " ", status), title_align="left"))
+    decode = load_decoder(source)
+    if decode is None and tokens:
+        console.print("no tokenizer found for this run's model (or `tokenizers` is not installed): token ids are shown alone", style="dim")
+    for records in shown.attempts:
+        console.print(AttemptTree(shown, records, decode, tokens).tree())
+    notes = [*([shown.problem] if shown.problem else []), *(shown.trajectory.diagnostics if shown.trajectory else ())]
+    for note in notes:
+        console.print(Text.assemble(("note: ", "yellow"), note), soft_wrap=True)
+    print_sums([shown], console)
+
+
+class AttemptTree:
+    """Builds the tree of one attempt."""
+
+    def __init__(self, shown: Shown, records: AttemptRecords, decode: Decode | None, tokens: bool) -> None:
+        self._shown, self._records, self._decode, self._tokens = shown, records, decode, tokens
+        self._joins: Joins = join(records.calls, records.spans)
+        self._calls = {call.id: call for call in records.calls}
+        self._completions: dict[str, list[Completion]] = defaultdict(list)
+        for completion in records.completions:
+            self._completions[completion.call_id].append(completion)
+        self._rewards: dict[str | None, list[Reward]] = defaultdict(list)
+        for reward in records.rewards:
+            self._rewards[reward.span_id or reward.call_id].append(reward)
+        self._children: dict[str | None, list[Span]] = defaultdict(list)
+        known = {span.id for span in records.spans}
+        for span in sorted(records.spans, key=lambda span: span.started):
+            self._children[span.parent_id if span.parent_id in known else None].append(span)
+        self._call_of = {span.id: call_id for call_id, spans in self._joins.spans.items() for span in spans}
+        trajectory = shown.trajectory
+        counts = trajectory is not None and trajectory.attempt_id == records.attempt.id
+        self._transitions = {each.completion_id: each for each in trajectory.transitions} if trajectory is not None and counts else {}
+
+    def tree(self) -> Tree:
+        attempt = self._records.attempt
+        took = "" if attempt.finished is None else f", {attempt.finished - attempt.started:.1f} s"
+        head = Text.assemble(
+            f"attempt {attempt.number} ", (attempt.status.replace("_", " "), STYLES.get(attempt.status, "")), f" on {attempt.worker}{took}"
+        )
+        if attempt.error:
+            head.append(f"\n{attempt.error}", style="red")
+        self._append_rewards(head, None)
+        root = Tree(head, guide_style="dim")
+        shown: set[str] = set()
+        for span in self._children[None]:
+            self._add(root, span, shown, set())
+        alone = [call for call in self._records.calls if call.id not in shown]
+        if alone and self._records.spans:
+            root = self._group(root, alone)
+        else:
+            for call in alone:
+                root.add(self._call(call, None))
+        return root
+
+    def _group(self, root: Tree, calls: Sequence[Call]) -> Tree:
+        branch = root.add(Text("model calls that no span of the framework tells of", style="yellow"))
+        for call in calls:
+            branch.add(self._call(call, None))
+        return root
+
+    def _add(self, parent: Tree, span: Span, shown: set[str], above: set[str]) -> None:
+        if span.id in above:  # ids are made by clients: a cycle is shown once
+            return
+        call_id = self._call_of.get(span.id)
+        if call_id is not None and call_id in self._calls:
+            shown |= {call_id, *(old for old, new in self._joins.alias.items() if new == call_id)}
+            branch = parent.add(self._call(self._calls[call_id], span))
+        else:
+            branch = parent.add(self._span(span))
+        for child in self._children[span.id]:
+            self._add(branch, child, shown, above | {span.id})
+
+    def _span(self, span: Span) -> Text:
+        style = {"agent": "bold magenta", "tool": "bold blue", "note": "italic", "llm": "bold yellow"}[span.kind]
+        head = Text.assemble((span.kind, style), " ", span.name)
+        if span.kind == "llm":
+            head.append("  its call never reached the gateway", style="yellow")
+        if span.ended is not None and span.kind != "note":
+            head.append(f"  {span.ended - span.started:.2f} s", style="dim")
+        if span.attributes:
+            head.append(f"\n{_json(span.attributes)}", style="dim")
+        return self._append_rewards(head, span.id)
+
+    def _call(self, call: Call, span: Span | None) -> RenderableType:
+        head = Text.assemble(
+            ("llm", "bold green"), f" call {short(call.id)} ", (call.outcome, "" if call.outcome == "completed" else "red")
+        )
+        agent = span.agent if span is not None else next((t.agent for t in self._transitions.values() if t.call_id == call.id), None)
+        if agent:
+            head.append(f"  by {agent}")
+        if call.ended > call.started:
+            head.append(f"  {call.ended - call.started:.2f} s", style="dim")
+        if call.context:
+            head.append(f"  prompt {call.context}", style="dim")
+        if call.detail:
+            head.append(f"\n{call.detail}", style="red")
+        if call.id in self._joins.alias:
+            head.append(f"\nretried as call {short(self._joins.alias[call.id])}", style="yellow")
+        for key in {call.id, span.id if span is not None else call.id}:
+            self._append_rewards(head, key)
+        parts: list[RenderableType] = [head]
+        for completion in self._completions[call.id]:
+            parts += self._completion(completion)
+        return Group(*parts)
+
+    def _completion(self, completion: Completion) -> list[RenderableType]:
+        logprobs = completion.logprobs
+        size = f"{len(completion.prompt_ids)} + {len(completion.response_ids)} tokens, {completion.finish_reason}"
+        versions = sorted(set(completion.versions.tolist()))
+        line = Text(f"{size}, policy {completion.policy} v{'/v'.join(map(str, versions)) or '-'}")
+        if logprobs is not None and len(logprobs):
+            line.append(f", mean logprob {float(logprobs.mean()):.3f}")
+        parts: list[RenderableType] = [line, self._verdict(completion)]
+        exact = self._decode is not None and logprobs is not None
+        if self._decode is not None and logprobs is not None:
+            parts.append(coloured([self._decode(int(each)) for each in completion.response_ids], logprobs.tolist()))
+        parts.append(Text(_clip(message_text(completion.message, content=not exact))))
+        if self._tokens:
+            parts.append(self._token_table(completion))
+        return [part for part in parts if not (isinstance(part, Text) and not part.plain)]
+
+    def _verdict(self, completion: Completion) -> Text:
+        """What the learner made of it."""
+        transition = self._transitions.get(completion.id)
+        if transition is None:
+            return Text("not part of the trajectory", style="dim")
+        learned = self._shown.learned
+        texts: list[str] = []
+        if learned is not None and transition.index < len(learned.advantages):
+            credit, advantage = learned.returns[transition.index], learned.advantages[transition.index]
+            if credit is not None:
+                texts.append(f"return {credit:+.3f}")
+            if advantage is not None:
+                texts.append(f"advantage {advantage:+.3f}")
+        if not transition.trained:
+            texts.append(f"not trained: {transition.reason}")
+        return Text(", ".join(texts), style="bold" if transition.trained else "yellow")
+
+    def _token_table(self, completion: Completion) -> Table:
+        table = Table(box=None, pad_edge=False, header_style="bold dim")
+        for heading in ("#", "id", "logprob", "version", "token"):
+            table.add_column(heading, justify="left" if heading == "token" else "right")
+        for place, token in enumerate(completion.response_ids.tolist()):
+            logprob = completion.logprobs[place] if completion.logprobs is not None else None
+            table.add_row(
+                str(place),
+                str(token),
+                "missing" if logprob is None else Text(f"{float(logprob):.4f}", style=_colour(float(logprob))),
+                str(int(completion.versions[place])),
+                Text(repr(self._decode(token)) if self._decode else ""),
+            )
+        return table
+
+    def _append_rewards(self, text: Text, key: str | None) -> Text:
+        for reward in self._rewards.get(key, ()):
+            text.append(f"\nreward {reward.name} = {reward.value:g}", style="bold yellow")
+            text.append(f" from {reward.source}", style="dim")
+        return text
+
+
+def coloured(tokens: Sequence[str], logprobs: Sequence[float]) -> Text:
+    """Sampled text; the surer the policy was of a token, the greener."""
+    text = Text()
+    for token, logprob in zip(tokens, logprobs, strict=True):
+        text.append(token.replace("\n", "⏎\n"), style=_colour(logprob))
+    return text
+
+
+def _colour(logprob: float) -> str:
+    if not math.isfinite(logprob):
+        return "bold red"
+    chance = math.exp(min(0.0, logprob))
+    return "green" if chance > 0.9 else "bright_green" if chance > 0.5 else "yellow" if chance > 0.1 else "red"
+
+
+def message_text(message: Any, *, content: bool = True) -> str:
+    """A reply as a person reads it: its text (with `content`), then its tool calls."""
+    if not isinstance(message, dict):
+        return "" if message is None or not content else str(message)
+    reply = cast("dict[str, Any]", message)
+    lines = [str(reply["content"])] if content and reply.get("content") else []
+    for each in cast("list[dict[str, Any]]", reply.get("tool_calls") or []):
+        function = cast("dict[str, Any]", each.get("function", each))
+        lines.append(f"→ {function.get('name')}({function.get('arguments', '')})")
+    return "\n".join(lines)
+
+
+def load_decoder(source: Source) -> Decode | None:
+    """Token ids to text with the tokenizer of the run's model; None where it is not on this machine."""
+    try:
+        from tokenizers import Tokenizer
+    except ImportError:
+        return None
+    for folder in _tokenizer_folders(source):
+        file = folder / "tokenizer.json"
+        if file.is_file():
+            tokenizer: Any = Tokenizer.from_file(str(file))
+            return lambda token: str(tokenizer.decode([token], skip_special_tokens=False))
+    return None
+
+
+def _tokenizer_folders(source: Source) -> list[Path]:
+    """Checkpoints of the run first; then its model, where that is here already (looking at a run fetches nothing)."""
+    from agentlightning.models import cache_folder
+
+    folders: list[Path] = []
+    if source.run is not None:
+        folders += [source.run.checkpoint(step) for step in reversed(source.run.steps())]
+    if source.model is not None:
+        folders += [cache_folder() / "models" / source.model, Path(source.model)]
+    return folders
+
+
+def _sampling(shown: Shown) -> str:
+    sampling = shown.state.rollout.sampling
+    if sampling is None:
+        return "as the agent asks"
+    most = f"at most {sampling.max_tokens}" if sampling.max_tokens else "any number of"
+    return f"at temperature {sampling.temperature:g}, {most} tokens"
+
+
+def _json(value: Any) -> str:
+    return _clip(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str))
+
+
+def _clip(text: str) -> str:
+    return text if len(text) <= TEXT_LIMIT else f"{text[:TEXT_LIMIT]} … ({len(text) - TEXT_LIMIT} more characters)"

@@ -1,0 +1,268 @@
+"""What `agl train CONFIG.toml` reads, and what a run folder keeps of it.
+
+Everything that can be wrong is said before a model loads. Tables of plugins (`algorithm`, `engine`, `trainer`) stay as they were written
+until their class is there; `agentlightning.settings` builds them.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, is_dataclass, replace
+from pathlib import Path
+from typing import Any, cast
+
+import tomli_w
+
+from agentlightning.errors import ConfigError
+from agentlightning.model import JSON
+from agentlightning.registry import Registry, registry
+from agentlightning.runner import RunnerSettings
+from agentlightning.settings import bind, build, build_loss, naming, open_table
+from agentlightning.tasks import is_reference
+
+__all__ = [
+    "CheckpointConfig",
+    "Config",
+    "EvaluateConfig",
+    "SamplingConfig",
+    "bind",
+    "build",
+    "build_loss",
+    "load_config",
+    "naming",
+    "open_table",
+    "to_toml",
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingConfig:
+    """How training and sampled evaluation sample; it overrides what the agent asks."""
+
+    temperature: float = 1.0
+    max_tokens: int | None = None
+    """Tokens of one reply at most; absent: as the agent asks, up to the model's context."""
+
+    def __post_init__(self) -> None:
+        if not (self.temperature > 0 and math.isfinite(self.temperature)):
+            raise ConfigError(
+                f"sampling.temperature is {self.temperature}; it must be above 0 (1.0 is usual), for a greedy reply teaches nothing"
+            )
+        _at_least("sampling", self, max_tokens=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig:
+    """Evaluation on `val_tasks`, before the first step and after the last, and in between."""
+
+    every: int = 5
+    """Steps between two evaluations; 0: only before and after."""
+    tasks: int | None = None
+    """The first so many; absent: all."""
+    samples: int = 1
+    """Sampled rollouts of each task; 0: none."""
+    greedy: bool = True
+    """One greedy rollout of each task as well."""
+    patience: int | None = None
+    """Stop after so many evaluations in a row without a better sampled reward; absent: never."""
+
+    def __post_init__(self) -> None:
+        _at_least("evaluate", self, every=0, tasks=1, samples=0, patience=1)
+        if not self.samples and not self.greedy:
+            raise ConfigError("evaluate.samples is 0 and evaluate.greedy is false; leave val_tasks out where nothing is to be evaluated")
+        if self.patience is not None and not self.every:
+            raise ConfigError("evaluate.patience counts evaluations during training, and evaluate.every = 0 has none; set every")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointConfig:
+    """When checkpoints are written, and which stay on disk. One is always written after the last step, and when a run is stopped."""
+
+    every: int = 10
+    """Steps between two checkpoints; 0: only at the end."""
+    best: bool = True
+    """Write and keep the one with the best held-out reward."""
+    last: int = 2
+    """The newest so many stay; one at least, to resume from."""
+    keep_every: int | None = None
+    """Those of every so many steps stay as well."""
+
+    def __post_init__(self) -> None:
+        _at_least("checkpoints", self, every=0, last=1, keep_every=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """A training run."""
+
+    agent: str
+    """`module:function`, called with `(task, llm)`."""
+    tasks: str
+    """A `.jsonl` or `.json` file, or `module:attribute`."""
+    model: str
+    """A registered model, a folder, or the id of a hub."""
+    val_tasks: str | None = None
+    name: str = "run"
+    """Part of the run folder's name."""
+    seed: int = 0
+    steps: int = 10
+    tasks_per_step: int = 8
+    sampler: str = "epochs"
+    adapters: tuple[str, ...] = ()
+    """Framework adapters to install, for an agent without a callback."""
+    agents: tuple[str, ...] | None = None
+    """Names or patterns of the agents to train; absent: all."""
+    reward_weights: dict[str, float] = field(default_factory=dict[str, float])
+    """What the rewards of each name weigh in the outcome; a name that is not here weighs 1."""
+    algorithm: dict[str, JSON] = field(default_factory=lambda: {"name": "lightning"})
+    engine: dict[str, JSON] = field(default_factory=lambda: {"name": "torch"})
+    trainer: dict[str, JSON] = field(default_factory=lambda: {"name": "torch"})
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    runner: RunnerSettings = field(default_factory=RunnerSettings)
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    checkpoints: CheckpointConfig = field(default_factory=CheckpointConfig)
+    trackers: tuple[str, ...] = ("jsonl",)
+    logprob_alarm: float = 0.05
+    """Mean difference in log-probability between engine and trainer, per sampled token, above which an alarm is raised."""
+    port: int = 0
+    """Of the gateway; 0: a free one."""
+    store: str | None = None
+    """Address of the store; absent: `store.db` in the run folder."""
+    folder: str = "runs"
+    """Where run folders are made."""
+    path: str | None = None
+    """Folder from which the modules named here are imported; absent: the configuration file's."""
+
+    def __post_init__(self) -> None:
+        _at_least("", self, seed=0, steps=1, tasks_per_step=1, port=0, logprob_alarm=0)
+        for table in ("algorithm", "engine", "trainer"):
+            if not isinstance(getattr(self, table).get("name"), str):
+                raise ConfigError(f"missing 'name' in [{table}]; expected text, as in {table} = {{ name = \"...\" }}")
+        if self.agents is not None and not self.agents:
+            raise ConfigError("agents is an empty list, so nothing would be trained; name an agent, or leave it out to train all")
+        if not self.name or any(each in self.name for each in "/\\\0"):
+            raise ConfigError(f"name is {self.name!r}; it becomes part of a folder's name, so it must not be empty or contain a slash")
+        if ":" not in self.agent:
+            raise ConfigError(f"agent is {self.agent!r}; expected 'module:function'")
+        for key, weight in self.reward_weights.items():
+            if not math.isfinite(weight):
+                raise ConfigError(f"reward_weights.{key} is {weight}; expected a finite number")
+
+
+def load_config(path: str | Path, plugins: Registry | None = None) -> Config:
+    """Read and check a configuration file. Paths in it are relative to the file's folder, and absolute in the result.
+
+    Names of plugins and the keys of the algorithm are checked here; those of engine and trainer by `open_table`, whose classes are heavy
+    to import. Raises `ConfigError`, which names the file.
+    """
+    path = Path(path)
+    try:
+        text = path.read_bytes().decode()
+    except OSError as error:
+        raise ConfigError(f"{path}: the configuration cannot be read: {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: not UTF-8 at byte {error.start + 1}; save the file as UTF-8") from error
+    with naming(path):
+        try:
+            data = tomllib.loads(text)
+        except tomllib.TOMLDecodeError as error:
+            raise ConfigError(f"not TOML: {error}") from error
+        config = build(Config, {"name": path.stem, **data})
+        _import_from(path.resolve().parent / (config.path or ""))
+        check_names(config, plugins)
+        return _absolute(config, path.resolve().parent, data)
+
+
+def check_names(config: Config, plugins: Registry | None = None) -> None:
+    """Whether every plugin that is named is known, and the algorithm's settings fit it. Imports no engine and no trainer."""
+    plugins = plugins or registry()
+    for key, kind in {"engine": "engines", "trainer": "trainers"}.items():
+        with _at(key):
+            name = getattr(config, key)["name"]
+            if ":" not in name:
+                plugins.entry(kind, name)
+    for key, kind in {"adapters": "adapters", "trackers": "trackers"}.items():
+        for name in getattr(config, key):
+            with _at(key):
+                plugins.entry(kind, name)
+    with _at("sampler"):
+        plugins.load("samplers", config.sampler)
+    with _at("algorithm"):
+        algorithm = plugins.load("algorithms", config.algorithm["name"])
+    table = dict(config.algorithm)
+    if "name" not in {each.name for each in fields(algorithm)}:
+        del table["name"]
+    built = build(algorithm, table, "algorithm")
+    if hasattr(built, "parts"):  # LightningRL and its like: the settings of its parts
+        built.parts()
+
+
+def to_toml(config: Any) -> str:
+    """A configuration (or any dataclass of settings) as TOML that `build` reads back equal."""
+    return tomli_w.dumps(_plain(config))
+
+
+def _plain(value: Any, at: str = "") -> Any:
+    if is_dataclass(value) and not isinstance(value, type):
+        named = {each.name: getattr(value, each.name) for each in fields(value) if each.init}
+        absent = {each.name for each in fields(value) if each.default is None and named.get(each.name) is None}
+        return {name: _plain(each, f"{at}.{name}" if at else name) for name, each in named.items() if name not in absent}
+    if isinstance(value, Mapping):
+        return {str(k): _plain(v, f"{at}.{k}") for k, v in cast("Mapping[Any, Any]", value).items()}
+    if isinstance(value, list | tuple):
+        return [_plain(each, f"{at}[{number}]") for number, each in enumerate(cast("list[Any]", value))]
+    if value is None:
+        return False  # TOML has no null; `build` reads false as none where none is possible
+    if isinstance(value, Path):
+        return str(value)
+    if callable(value):
+        return f"{value.__module__}:{value.__qualname__}"
+    if isinstance(value, str | bool | int | float):
+        return value
+    raise ConfigError(f"{at} is {value!r:.80} of type {type(value).__name__}, which TOML cannot hold; give its name")
+
+
+def _absolute(config: Config, base: Path, data: Mapping[str, Any]) -> Config:
+    """Paths made absolute; the run folders, where the file does not say, lie in the current one."""
+    changes: dict[str, Any] = {
+        "tasks": _path(config.tasks, base),
+        "folder": str((base if "folder" in data else Path.cwd()) / config.folder),
+    }
+    if config.val_tasks is not None:
+        changes["val_tasks"] = _path(config.val_tasks, base)
+    if (base / config.model).is_dir():
+        changes["model"] = str((base / config.model).resolve())
+    if config.store is not None:
+        changes["store"] = _address(config.store, base)
+    return replace(config, **changes)
+
+
+def _import_from(folder: Path) -> None:
+    if str(folder) not in sys.path:
+        sys.path.insert(0, str(folder))
+
+
+def _path(source: str, base: Path) -> str:
+    return source if is_reference(source) else str(base / Path(source).expanduser())
+
+
+def _address(address: str, base: Path) -> str:
+    """`sqlite:agl.db` and `agl.db` name files; `memory:` and `http://…` do not."""
+    scheme, colon, rest = address.rpartition(":") if "//" not in address else ("", "//", "")
+    if "//" in address or not rest:
+        return address
+    return f"{scheme}{colon}{base / Path(rest).expanduser()}"
+
+
+def _at_least(where: str, value: Any, **least: int) -> None:
+    for key, minimum in least.items():
+        given = getattr(value, key)
+        if given is not None and given < minimum:
+            raise ConfigError(f"{where}.{key} is {given}; it must be at least {minimum}".removeprefix("."))
+
+
+def _at(key: str) -> Any:
+    return naming(key)

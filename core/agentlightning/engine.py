@@ -1,0 +1,68 @@
+"""The Engine contract: serves policies, token ids in and out.
+
+An engine owns no text. It samples from log-softmax(logits / temperature), reports the log-probability of each sampled token in that
+distribution, and stamps each token with the version that made it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Protocol
+
+from agentlightning.model import FinishReason, FloatArray, IntArray, Policy, Sampling
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Chunk:
+    """Some sampled tokens, in order. The last chunk of a reply has `finish`."""
+
+    ids: IntArray
+    """(tokens,)"""
+    logprobs: FloatArray | None
+    """(tokens,) None: the engine cannot tell."""
+    version: int
+    """Of the policy that sampled these tokens."""
+    finish: FinishReason | None = None
+    """`stop`: the last token is in `stop_ids`. `length`: `max_tokens` or the context is reached."""
+
+
+@dataclass(frozen=True, slots=True)
+class EngineInfo:
+    """What an engine serves."""
+
+    model: str
+    """The name that agents use."""
+    path: str
+    """Folder, or hub id, from which the tokenizer loads."""
+    context_length: int
+    """Tokens of prompt and response together."""
+
+
+class Engine(Protocol):
+    """Methods may be called from any event loop; heavy work happens in a thread or process of the engine's own."""
+
+    @property
+    def info(self) -> EngineInfo: ...
+
+    @property
+    def policy(self) -> Policy:
+        """What is being served now."""
+        ...
+
+    def generate(self, prompt_ids: IntArray, sampling: Sampling) -> AsyncIterator[Chunk]:
+        """Sample one reply. The same `sampling.seed` gives the same tokens when it is the only request in the engine. Closing the
+        iterator aborts. Raises `ContextOverflow` when the prompt leaves no room for one token, `EngineError` otherwise."""
+        ...
+
+    async def load(self, policy: Policy) -> None:
+        """Serve another version. Replies under way are finished first (`pause`), caches of the old weights are dropped."""
+        ...
+
+    async def pause(self) -> None:
+        """Finish what is under way, then hold new requests until `resume`."""
+        ...
+
+    async def resume(self) -> None: ...
+
+    async def close(self) -> None: ...

@@ -1,0 +1,112 @@
+"""Every error that Agent Lightning raises on purpose.
+
+    LightningError
+    ├── ConfigError             a setting is wrong: which one, what was expected
+    │   └── UnsupportedSetting  a backend does not honour a setting
+    ├── PluginError             a plugin is broken, unknown, or registered twice
+    │   └── MissingExtra        it exists, its libraries are not installed
+    ├── TaskError               a task, or a file of tasks, cannot be read
+    ├── WireError               bytes that are not ours, or of a newer schema
+    ├── StoreError              the store refused or failed
+    │   ├── NotFound            no such rollout, attempt or policy
+    │   ├── LeaseLost           the attempt is no longer this runner's
+    │   └── StoreVersionError   a store file of another version
+    ├── EngineError             the engine could not generate or load
+    │   └── ContextOverflow     the prompt does not fit the model
+    ├── GatewayError            the gateway cannot answer, or cannot listen
+    ├── AgentError              the user's agent: it raised, hung, crashed
+    │   ├── AgentTimeout        it did not return in time
+    │   └── RewardError         its reward is not a finite number, or contradicts itself
+    ├── JoinError               model calls and framework spans do not meet
+    ├── TrainerError            the trainer could not take the step
+    │   └── NonFinite           NaN or infinity in loss or gradient
+    └── RunError                a run folder cannot be made, read or resumed
+
+Messages say who, what, what was expected, and the way out.
+"""
+
+from __future__ import annotations
+
+
+class LightningError(Exception):
+    """Base of every error that Agent Lightning raises on purpose."""
+
+
+class ConfigError(LightningError, ValueError):
+    """A setting is wrong."""
+
+
+class UnsupportedSetting(ConfigError):
+    """A backend does not honour a setting (law 11)."""
+
+
+class PluginError(LightningError):
+    """A plugin is broken, unknown, or registered twice."""
+
+
+class MissingExtra(PluginError, ImportError):
+    """The plugin exists but its libraries are not installed."""
+
+
+class TaskError(LightningError, ValueError):
+    """A task, or a file of tasks, cannot be read."""
+
+
+class WireError(LightningError, ValueError):
+    """Bytes that are not ours, damaged, or of a newer schema."""
+
+
+class StoreError(LightningError):
+    """The store refused or failed."""
+
+
+class NotFound(StoreError, LookupError):
+    """No such rollout, attempt or policy."""
+
+
+class LeaseLost(StoreError):
+    """The attempt is closed or was given to another runner."""
+
+
+class StoreVersionError(StoreError):
+    """A store file of another version."""
+
+
+class EngineError(LightningError):
+    """The engine could not generate or load."""
+
+
+class ContextOverflow(EngineError):
+    """The prompt does not fit the model's context."""
+
+
+class GatewayError(LightningError):
+    """The gateway cannot answer, or cannot listen."""
+
+
+class AgentError(LightningError):
+    """The user's agent raised, hung, or crashed."""
+
+
+class AgentTimeout(AgentError, TimeoutError):
+    """The agent did not return in time."""
+
+
+class RewardError(AgentError, ValueError):
+    """A reward is not a finite number, or two statements of it differ."""
+
+
+class JoinError(LightningError):
+    """Model calls and framework spans do not meet."""
+
+
+class TrainerError(LightningError):
+    """The trainer could not take the step."""
+
+
+class NonFinite(TrainerError):
+    """NaN or infinity in the loss or the gradient."""
+
+
+class RunError(LightningError):
+    """A run folder cannot be made, read or resumed."""

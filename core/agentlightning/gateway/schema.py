@@ -1,0 +1,230 @@
+"""Requests as the gateway takes them: typed, unknown fields tolerated, and what cannot be honoured refused in OpenAI's form."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import msgspec
+
+
+class Refused(Exception):
+    """An answer in OpenAI's error form instead of a reply."""
+
+    def __init__(
+        self, message: str, *, status: int = 400, param: str | None = None, code: str | None = None, type: str = "invalid_request_error"
+    ) -> None:
+        super().__init__(message)
+        self.status, self.param, self.code, self.type = status, param, code, type
+
+    @property
+    def body(self) -> dict[str, Any]:
+        return {"error": {"message": str(self), "type": self.type, "param": self.param, "code": self.code}}
+
+
+class Function(msgspec.Struct, omit_defaults=True):
+    """The function of a tool call."""
+
+    name: str
+    arguments: str = ""
+
+
+class ToolCall(msgspec.Struct):
+    """A tool call in the history."""
+
+    function: Function
+    id: str = ""
+    type: str = "function"
+
+
+class Part(msgspec.Struct):
+    """One part of a message's content."""
+
+    type: str
+    text: str | None = None
+
+
+class Message(msgspec.Struct):
+    """One message."""
+
+    role: str
+    content: str | list[Part] | None = None
+    tool_calls: list[ToolCall] | None = None
+    tool_call_id: str | None = None
+    name: str | None = None
+
+
+class ToolFunction(msgspec.Struct, omit_defaults=True):
+    """The function of a tool."""
+
+    name: str
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    strict: bool | None = None
+
+
+class Tool(msgspec.Struct):
+    """A tool that the model may call."""
+
+    function: ToolFunction
+    type: str = "function"
+
+
+class StreamOptions(msgspec.Struct):
+    include_usage: bool | None = None
+
+
+class ResponseFormat(msgspec.Struct):
+    type: str = "text"
+
+
+class ChatRequest(msgspec.Struct):
+    """The body of `/v1/chat/completions`."""
+
+    model: str
+    messages: list[Message]
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    n: int | None = None
+    tools: list[Tool] | None = None
+    tool_choice: str | dict[str, Any] | None = None
+    parallel_tool_calls: bool | None = None
+    stop: str | list[str] | None = None
+    max_tokens: int | None = None
+    max_completion_tokens: int | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    seed: int | None = None
+    logprobs: bool | None = None
+    top_logprobs: int | None = None
+    response_format: ResponseFormat | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    logit_bias: dict[str, float] | None = None
+    modalities: list[str] | None = None
+    functions: list[Any] | None = None
+    function_call: Any = None
+    return_token_ids: bool | None = None
+
+    @property
+    def limit(self) -> int | None:
+        """Tokens to sample at most."""
+        limits = [limit for limit in (self.max_tokens, self.max_completion_tokens) if limit is not None]
+        return min(limits, default=None)
+
+    @property
+    def stops(self) -> tuple[str, ...]:
+        return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
+
+    @property
+    def penalties(self) -> list[str]:
+        """The settings given that change the distribution in a way that no engine is asked to."""
+        return [name for name in ("presence_penalty", "frequency_penalty", "logit_bias") if getattr(self, name)]
+
+    def offered(self) -> list[dict[str, Any]]:
+        """The tools that the model may call, as the renderer takes them."""
+        if self.tool_choice == "none":
+            return []
+        return [msgspec.to_builtins(tool) for tool in self.tools or ()]
+
+    def history(self) -> list[dict[str, Any]]:
+        """The messages as plain values: content as text, absent fields absent, `developer` as `system`."""
+        return [_plain(message) for message in self.messages]
+
+
+_decoder = msgspec.json.Decoder(ChatRequest)
+ROLES = ("system", "developer", "user", "assistant", "tool")
+RANGES: tuple[tuple[str, float, float], ...] = (
+    ("n", 1, 128), ("temperature", 0, 2), ("top_p", 0, 1), ("max_tokens", 1, 2**31), ("max_completion_tokens", 1, 2**31),
+    ("top_k", 0, 2**31),
+)  # fmt: skip
+
+
+def parse_request(body: bytes) -> ChatRequest:
+    """The request in a body. Raises `Refused` that names the field."""
+    try:
+        request = _decoder.decode(body)
+    except msgspec.ValidationError as error:
+        match = re.search(r" - at `\$\.?(.*)`$", str(error))
+        missing = re.search(r"missing required field `(\w+)`", str(error))
+        raise Refused(f"the request is not valid: {error}", param=(match or missing or [None, None])[1]) from error
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise Refused(f"the body is not JSON: {error}") from error
+    _check(request)
+    return request
+
+
+def _check(request: ChatRequest) -> None:
+    if not request.messages:
+        raise Refused("messages is empty; expected at least one message", param="messages")
+    for i, message in enumerate(request.messages):
+        _check_message(message, f"messages[{i}]")
+    for name, low, high in RANGES:
+        value = getattr(request, name)
+        if value is not None and not low <= value <= high:
+            raise Refused(f"{name} is {value}; expected {low} to {high}", param=name)
+    if request.top_p == 0:
+        raise Refused("top_p is 0; expected above 0 (for greedy replies set temperature to 0)", param="top_p")
+    if request.functions or request.function_call:
+        raise Refused("functions and function_call are not supported; use tools and tool_choice", param="functions")
+    if request.top_logprobs:
+        raise Refused(
+            "top_logprobs above 0 is not supported: the engine reports the sampled token's alone; use logprobs", param="top_logprobs"
+        )
+    if request.response_format is not None and request.response_format.type != "text":
+        raise Refused(
+            f"response_format {request.response_format.type!r} cannot be guaranteed: replies are sampled without constraints. Ask for "
+            "JSON in the prompt, or offer one tool and name it in tool_choice (LangChain: with_structured_output(..., "
+            "method='function_calling'))",
+            param="response_format",
+        )
+    if any(modality != "text" for modality in request.modalities or ()):
+        raise Refused("modalities other than text are not supported", param="modalities")
+    if any(not stop for stop in request.stops):
+        raise Refused("stop holds an empty string", param="stop")
+    for i, tool in enumerate(request.tools or ()):
+        if tool.type != "function":
+            raise Refused(f"tools[{i}].type is {tool.type!r}; only functions are supported", param=f"tools[{i}].type")
+    forced_tool(request)
+
+
+def _check_message(message: Message, where: str) -> None:
+    if message.role not in ROLES:
+        raise Refused(f"{where}.role is {message.role!r}; expected one of {', '.join(ROLES)}", param=f"{where}.role")
+    for i, part in enumerate(message.content if isinstance(message.content, list) else ()):
+        if part.type != "text" or part.text is None:
+            raise Refused(f"{where}.content[{i}] is {part.type!r}; only text content is supported for now", param=f"{where}.content[{i}]")
+    if message.tool_calls and message.role != "assistant":
+        raise Refused(f"{where}.tool_calls: only an assistant calls tools", param=f"{where}.tool_calls")
+
+
+def forced_tool(request: ChatRequest) -> str | None:
+    """The tool that the reply must call, or None. Raises `Refused` where it cannot be made to."""
+    choice, names = request.tool_choice, [tool.function.name for tool in request.tools or ()]
+    if choice is None or choice in ("auto", "none"):
+        return None
+    if choice == "required":
+        if len(names) == 1:
+            return names[0]
+        raise Refused(
+            f"tool_choice 'required' is honoured with exactly one tool, and there are {len(names)}; use 'auto', or name the tool",
+            param="tool_choice",
+        )
+    function: Any = choice.get("function") if isinstance(choice, dict) else None
+    if not isinstance(function, dict) or function.get("name") not in names:  # pyright: ignore[reportUnknownMemberType]
+        raise Refused(f"tool_choice {choice!r} is neither auto, none, required nor one of the tools {names}", param="tool_choice")
+    return str(function["name"])  # pyright: ignore[reportUnknownArgumentType]
+
+
+def _plain(message: Message) -> dict[str, Any]:
+    content = message.content
+    text = "".join(part.text or "" for part in content) if isinstance(content, list) else content or ""
+    plain: dict[str, Any] = {"role": "system" if message.role == "developer" else message.role, "content": text}
+    if message.tool_calls:
+        plain["tool_calls"] = msgspec.to_builtins(message.tool_calls)
+    if message.tool_call_id is not None:
+        plain["tool_call_id"] = message.tool_call_id
+    if message.name is not None and message.role == "tool":
+        plain["name"] = message.name
+    return plain

@@ -1,0 +1,182 @@
+"""The gateway as an ASGI app, and as a server in a thread and event loop of its own: an agent that blocks cannot stop its own model."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import time
+from collections.abc import Sequence
+from threading import Thread
+
+import uvicorn
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import BaseRoute, Route
+
+from agentlightning.engine import Engine
+from agentlightning.errors import GatewayError
+from agentlightning.gateway.answers import encode
+from agentlightning.gateway.attribution import Callers
+from agentlightning.gateway.chat import ChatEndpoint
+from agentlightning.gateway.rendering import Rendering, load_rendering
+from agentlightning.gateway.schema import Refused
+from agentlightning.model import LLM, Attempt
+from agentlightning.store import LightningStore
+
+SHUTDOWN = 5
+"""Seconds that calls under way have when the server stops; then they are cancelled, and recorded so."""
+KEEP_ALIVE = 75
+"""Seconds that an idle connection stays open: longer than any client keeps one."""
+
+
+class _Loader:
+    """Loads the rendering at the first request, once, in a thread."""
+
+    def __init__(self, engine: Engine, name: str) -> None:
+        self._engine, self._name = engine, name
+        self._task: asyncio.Task[Rendering] | None = None
+
+    async def __call__(self) -> Rendering:
+        if self._task is None or (self._task.done() and (self._task.cancelled() or self._task.exception() is not None)):
+            work = asyncio.to_thread(load_rendering, self._engine.info, self._engine.policy.base, self._name)
+            self._task = asyncio.create_task(work)
+        return await asyncio.shield(self._task)
+
+
+def gateway_app(
+    store: LightningStore, engine: Engine, *, renderer: str = "auto", extra_routes: Sequence[BaseRoute] = (), token: str | None = None
+) -> Starlette:
+    """The gateway as an ASGI app, for one event loop.
+
+    `renderer`: `auto`, or the name of one (registered, or of the `renderers` library). `token`: calls with this API key and no attempt
+    are production: each becomes a rollout of its own, sampled as it asks.
+    """
+    callers = Callers(store, policy=engine.policy.name, token=token)
+    created = int(time.time())
+
+    def card() -> dict[str, object]:
+        return {"id": engine.info.model, "object": "model", "created": created, "owned_by": "agentlightning"}
+
+    async def models(request: Request) -> Response:
+        return _json({"object": "list", "data": [card()]})
+
+    async def model(request: Request) -> Response:
+        name = request.path_params["name"]
+        if name == engine.info.model:
+            return _json(card())
+        refusal = Refused(f"the model {name!r} does not exist here; this gateway serves {engine.info.model!r}", code="model_not_found")
+        return _json(refusal.body, 404)
+
+    async def healthz(request: Request) -> Response:
+        policy = engine.policy
+        return _json({"status": "ok", "model": engine.info.model, "policy": policy.name, "version": policy.version})
+
+    async def unknown(request: Request, error: Exception) -> Response:
+        status: int = getattr(error, "status_code", 404)
+        message = f"{request.method} {request.url.path} is not served; this gateway serves POST /v1/chat/completions and GET /v1/models"
+        return _json(Refused(message, code="unknown_url").body, status)
+
+    routes: list[BaseRoute] = [
+        Route("/v1/chat/completions", ChatEndpoint(store, engine, callers, _Loader(engine, renderer)), methods=["POST"]),
+        Route("/v1/models", models),
+        Route("/v1/models/{name:path}", model),
+        Route("/healthz", healthz),
+        *extra_routes,
+    ]
+    return Starlette(routes=routes, exception_handlers={404: unknown, 405: unknown})
+
+
+def _json(value: object, status: int = 200) -> Response:
+    return Response(encode(value), status, media_type="application/json")
+
+
+class Gateway:
+    """Serves an engine to agents, and records into a store what they ask and get. See `gateway_app` for `renderer` and `token`.
+
+    `port` 0 takes a free one.
+    """
+
+    def __init__(
+        self,
+        store: LightningStore,
+        engine: Engine,
+        *,
+        host: str = "127.0.0.1",
+        port: int = 0,
+        renderer: str = "auto",
+        extra_routes: Sequence[BaseRoute] = (),
+        token: str | None = None,
+    ) -> None:
+        self._app = gateway_app(store, engine, renderer=renderer, extra_routes=extra_routes, token=token)
+        self._engine, self._host, self._port = engine, host, port
+        self._server: uvicorn.Server | None = None
+        self._thread: Thread | None = None
+
+    async def start(self) -> None:
+        """Listen and serve. Raises `GatewayError` when the address cannot be had."""
+        if self._server is not None:
+            raise GatewayError("the gateway is started already")
+        listener = _listen(self._host, self._port)
+        self._port = listener.getsockname()[1]
+        config = uvicorn.Config(
+            self._app,
+            log_config=None,
+            access_log=False,
+            lifespan="off",
+            ws="none",
+            timeout_keep_alive=KEEP_ALIVE,
+            timeout_graceful_shutdown=SHUTDOWN,
+        )
+        server = self._server = uvicorn.Server(config)
+        self._thread = Thread(target=_serve, args=(server, listener), name="agentlightning-gateway", daemon=True)
+        self._thread.start()
+        while not server.started:
+            if not self._thread.is_alive():
+                self._server = None
+                raise GatewayError(f"the gateway on {self._host}:{self._port} ended before it served; see the log")
+            await asyncio.sleep(0.005)
+
+    async def stop(self) -> None:
+        """Stop listening; calls under way have a few seconds to end. Idempotent."""
+        server, thread, self._server = self._server, self._thread, None
+        if server is None or thread is None:
+            return
+        server.should_exit = True
+        await asyncio.to_thread(thread.join)
+
+    @property
+    def base_url(self) -> str:
+        """Where agents find it: `http://host:port/v1`."""
+        if self._server is None:
+            raise GatewayError("the gateway has no address yet; start it first")
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self._host, self._host)  # noqa: S104 (compared, not listened on)
+        return f"http://{f'[{host}]' if ':' in host else host}:{self._port}/v1"
+
+    def llm(self, attempt: Attempt) -> LLM:
+        """What the agent of this attempt needs to reach its model."""
+        return LLM(self._engine.info.model, self.base_url, attempt.key)
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    # with the protocol named: asyncio turns Nagle's delay (40 ms an answer) off only where it sees TCP
+    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+        listener.listen(2048)
+    except OSError as error:
+        listener.close()
+        raise GatewayError(
+            f"the gateway cannot listen on {host}:{port}: {error.strerror}; another program may use port {port}: choose another, or 0 for "
+            "a free one"
+        ) from error
+    return listener
+
+
+def _serve(server: uvicorn.Server, listener: socket.socket) -> None:
+    try:
+        asyncio.run(server.serve(sockets=[listener]))
+    finally:
+        listener.close()

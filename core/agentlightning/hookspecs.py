@@ -1,0 +1,121 @@
+"""Every hook that a plugin can implement.
+
+A plugin is a module named by an entry point of the group `agentlightning`. It is light to import: what it registers is named as
+`"module:attribute"` and imported when somebody asks for it by name.
+
+    from agentlightning import hookimpl
+
+    @hookimpl
+    def register_advantages(register):
+        register("median", "my_package.median:median")
+
+Every `register` has the form of `Register`.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import pluggy
+
+from agentlightning.model import Rollout
+from agentlightning.store import RolloutState
+
+hookspec = pluggy.HookspecMarker("agentlightning")
+hookimpl = pluggy.HookimplMarker("agentlightning")
+
+
+class Register(Protocol):
+    """Given to each `register_` hook."""
+
+    def __call__(self, name: str, target: str | Any, *, summary: str = "", extra: str | None = None, needs: tuple[str, ...] = ()) -> None:
+        """Register `target`, an object or `"module:attribute"`, under `name`.
+
+        `summary` is one line for `agl plugins`. `extra` is what `pip install 'agentlightning[extra]'` adds, and `needs` the modules
+        that it brings: where one is missing, asking for `name` says how to install it.
+        """
+        ...
+
+
+@hookspec
+def register_stores(register: Register) -> None:
+    """Stores by the scheme of their address. Target: `open(address: str) -> LightningStore`."""
+
+
+@hookspec
+def register_engines(register: Register) -> None:
+    """Engines. Target: a class with `Settings` (a frozen dataclass) and
+    `async create(model: ModelFiles, settings: Settings, share: Share) -> Engine`."""
+
+
+@hookspec
+def register_trainers(register: Register) -> None:
+    """Trainers. Target: a class with `Settings` (a frozen dataclass) and
+    `async create(model: ModelFiles, settings: Settings, share: Share) -> Trainer`."""
+
+
+@hookspec
+def register_adapters(register: Register) -> None:
+    """Framework adapters. Target: `install() -> None`, which makes every agent of the framework recorded; idempotent."""
+
+
+@hookspec
+def register_algorithms(register: Register) -> None:
+    """Algorithms. Target: a frozen dataclass of settings with `async run(session: Session) -> None`."""
+
+
+@hookspec
+def register_credits(register: Register) -> None:
+    """Credit assignment. Target: `credit(trajectories, **settings) -> list of (transitions,) float64 arrays`."""
+
+
+@hookspec
+def register_advantages(register: Register) -> None:
+    """Advantages. Target: `advantage(trajectories, returns, **settings) -> list of (transitions,) float64 arrays`."""
+
+
+@hookspec
+def register_losses(register: Register) -> None:
+    """Settings of losses. Target: a subclass of `LossSettings`; a trainer that honours it names it in its `Capabilities`."""
+
+
+@hookspec
+def register_samplers(register: Register) -> None:
+    """Orders of tasks. Target: a class made with `(tasks, seed)` that has `next(count)`, `state()` and `restore(state)`."""
+
+
+@hookspec
+def register_models(register: Register) -> None:
+    """Models that can be fetched by name. Target: `fetch(folder: Path, progress) -> None`, which fills `folder` with files that
+    `from_pretrained` loads."""
+
+
+@hookspec
+def register_renderers(register: Register) -> None:
+    """Renderers for model families that the `renderers` library does not know. Target: a class made with `(tokenizer)` that has
+    `fits(tokenizer) -> bool` (a static method) and the methods of `renderers.Renderer`."""
+
+
+@hookspec
+def register_trackers(register: Register) -> None:
+    """Where metrics go. Target: a class made with `(folder: Path)` that has `log(metrics: dict)` and `close()`."""
+
+
+@hookspec
+def register_commands(register: Register) -> None:
+    """Further commands of `agl`. Target: a function that typer can call, or a `typer.Typer`."""
+
+
+@hookspec
+def rollout_started(rollout: Rollout) -> None:
+    """A runner has claimed a rollout and is about to run the agent."""
+
+
+@hookspec
+def rollout_finished(state: RolloutState) -> None:
+    """An attempt at a rollout has ended, and everything that it wrote is in the store."""
+
+
+@hookspec
+def step_finished(metrics: dict[str, Any]) -> None:
+    """A training step has ended; the metrics are those of `metrics.jsonl`."""

@@ -1,0 +1,1 @@
+"""LightningRL: trajectory, credit, advantage, batch, loss settings, and the loop that joins them."""

@@ -1,0 +1,345 @@
+"""The batch is a forest of tokens: context once, every sampled token with recorded logprobs trained exactly once, or named in `untrained`.
+
+Arrays stand in depth-first order. Token `j` is visible to token `i` exactly when `j <= i < end[j]`, and the log-probability of token
+`i` comes from the logits at `parent[i]`. Weights are fixed here, on the full batch, so that no split of the batch changes a gradient.
+The order is (task, group, index, call), so that a permuted input makes the same batch.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from agentlightning.errors import ConfigError, TrainerError
+from agentlightning.model import FloatArray, IntArray, Trajectory, Transition, Value
+from agentlightning.rl import packs
+from agentlightning.rl.forest import Forest, structure
+from agentlightning.rl.packs import Pack
+
+Weight: TypeAlias = Literal["rollout", "token", "constant"]
+DoubleArray = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class Untrained:
+    """Sampled tokens that are not trained, and why."""
+
+    completion_id: str
+    rollout_id: str
+    agent: str | None
+    tokens: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Stats:
+    """Counts over the full input of a batch."""
+
+    rollouts: int = 0
+    scored_rollouts: int = 0
+    """R of the weights: those with an advantage, or with a reward and no call of the model."""
+    groups: int = 0
+    groups_without_signal: int = 0
+    """Scored groups in which every advantage is zero; they are not computed, and count in every denominator."""
+    captured_tokens: int = 0
+    """Prompt and response of every transition."""
+    sampled_tokens: int = 0
+    scored_tokens: int = 0
+    """N of the weights: sampled tokens that could be trained, those of groups without signal included."""
+    trained_tokens: int = 0
+    compared_tokens: int = 0
+    """Work of the conversion: tokens compared, and tokens copied into the forest."""
+    copied_tokens: int = 0
+
+    @property
+    def trained_fraction(self) -> float:
+        """The part of the sampled tokens that is trained."""
+        return self.trained_tokens / self.sampled_tokens if self.sampled_tokens else 0.0
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class Batch(Value):
+    """A forest of tokens. Arrays are (tokens,) unless they say otherwise; context has transition -1."""
+
+    token_ids: IntArray
+    parent: IntArray
+    """Index of the token before it; -1 at a root."""
+    position: IntArray
+    """Distance from the root: the position id."""
+    end: IntArray
+    """One past the last descendant."""
+    transition: IntArray
+    """Index of the transition that sampled it; -1 on context."""
+    logprob: FloatArray
+    """As recorded when it was sampled: log-softmax(logits / temperature); NaN on context."""
+    version: IntArray
+    """Of the policy that sampled it; -1 on context."""
+    temperature: FloatArray
+    """NaN on context."""
+    advantage: DoubleArray
+    """0 on context."""
+    weight: DoubleArray
+    """Of its term in the loss; 0 on context."""
+
+    completion_ids: tuple[str, ...]
+    """(transitions,)"""
+    transition_rollout: IntArray
+    """(transitions,) index of the rollout."""
+    rollout_ids: tuple[str, ...]
+    """(rollouts,) those with a trained token, in order."""
+    attempt_ids: tuple[str, ...]
+    """(rollouts,)"""
+    rollout_group: IntArray
+    """(rollouts,) index of the group."""
+    groups: tuple[str, ...]
+    """(groups,)"""
+    untrained: tuple[Untrained, ...] = ()
+    stats: Stats = Stats()
+
+    old_logprob: FloatArray | None = None
+    """Before the first optimiser step, by the trainer; NaN on context. This and the following are there where an algorithm asks."""
+    ref_logprob: FloatArray | None = None
+    value: FloatArray | None = None
+    returns: FloatArray | None = None
+
+    def __len__(self) -> int:
+        return len(self.token_ids)
+
+    @property
+    def trained(self) -> packs.Bools:
+        """Which tokens are trained."""
+        return self.transition >= 0
+
+    @property
+    def trained_tokens(self) -> int:
+        return self.stats.trained_tokens
+
+    def _whole(self, rollouts: Sequence[int] | None = None) -> Pack:
+        trained = self.trained
+        if rollouts is not None:
+            chosen = np.isin(self.transition_rollout, np.asarray(rollouts, np.int32))
+            trained = trained & np.append(chosen, False)[self.transition]
+        return packs.whole(trained, self.parent, self.position, self.end)
+
+    def packs(self, max_tokens: int, rollouts: Sequence[int] | None = None) -> list[Pack]:
+        """Sub-forests of at most `max_tokens` tokens that together train every token once; only those of some rollouts, when given.
+
+        `TrainerError` names a single path that is longer.
+        """
+        pack = self._whole(rollouts)
+        if len(pack) and int(pack.position.max()) >= max_tokens:
+            token = int(pack.index[int(pack.position.argmax())])
+            name = int(self.transition[token])
+            rollout = int(self.transition_rollout[name])
+            raise TrainerError(
+                f"completion {self.completion_ids[name]} of rollout {self.rollout_ids[rollout]} ends {int(self.position[token]) + 1} "
+                f"tokens after its root, and a pack holds {max_tokens}; raise max_tokens, or shorten the agent's context"
+            )
+        return packs.cut(pack, max_tokens)
+
+    def rows(self, rollouts: Sequence[int] | None = None) -> list[Pack]:
+        """Root-to-leaf rows: each sampled token is trained in exactly one of them."""
+        return packs.rows(self._whole(rollouts))
+
+    def transition_rows(self) -> list[Pack]:
+        """One row for each transition, as trainers without a forest have it: the reference of tests and benchmarks."""
+        return packs.transition_rows(self._whole(), self.transition)
+
+
+def make_batch(
+    trajectories: Sequence[Trajectory], advantages: Sequence[ArrayLike], *, weight: Weight = "rollout", length: int | None = None
+) -> Batch:
+    """Make the batch of some trajectories.
+
+    `advantages[k]` is (transitions of trajectory k,); NaN: never scored, left out and named. Weights, with R the scored rollouts:
+    `rollout`: the tokens of each rollout share 1/R equally; `token`: 1/N; `constant`: 1/(R * length). Raises `ConfigError` for a
+    weight that cannot be, `TrainerError` for arrays that do not fit one another.
+    """
+    if weight not in ("rollout", "token", "constant"):
+        raise ConfigError(f"weight is {weight!r}; expected 'rollout', 'token' or 'constant'")
+    if weight == "constant" and (length is None or length < 1):
+        raise ConfigError(f"weight 'constant' needs length, the tokens of a rollout that weigh 1; it is {length}")
+    if len(trajectories) != len(advantages):
+        raise TrainerError(f"{len(trajectories)} trajectories have {len(advantages)} arrays of advantages; expected one for each")
+    values = [_aligned(t, a) for t, a in zip(trajectories, advantages, strict=True)]
+    order = sorted(
+        range(len(values)),
+        key=lambda k: (trajectories[k].task.id, trajectories[k].group, trajectories[k].index, trajectories[k].attempt_id),
+    )
+    return _Maker([trajectories[k] for k in order], [values[k] for k in order]).make(weight, length)
+
+
+class _Maker:
+    """One use of `make_batch`, on trajectories in their final order."""
+
+    def __init__(self, trajectories: list[Trajectory], advantages: list[DoubleArray]) -> None:
+        self.trajectories = trajectories
+        self.advantages = advantages
+        self.untrained: list[Untrained] = []
+        self.scored = [np.isfinite(a).any() or (not len(a) and t.reward is not None) for t, a in zip(trajectories, advantages, strict=True)]
+        self.reasons = [
+            [_reason(t, float(a)) for t, a in zip(each.transitions, values, strict=True)]
+            for each, values in zip(trajectories, advantages, strict=True)
+        ]
+        signal: Counter[str] = Counter()
+        for t, values, why in zip(trajectories, advantages, self.reasons, strict=True):
+            signal[t.group] += sum(1 for a, reason in zip(values, why, strict=True) if reason is None and a != 0)
+        self.groups = {t.group for t in trajectories}
+        self.quiet = {t.group for t, scored in zip(trajectories, self.scored, strict=True) if scored and not signal[t.group]}
+        """Groups without signal."""
+        self.trainable = [
+            sum(len(t.response_ids) for t, reason in zip(each.transitions, why, strict=True) if reason is None)
+            for each, why in zip(trajectories, self.reasons, strict=True)
+        ]
+        """Tokens that could be trained, per rollout, before the filter on signal."""
+
+    def make(self, weight: Weight, length: int | None) -> Batch:
+        """Build the forest, then write what belongs to its tokens."""
+        forest = Forest()
+        trained: list[tuple[Transition, float, float]] = []  # with advantage and weight of each token
+        owner: list[int] = []
+        rollouts: list[Trajectory] = []
+        for each, values, reasons, tokens in zip(self.trajectories, self.advantages, self.reasons, self.trainable, strict=True):
+            inserted: dict[int, int] = {}
+            for transition, value, reason in zip(each.transitions, values, reasons, strict=True):
+                if reason is None and each.group in self.quiet:
+                    reason = "group without signal"
+                if reason is not None:
+                    self._leave(each, transition, reason)
+                    continue
+                name = inserted[transition.index] = len(trained)
+                before = _lineage(each, transition, inserted)
+                forest.insert(name, len(rollouts), transition.prompt_ids, transition.response_ids, before)
+                trained.append((transition, float(value), self._weight(weight, length, tokens)))
+                owner.append(len(rollouts))
+            if inserted:
+                rollouts.append(each)
+        groups = tuple(dict.fromkeys(t.group for t in rollouts))
+        group_of = {group: index for index, group in enumerate(groups)}
+        return _fill(
+            forest,
+            trained,
+            completion_ids=tuple(t.completion_id for t, _, _ in trained),
+            transition_rollout=np.array(owner, np.int32),
+            rollout_ids=tuple(t.rollout_id for t in rollouts),
+            attempt_ids=tuple(t.attempt_id for t in rollouts),
+            rollout_group=np.array([group_of[t.group] for t in rollouts], np.int32),
+            groups=groups,
+            untrained=tuple(self.untrained),
+            stats=self._stats(forest, sum(len(t.response_ids) for t, _, _ in trained)),
+        )
+
+    def _weight(self, weight: Weight, length: int | None, tokens: int) -> float:
+        if weight == "token":
+            return 1 / sum(self.trainable)
+        return 1 / (sum(self.scored) * (length or 1 if weight == "constant" else tokens))
+
+    def _leave(self, trajectory: Trajectory, transition: Transition, reason: str) -> None:
+        if len(transition.response_ids):
+            left = Untrained(transition.completion_id, trajectory.rollout_id, transition.agent, len(transition.response_ids), reason)
+            self.untrained.append(left)
+
+    def _stats(self, forest: Forest, trained_tokens: int) -> Stats:
+        every = [t for each in self.trajectories for t in each.transitions]
+        return Stats(
+            rollouts=len(self.trajectories),
+            scored_rollouts=int(sum(self.scored)),
+            groups=len(self.groups),
+            groups_without_signal=len(self.quiet),
+            captured_tokens=sum(len(t.prompt_ids) + len(t.response_ids) for t in every),
+            sampled_tokens=sum(len(t.response_ids) for t in every),
+            scored_tokens=sum(self.trainable),
+            trained_tokens=trained_tokens,
+            compared_tokens=forest.compared,
+            copied_tokens=forest.copied,
+        )
+
+
+def _aligned(trajectory: Trajectory, advantages: ArrayLike) -> DoubleArray:
+    """Checked advantages of one trajectory (law 4)."""
+    values = np.asarray(advantages, np.float64)
+    if values.shape != (len(trajectory.transitions),):
+        raise TrainerError(
+            f"rollout {trajectory.rollout_id} has {len(trajectory.transitions)} transitions and advantages of shape {values.shape}; "
+            "expected one advantage for each transition"
+        )
+    if np.isinf(values).any():
+        raise TrainerError(f"rollout {trajectory.rollout_id} has an infinite advantage; expected a number, or NaN where it was not scored")
+    for t in trajectory.transitions:
+        lengths = {len(t.response_ids), len(t.versions), *(() if t.logprobs is None else (len(t.logprobs),))}
+        if len(lengths) > 1:
+            raise TrainerError(
+                f"completion {t.completion_id} has {len(t.response_ids)} tokens, {len(t.versions)} versions and "
+                f"{'no' if t.logprobs is None else len(t.logprobs)} logprobs; expected one of each for every token"
+            )
+    return values
+
+
+def _reason(transition: Transition, advantage: float) -> str | None:
+    """Why a transition cannot be trained; None: it can."""
+    if not transition.trained:
+        return transition.reason or "not selected for training"
+    if transition.logprobs is None:
+        return "no logprobs were recorded"
+    if not np.isfinite(transition.logprobs).all():
+        return f"{int((~np.isfinite(transition.logprobs)).sum())} of its logprobs are missing"
+    if not transition.temperature > 0:
+        return "sampled greedily"
+    if np.isnan(advantage):
+        return "not scored"
+    if not len(transition.prompt_ids):
+        return "no prompt predicts its first token"
+    return None if len(transition.response_ids) else "no token was sampled"
+
+
+def _lineage(trajectory: Trajectory, transition: Transition, inserted: dict[int, int]) -> int | None:
+    """The nearest transition in the lineage that is in the forest."""
+    before = transition.continues
+    while before is not None and before not in inserted:
+        before = next((t.continues for t in trajectory.transitions if t.index == before), None)
+    return None if before is None else inserted[before]
+
+
+def _fill(forest: Forest, trained: list[tuple[Transition, float, float]], **tables: object) -> Batch:
+    """Write the forest's tokens and what the transitions say about them into arrays."""
+    segments = forest.segments()
+    parent, position, end = structure(segments)
+    size = len(parent)
+    token_ids = np.concatenate([np.empty(0, np.int32), *(s.tokens for s in segments)])
+    transition, version = np.full(size, -1, np.int32), np.full(size, -1, np.int32)
+    logprob, temperature = np.full(size, np.nan, np.float32), np.full(size, np.nan, np.float32)
+    advantage, weight = np.zeros(size), np.zeros(size)
+    at = 0
+    for s in segments:
+        to = at + len(s.tokens)
+        if s.transition >= 0:
+            source, value, each = trained[s.transition]
+            part = slice(s.offset, s.offset + len(s.tokens))
+            assert source.logprobs is not None
+            transition[at:to] = s.transition
+            logprob[at:to] = source.logprobs[part]
+            version[at:to] = source.versions[part]
+            temperature[at:to] = source.temperature
+            advantage[at:to] = value
+            weight[at:to] = each
+        at = to
+    arrays = {
+        "token_ids": token_ids,
+        "parent": parent,
+        "position": position,
+        "end": end,
+        "transition": transition,
+        "logprob": logprob,
+        "version": version,
+        "temperature": temperature,
+        "advantage": advantage,
+        "weight": weight,
+    }
+    for array in arrays.values():
+        array.flags.writeable = False
+    return Batch(**arrays, **tables)  # type: ignore[arg-type]  # the names are those of the fields

@@ -1,0 +1,162 @@
+"""`agl.rollout`: record an agent outside a training run, in a script, a notebook, or a service in production."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+from collections.abc import Coroutine
+from contextlib import AbstractContextManager
+from types import TracebackType
+from typing import Any, TypeVar
+
+from agentlightning.model import JSON, LLM, Mode, Reward, Rollout
+from agentlightning.recording import Recorder, reward, use
+from agentlightning.runner import worker_name
+from agentlightning.store import LightningStore
+from agentlightning.tasks import load_tasks
+
+T = TypeVar("T")
+DEFAULT_STORE = "sqlite:agl.db"
+
+
+class rollout:  # noqa: N801  # used like a function: `with agl.rollout(task) as r:`
+    """Record what happens in the block as one rollout of a task.
+
+        with agl.rollout({"question": "2+3?"}) as r:      # or `async with`
+            answer = my_agent.invoke(..., config={"callbacks": [LightningCallback()]})
+            r.reward(score(answer))
+
+    Spans, rewards and notes go into `store` (an address or a `LightningStore`; otherwise `AGL_STORE`, otherwise `./agl.db`). Model calls
+    are recorded with their tokens when they go to a gateway over the same store (`agl serve`): give its address as `gateway` or
+    `AGL_GATEWAY`; a store address `http://...` is a gateway's already. `r.llm` is what the agent's model needs then.
+
+    An exception in the block closes the attempt as `failed` and goes on.
+    """
+
+    def __init__(
+        self,
+        task: JSON,
+        *,
+        store: LightningStore | str | None = None,
+        gateway: str | None = None,
+        model: str = "main",
+        mode: Mode = "production",
+        lease: float = 3600.0,
+    ) -> None:
+        self._rollout = Rollout(task=load_tasks([task])[0], mode=mode, max_attempts=1)
+        self._store = store or os.environ.get("AGL_STORE") or DEFAULT_STORE
+        self._gateway = gateway or os.environ.get("AGL_GATEWAY") or _gateway_of(self._store)
+        self._model, self._lease = model, lease
+        self._thread: _LoopThread | None = None
+        self._opened: LightningStore | None = None
+        self._recorder: Recorder | None = None
+        self._current: AbstractContextManager[Recorder] | None = None
+
+    @property
+    def id(self) -> str:
+        """The rollout's id, for `agl show`."""
+        return self._rollout.id
+
+    @property
+    def attempt_id(self) -> str:
+        """What a later reward needs."""
+        return self._open().attempt.id
+
+    @property
+    def llm(self) -> LLM:
+        """Model, address and key by which the agent's calls are recorded as this rollout's."""
+        return self._open().llm
+
+    def reward(self, value: float, *, name: str = "reward", source: str = "agent") -> Reward:
+        """`agl.reward`, for this rollout."""
+        with use(self._open()):
+            return reward(value, name=name, source=source)
+
+    def _open(self) -> Recorder:
+        if self._recorder is None:
+            raise RuntimeError("agl.rollout(...) is a context manager; use it as `with agl.rollout(task) as r:`")
+        return self._recorder
+
+    async def _begin(self) -> Recorder:
+        from agentlightning.stack import open_store
+
+        if isinstance(self._store, str):
+            self._opened = store = open_store(self._store)
+        else:
+            store = self._store
+        attempt = await store.begin(self._rollout, worker_name(), lease=self._lease)
+        base_url = "" if self._gateway is None else self._gateway.rstrip("/").removesuffix("/v1") + "/v1"
+        self._recorder = Recorder(store, self._rollout, attempt, LLM(self._model, base_url, attempt.key))
+        return self._recorder
+
+    async def _end(self, error: BaseException | None) -> None:
+        recorder = self._open()
+        try:
+            await recorder.close()
+            if error is None:
+                await recorder.store.finish(recorder.attempt.id, "succeeded")
+            else:
+                await recorder.store.finish(recorder.attempt.id, "failed", error=f"{type(error).__name__}: {error}")
+        finally:
+            if self._opened is not None:
+                await self._opened.close()
+
+    def __enter__(self) -> rollout:
+        self._thread = _LoopThread()
+        try:
+            self._enter(self._thread.run(self._begin()))
+        except BaseException:
+            self._thread.close()
+            raise
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        assert self._thread is not None
+        self._leave()
+        try:
+            self._thread.run(self._end(error))
+        finally:
+            self._thread.close()
+
+    async def __aenter__(self) -> rollout:
+        self._enter(await self._begin())
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._leave()
+        await self._end(error)
+
+    def _enter(self, recorder: Recorder) -> None:
+        self._current = use(recorder)
+        self._current.__enter__()
+
+    def _leave(self) -> None:
+        if self._current is not None:
+            self._current.__exit__(None, None, None)
+            self._current = None
+
+
+class _LoopThread:
+    """An event loop in a thread, for synchronous callers."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="agentlightning-rollout", daemon=True)
+        self._thread.start()
+
+    def run(self, work: Coroutine[Any, Any, T]) -> T:
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result()
+
+    def close(self) -> None:
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+
+def _gateway_of(store: LightningStore | str) -> str | None:
+    """A store behind `agl serve` stands beside its gateway."""
+    if not isinstance(store, str) or not store.startswith(("http://", "https://")):
+        return None
+    scheme, _, rest = store.partition("://")
+    return f"{scheme}://{rest.rpartition('@')[2]}"

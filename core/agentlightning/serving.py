@@ -1,0 +1,103 @@
+"""`agl serve`: a gateway and a store that stay up: a trained model as an OpenAI endpoint, a store for runners elsewhere."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+import signal
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from starlette.routing import Mount
+
+from agentlightning.config import load_config, open_table
+from agentlightning.errors import ConfigError, RunError
+from agentlightning.gateway import Gateway
+from agentlightning.models import ModelFiles, find_model
+from agentlightning.progress import Progress, Silent
+from agentlightning.rollouts import DEFAULT_STORE
+from agentlightning.runs import RunFolder
+from agentlightning.server import store_app
+from agentlightning.stack import open_store
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """What is up, for whoever connects."""
+
+    base_url: str
+    model: str
+    token: str
+    store: str
+    """Address of the store for other processes."""
+
+
+def serve(
+    run: Path | None = None,
+    *,
+    model: str | None = None,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    store: str | None = None,
+    progress: Progress | None = None,
+    ready: Callable[[Served], None] = lambda served: None,
+) -> None:
+    """Serve until Ctrl-C: the best weights of a run, or a model by name, with the store that their calls are recorded in.
+
+    The token is `AGL_TOKEN`, or a new one that `ready` is told. Records go to `store`, else `AGL_STORE`, else `./agl.db`: a run's own store
+    is left as it is.
+    """
+    asyncio.run(_serve(run, model, host, port, store, progress or Silent(), ready))
+
+
+async def _serve(
+    run: Path | None, model: str | None, host: str, port: int, store: str | None, progress: Progress, ready: Callable[[Served], None]
+) -> None:
+    files, engine_table = await asyncio.to_thread(_what, run, model, progress)
+    token = os.environ.get("AGL_TOKEN") or secrets.token_urlsafe(24)
+    opened = open_store(store or os.environ.get("AGL_STORE") or DEFAULT_STORE)
+    try:
+        plugin, settings = open_table("engines", engine_table, "engine")
+        progress.phase("loading model")
+        engine = await plugin.create(files, settings, {})
+        try:
+            await opened.publish(engine.policy)
+            gateway = Gateway(opened, engine, host=host, port=port, token=token, extra_routes=(Mount("/", app=store_app(opened, token)),))
+            await gateway.start()
+            try:
+                progress.end()
+                address = gateway.base_url.removesuffix("/v1").replace("://", f"://{token}@", 1)
+                ready(Served(gateway.base_url, engine.info.model, token, address))
+                await _until_interrupted()
+            finally:
+                await gateway.stop()
+        finally:
+            await engine.close()
+    finally:
+        await opened.close()
+
+
+def _what(run: Path | None, model: str | None, progress: Progress) -> tuple[ModelFiles, dict[str, object]]:
+    """Model files and engine settings: of a run, or of a model by name with the default engine."""
+    if (run is None) == (model is None):
+        raise ConfigError("`agl serve` serves either a run (`agl serve RUN`) or a model (`agl serve --model NAME`)")
+    if model is not None:
+        progress.phase("finding model")
+        return find_model(model, progress=progress.phase), {"name": "torch"}
+    assert run is not None
+    folder = RunFolder.open(run)
+    result = folder.read_result()
+    if "policy" not in result:
+        raise RunError(f"run {folder.name} has no trained weights yet; `agl train --resume {folder.name}` goes on with it")
+    config = load_config(folder.config)
+    return ModelFiles(config.model, str(folder.path / str(result["policy"]))), dict(config.engine)
+
+
+async def _until_interrupted() -> None:
+    """Return at SIGINT or SIGTERM."""
+    stop, loop = asyncio.Event(), asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stop.set)
+    await stop.wait()

@@ -1,0 +1,317 @@
+"""One training run under way: what an algorithm's loop calls, and all the bookkeeping that it need not see.
+
+A step is finished when its line is in `metrics.jsonl`. Rollouts of a step that was not finished are cancelled and made again; a
+checkpoint is always the state between two steps, so that a resumed run does what an uninterrupted one would have done.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from agentlightning.collect import Collector, Stopped
+from agentlightning.config import Config
+from agentlightning.engine import Engine
+from agentlightning.errors import AgentError, EngineError, JoinError
+from agentlightning.model import Rollout, Sampling, Task, Trajectory
+from agentlightning.progress import Progress
+from agentlightning.registry import registry
+from agentlightning.rl.batch import Batch
+from agentlightning.rl.loss import LossSettings
+from agentlightning.rl.trajectory import check_joins
+from agentlightning.runs import Learned, RunFolder, RunState
+from agentlightning.store import LightningStore
+from agentlightning.tasks import Sampler
+from agentlightning.trainer import Trainer
+
+log = logging.getLogger("agentlightning")
+
+
+class Session:
+    """What `Algorithm.run` is given."""
+
+    def __init__(
+        self,
+        config: Config,
+        *,
+        store: LightningStore,
+        engine: Engine,
+        trainer: Trainer,
+        sampler: Sampler,
+        val_tasks: Sequence[Task],
+        folder: RunFolder,
+        tracker: Any,
+        progress: Progress,
+        state: RunState,
+        stop: asyncio.Event,
+        runners: asyncio.Task[None],
+    ) -> None:
+        self.config, self.store, self.engine, self.trainer = config, store, engine, trainer
+        self.state = state
+        self._sampler, self._val_tasks = sampler, list(val_tasks)
+        self._folder, self._tracker, self._progress = folder, tracker, progress
+        self._stop = stop
+        self._collector = Collector(store, runners, stop, progress, agents=config.agents, reward_weights=config.reward_weights)
+        self._began = time.monotonic() - state.seconds
+        self._step_began = time.monotonic()
+        self._times: dict[str, float] = {}
+        self._stale = 0
+        """Evaluations in a row that brought no better reward."""
+
+    # --- what an algorithm calls, in this order ---
+
+    def steps(self) -> Iterator[int]:
+        """Steps to do, from 0; ends early when the run is stopped or no longer gets better."""
+        for step in range(self.state.step, self.config.steps):
+            patience = self.config.evaluate.patience
+            if patience is not None and self._stale >= patience:
+                self._progress.message(f"held-out reward has not risen for {self._stale} evaluations: stopping early after step {step}")
+                return
+            if self._stop.is_set():
+                raise Stopped
+            self._step_began = time.monotonic()
+            self._times = {}
+            yield step
+
+    def next_tasks(self) -> list[Task]:
+        """The tasks of the next step."""
+        return self._sampler.next(self.config.tasks_per_step)
+
+    async def collect(self, step: int, tasks: Sequence[Task], group_size: int) -> list[Trajectory]:
+        """Have the runners do `group_size` rollouts of each task; in the order of tasks and group index."""
+        # A resumed run starts with an empty prefix cache, and what is cached changes bits: every step starts with an empty one.
+        await self.engine.load(self.engine.policy)
+        self._progress.phase("rollouts")
+        began = time.monotonic()
+        trajectories = await self._collector.run(
+            [
+                self._rollout(task, "train", f"train-{step}-{place}", index, step, self.config.sampling.temperature)
+                for place, task in enumerate(tasks)
+                for index in range(group_size)
+            ]
+        )
+        self._times["rollouts"] = time.monotonic() - began
+        if step == self.state.step == 0:
+            self._check_first(trajectories)
+        return trajectories
+
+    async def update(self, batch: Batch, loss: LossSettings) -> dict[str, float]:
+        """Train on a batch and serve what came of it; the trainer's metrics."""
+        self._progress.phase("training")
+        began = time.monotonic()
+        await self.engine.pause()
+        try:
+            before = self.trainer.policy
+            policy, metrics = await self.trainer.step(batch, loss)
+            if policy != before:
+                await self.store.publish(policy)
+                await self.engine.load(policy)
+        finally:
+            await self.engine.resume()
+        if self.engine.policy.version != policy.version:
+            raise EngineError(
+                f"the engine serves version {self.engine.policy.version} after version {policy.version} was trained and loaded; "
+                "its samples would not be the trained policy's"
+            )
+        self._times["training"] = time.monotonic() - began
+        return {**metrics, "policy_version": float(policy.version)}
+
+    async def finish_step(
+        self,
+        step: int,
+        trajectories: Sequence[Trajectory],
+        returns: Sequence[Any],
+        advantages: Sequence[Any],
+        batch: Batch,
+        metrics: dict[str, float],
+    ) -> None:
+        """Write down a step: metrics, what each rollout contributed, held-out reward and checkpoint where they are due."""
+        done = step + 1
+        row: dict[str, Any] = {"step": done, **summary(trajectories, batch), **metrics}
+        if self._times.get("rollouts"):
+            row["tokens_per_second"] = row["sampled_tokens"] / self._times["rollouts"]
+        self._alarm(row)
+        self._folder.write_batch(done, learned(trajectories, returns, advantages, batch))
+        last = done == self.config.steps
+        every = self.config.evaluate.every
+        if self._val_tasks and ((every and done % every == 0) or last) and not self._stop.is_set():
+            row |= await self.evaluate(done)
+        row |= {f"seconds.{name}": seconds for name, seconds in self._times.items()}
+        row["seconds"] = time.monotonic() - self._step_began
+        self._advance(done, row)
+        self._tracker.log(row)
+        self._progress.step(row)
+        registry().hook.step_finished(metrics=row)
+        keep = self.config.checkpoints
+        if last or (keep.best and self.state.best_step == done) or (keep.every and done % keep.every == 0):
+            await self.checkpoint()
+
+    # --- evaluation, checkpoints ---
+
+    async def evaluate(self, step: int) -> dict[str, float]:
+        """Mean reward on the held-out tasks with the weights as they are, sampled and greedy."""
+        self._progress.phase("evaluating")
+        settings, began = self.config.evaluate, time.monotonic()
+        tasks = self._val_tasks[: settings.tasks]
+        await self.engine.load(self.engine.policy)  # as in `collect`
+        kinds: dict[str, tuple[int, float]] = {"sampled": (settings.samples, self.config.sampling.temperature)}
+        if settings.greedy:
+            kinds["greedy"] = (1, 0.0)
+        rollouts = [
+            self._rollout(task, "val", f"{kind}-{step}-{place}", index, step, temperature)
+            for kind, (count, temperature) in kinds.items()
+            for place, task in enumerate(tasks)
+            for index in range(count)
+        ]
+        trajectories = await self._collector.run(rollouts)
+        self._times["evaluation"] = time.monotonic() - began
+        row: dict[str, float] = {}
+        for kind in kinds:
+            rewards = [t.reward for t in trajectories if t.group.startswith(kind)]
+            scored = [reward for reward in rewards if reward is not None]
+            if scored:
+                row[f"held_out.{kind}"] = float(np.mean(scored))
+            if len(scored) < len(rewards):
+                row[f"held_out.{kind}.unscored"] = float(len(rewards) - len(scored))
+        return row
+
+    async def before(self) -> None:
+        """Measure the held-out reward before the first step."""
+        if not self._val_tasks or self.state.step > 0:
+            return
+        row: dict[str, Any] = {"step": 0, **await self.evaluate(0)}
+        row["seconds"] = self._times["evaluation"]
+        self._advance(0, row)
+        self._tracker.log(row)
+        self._progress.step(row)
+
+    async def checkpoint(self) -> None:
+        """Keep the state after the last finished step, unless it is kept already."""
+        if self.state.step in self._folder.steps():
+            return
+        self._progress.phase("writing checkpoint")
+        with self._folder.new_checkpoint(self.state) as path:
+            await self.trainer.save(path)
+        keep = self.config.checkpoints
+        self._folder.prune(best=self.state.best_step if keep.best else None, every=keep.keep_every, last=keep.last)
+
+    # --- inside ---
+
+    def _advance(self, done: int, row: dict[str, Any]) -> None:
+        best, best_step = self.state.best, self.state.best_step
+        reward = row.get("held_out.sampled")
+        if reward is not None:
+            if best is None or reward > best:
+                best, best_step, self._stale = reward, done, 0
+            else:
+                self._stale += 1
+        self.state = RunState(
+            step=done,
+            sampler=self._sampler.state(),
+            best=best,
+            best_step=best_step,
+            started=self.state.started,
+            seconds=time.monotonic() - self._began,
+            finished=done == self.config.steps,
+        )
+        self._folder.write_state(self.state)
+
+    def _rollout(self, task: Task, mode: Any, group: str, index: int, step: int, temperature: float) -> Rollout:
+        return Rollout(
+            task=task,
+            mode=mode,
+            group=group,
+            index=index,
+            step=step,
+            seed=self.config.seed,
+            sampling=Sampling(temperature=temperature, max_tokens=self.config.sampling.max_tokens),
+            max_attempts=self.config.runner.attempts,
+        )
+
+    def _check_first(self, trajectories: Sequence[Trajectory]) -> None:
+        """What would make a whole run pointless is an error after its first step, with the likely cause."""
+        failed = [each for each in trajectories if each.status != "succeeded" and each.reward is None]
+        if len(failed) == len(trajectories):
+            raise AgentError(
+                f"all {len(failed)} rollouts of the first step failed, so there is nothing to learn from; the first one: "
+                f"{failed[0].error or failed[0].status}. See `agl show {self._folder.path}`"
+            )
+        if not any(each.reward is not None for each in trajectories):
+            raise AgentError(
+                "no rollout of the first step was scored; return the reward from the agent function, or call agl.reward(value)"
+            )
+        notes = Counter(note for each in trajectories for note in each.diagnostics)
+        if not any(sum(each.calls.values()) for each in trajectories):
+            check_joins(trajectories, self.config.agents)  # says more, where a framework saw calls
+            raise JoinError(
+                "no model call of the first step reached the gateway, so there is nothing to train; give the agent's model "
+                "base_url=llm.base_url and api_key=llm.api_key, or call agentlightning_langchain.install()"
+            )
+        check_joins(trajectories, self.config.agents)
+        for note, count in notes.most_common(5):
+            log.warning("%s (%d times in the first step)", note, count)
+
+    def _alarm(self, row: dict[str, Any]) -> None:
+        difference, limit = row.get("logprob_diff_mean"), self.config.logprob_alarm
+        if difference is not None and difference > limit:
+            row["alarm"] = "logprob_diff_mean"
+            self._progress.message(
+                f"ALARM, step {row['step']}: engine and trainer differ by {difference:.4f} in log-probability per token (limit {limit:g}); "
+                "what is trained is not what was sampled. Check model, dtype, and that the engine serves the last version"
+            )
+
+
+def summary(trajectories: Sequence[Trajectory], batch: Batch) -> dict[str, Any]:
+    """What was collected in a step; a number that was not measured is absent."""
+    rewards = [each.reward for each in trajectories if each.reward is not None]
+    groups: dict[str, list[float]] = {}
+    for each in trajectories:
+        if each.reward is not None:
+            groups.setdefault(each.group, []).append(each.reward)
+    transitions = [transition for each in trajectories for transition in each.transitions]
+    row: dict[str, Any] = {
+        "rollouts": len(trajectories),
+        "unscored": len(trajectories) - len(rewards),
+        "failed": sum(each.status != "succeeded" for each in trajectories),
+        "transitions": len(transitions),
+        "sampled_tokens": sum(len(transition.response_ids) for transition in transitions),
+        "trained_tokens": batch.trained_tokens,
+        "trained_fraction": batch.stats.trained_fraction,
+        "groups": batch.stats.groups,
+        "groups_without_signal": batch.stats.groups_without_signal,
+    }
+    if rewards:
+        row["reward"] = float(np.mean(rewards))
+        row["reward_spread"] = float(np.std([np.mean(values) for values in groups.values()]))
+    requests = Counter[str]()
+    for each in trajectories:
+        requests.update(each.calls)
+    return row | {f"requests.{outcome}": count for outcome, count in sorted(requests.items())}
+
+
+def learned(trajectories: Sequence[Trajectory], returns: Sequence[Any], advantages: Sequence[Any], batch: Batch) -> dict[str, Learned]:
+    """What each rollout contributed to a step, for `agl show`: every sampled token is trained or left out by a named reason."""
+    left: dict[str, Counter[str]] = {}
+    for each in batch.untrained:
+        left.setdefault(each.rollout_id, Counter())[each.reason] += each.tokens
+    table: dict[str, Learned] = {}
+    for each, credit, advantage in zip(trajectories, returns, advantages, strict=True):
+        sampled = sum(len(transition.response_ids) for transition in each.transitions)
+        out = left.get(each.rollout_id, Counter())
+        table[each.rollout_id] = Learned(
+            returns=tuple(_number(value) for value in credit),
+            advantages=tuple(_number(value) for value in advantage),
+            trained=sampled - sum(out.values()),
+            left_out=dict(out),
+        )
+    return table
+
+
+def _number(value: Any) -> float | None:
+    return float(value) if np.isfinite(value) else None

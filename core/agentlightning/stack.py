@@ -1,0 +1,160 @@
+"""Everything that must run before a rollout can: store, weights, engine, gateway, runners; opened in order, closed in reverse."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import secrets
+import sys
+from collections.abc import AsyncGenerator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+from agentlightning.config import Config, open_table
+from agentlightning.engine import Engine
+from agentlightning.errors import ConfigError, UnsupportedSetting
+from agentlightning.gateway import Gateway
+from agentlightning.models import Share, find_model
+from agentlightning.progress import Progress
+from agentlightning.registry import load_object, registry
+from agentlightning.rl.loss import LossSettings
+from agentlightning.runner import Agent, Runner, RunnerSettings, takes_llm
+from agentlightning.store import LightningStore
+from agentlightning.trainer import Trainer
+from agentlightning.workers import WorkerOrder, Workers, reference_of
+
+
+@dataclass(frozen=True, slots=True)
+class Stack:
+    """What is open."""
+
+    store: LightningStore
+    engine: Engine
+    trainer: Trainer | None
+    gateway: Gateway
+    runners: asyncio.Task[None]
+    """Ends only with an error, or when it is cancelled."""
+
+
+def open_store(address: str) -> LightningStore:
+    """The store at `scheme:rest`; an address without a scheme is a SQLite file."""
+    scheme, _, _ = address.partition(":")
+    known = registry().names("stores")
+    return registry().load("stores", scheme if scheme in known else "sqlite")(address)
+
+
+def load_agent(agent: str | Agent, config: Config) -> Agent:
+    """The agent itself, checked; adapters that the config names are installed first."""
+    for adapter in config.adapters:
+        registry().load("adapters", adapter)()
+    if isinstance(agent, str):
+        agent = load_object(agent)
+    if not callable(agent):
+        raise ConfigError(f"the agent {agent!r} is not a function; expected `async def solve(task, llm) -> float` or the like")
+    takes_llm(agent)
+    return agent
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A config with its plugins found and their settings checked: what can be wrong in it has been said."""
+
+    config: Config
+    agent: str | Agent
+    """The agent itself; its name when worker processes run it."""
+    engine: tuple[Any, Any]
+    """Class and settings."""
+    trainer: tuple[Any, Any] | None
+
+
+async def plan(config: Config, agent: str | Agent, *, train: bool = True) -> Plan:
+    """Check a config and its agent before anything is made. Imports the plugins' libraries and the agent, in a thread."""
+
+    def check() -> Plan:
+        engine = open_table("engines", config.engine, "engine")
+        trainer = open_table("trainers", config.trainer, "trainer") if train else None
+        if not config.runner.workers:
+            return Plan(config, load_agent(agent, config), engine, trainer)
+        return Plan(config, reference_of(agent), engine, trainer)
+
+    return await asyncio.to_thread(check)
+
+
+@asynccontextmanager
+async def open_stack(
+    plan: Plan,
+    *,
+    store: str,
+    progress: Progress,
+    loss: LossSettings | None = None,
+    restore: Path | None = None,
+) -> AsyncGenerator[Stack]:
+    """Open everything of a plan. Heavy work happens in threads."""
+    config = plan.config
+    async with AsyncExitStack() as exits:
+        opened = open_store(store)
+        exits.push_async_callback(opened.close)
+        progress.phase("finding model")
+        files = await asyncio.to_thread(find_model, config.model, progress=progress.phase)
+        share: Share = {}
+        progress.phase("loading model")
+        trainer: Trainer | None = None
+        if plan.trainer is not None:
+            trainer_class, trainer_settings = plan.trainer
+            trainer = opened_trainer = cast(Trainer, await trainer_class.create(files, trainer_settings, share))
+            exits.push_async_callback(opened_trainer.close)
+            if loss is not None and loss.name not in opened_trainer.capabilities.losses and not hasattr(loss, "term"):
+                raise UnsupportedSetting(
+                    f"algorithm.loss is {loss.name!r}, which trainer {config.trainer.get('name', 'torch')!r} does not have; it has: "
+                    f"{', '.join(sorted(opened_trainer.capabilities.losses))}"
+                )
+            if restore is not None:
+                progress.phase("restoring checkpoint")
+                await opened_trainer.restore(restore)
+        engine_class, engine_settings = plan.engine
+        engine: Engine = await engine_class.create(files, engine_settings, share)
+        exits.push_async_callback(engine.close)
+        if trainer is not None:
+            await opened.publish(trainer.policy)
+            await engine.load(trainer.policy)
+        token = secrets.token_urlsafe(24)
+        routes: tuple[Any, ...] = ()
+        if config.runner.workers:
+            from starlette.routing import Mount
+
+            from agentlightning.server import store_app
+
+            routes = (Mount("/", app=store_app(opened, token)),)
+        gateway = Gateway(opened, engine, port=config.port, extra_routes=routes)
+        await gateway.start()
+        exits.push_async_callback(gateway.stop)
+        runners = asyncio.create_task(_runners(config, plan.agent, opened, gateway, engine, token))
+        exits.push_async_callback(_cancelled, runners)
+        yield Stack(opened, engine, trainer, gateway, runners)
+
+
+async def _runners(config: Config, agent: str | Agent, store: LightningStore, gateway: Gateway, engine: Engine, token: str) -> None:
+    settings: RunnerSettings = config.runner
+    if not settings.workers:
+        assert not isinstance(agent, str)
+        await Runner(store, agent, gateway.llm, settings).run()
+        return
+    address = gateway.base_url.removesuffix("/v1").replace("://", f"://{token}@", 1)
+    order = WorkerOrder(
+        agent=reference_of(agent),
+        store=address,
+        model=engine.info.model,
+        base_url=gateway.base_url,
+        adapters=tuple(config.adapters),
+        settings=dataclasses.asdict(settings),
+        path=tuple(path or str(Path.cwd()) for path in sys.path),
+        name="worker",
+    )
+    await Workers(store, order, settings).run()
+
+
+async def _cancelled(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)

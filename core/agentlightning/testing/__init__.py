@@ -1,0 +1,1 @@
+"""Fakes for each contract, and the contract tests that a plugin runs on itself."""

@@ -1,0 +1,467 @@
+"""The contract of `LightningStore` as tests that any implementation runs on itself.
+
+    class TestMyStore(StoreContract):
+        @pytest.fixture
+        async def store(self, tmp_path):
+            store = open_my_store(tmp_path)
+            yield store
+            await store.close()
+
+The tests are coroutines: pytest-asyncio in auto mode runs them, or a mark on the class (`pytestmark = pytest.mark.asyncio`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Generator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from agentlightning.errors import LeaseLost, NotFound, StoreError, WireError
+from agentlightning.model import Call, Completion, Policy, Reward, Rollout, Sampling, Span, Task, ints, new_id
+from agentlightning.store import LightningStore, RolloutState
+
+LEASE = 60.0
+
+
+@contextmanager
+def refused(error: type[Exception]) -> Generator[None]:
+    """The block raises `error`."""
+    try:
+        yield
+    except error:
+        return
+    raise AssertionError(f"no {error.__name__} was raised")
+
+
+def rollouts(count: int, **settings: Any) -> list[Rollout]:
+    """Rollouts of as many tasks."""
+    fields: dict[str, Any] = {"mode": "train", **settings}
+    return [Rollout(task=Task(f"t{i}", {"question": i}), **fields) for i in range(count)]
+
+
+def completion(attempt_id: str, prompt: list[int], response: list[int], **settings: Any) -> Completion:
+    """A reply of a few tokens."""
+    fields: dict[str, Any] = {
+        "call_id": new_id(),
+        "logprobs": -np.arange(len(response), dtype=np.float32),
+        "versions": np.zeros(len(response), np.int32),
+        "sampling": Sampling(seed=7),
+        "finish_reason": "stop",
+        "message": {"role": "assistant"},
+    }
+    fields.update(settings)
+    return Completion(attempt_id=attempt_id, prompt_ids=ints(prompt), response_ids=ints(response), **fields)
+
+
+def span(attempt_id: str, **settings: Any) -> Span:
+    return Span(attempt_id=attempt_id, kind="tool", name="calculator", **settings)
+
+
+class StoreContract:
+    """Subclass it and give it a fixture `store`, an empty one for each test."""
+
+    # --- the queue -----------------------------------------------------------------------------------------------------------------
+
+    async def test_rollouts_are_claimed_once_in_the_order_of_add(self, store: LightningStore) -> None:
+        added = rollouts(5)
+        await store.add(added)
+        await store.add(added[:3])  # the same again
+        first = await store.claim("w", lease=LEASE, limit=2)
+        rest = await store.claim("w", lease=LEASE, limit=10)
+        assert [rollout for rollout, _ in first + rest] == added
+        assert await store.claim("w", lease=LEASE) == []
+        attempts = [attempt for _, attempt in first + rest]
+        assert len({attempt.key for attempt in attempts}) == len({attempt.id for attempt in attempts}) == 5
+        assert all(a.number == 1 and a.status == "running" and a.worker == "w" and a.rollout_id == r.id for r, a in first + rest)
+
+    async def test_a_claim_can_be_limited_to_modes(self, store: LightningStore) -> None:
+        train, val = rollouts(2), rollouts(2, mode="val")
+        await store.add([train[0], val[0], train[1], val[1]])
+        assert [r.id for r, _ in await store.claim("w", lease=LEASE, limit=9, modes={"val"})] == [val[0].id, val[1].id]
+        assert await store.claim("w", lease=LEASE, modes=()) == []
+        assert [r.id for r, _ in await store.claim("w", lease=LEASE, limit=9, modes=["train", "val"])] == [train[0].id, train[1].id]
+
+    async def test_many_claimers_never_get_the_same_attempt(self, store: LightningStore) -> None:
+        await store.add(rollouts(60))
+
+        async def work(name: str) -> list[str]:
+            mine: list[str] = []
+            while claimed := await store.claim(name, lease=LEASE, limit=2):
+                for rollout, attempt in claimed:
+                    mine.append(rollout.id)
+                    await store.record([span(attempt.id)])
+                    await store.finish(attempt.id, "succeeded")
+            return mine
+
+        taken = [id for ids in await asyncio.gather(*(work(f"w{i}") for i in range(8))) for id in ids]
+        assert len(taken) == len(set(taken)) == 60
+        states, _ = await store.list(limit=100)
+        assert all(state.status == "succeeded" and len(state.attempts) == 1 for state in states)
+
+    async def test_an_attempt_is_found_by_id_and_by_key(self, store: LightningStore) -> None:
+        (added,) = rollouts(1)
+        await store.add([added])
+        ((_, attempt),) = await store.claim("w", lease=LEASE)
+        assert await store.attempt(key=attempt.key) == await store.attempt(id=attempt.id) == (added, attempt)
+        await store.finish(attempt.id, "failed", error="boom")
+        assert (await store.attempt(key=attempt.key))[1].status == "failed"
+        for wrong in ({"key": "agl-x"}, {"id": "x"}, {"key": attempt.id}, {"id": attempt.key}, {}):
+            with refused(NotFound):
+                await store.attempt(**wrong)
+
+    async def test_begin_adds_and_claims_and_is_never_queued(self, store: LightningStore) -> None:
+        (rollout,) = rollouts(1, mode="production")
+        attempt = await store.begin(rollout, "me", lease=LEASE)
+        assert await store.claim("w", lease=LEASE) == []
+        assert await store.begin(rollout, "me", lease=LEASE) == attempt
+        with refused(StoreError):
+            await store.begin(rollout, "another", lease=LEASE)
+        state = await store.finish(attempt.id, "failed", retry=True)
+        assert state.status == "failed"
+        assert await store.claim("w", lease=LEASE) == []
+
+    async def test_a_lease_is_more_than_nothing(self, store: LightningStore) -> None:
+        with refused(StoreError):
+            await store.claim("w", lease=0)
+
+    # --- the end of attempts -------------------------------------------------------------------------------------------------------
+
+    async def test_a_finished_attempt_ends_its_rollout(self, store: LightningStore) -> None:
+        await store.add(rollouts(4))
+        ends = {"succeeded": "succeeded", "failed": "failed", "timed_out": "failed", "cancelled": "cancelled"}
+        for (_, attempt), (status, expected) in zip(await store.claim("w", lease=LEASE, limit=4), ends.items(), strict=True):
+            state = await store.finish(attempt.id, status, error="why \ud800")  # type: ignore[arg-type]
+            assert (state.status, state.attempts[0].status) == (expected, status)
+            assert "why" in (state.attempts[0].error or "")
+            assert (state.attempts[0].finished or 0) >= state.attempts[0].started > 0
+            assert state.winner == state.attempts[0]
+            assert await store.finish(attempt.id, status) == state  # type: ignore[arg-type]
+            other = "failed" if status == "succeeded" else "succeeded"
+            with refused(LeaseLost):
+                await store.finish(attempt.id, other)
+            with refused(LeaseLost):
+                await store.heartbeat(attempt.id, lease=LEASE)
+        assert await store.claim("w", lease=LEASE) == []
+        with refused(NotFound):
+            await store.finish("nobody", "failed")
+
+    async def test_an_attempt_cannot_be_finished_as_running_nor_succeed_with_a_retry(self, store: LightningStore) -> None:
+        await store.add(rollouts(1))
+        ((_, attempt),) = await store.claim("w", lease=LEASE)
+        with refused(StoreError):
+            await store.finish(attempt.id, "running")
+        with refused(StoreError):
+            await store.finish(attempt.id, "succeeded", retry=True)
+
+    async def test_a_failed_attempt_is_tried_again_until_max_attempts(self, store: LightningStore) -> None:
+        first, second = rollouts(2, max_attempts=3)
+        await store.add([first, second])
+        for number in (1, 2, 3):
+            ((rollout, attempt),) = await store.claim("w", lease=LEASE)  # a retry comes before younger rollouts
+            assert (rollout.id, attempt.number) == (first.id, number)
+            state = await store.finish(attempt.id, "failed", retry=True)
+            assert state.status == ("queued" if number < 3 else "failed")
+        ((rollout, attempt),) = await store.claim("w", lease=LEASE)
+        assert rollout.id == second.id
+        assert state.winner == state.attempts[2]
+
+    async def test_an_expired_lease_makes_a_new_attempt_and_the_old_one_is_lost(self, store: LightningStore) -> None:
+        await store.add(rollouts(1))
+        ((_, old),) = await store.claim("slow", lease=0.5)
+        await store.record([span(old.id)])
+        assert await store.claim("quick", lease=LEASE) == []
+        await asyncio.sleep(0.55)
+        ((rollout, new),) = await store.claim("quick", lease=LEASE)
+        assert (new.number, new.worker) == (2, "quick")
+        with refused(LeaseLost):
+            await store.heartbeat(old.id, lease=LEASE)
+        with refused(LeaseLost):
+            await store.finish(old.id, "succeeded")
+        late = span(old.id, started=1.0)
+        await store.record([late])
+        await store.finish(new.id, "succeeded")
+        state, (of_old, of_new) = await store.read(rollout.id)
+        assert [a.status for a in state.attempts] == ["lost", "succeeded"]
+        assert state.winner is not None
+        assert state.winner.id == new.id
+        assert "slow" in (of_old.attempt.error or "")
+        assert of_old.spans[1] == late  # what it wrote, late as well, stays readable
+        assert of_new.spans == ()
+
+    async def test_leases_that_expire_max_attempts_times_fail_the_rollout(self, store: LightningStore) -> None:
+        (rollout,) = rollouts(1, max_attempts=2)
+        await store.add([rollout])
+        for _ in range(2):
+            await store.claim("w", lease=0.03)
+            await asyncio.sleep(0.05)
+        assert await store.claim("w", lease=LEASE) == []
+        state, _ = await store.read(rollout.id)
+        assert state.status == "failed"
+        assert [a.status for a in state.attempts] == ["lost", "lost"]
+
+    async def test_a_heartbeat_keeps_the_lease(self, store: LightningStore) -> None:
+        await store.add(rollouts(1))
+        ((_, attempt),) = await store.claim("w", lease=1.0)
+        for _ in range(3):
+            await asyncio.sleep(0.4)
+            await store.heartbeat(attempt.id, lease=1.0)
+            assert await store.claim("thief", lease=LEASE) == []
+        await store.finish(attempt.id, "succeeded")
+        with refused(NotFound):
+            await store.heartbeat("nobody", lease=LEASE)
+
+    async def test_cancel_ends_queued_and_running_rollouts_only(self, store: LightningStore) -> None:
+        added = rollouts(4)
+        await store.add(added)
+        ((_, done), (_, running)) = await store.claim("w", lease=LEASE, limit=2)
+        await store.finish(done.id, "succeeded")
+        assert await store.cancel([r.id for r in added[:3]]) == 2
+        assert await store.cancel([r.id for r in added[:3]]) == 0
+        assert [s.status for s in (await store.list())[0]] == ["succeeded", "cancelled", "cancelled", "queued"]
+        assert (await store.attempt(id=running.id))[1].status == "cancelled"
+        with refused(LeaseLost):
+            await store.finish(running.id, "succeeded")
+        assert [r.id for r, _ in await store.claim("w", lease=LEASE, limit=9)] == [added[3].id]
+        with refused(NotFound):
+            await store.cancel([added[3].id, "nobody"])
+        assert (await store.read(added[3].id))[0].status == "running"
+
+    # --- records -------------------------------------------------------------------------------------------------------------------
+
+    async def test_records_come_back_equal_in_order_and_by_kind(self, store: LightningStore) -> None:
+        await store.add(rollouts(1))
+        ((rollout, attempt),) = await store.claim("w", lease=LEASE)
+        call = Call(id=new_id(), attempt_id=attempt.id, index=0, outcome="completed", choices=1, request_hash="h")
+        nan = completion(attempt.id, [1, 2], [3, 4], logprobs=np.array([np.nan, -1], np.float32), call_id=call.id)
+        empty = completion(attempt.id, [], [], logprobs=None)
+        spans = [span(attempt.id, attributes={"n": i, "deep": [{"x": None, "big": 10**30}], "text": "é\ud800"}) for i in range(3)]
+        reward = Reward(attempt_id=attempt.id, value=0.5, name="return", call_id=call.id)
+        shared = span(attempt.id, id=call.id)  # a framework's span may have its call's id
+        await store.record([spans[0], call, nan])
+        await store.record([empty, spans[1], reward, spans[2], shared])
+        await store.record([])
+        written = await store.records(attempt.id)
+        assert written.attempt == attempt
+        assert written.calls == (call,)
+        assert written.completions == (nan, empty)
+        assert written.spans == (*spans, shared)
+        assert written.rewards == (reward,)
+        assert not written.completions[0].prompt_ids.flags.writeable
+        assert (await store.read(rollout.id))[1] == (written,)
+
+    async def test_the_first_value_under_an_id_stays(self, store: LightningStore) -> None:
+        await store.add(rollouts(1))
+        ((_, attempt),) = await store.claim("w", lease=LEASE)
+        reward = Reward(attempt_id=attempt.id, value=1.0)
+        await asyncio.gather(*(store.record([reward, span(attempt.id, id="s")]) for _ in range(5)))
+        await store.record([replace(reward, value=2.0), span(attempt.id, id="new")])
+        written = await store.records(attempt.id)
+        assert written.rewards == (reward,)
+        assert [s.id for s in written.spans] == ["s", "new"]
+
+    async def test_records_are_written_all_or_none(self, store: LightningStore) -> None:
+        await store.add(rollouts(1))
+        ((_, attempt),) = await store.claim("w", lease=LEASE)
+        with refused(NotFound):
+            await store.record([span(attempt.id), span("nobody")])
+        with refused(WireError):
+            await store.record([span(attempt.id), span(attempt.id, attributes={"x": object()})])
+        assert (await store.records(attempt.id)).spans == ()
+        with refused(NotFound):
+            await store.records("nobody")
+        with refused(NotFound):
+            await store.read("nobody")
+
+    async def test_what_is_recorded_is_not_edited_through_the_callers_content(self, store: LightningStore) -> None:
+        await store.add(rollouts(1))
+        ((_, attempt),) = await store.claim("w", lease=LEASE)
+        content = {"steps": [1]}
+        await store.record([span(attempt.id, attributes=content)])
+        content["steps"].append(2)
+        assert (await store.records(attempt.id)).spans[0].attributes == {"steps": [1]}
+
+    async def test_late_rewards_are_accepted(self, store: LightningStore) -> None:
+        await store.add(rollouts(1))
+        ((_, attempt),) = await store.claim("w", lease=LEASE)
+        await store.finish(attempt.id, "succeeded")
+        late = Reward(attempt_id=attempt.id, value=-1, source="a person")
+        await store.record([late])
+        assert (await store.records(attempt.id)).rewards == (late,)
+
+    async def test_a_conversation_comes_back_with_whole_prompts(self, store: LightningStore) -> None:
+        await store.add(rollouts(2))
+        ((_, attempt), (_, other)) = await store.claim("w", lease=LEASE, limit=2)
+        turns: list[Completion] = [completion(attempt.id, [1, 2, 3], [4, 5])]
+        for turn in range(6):
+            last = turns[-1]
+            prompt = [*last.prompt_ids.tolist(), *last.response_ids.tolist(), 100 + turn]
+            turns.append(completion(attempt.id, prompt, [200 + turn], continues=last.id))
+        branch = completion(attempt.id, [1, 2, 3, 4, 5, 9], [7], continues=turns[0].id)
+        exact = completion(attempt.id, [1, 2, 3, 4, 5], [8], continues=turns[0].id)
+        edited = completion(attempt.id, [1, 2, 0, 4, 5, 9], [7], continues=turns[0].id)  # no prefix after all
+        shorter = completion(attempt.id, [1, 2, 3], [7], continues=turns[0].id)
+        unknown = completion(attempt.id, [1, 2, 3, 4, 5, 9], [7], continues="nobody")
+        itself = completion(attempt.id, [1], [7], id="me", continues="me")
+        foreign = completion(other.id, [1, 2, 3, 4, 5, 9], [7], continues=turns[0].id)
+        await store.record(turns[:3])
+        for each in turns[3:]:
+            await store.record([each])
+        await store.record([branch, exact, edited, shorter, unknown, itself, foreign])
+        assert (await store.records(attempt.id)).completions == (*turns, branch, exact, edited, shorter, unknown, itself)
+        assert (await store.records(other.id)).completions == (foreign,)
+
+    # --- lists and waiting ---------------------------------------------------------------------------------------------------------
+
+    async def test_list_pages_through_in_the_order_of_add(self, store: LightningStore) -> None:
+        added = rollouts(25)
+        await store.add(added[:10])
+        await store.add(added[10:])
+        seen: list[RolloutState] = []
+        cursor = 0
+        while True:
+            page, cursor = await store.list(after=cursor, limit=10)
+            if not page:
+                break
+            seen += page
+            await store.claim("w", lease=LEASE)  # a change of status moves nothing
+        assert [state.rollout for state in seen] == added
+        assert (await store.list(after=cursor))[1] == cursor
+
+    async def test_list_selects(self, store: LightningStore) -> None:
+        a, b = rollouts(2, group="g", step=1)
+        (c,) = rollouts(1, group="h", step=2, mode="val")
+        await store.add([a, b, c])
+        await store.claim("w", lease=LEASE)
+
+        async def ids(**wanted: Any) -> list[str]:
+            return [state.rollout.id for state in (await store.list(**wanted))[0]]
+
+        assert await ids(group="g") == [a.id, b.id]
+        assert await ids(step=2) == await ids(mode="val") == [c.id]
+        assert await ids(status=["running"]) == [a.id]
+        assert await ids(status={"queued", "running"}, group="g", step=1, mode="train") == [a.id, b.id]
+        assert await ids(status=()) == await ids(group="nobody") == await ids(limit=0) == []
+        assert await ids(status=["queued"], order="changed") == [b.id, c.id]
+
+    async def test_a_reader_of_changes_sees_every_change(self, store: LightningStore) -> None:
+        await store.add(rollouts(6))
+        page, cursor = await store.list(order="changed")
+        assert [state.status for state in page] == ["queued"] * 6
+        (_, one), (_, two) = await store.claim("w", lease=LEASE, limit=2)
+        page, cursor = await store.list(after=cursor, order="changed")
+        assert [state.attempts[-1].id for state in page] == [one.id, two.id]
+        await store.finish(two.id, "succeeded")
+        await store.finish(one.id, "failed", retry=True)
+        first, cursor = await store.list(after=cursor, order="changed", limit=1)
+        second, cursor = await store.list(after=cursor, order="changed", limit=1)
+        assert [state.status for state in first + second] == ["succeeded", "queued"]
+        assert [state.seq for state in first + second] == sorted(state.seq for state in first + second)
+        assert (await store.list(after=cursor, order="changed")) == ([], cursor)
+        assert await store.wait(0, timeout=0) == cursor
+
+    async def test_wait_returns_within_a_moment_of_each_change(self, store: LightningStore) -> None:
+        assert await store.wait(0, timeout=0) == 0
+        start = time.monotonic()
+        assert await store.wait(0, timeout=0.1) == 0
+        assert 0.09 < time.monotonic() - start < 2
+        (rollout,) = rollouts(1)
+        seq = 0
+        attempt_id = ""
+        delays: list[float] = []
+        for change in ("add", "claim", "finish", "claim", "cancel"):
+            waiting = [asyncio.ensure_future(store.wait(seq, timeout=10)) for _ in range(3)]
+            await asyncio.sleep(0.05)
+            assert not any(each.done() for each in waiting)
+            match change:
+                case "add":
+                    await store.add([rollout])
+                case "claim":
+                    ((_, attempt),) = await store.claim("w", lease=LEASE)
+                    attempt_id = attempt.id
+                case "finish":
+                    await store.finish(attempt_id, "failed", retry=True)
+                case _:
+                    await store.cancel([rollout.id])
+            start = time.monotonic()
+            (new,) = set(await asyncio.gather(*waiting))
+            delays.append(time.monotonic() - start)
+            assert new > seq
+            seq = new
+        assert sorted(delays)[2] < 0.1, delays  # the median: a busy machine may be late once
+        assert await store.wait(seq - 1) == seq  # what has happened is not waited for
+
+    async def test_wait_sees_a_lease_expire(self, store: LightningStore) -> None:
+        await store.add(rollouts(1))
+        await store.claim("w", lease=0.5)
+        start = time.monotonic()
+        assert await store.wait(2, timeout=10) == 3
+        assert time.monotonic() - start < 3
+        assert (await store.list())[0][0].status == "queued"
+
+    async def test_a_cancelled_wait_disturbs_nobody(self, store: LightningStore) -> None:
+        gone, stays = asyncio.ensure_future(store.wait(0)), asyncio.ensure_future(store.wait(0, timeout=10))
+        await asyncio.sleep(0.05)
+        gone.cancel()
+        await store.add(rollouts(1))
+        assert await stays == 1
+
+    async def test_event_loops_in_two_threads_share_a_store(self, store: LightningStore) -> None:
+        await store.add(rollouts(20))
+        failures: list[BaseException] = []
+
+        async def work() -> None:
+            while claimed := await store.claim("thread", lease=LEASE):
+                await store.record([span(claimed[0][1].id)])
+                await store.finish(claimed[0][1].id, "succeeded")
+            await store.wait(60, timeout=10)  # 20 added, claimed, finished: told by the other loop
+
+        def run() -> None:
+            try:
+                asyncio.run(work())
+            except BaseException as error:
+                failures.append(error)
+
+        thread = threading.Thread(target=run)
+        thread.start()
+        while claimed := await store.claim("main", lease=LEASE):
+            await store.finish(claimed[0][1].id, "succeeded")
+        seq = 0
+        while seq < 60:
+            seq = await store.wait(seq, timeout=10)
+        await store.add(rollouts(1))
+        await asyncio.to_thread(thread.join, 5)
+        assert not thread.is_alive()
+        assert failures == []
+        assert all(state.status == "succeeded" for state in (await store.list(limit=20))[0])
+
+    # --- policies ------------------------------------------------------------------------------------------------------------------
+
+    async def test_policies_are_listed_oldest_first(self, store: LightningStore) -> None:
+        versions = [Policy(version=v, base="tiny", uri=f"file:/{v}") for v in (0, 1, 10, 2)]
+        judge = Policy(name="judge", version=0, base="tiny", kind="lora", uri="memory:x")
+        for policy in [*versions, judge]:
+            await store.publish(policy)
+            await store.publish(policy)
+        assert [p.version for p in await store.policies("main")] == [0, 1, 2, 10]
+        assert await store.policies("judge") == [judge]
+        assert len(await store.policies()) == 5
+        assert await store.policies("nobody") == []
+        with refused(StoreError):
+            await store.publish(replace(judge, uri="memory:y"))
+        assert await store.policies("judge") == [judge]
+
+    # --- the end -------------------------------------------------------------------------------------------------------------------
+
+    async def test_a_closed_store_says_so(self, store: LightningStore) -> None:
+        await store.close()
+        await store.close()
+        with refused(StoreError):
+            await store.add(rollouts(1))
+        with refused(StoreError):
+            await store.list()

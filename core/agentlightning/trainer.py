@@ -1,0 +1,56 @@
+"""The Trainer contract: the backend that holds weights and takes gradient steps."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from agentlightning.model import Policy
+
+if TYPE_CHECKING:
+    from agentlightning.rl.batch import Batch
+    from agentlightning.rl.loss import LossSettings
+
+
+@dataclass(frozen=True, slots=True)
+class Capabilities:
+    """What a trainer honours. A setting outside it is refused before the first step (law 11)."""
+
+    losses: frozenset[str]
+    """Names of loss settings."""
+    uris: frozenset[str]
+    """Schemes under which it hands weights over: `memory`, `file`."""
+    forest: bool = True
+    """Whether it trains the forest; otherwise root-to-leaf rows."""
+    lora: bool = False
+    critic: bool = False
+
+
+class Trainer(Protocol):
+    """Metrics are plain floats; one that was not measured is absent, not zero."""
+
+    @property
+    def capabilities(self) -> Capabilities: ...
+
+    @property
+    def policy(self) -> Policy:
+        """What the weights are now."""
+        ...
+
+    async def step(self, batch: Batch, loss: LossSettings) -> tuple[Policy, dict[str, float]]:
+        """Train on a batch: `loss.epochs` passes of `loss.minibatches` optimiser steps each. Returns the next version and metrics. A
+        batch without signal (`batch.trained_tokens == 0`) trains nothing and keeps the version. `NonFinite` leaves the weights as
+        they were."""
+        ...
+
+    async def save(self, folder: Path) -> None:
+        """Write all state needed to go on bitwise: weights, optimiser, schedule, RNG, version. The folder also loads with plain
+        `AutoModelForCausalLM.from_pretrained`."""
+        ...
+
+    async def restore(self, folder: Path) -> None:
+        """Take up the state of `save`."""
+        ...
+
+    async def close(self) -> None: ...

@@ -1,0 +1,289 @@
+"""`agl.train`: agents, tasks and a model in; a run out."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import json
+import threading
+import time
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from concurrent.futures import CancelledError, Future, wait
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+from agentlightning.chart import reward_chart
+from agentlightning.collect import Stopped
+from agentlightning.config import Config, build, check_names, to_toml
+from agentlightning.errors import NonFinite
+from agentlightning.model import JSON, Task
+from agentlightning.progress import Progress, Silent, make_progress
+from agentlightning.registry import registry
+from agentlightning.rl.lightning import LightningRL, algorithm_from
+from agentlightning.runner import Agent
+from agentlightning.runs import RunFolder, RunState, write_file
+from agentlightning.session import Session
+from agentlightning.stack import open_stack, plan
+from agentlightning.tasks import load_tasks
+from agentlightning.tracking import cut_metrics, read_metrics
+
+T = TypeVar("T")
+INLINE = "(given as values)"
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """What a training run left behind."""
+
+    folder: Path
+    result: dict[str, Any]
+    """The content of `result.json`."""
+    stopped: bool = False
+    """Whether it was stopped before its last step; `resume` goes on."""
+
+    @property
+    def policy(self) -> Path:
+        """The folder of the best weights by held-out reward (of the last ones where none was measured); loads with plain
+        `AutoModelForCausalLM.from_pretrained`."""
+        return self.folder / str(self.result["policy"])
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A config with what cannot stand in a file: the agent as an object, tasks as values."""
+
+    config: Config
+    agent: str | Agent
+    tasks: list[Task] = field(repr=False)
+    val_tasks: list[Task] = field(repr=False)
+
+
+def train(
+    agent: Agent | str,
+    *,
+    tasks: Sequence[JSON] | str | Path,
+    progress: Progress | bool = True,
+    resume: str | Path | None = None,
+    **settings: Any,
+) -> Run:
+    """Train an agent's model by reinforcement, and return when it is done.
+
+    `agent(task, llm) -> float` is any sync or async callable, or `"module:function"`; it returns the reward, or None and calls
+    `agl.reward(value)`. `tasks` and `val_tasks` are lists of JSON values, or .jsonl files. Further settings are those of `Config`, with
+    the tables as mappings or settings objects: `model`, `steps`, `tasks_per_step`, `algorithm=LightningRL(...)`, `sampling`, `engine`,
+    `trainer`, `runner`, `evaluate`, `seed`, `name`, `folder`, ...
+
+    Runs in a thread with an event loop of its own, so it works in notebooks. The first Ctrl-C stops between two steps and leaves a run
+    that `resume` goes on with; the second stops at once. Raises `LightningError`s that say what is wrong.
+    """
+    return run_job(make_job(agent, tasks=tasks, **settings), resume=resume, progress=progress)
+
+
+async def train_async(
+    agent: Agent | str,
+    *,
+    tasks: Sequence[JSON] | str | Path,
+    progress: Progress | bool = True,
+    resume: str | Path | None = None,
+    **settings: Any,
+) -> Run:
+    """`train`, on the caller's event loop. Cancelling it stops the run and leaves it resumable."""
+    job = make_job(agent, tasks=tasks, **settings)
+    return await train_job(job, progress=_progress(progress), resume=resume, stop=asyncio.Event())
+
+
+def train_config(config: Config, *, resume: str | Path | None = None, progress: Progress | bool = True) -> Run:
+    """`train`, with everything from a config (`agl train CONFIG.toml`)."""
+    return run_job(job_of(config), resume=resume, progress=progress)
+
+
+def run_job(job: Job, *, resume: str | Path | None = None, progress: Progress | bool = True) -> Run:
+    """`train`, with everything in a job."""
+    return run_in_thread(lambda stop: train_job(job, progress=_progress(progress), resume=resume, stop=stop))
+
+
+def make_job(
+    agent: Agent | str, *, tasks: Sequence[JSON] | str | Path, val_tasks: Sequence[JSON] | str | Path | None = None, **settings: Any
+) -> Job:
+    """A job from the arguments of `train`."""
+    name = (
+        agent if isinstance(agent, str) else f"{getattr(agent, '__module__', '?')}:{getattr(agent, '__qualname__', type(agent).__name__)}"
+    )
+    # Tasks that are no file are written into the run folder, so that `agl train --resume` finds them.
+    files = {key: str(value) if isinstance(value, str | Path) else INLINE for key, value in (("tasks", tasks), ("val_tasks", val_tasks))}
+    if val_tasks is None:
+        del files["val_tasks"]
+    config = build(Config, {"agent": name, **files, **{key: _table(value) for key, value in settings.items()}})
+    check_names(config)
+    return Job(config, agent, load_tasks(tasks), [] if val_tasks is None else load_tasks(val_tasks))
+
+
+def job_of(config: Config) -> Job:
+    """A job from a config alone."""
+    return Job(config, config.agent, load_tasks(config.tasks), load_tasks(config.val_tasks) if config.val_tasks else [])
+
+
+async def train_job(job: Job, *, progress: Progress, resume: str | Path | None, stop: asyncio.Event) -> Run:
+    """Open everything, train, write the result."""
+    config = job.config
+    algorithm = algorithm_from(config.algorithm)
+    loss = algorithm.parts()[2] if isinstance(algorithm, LightningRL) else None
+    planned = await plan(config, job.agent)
+    sampler = registry().load("samplers", config.sampler)(job.tasks, config.seed)
+    folder = RunFolder.open(resume) if resume is not None else RunFolder.create(config.folder, config.name)
+    with folder.lock():
+        state, restore = RunState(started=time.time()), None
+        if resume is not None and folder.steps():
+            restore, state = folder.resume_point()
+            sampler.restore(state.sampler)
+        if resume is not None:  # from its beginning, where it has no checkpoint yet
+            folder.cut_back(state.step)
+            cut_metrics(folder.path, after=state.step if restore else -1)
+        config = _keep_tasks(folder, config, job)
+        folder.write_config(to_toml(config))
+        tracker = registry().load("trackers", "jsonl")(folder.path)
+        progress.begin(config.steps, state.step)
+        if resume is not None:
+            progress.message(f"going on after step {state.step}" if restore else f"{folder.name} has no checkpoint yet: it starts again")
+        session: Session | None = None
+        stopped = False
+        try:
+            store = config.store or folder.store_address
+            async with open_stack(planned, store=store, progress=progress, loss=loss, restore=restore) as stack:
+                assert stack.trainer is not None
+                await _cancel_left_over(stack.store)
+                session = Session(
+                    config,
+                    store=stack.store,
+                    engine=stack.engine,
+                    trainer=stack.trainer,
+                    sampler=sampler,
+                    val_tasks=job.val_tasks,
+                    folder=folder,
+                    tracker=tracker,
+                    progress=progress,
+                    state=state,
+                    stop=stop,
+                    runners=stack.runners,
+                )
+                try:
+                    await session.before()
+                    await algorithm.run(session)
+                except (Stopped, asyncio.CancelledError):
+                    stopped = True
+                except NonFinite:
+                    await session.checkpoint()  # the step changed nothing: the last good weights are kept
+                    raise
+                # Between two steps here, whatever stopped the run: the weights are those of the last finished step.
+                if session.state.step > 0 or not stopped:
+                    await session.checkpoint()
+        finally:
+            tracker.close()
+            progress.end()
+        result = write_result(folder, config, session.state)
+        return Run(folder.path, result, stopped)
+
+
+def _keep_tasks(folder: RunFolder, config: Config, job: Job) -> Config:
+    """Tasks that were given as values, as files of the run."""
+    for key, tasks in (("tasks", job.tasks), ("val_tasks", job.val_tasks)):
+        if getattr(config, key) == INLINE:
+            path = folder.path / f"{key}.jsonl"
+            write_file(path, b"".join(json.dumps(task.input).encode() + b"\n" for task in tasks))
+            config = dataclasses.replace(config, **{key: str(path)})
+    return config
+
+
+async def _cancel_left_over(store: Any) -> None:
+    """Rollouts of a step that a stopped run did not finish are made again."""
+    left, _ = await store.list(status=["queued", "running"], limit=1_000_000)
+    ids = [state.rollout.id for state in left if state.rollout.mode != "production"]
+    if ids:
+        await store.cancel(ids)
+
+
+def write_result(folder: RunFolder, config: Config, state: RunState) -> dict[str, Any]:
+    """`result.json` and `reward.png` from what was measured; what was not measured is absent."""
+    rows, _ = read_metrics(folder.path)
+    held_out: dict[str, dict[str, float]] = {}
+    for kind in ("sampled", "greedy"):
+        values = [(row["step"], row[f"held_out.{kind}"]) for row in rows if f"held_out.{kind}" in row]
+        measured = {"before": values[0][1]} if values and values[0][0] == 0 else {}
+        if values and values[-1][0] > 0:
+            measured["after"] = values[-1][1]
+        if measured:
+            held_out[kind] = measured
+    steps = folder.steps()
+    best = state.best_step if state.best_step in steps else None
+    kept = best if best is not None else (steps[-1] if steps else None)
+    result: dict[str, Any] = {
+        "name": config.name,
+        "model": config.model,
+        "seed": config.seed,
+        "steps": state.step,
+        "finished": state.finished,
+        "seconds": round(state.seconds, 1),
+        "held_out": held_out,
+    }
+    if state.best is not None:
+        result["best"] = {"step": state.best_step, "held_out": state.best}
+    if kept is not None:
+        result["policy"] = str(folder.checkpoint(kept).relative_to(folder.path))
+    folder.write_result(result)
+    reward_chart(rows, folder.chart, title=config.name)
+    return result
+
+
+def run_in_thread(main: Callable[[asyncio.Event], Coroutine[Any, Any, T]]) -> T:
+    """Run a coroutine in a thread with a loop of its own. The first Ctrl-C sets its event, the second cancels it."""
+    loop, stop = asyncio.new_event_loop(), asyncio.Event()
+    outcome: Future[T] = Future()
+    tasks: list[asyncio.Task[T]] = []
+
+    def body() -> None:
+        asyncio.set_event_loop(loop)
+        tasks.append(loop.create_task(main(stop)))
+        try:
+            outcome.set_result(loop.run_until_complete(tasks[0]))
+        except BaseException as error:
+            outcome.set_exception(error)
+        finally:
+            loop.run_until_complete(loop.shutdown_asyncgens())
+            loop.close()
+
+    threading.Thread(target=body, name="agentlightning", daemon=True).start()
+    interrupts = 0
+    while True:
+        try:
+            wait([outcome])  # not Thread.join: in Python 3.11 an interrupt in it takes a running thread for a stopped one
+            return outcome.result()
+        except KeyboardInterrupt:
+            interrupts += 1
+            if not outcome.done():
+                loop.call_soon_threadsafe(stop.set if interrupts == 1 else tasks[0].cancel)
+        except (CancelledError, asyncio.CancelledError) as error:
+            raise KeyboardInterrupt from error
+
+
+def _table(value: Any) -> Any:
+    """Settings objects as the tables that a config file would have; what stands at its default is left out."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        named = {each.name: each for each in dataclasses.fields(value)}
+        table: dict[str, Any] = {}
+        for key, each in named.items():
+            given = getattr(value, key)
+            if key == "name" or given != each.default:
+                table[key] = False if given is None else _table(given)
+        return table
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, Mapping):
+        return {str(key): _table(each) for key, each in cast("Mapping[Any, Any]", value).items()}
+    return value
+
+
+def _progress(progress: Progress | bool) -> Progress:
+    if isinstance(progress, bool):
+        return make_progress() if progress else Silent()
+    return progress

@@ -1,0 +1,212 @@
+"""Running without training: a dry run that says what a run will need, and rollouts that are only scored."""
+
+from __future__ import annotations
+
+import asyncio
+import resource
+import shutil
+import sys
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+
+from agentlightning.collect import Collector
+from agentlightning.config import Config, to_toml
+from agentlightning.model import Rollout, Sampling, Trajectory
+from agentlightning.progress import Progress, Silent
+from agentlightning.rl.batch import make_batch
+from agentlightning.rl.lightning import LightningRL, algorithm_from
+from agentlightning.runs import RunFolder
+from agentlightning.settings import build_loss
+from agentlightning.stack import Stack, open_stack, plan
+from agentlightning.training import Job, job_of, run_in_thread
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DryRun:
+    """What one group of rollouts and one forward and backward pass tell about the run."""
+
+    rollouts: int
+    reward: float | None
+    """Mean of the group; None: none was scored."""
+    failed: int
+    error: str | None
+    """Of the first rollout that failed."""
+    transitions: int
+    sampled_tokens: int
+    prompt_tokens: int
+    rollout_seconds: float
+    """For the group."""
+    training_seconds: float | None
+    """Forward, backward and step on the group; None: nothing was sampled."""
+    step_seconds: float | None
+    """Estimate for one step: rollouts and training grow with the number of tasks in it."""
+    evaluations: int
+    run_seconds: float | None
+    """Estimate for all steps with their evaluations."""
+    memory_bytes: int
+    """Most that this process has used so far."""
+    checkpoint_bytes: int
+    disk_bytes: int
+    """Estimate for the whole run folder."""
+    free_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scored:
+    """What `agl rollout` found."""
+
+    folder: Path
+    rollouts: int
+    scored: int
+    reward: float | None
+    """Mean over the scored rollouts."""
+    statuses: dict[str, int]
+    requests: dict[str, int]
+    sampled_tokens: int
+    seconds: float
+    error: str | None
+    """Of the first rollout that failed."""
+
+
+def dry_run(config: Config, *, progress: Progress | None = None) -> DryRun:
+    """Check everything that a run needs, with one group of rollouts and one training step on it, in a folder that is thrown away."""
+    job = job_of(config)
+    return run_in_thread(lambda stop: _dry_run(job, progress or Silent(), stop))
+
+
+def rollout_config(config: Config, *, limit: int | None = None, progress: Progress | None = None) -> Scored:
+    """Run the agent once on each task (the held-out ones where the config has some) and score it, without training."""
+    job = job_of(config)
+    return run_in_thread(lambda stop: _score(job, limit, progress or Silent(), stop))
+
+
+async def _dry_run(job: Job, progress: Progress, stop: asyncio.Event) -> DryRun:
+    config = job.config
+    algorithm = algorithm_from(config.algorithm)
+    loss = algorithm.parts()[2] if isinstance(algorithm, LightningRL) else build_loss("ppo_clip", where="algorithm.loss")
+    size = getattr(algorithm, "group_size", 1)
+    rollouts = [
+        Rollout(task=job.tasks[0], mode="train", group="dry-run", index=index, step=0, seed=config.seed, sampling=_sampling(config))
+        for index in range(size)
+    ]
+    planned = await plan(config, job.agent)
+    trained: float | None = None
+    with TemporaryDirectory(prefix="agl-dry-run-") as temporary:
+        folder = Path(temporary)
+        async with open_stack(planned, store=f"sqlite:{folder / 'store.db'}", progress=progress, loss=loss) as stack:
+            assert stack.trainer is not None
+            began = time.monotonic()
+            trajectories = await _collector(stack, config, progress, stop).run(rollouts)
+            collected = time.monotonic() - began
+            transitions = [transition for each in trajectories for transition in each.transitions]
+            if transitions:
+                progress.phase("training")
+                # Made-up advantages: what counts here is the work, and the weights are thrown away.
+                batch = make_batch(trajectories, [np.ones(len(each.transitions)) for each in trajectories])
+                began = time.monotonic()
+                await stack.engine.pause()
+                await stack.trainer.step(batch, loss)
+                trained = time.monotonic() - began
+            progress.phase("writing checkpoint")
+            (folder / "checkpoint").mkdir()
+            await stack.trainer.save(folder / "checkpoint")
+        checkpoint = _bytes(folder / "checkpoint")
+        store = _bytes(folder) - checkpoint
+    step = None if trained is None else (collected + trained) * config.tasks_per_step
+    evaluations, evaluated = _evaluated(job)
+    run = None if step is None else step * config.steps + collected / size * evaluated
+    rewards = [each.reward for each in trajectories if each.reward is not None]
+    kept = config.checkpoints.last + 1 + (config.steps // config.checkpoints.keep_every if config.checkpoints.keep_every else 0)
+    return DryRun(
+        rollouts=size,
+        reward=float(np.mean(rewards)) if rewards else None,
+        failed=sum(each.status != "succeeded" for each in trajectories),
+        error=next((each.error for each in trajectories if each.error), None),
+        transitions=len(transitions),
+        sampled_tokens=sum(len(each.response_ids) for each in transitions),
+        prompt_tokens=sum(len(each.prompt_ids) for each in transitions),
+        rollout_seconds=collected,
+        training_seconds=trained,
+        step_seconds=step,
+        evaluations=evaluations,
+        run_seconds=run,
+        memory_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024),
+        checkpoint_bytes=checkpoint,
+        disk_bytes=checkpoint * min(kept, config.steps + 1) + store // size * (size * config.tasks_per_step * config.steps + evaluated),
+        free_bytes=shutil.disk_usage(_existing(Path(config.folder))).free,
+    )
+
+
+def _evaluated(job: Job) -> tuple[int, int]:
+    """Evaluations in a run, and the rollouts in all of them."""
+    settings = job.config.evaluate
+    if not job.val_tasks:
+        return 0, 0
+    times = 2 + ((job.config.steps - 1) // settings.every if settings.every else 0)
+    return times, times * len(job.val_tasks[: settings.tasks]) * (settings.samples + settings.greedy)
+
+
+def _bytes(folder: Path) -> int:
+    return sum(each.stat().st_size for each in folder.rglob("*") if each.is_file())
+
+
+def _existing(path: Path) -> Path:
+    path = path.resolve()
+    return next(each for each in (path, *path.parents) if each.exists())
+
+
+async def _score(job: Job, limit: int | None, progress: Progress, stop: asyncio.Event) -> Scored:
+    config = job.config
+    tasks = (job.val_tasks or job.tasks)[:limit]
+    planned = await plan(config, job.agent, train=False)
+    folder = RunFolder.create(config.folder, f"{config.name}-rollout")
+    with folder.lock():
+        folder.write_config(to_toml(config))
+        began = time.monotonic()
+        async with open_stack(planned, store=config.store or folder.store_address, progress=progress) as stack:
+            rollouts = [
+                Rollout(task=task, mode="val", group=f"task-{place}", seed=config.seed, step=0, sampling=_sampling(config))
+                for place, task in enumerate(tasks)
+            ]
+            trajectories = await _collector(stack, config, progress, stop).run(rollouts)
+        seconds = time.monotonic() - began
+        report = _report(folder.path, trajectories, seconds)
+        folder.write_result({"name": config.name, "model": config.model, "seed": config.seed, "reward": report.reward, **_plain(report)})
+    return report
+
+
+def _plain(report: Scored) -> dict[str, Any]:
+    return {key: getattr(report, key) for key in ("rollouts", "scored", "statuses", "requests", "sampled_tokens", "seconds")}
+
+
+def _report(folder: Path, trajectories: Sequence[Trajectory], seconds: float) -> Scored:
+    rewards = [each.reward for each in trajectories if each.reward is not None]
+    requests = Counter[str]()
+    for each in trajectories:
+        requests.update(each.calls)
+    return Scored(
+        folder=folder,
+        rollouts=len(trajectories),
+        scored=len(rewards),
+        reward=float(np.mean(rewards)) if rewards else None,
+        statuses=dict(Counter(str(each.status) for each in trajectories)),
+        requests=dict(requests),
+        sampled_tokens=sum(len(transition.response_ids) for each in trajectories for transition in each.transitions),
+        seconds=seconds,
+        error=next((each.error for each in trajectories if each.error), None),
+    )
+
+
+def _sampling(config: Config) -> Sampling:
+    return Sampling(temperature=config.sampling.temperature, max_tokens=config.sampling.max_tokens)
+
+
+def _collector(stack: Stack, config: Config, progress: Progress, stop: asyncio.Event) -> Collector:
+    return Collector(stack.store, stack.runners, stop, progress, agents=config.agents, reward_weights=config.reward_weights)

@@ -1,0 +1,195 @@
+"""Worker processes for agents that block or crash: each is a `Runner` over the store's HTTP address.
+
+A worker is told `module:function` and addresses as JSON on its standard input, never a pickle, and ends when that input closes, so no
+worker outlives the process that started it. One that dies is replaced, and its attempts are given back at once; one whose attempt is
+far beyond its timeout (its event loop is blocked) is killed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import logging
+import os
+import sys
+import threading
+import time
+from asyncio.subprocess import PIPE, Process, create_subprocess_exec
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from agentlightning.errors import AgentError, ConfigError, LeaseLost
+from agentlightning.model import LLM, AttemptStatus, Reward
+from agentlightning.registry import load_object, registry
+from agentlightning.runner import Runner, RunnerSettings
+from agentlightning.store import LightningStore
+
+log = logging.getLogger("agentlightning.workers")
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkerOrder:
+    """What a worker process is told."""
+
+    agent: str
+    """`module:function`"""
+    store: str
+    """The store's HTTP address, with its token."""
+    model: str
+    base_url: str
+    adapters: tuple[str, ...]
+    settings: dict[str, Any]
+    path: tuple[str, ...]
+    """Import path of the parent, so that the same modules are found."""
+    name: str
+
+
+def reference_of(agent: str | Callable[..., Any]) -> str:
+    """`module:function` of an agent that worker processes can import; `ConfigError` for one that they cannot."""
+    if isinstance(agent, str):
+        return agent
+    module, name = getattr(agent, "__module__", None), getattr(agent, "__qualname__", None)
+    if module is None or name is None or "<" in name or module == "__main__":
+        raise ConfigError(
+            f"the agent {name or agent!r} cannot be imported by worker processes (it is a closure, a lambda, or lives in the script that "
+            "was started); put it at the top level of a module and pass 'module:function', or use runner.workers = 0"
+        )
+    return f"{module}:{name}"
+
+
+class Workers:
+    """Keeps `settings.workers` processes running until cancelled."""
+
+    GRACE = 10.0
+    """Seconds beyond the timeout after which a worker counts as blocked."""
+    CRASHES = 3
+    """Deaths in a row, each within seconds of its start and without a rollout ended, after which starting workers is given up."""
+
+    def __init__(self, store: LightningStore, order: WorkerOrder, settings: RunnerSettings) -> None:
+        self._store, self._order, self._settings = store, order, settings
+
+    async def run(self) -> None:
+        async with asyncio.TaskGroup() as group:
+            for number in range(self._settings.workers):
+                group.create_task(self._keep(number))
+
+    async def _keep(self, number: int) -> None:
+        early = 0
+        generation = 0
+        while True:
+            generation += 1
+            order = dataclasses.replace(self._order, name=f"{self._order.name}-{number}.{generation}")
+            started = time.monotonic()
+            process = await _start(order)
+            watch = asyncio.create_task(self._watch(order.name, process))
+            try:
+                code = await process.wait()
+            finally:
+                watch.cancel()
+                await _end(process)
+            await self._give_back(order.name, "failed", f"worker process {order.name} died with exit code {code}")
+            early = early + 1 if time.monotonic() - started < 10 and code != -9 else 0
+            log.warning("worker process %s died with exit code %s; starting another", order.name, code)
+            if early >= self.CRASHES:
+                raise AgentError(
+                    f"worker processes died {early} times in a row right after their start (exit code {code}); their output above says why"
+                )
+
+    async def _watch(self, name: str, process: Process) -> None:
+        while True:
+            await asyncio.sleep(1)
+            now = time.time()
+            states, _ = await self._store.list(status=["running"], limit=100_000)
+            for state in states:
+                attempt = state.attempts[-1]
+                if attempt.worker == name and now - attempt.started > self._settings.timeout + self.GRACE:
+                    late = (
+                        f"the agent blocked its worker process beyond the timeout of {self._settings.timeout:g} s; the process was killed"
+                    )
+                    await self._give_back(name, "timed_out", late)
+                    process.kill()
+                    return
+
+    async def _give_back(self, name: str, status: AttemptStatus, why: str) -> None:
+        states, _ = await self._store.list(status=["running"], limit=100_000)
+        for state in states:
+            attempt = state.attempts[-1]
+            if attempt.worker == name and attempt.status == "running":
+                if self._settings.on_failure == "penalise":
+                    penalty = Reward(attempt_id=attempt.id, value=self._settings.penalty, name="penalty", source="runner")
+                    await self._store.record([penalty])
+                try:
+                    await self._store.finish(attempt.id, status, error=why, retry=self._settings.on_failure == "retry")
+                except LeaseLost:
+                    continue
+
+
+async def _start(order: WorkerOrder) -> Process:
+    process = await create_subprocess_exec(
+        sys.executable, "-m", "agentlightning.workers", stdin=PIPE, env={**os.environ, "OPENAI_BASE_URL": order.base_url}
+    )
+    assert process.stdin is not None
+    process.stdin.write(msgspec.json.encode(order) + b"\n")
+    await process.stdin.drain()
+    return process
+
+
+async def _end(process: Process) -> None:
+    """Close its input, which asks it to end; then insist."""
+    if process.returncode is not None:
+        return
+    if process.stdin is not None:
+        process.stdin.close()
+    try:
+        async with asyncio.timeout(3):
+            await process.wait()
+    except TimeoutError:
+        process.kill()
+        await process.wait()
+
+
+async def _work(order: WorkerOrder) -> None:
+    open_store = registry().load("stores", "http")
+    settings = RunnerSettings(**order.settings)
+    for adapter in order.adapters:
+        registry().load("adapters", adapter)()
+    runner = Runner(
+        open_store(order.store),
+        load_object(order.agent),
+        lambda attempt: LLM(order.model, order.base_url, attempt.key),
+        settings,
+        name=order.name,
+    )
+    loop, task = asyncio.get_running_loop(), asyncio.create_task(runner.run())
+
+    def until_input_closes() -> None:
+        sys.stdin.buffer.read()
+        loop.call_soon_threadsafe(task.cancel)
+        # An agent that blocks the loop cannot hear it.
+        threading.Timer(2, os._exit, [0]).start()
+
+    threading.Thread(target=until_input_closes, daemon=True).start()
+    try:
+        await task
+    except asyncio.CancelledError:
+        return
+
+
+def main() -> None:
+    """Entry of a worker process."""
+    import signal
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
+    order = msgspec.json.decode(sys.stdin.buffer.readline(), type=WorkerOrder)
+    for entry in reversed(order.path):
+        if entry not in sys.path:
+            sys.path.insert(0, entry)
+    asyncio.run(_work(order))
+    os._exit(0)  # abandoned agent threads must not keep the process
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""The embedded store: one SQLite file, used by several processes at once, durable before it acknowledges."""

@@ -1,0 +1,243 @@
+"""The threads between event loops and the file: one writes, some read, one watches for what other processes write.
+
+Operations that arrive while a commit is under way are committed together by the next one: durability costs one flush of the disk for
+all of them. Each is acknowledged after the commit; each fails alone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sqlite3
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from queue import Empty, SimpleQueue
+from typing import Any, TypeVar
+
+import watchfiles
+
+from agentlightning.errors import StoreError
+from agentlightning.memory import Changes
+from agentlightning_sqlite.ledger import Ledger
+from agentlightning_sqlite.schema import connect, translated
+
+T = TypeVar("T")
+TOGETHER = 256
+"""Operations in one commit, at most."""
+
+
+@dataclass(slots=True, eq=False)
+class _Operation:
+    work: Callable[[Ledger], Any]
+    future: asyncio.Future[Any]
+    result: Any = None
+    error: BaseException | None = None
+
+
+class Writer:
+    """The one thread of this process that writes."""
+
+    def __init__(self, path: Path, changes: Changes) -> None:
+        self.path, self._changes = path, changes
+        self._wal = f"{path}-wal"
+        self._queue: SimpleQueue[_Operation | None] = SimpleQueue()
+        self._connection = connect(path)
+        self._ledger = Ledger(self._connection, str(path))
+        self._lock = threading.Lock()
+        self._closed = False
+        self._thread = threading.Thread(target=self._serve, name="agl-sqlite-writer", daemon=True)
+        self._thread.start()
+
+    async def run(self, work: Callable[[Ledger], T]) -> T:
+        """Do `work` in a transaction; returns once it is on the disk."""
+        operation = _Operation(work, asyncio.get_running_loop().create_future())
+        with self._lock:
+            if self._closed:
+                raise StoreError(f"the store {self.path} is closed; open it again")
+            self._queue.put(operation)
+        return await operation.future
+
+    def _serve(self) -> None:
+        while batch := self._gather():
+            self._commit(batch)
+            self._answer(batch)
+        self._connection.close()
+
+    def _gather(self) -> list[_Operation]:
+        """Wait for an operation, and take what else has come. Empty at the end."""
+        first = self._queue.get()
+        if first is None:
+            return []
+        batch = [first]
+        while len(batch) < TOGETHER:
+            try:
+                operation = self._queue.get_nowait()
+            except Empty:
+                break
+            if operation is None:
+                self._queue.put(None)  # the end comes after these
+                break
+            batch.append(operation)
+        return batch
+
+    def _commit(self, batch: list[_Operation]) -> None:
+        ledger, sql = self._ledger, self._connection
+        try:
+            sql.execute("BEGIN IMMEDIATE")
+            before = ledger.look()
+            for operation in batch:
+                self._do(operation)
+            sql.execute("COMMIT")
+        except Exception as error:  # whatever failed, nobody must be told that it is stored
+            if sql.in_transaction:
+                sql.execute("ROLLBACK")
+            ledger.forget()
+            reason = translated(error, self.path) if isinstance(error, sqlite3.Error) else error
+            for operation in batch:
+                operation.error = operation.error or reason
+            return
+        if ledger.seq > before:
+            self._changes.notify(ledger.seq)
+            with suppress(OSError):  # other processes look now and then all the same
+                os.utime(self._wal)  # they watch it, and after this they see the new state
+
+    def _do(self, operation: _Operation) -> None:
+        """Do one operation; when it fails, undo it alone."""
+        ledger, sql = self._ledger, self._connection
+        seq = ledger.seq
+        sql.execute("SAVEPOINT operation")
+        try:
+            operation.result = operation.work(ledger)
+        except Exception as error:
+            if not sql.in_transaction:
+                raise  # SQLite gave up the whole transaction
+            sql.execute("ROLLBACK TO operation")
+            ledger.forget()
+            ledger.seq = seq
+            operation.error = translated(error, self.path) if isinstance(error, sqlite3.Error) else error
+        sql.execute("RELEASE operation")
+
+    def _answer(self, batch: list[_Operation]) -> None:
+        """Wake the callers, each loop once."""
+        loops: dict[asyncio.AbstractEventLoop, list[_Operation]] = {}
+        for operation in batch:
+            loops.setdefault(operation.future.get_loop(), []).append(operation)
+        for loop, operations in loops.items():
+            with suppress(RuntimeError):  # the loop was closed, and nobody waits
+                loop.call_soon_threadsafe(_resolve, operations)
+
+    def close(self) -> None:
+        """Do what was asked for, then stop."""
+        with self._lock:
+            if not self._closed:
+                self._closed = True
+                self._queue.put(None)
+        self._thread.join()
+
+
+def _resolve(operations: list[_Operation]) -> None:
+    for operation in operations:
+        if operation.future.done():  # cancelled meanwhile
+            continue
+        if operation.error is not None:
+            operation.future.set_exception(operation.error)
+        else:
+            operation.future.set_result(operation.result)
+
+
+class Readers:
+    """Some threads that read, each through a connection of its own, while the writer writes."""
+
+    THREADS = 4
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._local = threading.local()
+        self._connections: list[sqlite3.Connection] = []
+        self._pool = ThreadPoolExecutor(self.THREADS, thread_name_prefix="agl-sqlite-reader")
+
+    async def run(self, work: Callable[[Ledger], T]) -> T:
+        """Do `work` on one unchanging view of the store."""
+        try:
+            future = asyncio.get_running_loop().run_in_executor(self._pool, self._do, work)
+        except RuntimeError as error:
+            raise StoreError(f"the store {self.path} is closed; open it again") from error
+        return await future
+
+    def _do(self, work: Callable[[Ledger], T]) -> T:
+        try:
+            ledger: Ledger | None = getattr(self._local, "ledger", None)
+            if ledger is None:
+                connection = connect(self.path)
+                self._connections.append(connection)
+                ledger = self._local.ledger = Ledger(connection, str(self.path))
+            ledger.sql.execute("BEGIN")
+            try:
+                return work(ledger)
+            finally:
+                ledger.sql.execute("COMMIT")
+        except sqlite3.Error as error:
+            raise translated(error, self.path) from error
+
+    def close(self) -> None:
+        self._pool.shutdown()
+        for connection in self._connections:
+            connection.close()
+
+
+class Watcher:
+    """Notices what other processes commit, by the events of the log file. Its thread starts with the first one who waits."""
+
+    PAUSE = 10
+    """Milliseconds over which events are gathered."""
+    SETTLING = 0.25
+    """Seconds that the system may take until it reports events."""
+    LOOK_ANYWAY = 5000
+    """Milliseconds without an event after which it looks all the same (a writer killed between commit and signal)."""
+
+    def __init__(self, path: Path, changes: Changes) -> None:
+        self.path, self._changes = path, changes
+        self._stop = threading.Event()
+        self._lock = threading.Lock()
+        self._thread: threading.Thread | None = None
+        self._settled = 0.0
+
+    def start(self) -> float | None:
+        """Watch from now on. Returns the seconds after which to look again, because events may be missed until then; None: never."""
+        with self._lock:
+            if self._thread is None and not self._stop.is_set():
+                self._thread = threading.Thread(target=self._watch, name="agl-sqlite-watcher", daemon=True)
+                self._settled = time.monotonic() + self.SETTLING
+                self._thread.start()
+        left = self._settled - time.monotonic()
+        return left if left > 0 else None
+
+    def _watch(self) -> None:
+        connection = connect(self.path)
+        ledger = Ledger(connection, str(self.path))
+        seen = 0
+        try:
+            ledger.look()  # so that the log file exists
+            for _ in watchfiles.watch(
+                f"{self.path}-wal", watch_filter=None, debounce=self.PAUSE, step=self.PAUSE, rust_timeout=self.LOOK_ANYWAY,
+                yield_on_timeout=True, stop_event=self._stop, raise_interrupt=False,
+            ):  # fmt: skip
+                try:
+                    if ledger.look() > seen:
+                        seen = ledger.seq
+                        self._changes.notify(seen)
+                except sqlite3.Error:
+                    self._changes.notify()  # who waits looks for itself, and hears what is wrong
+        finally:
+            connection.close()
+
+    def close(self) -> None:
+        with self._lock:
+            self._stop.set()
+        if self._thread is not None:
+            self._thread.join()

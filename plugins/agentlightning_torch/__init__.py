@@ -1,0 +1,1 @@
+"""Engine and trainer on PyTorch and transformers; in one process they share one copy of the weights."""

@@ -1,0 +1,85 @@
+"""A checkpoint is a folder that `AutoModelForCausalLM.from_pretrained` loads, with the trainer's own state beside the model.
+
+It is written under another name and renamed when it is whole, so a folder under its own name is always whole. No pickle: tensors are
+safetensors, the rest is JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from agentlightning.errors import TrainerError
+from agentlightning.model import new_id
+from agentlightning_torch.forward import plain
+from agentlightning_torch.optim import merged_state
+
+TENSORS, FACTS = "trainer.safetensors", "trainer.json"
+SCHEMA = 1
+SPARE = 64 * 2**20
+"""Bytes left free on the disk when a checkpoint is written."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class State:
+    """What a trainer needs to go on bitwise, apart from the frozen weights."""
+
+    tensors: dict[str, torch.Tensor]
+    """Trained weights in full precision, moments, and `rng` (torch's, on the CPU)."""
+    facts: dict[str, Any]
+    """JSON: version, step, base, train."""
+
+
+def write(folder: Path, model: Any, tokenizer_path: str, state: State) -> None:
+    """Write a checkpoint in place of whatever was under this name. `TrainerError` when the disk refuses; then the old one stands."""
+    part = folder.with_name(f".{folder.name}.{new_id()}")
+    old = folder.with_name(f".{folder.name}.{new_id()}")
+    try:
+        weights = {name: value.contiguous() for name, value in merged_state(model).items()}
+        part.mkdir(parents=True)
+        need = sum(t.numel() * t.element_size() for t in (*weights.values(), *state.tensors.values())) + SPARE
+        free = shutil.disk_usage(part).free
+        if free < need:
+            raise TrainerError(f"checkpoint {str(folder)!r} needs {need / 1e9:.1f} GB and the disk has {free / 1e9:.1f} GB free; make room")
+        plain(model).save_pretrained(part, state_dict=weights)
+        _save_tokenizer(tokenizer_path, part)
+        save_file({name: value.contiguous() for name, value in state.tensors.items()}, part / TENSORS)
+        (part / FACTS).write_text(json.dumps({"schema": SCHEMA, **state.facts}, indent=2), "utf-8")
+        if folder.exists():
+            folder.rename(old)
+        part.rename(folder)
+    except (OSError, SafetensorError) as error:
+        raise TrainerError(
+            f"checkpoint {str(folder)!r} could not be written: {error}; is the disk full, or the folder read-only?"
+        ) from error
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+        if folder.exists():
+            shutil.rmtree(old, ignore_errors=True)
+
+
+def read(folder: Path) -> State:
+    """The state beside the model. `TrainerError` when the folder is no checkpoint of ours, or a newer one."""
+    try:
+        facts = json.loads((folder / FACTS).read_text("utf-8"))
+        if facts.pop("schema") != SCHEMA:
+            raise TrainerError(f"checkpoint {str(folder)!r} was written by another version of agentlightning; install that one to go on")
+        return State(load_file(folder / TENSORS), facts)
+    except (OSError, SafetensorError, ValueError, KeyError) as error:
+        raise TrainerError(f"no checkpoint to go on from in {str(folder)!r}: {type(error).__name__}: {error}") from error
+
+
+def _save_tokenizer(path: str, folder: Path) -> None:
+    """Put the tokenizer beside the model; a model folder without one has none to put."""
+    from transformers import AutoTokenizer
+
+    if Path(path).is_dir() and not any((Path(path) / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json")):
+        return
+    AutoTokenizer.from_pretrained(path).save_pretrained(folder)

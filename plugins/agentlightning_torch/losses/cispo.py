@@ -1,0 +1,13 @@
+"""A clipped importance weight on the policy gradient. The formula and its source stand in `agentlightning.rl.loss.CISPO`."""
+
+from __future__ import annotations
+
+import torch
+
+from agentlightning.rl.loss import CISPO
+
+
+def cispo(settings: CISPO, logprob: torch.Tensor, old: torch.Tensor, advantage: torch.Tensor) -> torch.Tensor:
+    """(tokens,) each."""
+    weight = torch.exp(logprob.detach() - old).clamp(1 - settings.clip_low, 1 + settings.clip_high)
+    return -weight * advantage * logprob

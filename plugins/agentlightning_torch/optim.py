@@ -1,0 +1,150 @@
+"""Which parameters are trained, and one AdamW step on them.
+
+A step either changes weights and moments, or raises `NonFinite` and changes neither. Weights of 16 bits have a float32 master copy here,
+which is what the steps change.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+
+from agentlightning.errors import ConfigError, NonFinite
+from agentlightning_torch.forward import plain
+
+HALVES = (torch.bfloat16, torch.float16)
+
+
+def trained_parameters(model: Any, train: str) -> dict[str, torch.nn.Parameter]:
+    """Mark what is trained and return it by name. `full`: everything; `top:N`: the last N blocks and the final norm (embeddings stay,
+    and with them a head that is tied to them); `lora`: the adapter that the model has."""
+    if train == "full":
+        chosen = set(dict(model.named_parameters()))
+    elif train == "lora":
+        chosen = {name for name, _ in model.named_parameters() if ".lora_" in name}
+    else:
+        chosen = _top(model, int(train.removeprefix("top:")))
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name in chosen)
+    return {name: parameter for name, parameter in model.named_parameters() if name in chosen}
+
+
+def _top(model: Any, count: int) -> set[str]:
+    decoder = model.get_decoder()
+    layers = getattr(decoder, "layers", None)
+    if layers is None:
+        raise ConfigError(f"train is 'top:{count}', but {type(model).__name__} has no list of layers; use 'full' or 'lora'")
+    if count > len(layers):
+        raise ConfigError(f"train is 'top:{count}', but the model has {len(layers)} layers; use 'full' for all of them")
+    modules = [*layers[-count:], *([decoder.norm] if hasattr(decoder, "norm") else [])]
+    mine = {id(p) for module in modules for p in module.parameters()}
+    return {name for name, p in model.named_parameters() if id(p) in mine}
+
+
+def add_lora(model: Any, rank: int, alpha: float, seed: int) -> Any:
+    """The model within peft, with a fresh adapter on every linear layer but the head."""
+    import peft  # nine seconds on a slow machine, so only where it is used
+
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        settings = peft.LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM")
+        return peft.get_peft_model(model, settings).eval()
+
+
+class Optimizer:
+    """AdamW with clipping of the norm."""
+
+    def __init__(
+        self, parameters: dict[str, torch.nn.Parameter], *, lr: float, betas: tuple[float, float], weight_decay: float, clip_norm: float
+    ) -> None:
+        self.parameters = parameters
+        self.clip_norm = clip_norm
+        self.masters = {n: p.detach().float().clone() if p.dtype in HALVES else p for n, p in parameters.items()}
+        groups = [
+            {"params": [p for p in self.masters.values() if p.ndim >= 2], "weight_decay": weight_decay},
+            {"params": [p for p in self.masters.values() if p.ndim < 2], "weight_decay": 0.0},  # norms and biases
+        ]
+        self.adam = torch.optim.AdamW(groups, lr=lr, betas=betas)
+
+    def zero(self) -> None:
+        for p in self.parameters.values():
+            p.grad = None
+
+    def step(self, lr: float) -> float:
+        """Step with the gradients that are there, and return their norm before clipping."""
+        grads = [p.grad.float() if p.grad.dtype in HALVES else p.grad for p in self.parameters.values() if p.grad is not None]
+        norm = float(torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g) for g in grads])))
+        if not math.isfinite(norm):
+            self.zero()
+            raise NonFinite(f"the norm of the gradient is {norm}; the weights are as before. A lower lr or clip_norm may help")
+        scale = min(1.0, self.clip_norm / (norm + 1e-6))
+        for name, p in self.parameters.items():
+            if p.grad is not None:
+                self.masters[name].grad = p.grad.to(self.masters[name].dtype).mul_(scale)
+        for group in self.adam.param_groups:
+            group["lr"] = lr
+        self.adam.step()
+        with torch.no_grad():
+            for name, p in self.parameters.items():
+                if self.masters[name] is not p:
+                    p.copy_(self.masters[name])
+                    self.masters[name].grad = None
+        self.zero()
+        return norm
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """Copies of weights (in full precision) and moments, by name."""
+        found: dict[str, torch.Tensor] = {}
+        for name, master in self.masters.items():
+            found[f"weight.{name}"] = master.detach().clone()
+            for kind, value in self.adam.state.get(master, {}).items():
+                found[f"{kind}.{name}"] = value.detach().clone()
+        return found
+
+    def load(self, state: dict[str, torch.Tensor]) -> None:
+        """Take up what `state` gave. Raises `KeyError`, before anything has changed, when it is that of other parameters."""
+        weights = {name: state[f"weight.{name}"] for name in self.masters}
+        for name, master in self.masters.items():
+            if weights[name].shape != master.shape:
+                raise KeyError(f"{name} has shape {tuple(weights[name].shape)} there and {tuple(master.shape)} here")
+        self.adam.state.clear()
+        with torch.no_grad():
+            for name, master in self.masters.items():
+                master.copy_(weights[name])
+                if master is not self.parameters[name]:
+                    self.parameters[name].copy_(master)
+                moments = {kind: state[f"{kind}.{name}"] for kind in ("step", "exp_avg", "exp_avg_sq") if f"{kind}.{name}" in state}
+                if moments:
+                    self.adam.state[master] = {
+                        kind: v.clone() if kind == "step" else v.to(master.device, master.dtype, copy=True) for kind, v in moments.items()
+                    }
+
+
+def learning_rate(lr: float, schedule: str, warmup: int, total: int | None, step: int) -> float:
+    """Of a step counted from 0: linear from lr/(warmup+1) over `warmup` steps, then constant, or to 0 at `total`."""
+    if step < warmup:
+        return lr * (step + 1) / (warmup + 1)
+    if schedule == "constant" or total is None:
+        return lr
+    done = min(1.0, (step - warmup) / max(1, total - warmup))
+    return lr * (1 - done if schedule == "linear" else (1 + math.cos(math.pi * done)) / 2)
+
+
+@torch.no_grad()
+def merged_state(model: Any) -> dict[str, torch.Tensor]:
+    """The state of the plain model with a LoRA adapter added in; the model itself does not change by a bit."""
+    inner = plain(model)
+    if inner is model:
+        return dict(model.state_dict())
+    found: dict[str, torch.Tensor] = {}
+    layers = {name: module for name, module in inner.named_modules() if hasattr(module, "get_delta_weight")}
+    for name, value in inner.state_dict().items():
+        if ".lora_" in name:
+            continue
+        owner, _, kind = name.rpartition(".base_layer.")
+        if owner in layers and kind == "weight":
+            value = value + layers[owner].get_delta_weight(model.active_adapter).to(value.dtype)
+        found[f"{owner}.{kind}" if owner else name] = value
+    return found

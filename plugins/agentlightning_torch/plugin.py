@@ -1,0 +1,38 @@
+"""What the torch plugin registers."""
+
+from agentlightning.hookspecs import Register, hookimpl
+
+NEEDS = ("torch", "transformers", "peft", "safetensors")
+
+
+@hookimpl
+def register_engines(register: Register) -> None:
+    register(
+        "torch",
+        "agentlightning_torch.engine:TorchEngine",
+        summary="serves the trainer's own weights in this process, on a CPU or one GPU",
+        extra="torch",
+        needs=NEEDS,
+    )
+
+
+@hookimpl
+def register_trainers(register: Register) -> None:
+    register(
+        "torch",
+        "agentlightning_torch.trainer:TorchTrainer",
+        summary="full, top-layer or LoRA training in this process, on a CPU or one GPU",
+        extra="torch",
+        needs=NEEDS,
+    )
+
+
+@hookimpl
+def register_models(register: Register) -> None:
+    register(
+        "smollm2-135m",
+        "agentlightning_torch.models:fetch_smollm2_135m",
+        summary="SmolLM2-135M-Instruct (Apache-2.0), a 93 MB download; small enough to train on a CPU",
+        extra="torch",
+        needs=(*NEEDS, "gguf"),
+    )

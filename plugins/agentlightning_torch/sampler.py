@@ -1,0 +1,228 @@
+"""Continuous batching, without threads or event loops: `step` gives each live reply one more token.
+
+Each reply has one row of `Slots`, holding keys and values of all its tokens but the last. A step first lets waiting replies join
+(copying what another sequence has computed already, then prefilling the rest but the last token), then runs the last token of
+every row together. When the weights change, everything that was computed with the old ones is computed again.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from agentlightning.errors import EngineError
+from agentlightning.model import FinishReason, Sampling
+from agentlightning_torch.draw import draw
+from agentlightning_torch.prefix import Entry, Prefixes, Tokens, common
+from agentlightning_torch.slots import Decode, Prefill, Shape, Slots, forward
+from agentlightning_torch.weights import Weights
+
+PREFILL = 2048
+"""Tokens prefilled in one forward at most."""
+WORTH_WAITING = 16
+"""Tokens. A reply waits for another's prefill when it can copy so many more afterwards."""
+
+
+class Reply:
+    """One reply under way."""
+
+    def __init__(self, prompt: Tokens, sampling: Sampling, limit: int) -> None:
+        self.sampling = sampling
+        self.noise = np.random.default_rng(None if sampling.seed is None else sampling.seed & (2**64 - 1))
+        self.stops = frozenset(sampling.stop_ids)
+        self.end = len(prompt) + limit
+        """Length at which it ends."""
+        self.length = len(prompt)
+        self.cached = 0
+        """Tokens whose keys and values are in its row."""
+        self.row = -1
+        self._tokens = np.empty(len(prompt) + min(limit, 256), np.int32)
+        self._tokens[: len(prompt)] = prompt
+
+    @property
+    def tokens(self) -> Tokens:
+        """Prompt and response so far."""
+        return self._tokens[: self.length]
+
+    def append(self, token: int) -> FinishReason | None:
+        if self.length == len(self._tokens):
+            self._tokens = np.concatenate([self._tokens, np.empty_like(self._tokens)])
+        self._tokens[self.length] = token
+        self.length += 1
+        if token in self.stops:
+            return "stop"
+        return "length" if self.length >= self.end else None
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """A token that was sampled."""
+
+    reply: Reply
+    token: int
+    logprob: float
+    version: int
+    finish: FinishReason | None
+
+
+@dataclass(slots=True)
+class Counts:
+    """What was computed, in tokens."""
+
+    prefilled: int = 0
+    copied: int = 0
+    """Of prompts, instead of being prefilled."""
+    decoded: int = 0
+    steps: int = 0
+
+
+class Sampler:
+    """Used by one thread at a time. `memory`: bytes for keys and values, those of ended replies included."""
+
+    def __init__(self, weights: Weights, shape: Shape, *, max_batch: int, memory: int) -> None:
+        self.waiting: deque[Reply] = deque()
+        self.live: list[Reply] = []
+        """By row."""
+        self.counts = Counts()
+        self._weights, self._shape, self._max_batch, self._memory = weights, shape, max_batch, memory
+        self._slots = Slots(shape)
+        self._prefixes = Prefixes(shape.token_bytes)
+        self._generation = weights.generation
+
+    def add(self, reply: Reply) -> None:
+        self.waiting.append(reply)
+
+    def drop(self, reply: Reply) -> None:
+        """Forget a reply, wherever it is; nothing where it has ended."""
+        if reply.row >= 0:
+            self._leave(reply)
+        elif reply in self.waiting:
+            self.waiting.remove(reply)
+
+    def fail(self) -> list[Reply]:
+        """Forget everything, and say which replies are lost."""
+        lost = [*self.live, *self.waiting]
+        self.live.clear()
+        self.waiting.clear()
+        self.forget()
+        self._slots = Slots(self._shape)
+        return lost
+
+    def forget(self) -> None:
+        """Drop what was computed; live replies are computed again."""
+        self._prefixes.clear()
+        for reply in self.live:
+            reply.cached = 0
+
+    def step(self, *, admit: bool) -> list[Event]:
+        """One more token for each live reply. `admit`: let waiting ones join."""
+        with self._weights.lock:
+            if self._generation != self._weights.generation:
+                self.forget()
+                self._generation = self._weights.generation
+            self._prefill()
+            while admit and self._admit():
+                self._prefill()
+            if not self.live:
+                return []
+            self._make_room()
+            positions = np.array([reply.length - 1 for reply in self.live])
+            ids = np.array([reply.tokens[-1] for reply in self.live])
+            attend = Decode(self._slots, torch.from_numpy(positions).to(self._shape.device), int(positions.max()) + 1)
+            logits = forward(self._weights.model, ids, positions, attend, last_only=False)
+            tokens, logprobs = draw(logits, [r.sampling for r in self.live], [r.noise for r in self.live])
+            version = self._weights.policy.version
+        # One row's NaN is everybody's: it comes from the weights.
+        if not np.isfinite(logprobs).all():
+            raise EngineError(f"the model's logits are not finite at version {version}; the weights have diverged")
+        self.counts.steps += 1
+        self.counts.decoded += len(self.live)
+        events: list[Event] = []
+        for reply, token, logprob in zip(self.live, tokens, logprobs, strict=True):
+            reply.cached = reply.length
+            events.append(Event(reply, token, logprob, version, reply.append(token)))
+        for event in events:
+            if event.finish:
+                self._leave(event.reply)
+        return events
+
+    def _admit(self) -> bool:
+        """Give rows to waiting replies, first come first served. A reply whose prompt another one is about to prefill waits for it."""
+        joined: list[Reply] = []
+        for reply in list(self.waiting):
+            longest = max([reply.length, *(other.length for other in self.live)])
+            cost = self._slots.cost(len(self.live) + 1, longest)
+            if len(self.live) >= self._max_batch or (self.live and cost > self._memory):
+                break
+            need = reply.length - 1
+            shared, entry = self._prefixes.find(reply.tokens[:need])
+            source: Entry | Reply | None = entry
+            for other in self.live:
+                n = common(other.tokens[: other.cached], reply.tokens[:need])
+                if n > shared:
+                    shared, source = n, other
+            if any(common(other.tokens[:-1], reply.tokens[:need]) > shared + WORTH_WAITING for other in joined):
+                continue
+            self.waiting.remove(reply)
+            self._join(reply, source, shared)
+            joined.append(reply)
+        return bool(joined)
+
+    def _join(self, reply: Reply, source: Entry | Reply | None, shared: int) -> None:
+        self._fit(len(self.live) + 1, max([reply.length, *(other.length for other in self.live)]))
+        reply.row, reply.cached = len(self.live), shared
+        if isinstance(source, Reply):
+            self._slots.write(reply.row, *self._slots.read(source.row, shared))
+        elif source is not None:
+            self._prefixes.touch(source)
+            self._slots.write(reply.row, source.keys[:, :, :shared], source.values[:, :, :shared])
+        self.live.append(reply)
+        self.counts.copied += shared
+
+    def _prefill(self) -> None:
+        """Compute all tokens of live replies but the last."""
+        while behind := [reply for reply in self.live if reply.cached < reply.length - 1]:
+            room = PREFILL
+            pieces: list[tuple[int, int, int]] = []
+            for reply in behind:
+                count = min(room, reply.length - 1 - reply.cached)
+                if count:
+                    pieces.append((reply.row, reply.cached, count))
+                room -= count
+            ids = np.concatenate([self.live[row].tokens[start : start + count] for row, start, count in pieces])
+            positions = np.concatenate([np.arange(start, start + count) for _, start, count in pieces])
+            forward(self._weights.model, ids, positions, Prefill(self._slots, pieces), last_only=True)
+            for row, _, count in pieces:
+                self.live[row].cached += count
+            self.counts.prefilled += len(ids)
+
+    def _make_room(self) -> None:
+        """Let every row grow by a token. Where memory does not suffice, the last row goes back to waiting, its tokens kept."""
+        longest = max(reply.length for reply in self.live)
+        while len(self.live) > 1 and self._slots.cost(len(self.live), longest) > self._memory:
+            last = self.live.pop()
+            last.row, last.cached = -1, 0
+            self.waiting.appendleft(last)
+            longest = max(reply.length for reply in self.live)
+        self._fit(len(self.live), longest)
+
+    def _fit(self, rows: int, longest: int) -> None:
+        """Make room for so many rows; when that means copying, for those that will follow as well."""
+        hoped = min(self._max_batch, rows + len(self.waiting))
+        if self._slots.cost(hoped, longest) > self._memory:
+            hoped = rows
+        if self._slots.fit(rows, longest, keep=len(self.live), hoped=hoped):
+            self._prefixes.trim(self._memory - self._slots.bytes)
+
+    def _leave(self, reply: Reply) -> None:
+        """Free a row: keep what it computed, move the last row into its place."""
+        row, last = reply.row, self.live.pop()
+        self._prefixes.add(reply.tokens[: reply.cached], lambda n: self._slots.read(row, n), self._memory - self._slots.bytes)
+        if last is not reply:
+            self._slots.write(row, *self._slots.read(last.row, last.cached))
+            self.live[row] = last
+            last.row = row
+        reply.row = -1

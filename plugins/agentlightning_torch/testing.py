@@ -1,0 +1,49 @@
+"""A tiny model for tests: random weights, the tokenizer of `agentlightning.testing.tokenizer`."""
+
+from __future__ import annotations
+
+from os import PathLike
+
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from agentlightning.models import ModelFiles
+from agentlightning.testing.tokenizer import make_tokenizer
+from agentlightning_torch.weights import no_bars
+
+
+def tiny_model(
+    folder: str | PathLike[str],
+    *,
+    seed: int = 0,
+    hidden: int = 64,
+    layers: int = 2,
+    heads: int = 4,
+    kv_heads: int = 2,
+    context: int = 512,
+    dtype: torch.dtype = torch.float32,
+) -> ModelFiles:
+    """Save a Llama with random weights in `folder`. The same arguments give the same weights; torch's own seed is left alone.
+
+    The weights are drawn wide (deviation 0.1), so that attention and the next-token distribution are far from uniform.
+    """
+    tokenizer = make_tokenizer(folder)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=hidden,
+        intermediate_size=2 * hidden,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=kv_heads,
+        max_position_embeddings=context,
+        initializer_range=0.1,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = LlamaForCausalLM(config).to(dtype)
+    with no_bars():
+        model.save_pretrained(str(folder))
+    return ModelFiles("tiny", str(folder))

@@ -1,0 +1,173 @@
+"""One copy of a model's weights for everything in a run that uses them.
+
+Whoever runs the model or changes it holds `lock`. Whoever changed the weights sets `policy` before letting the lock go; that raises
+`generation`, by which the engine knows that what it has cached was computed with other weights.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers.utils import logging as bars
+
+from agentlightning.errors import ConfigError, EngineError
+from agentlightning.model import Policy
+from agentlightning.models import ModelFiles, Share
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
+
+
+class FairLock:
+    """A reentrant lock that goes to waiting threads in turn.
+
+    The engine takes it again right after each decode step; with `threading.RLock` a trainer could wait for it for ever.
+    """
+
+    def __init__(self) -> None:
+        self._turn = threading.Lock()
+        self._lock = threading.Lock()
+        self._owner = 0
+        self._depth = 0
+
+    def __enter__(self) -> None:
+        if self._owner != threading.get_ident():
+            with self._turn:  # whoever waits below keeps the turn, so the last owner queues behind it
+                self._lock.acquire()
+            self._owner = threading.get_ident()
+        self._depth += 1
+
+    def __exit__(self, *exception: object) -> None:
+        self._depth -= 1
+        if self._depth == 0:
+            self._owner = 0
+            self._lock.release()
+
+
+class Weights:
+    """A model in eval mode and the policy that its weights are."""
+
+    def __init__(self, model: PreTrainedModel, policy: Policy, files: ModelFiles, device: torch.device, dtype: torch.dtype) -> None:
+        self.model: Any = model
+        """A transformers `PreTrainedModel`, or the peft `PeftModel` that a trainer put in its place."""
+        self.files = files
+        self.device = device
+        self.dtype = dtype
+        self.lock = FairLock()
+        self.generation = 0
+        self._policy = policy
+
+    @property
+    def policy(self) -> Policy:
+        """What the weights are now."""
+        return self._policy
+
+    @policy.setter
+    def policy(self, policy: Policy) -> None:
+        self._policy = policy
+        self.generation += 1
+
+    def load_state(self, folder: str | Path) -> None:
+        """Take the weights of a folder made by `save_pretrained`: a whole model, or a LoRA adapter. The caller sets `policy`.
+
+        Raises `EngineError` when the folder holds no such weights or those of another model; then nothing has changed.
+        """
+        folder = Path(folder)
+        adapter = (folder / "adapter_config.json").is_file()
+        if not adapter and not (folder / "config.json").is_file():
+            raise EngineError(f"no weights in {str(folder)!r}: it has neither config.json nor adapter_config.json")
+        with self.lock:
+            try:
+                if adapter:
+                    self._load_adapter(folder)
+                else:
+                    self._load_full(folder)
+            except EngineError:
+                raise
+            except Exception as error:
+                raise EngineError(f"the weights in {str(folder)!r} cannot be loaded into {self.files.name!r}: {error}") from error
+            self.generation += 1
+
+    def _load_full(self, folder: Path) -> None:
+        if not isinstance(self.model, PreTrainedModel):
+            raise EngineError(f"{str(folder)!r} holds a whole model, but a LoRA adapter is being trained on {self.files.name!r}")
+        with no_bars():
+            new = AutoModelForCausalLM.from_pretrained(folder, dtype=self.dtype).state_dict()
+        old = self.model.state_dict()
+        wrong = sorted(new.keys() ^ old.keys()) or [name for name in new if new[name].shape != old[name].shape]
+        if wrong:
+            raise EngineError(f"{str(folder)!r} is another model than {self.files.name!r}: {wrong[0]} differs")
+        with torch.no_grad():
+            for name, value in new.items():
+                old[name].copy_(value)
+
+    def _load_adapter(self, folder: Path) -> None:
+        import peft  # nine seconds on a slow machine, so only where an adapter is used
+
+        if isinstance(self.model, PreTrainedModel):
+            self.model = peft.PeftModel.from_pretrained(self.model, str(folder)).eval()
+        else:
+            state = peft.load_peft_weights(str(folder), device=str(self.device))
+            peft.set_peft_model_state_dict(self.model, state)
+
+
+def get_weights(share: Share, files: ModelFiles, *, device: str = "auto", dtype: str = "auto") -> Weights:
+    """The run's weights of a model; loaded by the first who asks.
+
+    `auto` is the GPU in bfloat16 where CUDA is present, else the CPU in float32. Raises `ConfigError` when the model cannot be
+    loaded, or is in use already with another device or dtype.
+    """
+    place = _device(device)
+    number = _dtype(dtype, place)
+    key = f"torch:{files.path}"
+    weights = share.get(key)
+    if isinstance(weights, Weights):
+        asked = {"device": (device, place, weights.device), "dtype": (dtype, number, weights.dtype)}
+        for name, (setting, wanted, present) in asked.items():
+            if setting != "auto" and wanted != present:
+                raise ConfigError(f"{name} is {setting!r}, but engine and trainer share the weights, which are on {present}; use one value")
+        return weights
+    try:
+        with no_bars():
+            model = AutoModelForCausalLM.from_pretrained(files.path, dtype=number, attn_implementation="sdpa")
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"model {files.name!r} cannot be loaded from {files.path!r}: {error}") from error
+    weights = Weights(model.to(place).eval(), Policy(version=0, base=files.name, uri=f"memory:{key}"), files, place, number)
+    share[key] = weights
+    return weights
+
+
+@contextlib.contextmanager
+def no_bars() -> Iterator[None]:
+    """Keep the progress bars of transformers out of ours."""
+    shown = bars.is_progress_bar_enabled()
+    bars.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            bars.enable_progress_bar()
+
+
+def _device(name: str) -> torch.device:
+    try:
+        device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
+        torch.empty(0, device=device)  # asks the driver; a device that parses may still be absent
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(f"device {name!r} cannot be used: {error}; expected 'auto', 'cpu' or 'cuda'") from error
+    if device.type == "cuda" and device.index is None:
+        device = torch.device("cuda", torch.cuda.current_device())
+    return device
+
+
+def _dtype(name: str, device: torch.device) -> torch.dtype:
+    if name == "auto":
+        return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
+    if name not in DTYPES:
+        raise ConfigError(f"dtype {name!r} is unknown; expected 'auto' or one of {', '.join(DTYPES)}")
+    return DTYPES[name]

@@ -1,0 +1,144 @@
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from agentlightning.model import Rollout
+from agentlightning.runs import RunFolder
+
+AGL = Callable[..., tuple[int, str]]
+
+Filled = tuple[RunFolder, dict[str, Rollout]]
+
+
+def line(output: str, start: str) -> str:
+    return next(each for each in output.splitlines() if re.search(start, each))
+
+
+def test_every_request_and_every_sampled_token_is_accounted_for(agl: AGL, run: Filled) -> None:
+    code, output = agl("show")
+    assert code == 0
+    assert line(output, "requests =") == "7 requests = 5 completed + 1 superseded by a retry + 1 refused"
+    tokens = line(output, "sampled tokens =")
+    assert tokens == "14 sampled tokens = 5 trained + 4 held-out evaluation + 3 no signal + 2 attempt failed"
+    assert "unaccounted" not in output
+    assert line(output, "train rollout") == "3 train rollouts, mean reward 1.000 over 1 scored"
+    assert line(output, "val rollout") == "1 val rollout, mean reward 0.250 over 1 scored"
+
+
+def test_tokens_that_nobody_accounts_for_are_shown_as_such(agl: AGL, run: Filled) -> None:
+    folder, made = run
+    folder.write_batch(1, {made["trained"].id: folder.read_batch(1)[made["trained"].id].__class__(trained=5)})
+    assert "+ 3 unaccounted for" in agl("show")[1]
+
+
+def test_a_rollout_has_its_line_and_its_step_as_the_metrics_count_it(agl: AGL, run: Filled) -> None:
+    _, made = run
+    _, output = agl("show", "latest")
+    cells = line(output, made["trained"].id[-8:]).split()
+    assert cells == [made["trained"].id[-8:], "1", "train", "t1", "0", "succeeded", "1.000", "5", "8", "5", cells[-1]]
+    assert line(output, made["queued"].id[-8:]).split()[5:7] == ["queued", "–"]
+
+
+@pytest.mark.parametrize(
+    ("filters", "names"),
+    [
+        (["--mode", "val"], {"val"}),
+        (["--status", "failed"], {"failed"}),
+        (["--step", "1"], {"trained", "failed", "val"}),
+        (["--step", "2"], {"queued"}),
+        (["--limit", "1"], {"queued"}),
+        (["--limit", "0"], {"trained", "failed", "val", "queued"}),
+    ],
+)
+def test_filters_choose_rollouts(agl: AGL, run: Filled, filters: list[str], names: set[str]) -> None:
+    folder, made = run
+    code, output = agl("show", str(folder.path), *filters)
+    assert code == 0
+    assert {name for name, rollout in made.items() if rollout.id[-8:] in output} == names
+
+
+def test_ids_are_whole_on_a_narrow_screen(agl: AGL, run: Filled, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    _, output = agl("show")
+    assert all(rollout.id[-8:] in output for rollout in run[1].values())
+    assert "succeeded" in output
+
+
+def test_nothing_that_fits_is_said(agl: AGL, run: Filled) -> None:
+    assert "no rollout in" in agl("show", "latest", "--step", "77")[1]
+
+
+def test_one_rollout_is_a_tree_of_spans_with_rewards_and_advantages(agl: AGL, run: Filled) -> None:
+    _, made = run
+    code, output = agl("show", "latest", made["trained"].id[-8:])
+    assert code == 0
+    for text in (
+        "attempt 1 succeeded on worker-1",
+        "agent solver",
+        "tool add",
+        '{"result": 5}',
+        "reward neat = 0.5",
+        "reward return = 1",
+        "return +1.000, advantage +0.750",
+        "3 + 5 tokens, stop, policy main v4, mean logprob -0.250",
+        "it is [five]",
+        '→ add({"a": 2})',
+        "model calls that no span of the framework tells of",
+        "unknown tool_choice",
+        "retried as call d-call-r",
+    ):
+        assert text in output, text
+    depth = {text: line(output, text).index(text) for text in ("agent solver", "tool add")}
+    assert depth["tool add"] > depth["agent solver"]
+    order = ["attempt 1", "reward return", "agent solver", "tool add", "reward neat", "model calls that no span"]
+    assert sorted(order, key=output.index) == order
+
+
+def test_tokens_lists_each_with_id_logprob_and_version(agl: AGL, run: Filled) -> None:
+    _, made = run
+    _, output = agl("show", "latest", made["val"].id, "--tokens")
+    assert len(re.findall(r"\b(?:10|11|12|13)\s+-0\.2500\s+4\b", output)) == 4
+    assert "no tokenizer found" in output
+
+
+def test_with_the_tokenizer_in_the_run_tokens_are_text(agl: AGL, run: Filled) -> None:
+    tokenizers = pytest.importorskip("tokenizers")
+    folder, made = run
+    words = tokenizers.Tokenizer(tokenizers.models.WordLevel({f"word{n}": n for n in range(20)}, unk_token="word0"))
+    folder.checkpoint(1).mkdir()
+    words.save(str(folder.checkpoint(1) / "tokenizer.json"))
+    (folder.checkpoint(1) / "run_state.json").write_text("{}")
+    _, output = agl("show", "latest", made["val"].id, "--tokens")
+    assert "'word12'" in output
+
+
+def test_a_failed_attempt_says_why(agl: AGL, run: Filled) -> None:
+    _, made = run
+    assert "ValueError: the calculator broke" in agl("show", "latest", made["failed"].id)[1]
+
+
+def test_a_plain_store_file_is_shown_as_well(agl: AGL, run: Filled, tmp_path: Path) -> None:
+    folder, made = run
+    folder.store.rename(tmp_path / "agl.db")
+    code, output = agl("show", "agl.db")
+    assert code == 0
+    assert made["val"].id[-8:] in output
+    assert "= 0 trained + 8 no finished training step took it + 4 held-out evaluation + 2 attempt failed" in output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "says"),
+    [
+        (["show", "nothing"], 1, "there is no run 'nothing'; the latest in runs/: "),
+        (["show", "nothing.db"], 1, "there is no store file 'nothing.db'"),
+        (["show", "latest", "zzzz"], 1, "there is no rollout 'zzzz' in this store"),
+        (["show", "latest", "0"], 1, "fits"),
+        (["show", "latest", "--tokens"], 2, "name it: `agl show RUN ROLLOUT --tokens`"),
+    ],
+)
+def test_wrong_names_say_what_would_be_right(agl: AGL, run: Filled, arguments: list[str], code: int, says: str) -> None:
+    assert (agl(*arguments)[0], says in agl(*arguments)[1]) == (code, True)

@@ -1,0 +1,395 @@
+"""`agl.train`, whole: agent, gateway, engine, store, credit, batch, trainer, checkpoints, on a tiny model with random weights."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from openai import AsyncOpenAI, OpenAI
+from transformers import AutoModelForCausalLM
+
+import agentlightning as agl
+from agentlightning.errors import AgentError, ConfigError, JoinError, NonFinite, RunError
+from agentlightning.runs import RunFolder
+from agentlightning.stack import open_store
+from agentlightning.tracking import read_metrics
+from agentlightning_torch.testing import tiny_model
+
+TASKS = [{"id": str(n), "text": text} for n, text in enumerate(["abc", "xyz", "hello", "12+3", "why?", "one two"])]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("model") / "tiny"
+    tiny_model(folder)
+    return str(folder)
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def score(text: str) -> float:
+    """How many of the first characters are letters: random weights say something about that, and can learn it."""
+    return sum(each.isalpha() for each in text[:8]) / 8
+
+
+async def two_turns(task: Any, llm: agl.LLM) -> float:
+    async with AsyncOpenAI(base_url=llm.base_url, api_key=llm.api_key, max_retries=0) as client:
+        messages: list[Any] = [{"role": "user", "content": task["text"]}]
+        for _ in range(2):
+            answer = await client.chat.completions.create(model=llm.model, messages=messages, max_tokens=8)
+            text = answer.choices[0].message.content or ""
+            messages += [{"role": "assistant", "content": text}, {"role": "user", "content": "more"}]
+    return score(text)
+
+
+def settings(model: str, folder: Path, **more: Any) -> dict[str, Any]:
+    return {
+        "model": model,
+        "folder": folder,
+        "name": "tiny",
+        "steps": 3,
+        "tasks_per_step": 2,
+        "algorithm": agl.LightningRL(group_size=4),
+        "trainer": {"name": "torch", "lr": 1e-3},
+        "progress": False,
+        **more,
+    }
+
+
+def rows(run: agl.Run) -> list[dict[str, Any]]:
+    return read_metrics(run.folder)[0]
+
+
+def test_a_run_trains_and_leaves_everything_behind(model: str, tmp_path: Path) -> None:
+    run = agl.train(two_turns, tasks=TASKS, val_tasks=TASKS[:3], **settings(model, tmp_path, evaluate={"every": 2}))
+    assert not run.stopped
+    assert [row["step"] for row in rows(run)] == [0, 1, 2, 3]
+    for row in rows(run)[1:]:
+        assert row["rollouts"] == 8
+        assert row["transitions"] == 16
+        assert row["requests.completed"] == 16
+        assert row["logprob_diff_mean"] < 1e-3
+        assert "alarm" not in row
+    trained = [row for row in rows(run) if row.get("trained_tokens")]
+    assert trained
+    assert rows(run)[-1]["policy_version"] == len(trained)
+    result = json.loads((run.folder / "result.json").read_text())
+    assert result["seed"] == 0
+    assert set(result["held_out"]["sampled"]) == set(result["held_out"]["greedy"]) == {"before", "after"}
+    assert (run.folder / "reward.png").read_bytes().startswith(b"\x89PNG")
+    assert (run.folder / "config.toml").exists()
+    before, after = (AutoModelForCausalLM.from_pretrained(path).state_dict() for path in (model, run.policy))
+    assert any(not torch.equal(before[name].float(), after[name].float()) for name in before)
+
+
+def test_every_sampled_token_is_trained_or_left_out_by_name(model: str, tmp_path: Path) -> None:
+    run = agl.train(two_turns, tasks=TASKS, **settings(model, tmp_path, steps=1))
+    learned = RunFolder.open(run.folder).read_batch(1)
+    assert len(learned) == 8
+    assert sum(each.trained + sum(each.left_out.values()) for each in learned.values()) == rows(run)[0]["sampled_tokens"]
+    assert sum(each.trained for each in learned.values()) == rows(run)[0]["trained_tokens"]
+
+
+TIMES = ("seconds", "tokens_per_second")
+
+
+def measured(run: agl.Run) -> list[dict[str, Any]]:
+    return [{key: value for key, value in row.items() if not key.startswith(TIMES)} for row in rows(run)]
+
+
+class StopAfter:
+    """Progress that stops the run, as Ctrl-C does, once a step is done."""
+
+    def __init__(self, step: int) -> None:
+        self.at, self.stop = step, asyncio.Event()
+
+    def step(self, row: Any) -> None:
+        if row["step"] == self.at:
+            self.stop.set()
+
+    def __getattr__(self, name: str) -> Any:
+        return lambda *args, **kwargs: None
+
+
+@pytest.mark.parametrize("trainer", [{"train": "full"}, {"train": "lora", "lora_rank": 4}], ids=["full", "lora"])
+def test_a_stopped_and_resumed_run_has_bitwise_the_metrics_of_one_that_was_not(model: str, tmp_path: Path, trainer: dict[str, Any]) -> None:
+    from agentlightning.training import make_job, train_job
+
+    exact = {
+        "engine": {"name": "torch", "max_batch": 1},
+        "runner": agl.RunnerSettings(concurrency=1),
+        "trainer": {"name": "torch", "lr": 1e-3, **trainer},
+        "evaluate": {"every": 2},
+        "steps": 4,
+    }
+    whole = agl.train(two_turns, tasks=TASKS, val_tasks=TASKS[:2], **settings(model, tmp_path, **exact))
+    stopper = StopAfter(2)
+    arguments = settings(model, tmp_path, **exact)
+    del arguments["progress"]
+    job = make_job(two_turns, tasks=TASKS, val_tasks=TASKS[:2], **arguments)
+    half = asyncio.run(train_job(job, progress=stopper, resume=None, stop=stopper.stop))
+    assert half.stopped
+    assert [row["step"] for row in rows(half)] == [0, 1, 2]
+    resumed = agl.train(two_turns, tasks=TASKS, val_tasks=TASKS[:2], resume=half.folder, **settings(model, tmp_path, **exact))
+    assert measured(resumed) == measured(whole)
+    assert any(row.get("trained_tokens") for row in rows(whole)[3:]), "nothing was trained after the stop, so nothing is shown"
+
+
+def test_killed_in_the_middle_of_a_step_it_resumes_from_its_checkpoint(model: str, tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import agentlightning as agl, sys\nfrom pathlib import Path\nsys.path.insert(0, sys.argv[1])\nimport test_training as t\n"
+        "if __name__ == '__main__':\n"
+        "    agl.train(t.two_turns, tasks=t.TASKS, **t.settings(sys.argv[2], Path(sys.argv[3]), steps=500, progress=True,"
+        " checkpoints={'every': 1}))\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, str(script), str(Path(__file__).parent), model, str(tmp_path / "runs")], stderr=subprocess.PIPE, text=True
+    )
+    assert process.stderr is not None
+    for line in process.stderr:
+        if "3/500" in line or "step 3" in line:
+            break
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    process.stderr.close()
+    [folder] = RunFolder.all(tmp_path / "runs")
+    done = folder.resume_point()[1].step
+    assert done >= 2
+    run = agl.train(two_turns, tasks=TASKS, resume=folder.path, **settings(model, tmp_path, steps=done + 1))
+    assert [row["step"] for row in rows(run)] == list(range(1, done + 2))
+
+
+def test_ctrl_c_leaves_a_run_that_can_be_resumed(model: str, tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import agentlightning as agl, sys\nfrom pathlib import Path\nsys.path.insert(0, sys.argv[1])\nimport test_training as t\n"
+        "if __name__ == '__main__':\n"
+        "    run = agl.train(t.two_turns, tasks=t.TASKS, **t.settings(sys.argv[2], Path(sys.argv[3]), steps=500, progress=True))\n"
+        "    print('stopped', run.stopped)\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, str(script), str(Path(__file__).parent), model, str(tmp_path / "runs")],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+    )
+    assert process.stderr is not None
+    for line in process.stderr:
+        if "2/500" in line or "step 2" in line:
+            break
+    process.send_signal(signal.SIGINT)
+    out, _ = process.communicate(timeout=60)
+    assert "stopped True" in out
+    [folder] = RunFolder.all(tmp_path / "runs")
+    state = folder.resume_point()[1]
+    assert state.step == folder.read_state().step >= 2
+
+
+async def test_train_async_runs_on_the_callers_loop(model: str, tmp_path: Path) -> None:
+    loops: list[Any] = []
+
+    async def solve(task: Any, llm: agl.LLM) -> float:
+        loops.append(asyncio.get_running_loop())
+        return await two_turns(task, llm)
+
+    await agl.train_async(solve, tasks=TASKS, **settings(model, tmp_path, steps=1))
+    assert set(loops) == {asyncio.get_running_loop()}
+
+
+def test_a_synchronous_agent_trains_too(model: str, tmp_path: Path) -> None:
+    def solve(task: Any, llm: agl.LLM) -> None:
+        with OpenAI(base_url=llm.base_url, api_key=llm.api_key) as client:
+            answer = client.chat.completions.create(model=llm.model, messages=[{"role": "user", "content": task["text"]}], max_tokens=8)
+        agl.reward(score(answer.choices[0].message.content or ""))
+
+    run = agl.train(solve, tasks=TASKS, **settings(model, tmp_path, steps=1))
+    assert rows(run)[0]["transitions"] == 8
+
+
+def test_an_agent_in_worker_processes_trains_and_a_crash_costs_an_attempt_only(
+    model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "crashing_agent.py").write_text(
+        "import os, pathlib\nfrom openai import OpenAI\n"
+        "def solve(task, llm):\n"
+        "    client = OpenAI(base_url=llm.base_url, api_key=llm.api_key)\n"
+        "    answer = client.chat.completions.create(model=llm.model, messages=[{'role': 'user', 'content': task['text']}], max_tokens=6)\n"
+        f"    mark = pathlib.Path({str(tmp_path)!r}) / 'crashed'\n"
+        "    if not mark.exists():\n"
+        "        mark.touch()\n"
+        "        os._exit(7)\n"
+        "    return sum(c.isalpha() for c in answer.choices[0].message.content or '') / 6\n"
+    )
+    run = agl.train("crashing_agent:solve", tasks=TASKS, **settings(model, tmp_path, steps=1, runner={"workers": 2, "concurrency": 4}))
+    [row] = rows(run)
+    assert row["unscored"] == 0
+    assert row["transitions"] == 8
+
+    async def attempts() -> list[int]:
+        store = open_store(RunFolder.open(run.folder).store_address)
+        states, _ = await store.list()
+        await store.close()
+        return [len(state.attempts) for state in states]
+
+    assert max(asyncio.run(attempts())) == 2
+
+
+def test_a_closure_cannot_go_to_worker_processes_and_the_error_says_so(model: str, tmp_path: Path) -> None:
+    async def solve(task: Any, llm: agl.LLM) -> float:
+        return 1.0
+
+    with pytest.raises(ConfigError, match="cannot be imported by worker processes"):
+        agl.train(solve, tasks=TASKS, **settings(model, tmp_path, runner={"workers": 1}))
+
+
+async def never_calls(task: Any, llm: agl.LLM) -> float:
+    return 1.0
+
+
+async def raises(task: Any, llm: agl.LLM) -> float:
+    raise KeyError("question")
+
+
+async def unscored(task: Any, llm: agl.LLM) -> None:
+    await two_turns(task, llm)
+
+
+@pytest.mark.parametrize(
+    ("agent", "error", "says"),
+    [
+        (never_calls, JoinError, "no model call of the first step reached the gateway"),
+        (raises, AgentError, r"all 8 rollouts of the first step failed.*KeyError: 'question' at .*test_training.py"),
+        (unscored, AgentError, "no rollout of the first step was scored"),
+    ],
+)
+def test_what_makes_a_run_pointless_is_said_after_the_first_step(
+    model: str, tmp_path: Path, agent: Any, error: type[Exception], says: str
+) -> None:
+    with pytest.raises(error, match=says):
+        agl.train(agent, tasks=TASKS, **settings(model, tmp_path))
+
+
+def test_an_unknown_model_names_the_known_ones(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="unknown model 'smollm-135m'; did you mean 'smollm2-135m'"):
+        agl.train(two_turns, tasks=TASKS, **settings("smollm-135m", tmp_path))
+
+
+def test_a_wrong_setting_is_said_before_anything_starts(model: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="unknown key 'stepz'"):
+        agl.train(two_turns, tasks=TASKS, stepz=3, **settings(model, tmp_path))
+    with pytest.raises(ConfigError, match=r"unknown key 'learning_rate' in \[trainer\]"):
+        agl.train(two_turns, tasks=TASKS, **settings(model, tmp_path, trainer={"name": "torch", "learning_rate": 1}))
+    assert not RunFolder.all(tmp_path), "a run that cannot start leaves no folder"
+
+
+def test_a_run_that_does_not_exist_cannot_be_resumed(model: str, tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="there is no run"):
+        agl.train(two_turns, tasks=TASKS, resume=tmp_path / "nothing", **settings(model, tmp_path))
+
+
+def test_several_epochs_and_the_cispo_loss_train(model: str, tmp_path: Path) -> None:
+    algorithm = agl.LightningRL(
+        group_size=4, loss=agl.CISPO(epochs=2, minibatches=2), advantage="rloo", credit={"name": "discounted", "gamma": 0.9}
+    )
+    run = agl.train(two_turns, tasks=TASKS, **settings(model, tmp_path, algorithm=algorithm, steps=2))
+    assert any(row.get("trained_tokens") for row in rows(run))
+
+
+def test_early_stop_ends_a_run_that_no_longer_gets_better(model: str, tmp_path: Path) -> None:
+    run = agl.train(
+        two_turns,
+        tasks=TASKS,
+        val_tasks=TASKS[:2],
+        **settings(model, tmp_path, steps=50, trainer={"name": "torch", "lr": 1e-9}, evaluate={"every": 1, "patience": 2, "greedy": False}),
+    )
+    assert run.result["steps"] < 50
+
+
+def test_engine_and_trainer_that_differ_raise_the_alarm(model: str, tmp_path: Path) -> None:
+    run = agl.train(two_turns, tasks=TASKS, **settings(model, tmp_path, steps=1, logprob_alarm=1e-12))
+    assert rows(run)[0]["alarm"] == "logprob_diff_mean"
+
+
+def test_a_step_that_is_not_finite_ends_the_run_and_keeps_the_last_good_weights(
+    model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from agentlightning.rl import advantage
+
+    monkeypatch.setattr(advantage, "grpo", lambda trajectories, returns: [np.full(len(each), 1e300) for each in returns])
+    with pytest.raises(NonFinite):
+        agl.train(two_turns, tasks=TASKS, **settings(model, tmp_path))
+    [folder] = RunFolder.all(tmp_path)
+    before, after = (AutoModelForCausalLM.from_pretrained(path).state_dict() for path in (model, folder.checkpoint(0)))
+    assert all(torch.equal(before[name], after[name].to(before[name].dtype)) for name in before)
+
+
+def test_agents_that_are_not_selected_are_recorded_and_not_trained(model: str, tmp_path: Path) -> None:
+    from langchain_core.messages import HumanMessage
+    from langchain_openai import ChatOpenAI
+    from langgraph.graph import END, START, MessagesState, StateGraph
+
+    from agentlightning_langchain import LightningCallback
+
+    async def solve(task: Any, llm: agl.LLM) -> float:
+        chat = ChatOpenAI(model=llm.model, base_url=llm.base_url, api_key=llm.api_key, max_tokens=6)
+
+        async def write(state: MessagesState) -> dict[str, Any]:
+            return {"messages": [await chat.ainvoke(state["messages"])]}
+
+        async def check(state: MessagesState) -> dict[str, Any]:
+            return {"messages": [await chat.ainvoke([HumanMessage("check: " + state["messages"][-1].content)])]}
+
+        graph = StateGraph(MessagesState)
+        graph.add_node("write", write)
+        graph.add_node("check", check)
+        graph.add_edge(START, "write")
+        graph.add_edge("write", "check")
+        graph.add_edge("check", END)
+        result = await graph.compile().ainvoke({"messages": [HumanMessage(task["text"])]}, config={"callbacks": [LightningCallback()]})
+        return score(result["messages"][-2].content)
+
+    run = agl.train(solve, tasks=TASKS, **settings(model, tmp_path, steps=1, agents=["write"]))
+    [row] = rows(run)
+    assert row["transitions"] == 16
+    learned = RunFolder.open(run.folder).read_batch(1)
+    assert all("agent 'check' is not selected" in each.left_out for each in learned.values())
+    assert 0 < row["trained_tokens"] < row["sampled_tokens"]
+    with pytest.raises(ConfigError, match="unknown agent 'wrlte'; did you mean 'write'"):
+        agl.train(solve, tasks=TASKS, **settings(model, tmp_path, steps=1, agents=["wrlte"]))
+
+
+def test_a_run_without_a_checkpoint_starts_again_when_it_is_resumed(model: str, tmp_path: Path) -> None:
+    from agentlightning.training import make_job, train_job
+
+    arguments = settings(model, tmp_path)
+    del arguments["progress"]
+    stop = asyncio.Event()
+
+    async def stopped_at_once() -> agl.Run:
+        stop.set()
+        return await train_job(make_job(two_turns, tasks=TASKS, **arguments), progress=StopAfter(-1), resume=None, stop=stop)
+
+    first = asyncio.run(stopped_at_once())
+    assert first.stopped
+    assert rows(first) == []
+    run = agl.train(two_turns, tasks=TASKS, resume=first.folder, **settings(model, tmp_path))
+    assert [row["step"] for row in rows(run)] == [1, 2, 3]

@@ -1,0 +1,71 @@
+"""What the tests of the SQLite store run in other processes: `python sqlite_process.py <job> <path> <name>`.
+
+Each line of output is an acknowledgement, written after the store gave it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from agentlightning.model import Completion, Rollout, Sampling, Span, Task
+from agentlightning_sqlite.store import SQLiteStore
+
+
+def say(*words: object) -> None:
+    print(*words, flush=True)
+
+
+async def write(store: SQLiteStore, name: str) -> None:
+    """Claim, record a conversation, finish; for ever, by several workers at once."""
+
+    async def work() -> None:
+        while True:
+            await store.add([rollout := Rollout(task=Task(name, {}), mode="train", max_attempts=99)])
+            say("added", rollout.id)
+            ((claimed, attempt),) = await store.claim(name, lease=600)
+            say("claimed", claimed.id, attempt.id)
+            last: Completion | None = None
+            for turn in range(4):
+                prompt = [1, 2, 3] if last is None else [*last.prompt_ids.tolist(), *last.response_ids.tolist(), turn]
+                last = Completion(
+                    call_id=f"c{turn}", attempt_id=attempt.id, prompt_ids=np.array(prompt), response_ids=np.array([7, turn]), logprobs=None,
+                    versions=np.array([0, 0]), sampling=Sampling(), finish_reason="stop", continues=last.id if last else None,
+                )  # fmt: skip
+                await store.record([last, Span(attempt_id=attempt.id, kind="tool", name="t", attributes={"x": "y" * 2000})])
+                say("recorded", attempt.id, last.id, len(prompt))
+            await store.finish(attempt.id, "succeeded")
+            say("finished", attempt.id)
+
+    await asyncio.gather(*(work() for _ in range(4)))
+
+
+async def drain(store: SQLiteStore, name: str) -> None:
+    """Claim until nothing is queued."""
+    while claimed := await store.claim(name, lease=60, limit=2):
+        for rollout, attempt in claimed:
+            say("claimed", rollout.id, attempt.id)
+            await store.record([Span(attempt_id=attempt.id, kind="tool", name="t")])
+            await store.finish(attempt.id, "succeeded")
+
+
+async def watch(store: SQLiteStore, name: str) -> None:
+    """Say each new sequence number as soon as it is known."""
+    seq = 0
+    while True:
+        say("seq", seq)
+        seq = await store.wait(seq)
+
+
+async def main() -> None:
+    job, path, name = sys.argv[1:]
+    store = SQLiteStore(Path(path))
+    say("ready")
+    await {"write": write, "drain": drain, "watch": watch}[job](store, name)
+    await store.close()
+
+
+asyncio.run(main())

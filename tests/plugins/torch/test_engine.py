@@ -1,0 +1,427 @@
+"""The torch engine on a tiny random model in float32, against plain forward passes."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from agentlightning.errors import ConfigError, ContextOverflow, EngineError, UnsupportedSetting
+from agentlightning.model import Policy, Sampling, ints
+from agentlightning.models import ModelFiles
+from agentlightning_torch.engine import Settings, TorchEngine
+from agentlightning_torch.testing import tiny_model
+from agentlightning_torch.weights import FairLock, Weights, get_weights
+
+VOCABULARY = 259
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory) -> ModelFiles:
+    return tiny_model(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture
+async def engine(files):
+    torch.set_num_threads(1)
+    engine = await TorchEngine.create(files, Settings(), {})
+    yield engine
+    await engine.close()
+
+
+def weights_of(engine: TorchEngine) -> Weights:
+    return engine._weights
+
+
+def prompt(length: int, seed: int = 0) -> list[int]:
+    return np.random.default_rng(seed).integers(3, VOCABULARY, length).tolist()
+
+
+def slow_down(engine: TorchEngine) -> None:
+    """A long reply stays under way while a test on a busy machine does something to it."""
+    weights_of(engine).model.register_forward_pre_hook(lambda *_: time.sleep(0.004))
+
+
+async def ask(engine: TorchEngine, ids: list[int], **settings):
+    """(response ids, logprobs, versions, finish)"""
+    settings.setdefault("max_tokens", 12)
+    out, logprobs, versions, finish = [], [], [], None
+    async for chunk in engine.generate(ints(ids), Sampling(**settings)):
+        assert finish is None
+        out += chunk.ids.tolist()
+        logprobs += chunk.logprobs.tolist()
+        versions += [chunk.version] * len(chunk.ids)
+        finish = chunk.finish
+    return out, np.array(logprobs), versions, finish
+
+
+def expected(model, ids: list[int], response: list[int], temperature: float = 1.0) -> np.ndarray:
+    """Log-probabilities of a response from one plain forward pass."""
+    with torch.no_grad():
+        logits = model(torch.tensor([ids + response])).logits[0, len(ids) - 1 : -1]
+    return (logits / temperature).log_softmax(-1).gather(1, torch.tensor(response)[:, None])[:, 0].numpy()
+
+
+def set_weights(weights: Weights, version: int) -> None:
+    """What a trainer does: change in place, then say so."""
+    with weights.lock, torch.no_grad():
+        for parameter in weights.model.parameters():
+            parameter.mul_(1.05).add_(0.01 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(version)))
+        weights.policy = Policy(version=version, base="tiny", uri=weights.policy.uri)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7, 1.6])
+async def test_logprobs_are_those_of_a_plain_forward_pass(engine, temperature):
+    ids, logprobs, versions, finish = await ask(engine, prompt(30), temperature=temperature, seed=3, max_tokens=40)
+    assert len(ids) == 40
+    assert finish == "length"
+    assert set(versions) == {0}
+    np.testing.assert_allclose(logprobs, expected(weights_of(engine).model, prompt(30), ids, temperature), atol=1e-4)
+
+
+async def test_temperature_zero_is_greedy_with_the_logprobs_of_temperature_one(engine):
+    ids, logprobs, *_ = await ask(engine, prompt(9), temperature=0)
+    model = weights_of(engine).model
+    so_far = prompt(9)
+    for token in ids:
+        with torch.no_grad():
+            assert token == int(model(torch.tensor([so_far])).logits[0, -1].argmax())
+        so_far.append(token)
+    np.testing.assert_allclose(logprobs, expected(model, prompt(9), ids), atol=1e-4)
+
+
+async def test_a_batch_of_mixed_lengths_equals_one_at_a_time(engine):
+    asked = [
+        (prompt(n, seed=n), {"temperature": t, "seed": n, "max_tokens": 5 + n % 17}) for n in (1, 2, 7, 40, 130, 200) for t in (0, 1.0)
+    ]
+    alone = [await ask(engine, ids, **settings) for ids, settings in asked]
+    await engine.load(engine.policy)  # drops what was computed
+    together = await asyncio.gather(*(ask(engine, ids, **settings) for ids, settings in asked))
+    for one, other in zip(alone, together, strict=True):
+        assert one[0] == other[0]
+        assert one[3] == other[3]
+        np.testing.assert_allclose(one[1], other[1], atol=1e-4)
+
+
+async def test_requests_join_between_decode_steps(engine):
+    slow_down(engine)
+    long = asyncio.create_task(ask(engine, prompt(20), max_tokens=200, seed=1))
+    while engine.counts.decoded < 10:
+        await asyncio.sleep(0.001)
+    short = await ask(engine, prompt(20, seed=5), max_tokens=3, seed=2)
+    assert not long.done()
+    ids, logprobs, *_ = await long
+    np.testing.assert_allclose(short[1], expected(weights_of(engine).model, prompt(20, seed=5), short[0]), atol=1e-4)
+    np.testing.assert_allclose(logprobs, expected(weights_of(engine).model, prompt(20), ids), atol=1e-4)
+
+
+async def test_a_group_prefills_its_prompt_once_and_other_tasks_only_what_differs(engine):
+    shared = prompt(50)
+    tasks = [shared + prompt(20, seed=s) for s in (1, 2, 3)]
+    await asyncio.gather(*(ask(engine, ids, seed=s) for ids in tasks for s in range(8)))
+    assert engine.counts.prefilled == 50 + 3 * 19  # the last token of each prompt goes through the first decode step
+
+
+async def test_the_next_turn_computes_its_new_tokens_only_and_equals_a_fresh_one(engine, files):
+    first, *_ = await ask(engine, prompt(60), seed=1)
+    turn = prompt(60) + first + prompt(15, seed=9)
+    before = engine.counts.prefilled
+    ids, logprobs, *_ = await ask(engine, turn, seed=2)
+    # The last sampled token was never run, and the last of the prompt is left to the decode step.
+    assert engine.counts.prefilled - before == 15
+    fresh = await TorchEngine.create(files, Settings(), {})
+    other_ids, other_logprobs, *_ = await ask(fresh, turn, seed=2)
+    await fresh.close()
+    assert ids == other_ids
+    np.testing.assert_allclose(logprobs, other_logprobs, atol=1e-4)
+
+
+async def test_one_request_at_a_time_is_repeated_bit_by_bit_by_its_seed(engine):
+    async def run():
+        await engine.load(engine.policy)
+        return [await ask(engine, prompt(33, seed=s), seed=s, max_tokens=20) for s in (1, 2, 1)]
+
+    one = await run()
+    before = engine.counts.prefilled
+    two = await run()
+    assert engine.counts.prefilled == 2 * before  # a load leaves nothing to copy from
+    for a, b in zip(one, two, strict=True):
+        assert a[0] == b[0]
+        assert (a[1] == b[1]).all()
+    assert one[0][0] == one[2][0]
+    assert one[0][0] != one[1][0]
+    assert (await ask(engine, prompt(33)))[0] != (await ask(engine, prompt(33)))[0]  # no seed: never the same
+
+
+async def test_samples_follow_the_distribution(engine):
+    counts = np.zeros(VOCABULARY)
+    samples = await asyncio.gather(*(ask(engine, prompt(8), seed=s, max_tokens=1, temperature=0.5) for s in range(1500)))
+    for ids, *_ in samples:
+        counts[ids[0]] += 1
+    with torch.no_grad():
+        logits = weights_of(engine).model(torch.tensor([prompt(8)])).logits[0, -1]
+    p = (logits / 0.5).softmax(-1).double().numpy()
+    deviation = np.sqrt(1500 * p * (1 - p)) + 1
+    assert (np.abs(counts - 1500 * p) < 5 * deviation).all()
+
+
+async def test_top_k_and_top_p_leave_out_the_tail_and_report_full_logprobs(engine):
+    with torch.no_grad():
+        logprobs = weights_of(engine).model(torch.tensor([prompt(8)])).logits[0, -1].log_softmax(-1)
+    order = logprobs.argsort(descending=True).tolist()
+    top_p = 0.3
+    nucleus = order[: int((logprobs[order].exp().cumsum(0) < top_p).sum()) + 1]
+    for settings, allowed in (({"top_k": 3}, order[:3]), ({"top_p": top_p}, nucleus), ({"top_p": 1e-9}, order[:1])):
+        got = await asyncio.gather(*(ask(engine, prompt(8), seed=s, max_tokens=1, **settings) for s in range(200)))
+        assert {ids[0] for ids, *_ in got} == set(allowed)
+        for ids, values, *_ in got:
+            assert values[0] == pytest.approx(float(logprobs[ids[0]]), abs=1e-4)
+
+
+async def test_a_stop_token_ends_the_reply_and_is_part_of_it(engine):
+    ids, *_ = await ask(engine, prompt(8), seed=4)
+    stopped, _, _, finish = await ask(engine, prompt(8), seed=4, stop_ids=(ids[5],))
+    assert stopped == ids[: ids.index(ids[5]) + 1]
+    assert finish == "stop"
+
+
+async def test_a_reply_ends_at_the_context_and_a_prompt_without_room_is_refused(engine):
+    ids, _, _, finish = await ask(engine, prompt(509), max_tokens=None)
+    assert (len(ids), finish) == (3, "length")
+    with pytest.raises(ContextOverflow, match=r"512 tokens.*context of 'tiny' is 512"):
+        await ask(engine, prompt(512))
+
+
+@pytest.mark.parametrize(
+    ("ids", "settings", "said"),
+    [
+        ([], {}, "empty"),
+        ([5, VOCABULARY], {}, "another tokenizer"),
+        ([-1], {}, "another tokenizer"),
+        ([5], {"temperature": -1.0}, "temperature >= 0"),
+        ([5], {"top_p": 0.0}, "top_p"),
+        ([5], {"max_tokens": 0}, "at least 1"),
+    ],
+)
+async def test_a_bad_request_is_refused_and_harms_nobody(engine, ids, settings, said):
+    with pytest.raises(EngineError, match=said):
+        await ask(engine, ids, **settings)
+    assert len((await ask(engine, prompt(5)))[0]) == 12
+
+
+async def test_closing_the_iterator_frees_the_row(engine):
+    slow_down(engine)
+    stream = engine.generate(ints(prompt(8)), Sampling(max_tokens=400))
+    other = asyncio.create_task(ask(engine, prompt(8, seed=2), seed=1, max_tokens=100))
+    await anext(stream)
+    await stream.aclose()
+    ids, logprobs, *_ = await other
+    await engine.pause()
+    await engine.resume()
+    np.testing.assert_allclose(logprobs, expected(weights_of(engine).model, prompt(8, seed=2), ids), atol=1e-4)
+    assert engine._sampler.live == []
+    assert engine.counts.decoded < 400
+    waiting = asyncio.create_task(ask(engine, prompt(8), max_tokens=400))
+    await asyncio.sleep(0.02)
+    waiting.cancel()
+    await engine.pause()
+    assert engine._sampler.live == []
+    assert engine.counts.decoded < 700
+
+
+async def test_pause_finishes_what_is_under_way_and_holds_what_comes(engine):
+    slow_down(engine)
+    running = asyncio.create_task(ask(engine, prompt(8), max_tokens=100))
+    while engine.counts.decoded == 0:
+        await asyncio.sleep(0.001)
+    pausing = asyncio.create_task(engine.pause())
+    await asyncio.sleep(0)
+    early = asyncio.create_task(ask(engine, prompt(9, seed=1)))  # comes while the other is being finished
+    await pausing
+    assert engine.counts.decoded == 100
+    held = asyncio.create_task(ask(engine, prompt(9)))
+    await engine.load(engine.policy)  # a pause of its own does not end ours
+    await asyncio.sleep(0.05)
+    assert engine.counts.decoded == 100
+    assert not held.done()
+    await engine.resume()
+    assert len((await held)[0]) == len((await early)[0]) == 12
+    await running
+
+
+async def test_weights_changed_in_place_serve_new_logprobs_under_their_version(engine):
+    old, *_ = await ask(engine, prompt(30), temperature=0)
+    weights = weights_of(engine)
+    set_weights(weights, version=1)
+    await engine.load(weights.policy)
+    ids, logprobs, versions, _ = await ask(engine, prompt(30), temperature=0)
+    assert set(versions) == {1}
+    assert engine.policy.version == 1
+    assert ids != old
+    np.testing.assert_allclose(logprobs, expected(weights.model, prompt(30), ids), atol=1e-4)
+
+
+async def test_weights_changed_under_a_reply_are_stamped_and_nothing_old_is_reused(engine):
+    slow_down(engine)
+    weights = weights_of(engine)
+    before = AutoModelForCausalLM.from_pretrained(weights.files.path)
+    task = asyncio.create_task(ask(engine, prompt(30), seed=1, max_tokens=300))
+    while engine.counts.decoded < 20:
+        await asyncio.sleep(0.001)
+    set_weights(weights, version=1)
+    ids, logprobs, versions, _ = await task
+    change = versions.index(1)
+    assert versions == [0] * change + [1] * (300 - change)
+    np.testing.assert_allclose(logprobs[:change], expected(before, prompt(30), ids)[:change], atol=1e-4)
+    np.testing.assert_allclose(logprobs[change:], expected(weights.model, prompt(30), ids)[change:], atol=1e-4)
+
+
+async def test_a_policy_on_disk_is_loaded_and_a_wrong_one_refused(engine, tmp_path):
+    other = tiny_model(tmp_path / "a folder", seed=1)
+    policy = Policy(version=4, base="tiny", uri=Path(other.path).as_uri())
+    await engine.load(policy)
+    ids, logprobs, versions, _ = await ask(engine, prompt(30), seed=1)
+    assert set(versions) == {4}
+    np.testing.assert_allclose(logprobs, expected(AutoModelForCausalLM.from_pretrained(other.path), prompt(30), ids), atol=1e-4)
+    wrong = tiny_model(tmp_path / "wrong", hidden=32)
+    for uri, said in (
+        (f"file:{wrong.path}", "another model"),
+        (f"file:{tmp_path}/none", "no weights"),
+        ("memory:elsewhere", "in memory are"),
+        ("nccl:x", "expected `file:`"),
+    ):
+        with pytest.raises(EngineError, match=said):
+            await engine.load(Policy(version=5, base="tiny", uri=uri))
+    again = await ask(engine, prompt(30), seed=1)
+    assert (again[0], again[2]) == (ids, versions)
+
+
+async def test_an_adapter_is_served_and_merged_in_nothing(engine, tmp_path):
+    peft = pytest.importorskip("peft")
+    weights = weights_of(engine)
+    plain, *_ = await ask(engine, prompt(30), temperature=0)
+    model = peft.get_peft_model(weights.model, peft.LoraConfig(r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False))
+    with weights.lock:
+        weights.model = model.eval()
+        weights.policy = Policy(version=1, base="tiny", kind="lora", uri=weights.policy.uri)
+    ids, logprobs, versions, _ = await ask(engine, prompt(30), temperature=0)
+    assert set(versions) == {1}
+    assert ids != plain
+    np.testing.assert_allclose(logprobs, expected(model, prompt(30), ids), atol=1e-4)
+    model.save_pretrained(str(tmp_path))
+    fresh = await TorchEngine.create(weights.files, Settings(), {})
+    await fresh.load(Policy(version=1, base="tiny", kind="lora", uri=f"file:{tmp_path}"))
+    assert (await ask(fresh, prompt(30), temperature=0))[0] == ids
+    await fresh.close()
+
+
+async def test_little_memory_makes_replies_wait_and_changes_none(files):
+    small = await TorchEngine.create(files, Settings(memory_gb=1.2e6 / 2**30), {})  # 128 tokens of a row are 66 kB
+    big = await TorchEngine.create(files, Settings(), {})
+    asked = [(prompt(20 + n, seed=n), {"seed": n, "max_tokens": 150}) for n in range(12)]
+    few = await asyncio.gather(*(ask(small, ids, **settings) for ids, settings in asked))
+    many = await asyncio.gather(*(ask(big, ids, **settings) for ids, settings in asked))
+    assert [one[0] for one in few] == [one[0] for one in many]
+    assert small._sampler._slots.bytes + small._sampler._prefixes.bytes <= 1.2e6
+    for n in range(12):
+        await ask(small, prompt(300, seed=n))
+        assert small._sampler._slots.bytes + small._sampler._prefixes.bytes <= 1.2e6
+    assert small.counts.steps > big.counts.steps
+    assert small.counts.prefilled > big.counts.prefilled  # replies that had to give up their row
+    await small.close()
+    await big.close()
+
+
+async def test_an_error_in_the_model_reaches_everybody_and_the_engine_goes_on(engine):
+    slow_down(engine)
+    tasks = [asyncio.create_task(ask(engine, prompt(8), max_tokens=400)) for _ in range(40)]  # more than one batch
+    while engine.counts.decoded < 50:
+        await asyncio.sleep(0.001)
+    broken = weights_of(engine).model.model.layers[1].register_forward_hook(lambda *_: 1 / 0)
+    results = await asyncio.gather(*tasks, return_exceptions=True)
+    broken.remove()
+    assert all(isinstance(result, EngineError) and "ZeroDivisionError" in str(result) for result in results)
+    assert len((await ask(engine, prompt(8)))[0]) == 12
+
+
+async def test_weights_that_diverged_are_named(engine):
+    with weights_of(engine).lock, torch.no_grad():
+        weights_of(engine).model.lm_head.weight.fill_(torch.nan)
+    with pytest.raises(EngineError, match="not finite at version 0"):
+        await ask(engine, prompt(8))
+
+
+async def test_it_is_called_from_any_loop_and_closes_cleanly(files):
+    engine = await TorchEngine.create(files, Settings(), {})
+    alone = await ask(engine, prompt(8), temperature=0)
+    elsewhere = await asyncio.gather(*(asyncio.to_thread(lambda: asyncio.run(ask(engine, prompt(8), temperature=0))) for _ in range(4)))
+    assert {tuple(ids) for ids, *_ in elsewhere} == {tuple(alone[0])}
+    task = asyncio.create_task(ask(engine, prompt(8), max_tokens=400))
+    await asyncio.sleep(0.01)
+    await engine.close()
+    with pytest.raises(EngineError, match="closed"):
+        await task
+    with pytest.raises(EngineError, match="closed"):
+        await ask(engine, prompt(8))
+    await engine.close()
+    assert not [thread for thread in threading.enumerate() if thread is engine._thread]
+
+
+def test_the_lock_goes_to_a_trainer_that_waits():
+    lock, steps, stop = FairLock(), [], threading.Event()
+
+    def engine() -> None:
+        while not stop.is_set():
+            with lock, lock:
+                steps.append(1)
+                time.sleep(0.002)
+
+    thread = threading.Thread(target=engine)
+    thread.start()
+    waits = []
+    for _ in range(30):
+        before = len(steps)
+        with lock:
+            waits.append(len(steps) - before)
+    stop.set()
+    thread.join()
+    assert max(waits) <= 3
+
+
+def test_engine_and_trainer_share_one_copy_and_cannot_ask_for_two(files):
+    share = {}
+    weights = get_weights(share, files)
+    assert get_weights(share, files, device="cpu") is weights
+    with pytest.raises(ConfigError, match=r"dtype is 'float64'.*on torch.float32"):
+        get_weights(share, files, dtype="float64")
+    with pytest.raises(ConfigError, match="'cpux' cannot be used"):
+        get_weights({}, files, device="cpux")
+    with pytest.raises(ConfigError, match="dtype 'half' is unknown"):
+        get_weights({}, files, dtype="half")
+    with pytest.raises(ConfigError, match="cannot be loaded"):
+        get_weights({}, ModelFiles("none", "./none"))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"model_type": "mistral", "architectures": ["MistralForCausalLM"], "sliding_window": 16}, {"layer_types": ["sliding_attention"] * 2}],
+)
+async def test_a_model_that_is_not_plain_attention_is_refused_by_name(files, tmp_path, change):
+    config = json.loads((Path(files.path) / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, **change}))
+    (tmp_path / "model.safetensors").write_bytes((Path(files.path) / "model.safetensors").read_bytes())
+    with pytest.raises(UnsupportedSetting, match=r"'odd' is not one: it uses sliding"):
+        await TorchEngine.create(ModelFiles("odd", str(tmp_path)), Settings(), {})
+
+
+@pytest.mark.parametrize("settings", [{"max_batch": 0}, {"memory_gb": 0.0}])
+def test_settings_that_cannot_work_are_refused(settings):
+    with pytest.raises(ConfigError, match=rf"engine\.{next(iter(settings))}"):
+        Settings(**settings)

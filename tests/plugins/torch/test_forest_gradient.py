@@ -1,0 +1,178 @@
+"""The forest gives the gradient of rows: a tiny Llama in float64, over random attempts that branch and take turns."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from agentlightning.model import Task, Trajectory, Transition
+from agentlightning.rl.batch import Batch, make_batch
+from agentlightning.rl.packs import Pack
+from agentlightning_torch.attention import BLOCK, NAME, Visible
+from agentlightning_torch.forward import forest_agrees, group_rows, score_forest, score_rows
+from agentlightning_torch.optim import add_lora, trained_parameters
+
+
+def tiny_llama(**settings) -> LlamaForCausalLM:
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=40,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=256,
+        tie_word_embeddings=True,
+        initializer_range=0.2,
+        **settings,
+    )
+    model = LlamaForCausalLM(config)
+    for module in list(model.modules()):
+        for name, child in module.named_children():
+            if "RMSNorm" in type(child).__name__:  # Llama's own rounds to float32 on its way, whatever the model's dtype
+                setattr(module, name, torch.nn.RMSNorm(config.hidden_size, config.rms_norm_eps))
+    return model.double().eval()
+
+
+def random_batch(seed: int) -> Batch:
+    rng = random.Random(seed)
+
+    def tokens(low: int, high: int) -> list[int]:
+        return [rng.randrange(40) for _ in range(rng.randint(low, high))]
+
+    found = []
+    for group in "ab":
+        shared = tokens(2, 12)
+        for index in range(3):
+            transitions: list[Transition] = []
+            histories = [shared]
+            for _ in range(rng.randint(1, 4)):
+                prompt = rng.choice(histories) + tokens(0, 5)
+                response = tokens(1, 6)
+                transitions.append(
+                    Transition(
+                        completion_id=f"{group}{index}{len(transitions)}",
+                        call_id="",
+                        prompt_ids=np.array(prompt, np.int32),
+                        response_ids=np.array(response, np.int32),
+                        logprobs=np.full(len(response), -3, np.float32),
+                        versions=np.zeros(len(response), np.int32),
+                        temperature=rng.choice((0.7, 1.0)),
+                        agent=None,
+                        index=len(transitions),
+                        turn=0,
+                    )
+                )
+                histories.append(prompt + response)
+            found.append(
+                Trajectory(
+                    task=Task(group, None),
+                    rollout_id=f"{group}{index}",
+                    attempt_id=f"{group}{index}",
+                    group=group,
+                    index=index,
+                    mode="train",
+                    status="succeeded",
+                    reward=0.0,
+                    transitions=tuple(transitions),
+                )
+            )
+    return make_batch(found, [np.array([rng.uniform(-1, 1) for _ in t.transitions]) for t in found])
+
+
+def gradient(model, batch: Batch, work: list[list[Pack]], score) -> dict[str, torch.Tensor]:
+    model.zero_grad()
+    for packs in work:
+        scores = score(model, batch, packs)
+        advantage, weight = (torch.from_numpy(a[scores.index]) for a in (batch.advantage, batch.weight))
+        (-(weight * advantage * torch.exp(scores.logprob - scores.logprob.detach() * 0.9)).sum()).backward()
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+def difference(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
+    assert a.keys() == b.keys()
+    return max(float((a[n] - b[n]).norm() / b[n].norm().clamp_min(1e-12)) for n in a)
+
+
+def forest(block: int = BLOCK, flex: bool = False):
+    return lambda model, batch, packs: score_forest(model, batch, packs[0], block=block, flex=flex)
+
+
+@pytest.mark.parametrize("train", ["full", "top:1", "lora"])
+@pytest.mark.parametrize("seed", range(3))
+def test_forest_rows_and_transition_rows_have_one_gradient(train: str, seed: int):
+    model = tiny_llama()
+    if train == "lora":
+        model = add_lora(model, 4, 8.0, 0).double()
+        for name, p in model.named_parameters():
+            if "lora_B" in name:
+                torch.nn.init.normal_(p, std=0.1)  # zero at first, which would leave half of the gradients zero
+    trained_parameters(model, train)
+    batch = random_batch(seed)
+    reference = gradient(model, batch, group_rows(batch.transition_rows(), 100), score_rows)
+    assert difference(gradient(model, batch, group_rows(batch.rows(), 100), score_rows), reference) < 1e-10
+    assert difference(gradient(model, batch, [[p] for p in batch.packs(10_000)], forest()), reference) < 1e-10
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_packs_of_any_size_have_one_gradient(seed: int):
+    model, batch = tiny_llama(), random_batch(seed)
+    reference = gradient(model, batch, [[p] for p in batch.packs(10_000)], forest())
+    longest = int(batch.position.max()) + 1
+    for budget in (longest, longest + 7, 2 * longest):
+        packs = batch.packs(budget)
+        assert len(packs) > 1
+        assert difference(gradient(model, batch, [[p] for p in packs], forest()), reference) < 1e-10
+
+
+@pytest.mark.parametrize("block", [1, 5, 16, 64])
+def test_blocks_of_any_size_give_what_the_dense_mask_gives(block: int):
+    model, batch = tiny_llama(), random_batch(4)
+    work = [[p] for p in batch.packs(10_000)]
+    (pack,) = work[0]
+    dense = Visible(pack, torch.device("cpu"), block=10_000)
+    assert len(dense.blocks) == 1
+    assert len(Visible(pack, torch.device("cpu"), block=block).blocks) > 1
+    assert difference(gradient(model, batch, work, forest(block)), gradient(model, batch, work, forest(10_000))) < 1e-10
+
+
+def test_blocks_are_the_comparison_that_defines_the_mask():
+    batch = random_batch(5)
+    (pack,) = batch.packs(10_000)
+    i, j = np.arange(len(pack))[:, None], np.arange(len(pack))
+    for block in (1, 7, 30, 10_000):
+        seen = np.zeros((len(pack), len(pack)), bool)
+        for first, stop, keys, mask in Visible(pack, torch.device("cpu"), block=block).blocks:
+            places = np.arange(first, stop) if keys is None else keys.numpy()
+            seen[first:stop, places] = np.tril(np.ones((stop - first,) * 2, bool)) if mask is None else mask.numpy()
+        assert (seen == ((j <= i) & (i < pack.end[j]))).all()
+
+
+def test_flex_attention_sees_the_same():
+    model, batch = tiny_llama(), random_batch(6)
+    work = [[p] for p in batch.packs(10_000)]
+    with torch.no_grad():  # on a CPU it has no gradient
+        flex, dense = (score_forest(model, batch, work[0][0], flex=flex).logprob for flex in (True, False))
+    torch.testing.assert_close(flex, dense, rtol=1e-10, atol=1e-12)
+
+
+def test_the_model_is_as_before_after_a_pass():
+    model, batch = tiny_llama(), random_batch(0)
+    before = model.config._attn_implementation
+    score_forest(model, batch, batch.packs(10_000)[0])
+    assert model.config._attn_implementation == before != NAME
+
+
+def test_a_model_whose_layers_are_not_plain_attention_is_recognised():
+    from transformers import MistralConfig, MistralForCausalLM
+
+    settings = {"vocab_size": 40, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+    cpu = torch.device("cpu")
+    assert forest_agrees(tiny_llama(), cpu, torch.float64) is None
+    sliding = MistralForCausalLM(MistralConfig(**settings, num_key_value_heads=2, sliding_window=4096)).eval()
+    assert "sliding_window" in (forest_agrees(sliding, cpu, torch.float32) or "")

@@ -1,0 +1,377 @@
+"""The torch trainer on a tiny Llama."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, MistralConfig, MistralForCausalLM
+
+from agentlightning.errors import ConfigError, NonFinite, TrainerError, UnsupportedSetting
+from agentlightning.model import Task, Trajectory, Transition
+from agentlightning.models import ModelFiles
+from agentlightning.rl.batch import Batch, make_batch
+from agentlightning.rl.loss import CISPO, LossSettings, PPOClip
+from agentlightning_torch import checkpoint
+from agentlightning_torch.optim import learning_rate
+from agentlightning_torch.testing import tiny_model
+from agentlightning_torch.trainer import Settings, TorchTrainer
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> ModelFiles:
+    return tiny_model(tmp_path_factory.mktemp("tiny"))
+
+
+@asynccontextmanager
+async def training(files: ModelFiles, **settings) -> AsyncIterator[TorchTrainer]:
+    trainer = await TorchTrainer.create(files, Settings(**{"lr": 1e-3, "device": "cpu", "dtype": "float32", **settings}), {})
+    try:
+        yield trainer
+    finally:
+        await trainer.close()
+
+
+def two_turns(seed: int = 0, advantages: tuple[float, ...] = (1.0, -1.0, 0.5, -0.5)) -> Batch:
+    """Rollouts of two turns each below one prompt of 20 tokens."""
+    rng = np.random.default_rng(seed)
+    shared = rng.integers(5, 60, 20)
+    found = []
+    for index in range(len(advantages)):
+        history, transitions = shared, []
+        for turn in range(2):
+            response = rng.integers(5, 60, 6)
+            transitions.append(
+                Transition(
+                    completion_id=f"c{index}.{turn}",
+                    call_id="",
+                    prompt_ids=history.astype(np.int32),
+                    response_ids=response.astype(np.int32),
+                    logprobs=np.full(6, -4.0, np.float32),
+                    versions=np.zeros(6, np.int32),
+                    temperature=1.0,
+                    agent=None,
+                    index=turn,
+                    turn=turn,
+                )
+            )
+            history = np.concatenate([history, response, rng.integers(5, 60, 4)])
+        found.append(
+            Trajectory(
+                task=Task("t", None),
+                rollout_id=f"r{index}",
+                attempt_id=f"a{index}",
+                group="g",
+                index=index,
+                mode="train",
+                status="succeeded",
+                reward=1.0,
+                transitions=tuple(transitions),
+            )
+        )
+    return make_batch(found, [np.full(2, a) for a in advantages])
+
+
+def state(trainer: TorchTrainer) -> dict[str, torch.Tensor]:
+    return {**{k: v.clone() for k, v in trainer.weights.model.state_dict().items()}, **trainer.optimizer.state()}
+
+
+def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+async def test_a_step_makes_rewarded_tokens_likelier_and_the_version_one_higher(files: ModelFiles):
+    async with training(files) as trainer:
+        batch = two_turns(advantages=(1.0, 1.0))
+        generation = trainer.weights.generation
+        _, first = await trainer.step(batch, PPOClip())
+        policy, second = await trainer.step(batch, CISPO())
+        assert (policy.version, policy.uri.partition(":")[0], policy.base) == (2, "memory", "tiny")
+        assert trainer.policy == policy == trainer.weights.policy
+        assert trainer.weights.generation == generation + 2
+        assert all(math.isfinite(v) for v in second.values())
+        assert first["tokens_trained"] == 24
+        assert first["tokens"] == len(batch) == first["tokens_context"] + 24
+        assert first["forest_saving"] == pytest.approx(2 * 36 / 52)
+        assert first["context_repeat"] == 0
+        assert (first["version_gap_max"], second["version_gap_max"]) == (0, 1)
+        assert 0 < first["entropy"] < math.log(trainer.weights.model.config.vocab_size)
+        # both losses at ratio 1 have the gradient of -sum w A lp; the likelihood has gone up
+        assert second["loss"] != first["loss"]
+        _, third = await trainer.step(batch, CISPO())
+        assert third["loss"] < second["loss"]
+
+
+async def test_the_difference_between_engine_and_trainer_is_measured(files: ModelFiles):
+    async with training(files) as trainer:
+        batch = two_turns()
+        _, metrics = await trainer.step(batch, PPOClip())
+    async with training(files) as trainer:
+        with torch.no_grad():
+            ((scores, _),) = list(trainer._scores(batch, None, _measured(batch)))
+        recorded = batch.logprob.copy()
+        recorded[scores.index] = scores.logprob.numpy()
+        agreed = replace(batch, logprob=recorded)
+        _, exact = await trainer.step(agreed, PPOClip())
+    assert exact["logprob_diff_max"] < 1e-6
+    assert exact["logprob_diff_kl"] < 1e-9
+    gap = recorded[scores.index].astype(np.float64) + 4.0
+    assert metrics["logprob_diff_mean"] == pytest.approx(np.abs(gap).mean(), rel=1e-5)
+    assert metrics["logprob_diff_kl"] == pytest.approx((np.exp(gap) - 1 - gap).mean(), rel=1e-5)
+
+
+def _measured(batch: Batch):
+    from agentlightning_torch.trainer import Measured
+
+    return Measured(batch, PPOClip())
+
+
+async def test_a_batch_without_signal_trains_nothing(files: ModelFiles):
+    async with training(files) as trainer:
+        before = state(trainer)
+        policy, metrics = await trainer.step(two_turns(advantages=(0.0, 0.0)), PPOClip())
+        assert policy.version == 0
+        assert metrics["tokens_trained"] == 0
+        assert same(state(trainer), before)
+
+
+@pytest.mark.parametrize("train", ["full", "top:1", "lora"])
+async def test_the_step_does_not_depend_on_the_size_of_packs(files: ModelFiles, train: str):
+    after = []
+    for max_tokens in (4096, 60, 40):
+        async with training(files, max_tokens=max_tokens, train=train, lr=1e-3, clip_norm=1e3) as trainer:
+            _, metrics = await trainer.step(two_turns(), PPOClip())
+            after.append(({n: p.detach().clone() for n, p in trainer.optimizer.parameters.items()}, metrics))
+            assert (metrics["context_repeat"] > 0) == (max_tokens < 100)
+    for weights, metrics in after[1:]:
+        assert metrics["grad_norm"] == pytest.approx(after[0][1]["grad_norm"], rel=1e-4)
+        assert metrics["loss"] == pytest.approx(after[0][1]["loss"], rel=1e-4, abs=1e-6)
+        for name, value in weights.items():
+            # Adam's first step is lr * sign(gradient): where a gradient is nearly zero its sign is not stable
+            assert ((value - after[0][0][name]).abs() < 2e-4).float().mean() > 0.99
+
+
+async def test_several_epochs_and_minibatches_take_several_steps_of_one_version(files: ModelFiles):
+    async with training(files) as trainer:
+        policy, metrics = await trainer.step(two_turns(), PPOClip(epochs=2, minibatches=2))
+        assert policy.version == 1
+        assert trainer.steps == 1
+        assert {float(s["step"]) for s in trainer.optimizer.adam.state.values()} == {4.0}
+        assert metrics["ratio_mean"] != 1
+        assert 0 <= metrics["clip_fraction"] <= 1
+        assert metrics["tokens_trained"] == 48
+
+
+async def test_minibatches_without_movement_add_up_to_the_full_gradient(files: ModelFiles):
+    async with training(files) as trainer:
+        batch, grads = two_turns(), []
+        for parts in ([None], [[0, 2], [1, 3]]):
+            trainer.optimizer.zero()
+            for part in parts:
+                trainer._gradient(batch, part, CISPO_TERM, 1.0, _measured(batch), keep_old=False)
+            grads.append({n: p.grad.clone() for n, p in trainer.optimizer.parameters.items()})
+        for name, value in grads[0].items():
+            torch.testing.assert_close(value, grads[1][name], rtol=1e-4, atol=1e-6)
+
+
+def CISPO_TERM(logprob, old, advantage):
+    return -advantage * logprob
+
+
+@dataclass(frozen=True, kw_only=True)
+class Own(LossSettings):
+    """A user's loss; poisoned from the `after`th pack on."""
+
+    name: str = "own"
+    after: int = 100
+    seen: list = None  # type: ignore[assignment]
+
+    def term(self, logprob, old, advantage):
+        self.seen.append(len(logprob))
+        return -advantage * logprob * (float("nan") if len(self.seen) > self.after else 1.0)
+
+
+@pytest.mark.parametrize(("epochs", "after"), [(1, 0), (3, 2)])
+async def test_a_loss_that_is_not_finite_leaves_weights_and_moments_untouched(files: ModelFiles, epochs: int, after: int):
+    async with training(files) as trainer:
+        await trainer.step(two_turns(), PPOClip())
+        before = state(trainer)
+        with pytest.raises(NonFinite, match="the loss is nan"):
+            await trainer.step(two_turns(), Own(epochs=epochs, after=after, seen=[]))
+        assert same(state(trainer), before)
+        assert trainer.policy.version == 1
+        _, metrics = await trainer.step(two_turns(), Own(seen=[]))  # and goes on
+        assert trainer.policy.version == 2
+        assert math.isfinite(metrics["loss"])
+
+
+async def test_a_gradient_that_is_not_finite_leaves_weights_and_moments_untouched(files: ModelFiles):
+    async with training(files) as trainer:
+        before = state(trainer)
+        trainer.optimizer.parameters["model.norm.weight"].register_hook(lambda g: g * float("inf"))
+        with pytest.raises(NonFinite, match="norm of the gradient"):
+            await trainer.step(two_turns(), PPOClip())
+        assert same(state(trainer), before)
+
+
+async def test_an_unknown_loss_is_refused_by_name(files: ModelFiles):
+    async with training(files) as trainer:
+        with pytest.raises(UnsupportedSetting, match="'gspo' is unknown to trainer 'torch'; it knows cispo, ppo_clip"):
+            await trainer.step(two_turns(), LossSettings(name="gspo"))
+        assert {"ppo_clip", "cispo"} <= trainer.capabilities.losses
+
+
+async def test_top_layers_are_the_last_blocks_and_the_final_norm(files: ModelFiles):
+    async with training(files, train="top:1") as trainer:
+        before = state(trainer)
+        await trainer.step(two_turns(), PPOClip())
+        changed = {k for k, v in trainer.weights.model.state_dict().items() if not torch.equal(v, before[k])}
+        assert changed
+        assert all(k.startswith(("model.layers.1.", "model.norm.")) for k in changed)
+    with pytest.raises(ConfigError, match="has 2 layers"):
+        async with training(files, train="top:3"):
+            pass
+
+
+@pytest.mark.parametrize("train", ["full", "top:1", "lora"])
+async def test_a_restored_trainer_takes_bitwise_the_same_next_step(files: ModelFiles, train: str, tmp_path: Path):
+    torch.set_num_threads(1)
+    settings = {"train": train, "schedule": "cosine", "warmup_steps": 1, "total_steps": 10}
+    async with training(files, **settings) as trainer:
+        await trainer.step(two_turns(0), PPOClip(epochs=2))
+        await trainer.save(tmp_path / "step1")
+        await trainer.save(tmp_path / "step1")  # in place of the first
+        _, metrics = await trainer.step(two_turns(1), PPOClip(epochs=2))
+        after = state(trainer)
+    assert [p.name for p in tmp_path.iterdir()] == ["step1"]
+    async with training(files, **{**settings, "seed": 5}) as other:
+        await other.restore(tmp_path / "step1")
+        assert other.policy.version == 1
+        _, again = await other.step(two_turns(1), PPOClip(epochs=2))
+        assert same(state(other), after)
+        timed = {"seconds", "tokens_per_second"}
+        assert {k: v for k, v in again.items() if k not in timed} == {k: v for k, v in metrics.items() if k not in timed}
+
+
+@pytest.mark.parametrize("train", ["full", "lora"])
+async def test_a_checkpoint_loads_with_plain_transformers_and_gives_the_same_logits(files: ModelFiles, train: str, tmp_path: Path):
+    async with training(files, train=train, lr=1e-2) as trainer:
+        await trainer.step(two_turns(), PPOClip())
+        before = state(trainer)
+        await trainer.save(tmp_path / "c")
+        assert same(state(trainer), before)
+        ids = torch.arange(5, 25)[None]
+        with torch.no_grad():
+            expected = trainer.weights.model(input_ids=ids).logits
+            loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "c")
+            torch.testing.assert_close(loaded(input_ids=ids).logits, expected, rtol=1e-4, atol=1e-5)
+            base = AutoModelForCausalLM.from_pretrained(files.path)(input_ids=ids).logits
+        assert (base - expected).abs().max() > 1e-2
+    assert AutoTokenizer.from_pretrained(tmp_path / "c").vocab_size == AutoTokenizer.from_pretrained(files.path).vocab_size
+    assert not [p for p in (tmp_path / "c").iterdir() if p.suffix in (".bin", ".pt", ".pkl")]
+
+
+async def test_a_checkpoint_that_does_not_fit_is_refused_by_name(files: ModelFiles, tmp_path: Path):
+    async with training(files, train="top:1") as trainer:
+        await trainer.save(tmp_path / "c")
+        with pytest.raises(TrainerError, match="no checkpoint to go on from"):
+            await trainer.restore(tmp_path / "nothing")
+        (tmp_path / "file").write_text("")
+        with pytest.raises(TrainerError, match="could not be written"):
+            await trainer.save(tmp_path / "file" / "c")
+    async with training(files) as other:
+        before = state(other)
+        with pytest.raises(TrainerError, match="trained as 'top:1', but this run trains 'tiny' as 'full'"):
+            await other.restore(tmp_path / "c")
+        facts = tmp_path / "c" / checkpoint.FACTS
+        facts.write_text(json.dumps({**json.loads(facts.read_text()), "schema": 99}))
+        with pytest.raises(TrainerError, match="another version of agentlightning"):
+            await other.restore(tmp_path / "c")
+        assert same(state(other), before)
+
+
+async def test_weights_of_16_bits_are_stepped_in_float32(files: ModelFiles):
+    async with training(files, dtype="bfloat16", lr=1e-5) as trainer:
+        before = state(trainer)
+        for _ in range(2):
+            await trainer.step(two_turns(), PPOClip())
+        name = "model.layers.0.mlp.up_proj.weight"
+        master = trainer.optimizer.masters[name]
+        assert master.dtype == torch.float32
+        assert torch.equal(trainer.optimizer.parameters[name], master.bfloat16())
+        assert ((master - before[f"weight.{name}"]).abs() > 1e-6).float().mean() > 0.9  # steps far below bfloat16's resolution
+
+
+async def test_a_model_with_sliding_windows_is_trained_on_rows(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    config = MistralConfig(
+        vocab_size=64,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        sliding_window=8,
+    )
+    MistralForCausalLM(config).save_pretrained(tmp_path)
+    async with training(ModelFiles("sliding", str(tmp_path)), max_tokens=80) as trainer:
+        assert not trainer.capabilities.forest
+        assert "root-to-leaf rows" in caplog.text
+        batch = two_turns()
+        _, metrics = await trainer.step(batch, PPOClip())
+        assert metrics["context_repeat"] == 4 * 36 - len(batch)
+
+
+async def test_a_conversation_longer_than_a_pack_is_refused_and_nothing_changes(files: ModelFiles):
+    async with training(files, max_tokens=30) as trainer:
+        with pytest.raises(TrainerError, match="raise max_tokens"):
+            await trainer.step(two_turns(), PPOClip())
+        assert trainer.policy.version == 0
+
+
+async def test_a_cancelled_caller_waits_for_the_end_of_the_step(files: ModelFiles):
+    async with training(files) as trainer:
+        task = asyncio.create_task(trainer.step(two_turns(), PPOClip()))
+        await asyncio.sleep(0.001)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert trainer.policy.version == trainer.steps == 1
+
+
+@pytest.mark.parametrize(
+    ("setting", "says"),
+    [
+        ({"train": "top"}, "'top:N'"),
+        ({"train": "top:0"}, "'top:N'"),
+        ({"schedule": "cosinus"}, "'cosine'"),
+        ({"schedule": "linear"}, "needs total_steps"),
+        ({"schedule": "linear", "warmup_steps": 5, "total_steps": 5}, "above warmup_steps"),
+        ({"lr": 0.0}, "trainer.lr is 0.0"),
+        ({"lr": float("nan")}, "trainer.lr is nan"),
+        ({"betas": (0.9,)}, "two numbers"),
+        ({"betas": (0.9, 1.0)}, "two numbers"),
+        ({"clip_norm": 0.0}, "trainer.clip_norm"),
+        ({"weight_decay": -1.0}, "trainer.weight_decay"),
+        ({"warmup_steps": -1}, "trainer.warmup_steps"),
+        ({"max_tokens": 0}, "trainer.max_tokens"),
+        ({"lora_rank": 0}, "trainer.lora_rank"),
+        ({"lora_alpha": 0.0}, "trainer.lora_alpha"),
+    ],
+)
+def test_a_wrong_setting_is_named_with_what_was_expected(setting: dict, says: str):
+    with pytest.raises(ConfigError, match=says.replace(".", r"\.")):
+        Settings(**setting)
+
+
+def test_the_learning_rate_warms_up_and_then_falls_to_zero():
+    assert [learning_rate(1.0, "constant", 3, None, s) for s in range(5)] == [0.25, 0.5, 0.75, 1, 1]
+    assert [learning_rate(1.0, "linear", 1, 5, s) for s in range(6)] == [0.5, 1, 0.75, 0.5, 0.25, 0]
+    assert [round(learning_rate(1.0, "cosine", 0, 4, s), 6) for s in range(5)] == [1, 0.853553, 0.5, 0.146447, 0]

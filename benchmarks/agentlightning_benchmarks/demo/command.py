@@ -14,7 +14,7 @@ CONFIG = Path(__file__).with_name("cpu.toml")
 
 def demo(
     seed: Annotated[int, typer.Option(min=0, help="Of the order of tasks and of every sampled token.")] = 0,
-    steps: Annotated[int | None, typer.Option(min=1, help="Training steps.", show_default="12")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Training steps.", show_default="9")] = None,
     data: Annotated[
         Path | None,
         typer.Option(metavar="DIR", help="Real tasks: a folder with GSM8K's train.jsonl and dev.jsonl.", show_default=False),

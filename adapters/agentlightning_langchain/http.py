@@ -61,6 +61,10 @@ def route(client: Any, options: Any, models: Collection[str]) -> Any:
         return options
     llm, body = recorder.llm, mapping(options.json_data)
     model = body.get("model")
+    if not llm.base_url:  # `agl.rollout` without a gateway: spans and rewards are recorded, calls go where they went before
+        if run is not None:
+            run.elsewhere = "the rollout has no gateway; give agl.rollout its address (`gateway`, or AGL_GATEWAY) to record tokens as well"
+        return options
     home, base = urlsplit(llm.base_url), urlsplit(str(client.base_url))
     target = urlsplit(str(options.url))
     absolute = target if target.scheme else None

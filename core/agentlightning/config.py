@@ -129,8 +129,6 @@ class Config:
     """Mean difference in log-probability between engine and trainer, per sampled token, above which an alarm is raised."""
     port: int = 0
     """Of the gateway; 0: a free one."""
-    store: str | None = None
-    """Address of the store; absent: `store.db` in the run folder."""
     folder: str = "runs"
     """Where run folders are made."""
     path: str | None = None
@@ -235,8 +233,6 @@ def _absolute(config: Config, base: Path, data: Mapping[str, Any]) -> Config:
         changes["val_tasks"] = _path(config.val_tasks, base)
     if (base / config.model).is_dir():
         changes["model"] = str((base / config.model).resolve())
-    if config.store is not None:
-        changes["store"] = _address(config.store, base)
     return replace(config, **changes)
 
 
@@ -247,14 +243,6 @@ def _import_from(folder: Path) -> None:
 
 def _path(source: str, base: Path) -> str:
     return source if is_reference(source) else str(base / Path(source).expanduser())
-
-
-def _address(address: str, base: Path) -> str:
-    """`sqlite:agl.db` and `agl.db` name files; `memory:` and `http://…` do not."""
-    scheme, colon, rest = address.rpartition(":") if "//" not in address else ("", "//", "")
-    if "//" in address or not rest:
-        return address
-    return f"{scheme}{colon}{base / Path(rest).expanduser()}"
 
 
 def _at_least(where: str, value: Any, **least: int) -> None:

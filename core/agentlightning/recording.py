@@ -43,6 +43,8 @@ class Recorder:
         self._empty.set()
         self._error: BaseException | None = None
         self._closed = False
+        self.rewards: list[Reward] = []
+        """Those of the attempt as a whole that passed through here."""
         self._writer = self._loop.create_task(self._write())
 
     def add(self, record: Record) -> None:
@@ -60,6 +62,8 @@ class Recorder:
                     f"attempt {self.attempt.id}: {self.LIMIT} records wait for the store, which does not keep up; is its disk full?"
                 )
             self._buffer.append(record)
+            if isinstance(record, Reward) and record.span_id is None and record.call_id is None:
+                self.rewards.append(record)
         self._loop.call_soon_threadsafe(self._notify)
 
     def _notify(self) -> None:

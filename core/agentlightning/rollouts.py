@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import threading
 from collections.abc import Coroutine
@@ -10,12 +11,14 @@ from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import Any, TypeVar
 
+from agentlightning.errors import LeaseLost, StoreError
 from agentlightning.model import JSON, LLM, Mode, Reward, Rollout
 from agentlightning.recording import Recorder, reward, use
 from agentlightning.runner import worker_name
 from agentlightning.store import LightningStore
 from agentlightning.tasks import load_tasks
 
+log = logging.getLogger(__name__)
 T = TypeVar("T")
 DEFAULT_STORE = "sqlite:agl.db"
 
@@ -31,7 +34,10 @@ class rollout:  # noqa: N801  # used like a function: `with agl.rollout(task) as
     are recorded with their tokens when they go to a gateway over the same store (`agl serve`): give its address as `gateway` or
     `AGL_GATEWAY`; a store address `http://...` is a gateway's already. `r.llm` is what the agent's model needs then.
 
-    An exception in the block closes the attempt as `failed` and goes on.
+    An exception in the block closes the attempt as `failed` and goes on. A record that could not be stored does the same.
+
+    The attempt is held by `lease` seconds at a time, for as long as the block takes (`async with`: an event loop that is blocked for
+    longer than that loses it).
     """
 
     def __init__(
@@ -42,7 +48,7 @@ class rollout:  # noqa: N801  # used like a function: `with agl.rollout(task) as
         gateway: str | None = None,
         model: str = "main",
         mode: Mode = "production",
-        lease: float = 3600.0,
+        lease: float = 300.0,
     ) -> None:
         self._rollout = Rollout(task=load_tasks([task])[0], mode=mode, max_attempts=1)
         self._store = store or os.environ.get("AGL_STORE") or DEFAULT_STORE
@@ -52,6 +58,7 @@ class rollout:  # noqa: N801  # used like a function: `with agl.rollout(task) as
         self._opened: LightningStore | None = None
         self._recorder: Recorder | None = None
         self._current: AbstractContextManager[Recorder] | None = None
+        self._heartbeat: asyncio.Task[None] | None = None
 
     @property
     def id(self) -> str:
@@ -88,17 +95,37 @@ class rollout:  # noqa: N801  # used like a function: `with agl.rollout(task) as
         attempt = await store.begin(self._rollout, worker_name(), lease=self._lease)
         base_url = "" if self._gateway is None else self._gateway.rstrip("/").removesuffix("/v1") + "/v1"
         self._recorder = Recorder(store, self._rollout, attempt, LLM(self._model, base_url, attempt.key))
+        self._heartbeat = asyncio.create_task(self._hold(store, attempt.id))
         return self._recorder
+
+    async def _hold(self, store: LightningStore, attempt_id: str) -> None:
+        while True:
+            await asyncio.sleep(self._lease / 3)
+            try:
+                await store.heartbeat(attempt_id, lease=self._lease)
+            except LeaseLost:
+                return  # closing the attempt says so
+            except StoreError as error:
+                log.warning("the lease of attempt %s could not be extended, trying again: %s", attempt_id, error)
 
     async def _end(self, error: BaseException | None) -> None:
         recorder = self._open()
+        lost: Exception | None = None
         try:
-            await recorder.close()
-            if error is None:
-                await recorder.store.finish(recorder.attempt.id, "succeeded")
-            else:
-                await recorder.store.finish(recorder.attempt.id, "failed", error=f"{type(error).__name__}: {error}")
+            try:
+                await recorder.close()
+            except Exception as raised:
+                lost = raised
+            why = "; ".join(f"{type(each).__name__}: {each}" for each in (error, lost) if each is not None)
+            await recorder.store.finish(recorder.attempt.id, "failed" if why else "succeeded", error=why or None)
+            if lost is not None:
+                if error is None:
+                    raise lost
+                error.add_note(str(lost))
         finally:
+            if self._heartbeat is not None:
+                self._heartbeat.cancel()
+                await asyncio.gather(self._heartbeat, return_exceptions=True)
             if self._opened is not None:
                 await self._opened.close()
 

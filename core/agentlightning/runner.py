@@ -19,10 +19,11 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from agentlightning.errors import AgentTimeout, ConfigError, LeaseLost, RewardError
+from agentlightning.errors import AgentError, AgentTimeout, ConfigError, LeaseLost, RewardError
 from agentlightning.model import JSON, LLM, Attempt, AttemptStatus, Mode, Reward, Rollout
 from agentlightning.recording import Recorder, checked_reward, use
 from agentlightning.registry import registry
+from agentlightning.rl.outcome import outcome
 from agentlightning.store import LightningStore
 
 Agent = Callable[..., Any]
@@ -84,6 +85,7 @@ class Runner:
         self._agent, self._takes_llm = agent, takes_llm(agent)
         self._llm = llm
         self._running: set[asyncio.Task[None]] = set()
+        self._broken: list[BaseException] = []
 
     @property
     def running(self) -> int:
@@ -95,12 +97,14 @@ class Runner:
         try:
             cursor = 0
             while True:
+                if self._broken:
+                    raise self._broken[0]
                 free = self.settings.concurrency - len(self._running)
                 claimed = await self.store.claim(self.name, lease=self.settings.lease, limit=free, modes=self.modes) if free else []
                 for rollout, attempt in claimed:
                     task = asyncio.create_task(self._attempt(rollout, attempt), name=f"attempt-{attempt.id}")
                     self._running.add(task)
-                    task.add_done_callback(self._running.discard)
+                    task.add_done_callback(self._ended)
                 if not claimed:
                     cursor = await self._something_new(cursor)
         finally:
@@ -108,6 +112,11 @@ class Runner:
             for task in under_way:
                 task.cancel()
             await asyncio.gather(*under_way, return_exceptions=True)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._running.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._broken.append(error)  # the store refused to close an attempt: nobody else would say so
 
     async def _something_new(self, cursor: int) -> int:
         """Wait until a rollout may be claimed: the store changed, one of ours ended, or a lease may have expired."""
@@ -132,6 +141,7 @@ class Runner:
             if result is not None:
                 recorder.add(Reward(attempt_id=attempt.id, value=checked_reward(result), name="return"))
             await recorder.flush()
+            outcome(recorder.rewards, status="succeeded")  # says where two statements of the reward contradict each other
             status = "succeeded"
         except asyncio.CancelledError:
             status, error = "cancelled", "the runner was stopped"
@@ -139,7 +149,7 @@ class Runner:
             status, error = "timed_out", str(timeout)
         except RewardError as wrong:
             status, error = "failed", str(wrong)
-        except Exception as raised:
+        except (Exception, SystemExit) as raised:
             status, error = "failed", _explain(raised)
         finally:
             heartbeat.cancel()
@@ -200,6 +210,8 @@ class Runner:
         def body() -> None:
             try:
                 result, error = context.run(call), None
+            except (StopIteration, KeyboardInterrupt) as raised:  # a future cannot hold these
+                result, error = None, AgentError(f"{type(raised).__name__}: {raised}")
             except BaseException as raised:
                 result, error = None, raised
             if not loop.is_closed():

@@ -15,6 +15,7 @@ from starlette.routing import Mount
 from agentlightning.config import load_config, open_table
 from agentlightning.errors import ConfigError, RunError
 from agentlightning.gateway import Gateway
+from agentlightning.model import Policy
 from agentlightning.models import ModelFiles, find_model
 from agentlightning.progress import Progress, Silent
 from agentlightning.rollouts import DEFAULT_STORE
@@ -55,7 +56,7 @@ def serve(
 async def _serve(
     run: Path | None, model: str | None, host: str, port: int, store: str | None, progress: Progress, ready: Callable[[Served], None]
 ) -> None:
-    files, engine_table = await asyncio.to_thread(_what, run, model, progress)
+    files, engine_table, policy = await asyncio.to_thread(_what, run, model, progress)
     token = os.environ.get("AGL_TOKEN") or secrets.token_urlsafe(24)
     opened = open_store(store or os.environ.get("AGL_STORE") or DEFAULT_STORE)
     try:
@@ -63,7 +64,8 @@ async def _serve(
         progress.phase("loading model")
         engine = await plugin.create(files, settings, {})
         try:
-            await opened.publish(engine.policy)
+            if policy is not None:
+                await engine.load(policy)  # the version that was trained, so that what is recorded says so
             gateway = Gateway(opened, engine, host=host, port=port, token=token, extra_routes=(Mount("/", app=store_app(opened, token)),))
             await gateway.start()
             try:
@@ -79,20 +81,22 @@ async def _serve(
         await opened.close()
 
 
-def _what(run: Path | None, model: str | None, progress: Progress) -> tuple[ModelFiles, dict[str, object]]:
-    """Model files and engine settings: of a run, or of a model by name with the default engine."""
+def _what(run: Path | None, model: str | None, progress: Progress) -> tuple[ModelFiles, dict[str, object], Policy | None]:
+    """Model files, engine settings and policy: of a run, or of a model by name with the default engine."""
     if (run is None) == (model is None):
         raise ConfigError("`agl serve` serves either a run (`agl serve RUN`) or a model (`agl serve --model NAME`)")
     if model is not None:
         progress.phase("finding model")
-        return find_model(model, progress=progress.phase), {"name": "torch"}
+        return find_model(model, progress=progress.phase), {"name": "torch"}, None
     assert run is not None
     folder = RunFolder.open(run)
-    result = folder.read_result()
+    result = folder.read_result() if folder.result.exists() else {}
     if "policy" not in result:
         raise RunError(f"run {folder.name} has no trained weights yet; `agl train --resume {folder.name}` goes on with it")
     config = load_config(folder.config)
-    return ModelFiles(config.model, str(folder.path / str(result["policy"]))), dict(config.engine)
+    path = folder.path / str(result["policy"])
+    policy = Policy(version=int(result["policy_version"]), base=config.model, uri=f"file:{path}")
+    return ModelFiles(config.model, str(path)), dict(config.engine), policy
 
 
 async def _until_interrupted() -> None:

@@ -11,6 +11,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -18,8 +19,8 @@ import numpy as np
 from agentlightning.collect import Collector, Stopped
 from agentlightning.config import Config
 from agentlightning.engine import Engine
-from agentlightning.errors import AgentError, EngineError, JoinError
-from agentlightning.model import Rollout, Sampling, Task, Trajectory
+from agentlightning.errors import AgentError, EngineError, JoinError, NonFinite
+from agentlightning.model import Mode, Rollout, Sampling, Task, Trajectory
 from agentlightning.progress import Progress
 from agentlightning.registry import registry
 from agentlightning.rl.batch import Batch
@@ -61,8 +62,12 @@ class Session:
         self._began = time.monotonic() - state.seconds
         self._step_began = time.monotonic()
         self._times: dict[str, float] = {}
-        self._stale = 0
+        self._sampled = sampler.state()
+        """The sampler's state after the last finished step."""
+        self._stale = int(state.extra.get("stale", 0))
         """Evaluations in a row that brought no better reward."""
+        self._between_steps = True
+        """Whether the weights are those of `state.step`."""
 
     # --- what an algorithm calls, in this order ---
 
@@ -91,7 +96,7 @@ class Session:
         began = time.monotonic()
         trajectories = await self._collector.run(
             [
-                self._rollout(task, "train", f"train-{step}-{place}", index, step, self.config.sampling.temperature)
+                new_rollout(self.config, task, "train", f"train-{step}-{place}", index, step, self.config.sampling.temperature)
                 for place, task in enumerate(tasks)
                 for index in range(group_size)
             ]
@@ -99,6 +104,9 @@ class Session:
         self._times["rollouts"] = time.monotonic() - began
         if step == self.state.step == 0:
             self._check_first(trajectories)
+            notes = Counter(note for each in trajectories for note in each.diagnostics)
+            for note, count in notes.most_common(5):
+                log.warning("%s (%d times in the first step)", note, count)
         return trajectories
 
     async def update(self, batch: Batch, loss: LossSettings) -> dict[str, float]:
@@ -106,12 +114,16 @@ class Session:
         self._progress.phase("training")
         began = time.monotonic()
         await self.engine.pause()
+        self._between_steps = False
         try:
             before = self.trainer.policy
             policy, metrics = await self.trainer.step(batch, loss)
             if policy != before:
                 await self.store.publish(policy)
-                await self.engine.load(policy)
+            await self.engine.load(policy)
+        except NonFinite:
+            self._between_steps = True  # the trainer left the weights as they were
+            raise
         finally:
             await self.engine.resume()
         if self.engine.policy.version != policy.version:
@@ -138,21 +150,40 @@ class Session:
             row["tokens_per_second"] = row["sampled_tokens"] / self._times["rollouts"]
         self._alarm(row)
         self._folder.write_batch(done, learned(trajectories, returns, advantages, batch))
-        last = done == self.config.steps
-        every = self.config.evaluate.every
-        if self._val_tasks and ((every and done % every == 0) or last) and not self._stop.is_set():
-            row |= await self.evaluate(done)
         row |= {f"seconds.{name}": seconds for name, seconds in self._times.items()}
         row["seconds"] = time.monotonic() - self._step_began
         self._advance(done, row)
-        self._tracker.log(row)
-        self._progress.step(row)
-        registry().hook.step_finished(metrics=row)
+        await self._measure_and_log(row)
         keep = self.config.checkpoints
+        last = done == self.config.steps
         if last or (keep.best and self.state.best_step == done) or (keep.every and done % keep.every == 0):
             await self.checkpoint()
 
     # --- evaluation, checkpoints ---
+
+    async def begin(self) -> None:
+        """Measure what is still to be measured: the held-out reward before the first step, or that of a step at which the run was
+        stopped."""
+        row: dict[str, Any] | None = self.state.extra.get("row")
+        if row is None and self.state.step == 0:
+            row = {"step": 0}
+        if row is None or (row["step"] == 0 and not self._val_tasks):
+            return
+        self._step_began = time.monotonic()
+        await self._measure_and_log(row)
+
+    async def _measure_and_log(self, row: dict[str, Any]) -> None:
+        """Evaluate where it is due, then log the step. Stopped before its end, the row waits in the run's state."""
+        done, every = row["step"], self.config.evaluate.every
+        if self._val_tasks and (done in (0, self.config.steps) or (every and done % every == 0)):
+            row |= await self.evaluate(done)
+            row["seconds.evaluation"] = self._times["evaluation"]
+            row["seconds"] = row.get("seconds", 0.0) + self._times["evaluation"]
+            self._judge(row)
+        self._tracker.log(row)
+        self._progress.step(row)
+        registry().hook.step_finished(metrics=row)
+        self._keep_state(extra={"stale": self._stale})
 
     async def evaluate(self, step: int) -> dict[str, float]:
         """Mean reward on the held-out tasks with the weights as they are, sampled and greedy."""
@@ -164,12 +195,14 @@ class Session:
         if settings.greedy:
             kinds["greedy"] = (1, 0.0)
         rollouts = [
-            self._rollout(task, "val", f"{kind}-{step}-{place}", index, step, temperature)
+            new_rollout(self.config, task, "val", f"{kind}-{step}-{place}", index, step, temperature)
             for kind, (count, temperature) in kinds.items()
             for place, task in enumerate(tasks)
             for index in range(count)
         ]
         trajectories = await self._collector.run(rollouts)
+        if step == 0:
+            self._check_first(trajectories)
         self._times["evaluation"] = time.monotonic() - began
         row: dict[str, float] = {}
         for kind in kinds:
@@ -181,16 +214,6 @@ class Session:
                 row[f"held_out.{kind}.unscored"] = float(len(rewards) - len(scored))
         return row
 
-    async def before(self) -> None:
-        """Measure the held-out reward before the first step."""
-        if not self._val_tasks or self.state.step > 0:
-            return
-        row: dict[str, Any] = {"step": 0, **await self.evaluate(0)}
-        row["seconds"] = self._times["evaluation"]
-        self._advance(0, row)
-        self._tracker.log(row)
-        self._progress.step(row)
-
     async def checkpoint(self) -> None:
         """Keep the state after the last finished step, unless it is kept already."""
         if self.state.step in self._folder.steps():
@@ -201,38 +224,40 @@ class Session:
         keep = self.config.checkpoints
         self._folder.prune(best=self.state.best_step if keep.best else None, every=keep.keep_every, last=keep.last)
 
+    async def rescue(self) -> None:
+        """Keep what is finished when something ended the run. In the middle of an optimiser step nothing is written: the run goes on
+        from the checkpoint before it."""
+        if self._between_steps and self.state.step > 0:
+            await self.checkpoint()
+
     # --- inside ---
 
     def _advance(self, done: int, row: dict[str, Any]) -> None:
-        best, best_step = self.state.best, self.state.best_step
-        reward = row.get("held_out.sampled")
-        if reward is not None:
-            if best is None or reward > best:
-                best, best_step, self._stale = reward, done, 0
-            else:
-                self._stale += 1
-        self.state = RunState(
-            step=done,
-            sampler=self._sampler.state(),
-            best=best,
-            best_step=best_step,
-            started=self.state.started,
+        """The weights are those after `done` steps; its row is not logged yet."""
+        self._sampled = self._sampler.state()
+        self.state = replace(self.state, step=done)
+        self._keep_state(extra={"stale": self._stale, "row": row})
+        self._between_steps = True
+
+    def _judge(self, row: dict[str, Any]) -> None:
+        """Whether a measured step is the best one so far."""
+        reward = row.get("held_out.sampled", row.get("held_out.greedy"))
+        if reward is None:
+            return
+        if self.state.best is None or reward > self.state.best:
+            self.state, self._stale = replace(self.state, best=reward, best_step=row["step"]), 0
+        else:
+            self._stale += 1
+
+    def _keep_state(self, *, extra: dict[str, Any]) -> None:
+        self.state = replace(
+            self.state,
+            sampler=self._sampled,
             seconds=time.monotonic() - self._began,
-            finished=done == self.config.steps,
+            finished=self.state.step == self.config.steps and "row" not in extra,
+            extra=extra,
         )
         self._folder.write_state(self.state)
-
-    def _rollout(self, task: Task, mode: Any, group: str, index: int, step: int, temperature: float) -> Rollout:
-        return Rollout(
-            task=task,
-            mode=mode,
-            group=group,
-            index=index,
-            step=step,
-            seed=self.config.seed,
-            sampling=Sampling(temperature=temperature, max_tokens=self.config.sampling.max_tokens),
-            max_attempts=self.config.runner.attempts,
-        )
 
     def _check_first(self, trajectories: Sequence[Trajectory]) -> None:
         """What would make a whole run pointless is an error after its first step, with the likely cause."""
@@ -246,7 +271,6 @@ class Session:
             raise AgentError(
                 "no rollout of the first step was scored; return the reward from the agent function, or call agl.reward(value)"
             )
-        notes = Counter(note for each in trajectories for note in each.diagnostics)
         if not any(sum(each.calls.values()) for each in trajectories):
             check_joins(trajectories, self.config.agents)  # says more, where a framework saw calls
             raise JoinError(
@@ -254,8 +278,6 @@ class Session:
                 "base_url=llm.base_url and api_key=llm.api_key, or call agentlightning_langchain.install()"
             )
         check_joins(trajectories, self.config.agents)
-        for note, count in notes.most_common(5):
-            log.warning("%s (%d times in the first step)", note, count)
 
     def _alarm(self, row: dict[str, Any]) -> None:
         difference, limit = row.get("logprob_diff_mean"), self.config.logprob_alarm
@@ -265,6 +287,22 @@ class Session:
                 f"ALARM, step {row['step']}: engine and trainer differ by {difference:.4f} in log-probability per token (limit {limit:g}); "
                 "what is trained is not what was sampled. Check model, dtype, and that the engine serves the last version"
             )
+
+
+def new_rollout(config: Config, task: Task, mode: Mode, group: str, index: int, step: int, temperature: float | None = None) -> Rollout:
+    """A rollout as a config has it; without a temperature, at that of training."""
+    return Rollout(
+        task=task,
+        mode=mode,
+        group=group,
+        index=index,
+        step=step,
+        seed=config.seed,
+        sampling=Sampling(
+            temperature=config.sampling.temperature if temperature is None else temperature, max_tokens=config.sampling.max_tokens
+        ),
+        max_attempts=config.runner.attempts,
+    )
 
 
 def summary(trajectories: Sequence[Trajectory], batch: Batch) -> dict[str, Any]:
@@ -300,17 +338,17 @@ def learned(trajectories: Sequence[Trajectory], returns: Sequence[Any], advantag
     left: dict[str, Counter[str]] = {}
     for each in batch.untrained:
         left.setdefault(each.rollout_id, Counter())[each.reason] += each.tokens
-    table: dict[str, Learned] = {}
-    for each, credit, advantage in zip(trajectories, returns, advantages, strict=True):
-        sampled = sum(len(transition.response_ids) for transition in each.transitions)
-        out = left.get(each.rollout_id, Counter())
-        table[each.rollout_id] = Learned(
+    counts = np.bincount(batch.transition_rollout[batch.transition[batch.trained]], minlength=len(batch.rollout_ids))
+    trained = dict(zip(batch.rollout_ids, counts.tolist(), strict=True))
+    return {
+        each.rollout_id: Learned(
             returns=tuple(_number(value) for value in credit),
             advantages=tuple(_number(value) for value in advantage),
-            trained=sampled - sum(out.values()),
-            left_out=dict(out),
+            trained=trained.get(each.rollout_id, 0),
+            left_out=dict(left.get(each.rollout_id, {})),
         )
-    return table
+        for each, credit, advantage in zip(trajectories, returns, advantages, strict=True)
+    }
 
 
 def _number(value: Any) -> float | None:

@@ -16,6 +16,7 @@ from agentlightning.config import Config, open_table
 from agentlightning.engine import Engine
 from agentlightning.errors import ConfigError, UnsupportedSetting
 from agentlightning.gateway import Gateway
+from agentlightning.model import new_id
 from agentlightning.models import Share, find_model
 from agentlightning.progress import Progress
 from agentlightning.registry import load_object, registry
@@ -39,10 +40,13 @@ class Stack:
 
 
 def open_store(address: str) -> LightningStore:
-    """The store at `scheme:rest`; an address without a scheme is a SQLite file."""
-    scheme, _, _ = address.partition(":")
-    known = registry().names("stores")
-    return registry().load("stores", scheme if scheme in known else "sqlite")(address)
+    """The store at `scheme:rest`; a path (no colon; or one that starts with `.`, `/` or `~`; or a file that exists) is a SQLite file.
+    `ConfigError` for a scheme that nothing registered."""
+    scheme, colon, _ = address.partition(":")
+    is_path = not colon or address.startswith((".", "/", "~")) or Path(address).is_file()
+    if is_path and scheme not in registry().names("stores"):
+        scheme = "sqlite"
+    return registry().load("stores", scheme)(address)
 
 
 def load_agent(agent: str | Agent, config: Config) -> Agent:
@@ -77,7 +81,9 @@ async def plan(config: Config, agent: str | Agent, *, train: bool = True) -> Pla
         trainer = open_table("trainers", config.trainer, "trainer") if train else None
         if not config.runner.workers:
             return Plan(config, load_agent(agent, config), engine, trainer)
-        return Plan(config, reference_of(agent), engine, trainer)
+        reference = reference_of(agent)
+        load_agent(reference, config)  # in this process too, so that a wrong name is said at once
+        return Plan(config, reference, engine, trainer)
 
     return await asyncio.to_thread(check)
 
@@ -150,7 +156,7 @@ async def _runners(config: Config, agent: str | Agent, store: LightningStore, ga
         adapters=tuple(config.adapters),
         settings=dataclasses.asdict(settings),
         path=tuple(path or str(Path.cwd()) for path in sys.path),
-        name="worker",
+        name=f"worker-{new_id()[-8:]}",
     )
     await Workers(store, order, settings).run()
 

@@ -12,7 +12,7 @@ A number that was not measured is absent. NaN and infinity become null.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ import msgspec
 
 from agentlightning.errors import RunError
 from agentlightning.model import JSON
+from agentlightning.registry import registry
 from agentlightning.runs import disk_errors, write_file
 
 NAME = "metrics.jsonl"
@@ -46,6 +47,25 @@ class JSONLines:
 
     def close(self) -> None:
         self._file.close()
+
+
+class Trackers:
+    """Every tracker that a config names, and `metrics.jsonl`, which a run always has."""
+
+    def __init__(self, names: Sequence[str], folder: Path) -> None:
+        self._trackers: list[Any] = [registry().load("trackers", name)(folder) for name in dict.fromkeys(("jsonl", *names))]
+
+    def log(self, metrics: Mapping[str, JSON]) -> None:
+        """One step."""
+        for tracker in self._trackers:
+            tracker.log(metrics)
+
+    def __enter__(self) -> Trackers:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for tracker in self._trackers:
+            tracker.close()
 
 
 def read_metrics(folder: Path) -> tuple[list[dict[str, Any]], str | None]:

@@ -16,7 +16,7 @@ from typing import Any, TypeVar, cast
 from agentlightning.chart import reward_chart
 from agentlightning.collect import Stopped
 from agentlightning.config import Config, build, check_names, to_toml
-from agentlightning.errors import NonFinite
+from agentlightning.errors import LightningError
 from agentlightning.model import JSON, Task
 from agentlightning.progress import Progress, Silent, make_progress
 from agentlightning.registry import registry
@@ -26,7 +26,7 @@ from agentlightning.runs import RunFolder, RunState, write_file
 from agentlightning.session import Session
 from agentlightning.stack import open_stack, plan
 from agentlightning.tasks import load_tasks
-from agentlightning.tracking import cut_metrics, read_metrics
+from agentlightning.tracking import Trackers, cut_metrics, read_metrics
 
 T = TypeVar("T")
 INLINE = "(given as values)"
@@ -44,7 +44,7 @@ class Run:
 
     @property
     def policy(self) -> Path:
-        """The folder of the best weights by held-out reward (of the last ones where none was measured); loads with plain
+        """The folder of the best trained weights by held-out reward (of the last ones where none was better or measured); loads with plain
         `AutoModelForCausalLM.from_pretrained`."""
         return self.folder / str(self.result["policy"])
 
@@ -114,7 +114,7 @@ def make_job(
     files = {key: str(value) if isinstance(value, str | Path) else INLINE for key, value in (("tasks", tasks), ("val_tasks", val_tasks))}
     if val_tasks is None:
         del files["val_tasks"]
-    config = build(Config, {"agent": name, **files, **{key: _table(value) for key, value in settings.items()}})
+    config = build(Config, {"agent": name, "path": str(Path.cwd()), **files, **{key: _table(value) for key, value in settings.items()}})
     check_names(config)
     return Job(config, agent, load_tasks(tasks), [] if val_tasks is None else load_tasks(val_tasks))
 
@@ -133,56 +133,61 @@ async def train_job(job: Job, *, progress: Progress, resume: str | Path | None, 
     sampler = registry().load("samplers", config.sampler)(job.tasks, config.seed)
     folder = RunFolder.open(resume) if resume is not None else RunFolder.create(config.folder, config.name)
     with folder.lock():
-        state, restore = RunState(started=time.time()), None
+        state, restore = RunState(started=time.time(), sampler=sampler.state()), None
         if resume is not None and folder.steps():
             restore, state = folder.resume_point()
             sampler.restore(state.sampler)
-        if resume is not None:  # from its beginning, where it has no checkpoint yet
-            folder.cut_back(state.step)
-            cut_metrics(folder.path, after=state.step if restore else -1)
-        config = _keep_tasks(folder, config, job)
-        folder.write_config(to_toml(config))
-        tracker = registry().load("trackers", "jsonl")(folder.path)
         progress.begin(config.steps, state.step)
         if resume is not None:
             progress.message(f"going on after step {state.step}" if restore else f"{folder.name} has no checkpoint yet: it starts again")
         session: Session | None = None
         stopped = False
         try:
-            store = config.store or folder.store_address
-            async with open_stack(planned, store=store, progress=progress, loss=loss, restore=restore) as stack:
+            async with open_stack(planned, store=folder.store_address, progress=progress, loss=loss, restore=restore) as stack:
                 assert stack.trainer is not None
+                # From here on the run is changed: everything that could be wrong with config and checkpoint has been seen.
                 await _cancel_left_over(stack.store)
-                session = Session(
-                    config,
-                    store=stack.store,
-                    engine=stack.engine,
-                    trainer=stack.trainer,
-                    sampler=sampler,
-                    val_tasks=job.val_tasks,
-                    folder=folder,
-                    tracker=tracker,
-                    progress=progress,
-                    state=state,
-                    stop=stop,
-                    runners=stack.runners,
-                )
-                try:
-                    await session.before()
-                    await algorithm.run(session)
-                except (Stopped, asyncio.CancelledError):
-                    stopped = True
-                except NonFinite:
-                    await session.checkpoint()  # the step changed nothing: the last good weights are kept
-                    raise
-                # Between two steps here, whatever stopped the run: the weights are those of the last finished step.
-                if session.state.step > 0 or not stopped:
-                    await session.checkpoint()
+                folder.cut_back(state.step)
+                cut_metrics(folder.path, after=_last_logged(state, restore is not None))
+                config = _keep_tasks(folder, config, job)
+                folder.write_config(to_toml(config))
+                with Trackers(config.trackers, folder.path) as trackers:
+                    session = Session(
+                        config,
+                        store=stack.store,
+                        engine=stack.engine,
+                        trainer=stack.trainer,
+                        sampler=sampler,
+                        val_tasks=job.val_tasks,
+                        folder=folder,
+                        tracker=trackers,
+                        progress=progress,
+                        state=state,
+                        stop=stop,
+                        runners=stack.runners,
+                    )
+                    try:
+                        await session.begin()
+                        await algorithm.run(session)
+                        await session.checkpoint()
+                    except (Stopped, asyncio.CancelledError):
+                        stopped = True
+                        await session.rescue()
+                    except LightningError:
+                        await session.rescue()
+                        raise
         finally:
-            tracker.close()
             progress.end()
-        result = write_result(folder, config, session.state)
+            if session is not None:
+                result = write_result(folder, config, session.state)
         return Run(folder.path, result, stopped)
+
+
+def _last_logged(state: RunState, resumed: bool) -> int:
+    """The last step whose line stays in the metrics: one that was stopped before its evaluation is logged after it."""
+    if not resumed:
+        return -1
+    return state.step - ("row" in state.extra)
 
 
 def _keep_tasks(folder: RunFolder, config: Config, job: Job) -> Config:
@@ -207,11 +212,13 @@ def write_result(folder: RunFolder, config: Config, state: RunState) -> dict[str
     """`result.json` and `reward.png` from what was measured; what was not measured is absent."""
     rows, _ = read_metrics(folder.path)
     held_out: dict[str, dict[str, float]] = {}
+    last_measured: int | None = None
     for kind in ("sampled", "greedy"):
         values = [(row["step"], row[f"held_out.{kind}"]) for row in rows if f"held_out.{kind}" in row]
         measured = {"before": values[0][1]} if values and values[0][0] == 0 else {}
         if values and values[-1][0] > 0:
             measured["after"] = values[-1][1]
+            last_measured = values[-1][0]
         if measured:
             held_out[kind] = measured
     steps = folder.steps()
@@ -226,9 +233,13 @@ def write_result(folder: RunFolder, config: Config, state: RunState) -> dict[str
         "seconds": round(state.seconds, 1),
         "held_out": held_out,
     }
+    if last_measured is not None:
+        result["measured_after_step"] = last_measured
     if state.best is not None:
         result["best"] = {"step": state.best_step, "held_out": state.best}
     if kept is not None:
+        versions = {row["step"]: row["policy_version"] for row in rows if "policy_version" in row}
+        result |= {"policy_step": kept, "policy_version": int(versions.get(kept, 0))}
         result["policy"] = str(folder.checkpoint(kept).relative_to(folder.path))
     folder.write_result(result)
     reward_chart(rows, folder.chart, title=config.name)
@@ -262,7 +273,7 @@ def run_in_thread(main: Callable[[asyncio.Event], Coroutine[Any, Any, T]]) -> T:
             interrupts += 1
             if not outcome.done():
                 loop.call_soon_threadsafe(stop.set if interrupts == 1 else tasks[0].cancel)
-        except (CancelledError, asyncio.CancelledError) as error:
+        except (CancelledError, asyncio.CancelledError, Stopped) as error:
             raise KeyboardInterrupt from error
 
 

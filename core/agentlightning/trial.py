@@ -18,11 +18,12 @@ import numpy as np
 
 from agentlightning.collect import Collector
 from agentlightning.config import Config, to_toml
-from agentlightning.model import Rollout, Sampling, Trajectory
+from agentlightning.model import Trajectory
 from agentlightning.progress import Progress, Silent
 from agentlightning.rl.batch import make_batch
 from agentlightning.rl.lightning import LightningRL, algorithm_from
 from agentlightning.runs import RunFolder
+from agentlightning.session import new_rollout
 from agentlightning.settings import build_loss
 from agentlightning.stack import Stack, open_stack, plan
 from agentlightning.training import Job, job_of, run_in_thread
@@ -92,10 +93,7 @@ async def _dry_run(job: Job, progress: Progress, stop: asyncio.Event) -> DryRun:
     algorithm = algorithm_from(config.algorithm)
     loss = algorithm.parts()[2] if isinstance(algorithm, LightningRL) else build_loss("ppo_clip", where="algorithm.loss")
     size = getattr(algorithm, "group_size", 1)
-    rollouts = [
-        Rollout(task=job.tasks[0], mode="train", group="dry-run", index=index, step=0, seed=config.seed, sampling=_sampling(config))
-        for index in range(size)
-    ]
+    rollouts = [new_rollout(config, job.tasks[0], "train", "dry-run", index, 0) for index in range(size)]
     planned = await plan(config, job.agent)
     trained: float | None = None
     with TemporaryDirectory(prefix="agl-dry-run-") as temporary:
@@ -170,11 +168,8 @@ async def _score(job: Job, limit: int | None, progress: Progress, stop: asyncio.
     with folder.lock():
         folder.write_config(to_toml(config))
         began = time.monotonic()
-        async with open_stack(planned, store=config.store or folder.store_address, progress=progress) as stack:
-            rollouts = [
-                Rollout(task=task, mode="val", group=f"task-{place}", seed=config.seed, step=0, sampling=_sampling(config))
-                for place, task in enumerate(tasks)
-            ]
+        async with open_stack(planned, store=folder.store_address, progress=progress) as stack:
+            rollouts = [new_rollout(config, task, "val", f"task-{place}", 0, 0) for place, task in enumerate(tasks)]
             trajectories = await _collector(stack, config, progress, stop).run(rollouts)
         seconds = time.monotonic() - began
         report = _report(folder.path, trajectories, seconds)
@@ -202,10 +197,6 @@ def _report(folder: Path, trajectories: Sequence[Trajectory], seconds: float) ->
         seconds=seconds,
         error=next((each.error for each in trajectories if each.error), None),
     )
-
-
-def _sampling(config: Config) -> Sampling:
-    return Sampling(temperature=config.sampling.temperature, max_tokens=config.sampling.max_tokens)
 
 
 def _collector(stack: Stack, config: Config, progress: Progress, stop: asyncio.Event) -> Collector:

@@ -16,13 +16,14 @@ import threading
 import time
 from asyncio.subprocess import PIPE, Process, create_subprocess_exec
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 import msgspec
 
 from agentlightning.errors import AgentError, ConfigError, LeaseLost
-from agentlightning.model import LLM, AttemptStatus, Reward
+from agentlightning.model import LLM, Attempt, AttemptStatus, Reward
 from agentlightning.registry import load_object, registry
 from agentlightning.runner import Runner, RunnerSettings
 from agentlightning.store import LightningStore
@@ -66,71 +67,83 @@ class Workers:
     GRACE = 10.0
     """Seconds beyond the timeout after which a worker counts as blocked."""
     CRASHES = 3
-    """Deaths in a row, each within seconds of its start and without a rollout ended, after which starting workers is given up."""
+    """Workers in a row that died without having claimed a rollout, after which starting them is given up."""
 
     def __init__(self, store: LightningStore, order: WorkerOrder, settings: RunnerSettings) -> None:
         self._store, self._order, self._settings = store, order, settings
 
     async def run(self) -> None:
-        async with asyncio.TaskGroup() as group:
-            for number in range(self._settings.workers):
-                group.create_task(self._keep(number))
+        """Raises what made starting workers pointless."""
+        keepers = [asyncio.create_task(self._keep(number)) for number in range(self._settings.workers)]
+        try:
+            done, _ = await asyncio.wait(keepers, return_when=asyncio.FIRST_COMPLETED)
+            for keeper in done:
+                keeper.result()
+        finally:
+            for keeper in keepers:
+                keeper.cancel()
+            await asyncio.gather(*keepers, return_exceptions=True)
 
     async def _keep(self, number: int) -> None:
-        early = 0
-        generation = 0
+        useless = generation = 0
         while True:
             generation += 1
             order = dataclasses.replace(self._order, name=f"{self._order.name}-{number}.{generation}")
-            started = time.monotonic()
             process = await _start(order)
             watch = asyncio.create_task(self._watch(order.name, process))
+            ended = asyncio.create_task(process.wait())
             try:
-                code = await process.wait()
+                await asyncio.wait([ended, watch], return_when=asyncio.FIRST_COMPLETED)
+                if watch.done():
+                    watch.result()  # the store failed; or the process was killed
+                code = await ended
             finally:
                 watch.cancel()
                 await _end(process)
             await self._give_back(order.name, "failed", f"worker process {order.name} died with exit code {code}")
-            early = early + 1 if time.monotonic() - started < 10 and code != -9 else 0
+            useless = 0 if await self._claimed(order.name) else useless + 1
             log.warning("worker process %s died with exit code %s; starting another", order.name, code)
-            if early >= self.CRASHES:
+            if useless >= self.CRASHES:
                 raise AgentError(
-                    f"worker processes died {early} times in a row right after their start (exit code {code}); their output above says why"
+                    f"{useless} worker processes in a row died (exit code {code}) before claiming a rollout; their output above says why"
                 )
 
     async def _watch(self, name: str, process: Process) -> None:
+        """Keep the leases of a living worker, whose agent may block its heartbeat, and kill it when an attempt is far too late."""
+        beat = 0.0
         while True:
             await asyncio.sleep(1)
-            now = time.time()
-            states, _ = await self._store.list(status=["running"], limit=100_000)
-            for state in states:
-                attempt = state.attempts[-1]
-                if attempt.worker == name and now - attempt.started > self._settings.timeout + self.GRACE:
-                    late = (
-                        f"the agent blocked its worker process beyond the timeout of {self._settings.timeout:g} s; the process was killed"
-                    )
+            now, due = time.time(), time.monotonic() - beat > self._settings.lease / 3
+            for attempt in await self._running(name):
+                if now - attempt.started > self._settings.timeout + self.GRACE:
+                    late = f"the agent blocked its worker process beyond the timeout of {self._settings.timeout:g} s and was killed"
                     await self._give_back(name, "timed_out", late)
                     process.kill()
                     return
+                if due:
+                    with suppress(LeaseLost):
+                        await self._store.heartbeat(attempt.id, lease=self._settings.lease)
+            beat = time.monotonic() if due else beat
+
+    async def _running(self, name: str) -> list[Attempt]:
+        states, _ = await self._store.list(status=["running"], limit=100_000)
+        return [state.attempts[-1] for state in states if state.attempts[-1].worker == name]
+
+    async def _claimed(self, name: str) -> bool:
+        states, _ = await self._store.list(limit=1_000_000)
+        return any(attempt.worker == name for state in states for attempt in state.attempts)
 
     async def _give_back(self, name: str, status: AttemptStatus, why: str) -> None:
-        states, _ = await self._store.list(status=["running"], limit=100_000)
-        for state in states:
-            attempt = state.attempts[-1]
-            if attempt.worker == name and attempt.status == "running":
+        for attempt in await self._running(name):
+            with suppress(LeaseLost):
                 if self._settings.on_failure == "penalise":
                     penalty = Reward(attempt_id=attempt.id, value=self._settings.penalty, name="penalty", source="runner")
                     await self._store.record([penalty])
-                try:
-                    await self._store.finish(attempt.id, status, error=why, retry=self._settings.on_failure == "retry")
-                except LeaseLost:
-                    continue
+                await self._store.finish(attempt.id, status, error=why, retry=self._settings.on_failure == "retry")
 
 
 async def _start(order: WorkerOrder) -> Process:
-    process = await create_subprocess_exec(
-        sys.executable, "-m", "agentlightning.workers", stdin=PIPE, env={**os.environ, "OPENAI_BASE_URL": order.base_url}
-    )
+    process = await create_subprocess_exec(sys.executable, "-m", "agentlightning.workers", stdin=PIPE)
     assert process.stdin is not None
     process.stdin.write(msgspec.json.encode(order) + b"\n")
     await process.stdin.drain()

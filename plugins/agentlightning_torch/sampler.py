@@ -91,6 +91,8 @@ class Sampler:
         self._slots = Slots(shape)
         self._prefixes = Prefixes(shape.token_bytes)
         self._generation = weights.generation
+        self._ending: list[Reply] = []
+        """Their last token was sampled and is not handed out yet."""
 
     def add(self, reply: Reply) -> None:
         self.waiting.append(reply)
@@ -104,9 +106,12 @@ class Sampler:
 
     def fail(self) -> list[Reply]:
         """Forget everything, and say which replies are lost."""
-        lost = [*self.live, *self.waiting]
+        lost = list(dict.fromkeys([*self.live, *self.waiting, *self._ending]))
+        for reply in lost:
+            reply.row, reply.cached = -1, 0
         self.live.clear()
         self.waiting.clear()
+        self._ending.clear()
         self.forget()
         self._slots = Slots(self._shape)
         return lost
@@ -144,9 +149,10 @@ class Sampler:
         for reply, token, logprob in zip(self.live, tokens, logprobs, strict=True):
             reply.cached = reply.length
             events.append(Event(reply, token, logprob, version, reply.append(token)))
-        for event in events:
-            if event.finish:
-                self._leave(event.reply)
+        self._ending = [event.reply for event in events if event.finish]
+        for reply in self._ending:
+            self._leave(reply)
+        self._ending = []
         return events
 
     def _admit(self) -> bool:
@@ -166,20 +172,23 @@ class Sampler:
                     shared, source = n, other
             if any(common(other.tokens[:-1], reply.tokens[:need]) > shared + WORTH_WAITING for other in joined):
                 continue
-            self.waiting.remove(reply)
             self._join(reply, source, shared)
             joined.append(reply)
         return bool(joined)
 
     def _join(self, reply: Reply, source: Entry | Reply | None, shared: int) -> None:
-        self._fit(len(self.live) + 1, max([reply.length, *(other.length for other in self.live)]))
-        reply.row, reply.cached = len(self.live), shared
+        # Before anything can fail, so that `fail` finds it.
+        self.waiting.remove(reply)
+        reply.row = len(self.live)
+        self.live.append(reply)
+        if isinstance(source, Entry):
+            self._prefixes.touch(source)  # the last that making room drops; even then it can be copied here
+        self._fit(max(other.length for other in self.live), joining=1)
         if isinstance(source, Reply):
             self._slots.write(reply.row, *self._slots.read(source.row, shared))
         elif source is not None:
-            self._prefixes.touch(source)
             self._slots.write(reply.row, source.keys[:, :, :shared], source.values[:, :, :shared])
-        self.live.append(reply)
+        reply.cached = shared
         self.counts.copied += shared
 
     def _prefill(self) -> None:
@@ -207,22 +216,25 @@ class Sampler:
             last.row, last.cached = -1, 0
             self.waiting.appendleft(last)
             longest = max(reply.length for reply in self.live)
-        self._fit(len(self.live), longest)
+        self._fit(longest)
 
-    def _fit(self, rows: int, longest: int) -> None:
-        """Make room for so many rows; when that means copying, for those that will follow as well."""
+    def _fit(self, longest: int, *, joining: int = 0) -> None:
+        """Make room for the live rows, of which the last `joining` hold nothing yet; when that means copying, for those that will follow
+        as well."""
+        rows = len(self.live)
         hoped = min(self._max_batch, rows + len(self.waiting))
         if self._slots.cost(hoped, longest) > self._memory:
             hoped = rows
-        if self._slots.fit(rows, longest, keep=len(self.live), hoped=hoped):
+        if self._slots.fit(rows, longest, keep=rows - joining, hoped=hoped):
             self._prefixes.trim(self._memory - self._slots.bytes)
 
     def _leave(self, reply: Reply) -> None:
         """Free a row: keep what it computed, move the last row into its place."""
-        row, last = reply.row, self.live.pop()
+        row, last = reply.row, self.live[-1]
         self._prefixes.add(reply.tokens[: reply.cached], lambda n: self._slots.read(row, n), self._memory - self._slots.bytes)
         if last is not reply:
             self._slots.write(row, *self._slots.read(last.row, last.cached))
             self.live[row] = last
             last.row = row
+        self.live.pop()
         reply.row = -1

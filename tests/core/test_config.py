@@ -63,15 +63,12 @@ def test_the_least_file_gives_a_run_with_defaults(tmp_path: Path) -> None:
 
 def test_paths_are_relative_to_the_file(tmp_path: Path) -> None:
     (tmp_path / "model").mkdir()
-    text = LEAST.replace("smollm2-135m", "model") + 'val_tasks = "my.tasks:val"\nfolder = "out"\nstore = "sqlite:a.db"\n'
+    text = LEAST.replace("smollm2-135m", "model") + 'val_tasks = "my.tasks:val"\nfolder = "out"\n'
     config = load(tmp_path, text)
     assert config.tasks == str(tmp_path / "train.jsonl")
     assert config.val_tasks == "my.tasks:val"
     assert config.folder == str(tmp_path / "out")
     assert config.model == str(tmp_path / "model")
-    assert config.store == f"sqlite:{tmp_path / 'a.db'}"
-    for address in ("memory:", "http://host:1"):
-        assert load(tmp_path, LEAST + f'store = "{address}"\n').store == address
 
 
 def test_what_was_read_is_written_and_read_again_the_same(tmp_path: Path) -> None:

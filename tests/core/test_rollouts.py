@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 from openai import OpenAI
 
 import agentlightning as agl
+from agentlightning.errors import ConfigError
 from agentlightning.gateway import Gateway
 from agentlightning.memory import MemoryStore
 from agentlightning.recording import current
@@ -93,6 +95,59 @@ async def test_the_async_form_and_a_gateway_over_the_same_store_record_the_token
         assert len(records.completions[0].response_ids) == len("hello") + 1
     finally:
         await gateway.stop()
+
+
+def test_a_block_may_take_longer_than_its_lease() -> None:
+    store = MemoryStore()
+    with agl.rollout("task", store=store, lease=0.3) as rollout:
+        time.sleep(0.8)
+        assert asyncio.run(store.claim("a runner, which collects expired leases", lease=60)) == []
+        rollout.reward(1.0)
+    state, _ = asyncio.run(store.read(rollout.id))
+    assert state.status == "succeeded"
+
+
+async def test_a_record_that_cannot_be_stored_fails_the_attempt_and_is_raised() -> None:
+    store = MemoryStore()
+
+    async def full(records: Any) -> None:
+        raise agl.LightningError("the disk is full")
+
+    store.record = full  # type: ignore[method-assign]
+    rollout = agl.rollout("task", store=store)
+    with pytest.raises(agl.LightningError, match="disk is full"):
+        async with rollout:
+            agl.reward(1.0)
+    state, _ = await store.read(rollout.id)
+    assert state.attempts[0].status == "failed"
+    assert "disk is full" in str(state.attempts[0].error)
+    both = agl.rollout("task", store=store)
+
+    async def fail() -> None:
+        async with both:
+            agl.reward(1.0)
+            raise ValueError("bad")
+
+    with pytest.raises(ValueError, match="bad") as error:
+        await fail()
+    assert "disk is full" in str(error.value.__notes__)
+
+
+@pytest.mark.parametrize("address", ["a.db", "./a.db", "{folder}/a:b.db", "sqlite:a.db", "here:a.db"])
+async def test_a_path_is_a_store_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, address: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    if address.startswith("here:"):
+        Path(address).touch()
+    store = open_store(address.format(folder=tmp_path))
+    await store.close()
+    assert [path for path in tmp_path.iterdir() if path.name in ("a.db", "a:b.db", "here:a.db")]
+
+
+def test_an_unknown_scheme_is_refused_with_the_known_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match=r"'postgres'.*known: .*sqlite"):
+        open_store("postgres://host/db")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_rewards_outside_a_rollout_say_where_they_belong() -> None:

@@ -194,7 +194,7 @@ async def test_an_error_of_the_store_arrives_with_its_name_and_the_rest_as_a_sto
         await client.close()
 
 
-def test_addresses(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_address_carries_host_port_and_token(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("AGL_TOKEN", raising=False)
     assert open_http("http://a%2Fb@host:80").url == "http://host:80"
     with pytest.raises(StoreError, match="set AGL_TOKEN"):

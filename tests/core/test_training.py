@@ -334,12 +334,20 @@ def test_a_step_that_is_not_finite_ends_the_run_and_keeps_the_last_good_weights(
 ) -> None:
     from agentlightning.rl import advantage
 
-    monkeypatch.setattr(advantage, "grpo", lambda trajectories, returns: [np.full(len(each), 1e300) for each in returns])
+    grpo, steps = advantage.grpo, iter(range(100))
+
+    def broken(trajectories: Any, returns: Any) -> Any:
+        good = grpo(trajectories, returns)
+        return good if not trajectories or next(steps) < 2 else [np.full(len(each), 1e300) for each in returns]
+
+    monkeypatch.setattr(advantage, "grpo", broken)
     with pytest.raises(NonFinite):
         agl.train(two_turns, tasks=TASKS, **settings(model, tmp_path))
     [folder] = RunFolder.all(tmp_path)
-    before, after = (AutoModelForCausalLM.from_pretrained(path).state_dict() for path in (model, folder.checkpoint(0)))
-    assert all(torch.equal(before[name], after[name].to(before[name].dtype)) for name in before)
+    assert folder.resume_point()[1].step == 2
+    assert json.loads(folder.result.read_text())["steps"] == 2
+    weights = AutoModelForCausalLM.from_pretrained(folder.checkpoint(2)).state_dict()
+    assert all(value.isfinite().all() for value in weights.values())
 
 
 def test_agents_that_are_not_selected_are_recorded_and_not_trained(model: str, tmp_path: Path) -> None:
@@ -393,3 +401,79 @@ def test_a_run_without_a_checkpoint_starts_again_when_it_is_resumed(model: str, 
     assert rows(first) == []
     run = agl.train(two_turns, tasks=TASKS, resume=first.folder, **settings(model, tmp_path))
     assert [row["step"] for row in rows(run)] == [1, 2, 3]
+
+
+def test_ctrl_c_while_a_step_is_measured_loses_nothing_and_the_resumed_run_is_bitwise_the_same(model: str, tmp_path: Path) -> None:
+    from agentlightning.training import make_job, train_job
+
+    exact = {
+        "engine": {"name": "torch", "max_batch": 1},
+        "runner": agl.RunnerSettings(concurrency=1),
+        "evaluate": {"every": 2},
+        "steps": 3,
+    }
+    whole = agl.train(two_turns, tasks=TASKS, val_tasks=TASKS[:2], **settings(model, tmp_path, **exact))
+    arguments = settings(model, tmp_path, **exact)
+    del arguments["progress"]
+    stop = asyncio.Event()
+
+    class StopInSecondEvaluation(StopAfter):
+        evaluations = 0
+
+        def phase(self, name: str, part: float | None = None) -> None:
+            self.evaluations += name == "evaluating"
+            if self.evaluations == 2:
+                self.stop.set()
+
+    progress = StopInSecondEvaluation(-1)
+    progress.stop = stop
+    job = make_job(two_turns, tasks=TASKS, val_tasks=TASKS[:2], **arguments)
+    half = asyncio.run(train_job(job, progress=progress, resume=None, stop=stop))
+    assert half.stopped
+    assert [row["step"] for row in rows(half)] == [0, 1]
+    assert half.result["steps"] == 2
+    resumed = agl.train(two_turns, tasks=TASKS, val_tasks=TASKS[:2], resume=half.folder, **settings(model, tmp_path, **exact))
+    assert measured(resumed) == measured(whole)
+
+
+def test_a_return_that_contradicts_an_emitted_reward_fails_its_attempt_and_not_the_run(model: str, tmp_path: Path) -> None:
+    async def solve(task: Any, llm: agl.LLM) -> float:
+        earned = await two_turns(task, llm)
+        if task["id"] == "0":
+            agl.reward(earned + 1)
+        return earned
+
+    run = agl.train(solve, tasks=TASKS, **settings(model, tmp_path, steps=3, runner={"on_failure": "drop"}))
+    assert sum(row["failed"] for row in rows(run)) == 4
+
+
+def test_an_agent_that_exits_fails_its_attempt_and_not_the_process(model: str, tmp_path: Path) -> None:
+    def solve(task: Any, llm: agl.LLM) -> float:
+        sys.exit(3)
+
+    with pytest.raises(AgentError, match="SystemExit: 3"):
+        agl.train(solve, tasks=TASKS, **settings(model, tmp_path))
+
+
+def test_a_worker_that_its_agent_blocks_is_killed_and_its_rollout_ends(model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "blocking_agent.py").write_text(
+        "import time\nfrom openai import AsyncOpenAI\n"
+        "async def solve(task, llm):\n"
+        "    if task['id'] == '0':\n"
+        "        time.sleep(1000)\n"
+        "    async with AsyncOpenAI(base_url=llm.base_url, api_key=llm.api_key) as client:\n"
+        "        await client.chat.completions.create(model=llm.model, messages=[{'role': 'user', 'content': task['text']}], max_tokens=4)"
+        "\n    return 1.0\n"
+    )
+    from agentlightning.workers import Workers
+
+    monkeypatch.setattr(Workers, "GRACE", 0.5)
+    workers = {"workers": 1, "concurrency": 1, "timeout": 4.0, "lease": 2.0, "on_failure": "drop"}
+    run = agl.train(
+        "blocking_agent:solve",
+        tasks=TASKS[:2],
+        **settings(model, tmp_path, steps=1, algorithm=agl.LightningRL(group_size=2), runner=workers),
+    )
+    [row] = rows(run)
+    assert (row["rollouts"], row["failed"], row["unscored"]) == (4, 2, 2)

@@ -6,10 +6,10 @@ What does not add up is shown as `unaccounted for`, never spread over the other 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 
-from agentlightning.model import Mode, Rollout, Trajectory
+from agentlightning.model import Mode, Outcome, Rollout, Trajectory
 from agentlightning.rl.joining import superseded
 from agentlightning.runs import Learned
 from agentlightning.store import AttemptRecords, RolloutState
@@ -21,6 +21,9 @@ NOT_TRAINED: dict[Mode, str] = {
     "production": "recorded outside a training run",
 }
 """Why tokens were not trained where nothing else is the reason."""
+NO_TRANSITION: dict[Outcome, str] = {"cancelled": "cancelled call", "error": "error"}
+"""Why the tokens of a call belong to no transition, by its outcome."""
+SUPERSEDED = "superseded call"
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,23 +65,38 @@ def account(state: RolloutState, attempts: Sequence[AttemptRecords], trajectory:
             if total:
                 left_out[_not_succeeded(records)] += total
             continue
+        dropped = _dropped(records, replaced)
         if learned is not None:
             trained += learned.trained
             left_out.update(learned.left_out)
-            rest = total - learned.trained - sum(learned.left_out.values())
+            left_out.update(dropped)
+            rest = total - learned.trained - sum(learned.left_out.values()) - dropped.total()
         elif state.rollout.mode != "train":
             left_out[NOT_TRAINED[state.rollout.mode]] += total
             rest = 0
         else:
-            rest = total
+            succeeded = records.attempt.status == "succeeded"
+            left_out.update(dropped if succeeded else {_not_succeeded(records): dropped.total()})
+            rest = total - dropped.total()
             for transition in trajectory.transitions:
                 size = tokens.get(transition.completion_id, 0)
                 rest -= size
                 reason = NOT_TRAINED["train"] if transition.trained else transition.reason or UNACCOUNTED
-                left_out[reason if records.attempt.status == "succeeded" else _not_succeeded(records)] += size
+                left_out[reason if succeeded else _not_succeeded(records)] += size
         if rest:
             left_out[UNACCOUNTED] += rest
     return Account(requests, outcomes, sampled, trained, Counter({reason: count for reason, count in left_out.items() if count}))
+
+
+def _dropped(records: AttemptRecords, replaced: Collection[str]) -> Counter[str]:
+    """Sampled tokens that belong to no transition, by what became of their call."""
+    why = {call.id: SUPERSEDED if call.id in replaced else NO_TRANSITION.get(call.outcome) for call in records.calls}
+    dropped: Counter[str] = Counter()
+    for completion in records.completions:
+        reason = why.get(completion.call_id)
+        if reason is not None:
+            dropped[reason] += len(completion.response_ids)
+    return dropped
 
 
 def _not_succeeded(records: AttemptRecords) -> str:

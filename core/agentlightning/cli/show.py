@@ -130,11 +130,10 @@ def find_source(name: str) -> Source:
         raise StoreError(f"there is no store file {name!r}; name a run (`latest`), or a file that `agl.rollout(task)` recorded into")
     run = RunFolder.latest() if name == "latest" else RunFolder.open(name)
     config = _config(run)
-    address = str(config.get("store") or run.store_address)
-    if address == run.store_address and not run.store.is_file():
+    if not run.store.is_file():
         raise StoreError(f"run {run.name} has no store.db: nothing was recorded in it yet")
     settings = {"agents": config.get("agents"), "reward_weights": config.get("reward_weights")}
-    return Source(address, run, run.read_batches(), settings, config.get("model"))
+    return Source(run.store_address, run, run.read_batches(), settings, config.get("model"))
 
 
 def _config(run: RunFolder) -> dict[str, Any]:
@@ -194,8 +193,9 @@ async def _all(source: Source, step: int | None, mode: ShownMode | None, status:
 
 
 def _open(source: Source) -> LightningStore:
-    scheme = source.address.partition(":")[0]
-    return registry().load("stores", scheme)(source.address)
+    from agentlightning.stack import open_store
+
+    return open_store(source.address)
 
 
 def _shown(source: Source, state: RolloutState, attempts: tuple[AttemptRecords, ...]) -> Shown:

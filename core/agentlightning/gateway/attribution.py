@@ -20,8 +20,8 @@ from agentlightning.store import AttemptRecords, LightningStore
 
 UNKNOWN = (
     "this call belongs to no attempt. Say whose it is in one of three ways: use the attempt's key (llm.api_key) as the API key; or send "
-    f"it in the header {KEY_HEADER}, as the adapters do from the current rollout; or run one rollout in a process whose OPENAI_API_KEY is "
-    "that key, as runners with worker processes do"
+    f"it in the header {KEY_HEADER}, as the adapters do from the current rollout; or, in a process that runs one rollout only, set "
+    "OPENAI_BASE_URL and OPENAI_API_KEY to its llm.base_url and llm.api_key"
 )
 PRODUCTION_LEASE = 3600.0
 """Seconds that one production call may take."""
@@ -151,7 +151,7 @@ def check_open(attempt: Attempt) -> None:
 def remember(state: AttemptState, seen: Seen, call: Call, completions: list[Completion], before: int) -> None:
     """Take in a call that was recorded."""
     seen.request_hash = call.request_hash
-    seen.delivered = call.outcome in ("completed", "refused")
+    seen.delivered = seen.delivered and call.outcome in ("completed", "refused")
     state.conversations.add(call, completions, before)
 
 

@@ -24,7 +24,7 @@ from agentlightning.gateway.conversation import chain, head_hash, request_hash
 from agentlightning.gateway.rendering import Rendering
 from agentlightning.gateway.replies import Piece, Reply
 from agentlightning.gateway.sampling import choose_sampling, overridden
-from agentlightning.gateway.schema import ChatRequest, Refused, forced_tool, parse_request
+from agentlightning.gateway.schema import ChatRequest, Refused, forced_tool, parse_request, unknown_model
 from agentlightning.model import Call, Completion, IntArray, Outcome, ints
 from agentlightning.recording import CALL_HEADER
 from agentlightning.store import LightningStore
@@ -87,7 +87,8 @@ class Exchange:
         self._seen, self._index = state.open(headers.get(CALL_HEADER), body)
         retries = headers.get("x-stainless-retry-count", "0")
         self._is_retry = retries.isdecimal() and int(retries) > 0
-        self._recorded = self._sending = False
+        self._sending = False
+        self._writing: asyncio.Task[None] | None = None
         self._context: str | None = None
         self._continues: str | None = None
         self._request_hash, self._head = "", ""
@@ -123,11 +124,8 @@ class Exchange:
         self._head, hashes = head_hash(rollout.policy, tools), chain(self._messages)
         self._request_hash = self._seen.request_hash = request_hash(self._head, hashes)
         check_open(self._state.attempt)
-        if request.model != info.model:
-            raise Refused(
-                f"the model {request.model!r} does not exist here; this gateway serves {info.model!r}",
-                status=404, param="model", code="model_not_found",
-            )  # fmt: skip
+        if request.model not in (info.model, rollout.policy):
+            raise unknown_model(request.model, info.model, rollout.policy)
         self._rendering = rendering = await endpoint.rendering()
         if tools and not rendering.calls_tools:
             raise Refused(f"tools cannot be offered: the renderer {rendering.name!r} of this model reads no tool calls", param="tools")
@@ -255,12 +253,20 @@ class Exchange:
             await send_json(send, refusal.status, body, self._seen.id)
 
     async def _record(self, outcome: Outcome, detail: str | None, messages: Sequence[dict[str, Any]] | None = None) -> None:
-        """Write the call and its completions, once."""
-        if self._recorded:
-            return
-        self.outcome, self.detail = outcome, detail
-        if outcome in ("cancelled", "error"):
+        """Write the call and its completions, once: what was cancelled while it was being written stands as it was begun."""
+        if outcome in ("cancelled", "error"):  # at once: a retry may come while it is being written
             self._seen.delivered = False
+        if self._writing is None:
+            self.outcome, self.detail = outcome, detail
+            self._writing = asyncio.create_task(self._write(outcome, detail, messages))
+        try:
+            # shielded: a server that stops must not leave a call half recorded
+            await asyncio.shield(self._writing)
+        except Exception:
+            self._writing = None
+            raise
+
+    async def _write(self, outcome: Outcome, detail: str | None, messages: Sequence[dict[str, Any]] | None) -> None:
         superseded = self._state.retried(self._seen) if self._is_retry else None
         completions = self._completions(outcome, messages or [reply.message() for reply in self._replies])
         call = Call(
@@ -276,9 +282,7 @@ class Exchange:
             started=self._started,
             ended=time.time(),
         )
-        # shielded: a server that stops must not leave a call half recorded
-        await asyncio.shield(self._store.record([*completions, call]))
-        self._recorded = True
+        await self._store.record([*completions, call])
         if superseded is not None:
             superseded.superseded = True
         remember(self._state, self._seen, call, completions, len(self._messages))
@@ -294,6 +298,7 @@ class Exchange:
                 finish = "cancelled" if outcome == "cancelled" else "error"
             completions.append(
                 Completion(
+                    id=reply.id,
                     call_id=self._seen.id,
                     attempt_id=self._state.attempt.id,
                     choice=choice,

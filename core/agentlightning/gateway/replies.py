@@ -13,7 +13,7 @@ import numpy as np
 from agentlightning.engine import Engine
 from agentlightning.gateway.rendering import Parsed, Rendering
 from agentlightning.gateway.tooltext import End
-from agentlightning.model import FinishReason, FloatArray, IntArray, Sampling, ints
+from agentlightning.model import FinishReason, FloatArray, IntArray, Sampling, ints, new_id
 
 
 class Detokenizer:
@@ -39,7 +39,7 @@ class Detokenizer:
         else:
             if len(self._ids) - self._read < 4:
                 return ""
-            end, text = len(self._ids), self._decode(self._ids[self._start :])
+            # what comes before the last three is broken; these may yet begin a character
         self._start, self._read = self._read, end
         return text[len(known) :]
 
@@ -67,6 +67,8 @@ class Reply:
     """The end of the prompt that the reply must go on from (a forced tool call)."""
     single: bool = False
     """Whether at most one tool call is answered."""
+    id: str = field(default_factory=new_id)
+    """Of its completion: the same however often it is written."""
     ids: list[int] = field(default_factory=list[int])
     text: str = ""
     """What is visible: no end mark, nothing from the stop string on."""

@@ -22,6 +22,14 @@ class Refused(Exception):
         return {"error": {"message": str(self), "type": self.type, "param": self.param, "code": self.code}}
 
 
+def unknown_model(asked: str, model: str, policy: str) -> Refused:
+    """The answer to a name that is neither the model's nor the policy's."""
+    names = repr(model) if model == policy else f"{model!r}, also as {policy!r} (its policy)"
+    return Refused(
+        f"the model {asked!r} does not exist here; this gateway serves {names}", status=404, param="model", code="model_not_found"
+    )
+
+
 class Function(msgspec.Struct, omit_defaults=True):
     """The function of a tool call."""
 

@@ -6,6 +6,7 @@ import asyncio
 import socket
 import time
 from collections.abc import Sequence
+from errno import EADDRINUSE
 from threading import Thread
 
 import uvicorn
@@ -20,12 +21,14 @@ from agentlightning.gateway.answers import encode
 from agentlightning.gateway.attribution import Callers
 from agentlightning.gateway.chat import ChatEndpoint
 from agentlightning.gateway.rendering import Rendering, load_rendering
-from agentlightning.gateway.schema import Refused
+from agentlightning.gateway.schema import Refused, unknown_model
 from agentlightning.model import LLM, Attempt
 from agentlightning.store import LightningStore
 
 SHUTDOWN = 5
 """Seconds that calls under way have when the server stops; then they are cancelled, and recorded so."""
+RECORDING = 5
+"""Seconds that a slow store has for that."""
 KEEP_ALIVE = 75
 """Seconds that an idle connection stays open: longer than any client keeps one."""
 
@@ -63,10 +66,10 @@ def gateway_app(
 
     async def model(request: Request) -> Response:
         name = request.path_params["name"]
-        if name == engine.info.model:
-            return _json(card())
-        refusal = Refused(f"the model {name!r} does not exist here; this gateway serves {engine.info.model!r}", code="model_not_found")
-        return _json(refusal.body, 404)
+        if name in (engine.info.model, engine.policy.name):
+            return _json({**card(), "id": name})
+        refusal = unknown_model(name, engine.info.model, engine.policy.name)
+        return _json(refusal.body, refusal.status)
 
     async def healthz(request: Request) -> Response:
         policy = engine.policy
@@ -168,15 +171,21 @@ def _listen(host: str, port: int) -> socket.socket:
         listener.listen(2048)
     except OSError as error:
         listener.close()
-        raise GatewayError(
-            f"the gateway cannot listen on {host}:{port}: {error.strerror}; another program may use port {port}: choose another, or 0 for "
-            "a free one"
-        ) from error
+        way_out = f"; another program may use port {port}: choose another, or 0 for a free one" if error.errno == EADDRINUSE else ""
+        raise GatewayError(f"the gateway cannot listen on {host}:{port}: {error.strerror or error}{way_out}") from error
     return listener
 
 
 def _serve(server: uvicorn.Server, listener: socket.socket) -> None:
     try:
-        asyncio.run(server.serve(sockets=[listener]))
+        asyncio.run(_serve_and_record(server, listener))
     finally:
         listener.close()
+
+
+async def _serve_and_record(server: uvicorn.Server, listener: socket.socket) -> None:
+    await server.serve(sockets=[listener])
+    # the calls that it cancelled are being recorded, which the end of the loop would cut off
+    others = asyncio.all_tasks() - {asyncio.current_task()}
+    if others:
+        await asyncio.wait(others, timeout=RECORDING)

@@ -20,6 +20,8 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 
+import agentlightning as agl
+from agentlightning.memory import MemoryStore
 from agentlightning_langchain import LightningCallback, install, uninstall
 from agentlightning_langchain.http import route
 
@@ -218,3 +220,17 @@ def test_the_client_of_an_ended_event_loop_goes_on_in_the_next(world: World) -> 
 
     for _ in range(3):
         asyncio.run(once())
+
+
+async def test_a_rollout_without_a_gateway_leaves_every_request_as_it_is(judge: tuple[str, list[Any]]) -> None:
+    address, seen = judge
+    install(models=["gpt-4o-*"])
+    store = MemoryStore()
+    async with agl.rollout("task", store=store) as rollout:
+        await ChatOpenAI(model="gpt-4o-mini", base_url=address, api_key="own-key", max_retries=0).ainvoke("question")
+    [(headers, body)] = seen
+    assert (headers["authorization"], body["model"]) == ("Bearer own-key", "gpt-4o-mini")
+    assert not [name for name in headers if name.startswith("x-agl")]
+    _, [records] = await store.read(rollout.id)
+    assert records.calls == ()
+    assert "no gateway" in records.spans[0].attributes["unjoined"]

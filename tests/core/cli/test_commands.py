@@ -16,7 +16,6 @@ from agentlightning.cli.main import build
 from agentlightning.cli.plugins import report
 from agentlightning.errors import LightningError
 from agentlightning.registry import Registry
-from agentlightning.runs import RunFolder
 
 AGL = Callable[..., tuple[int, str]]
 
@@ -81,16 +80,6 @@ def test_a_wrong_key_in_the_configuration_names_the_right_one(agl: AGL, tmp_path
     code, output = agl("train", str(tmp_path / "config.toml"))
     assert code == 2
     assert "did you mean 'steps'" in output
-
-
-def test_resuming_a_run_without_a_checkpoint_says_so(agl: AGL, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    folder = RunFolder.create("runs", "demo")
-    (tmp_path / "tasks.jsonl").write_text('{"q": 1}\n')
-    folder.write_config(f'agent = "json:loads"\ntasks = "{tmp_path}/tasks.jsonl"\nmodel = "smollm2-135m"\n')
-    code, output = agl("train", "--resume", "latest")
-    assert code == 1
-    assert "no complete checkpoint" in output
 
 
 def command(**hooks: object) -> Registry:

@@ -1,13 +1,15 @@
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from agentlightning.model import Rollout
+from agentlightning.model import Attempt, Call, Completion, Rollout, Sampling
 from agentlightning.runs import RunFolder
+from agentlightning.stack import open_store
 
 AGL = Callable[..., tuple[int, str]]
 
@@ -33,6 +35,50 @@ def test_tokens_that_nobody_accounts_for_are_shown_as_such(agl: AGL, run: Filled
     folder, made = run
     folder.write_batch(1, {made["trained"].id: folder.read_batch(1)[made["trained"].id].__class__(trained=5)})
     assert "+ 3 unaccounted for" in agl("show")[1]
+
+
+@pytest.mark.parametrize("learned", [True, False])
+def test_tokens_of_calls_that_were_not_answered_are_named_by_what_became_of_them(agl: AGL, run: Filled, learned: bool) -> None:
+    folder, made = run
+    attempt = asyncio.run(add_unanswered(folder, made["trained"]))
+    if not learned:
+        folder.write_batch(1, {})
+    code, output = agl("show", "latest", made["trained"].id)
+    assert (code, attempt.status) == (0, "succeeded")
+    tokens = line(output, "sampled tokens =")
+    assert tokens.startswith("15 sampled tokens = ")
+    for part in ("4 cancelled call", "2 superseded call", "1 error"):
+        assert part in tokens
+    assert "unaccounted" not in output
+
+
+def completion(call: Call, size: int) -> Completion:
+    ids = list(range(10, 10 + size))
+    return Completion(
+        call_id=call.id,
+        attempt_id=call.attempt_id,
+        prompt_ids=[1],
+        response_ids=ids,
+        logprobs=[-0.25] * size,
+        versions=[4] * size,
+        sampling=Sampling(),
+        finish_reason="cancelled",
+    )
+
+
+async def add_unanswered(folder: RunFolder, rollout: Rollout) -> Attempt:
+    """Calls with tokens that nobody got: cancelled, retried, broken."""
+    store = open_store(folder.store_address)
+    state, _ = await store.read(rollout.id)
+    attempt = state.attempts[0]
+    calls = [
+        Call(id=f"lost-{n}", attempt_id=attempt.id, index=10 + n, outcome=outcome, choices=1, supersedes=supersedes)
+        for n, (outcome, supersedes) in enumerate([("cancelled", None), ("error", None), ("cancelled", None), ("refused", "lost-2")])
+    ]
+    sizes = (4, 1, 2)
+    await store.record([*(completion(call, size) for call, size in zip(calls[:3], sizes, strict=True)), *calls])
+    await store.close()
+    return attempt
 
 
 def test_a_rollout_has_its_line_and_its_step_as_the_metrics_count_it(agl: AGL, run: Filled) -> None:
@@ -135,6 +181,7 @@ def test_a_plain_store_file_is_shown_as_well(agl: AGL, run: Filled, tmp_path: Pa
     [
         (["show", "nothing"], 1, "there is no run 'nothing'; the latest in runs/: "),
         (["show", "nothing.db"], 1, "there is no store file 'nothing.db'"),
+        (["show", "postgres://host/db"], 2, "unknown store 'postgres'; known: "),
         (["show", "latest", "zzzz"], 1, "there is no rollout 'zzzz' in this store"),
         (["show", "latest", "0"], 1, "fits"),
         (["show", "latest", "--tokens"], 2, "name it: `agl show RUN ROLLOUT --tokens`"),

@@ -11,7 +11,7 @@ import httpx
 import numpy as np
 import openai
 import pytest
-from gateway_house import CALCULATOR, SEARCH, user
+from gateway_house import CALCULATOR, SEARCH, eventually, user
 
 from agentlightning.errors import GatewayError
 from agentlightning.gateway import Gateway
@@ -251,6 +251,7 @@ async def test_an_unknown_model_is_404_and_the_known_one_is_listed(house: Any) -
     with pytest.raises(openai.NotFoundError, match="scripted") as error:
         await client.chat.completions.create(model="gpt-4o", messages=HI)
     assert error.value.code == "model_not_found"
+    assert "'main'" in str(error.value)
     assert [m.id async for m in client.models.list()] == ["scripted"]
     assert (await client.models.retrieve("scripted")).owned_by == "agentlightning"
     with pytest.raises(openai.NotFoundError):
@@ -259,6 +260,15 @@ async def test_an_unknown_model_is_404_and_the_known_one_is_listed(house: Any) -
         await client.responses.create(model="scripted", input="x")
     async with httpx.AsyncClient() as plain:
         assert (await plain.get(h.gateway.base_url.replace("/v1", "/healthz"))).json()["status"] == "ok"
+
+
+async def test_the_name_of_the_policy_is_accepted_as_the_model(house: Any) -> None:
+    h = await house(["hello"])
+    attempt = await h.attempt()
+    client = h.client(attempt)
+    answer = await client.chat.completions.create(model="main", messages=HI)
+    assert (answer.choices[0].message.content, answer.model) == ("hello", "scripted")
+    assert (await client.models.retrieve("main")).id == "main"
 
 
 async def test_a_prompt_longer_than_the_context_names_both(house: Any) -> None:
@@ -285,7 +295,7 @@ async def test_a_call_of_nobody_is_401_and_names_the_three_ways(house: Any) -> N
     h = await house(["x"])
     with pytest.raises(openai.AuthenticationError) as error:
         await h.client("sk-foreign").chat.completions.create(model="scripted", messages=HI)
-    for way in ("API key", KEY_HEADER, "OPENAI_API_KEY"):
+    for way in ("API key", KEY_HEADER, "OPENAI_BASE_URL and OPENAI_API_KEY"):
         assert way in str(error.value)
 
 
@@ -304,8 +314,13 @@ async def test_a_call_with_the_servers_token_becomes_a_production_rollout(house:
     await h.client("secret").chat.completions.create(model="scripted", messages=HI, temperature=0.3)
     with pytest.raises(openai.BadRequestError):
         await h.client("secret").chat.completions.create(model="scripted", messages=[])
+
+    async def ended() -> bool:
+        states, _ = await h.store.list(mode="production")
+        return [s.status for s in states] == ["succeeded", "failed"]
+
+    await eventually(ended)
     states, _ = await h.store.list(mode="production")
-    assert [s.status for s in states] == ["succeeded", "failed"]
     records = await h.store.records(states[0].attempts[0].id)
     assert records.completions[0].sampling.temperature == 0.3
     assert states[0].rollout.task.input == {"messages": HI}
@@ -327,6 +342,13 @@ async def test_a_port_in_use_names_the_port_and_the_way_out(house: Any) -> None:
     port = int(h.gateway.base_url.split(":")[-1].split("/")[0])
     with pytest.raises(GatewayError, match=rf"{port}.*choose another, or 0"):
         await Gateway(MemoryStore(), h.engine, port=port).start()
+
+
+async def test_an_address_that_is_not_ours_is_not_blamed_on_the_port(house: Any) -> None:
+    h = await house(["x"])
+    with pytest.raises(GatewayError, match=r"192\.0\.2\.1") as error:
+        await Gateway(MemoryStore(), h.engine, host="192.0.2.1").start()
+    assert "another program" not in str(error.value)
 
 
 async def test_a_tokenizer_that_is_not_there_is_an_error_with_the_folder(house: Any, tmp_path: Any) -> None:

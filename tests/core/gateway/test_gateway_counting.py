@@ -170,6 +170,29 @@ async def test_a_stopping_gateway_records_what_is_under_way(house: Any, monkeypa
     assert await outcomes(h, attempt) == ["cancelled"]
 
 
+async def test_a_call_that_is_cancelled_while_it_is_recorded_is_recorded_once(house: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("agentlightning.gateway.server.SHUTDOWN", 0.1)
+    h = await house(lambda prompt, sampling: "x")
+    attempt = await h.attempt()
+    record, begun = h.store.record, asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    async def slow(records: Any) -> None:
+        loop.call_soon_threadsafe(begun.set)
+        await asyncio.sleep(0.6)
+        await record(records)
+
+    h.store.record = slow
+    task = asyncio.create_task(h.client(attempt).chat.completions.create(model="scripted", messages=HI, n=2))
+    await begun.wait()
+    await h.gateway.stop()
+    with pytest.raises(openai.APIError):
+        await task
+    records = await h.records(attempt)
+    assert [(call.outcome, call.choices) for call in records.calls] == [("completed", 2)]
+    assert [completion.choice for completion in records.completions] == [0, 1]
+
+
 async def test_the_sums_agree_over_many_attempts_at_once(house: Any) -> None:
     h = await house(lambda prompt, sampling: LONG, chunk=2, delay=0.002)
     attempts = [await h.attempt() for _ in range(8)]

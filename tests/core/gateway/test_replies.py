@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from agentlightning.gateway.replies import Detokenizer
@@ -26,6 +26,7 @@ def test_valid_text_comes_out_whole_and_never_half_a_character(text: str, sizes:
 
 
 @given(data=st.binary(max_size=40), size=st.integers(1, 7))
+@example(data=b"\x80\x80\x80\xc2\x80", size=1)
 def test_broken_bytes_come_out_too_and_hold_nothing_back_for_long(data: bytes, size: int) -> None:
     detokenizer, out = Detokenizer(decode), ""
     for at in range(0, len(data), size):

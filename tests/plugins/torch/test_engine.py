@@ -17,6 +17,8 @@ from agentlightning.errors import ConfigError, ContextOverflow, EngineError, Uns
 from agentlightning.model import Policy, Sampling, ints
 from agentlightning.models import ModelFiles
 from agentlightning_torch.engine import Settings, TorchEngine
+from agentlightning_torch.sampler import Reply, Sampler
+from agentlightning_torch.slots import probe
 from agentlightning_torch.testing import tiny_model
 from agentlightning_torch.weights import FairLock, Weights, get_weights
 
@@ -425,3 +427,64 @@ async def test_a_model_that_is_not_plain_attention_is_refused_by_name(files, tmp
 def test_settings_that_cannot_work_are_refused(settings):
     with pytest.raises(ConfigError, match=rf"engine\.{next(iter(settings))}"):
         Settings(**settings)
+
+
+def sampler_of(files: ModelFiles, tokens: int) -> Sampler:
+    """With memory for so many tokens."""
+    weights = get_weights({}, files)
+    shape = probe(weights.model, "tiny")
+    return Sampler(weights, shape, max_batch=4, memory=tokens * shape.token_bytes)
+
+
+def finish(sampler: Sampler, *replies: Reply) -> None:
+    for reply in replies:
+        sampler.add(reply)
+    while sampler.live or sampler.waiting:
+        sampler.step(admit=True)
+
+
+def test_a_kept_sequence_is_copied_although_making_room_drops_it(files):
+    sampler = sampler_of(files, 300)
+    first = Reply(ints(prompt(100)), Sampling(temperature=0), 20)
+    finish(sampler, first)
+    turn = ints([*first.tokens.tolist(), *prompt(100, seed=1)])
+    second, alone = (Reply(turn, Sampling(temperature=0), 5) for _ in range(2))
+    finish(sampler, second)
+    assert sampler.counts.copied == 119
+    finish(sampler_of(files, 10_000), alone)
+    assert second.tokens.tolist() == alone.tokens.tolist()
+
+
+@pytest.mark.parametrize("where", ["fit", "write"])
+def test_a_reply_that_cannot_join_is_reported_as_lost_and_may_be_dropped_afterwards(files, where):
+    sampler = sampler_of(files, 1000)
+    finish(sampler, Reply(ints(prompt(50)), Sampling(seed=1), 2))
+    replies = [Reply(ints(prompt(200 + n)), Sampling(seed=1), 5) for n in range(2)]
+    for reply in replies:
+        sampler.add(reply)
+    setattr(sampler._slots, where, lambda *_, **__: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        sampler.step(admit=True)
+    assert sampler.fail() == replies
+    for reply in replies:
+        sampler.drop(reply)
+    finish(sampler, Reply(ints(prompt(50)), Sampling(seed=1), 2))
+
+
+def test_replies_that_had_ended_when_a_row_could_not_be_kept_are_lost_as_well(files):
+    sampler = sampler_of(files, 1000)
+    replies = [Reply(ints(prompt(50 + n)), Sampling(seed=1), 1) for n in range(2)]
+    for reply in replies:
+        sampler.add(reply)
+    add, calls = sampler._prefixes.add, []
+
+    def breaks(*arguments) -> None:
+        calls.append(1)
+        if len(calls) == 2:
+            raise MemoryError
+        add(*arguments)
+
+    sampler._prefixes.add = breaks
+    with pytest.raises(MemoryError):
+        sampler.step(admit=True)
+    assert set(sampler.fail()) == set(replies)

@@ -179,8 +179,8 @@ async def train_job(job: Job, *, progress: Progress, resume: str | Path | None, 
         finally:
             progress.end()
             if session is not None:
-                result = write_result(folder, config, session.state)
-        return Run(folder.path, result, stopped)
+                write_result(folder, config, session.state)
+        return Run(folder.path, folder.read_result(), stopped)
 
 
 def _last_logged(state: RunState, resumed: bool) -> int:
@@ -208,7 +208,7 @@ async def _cancel_left_over(store: Any) -> None:
         await store.cancel(ids)
 
 
-def write_result(folder: RunFolder, config: Config, state: RunState) -> dict[str, Any]:
+def write_result(folder: RunFolder, config: Config, state: RunState) -> None:
     """`result.json` and `reward.png` from what was measured; what was not measured is absent."""
     rows, _ = read_metrics(folder.path)
     held_out: dict[str, dict[str, float]] = {}
@@ -243,7 +243,6 @@ def write_result(folder: RunFolder, config: Config, state: RunState) -> dict[str
         result["policy"] = str(folder.checkpoint(kept).relative_to(folder.path))
     folder.write_result(result)
     reward_chart(rows, folder.chart, title=config.name)
-    return result
 
 
 def run_in_thread(main: Callable[[asyncio.Event], Coroutine[Any, Any, T]]) -> T:

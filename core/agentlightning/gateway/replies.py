@@ -31,6 +31,7 @@ class Detokenizer:
             return ""
         known = self._decode(self._ids[self._start : self._read])
         # a character has at most four bytes, so at most three tokens at the end wait for the rest of theirs
+        end, text = len(self._ids), known
         for waiting in range(0, 1 if final else min(4, len(self._ids) - self._read)):
             end = len(self._ids) - waiting
             text = self._decode(self._ids[self._start : end])

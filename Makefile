@@ -1,5 +1,6 @@
 # make demo    train the demo agent on this machine and report what it learned
 # make test    lint, type-check, and run every test
+# make test-range   the torch plugin's tests with the oldest transformers that it allows
 # make setup   what both need, into .venv (done by itself)
 #
 # Needs python3 (3.11 or newer) with pip. Other Python: make PYTHON=python3.12 ...
@@ -10,7 +11,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 PIP    := $(BIN)/python -m pip -qq --disable-pip-version-check --no-input
 
-.PHONY: help setup demo test lint format clean
+.PHONY: help setup demo test test-range lint format clean
 
 help: # the comment at the top of this file
 	@sed -n "/^#/!q; s/^# \{0,1\}//p" Makefile
@@ -42,6 +43,9 @@ format: setup
 # Two processes share the cores; one thread each keeps numbers repeatable and the machine usable.
 test: lint
 	@OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest -q -n 2 --dist worksteal
+
+test-range: setup
+	@PYTHON=$(BIN)/python sh tests/check_transformers_range.sh
 
 clean:
 	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis dist

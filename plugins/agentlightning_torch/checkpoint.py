@@ -20,6 +20,7 @@ from agentlightning.errors import TrainerError
 from agentlightning.model import new_id
 from agentlightning_torch.forward import plain
 from agentlightning_torch.optim import merged_state
+from agentlightning_torch.weights import no_bars
 
 TENSORS, FACTS = "trainer.safetensors", "trainer.json"
 SCHEMA = 1
@@ -48,7 +49,8 @@ def write(folder: Path, model: Any, tokenizer_path: str, state: State) -> None:
         free = shutil.disk_usage(part).free
         if free < need:
             raise TrainerError(f"checkpoint {str(folder)!r} needs {need / 1e9:.1f} GB and the disk has {free / 1e9:.1f} GB free; make room")
-        plain(model).save_pretrained(part, state_dict=weights)
+        with no_bars():
+            plain(model).save_pretrained(part, state_dict=weights)
         _save_tokenizer(tokenizer_path, part)
         save_file({name: value.contiguous() for name, value in state.tensors.items()}, part / TENSORS)
         (part / FACTS).write_text(json.dumps({"schema": SCHEMA, **state.facts}, indent=2), "utf-8")

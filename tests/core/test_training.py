@@ -179,7 +179,8 @@ def test_killed_in_the_middle_of_a_step_it_resumes_from_its_checkpoint(model: st
 def test_ctrl_c_leaves_a_run_that_can_be_resumed(model: str, tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text(
-        "import agentlightning as agl, sys\nfrom pathlib import Path\nsys.path.insert(0, sys.argv[1])\nimport test_training as t\n"
+        "import agentlightning as agl, signal, sys\nfrom pathlib import Path\nsys.path.insert(0, sys.argv[1])\nimport test_training as t\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a test run in the background passes on that it is ignored
         "if __name__ == '__main__':\n"
         "    run = agl.train(t.two_turns, tasks=t.TASKS, **t.settings(sys.argv[2], Path(sys.argv[3]), steps=500, progress=True))\n"
         "    print('stopped', run.stopped)\n"
@@ -477,3 +478,22 @@ def test_a_worker_that_its_agent_blocks_is_killed_and_its_rollout_ends(model: st
     )
     [row] = rows(run)
     assert (row["rollouts"], row["failed"], row["unscored"]) == (4, 2, 2)
+
+
+def test_an_agent_built_once_at_module_level_trains_unchanged(model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import agentlightning_langchain
+
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "module_level.py").write_text(
+        "from langchain.agents import create_agent\nfrom langchain_openai import ChatOpenAI\n"
+        "agent = create_agent(ChatOpenAI(model='tiny', api_key='none', max_tokens=6), tools=[], name='writer')\n"
+        "async def solve(task):\n"
+        "    result = await agent.ainvoke({'messages': [('user', task['text'])]})\n"
+        "    return sum(c.isalpha() for c in result['messages'][-1].content) / 6\n"
+    )
+    try:
+        run = agl.train("module_level:solve", tasks=TASKS, **settings(model, tmp_path, steps=1, adapters=["langchain"], agents=["writer"]))
+    finally:
+        agentlightning_langchain.uninstall()
+    [row] = rows(run)
+    assert row["requests.completed"] == row["transitions"] == 8

@@ -10,6 +10,7 @@ import sys
 import tempfile
 import zipfile
 from pathlib import Path
+from typing import Any
 
 from agentlightning.errors import ConfigError
 from agentlightning.models import Progress
@@ -48,13 +49,12 @@ def convert_gguf(gguf: Path, folder: Path) -> None:
     """Write a GGUF file of a Llama model as a folder for `from_pretrained`: bf16 safetensors, configurations, tokenizer, chat template."""
     import torch
     from safetensors.torch import save_file
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
 
     from agentlightning_torch.weights import no_bars
 
     with no_bars(), contextlib.redirect_stderr(io.StringIO()):  # reading a GGUF file draws a bar that no setting turns off
         source = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
-        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
         settings = source.config.to_dict()
         for key in ("quantization_config", "_name_or_path", "_model_name_or_path"):  # of the file it came from; it is no longer quantised
             settings.pop(key, None)
@@ -66,8 +66,31 @@ def convert_gguf(gguf: Path, folder: Path) -> None:
         save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
         config.save_pretrained(folder)
         source.generation_config.save_pretrained(folder)
-        tokenizer.model_max_length = config.max_position_embeddings
-        tokenizer.save_pretrained(folder)
+        _tokenizer(gguf, config.max_position_embeddings).save_pretrained(folder)
+
+
+def _tokenizer(gguf: Path, context: int) -> Any:
+    """The file's byte-level BPE. Made here, because versions of transformers disagree on what a Llama with it is: 5.5 takes it for a
+    CodeLlama, 5.23 forgets that digits stand alone."""
+    from gguf import GGUFReader
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    fields = {name.removeprefix("tokenizer."): field.contents() for name, field in GGUFReader(gguf).fields.items() if "tokenizer" in name}
+    if (kind := (fields["ggml.model"], fields["ggml.pre"])) != ("gpt2", "smollm"):
+        raise ConfigError(f"{gguf.name} has a tokenizer of the kind {kind}; expected ('gpt2', 'smollm')")
+    tokens: list[str] = fields["ggml.tokens"]
+    merges = [tuple(merge.split(" ", 1)) for merge in fields["ggml.merges"]]
+    made = Tokenizer(models.BPE({token: number for number, token in enumerate(tokens)}, merges))
+    made.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(False)])
+    made.decoder = decoders.ByteLevel()
+    control = [token for token, type_ in zip(tokens, fields["ggml.token_type"], strict=True) if type_ == 3]
+    made.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in control])
+    names = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
+    special = {name: tokens[fields[f"ggml.{key}_token_id"]] for name, key in names.items()}
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=made, model_max_length=context, **special)
+    tokenizer.chat_template = fields["chat_template"]
+    return tokenizer
 
 
 def _download(package: str, folder: Path, progress: Progress) -> Path:

@@ -332,7 +332,7 @@ def _cause(error: OSError, path: Path) -> str:
     if error.errno in (errno.ENOTDIR, errno.EEXIST):
         return "a file stands where a folder is needed; move it away, or choose another folder for the run"
     if error.errno == errno.ENOENT:
-        return "it does not exist"
+        return "it, or a folder above it, does not exist and cannot be made; check the name, or choose another folder"
     return error.strerror or str(error)
 
 

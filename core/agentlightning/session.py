@@ -12,6 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -103,7 +104,7 @@ class Session:
         )
         self._times["rollouts"] = time.monotonic() - began
         if step == self.state.step == 0:
-            self._check_first(trajectories)
+            check_first(trajectories, self.config.agents, see=self._folder.path)
             notes = Counter(note for each in trajectories for note in each.diagnostics)
             for note, count in notes.most_common(5):
                 log.warning("%s (%d times in the first step)", note, count)
@@ -149,6 +150,7 @@ class Session:
         if self._times.get("rollouts"):
             row["tokens_per_second"] = row["sampled_tokens"] / self._times["rollouts"]
         self._alarm(row)
+        self._say(row, trajectories)
         self._folder.write_batch(done, learned(trajectories, returns, advantages, batch))
         row |= {f"seconds.{name}": seconds for name, seconds in self._times.items()}
         row["seconds"] = time.monotonic() - self._step_began
@@ -202,7 +204,7 @@ class Session:
         ]
         trajectories = await self._collector.run(rollouts)
         if step == 0:
-            self._check_first(trajectories)
+            check_first(trajectories, self.config.agents, see=self._folder.path)
         self._times["evaluation"] = time.monotonic() - began
         row: dict[str, float] = {}
         for kind in kinds:
@@ -259,25 +261,14 @@ class Session:
         )
         self._folder.write_state(self.state)
 
-    def _check_first(self, trajectories: Sequence[Trajectory]) -> None:
-        """What would make a whole run pointless is an error after its first step, with the likely cause."""
-        failed = [each for each in trajectories if each.status != "succeeded" and each.reward is None]
-        if len(failed) == len(trajectories):
-            raise AgentError(
-                f"all {len(failed)} rollouts of the first step failed, so there is nothing to learn from; the first one: "
-                f"{failed[0].error or failed[0].status}. See `agl show {self._folder.path}`"
-            )
-        if not any(each.reward is not None for each in trajectories):
-            raise AgentError(
-                "no rollout of the first step was scored; return the reward from the agent function, or call agl.reward(value)"
-            )
-        if not any(sum(each.calls.values()) for each in trajectories):
-            check_joins(trajectories, self.config.agents)  # says more, where a framework saw calls
-            raise JoinError(
-                "no model call of the first step reached the gateway, so there is nothing to train; give the agent's model "
-                "base_url=llm.base_url and api_key=llm.api_key, or call agentlightning_langchain.install()"
-            )
-        check_joins(trajectories, self.config.agents)
+    def _say(self, row: dict[str, Any], trajectories: Sequence[Trajectory]) -> None:
+        """What a person should know of a step besides its numbers."""
+        if row["failed"]:
+            first = next(each for each in trajectories if each.status != "succeeded")
+            why = f"the first one {first.status}: {first.error}"
+            self._progress.message(f"step {row['step']}: {row['failed']} of {row['rollouts']} rollouts did not succeed; {why}")
+        if not row["trained_tokens"]:
+            self._progress.message(f"step {row['step']}: nothing was trained, for in no group did the rewards differ")
 
     def _alarm(self, row: dict[str, Any]) -> None:
         difference, limit = row.get("logprob_diff_mean"), self.config.logprob_alarm
@@ -287,6 +278,25 @@ class Session:
                 f"ALARM, step {row['step']}: engine and trainer differ by {difference:.4f} in log-probability per token (limit {limit:g}); "
                 "what is trained is not what was sampled. Check model, dtype, and that the engine serves the last version"
             )
+
+
+def check_first(trajectories: Sequence[Trajectory], agents: Sequence[str] | None, *, see: Path | None = None) -> None:
+    """What would make a whole run pointless is an error after its first rollouts, with the likely cause."""
+    failed = [each for each in trajectories if each.status != "succeeded" and each.reward is None]
+    if len(failed) == len(trajectories):
+        raise AgentError(
+            f"all {len(failed)} rollouts of the first step failed, so there is nothing to learn from; the first one: "
+            f"{failed[0].error or failed[0].status}." + (f" See `agl show {see}`" if see else "")
+        )
+    if not any(each.reward is not None for each in trajectories):
+        raise AgentError("no rollout of the first step was scored; return the reward from the agent function, or call agl.reward(value)")
+    if not any(sum(each.calls.values()) for each in trajectories):
+        check_joins(trajectories, agents)  # says more, where a framework saw calls
+        raise JoinError(
+            "no model call of the first step reached the gateway, so there is nothing to train; give the agent's model "
+            "base_url=llm.base_url and api_key=llm.api_key, or call agentlightning_langchain.install()"
+        )
+    check_joins(trajectories, agents)
 
 
 def new_rollout(config: Config, task: Task, mode: Mode, group: str, index: int, step: int, temperature: float | None = None) -> Rollout:

@@ -17,7 +17,7 @@ from agentlightning.engine import Engine
 from agentlightning.errors import ConfigError, UnsupportedSetting
 from agentlightning.gateway import Gateway
 from agentlightning.model import new_id
-from agentlightning.models import Share, find_model
+from agentlightning.models import ModelFiles, Share, find_model
 from agentlightning.progress import Progress
 from agentlightning.registry import load_object, registry
 from agentlightning.rl.loss import LossSettings
@@ -68,22 +68,26 @@ class Plan:
     config: Config
     agent: str | Agent
     """The agent itself; its name when worker processes run it."""
+    files: ModelFiles
     engine: tuple[Any, Any]
     """Class and settings."""
     trainer: tuple[Any, Any] | None
 
 
-async def plan(config: Config, agent: str | Agent, *, train: bool = True) -> Plan:
-    """Check a config and its agent before anything is made. Imports the plugins' libraries and the agent, in a thread."""
+async def plan(config: Config, agent: str | Agent, *, progress: Progress, train: bool = True) -> Plan:
+    """Check a config and its agent, and find its model, before anything is made. Imports the plugins' libraries and the agent, in a
+    thread."""
 
     def check() -> Plan:
         engine = open_table("engines", config.engine, "engine")
         trainer = open_table("trainers", config.trainer, "trainer") if train else None
-        if not config.runner.workers:
-            return Plan(config, load_agent(agent, config), engine, trainer)
-        reference = reference_of(agent)
-        load_agent(reference, config)  # in this process too, so that a wrong name is said at once
-        return Plan(config, reference, engine, trainer)
+        if config.runner.workers:
+            checked: str | Agent = reference_of(agent)
+            load_agent(checked, config)  # in this process too, so that a wrong name is said at once
+        else:
+            checked = load_agent(agent, config)
+        progress.phase("finding model")
+        return Plan(config, checked, find_model(config.model, progress=progress.phase), engine, trainer)
 
     return await asyncio.to_thread(check)
 
@@ -102,8 +106,7 @@ async def open_stack(
     async with AsyncExitStack() as exits:
         opened = open_store(store)
         exits.push_async_callback(opened.close)
-        progress.phase("finding model")
-        files = await asyncio.to_thread(find_model, config.model, progress=progress.phase)
+        files = plan.files
         share: Share = {}
         progress.phase("loading model")
         trainer: Trainer | None = None

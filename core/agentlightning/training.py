@@ -129,7 +129,7 @@ async def train_job(job: Job, *, progress: Progress, resume: str | Path | None, 
     config = job.config
     algorithm = algorithm_from(config.algorithm)
     loss = algorithm.parts()[2] if isinstance(algorithm, LightningRL) else None
-    planned = await plan(config, job.agent)
+    planned = await plan(config, job.agent, progress=progress)
     sampler = registry().load("samplers", config.sampler)(job.tasks, config.seed)
     folder = RunFolder.open(resume) if resume is not None else RunFolder.create(config.folder, config.name)
     with folder.lock():
@@ -151,6 +151,7 @@ async def train_job(job: Job, *, progress: Progress, resume: str | Path | None, 
                 cut_metrics(folder.path, after=_last_logged(state, restore is not None))
                 config = _keep_tasks(folder, config, job)
                 folder.write_config(to_toml(config))
+                folder.write_state(state)
                 with Trackers(config.trackers, folder.path) as trackers:
                     session = Session(
                         config,

@@ -23,7 +23,7 @@ from agentlightning.progress import Progress, Silent
 from agentlightning.rl.batch import make_batch
 from agentlightning.rl.lightning import LightningRL, algorithm_from
 from agentlightning.runs import RunFolder
-from agentlightning.session import new_rollout
+from agentlightning.session import check_first, new_rollout
 from agentlightning.settings import build_loss
 from agentlightning.stack import Stack, open_stack, plan
 from agentlightning.training import Job, job_of, run_in_thread
@@ -94,7 +94,7 @@ async def _dry_run(job: Job, progress: Progress, stop: asyncio.Event) -> DryRun:
     loss = algorithm.parts()[2] if isinstance(algorithm, LightningRL) else build_loss("ppo_clip", where="algorithm.loss")
     size = getattr(algorithm, "group_size", 1)
     rollouts = [new_rollout(config, job.tasks[0], "train", "dry-run", index, 0) for index in range(size)]
-    planned = await plan(config, job.agent)
+    planned = await plan(config, job.agent, progress=progress)
     trained: float | None = None
     with TemporaryDirectory(prefix="agl-dry-run-") as temporary:
         folder = Path(temporary)
@@ -103,6 +103,7 @@ async def _dry_run(job: Job, progress: Progress, stop: asyncio.Event) -> DryRun:
             began = time.monotonic()
             trajectories = await _collector(stack, config, progress, stop).run(rollouts)
             collected = time.monotonic() - began
+            check_first(trajectories, config.agents)
             transitions = [transition for each in trajectories for transition in each.transitions]
             if transitions:
                 progress.phase("training")
@@ -163,7 +164,7 @@ def _existing(path: Path) -> Path:
 async def _score(job: Job, limit: int | None, progress: Progress, stop: asyncio.Event) -> Scored:
     config = job.config
     tasks = (job.val_tasks or job.tasks)[:limit]
-    planned = await plan(config, job.agent, train=False)
+    planned = await plan(config, job.agent, progress=progress, train=False)
     folder = RunFolder.create(config.folder, f"{config.name}-rollout")
     with folder.lock():
         folder.write_config(to_toml(config))

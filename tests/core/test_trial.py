@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from agentlightning.config import load_config
+from agentlightning.errors import ConfigError, JoinError
 from agentlightning.runs import RunFolder
 from agentlightning.trial import dry_run, rollout_config
 from agentlightning_torch.testing import tiny_model
@@ -53,3 +55,15 @@ def test_scoring_runs_each_task_once_and_keeps_the_store(config: Any) -> None:
     folder = RunFolder.open(report.folder)
     assert folder.read_result()["reward"] == report.reward
     assert folder.store.exists()
+
+
+def test_a_dry_run_refuses_what_a_run_would_refuse(config: Any, tmp_path: Path) -> None:
+    (tmp_path / "silent_agent.py").write_text("async def solve(task):\n    return 1.0\n")
+    with pytest.raises(JoinError, match="no model call of the first step reached the gateway"):
+        dry_run(replace(config, agent="silent_agent:solve"))
+
+
+def test_a_model_that_is_not_there_leaves_no_folder(config: Any, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="unknown model"):
+        rollout_config(replace(config, model="smollm"))
+    assert not RunFolder.all(tmp_path / "runs")

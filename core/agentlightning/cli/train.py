@@ -51,7 +51,7 @@ def train(
     """
     if resume is not None and dry_run:
         raise ConfigError("--dry-run checks a configuration before it is run; it has nothing to do with --resume")
-    run = open_run(resume) if resume is not None else None
+    run = open_training(resume) if resume is not None else None
     if config is None:
         if run is None:
             raise ConfigError("`agl train` needs a configuration file, or `--resume RUN`; see `agl train --help`")
@@ -71,6 +71,14 @@ def train(
     print_run(done, Console())
     if done.stopped:
         raise typer.Exit(130)
+
+
+def open_training(name: str, root: Path | str = "runs") -> RunFolder:
+    """The training run that an argument names; `latest` passes over what `agl rollout` left."""
+    if name == "latest":
+        runs = [run for run in RunFolder.all(root) if run.state.exists()]
+        return runs[-1] if runs else RunFolder.latest(root)
+    return RunFolder.open(name)
 
 
 def open_run(name: str, root: Path | str = "runs") -> RunFolder:

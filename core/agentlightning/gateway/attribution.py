@@ -109,7 +109,8 @@ class Callers:
         if self._token is not None and hmac.compare_digest(bearer.encode(), self._token.encode()):
             rollout = Rollout(task=Task(new_id(), _question(body)), mode="production", policy=self._policy, max_attempts=1)
             return AttemptState(rollout, await self._store.begin(rollout, "gateway", lease=PRODUCTION_LEASE)), True
-        raise Refused(UNKNOWN, status=401, code="invalid_api_key")
+        served = "" if self._token is None else "wrong API key: use the api_key that `agl serve` printed (AGL_TOKEN sets it). Otherwise, "
+        raise Refused(served + UNKNOWN, status=401, code="invalid_api_key")
 
     async def _state(self, rollout: Rollout, attempt: Attempt) -> AttemptState:
         state = self._states.get(attempt.id)

@@ -56,7 +56,7 @@ def serve(
 async def _serve(
     run: Path | None, model: str | None, host: str, port: int, store: str | None, progress: Progress, ready: Callable[[Served], None]
 ) -> None:
-    files, engine_table, policy = await asyncio.to_thread(_what, run, model, progress)
+    files, engine_table, policy = await asyncio.to_thread(what_to_serve, run, model, progress)
     token = os.environ.get("AGL_TOKEN") or secrets.token_urlsafe(24)
     opened = open_store(store or os.environ.get("AGL_STORE") or DEFAULT_STORE)
     try:
@@ -81,7 +81,7 @@ async def _serve(
         await opened.close()
 
 
-def _what(run: Path | None, model: str | None, progress: Progress) -> tuple[ModelFiles, dict[str, object], Policy | None]:
+def what_to_serve(run: Path | None, model: str | None, progress: Progress) -> tuple[ModelFiles, dict[str, object], Policy | None]:
     """Model files, engine settings and policy: of a run, or of a model by name with the default engine."""
     if (run is None) == (model is None):
         raise ConfigError("`agl serve` serves either a run (`agl serve RUN`) or a model (`agl serve --model NAME`)")
@@ -96,7 +96,8 @@ def _what(run: Path | None, model: str | None, progress: Progress) -> tuple[Mode
     config = load_config(folder.config)
     path = folder.path / str(result["policy"])
     policy = Policy(version=int(result["policy_version"]), base=config.model, uri=f"file:{path}")
-    return ModelFiles(config.model, str(path)), dict(config.engine), policy
+    name = Path(config.model).name if Path(config.model).is_dir() else config.model  # as the agent was trained to call it
+    return ModelFiles(name, str(path)), dict(config.engine), policy
 
 
 async def _until_interrupted() -> None:

@@ -11,10 +11,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from openai import AuthenticationError, OpenAI
+from openai import AsyncOpenAI, AuthenticationError, OpenAI
 
 import agentlightning as agl
 from agentlightning.cli.main import main
+from agentlightning.progress import Silent
+from agentlightning.serving import what_to_serve
 from agentlightning.stack import open_store
 from agentlightning_torch.testing import tiny_model
 
@@ -93,3 +95,19 @@ def test_a_port_in_use_is_named(served: dict[str, str], capsys: pytest.CaptureFi
         main()
     assert exit.value.code == 1
     assert f"another program may use port {port}" in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_run_is_served_with_the_version_that_was_trained_under_the_name_that_it_was_trained_as(tmp_path: Path) -> None:
+    tiny_model(tmp_path / "tiny")
+
+    async def solve(task: str, llm: agl.LLM) -> float:
+        async with AsyncOpenAI(base_url=llm.base_url, api_key=llm.api_key) as client:
+            messages = [{"role": "user", "content": task}]
+            answer = await client.chat.completions.create(model=llm.model, messages=messages, max_tokens=6)  # type: ignore[arg-type]
+        return sum(each.isalpha() for each in answer.choices[0].message.content or "") / 6
+
+    run = agl.train(solve, tasks=["a", "b"], model=str(tmp_path / "tiny"), folder=tmp_path, steps=2, tasks_per_step=2, progress=False)
+    files, engine, policy = what_to_serve(run.folder, None, Silent())
+    assert (files.name, files.path, engine["name"]) == ("tiny", str(run.policy), "torch")
+    assert policy is not None
+    assert (policy.version, policy.uri) == (run.result["policy_version"], f"file:{run.policy}")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from agentlightning.cli.train import open_run
+from agentlightning.cli.train import open_training
 from agentlightning.errors import ConfigError
 from agentlightning.progress import TrainingProgress
 
@@ -58,5 +58,5 @@ def serve(
         console.print("Ctrl-C stops it", style="dim")
 
     with TrainingProgress() as progress:
-        path = open_run(run).path if run is not None else None
+        path = open_training(run).path if run is not None else None
         serve_until_stopped(path, model=model, host=host, port=port, store=store, progress=progress, ready=ready)

@@ -14,7 +14,7 @@ CONFIG = Path(__file__).with_name("cpu.toml")
 
 def demo(
     seed: Annotated[int, typer.Option(min=0, help="Of the order of tasks and of every sampled token.")] = 0,
-    steps: Annotated[int | None, typer.Option(min=1, help="Training steps.", show_default="9")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Training steps.", show_default="12")] = None,
     data: Annotated[
         Path | None,
         typer.Option(metavar="DIR", help="Real tasks: a folder with GSM8K's train.jsonl and dev.jsonl.", show_default=False),
@@ -40,7 +40,7 @@ def demo(
 
     config = replace(load_config(CONFIG), seed=seed, folder=str(folder))
     if steps is not None:
-        config = replace(config, steps=steps)
+        config = replace(config, steps=steps, trainer={**config.trainer, "total_steps": steps + 1})
     if data is not None:
         real = {"tasks": str(data / "train.jsonl"), "val_tasks": str(data / "dev.jsonl")}
         config = replace(config, name="gsm8k", evaluate=replace(config.evaluate, tasks=32), **real)

@@ -28,10 +28,11 @@ from agentlightning import recording
 from agentlightning.errors import LightningError
 from agentlightning.model import JSON, Span
 from agentlightning.recording import Recorder
-from agentlightning_langchain.http import Hook
+from agentlightning.routing import ModelCall, clients
+from agentlightning.values import failure, mapping
 from agentlightning_langchain.joining import join
-from agentlightning_langchain.runs import Run, Runs, chain_run, leaf_run, set_model_run, span
-from agentlightning_langchain.values import failure, mapping, plain
+from agentlightning_langchain.runs import Run, Runs, chain_run, leaf_run, span
+from agentlightning_langchain.values import plain
 
 log = logging.getLogger(__name__)
 P = ParamSpec("P")
@@ -40,17 +41,16 @@ SAMPLING = (
     "reasoning_effort", "tool_choice", "stream",
 )  # fmt: skip
 """Settings of a model call that its span keeps, as the agent asked for them; what was sampled with stands in the completion."""
+NAME = "agentlightning_langchain"
 RETRY = re.compile(r"retry:attempt:(\d+)")
 
 
 class Installation:
-    """What this process shares: the open runs, the HTTP hook, and whether every call is recorded."""
+    """What this process shares: the open runs, and whether every call is recorded."""
 
     def __init__(self) -> None:
         self.runs = Runs()
-        self.hook = Hook()
         self.everywhere = False
-        self.models: set[str] = set()
         self.complained: set[str] = set()
         self._registered = False
 
@@ -66,7 +66,7 @@ class Installation:
 
 @cache
 def installation() -> Installation:
-    """This process's. (Cached: the `openai` clients that it patches are the process's as well.)"""
+    """This process's. (Cached: LangChain's hooks are the process's as well.)"""
     return Installation()
 
 
@@ -77,19 +77,16 @@ def install(models: Collection[str] = ()) -> None:
     further names, or patterns, of models that stand for it: an agent with `ChatOpenAI(model="gpt-4o-mini")` is trained as it is
     after `install(models=["gpt-4o-mini"])`. Other models are left alone, and never see the rollout's key.
     """
+    clients().install(NAME, models)
     here = installation()
-    here.models |= {models} if isinstance(models, str) else set(models)
-    here.hook.put(lambda: here.models)
     here.everywhere = True
     here.register()
 
 
 def uninstall() -> None:
     """Undo `install`: calls are recorded only where a `LightningCallback` made from now on is given."""
-    here = installation()
-    here.everywhere = False
-    here.models.clear()
-    here.hook.remove()
+    installation().everywhere = False
+    clients().uninstall(NAME)
 
 
 def current_span_id() -> str | None:
@@ -131,7 +128,7 @@ class LightningCallback(BaseCallbackHandler):
         self._recorder = recording.current()
         self._here = installation()
         self._runs = self._here.runs
-        self._here.hook.put(lambda: self._here.models)
+        clients().install(NAME)
 
     @property
     def active(self) -> bool:
@@ -272,7 +269,7 @@ class LightningCallback(BaseCallbackHandler):
         if run.retry is not None:
             run.attributes["retry"] = run.retry
         if self._runs.start(recorder, run) is not None:
-            set_model_run(run)
+            run.call = ModelCall.start(NAME, recorder, run_id.hex)
 
     @_safe
     def on_llm_end(self, response: LLMResult, *, run_id: UUID, **kwargs: Any) -> None:
@@ -287,7 +284,7 @@ class LightningCallback(BaseCallbackHandler):
         if ended is not None:
             run, recorder = ended
             run.attributes.update(attributes)
-            call_id = join(self._runs, run, recorder, response)
+            call_id = join(run, run.call, response) if run.call is not None else None
             if call_id is not None:
                 run.attributes.pop("output", None)  # the completion has it
             recorder.add(span(run, recorder, call_id=call_id))

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping
-from contextvars import ContextVar
 from dataclasses import dataclass, field
 from threading import Lock
 from typing import Any
@@ -20,6 +19,7 @@ from weakref import WeakKeyDictionary, WeakValueDictionary, ref
 
 from agentlightning.model import JSON, Span, SpanKind
 from agentlightning.recording import Recorder
+from agentlightning.routing import ModelCall
 
 CREATE_AGENT_NODES = ("model", "tools")
 """Names of the nodes that `create_agent` itself makes."""
@@ -48,15 +48,12 @@ class Run:
     """LangGraph's checkpoint namespace: the path of nodes that lead here."""
     started: float = field(default_factory=time.time)
     attributes: dict[str, JSON] = field(default_factory=dict[str, JSON])
-    sent: list[tuple[str | None, str]] = field(default_factory=list[tuple[str | None, str]])
-    """Requests of this model call that went to the gateway: (the request, the call id); a retry is the same request again."""
-    elsewhere: str | None = None
-    """Where a request of this model call went that did not go to the gateway."""
+    call: ModelCall | None = None
+    """What a model call sends."""
     retry: int | None = None
     """Which try of `with_retry` this is in, from 2."""
     prompts: int = 1
     """How many prompts share the answer's `llm_output`."""
-    open: bool = True
 
     @property
     def span_id(self) -> str:
@@ -79,21 +76,12 @@ class Run:
         return next((run.name for run in self.above() if run.kind == "tool" or run.node is not None), None)
 
 
-@dataclass(slots=True, eq=False)
-class Open:
-    """What is known of one attempt."""
-
-    runs: dict[UUID, Run] = field(default_factory=dict[UUID, Run])
-    joined: set[str] = field(default_factory=set[str])
-    """Calls that a span names already."""
-
-
 class Runs:
     """Every open run of this process. Safe from any thread."""
 
     def __init__(self) -> None:
         self._lock = Lock()
-        self._attempts: WeakKeyDictionary[Recorder, Open] = WeakKeyDictionary()
+        self._attempts: WeakKeyDictionary[Recorder, dict[UUID, Run]] = WeakKeyDictionary()
         self._by_id: WeakValueDictionary[UUID, Run] = WeakValueDictionary()
 
     def get(self, run_id: UUID | None) -> Run | None:
@@ -105,7 +93,7 @@ class Runs:
         with self._lock:
             if run.id in self._by_id:
                 return None
-            self._attempts.setdefault(recorder, Open()).runs[run.id] = run
+            self._attempts.setdefault(recorder, {})[run.id] = run
             self._by_id[run.id] = run
         return run
 
@@ -116,8 +104,7 @@ class Runs:
             recorder = run.recorder() if run is not None else None
             if run is None or recorder is None:
                 return None
-            self._attempts[recorder].runs.pop(run_id, None)
-            run.open = False
+            self._attempts[recorder].pop(run_id, None)
         return run, recorder
 
     def model_calls_below(self, run_id: UUID) -> list[Run]:
@@ -127,31 +114,8 @@ class Runs:
             recorder = run.recorder() if run is not None else None
             if run is None or recorder is None:
                 return []
-            calls = [each for each in self._attempts[recorder].runs.values() if each.kind == "llm"]
+            calls = [each for each in self._attempts[recorder].values() if each.kind == "llm"]
         return [call for call in calls if run in call.above()]
-
-    def join(self, recorder: Recorder, call_id: str) -> bool:
-        """Whether this is the first span of the attempt that names the call."""
-        with self._lock:
-            joined = self._attempts.setdefault(recorder, Open()).joined
-            if call_id in joined:
-                return False
-            joined.add(call_id)
-        return True
-
-
-_model_run: ContextVar[Run | None] = ContextVar("agentlightning_langchain_model_run", default=None)
-
-
-def set_model_run(run: Run) -> None:
-    """Say that requests made from here on belong to this model call, until it ends."""
-    _model_run.set(run)
-
-
-def model_run() -> Run | None:
-    """The model call that is open here. (An ended one may still be in the variable: its end can be reported from another task.)"""
-    run = _model_run.get()
-    return run if run is not None and run.open else None
 
 
 def chain_run(run_id: UUID, parent: Run | None, name: str, metadata: Mapping[str, Any], recorder: Recorder) -> Run:

@@ -15,6 +15,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from agentlightning.algorithms.sft import SFT
     from agentlightning.errors import LightningError
     from agentlightning.hookspecs import hookimpl
     from agentlightning.model import LLM, Rollout, Sampling, Span, Task, Trajectory, Transition
@@ -36,6 +37,7 @@ _HOME = {
     "Rollout": "model",
     "Run": "training",
     "RunnerSettings": "runner",
+    "SFT": "algorithms.sft",
     "Sampling": "model",
     "Span": "model",
     "Task": "model",
@@ -53,6 +55,7 @@ _HOME = {
 __all__ = [
     "CISPO",
     "LLM",
+    "SFT",
     "LightningError",
     "LightningRL",
     "PPOClip",

@@ -11,6 +11,11 @@ def register_stores(register: Register) -> None:
 
 
 @hookimpl
+def register_engines(register: Register) -> None:
+    register("upstream", "agentlightning.gateway.upstream:Upstream", summary="any server that speaks OpenAI's protocol; not trained")
+
+
+@hookimpl
 def register_renderers(register: Register) -> None:
     register(
         "chatml",
@@ -44,6 +49,7 @@ def register_losses(register: Register) -> None:
 @hookimpl
 def register_algorithms(register: Register) -> None:
     register("lightning", "agentlightning.rl.lightning:LightningRL", summary="credit, then advantage, then any single-turn algorithm")
+    register("sft", "agentlightning.algorithms.sft:SFT", summary="supervised fine-tuning on demonstrations, in rollouts of the real agent")
 
 
 @hookimpl

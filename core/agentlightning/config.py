@@ -12,10 +12,11 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, cast, get_args
 
 import tomli_w
 
+from agentlightning.command import RewardFrom
 from agentlightning.errors import ConfigError
 from agentlightning.model import JSON
 from agentlightning.registry import Registry, registry
@@ -98,8 +99,12 @@ class CheckpointConfig:
 class Config:
     """A training run."""
 
-    agent: str
-    """`module:function`, called with `(task, llm)`."""
+    agent: str | None = None
+    """`module:function`, called with `(task, llm)`. Either this or `command`."""
+    command: str | None = None
+    """A command line that is run for each rollout; a program in any language. See `agentlightning.command`."""
+    reward: RewardFrom = "stdout"
+    """Where a command's reward comes from: the last line that it prints, its exit code, the file `AGL_REWARD_FILE`, or a POST."""
     tasks: str
     """A `.jsonl` or `.json` file, or `module:attribute`."""
     model: str
@@ -113,6 +118,8 @@ class Config:
     sampler: str = "epochs"
     adapters: tuple[str, ...] = ()
     """Framework adapters to install, for an agent without a callback."""
+    models: tuple[str, ...] = ()
+    """Names, or patterns (`gpt-4o*`), by which the agent's code asks for the model in training, where it names another one."""
     agents: tuple[str, ...] | None = None
     """Names or patterns of the agents to train; absent: all."""
     reward_weights: dict[str, float] = field(default_factory=dict[str, float])
@@ -132,7 +139,7 @@ class Config:
     folder: str = "runs"
     """Where run folders are made."""
     path: str | None = None
-    """Folder from which the modules named here are imported; absent: the configuration file's."""
+    """Folder from which the modules named here are imported, and in which a command runs; absent: the configuration file's."""
 
     def __post_init__(self) -> None:
         _at_least("", self, seed=0, steps=1, tasks_per_step=1, port=0, logprob_alarm=0)
@@ -143,11 +150,27 @@ class Config:
             raise ConfigError("agents is an empty list, so nothing would be trained; name an agent, or leave it out to train all")
         if not self.name or any(each in self.name for each in "/\\\0"):
             raise ConfigError(f"name is {self.name!r}; it becomes part of a folder's name, so it must not be empty or contain a slash")
-        if ":" not in self.agent:
-            raise ConfigError(f"agent is {self.agent!r}; expected 'module:function'")
+        self._check_agent()
         for key, weight in self.reward_weights.items():
             if not math.isfinite(weight):
                 raise ConfigError(f"reward_weights.{key} is {weight}; expected a finite number")
+
+    def _check_agent(self) -> None:
+        if (self.agent is None) == (self.command is None):
+            both = "agent and command are both given" if self.agent else "missing 'agent' at the top level"
+            raise ConfigError(f'{both}; expected agent = "module:function", or command = "..." for a program, and not both')
+        if self.agent is not None and ":" not in self.agent:
+            raise ConfigError(f"agent is {self.agent!r}; expected 'module:function'")
+        if self.reward not in get_args(RewardFrom):
+            raise ConfigError(f"reward is {self.reward!r}; expected {' or '.join(map(repr, get_args(RewardFrom)))}")
+        if self.agent is not None and self.reward != "stdout":
+            raise ConfigError(f"reward is {self.reward!r}, which says where a command's reward comes from; an agent returns its own")
+        if self.command is not None:
+            for key, given in {"adapters": self.adapters, "agents": self.agents}.items():
+                if given:
+                    raise ConfigError(f"{key} is {list(given)}, and a command is a process of its own: no adapter names its agents")
+            if self.runner.workers:
+                raise ConfigError(f"runner.workers is {self.runner.workers}; a command runs in processes of its own, so leave it out")
 
 
 def load_config(path: str | Path, plugins: Registry | None = None) -> Config:
@@ -228,6 +251,7 @@ def _absolute(config: Config, base: Path, data: Mapping[str, Any]) -> Config:
     changes: dict[str, Any] = {
         "tasks": _path(config.tasks, base),
         "folder": str((base if "folder" in data else Path.cwd()) / config.folder),
+        "path": str(base / (config.path or "")),
     }
     if config.val_tasks is not None:
         changes["val_tasks"] = _path(config.val_tasks, base)

@@ -45,7 +45,8 @@ def register_stores(register: Register) -> None:
 @hookspec
 def register_engines(register: Register) -> None:
     """Engines. Target: a class with `Settings` (a frozen dataclass) and
-    `async create(model: ModelFiles, settings: Settings, share: Share) -> Engine`."""
+    `async create(model: ModelFiles, settings: Settings, share: Share) -> Engine`. With `remote = True` its model is no files of ours:
+    `model.path` is empty, and training is refused."""
 
 
 @hookspec
@@ -56,12 +57,14 @@ def register_trainers(register: Register) -> None:
 
 @hookspec
 def register_adapters(register: Register) -> None:
-    """Framework adapters. Target: `install() -> None`, which makes every agent of the framework recorded; idempotent."""
+    """Framework adapters. Target: `install(models=()) -> None`, which makes every agent of the framework recorded; idempotent. `models`:
+    names or patterns of models that stand for the rollout's."""
 
 
 @hookspec
 def register_algorithms(register: Register) -> None:
-    """Algorithms. Target: a frozen dataclass of settings with `async run(session: Session) -> None`."""
+    """Algorithms. Target: a frozen dataclass of settings with `async run(session: Session) -> None`; where it has them, `parts()`
+    checks its settings and holds its `LossSettings`, and `demonstrate` answers the model calls of training rollouts."""
 
 
 @hookspec

@@ -170,7 +170,10 @@ class Call(Value):
     """Of the canonical request, for joining spans that lost the id."""
     context: str | None = None
     """How the prompt was made: `bridged` from an earlier completion, or rendered afresh because it was `first`, or the history
-    was `edited` or `trimmed`, `tools changed`, or `no bridge` exists for the renderer."""
+    was `edited` or `trimmed`, `tools changed`, or `no bridge` exists for the renderer; or it was made by an `upstream`."""
+    input: JSON = None
+    """Where a later request may refer to this one instead of repeating it: `messages` (without instructions), which follow the reply
+    of the call `after` (None: they are all)."""
     started: float = 0.0
     ended: float = 0.0
 
@@ -191,7 +194,7 @@ class Completion(Value):
     logprobs: FloatArray | None
     """(response,) log-softmax(logits / temperature), full vocabulary; None: not measured."""
     versions: IntArray
-    """(response,) version of the policy that sampled each token."""
+    """(response,) version of the policy that sampled each token; -1: no policy of ours did."""
     sampling: Sampling
     finish_reason: FinishReason
     renderer: str = ""
@@ -203,6 +206,11 @@ class Completion(Value):
     """Hash of the canonical conversation up to and with this reply; how a later request finds it."""
     message: JSON = None
     """The reply as the agent saw it (role, content, tool_calls)."""
+    demonstrated: bool = False
+    """Whether the response was not sampled but given by a demonstration: then it has no logprobs, and its versions are -1."""
+    missing: str | None = None
+    """Why its token ids are not known (then there are none here, of prompt and response), or its logprobs: a server that is not ours
+    made it, and did not tell."""
     created: float = field(default_factory=time.time)
 
     def __post_init__(self) -> None:
@@ -290,6 +298,8 @@ class Transition(Value):
     """Those of its own call or span."""
     continues: int | None = None
     """Index of the transition whose tokens this prompt starts with."""
+    demonstrated: bool = False
+    """Whether the response is a demonstration, which nobody sampled: it belongs in no ratio."""
     trained: bool = True
     """False: it is context and evidence only; `reason` says why."""
     reason: str | None = None

@@ -19,7 +19,7 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from agentlightning.errors import AgentError, AgentTimeout, ConfigError, LeaseLost, RewardError
+from agentlightning.errors import AgentError, AgentTimeout, ConfigError, LeaseLost
 from agentlightning.model import JSON, LLM, Attempt, AttemptStatus, Mode, Reward, Rollout
 from agentlightning.recording import Recorder, checked_reward, use
 from agentlightning.registry import registry
@@ -147,7 +147,7 @@ class Runner:
             status, error = "cancelled", "the runner was stopped"
         except AgentTimeout as timeout:
             status, error = "timed_out", str(timeout)
-        except RewardError as wrong:
+        except AgentError as wrong:
             status, error = "failed", str(wrong)
         except (Exception, SystemExit) as raised:
             status, error = "failed", _explain(raised)
@@ -160,15 +160,22 @@ class Runner:
 
     async def _close(self, rollout: Rollout, attempt: Attempt, recorder: Recorder, status: AttemptStatus, error: str | None) -> None:
         failed = status in ("failed", "timed_out")
-        if failed and self.settings.on_failure == "penalise":
+        penalised = failed and self.settings.on_failure == "penalise" and not await self._infrastructure(attempt)
+        if penalised:
             recorder.add(Reward(attempt_id=attempt.id, value=self.settings.penalty, name="penalty", source="runner"))
         try:
             await recorder.close()
         except Exception as raised:
             status, error, failed = "failed", _explain(raised), True
-        retry = status == "cancelled" or (failed and self.settings.on_failure == "retry")
+        retry = status == "cancelled" or (failed and not penalised and self.settings.on_failure != "drop")
         state = await self.store.finish(attempt.id, status, error=error, retry=retry)
         registry().hook.rollout_finished(state=state)
+
+    async def _infrastructure(self, attempt: Attempt) -> bool:
+        """Whether a model call of the attempt got an error that is the engine's or ours: then its failure says nothing of the agent."""
+        records = await self.store.records(attempt.id)
+        retried = {call.supersedes for call in records.calls}
+        return any(call.outcome == "error" and call.id not in retried for call in records.calls)
 
     async def _heartbeat(self, attempt: Attempt, task: asyncio.Task[Any] | None) -> None:
         while True:
@@ -190,7 +197,7 @@ class Runner:
                 return await self._agent(*arguments)
         except TimeoutError as error:
             if limit.expired():
-                raise self._timeout() from error
+                raise self._timeout(error.__cause__) from error
             raise
 
     async def _in_thread(self, call: Callable[[], Any]) -> Any:
@@ -226,10 +233,10 @@ class Runner:
                 raise self._timeout() from error
             raise
 
-    def _timeout(self) -> AgentTimeout:
-        return AgentTimeout(
-            f"the agent did not return within {self.settings.timeout:g} s; raise runner.timeout, or look with `agl show` where it hangs"
-        )
+    def _timeout(self, stopped: BaseException | None = None) -> AgentTimeout:
+        said = f"the agent did not return within {self.settings.timeout:g} s; raise runner.timeout, or look with `agl show` where it hangs"
+        # What the agent noted when it was cancelled tells more.
+        return AgentTimeout("; ".join([said, *getattr(stopped, "__notes__", ())]))
 
 
 def takes_llm(agent: Agent) -> bool:

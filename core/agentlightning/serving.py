@@ -1,4 +1,5 @@
-"""`agl serve`: a gateway and a store that stay up: a trained model as an OpenAI endpoint, a store for runners elsewhere."""
+"""`agl serve`: a gateway and a store that stay up: a model as an OpenAI endpoint (a trained one, or that of another server), a store for
+runners elsewhere."""
 
 from __future__ import annotations
 
@@ -9,6 +10,7 @@ import signal
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeAlias
 
 from starlette.routing import Mount
 
@@ -23,6 +25,9 @@ from agentlightning.runs import RunFolder
 from agentlightning.server import store_app
 from agentlightning.stack import open_store
 
+What: TypeAlias = tuple[ModelFiles, dict[str, object], Policy | None]
+"""Model files, engine settings and policy."""
+
 
 @dataclass(frozen=True, slots=True)
 class Served:
@@ -30,6 +35,7 @@ class Served:
 
     base_url: str
     model: str
+    """Empty: whichever the upstream has."""
     token: str
     store: str
     """Address of the store for other processes."""
@@ -39,24 +45,34 @@ def serve(
     run: Path | None = None,
     *,
     model: str | None = None,
+    upstream: str | None = None,
+    upstream_key_env: str | None = None,
     host: str = "127.0.0.1",
     port: int = 8000,
     store: str | None = None,
     progress: Progress | None = None,
     ready: Callable[[Served], None] = lambda served: None,
 ) -> None:
-    """Serve until Ctrl-C: the best weights of a run, or a model by name, with the store that their calls are recorded in.
+    """Serve until Ctrl-C, with the store that calls are recorded in: the best weights of a run, or a model by name; or forward to an
+    `upstream`, the base URL of a server whose key stands in the environment variable `upstream_key_env`, and whose model is `model`
+    (absent: the one that the agent asks for).
 
     The token is `AGL_TOKEN`, or a new one that `ready` is told. Records go to `store`, else `AGL_STORE`, else `./agl.db`: a run's own store
     is left as it is.
     """
-    asyncio.run(_serve(run, model, host, port, store, progress or Silent(), ready))
+    progress = progress or Silent()
+    if upstream is None:
+        what = what_to_serve(run, model, progress)
+    elif run is not None:
+        raise ConfigError("`agl serve` serves either a run or an upstream (`agl serve --upstream URL`)")
+    else:
+        settings: dict[str, object] = {"url": upstream, **({"key_env": upstream_key_env} if upstream_key_env is not None else {})}
+        what = ModelFiles(model or "", ""), {"name": "upstream", **settings}, None
+    asyncio.run(_serve(what, host, port, store, progress, ready))
 
 
-async def _serve(
-    run: Path | None, model: str | None, host: str, port: int, store: str | None, progress: Progress, ready: Callable[[Served], None]
-) -> None:
-    files, engine_table, policy = await asyncio.to_thread(what_to_serve, run, model, progress)
+async def _serve(what: What, host: str, port: int, store: str | None, progress: Progress, ready: Callable[[Served], None]) -> None:
+    files, engine_table, policy = what
     token = os.environ.get("AGL_TOKEN") or secrets.token_urlsafe(24)
     opened = open_store(store or os.environ.get("AGL_STORE") or DEFAULT_STORE)
     try:
@@ -81,7 +97,7 @@ async def _serve(
         await opened.close()
 
 
-def what_to_serve(run: Path | None, model: str | None, progress: Progress) -> tuple[ModelFiles, dict[str, object], Policy | None]:
+def what_to_serve(run: Path | None, model: str | None, progress: Progress) -> What:
     """Model files, engine settings and policy: of a run, or of a model by name with the default engine."""
     if (run is None) == (model is None):
         raise ConfigError("`agl serve` serves either a run (`agl serve RUN`) or a model (`agl serve --model NAME`)")

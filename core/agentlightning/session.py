@@ -21,7 +21,8 @@ from agentlightning.collect import Collector, Stopped
 from agentlightning.config import Config
 from agentlightning.engine import Engine
 from agentlightning.errors import AgentError, EngineError, JoinError, NonFinite
-from agentlightning.model import Mode, Rollout, Sampling, Task, Trajectory
+from agentlightning.evaluation import evaluation_rollouts, held_out, new_rollout
+from agentlightning.model import Task, Trajectory
 from agentlightning.progress import Progress
 from agentlightning.registry import registry
 from agentlightning.rl.batch import Batch
@@ -147,10 +148,11 @@ class Session:
         """Write down a step: metrics, what each rollout contributed, held-out reward and checkpoint where they are due."""
         done = step + 1
         row: dict[str, Any] = {"step": done, **summary(trajectories, batch), **metrics}
-        if self._times.get("rollouts"):
+        row.pop("tokens_per_second", None)  # the trainer's, of training: here the name stands for sampling
+        if self._times.get("rollouts") and row["sampled_tokens"]:
             row["tokens_per_second"] = row["sampled_tokens"] / self._times["rollouts"]
         self._alarm(row)
-        self._say(row, trajectories)
+        self._say(row, trajectories, batch)
         self._folder.write_batch(done, learned(trajectories, returns, advantages, batch))
         row |= {f"seconds.{name}": seconds for name, seconds in self._times.items()}
         row["seconds"] = time.monotonic() - self._step_began
@@ -190,31 +192,13 @@ class Session:
     async def evaluate(self, step: int) -> dict[str, float]:
         """Mean reward on the held-out tasks with the weights as they are, sampled and greedy."""
         self._progress.phase("evaluating")
-        settings, began = self.config.evaluate, time.monotonic()
-        tasks = self._val_tasks[: settings.tasks]
+        began = time.monotonic()
         await self.engine.load(self.engine.policy)  # as in `collect`
-        kinds: dict[str, tuple[int, float]] = {"sampled": (settings.samples, self.config.sampling.temperature)}
-        if settings.greedy:
-            kinds["greedy"] = (1, 0.0)
-        rollouts = [
-            new_rollout(self.config, task, "val", f"{kind}-{step}-{place}", index, step, temperature)
-            for kind, (count, temperature) in kinds.items()
-            for place, task in enumerate(tasks)
-            for index in range(count)
-        ]
-        trajectories = await self._collector.run(rollouts)
+        trajectories = await self._collector.run(evaluation_rollouts(self.config, self._val_tasks, step))
         if step == 0:
             check_first(trajectories, self.config.agents, see=self._folder.path)
         self._times["evaluation"] = time.monotonic() - began
-        row: dict[str, float] = {}
-        for kind in kinds:
-            rewards = [t.reward for t in trajectories if t.group.startswith(kind)]
-            scored = [reward for reward in rewards if reward is not None]
-            if scored:
-                row[f"held_out.{kind}"] = float(np.mean(scored))
-            if len(scored) < len(rewards):
-                row[f"held_out.{kind}.unscored"] = float(len(rewards) - len(scored))
-        return row
+        return held_out(trajectories)
 
     async def checkpoint(self) -> None:
         """Keep the state after the last finished step, unless it is kept already."""
@@ -261,14 +245,17 @@ class Session:
         )
         self._folder.write_state(self.state)
 
-    def _say(self, row: dict[str, Any], trajectories: Sequence[Trajectory]) -> None:
+    def _say(self, row: dict[str, Any], trajectories: Sequence[Trajectory], batch: Batch) -> None:
         """What a person should know of a step besides its numbers."""
         if row["failed"]:
             first = next(each for each in trajectories if each.status != "succeeded")
             why = f"the first one {first.status}: {first.error}"
             self._progress.message(f"step {row['step']}: {row['failed']} of {row['rollouts']} rollouts did not succeed; {why}")
         if not row["trained_tokens"]:
-            self._progress.message(f"step {row['step']}: nothing was trained, for in no group did the rewards differ")
+            why = Counter(each.reason for each in batch.untrained).most_common(1)
+            quiet = batch.stats.groups_without_signal or not why
+            said = "in no group did the rewards differ" if quiet else f"of most tokens: {why[0][0]}"
+            self._progress.message(f"step {row['step']}: nothing was trained, for {said}")
 
     def _alarm(self, row: dict[str, Any]) -> None:
         difference, limit = row.get("logprob_diff_mean"), self.config.logprob_alarm
@@ -294,41 +281,31 @@ def check_first(trajectories: Sequence[Trajectory], agents: Sequence[str] | None
         check_joins(trajectories, agents)  # says more, where a framework saw calls
         raise JoinError(
             "no model call of the first step reached the gateway, so there is nothing to train; give the agent's model "
-            "base_url=llm.base_url and api_key=llm.api_key, or call agentlightning_langchain.install()"
+            "base_url=llm.base_url and api_key=llm.api_key, or install its framework's adapter (adapters = [...]); a command reads "
+            "OPENAI_BASE_URL and OPENAI_API_KEY"
         )
     check_joins(trajectories, agents)
 
 
-def new_rollout(config: Config, task: Task, mode: Mode, group: str, index: int, step: int, temperature: float | None = None) -> Rollout:
-    """A rollout as a config has it; without a temperature, at that of training."""
-    return Rollout(
-        task=task,
-        mode=mode,
-        group=group,
-        index=index,
-        step=step,
-        seed=config.seed,
-        sampling=Sampling(
-            temperature=config.sampling.temperature if temperature is None else temperature, max_tokens=config.sampling.max_tokens
-        ),
-        max_attempts=config.runner.attempts,
-    )
-
-
 def summary(trajectories: Sequence[Trajectory], batch: Batch) -> dict[str, Any]:
-    """What was collected in a step; a number that was not measured is absent."""
-    rewards = [each.reward for each in trajectories if each.reward is not None]
+    """What was collected in a step; a number that was not measured is absent. The reward of a rollout with demonstrations in it says
+    nothing of the policy: it is `demonstrated_reward`."""
+    rewards: list[float] = []
+    demonstrated: list[float] = []
     groups: dict[str, list[float]] = {}
     for each in trajectories:
-        if each.reward is not None:
+        if each.reward is not None and any(transition.demonstrated for transition in each.transitions):
+            demonstrated.append(each.reward)
+        elif each.reward is not None:
+            rewards.append(each.reward)
             groups.setdefault(each.group, []).append(each.reward)
     transitions = [transition for each in trajectories for transition in each.transitions]
     row: dict[str, Any] = {
         "rollouts": len(trajectories),
-        "unscored": len(trajectories) - len(rewards),
+        "unscored": len(trajectories) - len(rewards) - len(demonstrated),
         "failed": sum(each.status != "succeeded" for each in trajectories),
         "transitions": len(transitions),
-        "sampled_tokens": sum(len(transition.response_ids) for transition in transitions),
+        "sampled_tokens": sum(len(transition.response_ids) for transition in transitions if not transition.demonstrated),
         "trained_tokens": batch.trained_tokens,
         "trained_fraction": batch.stats.trained_fraction,
         "groups": batch.stats.groups,
@@ -337,6 +314,9 @@ def summary(trajectories: Sequence[Trajectory], batch: Batch) -> dict[str, Any]:
     if rewards:
         row["reward"] = float(np.mean(rewards))
         row["reward_spread"] = float(np.std([np.mean(values) for values in groups.values()]))
+    if demonstrated:
+        row["demonstrated_reward"] = float(np.mean(demonstrated))
+        row["demonstrated_tokens"] = sum(len(transition.response_ids) for transition in transitions if transition.demonstrated)
     requests = Counter[str]()
     for each in trajectories:
         requests.update(each.calls)

@@ -7,15 +7,18 @@ import dataclasses
 import secrets
 import sys
 from collections.abc import AsyncGenerator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
+from agentlightning.command import CommandAgent
 from agentlightning.config import Config, open_table
 from agentlightning.engine import Engine
 from agentlightning.errors import ConfigError, UnsupportedSetting
 from agentlightning.gateway import Gateway
+from agentlightning.gateway.demonstration import Demonstrate
+from agentlightning.gateway.upstream import UNTRAINABLE
 from agentlightning.model import new_id
 from agentlightning.models import ModelFiles, Share, find_model
 from agentlightning.progress import Progress
@@ -52,7 +55,7 @@ def open_store(address: str) -> LightningStore:
 def load_agent(agent: str | Agent, config: Config) -> Agent:
     """The agent itself, checked; adapters that the config names are installed first."""
     for adapter in config.adapters:
-        registry().load("adapters", adapter)()
+        registry().load("adapters", adapter)(config.models)
     if isinstance(agent, str):
         agent = load_object(agent)
     if not callable(agent):
@@ -80,6 +83,9 @@ async def plan(config: Config, agent: str | Agent, *, progress: Progress, train:
 
     def check() -> Plan:
         engine = open_table("engines", config.engine, "engine")
+        remote = bool(getattr(engine[0], "remote", False))
+        if remote and train:
+            raise UnsupportedSetting(f"engine {config.engine['name']!r}: {UNTRAINABLE}")
         trainer = open_table("trainers", config.trainer, "trainer") if train else None
         if config.runner.workers:
             checked: str | Agent = reference_of(agent)
@@ -87,7 +93,8 @@ async def plan(config: Config, agent: str | Agent, *, progress: Progress, train:
         else:
             checked = load_agent(agent, config)
         progress.phase("finding model")
-        return Plan(config, checked, find_model(config.model, progress=progress.phase), engine, trainer)
+        files = ModelFiles(config.model, "") if remote else find_model(config.model, progress=progress.phase)
+        return Plan(config, checked, files, engine, trainer)
 
     return await asyncio.to_thread(check)
 
@@ -99,9 +106,10 @@ async def open_stack(
     store: str,
     progress: Progress,
     loss: LossSettings | None = None,
+    demonstrate: Demonstrate | None = None,
     restore: Path | None = None,
 ) -> AsyncGenerator[Stack]:
-    """Open everything of a plan. Heavy work happens in threads."""
+    """Open everything of a plan; with `demonstrate` it answers the calls of training rollouts. Heavy work happens in threads."""
     config = plan.config
     async with AsyncExitStack() as exits:
         opened = open_store(store)
@@ -136,7 +144,7 @@ async def open_stack(
             from agentlightning.server import store_app
 
             routes = (Mount("/", app=store_app(opened, token)),)
-        gateway = Gateway(opened, engine, port=config.port, extra_routes=routes)
+        gateway = Gateway(opened, engine, port=config.port, extra_routes=routes, demonstrate=demonstrate, models=config.models)
         await gateway.start()
         exits.push_async_callback(gateway.stop)
         runners = asyncio.create_task(_runners(config, plan.agent, opened, gateway, engine, token))
@@ -148,7 +156,8 @@ async def _runners(config: Config, agent: str | Agent, store: LightningStore, ga
     settings: RunnerSettings = config.runner
     if not settings.workers:
         assert not isinstance(agent, str)
-        await Runner(store, agent, gateway.llm, settings).run()
+        with agent if isinstance(agent, CommandAgent) else nullcontext():
+            await Runner(store, agent, gateway.llm, settings).run()
         return
     address = gateway.base_url.removesuffix("/v1").replace("://", f"://{token}@", 1)
     order = WorkerOrder(
@@ -157,6 +166,7 @@ async def _runners(config: Config, agent: str | Agent, store: LightningStore, ga
         model=engine.info.model,
         base_url=gateway.base_url,
         adapters=tuple(config.adapters),
+        models=tuple(config.models),
         settings=dataclasses.asdict(settings),
         path=tuple(path or str(Path.cwd()) for path in sys.path),
         name=f"worker-{new_id()[-8:]}",

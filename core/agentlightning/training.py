@@ -15,12 +15,14 @@ from typing import Any, TypeVar, cast
 
 from agentlightning.chart import reward_chart
 from agentlightning.collect import Stopped
+from agentlightning.command import CommandAgent
 from agentlightning.config import Config, build, check_names, to_toml
 from agentlightning.errors import LightningError
 from agentlightning.model import JSON, Task
 from agentlightning.progress import Progress, Silent, make_progress
 from agentlightning.registry import registry
-from agentlightning.rl.lightning import LightningRL, algorithm_from
+from agentlightning.rl.lightning import algorithm_from
+from agentlightning.rl.loss import loss_of
 from agentlightning.runner import Agent
 from agentlightning.runs import RunFolder, RunState, write_file
 from agentlightning.session import Session
@@ -121,14 +123,18 @@ def make_job(
 
 def job_of(config: Config) -> Job:
     """A job from a config alone."""
-    return Job(config, config.agent, load_tasks(config.tasks), load_tasks(config.val_tasks) if config.val_tasks else [])
+    agent: str | Agent | None = config.agent
+    if config.command is not None:
+        agent = CommandAgent(config.command, reward=config.reward, folder=config.path or ".")
+    assert agent is not None  # a config has one of them
+    return Job(config, agent, load_tasks(config.tasks), load_tasks(config.val_tasks) if config.val_tasks else [])
 
 
 async def train_job(job: Job, *, progress: Progress, resume: str | Path | None, stop: asyncio.Event) -> Run:
     """Open everything, train, write the result."""
     config = job.config
     algorithm = algorithm_from(config.algorithm)
-    loss = algorithm.parts()[2] if isinstance(algorithm, LightningRL) else None
+    loss, demonstrate = loss_of(algorithm), getattr(algorithm, "demonstrate", None)
     planned = await plan(config, job.agent, progress=progress)
     sampler = registry().load("samplers", config.sampler)(job.tasks, config.seed)
     folder = RunFolder.open(resume) if resume is not None else RunFolder.create(config.folder, config.name)
@@ -143,13 +149,15 @@ async def train_job(job: Job, *, progress: Progress, resume: str | Path | None, 
         session: Session | None = None
         stopped = False
         try:
-            async with open_stack(planned, store=folder.store_address, progress=progress, loss=loss, restore=restore) as stack:
+            async with open_stack(
+                planned, store=folder.store_address, progress=progress, loss=loss, demonstrate=demonstrate, restore=restore
+            ) as stack:
                 assert stack.trainer is not None
                 # From here on the run is changed: everything that could be wrong with config and checkpoint has been seen.
                 await _cancel_left_over(stack.store)
                 folder.cut_back(state.step)
                 cut_metrics(folder.path, after=_last_logged(state, restore is not None))
-                config = _keep_tasks(folder, config, job)
+                config = keep_tasks(folder, config, job)
                 folder.write_config(to_toml(config))
                 folder.write_state(state)
                 with Trackers(config.trackers, folder.path) as trackers:
@@ -191,7 +199,7 @@ def _last_logged(state: RunState, resumed: bool) -> int:
     return state.step - ("row" in state.extra)
 
 
-def _keep_tasks(folder: RunFolder, config: Config, job: Job) -> Config:
+def keep_tasks(folder: RunFolder, config: Config, job: Job) -> Config:
     """Tasks that were given as values, as files of the run."""
     for key, tasks in (("tasks", job.tasks), ("val_tasks", job.val_tasks)):
         if getattr(config, key) == INLINE:

@@ -18,12 +18,14 @@ import numpy as np
 
 from agentlightning.collect import Collector
 from agentlightning.config import Config, to_toml
+from agentlightning.evaluation import new_rollout
 from agentlightning.model import Trajectory
 from agentlightning.progress import Progress, Silent
 from agentlightning.rl.batch import make_batch
-from agentlightning.rl.lightning import LightningRL, algorithm_from
+from agentlightning.rl.lightning import algorithm_from
+from agentlightning.rl.loss import loss_of
 from agentlightning.runs import RunFolder
-from agentlightning.session import check_first, new_rollout
+from agentlightning.session import check_first
 from agentlightning.settings import build_loss
 from agentlightning.stack import Stack, open_stack, plan
 from agentlightning.training import Job, job_of, run_in_thread
@@ -91,14 +93,16 @@ def rollout_config(config: Config, *, limit: int | None = None, progress: Progre
 async def _dry_run(job: Job, progress: Progress, stop: asyncio.Event) -> DryRun:
     config = job.config
     algorithm = algorithm_from(config.algorithm)
-    loss = algorithm.parts()[2] if isinstance(algorithm, LightningRL) else build_loss("ppo_clip", where="algorithm.loss")
+    loss = loss_of(algorithm) or build_loss("ppo_clip", where="algorithm.loss")
+    demonstrate = getattr(algorithm, "demonstrate", None)
     size = getattr(algorithm, "group_size", 1)
     rollouts = [new_rollout(config, job.tasks[0], "train", "dry-run", index, 0) for index in range(size)]
     planned = await plan(config, job.agent, progress=progress)
     trained: float | None = None
     with TemporaryDirectory(prefix="agl-dry-run-") as temporary:
         folder = Path(temporary)
-        async with open_stack(planned, store=f"sqlite:{folder / 'store.db'}", progress=progress, loss=loss) as stack:
+        address = f"sqlite:{folder / 'store.db'}"
+        async with open_stack(planned, store=address, progress=progress, loss=loss, demonstrate=demonstrate) as stack:
             assert stack.trainer is not None
             began = time.monotonic()
             trajectories = await _collector(stack, config, progress, stop).run(rollouts)
@@ -108,7 +112,8 @@ async def _dry_run(job: Job, progress: Progress, stop: asyncio.Event) -> DryRun:
             if transitions:
                 progress.phase("training")
                 # Made-up advantages: what counts here is the work, and the weights are thrown away.
-                batch = make_batch(trajectories, [np.ones(len(each.transitions)) for each in trajectories])
+                advantages = [np.ones(len(each.transitions)) for each in trajectories]
+                batch = make_batch(trajectories, advantages, demonstrations=demonstrate is not None)
                 began = time.monotonic()
                 await stack.engine.pause()
                 await stack.trainer.step(batch, loss)

@@ -177,11 +177,12 @@ _CONTENT: dict[type, tuple[tuple[str, bool], ...]] = {
     # which fields hold JSON (True), or values that hold some (False)
     Task: (("input", True),),
     Rollout: (("task", False),),
+    Call: (("input", True),),
     Completion: (("message", True),),
     Span: (("attributes", True),),
     Trajectory: (("task", False),),
     RolloutState: (("rollout", False),),
-    AttemptRecords: (("completions", False), ("spans", False)),
+    AttemptRecords: (("calls", False), ("completions", False), ("spans", False)),
 }
 
 

@@ -42,6 +42,8 @@ class WorkerOrder:
     model: str
     base_url: str
     adapters: tuple[str, ...]
+    models: tuple[str, ...]
+    """Names that stand for the model."""
     settings: dict[str, Any]
     path: tuple[str, ...]
     """Import path of the parent, so that the same modules are found."""
@@ -168,7 +170,7 @@ async def _work(order: WorkerOrder) -> None:
     open_store = registry().load("stores", "http")
     settings = RunnerSettings(**order.settings)
     for adapter in order.adapters:
-        registry().load("adapters", adapter)()
+        registry().load("adapters", adapter)(order.models)
     runner = Runner(
         open_store(order.store),
         load_object(order.agent),

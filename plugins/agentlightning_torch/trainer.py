@@ -300,12 +300,11 @@ class Measured:
                 self.sums["clipped"] += float(((ratio < 1 - low) | (ratio > 1 + high)).sum())
 
     def metrics(self, version: int) -> dict[str, float]:
-        """`logprob_diff` compares trainer and engine: |old - recorded|, and Schulman's k3 estimate of KL(recorded, old)."""
+        """`logprob_diff` compares trainer and engine: |old - recorded|, and Schulman's k3 estimate of KL(recorded, old). Of demonstrations,
+        which no engine sampled, there is nothing to compare."""
         batch, sums = self.batch, self.sums
-        trained = batch.trained
-        log_ratio = self.old[trained] - batch.logprob[trained]
+        sampled = batch.trained & np.isfinite(batch.logprob)
         leaf = batch.end == np.arange(1, len(batch) + 1)
-        gap = version - batch.version[trained]
         passes = self.settings.epochs + (len(self.norms) > 1)  # several updates need one pass without gradient first
         found = {
             "loss": sums["loss"] / len(self.norms),
@@ -316,12 +315,16 @@ class Measured:
             "forest_saving": float((batch.position[leaf] + 1).sum() / len(batch)),
             "context_repeat": self.tokens / passes - len(batch),
             "entropy": sums["entropy"] / sums["count"],
-            "logprob_diff_mean": float(np.abs(log_ratio).mean()),
-            "logprob_diff_max": float(np.abs(log_ratio).max()),
-            "logprob_diff_kl": float((np.expm1(log_ratio) - log_ratio).mean()),
-            "version_gap_mean": float(gap.mean()),
-            "version_gap_max": float(gap.max()),
         }
+        if sampled.any():
+            log_ratio, gap = self.old[sampled] - batch.logprob[sampled], version - batch.version[sampled]
+            found |= {
+                "logprob_diff_mean": float(np.abs(log_ratio).mean()),
+                "logprob_diff_max": float(np.abs(log_ratio).max()),
+                "logprob_diff_kl": float((np.expm1(log_ratio) - log_ratio).mean()),
+                "version_gap_mean": float(gap.mean()),
+                "version_gap_max": float(gap.max()),
+            }
         if len(self.norms) > 1:  # at the first update the ratio is 1 by definition
             found |= {"ratio_mean": sums["ratio"] / sums["count"], "clip_fraction": sums["clipped"] / sums["count"]}
         return found

@@ -151,7 +151,7 @@ def test_a_wrong_key_or_value_says_which_one_what_was_expected_and_what_was_give
 
 
 def test_a_missing_key_says_what_was_expected(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"missing 'agent', 'tasks', 'model' at the top level; expected text"):
+    with pytest.raises(ConfigError, match=r"missing 'tasks', 'model' at the top level; expected text"):
         load(tmp_path, "steps = 3")
 
 

@@ -12,7 +12,7 @@ import pytest
 import agentlightning as agl
 from agentlightning.errors import ConfigError
 from agentlightning.memory import MemoryStore
-from agentlightning.model import LLM, Attempt, Rollout, Task
+from agentlightning.model import LLM, Attempt, Call, Rollout, Task
 from agentlightning.recording import current
 from agentlightning.runner import Runner, RunnerSettings, takes_llm
 from agentlightning.store import RolloutState
@@ -129,6 +129,23 @@ async def test_penalise_gives_a_failed_rollout_the_penalty() -> None:
     [(state, records)] = await run(solve, "task", on_failure="penalise", penalty=-1.0)
     assert state.status == "failed"
     assert [(reward.name, reward.value, reward.source) for reward in records.rewards] == [("penalty", -1.0, "runner")]
+
+
+async def test_an_engine_that_fails_is_never_penalised_but_tried_again() -> None:
+    tries: list[str] = []
+
+    async def solve(task: Any) -> float:
+        recorder = current()
+        assert recorder is not None
+        tries.append(recorder.attempt.id)
+        if len(tries) == 1:
+            await recorder.store.record([Call(id="c", attempt_id=recorder.attempt.id, index=0, outcome="error", detail="the engine broke")])
+            raise RuntimeError("500 from the model")
+        raise ValueError("bad")
+
+    [(state, records)] = await run(solve, "task", on_failure="penalise", penalty=-1.0)
+    assert [attempt.status for attempt in state.attempts] == ["failed", "failed"]
+    assert [reward.attempt_id for reward in records.rewards] == [tries[1]]
 
 
 @pytest.mark.parametrize("wrong", [float("nan"), float("inf"), "good", [1]])

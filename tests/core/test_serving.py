@@ -9,15 +9,19 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from openai import AsyncOpenAI, AuthenticationError, OpenAI
 
 import agentlightning as agl
 from agentlightning.cli.main import main
+from agentlightning.config import load_config
+from agentlightning.errors import UnsupportedSetting
 from agentlightning.progress import Silent
 from agentlightning.serving import what_to_serve
 from agentlightning.stack import open_store
+from agentlightning.trial import dry_run, rollout_config
 from agentlightning_torch.testing import tiny_model
 
 
@@ -65,6 +69,90 @@ def test_a_call_without_the_token_is_refused(served: dict[str, str]) -> None:
         pytest.raises(AuthenticationError, match="three ways"),
     ):
         client.chat.completions.create(model=served["model"], messages=[{"role": "user", "content": "hi"}])
+
+
+async def test_an_upstream_is_served_and_scored_by_a_rollout_and_not_trained(
+    served: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`agl serve --model` of the fixture is the upstream of an `agl rollout`."""
+    monkeypatch.setenv("THEIR_KEY", served["api_key"])
+    (tmp_path / "asker.py").write_text(
+        "from openai import AsyncOpenAI\n\n\n"
+        "async def solve(task, llm):\n"
+        "    async with AsyncOpenAI(base_url=llm.base_url, api_key=llm.api_key) as client:\n"
+        "        messages = [{'role': 'user', 'content': task}]\n"
+        "        answer = await client.chat.completions.create(model=llm.model, messages=messages, max_tokens=5)\n"
+        "    return float(bool(answer.choices))\n"
+    )
+    (tmp_path / "tasks.jsonl").write_text('"one"\n"two"\n')
+    (tmp_path / "run.toml").write_text(
+        f'agent = "asker:solve"\ntasks = "tasks.jsonl"\nmodel = "{served["model"]}"\nfolder = "runs"\n'
+        f'engine = {{ name = "upstream", url = "{served["base_url"]}", key_env = "THEIR_KEY" }}\n'
+    )
+    config = load_config(tmp_path / "run.toml")
+    report = await asyncio.to_thread(rollout_config, config)
+    assert (report.reward, report.requests) == (1.0, {"completed": 2})
+    assert report.sampled_tokens > 0
+    with pytest.raises(UnsupportedSetting, match="no trainer can change them"):
+        await asyncio.to_thread(dry_run, config)
+    assert served["api_key"] not in "".join(each.read_text() for each in report.folder.glob("*.toml"))
+    store = open_store(f"sqlite:{report.folder / 'store.db'}")
+    try:
+        states, _ = await store.list(mode="val")
+        records = [(await store.read(state.rollout.id))[1][0] for state in states]
+    finally:
+        await store.close()
+    assert all(each.calls[0].context == "upstream" and len(each.completions[0].response_ids) for each in records)
+
+
+def test_serve_forwards_to_an_upstream_under_the_names_that_it_has(served: dict[str, str], tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        [
+            str(Path(sys.executable).with_name("agl")),
+            "serve",
+            "--upstream",
+            served["base_url"],
+            "--upstream-key-env",
+            "THEIRS",
+            "--port",
+            "0",
+        ],
+        cwd=tmp_path,
+        env={**os.environ, "AGL_STORE": f"sqlite:{tmp_path / 'own.db'}", "THEIRS": served["api_key"], "PYTHONUNBUFFERED": "1"},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    said: dict[str, str] = {}
+    for line in process.stdout:
+        if "Ctrl-C" in line:
+            break
+        name, _, value = line.strip().partition(" ")
+        said[name] = value.strip()
+    try:
+        assert said["model"] == "as the agent asks"
+        with OpenAI(base_url=said["base_url"], api_key=said["api_key"]) as client:
+            messages: Any = [{"role": "user", "content": "hi"}]
+            answer = client.chat.completions.create(model=served["model"], messages=messages, max_tokens=5)
+            stream = client.chat.completions.create(model=served["model"], messages=messages, max_tokens=5, stream=True)
+            assert [chunk.choices[0].finish_reason for chunk in stream][-1]
+        assert answer.choices
+    finally:
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=30) == 0
+        process.stdout.close()
+
+
+def test_a_run_and_an_upstream_together_are_refused(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    for arguments, expected in (
+        (["latest", "--upstream", "http://host/v1"], "either a run"),
+        (["--model", "m", "--upstream-key-env", "X"], "give its address as --upstream URL"),
+        (["--upstream", "host"], "expected the base_url"),
+    ):
+        monkeypatch.setattr(sys, "argv", ["agl", "serve", *arguments])
+        with pytest.raises(SystemExit):
+            main()
+        assert expected in " ".join(capsys.readouterr().err.split())
 
 
 async def test_a_rollout_elsewhere_records_its_calls_there(served: dict[str, str]) -> None:

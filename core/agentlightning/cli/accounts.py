@@ -34,7 +34,9 @@ class Account:
     outcomes: Counter[str] = field(default_factory=Counter[str])
     """Requests by what became of them; their sum is `requests`."""
     sampled: int = 0
-    """Tokens, over all attempts."""
+    """Tokens of all replies, over all attempts."""
+    demonstrated: int = 0
+    """Those of them that nobody sampled."""
     trained: int = 0
     left_out: Counter[str] = field(default_factory=Counter[str])
     """Tokens by reason; `trained` and their sum are `sampled`."""
@@ -44,6 +46,7 @@ class Account:
             self.requests + other.requests,
             self.outcomes + other.outcomes,
             self.sampled + other.sampled,
+            self.demonstrated + other.demonstrated,
             self.trained + other.trained,
             self.left_out + other.left_out,
         )
@@ -53,7 +56,7 @@ def account(state: RolloutState, attempts: Sequence[AttemptRecords], trajectory:
     """Of one rollout. `trajectory` is that of its winning attempt; `learned` what a training step wrote about it."""
     outcomes: Counter[str] = Counter()
     left_out: Counter[str] = Counter()
-    requests = sampled = trained = 0
+    requests = sampled = demonstrated = trained = 0
     for records in attempts:
         replaced = superseded(records.calls)
         requests += len(records.calls)
@@ -61,6 +64,7 @@ def account(state: RolloutState, attempts: Sequence[AttemptRecords], trajectory:
         tokens = {completion.id: len(completion.response_ids) for completion in records.completions}
         total = sum(tokens.values())
         sampled += total
+        demonstrated += sum(tokens[completion.id] for completion in records.completions if completion.demonstrated)
         if trajectory is None or records.attempt.id != trajectory.attempt_id:
             if total:
                 left_out[_not_succeeded(records)] += total
@@ -85,7 +89,9 @@ def account(state: RolloutState, attempts: Sequence[AttemptRecords], trajectory:
                 left_out[reason if succeeded else _not_succeeded(records)] += size
         if rest:
             left_out[UNACCOUNTED] += rest
-    return Account(requests, outcomes, sampled, trained, Counter({reason: count for reason, count in left_out.items() if count}))
+    return Account(
+        requests, outcomes, sampled, demonstrated, trained, Counter({reason: count for reason, count in left_out.items() if count})
+    )
 
 
 def _dropped(records: AttemptRecords, replaced: Collection[str]) -> Counter[str]:

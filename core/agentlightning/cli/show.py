@@ -258,7 +258,8 @@ def print_sums(rows: list[Shown], console: Console) -> None:
             console.print(f"{len(those):,} {mode} rollout{'s' * (len(those) > 1)}, {mean}", highlight=False)
     console.print(f"{sums.requests:,} requests = {_sum(sums.outcomes)}", highlight=False, soft_wrap=True)
     parts = {"trained": sums.trained, **dict(sums.left_out.most_common())} if sums.sampled else {}
-    console.print(f"{sums.sampled:,} sampled tokens = {_sum(parts)}", highlight=False, soft_wrap=True)
+    made = f"{sums.sampled - sums.demonstrated:,} sampled" + (f" and {sums.demonstrated:,} demonstrated" if sums.demonstrated else "")
+    console.print(f"{made} tokens = {_sum(parts)}", highlight=False, soft_wrap=True)
     if sums.left_out[UNACCOUNTED]:
         console.print(f"{sums.left_out[UNACCOUNTED]:,} tokens are unaccounted for: please report this as a bug", style="bold red")
     problems = [(short(row.state.rollout.id), row.problem) for row in rows if row.problem]

@@ -47,7 +47,8 @@ def train(
     **A configuration**
 
     `agent = "my_agent:solve"`, `tasks = "train.jsonl"`, `val_tasks = "val.jsonl"`, `model = "smollm2-135m"` and `steps = 10` are
-    enough; the config.toml of any run shows every setting.
+    enough; the config.toml of any run shows every setting. `command = "python their_agent.py"` instead of `agent` trains the model of a
+    program in any language: `agl rollout --help` tells what such a program is given.
     """
     if resume is not None and dry_run:
         raise ConfigError("--dry-run checks a configuration before it is run; it has nothing to do with --resume")

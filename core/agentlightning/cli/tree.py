@@ -150,6 +150,10 @@ class AttemptTree:
         size = f"{len(completion.prompt_ids)} + {len(completion.response_ids)} tokens, {completion.finish_reason}"
         versions = sorted(set(completion.versions.tolist()))
         line = Text(f"{size}, policy {completion.policy} v{'/v'.join(map(str, versions)) or '-'}")
+        if completion.demonstrated:
+            line = Text.assemble(f"{size}, ", ("demonstrated, not sampled", "cyan"))
+        elif completion.missing is not None and not len(completion.response_ids):
+            line = Text(f"tokens not known, {completion.finish_reason}, made by an upstream")
         if logprobs is not None and len(logprobs):
             line.append(f", mean logprob {float(logprobs.mean()):.3f}")
         parts: list[RenderableType] = [line, self._verdict(completion)]

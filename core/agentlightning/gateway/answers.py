@@ -1,4 +1,4 @@
-"""What leaves the gateway: bodies and events in OpenAI's form."""
+"""What the answers of every form share: JSON, server-sent events, token counts, log-probabilities, and how bytes come and leave."""
 
 from __future__ import annotations
 
@@ -6,114 +6,82 @@ from collections.abc import Sequence
 from typing import Any
 
 import msgspec
+from starlette.types import Message, Receive, Send
 
-from agentlightning.gateway.replies import Piece, Reply
+from agentlightning.gateway.replies import Reply
 from agentlightning.model import FloatArray
+from agentlightning.recording import CALL_HEADER
 
 encode = msgspec.json.Encoder().encode
 DONE = b"data: [DONE]\n\n"
+"""How a stream of chat completions or completions ends."""
 
 
-def event(value: Any) -> bytes:
-    """A server-sent event."""
-    return b"data: " + encode(value) + b"\n\n"
+def event(value: Any, name: str | None = None) -> bytes:
+    """A server-sent event, with a name where the form has named ones."""
+    data = b"data: " + encode(value) + b"\n\n"
+    return data if name is None else b"event: " + name.encode() + b"\n" + data
 
 
 def finish_reason(reply: Reply, message: dict[str, Any]) -> str:
+    """`stop`, `length` or `tool_calls`."""
     return "tool_calls" if message.get("tool_calls") and reply.finish == "stop" else reply.finish or "stop"
 
 
-def usage(replies: Sequence[Reply]) -> dict[str, int]:
-    prompt, completion = len(replies[0].prompt_ids), sum(len(reply.ids) for reply in replies)
-    return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
+def sampled(replies: Sequence[Reply]) -> int:
+    """Tokens of all choices."""
+    return sum(len(reply.ids) for reply in replies)
 
 
-def logprobs(reply: Reply, start: int, end: int) -> dict[str, Any] | None:
-    """Of the visible tokens from `start` to `end`; None where the engine could not tell."""
+def token_logprobs(reply: Reply, start: int, end: int, *, every: bool = False) -> list[dict[str, Any]] | None:
+    """Of the visible tokens from `start` to `end`, in OpenAI's form; None where the engine could not tell. `every`: of the mark that ended
+    the reply as well, so that they are aligned with its token ids."""
     scores: FloatArray | None = reply.logprobs
     if scores is None:
         return None
     content: list[dict[str, Any]] = []
-    for i in reply.shown(start, end):
+    for i in range(start, end) if every else reply.shown(start, end):
         token = reply.rendering.decode([reply.ids[i]])
         data = None if "\ufffd" in token else list(token.encode())
         content.append({"token": token, "logprob": float(scores[i]), "bytes": data, "top_logprobs": []})
-    return {"content": content, "refusal": None}
+    return content
 
 
-class Answer:
-    """Makes the body, or the events, of one call."""
+# --- the bytes of an answer, as ASGI has them ----------------------------------------------------------------------------------------
 
-    def __init__(self, call_id: str, model: str, created: int, *, with_logprobs: bool, with_ids: bool, with_usage: bool) -> None:
-        self._call_id, self._model, self._created = call_id, model, created
-        self._with_logprobs, self._with_ids, self._with_usage = with_logprobs, with_ids, with_usage
 
-    def _base(self, kind: str) -> dict[str, Any]:
-        return {
-            "id": f"chatcmpl-{self._call_id}",
-            "object": kind,
-            "created": self._created,
-            "model": self._model,
-            "system_fingerprint": self._call_id,
-        }
+async def read_body(receive: Receive) -> bytes | None:
+    """The body, or None when the client went away before its end."""
+    parts: list[bytes] = []
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            return None
+        parts.append(message.get("body", b""))
+        if not message.get("more_body", False):
+            return b"".join(parts)
 
-    def body(self, replies: Sequence[Reply], messages: Sequence[dict[str, Any]]) -> bytes:
-        """The whole answer."""
-        body = self._base("chat.completion")
-        choices: list[dict[str, Any]] = []
-        for index, (reply, message) in enumerate(zip(replies, messages, strict=True)):
-            choice: dict[str, Any] = {
-                "index": index,
-                "message": {**message, "refusal": None},
-                "finish_reason": finish_reason(reply, message),
-                "logprobs": logprobs(reply, 0, len(reply.ids)) if self._with_logprobs else None,
-            }
-            if self._with_ids:
-                choice["token_ids"] = reply.ids
-            choices.append(choice)
-        body["choices"], body["usage"] = choices, usage(replies)
-        if self._with_ids:
-            body["prompt_token_ids"] = replies[0].prompt_ids.tolist()
-        return encode(body)
 
-    def _chunk(self, choices: list[dict[str, Any]], **more: Any) -> bytes:
-        if self._with_usage:
-            more.setdefault("usage", None)
-        return event({**self._base("chat.completion.chunk"), "choices": choices, **more})
+async def client_gone(receive: Receive) -> None:
+    """Return when the client has gone."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
 
-    def first(self, replies: Sequence[Reply]) -> bytes:
-        """The events that open each choice."""
-        more = {"prompt_token_ids": replies[0].prompt_ids.tolist()} if self._with_ids else {}
-        opening = {"role": "assistant", "content": "", "refusal": None}
-        return b"".join(
-            self._chunk([{"index": i, "delta": opening, "logprobs": None, "finish_reason": None}], **(more if i == 0 else {}))
-            for i in range(len(replies))
-        )
 
-    def piece(self, index: int, reply: Reply, piece: Piece) -> bytes:
-        """The event of one piece; nothing where the agent would see nothing."""
-        if not piece.text and not self._with_ids and not self._with_logprobs:
-            return b""
-        delta = {"content": piece.text} if piece.text else {}
-        scores = logprobs(reply, piece.start, piece.end) if self._with_logprobs else None
-        choice: dict[str, Any] = {"index": index, "delta": delta, "logprobs": scores, "finish_reason": None}
-        if self._with_ids:
-            choice["token_ids"] = reply.ids[piece.start : piece.end]
-        return self._chunk([choice])
+def start(status: int, content_type: bytes, call_id: str | None, length: int | None = None) -> Message:
+    headers = [(b"content-type", content_type)]
+    if call_id is not None:
+        headers.append((CALL_HEADER.lower().encode(), call_id.encode("latin-1", "replace")))
+    headers.append((b"cache-control", b"no-cache") if length is None else (b"content-length", str(length).encode()))
+    return {"type": "http.response.start", "status": status, "headers": headers}
 
-    def last(self, replies: Sequence[Reply], messages: Sequence[dict[str, Any]]) -> bytes:
-        """Tool calls, reasons, usage, and the end."""
-        events: list[bytes] = []
-        for index, (reply, message) in enumerate(zip(replies, messages, strict=True)):
-            delta: dict[str, Any] = {}
-            if message.get("tool_calls"):
-                delta["tool_calls"] = [{"index": i, **call} for i, call in enumerate(message["tool_calls"])]
-            if message.get("reasoning_content"):
-                delta["reasoning_content"] = message["reasoning_content"]
-            if delta:
-                events.append(self._chunk([{"index": index, "delta": delta, "logprobs": None, "finish_reason": None}]))
-            reason = finish_reason(reply, message)
-            events.append(self._chunk([{"index": index, "delta": {}, "logprobs": None, "finish_reason": reason}]))
-        if self._with_usage:
-            events.append(self._chunk([], usage=usage(replies)))
-        return b"".join(events) + DONE
+
+def part(body: bytes, *, more: bool = True) -> Message:
+    return {"type": "http.response.body", "body": body, "more_body": more}
+
+
+async def send_json(send: Send, status: int, body: bytes, call_id: str | None = None, headers: Sequence[tuple[bytes, bytes]] = ()) -> None:
+    """Send a whole answer."""
+    opening = start(status, b"application/json", call_id, len(body))
+    await send({**opening, "headers": [*opening["headers"], *headers]})
+    await send(part(body, more=False))

@@ -6,8 +6,9 @@ import asyncio
 import hashlib
 import hmac
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import msgspec
 
@@ -48,6 +49,8 @@ class AttemptState:
     attempt: Attempt
     conversations: Conversations = field(default_factory=Conversations)
     calls: dict[str, Seen] = field(default_factory=dict[str, Seen])
+    kept: dict[str, tuple[Any, Any]] = field(default_factory=dict[str, tuple[Any, Any]])
+    """`Call.input` and the message of the reply, by id of the call, where a later request may refer to it."""
     next_index: int = 0
     active: int = 0
     """Calls under way."""
@@ -60,12 +63,19 @@ class AttemptState:
         for completion in records.completions:
             completions.setdefault(completion.call_id, []).append(completion)
         for call in records.calls:
-            state.conversations.add(call, completions.get(call.id, ()))
+            state.add(call, completions.get(call.id, ()), None)
             state.calls[call.id] = Seen(call.id, call.request_hash, None, call.outcome not in ("cancelled", "error"))
             state.next_index = max(state.next_index, call.index + 1)
             if call.supersedes in state.calls:
                 state.calls[call.supersedes].superseded = True
         return state
+
+    def add(self, call: Call, completions: Iterable[Completion], before: int | None) -> None:
+        """Take in what was recorded; `before`: the messages of the request, where that is known."""
+        completions = list(completions)
+        self.conversations.add(call, completions, before)
+        if call.input is not None and completions:
+            self.kept[call.id] = call.input, completions[0].message
 
     def open(self, wanted: str | None, body: bytes) -> tuple[Seen, int]:
         """Take in a request: its id (the wanted one, unless the attempt has used it) and its index."""
@@ -83,6 +93,19 @@ class AttemptState:
                 return other
         return None
 
+    def history(self, call: str) -> list[dict[str, Any]] | None:
+        """The messages up to and with the reply of a call, without instructions, oldest first; None: they were not kept."""
+        parts: list[list[dict[str, Any]]] = []
+        at: str | None = call
+        while at is not None:
+            known = self.kept.get(at)
+            if known is None:
+                return None
+            input, message = known
+            parts += [[message], input["messages"]]
+            at = input["after"]
+        return [message for part in reversed(parts) for message in part]
+
 
 class Callers:
     """Finds the attempt of a request, and keeps what is known of the attempts that are running."""
@@ -97,18 +120,25 @@ class Callers:
 
     async def find(self, headers: Mapping[str, str], body: bytes) -> tuple[AttemptState, bool]:
         """The attempt, and whether the gateway made it for this request (production). Raises `Refused` (401) when there is none."""
+        state = await self.known(headers)
+        if state is not None:
+            return state, False
+        rollout = Rollout(task=Task(new_id(), _question(body)), mode="production", policy=self._policy, max_attempts=1)
+        return AttemptState(rollout, await self._store.begin(rollout, "gateway", lease=PRODUCTION_LEASE)), True
+
+    async def known(self, headers: Mapping[str, str]) -> AttemptState | None:
+        """The attempt of a request; None: it comes with the server's token, and has none. Raises `Refused` (401) for any other."""
         scheme, _, bearer = headers.get("authorization", "").partition(" ")
-        bearer = bearer.strip() if scheme.lower() == "bearer" else ""
-        for key in (bearer, headers.get(KEY_HEADER.lower(), "")):
+        own = bearer.strip() if scheme.lower() == "bearer" and bearer.strip() else headers.get("x-api-key", "")  # OpenAI's, Anthropic's
+        for key in (own, headers.get(KEY_HEADER.lower(), "")):
             if key:
                 try:
                     rollout, attempt = await self._store.attempt(key=key)
                 except NotFound:
                     continue
-                return await self._state(rollout, attempt), False
-        if self._token is not None and hmac.compare_digest(bearer.encode(), self._token.encode()):
-            rollout = Rollout(task=Task(new_id(), _question(body)), mode="production", policy=self._policy, max_attempts=1)
-            return AttemptState(rollout, await self._store.begin(rollout, "gateway", lease=PRODUCTION_LEASE)), True
+                return await self._state(rollout, attempt)
+        if self._token is not None and hmac.compare_digest(own.encode(), self._token.encode()):
+            return None
         served = "" if self._token is None else "wrong API key: use the api_key that `agl serve` printed (AGL_TOKEN sets it). Otherwise, "
         raise Refused(served + UNKNOWN, status=401, code="invalid_api_key")
 
@@ -153,11 +183,13 @@ def remember(state: AttemptState, seen: Seen, call: Call, completions: list[Comp
     """Take in a call that was recorded."""
     seen.request_hash = call.request_hash
     seen.delivered = seen.delivered and call.outcome in ("completed", "refused")
-    state.conversations.add(call, completions, before)
+    state.add(call, completions, before)
 
 
 def _question(body: bytes) -> object:
+    """What is asked, in whichever form."""
     try:
-        return {"messages": msgspec.json.decode(body)["messages"]}
-    except Exception:  # whatever it is, it is refused later with a message
+        fields: dict[str, Any] = msgspec.json.decode(body, type=dict[str, Any])
+    except msgspec.MsgspecError:  # whatever it is, it is refused later with a message
         return None
+    return {name: fields[name] for name in ("instructions", "system", "messages", "input", "prompt") if name in fields} or None

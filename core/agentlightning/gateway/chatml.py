@@ -19,7 +19,7 @@ REPLY = f"{START}assistant\n"
 
 
 class ChatMLRenderer:
-    """Implements `renderers.Renderer`; further `read_text` and `prefill`, which the gateway uses where a renderer has them."""
+    """Implements `renderers.Renderer`; further `read_text`, `write_text` and `prefill`, which the gateway uses where there are any."""
 
     supports_tools = True
     is_prefix_stable = True
@@ -95,8 +95,12 @@ class ChatMLRenderer:
         """Content and tool calls of a reply, or of the part of it that has come so far."""
         return read_reply(text, tools, prefix=prefix, end=end)
 
-    def prefill(self, tool: str) -> str:
-        """The text that, at the end of a prompt, makes the reply a call of this tool."""
+    def write_text(self, message: Mapping[str, Any], tools: Sequence[Mapping[str, Any]]) -> str:
+        """The assistant's message as the model would have written it, without the mark that ends it."""
+        return write_calls(_content(message), message.get("tool_calls") or (), tools)
+
+    def prefill(self, tool: str | None) -> str:
+        """The text that, at the end of a prompt, makes the reply a call of this tool; of any tool with None."""
         return call_prefix(tool)
 
     def _text(self, messages: Sequence[Any]) -> str:

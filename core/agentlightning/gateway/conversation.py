@@ -12,15 +12,18 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, cast
 
+import msgspec
+
 from agentlightning.model import JSON, Call, Completion
 
 Message = Mapping[str, Any]
 """In OpenAI's form, content as text."""
 
 
-def head_hash(policy: str, tools: Sequence[JSON] | None) -> str:
-    """Hash of what a conversation is held with."""
-    return _digest(json.dumps([policy, list(tools or ())], sort_keys=True))
+def head_hash(policy: str, tools: Sequence[JSON] | None, format: Any = None) -> str:
+    """Hash of what a conversation is held with. `format`: what `ChatRequest.format` says of the reply."""
+    held = [policy, list(tools or ()), *([] if format is None else [msgspec.to_builtins(format)])]
+    return _digest(json.dumps(held, sort_keys=True))
 
 
 def chain(messages: Iterable[Message]) -> list[str]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import importlib
 import importlib.util
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
@@ -13,7 +12,7 @@ from typing import Any, cast
 from agentlightning.engine import EngineInfo
 from agentlightning.errors import ConfigError, GatewayError, MissingExtra
 from agentlightning.gateway.schema import Refused
-from agentlightning.gateway.tooltext import End, ToolCall
+from agentlightning.gateway.tooltext import End, ToolCall, json_text
 from agentlightning.model import Completion, IntArray, ints
 from agentlightning.registry import Registry, registry, unknown
 
@@ -56,8 +55,8 @@ class Rendering:
             return None
         return ints(rendered.token_ids)
 
-    def prefill(self, tool: str) -> str:
-        """The text that makes a reply a call of this tool."""
+    def prefill(self, tool: str | None) -> str:
+        """The text that makes a reply a call of this tool; of any tool with None."""
         if not hasattr(self.renderer, "prefill"):
             raise Refused(f"tool_choice cannot be enforced by the renderer {self.name!r}; use 'auto'", param="tool_choice")
         return self.renderer.prefill(tool)
@@ -66,6 +65,9 @@ class Rendering:
         return self.tokenizer.encode(text, add_special_tokens=False)
 
     def decode(self, ids: Sequence[int]) -> str:
+        backend = getattr(self.tokenizer, "backend_tokenizer", None)
+        if backend is not None:  # the same without the checks around it, which cost more than the decoding of one chunk
+            return backend.decode(list(ids), skip_special_tokens=False)
         return self.tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False)
 
     def parse(
@@ -85,7 +87,7 @@ class Rendering:
 
 
 def _json(arguments: Any) -> str:
-    return arguments if isinstance(arguments, str) else json.dumps(arguments or {}, ensure_ascii=False)
+    return arguments if isinstance(arguments, str) else json_text(arguments or {})
 
 
 def load_rendering(info: EngineInfo, base: str, name: str, plugins: Registry | None = None) -> Rendering:

@@ -68,6 +68,8 @@ class Reply:
     """The end of the prompt that the reply must go on from (a forced tool call)."""
     single: bool = False
     """Whether at most one tool call is answered."""
+    raw: bool = False
+    """Whether its text is answered as it is, instead of being read as a message."""
     id: str = field(default_factory=new_id)
     """Of its completion: the same however often it is written."""
     ids: list[int] = field(default_factory=list[int])
@@ -141,7 +143,7 @@ class Reply:
 
     def parsed(self, end: End) -> Parsed:
         """The reply so far as content and tool calls."""
-        if not self.tools and hasattr(self.rendering.renderer, "read_text"):
+        if self.raw or (not self.tools and hasattr(self.rendering.renderer, "read_text")):
             return Parsed(self.text)
         parsed = self.rendering.parse(self.ids, self.text, self.prompt_ids, self.tools, prefix=self.prefix, end=end, hidden=self._hidden)
         return Parsed(parsed.content, parsed.calls[:1], parsed.reasoning) if self.single else parsed
@@ -167,6 +169,11 @@ class Reply:
                 for i, call in enumerate(parsed.calls)
             ]
         return message
+
+    @property
+    def stopped_by(self) -> str | None:
+        """The stop string that ended it, which is not part of the text."""
+        return self._hidden
 
     @property
     def logprobs(self) -> FloatArray | None:

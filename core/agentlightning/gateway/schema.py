@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
-from typing import Any
+from collections.abc import Collection
+from fnmatch import fnmatchcase
+from typing import Any, Literal, TypeVar
 
 import msgspec
 
@@ -16,18 +18,23 @@ class Refused(Exception):
     ) -> None:
         super().__init__(message)
         self.status, self.param, self.code, self.type = status, param, code, type
+        self.headers: list[tuple[bytes, bytes]] = []
 
     @property
     def body(self) -> dict[str, Any]:
         return {"error": {"message": str(self), "type": self.type, "param": self.param, "code": self.code}}
 
 
-def unknown_model(asked: str, model: str, policy: str) -> Refused:
-    """The answer to a name that is neither the model's nor the policy's."""
-    names = repr(model) if model == policy else f"{model!r}, also as {policy!r} (its policy)"
-    return Refused(
-        f"the model {asked!r} does not exist here; this gateway serves {names}", status=404, param="model", code="model_not_found"
-    )
+def check_model(asked: str, model: str, policy: str, stand_ins: Collection[str] = ()) -> None:
+    """Raises `Refused` for a name that is neither the model's nor the policy's, and fits none of the patterns that stand for it."""
+    if asked in (model, policy) or any(fnmatchcase(asked, pattern) for pattern in stand_ins):
+        return
+    names = ", ".join([repr(model) if model == policy else f"{model!r}, also as {policy!r} (its policy)", *map(repr, stand_ins)])
+    raise Refused(
+        f"the model {asked!r} does not exist here; this gateway serves {names}. Where the agent's code names another model and cannot be "
+        f"changed, set models = [{asked!r}]",
+        status=404, param="model", code="model_not_found",
+    )  # fmt: skip
 
 
 class Function(msgspec.Struct, omit_defaults=True):
@@ -82,8 +89,20 @@ class StreamOptions(msgspec.Struct):
     include_usage: bool | None = None
 
 
-class ResponseFormat(msgspec.Struct):
+class JsonSchema(msgspec.Struct, omit_defaults=True):
+    """A schema for replies."""
+
+    name: str
+    schema: dict[str, Any] | None = None
+    description: str | None = None
+    strict: bool | None = None
+
+
+class ResponseFormat(msgspec.Struct, omit_defaults=True):
+    """What the reply shall be: `text`, `json_object`, or `json_schema`."""
+
     type: str = "text"
+    json_schema: JsonSchema | None = None
 
 
 class ChatRequest(msgspec.Struct):
@@ -122,6 +141,11 @@ class ChatRequest(msgspec.Struct):
         return min(limits, default=None)
 
     @property
+    def format(self) -> ResponseFormat | None:
+        """What the reply is asked to be; None: text."""
+        return None if self.response_format is None or self.response_format.type == "text" else self.response_format
+
+    @property
     def stops(self) -> tuple[str, ...]:
         return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
 
@@ -149,21 +173,30 @@ RANGES: tuple[tuple[str, float, float], ...] = (
 )  # fmt: skip
 
 
+T = TypeVar("T")
+
+
 def parse_request(body: bytes) -> ChatRequest:
-    """The request in a body. Raises `Refused` that names the field."""
+    """The request in a body of OpenAI's chat form. Raises `Refused` that names the field."""
+    request = decode_body(_decoder, body)
+    check_request(request)
+    return request
+
+
+def decode_body(decoder: msgspec.json.Decoder[T], body: bytes) -> T:
+    """The body as the type of a decoder, of any form. Raises `Refused` that names the field."""
     try:
-        request = _decoder.decode(body)
+        return decoder.decode(body)
     except msgspec.ValidationError as error:
         match = re.search(r" - at `\$\.?(.*)`$", str(error))
         missing = re.search(r"missing required field `(\w+)`", str(error))
         raise Refused(f"the request is not valid: {error}", param=(match or missing or [None, None])[1]) from error
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise Refused(f"the body is not JSON: {error}") from error
-    _check(request)
-    return request
 
 
-def _check(request: ChatRequest) -> None:
+def check_request(request: ChatRequest) -> None:
+    """Refuse what cannot be honoured, whatever form it came in. Fields are named as in OpenAI's chat form."""
     if not request.messages:
         raise Refused("messages is empty; expected at least one message", param="messages")
     for i, message in enumerate(request.messages):
@@ -180,13 +213,12 @@ def _check(request: ChatRequest) -> None:
         raise Refused(
             "top_logprobs above 0 is not supported: the engine reports the sampled token's alone; use logprobs", param="top_logprobs"
         )
-    if request.response_format is not None and request.response_format.type != "text":
+    if request.format is not None and request.format.type not in ("json_object", "json_schema"):
         raise Refused(
-            f"response_format {request.response_format.type!r} cannot be guaranteed: replies are sampled without constraints. Ask for "
-            "JSON in the prompt, or offer one tool and name it in tool_choice (LangChain: with_structured_output(..., "
-            "method='function_calling'))",
-            param="response_format",
+            f"response_format.type is {request.format.type!r}; expected text, json_object or json_schema", param="response_format.type"
         )
+    if request.format is not None and request.format.type == "json_schema" and request.format.json_schema is None:
+        raise Refused("response_format.json_schema is missing; expected a name and a schema", param="response_format.json_schema")
     if any(modality != "text" for modality in request.modalities or ()):
         raise Refused("modalities other than text are not supported", param="modalities")
     if any(not stop for stop in request.stops):
@@ -207,18 +239,19 @@ def _check_message(message: Message, where: str) -> None:
         raise Refused(f"{where}.tool_calls: only an assistant calls tools", param=f"{where}.tool_calls")
 
 
+ANY_TOOL: Literal[""] = ""
+"""`forced_tool` of a request that demands a call, of whichever tool."""
+
+
 def forced_tool(request: ChatRequest) -> str | None:
-    """The tool that the reply must call, or None. Raises `Refused` where it cannot be made to."""
+    """The tool that the reply must call, `ANY_TOOL`, or None. Raises `Refused` where there is no such tool."""
     choice, names = request.tool_choice, [tool.function.name for tool in request.tools or ()]
     if choice is None or choice in ("auto", "none"):
         return None
     if choice == "required":
-        if len(names) == 1:
-            return names[0]
-        raise Refused(
-            f"tool_choice 'required' is honoured with exactly one tool, and there are {len(names)}; use 'auto', or name the tool",
-            param="tool_choice",
-        )
+        if not names:
+            raise Refused("tool_choice is 'required', and there are no tools; offer some, or leave it out", param="tool_choice")
+        return names[0] if len(names) == 1 else ANY_TOOL
     function: Any = choice.get("function") if isinstance(choice, dict) else None
     if not isinstance(function, dict) or function.get("name") not in names:  # pyright: ignore[reportUnknownMemberType]
         raise Refused(f"tool_choice {choice!r} is neither auto, none, required nor one of the tools {names}", param="tool_choice")

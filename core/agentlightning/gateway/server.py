@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Collection, Sequence
+from contextlib import asynccontextmanager
 from errno import EADDRINUSE
 from threading import Thread
 
@@ -19,9 +20,21 @@ from agentlightning.engine import Engine
 from agentlightning.errors import GatewayError
 from agentlightning.gateway.answers import encode
 from agentlightning.gateway.attribution import Callers
-from agentlightning.gateway.chat import ChatEndpoint
+from agentlightning.gateway.chat import ChatForm
+from agentlightning.gateway.completions import CompletionsForm
+from agentlightning.gateway.demonstration import Demonstrate
+from agentlightning.gateway.exchange import Endpoint, Service
+from agentlightning.gateway.messages import MessagesForm
+from agentlightning.gateway.messages_count import PATH as COUNT_PATH
+from agentlightning.gateway.messages_count import TokenCounter
+from agentlightning.gateway.protocol import Form
 from agentlightning.gateway.rendering import Rendering, load_rendering
-from agentlightning.gateway.schema import Refused, unknown_model
+from agentlightning.gateway.responses import ResponsesForm
+from agentlightning.gateway.rewards import PATH, RewardEndpoint
+from agentlightning.gateway.schema import Refused, check_model
+from agentlightning.gateway.upstream import Upstream
+from agentlightning.gateway.upstream_exchange import PATHS as FORWARDED
+from agentlightning.gateway.upstream_exchange import Forward, ForwardForm, ForwardService
 from agentlightning.model import LLM, Attempt
 from agentlightning.store import LightningStore
 
@@ -48,12 +61,21 @@ class _Loader:
 
 
 def gateway_app(
-    store: LightningStore, engine: Engine, *, renderer: str = "auto", extra_routes: Sequence[BaseRoute] = (), token: str | None = None
+    store: LightningStore,
+    engine: Engine,
+    *,
+    renderer: str = "auto",
+    extra_routes: Sequence[BaseRoute] = (),
+    token: str | None = None,
+    demonstrate: Demonstrate | None = None,
+    models: Collection[str] = (),
 ) -> Starlette:
     """The gateway as an ASGI app, for one event loop.
 
     `renderer`: `auto`, or the name of one (registered, or of the `renderers` library). `token`: calls with this API key and no attempt
-    are production: each becomes a rollout of its own, sampled as it asks.
+    are production: each becomes a rollout of its own, sampled as it asks. `demonstrate`: answers the calls of training rollouts in place of
+    the engine. `models`: names, or patterns, by which agents may ask for the model besides its own. An engine that is an `Upstream` gets
+    the requests of agents as they are.
     """
     callers = Callers(store, policy=engine.policy.name, token=token)
     created = int(time.time())
@@ -61,15 +83,16 @@ def gateway_app(
     def card() -> dict[str, object]:
         return {"id": engine.info.model, "object": "model", "created": created, "owned_by": "agentlightning"}
 
-    async def models(request: Request) -> Response:
-        return _json({"object": "list", "data": [card()]})
+    async def cards(request: Request) -> Response:
+        return _json({"object": "list", "data": [card()] if engine.info.model else []})
 
     async def model(request: Request) -> Response:
         name = request.path_params["name"]
-        if name in (engine.info.model, engine.policy.name):
-            return _json({**card(), "id": name})
-        refusal = unknown_model(name, engine.info.model, engine.policy.name)
-        return _json(refusal.body, refusal.status)
+        try:
+            check_model(name, engine.info.model, engine.policy.name, models)
+        except Refused as refusal:
+            return _json(refusal.body, refusal.status)
+        return _json({**card(), "id": name})
 
     async def healthz(request: Request) -> Response:
         policy = engine.policy
@@ -77,17 +100,34 @@ def gateway_app(
 
     async def unknown(request: Request, error: Exception) -> Response:
         status: int = getattr(error, "status_code", 404)
-        message = f"{request.method} {request.url.path} is not served; this gateway serves POST /v1/chat/completions and GET /v1/models"
+        message = f"{request.method} {request.url.path} is not served; this gateway serves {served}"
         return _json(Refused(message, code="unknown_url").body, status)
 
+    service = Service(store, engine, callers, _Loader(engine, renderer), demonstrate, models)
+    forms: tuple[Form, ...] = (ChatForm(), ResponsesForm(), CompletionsForm(), MessagesForm())
+    endpoints = {form.path: Endpoint(service, form) for form in forms}
+    counters = {COUNT_PATH: TokenCounter(service).count}
+    forwarding = ForwardService(store, engine, callers, models) if isinstance(engine, Upstream) else None
+    if forwarding is not None:
+        endpoints, counters = {path: Endpoint(forwarding, ForwardForm(path), Forward) for path in FORWARDED}, {}
+    served = f"POST {', '.join([*endpoints, *counters, PATH])} and GET /v1/models"
     routes: list[BaseRoute] = [
-        Route("/v1/chat/completions", ChatEndpoint(store, engine, callers, _Loader(engine, renderer)), methods=["POST"]),
-        Route("/v1/models", models),
+        *(Route(path, endpoint, methods=["POST"]) for path, endpoint in endpoints.items()),
+        Route(PATH, RewardEndpoint(store).answer, methods=["POST"]),
+        *(Route(path, counter, methods=["POST"]) for path, counter in counters.items()),
+        Route("/v1/models", cards),
         Route("/v1/models/{name:path}", model),
         Route("/healthz", healthz),
         *extra_routes,
     ]
-    return Starlette(routes=routes, exception_handlers={404: unknown, 405: unknown})
+
+    @asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncGenerator[None]:
+        yield
+        if forwarding is not None:
+            await forwarding.close()
+
+    return Starlette(routes=routes, exception_handlers={404: unknown, 405: unknown}, lifespan=lifespan)
 
 
 def _json(value: object, status: int = 200) -> Response:
@@ -95,7 +135,7 @@ def _json(value: object, status: int = 200) -> Response:
 
 
 class Gateway:
-    """Serves an engine to agents, and records into a store what they ask and get. See `gateway_app` for `renderer` and `token`.
+    """Serves an engine to agents, and records into a store what they ask and get. See `gateway_app` for the settings.
 
     `port` 0 takes a free one.
     """
@@ -110,8 +150,12 @@ class Gateway:
         renderer: str = "auto",
         extra_routes: Sequence[BaseRoute] = (),
         token: str | None = None,
+        demonstrate: Demonstrate | None = None,
+        models: Collection[str] = (),
     ) -> None:
-        self._app = gateway_app(store, engine, renderer=renderer, extra_routes=extra_routes, token=token)
+        self._app = gateway_app(
+            store, engine, renderer=renderer, extra_routes=extra_routes, token=token, demonstrate=demonstrate, models=models
+        )
         self._engine, self._host, self._port = engine, host, port
         self._server: uvicorn.Server | None = None
         self._thread: Thread | None = None
@@ -126,7 +170,8 @@ class Gateway:
             self._app,
             log_config=None,
             access_log=False,
-            lifespan="off",
+            proxy_headers=False,
+            lifespan="on",
             ws="none",
             timeout_keep_alive=KEEP_ALIVE,
             timeout_graceful_shutdown=SHUTDOWN,

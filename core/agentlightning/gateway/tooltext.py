@@ -1,4 +1,5 @@
-"""Tools as text, for models whose template knows none: a section after the system message, and calls of one line each.
+"""What a prompt asks for in words: tools, for models whose template knows none (a section after the system message, and calls of one
+line each), and the format of replies.
 
 What `write_calls` writes, `read_reply` reads back as the same calls. Only names of offered tools are calls; any other line is text.
 """
@@ -10,6 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias, cast
 
+from agentlightning.gateway.schema import ResponseFormat
+
 HEADING = "Tools:"
 TOOL = "{name}({parameters}): {description}"
 USAGE = "To use a tool, reply with one line: CALL tool(argument)"
@@ -17,6 +20,7 @@ SEVERAL = "The argument of a tool with several parameters is a JSON object."
 CALL = "CALL"
 # The brackets matter: without the closing one, SmolLM2-135M goes on to write the result itself (greedy reward of the demo 0.34, with
 # brackets 0.66).
+JSON_REPLY = "Reply with one JSON object and nothing else."
 
 End: TypeAlias = Literal["whole", "cut", "open"]
 """How a text ends: by itself, because it was cut, or not yet."""
@@ -54,9 +58,9 @@ def write_calls(content: str, calls: Sequence[Mapping[str, Any]], tools: Sequenc
     return "\n".join(lines)
 
 
-def call_prefix(name: str) -> str:
-    """What a reply starts with that must call this tool."""
-    return f"{CALL} {name}("
+def call_prefix(name: str | None) -> str:
+    """What a reply starts with that must call this tool, or with None any of them: then the model writes the name."""
+    return f"{CALL} " if name is None else f"{CALL} {name}("
 
 
 def read_reply(
@@ -87,6 +91,34 @@ def read_reply(
     return (content.rstrip("\n") if calls or end == "open" else content), tuple(calls)
 
 
+def json_text(value: Any) -> str:
+    """JSON with its characters as they are; escaped where one of them is half a character, which UTF-8 cannot hold."""
+    text = json.dumps(value, ensure_ascii=False)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return json.dumps(value)
+    return text
+
+
+def describe_format(format: ResponseFormat) -> str:
+    """The section of the system message that asks for replies of this format."""
+    schema = None if format.json_schema is None else format.json_schema.schema
+    if not schema:
+        return JSON_REPLY
+    return f"{JSON_REPLY} It must fit this JSON schema: {json.dumps(schema, ensure_ascii=False, separators=(',', ':'))}"
+
+
+def ask_for_format(messages: Sequence[dict[str, Any]], format: ResponseFormat | None) -> list[dict[str, Any]]:
+    """The messages with the format asked for at the end of the system message, the same in every turn."""
+    if format is None:
+        return list(messages)
+    text, first = describe_format(format), messages[0]
+    if first["role"] != "system":
+        return [{"role": "system", "content": text}, *messages]
+    return [{**first, "content": f"{first['content']}\n\n{text}" if first["content"] else text}, *messages[1:]]
+
+
 def _may_become_call(line: str) -> bool:
     line = line.lstrip(" ")
     return f"{CALL} ".startswith(line) or line.startswith(f"{CALL} ")
@@ -102,13 +134,13 @@ def _read_call(line: str, known: Mapping[str, Mapping[str, Any]], *, forced: boo
     parameters, plain = _parameters(tool), _plain(tool)
     value = _load(argument)
     if isinstance(value, dict) and (plain is None or plain in value):
-        return ToolCall(name, json.dumps(value, ensure_ascii=False))
+        return ToolCall(name, json_text(value))
     if plain is not None and argument:
-        return ToolCall(name, json.dumps({plain: argument}, ensure_ascii=False))
+        return ToolCall(name, json_text({plain: argument}))
     if not parameters and not argument:
         return ToolCall(name, "{}")
     if len(parameters) == 1 and plain is None and value is not None:
-        return ToolCall(name, json.dumps({parameters[0]: value}, ensure_ascii=False))
+        return ToolCall(name, json_text({parameters[0]: value}))
     return ToolCall(name, argument) if forced else None
 
 
@@ -122,7 +154,7 @@ def _write_argument(arguments: Any, plain: str | None) -> str:
     text = fields.get(plain) if plain is not None and len(fields) == 1 else None
     if isinstance(text, str) and text and text == text.strip() and "\n" not in text and not isinstance(_load(text), dict):
         return text
-    return json.dumps(fields, ensure_ascii=False)
+    return json_text(fields)
 
 
 def _load(text: str) -> Any:

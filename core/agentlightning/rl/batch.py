@@ -1,4 +1,5 @@
 """The batch is a forest of tokens: context once, every sampled token with recorded logprobs trained exactly once, or named in `untrained`.
+A batch of demonstrations trains every demonstrated token exactly once instead; no batch holds both.
 
 Arrays stand in depth-first order. Token `j` is visible to token `i` exactly when `j <= i < end[j]`, and the log-probability of token
 `i` comes from the logits at `parent[i]`. Weights are fixed here, on the full batch, so that no split of the batch changes a gradient.
@@ -23,6 +24,8 @@ from agentlightning.rl.packs import Pack
 
 Weight: TypeAlias = Literal["rollout", "token", "constant"]
 DoubleArray = NDArray[np.float64]
+DEMONSTRATED = "demonstrated, not sampled: it belongs in no ratio"
+SAMPLED = "sampled, not demonstrated"
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +52,7 @@ class Stats:
     captured_tokens: int = 0
     """Prompt and response of every transition."""
     sampled_tokens: int = 0
+    """Of every response, demonstrated ones included."""
     scored_tokens: int = 0
     """N of the weights: sampled tokens that could be trained, those of groups without signal included."""
     trained_tokens: int = 0
@@ -76,9 +80,9 @@ class Batch(Value):
     transition: IntArray
     """Index of the transition that sampled it; -1 on context."""
     logprob: FloatArray
-    """As recorded when it was sampled: log-softmax(logits / temperature); NaN on context."""
+    """As recorded when it was sampled: log-softmax(logits / temperature); NaN on context and on demonstrations."""
     version: IntArray
-    """Of the policy that sampled it; -1 on context."""
+    """Of the policy that sampled it; -1 on context and on demonstrations."""
     temperature: FloatArray
     """NaN on context."""
     advantage: DoubleArray
@@ -152,13 +156,19 @@ class Batch(Value):
 
 
 def make_batch(
-    trajectories: Sequence[Trajectory], advantages: Sequence[ArrayLike], *, weight: Weight = "rollout", length: int | None = None
+    trajectories: Sequence[Trajectory],
+    advantages: Sequence[ArrayLike],
+    *,
+    weight: Weight = "rollout",
+    length: int | None = None,
+    demonstrations: bool = False,
 ) -> Batch:
     """Make the batch of some trajectories.
 
     `advantages[k]` is (transitions of trajectory k,); NaN: never scored, left out and named. Weights, with R the scored rollouts:
-    `rollout`: the tokens of each rollout share 1/R equally; `token`: 1/N; `constant`: 1/(R * length). Raises `ConfigError` for a
-    weight that cannot be, `TrainerError` for arrays that do not fit one another.
+    `rollout`: the tokens of each rollout share 1/R equally; `token`: 1/N; `constant`: 1/(R * length). With `demonstrations` the
+    demonstrated transitions are trained and the sampled ones left out, else the other way round. Raises `ConfigError` for a weight that
+    cannot be, `TrainerError` for arrays that do not fit one another.
     """
     if weight not in ("rollout", "token", "constant"):
         raise ConfigError(f"weight is {weight!r}; expected 'rollout', 'token' or 'constant'")
@@ -171,19 +181,19 @@ def make_batch(
         range(len(values)),
         key=lambda k: (trajectories[k].task.id, trajectories[k].group, trajectories[k].index, trajectories[k].attempt_id),
     )
-    return _Maker([trajectories[k] for k in order], [values[k] for k in order]).make(weight, length)
+    return _Maker([trajectories[k] for k in order], [values[k] for k in order], demonstrations).make(weight, length)
 
 
 class _Maker:
     """One use of `make_batch`, on trajectories in their final order."""
 
-    def __init__(self, trajectories: list[Trajectory], advantages: list[DoubleArray]) -> None:
+    def __init__(self, trajectories: list[Trajectory], advantages: list[DoubleArray], demonstrations: bool) -> None:
         self.trajectories = trajectories
         self.advantages = advantages
         self.untrained: list[Untrained] = []
         self.scored = [np.isfinite(a).any() or (not len(a) and t.reward is not None) for t, a in zip(trajectories, advantages, strict=True)]
         self.reasons = [
-            [_reason(t, float(a)) for t, a in zip(each.transitions, values, strict=True)]
+            [_reason(t, float(a), demonstrations) for t, a in zip(each.transitions, values, strict=True)]
             for each, values in zip(trajectories, advantages, strict=True)
         ]
         signal: Counter[str] = Counter()
@@ -280,13 +290,15 @@ def _aligned(trajectory: Trajectory, advantages: ArrayLike) -> DoubleArray:
     return values
 
 
-def _reason(transition: Transition, advantage: float) -> str | None:
+def _reason(transition: Transition, advantage: float, demonstrations: bool) -> str | None:
     """Why a transition cannot be trained; None: it can."""
     if not transition.trained:
         return transition.reason or "not selected for training"
-    if transition.logprobs is None:
+    if transition.demonstrated != demonstrations:
+        return DEMONSTRATED if transition.demonstrated else SAMPLED
+    if transition.logprobs is None and not demonstrations:
         return "no logprobs were recorded"
-    if not np.isfinite(transition.logprobs).all():
+    if transition.logprobs is not None and not np.isfinite(transition.logprobs).all():
         return f"{int((~np.isfinite(transition.logprobs)).sum())} of its logprobs are missing"
     if not transition.temperature > 0:
         return "sampled greedily"
@@ -320,9 +332,9 @@ def _fill(forest: Forest, trained: list[tuple[Transition, float, float]], **tabl
         if s.transition >= 0:
             source, value, each = trained[s.transition]
             part = slice(s.offset, s.offset + len(s.tokens))
-            assert source.logprobs is not None
             transition[at:to] = s.transition
-            logprob[at:to] = source.logprobs[part]
+            if source.logprobs is not None:
+                logprob[at:to] = source.logprobs[part]
             version[at:to] = source.versions[part]
             temperature[at:to] = source.temperature
             advantage[at:to] = value

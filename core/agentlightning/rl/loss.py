@@ -61,6 +61,19 @@ class CISPO(LossSettings):
         _check_clip(self.clip_low, self.clip_high)
 
 
+@dataclass(frozen=True, kw_only=True)
+class SFTLoss(LossSettings):
+    """term = -A lp, with no ratio: the cross-entropy of demonstrations, whose A is 1."""
+
+    name: str = "sft"
+
+
+def loss_of(algorithm: object) -> LossSettings | None:
+    """The loss among an algorithm's `parts`; None where it says nothing of one."""
+    parts = getattr(algorithm, "parts", None)
+    return next((each for each in parts() if isinstance(each, LossSettings)), None) if parts is not None else None
+
+
 def _check_clip(low: float, high: float) -> None:
     if not 0 <= low <= 1:
         raise ConfigError(f"loss.clip_low is {low}; it must lie between 0 and 1 (0.2 is usual)")

@@ -164,6 +164,7 @@ class _Reader:
                         turn=turns[agent],
                         rewards=tuple(r for r, to in rewards if to in (call.id, each.id)),
                         continues=self._continues(each, made, index_of),
+                        demonstrated=each.demonstrated,
                         trained=reason is None,
                         reason=reason,
                     )
@@ -193,7 +194,7 @@ class _Reader:
             why = f"its call was superseded by {self.joins.alias[call.id]}"
         elif call.outcome != "completed":
             why = f"its call ended as {call.outcome!r}" + (f": {call.detail}" if call.detail else "")
-        elif not tokens:
+        elif not tokens and completion.missing is None:
             why = "nothing was sampled"
         else:
             return True
@@ -208,8 +209,10 @@ class _Reader:
         """Why a transition is not trained; None: it is."""
         if completion.finish_reason in ("cancelled", "error"):
             return f"its sampling ended as {completion.finish_reason!r}"
+        if completion.demonstrated:  # what a ratio needs is not asked of it
+            return self._unselected(call_id, agent)
         if completion.logprobs is None:
-            return "no logprobs were recorded"
+            return completion.missing or "no logprobs were recorded"
         missing = int(np.count_nonzero(~np.isfinite(completion.logprobs)))
         if missing:
             return f"{missing} of its {len(completion.logprobs)} logprobs are missing"
@@ -217,6 +220,10 @@ class _Reader:
             return "sampled with top_p or top_k, so its logprobs are not those of what it was sampled from"
         if not completion.sampling.temperature > 0:
             return "sampled greedily"
+        return self._unselected(call_id, agent)
+
+    def _unselected(self, call_id: str, agent: str | None) -> str | None:
+        """Why a call is none of the agents that are trained; None: it is, or all are."""
         if self.agents is None:
             return None
         if agent is None:

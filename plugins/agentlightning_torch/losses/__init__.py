@@ -15,11 +15,12 @@ from agentlightning.errors import UnsupportedSetting
 from agentlightning.rl.loss import LossSettings
 from agentlightning_torch.losses.cispo import cispo
 from agentlightning_torch.losses.ppo_clip import ppo_clip
+from agentlightning_torch.losses.sft import sft
 
 Term = Callable[[Any, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 """`(settings, logprob, old, advantage) -> term`, each (tokens,); the loss is the sum of weight * term."""
 
-LOSSES: Mapping[str, Term] = MappingProxyType({"ppo_clip": ppo_clip, "cispo": cispo})
+LOSSES: Mapping[str, Term] = MappingProxyType({"ppo_clip": ppo_clip, "cispo": cispo, "sft": sft})
 
 
 def term_of(settings: LossSettings) -> Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]:

@@ -22,8 +22,8 @@ from starlette.routing import Route
 
 import agentlightning as agl
 from agentlightning.memory import MemoryStore
+from agentlightning.routing import route
 from agentlightning_langchain import LightningCallback, install, uninstall
-from agentlightning_langchain.http import route
 
 
 @tool

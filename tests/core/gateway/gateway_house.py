@@ -62,6 +62,17 @@ def user(text: str) -> dict[str, str]:
     return {"role": "user", "content": text}
 
 
+def slowly(house: House, monkeypatch: Any) -> None:
+    """Make the store take its time to record: whatever leaves before it has recorded is seen to."""
+    record = house.store.record
+
+    async def later(records: Any) -> None:
+        await asyncio.sleep(0.1)
+        await record(records)
+
+    monkeypatch.setattr(house.store, "record", later)
+
+
 async def eventually(condition: Any, seconds: float = 5.0) -> None:
     """Wait until an async condition holds."""
     for _ in range(int(seconds / 0.02)):

@@ -159,15 +159,17 @@ async def test_logprobs_and_token_ids_come_when_asked_for(house: Any) -> None:
     extra = {"return_token_ids": True}
     answer = await client.chat.completions.create(model="scripted", messages=HI, logprobs=True, extra_body=extra)
     [completion] = (await h.records(attempt)).completions
-    assert [t.token for t in answer.choices[0].logprobs.content] == ["h", "e", "y"]
-    assert [t.logprob for t in answer.choices[0].logprobs.content] == pytest.approx(completion.logprobs[:3])
+    assert [t.token for t in answer.choices[0].logprobs.content] == ["h", "e", "y", "<|im_end|>"]
+    assert [t.logprob for t in answer.choices[0].logprobs.content] == pytest.approx(completion.logprobs)
     assert answer.model_extra["prompt_token_ids"] == completion.prompt_ids.tolist()
     assert answer.choices[0].model_extra["token_ids"] == completion.response_ids.tolist()
     stream = await client.chat.completions.create(model="scripted", messages=HI, stream=True, logprobs=True, extra_body=extra)
     _, chunks = await collect(stream)
     ids = [i for c in chunks for i in c.choices[0].model_extra.get("token_ids", [])]
     assert ids == completion.response_ids.tolist()
-    assert [t.token for c in chunks if c.choices[0].logprobs for t in c.choices[0].logprobs.content] == ["h", "e", "y"]
+    assert [t.token for c in chunks if c.choices[0].logprobs for t in c.choices[0].logprobs.content] == ["h", "e", "y", "<|im_end|>"]
+    plain = await client.chat.completions.create(model="scripted", messages=HI, logprobs=True)
+    assert [t.token for t in plain.choices[0].logprobs.content] == ["h", "e", "y"]
 
 
 @pytest.mark.parametrize("chunk", [1, 4, 100])
@@ -211,8 +213,9 @@ async def test_a_named_tool_is_forced_by_the_prompt(house: Any) -> None:
     ("change", "param"),
     [
         ({"top_logprobs": 2, "logprobs": True}, "top_logprobs"),
-        ({"response_format": {"type": "json_object"}}, "response_format"),
-        ({"tools": [CALCULATOR, SEARCH], "tool_choice": "required"}, "tool_choice"),
+        ({"response_format": {"type": "xml"}}, "response_format.type"),
+        ({"response_format": {"type": "json_schema"}}, "response_format.json_schema"),
+        ({"tool_choice": "required"}, "tool_choice"),
         ({"tools": [CALCULATOR], "tool_choice": {"type": "function", "function": {"name": "other"}}}, "tool_choice"),
         ({"messages": []}, "messages"),
         ({"messages": [{"role": "robot", "content": "x"}]}, "messages[0].role"),
@@ -244,6 +247,17 @@ async def test_a_body_that_is_not_json_is_refused_and_counted(house: Any) -> Non
     assert [c.outcome for c in (await h.records(attempt)).calls] == ["refused"]
 
 
+async def test_a_name_that_stands_for_the_model_is_answered_and_others_are_not(house: Any) -> None:
+    h = await house(["x"], options={"models": ["gpt-4o*"]})
+    attempt = await h.attempt()
+    client = h.client(attempt)
+    answer = await client.chat.completions.create(model="gpt-4o-mini", messages=HI)
+    assert (answer.model, answer.choices[0].message.content) == ("scripted", "x")
+    assert (await client.models.retrieve("gpt-4o")).id == "gpt-4o"
+    with pytest.raises(openai.NotFoundError, match=r"models = \['gpt-5'\]"):
+        await client.chat.completions.create(model="gpt-5", messages=HI)
+
+
 async def test_an_unknown_model_is_404_and_the_known_one_is_listed(house: Any) -> None:
     h = await house(["x"])
     attempt = await h.attempt()
@@ -256,8 +270,8 @@ async def test_an_unknown_model_is_404_and_the_known_one_is_listed(house: Any) -
     assert (await client.models.retrieve("scripted")).owned_by == "agentlightning"
     with pytest.raises(openai.NotFoundError):
         await client.models.retrieve("other/one")
-    with pytest.raises(openai.NotFoundError, match="/v1/responses is not served"):
-        await client.responses.create(model="scripted", input="x")
+    with pytest.raises(openai.NotFoundError, match=r"/v1/embeddings is not served.*/v1/responses"):
+        await client.embeddings.create(model="scripted", input="x")
     async with httpx.AsyncClient() as plain:
         assert (await plain.get(h.gateway.base_url.replace("/v1", "/healthz"))).json()["status"] == "ok"
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from agentlightning.rl.loss import CISPO, PPOClip
+from agentlightning.rl.loss import CISPO, PPOClip, SFTLoss
 from agentlightning_torch.losses import LOSSES, term_of
 
 RNG = np.random.default_rng(0)
@@ -24,7 +24,15 @@ def ppo(s: PPOClip, now: np.ndarray) -> np.ndarray:
 
 
 def test_every_named_loss_has_settings_of_its_name():
-    assert set(LOSSES) == {PPOClip().name, CISPO().name}
+    assert set(LOSSES) == {PPOClip().name, CISPO().name, SFTLoss().name}
+
+
+def test_the_loss_of_demonstrations_has_no_ratio():
+    now = torch.tensor(NOW, requires_grad=True)
+    term = term_of(SFTLoss())(now, torch.full((200,), torch.nan), torch.ones(200))
+    np.testing.assert_allclose(term.detach().numpy(), -NOW)
+    (gradient,) = torch.autograd.grad(term.sum(), now)
+    assert (gradient == -1).all()
 
 
 @pytest.mark.parametrize("settings", [PPOClip(), PPOClip(dual_clip=None), PPOClip(dual_clip=1.5, clip_low=0.1, clip_high=0.5)])

@@ -1,0 +1,74 @@
+"""Methods replaced on whole families of classes, and put back as they were.
+
+AutoGen calls agents, tools and model clients by methods that each class writes anew, so a family is its root, every class below it, and
+every class that is made below it while the patches are on. Taking them off leaves no trace.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from inspect import isfunction
+from typing import Any, TypeAlias, cast
+
+Wrap: TypeAlias = Callable[[Any], Any]
+"""Makes the method that stands in place of another."""
+
+
+class Patches:
+    """The patches of one installation."""
+
+    def __init__(self) -> None:
+        self._undo: list[Callable[[], None]] = []
+
+    def family(self, root: type, wraps: Mapping[str, Wrap]) -> None:
+        """Wrap these methods wherever a class of the family defines them."""
+        for each in _below(root):
+            self.methods(each, wraps)
+        self._watch(root, wraps)
+
+    def methods(self, cls: type, wraps: Mapping[str, Wrap]) -> None:
+        """Wrap those of these methods that the class itself defines, abstract ones left out."""
+        for name, wrap in wraps.items():
+            original = vars(cls).get(name)
+            if isfunction(original) and not getattr(original, "__isabstractmethod__", False):
+                setattr(cls, name, wrap(original))
+                self._undo.append(_restorer(cls, name, original))
+
+    def remove(self) -> None:
+        """Put everything back, the last first."""
+        while self._undo:
+            self._undo.pop()()
+
+    def _watch(self, root: type, wraps: Mapping[str, Wrap]) -> None:
+        own = vars(root).get("__init_subclass__")
+
+        def init_subclass(cls: Any, **kwargs: Any) -> None:
+            if own is not None:
+                own.__get__(None, cls)(**kwargs)
+            else:
+                cast("Any", super(root, cls)).__init_subclass__(**kwargs)
+            self.methods(cls, wraps)
+
+        cast("Any", root).__init_subclass__ = classmethod(init_subclass)
+        self._undo.append(_restorer(root, "__init_subclass__", own))
+
+
+def _below(root: type) -> Iterator[type]:
+    seen: set[type] = set()
+    waiting = [root]
+    while waiting:
+        each = waiting.pop()
+        if each not in seen:
+            seen.add(each)
+            yield each
+            waiting.extend(each.__subclasses__())
+
+
+def _restorer(cls: type, name: str, original: Any) -> Callable[[], None]:
+    def restore() -> None:
+        if original is None:
+            delattr(cls, name)
+        else:
+            setattr(cls, name, original)
+
+    return restore

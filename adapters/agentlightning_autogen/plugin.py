@@ -1,0 +1,16 @@
+"""What the AutoGen adapter registers. Light: the adapter itself is imported when somebody asks for it."""
+
+from __future__ import annotations
+
+from agentlightning.hookspecs import Register, hookimpl
+
+
+@hookimpl
+def register_adapters(register: Register) -> None:
+    register(
+        "autogen",
+        "agentlightning_autogen.adapter:install",
+        summary="AutoGen: teams, agents and tools as spans, each model call joined to its tokens",
+        extra="autogen",
+        needs=("autogen_core", "autogen_agentchat", "openai"),
+    )

@@ -1,0 +1,226 @@
+"""The one tracing processor, and the installation that changes nothing in a program.
+
+The SDK calls processors in the context that makes the call: only so does a request know which model call it belongs to. A processor
+never changes what the agent does. What it cannot record it logs once and leaves as a note in the attempt. Records that the store refuses
+fail the rollout at its end; here the SDK logs them.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Collection
+from contextlib import suppress
+from functools import cache
+from typing import Any, TypeAlias
+from weakref import WeakKeyDictionary, ref
+
+from agents import Span, Trace, TracingProcessor
+from agents.tracing import GenerationSpanData, GuardrailSpanData, ResponseSpanData, TurnSpanData, get_current_span, get_current_trace
+
+from agentlightning import recording
+from agentlightning.errors import LightningError
+from agentlightning.model import Span as Recorded
+from agentlightning.recording import Recorder
+from agentlightning.routing import ModelCall, clients
+from agentlightning.values import failure
+from agentlightning_openai_agents import content, defaults
+from agentlightning_openai_agents.runs import Run, Runs, made
+
+log = logging.getLogger(__name__)
+NAME = "agentlightning_openai_agents"
+DISABLED = (
+    "tracing is disabled (set_tracing_disabled, OPENAI_AGENTS_DISABLE_TRACING or RunConfig.tracing_disabled), so the OpenAI Agents SDK "
+    "tells nothing: model calls are recorded without agent, turn and tools. Leave it on in rollouts; install() keeps traces from OpenAI"
+)
+REPLACED = (
+    "the trace processors of the OpenAI Agents SDK were replaced (set_trace_processors) after agentlightning_openai_agents.install(): "
+    "model calls are recorded without agent, turn and tools. Call install() afterwards, or hand LightningTracingProcessor() over as well"
+)
+WITHHELD = (
+    "the content of traces is switched off (RunConfig.trace_include_sensitive_data, OPENAI_AGENTS_TRACE_INCLUDE_SENSITIVE_DATA): spans "
+    "have no inputs and outputs, and tools no tool_call_id. Tokens are recorded all the same"
+)
+AnySpan: TypeAlias = Span[Any]
+
+
+class Installation:
+    """What this process shares: the open runs, what was said already, and what `install` put in place."""
+
+    def __init__(self) -> None:
+        self.runs = Runs()
+        self.complained: set[str] = set()
+        self.noted: WeakKeyDictionary[Recorder, set[str]] = WeakKeyDictionary()
+        self.processor: LightningTracingProcessor | None = None
+
+    def say(self, text: str, recorder: Recorder | None, *, key: str | None = None, error: Exception | None = None) -> None:
+        """Log what is amiss once in this process, and note it once in the attempt."""
+        key = key or text
+        if key not in self.complained:
+            self.complained.add(key)
+            log.log(logging.WARNING if error is None else logging.ERROR, text, exc_info=error)
+        if recorder is not None and key not in self.noted.setdefault(recorder, set()):
+            self.noted[recorder].add(key)
+            with suppress(RuntimeError):  # the event loop of a rollout that has ended is closed
+                recorder.add(Recorded(attempt_id=recorder.attempt.id, kind="note", name=text, attributes={"source": "openai_agents"}))
+
+    def unclaimed(self, recorder: Recorder, options: Any) -> None:
+        """Look whether a request that no model call claims is the SDK's, which then told us nothing of it."""
+        current = get_current_span()
+        # An ended one may still be current: a stream that was left is closed from another task.
+        if current is not None and current.ended_at is None and isinstance(current.span_data, GenerationSpanData | ResponseSpanData):
+            self.say(DISABLED if current.span_id == "no-op" else REPLACED, recorder)
+
+
+@cache
+def installation() -> Installation:
+    """This process's. (Cached: the SDK's processors and default client are the process's as well.)"""
+    return Installation()
+
+
+def install(models: Collection[str] = ()) -> None:
+    """Record every run of the OpenAI Agents SDK that is made during a rollout, with no change in the program. Idempotent.
+
+    Calls through the SDK's default client, which is set here unless the program has set one, go to the rollout's gateway whatever model
+    they name. Calls through other clients do so for the rollout's model, to its gateway's address, and for `models`, which are further
+    names, or patterns, of models that stand for it. Everything else is left alone, and never sees the rollout's key.
+
+    During rollouts nothing is exported to OpenAI's tracing backend; outside them it is as before. Processors of the program's own stay,
+    and see everything.
+    """
+    clients().install(NAME, models, unclaimed=installation().unclaimed)
+    here = installation()
+    if here.processor is None:
+        here.processor = LightningTracingProcessor(everywhere=True)
+    defaults.put(here.processor)
+
+
+def uninstall() -> None:
+    """Undo `install`: runs are recorded only by a `LightningTracingProcessor` made from now on."""
+    here = installation()
+    if here.processor is not None:
+        defaults.remove(here.processor)
+        here.processor = None
+    clients().uninstall(NAME)
+
+
+def current_span_id() -> str | None:
+    """The id of the span that runs here (the tool, the agent), for `agl.reward(value, span=...)`. None outside one."""
+    current = get_current_span()
+    run = installation().runs.get(current.span_id) if current is not None else None
+    recorded = run.recorded() if run is not None else None
+    return recorded.id if recorded is not None else None
+
+
+class LightningTracingProcessor(TracingProcessor):
+    """Records agents, handoffs, tools, guardrails and model calls in the rollout that is current when they happen.
+
+    Give it to `agents.set_trace_processors([LightningTracingProcessor()])`; with `add_trace_processor` the SDK's exporter stays, and sends
+    traces to OpenAI. Where the context is lost (a bare thread), the rollout is that of the parent span, else the one in which this object
+    was made. `install` does all of it, and makes its own (`everywhere`), which was made in nobody's rollout.
+    """
+
+    def __init__(self, *, everywhere: bool = False) -> None:
+        self._everywhere = everywhere
+        self._recorder = None if everywhere else recording.current()
+        self._here = installation()
+        self._runs = self._here.runs
+        clients().install(NAME, unclaimed=self._here.unclaimed)
+
+    @property
+    def active(self) -> bool:
+        return not self._everywhere or self._here.processor is self
+
+    def on_trace_start(self, trace: Trace) -> None:
+        """Nothing: a trace is recorded by its spans."""
+
+    def on_trace_end(self, trace: Trace) -> None:
+        """Nothing."""
+
+    def on_span_start(self, span: AnySpan) -> None:
+        """Open it in the rollout that is current."""
+        self._safely(self._start, span)
+
+    def on_span_end(self, span: AnySpan) -> None:
+        """Record it where it was opened."""
+        self._safely(self._end, span)
+
+    def shutdown(self) -> None:
+        """Nothing: every span went to its rollout when it ended."""
+
+    def force_flush(self) -> None:
+        """Nothing: the end of a rollout awaits its records."""
+
+    def _safely(self, event: Callable[[AnySpan], None], span: AnySpan) -> None:
+        """Log a fault of the adapter once of its kind, and note it in the attempt: the SDK would swallow it."""
+        if not self.active:
+            return
+        try:
+            event(span)
+        except LightningError:
+            raise
+        except Exception as error:
+            text = f"the adapter of the OpenAI Agents SDK could not record a span of {span.span_data.type!r}: {failure(error)}"
+            recorder = self._find(self._runs.get(span.parent_id))
+            self._here.say(text, recorder, key=f"{event.__name__} {type(error).__name__}", error=error)
+
+    def _find(self, parent: Run | None) -> Recorder | None:
+        return recording.current() or (parent.recorder() if parent is not None else None) or self._recorder
+
+    def _start(self, span: AnySpan) -> None:
+        parent = self._runs.get(span.parent_id)
+        recorder = self._find(parent)
+        if recorder is None:
+            return
+        data = span.span_data
+        kind = content.kind(data)
+        run = Run(
+            id=span.span_id, name=content.name(data), kind=kind, parent=parent, recorder=ref(recorder),
+            agent=parent.agent if parent is not None else None,
+        )  # fmt: skip
+        if isinstance(data, TurnSpanData):
+            run.agent, run.turn = data.agent_name, data.turn
+        elif kind == "agent":
+            run.agent = run.name
+        trace = get_current_trace()
+        if trace is not None and (parent is None or parent.recorded() is None):
+            run.attributes["workflow"] = trace.name
+        if self._runs.start(recorder, run) and kind == "llm":
+            run.call = ModelCall.start(NAME, recorder)
+
+    def _end(self, span: AnySpan) -> None:
+        ended = self._runs.end(span.span_id)
+        if ended is None or ended[0].kind is None:
+            return
+        run, recorder = ended
+        data = span.span_data
+        if run.call is not None:
+            self._answered(run, run.call, recorder, span)
+            return
+        run.name = content.name(data)
+        run.attributes.update(content.told(data))
+        run.attributes.update(content.error(span.error))
+        if run.kind == "tool" and not isinstance(data, GuardrailSpanData):
+            tool_call_id = self._runs.asked_by(run, data.input)
+            if tool_call_id is not None:
+                run.attributes["tool_call_id"] = tool_call_id
+        recorder.add(made(run, recorder))
+
+    def _answered(self, run: Run, call: ModelCall, recorder: Recorder, given: AnySpan) -> None:
+        data = given.span_data
+        run.name = str(call.asked.get("model") or run.name)
+        run.attributes.update(content.asked(call.asked))
+        run.attributes.update(content.answer(data))
+        run.attributes.update(content.error(given.error))
+        scope = run.scope()
+        if scope is not None and scope.turn is not None:
+            run.attributes["turn"] = scope.turn
+        self._runs.answered(run, content.tool_calls(data))
+        failed = "the model call failed before a request was sent" if given.error is not None else None
+        call_id, why = call.end(content.answered_by(data), otherwise=failed)
+        if why is not None:
+            run.attributes["unjoined"] = why
+        else:
+            run.attributes.pop("output", None)  # the completion has it
+        if content.withheld(data):
+            self._here.say(WITHHELD, recorder)
+        recorder.add(made(run, recorder, call_id=call_id))

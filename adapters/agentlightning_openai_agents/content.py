@@ -1,0 +1,156 @@
+"""What the SDK's span data tell, as names and attributes of ours. Pure."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, cast
+
+from agents.tracing import (
+    AgentSpanData,
+    CustomSpanData,
+    FunctionSpanData,
+    GenerationSpanData,
+    GuardrailSpanData,
+    HandoffSpanData,
+    MCPListToolsSpanData,
+    ResponseSpanData,
+    SpanData,
+    SpanError,
+    TaskSpanData,
+    TurnSpanData,
+)
+
+from agentlightning.model import JSON, SpanKind
+from agentlightning.values import mapping, plain
+from agentlightning_openai_agents.runs import ToolCall
+
+SAMPLING = (
+    "temperature", "top_p", "max_tokens", "max_completion_tokens", "max_output_tokens", "stop", "seed", "n", "presence_penalty",
+    "frequency_penalty", "reasoning", "reasoning_effort", "tool_choice", "parallel_tool_calls", "stream",
+)  # fmt: skip
+"""Settings of a model call that its span keeps, as the agent asked for them; what was sampled with stands in the completion."""
+
+
+def kind(data: SpanData) -> SpanKind | None:
+    """As what a span is recorded; None: plumbing.
+
+    A guardrail is code that runs and may run agents: a tool that no model asked for. A handoff takes no time and does nothing but hand
+    on: a note.
+    """
+    if isinstance(data, TaskSpanData | TurnSpanData):
+        return None
+    if isinstance(data, AgentSpanData):
+        return "agent"
+    if isinstance(data, GenerationSpanData | ResponseSpanData):
+        return "llm"
+    return "tool" if isinstance(data, FunctionSpanData | GuardrailSpanData) else "note"
+
+
+def name(data: SpanData) -> str:
+    """The name at its start; that of a handoff and a model call is complete at the end."""
+    if isinstance(data, GenerationSpanData):
+        return data.model or "model"
+    if isinstance(data, HandoffSpanData):
+        return f"handoff from {data.from_agent} to {data.to_agent}"
+    if isinstance(data, MCPListToolsSpanData):
+        return f"tools of the MCP server {data.server}"
+    return str(getattr(data, "name", None) or data.type)
+
+
+def told(data: SpanData) -> dict[str, JSON]:
+    """What a span that is no model call tells at its end."""
+    given: dict[str, Any] = {}
+    if isinstance(data, AgentSpanData):
+        given = {"tools": data.tools, "handoffs": data.handoffs, "output_type": data.output_type}
+    elif isinstance(data, FunctionSpanData):
+        given = {"input": _parsed(data.input), "output": data.output, "mcp": data.mcp_data}
+    elif isinstance(data, GuardrailSpanData):
+        return {"guardrail": True, "triggered": data.triggered}
+    elif isinstance(data, HandoffSpanData):
+        given = {"from": data.from_agent, "to": data.to_agent}
+    elif isinstance(data, MCPListToolsSpanData):
+        given = {"output": data.result}
+    elif isinstance(data, CustomSpanData):
+        given = {"data": data.data}
+    return {key: plain(value) for key, value in given.items() if value is not None and value != []}
+
+
+def asked(body: Mapping[str, Any]) -> dict[str, JSON]:
+    """Sampling and tools of a model call, from its request."""
+    attributes: dict[str, JSON] = {"sampling": {key: plain(body[key]) for key in SAMPLING if body.get(key) is not None}}
+    if tools := cast("Sequence[Any]", body.get("tools") or ()):
+        attributes["tools"] = [_tool_name(mapping(tool)) for tool in tools]
+    return attributes
+
+
+def answer(data: SpanData) -> dict[str, JSON]:
+    """What a model call's span tells of the answer."""
+    attributes: dict[str, JSON] = {}
+    usage = getattr(data, "usage", None)
+    if usage:
+        attributes["usage"] = plain(usage)
+    output = _output(data)
+    if output is not None:
+        attributes["output"] = plain(output)
+    if isinstance(data, ResponseSpanData) and data.response is not None and data.response.status is not None:
+        attributes["status"] = data.response.status
+    return attributes
+
+
+def answered_by(data: SpanData) -> str | None:
+    """The call id in the answer, where it is one: the gateway makes the id of a response from it."""
+    response = data.response if isinstance(data, ResponseSpanData) else None
+    return response.id.removeprefix("resp_") if response is not None else None
+
+
+def withheld(data: SpanData) -> bool:
+    """Whether the content of a model call was kept from tracing: it was answered, and the span has no answer."""
+    usage = mapping(getattr(data, "usage", None))
+    return bool(usage.get("requests")) and _output(data) is None
+
+
+def tool_calls(data: SpanData) -> list[ToolCall]:
+    """The tool calls in a reply, in either form."""
+    return [call for item in _output(data) or () for call in _calls(plain(item))]
+
+
+def error(given: SpanError | None) -> dict[str, JSON]:
+    """Why it failed, as text."""
+    if given is None:
+        return {}
+    data = mapping(given["data"])
+    detail = data.get("error") or (json.dumps(plain(data)) if data else None)
+    return {"error": f"{given['message']}: {detail}" if detail else given["message"]}
+
+
+def _output(data: SpanData) -> Sequence[Any] | None:
+    if isinstance(data, ResponseSpanData):
+        return data.response.output if data.response is not None else None
+    return data.output if isinstance(data, GenerationSpanData) else None
+
+
+def _calls(item: Any) -> Iterator[ToolCall]:
+    """A function call; or the calls of a chat message, or of a response that was made of one."""
+    given = mapping(item)
+    if given.get("type") == "function_call":
+        yield ToolCall(str(given.get("call_id")), str(given.get("name")), str(given.get("arguments")))
+    for inner in cast("Sequence[Any]", given.get("output") or ()) if given.get("object") == "response" else ():
+        yield from _calls(inner)
+    for each in cast("Sequence[Any]", given.get("tool_calls") or ()):
+        function = mapping(mapping(each).get("function"))
+        yield ToolCall(str(mapping(each).get("id")), str(function.get("name")), str(function.get("arguments")))
+
+
+def _parsed(arguments: str | None) -> Any:
+    if arguments is None:
+        return None
+    try:
+        return json.loads(arguments)
+    except ValueError:
+        return arguments
+
+
+def _tool_name(tool: Mapping[str, Any]) -> JSON:
+    given = mapping(tool.get("function") or tool)
+    return plain(given.get("name") or given.get("type"))

@@ -1,0 +1,111 @@
+"""What `install` puts in the SDK's place for its defaults: the trace processors and the client.
+
+During a rollout no trace goes to OpenAI: a processor that exports there is wrapped, and sees what happens outside rollouts only. Whatever
+the program put in place itself stays, in its order.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any, cast
+from urllib.parse import urlsplit
+
+from agents import Span, Trace, TracingProcessor, set_default_openai_client
+from agents.models import _openai_shared
+from agents.tracing import get_trace_provider
+from agents.tracing.processors import BackendSpanExporter
+from openai import AsyncOpenAI, OpenAIError
+
+from agentlightning import recording
+
+OPENAI = "api.openai.com"
+
+
+class RolloutClient(AsyncOpenAI):
+    """The SDK's default client, whose requests during a rollout go to its gateway. Outside one it is what the SDK would have made."""
+
+    agentlightning_of_rollout = True
+    """See `agentlightning.routing.OF_ROLLOUT`."""
+
+
+async def default_key() -> str:
+    """The key that the SDK would use, asked for when it is needed: a rollout needs none."""
+    key = _openai_shared.get_default_openai_key() or os.environ.get("OPENAI_API_KEY")
+    if key is None:
+        recorder = recording.current()
+        if recorder is None or not recorder.llm.base_url:
+            raise OpenAIError("no API key: set OPENAI_API_KEY, or call agents.set_default_openai_key; only in a rollout is none needed")
+    return key or "the rollout's key is set when a request is sent"
+
+
+class OutsideRollouts(TracingProcessor):
+    """Hands on to a processor what happens outside rollouts."""
+
+    def __init__(self, inner: TracingProcessor) -> None:
+        self.inner = inner
+        self._held: set[str] = set()
+        """Ids of open traces and spans that began in a rollout."""
+
+    def on_trace_start(self, trace: Trace) -> None:
+        if recording.current() is not None:
+            self._held.add(trace.trace_id)
+        else:
+            self.inner.on_trace_start(trace)
+
+    def on_trace_end(self, trace: Trace) -> None:
+        if trace.trace_id in self._held:
+            self._held.discard(trace.trace_id)
+        else:
+            self.inner.on_trace_end(trace)
+
+    def on_span_start(self, span: Span[Any]) -> None:
+        if recording.current() is not None or span.trace_id in self._held or span.parent_id in self._held:
+            self._held.add(span.span_id)
+        else:
+            self.inner.on_span_start(span)
+
+    def on_span_end(self, span: Span[Any]) -> None:
+        if span.span_id in self._held:
+            self._held.discard(span.span_id)
+        else:
+            self.inner.on_span_end(span)
+
+    def shutdown(self) -> None:
+        self.inner.shutdown()
+
+    def force_flush(self) -> None:
+        self.inner.force_flush()
+
+
+def put(processor: TracingProcessor) -> None:
+    """Put the processor beside the program's own, silence what exports to OpenAI during rollouts, and set the default client."""
+    provider, there = get_trace_provider(), _processors()
+    if there is None:
+        provider.register_processor(processor)
+    else:
+        quiet = [OutsideRollouts(each) if _exports(each) else each for each in there]
+        provider.set_processors(quiet if processor in there else [*quiet, processor])
+    if _openai_shared.get_default_openai_client() is None:
+        set_default_openai_client(RolloutClient(api_key=default_key), use_for_tracing=False)
+
+
+def remove(processor: TracingProcessor) -> None:
+    """Undo `put`; what the program has put in place since then stays."""
+    there = _processors()
+    if there is not None:
+        kept = [each.inner if isinstance(each, OutsideRollouts) else each for each in there if each is not processor]
+        get_trace_provider().set_processors(kept)
+    if isinstance(_openai_shared.get_default_openai_client(), RolloutClient):
+        set_default_openai_client(cast("Any", None), use_for_tracing=False)
+
+
+def _processors() -> Sequence[TracingProcessor] | None:
+    """Those in place. The SDK has no public way to read them; None: the program has a provider of its own, which keeps them to itself."""
+    return getattr(getattr(get_trace_provider(), "_multi_processor", None), "_processors", None)
+
+
+def _exports(processor: TracingProcessor) -> bool:
+    """Whether it exports to OpenAI's tracing backend."""
+    exporter = getattr(processor, "_exporter", None)
+    return isinstance(exporter, BackendSpanExporter) and urlsplit(exporter.endpoint).hostname == OPENAI

@@ -1,0 +1,16 @@
+"""What the adapter of the OpenAI Agents SDK registers. Light: the adapter itself is imported when somebody asks for it."""
+
+from __future__ import annotations
+
+from agentlightning.hookspecs import Register, hookimpl
+
+
+@hookimpl
+def register_adapters(register: Register) -> None:
+    register(
+        "openai-agents",
+        "agentlightning_openai_agents.adapter:install",
+        summary="OpenAI Agents SDK: agents, handoffs, tools and guardrails as spans, each model call joined to its tokens",
+        extra="openai-agents",
+        needs=("agents", "openai"),
+    )

@@ -12,3 +12,4 @@ def register_commands(register: Register) -> None:
         extra="demo",
         needs=("langchain", "langgraph", "langchain_openai", "simpleeval", "torch", "transformers", "matplotlib"),
     )
+    register("bench", "agentlightning_benchmarks.bench.command:bench", summary="run a benchmark of the paper: math, rag, text-to-sql")

@@ -1,0 +1,139 @@
+"""A benchmark under way: its folder, what was ordered, and the runs in it, each done, gone on with, or begun.
+
+    runs/bench-math-20261123-231500/
+        order.json      what was asked for
+        result.json     every number, of the runs that are there
+        reward.png      train and test curve
+        <time>-math-warm-start-seed-0/    ordinary runs: `agl show`, `agl serve` and `agl train --resume` take them
+        <time>-math-seed-0/
+
+Doing it again goes on where it stopped: a run that is finished is read, one that is not is resumed.
+"""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import msgspec
+
+from agentlightning.config import load_config
+from agentlightning.errors import RunError
+from agentlightning.progress import TrainingProgress
+from agentlightning.runs import RunFolder, write_file
+from agentlightning.training import Job, Run, job_of, run_job
+from agentlightning_benchmarks.bench import catalog
+from agentlightning_benchmarks.bench.evaluation import evaluate
+
+ORDER = "order.json"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Order:
+    """What was asked for."""
+
+    benchmark: str
+    preset: str = "cpu"
+    data: str | None = None
+    eval_only: bool = False
+    model: str | None = None
+    seeds: tuple[int, ...] = (0,)
+    steps: int | None = None
+    test_suite: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Phases:
+    """The runs of one seed."""
+
+    seed: int
+    warm_start: Run | None
+    run: Run | None
+    """None: the warm start was stopped before its end."""
+
+    @property
+    def stopped(self) -> bool:
+        return self.run is None or self.run.stopped
+
+
+def create(order: Order, root: Path) -> Path:
+    """Make the folder of a benchmark."""
+    stem = f"bench-{order.benchmark}-{time.strftime('%Y%m%d-%H%M%S')}"
+    path = next(each for n in range(1, 1000) if not (each := root / (stem if n == 1 else f"{stem}-{n}")).exists())
+    write_file(path / ORDER, msgspec.json.format(msgspec.json.encode(order), indent=2) + b"\n")
+    return path
+
+
+def open_order(path: Path) -> Order:
+    """What was asked for in a folder that `create` made."""
+    try:
+        return msgspec.json.decode((path / ORDER).read_bytes(), type=Order)
+    except FileNotFoundError as error:
+        raise RunError(f"{path} is no folder of a benchmark: it has no {ORDER}; `agl bench` prints the folder that it makes") from error
+    except (OSError, msgspec.DecodeError) as error:
+        raise RunError(f"{path / ORDER} cannot be read: {error}") from error
+
+
+def run_seed(order: Order, seed: int, folder: Path, say: Callable[[str], None]) -> Phases:
+    """Do what one seed still lacks."""
+    entry = catalog.find(order.benchmark)
+    config = replace(catalog.preset(entry, order.preset), seed=seed, folder=str(folder))
+    config = replace(config, name=f"{order.benchmark}-{'evaluation-' if order.eval_only else ''}seed-{seed}")
+    if order.data is not None and order.preset == "cpu":
+        config = replace(config, evaluate=replace(config.evaluate, tasks=catalog.REAL_TASKS))
+    if order.model is not None:
+        config = replace(config, model=order.model)
+    if order.steps is not None:
+        config = replace(config, steps=order.steps)
+    if order.eval_only:
+        say(f"seed {seed}: evaluation of {config.model}")
+        done = _finished(folder, config.name)
+        if done is not None:
+            return Phases(seed, None, done)
+        with TrainingProgress() as progress:
+            return Phases(seed, None, evaluate(_job(order, config), progress=progress))
+    warm: Run | None = None
+    warm_config = catalog.warm_start(entry, order.preset, seed)
+    if warm_config is not None:
+        name = f"{order.benchmark}-warm-start-seed-{seed}"
+        warm_config = replace(warm_config, folder=str(folder), name=name, model=order.model or warm_config.model)
+        say(f"seed {seed}: supervised warm start, {warm_config.steps} steps of {warm_config.tasks_per_step} demonstrated tasks")
+        warm = _run(folder, job_of(warm_config))
+        if warm.stopped:
+            return Phases(seed, warm, None)
+        config = replace(config, model=str(warm.policy))
+    say(f"seed {seed}: training, {config.steps} steps" + (" from the policy of the warm start" if warm else ""))
+    return Phases(seed, warm, _run(folder, _job(order, config)))
+
+
+def _job(order: Order, config: object) -> Job:
+    return catalog.job(catalog.find(order.benchmark), config, real=order.data, test_suite=order.test_suite)  # type: ignore[arg-type]
+
+
+def _run(folder: Path, job: Job) -> Run:
+    """A training run of this name: read, gone on with, or begun."""
+    done = _finished(folder, job.config.name)
+    if done is not None:
+        return done
+    before = _named(folder, job.config.name)
+    resume = before[-1] if before and before[-1].state.exists() else None
+    if resume is not None:
+        job = job_of(load_config(resume.config))
+    gc.collect()  # the weights of the run before hang in reference cycles, and two runs would need twice the memory
+    with TrainingProgress() as progress:
+        return run_job(job, resume=resume.path if resume else None, progress=progress)
+
+
+def _finished(folder: Path, name: str) -> Run | None:
+    for run in reversed(_named(folder, name)):
+        if run.state.exists() and run.result.exists() and run.read_state().finished:
+            return Run(run.path, run.read_result())
+    return None
+
+
+def _named(folder: Path, name: str) -> list[RunFolder]:
+    """The runs of a name, oldest first."""
+    return [run for run in RunFolder.all(folder) if run.name.split("-", 2)[2] == name]

@@ -1,0 +1,77 @@
+"""What a run measured, read from what it left: its metrics, and every rollout of its store."""
+
+from __future__ import annotations
+
+import asyncio
+import tomllib
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from agentlightning.cli.accounts import Account, account
+from agentlightning.evaluation import KINDS, Kind, kind_of
+from agentlightning.model import Trajectory
+from agentlightning.rl.trajectory import trajectory
+from agentlightning.runs import RunFolder
+from agentlightning.stack import open_store
+from agentlightning.tracking import read_metrics
+
+Scores = dict[str, list[float | None]]
+"""Rewards by task id, one for each rollout of the task; None: never scored."""
+
+
+@dataclass(slots=True)
+class Measured:
+    """Of one run."""
+
+    rows: list[dict[str, Any]]
+    """Of `metrics.jsonl`."""
+    scores: dict[Kind, dict[int, Scores]]
+    """By kind, step and task: the held-out rewards."""
+    account: Account
+    """Requests and tokens, over all rollouts."""
+    rollouts: Counter[str] = field(default_factory=Counter[str])
+    """By mode."""
+
+    def curve(self, name: str) -> list[tuple[int, float]]:
+        """(step, value) of the steps that measured it."""
+        return [(row["step"], float(row[name])) for row in self.rows if row.get(name) is not None]
+
+    def steps(self, kind: Kind) -> tuple[int | None, int | None]:
+        """The first and the last step that were measured: 0, and the last one after it."""
+        found = [step for step, _ in self.curve(f"held_out.{kind}")]
+        return (0 if 0 in found else None), max((step for step in found if step > 0), default=None)
+
+
+def read_run(folder: Path) -> Measured:
+    """Read a run."""
+    return asyncio.run(_read(RunFolder.open(folder)))
+
+
+async def _read(run: RunFolder) -> Measured:
+    config = tomllib.loads(run.config.read_text())
+    settings = {"agents": config.get("agents") or None, "reward_weights": config.get("reward_weights")}
+    batches = run.read_batches()
+    measured = Measured(read_metrics(run.path)[0], {kind: {} for kind in KINDS}, Account())
+    counted: dict[tuple[Kind, int, str, int], Trajectory] = {}
+    store, cursor = open_store(run.store_address), 0
+    try:
+        while True:
+            states, cursor = await store.list(after=cursor, limit=200)
+            if not states:
+                break
+            for state in states:
+                state, records = await store.read(state.rollout.id)
+                made = trajectory(state, records, **settings) if state.winner is not None else None
+                measured.account += account(state, records, made, batches.get(state.rollout.id))
+                measured.rollouts[state.rollout.mode] += 1
+                rollout, kind = state.rollout, kind_of(state.rollout.group or "")
+                if rollout.mode == "val" and kind is not None and made is not None and state.status in ("succeeded", "failed"):
+                    # an evaluation that was stopped is made again, and the later one counts
+                    counted[kind, rollout.step or 0, rollout.task.id, rollout.index] = made
+    finally:
+        await store.close()
+    for (kind, step, task, _), made in sorted(counted.items(), key=lambda each: each[0][3]):
+        measured.scores[kind].setdefault(step, {}).setdefault(task, []).append(made.reward)
+    return measured

@@ -1,0 +1,149 @@
+"""What came of a benchmark: `result.json` with every number, and a table for a person. What was not measured is absent."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from agentlightning.evaluation import KINDS, Kind
+from agentlightning.progress import duration
+from agentlightning.runs import write_file
+from agentlightning.training import Run
+from agentlightning_benchmarks.bench.interval import LEVEL, RESAMPLES, bootstrap
+from agentlightning_benchmarks.bench.phases import Order, Phases
+from agentlightning_benchmarks.bench.reading import Measured, Scores, read_run
+
+RESULT = "result.json"
+
+
+def make_result(order: Order, done: Sequence[Phases], folder: Path) -> dict[str, Any]:
+    """Everything that the runs of a benchmark measured."""
+    runs = [_seed(each, folder) for each in done]
+    measured = [run for run in runs if "tasks" in run]
+    change: dict[str, Any] = {}
+    for kind in KINDS:
+        found = bootstrap(differences(measured, kind)) if measured else None
+        if found is not None:
+            change[kind] = {**asdict(found), "rises": found.rises, "level": LEVEL, "resamples": RESAMPLES}
+    return {
+        **{key: value for key, value in asdict(order).items() if value is not None},
+        "finished": len(done) == len(order.seeds) and not any(each.stopped for each in done),
+        "seconds": round(sum(run["seconds"] for run in runs), 1),
+        **({"change": change} if change else {}),
+        "runs": runs,
+    }
+
+
+def write_result(result: Mapping[str, Any], folder: Path) -> None:
+    write_file(folder / RESULT, msgspec.json.format(msgspec.json.encode(result), indent=1) + b"\n")
+
+
+def differences(runs: Sequence[Mapping[str, Any]], kind: Kind) -> NDArray[np.float64]:
+    """(seeds, tasks) reward after less reward before, of every test task; NaN where one of the two is missing."""
+    ids = list(dict.fromkeys(task["id"] for run in runs for task in run["tasks"]))
+    table = np.full((len(runs), len(ids)), np.nan)
+    for row, run in enumerate(runs):
+        for task in run["tasks"]:
+            before, after = (_mean(task.get(kind, {}).get(when)) for when in ("before", "after"))
+            if before is not None and after is not None:
+                table[row, ids.index(task["id"])] = after - before
+    return table
+
+
+def _mean(rewards: Sequence[float | None] | None) -> float | None:
+    """Over the rollouts of a task, all of which must have been scored for it to be compared."""
+    if not rewards or any(reward is None for reward in rewards):
+        return None
+    return float(np.mean([reward for reward in rewards if reward is not None]))
+
+
+def _seed(phases: Phases, folder: Path) -> dict[str, Any]:
+    found: dict[str, Any] = {"seed": phases.seed, "seconds": 0.0}
+    if phases.warm_start is not None:
+        found["warm_start"] = _run(phases.warm_start, folder)
+        found["seconds"] += found["warm_start"]["seconds"]
+    if phases.run is not None:
+        measured = read_run(phases.run.folder)
+        own = _run(phases.run, folder, measured)
+        found |= {**own, "seconds": found["seconds"] + own["seconds"], "seconds_of_training": own["seconds"]}
+        found["tasks"] = _tasks(measured)
+    return found
+
+
+def _run(run: Run, folder: Path, measured: Measured | None = None) -> dict[str, Any]:
+    """Of one run, the same for a warm start."""
+    measured = measured or read_run(run.folder)
+    sums = measured.account
+    curves = {
+        "train": measured.curve("reward"),
+        **{f"test_{kind}": measured.curve(f"held_out.{kind}") for kind in KINDS},
+    }
+    if sums.demonstrated:  # elsewhere the loss is no measure of anything
+        curves["loss"] = measured.curve("loss")
+    kept = ("model", "steps", "finished", "seconds", "held_out", "measured_after_step", "best", "policy_step", "policy")
+    return {
+        "folder": run.folder.relative_to(folder).as_posix() if run.folder.is_relative_to(folder) else str(run.folder),
+        **{key: run.result[key] for key in kept if run.result.get(key) not in (None, {})},
+        "curve": {name: curve for name, curve in curves.items() if curve},
+        "rollouts": dict(measured.rollouts),
+        "requests": {"all": sums.requests, **sums.outcomes},
+        "tokens": {
+            "all": sums.sampled,
+            "demonstrated": sums.demonstrated,
+            "trained": sums.trained,
+            "left_out": dict(sums.left_out.most_common()),
+        },
+    }
+
+
+def _tasks(measured: Measured) -> list[dict[str, Any]]:
+    """The rewards of every test task, before and after."""
+    tasks: dict[str, dict[str, Any]] = {}
+    for kind in KINDS:
+        for when, step in zip(("before", "after"), measured.steps(kind), strict=True):
+            scores: Scores = measured.scores[kind].get(step, {}) if step is not None else {}
+            for task, rewards in scores.items():
+                tasks.setdefault(task, {"id": task}).setdefault(kind, {})[when] = rewards
+    return [tasks[task] for task in sorted(tasks)]
+
+
+def print_result(result: Mapping[str, Any], console: Console) -> None:
+    """The table: each seed, before and after; then the intervals."""
+    only = result["eval_only"]
+    title = f"{result['benchmark']}, preset {result['preset']}: mean reward on the test tasks"
+    table = Table(title=title, title_justify="left")
+    table.add_column("seed", justify="right")
+    for kind in KINDS:
+        for when in ("",) if only else (" before", " after"):
+            table.add_column(f"{kind}{when}", justify="right")
+    table.add_column("steps", justify="right")
+    table.add_column("time", justify="right")
+    for run in result["runs"]:
+        measured = run.get("held_out", {})
+        cells = [measured.get(kind, {}).get(when) for kind in KINDS for when in (("before",) if only else ("before", "after"))]
+        shown = ["not measured" if value is None else f"{value:.3f}" for value in cells]
+        table.add_row(str(run["seed"]), *shown, str(run.get("steps", "")), duration(run["seconds"]))
+    console.print(table)
+    warm = next((run["warm_start"] for run in result["runs"] if "warm_start" in run), None)
+    if warm is not None:
+        shown = f"{warm['tokens']['trained']:,} demonstrated tokens in {warm['steps']} steps"
+        console.print(f"curve and numbers start after a supervised warm start ({shown} for the first seed); its time is counted")
+    for kind, change in result.get("change", {}).items():
+        paired = f"{change['pairs']:,} pairs of test task and seed" + (f", {change['unpaired']} unpaired" if change["unpaired"] else "")
+        verdict = ("it rises", "green") if change["rises"] else ("no rise is shown", "yellow")
+        console.print(
+            Text.assemble(
+                f"{kind}: after − before {change['mean']:+.3f}, 95% interval {change['low']:+.3f} to {change['high']:+.3f} ({paired}): ",
+                verdict,
+            ),
+            soft_wrap=True,
+        )

@@ -1,0 +1,103 @@
+"""An AutoGen agent that solves word problems by calling a calculator.
+
+Ordinary AutoGen code: nothing here knows of Agent Lightning. `solve.py` is what adds it.
+"""
+
+from __future__ import annotations
+
+import ast
+import operator
+from typing import Any
+
+from autogen_agentchat.agents import AssistantAgent
+from autogen_core import FunctionCall
+from autogen_core.model_context import UnboundedChatCompletionContext
+from autogen_core.models import (
+    AssistantMessage,
+    ChatCompletionClient,
+    FunctionExecutionResult,
+    FunctionExecutionResultMessage,
+    LLMMessage,
+    UserMessage,
+)
+from autogen_core.tools import FunctionTool
+from simpleeval import InvalidExpression, SimpleEval
+
+INSTRUCTIONS = "Call the calculator, then give the answer."
+EXAMPLES = (
+    ("Max has 8 cakes, eats 2 and shares the rest among 3 friends. How many does each get?", "(8-2)/3", "2"),
+    ("Lea buys 6 bags with 5 balls each and loses 2 balls. How many balls are left?", "6*5-2", "28"),
+    ("Sam has 3 pears and gets 4 more. How many pears does Sam have?", "3+4", "7"),
+)
+CALLS = 6
+"""Model calls for one problem at most."""
+LONGEST = 200
+"""Characters of an expression."""
+HIGHEST_POWER, HIGHEST_BASE = 64, 10**12
+"""Powers beyond these take long to work out."""
+
+
+def power(base: float, exponent: float) -> float:
+    if abs(exponent) > HIGHEST_POWER or abs(base) > HIGHEST_BASE:
+        raise ValueError(f"the power is too high; at most {HIGHEST_BASE}**{HIGHEST_POWER}")
+    return base**exponent
+
+
+OPERATORS: dict[type[ast.AST], Any] = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.Div: operator.truediv,
+    ast.FloorDiv: operator.floordiv,
+    ast.Mod: operator.mod,
+    ast.Pow: power,
+    ast.USub: operator.neg,
+    ast.UAdd: operator.pos,
+}
+
+
+def calculate(expression: str) -> float:
+    """The value of an arithmetic expression: numbers, brackets and the operators above, and nothing else. Raises `ValueError`."""
+    if len(expression) > LONGEST:
+        raise ValueError(f"the expression has more than {LONGEST} characters")
+    try:
+        value: Any = SimpleEval(operators=OPERATORS, functions={}, names={}).eval(expression)
+    except (InvalidExpression, SyntaxError, ArithmeticError, LookupError, TypeError, AttributeError, RecursionError, MemoryError) as error:
+        raise ValueError(str(error) or type(error).__name__) from error
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError("the result is no number")
+    return value
+
+
+def calculator(expression: str) -> str:
+    """works out an arithmetic expression."""
+    try:
+        return f"{calculate(expression):.10g}"
+    except (ValueError, OverflowError) as error:  # an integer too large for a float overflows as it is written
+        return f"error: {error}"
+
+
+def build_agent(model: ChatCompletionClient) -> AssistantAgent:
+    """The agent, for one problem, with a few worked examples in its conversation."""
+    return AssistantAgent(
+        "solver",
+        model,
+        tools=[FunctionTool(calculator, description="works out an arithmetic expression.")],
+        system_message=INSTRUCTIONS,
+        model_context=UnboundedChatCompletionContext(initial_messages=worked_examples()),
+        max_tool_iterations=CALLS,
+    )
+
+
+def worked_examples() -> list[LLMMessage]:
+    messages: list[LLMMessage] = []
+    for number, (question, expression, result) in enumerate(EXAMPLES):
+        call = FunctionCall(id=f"example-{number}", name="calculator", arguments=f'{{"expression": "{expression}"}}')
+        done = FunctionExecutionResult(content=result, name="calculator", call_id=call.id, is_error=False)
+        messages += [
+            UserMessage(content=question, source="user"),
+            AssistantMessage(content=[call], source="solver"),
+            FunctionExecutionResultMessage(content=[done]),
+            AssistantMessage(content=f"The answer is {result}.", source="solver"),
+        ]
+    return messages

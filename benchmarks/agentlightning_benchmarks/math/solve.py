@@ -1,0 +1,36 @@
+"""What makes the agent trainable: the model that `llm` names, in the client that records it, and a reward."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+from autogen_agentchat.base import TaskResult
+from autogen_agentchat.messages import TextMessage
+from autogen_core.models import ModelInfo
+from autogen_ext.models.openai import OpenAIChatCompletionClient
+
+import agentlightning as agl
+from agentlightning_autogen import LightningChatCompletionClient
+from agentlightning_benchmarks.math.agent import build_agent
+from agentlightning_benchmarks.math.reward import reward
+
+MODEL_INFO = ModelInfo(vision=False, function_calling=True, json_output=False, family="unknown", structured_output=False)
+
+
+@cache
+def model_client(model: str, base_url: str) -> OpenAIChatCompletionClient:
+    """One for all rollouts, which are many at once: to make a client takes longer than to call it. Its key is put in by the rollout."""
+    return OpenAIChatCompletionClient(model=model, base_url=base_url, api_key="the rollout's", model_info=MODEL_INFO)
+
+
+async def solve(task: dict[str, Any], llm: agl.LLM) -> float:
+    """`task` has `question` and `answer`. 1 for the right answer, else 0."""
+    agent = build_agent(LightningChatCompletionClient(model_client(llm.model, llm.base_url)))
+    return reward(said(await agent.run(task=task["question"])), task["answer"])
+
+
+def said(result: TaskResult) -> str | None:
+    """The agent's answer; None where it was still calling the calculator when its calls were used up."""
+    last = result.messages[-1]
+    return last.content if isinstance(last, TextMessage) and last.source == "solver" else None

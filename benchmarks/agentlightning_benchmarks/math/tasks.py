@@ -1,0 +1,107 @@
+"""Word problems: those that the project makes itself, and GSM8K's from files.
+
+A task is `id, question, answer` and `steps`, the expressions that lead to the answer, which only a demonstration reads. Generated train and
+test tasks share no template, name or object.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+from agentlightning.errors import ConfigError
+from agentlightning_benchmarks.math.agent import calculator
+from agentlightning_benchmarks.math.reward import number_in
+from agentlightning_benchmarks.math.templates import NAMES, TEMPLATES, THINGS
+
+Split = Literal["train", "test"]
+TRAIN, TEST = 2000, 64
+"""Generated tasks."""
+FILES = "train.jsonl and dev.jsonl, with question and answer in each line, as GSM8K's"
+
+
+def train_tasks() -> list[dict[str, Any]]:
+    """What the CPU preset trains on."""
+    return make_tasks("train", TRAIN)
+
+
+def test_tasks() -> list[dict[str, Any]]:
+    """What it is measured on."""
+    return make_tasks("test", TEST)
+
+
+def make_tasks(split: Split, count: int) -> list[dict[str, Any]]:
+    """`count` different tasks of a split, always the same ones. Templates come round in turn; two of three problems have two steps."""
+    rng = random.Random(f"math:{split}")  # noqa: S311  # no secret is made here
+    tasks: dict[str, dict[str, Any]] = {}
+    order: list[tuple[str, str]] = []
+    while len(tasks) < count:
+        order = order or rng.sample(TEMPLATES[split], len(TEMPLATES[split]))
+        form, text = order.pop()
+        numbers = draw(form, rng)
+        people = dict(zip("NMO", rng.sample(NAMES[split], 3), strict=True))
+        expression = form.format(**numbers)
+        question = text.format(**numbers, **people, X=rng.choice(THINGS[split]))
+        tasks[question] = {"question": question, "answer": calculator(expression), "steps": [expression]}
+    return [{"id": f"{split}-{number:04}", **task} for number, task in enumerate(tasks.values())]
+
+
+def draw(form: str, rng: random.Random) -> dict[str, int]:
+    """Numbers for a form, small enough for a small model to copy; every result is whole and positive."""
+    a, b, c = (rng.randint(11, 79) for _ in range(3))
+    p, q, r = rng.randint(3, 9), rng.randint(11, 39), rng.randint(3, 9)
+    t = rng.randint(11, 39)
+    if "{m}" in form:  # what is shared out
+        return {"p": p, "m": p * q, "b": b, "c": c}
+    if form.startswith("({s}-{b})/{p}"):
+        return {"s": b + p * q, "b": b, "p": p}
+    if form.startswith("{s}-{b}-{c}"):
+        return {"s": b + c + a, "b": b, "c": c}
+    if form.startswith("{s}-{p}*{q}"):
+        return {"s": p * q + a, "p": p, "q": q}
+    if form.startswith("{p}*{q}-{b}"):
+        return {"p": p, "q": q, "b": rng.randint(2, p * q - 10)}
+    if form.startswith("{a}+{b}-{c}"):
+        return {"a": a, "b": b, "c": rng.randint(2, a + b - 5)}
+    return {"a": a, "b": b, "c": c, "s": b + a, "p": p, "q": q, "r": r, "t": t}
+
+
+def load(data: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Train and test tasks of a folder with real files. Raises `ConfigError`, which names the file and the line."""
+    if not data.is_dir():
+        raise ConfigError(f"{data}: there is no such folder; expected one with {FILES}")
+    train, test = (_read(data / name) for name in ("train.jsonl", "dev.jsonl"))
+    return train, test
+
+
+def _read(path: Path) -> list[dict[str, Any]]:
+    if not path.is_file():
+        raise ConfigError(f"{path}: there is no such file; expected a folder with {FILES}")
+    tasks = list(_tasks(path))
+    if not tasks:
+        raise ConfigError(f"{path} is empty; expected a folder with {FILES}")
+    return tasks
+
+
+def _tasks(path: Path) -> Iterator[dict[str, Any]]:
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")  # `splitlines` also cuts inside questions
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} cannot be read: {error}; expected a folder with {FILES}") from error
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+            question, answer = row["question"], str(row["answer"])
+            steps = [str(expression) for expression, _ in row.get("calculator") or ()]
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ConfigError(f"{path}, line {number}: {type(error).__name__}: {error}; expected {FILES}") from error
+        if not isinstance(question, str) or not question.strip() or number_in(answer) is None:
+            raise ConfigError(
+                f"{path}, line {number}: the question is no text, or the answer {answer!r:.40} holds no number; expected {FILES}"
+            )
+        yield {"id": str(row.get("id", f"{path.stem}-{number}")), "question": question, "answer": answer, "steps": steps}

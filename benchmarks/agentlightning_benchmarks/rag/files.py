@@ -1,0 +1,73 @@
+"""Files of the benchmark: one JSON object a line. Whatever is wrong with one is said with its name and line."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+from agentlightning.errors import ConfigError
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One object and where it stands."""
+
+    where: str
+    fields: dict[str, Any]
+
+    def text(self, key: str) -> str:
+        """A field that must be text with something in it."""
+        if key not in self.fields:
+            raise ConfigError(f"{self.where}: has no {key!r}; expected text")
+        return checked_text(self.fields[key], f"{self.where}: {key!r}")
+
+    def many(self, key: str) -> list[Any]:
+        """A field that is a list where it is there."""
+        value: Any = self.fields.get(key)
+        if value is not None and not isinstance(value, list):
+            raise ConfigError(f"{self.where}: {key!r} is {value!r:.60}; expected a list")
+        return cast("list[Any]", value or [])
+
+
+def read_lines(path: Path, holds: str) -> Iterator[Line]:
+    """The objects of a file that holds `holds`; empty lines are passed over. Raises `ConfigError`, for a file without any too."""
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror or error}; expected {holds}, one JSON object a line") from error
+    found = False
+    for number, line in enumerate(data.removeprefix(b"\xef\xbb\xbf").split(b"\n"), 1):
+        if line.strip():
+            found = True
+            yield _parse(line, f"{path}, line {number}")
+    if not found:
+        raise ConfigError(f"{path}: the file is empty; expected {holds}, one JSON object a line")
+
+
+def checked_text(value: Any, where: str) -> str:
+    """The value, if it is text with something in it that can be sent."""
+    if not isinstance(value, str) or not value.strip():
+        raise ConfigError(f"{where} is {value!r:.60}; expected text")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise ConfigError(f"{where} holds half a character (a lone surrogate) at position {error.start}; write it anew") from error
+    return value
+
+
+def _parse(line: bytes, where: str) -> Line:
+    try:
+        value: Any = json.loads(line.decode())
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{where}: not UTF-8 at byte {error.start + 1}; save the file as UTF-8") from error
+    except json.JSONDecodeError as error:
+        shown = line.decode().strip()
+        raise ConfigError(f"{where}: not JSON: {error.msg} (column {error.colno}): {shown[:60]}") from error
+    except RecursionError as error:
+        raise ConfigError(f"{where}: nested too deeply") from error
+    if not isinstance(value, dict):
+        raise ConfigError(f"{where}: {value!r:.60}; expected a JSON object")
+    return Line(where, cast("dict[str, Any]", value))

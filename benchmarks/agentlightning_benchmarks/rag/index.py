@@ -1,0 +1,126 @@
+"""A corpus of passages and its BM25 index. The index is made once for each content and kept in the cache; what is open is only read.
+
+Many rollouts search one index at once, from threads and from processes: nothing is written after it was opened, and a folder in the
+cache is complete or not there.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import shutil
+import sys
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import bm25s
+import numpy as np
+from bm25s.stopwords import STOPWORDS_EN
+
+from agentlightning.errors import ConfigError
+from agentlightning.model import new_id
+from agentlightning.models import cache_folder
+from agentlightning_benchmarks.rag.files import read_lines
+
+MAX_QUERY = 2000
+"""Characters of a query that are looked at."""
+RULES = "words-1"
+"""Changes with `words_of` and with what is indexed, so that an older index is not taken."""
+
+
+@dataclass(frozen=True, slots=True)
+class Passage:
+    """One entry of a corpus."""
+
+    id: str
+    title: str
+    text: str
+
+    def shown(self, words: int) -> str:
+        """In one line, cut after so many words; the title stands before it where the text does not name it."""
+        text = " ".join(self.text.split())
+        line = text if not self.title or self.title in text else f"{self.title}: {text}"
+        parts = line.split(" ", words)
+        return line if len(parts) <= words else " ".join(parts[:words]) + " …"
+
+
+class Index:
+    """Passages that can be searched."""
+
+    def __init__(self, passages: Sequence[Passage], scorer: Any) -> None:
+        self.passages = tuple(passages)
+        self._scorer = scorer
+
+    def search(self, query: str, top_k: int) -> list[Passage]:
+        """At most `top_k` passages that share a word with the query, the best first; of equals the earlier in the corpus."""
+        known = [word for word in words_of(query[:MAX_QUERY]) if word in self._scorer.vocab_dict]
+        if not known:
+            return []
+        scores = self._scorer.get_scores(known)  # (passages,)
+        best = np.argsort(-scores, kind="stable")[:top_k]
+        return [self.passages[i] for i in best if scores[i] > 0]
+
+
+@lru_cache(maxsize=4)
+def open_index(corpus: str) -> Index:
+    """The index of a corpus file, from the cache where it is there. Raises `ConfigError` that names the file, and the line.
+
+    A file holds `{"id": ..., "title": ..., "text": ...}` on each line, with ids that differ.
+    """
+    path = Path(corpus)
+    passages = _passages(path)
+    digest = hashlib.sha256(f"{RULES} bm25s {bm25s.__version__}\n".encode() + path.read_bytes()).hexdigest()[:24]
+    folder = cache_folder() / "rag" / f"index-{digest}"
+    if not folder.is_dir():
+        _build(path, passages, folder)
+    try:
+        scorer = bm25s.BM25.load(folder, mmap=True, show_progress=False)
+    except (OSError, ValueError, KeyError, EOFError, TypeError) as error:
+        raise ConfigError(f"{folder}: this index of {path} is damaged: {error}; delete the folder, and it is made again") from error
+    return Index(passages, scorer)
+
+
+def words_of(text: str) -> list[str]:
+    """The words that are searched for: lower case, without accents, without those that every text has."""
+    plain = "".join(each for each in unicodedata.normalize("NFKD", text) if not unicodedata.combining(each))
+    return [word for word in re.findall(r"\w+", plain.lower()) if word not in STOPWORDS_EN]
+
+
+def _passages(path: Path) -> list[Passage]:
+    passages: list[Passage] = []
+    places: dict[str, str] = {}
+    for line in read_lines(path, "passages with id, title and text"):
+        passage = Passage(line.text("id"), line.text("title") if line.fields.get("title") else "", line.text("text"))
+        if passage.id in places:
+            raise ConfigError(f"{line.where}: the id {passage.id!r} is that of {places[passage.id]} too; ids must differ")
+        places[passage.id] = line.where
+        passages.append(passage)
+    return passages
+
+
+def _build(path: Path, passages: Sequence[Passage], folder: Path) -> None:
+    """Make the index beside its folder and rename it, so that half an index is never taken for one."""
+    from tqdm import tqdm
+
+    seen = sys.stderr.isatty()
+    texts = tqdm(passages, desc=f"reading {path.name}", disable=not seen, leave=False)
+    words = [words_of(f"{passage.title} {passage.text}") for passage in texts]
+    if not any(words):
+        raise ConfigError(f"{path}: no passage has a word that can be searched for")
+    scorer = bm25s.BM25()
+    scorer.index(words, create_empty_token=False, show_progress=seen)
+    part = folder.with_name(f".{folder.name}.{new_id()}")
+    part.mkdir(parents=True)
+    try:
+        scorer.save(part, show_progress=False)
+        try:
+            part.rename(folder)
+        except OSError:  # another process was faster, and its index is the same
+            if not folder.is_dir():
+                raise
+    finally:
+        shutil.rmtree(part, ignore_errors=True)

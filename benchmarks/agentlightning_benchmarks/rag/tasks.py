@@ -1,0 +1,101 @@
+"""Tasks: questions that the project makes itself, over its invented world, and real ones from files.
+
+A task is `id, question, answer, answer_aliases, decomposition` (the question and answer of each hop, as far as they are known) and
+`corpus` (the file to search, passages for one query, words of one passage).
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, cast
+
+from agentlightning.errors import ConfigError
+from agentlightning_benchmarks.rag.files import Line, checked_text, read_lines
+from agentlightning_benchmarks.rag.index import open_index
+from agentlightning_benchmarks.rag.questions import one_hop, two_hops
+from agentlightning_benchmarks.rag.world import Split, corpus_file
+
+TRAIN, TEST = 2000, 64
+"""Generated tasks."""
+HOPS: dict[Split, tuple[int, ...]] = {"train": (2, 1, 2), "test": (1, 2)}
+"""Of the generated tasks, in turn. With as many of one hop as of two, training found the shortcut of one search for every question."""
+SHOWN = {"top_k": 1, "words": 40}
+"""Of the generated corpus, whose passages are short: prompts stay small enough for a CPU."""
+SHOWN_REAL = {"top_k": 3, "words": 60}
+FILES = "train.jsonl, dev.jsonl and corpus.jsonl, as MuSiQue's"
+
+
+def train_tasks() -> list[dict[str, Any]]:
+    """What the CPU preset trains on."""
+    return make_tasks("train", TRAIN)
+
+
+def test_tasks() -> list[dict[str, Any]]:
+    """What it is measured on. Names and words of the questions are not those of the train tasks."""
+    return make_tasks("test", TEST)
+
+
+def make_tasks(split: Split, count: int) -> list[dict[str, Any]]:
+    """`count` different tasks of a split, always the same ones; their hops come in the order of `HOPS`."""
+    rng = random.Random(f"tasks:{split}")  # noqa: S311  # no secret is made here
+    hops = [HOPS[split][number % len(HOPS[split])] for number in range(count)]
+    drawn = {kind: iter(rng.sample(list(ask(split)), hops.count(kind))) for kind, ask in ((1, one_hop), (2, two_hops))}
+    corpus = {"path": str(corpus_file()), **SHOWN}
+    return [{"id": f"{split}-{number:04}", **next(drawn[kind]), "corpus": corpus} for number, kind in enumerate(hops)]
+
+
+def load(data: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Train and test tasks of a folder with real files; its corpus is indexed where it is not yet.
+
+    Raises `ConfigError`, which names the file and the line.
+    """
+    if not data.is_dir():
+        raise ConfigError(f"{data}: there is no such folder; expected one with {FILES}")
+    for name in ("corpus.jsonl", "train.jsonl", "dev.jsonl"):
+        if not (data / name).is_file():
+            raise ConfigError(f"{data / name}: there is no such file; expected a folder with {FILES}")
+    path = (data / "corpus.jsonl").resolve()
+    ids = {passage.id for passage in open_index(str(path)).passages}
+    corpus = {"path": str(path), **SHOWN_REAL}
+    train, test = (_read(data / name, ids, corpus) for name in ("train.jsonl", "dev.jsonl"))
+    return train, test
+
+
+def _read(path: Path, ids: set[str], corpus: dict[str, Any]) -> list[dict[str, Any]]:
+    return [{**task, "corpus": corpus} for task in _different(_task(line, ids) for line in read_lines(path, "questions with answers"))]
+
+
+def _task(line: Line, ids: set[str]) -> tuple[str, dict[str, Any]]:
+    """Where it stands, and the task."""
+    for id in line.many("supporting_ids"):
+        if id not in ids:
+            raise ConfigError(
+                f"{line.where}: 'supporting_ids' has {id!r:.60}, which is no passage of the corpus; do the files fit together?"
+            )
+    return line.where, {
+        "id": line.text("id"),
+        "question": line.text("question"),
+        "answer": line.text("answer"),
+        "answer_aliases": [
+            checked_text(each, f"{line.where}: 'answer_aliases[{i}]'") for i, each in enumerate(line.many("answer_aliases"))
+        ],
+        "decomposition": [_hop(each, f"{line.where}: 'decomposition[{i}]'") for i, each in enumerate(line.many("decomposition"))],
+    }
+
+
+def _hop(value: Any, where: str) -> dict[str, str]:
+    if not isinstance(value, dict):
+        raise ConfigError(f"{where} is {value!r:.60}; expected an object with question and answer")
+    hop = Line(where, cast("dict[str, Any]", value))
+    return {"question": hop.text("question"), "answer": hop.text("answer")}
+
+
+def _different(tasks: Iterable[tuple[str, dict[str, Any]]]) -> Iterator[dict[str, Any]]:
+    places: dict[str, str] = {}
+    for where, task in tasks:
+        if task["id"] in places:
+            raise ConfigError(f"{where}: the id {task['id']!r} is that of {places[task['id']]} too; ids must differ")
+        places[task["id"]] = where
+        yield task

@@ -1,0 +1,101 @@
+"""A LangGraph agent that answers questions with SQL: write, execute, check, and rewrite what was wrong.
+
+Ordinary LangGraph code: nothing here knows of Agent Lightning. `solve.py` is what adds it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from typing import Annotated, Any, TypedDict
+
+from langchain_core.language_models import BaseChatModel
+from langchain_core.messages import AnyMessage, HumanMessage, SystemMessage
+from langgraph.graph import END, START, StateGraph
+from langgraph.graph.message import add_messages
+
+from agentlightning_benchmarks.text_to_sql.database import Result, execute
+
+TURNS = 3
+"""Queries that are written at most."""
+INSTRUCTIONS = "You write SQLite queries."
+WRITE = "Reply with the query only."
+CHECK = "Is this the answer? Reply correct or wrong."
+REWRITE = "Write a better query."
+FENCED = re.compile(r"```(?:sql|sqlite)?\s*\n(.*?)```", re.DOTALL | re.IGNORECASE)
+
+
+class State(TypedDict):
+    """One question on its way. The messages are one conversation, which all nodes continue."""
+
+    question: str
+    schema: str
+    database: str
+    messages: Annotated[list[AnyMessage], add_messages]
+    query: str
+    result: str
+    right: bool
+    turns: int
+
+
+def build_agent(model: BaseChatModel) -> Any:
+    """The compiled graph. Give it `question`, `schema` and `database` (a path); it returns them with the last `query`."""
+
+    async def write(state: State) -> dict[str, Any]:
+        asked = [SystemMessage(INSTRUCTIONS), HumanMessage(f"{state['schema']}\n\n{state['question']}\n{WRITE}")]
+        reply = await model.ainvoke(asked)
+        return {"messages": [*asked, reply], "query": query_in(str(reply.text)), "turns": 1}
+
+    async def run(state: State) -> dict[str, Any]:
+        result = await asyncio.to_thread(execute, state["database"], state["query"])
+        return {"result": show(result)}
+
+    async def check(state: State) -> dict[str, Any]:
+        asked = HumanMessage(f"{state['result']}\n{CHECK}")
+        reply = await model.ainvoke([*state["messages"], asked])
+        return {"messages": [asked, reply], "right": is_right(str(reply.text))}
+
+    async def rewrite(state: State) -> dict[str, Any]:
+        asked = HumanMessage(REWRITE)
+        reply = await model.ainvoke([*state["messages"], asked])
+        return {"messages": [asked, reply], "query": query_in(str(reply.text)), "turns": state["turns"] + 1}
+
+    graph = StateGraph(State)
+    graph.add_node("write", write)
+    graph.add_node("execute", run)
+    graph.add_node("check", check)
+    graph.add_node("rewrite", rewrite)
+    graph.add_edge(START, "write")
+    graph.add_edge("write", "execute")
+    # After the last turn there is nobody left who could act on a verdict.
+    graph.add_conditional_edges("execute", lambda state: END if state["turns"] == TURNS else "check", ["check", END])
+    graph.add_conditional_edges("check", lambda state: END if state["right"] else "rewrite", ["rewrite", END])
+    graph.add_edge("rewrite", "execute")
+    return graph.compile(name="text-to-sql")
+
+
+def query_in(reply: str) -> str:
+    """The first fenced block of a reply, or all of it."""
+    fenced = FENCED.search(reply)
+    return (fenced.group(1) if fenced else reply).strip()
+
+
+def is_right(verdict: str) -> bool:
+    """Whether a checker is content."""
+    return re.search(r"wrong|incorrect|not correct", verdict, re.IGNORECASE) is None
+
+
+def show(result: Result, rows: int = 3, letters: int = 120) -> str:
+    """A result in a line: how many rows, and the first of them."""
+    if result.error is not None:
+        return _cut(f"error: {result.error}", letters)
+    if not result.rows:
+        return "no rows"
+    first = "; ".join(", ".join(str(value) for value in row) for row in result.rows[:rows])
+    many = f"{len(result.rows)} rows" if len(result.rows) > 1 else "1 row"
+    return _cut(f"{many}: {first}{'; ...' if len(result.rows) > rows else ''}", letters)
+
+
+def _cut(text: str, letters: int) -> str:
+    text = " ".join(text.split())
+    return text if len(text) <= letters else text[: letters - 3] + "..."

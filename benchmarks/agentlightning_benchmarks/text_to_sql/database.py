@@ -1,0 +1,138 @@
+"""SQLite databases that only answer: nothing that a query says can change, attach or outlast them.
+
+A query sees one database file, opened read-only and immutable, and may do nothing but read and compute. What it does not finish in its
+time, and what is larger than its limits, is an error result. A file that is not there, or is no database, is no fault of the query: that
+is raised.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+from collections.abc import Generator, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeAlias
+from urllib.parse import quote
+
+Row: TypeAlias = tuple[object, ...]
+
+SECONDS = 5.0
+"""That one query may take."""
+ROWS = 20_000
+"""That one result may have."""
+LIMITS = {
+    sqlite3.SQLITE_LIMIT_LENGTH: 100_000,  # bytes of one value and of one row: no function can fill the memory, or work for long
+    sqlite3.SQLITE_LIMIT_SQL_LENGTH: 20_000,
+    sqlite3.SQLITE_LIMIT_COLUMN: 200,
+    sqlite3.SQLITE_LIMIT_LIKE_PATTERN_LENGTH: 200,
+    sqlite3.SQLITE_LIMIT_ATTACHED: 0,
+}
+READING = {sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ, sqlite3.SQLITE_RECURSIVE}
+"""What a query may do; further, call functions."""
+FORBIDDEN = {"load_extension", "fts3_tokenizer"}
+"""Functions that reach out of the database."""
+FAULTS = {sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_IOERR}
+"""Primary codes of errors that are the file's."""
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What came of a query: rows, or an error."""
+
+    rows: tuple[Row, ...] = ()
+    columns: int = 0
+    error: str | None = None
+    """For the one who wrote the query."""
+
+
+def execute(path: str | Path, query: str, *, seconds: float = SECONDS, rows: int = ROWS) -> Result:
+    """Run one query (blocking). Raises `FileNotFoundError` or `OSError`, which name the file, where the database is not there or broken."""
+    with _reading(path) as connection:
+        connection.set_authorizer(_authorize)
+        # Not a progress handler: that would want the interpreter's lock every so many instructions, behind every other thread.
+        timer = threading.Timer(seconds, connection.interrupt)
+        timer.start()
+        try:
+            cursor = connection.execute(query)
+            if cursor.description is None:
+                return Result(error="this is no query")
+            found = cursor.fetchmany(rows + 1)
+            if len(found) > rows:
+                return Result(error=f"more than {rows} rows")
+            return Result(tuple(found), len(cursor.description))
+        except (sqlite3.Error, sqlite3.Warning, ValueError, OverflowError) as error:  # a surrogate in the text is a ValueError
+            code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+            if code in FAULTS:
+                raise OSError(f"{path}: the database is broken: {error}") from error
+            if code == sqlite3.SQLITE_INTERRUPT:
+                return Result(error=f"it took more than {seconds:g} s")
+            return Result(error=str(error))
+        finally:
+            timer.cancel()
+            timer.join()  # so that it never meets a connection that is being closed
+
+
+def schema_text(path: str | Path, limit: int = 4000) -> str:
+    """Tables with their columns, then the foreign keys, a line each. Lines after `limit` characters are left out, and counted."""
+    with _reading(path) as connection:
+        found = connection.execute("SELECT name FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite_%' ORDER BY rowid")
+        tables: list[str] = [name for (name,) in found]
+        lines = [f"{_name(table)}({', '.join(_name(column) for column in _columns(connection, table))})" for table in tables]
+        lines += [line for table in tables for line in _foreign_keys(connection, table)]
+    kept: list[str] = []
+    for number, line in enumerate(lines):
+        if sum(map(len, kept)) + len(kept) + len(line) > limit:
+            return "\n".join([*kept, f"-- and {len(lines) - number} lines more"])
+        kept.append(line)
+    return "\n".join(kept)
+
+
+def _columns(connection: sqlite3.Connection, table: str) -> list[str]:
+    return [name for (name,) in connection.execute("SELECT name FROM pragma_table_info(?) ORDER BY cid", (table,))]
+
+
+def _foreign_keys(connection: sqlite3.Connection, table: str) -> Iterator[str]:
+    keys = connection.execute('SELECT "from", "table", "to" FROM pragma_foreign_key_list(?) ORDER BY id DESC, seq', (table,))
+    for column, other, target in keys:
+        # A key that names no column means the other table's primary key; some databases have keys to tables that are not there.
+        targets = [target] if target else _columns(connection, other)[:1]
+        for each in targets:
+            yield f"{_name(table)}.{_name(column)} = {_name(other)}.{_name(each)}"
+
+
+def _name(name: str) -> str:
+    return name if name.isidentifier() else '"' + name.replace('"', '""') + '"'
+
+
+@contextmanager
+def _reading(path: str | Path) -> Generator[sqlite3.Connection]:
+    """A connection that cannot write, to a file that is a database."""
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: there is no such database; expected an SQLite file")
+    try:
+        uri = f"file:{quote(str(path.resolve()))}?mode=ro&immutable=1"
+        connection = sqlite3.connect(uri, uri=True, isolation_level=None, cached_statements=0)
+    except sqlite3.Error as error:
+        raise OSError(f"{path}: the database cannot be opened: {error}") from error
+    with closing(connection):
+        try:
+            connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+        except sqlite3.Error as error:
+            raise OSError(f"{path}: this is no SQLite database: {error}") from error
+        connection.text_factory = _text
+        for limit, value in LIMITS.items():
+            connection.setlimit(limit, value)
+        yield connection
+
+
+def _text(data: bytes) -> str:
+    return data.decode(errors="replace")
+
+
+def _authorize(action: int, one: str | None, two: str | None, database: str | None, trigger: str | None) -> int:
+    if action in READING or (action == sqlite3.SQLITE_FUNCTION and two not in FORBIDDEN):
+        return sqlite3.SQLITE_OK
+    return sqlite3.SQLITE_DENY

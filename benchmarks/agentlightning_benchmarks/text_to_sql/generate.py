@@ -1,0 +1,255 @@
+"""Small databases and questions about them, made the same on every machine.
+
+A schema is a domain with some columns left out and names written in one of several ways, so that only its text tells how to join. Further
+contents of a schema keep its names and draw everything else anew. Orders have no ties, and no answer is empty, in the first content.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import random
+import sqlite3
+from collections.abc import Mapping, Sequence
+from contextlib import closing, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from string import Formatter
+from typing import Any
+
+from agentlightning.model import new_id
+from agentlightning.models import cache_folder
+from agentlightning_benchmarks.text_to_sql.database import schema_text
+from agentlightning_benchmarks.text_to_sql.domains import DOMAINS, FIRST, LAST, SYLLABLES, Split
+from agentlightning_benchmarks.text_to_sql.forms import AGGREGATES, DIRECTIONS, FORMS, Form
+
+CONTENTS = 2
+"""Of each schema: the one that questions are asked about, and further ones on which a right query is right as well, so that a lucky
+number is not."""
+ROWS = ((6, 9), (14, 22), (24, 32))
+"""At least and at most, by how many tables stand above."""
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """A table of a schema."""
+
+    name: str
+    plural: str
+    singular: str
+    key: str
+    link: str | None
+    """The column that holds the key of the table above; None: there is none above."""
+    columns: tuple[tuple[str, str], ...]
+    """Name and kind (see domains.py); the first names a row."""
+
+
+@dataclass(frozen=True, slots=True)
+class Schema:
+    """Tables of a domain, each linked to the one before it."""
+
+    name: str
+    split: Split
+    tables: tuple[Table, ...]
+
+
+def make_schema(split: Split, domain: str, number: int, seed: int = 0) -> Schema:
+    """Variant `number` of a domain."""
+    rng = random.Random(f"{split}:{domain}:{number}:{seed}")  # noqa: S311  # no secret is made here
+    lines = DOMAINS[split][domain]
+    lines = lines[: rng.randint(2, len(lines))]
+    own_keys, own_links, plural_names = rng.random() < 0.5, rng.random() < 0.6, rng.random() < 0.6
+    tables: list[Table] = []
+    for line in lines:
+        head, *described = (part.strip() for part in line.split("|"))
+        plural, singular = head.split()
+        (first, *rest) = [(name.strip(), kind.strip()) for name, _, kind in (each.partition(":") for each in described)]
+        kept = rng.sample(rest, rng.randint(min(2, len(rest)), len(rest)))
+        above = tables[-1].singular if tables else None
+        tables.append(
+            Table(
+                name=plural if plural_names else singular,
+                plural=plural,
+                singular=singular,
+                key=f"{singular}_id" if own_keys else "id",
+                link=None if above is None else f"{above}_id" if own_links else above,
+                columns=(first, *sorted(kept, key=rest.index)),
+            )
+        )
+    return Schema(f"{split}-{domain}-{number}", split, tuple(tables))
+
+
+def script(schema: Schema, content: int) -> str:
+    """The SQL that makes one content of a schema."""
+    names = random.Random(f"{schema.name}:names")  # noqa: S311
+    rng = random.Random(f"{schema.name}:{content}")  # noqa: S311
+    lines: list[str] = []
+    above = 0
+    for depth, table in enumerate(schema.tables):
+        count = names.randint(*ROWS[depth])
+        parts = [f"{table.key} INTEGER PRIMARY KEY"]
+        parts += [f"{name} {'INTEGER' if _is_number(kind) else 'TEXT'}" for name, kind in table.columns]
+        values: list[Sequence[str | int]] = [
+            _values(kind, count, schema.split, names if number == 0 else rng) for number, (_, kind) in enumerate(table.columns)
+        ]
+        if table.link is not None:
+            parent = schema.tables[depth - 1]
+            parts.append(f"{table.link} INTEGER REFERENCES {parent.name}({parent.key})")
+            values.append(_links(count, above, rng))
+        lines.append(f"CREATE TABLE {table.name} ({', '.join(parts)});")
+        for row, cells in enumerate(zip(*values, strict=True), 1):
+            inserted = ", ".join([str(row), *(_literal(cell) for cell in cells)])
+            lines.append(f"INSERT INTO {table.name} VALUES ({inserted});")  # noqa: S608  # our own names
+        above = count
+    return "\n".join(lines)
+
+
+def database(schema: Schema, content: int = 0) -> Path:
+    """The file with one content of a schema, in the cache folder; made if it is not there."""
+    text = script(schema, content)
+    digest = hashlib.sha256(text.encode()).hexdigest()[:16]
+    path = cache_folder() / "text_to_sql" / "generated" / f"{schema.name}-{digest}.sqlite"
+    if not path.is_file():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_name(f".{path.name}.{new_id()}")
+        try:
+            with closing(sqlite3.connect(part)) as connection:
+                connection.execute("PRAGMA synchronous = OFF")
+                connection.executescript(f"BEGIN;\n{text}\nCOMMIT;")
+            os.replace(part, path)
+        finally:
+            with suppress(FileNotFoundError):
+                part.unlink()
+    return path
+
+
+def make_tasks(split: Split, count: int, variants: int, seed: int = 0) -> list[dict[str, Any]]:
+    """`count` different tasks on `variants` schemas of each domain; the same arguments give the same ones. Schemas and forms come round
+    in turn."""
+    rng = random.Random(f"{split}:{seed}")  # noqa: S311
+    schemas = [make_schema(split, domain, number, seed) for number in range(variants) for domain in DOMAINS[split]]
+    contents: list[sqlite3.Connection] = []
+    for schema in schemas:
+        contents.append(sqlite3.connect(":memory:"))
+        contents[-1].executescript(script(schema, 0))
+    paths = [str(database(schema)) for schema in schemas]
+    texts = [schema_text(path) for path in paths]
+    further = [[str(database(schema, number)) for number in range(1, CONTENTS)] for schema in schemas]
+    tasks: dict[tuple[str, str], dict[str, Any]] = {}
+    order: list[Form] = []
+    place = 0
+    while len(tasks) < count:
+        place = (place + 1) % len(schemas)
+        asked = None
+        while asked is None:  # a form with three tables does not fit a schema with two
+            order = order or rng.sample(FORMS, len(FORMS))
+            asked = ask(order.pop(), schemas[place], contents[place], rng)
+        question, query = asked
+        if (texts[place], question) not in tasks:
+            tasks[texts[place], question] = {
+                "id": f"{schemas[place].name}-{len(tasks)}",
+                "question": question,
+                "schema": texts[place],
+                "database": paths[place],
+                "query": query,
+                "variants": further[place],
+            }
+    for connection in contents:
+        connection.close()
+    return list(tasks.values())
+
+
+def ask(form: Form, schema: Schema, content: sqlite3.Connection, rng: random.Random) -> tuple[str, str] | None:
+    """A question of a form and the query that answers it; None where the form does not fit the schema, or has no answer there."""
+    phrasings = form.train if schema.split == "train" else form.test
+    depth = 2 if "{Q}" in form.query else 1 if "{P}" in form.query else 0
+    if depth >= len(schema.tables):
+        return None
+    place = rng.randrange(depth, len(schema.tables))
+    known = _words(schema, place, content, rng, unique=form.unique)
+    phrasing = rng.choice(phrasings)
+    wanted = {name for _, name, _, _ in Formatter().parse(form.query + phrasing) if name}
+    if not wanted <= known.keys():
+        return None
+    query = form.query.format_map(known)
+    rows = content.execute(query).fetchall()
+    if not rows or rows in ([(0,)], [(None,)]):
+        return None
+    return phrasing.format_map(known), query
+
+
+def _words(schema: Schema, place: int, content: sqlite3.Connection, rng: random.Random, *, unique: bool) -> Mapping[str, Any]:
+    """What can be said of a table and of those above it."""
+    table, which = schema.tables[place], 0 if schema.split == "train" else 1
+    known: dict[str, Any] = {"T": table.name, "things": table.plural, "thing": table.singular}
+    known |= _column(table, "N", "NV", table.columns[:1], content, rng)
+    known |= _column(table, "C", "V", [each for each in table.columns[1:] if not _is_number(each[1])], content, rng)
+    known |= _column(
+        table, "X", "K", [each for each in table.columns if _is_number(each[1]) and (not unique or _spread(each[1]))], content, rng
+    )
+    function, *words = rng.choice(AGGREGATES)
+    direction, *most = rng.choice(DIRECTIONS)
+    known |= {"F": function, "word": rng.choice(words[which]), "D": direction, "most": rng.choice(most[which])}
+    if place >= 1:
+        parent = schema.tables[place - 1]
+        known |= {"P": parent.name, "parents": parent.plural, "parent": parent.singular, "pid": parent.key, "fk": table.link}
+        known |= _column(parent, "PN", "PV", parent.columns[:1], content, rng)
+        known |= _column(parent, "PC", "PW", [each for each in parent.columns[1:] if not _is_number(each[1])], content, rng)
+    if place >= 2:
+        top = schema.tables[place - 2]
+        known |= {"Q": top.name, "qid": top.key, "pfk": schema.tables[place - 1].link}
+        known |= _column(top, "QN", "QV", top.columns[:1], content, rng)
+    return known
+
+
+def _column(
+    table: Table, name: str, value: str, columns: Sequence[tuple[str, str]], content: sqlite3.Connection, rng: random.Random
+) -> dict[str, Any]:
+    """One of the columns, and one of its values; nothing where there is none."""
+    if not columns:
+        return {}
+    column = rng.choice(columns)[0]
+    rows = content.execute(f"SELECT {column} FROM {table.name} ORDER BY {table.key}").fetchall()  # noqa: S608  # our own names
+    return {name: column, value: rng.choice(rows)[0]}
+
+
+def _is_number(kind: str) -> bool:
+    return kind[0].isdigit()
+
+
+def _range(kind: str) -> range:
+    low, _, high = kind.partition("-")
+    return range(int(low), int(high) + 1)
+
+
+def _spread(kind: str) -> bool:
+    """Whether there are enough numbers for all rows of a table to differ."""
+    return len(_range(kind)) >= ROWS[-1][1]
+
+
+def _values(kind: str, count: int, split: Split, rng: random.Random) -> list[str | int]:
+    if _is_number(kind):
+        return list(rng.sample(_range(kind), count) if _spread(kind) else rng.choices(_range(kind), k=count))
+    if kind == "person":
+        people = [f"{first} {last}" for first in FIRST[split] for last in LAST[split]]
+        return list(rng.sample(people, count))
+    if kind == "word":
+        words: dict[str, None] = {}
+        while len(words) < count:
+            words["".join(rng.choices(SYLLABLES[split], k=rng.randint(2, 3))).capitalize()] = None
+        return list(words)
+    return list(rng.choices([each.strip() for each in kind.split(",")], k=count))
+
+
+def _links(count: int, above: int, rng: random.Random) -> list[int]:
+    """To which row above each row belongs: one row above has none, and one has more than each other."""
+    most, _, *others = rng.sample(range(1, above + 1), above)
+    links = rng.choices([most, *others], k=count)
+    while links.count(most) <= max(links.count(other) for other in others):
+        fuller = max(others, key=links.count)
+        links[links.index(fuller)] = most
+    return links
+
+
+def _literal(value: str | int) -> str:
+    return str(value) if isinstance(value, int) else "'" + value.replace("'", "''") + "'"

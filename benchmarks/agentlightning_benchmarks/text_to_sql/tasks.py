@@ -1,0 +1,78 @@
+"""Text-to-SQL tasks: generated ones, and those of Spider's files.
+
+A task has `id`, `question`, `schema` (text), `database` (a path), `query` (the gold one), and maybe `variants`: paths of the same database
+with other contents, on all of which a right query is right. Spider's have them with a test suite only, and their `hardness` as well.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from agentlightning.errors import ConfigError, TaskError
+from agentlightning.tasks import load_tasks
+from agentlightning_benchmarks.text_to_sql.archive import unpack
+from agentlightning_benchmarks.text_to_sql.database import schema_text
+from agentlightning_benchmarks.text_to_sql.generate import make_tasks
+
+Tasks = list[dict[str, Any]]
+
+
+def train_tasks() -> Tasks:
+    """What the small presets train on: 1600 questions on 120 databases."""
+    return make_tasks("train", 1600, 6)
+
+
+def test_tasks() -> Tasks:
+    """64 questions on 20 databases; no table, value or phrasing of them occurs in training."""
+    return make_tasks("test", 64, 2)
+
+
+test_tasks.__test__ = False  # type: ignore[attr-defined]  # pytest takes it for a test where it is imported
+
+
+def load(data: Path, *, test_suite: bool = False) -> tuple[Tasks, Tasks]:
+    """Train and test tasks of a folder with `train.jsonl`, `dev.jsonl` and `database.zip`, and for a test suite
+    `test_suite_variants.zip`. Databases are unpacked once, into the cache folder. Raises `ConfigError`, which names the file."""
+    files = {split: _rows(data / f"{split}.jsonl") for split in ("train", "dev")}
+    databases = unpack(data / "database.zip", "database")
+    variants = unpack(data / "test_suite_variants.zip", "test_suite") if test_suite else None
+    schemas: dict[str, str] = {}
+    train = [_task(row, data / "train.jsonl", databases, None, schemas) for row in files["train"]]
+    return train, [_task(row, data / "dev.jsonl", databases, variants, schemas) for row in files["dev"]]
+
+
+def _rows(path: Path) -> Tasks:
+    try:
+        rows: list[Any] = [task.input for task in load_tasks(path)]
+    except TaskError as error:
+        raise ConfigError(f"{error}; expected Spider's questions, an object with db_id, question and query on each line") from error
+    for number, row in enumerate(rows, 1):
+        fields: dict[str, Any] = row if isinstance(row, dict) else {}
+        wrong = [key for key in ("db_id", "question", "query") if not isinstance(fields.get(key), str)]
+        if wrong:
+            raise ConfigError(f"{path}, question {number}: {', '.join(wrong)} missing or no text; expected db_id, question and query")
+    return rows
+
+
+def _task(row: dict[str, Any], path: Path, databases: Path, variants: Path | None, schemas: dict[str, str]) -> dict[str, Any]:
+    name: str = row["db_id"]
+    file = databases / name / f"{name}.sqlite"
+    if name not in schemas:
+        if not name or Path(name).name != name or not (databases / name).is_dir():
+            raise ConfigError(
+                f"{path}: the database {name!r} is not in {path.with_name('database.zip')}; expected database/{name}/{name}.sqlite"
+            )
+        try:
+            schemas[name] = schema_text(file)
+        except OSError as error:
+            raise ConfigError(f"{path}: {error}") from error
+    task = {key: row[key] for key in ("id", "question", "query", "hardness") if key in row}
+    task |= {"schema": schemas[name], "database": str(file)}
+    if variants is not None:
+        task["variants"] = [str(each) for each in sorted((variants / name).glob("*.sqlite"))]
+        if not task["variants"]:
+            raise ConfigError(
+                f"{path}: no variants of {name!r} in {path.with_name('test_suite_variants.zip')}; expected test_suite/{name}/*.sqlite"
+            )
+    return task

@@ -1,0 +1,297 @@
+"""`agl bench`, whole, on a benchmark of its own with a tiny model: warm start, training, evaluation, report, and going on after a stop."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from agentlightning.cli.main import build
+from agentlightning.errors import MissingExtra
+from agentlightning.registry import Entry
+from agentlightning.runs import RunFolder
+from agentlightning_benchmarks.bench import catalog, chart
+from agentlightning_benchmarks.bench.report import differences
+from agentlightning_torch.testing import tiny_model
+
+SOURCE = """
+from pathlib import Path
+from openai import AsyncOpenAI
+from agentlightning.errors import ConfigError
+
+
+def train_tasks():
+    return [{"id": f"train-{n}", "text": text} for n, text in enumerate("abcdefgh")]
+
+
+def test_tasks():
+    return [{"id": f"test-{n}", "text": text} for n, text in enumerate("xyz")]
+
+
+def load(data):
+    if not (data / "train.jsonl").is_file():
+        raise ConfigError(f"{data / 'train.jsonl'}: there is no such file")
+    return [{"id": "real", "text": "r"}], [{"id": f"real-{n}", "text": "r"} for n in range(40)]
+
+
+def demonstrate(task, messages, tools):
+    return {"role": "assistant", "content": "good"}
+
+
+async def solve(task, llm):
+    async with AsyncOpenAI(base_url=llm.base_url, api_key=llm.api_key, max_retries=0) as client:
+        messages = [{"role": "user", "content": task["text"]}]
+        answer = await client.chat.completions.create(model=llm.model, messages=messages, max_tokens=6)
+    text = answer.choices[0].message.content or ""
+    return sum(a == b for a, b in zip(text, "good")) / 4
+"""
+COMMON = """
+agent = "NAME.tasks:solve"
+tasks = "NAME.tasks:train_tasks"
+model = "MODEL"
+tasks_per_step = 2
+trainer = { name = "torch", lr = 3e-3, device = "cpu" }
+"""
+TRAINING = """
+val_tasks = "NAME.tasks:test_tasks"
+steps = 2
+algorithm = { name = "lightning", group_size = 4 }
+evaluate = { every = 1, samples = 2 }
+"""
+WARM = """
+steps = 3
+algorithm = { name = "sft", demonstrations = "NAME.tasks:demonstrate" }
+"""
+Bench = Callable[..., tuple[int, str]]
+
+
+@pytest.fixture(scope="module")
+def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A benchmark like those of the project, in a package of its own."""
+    folder = tmp_path_factory.mktemp("installed") / "bench_of_a_test"
+    folder.mkdir()
+    model = tiny_model(folder.parent / "tiny").path
+    (folder / "__init__.py").touch()
+    (folder / "tasks.py").write_text(SOURCE)
+    for name, text in {"cpu": TRAINING, "cpu_warm_start": WARM}.items():
+        (folder / f"{name}.toml").write_text((COMMON + text).replace("NAME", folder.name).replace("MODEL", model))
+    return folder
+
+
+@pytest.fixture
+def bench(package: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Bench:
+    """Run `agl bench ...`; the exit code and all that it wrote."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(package.parent))
+    entry = Entry("benchmarks", "tiny", f"{package.name}.tasks:load", "test", "", "bench", ())
+    monkeypatch.setitem(catalog.BENCHMARKS, "tiny", entry)
+    monkeypatch.setenv("COLUMNS", "160")
+
+    def call(*arguments: str) -> tuple[int, str]:
+        result = CliRunner().invoke(build(), ["bench", *arguments])
+        if result.exception is not None and not isinstance(result.exception, SystemExit):
+            raise result.exception
+        return result.exit_code, result.output
+
+    return call
+
+
+def only(root: Path) -> Path:
+    [folder] = root.glob("bench-*")
+    return folder
+
+
+def result_of(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "result.json").read_text())
+
+
+@pytest.mark.slow
+def test_a_benchmark_warms_up_trains_measures_and_reports_every_number(bench: Bench, tmp_path: Path):
+    code, output = bench("tiny", "--seed", "0", "--seed", "3")
+    assert code == 0, output
+    folder = only(tmp_path / "runs")
+    result = result_of(folder)
+    assert (result["benchmark"], result["seeds"], result["finished"]) == ("tiny", [0, 3], True)
+    assert (folder / "reward.png").read_bytes().startswith(b"\x89PNG")
+    for run in result["runs"]:
+        assert [task["id"] for task in run["tasks"]] == ["test-0", "test-1", "test-2"]
+        for kind, count in (("sampled", 2), ("greedy", 1)):
+            for when in ("before", "after"):
+                rewards = [task[kind][when] for task in run["tasks"]]
+                assert all(len(each) == count for each in rewards)
+                assert np.mean(rewards) == pytest.approx(run["held_out"][kind][when]), "the same number, from the store and the metrics"
+            assert [step for step, _ in run["curve"][f"test_{kind}"]] == [0, 1, 2]
+        assert [step for step, _ in run["curve"]["train"]] == [1, 2]
+        assert run["requests"]["all"] == run["requests"]["completed"] == 2 * 2 * 4 + 3 * 3 * 3
+        tokens = run["tokens"]
+        assert tokens["all"] == tokens["trained"] + sum(tokens["left_out"].values())
+        warm = run["warm_start"]
+        assert (warm["steps"], warm["requests"]["all"], warm["tokens"]["demonstrated"]) == (3, 6, 6 * 5)
+        assert "train" not in warm["curve"], "what a demonstration earns is no reward of the policy"
+        assert run["model"].startswith(str(folder / warm["folder"])), "training starts from the policy of the warm start"
+        assert run["seconds"] == pytest.approx(warm["seconds"] + run["seconds_of_training"])
+    change = result["change"]["sampled"]
+    assert change["pairs"] == 6
+    mean = np.mean([run["held_out"]["sampled"]["after"] - run["held_out"]["sampled"]["before"] for run in result["runs"]])
+    assert change["mean"] == pytest.approx(mean)
+    assert change["low"] <= change["mean"] <= change["high"]
+    assert change["rises"] == (change["low"] > 0)
+    for part in ("start after a supervised warm start (30 demonstrated tokens in 3 steps", "95% interval", "6 pairs of test task and seed"):
+        assert part in output
+    first, second = (run["warm_start"]["folder"] for run in result["runs"])
+    assert first.endswith("tiny-warm-start-seed-0")
+    assert second.endswith("tiny-warm-start-seed-3")
+    before = sorted(folder.iterdir())
+    code, _ = bench("--resume", str(folder))
+    assert code == 0
+    assert sorted(folder.iterdir()) == before, "a finished benchmark is read, not run again"
+
+
+def test_the_training_after_a_warm_start_takes_its_tasks_in_another_order(package: Path, bench: Bench):
+    entry = catalog.find("tiny")
+    warm = catalog.warm_start(entry, "cpu", 3)
+    assert warm is not None
+    assert warm.seed != 3
+    assert warm.seed != getattr(catalog.warm_start(entry, "cpu", 4), "seed", None)
+
+
+def test_evaluation_alone_trains_nothing_and_reports_in_the_same_form(bench: Bench, package: Path, tmp_path: Path):
+    code, output = bench("tiny", "--eval-only", "--model", str(package.parent / "tiny"), "--folder", "measured")
+    assert code == 0, output
+    result = result_of(only(tmp_path / "measured"))
+    [run] = result["runs"]
+    assert set(run["held_out"]) == {"sampled", "greedy"}
+    assert set(run["held_out"]["greedy"]) == {"before"}
+    assert len(run["tasks"]) == 3
+    assert "warm_start" not in run
+    assert "change" not in result
+    assert run["requests"]["all"] == 3 * 3
+    assert "tokens" in run
+    assert not list((only(tmp_path / "measured") / run["folder"]).glob("checkpoints/*"))
+    assert "no rise" not in output
+
+
+def test_real_files_are_trained_on_and_measured_on_32_tasks(bench: Bench, tmp_path: Path):
+    data = tmp_path / "data"
+    code, output = bench("tiny", "--data", str(data), "--steps", "1")
+    assert code == 2
+    assert f"{data / 'train.jsonl'}: there is no such file" in output
+    assert not (tmp_path / "runs").exists(), "a benchmark that cannot start leaves no folder"
+    data.mkdir()
+    (data / "train.jsonl").touch()
+    code, output = bench("tiny", "--data", str(data), "--steps", "1")
+    assert code == 0, output
+    [run] = result_of(only(tmp_path / "runs"))["runs"]
+    assert len(run["tasks"]) == 32
+    assert run["tasks"][0]["id"].startswith("real-")
+    assert run["steps"] == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["tinny"], "unknown benchmark 'tinny'; did you mean 'tiny'?"),
+        ([], "needs the name of a benchmark"),
+        (["tiny", "--resume", "x"], "leave out NAME"),
+        (["--resume", "nowhere"], "is no folder of a benchmark"),
+        (["tiny", "--model", "smollm"], "unknown model 'smollm'"),
+        (["tiny", "--model", "."], "has no config.json"),
+        (["tiny", "--preset", "gpu"], "has no preset 'gpu'"),
+        (["tiny", "--seed", "1", "--seed", "1"], "--seed 1 is given twice"),
+        (["tiny", "--eval-only", "--steps", "2"], "--steps says nothing"),
+        (["tiny", "--test-suite"], "give their folder with --data DIR"),
+        (["tiny", "--test-suite", "--data", "."], "has no test suite"),
+    ],
+)
+def test_what_is_wrong_with_the_arguments_is_said_before_anything_is_made(bench: Bench, tmp_path: Path, arguments: list[str], says: str):
+    code, output = bench(*arguments)
+    assert code in (1, 2)
+    assert says in " ".join(output.split())
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_benchmark_whose_libraries_are_missing_names_them_and_how_to_install_them(monkeypatch: pytest.MonkeyPatch):
+    entry = Entry("benchmarks", "far", "nowhere.tasks:load", "test", "", "bench", ("no_such_library",))
+    monkeypatch.setitem(catalog.BENCHMARKS, "far", entry)
+    with pytest.raises(MissingExtra, match=r"benchmark 'far' needs no_such_library.*pip install 'agentlightning\[bench\]'"):
+        catalog.find("far")
+
+
+@pytest.mark.slow
+def test_after_ctrl_c_it_goes_on_where_it_stopped(package: Path, bench: Bench, tmp_path: Path):
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import signal, sys\n"
+        "from agentlightning.registry import Entry\n"
+        "from agentlightning.cli.main import build\n"
+        "from agentlightning_benchmarks.bench import catalog\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a test run in the background passes on that it is ignored
+        f"sys.path.insert(0, {str(package.parent)!r})\n"
+        f"catalog.BENCHMARKS['tiny'] = Entry('benchmarks', 'tiny', '{package.name}.tasks:load', 'test', '', 'bench', ())\n"
+        "build()(['bench', 'tiny', '--steps', '400'])\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, str(script)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path,
+        env={**os.environ, "PYTHONUNBUFFERED": "1", "COLUMNS": "160"},
+    )  # fmt: skip
+    assert process.stderr is not None
+    for line in process.stderr:
+        if "2/400" in line:  # not in the warm start
+            break
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=90)
+    assert process.returncode == 130
+    folder = only(tmp_path / "runs")
+    assert f"agl bench --resume {folder.relative_to(tmp_path)}" in errors
+    stopped = result_of(folder)
+    assert not stopped["finished"]
+    [run] = stopped["runs"]
+    done = RunFolder.open(folder / run["folder"]).resume_point()[1].step
+    assert done >= 2
+    config = folder / run["folder"] / "config.toml"  # as if it had been asked for one step more than it had done
+    config.write_text(config.read_text().replace("steps = 400", f"steps = {done + 1}"))
+    code, output = bench("--resume", str(folder))
+    assert code == 0, output
+    result = result_of(folder)
+    assert result["finished"]
+    assert result["runs"][0]["steps"] == done + 1
+    assert len(list(folder.glob("*-tiny-seed-0"))) == len(list(folder.glob("*-tiny-warm-start-seed-0"))) == 1
+
+
+def test_differences_are_paired_by_task_and_half_a_pair_is_none():
+    def run(**tasks: Any) -> dict[str, Any]:
+        made = [{"id": name, "sampled": {"before": before, "after": after}} for name, (before, after) in tasks.items()]
+        return {"tasks": made}
+
+    table = differences([run(a=([0.0, 1.0], [1.0, 1.0]), b=([0.2], [0.1])), run(b=([None], [1.0]), a=([0.0], [1.0]))], "sampled")
+    assert table[0].tolist() == pytest.approx([0.5, -0.1])
+    assert table[1, 0] == 1.0
+    assert np.isnan(table[1, 1])
+    assert np.isnan(differences([run(a=([0.0], [1.0]))], "greedy")).all()
+
+
+def test_the_mean_curve_stands_only_where_every_seed_was_measured():
+    assert chart.mean_curve([[(0, 0.0), (1, 0.5), (2, 1.0)], [(0, 0.2), (2, 0.0)]]) == [(0, 0.1), (2, 0.5)]
+    assert chart.mean_curve([]) == []
+    assert not chart.draw({"benchmark": "x", "preset": "cpu", "runs": [{"seed": 0}]}, Path("never"))
+
+
+def test_every_preset_of_the_project_is_a_configuration_that_holds():
+    names = [name for name in catalog.BENCHMARKS if name != "tiny"]
+    assert sorted(names) == ["math", "rag", "text-to-sql"]
+    for name in names:
+        entry = catalog.find(name)
+        for size in ("cpu", "gpu"):
+            config = catalog.preset(entry, size)
+            assert config.val_tasks, f"{name} {size} is measured on nothing"
+            if catalog.warm_start(entry, size, 0) is not None:
+                assert catalog.warm_start(entry, size, 0).algorithm["name"] == "sft"

@@ -1,0 +1,215 @@
+"""The math benchmark: its calculator, reward, tasks and demonstrations, and its agent behind a real gateway."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from agentlightning.config import load_config
+from agentlightning.errors import ConfigError
+from agentlightning.gateway import Gateway
+from agentlightning.memory import MemoryStore
+from agentlightning.model import Reward, Rollout, Sampling, Task
+from agentlightning.recording import Recorder, use
+from agentlightning.rl.trajectory import trajectory
+from agentlightning.tasks import load_tasks
+from agentlightning.testing.engine import ScriptedEngine
+from agentlightning.testing.tokenizer import make_tokenizer
+from agentlightning_autogen import uninstall
+from agentlightning_benchmarks.math import tasks as tasks_module
+from agentlightning_benchmarks.math.agent import CALLS, EXAMPLES, calculator
+from agentlightning_benchmarks.math.demonstrate import demonstrate
+from agentlightning_benchmarks.math.reward import number_in, reward
+from agentlightning_benchmarks.math.solve import solve
+from agentlightning_benchmarks.math.tasks import load, make_tasks, test_tasks, train_tasks
+from agentlightning_benchmarks.math.templates import NAMES, TEMPLATES, THINGS
+
+test_tasks.__test__ = False  # type: ignore[attr-defined]
+FOLDER = Path(tasks_module.__file__).parent
+GSM8K = Path(__file__).resolve().parents[3] / "shared" / "data" / "gsm8k"
+
+
+@pytest.mark.parametrize(
+    ("text", "answer", "earned"),
+    [
+        ("The answer is 41.", "41", 1.0),
+        ("The answer is 41 apples for 3 people.", 41, 1.0),
+        ("First I thought the answer is 40. The answer is 41.", 41, 1.0),
+        ("so 20+21=41", "41", 1.0),
+        ("The answer is 1,000.", "1000", 1.0),
+        ("The answer is $5.", "5", 1.0),
+        ("The answer is $1,234.50", "1234.5", 1.0),
+        ("The answer is 3/4.", "0.75", 1.0),
+        ("The answer is 0.75", "3/4", 1.0),
+        ("The answer is 50%.", "50", 1.0),
+        ("The answer is 33.3333", "33.33", 1.0),
+        ("The answer is 33.4", "33.33", 0.0),
+        ("The answer is -7", "-7", 1.0),
+        ("The answer is 7", "-7", 0.0),
+        ("117-69", "69", 1.0),
+        ("The answer is .5", "0.5", 1.0),
+        ("The answer is 41.4", "41", 0.0),
+        ("The answer is 410", "41", 0.0),
+        ("The answer is 4 1", "41", 0.0),
+        ("The answer is forty-one", "41", 0.0),
+        ("The answer is", "41", 0.0),
+        ("", "41", 0.0),
+        (None, "41", 0.0),
+        ("The answer is 9" + "9" * 400, "41", 0.0),
+        ("The answer is 5/0", "5", 1.0),
+    ],
+)
+def test_the_reward_is_numeric_equality(text: str | None, answer: Any, earned: float) -> None:
+    assert reward(text, answer) == earned
+
+
+@pytest.mark.parametrize(
+    ("expression", "result"),
+    [
+        ("3+4", "7"), ("7/2", "3.5"), ("(8-2)/3", "2"), ("123456*1000", "123456000"), ("2**10", "1024"), ("-(3)", "-3"),
+        ("1/0", "error"), ("2**9999999", "error"), ("((9**64)**64)**64", "error"), ("10.0**300*10.0**300", "error"),
+        ("__import__('os')", "error"), ("x", "error"), ("3+", "error"), ("3>2", "error"), ("'a'*9", "error"), ("[1][0]", "error"),
+        ("len('a')", "error"), ("", "error"), ("1+" * 200 + "1", "error"), ("(" * 150, "error"),
+    ],
+)  # fmt: skip
+def test_the_calculator_computes_and_nothing_else(expression: str, result: str) -> None:
+    assert calculator(expression).split(":")[0] == result
+
+
+class TestTasks:
+    def test_train_and_test_share_no_template_name_or_object(self) -> None:
+        for table in (NAMES, THINGS):
+            assert not set(table["train"]) & set(table["test"])
+        assert not {text for _, text in TEMPLATES["train"]} & {text for _, text in TEMPLATES["test"]}
+        assert not {task["question"] for task in train_tasks()} & {task["question"] for task in test_tasks()}
+
+    def test_they_are_different_repeatable_and_their_steps_give_the_answer(self) -> None:
+        train, test = train_tasks(), test_tasks()
+        assert (len(train), len(test)) == (2000, 64)
+        assert test == make_tasks("test", 64)
+        assert len({task["id"] for task in [*train, *test]}) == len({task["question"] for task in [*train, *test]}) == 2064
+        for task in [*train, *test]:
+            assert calculator(task["steps"][-1]) == task["answer"]
+            assert task["answer"].isdigit()
+            assert int(task["answer"]) > 0
+        json.dumps(train)
+
+    def test_most_have_two_steps_and_none_says_its_answer(self) -> None:
+        forms = [form for split in TEMPLATES for form, _ in TEMPLATES[split]]
+        assert len([form for form in forms if sum(form.count(sign) for sign in "+-*/") > 1]) > len(forms) / 2
+        assert {form for form, _ in TEMPLATES["test"]} >= {form for form, _ in TEMPLATES["train"]} - {"{q}*{p}"}
+        for task in train_tasks():
+            assert len([sign for sign in task["steps"][0] if sign in "+-*/"]) >= 1
+
+
+class TestFiles:
+    def test_real_files_are_read_as_they_are(self) -> None:
+        if not GSM8K.is_dir():
+            pytest.skip("no real data beside this checkout; the benchmark's own tasks are tested above")
+        train, test = load(GSM8K)
+        assert (len(train), len(test)) == (7473, 660)
+        assert all(number_in(task["answer"]) is not None for task in [*train, *test])
+        shown = [task for task in train if 0 < len(task["steps"]) < CALLS]
+        assert len(shown) > 6500
+
+    def test_what_is_missing_empty_or_wrong_is_named(self, tmp_path: Path) -> None:
+        with pytest.raises(ConfigError, match="no such folder"):
+            load(tmp_path / "nowhere")
+        with pytest.raises(ConfigError, match=r"train.jsonl: there is no such file"):
+            load(tmp_path)
+        good = json.dumps({"question": "1+1?", "answer": 2}) + "\n"
+        (tmp_path / "train.jsonl").write_text(good)
+        with pytest.raises(ConfigError, match=r"dev.jsonl: there is no such file"):
+            load(tmp_path)
+        for text, said in [
+            ("", "dev.jsonl is empty"), ("\n\n", "dev.jsonl is empty"), ("{", "dev.jsonl, line 1: JSONDecodeError"),
+            (good + "[]\n", "dev.jsonl, line 2"), (good + '{"question": "x"}', "dev.jsonl, line 2: KeyError: 'answer'"),
+            ('{"question": "x", "answer": "none"}', "the answer 'none' holds no number"), ('{"question": 3, "answer": "3"}', "no text"),
+        ]:  # fmt: skip
+            (tmp_path / "dev.jsonl").write_text(text)
+            with pytest.raises(ConfigError, match=said):
+                load(tmp_path)
+        (tmp_path / "dev.jsonl").write_bytes(b"\xff\xfe\x00")
+        with pytest.raises(ConfigError, match=r"dev.jsonl cannot be read"):
+            load(tmp_path)
+        (tmp_path / "dev.jsonl").write_text(good)
+        assert load(tmp_path)[1] == [{"id": "dev-1", "question": "1+1?", "answer": "2", "steps": []}]
+
+
+async def run(folder: Path, task: dict[str, Any], script: Any) -> tuple[float, Any, Any]:
+    """The reward, the trajectory and the records of one rollout of the benchmark's own `solve`."""
+    make_tokenizer(folder)
+    store = MemoryStore()
+    gateway = Gateway(store, ScriptedEngine(folder, script))
+    await gateway.start()
+    try:
+        rollout = Rollout(task=Task("1", task), mode="train", sampling=Sampling(max_tokens=200))
+        attempt = await store.begin(rollout, "test", lease=60)
+        recorder = Recorder(store, rollout, attempt, gateway.llm(attempt))
+        with use(recorder):
+            earned = await solve(rollout.task.input, recorder.llm)
+        recorder.add(Reward(attempt_id=attempt.id, value=earned, name="return"))
+        await recorder.close()
+    finally:
+        uninstall()
+        await gateway.stop()
+    await store.finish(attempt.id, "succeeded")
+    state, records = await store.read(rollout.id)
+    return earned, trajectory(state, records), records[-1]
+
+
+async def test_the_agent_calls_the_calculator_and_answers(tmp_path: Path) -> None:
+    earned, made, records = await run(
+        tmp_path, test_tasks()[0], ["CALL calculator(4*23)", "CALL calculator(92+5*31)", "The answer is 247."]
+    )
+    assert earned == 1.0
+    assert [(t.agent, t.turn, t.continues) for t in made.transitions] == [("solver", 0, None), ("solver", 1, 0), ("solver", 2, 1)]
+    assert made.calls == {"completed": 3}
+    assert not made.diagnostics
+    tools = [span for span in records.spans if span.kind == "tool"]
+    assert sorted(span.attributes["output"] for span in tools) == ["247", "92"]
+
+
+async def test_an_answer_that_is_wrong_or_never_comes_earns_nothing(tmp_path: Path) -> None:
+    task = test_tasks()[0]
+    assert (await run(tmp_path, task, ["The answer is 246."]))[0] == 0.0
+    earned, made, _ = await run(tmp_path, task, lambda prompt, sampling: "CALL calculator(247)")
+    assert (earned, made.calls) == (0.0, {"completed": CALLS})
+
+
+async def test_the_demonstration_is_the_right_way_through_the_real_agent(tmp_path: Path) -> None:
+    for task in (train_tasks()[1], {"question": "Natalia sold?", "answer": "72", "steps": ["48/2", "48+24"]}):
+        messages: list[dict[str, Any]] = [{"role": "user", "content": EXAMPLES[0][0]}, {"role": "user", "content": task["question"]}]
+        tools = [{"type": "function", "function": {"name": "calculator"}}]
+        said: list[str] = []
+        while (shown := demonstrate(task, messages, tools)) is not None:
+            messages.append(shown)
+            if not shown.get("tool_calls"):
+                said.append(shown["content"])
+                break
+            said.append(f"CALL calculator({json.loads(shown['tool_calls'][0]['function']['arguments'])['expression']})")
+            messages.append({"role": "tool", "tool_call_id": shown["tool_calls"][0]["id"], "content": "0"})
+        earned, made, _ = await run(tmp_path, task, said)
+        assert (earned, len(made.transitions)) == (1.0, len(task["steps"]) + 1)
+
+
+def test_there_is_no_demonstration_off_the_way() -> None:
+    task = {"question": "q", "answer": "7", "steps": ["3+4"]}
+    tools: list[Any] = [{"type": "function", "function": {"name": "calculator"}}]
+    asked = [{"role": "user", "content": "q"}]
+    assert demonstrate(task, asked, []) is None
+    assert demonstrate({**task, "steps": []}, asked, tools) is None
+    assert demonstrate({**task, "steps": ["1"] * CALLS}, asked, tools) is None
+    other = {"role": "assistant", "content": "", "tool_calls": [{"id": "1", "function": {"name": "calculator", "arguments": "{}"}}]}
+    assert demonstrate(task, [*asked, other], tools) is None
+    assert demonstrate(task, [*asked, {"role": "assistant", "content": "7"}], tools) is None
+
+
+@pytest.mark.parametrize("preset", ["cpu", "cpu_warm_start", "gpu"])
+def test_the_configs_are_ones_that_agl_train_takes(preset: str) -> None:
+    config = load_config(FOLDER / f"{preset}.toml")
+    assert preset == "cpu_warm_start" or len(load_tasks(config.val_tasks or "")) == 64
+    assert len(load_tasks(config.tasks or "")) == 2000

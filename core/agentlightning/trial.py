@@ -72,7 +72,8 @@ class Scored:
     """Mean over the scored rollouts."""
     statuses: dict[str, int]
     requests: dict[str, int]
-    sampled_tokens: int
+    sampled_tokens: int | None
+    """None: an upstream told the ids of some replies only, or of none."""
     seconds: float
     error: str | None
     """Of the first rollout that failed."""
@@ -184,7 +185,8 @@ async def _score(job: Job, limit: int | None, progress: Progress, stop: asyncio.
 
 
 def _plain(report: Scored) -> dict[str, Any]:
-    return {key: getattr(report, key) for key in ("rollouts", "scored", "statuses", "requests", "sampled_tokens", "seconds")}
+    plain = {key: getattr(report, key) for key in ("rollouts", "scored", "statuses", "requests", "sampled_tokens", "seconds")}
+    return {key: value for key, value in plain.items() if value is not None}
 
 
 def _report(folder: Path, trajectories: Sequence[Trajectory], seconds: float) -> Scored:
@@ -192,6 +194,7 @@ def _report(folder: Path, trajectories: Sequence[Trajectory], seconds: float) ->
     requests = Counter[str]()
     for each in trajectories:
         requests.update(each.calls)
+    replies = [len(transition.response_ids) for each in trajectories for transition in each.transitions]
     return Scored(
         folder=folder,
         rollouts=len(trajectories),
@@ -199,7 +202,7 @@ def _report(folder: Path, trajectories: Sequence[Trajectory], seconds: float) ->
         reward=float(np.mean(rewards)) if rewards else None,
         statuses=dict(Counter(str(each.status) for each in trajectories)),
         requests=dict(requests),
-        sampled_tokens=sum(len(transition.response_ids) for each in trajectories for transition in each.transitions),
+        sampled_tokens=sum(replies) if all(replies) else None,  # a reply of no tokens makes no transition, unless its ids are missing
         seconds=seconds,
         error=next((each.error for each in trajectories if each.error), None),
     )

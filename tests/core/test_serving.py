@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pytest
@@ -92,7 +95,7 @@ async def test_an_upstream_is_served_and_scored_by_a_rollout_and_not_trained(
     config = load_config(tmp_path / "run.toml")
     report = await asyncio.to_thread(rollout_config, config)
     assert (report.reward, report.requests) == (1.0, {"completed": 2})
-    assert report.sampled_tokens > 0
+    assert report.sampled_tokens
     with pytest.raises(UnsupportedSetting, match="no trainer can change them"):
         await asyncio.to_thread(dry_run, config)
     assert served["api_key"] not in "".join(each.read_text() for each in report.folder.glob("*.toml"))
@@ -103,6 +106,45 @@ async def test_an_upstream_is_served_and_scored_by_a_rollout_and_not_trained(
     finally:
         await store.close()
     assert all(each.calls[0].context == "upstream" and len(each.completions[0].response_ids) for each in records)
+
+
+class Plain(BaseHTTPRequestHandler):
+    """A server in OpenAI's form that tells no token ids."""
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["Content-Length"]))
+        choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": "hi"}}
+        body = json.dumps({"id": "1", "object": "chat.completion", "created": 1, "model": "theirs", "choices": [choice]}).encode()
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+
+def test_tokens_that_an_upstream_does_not_tell_are_missing_in_the_report_not_zero(tmp_path: Path) -> None:
+    (tmp_path / "plain_asker.py").write_text(
+        "from openai import OpenAI\n\n\n"
+        "def solve(task, llm):\n"
+        "    client = OpenAI(base_url=llm.base_url, api_key=llm.api_key)\n"
+        "    client.chat.completions.create(model=llm.model, messages=[{'role': 'user', 'content': task}])\n"
+        "    return 1.0\n"
+    )
+    (tmp_path / "tasks.jsonl").write_text('"one"\n')
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Plain)
+    Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        url = f"http://127.0.0.1:{server.server_port}/v1"
+        (tmp_path / "run.toml").write_text(
+            'agent = "plain_asker:solve"\ntasks = "tasks.jsonl"\nmodel = "theirs"\nfolder = "runs"\n'
+            f'engine = {{ name = "upstream", url = "{url}" }}\n'
+        )
+        report = rollout_config(load_config(tmp_path / "run.toml"))
+    finally:
+        server.shutdown()
+        server.server_close()
+    assert (report.requests, report.sampled_tokens) == ({"completed": 1}, None)
+    assert "sampled_tokens" not in json.loads((report.folder / "result.json").read_text())
 
 
 def test_serve_forwards_to_an_upstream_under_the_names_that_it_has(served: dict[str, str], tmp_path: Path) -> None:

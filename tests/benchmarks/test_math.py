@@ -97,12 +97,12 @@ class TestTasks:
             assert int(task["answer"]) > 0
         json.dumps(train)
 
-    def test_most_have_two_steps_and_none_says_its_answer(self) -> None:
+    def test_half_take_several_calculations(self) -> None:
         forms = [form for split in TEMPLATES for form, _ in TEMPLATES[split]]
         assert len([form for form in forms if sum(form.count(sign) for sign in "+-*/") > 1]) > len(forms) / 2
         assert {form for form, _ in TEMPLATES["test"]} >= {form for form, _ in TEMPLATES["train"]} - {"{q}*{p}"}
-        for task in train_tasks():
-            assert len([sign for sign in task["steps"][0] if sign in "+-*/"]) >= 1
+        for tasks in (train_tasks(), test_tasks()):
+            assert [sum(task["steps"][0].count(sign) for sign in "+-*/") > 1 for task in tasks[:6]] == [False, True] * 3
 
 
 class TestFiles:
@@ -161,10 +161,11 @@ async def run(folder: Path, task: dict[str, Any], script: Any) -> tuple[float, A
     return earned, trajectory(state, records), records[-1]
 
 
+SENT = {"question": "Alice sends 4 letters of 23 grams and 5 letters of 31 grams. How many grams is that in all?", "answer": "247"}
+
+
 async def test_the_agent_calls_the_calculator_and_answers(tmp_path: Path) -> None:
-    earned, made, records = await run(
-        tmp_path, test_tasks()[0], ["CALL calculator(4*23)", "CALL calculator(92+5*31)", "The answer is 247."]
-    )
+    earned, made, records = await run(tmp_path, SENT, ["CALL calculator(4*23)", "CALL calculator(92+5*31)", "The answer is 247."])
     assert earned == 1.0
     assert [(t.agent, t.turn, t.continues) for t in made.transitions] == [("solver", 0, None), ("solver", 1, 0), ("solver", 2, 1)]
     assert made.calls == {"completed": 3}
@@ -174,9 +175,8 @@ async def test_the_agent_calls_the_calculator_and_answers(tmp_path: Path) -> Non
 
 
 async def test_an_answer_that_is_wrong_or_never_comes_earns_nothing(tmp_path: Path) -> None:
-    task = test_tasks()[0]
-    assert (await run(tmp_path, task, ["The answer is 246."]))[0] == 0.0
-    earned, made, _ = await run(tmp_path, task, lambda prompt, sampling: "CALL calculator(247)")
+    assert (await run(tmp_path, SENT, ["The answer is 246."]))[0] == 0.0
+    earned, made, _ = await run(tmp_path, SENT, lambda prompt, sampling: "CALL calculator(247)")
     assert (earned, made.calls) == (0.0, {"completed": CALLS})
 
 

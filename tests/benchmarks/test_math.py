@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +78,16 @@ def test_the_reward_is_numeric_equality(text: str | None, answer: Any, earned: f
 )  # fmt: skip
 def test_the_calculator_computes_and_nothing_else(expression: str, result: str) -> None:
     assert calculator(expression).split(":")[0] == result
+
+
+@pytest.mark.parametrize("expression", ["'a'*(10**8)", "10**8*'a'", "b'a'*(10**8)", "'%100000000d'%1", "('a'*(10**8))*0+5"])
+def test_a_text_in_an_expression_takes_no_memory(expression: str) -> None:
+    tracemalloc.start()
+    try:
+        assert calculator(expression) == "error: only numbers can be calculated with"
+        assert tracemalloc.get_traced_memory()[1] < 10_000_000
+    finally:
+        tracemalloc.stop()
 
 
 class TestTasks:

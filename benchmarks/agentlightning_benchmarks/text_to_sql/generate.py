@@ -1,7 +1,7 @@
 """Small databases and questions about them, made the same on every machine.
 
-A schema is a domain with some columns left out and names written in one of several ways, so that only its text tells how to join. Further
-contents of a schema keep its names and draw everything else anew. Orders have no ties, and no answer is empty, in the first content.
+A schema is a domain with some columns, and maybe its last table, left out. Further contents of a schema keep its names and draw everything
+else anew. Orders have no ties, and no answer is empty, in the first content.
 """
 
 from __future__ import annotations
@@ -35,11 +35,10 @@ class Table:
     """A table of a schema."""
 
     name: str
-    plural: str
+    """A plural."""
     singular: str
-    key: str
     link: str | None
-    """The column that holds the key of the table above; None: there is none above."""
+    """The column that holds the `id` of a row of the table above; None: there is none above."""
     columns: tuple[tuple[str, str], ...]
     """Name and kind (see domains.py); the first names a row."""
 
@@ -58,21 +57,17 @@ def make_schema(split: Split, domain: str, number: int, seed: int = 0) -> Schema
     rng = random.Random(f"{split}:{domain}:{number}:{seed}")  # noqa: S311  # no secret is made here
     lines = DOMAINS[split][domain]
     lines = lines[: rng.randint(2, len(lines))]
-    own_keys, own_links, plural_names = rng.random() < 0.5, rng.random() < 0.6, rng.random() < 0.6
     tables: list[Table] = []
     for line in lines:
         head, *described = (part.strip() for part in line.split("|"))
         plural, singular = head.split()
         (first, *rest) = [(name.strip(), kind.strip()) for name, _, kind in (each.partition(":") for each in described)]
         kept = rng.sample(rest, rng.randint(min(2, len(rest)), len(rest)))
-        above = tables[-1].singular if tables else None
         tables.append(
             Table(
-                name=plural if plural_names else singular,
-                plural=plural,
+                name=plural,
                 singular=singular,
-                key=f"{singular}_id" if own_keys else "id",
-                link=None if above is None else f"{above}_id" if own_links else above,
+                link=f"{tables[-1].singular}_id" if tables else None,
                 columns=(first, *sorted(kept, key=rest.index)),
             )
         )
@@ -87,14 +82,14 @@ def script(schema: Schema, content: int) -> str:
     above = 0
     for depth, table in enumerate(schema.tables):
         count = names.randint(*ROWS[depth])
-        parts = [f"{table.key} INTEGER PRIMARY KEY"]
+        parts = ["id INTEGER PRIMARY KEY"]
         parts += [f"{name} {'INTEGER' if _is_number(kind) else 'TEXT'}" for name, kind in table.columns]
         values: list[Sequence[str | int]] = [
             _values(kind, count, schema.split, names if number == 0 else rng) for number, (_, kind) in enumerate(table.columns)
         ]
         if table.link is not None:
             parent = schema.tables[depth - 1]
-            parts.append(f"{table.link} INTEGER REFERENCES {parent.name}({parent.key})")
+            parts.append(f"{table.link} INTEGER REFERENCES {parent.name}(id)")
             values.append(_links(count, above, rng))
         lines.append(f"CREATE TABLE {table.name} ({', '.join(parts)});")
         for row, cells in enumerate(zip(*values, strict=True), 1):
@@ -141,7 +136,7 @@ def make_tasks(split: Split, count: int, variants: int, seed: int = 0) -> list[d
     while len(tasks) < count:
         place = (place + 1) % len(schemas)
         asked = None
-        while asked is None:  # a form with three tables does not fit a schema with two
+        while asked is None:
             order = order or rng.sample(FORMS, len(FORMS))
             asked = ask(order.pop(), schemas[place], contents[place], rng)
         question, query = asked
@@ -161,13 +156,9 @@ def make_tasks(split: Split, count: int, variants: int, seed: int = 0) -> list[d
 
 def ask(form: Form, schema: Schema, content: sqlite3.Connection, rng: random.Random) -> tuple[str, str] | None:
     """A question of a form and the query that answers it; None where the form does not fit the schema, or has no answer there."""
-    phrasings = form.train if schema.split == "train" else form.test
-    depth = 2 if "{Q}" in form.query else 1 if "{P}" in form.query else 0
-    if depth >= len(schema.tables):
-        return None
-    place = rng.randrange(depth, len(schema.tables))
+    place = rng.randrange("{P}" in form.query, len(schema.tables))
     known = _words(schema, place, content, rng, unique=form.unique)
-    phrasing = rng.choice(phrasings)
+    phrasing = rng.choice(form.phrasings)
     wanted = {name for _, name, _, _ in Formatter().parse(form.query + phrasing) if name}
     if not wanted <= known.keys():
         return None
@@ -180,25 +171,20 @@ def ask(form: Form, schema: Schema, content: sqlite3.Connection, rng: random.Ran
 
 def _words(schema: Schema, place: int, content: sqlite3.Connection, rng: random.Random, *, unique: bool) -> Mapping[str, Any]:
     """What can be said of a table and of those above it."""
-    table, which = schema.tables[place], 0 if schema.split == "train" else 1
-    known: dict[str, Any] = {"T": table.name, "things": table.plural, "thing": table.singular}
+    table = schema.tables[place]
+    known: dict[str, Any] = {"T": table.name, "thing": table.singular}
     known |= _column(table, "N", "NV", table.columns[:1], content, rng)
     known |= _column(table, "C", "V", [each for each in table.columns[1:] if not _is_number(each[1])], content, rng)
     known |= _column(
         table, "X", "K", [each for each in table.columns if _is_number(each[1]) and (not unique or _spread(each[1]))], content, rng
     )
-    function, *words = rng.choice(AGGREGATES)
-    direction, *most = rng.choice(DIRECTIONS)
-    known |= {"F": function, "word": rng.choice(words[which]), "D": direction, "most": rng.choice(most[which])}
+    function, words = rng.choice(AGGREGATES)
+    direction, most = rng.choice(DIRECTIONS)
+    known |= {"F": function, "word": rng.choice(words), "D": direction, "most": rng.choice(most)}
     if place >= 1:
         parent = schema.tables[place - 1]
-        known |= {"P": parent.name, "parents": parent.plural, "parent": parent.singular, "pid": parent.key, "fk": table.link}
+        known |= {"P": parent.name, "parent": parent.singular, "fk": table.link}
         known |= _column(parent, "PN", "PV", parent.columns[:1], content, rng)
-        known |= _column(parent, "PC", "PW", [each for each in parent.columns[1:] if not _is_number(each[1])], content, rng)
-    if place >= 2:
-        top = schema.tables[place - 2]
-        known |= {"Q": top.name, "qid": top.key, "pfk": schema.tables[place - 1].link}
-        known |= _column(top, "QN", "QV", top.columns[:1], content, rng)
     return known
 
 
@@ -209,7 +195,7 @@ def _column(
     if not columns:
         return {}
     column = rng.choice(columns)[0]
-    rows = content.execute(f"SELECT {column} FROM {table.name} ORDER BY {table.key}").fetchall()  # noqa: S608  # our own names
+    rows = content.execute(f"SELECT {column} FROM {table.name} ORDER BY id").fetchall()  # noqa: S608  # our own names
     return {name: column, value: rng.choice(rows)[0]}
 
 
@@ -242,13 +228,9 @@ def _values(kind: str, count: int, split: Split, rng: random.Random) -> list[str
 
 
 def _links(count: int, above: int, rng: random.Random) -> list[int]:
-    """To which row above each row belongs: one row above has none, and one has more than each other."""
-    most, _, *others = rng.sample(range(1, above + 1), above)
-    links = rng.choices([most, *others], k=count)
-    while links.count(most) <= max(links.count(other) for other in others):
-        fuller = max(others, key=links.count)
-        links[links.index(fuller)] = most
-    return links
+    """To which row above each row belongs; one row above has none."""
+    _, *others = rng.sample(range(1, above + 1), above)
+    return rng.choices(others, k=count)
 
 
 def _literal(value: str | int) -> str:

@@ -6,6 +6,7 @@ of requests). Every sampled token is in a trained transition, in one whose `reas
 
 from __future__ import annotations
 
+import logging
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
@@ -19,6 +20,8 @@ from agentlightning.registry import unknown
 from agentlightning.rl.joining import NEVER_ARRIVED, TOOL_CALL_ID, Joins, Tree, asked_tools, join
 from agentlightning.rl.outcome import check_finite, outcome
 from agentlightning.store import AttemptRecords, RolloutState
+
+log = logging.getLogger(__name__)
 
 UNJOINED = "not joined: no span says which agent made this call"
 """Reason of a transition whose agent is not known while agents are selected."""
@@ -68,7 +71,8 @@ def check_joins(trajectories: Iterable[Trajectory], agents: Sequence[str] | None
     """Stop a run whose first step shows that calls and spans do not meet.
 
     Raises `JoinError` when agents are selected and some call cannot be told whose it is, or when spans tell of model calls and not one
-    of them reached the gateway; `ConfigError` when a pattern of `agents` fits no agent that was seen.
+    of them reached the gateway; `ConfigError` when no pattern of `agents` fits an agent that was seen. One of several that fits none is a
+    warning: a branch of a graph may not have been taken yet.
     """
     trajectories = list(trajectories)
     transitions = [t for each in trajectories for t in each.transitions]
@@ -87,9 +91,11 @@ def check_joins(trajectories: Iterable[Trajectory], agents: Sequence[str] | None
             f"agents = {list(agents)} selects who is trained, but {lost or len(transitions)} of {len(transitions)} model calls name no "
             "agent. Is the framework's adapter active (its callback passed, or `install()` called)? `agl show` tells which calls"
         )
-    for pattern in agents:
-        if not any(fnmatchcase(name, pattern) for name in seen):
-            raise ConfigError("agents: " + unknown("agent", pattern, seen))
+    unmet = [pattern for pattern in agents if not any(fnmatchcase(name, pattern) for name in seen)]
+    if len(unmet) == len(agents):
+        raise ConfigError("agents: " + unknown("agent", unmet[0], seen))
+    for pattern in unmet:
+        log.warning("agents: %s; nothing of it is trained unless it acts later", unknown("agent", pattern, seen))
 
 
 def _made(

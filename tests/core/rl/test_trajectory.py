@@ -333,6 +333,17 @@ def test_the_run_stops_when_selected_agents_are_not_joined() -> None:
     with pytest.raises(ConfigError, match="did you mean 'write'"):
         check_joins([read(spans=joined, agents=["wrte"])], ["wrte"])
     check_joins([read(spans=joined, agents=["wr*"])], ["wr*"])
+
+
+def test_a_selected_agent_that_has_not_acted_yet_is_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+    joined = [span("l0", call_id="c0", agent="write")]
+    check_joins([read(spans=joined, agents=["write", "rewrite"])], ["write", "rewrite"])
+    assert [each.getMessage() for each in caplog.records] == [
+        "agents: unknown agent 'rewrite'; did you mean 'write'? known: write; nothing of it is trained unless it acts later"
+    ]
+
+
+def test_without_a_selection_nothing_is_checked() -> None:
     check_joins([read()], None)
 
 

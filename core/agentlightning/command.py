@@ -1,7 +1,8 @@
 """An agent that is a program: one process for each rollout, in any language, unchanged.
 
 The process is told its task and where its model is; its reward is read in the one way that was chosen, and a program that does not give
-one has failed. Whatever ends a rollout ends its process with all children: its own end, the timeout, a run that is stopped or killed.
+one has failed. Whatever ends a rollout ends its process with all children in its session: its own end, the timeout, a run that is stopped
+or killed.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import TracebackType
 from typing import Any, Literal, cast
+from urllib.parse import urlsplit
 
 from agentlightning import guard, recording
 from agentlightning.errors import AgentError, ConfigError, RewardError
@@ -42,7 +44,8 @@ DRAIN = 1.0
 
 
 class CommandAgent:
-    """Runs a command line as an agent. A context manager: inside, no process outlives this one, even if this one is killed.
+    """Runs a command line as an agent. A context manager: inside, no process outlives this one, even if this one is killed; but for those
+    that begin a session of their own (`setsid`, as a daemon does), which nobody can tell from the user's others.
 
     `line` is split as a shell would and run without one; write `sh -c '...'` where a shell is wanted. It runs in `folder` with this
     process's environment and `OPENAI_BASE_URL`, `OPENAI_API_KEY` (`ANTHROPIC_BASE_URL`, `ANTHROPIC_API_KEY`), `AGL_MODEL`, `AGL_TASK`
@@ -70,6 +73,8 @@ class CommandAgent:
 
     async def __call__(self, task: JSON, llm: LLM) -> float | None:
         """One rollout: the reward, or None where it was posted. `AgentError` says how the process ended and what it wrote last."""
+        if self._guard is None:
+            raise AgentError("a command is run inside `with CommandAgent(...) as agent:`, which ends its processes")
         with TemporaryDirectory(prefix="agl-command-") as name:
             folder = Path(name)
             text = json.dumps(task)
@@ -114,14 +119,18 @@ class CommandAgent:
             told["AGL_REWARD_FILE"] = str(folder / "reward")
         if self.reward == "post":
             told["AGL_REWARD_URL"] = f"{llm.base_url}/reward"
+        direct = os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or ""
+        if direct != "*":  # a proxy cannot reach the gateway, and must not see the key
+            direct = ",".join(each for each in (direct, urlsplit(llm.base_url).hostname) if each)
+        told |= {"NO_PROXY": direct, "no_proxy": direct}
         # a token of the user's own would be sent instead of the attempt's key; a name of an outer rollout would be taken for ours
         strange = {"ANTHROPIC_AUTH_TOKEN", "AGL_TASK", "AGL_REWARD_FILE", "AGL_REWARD_URL"}
         return {key: value for key, value in os.environ.items() if key not in strange} | told
 
     def _tell(self, what: str) -> None:
         """Have the guard know of a session (`+`), or forget it (`-`)."""
-        if self._guard is None or self._guard.stdin is None:
-            raise AgentError("a command is run inside `with CommandAgent(...) as agent:`, which ends its processes")
+        assert self._guard is not None
+        assert self._guard.stdin is not None
         with suppress(BrokenPipeError):  # somebody killed the guard; what this process ends itself is ended all the same
             self._guard.stdin.write(f"{what}\n".encode())
 
@@ -232,7 +241,8 @@ class _Output(asyncio.Protocol):
 
 def read_reward(text: str, where: str) -> float:
     """The reward in the last line that is not empty: a number, or a JSON object with a `reward`. `RewardError` says what stands there."""
-    line = next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "")
+    lines = text.replace("\r", "\n").split("\n")  # `splitlines` also cuts inside the strings of JSON
+    line = next((line.strip() for line in reversed(lines) if line.strip()), "")
     try:
         value: Any = json.loads(line)
     except (ValueError, RecursionError):

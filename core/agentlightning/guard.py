@@ -1,8 +1,9 @@
 """Ends programs that were started for a rollout, with all their children; also when the process that started them was killed.
 
-A program runs in a session of its own, so its children are found whatever they do with signals and process groups. Run as a script this
-is the guard: it reads `+session` and `-session` lines from standard input, and kills the sessions that are left when the input ends,
-which it does however the other process ends. It imports the standard library only, so that it starts in some milliseconds.
+A program runs in a session of its own, so its children are found whatever they do with signals and process groups, unless they leave that
+session. Run as a script this is the guard: it reads `+session` and `-session` lines from standard input, and kills the sessions that are
+left when the input ends, which it does however the other process ends. It imports the standard library only, so that it starts in some
+milliseconds.
 """
 
 from __future__ import annotations

@@ -50,7 +50,7 @@ class Recorder:
     def add(self, record: Record) -> None:
         """Queue a record. Safe from any thread."""
         if self._error is not None:
-            raise LightningError(f"attempt {self.attempt.id}: an earlier record could not be stored") from self._error
+            raise LightningError(f"attempt {self.attempt.id}: an earlier record could not be stored: {self._error}") from self._error
         with self._lock:
             if self._closed:
                 raise LightningError(

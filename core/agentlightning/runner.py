@@ -11,6 +11,7 @@ import contextvars
 import copy
 import functools
 import inspect
+import logging
 import os
 import socket
 import threading
@@ -19,13 +20,14 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from agentlightning.errors import AgentError, AgentTimeout, ConfigError, LeaseLost
+from agentlightning.errors import AgentError, AgentTimeout, ConfigError, LeaseLost, StoreError
 from agentlightning.model import JSON, LLM, Attempt, AttemptStatus, Mode, Reward, Rollout
 from agentlightning.recording import Recorder, checked_reward, use
 from agentlightning.registry import registry
 from agentlightning.rl.outcome import outcome
 from agentlightning.store import LightningStore
 
+log = logging.getLogger(__name__)
 Agent = Callable[..., Any]
 """Called with the task's input, and with an `LLM` where it takes a second argument; sync or async. Returns the reward, or None."""
 
@@ -143,8 +145,12 @@ class Runner:
             await recorder.flush()
             outcome(recorder.rewards, status="succeeded")  # says where two statements of the reward contradict each other
             status = "succeeded"
-        except asyncio.CancelledError:
-            status, error = "cancelled", "the runner was stopped"
+        except asyncio.CancelledError as raised:
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                status, error = "cancelled", "the runner was stopped"
+            else:  # nobody cancelled this task: it is the agent's own, as of a token of its framework
+                status, error = "failed", _explain(raised)
         except AgentTimeout as timeout:
             status, error = "timed_out", str(timeout)
         except AgentError as wrong:
@@ -161,12 +167,13 @@ class Runner:
     async def _close(self, rollout: Rollout, attempt: Attempt, recorder: Recorder, status: AttemptStatus, error: str | None) -> None:
         failed = status in ("failed", "timed_out")
         penalised = failed and self.settings.on_failure == "penalise" and not await self._infrastructure(attempt)
-        if penalised:
-            recorder.add(Reward(attempt_id=attempt.id, value=self.settings.penalty, name="penalty", source="runner"))
         try:
+            if penalised:
+                recorder.add(Reward(attempt_id=attempt.id, value=self.settings.penalty, name="penalty", source="runner"))
             await recorder.close()
-        except Exception as raised:
-            status, error, failed = "failed", _explain(raised), True
+        except Exception as raised:  # the store's failure, whatever the agent did
+            status, failed, penalised = "failed", True, False
+            error = "; ".join(said for said in (error, _explain(raised)) if said)
         retry = status == "cancelled" or (failed and not penalised and self.settings.on_failure != "drop")
         state = await self.store.finish(attempt.id, status, error=error, retry=retry)
         registry().hook.rollout_finished(state=state)
@@ -186,6 +193,8 @@ class Runner:
                 if task is not None:
                     task.cancel()
                 return
+            except StoreError as error:
+                log.warning("the lease of attempt %s could not be extended, trying again: %s", attempt.id, error)
 
     async def _call(self, task_input: JSON, llm: LLM) -> Any:
         arguments = (task_input, llm) if self._takes_llm else (task_input,)

@@ -16,44 +16,64 @@ TEXT = 65_536
 """Characters kept of one string; what is left out is counted in the text."""
 DEPTH = 12
 """Levels of nesting kept."""
+OBJECTS = 10_000
+"""Lists, mappings and objects kept of one value."""
 
 Special: TypeAlias = Callable[[Any], Any]
 """A framework's own view of its objects: another value to read in place of this one, or the value itself."""
 
 
-def plain(value: Any, *, special: Special | None = None, depth: int = DEPTH) -> JSON:
+def plain(value: Any, *, special: Special | None = None) -> JSON:
     """The value as JSON can hold it."""
-    try:
-        return _plain(value, special, depth)
-    except Exception as error:  # a user's object may raise from anything that is asked of it
-        return f"<{type(value).__name__}: {type(error).__name__} while it was read>"
+    return _Reading(special).plain(value, DEPTH)
 
 
-def _plain(value: Any, special: Special | None, depth: int) -> JSON:
-    if value is None or isinstance(value, bool | int):
-        return value
+class _Reading:
+    """One value while it is read. Objects that refer to one another have no end, so their number is counted."""
+
+    def __init__(self, special: Special | None) -> None:
+        self._special, self._left = special, OBJECTS
+
+    def plain(self, value: Any, depth: int) -> JSON:
+        try:
+            return self._plain(value, depth)
+        except Exception as error:  # a user's object may raise from anything that is asked of it
+            return f"<{type(value).__name__}: {type(error).__name__} while it was read>"
+
+    def _plain(self, value: Any, depth: int) -> JSON:
+        if value is None or isinstance(value, str | bool | int | float):
+            return _scalar(value)
+        if self._special is not None:
+            value = self._special(value)
+        fields: Any = getattr(cast("Any", type(value)), "model_fields", None)  # of a pydantic model; core has no pydantic
+        record = dataclasses.is_dataclass(value) and not isinstance(value, type)
+        if record or isinstance(fields, Mapping) or isinstance(value, Mapping | list | tuple | set | frozenset):
+            # not even its `repr`, which may have no end either
+            if depth == 0 or self._left == 0:
+                why = f"deeper than {DEPTH} levels" if depth == 0 else f"after {OBJECTS} lists and objects"
+                return f"<{type(cast('Any', value)).__name__}: left out, {why}>"
+            self._left -= 1
+        if isinstance(value, Mapping):
+            named = {str(key): item for key, item in cast("Mapping[Any, Any]", value).items()}
+        elif isinstance(value, list | tuple | set | frozenset):
+            return [self.plain(item, depth - 1) for item in cast("Iterable[Any]", value)]
+        elif isinstance(fields, Mapping):
+            named = {name: getattr(value, name) for name in cast("Mapping[str, Any]", fields)}
+        elif record:
+            named = {field.name: getattr(value, field.name) for field in dataclasses.fields(cast("Any", value))}
+        elif value is None or isinstance(value, str | bool | int | float):  # what a special case made of it
+            return _scalar(value)
+        else:
+            return _text(value)
+        return {name: self.plain(item, depth - 1) for name, item in named.items()}
+
+
+def _scalar(value: str | float | None) -> JSON:
     if isinstance(value, str):
         return value if len(value) <= TEXT else f"{value[:TEXT]}… ({len(value) - TEXT} more characters)"
     if isinstance(value, float):
         return value if math.isfinite(value) else repr(value)
-    if depth == 0:
-        return _text(value)
-    if special is not None:
-        value = special(value)
-    fields: Any = getattr(cast("Any", type(value)), "model_fields", None)  # of a pydantic model; core has no pydantic
-    if isinstance(value, Mapping):
-        named = {str(key): item for key, item in cast("Mapping[Any, Any]", value).items()}
-    elif isinstance(value, list | tuple | set | frozenset):
-        return [plain(item, special=special, depth=depth - 1) for item in cast("Iterable[Any]", value)]
-    elif isinstance(fields, Mapping):
-        named = {name: getattr(value, name) for name in cast("Mapping[str, Any]", fields)}
-    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
-        named = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
-    elif value is None or isinstance(value, str | bool | int | float):  # what a special case made of it
-        return _plain(value, None, depth)
-    else:
-        return _text(value)
-    return {name: plain(item, special=special, depth=depth - 1) for name, item in named.items()}
+    return value
 
 
 def _text(value: Any) -> str:

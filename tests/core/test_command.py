@@ -19,10 +19,10 @@ import pytest
 
 from agentlightning import command
 from agentlightning.command import CommandAgent, read_reward
-from agentlightning.errors import ConfigError, RewardError
+from agentlightning.errors import AgentError, ConfigError, RewardError
 from agentlightning.gateway import Gateway
 from agentlightning.memory import MemoryStore
-from agentlightning.model import Rollout, Sampling, Task
+from agentlightning.model import LLM, Rollout, Sampling, Task
 from agentlightning.runner import Runner, RunnerSettings
 from agentlightning.store import AttemptRecords, RolloutState
 from agentlightning.testing.engine import ScriptedEngine
@@ -253,6 +253,33 @@ async def test_there_is_no_shell_unless_it_is_asked_for(shop: Shop) -> None:
 )
 def test_a_reward_is_a_number_or_an_object_on_the_last_line(line: str, value: float) -> None:
     assert read_reward(line, "it") == value
+
+
+@pytest.mark.parametrize("line", ['{"note": "a\u2028b\x85c", "reward": 0.5}', "10%\r99%\r0.5"])
+def test_a_line_ends_at_a_newline_or_a_return_and_nowhere_else(line: str) -> None:
+    assert read_reward(line, "it") == 0.5
+
+
+async def test_the_model_is_reached_past_a_proxy(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.setenv(name, "intranet.example")
+    write(
+        shop.folder,
+        "agent.py",
+        "import os\nfrom openai import OpenAI\nassert os.environ['NO_PROXY'].startswith('intranet.example,')\n"
+        "OpenAI(max_retries=0).chat.completions.create(model=os.environ['AGL_MODEL'], messages=[{'role': 'user', 'content': 'x'}])\n"
+        "print(1)\n",
+    )
+    assert await shop.one(f"{PYTHON} agent.py") == ("succeeded", [1.0], "")
+
+
+async def test_a_command_outside_its_context_starts_nothing(tmp_path: Path) -> None:
+    with pytest.raises(AgentError, match="inside `with CommandAgent"):
+        await CommandAgent("touch started", folder=tmp_path)(None, LLM("m", "http://127.0.0.1:1/v1", "key"))
+    await asyncio.sleep(0.2)
+    assert not (tmp_path / "started").exists()
 
 
 @pytest.mark.parametrize(

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 import agentlightning as agl
-from agentlightning.errors import ConfigError
+from agentlightning.errors import ConfigError, StoreError
 from agentlightning.memory import MemoryStore
-from agentlightning.model import LLM, Attempt, Call, Rollout, Task
+from agentlightning.model import LLM, Attempt, Call, Rollout, Span, Task
 from agentlightning.recording import current
 from agentlightning.runner import Runner, RunnerSettings, takes_llm
 from agentlightning.store import RolloutState
@@ -131,6 +131,33 @@ async def test_penalise_gives_a_failed_rollout_the_penalty() -> None:
     assert [(reward.name, reward.value, reward.source) for reward in records.rewards] == [("penalty", -1.0, "runner")]
 
 
+@pytest.mark.parametrize("policy", ["retry", "penalise"])
+async def test_records_that_cannot_be_stored_close_the_attempt_and_try_again(policy: Any) -> None:
+    class Full(MemoryStore):
+        async def record(self, records: Any) -> None:
+            if any(isinstance(record, Span) for record in records):
+                raise StoreError("the disk is full")
+            await super().record(records)
+
+    async def solve(task: Any) -> float:
+        agl.note("x")
+        await asyncio.sleep(0.02)
+        raise ValueError("the agent is wrong")
+
+    store = Full()
+    await store.add([Rollout(task=Task("1", None), mode="train", max_attempts=2)])
+    runner = asyncio.create_task(Runner(store, solve, llm, RunnerSettings(on_failure=policy)).run())
+    async with asyncio.timeout(10):
+        while not (await store.list(status=["failed"]))[0]:
+            assert not runner.done()
+            await asyncio.sleep(0.02)
+    runner.cancel()
+    await asyncio.gather(runner, return_exceptions=True)
+    [state], _ = await store.list()
+    assert [attempt.status for attempt in state.attempts] == ["failed", "failed"]
+    assert all("the disk is full" in str(attempt.error) for attempt in state.attempts)
+
+
 async def test_an_engine_that_fails_is_never_penalised_but_tried_again() -> None:
     tries: list[str] = []
 
@@ -190,6 +217,51 @@ async def test_a_timeout_that_the_agent_raises_itself_is_its_own_error() -> None
     [(state, _)] = await run(solve, "task", on_failure="drop")
     assert state.attempts[0].status == "failed"
     assert "the database was slow" in str(state.attempts[0].error)
+
+
+@pytest.mark.parametrize("threaded", [False, True])
+async def test_a_cancellation_of_the_agents_own_is_its_failure(threaded: bool) -> None:
+    async def solve(task: Any) -> float:
+        raise asyncio.CancelledError
+
+    def solve_in_a_thread(task: Any) -> float:
+        raise asyncio.CancelledError
+
+    [(state, _)] = await run(solve_in_a_thread if threaded else solve, "task", on_failure="drop")
+    [attempt] = state.attempts
+    assert (state.status, attempt.status) == ("failed", "failed")
+    assert "CancelledError" in str(attempt.error)
+    assert "test_runner.py" in str(attempt.error)
+
+
+async def test_a_store_that_refuses_one_heartbeat_loses_no_attempt(caplog: pytest.LogCaptureFixture) -> None:
+    class Busy(MemoryStore):
+        beats = 0
+
+        async def heartbeat(self, attempt_id: str, *, lease: float) -> None:
+            self.beats += 1
+            if self.beats == 1:
+                raise StoreError("the database is locked")
+            await super().heartbeat(attempt_id, lease=lease)
+
+    store, runs = Busy(), 0
+    await store.add([Rollout(task=Task("1", None), mode="train")])
+
+    async def solve(task: Any) -> float:
+        nonlocal runs
+        runs += 1
+        await asyncio.sleep(1.5)
+        return 1.0
+
+    task = asyncio.create_task(Runner(store, solve, llm, RunnerSettings(lease=0.75)).run())
+    async with asyncio.timeout(10):
+        while not (await store.list(status=["succeeded"]))[0]:
+            await asyncio.sleep(0.02)
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    [state], _ = await store.list()
+    assert (runs, [attempt.status for attempt in state.attempts]) == (1, ["succeeded"])
+    assert "the database is locked" in caplog.text
 
 
 async def test_a_stopped_runner_gives_its_rollouts_back() -> None:

@@ -2,6 +2,9 @@
 
 Tasks and seeds are drawn anew, each with replacement and independently, because both are samples of what could have been asked: a task
 that is hard is hard in every seed, and a seed that went well went well on every task.
+
+Three seeds say little of how much seeds differ: simulated, 95% intervals of three seeds and 64 tasks hold the true mean in 95 to 99 of 100
+cases where tasks and sampling make the noise, in 88 where the seeds spread as much as the tasks, and in 75 where the seeds make all of it.
 """
 
 from __future__ import annotations

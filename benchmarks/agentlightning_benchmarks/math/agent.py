@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import operator
+from collections.abc import Callable
 from typing import Any
 
 from autogen_agentchat.agents import AssistantAgent
@@ -37,6 +38,17 @@ HIGHEST_POWER, HIGHEST_BASE = 64, 10**12
 """Powers beyond these take long to work out."""
 
 
+def on_numbers(operation: Callable[..., Any]) -> Callable[..., Any]:
+    """The operation, for numbers alone: Python would repeat a text a billion times."""
+
+    def checked(*values: Any) -> Any:
+        if not all(isinstance(value, int | float) for value in values):
+            raise ValueError("only numbers can be calculated with")
+        return operation(*values)
+
+    return checked
+
+
 def power(base: float, exponent: float) -> float:
     if abs(exponent) > HIGHEST_POWER or abs(base) > HIGHEST_BASE:
         raise ValueError(f"the power is too high; at most {HIGHEST_BASE}**{HIGHEST_POWER}")
@@ -44,15 +56,15 @@ def power(base: float, exponent: float) -> float:
 
 
 OPERATORS: dict[type[ast.AST], Any] = {
-    ast.Add: operator.add,
-    ast.Sub: operator.sub,
-    ast.Mult: operator.mul,
-    ast.Div: operator.truediv,
-    ast.FloorDiv: operator.floordiv,
-    ast.Mod: operator.mod,
-    ast.Pow: power,
-    ast.USub: operator.neg,
-    ast.UAdd: operator.pos,
+    ast.Add: on_numbers(operator.add),
+    ast.Sub: on_numbers(operator.sub),
+    ast.Mult: on_numbers(operator.mul),
+    ast.Div: on_numbers(operator.truediv),
+    ast.FloorDiv: on_numbers(operator.floordiv),
+    ast.Mod: on_numbers(operator.mod),
+    ast.Pow: on_numbers(power),
+    ast.USub: on_numbers(operator.neg),
+    ast.UAdd: on_numbers(operator.pos),
 }
 
 

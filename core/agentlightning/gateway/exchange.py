@@ -121,7 +121,7 @@ class Exchange:
         try:
             await self._answer(send, gone)
         except Refused as refusal:
-            await self._fail(send, "refused" if refusal.status < 500 else "error", refusal)
+            await self._fail(send, refusal.outcome, refusal)
         except ContextOverflow as error:
             await self._fail(send, "refused", Refused(str(error), param="messages", code="context_length_exceeded"))
         except Gone:

@@ -21,6 +21,11 @@ class Refused(Exception):
         self.headers: list[tuple[bytes, bytes]] = []
 
     @property
+    def outcome(self) -> Literal["refused", "error"]:
+        """What the call ends as: an `error` where the fault is not the request's, so that nobody blames the agent for it."""
+        return "refused" if self.status < 500 else "error"
+
+    @property
     def body(self) -> dict[str, Any]:
         return {"error": {"message": str(self), "type": self.type, "param": self.param, "code": self.code}}
 

@@ -10,7 +10,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import aclosing
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import httpx
 import msgspec
@@ -36,6 +36,8 @@ log = logging.getLogger("agentlightning.gateway")
 PATHS = ("/v1/chat/completions", "/v1/responses", "/v1/completions")
 TIMEOUT = httpx.Timeout(600.0, connect=10.0)
 """Seconds: as OpenAI's own client waits for an answer."""
+NOT_THE_REQUESTS = (401, 403, 408, 425, 429)
+"""Statuses below 500 that say nothing of the agent's request: the gateway's own key is refused, or the upstream is busy."""
 _fields = msgspec.json.Decoder(dict[str, Any])
 
 
@@ -45,6 +47,10 @@ class UpstreamRefused(Refused):
     def __init__(self, message: str, status: int, fields: Fields) -> None:
         super().__init__(message, status=status)
         self._fields = fields
+
+    @property
+    def outcome(self) -> Literal["refused", "error"]:
+        return "error" if self.status in NOT_THE_REQUESTS else super().outcome
 
     @property
     def body(self) -> Fields:
@@ -147,6 +153,12 @@ class Forward(Exchange):
         check_open(self._state.attempt)
         if not upstream.takes_any_model:
             check_model(str(body.get("model")), upstream.info.model, rollout.policy, self._service.models)
+        elif body.get("model") == rollout.policy:  # as an adapter asks in a rollout that names no model
+            raise Refused(
+                f"the model {rollout.policy!r} is the name of a policy, and this gateway does not know which model of {upstream.url} it "
+                "stands for: name it in `agl serve --upstream URL --model NAME`, or in agl.rollout(task, model=NAME)",
+                status=404, param="model", code="model_not_found",
+            )  # fmt: skip
         names = overridden(rollout, request) if request is not None else []
         if names:
             text = "the agent asks for %s; in a rollout the sampling is the run's, so these are overridden"
@@ -206,7 +218,7 @@ class Forward(Exchange):
                 if not isinstance(value, dict):
                     data = raw
                 elif "choices" not in value and isinstance(value.get("error"), dict):  # pyright: ignore[reportUnknownMemberType]
-                    error = cast("dict[str, Fields]", value)["error"]
+                    error = cast("dict[str, Fields]", _object(self._upstream.without_key(encode(value).decode()).encode()))["error"]
                     raise UpstreamRefused(f"the upstream failed in its answer: {error.get('message')}", 502, {"error": error})
                 else:
                     data = event(reader.take(cast(Fields, value)), event_name(raw))

@@ -241,7 +241,7 @@ async def test_the_keys_stay_where_they_belong(forward: Any) -> None:
     assert error.value.code == "invalid_api_key"
     assert KEY not in str(error.value)
     [call] = (await front.records(attempt)).calls
-    assert call.outcome == "refused"
+    assert call.outcome == "error"  # the agent cannot help it
     assert KEY not in repr(call)
     assert server.headers[0]["authorization"] == f"Bearer {KEY}"
     assert attempt.key not in repr(server.headers) + repr(server.bodies)
@@ -340,7 +340,17 @@ async def test_too_many_requests_pass_on_with_their_wait_and_a_retry_is_counted(
         first = await client.post("/chat/completions", json={"model": "theirs", "messages": HI})
     assert (first.status_code, first.headers["retry-after"]) == (429, "0.01")
     assert (await front.client(attempt, max_retries=2).chat.completions.create(model="theirs", messages=HI)).choices
-    assert [c.outcome for c in (await front.records(attempt)).calls] == ["refused", "completed"]
+    first_call, second = (await front.records(attempt)).calls
+    assert [c.outcome for c in (first_call, second)] == ["error", "completed"]
+
+
+async def test_a_retry_after_too_many_requests_supersedes_it(forward: Any) -> None:
+    turns = iter([JSONResponse({"error": {"message": "slow down"}}, 429, {"retry-after": "0.01"})])
+    front = await forward(PlainServer(answer=lambda body: next(turns, None)))
+    attempt = await front.attempt()
+    await front.client(attempt, max_retries=2).chat.completions.create(model="theirs", messages=HI)
+    first, second = (await front.records(attempt)).calls
+    assert (first.outcome, second.outcome, second.supersedes) == ("error", "completed", first.id)
 
 
 async def test_an_upstream_that_fails_is_an_error_and_its_retry_supersedes_it(forward: Any) -> None:
@@ -391,6 +401,17 @@ async def test_a_stream_that_ends_early_or_with_an_error_is_an_error_and_keeps_w
     records = await front.records(attempt)
     assert [c.outcome for c in records.calls] == ["error"] * 2
     assert [(c.message["content"], c.finish_reason) for c in records.completions] == [("par", "error")] * 2
+
+
+async def test_a_key_that_a_stream_repeats_goes_no_further(forward: Any) -> None:
+    said = f'data: {{"error": {{"message": "bad key {KEY}", "detail": "{KEY}"}}}}\n\n'
+    front = await forward(PlainServer(answer=lambda body: StreamingResponse(iter([said]), media_type="text/event-stream")))
+    attempt = await front.attempt()
+    with pytest.raises(openai.APIError, match="bad key") as error:
+        async for _ in await front.client(attempt).chat.completions.create(model="theirs", messages=HI, stream=True):
+            pass
+    [call] = (await front.records(attempt)).calls
+    assert KEY not in repr(call) + str(error.value) + repr(error.value.body)
 
 
 async def test_a_client_that_goes_away_closes_the_upstream_and_is_counted(forward: Any) -> None:
@@ -473,6 +494,8 @@ async def test_the_model_is_the_upstreams_under_either_name_and_any_where_none_i
         await front.client(attempt).chat.completions.create(model="gpt-9", messages=HI)
     any_model = await forward(server, model="", token="token")
     await any_model.client("token").chat.completions.create(model="gpt-9", messages=HI, temperature=0.3)
+    with pytest.raises(openai.NotFoundError, match="--model NAME"):
+        await any_model.client(await any_model.attempt()).chat.completions.create(model="main", messages=HI)
     assert [body["model"] for body in server.bodies] == ["theirs", "theirs", "gpt-9"]
     assert server.bodies[-1]["temperature"] == 0.3
 

@@ -44,7 +44,8 @@ async def write(store: SQLiteStore, name: str) -> None:
 
 
 async def drain(store: SQLiteStore, name: str) -> None:
-    """Claim until nothing is queued."""
+    """When told to, claim until nothing is queued."""
+    sys.stdin.readline()
     while claimed := await store.claim(name, lease=60, limit=2):
         for rollout, attempt in claimed:
             say("claimed", rollout.id, attempt.id)

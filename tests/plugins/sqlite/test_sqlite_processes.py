@@ -19,7 +19,7 @@ SCRIPT = Path(__file__).with_name("sqlite_process.py")
 
 
 def start(job: str, path: Path, name: str) -> subprocess.Popen[str]:
-    return subprocess.Popen([sys.executable, str(SCRIPT), job, str(path), name], stdout=subprocess.PIPE, text=True)
+    return subprocess.Popen([sys.executable, str(SCRIPT), job, str(path), name], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
 
 def line(process: subprocess.Popen[str]) -> list[str]:
@@ -70,7 +70,9 @@ async def test_processes_that_claim_at_once_never_share_an_attempt(tmp_path: Pat
     await store.add(rollouts(300))
     processes = [start("drain", path, f"p{i}") for i in range(3)]
     taken: list[str] = []
-    outputs = await asyncio.gather(*(asyncio.to_thread(process.communicate) for process in processes))
+    for process in processes:  # one that is up first would take everything while the others start
+        assert line(process) == ["ready"]
+    outputs = await asyncio.gather(*(asyncio.to_thread(process.communicate, "go\n") for process in processes))
     assert all(process.returncode == 0 for process in processes)
     for output, _ in outputs:
         mine = [words[1] for words in map(str.split, output.splitlines()) if words[0] == "claimed"]

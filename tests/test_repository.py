@@ -26,7 +26,7 @@ LAYERS = (
     ("errors",),
     ("model", "progress"),
     ("store", "engine", "trainer", "hookspecs", "wire"),
-    ("registry", "recording", "values", "routing", "models", "memory", "client", "server"),
+    ("registry", "recording", "values", "routing", "tracing", "models", "memory", "client", "server"),
     ("rl", "gateway", "tasks", "settings", "builtin"),
     ("runner", "workers"),
     ("algorithms", "config"),  # and what is named nowhere: the modules that put a run together

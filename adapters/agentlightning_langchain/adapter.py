@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from contextlib import suppress
 from contextvars import ContextVar
 from functools import cache, wraps
@@ -29,9 +29,10 @@ from agentlightning.errors import LightningError
 from agentlightning.model import JSON, Span
 from agentlightning.recording import Recorder
 from agentlightning.routing import ModelCall, clients
+from agentlightning.tracing import span
 from agentlightning.values import failure, mapping
 from agentlightning_langchain.joining import join
-from agentlightning_langchain.runs import Run, Runs, chain_run, leaf_run, span
+from agentlightning_langchain.runs import Run, Runs, chain_run, leaf_run
 from agentlightning_langchain.values import plain
 
 log = logging.getLogger(__name__)
@@ -268,7 +269,7 @@ class LightningCallback(BaseCallbackHandler):
             run.attributes["tools"] = [_tool_name(tool) for tool in tools]
         if run.retry is not None:
             run.attributes["retry"] = run.retry
-        if self._runs.start(recorder, run) is not None:
+        if self._runs.start(recorder, run):
             run.call = ModelCall.start(NAME, recorder, run_id.hex)
 
     @_safe
@@ -279,7 +280,7 @@ class LightningCallback(BaseCallbackHandler):
     def on_llm_error(self, error: BaseException, *, run_id: UUID, **kwargs: Any) -> None:
         self._model_end(run_id, cast("LLMResult | None", kwargs.get("response")), _error(error))
 
-    def _model_end(self, run_id: UUID, response: LLMResult | None, attributes: dict[str, JSON]) -> None:
+    def _model_end(self, run_id: Hashable, response: LLMResult | None, attributes: dict[str, JSON]) -> None:
         ended = self._runs.end(run_id)
         if ended is not None:
             run, recorder = ended

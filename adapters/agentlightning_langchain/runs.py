@@ -1,7 +1,6 @@
 """The runs of the framework that are open now, and which of them become spans.
 
-A run is recorded once, at its end, however many handlers reported it. Agents, graphs, their nodes, tools and model calls become
-spans; sequences, prompts and parsers are plumbing, and what is below them hangs from the nearest recorded ancestor.
+Agents, graphs, their nodes, tools and model calls become spans; sequences, prompts and parsers are plumbing.
 
 Who acts is the nearest `create_agent(name=...)`, else the nearest LangGraph node. A `create_agent` without a name inside a node or a
 tool is called after that node or tool, because its own nodes are called `model` and `tools` in every agent.
@@ -9,35 +8,24 @@ tool is called after that node or tool, because its own nodes are called `model`
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
-from threading import Lock
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, cast
 from uuid import UUID, uuid5
-from weakref import WeakKeyDictionary, WeakValueDictionary, ref
+from weakref import ref
 
-from agentlightning.model import JSON, Span, SpanKind
+from agentlightning import tracing
+from agentlightning.model import JSON, SpanKind
 from agentlightning.recording import Recorder
-from agentlightning.routing import ModelCall
 
 CREATE_AGENT_NODES = ("model", "tools")
 """Names of the nodes that `create_agent` itself makes."""
 
 
-@dataclass(slots=True, eq=False, weakref_slot=True, kw_only=True)
-class Run:
-    """One run of the framework that has started and not ended."""
+@dataclass(slots=True, eq=False, kw_only=True)
+class Run(tracing.Run):
+    """One run of the framework that has started and not ended; its id is a UUID."""
 
-    id: UUID
-    name: str
-    kind: SpanKind | None
-    """None: plumbing, which is not recorded."""
-    parent: Run | None
-    recorder: ref[Recorder]
-    """Weak: a run that never ends must not keep its rollout in memory."""
-    agent: str | None = None
-    """Who acts here."""
     named: str | None = None
     """The `lc_agent_name` in force here."""
     begins: bool = False
@@ -46,10 +34,6 @@ class Run:
     """The node, where this run is one."""
     namespace: str | None = None
     """LangGraph's checkpoint namespace: the path of nodes that lead here."""
-    started: float = field(default_factory=time.time)
-    attributes: dict[str, JSON] = field(default_factory=dict[str, JSON])
-    call: ModelCall | None = None
-    """What a model call sends."""
     retry: int | None = None
     """Which try of `with_retry` this is in, from 2."""
     prompts: int = 1
@@ -58,54 +42,15 @@ class Run:
     @property
     def span_id(self) -> str:
         # Not the bare run id: that is the id of the model call.
-        return uuid5(self.id, "span").hex
-
-    def above(self) -> Iterator[Run]:
-        """The ancestors, nearest first."""
-        run = self.parent
-        while run is not None:
-            yield run
-            run = run.parent
-
-    def recorded(self) -> Run | None:
-        """This run or its nearest ancestor that becomes a span."""
-        return self if self.kind is not None else next((run for run in self.above() if run.kind is not None), None)
+        return uuid5(cast(UUID, self.id), "span").hex
 
     def enclosing(self) -> str | None:
         """The name of the tool or node that this run is in."""
         return next((run.name for run in self.above() if run.kind == "tool" or run.node is not None), None)
 
 
-class Runs:
+class Runs(tracing.Runs[Run]):
     """Every open run of this process. Safe from any thread."""
-
-    def __init__(self) -> None:
-        self._lock = Lock()
-        self._attempts: WeakKeyDictionary[Recorder, dict[UUID, Run]] = WeakKeyDictionary()
-        self._by_id: WeakValueDictionary[UUID, Run] = WeakValueDictionary()
-
-    def get(self, run_id: UUID | None) -> Run | None:
-        with self._lock:
-            return self._by_id.get(run_id) if run_id is not None else None
-
-    def start(self, recorder: Recorder, run: Run) -> Run | None:
-        """Open a run; None when another handler has reported it already."""
-        with self._lock:
-            if run.id in self._by_id:
-                return None
-            self._attempts.setdefault(recorder, {})[run.id] = run
-            self._by_id[run.id] = run
-        return run
-
-    def end(self, run_id: UUID) -> tuple[Run, Recorder] | None:
-        """Close a run; None when it is not open: another handler has ended it, or it ran outside a rollout."""
-        with self._lock:
-            run = self._by_id.pop(run_id, None)
-            recorder = run.recorder() if run is not None else None
-            if run is None or recorder is None:
-                return None
-            self._attempts[recorder].pop(run_id, None)
-        return run, recorder
 
     def model_calls_below(self, run_id: UUID) -> list[Run]:
         """The open model calls that a run made."""
@@ -146,17 +91,6 @@ def leaf_run(run_id: UUID, kind: SpanKind, parent: Run | None, name: str, metada
         id=run_id, name=name, kind=kind, parent=parent, recorder=ref(recorder), named=named,
         agent=agent or named or _text(metadata, "langgraph_node"), namespace=_text(metadata, "langgraph_checkpoint_ns"),
         attributes=_where(metadata),
-    )  # fmt: skip
-
-
-def span(run: Run, recorder: Recorder, *, call_id: str | None = None) -> Span:
-    """An ended run as a span."""
-    above = run.parent.recorded() if run.parent is not None else None
-    assert run.kind is not None
-    return Span(
-        id=run.span_id, attempt_id=recorder.attempt.id, kind=run.kind, name=run.name,
-        parent_id=above.span_id if above is not None else None, call_id=call_id, agent=run.agent,
-        started=run.started, ended=time.time(), attributes=run.attributes,
     )  # fmt: skip
 
 

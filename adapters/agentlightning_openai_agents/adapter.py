@@ -17,14 +17,14 @@ from weakref import WeakKeyDictionary, ref
 from agents import Span, Trace, TracingProcessor
 from agents.tracing import GenerationSpanData, GuardrailSpanData, ResponseSpanData, TurnSpanData, get_current_span, get_current_trace
 
-from agentlightning import recording
+from agentlightning import recording, tracing
 from agentlightning.errors import LightningError
 from agentlightning.model import Span as Recorded
 from agentlightning.recording import Recorder
 from agentlightning.routing import ModelCall, clients
 from agentlightning.values import failure
 from agentlightning_openai_agents import content, defaults
-from agentlightning_openai_agents.runs import Run, Runs, made
+from agentlightning_openai_agents.runs import Run, Runs
 
 log = logging.getLogger(__name__)
 NAME = "agentlightning_openai_agents"
@@ -108,7 +108,7 @@ def current_span_id() -> str | None:
     current = get_current_span()
     run = installation().runs.get(current.span_id) if current is not None else None
     recorded = run.recorded() if run is not None else None
-    return recorded.id if recorded is not None else None
+    return recorded.span_id if recorded is not None else None
 
 
 class LightningTracingProcessor(TracingProcessor):
@@ -203,7 +203,7 @@ class LightningTracingProcessor(TracingProcessor):
             tool_call_id = self._runs.asked_by(run, data.input)
             if tool_call_id is not None:
                 run.attributes["tool_call_id"] = tool_call_id
-        recorder.add(made(run, recorder))
+        recorder.add(tracing.span(run, recorder))
 
     def _answered(self, run: Run, call: ModelCall, recorder: Recorder, given: AnySpan) -> None:
         data = given.span_data
@@ -223,4 +223,4 @@ class LightningTracingProcessor(TracingProcessor):
             run.attributes.pop("output", None)  # the completion has it
         if content.withheld(data):
             self._here.say(WITHHELD, recorder)
-        recorder.add(made(run, recorder, call_id=call_id))
+        recorder.add(tracing.span(run, recorder, call_id=call_id))

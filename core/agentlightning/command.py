@@ -22,6 +22,7 @@ from tempfile import TemporaryDirectory
 from types import TracebackType
 from typing import Any, Literal, cast
 from urllib.parse import urlsplit
+from uuid import uuid4
 
 from agentlightning import guard, recording
 from agentlightning.errors import AgentError, ConfigError, RewardError
@@ -44,8 +45,8 @@ DRAIN = 1.0
 
 
 class CommandAgent:
-    """Runs a command line as an agent. A context manager: inside, no process outlives this one, even if this one is killed; but for those
-    that begin a session of their own (`setsid`, as a daemon does), which nobody can tell from the user's others.
+    """Runs a command line as an agent. A context manager: inside, no process outlives its rollout, nor this one, even if this one is
+    killed (without `/proc`, as on macOS: none of the program's own process group).
 
     `line` is split as a shell would and run without one; write `sh -c '...'` where a shell is wanted. It runs in `folder` with this
     process's environment and `OPENAI_BASE_URL`, `OPENAI_API_KEY` (`ANTHROPIC_BASE_URL`, `ANTHROPIC_API_KEY`), `AGL_MODEL`, `AGL_TASK`
@@ -128,7 +129,7 @@ class CommandAgent:
         return {key: value for key, value in os.environ.items() if key not in strange} | told
 
     def _tell(self, what: str) -> None:
-        """Have the guard know of a session (`+`), or forget it (`-`)."""
+        """See `agentlightning.guard`."""
         assert self._guard is not None
         assert self._guard.stdin is not None
         with suppress(BrokenPipeError):  # somebody killed the guard; what this process ends itself is ended all the same
@@ -139,26 +140,31 @@ class _Process:
     """A process in a session of its own, its input a file, with the end of its output."""
 
     def __init__(self, arguments: list[str], folder: Path, environment: Mapping[str, str], task: Path) -> None:
-        self._arguments, self._folder, self._environment, self._task = arguments, folder, environment, task
+        self._mark = uuid4().hex
+        self._arguments, self._folder, self._environment, self._task = arguments, folder, {**environment, guard.MARK: self._mark}, task
         self.out, self.err = _Output(), _Output()
 
     async def run(self, tell: Callable[[str], None]) -> int:
         """Its exit code, when it has ended and its children with it. Cancelled, it is asked to end, then made to; the cancellation takes
         a note with what it wrote."""
+        process: asyncio.subprocess.Process | None = None
         try:
-            process = await self._start()
-            tell(f"+{process.pid}")
+            tell(f"+{self._mark}")  # before it starts: this process may be killed while it does
             try:
+                process = await self._start()
+                tell(f"={self._mark} {process.pid}")
                 return await process.wait()
             except asyncio.CancelledError:
-                guard.signal_session(process.pid, signal.SIGTERM)
-                with suppress(TimeoutError):
-                    await asyncio.wait_for(process.wait(), GRACE)
+                if process is not None:
+                    guard.signal_program(self._mark, process.pid, signal.SIGTERM)
+                    with suppress(TimeoutError):
+                        await asyncio.wait_for(process.wait(), GRACE)
                 raise
             finally:
-                guard.kill_session(process.pid)
-                tell(f"-{process.pid}")
-                await asyncio.gather(self.out.end(), self.err.end(), process.wait())
+                guard.kill_program(self._mark, None if process is None else process.pid)
+                tell(f"-{self._mark}")
+                if process is not None:
+                    await asyncio.gather(self.out.end(), self.err.end(), process.wait())
         except asyncio.CancelledError as stopped:
             stopped.add_note(self.said())
             raise

@@ -51,7 +51,7 @@ def register_engines(register: Register) -> None:
 
 @hookspec
 def register_trainers(register: Register) -> None:
-    """Trainers. Target: a class with `Settings` (a frozen dataclass) and
+    """Trainers. Target: a class with `Settings` (a frozen dataclass; its `total_steps`, if it has one that is None, becomes the run's) and
     `async create(model: ModelFiles, settings: Settings, share: Share) -> Trainer`."""
 
 

@@ -87,6 +87,8 @@ async def plan(config: Config, agent: str | Agent, *, progress: Progress, train:
         if remote and train:
             raise UnsupportedSetting(f"engine {config.engine['name']!r}: {UNTRAINABLE}")
         trainer = open_table("trainers", config.trainer, "trainer") if train else None
+        if trainer is not None and getattr(trainer[1], "total_steps", 0) is None:
+            trainer = trainer[0], dataclasses.replace(trainer[1], total_steps=config.steps)
         if config.runner.workers:
             checked: str | Agent = reference_of(agent)
             load_agent(checked, config)  # in this process too, so that a wrong name is said at once

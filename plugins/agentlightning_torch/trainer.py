@@ -57,6 +57,7 @@ class Settings:
     """Of lr after the warm-up; linear and cosine reach 0 at `total_steps`."""
     warmup_steps: int = 0
     total_steps: int | None = None
+    """Absent: the steps of the run."""
     max_tokens: int = 4096
     """Tokens computed at once: what bounds the memory. A conversation must fit."""
     device: str = "auto"
@@ -73,7 +74,7 @@ class Settings:
             raise ConfigError(f"trainer.train is {self.train!r}; expected 'full', 'lora' or 'top:N' (such as 'top:8')")
         if self.schedule not in ("constant", "linear", "cosine"):
             raise ConfigError(f"trainer.schedule is {self.schedule!r}; expected 'constant', 'linear' or 'cosine'")
-        if self.schedule != "constant" and not (self.total_steps and self.total_steps > self.warmup_steps):
+        if self.schedule != "constant" and self.total_steps is not None and self.total_steps <= self.warmup_steps:
             raise ConfigError(
                 f"trainer.schedule {self.schedule!r} needs total_steps above warmup_steps ({self.warmup_steps}); it is {self.total_steps}"
             )
@@ -109,6 +110,8 @@ class TorchTrainer:
     @classmethod
     async def create(cls, model: ModelFiles, settings: Settings, share: Share) -> TorchTrainer:
         """Load the model, or meet the engine's, and mark what is trained. Raises `ConfigError`."""
+        if settings.schedule != "constant" and settings.total_steps is None:
+            raise ConfigError(f"trainer.schedule {settings.schedule!r} needs total_steps, which only a run can fill in by itself")
         return await asyncio.to_thread(cls._create, model, settings, share)
 
     @classmethod

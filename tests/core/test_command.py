@@ -438,15 +438,31 @@ async def test_stopping_the_run_ends_its_programs(shop: Shop, monkeypatch: pytes
 
 
 KILLED = """
-import asyncio, sys
+import asyncio, signal
 from agentlightning.command import CommandAgent
 from agentlightning.model import LLM
+
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # who runs the tests under nohup ignores it
 
 async def main():
     with CommandAgent("bash stubborn.sh") as agent:
         await agent({}, LLM("m", "http://127.0.0.1:1/v1", "key"))
 
 asyncio.run(main())
+"""
+KILLED_AT_THE_START = """
+import os, signal
+from agentlightning import command
+
+start = command._Process._start
+
+async def killed(self):
+    await start(self)
+    while not os.path.exists("pids") or len(open("pids").read().split()) < 4:  # the loop does not run on
+        pass
+    os.kill(os.getpid(), signal.SIGKILL)
+
+command._Process._start = killed
 """
 
 
@@ -461,6 +477,25 @@ async def test_no_program_outlives_a_run_that_is_killed(tmp_path: Path, number: 
     run.send_signal(number)
     run.wait()
     assert await gone(pids_of(tmp_path))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a program whose session is not known yet is found in /proc")
+async def test_no_program_outlives_a_run_that_is_killed_before_it_knew_that_it_had_started(tmp_path: Path) -> None:
+    write(tmp_path, "stubborn.sh", STUBBORN)
+    run = subprocess.Popen([PYTHON, "-c", KILLED_AT_THE_START + KILLED], cwd=tmp_path)
+    assert await asyncio.to_thread(run.wait, 60) == -signal.SIGKILL
+    assert await gone(pids_of(tmp_path))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="children in sessions of their own are found in /proc")
+async def test_a_child_in_a_session_of_its_own_is_killed_too(shop: Shop) -> None:
+    write(
+        shop.folder,
+        "leaves.sh",
+        "setsid sh -c 'echo $$ >> pids; exec sleep 1000' > /dev/null 2>&1 &\nwhile [ ! -s pids ]; do :; done\necho 1\n",
+    )
+    assert await shop.one("sh leaves.sh") == ("succeeded", [1.0], "")
+    assert await gone(pids_of(shop.folder))
 
 
 async def test_a_second_cancellation_does_not_leave_a_program_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -386,6 +386,12 @@ def test_agents_that_are_not_selected_are_recorded_and_not_trained(model: str, t
         agl.train(solve, tasks=TASKS, **settings(model, tmp_path, steps=1, agents=["wrlte"]))
 
 
+def test_a_schedule_ends_with_the_run(model: str, tmp_path: Path) -> None:
+    trainer = {"name": "torch", "lr": 1e-3, "schedule": "linear"}
+    run = agl.train(two_turns, tasks=TASKS, **settings(model, tmp_path, steps=2, trainer=trainer))
+    assert [row["lr"] for row in rows(run) if "lr" in row] == pytest.approx([1e-3, 5e-4])
+
+
 def test_a_run_without_a_checkpoint_starts_again_when_it_is_resumed(model: str, tmp_path: Path) -> None:
     from agentlightning.training import make_job, train_job
 

@@ -40,7 +40,7 @@ def demo(
 
     config = replace(load_config(CONFIG), seed=seed, folder=str(folder))
     if steps is not None:
-        config = replace(config, steps=steps, trainer={**config.trainer, "total_steps": steps + 1})
+        config = replace(config, steps=steps)
     if data is not None:
         real = {"tasks": str(data / "train.jsonl"), "val_tasks": str(data / "dev.jsonl")}
         config = replace(config, name="gsm8k", evaluate=replace(config.evaluate, tasks=32), **real)

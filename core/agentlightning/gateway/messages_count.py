@@ -11,8 +11,8 @@ from starlette.responses import Response
 from agentlightning.gateway.answers import encode
 from agentlightning.gateway.attribution import AttemptState, check_open
 from agentlightning.gateway.conversation import chain, head_hash
-from agentlightning.gateway.exchange import Service
 from agentlightning.gateway.messages import MessagesForm, read_request
+from agentlightning.gateway.sampled import SamplingService
 from agentlightning.gateway.schema import ANY_TOOL, Refused, check_model, forced_tool
 from agentlightning.gateway.tooltext import ask_for_format
 
@@ -22,7 +22,7 @@ PATH = f"{MessagesForm.path}/count_tokens"
 class TokenCounter:
     """Answers requests for a count."""
 
-    def __init__(self, service: Service) -> None:
+    def __init__(self, service: SamplingService) -> None:
         self._service = service
 
     async def count(self, request: Request) -> Response:

@@ -8,6 +8,7 @@ import time
 from collections.abc import AsyncGenerator, Collection, Sequence
 from contextlib import asynccontextmanager
 from errno import EADDRINUSE
+from functools import partial
 from threading import Thread
 
 import uvicorn
@@ -23,7 +24,7 @@ from agentlightning.gateway.attribution import Callers
 from agentlightning.gateway.chat import ChatForm
 from agentlightning.gateway.completions import CompletionsForm
 from agentlightning.gateway.demonstration import Demonstrate
-from agentlightning.gateway.exchange import Endpoint, Service
+from agentlightning.gateway.exchange import Endpoint
 from agentlightning.gateway.messages import MessagesForm
 from agentlightning.gateway.messages_count import PATH as COUNT_PATH
 from agentlightning.gateway.messages_count import TokenCounter
@@ -31,10 +32,11 @@ from agentlightning.gateway.protocol import Form
 from agentlightning.gateway.rendering import Rendering, load_rendering
 from agentlightning.gateway.responses import ResponsesForm
 from agentlightning.gateway.rewards import PATH, RewardEndpoint
+from agentlightning.gateway.sampled import Sampled, SamplingService
 from agentlightning.gateway.schema import Refused, check_model
 from agentlightning.gateway.upstream import Upstream
 from agentlightning.gateway.upstream_exchange import PATHS as FORWARDED
-from agentlightning.gateway.upstream_exchange import Forward, ForwardForm, ForwardService
+from agentlightning.gateway.upstream_exchange import Forward, ForwardService
 from agentlightning.model import LLM, Attempt
 from agentlightning.store import LightningStore
 
@@ -103,13 +105,14 @@ def gateway_app(
         message = f"{request.method} {request.url.path} is not served; this gateway serves {served}"
         return _json(Refused(message, code="unknown_url").body, status)
 
-    service = Service(store, engine, callers, _Loader(engine, renderer), demonstrate, models)
     forms: tuple[Form, ...] = (ChatForm(), ResponsesForm(), CompletionsForm(), MessagesForm())
-    endpoints = {form.path: Endpoint(service, form) for form in forms}
-    counters = {COUNT_PATH: TokenCounter(service).count}
     forwarding = ForwardService(store, engine, callers, models) if isinstance(engine, Upstream) else None
     if forwarding is not None:
-        endpoints, counters = {path: Endpoint(forwarding, ForwardForm(path), Forward) for path in FORWARDED}, {}
+        endpoints, counters = {path: Endpoint(forwarding, ChatForm().error, partial(Forward, forwarding, path)) for path in FORWARDED}, {}
+    else:
+        service = SamplingService(store, engine, callers, _Loader(engine, renderer), demonstrate, models)
+        endpoints = {form.path: Endpoint(service, form.error, partial(Sampled, service, form)) for form in forms}
+        counters = {COUNT_PATH: TokenCounter(service).count}
     served = f"POST {', '.join([*endpoints, *counters, PATH])} and GET /v1/models"
     routes: list[BaseRoute] = [
         *(Route(path, endpoint, methods=["POST"]) for path, endpoint in endpoints.items()),

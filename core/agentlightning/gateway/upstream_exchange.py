@@ -8,22 +8,20 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Collection, Sequence
+from collections.abc import AsyncIterator, Collection
 from contextlib import aclosing
 from typing import Any, Literal, cast
 
 import httpx
 import msgspec
 import numpy as np
+from starlette.datastructures import Headers
 from starlette.types import Send
 
-from agentlightning.gateway.answers import encode, event
+from agentlightning.gateway.answers import encode, event, send_json
 from agentlightning.gateway.attribution import AttemptState, Callers, check_open
 from agentlightning.gateway.conversation import chain, head_hash, request_hash
-from agentlightning.gateway.exchange import Exchange, Gone, Service, send_json
-from agentlightning.gateway.protocol import Asked
-from agentlightning.gateway.rendering import Rendering
-from agentlightning.gateway.sampling import overridden
+from agentlightning.gateway.exchange import Exchange, Gone, Service
 from agentlightning.gateway.schema import ChatRequest, Refused, check_model, decode_body
 from agentlightning.gateway.upstream import Upstream
 from agentlightning.gateway.upstream_request import Planned, planned
@@ -57,26 +55,11 @@ class UpstreamRefused(Refused):
         return self._fields
 
 
-class ForwardForm:
-    """A path that is forwarded as it is."""
-
-    def __init__(self, path: str) -> None:
-        self.path = path
-
-    def parse(self, body: bytes, state: AttemptState) -> Asked:
-        """Only `Forward` answers requests of this form, and it reads them itself."""
-        raise NotImplementedError
-
-    def error(self, refusal: Refused) -> bytes:
-        """See `Form.error`."""
-        return encode(refusal.body)
-
-
 class ForwardService(Service):
     """What the endpoints of a forwarding gateway share. Belongs to one event loop."""
 
     def __init__(self, store: LightningStore, upstream: Upstream, callers: Callers, models: Collection[str] = ()) -> None:
-        super().__init__(store, upstream, callers, _no_rendering, models=models)
+        super().__init__(store, upstream, callers, models)
         self.upstream = upstream
         self.taken: dict[tuple[object, ...], int] = {}
         """The fullest level that the upstream took, by kind of request."""
@@ -96,12 +79,18 @@ class ForwardService(Service):
 
 
 class Forward(Exchange):
-    """One request and its answer."""
+    """One request to one path, and its answer."""
 
-    _reader: Reader | ResponseReader | None = None
-    _plan: Planned | None = None
-    _level = 0
-    _sent = False
+    def __init__(self, service: ForwardService, path: str, state: AttemptState, headers: Headers, body: bytes, started: float) -> None:
+        super().__init__(service, state, headers, body, started)
+        self._service, self._upstream, self._path = service, service.upstream, path
+        self._reader: Reader | ResponseReader | None = None
+        self._plan: Planned | None = None
+        self._level = 0  # of the plan: how much was added to the request that is answered
+        self._sent = False
+
+    def _error(self, refusal: Refused) -> bytes:
+        return encode(refusal.body)
 
     async def _answer(self, send: Send, gone: asyncio.Future[None]) -> None:
         work = asyncio.ensure_future(self._forward(send, gone))
@@ -118,13 +107,9 @@ class Forward(Exchange):
             work.cancel()
             await asyncio.gather(work, return_exceptions=True)
 
-    @property
-    def _upstream(self) -> Upstream:
-        return cast(ForwardService, self._service).upstream
-
     async def _forward(self, send: Send, gone: asyncio.Future[None]) -> None:
         plan = self._plan = self._planned()
-        streams, path = bool(plan.body.get("stream")), self._form.path
+        streams, path = bool(plan.body.get("stream")), self._path
         asked_ids, asked_scores = bool(plan.body.get("return_token_ids")), plan.body.get("logprobs") not in (None, False)
         chat_or_text = Reader(self._seen.id, path, _wanted(plan.body), shows_ids=asked_ids, shows_logprobs=asked_scores)
         self._reader = reader = ResponseReader() if path == "/v1/responses" else chat_or_text
@@ -137,14 +122,15 @@ class Forward(Exchange):
             if body is None:
                 raise Refused(f"the upstream {self._upstream.url} answered what is no JSON object", status=502, type="server_error")
             data = encode(reader.take(body))
-            await self._complete_forward(gone)
+            await self._deliver(gone)
+            self._sent = True
             await send_json(send, 200, data, self._seen.id)
 
     def _planned(self) -> Planned:
         """From the request to what is sent: everything that can be refused here is."""
         rollout, upstream = self._state.rollout, self._upstream
         body = decode_body(_fields, self._body)
-        request = _canonical(body) if self._form.path == "/v1/chat/completions" else None
+        request = _canonical(body) if self._path == "/v1/chat/completions" else None
         if request is not None:
             self._histories, tools = [request.history()], request.offered()
             self._head = head_hash(rollout.policy, tools, request.format)
@@ -159,17 +145,15 @@ class Forward(Exchange):
                 "stands for: name it in `agl serve --upstream URL --model NAME`, or in agl.rollout(task, model=NAME)",
                 status=404, param="model", code="model_not_found",
             )  # fmt: skip
-        names = overridden(rollout, request) if request is not None else []
-        if names:
-            text = "the agent asks for %s; in a rollout the sampling is the run's, so these are overridden"
-            self._service.warn_once("sampling", text, ", ".join(names))
-        return planned(self._form.path, body, rollout, self._index, upstream.info.model)
+        if request is not None:
+            self._service.warn_overridden(self._state, request)
+        return planned(self._path, body, rollout, self._index, upstream.info.model)
 
     async def _ask(self, plan: Planned, streams: bool) -> httpx.Response:
         """The answer, which has begun well; with as much added to the request as the upstream takes."""
-        service, upstream = cast(ForwardService, self._service), self._upstream
-        kind = (self._form.path, plan.body.get("model"), streams, bool(plan.body.get("tools")), len(plan.levels))
-        url = upstream.url + self._form.path.removeprefix("/v1")
+        service, upstream = self._service, self._upstream
+        kind = (self._path, plan.body.get("model"), streams, bool(plan.body.get("tools")), len(plan.levels))
+        url = upstream.url + self._path.removeprefix("/v1")
         known = service.taken.get(kind)
         for self._level in range(known or 0, len(plan.levels)):
             added = plan.levels[self._level]
@@ -222,8 +206,8 @@ class Forward(Exchange):
                     raise UpstreamRefused(f"the upstream failed in its answer: {error.get('message')}", 502, {"error": error})
                 else:
                     data = event(reader.take(cast(Fields, value)), event_name(raw))
-                if self._streaming is None:
-                    self._streaming = cast(Any, _StreamError())
+                if self._stream_error is None:
+                    self._stream_error = _error_event
                     await send({"type": "http.response.start", "status": 200, "headers": headers})
                 if held or reader.done:
                     held.append(data)
@@ -231,19 +215,11 @@ class Forward(Exchange):
                     await send({"type": "http.response.body", "body": data, "more_body": True})
         if not reader.done:
             raise Refused(f"the upstream {self._upstream.url} ended its answer before a reply had ended", status=502, type="server_error")
-        await self._complete_forward(gone)
+        await self._deliver(gone)
+        self._sent = True
         await send({"type": "http.response.body", "body": b"".join(held), "more_body": False})
 
-    async def _complete_forward(self, gone: asyncio.Future[None]) -> None:
-        """Record the answer, which is about to leave."""
-        if gone.done():
-            raise Gone
-        await self._record("completed", None)
-        if gone.done():
-            self._seen.delivered = False
-        self._sent = True
-
-    def _completions(self, outcome: Outcome, messages: Sequence[dict[str, Any]]) -> list[Completion]:
+    def _completions(self, outcome: Outcome) -> list[Completion]:
         if self._reader is None or self._plan is None or outcome == "refused":
             return []
         return [self._completion(place, choice, outcome, self._plan) for place, choice in sorted(self._reader.choices.items())]
@@ -302,11 +278,8 @@ class Forward(Exchange):
         return earlier.id if earlier is not None and prompt[: len(before)] == before else None
 
 
-class _StreamError:
-    """Ends a stream that had begun; an `Answer` of which nothing else is asked."""
-
-    def error(self, refusal: Refused) -> bytes:
-        return event(refusal.body)
+def _error_event(refusal: Refused) -> bytes:
+    return event(refusal.body)
 
 
 def _failed(what: str, error: Exception, status: int, code: str) -> Refused:
@@ -336,7 +309,3 @@ def _wanted(body: Fields) -> int:
     prompts = cast("list[Any]", prompt) if isinstance(prompt, list) else []
     several = bool(prompts) and not isinstance(prompts[0], int)
     return (n if isinstance(n, int) else 1) * (len(prompts) if several else 1)
-
-
-async def _no_rendering() -> Rendering:
-    raise NotImplementedError("an upstream renders messages itself")

@@ -12,6 +12,7 @@ from typing import Any
 import autogen_programs as programs
 import openai
 import pytest
+from adapter_world import World, named, tree
 from autogen_agentchat.agents import AssistantAgent, BaseChatAgent
 from autogen_agentchat.base import ChatAgent, Response, Team
 from autogen_agentchat.messages import TextMessage
@@ -29,7 +30,7 @@ from autogen_core.tools import BaseTool, FunctionTool, Workbench
 from autogen_ext.models.cache import ChatCompletionCache
 from autogen_ext.models.openai import OpenAIChatCompletionClient
 from autogen_ext.models.replay import ReplayChatCompletionClient
-from autogen_world import World, asked, chat, named, planned, tree
+from autogen_world import asked, chat, planned
 
 from agentlightning import recording
 from agentlightning.model import Sampling

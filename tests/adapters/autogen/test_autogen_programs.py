@@ -8,9 +8,9 @@ from typing import Any
 
 import autogen_programs as programs
 import pytest
+from adapter_world import World, named, tree
 from autogen_agentchat.base import TaskResult
 from autogen_agentchat.messages import HandoffMessage
-from autogen_world import World, named, tree
 
 pytestmark = pytest.mark.usefixtures("installed")
 

@@ -12,6 +12,7 @@ from uuid import uuid4
 
 import openai
 import pytest
+from adapter_world import World
 from langchain.agents import create_agent
 from langchain_core.caches import InMemoryCache
 from langchain_core.language_models.fake_chat_models import FakeListChatModel
@@ -19,7 +20,7 @@ from langchain_core.messages import HumanMessage
 from langchain_core.runnables import RunnableConfig
 from langchain_core.tools import tool
 from langchain_openai import ChatOpenAI
-from langchain_world import World, chat, question, reply
+from langchain_world import chat, question, reply
 from pydantic import BaseModel
 
 from agentlightning import recording

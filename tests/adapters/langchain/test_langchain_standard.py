@@ -10,11 +10,11 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
+from adapter_world import World
 from langchain_core.language_models import BaseChatModel
 from langchain_openai import ChatOpenAI
 from langchain_tests.integration_tests import ChatModelIntegrationTests
 from langchain_tests.unit_tests import ChatModelUnitTests
-from langchain_world import World
 
 from agentlightning.model import LLM, Rollout, Sampling, Task
 from agentlightning.rl.trajectory import trajectory

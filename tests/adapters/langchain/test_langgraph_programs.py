@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from langchain_world import World
+from adapter_world import World
 
 import agentlightning_langchain
 from agentlightning.model import Sampling, Span, Trajectory

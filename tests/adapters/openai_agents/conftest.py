@@ -1,28 +1,16 @@
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any
 
 import agents
 import pytest
 from agents.models import _openai_shared
 from agents.tracing import get_trace_provider
-from agents_world import World, reply
+from agents_world import reply
 
 import agentlightning_openai_agents
-from agentlightning.gateway import Gateway
-from agentlightning.memory import MemoryStore
-from agentlightning.testing.engine import ScriptedEngine
-from agentlightning.testing.tokenizer import make_tokenizer
 from agentlightning_openai_agents.adapter import installation
-
-
-@pytest.fixture(scope="session")
-def tokenizer_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("openai-agents-tokenizer")
-    make_tokenizer(folder)
-    return folder
 
 
 @pytest.fixture
@@ -31,26 +19,12 @@ def script() -> Any:
     return reply
 
 
-@pytest.fixture
-def delay() -> float:
-    return 0.0
-
-
 @pytest.fixture(params=["responses", "chat_completions"])
 def api(request: pytest.FixtureRequest) -> Iterator[str]:
     """Which of the two APIs the SDK speaks."""
     agents.set_default_openai_api(request.param)
     yield request.param
     agents.set_default_openai_api("responses")
-
-
-@pytest.fixture
-async def world(script: Any, delay: float, tokenizer_folder: Path) -> AsyncIterator[World]:
-    store = MemoryStore()
-    gateway = Gateway(store, ScriptedEngine(tokenizer_folder, script, chunk=16, delay=delay, context_length=16384))
-    await gateway.start()
-    yield World(store, gateway)
-    await gateway.stop()
 
 
 @pytest.fixture

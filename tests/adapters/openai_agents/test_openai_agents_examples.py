@@ -23,7 +23,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from agents_world import Prompt, World, problems
+from adapter_world import World, problems
+from agents_world import Prompt
 from starlette.routing import Mount
 
 from agentlightning.gateway import Gateway

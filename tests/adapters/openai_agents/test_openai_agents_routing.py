@@ -13,6 +13,7 @@ from typing import Any
 
 import agents
 import pytest
+from adapter_world import World, problems
 from agents import Agent, Runner, TracingProcessor, function_tool
 from agents.models import _openai_shared
 from agents.tracing import get_trace_provider
@@ -20,7 +21,7 @@ from agents.tracing.processors import BackendSpanExporter, BatchTraceProcessor
 from agents.tracing.provider import DefaultTraceProvider
 from agents.tracing.spans import SpanImpl
 from agents.tracing.traces import TraceImpl
-from agents_world import World, problems, reply
+from agents_world import reply
 from openai import AsyncOpenAI, OpenAIError
 from openai._base_client import BaseClient
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import agents
 import pytest
+from adapter_world import World, named, problems, tree
 from agents import (
     Agent,
     GuardrailFunctionOutput,
@@ -18,7 +19,7 @@ from agents import (
     function_tool,
     trace,
 )
-from agents_world import Prompt, World, named, problems, tree
+from agents_world import Prompt
 from openai import AsyncOpenAI
 from pydantic import BaseModel
 

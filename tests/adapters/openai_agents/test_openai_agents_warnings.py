@@ -6,8 +6,8 @@ from typing import Any
 
 import agents
 import pytest
+from adapter_world import World, problems
 from agents import Agent, RunConfig, Runner, function_tool
-from agents_world import World, problems
 from openai import AsyncOpenAI
 
 from agentlightning_openai_agents import adapter, install

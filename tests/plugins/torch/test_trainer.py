@@ -352,7 +352,6 @@ async def test_a_cancelled_caller_waits_for_the_end_of_the_step(files: ModelFile
         ({"train": "top"}, "'top:N'"),
         ({"train": "top:0"}, "'top:N'"),
         ({"schedule": "cosinus"}, "'cosine'"),
-        ({"schedule": "linear"}, "needs total_steps"),
         ({"schedule": "linear", "warmup_steps": 5, "total_steps": 5}, "above warmup_steps"),
         ({"lr": 0.0}, "trainer.lr is 0.0"),
         ({"lr": float("nan")}, "trainer.lr is nan"),
@@ -369,6 +368,12 @@ async def test_a_cancelled_caller_waits_for_the_end_of_the_step(files: ModelFile
 def test_a_wrong_setting_is_named_with_what_was_expected(setting: dict, says: str):
     with pytest.raises(ConfigError, match=says.replace(".", r"\.")):
         Settings(**setting)
+
+
+async def test_a_schedule_without_an_end_is_refused_where_no_run_gives_it_one(files: ModelFiles):
+    with pytest.raises(ConfigError, match="'linear' needs total_steps"):
+        async with training(files, schedule="linear"):
+            pass
 
 
 def test_the_learning_rate_warms_up_and_then_falls_to_zero():

@@ -27,6 +27,7 @@ from uuid import uuid4
 from agentlightning import guard, recording
 from agentlightning.errors import AgentError, ConfigError, RewardError
 from agentlightning.model import JSON, LLM
+from agentlightning.proxies import without_proxy
 from agentlightning.recording import checked_reward
 
 RewardFrom = Literal["stdout", "exit_code", "file", "post"]
@@ -120,10 +121,7 @@ class CommandAgent:
             told["AGL_REWARD_FILE"] = str(folder / "reward")
         if self.reward == "post":
             told["AGL_REWARD_URL"] = f"{llm.base_url}/reward"
-        direct = os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or ""
-        if direct != "*":  # a proxy cannot reach the gateway, and must not see the key
-            direct = ",".join(each for each in (direct, urlsplit(llm.base_url).hostname) if each)
-        told |= {"NO_PROXY": direct, "no_proxy": direct}
+        told |= without_proxy(urlsplit(llm.base_url).hostname)
         # a token of the user's own would be sent instead of the attempt's key; a name of an outer rollout would be taken for ours
         strange = {"ANTHROPIC_AUTH_TOKEN", "AGL_TASK", "AGL_REWARD_FILE", "AGL_REWARD_URL"}
         return {key: value for key, value in os.environ.items() if key not in strange} | told

@@ -22,6 +22,7 @@ from agentlightning.gateway.upstream import UNTRAINABLE
 from agentlightning.model import new_id
 from agentlightning.models import ModelFiles, Share, find_model
 from agentlightning.progress import Progress
+from agentlightning.proxies import reach_loopback
 from agentlightning.registry import load_object, registry
 from agentlightning.rl.loss import LossSettings
 from agentlightning.runner import Agent, Runner, RunnerSettings, takes_llm
@@ -82,6 +83,7 @@ async def plan(config: Config, agent: str | Agent, *, progress: Progress, train:
     thread."""
 
     def check() -> Plan:
+        reach_loopback()  # before the agent is imported, which may make its client then
         engine = open_table("engines", config.engine, "engine")
         remote = bool(getattr(engine[0], "remote", False))
         if remote and train:

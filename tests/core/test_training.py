@@ -106,6 +106,19 @@ def test_every_sampled_token_is_trained_or_left_out_by_name(model: str, tmp_path
     assert sum(each.trained for each in learned.values()) == rows(run)[0]["trained_tokens"]
 
 
+def test_agents_reach_their_gateway_past_a_proxy(
+    model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.setenv(name, "intranet.example")
+    run = agl.train(two_turns, tasks=TASKS, **settings(model, tmp_path, steps=1))
+    assert rows(run)[0]["requests.completed"] == 16
+    assert os.environ["NO_PROXY"] == "intranet.example,127.0.0.1,localhost"
+    assert [each.message for each in caplog.records if "NO_PROXY is now intranet.example,127.0.0.1,localhost" in each.message]
+
+
 TIMES = ("seconds", "tokens_per_second")
 
 

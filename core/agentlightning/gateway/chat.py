@@ -20,7 +20,8 @@ class ChatForm:
     def parse(self, body: bytes, state: AttemptState) -> Asked:
         """See `Form.parse`."""
         request = parse_request(body)
-        return Asked(request, lambda about: ChatAnswer(about, request))
+        unmet = tuple(name for name in ("reasoning_effort", "verbosity") if getattr(request, name) is not None)
+        return Asked(request, lambda about: ChatAnswer(about, request), unmet=unmet)
 
     def error(self, refusal: Refused) -> bytes:
         """See `Form.error`."""

@@ -64,6 +64,8 @@ class Asked:
     """Texts or token ids to continue as they are, instead of the messages; `request.n` choices of each, in order."""
     keep_from: int | None = None
     """Messages from this index on are recorded with the call, so that a later request can refer to them; None: it cannot."""
+    unmet: tuple[str, ...] = ()
+    """Settings of the request, by name, that an open model has no means for. The call is answered without them, and that is said once."""
 
 
 class Form(Protocol):

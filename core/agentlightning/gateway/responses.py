@@ -66,6 +66,11 @@ class TextFormat(msgspec.Struct):
 
 class TextConfig(msgspec.Struct):
     format: TextFormat | None = None
+    verbosity: str | None = None
+
+
+class Reasoning(msgspec.Struct):
+    effort: str | None = None
 
 
 class ResponsesRequest(msgspec.Struct):
@@ -91,6 +96,7 @@ class ResponsesRequest(msgspec.Struct):
     store: bool | None = None
     metadata: dict[str, Any] | None = None
     truncation: str | None = None
+    reasoning: Reasoning | None = None
     background: bool | None = None
     conversation: Any = None
     prompt: Any = None
@@ -148,7 +154,10 @@ class ResponsesForm:
         check_request(chat)
         echo = _raw.decode(body)  # tools, text and the like are answered as they were asked
         return Asked(
-            chat, lambda about: ResponsesAnswer(about, chat, echo), keep_from=None if request.store is False else len(instructions)
+            chat,
+            lambda about: ResponsesAnswer(about, chat, echo),
+            keep_from=None if request.store is False else len(instructions),
+            unmet=_unmet(request),
         )
 
     def error(self, refusal: Refused) -> bytes:
@@ -168,6 +177,15 @@ def _check(request: ResponsesRequest) -> None:
         raise Refused(f"max_output_tokens is {request.max_output_tokens}; expected at least 1", param="max_output_tokens")
     if request.truncation not in (None, "auto", "disabled"):
         raise Refused(f"truncation is {request.truncation!r}; expected auto or disabled", param="truncation")
+
+
+def _unmet(request: ResponsesRequest) -> tuple[str, ...]:
+    asked = {
+        "reasoning.effort": request.reasoning is not None and request.reasoning.effort is not None,
+        "text.verbosity": request.text is not None and request.text.verbosity is not None,
+        "truncation='auto' (a conversation that is too long is refused)": request.truncation == "auto",
+    }
+    return tuple(name for name, is_asked in asked.items() if is_asked)
 
 
 def _previous(response: str | None, state: AttemptState) -> list[Message]:

@@ -130,7 +130,7 @@ class ResponsesAnswer:
             "tool_choice": asked.get("tool_choice") or "auto",
             "tools": asked.get("tools") or [],
             "top_p": reply.sampling.top_p,
-            "truncation": asked.get("truncation") or "disabled",
+            "truncation": "disabled",
             "usage": None if status is not None else _usage(reply),
             "system_fingerprint": self._about.call_id,
         }

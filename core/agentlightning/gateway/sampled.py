@@ -89,7 +89,7 @@ class Sampled(Exchange):
             prompts = [ints([*prompt.tolist(), *rendering.encode(prefix)]) if prefix else prompt]
         for prompt in prompts:
             self._check_length(prompt)
-        self._say(request)
+        self._say(asked)
         single = request.parallel_tool_calls is False
         for prompt in prompts:
             for _ in range(request.n or 1):
@@ -119,9 +119,12 @@ class Sampled(Exchange):
                 param="messages", code="context_length_exceeded",
             )  # fmt: skip
 
-    def _say(self, request: ChatRequest) -> None:
+    def _say(self, asked: Asked) -> None:
         """Warn of what the agent asks for and does not get."""
+        request = asked.request
         self._service.warn_overridden(self._state, request)
+        for setting in asked.unmet:
+            self._service.warn_once(setting, "the agent asks for %s, which this model has no means for; it is answered without", setting)
         if request.format is not None:
             self._service.warn_once(
                 "format",

@@ -134,6 +134,8 @@ class ChatRequest(msgspec.Struct):
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
     logit_bias: dict[str, float] | None = None
+    reasoning_effort: str | None = None
+    verbosity: str | None = None
     modalities: list[str] | None = None
     functions: list[Any] | None = None
     function_call: Any = None

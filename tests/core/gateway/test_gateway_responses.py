@@ -258,6 +258,27 @@ async def test_what_cannot_be_honoured_is_refused_and_counted(house: Any, change
     assert (call.outcome, call.choices) == ("refused", 0)
 
 
+async def test_settings_that_no_open_model_has_means_for_are_said_once(house: Any, caplog: pytest.LogCaptureFixture) -> None:
+    h = await house(lambda prompt, sampling: "hello")
+    attempt = await h.attempt()
+    with caplog.at_level("WARNING", "agentlightning.gateway"):
+        for _ in range(2):
+            answer = await ask(h, attempt, "hi", reasoning={"effort": "low"}, text={"verbosity": "high"}, truncation="auto")
+            await h.client(attempt).chat.completions.create(
+                model="scripted", messages=[{"role": "user", "content": "hi"}], reasoning_effort="low", verbosity="high"
+            )
+        await ask(h, attempt, "hi", reasoning={"summary": "auto"}, truncation="disabled")
+    assert (answer.truncation, answer.reasoning.effort) == ("disabled", None)
+    said = [r.getMessage().partition(", which")[0].removeprefix("the agent asks for ") for r in caplog.records]
+    assert [each.partition(" (")[0] for each in said] == [
+        "reasoning.effort",
+        "text.verbosity",
+        "truncation='auto'",
+        "reasoning_effort",
+        "verbosity",
+    ]
+
+
 async def test_an_error_in_the_middle_of_a_stream_is_told_as_events_and_counted(house: Any) -> None:
     h = await house(["a long reply that takes its time"], chunk=2)
     attempt = await h.attempt()

@@ -26,8 +26,8 @@ from simpleeval import InvalidExpression, SimpleEval
 
 INSTRUCTIONS = "Call the calculator, then give the answer."
 EXAMPLES = (
-    ("Max has 8 cakes, eats 2 and shares the rest among 3 friends. How many does each get?", "(8-2)/3", "2"),
-    ("Lea buys 6 bags with 5 balls each and loses 2 balls. How many balls are left?", "6*5-2", "28"),
+    ("There are 6 bags with 5 balls in each bag. How many balls are there?", "6*5", "30"),
+    ("Lea had 9 cakes and ate 2. How many cakes are left?", "9-2", "7"),
     ("Sam has 3 pears and gets 4 more. How many pears does Sam have?", "3+4", "7"),
 )
 CALLS = 6
@@ -73,7 +73,8 @@ def calculate(expression: str) -> float:
     if len(expression) > LONGEST:
         raise ValueError(f"the expression has more than {LONGEST} characters")
     try:
-        value: Any = SimpleEval(operators=OPERATORS, functions={}, names={}).eval(expression)
+        parsed = ast.parse(expression.strip(), mode="eval").body  # one expression: the library reads `x = 3; 4` as 3, with a warning
+        value: Any = SimpleEval(operators=OPERATORS, functions={}, names={}).eval(expression, parsed)
     except (InvalidExpression, SyntaxError, ArithmeticError, LookupError, TypeError, AttributeError, RecursionError, MemoryError) as error:
         raise ValueError(str(error) or type(error).__name__) from error
     if isinstance(value, bool) or not isinstance(value, int | float):

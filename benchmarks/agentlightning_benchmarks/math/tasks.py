@@ -1,7 +1,7 @@
 """Word problems: those that the project makes itself, and GSM8K's from files.
 
-A task is `id, question, answer` and `steps`, the expressions that lead to the answer, which only a demonstration reads. Generated train and
-test tasks share no template, name or object.
+A task is `id, question, answer`; a generated one has the `expression` too, for whoever reads the task, not for the agent. Generated train
+and test tasks share no template, name or object.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def make_tasks(split: Split, count: int) -> list[dict[str, Any]]:
         people = dict(zip("NMO", rng.sample(NAMES[split], 3), strict=True))
         expression = form.format(**numbers)
         question = text.format(**numbers, **people, X=rng.choice(THINGS[split]))
-        tasks[question] = {"question": question, "answer": calculator(expression), "steps": [expression]}
+        tasks[question] = {"question": question, "answer": calculator(expression), "expression": expression}
     return [{"id": f"{split}-{number:04}", **task} for number, task in enumerate(tasks.values())]
 
 
@@ -105,11 +105,10 @@ def _tasks(path: Path) -> Iterator[dict[str, Any]]:
         try:
             row = json.loads(line)
             question, answer = row["question"], str(row["answer"])
-            steps = [str(expression) for expression, _ in row.get("calculator") or ()]
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ConfigError(f"{path}, line {number}: {type(error).__name__}: {error}; expected {FILES}") from error
         if not isinstance(question, str) or not question.strip() or number_in(answer) is None:
             raise ConfigError(
                 f"{path}, line {number}: the question is no text, or the answer {answer!r:.40} holds no number; expected {FILES}"
             )
-        yield {"id": str(row.get("id", f"{path.stem}-{number}")), "question": question, "answer": answer, "steps": steps}
+        yield {"id": str(row.get("id", f"{path.stem}-{number}")), "question": question, "answer": answer}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sqlite3
 import stat
 import time
+import tracemalloc
 import zipfile
 from contextlib import closing
 from pathlib import Path
@@ -141,6 +142,51 @@ def test_a_result_with_too_many_rows_is_an_error(pets: Path) -> None:
     assert execute(pets, "SELECT * FROM pet", rows=2).error == "more than 2 rows"
     endless = LOOP.replace("count(*)", "x")
     assert execute(pets, endless).error == "more than 20000 rows"
+
+
+def chain(link: str, links: int = 17) -> str:
+    """Each name stands for two of the one before; without a limit, 17 of them take SQLite seconds, and 25 all the memory."""
+    parts = [f"n{i + 1} AS ({link.replace('?', f'n{i}')})" for i in range(links)]
+    return f"WITH n0 AS (SELECT 1 AS a), {', '.join(parts)} SELECT * FROM n{links} LIMIT 1"
+
+
+UNION = "SELECT a FROM ? UNION ALL SELECT a FROM ?"
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        chain(UNION),
+        chain("SELECT x.a FROM ? x, ? y"),
+        chain('SELECT a FROM "?" UNION ALL SELECT a FROM [?]'),
+        chain("SELECT a FROM '?' UNION ALL SELECT a FROM `?`"),
+        chain(UNION).replace("AS (SELECT a", "(a) AS NOT MATERIALIZED (SELECT a"),
+        chain(UNION).replace("AS (SELECT a", "/* AS */ as -- (\n (SELECT a"),
+        chain(UNION).replace("UNION ALL SELECT a FROM n", "UNION ALL SELECT a FROM N"),
+        chain(UNION).replace("n", "\u20ac$"),
+        f"SELECT * FROM ({chain(UNION)})",
+    ],
+)
+def test_table_expressions_that_double_are_refused_before_they_expand(pets: Path, query: str) -> None:
+    assert execute(pets, query).error == "its common table expressions name each other too often"
+
+
+def test_table_expressions_as_people_write_them_are_queries(pets: Path) -> None:
+    heavy = "heavy AS (SELECT heavy.* FROM pet heavy WHERE heavy.weight > 2)"
+    query = f"WITH {heavy}, owners(id) AS (SELECT owner_id FROM heavy) SELECT count(*) FROM heavy JOIN owners ON heavy.owner_id = owners.id"
+    assert execute(pets, query).rows == ((4,),)
+    assert execute(pets, chain(UNION, 10)).rows == ((1,),)
+    assert execute(pets, LOOP.replace("FROM c)", "FROM c WHERE x < 5)")).rows == ((5,),)
+
+
+def test_a_result_with_too_many_bytes_is_an_error(pets: Path) -> None:
+    tracemalloc.start()
+    try:
+        error = execute(pets, LOOP.replace("count(*)", "hex(zeroblob(20000))")).error
+        assert tracemalloc.get_traced_memory()[1] < 50_000_000
+    finally:
+        tracemalloc.stop()
+    assert error == "more than 10 MB"
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

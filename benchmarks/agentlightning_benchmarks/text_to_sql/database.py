@@ -16,12 +16,18 @@ from pathlib import Path
 from typing import TypeAlias
 from urllib.parse import quote
 
+from agentlightning_benchmarks.text_to_sql.words import expanded_words
+
 Row: TypeAlias = tuple[object, ...]
 
 SECONDS = 5.0
 """That one query may take."""
 ROWS = 20_000
 """That one result may have."""
+BYTES = 10_000_000
+"""That the texts and blobs of one result may have."""
+WORDS = 500_000
+"""That one query may have with its common table expressions put in their places: half a second and 100 MB."""
 LIMITS = {
     sqlite3.SQLITE_LIMIT_LENGTH: 100_000,  # bytes of one value and of one row: no function can fill the memory, or work for long
     sqlite3.SQLITE_LIMIT_SQL_LENGTH: 20_000,
@@ -50,6 +56,8 @@ class Result:
 def execute(path: str | Path, query: str, *, seconds: float = SECONDS, rows: int = ROWS) -> Result:
     """Run one query (blocking). Raises `FileNotFoundError` or `OSError`, which name the file, where the database is not there or broken."""
     with _reading(path) as connection:
+        if expanded_words(query) > WORDS:
+            return Result(error="its common table expressions name each other too often")
         connection.set_authorizer(_authorize)
         # Not a progress handler: that would want the interpreter's lock every so many instructions, behind every other thread.
         timer = threading.Timer(seconds, connection.interrupt)
@@ -58,10 +66,18 @@ def execute(path: str | Path, query: str, *, seconds: float = SECONDS, rows: int
             cursor = connection.execute(query)
             if cursor.description is None:
                 return Result(error="this is no query")
-            found = cursor.fetchmany(rows + 1)
-            if len(found) > rows:
-                return Result(error=f"more than {rows} rows")
+            found: list[Row] = []
+            size = 0
+            for row in cursor:
+                found.append(row)
+                size += sum(len(value) for value in row if isinstance(value, str | bytes))
+                if len(found) > rows:
+                    return Result(error=f"more than {rows} rows")
+                if size > BYTES:
+                    return Result(error=f"more than {BYTES // 10**6} MB")
             return Result(tuple(found), len(cursor.description))
+        except MemoryError:
+            return Result(error="it took more memory than there is")
         except (sqlite3.Error, sqlite3.Warning, ValueError, OverflowError) as error:  # a surrogate in the text is a ValueError
             code = getattr(error, "sqlite_errorcode", 0) & 0xFF
             if code in FAULTS:

@@ -13,17 +13,15 @@ and repairs some spellings (`> =`) before it runs a query. Ours is the stricter 
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
 from agentlightning.errors import ConfigError
 from agentlightning_benchmarks.text_to_sql.database import Result, Row, execute
+from agentlightning_benchmarks.text_to_sql.words import words
 
 DIGITS = 10
-PIECES = re.compile(r"""'(?:[^']|'')*'|"(?:[^"]|"")*"|`[^`]*`|\[[^\]]*\]|--[^\n]*|/\*.*?\*/|[()]|\w+""", re.DOTALL)
-"""Texts and quoted names, comments, parentheses and words."""
 
 
 def reward(task: dict[str, Any], query: str) -> float:
@@ -49,13 +47,12 @@ def right(database: str, query: str, gold: str) -> bool:
 def has_order(query: str) -> bool:
     """Whether the order of the result's rows is part of the question."""
     depth, before = 0, ""
-    for piece in PIECES.findall(query):
+    for piece in words(query):
         if piece in "()":
             depth += 1 if piece == "(" else -1
         elif depth == 0 and before == "order" and piece.lower() == "by":
             return True
-        if not piece.startswith(("--", "/*")):
-            before = piece.lower()
+        before = piece.lower()
     return False
 
 

@@ -317,6 +317,22 @@ def test_real_files_become_tasks(data: Path) -> None:
     assert [Path(path).name for path in suited["variants"]] == ["pets-1.sqlite", "pets-2.sqlite"]
 
 
+def test_the_folder_that_spiders_authors_hand_out_is_read_as_it_is(data: Path) -> None:
+    theirs = data.with_name("spider_data")
+    theirs.mkdir()
+    for name in ("train_spider.json", "dev.json"):
+        (theirs / name).write_text(json.dumps([{**ROW, "sql": {"from": {}}, "query_toks": ["SELECT"]}]))
+    with pytest.raises(ConfigError, match=r"spider_data/database\.zip: the databases cannot be read"):
+        sql_tasks.load(theirs)
+    with zipfile.ZipFile(data / "database.zip") as archive:
+        archive.extractall(theirs)
+    _, (task,) = sql_tasks.load(theirs)
+    assert reward(task, "SELECT 1") == 1
+    (theirs / "database" / "pets").rename(theirs / "database" / "cats")
+    with pytest.raises(ConfigError, match=r"train_spider\.json: the database 'pets' is not in .*spider_data/database;"):
+        sql_tasks.load(theirs)
+
+
 def spoil(data: Path, name: str, content: bytes | None) -> None:
     (data / name).unlink()
     if content is not None:

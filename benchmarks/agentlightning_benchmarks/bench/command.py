@@ -22,7 +22,9 @@ class Preset(StrEnum):
 def bench(
     name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="math, rag or text-to-sql.", show_default=False)] = None,
     preset: Annotated[Preset | None, typer.Option(help="Size: two CPU cores, or one GPU.", show_default="cpu")] = None,
-    data: Annotated[Path | None, typer.Option(metavar="DIR", help="Real tasks instead of generated ones.", show_default=False)] = None,
+    data: Annotated[
+        Path | None, typer.Option(metavar="DIR|NAME", help="Real tasks: a folder, or gsm8k, musique.", show_default=False)
+    ] = None,
     eval_only: Annotated[bool, typer.Option("--eval-only", help="Train nothing: measure the model as it is.")] = False,
     model: Annotated[
         str | None, typer.Option(help="Start from this model: a registered one, or a checkpoint's folder.", show_default="the preset's")
@@ -46,13 +48,15 @@ def bench(
 
     `agl bench rag --seed 0 --seed 1 --seed 2` does it three times, and gives the 95% interval of the change.
 
-    `agl bench math --data gsm8k --steps 2` runs the same agent on real questions.
+    `agl bench math --data gsm8k --steps 2` runs the same agent on real questions: those of a folder of this name, else the public data
+    set, which is fetched once.
 
     `agl bench text-to-sql --eval-only` measures the untrained model.
 
     `agl bench --resume runs/bench-math-20261123-231500` goes on after Ctrl-C.
     """
     from agentlightning_benchmarks.bench.phases import Order, create, open_order
+    from agentlightning_benchmarks.bench.public import data_folder
 
     given = {
         "NAME": name, "--preset": preset, "--data": data, "--eval-only": eval_only, "--model": model, "--seed": seed, "--steps": steps,
@@ -73,7 +77,7 @@ def bench(
     order = Order(
         benchmark=name,
         preset=str(preset or Preset.cpu),
-        data=None if data is None else str(data.resolve()),
+        data=None if data is None else str(data_folder(name, data)),
         eval_only=eval_only,
         model=str(Path(model).resolve()) if model is not None and Path(model).is_dir() else model,
         seeds=seeds,

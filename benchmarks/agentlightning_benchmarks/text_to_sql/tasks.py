@@ -32,14 +32,24 @@ test_tasks.__test__ = False  # type: ignore[attr-defined]  # pytest takes it for
 
 
 def load(data: Path, *, test_suite: bool = False) -> tuple[Tasks, Tasks]:
-    """Train and test tasks of a folder with `train.jsonl`, `dev.jsonl` and `database.zip`, and for a test suite
-    `test_suite_variants.zip`. Databases are unpacked once, into the cache folder. Raises `ConfigError`, which names the file."""
-    files = {split: _rows(data / f"{split}.jsonl") for split in ("train", "dev")}
-    databases = unpack(data / "database.zip", "database")
+    """Train and test tasks of a folder with `train.jsonl`, `dev.jsonl` and `database.zip`, or with `train_spider.json`, `dev.json` and
+    `database/`, as Spider's authors hand them out; for a test suite also `test_suite_variants.zip`. A zip is unpacked once, into the cache
+    folder. Raises `ConfigError`, which names the file."""
+    train, dev = (_there(data, *names) for names in (("train.jsonl", "train_spider.json"), ("dev.jsonl", "dev.json")))
+    questions = _rows(train), _rows(dev)
+    place = _there(data, "database.zip", "database")
+    databases = place if place.is_dir() else unpack(place, "database")
     variants = unpack(data / "test_suite_variants.zip", "test_suite") if test_suite else None
     schemas: dict[str, str] = {}
-    train = [_task(row, data / "train.jsonl", databases, None, schemas) for row in files["train"]]
-    return train, [_task(row, data / "dev.jsonl", databases, variants, schemas) for row in files["dev"]]
+    return (
+        [_task(row, train, databases, place, None, schemas) for row in questions[0]],
+        [_task(row, dev, databases, place, variants, schemas) for row in questions[1]],
+    )
+
+
+def _there(data: Path, ours: str, authors: str) -> Path:
+    """Of two names for the same, the one that is there; ours, where neither is."""
+    return data / authors if (data / authors).exists() and not (data / ours).exists() else data / ours
 
 
 def _rows(path: Path) -> Tasks:
@@ -55,14 +65,12 @@ def _rows(path: Path) -> Tasks:
     return rows
 
 
-def _task(row: dict[str, Any], path: Path, databases: Path, variants: Path | None, schemas: dict[str, str]) -> dict[str, Any]:
+def _task(row: dict[str, Any], path: Path, databases: Path, place: Path, variants: Path | None, schemas: dict[str, str]) -> dict[str, Any]:
     name: str = row["db_id"]
     file = databases / name / f"{name}.sqlite"
     if name not in schemas:
         if not name or Path(name).name != name or not (databases / name).is_dir():
-            raise ConfigError(
-                f"{path}: the database {name!r} is not in {path.with_name('database.zip')}; expected database/{name}/{name}.sqlite"
-            )
+            raise ConfigError(f"{path}: the database {name!r} is not in {place}; expected database/{name}/{name}.sqlite")
         try:
             schemas[name] = schema_text(file)
         except OSError as error:

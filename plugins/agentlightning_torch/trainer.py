@@ -31,6 +31,7 @@ from agentlightning.rl.packs import Pack
 from agentlightning.trainer import Capabilities
 from agentlightning_torch import checkpoint
 from agentlightning_torch.forward import Scores, forest_agrees, group_rows, score_forest, score_rows
+from agentlightning_torch.heap import give_back
 from agentlightning_torch.losses import LOSSES, term_of
 from agentlightning_torch.optim import Optimizer, add_lora, learning_rate, trained_parameters
 from agentlightning_torch.weights import Weights, get_weights
@@ -205,6 +206,7 @@ class TorchTrainer:
         metrics = {**measured.metrics(self.policy.version), "lr": lr, "seconds": time.perf_counter() - started}
         metrics["tokens_per_second"] = metrics["tokens"] / metrics["seconds"]
         self.weights.policy = replace(self.policy, version=self.policy.version + 1)
+        give_back()
         return self.policy, metrics
 
     def _gradient(

@@ -27,6 +27,7 @@ from agentlightning.runs import RunFolder, write_file
 from agentlightning.training import Job, Run, job_of, run_job
 from agentlightning_benchmarks.bench import catalog
 from agentlightning_benchmarks.bench.evaluation import evaluate
+from agentlightning_torch.heap import give_back
 
 ORDER = "order.json"
 
@@ -123,6 +124,7 @@ def _run(folder: Path, job: Job) -> Run:
     if resume is not None:
         job = job_of(load_config(resume.config))
     gc.collect()  # the weights of the run before hang in reference cycles, and two runs would need twice the memory
+    give_back()
     with TrainingProgress() as progress:
         return run_job(job, resume=resume.path if resume else None, progress=progress)
 

@@ -27,7 +27,7 @@ ROWS = 20_000
 BYTES = 10_000_000
 """That the texts and blobs of one result may have."""
 WORDS = 500_000
-"""That one query may have with its common table expressions put in their places: half a second and 100 MB."""
+"""That one query may have with its common table expressions put in their places. A chain of doublings within it takes SQLite 10 ms."""
 LIMITS = {
     sqlite3.SQLITE_LIMIT_LENGTH: 100_000,  # bytes of one value and of one row: no function can fill the memory, or work for long
     sqlite3.SQLITE_LIMIT_SQL_LENGTH: 20_000,

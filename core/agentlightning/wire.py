@@ -24,8 +24,6 @@ from agentlightning.model import (
     Attempt,
     Call,
     Completion,
-    FloatArray,
-    IntArray,
     Policy,
     Reward,
     Rollout,
@@ -230,10 +228,17 @@ def _ext_hook(code: int, data: memoryview) -> Any:
 
 
 def _dec_hook(kind: Any, value: Any) -> Any:
-    expected = np.int32 if kind == IntArray else np.float32 if kind == FloatArray else None
+    expected = _dtype(kind)
     if expected is None or getattr(value, "dtype", None) != expected:
         raise WireError(f"expected {_name(kind)}, found a {type(value).__name__}")
     return value
+
+
+@cache
+def _dtype(kind: Any) -> Any:
+    """Of the elements of an array type; None: it is none. Not compared with `IntArray`, which later versions of numpy hand on resolved."""
+    shape_and_dtype = get_args(kind) if get_origin(kind) is np.ndarray else ()
+    return get_args(shape_and_dtype[1])[0] if len(shape_and_dtype) == 2 else None
 
 
 @cache

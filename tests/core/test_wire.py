@@ -215,3 +215,11 @@ def test_portable_content_is_a_copy() -> None:
     content["a"].append(3)
     assert kept.attributes == {"a": [1, 2.0]}
     assert type(kept.attributes["a"][1]) is float
+
+
+def test_an_array_type_is_known_by_its_elements_however_it_is_spelled() -> None:
+    # numpy 2.5 gives `NDArray[np.int32]` resolved to decoders on Python 3.12, so that it equals no alias of ours
+    data = encode(np.array([1, 2], np.int32))
+    assert decode(data, np.ndarray[Any, np.dtype[np.int32]]).tolist() == [1, 2]
+    with pytest.raises(WireError, match="found a ndarray"):
+        decode(data, np.ndarray[Any, np.dtype[np.float32]])

@@ -118,11 +118,11 @@ def database(schema: Schema, content: int = 0) -> Path:
     return path
 
 
-def make_tasks(split: Split, count: int, variants: int, seed: int = 0) -> list[dict[str, Any]]:
-    """`count` different tasks on `variants` schemas of each domain; the same arguments give the same ones. Schemas and forms come round
-    in turn."""
+def make_tasks(split: Split, count: int, variants: int, domains: Sequence[str] | None = None, *, seed: int = 0) -> list[dict[str, Any]]:
+    """`count` different tasks on `variants` schemas of each domain (None: of the split's); the same arguments give the same ones. Schemas
+    and forms come round in turn."""
     rng = random.Random(f"{split}:{seed}")  # noqa: S311
-    schemas = [make_schema(split, domain, number, seed) for number in range(variants) for domain in DOMAINS[split]]
+    schemas = [make_schema(split, domain, number, seed) for number in range(variants) for domain in domains or DOMAINS[split]]
     contents: list[sqlite3.Connection] = []
     for schema in schemas:
         contents.append(sqlite3.connect(":memory:"))

@@ -40,6 +40,11 @@ def test_the_version_is_told(agl: AGL) -> None:
     assert (code, output.split()[0]) == (0, "agentlightning")
 
 
+def test_the_package_runs_as_a_module() -> None:
+    run = subprocess.run([sys.executable, "-m", "agentlightning", "--version"], capture_output=True, text=True, check=True)
+    assert run.stdout.split()[0] == "agentlightning"
+
+
 def test_help_loads_neither_torch_nor_a_framework() -> None:
     code = (
         "import sys; from agentlightning.cli.main import build; from typer.testing import CliRunner\n"

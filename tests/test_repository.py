@@ -30,7 +30,7 @@ LAYERS = (
     ("rl", "gateway", "tasks", "settings", "builtin"),
     ("runner", "workers"),
     ("algorithms", "config"),  # and what is named nowhere: the modules that put a run together
-    ("cli",),
+    ("cli", "__main__"),
 )
 """From the bottom to the top; a module imports its own layer and those below."""
 TOGETHER = 6

@@ -23,6 +23,8 @@ from agentlightning_torch.testing import tiny_model
 from agentlightning_torch.weights import FairLock, Weights, get_weights
 
 VOCABULARY = 259
+FLOAT32 = Settings(dtype="float32")
+"""What is compared with a plain forward pass, on a GPU as well."""
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +35,7 @@ def files(tmp_path_factory) -> ModelFiles:
 @pytest.fixture
 async def engine(files):
     torch.set_num_threads(1)
-    engine = await TorchEngine.create(files, Settings(), {})
+    engine = await TorchEngine.create(files, FLOAT32, {})
     yield engine
     await engine.close()
 
@@ -64,10 +66,15 @@ async def ask(engine: TorchEngine, ids: list[int], **settings):
     return out, np.array(logprobs), versions, finish
 
 
-def expected(model, ids: list[int], response: list[int], temperature: float = 1.0) -> np.ndarray:
-    """Log-probabilities of a response from one plain forward pass."""
+def logits_of(model, ids: list[int]) -> torch.Tensor:
+    """(tokens, vocabulary) of one plain forward pass, on the CPU."""
     with torch.no_grad():
-        logits = model(torch.tensor([ids + response])).logits[0, len(ids) - 1 : -1]
+        return model(torch.tensor([ids], device=model.device)).logits[0].cpu()
+
+
+def expected(model, ids: list[int], response: list[int], temperature: float = 1.0) -> np.ndarray:
+    """Log-probabilities of a response."""
+    logits = logits_of(model, ids + response)[len(ids) - 1 : -1]
     return (logits / temperature).log_softmax(-1).gather(1, torch.tensor(response)[:, None])[:, 0].numpy()
 
 
@@ -75,7 +82,8 @@ def set_weights(weights: Weights, version: int) -> None:
     """What a trainer does: change in place, then say so."""
     with weights.lock, torch.no_grad():
         for parameter in weights.model.parameters():
-            parameter.mul_(1.05).add_(0.01 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(version)))
+            noise = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(version))
+            parameter.mul_(1.05).add_(0.01 * noise.to(parameter))
         weights.policy = Policy(version=version, base="tiny", uri=weights.policy.uri)
 
 
@@ -93,8 +101,7 @@ async def test_temperature_zero_is_greedy_with_the_logprobs_of_temperature_one(e
     model = weights_of(engine).model
     so_far = prompt(9)
     for token in ids:
-        with torch.no_grad():
-            assert token == int(model(torch.tensor([so_far])).logits[0, -1].argmax())
+        assert token == int(logits_of(model, so_far)[-1].argmax())
         so_far.append(token)
     np.testing.assert_allclose(logprobs, expected(model, prompt(9), ids), atol=1e-4)
 
@@ -138,7 +145,7 @@ async def test_the_next_turn_computes_its_new_tokens_only_and_equals_a_fresh_one
     ids, logprobs, *_ = await ask(engine, turn, seed=2)
     # The last sampled token was never run, and the last of the prompt is left to the decode step.
     assert engine.counts.prefilled - before == 15
-    fresh = await TorchEngine.create(files, Settings(), {})
+    fresh = await TorchEngine.create(files, FLOAT32, {})
     other_ids, other_logprobs, *_ = await ask(fresh, turn, seed=2)
     await fresh.close()
     assert ids == other_ids
@@ -167,16 +174,13 @@ async def test_samples_follow_the_distribution(engine):
     samples = await asyncio.gather(*(ask(engine, prompt(8), seed=s, max_tokens=1, temperature=0.5) for s in range(1500)))
     for ids, *_ in samples:
         counts[ids[0]] += 1
-    with torch.no_grad():
-        logits = weights_of(engine).model(torch.tensor([prompt(8)])).logits[0, -1]
-    p = (logits / 0.5).softmax(-1).double().numpy()
+    p = (logits_of(weights_of(engine).model, prompt(8))[-1] / 0.5).softmax(-1).double().numpy()
     deviation = np.sqrt(1500 * p * (1 - p)) + 1
     assert (np.abs(counts - 1500 * p) < 5 * deviation).all()
 
 
 async def test_top_k_and_top_p_leave_out_the_tail_and_report_full_logprobs(engine):
-    with torch.no_grad():
-        logprobs = weights_of(engine).model(torch.tensor([prompt(8)])).logits[0, -1].log_softmax(-1)
+    logprobs = logits_of(weights_of(engine).model, prompt(8))[-1].log_softmax(-1)
     order = logprobs.argsort(descending=True).tolist()
     top_p = 0.3
     nucleus = order[: int((logprobs[order].exp().cumsum(0) < top_p).sum()) + 1]
@@ -318,15 +322,15 @@ async def test_an_adapter_is_served_and_merged_in_nothing(engine, tmp_path):
     assert ids != plain
     np.testing.assert_allclose(logprobs, expected(model, prompt(30), ids), atol=1e-4)
     model.save_pretrained(str(tmp_path))
-    fresh = await TorchEngine.create(weights.files, Settings(), {})
+    fresh = await TorchEngine.create(weights.files, FLOAT32, {})
     await fresh.load(Policy(version=1, base="tiny", kind="lora", uri=f"file:{tmp_path}"))
     assert (await ask(fresh, prompt(30), temperature=0))[0] == ids
     await fresh.close()
 
 
 async def test_little_memory_makes_replies_wait_and_changes_none(files):
-    small = await TorchEngine.create(files, Settings(memory_gb=1.2e6 / 2**30), {})  # 128 tokens of a row are 66 kB
-    big = await TorchEngine.create(files, Settings(), {})
+    small = await TorchEngine.create(files, Settings(memory_gb=1.2e6 / 2**30, dtype="float32"), {})  # 128 tokens of a row are 66 kB
+    big = await TorchEngine.create(files, FLOAT32, {})
     asked = [(prompt(20 + n, seed=n), {"seed": n, "max_tokens": 150}) for n in range(12)]
     few = await asyncio.gather(*(ask(small, ids, **settings) for ids, settings in asked))
     many = await asyncio.gather(*(ask(big, ids, **settings) for ids, settings in asked))
@@ -361,7 +365,7 @@ async def test_weights_that_diverged_are_named(engine):
 
 
 async def test_it_is_called_from_any_loop_and_closes_cleanly(files):
-    engine = await TorchEngine.create(files, Settings(), {})
+    engine = await TorchEngine.create(files, FLOAT32, {})
     alone = await ask(engine, prompt(8), temperature=0)
     elsewhere = await asyncio.gather(*(asyncio.to_thread(lambda: asyncio.run(ask(engine, prompt(8), temperature=0))) for _ in range(4)))
     assert {tuple(ids) for ids, *_ in elsewhere} == {tuple(alone[0])}
@@ -399,8 +403,8 @@ def test_the_lock_goes_to_a_trainer_that_waits():
 
 def test_engine_and_trainer_share_one_copy_and_cannot_ask_for_two(files):
     share = {}
-    weights = get_weights(share, files)
-    assert get_weights(share, files, device="cpu") is weights
+    weights = get_weights(share, files, device="cpu")
+    assert get_weights(share, files, dtype="float32") is weights
     with pytest.raises(ConfigError, match=r"dtype is 'float64'.*on torch.float32"):
         get_weights(share, files, dtype="float64")
     with pytest.raises(ConfigError, match="'cpux' cannot be used"):
@@ -431,7 +435,7 @@ def test_settings_that_cannot_work_are_refused(settings):
 
 def sampler_of(files: ModelFiles, tokens: int) -> Sampler:
     """With memory for so many tokens."""
-    weights = get_weights({}, files)
+    weights = get_weights({}, files, dtype="float32")
     shape = probe(weights.model, "tiny")
     return Sampler(weights, shape, max_batch=4, memory=tokens * shape.token_bytes)
 

@@ -78,7 +78,7 @@ def test_generated_tasks_are_many_and_always_the_same(cache: Path) -> None:
     assert len({(task["schema"], task["question"]) for task in train}) == 800
     assert len({task["schema"] for task in train}) > 30
     assert len({task["schema"] for task in test}) > 15
-    assert sum("JOIN" in task["query"] for task in test) > 10
+    assert sum("JOIN" in task["query"] for task in test) >= 6
     assert len({re.sub(r"\w*[a-z_]\w*|\d+|'[^']*'", "_", task["query"]) for task in test}) > 10, "queries of many shapes"
     before = {path: path.read_bytes() for path in cache.rglob("*.sqlite")}
     for path in before:

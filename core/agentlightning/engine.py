@@ -37,6 +37,8 @@ class EngineInfo:
     """Folder, or hub id, from which the tokenizer loads."""
     context_length: int
     """Tokens of prompt and response together."""
+    uris: frozenset[str] = frozenset({"file"})
+    """Schemes of `Policy.uri` from which it loads: `memory`, `file`."""
 
 
 class Engine(Protocol):
@@ -50,13 +52,15 @@ class Engine(Protocol):
         """What is being served now."""
         ...
 
-    def generate(self, prompt_ids: IntArray, sampling: Sampling) -> AsyncIterator[Chunk]:
+    def generate(self, prompt_ids: IntArray, sampling: Sampling, *, rollout: str | None = None) -> AsyncIterator[Chunk]:
         """Sample one reply. The same `sampling.seed` gives the same tokens when it is the only request in the engine. Closing the
-        iterator aborts. Raises `ContextOverflow` when the prompt leaves no room for one token, `EngineError` otherwise."""
+        iterator aborts. `rollout` is the id of whom the call is: an engine of several parts keeps its calls in one. Raises
+        `ContextOverflow` when the prompt leaves no room for one token, `EngineError` otherwise."""
         ...
 
-    async def load(self, policy: Policy) -> None:
-        """Serve another version. Replies under way are finished first (`pause`), caches of the old weights are dropped."""
+    async def load(self, policy: Policy) -> dict[str, float]:
+        """Serve another version. Replies under way are finished first (`pause`), caches of the old weights are dropped. Returns what was
+        measured of it, by name; empty where nothing was. Raises `EngineError` when the weights are not served."""
         ...
 
     async def pause(self) -> None:

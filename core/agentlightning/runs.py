@@ -9,6 +9,7 @@
         state.json      where the run stands
         batches/step-00012.json      what each rollout contributed to that step
         checkpoints/step-00012/      loads with `from_pretrained`; its own `run_state.json` makes it resumable
+        weights/version-00012/       while it runs: what the trainer hands to an engine of another process
 
 A file is there whole or not at all: it is written beside its final place, flushed to the disk and renamed. One process writes a
 run (`lock`); the system drops the lock of a process that died. A step is named by how many steps were finished with it, from 1;
@@ -164,6 +165,10 @@ class RunFolder:
     @property
     def checkpoints(self) -> Path:
         return self.path / "checkpoints"
+
+    @property
+    def weights(self) -> Path:
+        return self.path / "weights"
 
     @property
     def batches(self) -> Path:

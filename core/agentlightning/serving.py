@@ -80,8 +80,8 @@ async def _serve(what: What, host: str, port: int, store: str | None, progress: 
         progress.phase("loading model")
         engine = await plugin.create(files, settings, {})
         try:
-            if policy is not None:
-                await engine.load(policy)  # the version that was trained, so that what is recorded says so
+            if files.path:
+                await engine.load(policy or engine.policy)  # of a run the version that was trained, so that what is recorded says so
             gateway = Gateway(opened, engine, host=host, port=port, token=token, extra_routes=(Mount("/", app=store_app(opened, token)),))
             await gateway.start()
             try:

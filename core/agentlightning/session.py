@@ -22,6 +22,7 @@ from agentlightning.config import Config
 from agentlightning.engine import Engine
 from agentlightning.errors import AgentError, EngineError, JoinError, NonFinite
 from agentlightning.evaluation import evaluation_rollouts, held_out, new_rollout
+from agentlightning.handover import Handover
 from agentlightning.model import Task, Trajectory
 from agentlightning.progress import Progress
 from agentlightning.registry import registry
@@ -46,6 +47,7 @@ class Session:
         store: LightningStore,
         engine: Engine,
         trainer: Trainer,
+        handover: Handover,
         sampler: Sampler,
         val_tasks: Sequence[Task],
         folder: RunFolder,
@@ -57,6 +59,7 @@ class Session:
     ) -> None:
         self.config, self.store, self.engine, self.trainer = config, store, engine, trainer
         self.state = state
+        self._handover = handover
         self._sampler, self._val_tasks = sampler, list(val_tasks)
         self._folder, self._tracker, self._progress = folder, tracker, progress
         self._stop = stop
@@ -122,7 +125,7 @@ class Session:
             policy, metrics = await self.trainer.step(batch, loss)
             if policy != before:
                 await self.store.publish(policy)
-            await self.engine.load(policy)
+            metrics |= await self._handover.serve(policy)
         except NonFinite:
             self._between_steps = True  # the trainer left the weights as they were
             raise

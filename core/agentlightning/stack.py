@@ -19,6 +19,7 @@ from agentlightning.errors import ConfigError, UnsupportedSetting
 from agentlightning.gateway import Gateway
 from agentlightning.gateway.demonstration import Demonstrate
 from agentlightning.gateway.upstream import UNTRAINABLE
+from agentlightning.handover import Handover
 from agentlightning.model import new_id
 from agentlightning.models import ModelFiles, Share, find_model
 from agentlightning.progress import Progress
@@ -38,6 +39,8 @@ class Stack:
     store: LightningStore
     engine: Engine
     trainer: Trainer | None
+    handover: Handover | None
+    """There where there is a trainer."""
     gateway: Gateway
     runners: asyncio.Task[None]
     """Ends only with an error, or when it is cancelled."""
@@ -108,12 +111,14 @@ async def open_stack(
     plan: Plan,
     *,
     store: str,
+    weights: Path,
     progress: Progress,
     loss: LossSettings | None = None,
     demonstrate: Demonstrate | None = None,
     restore: Path | None = None,
 ) -> AsyncGenerator[Stack]:
-    """Open everything of a plan; with `demonstrate` it answers the calls of training rollouts. Heavy work happens in threads."""
+    """Open everything of a plan; with `demonstrate` it answers the calls of training rollouts. `weights` is the folder
+    through which a trainer hands its weights to an engine of another process. Heavy work happens in threads."""
     config = plan.config
     async with AsyncExitStack() as exits:
         opened = open_store(store)
@@ -137,9 +142,14 @@ async def open_stack(
         engine_class, engine_settings = plan.engine
         engine: Engine = await engine_class.create(files, engine_settings, share)
         exits.push_async_callback(engine.close)
+        handover: Handover | None = None
         if trainer is not None:
             await opened.publish(trainer.policy)
-            await engine.load(trainer.policy)
+            handover = Handover(trainer, engine, weights)
+            exits.callback(handover.clear)
+            await handover.serve(trainer.policy)
+        elif files.path:
+            await engine.load(engine.policy)  # an engine that starts with its first load says now what is wrong
         token = secrets.token_urlsafe(24)
         routes: tuple[Any, ...] = ()
         if config.runner.workers:
@@ -153,7 +163,7 @@ async def open_stack(
         exits.push_async_callback(gateway.stop)
         runners = asyncio.create_task(_runners(config, plan.agent, opened, gateway, engine, token))
         exits.push_async_callback(_cancelled, runners)
-        yield Stack(opened, engine, trainer, gateway, runners)
+        yield Stack(opened, engine, trainer, handover, gateway, runners)
 
 
 async def _runners(config: Config, agent: str | Agent, store: LightningStore, gateway: Gateway, engine: Engine, token: str) -> None:

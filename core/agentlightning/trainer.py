@@ -49,6 +49,12 @@ class Trainer(Protocol):
         `AutoModelForCausalLM.from_pretrained`."""
         ...
 
+    async def export(self, folder: Path) -> Policy:
+        """Write the weights for an engine of another process, with a probe (`agentlightning.handover`) in the new folder: a model that
+        `from_pretrained` loads, or for a policy of kind `lora` an adapter as peft writes it. Returns the policy with the folder as its
+        `file:` uri. Only of a trainer whose `uris` have `file`."""
+        ...
+
     async def restore(self, folder: Path) -> None:
         """Take up the state of `save`."""
         ...

@@ -150,9 +150,16 @@ async def train_job(job: Job, *, progress: Progress, resume: str | Path | None, 
         stopped = False
         try:
             async with open_stack(
-                planned, store=folder.store_address, progress=progress, loss=loss, demonstrate=demonstrate, restore=restore
+                planned,
+                store=folder.store_address,
+                weights=folder.weights,
+                progress=progress,
+                loss=loss,
+                demonstrate=demonstrate,
+                restore=restore,
             ) as stack:
                 assert stack.trainer is not None
+                assert stack.handover is not None
                 # From here on the run is changed: everything that could be wrong with config and checkpoint has been seen.
                 await _cancel_left_over(stack.store)
                 folder.cut_back(state.step)
@@ -166,6 +173,7 @@ async def train_job(job: Job, *, progress: Progress, resume: str | Path | None, 
                         store=stack.store,
                         engine=stack.engine,
                         trainer=stack.trainer,
+                        handover=stack.handover,
                         sampler=sampler,
                         val_tasks=job.val_tasks,
                         folder=folder,

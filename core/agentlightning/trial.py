@@ -103,7 +103,9 @@ async def _dry_run(job: Job, progress: Progress, stop: asyncio.Event) -> DryRun:
     with TemporaryDirectory(prefix="agl-dry-run-") as temporary:
         folder = Path(temporary)
         address = f"sqlite:{folder / 'store.db'}"
-        async with open_stack(planned, store=address, progress=progress, loss=loss, demonstrate=demonstrate) as stack:
+        async with open_stack(
+            planned, store=address, weights=folder / "weights", progress=progress, loss=loss, demonstrate=demonstrate
+        ) as stack:
             assert stack.trainer is not None
             began = time.monotonic()
             trajectories = await _collector(stack, config, progress, stop).run(rollouts)
@@ -175,7 +177,7 @@ async def _score(job: Job, limit: int | None, progress: Progress, stop: asyncio.
     with folder.lock():
         folder.write_config(to_toml(config))
         began = time.monotonic()
-        async with open_stack(planned, store=folder.store_address, progress=progress) as stack:
+        async with open_stack(planned, store=folder.store_address, weights=folder.weights, progress=progress) as stack:
             rollouts = [new_rollout(config, task, "val", f"task-{place}", 0, 0) for place, task in enumerate(tasks)]
             trajectories = await _collector(stack, config, progress, stop).run(rollouts)
         seconds = time.monotonic() - began

@@ -67,6 +67,15 @@ def write(folder: Path, model: Any, tokenizer_path: str, state: State) -> None:
             shutil.rmtree(old, ignore_errors=True)
 
 
+def export(folder: Path, model: Any, *, adapter: bool) -> None:
+    """Write the weights alone for an engine: the LoRA adapter as it is, or the whole model. `TrainerError` when the disk refuses."""
+    try:
+        with no_bars():
+            model.save_pretrained(folder) if adapter else plain(model).save_pretrained(folder)
+    except (OSError, SafetensorError) as error:
+        raise TrainerError(f"the weights could not be written for the engine to {str(folder)!r}: {error}; is the disk full?") from error
+
+
 def read(folder: Path) -> State:
     """The state beside the model. `TrainerError` when the folder is no checkpoint of ours, or a newer one."""
     try:

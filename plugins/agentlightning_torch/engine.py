@@ -92,7 +92,7 @@ class TorchEngine:
             config = weights.model.config.get_text_config()
             shape = probe(weights.model, weights.files.name)
         self._vocabulary: int = config.vocab_size
-        self.info = EngineInfo(weights.files.name, weights.files.path, config.max_position_embeddings)
+        self.info = EngineInfo(weights.files.name, weights.files.path, config.max_position_embeddings, frozenset({"memory", "file"}))
         memory = settings.memory(weights.device)
         self._sampler = Sampler(weights, shape, max_batch=settings.max_batch, memory=memory)
         self._wake = threading.Condition()
@@ -115,7 +115,7 @@ class TorchEngine:
         """Tokens prefilled, copied and decoded so far."""
         return self._sampler.counts
 
-    async def generate(self, prompt_ids: IntArray, sampling: Sampling) -> AsyncIterator[Chunk]:
+    async def generate(self, prompt_ids: IntArray, sampling: Sampling, *, rollout: str | None = None) -> AsyncIterator[Chunk]:
         """See `Engine.generate`."""
         request = self._request(prompt_ids, sampling)
         self._tell(lambda: self._new.append(request))
@@ -135,9 +135,10 @@ class TorchEngine:
             if not ended:
                 self._tell(lambda: self._dropped.append(request), late=True)
 
-    async def load(self, policy: Policy) -> None:
+    async def load(self, policy: Policy) -> dict[str, float]:
         """See `Engine.load`. `memory:` is what the trainer has done to the shared weights; `file:` is a folder of `save_pretrained`."""
         await self._when_drained(lambda: self._load(policy))
+        return {}
 
     async def pause(self) -> None:
         """See `Engine.pause`. Requests that are still waiting for a place are held as well. Each call needs its own `resume`."""

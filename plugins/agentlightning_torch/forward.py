@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from agentlightning.handover import Probe, probe_ids
 from agentlightning.rl.batch import Batch
 from agentlightning.rl.packs import Pack
 from agentlightning_torch.attention import FLEX_MULTIPLE, Visible, using_forest
@@ -116,6 +117,15 @@ def forest_agrees(model: Any, device: torch.device, dtype: torch.dtype) -> str |
     tolerance = 1e-3 if torch.finfo(dtype).eps < 1e-6 else 0.1
     difference = float((forest - row).abs().max() / row.abs().max().clamp_min(1e-9))
     return None if difference <= tolerance else f"its logits differ by {difference:.2g} of the largest"
+
+
+def probe_of(model: Any) -> Probe:
+    """What the model makes of the tokens of a probe, at temperature 1."""
+    ids = probe_ids(plain(model).config.get_text_config().vocab_size)
+    with torch.no_grad():
+        logits = model(input_ids=_tensor(ids, next(model.parameters()).device)[None], use_cache=False).logits[0, :-1].float()
+    chosen = logits.log_softmax(-1).gather(1, _tensor(ids[1:], logits.device)[:, None])[:, 0]
+    return Probe(ids, chosen.double().cpu().numpy())
 
 
 def _scores(batch: Batch, index: NDArray[Any], logits: torch.Tensor) -> Scores:

@@ -16,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
+from urllib.parse import quote
 
 import numpy as np
 import torch
@@ -30,7 +31,7 @@ from agentlightning.rl.loss import LossSettings
 from agentlightning.rl.packs import Pack
 from agentlightning.trainer import Capabilities
 from agentlightning_torch import checkpoint
-from agentlightning_torch.forward import Scores, forest_agrees, group_rows, score_forest, score_rows
+from agentlightning_torch.forward import Scores, forest_agrees, group_rows, probe_of, score_forest, score_rows
 from agentlightning_torch.heap import give_back
 from agentlightning_torch.losses import LOSSES, term_of
 from agentlightning_torch.optim import Optimizer, add_lora, learning_rate, trained_parameters
@@ -149,6 +150,9 @@ class TorchTrainer:
     async def save(self, folder: Path) -> None:
         await self._run(lambda: self._save(Path(folder)))
 
+    async def export(self, folder: Path) -> Policy:
+        return await self._run(lambda: self._export(Path(folder)))
+
     async def restore(self, folder: Path) -> None:
         await self._run(lambda: self._restore(Path(folder)))
 
@@ -251,6 +255,12 @@ class TorchTrainer:
         tensors = {**self.optimizer.state(), "rng": torch.get_rng_state()}
         facts = {"policy": asdict(self.policy), "steps": self.steps, "train": self.settings.train}
         checkpoint.write(folder, self.weights.model, self.weights.files.path, checkpoint.State(tensors, facts))
+
+    def _export(self, folder: Path) -> Policy:
+        probe = probe_of(self.weights.model)
+        checkpoint.export(folder, self.weights.model, adapter=self.settings.train == "lora")
+        probe.write(folder)
+        return replace(self.policy, uri=f"file:{quote(str(folder.resolve()))}")
 
     def _restore(self, folder: Path) -> None:
         state = checkpoint.read(folder)

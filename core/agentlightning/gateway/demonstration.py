@@ -35,13 +35,14 @@ class DemonstratingEngine:
         self.reply = reply
         """(tokens,)"""
 
-    async def generate(self, prompt_ids: IntArray, sampling: Sampling) -> AsyncIterator[Chunk]:
+    async def generate(self, prompt_ids: IntArray, sampling: Sampling, *, rollout: str | None = None) -> AsyncIterator[Chunk]:
         """The whole reply as one chunk."""
         yield Chunk(self.reply, None, -1, "stop")
 
-    async def load(self, policy: Policy) -> None:
+    async def load(self, policy: Policy) -> dict[str, float]:
         """See `Engine.load`."""
         self.policy = policy
+        return {}
 
     async def pause(self) -> None: ...
     async def resume(self) -> None: ...

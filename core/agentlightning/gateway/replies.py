@@ -81,10 +81,10 @@ class Reply:
     _hidden: str | None = None
     _sent: int = 0
 
-    async def run(self, engine: Engine) -> AsyncGenerator[Piece]:
-        """Generate to the end. Closing it aborts the engine."""
+    async def run(self, engine: Engine, rollout: str | None = None) -> AsyncGenerator[Piece]:
+        """Generate to the end, for a rollout by its id. Closing it aborts the engine."""
         detokenizer = Detokenizer(self.rendering.decode)
-        stream = cast("AsyncGenerator[Any]", engine.generate(self.prompt_ids, self.sampling))
+        stream = cast("AsyncGenerator[Any]", engine.generate(self.prompt_ids, self.sampling, rollout=rollout))
         async with aclosing(stream) as chunks:
             async for chunk in chunks:
                 start = len(self.ids)

@@ -172,7 +172,7 @@ class Sampled(Exchange):
 
         async def run(index: int, reply: Reply) -> None:
             try:
-                async with aclosing(reply.run(self._demonstration or self._engine)) as pieces:
+                async with aclosing(reply.run(self._demonstration or self._engine, self._state.rollout.id)) as pieces:
                     async for piece in pieces:
                         if told:
                             queue.put_nowait((index, piece))

@@ -54,7 +54,7 @@ class Upstream:
 
     def __init__(self, settings: Settings, model: str = "") -> None:
         self.url = settings.url.rstrip("/")
-        self.info = EngineInfo(model, "", 0)
+        self.info = EngineInfo(model, "", 0, frozenset())
         self.policy = Policy(version=-1, base=model, uri=f"upstream:{self.url}")
         self._key = os.environ[settings.key_env] if settings.key_env is not None else None
         self._key_env = settings.key_env
@@ -83,12 +83,12 @@ class Upstream:
         """What an upstream says, should it repeat the key."""
         return text.replace(self._key, "***") if self._key else text
 
-    async def generate(self, prompt_ids: IntArray, sampling: Sampling) -> AsyncIterator[Chunk]:
+    async def generate(self, prompt_ids: IntArray, sampling: Sampling, *, rollout: str | None = None) -> AsyncIterator[Chunk]:
         """Raises `EngineError`: an upstream takes no token ids."""
         raise EngineError(f"the upstream {self.url} takes messages and no token ids")
         yield
 
-    async def load(self, policy: Policy) -> None:
+    async def load(self, policy: Policy) -> dict[str, float]:
         """Raises `UnsupportedSetting`."""
         raise UnsupportedSetting(UNTRAINABLE)
 

@@ -57,7 +57,7 @@ class ScriptedEngine:
         delay: float = 0.0,
         policy: Policy | None = None,
     ) -> None:
-        self.info = EngineInfo(model, str(folder), context_length)
+        self.info = EngineInfo(model, str(folder), context_length, frozenset({"memory", "file"}))
         self.policy = policy or Policy(version=0, base=model, uri="memory:scripted")
         self.asked: list[Asked] = []
         self.closed = False
@@ -70,7 +70,7 @@ class ScriptedEngine:
         self._gate: Future[None] = _done()
         self._idle: Future[None] = _done()
 
-    async def generate(self, prompt_ids: IntArray, sampling: Sampling) -> AsyncIterator[Chunk]:
+    async def generate(self, prompt_ids: IntArray, sampling: Sampling, *, rollout: str | None = None) -> AsyncIterator[Chunk]:
         """See `Engine.generate`."""
         await self._enter()
         asked = None
@@ -103,11 +103,12 @@ class ScriptedEngine:
         finally:
             self._leave()
 
-    async def load(self, policy: Policy) -> None:
+    async def load(self, policy: Policy) -> dict[str, float]:
         """Serve another version."""
         await self._hold(loading=1)
         self.policy = policy
         self._release(loading=1)
+        return {}
 
     async def pause(self) -> None:
         """Finish what is under way, then hold new requests until `resume`."""

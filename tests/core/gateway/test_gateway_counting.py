@@ -112,9 +112,9 @@ async def test_an_error_in_the_middle_of_a_stream_is_told_and_counted(house: Any
     attempt = await h.attempt()
     generate = h.engine.generate
 
-    async def breaks(prompt_ids: Any, sampling: Sampling) -> Any:
+    async def breaks(prompt_ids: Any, sampling: Sampling, **rollout: Any) -> Any:
         count = 0
-        async for chunk in generate(prompt_ids, sampling):
+        async for chunk in generate(prompt_ids, sampling, **rollout):
             count += 1
             if count == 3:
                 raise EngineError("the GPU fell off")

@@ -16,6 +16,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, MistralConfig, MistralForCausalLM
 
 from agentlightning.errors import ConfigError, NonFinite, TrainerError, UnsupportedSetting
+from agentlightning.handover import Probe, folder_of
 from agentlightning.model import Task, Trajectory, Transition
 from agentlightning.models import ModelFiles
 from agentlightning.rl.batch import Batch, make_batch
@@ -380,3 +381,28 @@ def test_the_learning_rate_warms_up_and_then_falls_to_zero():
     assert [learning_rate(1.0, "constant", 3, None, s) for s in range(5)] == [0.25, 0.5, 0.75, 1, 1]
     assert [learning_rate(1.0, "linear", 1, 5, s) for s in range(6)] == [0.5, 1, 0.75, 0.5, 0.25, 0]
     assert [round(learning_rate(1.0, "cosine", 0, 4, s), 6) for s in range(5)] == [1, 0.853553, 0.5, 0.146447, 0]
+
+
+@pytest.mark.parametrize("train", ["full", "lora"])
+async def test_weights_are_exported_for_an_engine_with_a_probe_that_they_answer(files: ModelFiles, tmp_path: Path, train: str) -> None:
+    async with training(files, train=train, lr=1e-2) as trainer:
+        await trainer.step(two_turns(), PPOClip())
+        policy = await trainer.export(tmp_path / "v 1")
+        assert (policy.version, policy.kind, folder_of(policy)) == (1, "lora" if train == "lora" else "full", tmp_path / "v 1")
+        assert trainer.policy.uri.startswith("memory:")
+    probe = Probe.read(tmp_path / "v 1")
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "v 1" if train == "full" else files.path, dtype=torch.float32)
+    if train == "lora":
+        from peft import PeftModel
+
+        assert probe is not None
+        ids = torch.tensor(probe.ids)
+        assert probe.difference(scored(model, ids)) > 1e-2  # the base alone is another policy
+        model = PeftModel.from_pretrained(model, str(tmp_path / "v 1"))
+    assert probe is not None
+    assert probe.difference(scored(model, torch.tensor(probe.ids))) < 1e-5
+
+
+def scored(model, ids: torch.Tensor) -> np.ndarray:
+    with torch.no_grad():
+        return model(ids[None].long()).logits[0, :-1].log_softmax(-1).gather(1, ids[1:, None].long())[:, 0].numpy()

@@ -1,0 +1,1 @@
+"""An engine on vLLM servers: started and supervised here, or running already."""

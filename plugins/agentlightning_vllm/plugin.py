@@ -1,0 +1,20 @@
+"""What the vLLM plugin registers."""
+
+from agentlightning.hookspecs import Register, hookimpl
+
+
+@hookimpl
+def register_engines(register: Register) -> None:
+    # vLLM itself may lie in an environment of its own; what is needed here is the model's configuration
+    register(
+        "vllm",
+        "agentlightning_vllm.engine:VllmEngine",
+        summary="serves through vLLM: on GPUs, several replicas, or on a CPU",
+        extra="serve",
+        needs=("transformers",),
+    )
+
+
+@hookimpl
+def register_commands(register: Register) -> None:
+    register("engines", "agentlightning_vllm.command:app", summary="Install engines that need an environment of their own.")

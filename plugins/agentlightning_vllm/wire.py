@@ -1,0 +1,174 @@
+"""What is said to one vLLM server over HTTP.
+
+The wire is depended on, never vLLM's classes, which move between versions. `Interrupted` means that the server went away, or may have: the
+request can be made again once it is back. Whatever else goes wrong is an `EngineError` of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Sequence
+from typing import Any
+
+import httpx
+import msgspec
+
+from agentlightning.engine import Chunk
+from agentlightning.errors import ContextOverflow, EngineError
+from agentlightning.model import FloatArray, IntArray, Sampling, floats, ints
+
+
+class Interrupted(Exception):  # it is no error: the server is brought back, and the request made again
+    """The server went away."""
+
+
+class Wire:
+    """One server at an address."""
+
+    def __init__(self, url: str, key: str | None, silence: float) -> None:
+        self.url = url
+        self._client = httpx.AsyncClient(
+            base_url=url,
+            headers={"authorization": f"Bearer {key}"} if key else {},
+            timeout=httpx.Timeout(silence, connect=10.0, pool=None),
+            limits=httpx.Limits(max_connections=None, max_keepalive_connections=64),
+            trust_env=False,  # a proxy of the system is not for a server of ours
+        )
+
+    async def close(self) -> None:
+        await self._client.aclose()
+
+    async def healthy(self) -> bool:
+        """Whether it answers, and its engine lives."""
+        try:
+            return (await self._client.get("/health", timeout=10.0)).status_code == 200
+        except httpx.HTTPError:
+            return False
+
+    async def models(self) -> list[dict[str, Any]]:
+        """What it serves."""
+        return (await self._ask("GET", "/v1/models"))["data"]
+
+    async def complete(self, model: str, prompt_ids: IntArray, sampling: Sampling, limit: int, version: int) -> AsyncGenerator[Chunk]:
+        """Sample up to `limit` tokens. Closing it aborts."""
+        body = {
+            "model": model,
+            "prompt": prompt_ids.tolist(),
+            "max_tokens": limit,
+            "temperature": sampling.temperature,
+            "top_p": sampling.top_p,
+            "top_k": sampling.top_k,
+            "seed": None if sampling.seed is None else sampling.seed % 2**63,
+            "stop_token_ids": list(sampling.stop_ids),
+            "ignore_eos": True,  # what ends a reply is said by the gateway
+            "logprobs": 0,
+            "return_token_ids": True,
+            "skip_special_tokens": False,
+            "stream": True,
+        }
+        try:
+            async with self._client.stream("POST", "/v1/completions", content=msgspec.json.encode(body), headers=_JSON) as response:
+                if response.status_code != 200:
+                    raise self._failure("/v1/completions", response.status_code, await response.aread())
+                async for line in response.aiter_lines():
+                    if line.startswith("data: {"):
+                        chunk = self._chunk(line[6:].encode(), version)
+                        if chunk is not None:
+                            yield chunk
+                            if chunk.finish is not None:
+                                return
+        except httpx.TransportError as error:
+            raise Interrupted(f"{type(error).__name__}: {error}") from error
+        raise Interrupted("the reply ended without a reason")
+
+    async def score(self, model: str, ids: IntArray) -> FloatArray:
+        """(tokens - 1,) log-probabilities, at temperature 1, of each token but the first after those before it."""
+        body = {"model": model, "prompt": ids.tolist(), "max_tokens": 1, "temperature": 1.0, "prompt_logprobs": 0}
+        answer = await self._ask("POST", "/v1/completions", body)
+        found: Sequence[dict[str, dict[str, float]] | None] = answer["choices"][0]["prompt_logprobs"]
+        return floats([each[str(token)]["logprob"] for each, token in zip(found[1:], ids[1:].tolist(), strict=True) if each is not None])
+
+    async def pause(self) -> None:
+        """Have it finish what is under way, also of others, and take in nothing."""
+        await self._ask("POST", "/pause", mode="wait")
+
+    async def resume(self) -> None:
+        await self._ask("POST", "/resume")
+
+    async def reload(self, folder: str) -> None:
+        """Take the weights of a folder."""
+        await self._ask("POST", "/collective_rpc", {"method": "reload_weights", "kwargs": {"weights_path": folder}})
+
+    async def adapt(self, name: str, folder: str) -> None:
+        """Take the LoRA adapter of a folder, in place of the one under this name."""
+        await self._ask("POST", "/v1/load_lora_adapter", {"lora_name": name, "lora_path": folder, "load_inplace": True})
+
+    async def forget(self) -> None:
+        """Drop keys and values of prefixes."""
+        await self._ask("POST", "/reset_prefix_cache")
+
+    async def stamp(self, version: int) -> None:
+        """Tell it which version it serves."""
+        await self._ask("POST", "/update_weight_version", {"new_version": str(version)})
+
+    async def stamped(self) -> str:
+        """The version that it was told."""
+        return str((await self._ask("GET", "/weight_info"))["weight_version"])
+
+    async def sleep(self) -> None:
+        """Leave the GPU: weights to the machine's memory."""
+        await self._ask("POST", "/sleep", level="1")
+
+    async def wake(self) -> None:
+        await self._ask("POST", "/wake_up")
+
+    async def _ask(self, method: str, path: str, body: Any = None, **query: str) -> Any:
+        content = None if body is None else msgspec.json.encode(body)
+        try:
+            response = await self._client.request(method, path, content=content, params=query, headers=_JSON if content else None)
+        except httpx.TransportError as error:
+            raise Interrupted(f"{type(error).__name__}: {error}") from error
+        if response.status_code != 200:
+            raise self._failure(path, response.status_code, response.content)
+        try:
+            return msgspec.json.decode(response.content)
+        except msgspec.DecodeError:
+            return response.text  # a confirmation in words
+
+    def _chunk(self, data: bytes, version: int) -> Chunk | None:
+        """One event of a stream; None: it has no tokens."""
+        event = msgspec.json.decode(data)
+        if "error" in event:
+            raise self._refusal("/v1/completions", int(event["error"].get("code") or 500), event["error"])
+        choice = next(iter(event["choices"]), None)
+        if choice is None:
+            return None
+        ids, finish = choice["token_ids"] or [], choice["finish_reason"]
+        if finish not in (None, "stop", "length"):
+            raise Interrupted(f"the server ended the reply: {finish}")
+        scores = (choice["logprobs"] or {}).get("token_logprobs") or []
+        if len(scores) != len(ids):
+            raise EngineError(f"vLLM at {self.url} sent {len(ids)} tokens with {len(scores)} log-probabilities; expected one for each")
+        return Chunk(ints(ids), floats(scores), version, finish) if ids or finish else None
+
+    def _failure(self, path: str, status: int, content: bytes) -> Exception:
+        try:
+            said: Any = msgspec.json.decode(content)["error"]
+        except (msgspec.DecodeError, TypeError, KeyError):
+            said = content.decode(errors="replace")
+        return self._refusal(path, status, said)
+
+    def _refusal(self, path: str, status: int, said: Any) -> Exception:
+        message = str(said.get("message", said)) if isinstance(said, dict) else str(said)
+        message = f"vLLM at {self.url} answered {path} with {status}: {message[:600]}"
+        if isinstance(said, dict) and said.get("param") == "input_tokens":
+            return ContextOverflow(message)
+        if status == 404 and not path.startswith("/v1/"):
+            return EngineError(f"{message}; start it with VLLM_SERVER_DEV_MODE=1 in its environment")
+        if status in (401, 403):
+            return EngineError(f"{message}; engine.key_env names the environment variable of its key")
+        if status >= 500 and path == "/v1/completions":
+            return Interrupted(message)  # its engine may have died; whether it lives is asked before the request is made again
+        return EngineError(message)
+
+
+_JSON = {"content-type": "application/json"}

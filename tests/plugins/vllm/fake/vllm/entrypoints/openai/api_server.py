@@ -1,0 +1,165 @@
+"""Stands where vLLM stands, in a process of its own, for machines that have not got it: what the engine says to vLLM, answered by the torch
+engine with the real weights that it is given. `make test-vllm` runs the same tests on vLLM itself."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import time
+from typing import Any
+
+import torch
+import uvicorn
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
+from starlette.routing import Route
+
+from agentlightning.errors import ContextOverflow, EngineError
+from agentlightning.model import Policy, Sampling, ints
+from agentlightning.models import ModelFiles
+from agentlightning_torch.engine import Settings, TorchEngine
+from agentlightning_torch.weights import Weights, get_weights
+
+torch.set_num_threads(1)
+
+
+class Fake:
+    def __init__(self, arguments: argparse.Namespace) -> None:
+        self.arguments = arguments
+        share: dict[str, Any] = {}
+        self.weights: Weights = get_weights(share, ModelFiles("fake", arguments.model), dtype=arguments.dtype)
+        self.weights.model.register_forward_pre_hook(lambda *_: time.sleep(0.004))  # a reply stays under way while a test does something
+        self.engine = TorchEngine(self.weights, Settings())
+        self.stamp, self.asleep, self.adapter = "default", False, False
+
+    async def load(self, folder: str, kind: Any) -> None:
+        version = self.weights.policy.version + 1
+        await self.engine.load(Policy(version=version, base="fake", kind=kind, uri=f"file:{folder}"))
+
+    async def models(self, request: Request) -> Response:
+        served = [{"id": self.arguments.served_model_name, "parent": None, "max_model_len": self.arguments.max_model_len}]
+        return JSONResponse({"data": served + ([{"id": "adapter", "parent": "main"}] if self.adapter else [])})
+
+    async def completions(self, request: Request) -> Response:
+        if request.headers.get("authorization") != f"Bearer {os.environ['VLLM_API_KEY']}":
+            return JSONResponse({"error": {"message": "Unauthorized"}}, 401)
+        body = await request.json()
+        known = (self.arguments.served_model_name, "adapter") if self.adapter else (self.arguments.served_model_name,)
+        if body["model"] not in known or self.asleep:
+            return JSONResponse({"error": {"message": f"the model `{body['model']}` does not exist, or sleeps", "code": 404}}, 404)
+        if body.get("prompt_logprobs") == 0:
+            return JSONResponse({"choices": [{"prompt_logprobs": self.score(body["prompt"])}]})
+        sampling = Sampling(
+            temperature=body["temperature"],
+            top_p=body["top_p"],
+            top_k=body["top_k"],
+            max_tokens=body["max_tokens"],
+            seed=body["seed"],
+            stop_ids=tuple(body["stop_token_ids"]),
+        )
+        return StreamingResponse(self.stream(body["prompt"], sampling), media_type="text/event-stream")
+
+    async def stream(self, prompt: list[int], sampling: Sampling) -> Any:
+        try:
+            async for chunk in self.engine.generate(ints(prompt), sampling):
+                assert chunk.logprobs is not None
+                scores = {"token_logprobs": chunk.logprobs.tolist()}
+                choice = {"index": 0, "text": "", "token_ids": chunk.ids.tolist(), "logprobs": scores, "finish_reason": chunk.finish}
+                yield f"data: {json.dumps({'choices': [choice]})}\n\n"
+        except EngineError as error:
+            said = {"message": str(error), "code": 400, "param": "input_tokens" if isinstance(error, ContextOverflow) else None}
+            yield f"data: {json.dumps({'error': said})}\n\n"
+        yield "data: [DONE]\n\n"
+
+    def score(self, ids: list[int]) -> list[Any]:
+        with self.weights.lock, torch.no_grad():
+            every = self.weights.model(torch.tensor([ids])).logits[0].log_softmax(-1)
+        return [None, *({str(token): {"logprob": float(row[token])}} for row, token in zip(every, ids[1:], strict=False))]
+
+    async def rpc(self, request: Request) -> Response:
+        body = await request.json()
+        assert body["method"] == "reload_weights"
+        await self.load(body["kwargs"]["weights_path"], "full")
+        return JSONResponse({"results": [None]})
+
+    async def lora(self, request: Request) -> Response:
+        body = await request.json()
+        if not self.arguments.enable_lora:
+            return JSONResponse({"error": {"message": "LoRA is not enabled"}}, 400)
+        await self.load(body["lora_path"], "lora")
+        self.adapter = True
+        return PlainTextResponse("Success")
+
+    async def stamp_version(self, request: Request) -> Response:
+        self.stamp = (await request.json())["new_version"]
+        return JSONResponse({"success": True})
+
+    async def info(self, request: Request) -> Response:
+        return JSONResponse({"weight_version": self.stamp})
+
+    async def sleep(self, request: Request) -> Response:
+        self.asleep = True
+        return JSONResponse({"status": "sleeping"})
+
+    async def wake(self, request: Request) -> Response:
+        self.asleep = False
+        return JSONResponse({"status": "awake"})
+
+    async def pause(self, request: Request) -> Response:
+        await self.engine.pause()
+        return JSONResponse({"status": "paused"})
+
+    async def resume(self, request: Request) -> Response:
+        await self.engine.resume()
+        return JSONResponse({"status": "resumed"})
+
+    async def forget(self, request: Request) -> Response:
+        await self.engine.load(self.engine.policy)
+        return JSONResponse({"success": True})
+
+    async def health(self, request: Request) -> Response:
+        return Response()
+
+    def app(self) -> Starlette:
+        gets = {"/health": self.health, "/v1/models": self.models, "/weight_info": self.info}
+        posts = {
+            "/v1/completions": self.completions,
+            "/collective_rpc": self.rpc,
+            "/v1/load_lora_adapter": self.lora,
+            "/update_weight_version": self.stamp_version,
+            "/sleep": self.sleep,
+            "/wake_up": self.wake,
+            "/pause": self.pause,
+            "/resume": self.resume,
+            "/reset_prefix_cache": self.forget,
+        }
+        return Starlette(
+            routes=[
+                *(Route(path, call) for path, call in gets.items()),
+                *(Route(path, call, methods=["POST"]) for path, call in posts.items()),
+            ]
+        )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    for name in (
+        "--model", "--tokenizer", "--served-model-name", "--host", "--dtype", "--logprobs-mode", "--generation-config", "--stream-interval",
+        "--max-loras", "--max-lora-rank", "--gpu-memory-utilization",
+    ):  # fmt: skip
+        parser.add_argument(name)
+    for name in ("--port", "--max-model-len"):
+        parser.add_argument(name, type=int)
+    for name in ("--enforce-eager", "--enable-lora", "--enable-sleep-mode", "--disable-uvicorn-access-log"):
+        parser.add_argument(name, action="store_true")
+    arguments = parser.parse_args()
+    assert (arguments.logprobs_mode, arguments.generation_config) == ("processed_logprobs", "vllm")
+    fake = Fake(arguments)
+    asyncio.run(uvicorn.Server(uvicorn.Config(fake.app(), host=arguments.host, port=arguments.port, log_level="warning")).serve())
+
+
+if __name__ == "__main__":
+    main()

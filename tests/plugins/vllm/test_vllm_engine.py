@@ -1,0 +1,366 @@
+"""The vLLM engine on a tiny random model: what it samples, what it loads, and what it does when its server dies."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import signal
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from agentlightning.errors import ConfigError, ContextOverflow, EngineError, UnsupportedSetting
+from agentlightning.handover import folder_of
+from agentlightning.model import Policy, Sampling, ints
+from agentlightning.models import ModelFiles
+from agentlightning_torch.engine import TorchEngine
+from agentlightning_vllm.engine import VllmEngine
+from agentlightning_vllm.environment import find_environment
+from agentlightning_vllm.server import Order, Server, free_port, lora_rank
+from agentlightning_vllm.settings import Settings
+from agentlightning_vllm.wire import Wire
+
+REAL = bool(os.environ.get("AGL_TEST_VLLM"))
+pytestmark = pytest.mark.timeout(900 if REAL else 240)
+VOCABULARY = 259
+
+
+def prompt(length: int, seed: int = 0) -> list[int]:
+    return np.random.default_rng(seed).integers(3, VOCABULARY, length).tolist()
+
+
+async def ask(engine: Any, ids: list[int], *, rollout: str | None = None, on_chunk: Any = None, **settings: Any) -> Any:
+    """(response ids, logprobs, versions, finish)"""
+    settings.setdefault("max_tokens", 12)
+    out, logprobs, versions, finish = [], [], set(), None
+    async for chunk in engine.generate(ints(ids), Sampling(**settings), rollout=rollout):
+        assert finish is None
+        out += chunk.ids.tolist()
+        logprobs += chunk.logprobs.tolist()
+        versions.add(chunk.version)
+        finish = chunk.finish
+        if on_chunk is not None:
+            on_chunk()
+    return out, np.array(logprobs), versions, finish
+
+
+def expected(model: Any, ids: list[int], response: list[int], temperature: float = 1.0) -> np.ndarray:
+    """Log-probabilities of a response from a plain forward pass."""
+    with torch.no_grad():
+        logits = model(torch.tensor([ids + response])).logits[0][len(ids) - 1 : -1]
+    return (logits / temperature).log_softmax(-1).gather(1, torch.tensor(response)[:, None])[:, 0].numpy()
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except FileNotFoundError:
+        return False
+
+
+async def test_replies_and_loads_are_those_of_the_trainers_weights(make: Any, files: ModelFiles) -> None:
+    world = await make()
+    engine, model = world.engine, world.model
+    measured = await world.serve()
+    assert 0 <= measured["probe_diff"] < 1e-4
+    reference = TorchEngine(world.trainer.weights)
+
+    # greedy, the same tokens as the torch engine; sampled, the log-probabilities of the distribution that was sampled from
+    for ids in (prompt(1), prompt(40, 1), prompt(200, 2)):
+        greedy = await ask(engine, ids, temperature=0, max_tokens=30)
+        assert greedy[0] == (await ask(reference, ids, temperature=0, max_tokens=30))[0]
+        assert greedy[2:] == ({0}, "length")
+    for temperature in (0.6, 1.0, 1.5):
+        ids, logprobs, *_ = await ask(engine, prompt(30), temperature=temperature, seed=3, max_tokens=20)
+        np.testing.assert_allclose(logprobs, expected(model, prompt(30), ids, temperature), atol=1e-3)
+
+    # the same seed gives the same reply, another one another; a huge seed is a seed as well
+    replies = [(await ask(engine, prompt(9), seed=seed, max_tokens=20))[0] for seed in (5, 5, 6, 2**64 - 1)]
+    assert replies[0] == replies[1]
+    assert replies[0] != replies[2]
+
+    # a stop id ends a reply and belongs to it; the end of the model's own conversations is no reason to end
+    free = (await ask(engine, prompt(9), seed=5, max_tokens=20))[0]
+    stop = free[7]
+    ids, logprobs, _, finish = await ask(engine, prompt(9), seed=5, max_tokens=20, stop_ids=(stop,))
+    assert (ids, finish) == (free[: free.index(stop) + 1], "stop")
+    assert len(logprobs) == len(ids)
+
+    # the context ends a reply; a prompt without room, and a token of another model, are refused
+    full = await ask(engine, prompt(500), max_tokens=None)
+    assert (len(full[0]), full[3]) == (12, "length")
+    for ids, error in ((prompt(512), ContextOverflow), ([7, VOCABULARY], EngineError), ([], EngineError)):
+        with pytest.raises(error, match=r"prompt"):
+            await ask(engine, ids)
+
+    # the next version is another distribution, and the tokens say whose they are
+    world.change()
+    measured = await world.serve()
+    assert measured["probe_diff"] < 1e-4
+    ids, logprobs, versions, _ = await ask(engine, prompt(30), seed=3, max_tokens=20)
+    np.testing.assert_allclose(logprobs, expected(model, prompt(30), ids), atol=1e-3)
+    assert versions == {1}
+    assert engine.policy.version == 1
+    assert await engine.load(engine.policy) == {}  # only drops what is cached
+    await reference.close()
+
+
+async def test_a_load_that_was_sabotaged_is_an_error_and_the_next_one_is_not(make: Any) -> None:
+    world = await make()
+    await world.serve()
+    # other weights than the probe's
+    world.change()
+    policy = await world.export()
+    file = folder_of(policy) / "model.safetensors"
+    weights = load_file(file)
+    save_file({name: value * 1.1 for name, value in weights.items()}, file, {"format": "pt"})
+    with pytest.raises(EngineError, match=r"given version 1 .* differ from the trainer's by .* nats"):
+        await world.engine.load(policy)
+    assert world.engine.policy.version == 0
+    # those of the version before: a small step away, which no fixed limit could tell
+    shutil.rmtree(world.folder)
+    world.folder.mkdir()
+    before = await world.export()
+    assert (await world.engine.load(before))["probe_diff"] < 1e-4
+    world.change(1e-4)
+    policy = await world.export()
+    shutil.copy(folder_of(before) / "model.safetensors", folder_of(policy) / "model.safetensors")
+    with pytest.raises(EngineError, match="still serves the version before"):
+        await world.engine.load(policy)
+    world.change()
+    assert (await world.serve())["probe_diff"] < 1e-4
+    assert (await ask(world.engine, prompt(5)))[2] == {3}
+
+
+async def test_a_server_that_is_killed_comes_back_and_no_reply_is_lost(make: Any) -> None:
+    world = await make()
+    await world.serve()
+    world.change()
+    await world.serve()
+    engine = world.engine
+    first = engine.replicas[0].pid
+    killed = []
+
+    def kill() -> None:
+        if not killed:
+            killed.append(engine.replicas[0].pid)
+            os.kill(killed[0], signal.SIGKILL)
+
+    asked = [(prompt(20 + n, n), {"seed": n, "max_tokens": 60}) for n in range(4)]
+    replies = await asyncio.gather(*(ask(engine, ids, on_chunk=kill, **settings) for ids, settings in asked))
+    assert killed == [first]
+    assert engine.replicas[0].pid != first
+    for (ids, _), (response, logprobs, versions, finish) in zip(asked, replies, strict=True):
+        assert (len(response), versions, finish) == (60, {1}, "length")
+        np.testing.assert_allclose(logprobs, expected(world.model, ids, response), atol=1e-3)
+    # killed while nothing is under way; then the next load, or request, finds it out
+    for again in range(2):
+        os.kill(engine.replicas[0].pid, signal.SIGKILL)
+        if again:
+            assert (await world.engine.load(engine.policy))["probe_diff"] < 1e-4
+        assert (await ask(engine, prompt(5)))[2] == {1}
+    last = engine.replicas[0].pid
+    await engine.close()
+    assert not alive(last)
+    with pytest.raises(EngineError, match="closed"):
+        await ask(engine, prompt(5))
+
+
+async def test_a_pause_lets_replies_end_and_holds_new_ones(make: Any) -> None:
+    world = await make()
+    engine = world.engine
+    await world.serve()
+    begun = asyncio.Event()
+    long = asyncio.create_task(ask(engine, prompt(8), max_tokens=80, on_chunk=begun.set))
+    await begun.wait()
+    await engine.pause()
+    assert long.done()
+    assert len(long.result()[0]) == 80
+    new = asyncio.create_task(ask(engine, prompt(8)))
+    world.change()
+    await world.serve()  # a load of its own does not end the pause
+    await asyncio.sleep(0.3)
+    assert not new.done()
+    await engine.resume()
+    assert (await new)[2] == {1}
+    # closing a stream ends the reply in the server: a pause has nothing to wait for
+    stream = engine.generate(ints(prompt(8)), Sampling(max_tokens=490))
+    async for _ in stream:
+        break
+    await stream.aclose()
+    await asyncio.wait_for(engine.pause(), 20)
+    assert engine.replicas[0].active == 0
+    await engine.resume()
+
+
+@pytest.mark.skipif(REAL, reason="vLLM sleeps on GPUs only")
+async def test_servers_sleep_while_the_engine_is_paused(make: Any, gpu_python: str) -> None:
+    world = await make(python=gpu_python, sleep=True, dtype="float32")
+    engine = world.engine
+    await world.serve()
+    await engine.pause()
+    with pytest.raises(EngineError, match="sleeps"):
+        await engine._do(engine.replicas[0].wire.score("main", ints(prompt(5))))
+    world.change()
+    assert (await world.serve())["probe_diff"] < 1e-4  # a load wakes them
+    await engine.resume()
+    assert (await ask(engine, prompt(8)))[2] == {1}
+    await engine.pause()  # a step that trained nothing
+    await engine.resume()
+    assert (await ask(engine, prompt(8)))[2] == {1}
+    await engine.pause()
+    os.kill(engine.replicas[0].pid, signal.SIGKILL)
+    await engine.resume()
+    assert (await ask(engine, prompt(8)))[2] == {1}
+
+
+async def test_a_sleep_without_a_gpu_is_refused_by_name(make: Any) -> None:
+    with pytest.raises(UnsupportedSetting, match=r"engine\.sleep gives a GPU's memory"):
+        await make(sleep=True)
+
+
+async def test_a_lora_adapter_is_served_on_its_base(make: Any) -> None:
+    world = await make(train="lora")
+    await world.serve()
+    plain = await ask(world.engine, prompt(30), temperature=0, max_tokens=20)
+    world.change(0.05)
+    measured = await world.serve()
+    assert measured["probe_diff"] < 1e-3
+    ids, logprobs, versions, _ = await ask(world.engine, prompt(30), temperature=0, max_tokens=20)
+    np.testing.assert_allclose(logprobs, expected(world.model, prompt(30), ids), atol=2e-3)
+    assert versions == {1}
+    assert not np.allclose(logprobs, plain[1], atol=1e-2)
+    # a server that comes back has base and adapter
+    os.kill(world.engine.replicas[0].pid, signal.SIGKILL)
+    again = await ask(world.engine, prompt(30), temperature=0, max_tokens=20)
+    assert again[0] == ids
+    with pytest.raises(EngineError, match="kind 'lora', and was asked for one of kind 'full'"):
+        await world.engine.load(Policy(version=2, base="tiny", uri=f"file:{world.folder}"))
+
+
+async def test_the_calls_of_a_rollout_stay_with_one_of_two_replicas(make: Any) -> None:
+    world = await make(replicas=2)
+    await world.serve()
+    engine = world.engine
+    rollouts = [f"rollout-{n}" for n in range(6)]
+    where: dict[str, set[int]] = {name: set() for name in rollouts}
+    for _ in range(3):
+        for name in rollouts:
+
+            def note(name: str = name) -> None:
+                where[name] |= {each.number for each in engine.replicas if each.active}
+
+            await ask(engine, prompt(12), rollout=name, on_chunk=note)
+    assert all(len(found) == 1 for found in where.values())
+    homes = [next(iter(found)) for found in where.values()]
+    assert sorted(homes) == [0, 0, 0, 1, 1, 1]
+    # both serve the next version, and one that dies is the only one that is started again
+    world.change()
+    await world.serve()
+    pids = [each.pid for each in engine.replicas]
+    os.kill(pids[1], signal.SIGKILL)
+    replies = await asyncio.gather(*(ask(engine, prompt(12), rollout=name) for name in rollouts))
+    assert {version for reply in replies for version in reply[2]} == {1}
+    assert engine.replicas[0].pid == pids[0]
+    assert engine.replicas[1].pid != pids[1]
+
+
+async def test_a_running_server_is_given_the_weights_and_given_them_again_when_somebody_restarts_it(
+    make: Any, python: str, files: ModelFiles, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    port = free_port()
+    monkeypatch.setenv("THEIR_KEY", "sesame")
+
+    def started() -> Server:
+        order = Order(Settings(), find_environment(python), files.path, 512, "float32")
+        base = Policy(version=0, base="tiny", uri=f"file:{files.path}")
+        return Server(order.arguments(base, files.path, None, port), order.variables("sesame", 0), tmp_path / "theirs.log")
+
+    server = started()
+    try:
+        world = await make(urls=(f"http://127.0.0.1:{port}/v1",), key_env="THEIR_KEY")
+        for _ in range(600):
+            if await _healthy(port):
+                break
+            await asyncio.sleep(0.5)
+        world.change()
+        assert (await world.serve())["probe_diff"] < 1e-4
+        assert (await ask(world.engine, prompt(5)))[2] == {1}
+        await server.stop()
+        server = started()
+        await world.engine.load(world.engine.policy)  # what a step begins with
+        ids, logprobs, *_ = await ask(world.engine, prompt(30), seed=3)
+        np.testing.assert_allclose(logprobs, expected(world.model, prompt(30), ids), atol=1e-3)
+    finally:
+        await server.stop()
+
+
+async def _healthy(port: int) -> bool:
+    wire = Wire(f"http://127.0.0.1:{port}", None, 5)
+    try:
+        return await wire.healthy()
+    finally:
+        await wire.close()
+
+
+async def test_a_server_that_cannot_start_says_why(make: Any) -> None:
+    world = await make(args=["--no-such-argument"])
+    with pytest.raises(EngineError, match=r"exited with code \d+; its log .* ends:[\s\S]*no-such-argument"):
+        await world.serve()
+    log = next(world.engine.logs.glob("*.log"))
+    await world.engine.close()
+    assert log.is_file()  # it was named in the error
+
+
+async def test_nobody_at_an_address_is_an_error_that_names_it(make: Any) -> None:
+    port = free_port()
+    world = await make(urls=[f"http://127.0.0.1:{port}"])
+    with pytest.raises(EngineError, match=f"no vLLM server answers at http://127.0.0.1:{port}"):
+        await world.serve()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"replicas": 0}, "engine.replicas is 0; expected at least 1"),
+        ({"devices": ["0"], "replicas": 2}, "one for each of the 2 replicas"),
+        ({"args": ["--port=1"]}, "'--port=1', which the engine sets itself"),
+        ({"args": ["--max_model_len", "5"]}, "sets itself"),
+        ({"urls": ["ftp://x"]}, "expected an address as http"),
+        ({"urls": ["http://x"], "replicas": 2}, "engine.replicas is of servers that are started here"),
+        ({"urls": ["http://x"], "key_env": "AGL_NO_SUCH"}, "AGL_NO_SUCH is not set"),
+        ({"key_env": "HOME"}, "engine.urls names none"),
+        ({"probe_limit": 0.0}, "engine.probe_limit is 0.0; expected above 0"),
+        ({"dtype": "int8"}, "expected 'auto', 'float32'"),
+    ],
+)
+def test_a_wrong_setting_is_named_before_anything_starts(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        Settings(**settings)
+    assert message in str(caught.value)
+
+
+async def test_a_python_without_vllm_and_a_context_that_is_too_long_are_named(files: ModelFiles, python: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"is no program; expected a Python that has vLLM"):
+        await VllmEngine.create(files, Settings(python="/no/such/python"), {})
+    bare = tmp_path / "bare"
+    bare.write_text("#!/bin/sh\necho '{}'\n")
+    bare.chmod(0o755)
+    with pytest.raises(ConfigError, match=r"has no vLLM; .*install"):
+        await VllmEngine.create(files, Settings(python=str(bare)), {})
+    bare.write_text('#!/bin/sh\necho \'{"vllm": "0.19.1"}\'\n')
+    with pytest.raises(ConfigError, match=r"has vLLM 0\.19\.1, which does not speak what is needed; expected 0\.32 or newer"):
+        await VllmEngine.create(files, Settings(python=str(bare)), {})
+    with pytest.raises(ConfigError, match=r"engine\.context is 100000, and the context of 'tiny' is 512"):
+        await VllmEngine.create(files, Settings(python=python, context=100_000), {})
+
+
+def test_the_rank_that_a_server_is_started_for_holds_the_adapters() -> None:
+    assert [lora_rank(each) for each in (1, 2, 8, 9, 16, 33, 512)] == [1, 8, 8, 16, 16, 64, 512]
+    with pytest.raises(EngineError, match="rank 512 at most, and this one has 513"):
+        lora_rank(513)

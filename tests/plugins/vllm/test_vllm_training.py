@@ -1,0 +1,108 @@
+"""`agl.train` with an engine of another process: weights by file, a probe after each load, and a server that dies in the middle."""
+
+from __future__ import annotations
+
+import os
+import signal
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from openai import AsyncOpenAI
+
+import agentlightning as agl
+from agentlightning.models import ModelFiles
+from agentlightning.tracking import read_metrics
+
+REAL = bool(os.environ.get("AGL_TEST_VLLM"))
+pytestmark = pytest.mark.timeout(1800 if REAL else 240)
+TASKS = [{"id": str(n), "text": text} for n, text in enumerate(["abc", "xyz", "hello", "12+3"])]
+
+
+def server_of(folder: Path) -> int:
+    """The process of the server that serves weights of a folder."""
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdecimal():
+            try:
+                words = (entry / "cmdline").read_text().split("\0")
+            except OSError:
+                continue
+            if "vllm.entrypoints.openai.api_server" in words and any(word.startswith(str(folder)) for word in words):
+                return int(entry.name)
+    raise AssertionError("no server")
+
+
+def agent(folder: Path, killed: list[int]) -> Any:
+    """Two turns; in the second step, at the ninth call, the server is killed."""
+    calls = 0
+
+    async def two_turns(task: Any, llm: agl.LLM) -> float:
+        nonlocal calls
+        async with AsyncOpenAI(base_url=llm.base_url, api_key=llm.api_key, max_retries=0) as client:
+            messages: list[Any] = [{"role": "user", "content": task["text"]}]
+            for _ in range(2):
+                calls += 1
+                if calls == 16 + 9:
+                    killed.append(server_of(folder))
+                    os.kill(killed[0], signal.SIGKILL)
+                answer = await client.chat.completions.create(model=llm.model, messages=messages, max_tokens=8)
+                text = answer.choices[0].message.content or ""
+                messages += [{"role": "assistant", "content": text}, {"role": "user", "content": "more"}]
+        return sum(each.isalpha() for each in text[:8]) / 8
+
+    return two_turns
+
+
+def test_a_server_that_is_killed_in_the_middle_of_a_step_costs_no_rollout(files: ModelFiles, python: str, tmp_path: Path) -> None:
+    torch.set_num_threads(1)
+    killed: list[int] = []
+    run = agl.train(
+        agent(tmp_path, killed),
+        tasks=TASKS,
+        model=files.path,
+        folder=tmp_path,
+        steps=3,
+        tasks_per_step=2,
+        algorithm=agl.LightningRL(group_size=4),
+        engine={"name": "vllm", "python": python},
+        trainer={"name": "torch", "lr": 1e-3, "device": "cpu", "dtype": "float32"},
+        progress=False,
+    )
+    rows = read_metrics(run.folder)[0]
+    assert killed
+    assert [row["step"] for row in rows] == [1, 2, 3]
+    for row in rows:
+        assert (row["rollouts"], row["failed"], row["unscored"]) == (8, 0, 0)
+        assert row["requests.completed"] == 16
+        assert row["logprob_diff_mean"] < 1e-3
+        assert "alarm" not in row
+        assert row["probe_diff"] < 1e-4
+    assert rows[-1]["policy_version"] == 3
+    assert not (run.folder / "weights").exists()  # the checkpoint has what is to stay
+    with pytest.raises(AssertionError, match="no server"):
+        server_of(tmp_path)
+
+
+@pytest.mark.skipif(not REAL, reason="make test-vllm: SmolLM2 on vLLM itself")
+def test_three_steps_of_the_demo_train_on_vllm(python: str, tmp_path: Path) -> None:
+    from agentlightning.config import load_config
+    from agentlightning.training import train_config
+    from agentlightning_benchmarks.demo.command import CONFIG
+
+    config = load_config(CONFIG)
+    engine = {"name": "vllm", "python": python, "context": 1024}
+    run = train_config(replace(config, steps=3, folder=str(tmp_path), engine=engine), progress=False)
+    rows = read_metrics(run.folder)[0]
+    print(*({key: row[key] for key in sorted(row) if key in SHOWN} for row in rows), sep="\n")
+    steps = [row for row in rows if row["step"]]
+    assert len(steps) == 3
+    for row in steps:
+        assert row["failed"] == 0
+        assert row["probe_diff"] < 1e-3
+        assert row["logprob_diff_mean"] < 1e-3
+    assert steps[-1]["reward"] > rows[0]["held_out.sampled"]
+
+
+SHOWN = ("step", "reward", "held_out.sampled", "held_out.greedy", "probe_diff", "logprob_diff_mean", "logprob_diff_max", "seconds")

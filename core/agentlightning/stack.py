@@ -131,10 +131,11 @@ async def open_stack(
             trainer_class, trainer_settings = plan.trainer
             trainer = opened_trainer = cast(Trainer, await trainer_class.create(files, trainer_settings, share))
             exits.push_async_callback(opened_trainer.close)
-            if loss is not None and loss.name not in opened_trainer.capabilities.losses and not hasattr(loss, "term"):
+            able = opened_trainer.capabilities
+            if loss is not None and not (able.own_losses if hasattr(loss, "term") else loss.name in able.losses):
                 raise UnsupportedSetting(
                     f"algorithm.loss is {loss.name!r}, which trainer {config.trainer.get('name', 'torch')!r} does not have; it has: "
-                    f"{', '.join(sorted(opened_trainer.capabilities.losses))}"
+                    f"{', '.join(sorted(able.losses))}"
                 )
             if restore is not None:
                 progress.phase("restoring checkpoint")

@@ -23,6 +23,8 @@ class Capabilities:
     """Schemes under which it hands weights over: `memory`, `file`."""
     forest: bool = True
     """Whether it trains the forest; otherwise root-to-leaf rows."""
+    own_losses: bool = False
+    """Whether it takes the settings of a loss that bring their `term(logprob, old, advantage)` along."""
     lora: bool = False
     critic: bool = False
 

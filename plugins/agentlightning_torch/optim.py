@@ -122,16 +122,6 @@ class Optimizer:
                     }
 
 
-def learning_rate(lr: float, schedule: str, warmup: int, total: int | None, step: int) -> float:
-    """Of a step counted from 0: linear from lr/(warmup+1) over `warmup` steps, then constant, or to 0 at `total`."""
-    if step < warmup:
-        return lr * (step + 1) / (warmup + 1)
-    if schedule == "constant" or total is None:
-        return lr
-    done = min(1.0, (step - warmup) / max(1, total - warmup))
-    return lr * (1 - done if schedule == "linear" else (1 + math.cos(math.pi * done)) / 2)
-
-
 @torch.no_grad()
 def merged_state(model: Any) -> dict[str, torch.Tensor]:
     """The state of the plain model with a LoRA adapter added in; the model itself does not change by a bit."""

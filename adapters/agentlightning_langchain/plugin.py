@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from agentlightning.hookspecs import Register, hookimpl
 
+NEEDS = ("langchain_core", "langchain_openai", "langgraph")
+
 
 @hookimpl
 def register_adapters(register: Register) -> None:
@@ -12,5 +14,10 @@ def register_adapters(register: Register) -> None:
         "agentlightning_langchain.adapter:install",
         summary="LangChain and LangGraph: agents, nodes and tools as spans, each model call joined to its tokens",
         extra="langchain",
-        needs=("langchain_core", "langchain_openai", "langgraph"),
+        needs=NEEDS,
     )
+
+
+@hookimpl
+def register_checks(register: Register) -> None:
+    register("langchain", "agentlightning_langchain.check:check", summary="installs", extra="langchain", needs=NEEDS)

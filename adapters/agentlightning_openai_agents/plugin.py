@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from agentlightning.hookspecs import Register, hookimpl
 
+NEEDS = ("agents", "openai")
+
 
 @hookimpl
 def register_adapters(register: Register) -> None:
@@ -12,5 +14,10 @@ def register_adapters(register: Register) -> None:
         "agentlightning_openai_agents.adapter:install",
         summary="OpenAI Agents SDK: agents, handoffs, tools and guardrails as spans, each model call joined to its tokens",
         extra="openai-agents",
-        needs=("agents", "openai"),
+        needs=NEEDS,
     )
+
+
+@hookimpl
+def register_checks(register: Register) -> None:
+    register("openai-agents", "agentlightning_openai_agents.check:check", summary="installs", extra="openai-agents", needs=NEEDS)

@@ -16,6 +16,11 @@ def register_engines(register: Register) -> None:
 
 
 @hookimpl
+def register_checks(register: Register) -> None:
+    register("gateway", "agentlightning.check:check", summary="listens and answers")
+
+
+@hookimpl
 def register_renderers(register: Register) -> None:
     register(
         "chatml",

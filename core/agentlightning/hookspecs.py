@@ -110,6 +110,12 @@ def register_commands(register: Register) -> None:
 
 
 @hookspec
+def register_checks(register: Register) -> None:
+    """Self-tests for `agl doctor`. Target: `check() -> str`, which tries something out in some seconds, in a process of its own, and says
+    what it did; it raises what is wrong, and `ConfigError` or `MissingExtra` where there is nothing to try."""
+
+
+@hookspec
 def rollout_started(rollout: Rollout) -> None:
     """A runner has claimed a rollout and is about to run the agent."""
 

@@ -24,7 +24,7 @@ from agentlightning.errors import ConfigError, MissingExtra, PluginError
 GROUP = "agentlightning"
 KINDS = (
     "stores", "engines", "trainers", "adapters", "algorithms", "credits", "advantages", "losses", "samplers", "models", "renderers",
-    "trackers", "commands",
+    "trackers", "commands", "checks",
 )  # fmt: skip
 
 

@@ -6,3 +6,8 @@ from agentlightning.hookspecs import Register, hookimpl
 @hookimpl
 def register_stores(register: Register) -> None:
     register("sqlite", "agentlightning_sqlite.store:open_sqlite", summary="one file, several processes: `sqlite:path`, or a plain path")
+
+
+@hookimpl
+def register_checks(register: Register) -> None:
+    register("sqlite", "agentlightning_sqlite.check:check", summary="writes and reads a rollout")

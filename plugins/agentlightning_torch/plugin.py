@@ -36,3 +36,8 @@ def register_models(register: Register) -> None:
         extra="torch",
         needs=(*NEEDS, "gguf"),
     )
+
+
+@hookimpl
+def register_checks(register: Register) -> None:
+    register("torch", "agentlightning_torch.check:check", summary="samples and takes a step", extra="torch", needs=(*NEEDS, "renderers"))

@@ -7,3 +7,8 @@ from agentlightning.hookspecs import Register, hookimpl
 def register_trainers(register: Register) -> None:
     # verl itself may lie in an environment of its own; what is imported here needs nothing that core has not
     register("verl", "agentlightning_verl.trainer:VerlTrainer", summary="verl's FSDP2 workers under Ray: several GPUs and nodes, or a CPU")
+
+
+@hookimpl
+def register_checks(register: Register) -> None:
+    register("verl", "agentlightning_verl.check:check", summary="can be found")

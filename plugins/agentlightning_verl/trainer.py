@@ -56,7 +56,7 @@ class VerlTrainer:
         """Start verl's process, Ray and the workers. Raises `ConfigError` where there is no verl."""
         if settings.schedule != "constant" and settings.total_steps is None:
             raise ConfigError(f"trainer.schedule {settings.schedule!r} needs total_steps, which only a run can fill in by itself")
-        python, cuda = await asyncio.to_thread(_find, settings.python)
+        python, cuda = await asyncio.to_thread(find_verl, settings.python)
         if settings.device == "cuda" and not cuda:
             raise ConfigError(f"trainer.device is 'cuda', and {python} sees no GPU")
         trainer = cls(model, settings, python, cpu=settings.device == "cpu" or not cuda)
@@ -268,7 +268,7 @@ def _copy_tokenizer(source: Path, folder: Path) -> None:
             shutil.copy(each, folder / each.name)
 
 
-def _find(python: str | None) -> tuple[str, bool]:
+def find_verl(python: str | None) -> tuple[str, bool]:
     """A Python that has verl, and whether it sees a GPU."""
     chosen = shutil.which(python) if python is not None else sys.executable
     hint = "expected a Python that has it: pip install 'agentlightning[torch,verl]' here, or trainer.python = \"/path/to/bin/python\""
@@ -278,7 +278,8 @@ def _find(python: str | None) -> tuple[str, bool]:
         ran = subprocess.run([chosen, "-c", ASK], capture_output=True, text=True, timeout=120, check=True)  # noqa: S603 (the user's)
         found = json.loads(ran.stdout.strip().splitlines()[-1])
     except subprocess.CalledProcessError as error:
-        raise ConfigError(f"trainer 'verl': {chosen} has no verl ({error.stderr.strip().splitlines()[-1]}); {hint}") from error
+        said = (error.stderr.strip().splitlines() or ["it said nothing"])[-1]
+        raise ConfigError(f"trainer 'verl': {chosen} has no verl ({said}); {hint}") from error
     except (OSError, subprocess.SubprocessError, ValueError, IndexError) as error:
         raise ConfigError(f"trainer 'verl': {chosen} cannot be asked for verl: {error}; {hint}") from error
     return chosen, bool(found["cuda"])

@@ -18,3 +18,8 @@ def register_engines(register: Register) -> None:
 @hookimpl
 def register_commands(register: Register) -> None:
     register("engines", "agentlightning_vllm.command:app", summary="Install engines that need an environment of their own.")
+
+
+@hookimpl
+def register_checks(register: Register) -> None:
+    register("vllm", "agentlightning_vllm.check:check", summary="can be imported")

@@ -49,7 +49,8 @@ class Order:
             "--disable-uvicorn-access-log",
         ]  # fmt: skip
         if cpu:
-            line += ["--enforce-eager"]
+            # a prompt in parts makes vLLM take a seeded request's generator back, which the CPU's cannot (0.32: its engine dies of it)
+            line += ["--enforce-eager", "--no-enable-chunked-prefill", "--max-num-batched-tokens", str(max(2048, self.context))]
         elif settings.memory_gb is not None:
             line += ["--kv-cache-memory-bytes", str(int(settings.memory_gb * 2**30))]
         elif not any(each.startswith("--gpu-memory-utilization") for each in settings.args):

@@ -12,7 +12,7 @@ from agentlightning.errors import ConfigError
 OURS = (
     "--model", "--served-model-name", "--tokenizer", "--host", "--port", "--uds", "--api-key", "--config", "--dtype", "--max-model-len",
     "--logprobs-mode", "--generation-config", "--stream-interval", "--enable-lora", "--no-enable-lora", "--max-lora-rank", "--max-loras",
-    "--enable-sleep-mode", "--kv-cache-memory-bytes",
+    "--enable-sleep-mode", "--kv-cache-memory-bytes", "--enforce-eager",
 )  # fmt: skip
 """Arguments that the engine gives itself."""
 

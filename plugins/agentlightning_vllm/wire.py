@@ -69,13 +69,12 @@ class Wire:
             async with self._client.stream("POST", "/v1/completions", content=msgspec.json.encode(body), headers=_JSON) as response:
                 if response.status_code != 200:
                     raise self._failure("/v1/completions", response.status_code, await response.aread())
-                async for line in response.aiter_lines():
-                    if line.startswith("data: {"):
-                        chunk = self._chunk(line[6:].encode(), version)
-                        if chunk is not None:
-                            yield chunk
-                            if chunk.finish is not None:
-                                return
+                async for event in _events(response):
+                    chunk = self._chunk(event, version)
+                    if chunk is not None:
+                        yield chunk
+                        if chunk.finish is not None:
+                            return
         except httpx.TransportError as error:
             raise Interrupted(f"{type(error).__name__}: {error}") from error
         raise Interrupted("the reply ended without a reason")
@@ -169,6 +168,16 @@ class Wire:
         if status >= 500 and path == "/v1/completions":
             return Interrupted(message)  # its engine may have died; whether it lives is asked before the request is made again
         return EngineError(message)
+
+
+async def _events(response: httpx.Response) -> AsyncGenerator[bytes]:
+    """The JSON of each event of a stream. Only a line feed ends a line: text may hold what else Unicode takes for the end of one."""
+    left = b""
+    async for part in response.aiter_bytes():
+        *lines, left = (left + part).split(b"\n")
+        for line in lines:
+            if line.startswith(b"data: {"):
+                yield line[6:]
 
 
 _JSON = {"content-type": "application/json"}

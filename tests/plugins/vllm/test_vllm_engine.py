@@ -99,6 +99,13 @@ async def test_replies_and_loads_are_those_of_the_trainers_weights(make: Any, fi
         with pytest.raises(error, match=r"prompt"):
             await ask(engine, ids)
 
+    # many at once, more than are computed together, each with its own seed; and nothing went wrong on the way
+    life = engine.replicas[0].life
+    many = [(prompt(300, n), {"seed": n, "max_tokens": 6}) for n in range(40)]
+    for (ids, _), (response, logprobs, *_) in zip(many, await asyncio.gather(*(ask(engine, ids, **s) for ids, s in many)), strict=True):
+        np.testing.assert_allclose(logprobs, expected(model, ids, response), atol=1e-3)
+    assert engine.replicas[0].life == life
+
     # the next version is another distribution, and the tokens say whose they are
     world.change()
     measured = await world.serve()

@@ -67,8 +67,14 @@ class Fake:
             async for chunk in self.engine.generate(ints(prompt), sampling):
                 assert chunk.logprobs is not None
                 scores = {"token_logprobs": chunk.logprobs.tolist()}
-                choice = {"index": 0, "text": "", "token_ids": chunk.ids.tolist(), "logprobs": scores, "finish_reason": chunk.finish}
-                yield f"data: {json.dumps({'choices': [choice]})}\n\n"
+                choice = {
+                    "index": 0,
+                    "text": "\u2028 \x85",
+                    "token_ids": chunk.ids.tolist(),
+                    "logprobs": scores,
+                    "finish_reason": chunk.finish,
+                }
+                yield f"data: {json.dumps({'choices': [choice]}, ensure_ascii=False)}\n\n"
         except EngineError as error:
             said = {"message": str(error), "code": 400, "param": "input_tokens" if isinstance(error, ContextOverflow) else None}
             yield f"data: {json.dumps({'error': said})}\n\n"
@@ -148,12 +154,12 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     for name in (
         "--model", "--tokenizer", "--served-model-name", "--host", "--dtype", "--logprobs-mode", "--generation-config", "--stream-interval",
-        "--max-loras", "--max-lora-rank", "--gpu-memory-utilization",
+        "--max-loras", "--max-lora-rank", "--gpu-memory-utilization", "--max-num-batched-tokens",
     ):  # fmt: skip
         parser.add_argument(name)
     for name in ("--port", "--max-model-len"):
         parser.add_argument(name, type=int)
-    for name in ("--enforce-eager", "--enable-lora", "--enable-sleep-mode", "--disable-uvicorn-access-log"):
+    for name in ("--enforce-eager", "--no-enable-chunked-prefill", "--enable-lora", "--enable-sleep-mode", "--disable-uvicorn-access-log"):
         parser.add_argument(name, action="store_true")
     arguments = parser.parse_args()
     assert (arguments.logprobs_mode, arguments.generation_config) == ("processed_logprobs", "vllm")

@@ -131,7 +131,7 @@ def advise(found: Machine) -> Advice:
             "torch",
             "torch",
             "one GPU: engine and trainer share one copy of the weights; many rollouts at once are faster with engine vllm (sleep = true)",
-            SHARE * each / (BYTES_FULL + BYTES_FROZEN) / 1e9,
+            SHARE * each / BYTES_FULL / 1e9,
             SHARE * each / BYTES_FROZEN / 1e9,
             tuple(commands),
         )

@@ -30,7 +30,7 @@ async def _evaluate(job: Job, progress: Progress, stop: asyncio.Event) -> Run:
         began, started = time.monotonic(), time.time()
         progress.begin(0)
         try:
-            async with open_stack(planned, store=folder.store_address, progress=progress) as stack:
+            async with open_stack(planned, store=folder.store_address, weights=folder.weights, progress=progress) as stack:
                 progress.phase("evaluating")
                 collector = Collector(
                     stack.store, stack.runners, stop, progress, agents=config.agents, reward_weights=config.reward_weights

@@ -341,7 +341,7 @@ async def test_an_engine_that_fails_in_a_stream_ends_it_with_an_error_event(hous
     h = await house(lambda prompt, sampling: "hello there", chunk=1)
     inner = h.engine.generate
 
-    async def broken(prompt: Any, sampling: Any) -> Any:
+    async def broken(prompt: Any, sampling: Any, **rollout: Any) -> Any:
         async for chunk in inner(prompt, sampling):
             yield chunk
             if h.engine.asked[-1].sent > 3:

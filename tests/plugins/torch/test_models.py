@@ -41,6 +41,7 @@ def test_the_plugin_registers_engine_trainer_and_model_without_importing_torch()
         ("engines", "torch"),
         ("trainers", "torch"),
         ("models", "smollm2-135m"),
+        ("checks", "torch"),
     ]
 
 

@@ -16,7 +16,7 @@ import sys
 import threading
 import tomllib
 from collections.abc import AsyncIterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -162,18 +162,28 @@ class LightningAgentLoopManager:
         uid, partition = row["uid"], "val" if validate else "train"
         await tq.async_kv_put(key=uid, partition_id=partition, tag={"status": "running"})
         try:
-            ends = await self._rollouts(row, validate)
-            for session, state in enumerate(ends):
-                _, records = await self.store.read(state.rollout.id)
-                found = trajectory(state, records, agents=self.config.agents, reward_weights=self.config.reward_weights)
-                await self._put(row, session, samples_of(found), partition)
-            status = "finished"
+            ends = [await each for each in await self._begin(row, validate)]
+            done = [await self._session(row, session, state, partition) for session, state in enumerate(ends)]
+            status = "finished" if all(done) else "failure"
         except Exception as error:
             log.error("prompt %s failed", uid, exc_info=error)
             status = "failure"
         await tq.async_kv_put(key=uid, partition_id=partition, tag={"status": status})
 
-    async def _rollouts(self, row: dict[str, Any], validate: bool) -> list[RolloutState]:
+    async def _session(self, row: dict[str, Any], session: int, state: RolloutState, partition: str) -> bool:
+        """Hand one rollout's samples over; whether there were any."""
+        _, records = await self.store.read(state.rollout.id)
+        found = trajectory(state, records, agents=self.config.agents, reward_weights=self.config.reward_weights)
+        try:
+            outputs = samples_of(found)
+        except AgentError as error:
+            log.warning("rollout %d of prompt %s is left out: %s", session, row["uid"], error)
+            return False
+        await self._put(row, session, outputs, partition)
+        return True
+
+    async def _begin(self, row: dict[str, Any], validate: bool) -> list[asyncio.Future[RolloutState]]:
+        """Queue the rollouts of a prompt; what will come of each."""
         settings = self.rollout.val_kwargs if validate else self.rollout
         greedy = not (settings.do_sample if validate else row.get("__do_sample__", True))
         sampling = Sampling(temperature=0.0 if greedy else float(settings.temperature), max_tokens=int(self.rollout.response_length))
@@ -193,7 +203,7 @@ class LightningAgentLoopManager:
         futures = [self._loop.create_future() for _ in rollouts]
         self._waiting.update(zip((each.id for each in rollouts), futures, strict=True))
         await self.store.add(rollouts)
-        return list(await asyncio.gather(*futures))
+        return futures
 
     async def _put(self, row: dict[str, Any], session: int, outputs: Sequence[AgentLoopOutput], partition: str) -> None:
         """One attempt's samples, under the keys and with the fields that verl's own agent loops have."""
@@ -308,7 +318,10 @@ def samples_of(found: Trajectory) -> list[AgentLoopOutput]:
     `AgentError` where there is nothing to train, or no reward."""
     if found.status != "succeeded" or found.reward is None:
         raise AgentError(f"rollout {found.rollout_id} {found.status} without a reward: {found.error or 'nobody scored it'}")
-    batch = make_batch([found], [np.ones(len(found.transitions))])
+    # a greedy reply is never trained, and verl wants its rows all the same: it scores validation by them
+    greedy = [replace(each, temperature=1.0, trained=True) if not each.temperature else each for each in found.transitions]
+    shown = replace(found, transitions=tuple(greedy))
+    batch = make_batch([shown], [np.ones(len(shown.transitions))])
     packs = sorted((each for each in batch.rows() if each.trained.any()), key=lambda each: int(batch.transition[each.index].max()))
     if not packs:
         why = batch.untrained[0].reason if batch.untrained else "it never called the model"

@@ -1,4 +1,4 @@
-"""Run in verl's environment: verl's TransferQueue and replay buffer, with our manager between them and a tiny model. Prints what verl
+"""Run in verl's environment: verl's TransferQueue and replay buffer, with our manager between them and a tiny model. Writes what verl
 has got as JSON."""
 
 from __future__ import annotations
@@ -125,7 +125,7 @@ def main() -> None:
     manager.close()
     asyncio.run(client.engine.close())
     ray.shutdown()
-    print(json.dumps(found))
+    (FOLDER / "found.json").write_text(json.dumps(found))  # Ray writes to the outputs as well
 
 
 def sampled() -> int:
@@ -134,7 +134,7 @@ def sampled() -> int:
         trainer_mode="sync",
         trainer_config=OmegaConf.create({}),
         max_off_policy_threshold=None,
-        max_off_policy_strategy=None,
+        max_off_policy_strategy="drop",
         sampler_kwargs={},
         poll_interval=0.1,
     )

@@ -6,6 +6,7 @@ from __future__ import annotations
 import socket
 import sys
 import traceback
+from importlib.util import find_spec
 from itertools import chain
 from typing import Any
 
@@ -44,14 +45,15 @@ class Group:
 
     def _config(self, cpu: bool) -> TrainingWorkerConfig:
         facts, half = self.facts, "fp32" if cpu else "bf16"
+        packed = not cpu and find_spec("flash_attn") is not None  # else rows are padded, with PyTorch's own attention
         lora = {"lora_rank": facts["lora_rank"], "lora_alpha": facts["lora_alpha"]} if facts["train"] == "lora" else {}
         return TrainingWorkerConfig(
             model_type="language_model",
             model_config=HFModelConfig(
                 path=facts["model"],
                 load_tokenizer=False,
-                use_remove_padding=not cpu,
-                override_config={"attn_implementation": "sdpa"} if cpu else {},
+                use_remove_padding=packed,
+                override_config={} if packed else {"attn_implementation": "sdpa"},
                 enable_gradient_checkpointing=facts["gradient_checkpointing"],
                 **lora,
             ),
@@ -62,7 +64,7 @@ class Group:
                 mixed_precision={"param_dtype": half, "reduce_dtype": "fp32", "buffer_dtype": "fp32"},
                 max_token_len_per_gpu=facts["max_tokens"],
                 infer_max_token_len_per_gpu=facts["max_tokens"],
-                use_remove_padding=not cpu,
+                use_remove_padding=packed,
                 param_offload=facts["offload"],
                 optimizer_offload=facts["offload"],
             ),

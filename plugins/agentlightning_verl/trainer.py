@@ -211,7 +211,6 @@ class VerlTrainer:
         part = folder.with_name(f".{folder.name}.verl")
         shutil.rmtree(part, ignore_errors=True)
         self._write(part, adapter="merged")
-        _copy_tokenizer(Path(self._model.path), part)
         self._ask(Message("save", {"folder": str((part / "verl").resolve())}))
         facts = {"schema": SCHEMA, "policy": asdict(self.policy), "steps": self.steps, "train": self.settings.train}
         (part / FACTS).write_text(json.dumps(facts, indent=2), "utf-8")
@@ -260,12 +259,6 @@ def _metrics(batch: Batch, done: list[dict[str, float]], places: int, version: i
     if len(done) > 1:
         found |= {"ratio_mean": total["ratio"] / total["count"], "clip_fraction": total["clipped"] / total["count"]}
     return found
-
-
-def _copy_tokenizer(source: Path, folder: Path) -> None:
-    for each in source.glob("*") if source.is_dir() else ():
-        if each.is_file() and ("token" in each.name or each.name in ("vocab.json", "merges.txt", "chat_template.jinja")):
-            shutil.copy(each, folder / each.name)
 
 
 def find_verl(python: str | None) -> tuple[str, bool]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 from types import SimpleNamespace
@@ -55,6 +56,8 @@ class Worker(TrainingWorker):
                 _write_adapter(Path(folder), state, self.engine)
             if form == "merged":
                 _merge(Path(folder), self.config.model_config)
+            if form != "adapter":
+                _write_tokenizer(Path(folder), self.config.model_config.local_path)
         torch.distributed.barrier()
 
 
@@ -75,6 +78,13 @@ def _write_model(folder: Path, state: dict[str, torch.Tensor], config: Any) -> N
     model.save_pretrained(folder, state_dict=state)
     if config.generation_config is not None:
         config.generation_config.save_pretrained(folder)
+
+
+def _write_tokenizer(folder: Path, source: str) -> None:
+    from transformers import AutoTokenizer
+
+    with contextlib.suppress(OSError, ValueError):  # a model folder without one has none to put
+        AutoTokenizer.from_pretrained(source).save_pretrained(folder)
 
 
 def _write_adapter(folder: Path, state: dict[str, torch.Tensor], engine: Any) -> None:

@@ -143,7 +143,7 @@ class VllmEngine:
         self._loop.call_soon_threadsafe(self._loop.stop)
         await asyncio.to_thread(self._thread.join)
         self._loop.close()
-        if self._failed:
+        if self._failed and any(self.logs.iterdir()):
             log.warning("the logs of the vLLM servers stay in %s", self.logs)
         else:
             shutil.rmtree(self.logs, ignore_errors=True)

@@ -46,7 +46,7 @@ class Settings:
     start_timeout: float = 900.0
     """Seconds that a server may take to start."""
     silence: float = 600.0
-    """Seconds without an answer after which a server is taken for hung, and started again."""
+    """Seconds without a token after which a request is made again, and a server that does not answer then is started again."""
     probe_limit: float | None = None
     """Mean difference in log-probability between engine and trainer, nats a token, above which a load has failed. Absent: 0.005 in float32,
     else 0.15."""

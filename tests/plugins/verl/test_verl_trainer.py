@@ -137,21 +137,25 @@ async def test_a_process_that_is_killed_is_an_error_that_shows_its_log(pair: Any
         await verl.step(batch_of(), PPOClip())
 
 
-async def letters(task: Any, llm: agl.LLM) -> float:
-    """Two turns; the reward is the part of the last reply's first characters that are letters."""
+def look_up(word: str) -> str:
+    """A tool that takes letters."""
+    return f"found {word[:8]}" if word[:8].isalpha() else f"error: {word[:8]!r} is no word"
+
+
+async def tool_task(task: Any, llm: agl.LLM) -> float:
+    """A call of a tool, then an answer that has its result. The reward is the part of the first characters of both that are letters."""
     async with AsyncOpenAI(base_url=llm.base_url, api_key=llm.api_key, max_retries=0) as client:
         messages: list[Any] = [{"role": "user", "content": task["text"]}]
-        for _ in range(2):
-            answer = await client.chat.completions.create(model=llm.model, messages=messages, max_tokens=8)
-            text = answer.choices[0].message.content or ""
-            messages += [{"role": "assistant", "content": text}, {"role": "user", "content": "more"}]
-    return sum(each.isalpha() for each in text[:8]) / 8
+        call = (await client.chat.completions.create(model=llm.model, messages=messages, max_tokens=8)).choices[0].message.content or ""
+        messages += [{"role": "assistant", "content": call}, {"role": "user", "content": look_up(call)}]
+        answer = (await client.chat.completions.create(model=llm.model, messages=messages, max_tokens=8)).choices[0].message.content or ""
+    return sum(each.isalpha() for text in (call, answer) for each in text[:8]) / 16
 
 
 def test_a_run_trains_with_verl_and_every_step_is_the_torch_trainers(files: ModelFiles, tmp_path: Path) -> None:
     tasks = [{"id": str(n), "text": text} for n, text in enumerate(["abc", "xyz", "hello", "12+3", "why?", "one two"])]
     run = agl.train(
-        letters,
+        tool_task,
         tasks=tasks,
         val_tasks=tasks,
         model=files.path,
@@ -170,7 +174,9 @@ def test_a_run_trains_with_verl_and_every_step_is_the_torch_trainers(files: Mode
     assert len(Both.seen) >= 5
     for number, seen in enumerate(Both.seen):
         for name, (found, expected) in seen.items():
-            assert found == pytest.approx(expected, abs=1e-4, rel=1e-3), (number, name)
+            # Adam turns the sign of a gradient that is all but zero into a whole step, so one token may differ by more after some steps
+            limit = 1e-3 if name == "logprob_diff_max" and number else 1e-4
+            assert found == pytest.approx(expected, abs=limit, rel=0), (number, name)
     assert all(row["logprob_diff_mean"] < 1e-3 for row in rows if "logprob_diff_mean" in row)
     held_out = run.result["held_out"]["sampled"]
     assert held_out["after"] > held_out["before"] + 0.1

@@ -86,7 +86,7 @@ class Checked:
 
 def machine() -> Machine:
     """Look around. Asks the NVIDIA driver's program, and imports nothing heavy."""
-    gpus, driver = _gpus()
+    gpus, driver = find_gpus()
     memory: int | None = None
     with suppress(ValueError, OSError, AttributeError):
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
@@ -170,7 +170,8 @@ def check(name: str, plugins: Registry | None = None) -> Checked:
         return Checked(name, "broken", f"it ended with code {ran.returncode}: {said or 'it said nothing'}", seconds)
 
 
-def _gpus() -> tuple[tuple[GPU, ...], str | None]:
+def find_gpus() -> tuple[tuple[GPU, ...], str | None]:
+    """The NVIDIA GPUs that the driver shows, and its version; none where there is no driver."""
     program = shutil.which("nvidia-smi")
     if program is None:
         return (), None

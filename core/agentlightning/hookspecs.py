@@ -52,7 +52,8 @@ def register_engines(register: Register) -> None:
 @hookspec
 def register_trainers(register: Register) -> None:
     """Trainers. Target: a class with `Settings` (a frozen dataclass; its `total_steps`, if it has one that is None, becomes the run's) and
-    `async create(model: ModelFiles, settings: Settings, share: Share) -> Trainer`."""
+    `async create(model: ModelFiles, settings: Settings, share: Share) -> Trainer`, and `offers(settings) -> Capabilities`, which loads
+    nothing."""
 
 
 @hookspec
@@ -69,17 +70,24 @@ def register_algorithms(register: Register) -> None:
 
 @hookspec
 def register_credits(register: Register) -> None:
-    """Credit assignment. Target: `credit(trajectories, **settings) -> list of (transitions,) float64 arrays`."""
+    """Credit assignment. Target: `credit(episodes, **settings) -> (transitions,) float64 array`; `episodes` is a
+    `agentlightning.rl.episodes.Episodes`, NaN is no credit."""
 
 
 @hookspec
 def register_advantages(register: Register) -> None:
-    """Advantages. Target: `advantage(trajectories, returns, **settings) -> list of (transitions,) float64 arrays`."""
+    """Advantages. Target: `advantage(episodes, returns, **settings)`, with `returns` (transitions,) by credit; it gives a float64 array
+    (transitions,) or (tokens,), or an `Estimate`. `agentlightning.rl.advantage` has the marks of those that need groups or a critic."""
 
 
 @hookspec
 def register_losses(register: Register) -> None:
     """Settings of losses. Target: a subclass of `LossSettings`; a trainer that honours it names it in its `Capabilities`."""
+
+
+@hookspec
+def register_corrections(register: Register) -> None:
+    """Corrections between engine and trainer (`correction` of a loss). Target: a subclass of `agentlightning.rl.correction.Correction`."""
 
 
 @hookspec

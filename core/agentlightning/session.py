@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from agentlightning.collect import Collector, Stopped
 from agentlightning.config import Config
@@ -113,6 +114,11 @@ class Session:
             for note, count in notes.most_common(5):
                 log.warning("%s (%d times in the first step)", note, count)
         return trajectories
+
+    async def values(self, batch: Batch) -> NDArray[np.float64]:
+        """(tokens,) what the trainer's critic expects of the return before each sampled token; NaN on context."""
+        self._progress.phase("training")
+        return await self.trainer.values(batch)
 
     async def update(self, batch: Batch, loss: LossSettings) -> dict[str, float]:
         """Train on a batch and serve what came of it; the trainer's metrics."""
@@ -336,12 +342,20 @@ def learned(trajectories: Sequence[Trajectory], returns: Sequence[Any], advantag
     return {
         each.rollout_id: Learned(
             returns=tuple(_number(value) for value in credit),
-            advantages=tuple(_number(value) for value in advantage),
+            advantages=tuple(_number(value) for value in by_transition(each, advantage)),
             trained=trained.get(each.rollout_id, 0),
             left_out=dict(left.get(each.rollout_id, {})),
         )
         for each, credit, advantage in zip(trajectories, returns, advantages, strict=True)
     }
+
+
+def by_transition(trajectory: Trajectory, values: Any) -> Any:
+    """(transitions,) from one number for each, or the mean over the tokens of each."""
+    tokens = [len(each.response_ids) for each in trajectory.transitions]
+    if len(values) == len(tokens):
+        return values
+    return [float(np.mean(some)) if len(some) else np.nan for some in np.split(values, np.cumsum(tokens)[:-1])]
 
 
 def _number(value: Any) -> float | None:

@@ -18,16 +18,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 import msgspec
+import numpy as np
 
 from agentlightning.errors import ConfigError, LightningError, PluginError
 from agentlightning.registry import Registry, registry, singular
 
 if TYPE_CHECKING:
+    from agentlightning.rl.correction import Correction
     from agentlightning.rl.loss import LossSettings
 
 T = TypeVar("T")
 _INPUTS = {"credits": 1, "advantages": 2}
-"""Positional arguments that the loop gives: trajectories; trajectories and returns."""
+"""How many positional arguments the loop gives: episodes; episodes and returns."""
 
 
 def build(cls: type[T], data: Any, where: str = "") -> T:
@@ -77,6 +79,20 @@ def build_loss(part: Any, where: str, plugins: Registry | None = None) -> LossSe
     cls = _load("losses", name, where, plugins) if isinstance(name, str) else name
     if not (isinstance(cls, type) and issubclass(cls, LossSettings)):
         raise ConfigError(f"{where} is {_shown(part)}; expected the settings of a loss (a subclass of LossSettings), or the name of one")
+    if table.get("correction"):
+        table["correction"] = _build_correction(table["correction"], f"{where}.correction", plugins)
+    return build(cls, table, where)
+
+
+def _build_correction(part: Any, where: str, plugins: Registry | None) -> Correction:
+    from agentlightning.rl.correction import Correction
+
+    if isinstance(part, Correction):
+        return part
+    name, table = _name_and_settings(part, where)
+    cls = _load("corrections", name, where, plugins) if isinstance(name, str) else name
+    if not (isinstance(cls, type) and issubclass(cls, Correction)):
+        raise ConfigError(f"{where} is {_shown(part)}; expected the settings of a correction, or the name of one")
     return build(cls, table, where)
 
 
@@ -123,10 +139,12 @@ def convert(value: Any, hint: Any, key: str) -> Any:
 
 def _try(function: Callable[..., Any], inputs: int) -> None:
     """Raise only what is said on purpose; that a function cannot do without rollouts is no fault."""
+    from agentlightning.rl.episodes import Episodes
+
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            function(*([] for _ in range(inputs)))
+            function(*(Episodes.of([]), np.zeros(0))[:inputs])
         except LightningError:
             raise
         except Exception:

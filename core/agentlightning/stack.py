@@ -25,10 +25,11 @@ from agentlightning.models import ModelFiles, Share, find_model
 from agentlightning.progress import Progress
 from agentlightning.proxies import reach_loopback
 from agentlightning.registry import load_object, registry
-from agentlightning.rl.loss import LossSettings
+from agentlightning.rl.advantage import Needs
+from agentlightning.rl.loss import loss_of
 from agentlightning.runner import Agent, Runner, RunnerSettings, takes_llm
 from agentlightning.store import LightningStore
-from agentlightning.trainer import Trainer
+from agentlightning.trainer import Trainer, check_capabilities
 from agentlightning.workers import WorkerOrder, Workers, reference_of
 
 
@@ -81,9 +82,9 @@ class Plan:
     trainer: tuple[Any, Any] | None
 
 
-async def plan(config: Config, agent: str | Agent, *, progress: Progress, train: bool = True) -> Plan:
+async def plan(config: Config, agent: str | Agent, *, progress: Progress, train: bool = True, algorithm: Any = None) -> Plan:
     """Check a config and its agent, and find its model, before anything is made. Imports the plugins' libraries and the agent, in a
-    thread."""
+    thread. What `algorithm` asks and the trainer does not honour is refused."""
 
     def check() -> Plan:
         reach_loopback()  # before the agent is imported, which may make its client then
@@ -94,6 +95,10 @@ async def plan(config: Config, agent: str | Agent, *, progress: Progress, train:
         trainer = open_table("trainers", config.trainer, "trainer") if train else None
         if trainer is not None and getattr(trainer[1], "total_steps", 0) is None:
             trainer = trainer[0], dataclasses.replace(trainer[1], total_steps=config.steps)
+        if trainer is not None:
+            able = trainer[0].offers(trainer[1])
+            needs: Needs = getattr(algorithm, "needs", Needs())
+            check_capabilities(str(config.trainer["name"]), able, loss_of(algorithm), critic=needs.critic)
         if config.runner.workers:
             checked: str | Agent = reference_of(agent)
             load_agent(checked, config)  # in this process too, so that a wrong name is said at once
@@ -113,7 +118,6 @@ async def open_stack(
     store: str,
     weights: Path,
     progress: Progress,
-    loss: LossSettings | None = None,
     demonstrate: Demonstrate | None = None,
     restore: Path | None = None,
 ) -> AsyncGenerator[Stack]:
@@ -131,12 +135,6 @@ async def open_stack(
             trainer_class, trainer_settings = plan.trainer
             trainer = opened_trainer = cast(Trainer, await trainer_class.create(files, trainer_settings, share))
             exits.push_async_callback(opened_trainer.close)
-            able = opened_trainer.capabilities
-            if loss is not None and not (able.own_losses if hasattr(loss, "term") else loss.name in able.losses):
-                raise UnsupportedSetting(
-                    f"algorithm.loss is {loss.name!r}, which trainer {config.trainer.get('name', 'torch')!r} does not have; it has: "
-                    f"{', '.join(sorted(able.losses))}"
-                )
             if restore is not None:
                 progress.phase("restoring checkpoint")
                 await opened_trainer.restore(restore)

@@ -22,7 +22,6 @@ from agentlightning.model import JSON, Task
 from agentlightning.progress import Progress, Silent, make_progress
 from agentlightning.registry import registry
 from agentlightning.rl.lightning import algorithm_from
-from agentlightning.rl.loss import loss_of
 from agentlightning.runner import Agent
 from agentlightning.runs import RunFolder, RunState, write_file
 from agentlightning.session import Session
@@ -134,8 +133,8 @@ async def train_job(job: Job, *, progress: Progress, resume: str | Path | None, 
     """Open everything, train, write the result."""
     config = job.config
     algorithm = algorithm_from(config.algorithm)
-    loss, demonstrate = loss_of(algorithm), getattr(algorithm, "demonstrate", None)
-    planned = await plan(config, job.agent, progress=progress)
+    demonstrate = getattr(algorithm, "demonstrate", None)
+    planned = await plan(config, job.agent, progress=progress, algorithm=algorithm)
     sampler = registry().load("samplers", config.sampler)(job.tasks, config.seed)
     folder = RunFolder.open(resume) if resume is not None else RunFolder.create(config.folder, config.name)
     with folder.lock():
@@ -154,7 +153,6 @@ async def train_job(job: Job, *, progress: Progress, resume: str | Path | None, 
                 store=folder.store_address,
                 weights=folder.weights,
                 progress=progress,
-                loss=loss,
                 demonstrate=demonstrate,
                 restore=restore,
             ) as stack:

@@ -98,14 +98,12 @@ async def _dry_run(job: Job, progress: Progress, stop: asyncio.Event) -> DryRun:
     demonstrate = getattr(algorithm, "demonstrate", None)
     size = getattr(algorithm, "group_size", 1)
     rollouts = [new_rollout(config, job.tasks[0], "train", "dry-run", index, 0) for index in range(size)]
-    planned = await plan(config, job.agent, progress=progress)
+    planned = await plan(config, job.agent, progress=progress, algorithm=algorithm)
     trained: float | None = None
     with TemporaryDirectory(prefix="agl-dry-run-") as temporary:
         folder = Path(temporary)
         address = f"sqlite:{folder / 'store.db'}"
-        async with open_stack(
-            planned, store=address, weights=folder / "weights", progress=progress, loss=loss, demonstrate=demonstrate
-        ) as stack:
+        async with open_stack(planned, store=address, weights=folder / "weights", progress=progress, demonstrate=demonstrate) as stack:
             assert stack.trainer is not None
             began = time.monotonic()
             trajectories = await _collector(stack, config, progress, stop).run(rollouts)

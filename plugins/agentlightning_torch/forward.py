@@ -6,7 +6,8 @@ eval mode: dropout would make trainer and engine disagree. The head runs only wh
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,7 +30,9 @@ class Scores:
     logprob: torch.Tensor
     """(trained,) with gradient, at least float32."""
     entropy: torch.Tensor
-    """(trained,) of the distribution that the token was sampled from, nats; without gradient."""
+    """(trained,) of the distribution that the token was sampled from, nats; with gradient where it is asked for."""
+    hidden: torch.Tensor
+    """(trained, hidden) the state that predicts the token; without gradient."""
 
 
 def plain(model: Any) -> Any:
@@ -37,15 +40,17 @@ def plain(model: Any) -> Any:
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
-def score_forest(model: Any, batch: Batch, pack: Pack, *, block: int | None = None, flex: bool | None = None) -> Scores:
-    """Scores of one pack, computed as a forest."""
+def score_forest(
+    model: Any, batch: Batch, pack: Pack, *, block: int | None = None, flex: bool | None = None, entropy: bool = False
+) -> Scores:
+    """Scores of one pack, computed as a forest. `entropy`: with its gradient."""
     device = next(model.parameters()).device
     if device.type == "cuda":
         pack = _padded(pack)
     visible = Visible(pack, device, flex=flex) if block is None else Visible(pack, device, block=block, flex=flex)
     trained = np.flatnonzero(pack.trained)
     keep, row = np.unique(pack.parent[trained], return_inverse=True)
-    with using_forest(plain(model)):
+    with using_forest(plain(model)), head_input(model) as seen:
         logits = model(
             input_ids=_tensor(batch.token_ids[pack.index], device)[None],
             position_ids=_tensor(pack.position, device)[None],
@@ -53,13 +58,14 @@ def score_forest(model: Any, batch: Batch, pack: Pack, *, block: int | None = No
             use_cache=False,
             forest=visible,
         ).logits[0]
+    hidden = seen[0][0].detach()
     if not np.array_equal(row, np.arange(len(keep))):  # siblings are predicted from one place, and a branch goes back
-        logits = logits[_tensor(row, device)]
-    return _scores(batch, pack.index[trained], logits)
+        logits, hidden = logits[_tensor(row, device)], hidden[_tensor(row, device)]
+    return _scores(batch, pack.index[trained], logits, hidden, entropy)
 
 
-def score_rows(model: Any, batch: Batch, rows: Sequence[Pack]) -> Scores:
-    """Scores of some rows, each a single path, padded on the right to the longest."""
+def score_rows(model: Any, batch: Batch, rows: Sequence[Pack], *, entropy: bool = False) -> Scores:
+    """Scores of some rows, each a single path, padded on the right to the longest. `entropy`: with its gradient."""
     device = next(model.parameters()).device
     longest = max(len(r) for r in rows)
     ids = np.zeros((len(rows), longest), np.int64)
@@ -71,14 +77,16 @@ def score_rows(model: Any, batch: Batch, rows: Sequence[Pack]) -> Scores:
     places = np.concatenate(trained) - 1
     keep, column = np.unique(places, return_inverse=True)
     number = np.repeat(np.arange(len(rows)), [len(t) for t in trained])
-    logits = model(
-        input_ids=_tensor(ids, device),
-        attention_mask=None if len(rows) == 1 else _tensor(mask, device),
-        logits_to_keep=_tensor(keep, device),
-        use_cache=False,
-    ).logits
+    with head_input(model) as seen:
+        logits = model(
+            input_ids=_tensor(ids, device),
+            attention_mask=None if len(rows) == 1 else _tensor(mask, device),
+            logits_to_keep=_tensor(keep, device),
+            use_cache=False,
+        ).logits
+    place = _tensor(number, device), _tensor(column, device)
     index = np.concatenate([r.index[t] for r, t in zip(rows, trained, strict=True)])
-    return _scores(batch, index, logits[_tensor(number, device), _tensor(column, device)])
+    return _scores(batch, index, logits[place], seen[0].detach()[place], entropy)
 
 
 def group_rows(rows: Sequence[Pack], max_tokens: int) -> list[list[Pack]]:
@@ -128,17 +136,32 @@ def probe_of(model: Any) -> Probe:
     return Probe(ids, chosen.double().cpu().numpy())
 
 
-def _scores(batch: Batch, index: NDArray[Any], logits: torch.Tensor) -> Scores:
+@contextmanager
+def head_input(model: Any) -> Iterator[list[torch.Tensor]]:
+    """What the model's head is given within the block: the last hidden state where logits are computed, and only there."""
+    seen: list[torch.Tensor] = []
+
+    def look(module: Any, arguments: tuple[torch.Tensor, ...]) -> None:
+        seen.append(arguments[0])
+
+    hook = plain(model).get_output_embeddings().register_forward_pre_hook(look)
+    try:
+        yield seen
+    finally:
+        hook.remove()
+
+
+def _scores(batch: Batch, index: NDArray[Any], logits: torch.Tensor, hidden: torch.Tensor, with_entropy: bool) -> Scores:
     """From logits (trained, vocabulary), each the prediction of the token `index`."""
     logits = logits if logits.dtype == torch.float64 else logits.float()
     temperature = batch.temperature[index]
     if not (temperature == 1).all():
         logits = logits / torch.from_numpy(temperature.copy()).to(logits)[:, None]
     every = torch.log_softmax(logits, -1)
-    with torch.no_grad():
+    with nullcontext() if with_entropy else torch.no_grad():
         entropy = -(every.exp() * every).sum(-1)
     chosen = every.gather(1, _tensor(batch.token_ids[index], logits.device)[:, None])[:, 0]
-    return Scores(index.astype(np.int64), chosen, entropy)
+    return Scores(index.astype(np.int64), chosen, entropy, hidden)
 
 
 def _tensor(array: NDArray[Any], device: torch.device) -> torch.Tensor:

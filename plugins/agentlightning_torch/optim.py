@@ -57,7 +57,13 @@ class Optimizer:
     """AdamW with clipping of the norm."""
 
     def __init__(
-        self, parameters: dict[str, torch.nn.Parameter], *, lr: float, betas: tuple[float, float], weight_decay: float, clip_norm: float
+        self,
+        parameters: dict[str, torch.nn.Parameter],
+        *,
+        lr: float,
+        betas: tuple[float, float] = (0.9, 0.999),
+        weight_decay: float = 0.0,
+        clip_norm: float,
     ) -> None:
         self.parameters = parameters
         self.clip_norm = clip_norm

@@ -11,9 +11,9 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 from urllib.parse import quote
@@ -22,20 +22,23 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from agentlightning.errors import ConfigError, NonFinite, TrainerError
+from agentlightning.errors import ConfigError, TrainerError
 from agentlightning.model import Policy
 from agentlightning.models import ModelFiles, Share
 from agentlightning.registry import registry
 from agentlightning.rl.batch import Batch
-from agentlightning.rl.loss import LossSettings
+from agentlightning.rl.loss import LossSettings, SFTLoss
 from agentlightning.rl.packs import Pack
 from agentlightning.rl.schedule import learning_rate
-from agentlightning.trainer import Capabilities
+from agentlightning.trainer import Capabilities, check_capabilities
 from agentlightning_torch import checkpoint
+from agentlightning_torch.critic import ValueHead, hidden_size
 from agentlightning_torch.forward import Scores, forest_agrees, group_rows, probe_of, score_forest, score_rows
 from agentlightning_torch.heap import give_back
-from agentlightning_torch.losses import LOSSES, term_of
+from agentlightning_torch.losses import LOSSES
 from agentlightning_torch.optim import Optimizer, add_lora, trained_parameters
+from agentlightning_torch.reference import Reference
+from agentlightning_torch.update import Update
 from agentlightning_torch.weights import Weights, get_weights
 
 T = TypeVar("T")
@@ -56,6 +59,12 @@ class Settings:
     betas: tuple[float, float] = (0.9, 0.999)
     clip_norm: float = 1.0
     """The gradient is scaled down to this norm."""
+    critic: bool = False
+    """A value head, for advantages that need one (`gae`)."""
+    critic_lr: float = 1e-3
+    """Its own learning rate, constant."""
+    value_clip: float | None = 0.2
+    """How far a step may move a value; absent: any distance."""
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     """Of lr after the warm-up; linear and cosine reach 0 at `total_steps`."""
     warmup_steps: int = 0
@@ -88,6 +97,8 @@ class Settings:
             "weight_decay": (self.weight_decay, self.weight_decay >= 0, "0 or more"),
             "betas": (self.betas, len(self.betas) == 2 and all(0 <= b < 1 for b in self.betas), "two numbers from 0 to below 1"),
             "clip_norm": (self.clip_norm, self.clip_norm > 0, "above 0"),
+            "critic_lr": (self.critic_lr, 0 < self.critic_lr < 1, "above 0 and below 1 (1e-3 is usual)"),
+            "value_clip": (self.value_clip, self.value_clip is None or self.value_clip > 0, "above 0, or absent"),
             "warmup_steps": (self.warmup_steps, self.warmup_steps >= 0, "0 or more"),
             "max_tokens": (self.max_tokens, self.max_tokens >= 1, "at least 1"),
         }
@@ -106,6 +117,13 @@ class TorchTrainer:
         self.settings = settings
         self.optimizer = optimizer
         self.capabilities = capabilities
+        self.reference = Reference(weights)
+        self.critic: ValueHead | None = None
+        self.critic_optimizer: Optimizer | None = None
+        if settings.critic:
+            self.critic = ValueHead(hidden_size(weights.model), settings.seed).to(weights.device)
+            parameters = {f"critic.{name}": each for name, each in self.critic.named_parameters()}
+            self.critic_optimizer = Optimizer(parameters, lr=settings.critic_lr, clip_norm=settings.clip_norm)
         self.steps = 0
         """Steps that changed the weights; the schedule counts them."""
         self._thread = ThreadPoolExecutor(1, "torch-trainer")
@@ -134,17 +152,19 @@ class TorchTrainer:
                 weight_decay=settings.weight_decay,
                 clip_norm=settings.clip_norm,
             )
-        return cls(
-            weights,
-            settings,
-            optimizer,
-            Capabilities(
-                losses=frozenset({*LOSSES, *_own_losses()}),
-                uris=frozenset({"memory", "file"}),
-                forest=why is None,
-                own_losses=True,
-                lora=True,
-            ),
+        return cls(weights, settings, optimizer, replace(cls.offers(settings), forest=why is None))
+
+    @classmethod
+    def offers(cls, settings: Settings) -> Capabilities:
+        """See `Trainer`."""
+        return Capabilities(
+            losses=frozenset({*LOSSES, *_own_losses()}),
+            uris=frozenset({"memory", "file"}),
+            extras=frozenset({"kl", "entropy", "correction"}),
+            own_losses=True,
+            lora=True,
+            critic=settings.critic,
+            why_no_critic="set trainer.critic = true",
         )
 
     @property
@@ -153,6 +173,9 @@ class TorchTrainer:
 
     async def step(self, batch: Batch, loss: LossSettings) -> tuple[Policy, dict[str, float]]:
         return await self._run(lambda: self._step(batch, loss))
+
+    async def values(self, batch: Batch) -> NDArray[np.float64]:
+        return await self._run(lambda: self._values(batch))
 
     async def save(self, folder: Path) -> None:
         await self._run(lambda: self._save(Path(folder)))
@@ -175,10 +198,10 @@ class TorchTrainer:
                 try:
                     return work()
                 except torch.OutOfMemoryError as error:
-                    self.optimizer.zero()
+                    self._forget_gradients()
                     raise TrainerError(f"out of memory: {error}; lower trainer.max_tokens ({self.settings.max_tokens})") from error
                 except RuntimeError as error:
-                    self.optimizer.zero()
+                    self._forget_gradients()
                     raise TrainerError(f"torch could not do it: {error}") from error
 
         future = asyncio.get_running_loop().run_in_executor(self._thread, locked)
@@ -189,65 +212,61 @@ class TorchTrainer:
             raise
 
     def _step(self, batch: Batch, loss: LossSettings) -> tuple[Policy, dict[str, float]]:
-        term = term_of(loss)
+        check_capabilities("torch", self.capabilities, loss, critic=batch.returns is not None)
         if not batch.trained_tokens:
             return self.policy, {"tokens": 0.0, "tokens_trained": 0.0, "lr": 0.0}
         started = time.perf_counter()
-        parts = [p for p in (list(range(len(batch.rollout_ids)))[k :: loss.minibatches] for k in range(loss.minibatches)) if p]
-        several = loss.epochs * len(parts) > 1
-        measured = Measured(batch, loss)
-        if several:
-            with torch.no_grad():
-                for scores, _ in self._scores(batch, None, measured):
-                    measured.old[scores.index] = _numpy(scores.logprob)
-            before = self.optimizer.state()
+        update = self._update(batch, loss)
+        update.prepare()
+        optimizers = [self.optimizer, *([self.critic_optimizer] if self.critic_optimizer and batch.returns is not None else [])]
+        before = [each.state() for each in optimizers] if update.several or len(optimizers) > 1 else []
         lr = learning_rate(self.settings.lr, self.settings.schedule, self.settings.warmup_steps, self.settings.total_steps, self.steps)
         try:
             for _ in range(loss.epochs):
-                for part in parts:
-                    # every minibatch is an estimate of the full loss, and so is scaled to it
-                    self._gradient(batch, part if len(parts) > 1 else None, term, float(len(parts)), measured, keep_old=several)
-                    measured.norms.append(self.optimizer.step(lr))
+                for part in range(len(update.parts)):
+                    update.gradient(part)
+                    update.norms.append(self.optimizer.step(lr))
+                    for each in optimizers[1:]:
+                        each.step(self.settings.critic_lr)
         except BaseException:
-            self.optimizer.zero()
-            if several:
-                self.optimizer.load(before)
+            self._forget_gradients()
+            for each, state in zip(optimizers, before, strict=False):
+                each.load(state)
             raise
         self.steps += 1
-        metrics = {**measured.metrics(self.policy.version), "lr": lr, "seconds": time.perf_counter() - started}
+        metrics = {**update.metrics(self.policy.version), "lr": lr, "seconds": time.perf_counter() - started}
+        metrics["context_repeat"] = update.tokens / update.passes - len(batch)
         metrics["tokens_per_second"] = metrics["tokens"] / metrics["seconds"]
         self.weights.policy = replace(self.policy, version=self.policy.version + 1)
         give_back()
         return self.policy, metrics
 
-    def _gradient(
-        self,
-        batch: Batch,
-        rollouts: list[int] | None,
-        term: Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor],
-        scale: float,
-        measured: Measured,
-        *,
-        keep_old: bool,
-    ) -> None:
-        """Add the gradient of the loss over some rollouts (None: all) to the parameters."""
-        for scores, tokens in self._scores(batch, rollouts, measured):
-            now = scores.logprob
-            if not keep_old:
-                measured.old[scores.index] = _numpy(now)
-            old = torch.from_numpy(measured.old[scores.index]).to(now) if keep_old else now.detach()
-            advantage, weight = (torch.from_numpy(a[scores.index]).to(now) for a in (batch.advantage, batch.weight))
-            value = (weight * term(now, old, advantage)).sum() * scale
-            if not torch.isfinite(value):
-                where = batch.completion_ids[int(batch.transition[scores.index[0]])]
-                shown = float(value.detach())
-                raise NonFinite(f"the loss is {shown} in a pack of {tokens} tokens (completion {where}); the weights are as before")
-            value.backward()
-            measured.add(scores, old, float(value.detach()) / scale)
+    def _values(self, batch: Batch) -> NDArray[np.float64]:
+        check_capabilities("torch", self.capabilities, None, critic=True)
+        return self._update(batch, SFTLoss()).values() if batch.trained_tokens else np.full(len(batch), np.nan)
 
-    def _scores(self, batch: Batch, rollouts: list[int] | None, measured: Measured) -> Iterator[tuple[Scores, int]]:
+    def _update(self, batch: Batch, loss: LossSettings) -> Update:
+        def reference(rollouts: Sequence[int] | None, entropy: bool) -> Iterator[tuple[Scores, int]]:
+            with self.reference.model() as model:
+                yield from self._scores(model, batch, rollouts, entropy)
+
+        return Update(
+            batch,
+            loss,
+            lambda rollouts, entropy: self._scores(self.weights.model, batch, rollouts, entropy),
+            reference,
+            self.critic,
+            self.settings.value_clip,
+        )
+
+    def _forget_gradients(self) -> None:
+        self.optimizer.zero()
+        if self.critic_optimizer is not None:
+            self.critic_optimizer.zero()
+
+    def _scores(self, model: Any, batch: Batch, rollouts: Sequence[int] | None, entropy: bool) -> Iterator[tuple[Scores, int]]:
         """Scores of every pack or group of rows, one at a time, with the tokens computed."""
-        model, budget = self.weights.model, self.settings.max_tokens
+        budget = self.settings.max_tokens
         packs = batch.packs(budget, rollouts)  # also refuses what does not fit
         if self.capabilities.forest:
             work: list[list[Pack]] = [[pack] for pack in packs]
@@ -255,11 +274,14 @@ class TorchTrainer:
             work = group_rows(batch.rows(rollouts), budget)
         for packs in work:
             tokens = sum(len(p) for p in packs)
-            measured.tokens += tokens
-            yield score_forest(model, batch, packs[0]) if self.capabilities.forest else score_rows(model, batch, packs), tokens
+            if self.capabilities.forest:
+                yield score_forest(model, batch, packs[0], entropy=entropy), tokens
+            else:
+                yield score_rows(model, batch, packs, entropy=entropy), tokens
 
     def _save(self, folder: Path) -> None:
-        tensors = {**self.optimizer.state(), "rng": torch.get_rng_state()}
+        critic = {} if self.critic_optimizer is None else self.critic_optimizer.state()
+        tensors = {**self.optimizer.state(), **critic, "rng": torch.get_rng_state()}
         facts = {"policy": asdict(self.policy), "steps": self.steps, "train": self.settings.train}
         checkpoint.write(folder, self.weights.model, self.weights.files.path, checkpoint.State(tensors, facts))
 
@@ -279,6 +301,8 @@ class TorchTrainer:
             )
         try:
             self.optimizer.load(state.tensors)
+            if self.critic_optimizer is not None:
+                self.critic_optimizer.load(state.tensors)
         except (KeyError, RuntimeError) as error:
             raise TrainerError(f"checkpoint {str(folder)!r} holds other parameters than are trained: {error}") from error
         torch.set_rng_state(state.tensors["rng"])
@@ -292,65 +316,3 @@ def _own_losses() -> Iterator[str]:
         with contextlib.suppress(Exception):
             if hasattr(entry.load(), "term"):
                 yield entry.name
-
-
-@dataclass(slots=True, eq=False)
-class Measured:
-    """What one step sees on its way; `metrics` says it in numbers."""
-
-    batch: Batch
-    settings: LossSettings
-    old: NDArray[np.float64] = field(init=False)
-    """(tokens,) the trainer's logprobs before the first optimiser step; NaN where not trained."""
-    tokens: int = 0
-    norms: list[float] = field(default_factory=list[float])
-    sums: dict[str, float] = field(default_factory=lambda: dict.fromkeys(("loss", "entropy", "ratio", "clipped", "count"), 0.0))
-
-    def __post_init__(self) -> None:
-        self.old = np.full(len(self.batch), np.nan)
-
-    def add(self, scores: Scores, old: torch.Tensor, loss: float) -> None:
-        """Take in one pack."""
-        with torch.no_grad():
-            ratio = torch.exp(scores.logprob - old)
-            self.sums["loss"] += loss
-            self.sums["count"] += len(ratio)
-            self.sums["ratio"] += float(ratio.sum())
-            self.sums["entropy"] += float(scores.entropy.sum())
-            low, high = getattr(self.settings, "clip_low", None), getattr(self.settings, "clip_high", None)
-            if low is not None and high is not None:
-                self.sums["clipped"] += float(((ratio < 1 - low) | (ratio > 1 + high)).sum())
-
-    def metrics(self, version: int) -> dict[str, float]:
-        """`logprob_diff` compares trainer and engine: |old - recorded|, and Schulman's k3 estimate of KL(recorded, old). Of demonstrations,
-        which no engine sampled, there is nothing to compare."""
-        batch, sums = self.batch, self.sums
-        sampled = batch.trained & np.isfinite(batch.logprob)
-        leaf = batch.end == np.arange(1, len(batch) + 1)
-        passes = self.settings.epochs + (len(self.norms) > 1)  # several updates need one pass without gradient first
-        found = {
-            "loss": sums["loss"] / len(self.norms),
-            "grad_norm": float(np.mean(self.norms)),
-            "tokens": float(self.tokens),
-            "tokens_trained": float(batch.trained_tokens),
-            "tokens_context": float(len(batch) - batch.trained_tokens),
-            "forest_saving": float((batch.position[leaf] + 1).sum() / len(batch)),
-            "context_repeat": self.tokens / passes - len(batch),
-            "entropy": sums["entropy"] / sums["count"],
-        }
-        if sampled.any():
-            log_ratio, gap = self.old[sampled] - batch.logprob[sampled], version - batch.version[sampled]
-            found |= {
-                "logprob_diff_mean": float(np.abs(log_ratio).mean()),
-                "logprob_diff_max": float(np.abs(log_ratio).max()),
-                "logprob_diff_kl": float((np.expm1(log_ratio) - log_ratio).mean()),
-                "version_gap_mean": float(gap.mean()),
-                "version_gap_max": float(gap.max()),
-            }
-        if len(self.norms) > 1:  # at the first update the ratio is 1 by definition
-            found |= {"ratio_mean": sums["ratio"] / sums["count"], "clip_fraction": sums["clipped"] / sums["count"]}
-        return found
-
-
-def _numpy(tensor: torch.Tensor) -> NDArray[np.float64]:
-    return tensor.detach().double().cpu().numpy()

@@ -32,7 +32,7 @@ from agentlightning.process import Process
 from agentlightning.rl.batch import Batch
 from agentlightning.rl.loss import LossSettings
 from agentlightning.rl.schedule import learning_rate
-from agentlightning.trainer import Capabilities
+from agentlightning.trainer import Capabilities, check_capabilities
 from agentlightning_verl.message import Message, receive, send
 from agentlightning_verl.rows import Rows, rows_of
 from agentlightning_verl.settings import Settings
@@ -50,6 +50,12 @@ class VerlTrainer:
     """See `agentlightning.trainer.Trainer`."""
 
     Settings = Settings
+
+    @classmethod
+    def offers(cls, settings: Settings) -> Capabilities:
+        """See `Trainer`."""
+        why = "verl's critic is not used; train with a critic in trainer 'torch'"
+        return Capabilities(losses=frozenset(LOSSES), uris=frozenset({"file"}), forest=False, lora=True, why_no_critic=why)
 
     @classmethod
     async def create(cls, model: ModelFiles, settings: Settings, share: Share) -> VerlTrainer:
@@ -70,7 +76,7 @@ class VerlTrainer:
     def __init__(self, model: ModelFiles, settings: Settings, python: str, *, cpu: bool) -> None:
         self.settings, self._model, self._cpu = settings, model, cpu
         self.policy = Policy(version=0, base=model.name, kind="lora" if settings.train == "lora" else "full", uri="verl:")
-        self.capabilities = Capabilities(losses=frozenset(LOSSES), uris=frozenset({"file"}), forest=False, lora=True)
+        self.capabilities = self.offers(settings)
         self.steps = 0
         """Steps that changed the weights; the schedule counts them."""
         self._folder = Path(tempfile.mkdtemp(prefix="agl-verl-"))
@@ -97,9 +103,11 @@ class VerlTrainer:
         }
 
     async def step(self, batch: Batch, loss: LossSettings) -> tuple[Policy, dict[str, float]]:
-        if loss.name not in LOSSES or hasattr(loss, "term"):
-            raise UnsupportedSetting(f"loss {loss.name!r} is none of verl's; it has {', '.join(LOSSES)}. Use trainer 'torch' for it")
+        check_capabilities("verl", self.capabilities, loss, critic=batch.returns is not None)
         return await self._run(lambda: self._step(batch, loss))
+
+    async def values(self, batch: Batch) -> NDArray[np.float64]:
+        raise UnsupportedSetting(f"trainer 'verl': {self.capabilities.why_no_critic}")
 
     async def save(self, folder: Path) -> None:
         await self._run(lambda: self._save(Path(folder)))
@@ -239,7 +247,7 @@ def _metrics(batch: Batch, done: list[dict[str, float]], places: int, version: i
     total = {name: sum(each[name] for each in done) for name in done[0]}
     first = {name: sum(each[name] for each in done[:parts]) for name in done[0]}  # the first pass sees every token
     found = {
-        "loss": total["loss"] / len(done) / parts,  # a minibatch is scaled to the full loss
+        "loss": total["loss"] / len(done),  # each minibatch is scaled to the full loss
         "grad_norm": total["grad_norm"] / len(done),
         "tokens": float(places),
         "tokens_trained": float(batch.trained_tokens),

@@ -12,7 +12,8 @@ import pytest
 from agentlightning.config import Config, build, load_config, to_toml
 from agentlightning.errors import ConfigError, PluginError
 from agentlightning.registry import Registry
-from agentlightning.rl.credit import discounted
+from agentlightning.rl.credit.discounted import discounted
+from agentlightning.rl.episodes import Episodes
 from agentlightning.rl.lightning import LightningRL
 from agentlightning.rl.loss import CISPO, PPOClip
 from agentlightning.settings import bind, build_loss, open_table
@@ -106,7 +107,7 @@ def test_none_survives_where_the_default_is_something() -> None:
     loss = PPOClip(dual_clip=None)
     assert build(PPOClip, tomllib.loads(to_toml(loss))) == loss
     algorithm = LightningRL(credit=discounted, weight="constant", length=64)
-    assert build(LightningRL, tomllib.loads(to_toml(algorithm))).credit == "agentlightning.rl.credit:discounted"
+    assert build(LightningRL, tomllib.loads(to_toml(algorithm))).credit == "agentlightning.rl.credit.discounted:discounted"
 
 
 @pytest.mark.parametrize(
@@ -172,7 +173,7 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
 
 
 def test_a_function_gets_its_settings_as_keywords() -> None:
-    assert bind("credits", "identical", "algorithm.credit", plugins())([]) == []
+    assert bind("credits", "identical", "algorithm.credit", plugins())(Episodes.of([])).tolist() == []
     bound = bind("advantages", {"name": "grpo", "std": False, "eps": 1}, "algorithm.advantage", plugins())
     assert bound.keywords == {"std": False, "eps": 1.0}  # type: ignore[attr-defined]
     assert bind("credits", discounted, "algorithm.credit", plugins()) is discounted

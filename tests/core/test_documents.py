@@ -6,13 +6,13 @@ import tomllib
 from pathlib import Path
 from types import ModuleType
 
-import numpy as np
 import pytest
 
 import agentlightning as agl
 from agentlightning.config import Config
-from agentlightning.model import Task, Trajectory
 from agentlightning.registry import Registry
+from agentlightning.rl.credit.identical import identical
+from agentlightning.rl.episodes import Episodes
 from agentlightning.settings import bind, build
 
 ROOT = Path(__file__).parents[2]
@@ -48,14 +48,9 @@ def test_the_advantage_of_the_contributing_guide_works_as_a_plugin(monkeypatch: 
     found = Registry({"my_package": entry})
     assert found.broken == {}
     advantage = bind("advantages", {"name": "median", "scale": 0.5}, "algorithm.advantage", found)
-    trajectories = [
-        Trajectory(
-            task=Task("t", 1), rollout_id=str(n), attempt_id=str(n), group="g", index=n, mode="train", status="succeeded", reward=reward
-        )
-        for n, reward in enumerate([0.0, 1.0, 4.0])
-    ]
-    result = advantage(trajectories, [np.array([t.reward]) for t in trajectories])
-    assert [float(each[0]) for each in result] == [-0.5, 0.0, 1.5]
+    episodes = Episodes.from_arrays(outcome=[0.0, 1.0, 4.0], group=[0, 0, 0], rollout=[0, 1, 1, 2])
+    result = advantage(episodes, identical(episodes))
+    assert result.tolist() == [-0.5, 0.0, 0.0, 1.5]
 
 
 def test_the_documents_name_no_file_that_is_missing() -> None:

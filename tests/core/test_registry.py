@@ -186,7 +186,7 @@ def test_first_party_plugins_come_in_by_the_entry_points_of_anybody() -> None:
     plugins = registry()
     assert plugins is registry()
     assert plugins.entry("advantages", "grpo").plugin == "builtin"
-    for group in ("credits", "advantages", "losses", "samplers"):
+    for group in ("credits", "advantages", "losses", "corrections", "samplers"):
         for entry in plugins.entries(group):
             if entry.plugin == "builtin":
                 assert entry.summary

@@ -349,15 +349,15 @@ def test_engine_and_trainer_that_differ_raise_the_alarm(model: str, tmp_path: Pa
 def test_a_step_that_is_not_finite_ends_the_run_and_keeps_the_last_good_weights(
     model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from agentlightning.rl import advantage
+    from agentlightning.rl.advantage.grpo import grpo
 
-    grpo, steps = advantage.grpo, iter(range(100))
+    steps = iter(range(100))
 
-    def broken(trajectories: Any, returns: Any) -> Any:
-        good = grpo(trajectories, returns)
-        return good if not trajectories or next(steps) < 2 else [np.full(len(each), 1e300) for each in returns]
+    def broken(episodes: Any, returns: Any) -> Any:
+        good = grpo(episodes, returns)
+        return good if not len(episodes) or next(steps) < 2 else np.full(len(returns), 1e300)
 
-    monkeypatch.setattr(advantage, "grpo", broken)
+    monkeypatch.setattr("agentlightning.rl.advantage.grpo.grpo", broken)
     with pytest.raises(NonFinite):
         agl.train(two_turns, tasks=TASKS, **settings(model, tmp_path))
     [folder] = RunFolder.all(tmp_path)
@@ -525,10 +525,8 @@ class OnlyNamedLosses(TorchTrainer):
     """A trainer that takes no loss that brings its term along, as verl's."""
 
     @classmethod
-    async def create(cls, *arguments: Any) -> Any:
-        made = await super().create(*arguments)
-        made.capabilities = dataclasses.replace(made.capabilities, own_losses=False)
-        return made
+    def offers(cls, settings: Any) -> Any:
+        return dataclasses.replace(super().offers(settings), own_losses=False)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -24,6 +24,8 @@ from agentlightning.rl.packs import Pack
 
 Weight: TypeAlias = Literal["rollout", "token", "constant"]
 DoubleArray = NDArray[np.float64]
+Advantage: TypeAlias = float | DoubleArray
+"""Of a transition: of all its tokens, or (response,) of each."""
 DEMONSTRATED = "demonstrated, not sampled: it belongs in no ratio"
 SAMPLED = "sampled, not demonstrated"
 
@@ -105,11 +107,10 @@ class Batch(Value):
     untrained: tuple[Untrained, ...] = ()
     stats: Stats = Stats()
 
-    old_logprob: FloatArray | None = None
-    """Before the first optimiser step, by the trainer; NaN on context. This and the following are there where an algorithm asks."""
-    ref_logprob: FloatArray | None = None
-    value: FloatArray | None = None
-    returns: FloatArray | None = None
+    value: DoubleArray | None = None
+    """What the critic expected before the token was sampled; NaN on context. There, as `returns`, where an algorithm has a critic."""
+    returns: DoubleArray | None = None
+    """What the critic learns; NaN where it learns nothing."""
 
     def __len__(self) -> int:
         return len(self.token_ids)
@@ -150,6 +151,13 @@ class Batch(Value):
         """Root-to-leaf rows: each sampled token is trained in exactly one of them."""
         return packs.rows(self._whole(rollouts))
 
+    def by_transition(self, values: DoubleArray) -> dict[str, DoubleArray]:
+        """(response,) of each transition, by its completion's id, from (tokens,)."""
+        places = np.flatnonzero(self.trained)
+        places = places[np.argsort(self.transition[places], kind="stable")]  # the tokens of a response stand in their order
+        ends = np.cumsum(np.bincount(self.transition[places], minlength=len(self.completion_ids)))
+        return dict(zip(self.completion_ids, np.split(values[places], ends[:-1]), strict=True))
+
     def transition_rows(self) -> list[Pack]:
         """One row for each transition, as trainers without a forest have it: the reference of tests and benchmarks."""
         return packs.transition_rows(self._whole(), self.transition)
@@ -162,13 +170,15 @@ def make_batch(
     weight: Weight = "rollout",
     length: int | None = None,
     demonstrations: bool = False,
+    critic: Sequence[tuple[DoubleArray, DoubleArray]] | None = None,
 ) -> Batch:
     """Make the batch of some trajectories.
 
-    `advantages[k]` is (transitions of trajectory k,); NaN: never scored, left out and named. Weights, with R the scored rollouts:
-    `rollout`: the tokens of each rollout share 1/R equally; `token`: 1/N; `constant`: 1/(R * length). With `demonstrations` the
-    demonstrated transitions are trained and the sampled ones left out, else the other way round. Raises `ConfigError` for a weight that
-    cannot be, `TrainerError` for arrays that do not fit one another.
+    `advantages[k]` is (transitions of trajectory k,), or (its sampled tokens,); a transition of NaN is left out and named. Weights, with R
+    the scored rollouts: `rollout`: the tokens of each rollout share 1/R equally; `token`: 1/N; `constant`: 1/(R * length). With
+    `demonstrations` the demonstrated transitions are trained and the sampled ones left out, else the other way round. `critic[k]`: value
+    and return of each sampled token of trajectory k. Raises `ConfigError` for a weight that cannot be, `TrainerError` for arrays that do
+    not fit one another.
     """
     if weight not in ("rollout", "token", "constant"):
         raise ConfigError(f"weight is {weight!r}; expected 'rollout', 'token' or 'constant'")
@@ -181,24 +191,36 @@ def make_batch(
         range(len(values)),
         key=lambda k: (trajectories[k].task.id, trajectories[k].group, trajectories[k].index, trajectories[k].attempt_id),
     )
-    return _Maker([trajectories[k] for k in order], [values[k] for k in order], demonstrations).make(weight, length)
+    said = None if critic is None else [_tokenwise(trajectories[k], critic[k]) for k in order]
+    return _Maker([trajectories[k] for k in order], [values[k] for k in order], demonstrations, said).make(weight, length)
 
 
 class _Maker:
     """One use of `make_batch`, on trajectories in their final order."""
 
-    def __init__(self, trajectories: list[Trajectory], advantages: list[DoubleArray], demonstrations: bool) -> None:
+    def __init__(
+        self,
+        trajectories: list[Trajectory],
+        advantages: list[list[Advantage]],
+        demonstrations: bool,
+        critic: list[list[tuple[DoubleArray, DoubleArray]]] | None,
+    ) -> None:
         self.trajectories = trajectories
         self.advantages = advantages
+        self.critic = critic
         self.untrained: list[Untrained] = []
-        self.scored = [np.isfinite(a).any() or (not len(a) and t.reward is not None) for t, a in zip(trajectories, advantages, strict=True)]
+        missing = [[bool(np.isnan(a).any()) for a in values] for values in advantages]
+        self.scored = [not all(m) if m else t.reward is not None for t, m in zip(trajectories, missing, strict=True)]
         self.reasons = [
-            [_reason(t, float(a), demonstrations) for t, a in zip(each.transitions, values, strict=True)]
-            for each, values in zip(trajectories, advantages, strict=True)
+            [
+                _reason(t, ("earned no credit" if scored else "not scored") if nothing else None, demonstrations)
+                for t, nothing in zip(each.transitions, some, strict=True)
+            ]
+            for each, some, scored in zip(trajectories, missing, self.scored, strict=True)
         ]
         signal: Counter[str] = Counter()
         for t, values, why in zip(trajectories, advantages, self.reasons, strict=True):
-            signal[t.group] += sum(1 for a, reason in zip(values, why, strict=True) if reason is None and a != 0)
+            signal[t.group] += sum(1 for a, reason in zip(values, why, strict=True) if reason is None and np.any(a))
         self.groups = {t.group for t in trajectories}
         self.quiet = {t.group for t, scored in zip(trajectories, self.scored, strict=True) if scored and not signal[t.group]}
         """Groups without signal."""
@@ -211,12 +233,15 @@ class _Maker:
     def make(self, weight: Weight, length: int | None) -> Batch:
         """Build the forest, then write what belongs to its tokens."""
         forest = Forest()
-        trained: list[tuple[Transition, float, float]] = []  # with advantage and weight of each token
+        trained: list[tuple[Transition, Advantage, float]] = []  # with advantage and weight of each token
+        critic: list[tuple[DoubleArray, DoubleArray]] = []
         owner: list[int] = []
         rollouts: list[Trajectory] = []
-        for each, values, reasons, tokens in zip(self.trajectories, self.advantages, self.reasons, self.trainable, strict=True):
+        for k, (each, values, reasons, tokens) in enumerate(
+            zip(self.trajectories, self.advantages, self.reasons, self.trainable, strict=True)
+        ):
             inserted: dict[int, int] = {}
-            for transition, value, reason in zip(each.transitions, values, reasons, strict=True):
+            for place, (transition, value, reason) in enumerate(zip(each.transitions, values, reasons, strict=True)):
                 if reason is None and each.group in self.quiet:
                     reason = "group without signal"
                 if reason is not None:
@@ -225,7 +250,9 @@ class _Maker:
                 name = inserted[transition.index] = len(trained)
                 before = _lineage(each, transition, inserted)
                 forest.insert(name, len(rollouts), transition.prompt_ids, transition.response_ids, before)
-                trained.append((transition, float(value), self._weight(weight, length, tokens)))
+                trained.append((transition, value, self._weight(weight, length, tokens)))
+                if self.critic is not None:
+                    critic.append(self.critic[k][place])
                 owner.append(len(rollouts))
             if inserted:
                 rollouts.append(each)
@@ -234,6 +261,7 @@ class _Maker:
         return _fill(
             forest,
             trained,
+            critic if self.critic is not None else None,
             completion_ids=tuple(t.completion_id for t, _, _ in trained),
             transition_rollout=np.array(owner, np.int32),
             rollout_ids=tuple(t.rollout_id for t in rollouts),
@@ -270,28 +298,48 @@ class _Maker:
         )
 
 
-def _aligned(trajectory: Trajectory, advantages: ArrayLike) -> DoubleArray:
-    """Checked advantages of one trajectory (law 4)."""
+def _aligned(trajectory: Trajectory, advantages: ArrayLike) -> list[Advantage]:
+    """Checked advantages of one trajectory, by transition (law 4)."""
     values = np.asarray(advantages, np.float64)
-    if values.shape != (len(trajectory.transitions),):
+    transitions = trajectory.transitions
+    ends = np.cumsum([len(t.response_ids) for t in transitions], dtype=np.int64)
+    if values.shape not in ((len(transitions),), (int(ends[-1]) if len(ends) else 0,)):
         raise TrainerError(
-            f"rollout {trajectory.rollout_id} has {len(trajectory.transitions)} transitions and advantages of shape {values.shape}; "
-            "expected one advantage for each transition"
+            f"rollout {trajectory.rollout_id} has {len(transitions)} transitions and advantages of shape {values.shape}; "
+            f"expected one advantage for each transition, or one for each of the {int(ends[-1]) if len(ends) else 0} sampled tokens"
         )
     if np.isinf(values).any():
         raise TrainerError(f"rollout {trajectory.rollout_id} has an infinite advantage; expected a number, or NaN where it was not scored")
-    for t in trajectory.transitions:
-        lengths = {len(t.response_ids), len(t.versions), *(() if t.logprobs is None else (len(t.logprobs),))}
-        if len(lengths) > 1:
+    for t in transitions:
+        length = len(t.response_ids)
+        if len(t.versions) != length or (t.logprobs is not None and len(t.logprobs) != length):
             raise TrainerError(
                 f"completion {t.completion_id} has {len(t.response_ids)} tokens, {len(t.versions)} versions and "
                 f"{'no' if t.logprobs is None else len(t.logprobs)} logprobs; expected one of each for every token"
             )
-    return values
+    if len(values) == len(transitions):
+        return values.tolist()
+    found = np.split(values, ends[:-1])
+    for t, some in zip(transitions, found, strict=True):
+        if np.isnan(some).any() and not np.isnan(some).all():
+            raise TrainerError(
+                f"completion {t.completion_id} has an advantage for {int(np.isfinite(some).sum())} of its {len(some)} tokens; expected one "
+                "for all of them, or NaN throughout where it is not trained"
+            )
+    return list(found)
 
 
-def _reason(transition: Transition, advantage: float, demonstrations: bool) -> str | None:
-    """Why a transition cannot be trained; None: it can."""
+def _tokenwise(trajectory: Trajectory, critic: tuple[DoubleArray, DoubleArray]) -> list[tuple[DoubleArray, DoubleArray]]:
+    """Values and returns by transition."""
+    ends = np.cumsum([len(t.response_ids) for t in trajectory.transitions], dtype=np.int64)
+    for name, array in zip(("values", "returns"), critic, strict=True):
+        if array.shape != (int(ends[-1]) if len(ends) else 0,):
+            raise TrainerError(f"rollout {trajectory.rollout_id} has {name} of shape {array.shape}; expected one for each sampled token")
+    return list(zip(*(np.split(each, ends[:-1]) for each in critic), strict=True)) if len(ends) else []
+
+
+def _reason(transition: Transition, uncredited: str | None, demonstrations: bool) -> str | None:
+    """Why a transition cannot be trained; None: it can. `uncredited`: why it has no advantage."""
     if not transition.trained:
         return transition.reason or "not selected for training"
     if transition.demonstrated != demonstrations:
@@ -302,8 +350,8 @@ def _reason(transition: Transition, advantage: float, demonstrations: bool) -> s
         return f"{int((~np.isfinite(transition.logprobs)).sum())} of its logprobs are missing"
     if not transition.temperature > 0:
         return "sampled greedily"
-    if np.isnan(advantage):
-        return "not scored"
+    if uncredited is not None:
+        return uncredited
     if not len(transition.prompt_ids):
         return "no prompt predicts its first token"
     return None if len(transition.response_ids) else "no token was sampled"
@@ -317,7 +365,12 @@ def _lineage(trajectory: Trajectory, transition: Transition, inserted: dict[int,
     return None if before is None else inserted[before]
 
 
-def _fill(forest: Forest, trained: list[tuple[Transition, float, float]], **tables: object) -> Batch:
+def _fill(
+    forest: Forest,
+    trained: list[tuple[Transition, Advantage, float]],
+    critic: list[tuple[DoubleArray, DoubleArray]] | None,
+    **tables: object,
+) -> Batch:
     """Write the forest's tokens and what the transitions say about them into arrays."""
     segments = forest.segments()
     parent, position, end = structure(segments)
@@ -326,6 +379,7 @@ def _fill(forest: Forest, trained: list[tuple[Transition, float, float]], **tabl
     transition, version = np.full(size, -1, np.int32), np.full(size, -1, np.int32)
     logprob, temperature = np.full(size, np.nan, np.float32), np.full(size, np.nan, np.float32)
     advantage, weight = np.zeros(size), np.zeros(size)
+    expected, returns = np.full(size, np.nan), np.full(size, np.nan)
     at = 0
     for s in segments:
         to = at + len(s.tokens)
@@ -337,8 +391,10 @@ def _fill(forest: Forest, trained: list[tuple[Transition, float, float]], **tabl
                 logprob[at:to] = source.logprobs[part]
             version[at:to] = source.versions[part]
             temperature[at:to] = source.temperature
-            advantage[at:to] = value
+            advantage[at:to] = value[part] if isinstance(value, np.ndarray) else value
             weight[at:to] = each
+            if critic is not None:
+                expected[at:to], returns[at:to] = (of[part] for of in critic[s.transition])
         at = to
     arrays = {
         "token_ids": token_ids,
@@ -351,6 +407,7 @@ def _fill(forest: Forest, trained: list[tuple[Transition, float, float]], **tabl
         "temperature": temperature,
         "advantage": advantage,
         "weight": weight,
+        **({} if critic is None else {"value": expected, "returns": returns}),
     }
     for array in arrays.values():
         array.flags.writeable = False

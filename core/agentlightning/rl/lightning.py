@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Literal, cast
+
+import numpy as np
 
 from agentlightning.errors import ConfigError
 from agentlightning.registry import registry
-from agentlightning.rl.batch import make_batch
+from agentlightning.rl.advantage import Estimate, Needs, needs_of
+from agentlightning.rl.advantage.per_agent import PerAgent
+from agentlightning.rl.batch import Batch, Weight, make_batch
+from agentlightning.rl.episodes import Doubles, Episodes
 from agentlightning.rl.loss import LossSettings
 from agentlightning.settings import bind, build, build_loss
 
@@ -29,7 +35,10 @@ class LightningRL:
     credit: Part = "identical"
     """How much of the episode's return each transition earned."""
     advantage: Part = "grpo"
-    """Each return compared with its group."""
+    """Each return compared with others. A table without `name` has one for each agent: `{write = "grpo", check = "rloo", "*" = "rloo"}`."""
+    agent_weights: dict[str, float] = field(default_factory=dict[str, float])
+    """What the advantages of an agent (a name or pattern; the first that fits) are multiplied by; 1 for those that are not here. A credit
+    could scale returns, but then no baseline of another agent would fit them."""
     loss: Part | LossSettings = "ppo_clip"
     weight: Literal["rollout", "token", "constant"] = "rollout"
     """What a token weighs: each rollout's tokens sum to one; every token the same; divided by the constant `length`."""
@@ -37,10 +46,8 @@ class LightningRL:
     """L of `weight = "constant"`."""
 
     def __post_init__(self) -> None:
-        if self.group_size < 2:
-            raise ConfigError(
-                f"algorithm.group_size is {self.group_size}; advantages compare the rollouts of a group, so it must be at least 2"
-            )
+        if self.group_size < 1:
+            raise ConfigError(f"algorithm.group_size is {self.group_size}; it must be at least 1")
         if self.weight not in ("rollout", "token", "constant"):
             raise ConfigError(f"algorithm.weight is {self.weight!r}; it must be 'rollout', 'token' or 'constant'")
         if (self.weight == "constant") != (self.length is not None):
@@ -48,24 +55,95 @@ class LightningRL:
         if self.length is not None and self.length < 1:
             raise ConfigError(f"algorithm.length is {self.length}; it must be at least 1")
 
+        for name, weight in self.agent_weights.items():
+            if not math.isfinite(weight):
+                raise ConfigError(f"algorithm.agent_weights.{name} is {weight}; expected a finite number")
+
     def parts(self) -> tuple[Callable[..., Any], Callable[..., Any], LossSettings]:
         """Credit, advantage and loss, with their settings bound and checked. Imports no trainer."""
-        return (
-            bind("credits", self.credit, where="algorithm.credit"),
-            bind("advantages", self.advantage, where="algorithm.advantage"),
-            build_loss(self.loss, where="algorithm.loss"),
-        )
+        credit = bind("credits", self.credit, where="algorithm.credit")
+        advantage = self._advantage()
+        if needs_of(advantage).group and self.group_size < 2:
+            raise ConfigError(
+                f"algorithm.group_size is {self.group_size}, and algorithm.advantage {_named(self.advantage)} compares the rollouts of a "
+                "group; use 2 or more, or an advantage that compares none (reinforce, reinforce_pp, gae)"
+            )
+        return credit, advantage, build_loss(self.loss, where="algorithm.loss")
+
+    @property
+    def needs(self) -> Needs:
+        """What the advantage asks of the run."""
+        return needs_of(self._advantage())
+
+    def _advantage(self) -> Callable[..., Any]:
+        part = self.advantage
+        if isinstance(part, Mapping) and "name" not in part:
+            if not part:
+                raise ConfigError("algorithm.advantage is an empty table; expected a name, or one for each agent")
+            parts = cast("Mapping[str, Any]", part).items()
+            return PerAgent({key: bind("advantages", each, where=f"algorithm.advantage.{key}") for key, each in parts})
+        return bind("advantages", part, where="algorithm.advantage")
 
     async def run(self, session: Session) -> None:
         """Train until the session's last step, or until it is stopped."""
         credit, advantage, loss = self.parts()
+        critic = self.needs.critic
         for step in session.steps():
             trajectories = await session.collect(step, session.next_tasks(), self.group_size)
-            returns = credit(trajectories)
-            advantages = advantage(trajectories, returns)
-            batch = make_batch(trajectories, advantages, weight=self.weight, length=self.length)
+            episodes = Episodes.of(trajectories)
+            returns = credit(episodes)
+            if critic:
+                scored = make_batch(trajectories, [np.where(np.isnan(each), np.nan, 1.0) for each in episodes.split(returns)])
+                episodes = with_values(episodes, scored, await session.values(scored))
+            estimate = self.estimate(episodes, returns, advantage(episodes, returns))
+            batch = learner_batch(episodes, estimate, weight=self.weight, length=self.length)
             metrics = await session.update(batch, loss)
-            await session.finish_step(step, trajectories, returns, advantages, batch, metrics)
+            await session.finish_step(step, trajectories, episodes.split(returns), episodes.split(estimate.advantage), batch, metrics)
+
+    def estimate(self, episodes: Episodes, returns: Doubles, made: Any) -> Estimate:
+        """What an advantage gave, checked, with the weights of the agents."""
+        estimate = (
+            made if isinstance(made, Estimate) else Estimate(np.asarray(made, np.float64), np.full(int(episodes.tokens.sum()), np.nan))
+        )
+        try:
+            per_token = episodes.per_token(estimate.advantage)
+        except ValueError as error:
+            raise ConfigError(f"algorithm.advantage {_named(self.advantage)} gave {error}") from error
+        if not self.agent_weights:
+            return estimate
+        weight, left = np.ones(episodes.transitions), np.ones(episodes.transitions, np.bool_)
+        for pattern, value in self.agent_weights.items():
+            chosen = left & episodes.acts(pattern)
+            weight[chosen], left = value, left & ~chosen
+        return replace(estimate, advantage=per_token * np.repeat(weight, episodes.tokens))
+
+
+def with_values(episodes: Episodes, batch: Batch, values: Doubles) -> Episodes:
+    """The episodes with what the critic said of each token of a batch of them; what it was not asked for is not to be trained."""
+    number = {t.completion_id: k for k, t in enumerate(t for each in episodes.trajectories for t in each.transitions)}
+    offsets, found = episodes.offsets, np.full(int(episodes.tokens.sum()), np.nan)
+    chosen = np.zeros(episodes.transitions, np.bool_)
+    for name, said in batch.by_transition(values).items():
+        k = number[name]
+        chosen[k] = True
+        found[offsets[k] : offsets[k + 1]] = said
+    return replace(episodes.only(chosen), values=found)
+
+
+def learner_batch(episodes: Episodes, estimate: Estimate, *, weight: Weight, length: int | None) -> Batch:
+    """The batch of an estimate, with values and targets where there is a critic."""
+    split = episodes.split
+    if episodes.values is None:
+        return make_batch(episodes.trajectories, split(estimate.advantage), weight=weight, length=length)
+    critic = list(zip(split(episodes.values), split(estimate.target), strict=True))
+    return make_batch(episodes.trajectories, split(estimate.advantage), weight=weight, length=length, critic=critic)
+
+
+def _named(part: Any) -> str:
+    if isinstance(part, Mapping):
+        table = cast("Mapping[str, Any]", part)
+        part = table.get("name", ", ".join(f"{key} = {_named(each)}" for key, each in table.items()))
+    return repr(part if isinstance(part, str) else getattr(part, "__qualname__", part))
 
 
 def algorithm_from(table: Mapping[str, Any]) -> Any:

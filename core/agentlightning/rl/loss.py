@@ -1,14 +1,19 @@
 """Settings of the losses. A trainer implements the losses that it names in its `Capabilities`; the formulas stand here.
 
-With lp the trainer's log-probability of a sampled token, old its log-probability before the first optimiser step of the batch,
-rho = exp(lp - old), A the token's advantage and w its weight, a loss is the sum over trained tokens of w * term.
+With lp the trainer's log-probability of a sampled token, old its log-probability before the first optimiser step of the batch, rho = exp(lp
+- old), A the token's advantage, w its weight in the batch and c its correction, a loss is the sum over trained tokens of w * (c * term + kl
+* K - entropy * H): K estimates the KL divergence from a reference, H is the entropy of the distribution that the token was sampled from.
+Tokens of groups without signal are in no term of it.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from typing import Literal
 
 from agentlightning.errors import ConfigError
+from agentlightning.rl.correction import Correction, Level
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,8 +25,33 @@ class LossSettings:
     """Passes over the batch."""
     minibatches: int = 1
     """Optimiser steps in a pass; rollouts are dealt over them in batch order."""
+    kl: float = 0.0
+    """Weight of the divergence from the reference: the model that the run began with (for LoRA the model without its adapter)."""
+    kl_estimator: Literal["k1", "k2", "k3"] = "k3"
+    """K, with d = lp - reference's lp: k1 = d, k2 = d^2 / 2, k3 = exp(-d) - 1 + d. The mean of k1 and of k3 is the divergence, the gradient
+    of k2 is its gradient; that of k1 is 0 on average, so k1 only measures. Source: joschu.net/blog/kl-approx.html."""
+    entropy: float = 0.0
+    """Weight of the entropy, which is raised by it."""
+    correction: Correction | None = None
+    """c, for what lies between who sampled and who trains; absent: 1."""
+
+    @property
+    def ratio_over(self) -> Level:
+        """Whose ratio rho is: the token's own, or the geometric mean over its turn or attempt, with the gradient of the token's."""
+        return "token"
+
+    @property
+    def extras(self) -> frozenset[str]:
+        """The settings of every loss that are in use; a trainer names those that it honours in its `Capabilities`."""
+        used = {"kl": bool(self.kl), "entropy": bool(self.entropy), "correction": self.correction is not None}
+        return frozenset(name for name, on in used.items() if on)
 
     def __post_init__(self) -> None:
+        for key in ("kl", "entropy"):
+            if not (getattr(self, key) >= 0 and math.isfinite(getattr(self, key))):
+                raise ConfigError(f"loss.{key} is {getattr(self, key)}; it must be 0 (off) or more")
+        if self.kl_estimator not in ("k1", "k2", "k3"):
+            raise ConfigError(f"loss.kl_estimator is {self.kl_estimator!r}; expected 'k1', 'k2' or 'k3'")
         for key in ("epochs", "minibatches"):
             if getattr(self, key) < 1:
                 raise ConfigError(f"loss.{key} is {getattr(self, key)}; it must be at least 1")
@@ -45,6 +75,31 @@ class PPOClip(LossSettings):
         _check_clip(self.clip_low, self.clip_high)
         if self.dual_clip is not None and not self.dual_clip > 1:
             raise ConfigError(f"loss.dual_clip is {self.dual_clip}; it must be above 1 (3.0 is usual), or absent")
+
+
+@dataclass(frozen=True, kw_only=True)
+class GSPO(LossSettings):
+    """term = -min(rho A, clip(rho, 1 - clip_low, 1 + clip_high) A), where rho = exp(mean of lp - old over the sequence). Source: arXiv
+    2507.18071.
+
+    A sequence is one reply (`turn`), or all replies of an attempt. Which weigh the same is the batch's: with `weight = "rollout"` attempts
+    do.
+    """
+
+    name: str = "gspo"
+    sequence: Literal["turn", "attempt"] = "turn"
+    clip_low: float = 3e-4
+    clip_high: float = 4e-4
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_clip(self.clip_low, self.clip_high)
+        if self.sequence not in ("turn", "attempt"):
+            raise ConfigError(f"loss.sequence is {self.sequence!r}; expected 'turn' or 'attempt'")
+
+    @property
+    def ratio_over(self) -> Level:
+        return self.sequence
 
 
 @dataclass(frozen=True, kw_only=True)

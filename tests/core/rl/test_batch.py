@@ -154,7 +154,7 @@ def test_every_sampled_token_that_is_not_trained_is_named_with_a_reason():
         ("c0", 2, "agent 'judge' is not selected"),
         ("c1", 1, "no logprobs were recorded"),
         ("c2", 2, "1 of its logprobs are missing"),
-        ("c3", 1, "not scored"),
+        ("c3", 1, "earned no credit"),
         ("c4", 1, "no prompt predicts its first token"),
         ("c5", 1, "sampled greedily"),
         ("q", 2, "group without signal"),
@@ -194,14 +194,38 @@ def test_constant_weights_need_a_length():
 
 def test_arrays_that_do_not_fit_are_refused_by_name():
     each = [trajectory(0, transition(0, [1], [2, 3]))]
-    with pytest.raises(TrainerError, match=r"gr0 has 1 transitions and advantages of shape \(2,\)"):
-        make_batch(each, [[1, 2]])
+    with pytest.raises(TrainerError, match=r"gr0 has 1 transitions and advantages of shape \(3,\)"):
+        make_batch(each, [[1, 2, 3]])
+    with pytest.raises(TrainerError, match=r"c0 has an advantage for 1 of its 2 tokens"):
+        make_batch(each, [[1, np.nan]])
+    with pytest.raises(TrainerError, match=r"gr0 has returns of shape \(1,\)"):
+        make_batch(each, [[1]], critic=[(np.zeros(2), np.zeros(1))])
     with pytest.raises(TrainerError, match="infinite"):
         make_batch(each, [[np.inf]])
     with pytest.raises(TrainerError, match="expected one for each"):
         make_batch(each, [])
     with pytest.raises(TrainerError, match="c0 has 2 tokens, 2 versions and 1 logprobs"):
         make_batch([trajectory(0, transition(0, [1], [2, 3], logprobs=np.array([-1], np.float32)))], [[1]])
+
+
+def test_advantages_values_and_returns_of_tokens_stand_at_their_tokens():
+    """Two turns of which the second goes on from the first, and a rollout that shares the prompt."""
+    each = [
+        trajectory(0, transition(0, [1, 2], [3, 4]), transition(1, [1, 2, 3, 4, 5], [6, 7])),
+        trajectory(1, transition(0, [1, 2], [8], id="other")),
+    ]
+    tokens = [np.array([0.1, 0.2, 0.3, 0.4]), np.array([-0.5])]
+    critic = [(10 * t, 100 * t) for t in tokens]
+    batch = make_batch(each, tokens, critic=critic)
+    assert batch.value is not None
+    assert batch.returns is not None
+    for ids, want in (([3, 4, 6, 7], tokens[0]), ([8], tokens[1])):
+        places = [batch.token_ids.tolist().index(t) for t in ids]
+        for array, scale in ((batch.advantage, 1), (batch.value, 10), (batch.returns, 100)):
+            np.testing.assert_array_equal(array[places], scale * want)
+    assert np.isnan(batch.value[~batch.trained]).all()
+    again = batch.by_transition(batch.advantage)
+    assert {name: some.tolist() for name, some in again.items()} == {"c0": [0.1, 0.2], "c1": [0.3, 0.4], "other": [-0.5]}
 
 
 def test_a_single_path_longer_than_a_pack_is_refused_by_name():

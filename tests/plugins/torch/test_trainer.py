@@ -117,7 +117,7 @@ async def test_the_difference_between_engine_and_trainer_is_measured(files: Mode
         _, metrics = await trainer.step(batch, PPOClip())
     async with training(files) as trainer:
         with torch.no_grad():
-            ((scores, _),) = list(trainer._scores(batch, None, _measured(batch)))
+            ((scores, _),) = list(trainer._scores(trainer.weights.model, batch, None, False))
         recorded = batch.logprob.copy()
         recorded[scores.index] = scores.logprob.numpy()
         agreed = replace(batch, logprob=recorded)
@@ -127,12 +127,6 @@ async def test_the_difference_between_engine_and_trainer_is_measured(files: Mode
     gap = recorded[scores.index].astype(np.float64) + 4.0
     assert metrics["logprob_diff_mean"] == pytest.approx(np.abs(gap).mean(), rel=1e-5)
     assert metrics["logprob_diff_kl"] == pytest.approx((np.exp(gap) - 1 - gap).mean(), rel=1e-5)
-
-
-def _measured(batch: Batch):
-    from agentlightning_torch.trainer import Measured
-
-    return Measured(batch, PPOClip())
 
 
 async def test_a_batch_without_signal_trains_nothing(files: ModelFiles):
@@ -174,17 +168,15 @@ async def test_several_epochs_and_minibatches_take_several_steps_of_one_version(
 async def test_minibatches_without_movement_add_up_to_the_full_gradient(files: ModelFiles):
     async with training(files) as trainer:
         batch, grads = two_turns(), []
-        for parts in ([None], [[0, 2], [1, 3]]):
+        for count in (1, 2):
             trainer.optimizer.zero()
-            for part in parts:
-                trainer._gradient(batch, part, CISPO_TERM, 1.0, _measured(batch), keep_old=False)
-            grads.append({n: p.grad.clone() for n, p in trainer.optimizer.parameters.items()})
+            update = trainer._update(batch, CISPO(minibatches=count))
+            update.prepare()
+            for part in range(count):
+                update.gradient(part)
+            grads.append({n: p.grad / count for n, p in trainer.optimizer.parameters.items()})
         for name, value in grads[0].items():
             torch.testing.assert_close(value, grads[1][name], rtol=1e-4, atol=1e-6)
-
-
-def CISPO_TERM(logprob, old, advantage):
-    return -advantage * logprob
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -225,8 +217,8 @@ async def test_a_gradient_that_is_not_finite_leaves_weights_and_moments_untouche
 
 async def test_an_unknown_loss_is_refused_by_name(files: ModelFiles):
     async with training(files) as trainer:
-        with pytest.raises(UnsupportedSetting, match="'gspo' is unknown to trainer 'torch'; it knows cispo, ppo_clip"):
-            await trainer.step(two_turns(), LossSettings(name="gspo"))
+        with pytest.raises(UnsupportedSetting, match="'gpso', which trainer 'torch' does not have; it has: cispo, gspo, ppo_clip"):
+            await trainer.step(two_turns(), LossSettings(name="gpso"))
         assert {"ppo_clip", "cispo"} <= trainer.capabilities.losses
 
 

@@ -15,6 +15,7 @@ from agentlightning.model import Policy, Task, Trajectory, Transition
 from agentlightning.models import ModelFiles, Share
 from agentlightning.rl.batch import Batch, make_batch
 from agentlightning.rl.loss import LossSettings
+from agentlightning.trainer import Capabilities
 from agentlightning_torch.trainer import Settings as TorchSettings
 from agentlightning_torch.trainer import TorchTrainer
 from agentlightning_verl.settings import Settings as VerlSettings
@@ -86,6 +87,10 @@ class Both:
         own: Any = TorchSettings(lr=settings.lr, device="cpu", dtype="float32")
         beside = await TorchTrainer.create(model, own, {})
         return cls(await VerlTrainer.create(model, VerlSettings(python=PYTHON, lr=settings.lr, device="cpu"), share), beside)
+
+    @classmethod
+    def offers(cls, settings: BothSettings) -> Capabilities:
+        return VerlTrainer.offers(VerlSettings())
 
     @property
     def policy(self) -> Policy:

@@ -1,0 +1,48 @@
+"""An advantage of its own for each agent."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from agentlightning.errors import ConfigError
+from agentlightning.rl.advantage import Estimate, Needs, needs_of
+from agentlightning.rl.episodes import Doubles, Episodes
+
+Advantage = Callable[[Episodes, Doubles], Any]
+
+
+class PerAgent:
+    """Names or patterns (`fnmatch`) of agents, each with its advantage; the first that fits counts.
+
+    Baselines stay over the rollouts of the full group; what is taken over tokens (`reinforce_pp`, `gae`) is taken over the agent's own.
+    """
+
+    def __init__(self, parts: Mapping[str, Advantage]) -> None:
+        self.parts = dict(parts)
+        self.needs = Needs()
+        for each in self.parts.values():
+            self.needs |= needs_of(each)
+
+    def __call__(self, episodes: Episodes, returns: Doubles) -> Estimate:
+        """Raises `ConfigError` for an agent that is trained and fits no name."""
+        advantage = np.full(int(episodes.tokens.sum()), np.nan)
+        target = advantage.copy()
+        left = episodes.trained.copy()
+        for pattern, part in self.parts.items():
+            chosen = left & episodes.acts(pattern)
+            left &= ~chosen
+            made = part(episodes.only(chosen), returns)
+            estimate = made if isinstance(made, Estimate) else Estimate(made, np.full(len(target), np.nan))
+            mine = np.repeat(chosen, episodes.tokens)
+            advantage[mine] = episodes.per_token(estimate.advantage)[mine]
+            target[mine] = estimate.target[mine]
+        if (left & np.isfinite(returns)).any():
+            name = episodes.agents[int(episodes.agent[left][0])]
+            raise ConfigError(
+                f"algorithm.advantage names {', '.join(map(repr, self.parts))}, and agent {name!r} is trained as well; add it, or "
+                "'*' for all others"
+            )
+        return Estimate(advantage, target)

@@ -1,0 +1,12 @@
+"""Earlier calls earn less."""
+
+from __future__ import annotations
+
+from agentlightning.rl.credit.to_go import check_gamma, to_go
+from agentlightning.rl.episodes import Doubles, Episodes
+
+
+def discounted(episodes: Episodes, *, gamma: float = 0.95) -> Doubles:
+    """G_t = r_t + gamma G_{t+1}, where R counts as a reward of the last call. Source: AReaL, `apply_reward_discount`."""
+    check_gamma(gamma)
+    return to_go(episodes, gamma, episodes.outcome)

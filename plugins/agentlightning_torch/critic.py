@@ -1,0 +1,35 @@
+"""A value head on the policy's last hidden state.
+
+It reads that state without passing a gradient back: what the critic learns does not change the policy, which shares its weights with the
+engine. It has an optimiser of its own, and its weights are float32. The last layer starts at zero, so a fresh critic expects nothing.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from agentlightning_torch.forward import plain
+
+
+class ValueHead(nn.Module):
+    """Hidden states (tokens, hidden) to values (tokens,)."""
+
+    def __init__(self, hidden: int, seed: int) -> None:
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            self.inner = nn.Linear(hidden, hidden)
+            self.outer = nn.Linear(hidden, 1)
+        nn.init.zeros_(self.outer.weight)
+        nn.init.zeros_(self.outer.bias)
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        return self.outer(torch.tanh(self.inner(hidden.detach().float())))[..., 0]
+
+
+def hidden_size(model: Any) -> int:
+    """Of what the model's head reads."""
+    return int(plain(model).get_output_embeddings().weight.shape[1])

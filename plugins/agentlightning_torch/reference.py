@@ -1,0 +1,33 @@
+"""The policy that a run began with, for the KL divergence: the model without its LoRA adapter, or a second copy of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from transformers import AutoModelForCausalLM
+
+from agentlightning_torch.weights import Weights, no_bars
+
+
+class Reference:
+    """Loaded at its first use, and never changed."""
+
+    def __init__(self, weights: Weights) -> None:
+        self._weights = weights
+        self._copy: Any = None
+
+    @contextmanager
+    def model(self) -> Iterator[Any]:
+        """The reference, within the block. The caller holds the weights' lock."""
+        weights = self._weights
+        if hasattr(weights.model, "disable_adapter"):
+            with weights.model.disable_adapter():
+                yield weights.model
+            return
+        if self._copy is None:
+            with no_bars():
+                found = AutoModelForCausalLM.from_pretrained(weights.files.path, dtype=weights.dtype, attn_implementation="sdpa")
+            self._copy = found.to(weights.device).eval().requires_grad_(False)
+        yield self._copy

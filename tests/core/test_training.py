@@ -545,3 +545,28 @@ def test_a_loss_with_a_term_of_its_own_is_refused_where_the_trainer_takes_none(m
             tasks=TASKS,
             **settings(model, tmp_path, steps=1, trainer=trainer, algorithm=agl.LightningRL(group_size=2, loss=f"{__name__}:OwnTerm")),
         )
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ({"algorithm": {"name": "lightning", "advantage": "gae"}}, r"algorithm\.advantage needs a critic, .* set trainer\.critic = true"),
+        (
+            {"algorithm": {"name": "lightning", "loss": {"name": "ppo_clip", "kl": 0.1}}, "trainer": {"name": "verl"}},
+            r"algorithm\.loss\.kl is set, and trainer 'verl' does not honour it",
+        ),
+        (
+            {"algorithm": {"name": "lightning", "loss": "gspo"}, "trainer": {"name": "verl"}},
+            r"algorithm\.loss is 'gspo', which trainer 'verl'",
+        ),
+        ({"algorithm": {"name": "lightning", "advantage": "gae"}, "trainer": {"name": "verl"}}, "verl's critic is not used"),
+        ({"algorithm": {"name": "lightning", "group_size": 1}}, r"group_size is 1, and algorithm\.advantage 'grpo' compares"),
+        ({"algorithm": {"name": "lightning", "loss": {"name": "cispo", "clip_high": -0.1}}}, r"loss\.clip_high is -0\.1"),
+        ({"algorithm": {"name": "lightning", "advantage": "gppo"}}, "grpo"),
+    ],
+)
+def test_what_a_run_cannot_do_is_one_line_before_any_model_loads(more: dict[str, Any], said: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=said) as raised:
+        agl.train(two_turns, tasks=TASKS, **settings("a model that is nowhere", tmp_path, **more))
+    assert "\n" not in str(raised.value)
+    assert RunFolder.all(tmp_path) == []

@@ -1,0 +1,90 @@
+"""Each algorithm teaches the tiny model the tiny tool task: greedy reward from under 0.3 to over 0.8, on fixed seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from openai import AsyncOpenAI
+
+import agentlightning as agl
+from agentlightning.tracking import read_metrics
+from agentlightning_torch.testing import tiny_model
+
+TASKS = [{"id": str(n), "text": text} for n, text in enumerate(["abc", "xyz", "hello", "12+3", "why?", "one two"])]
+ALGORITHMS: dict[str, dict[str, Any]] = {
+    "grpo": {"advantage": "grpo"},
+    "rloo": {"advantage": "rloo"},
+    "cispo": {"advantage": "rloo", "loss": {"name": "cispo", "minibatches": 2}},
+    "gspo": {"advantage": "grpo", "loss": {"name": "gspo", "minibatches": 2}},
+    "ppo": {"advantage": {"name": "gae", "lam": 0.95}, "loss": {"name": "ppo_clip", "epochs": 2, "minibatches": 2}},
+}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return tiny_model(tmp_path_factory.mktemp("model") / "tiny").path
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def look_up(word: str) -> str:
+    """A tool that takes letters."""
+    return f"found {word[:8]}" if word[:8].isalpha() else f"error: {word[:8]!r} is no word"
+
+
+async def tool_task(task: Any, llm: agl.LLM) -> float:
+    """A call of a tool, then an answer that has its result. The reward is the part of the first characters of both that are letters."""
+    async with AsyncOpenAI(base_url=llm.base_url, api_key=llm.api_key, max_retries=0) as client:
+        messages: list[Any] = [{"role": "user", "content": task["text"]}]
+        call = (await client.chat.completions.create(model=llm.model, messages=messages, max_tokens=8)).choices[0].message.content or ""
+        messages += [{"role": "assistant", "content": call}, {"role": "user", "content": look_up(call)}]
+        answer = (await client.chat.completions.create(model=llm.model, messages=messages, max_tokens=8)).choices[0].message.content or ""
+    return sum(each.isalpha() for text in (call, answer) for each in text[:8]) / 16
+
+
+def train(model: str, folder: Path, algorithm: dict[str, Any], **more: Any) -> agl.Run:
+    critic = isinstance(algorithm.get("advantage"), dict) and algorithm["advantage"]["name"] == "gae"
+    return agl.train(
+        tool_task,
+        tasks=TASKS,
+        val_tasks=TASKS,
+        model=model,
+        folder=folder,
+        name="tiny",
+        **{
+            "steps": 16,
+            "tasks_per_step": 4,
+            "algorithm": {"name": "lightning", "group_size": 8, **algorithm},
+            "trainer": {"name": "torch", "lr": 1e-3, "critic": critic},
+            "engine": {"name": "torch", "device": "cpu", "dtype": "float32"},
+            "evaluate": {"every": 0, "samples": 4},
+            "checkpoints": {"every": 0},
+            "progress": False,
+            **more,
+        },
+    )
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_an_algorithm_raises_the_greedy_reward_of_the_tiny_tool_task(name: str, model: str, tmp_path: Path) -> None:
+    run = train(model, tmp_path, ALGORITHMS[name])
+    greedy = run.result["held_out"]["greedy"]
+    print(name, run.result["held_out"], run.result["seconds"])
+    assert greedy["before"] < 0.3
+    assert greedy["after"] > 0.8
+    rows = [row for row in read_metrics(run.folder)[0] if "loss" in row]
+    if name == "ppo":
+        assert all({"value_loss", "explained_variance"} <= row.keys() for row in rows if row["step"] > 1)
+    if name != "grpo":
+        return
+    assert all(row["trained_fraction"] == 1 for row in rows)

@@ -84,7 +84,14 @@ def register_algorithms(register: Register) -> None:
 
 
 @hookimpl
+def register_filters(register: Register) -> None:
+    register("signal", "agentlightning.rl.filters:signal", summary="groups whose outcomes differ")
+    register("difficulty", "agentlightning.rl.filters:difficulty", summary="groups whose mean outcome is neither low nor high")
+
+
+@hookimpl
 def register_samplers(register: Register) -> None:
+    register("curriculum", "agentlightning.curriculum:Curriculum", summary="more often those tasks whose rewards differ most")
     register("epochs", "agentlightning.tasks:Epochs", summary="a new random order each epoch, without replacement")
     register("in_order", "agentlightning.tasks:InOrder", summary="as they stand in the file, again and again")
 

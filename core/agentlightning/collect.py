@@ -88,8 +88,12 @@ class Collector:
             if not states and len(self._whole) == whole:
                 await self._change(self._cursor)
         except BaseException:
-            await self._store.cancel([each for each in self._group_of if each not in self._done])
+            await self.cancel()
             raise
+
+    async def cancel(self) -> None:
+        """Cancel everything under way."""
+        await self._store.cancel([each for each in self._group_of if each not in self._done])
 
     async def _take_in(self, state: RolloutState) -> None:
         rollout_id = state.rollout.id

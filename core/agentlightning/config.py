@@ -12,7 +12,7 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any, cast, get_args
+from typing import Any, Literal, cast, get_args
 
 import tomli_w
 
@@ -26,6 +26,7 @@ from agentlightning.tasks import is_reference
 
 __all__ = [
     "CheckpointConfig",
+    "CollectionConfig",
     "Config",
     "EvaluateConfig",
     "SamplingConfig",
@@ -96,6 +97,35 @@ class CheckpointConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class CollectionConfig:
+    """Which rollouts make up a step, and which of their replies are trained."""
+
+    max_staleness: int = 0
+    """Steps of training that may lie between sampling a token and training it. 0: a step's rollouts begin after the step before it. Above
+    0 rollouts go on while the trainer steps, with as many groups ahead, and the engine has weights of its own, which change under running
+    agents; replies with an older token are left out and counted."""
+    keep: JSON = None
+    """Which groups are kept, by a filter: `signal` (outcomes differ), `difficulty` (`{name = "difficulty", low = 0.1, high = 0.9}`), or a
+    function of one's own; absent: all. What is turned away is not trained, and counts in every denominator."""
+    refill: int = 0
+    """Groups at most that a step starts in place of those turned away."""
+    truncated: Literal["train", "drop"] = "train"
+    """What becomes of replies that a limit of tokens cut off. (To penalise them, give them a reward.)"""
+    overlong: Literal["error", "drop"] = "error"
+    """What becomes of a conversation longer than the trainer takes (`trainer.max_tokens`): the run stops with an error, or its replies
+    beyond are left out and counted. One longer than the model's context is refused at the gateway, and is the agent's failure
+    (`runner.on_failure`)."""
+
+    def __post_init__(self) -> None:
+        _at_least("collection", self, max_staleness=0, refill=0)
+        for key, choices in {"truncated": ("train", "drop"), "overlong": ("error", "drop")}.items():
+            if getattr(self, key) not in choices:
+                raise ConfigError(f"collection.{key} is {getattr(self, key)!r}; expected {' or '.join(map(repr, choices))}")
+        if self.refill and self.keep is None:
+            raise ConfigError(f'collection.refill is {self.refill}, and nothing is turned away; set collection.keep = "signal"')
+
+
+@dataclass(frozen=True, kw_only=True)
 class Config:
     """A training run."""
 
@@ -128,6 +158,7 @@ class Config:
     engine: dict[str, JSON] = field(default_factory=lambda: {"name": "torch"})
     trainer: dict[str, JSON] = field(default_factory=lambda: {"name": "torch"})
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    collection: CollectionConfig = field(default_factory=CollectionConfig)
     runner: RunnerSettings = field(default_factory=RunnerSettings)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     checkpoints: CheckpointConfig = field(default_factory=CheckpointConfig)
@@ -211,6 +242,8 @@ def check_names(config: Config, plugins: Registry | None = None) -> None:
                 plugins.entry(kind, name)
     with _at("sampler"):
         plugins.load("samplers", config.sampler)
+    if config.collection.keep is not None:
+        bind("filters", config.collection.keep, where="collection.keep", plugins=plugins)
     with _at("algorithm"):
         algorithm = plugins.load("algorithms", config.algorithm["name"])
     table = dict(config.algorithm)

@@ -62,8 +62,9 @@ class Engine(Protocol):
         ...
 
     async def load(self, policy: Policy) -> dict[str, float]:
-        """Serve another version. Replies under way are finished first (`pause`), caches of the old weights are dropped. Returns what was
-        measured of it, by name; empty where nothing was. Raises `EngineError` when the weights are not served."""
+        """Serve another version. Replies under way are finished first (`pause`), or go on with the new weights, each token stamped with the
+        version that sampled it; caches of the old weights are dropped. Returns what was measured of it, by name; empty where nothing was.
+        Raises `EngineError` when the weights are not served."""
         ...
 
     async def pause(self) -> None:

@@ -17,15 +17,17 @@ Kind = Literal["sampled", "greedy"]
 KINDS: tuple[Kind, ...] = ("sampled", "greedy")
 
 
-def new_rollout(config: Config, task: Task, mode: Mode, group: str, index: int, step: int, temperature: float | None = None) -> Rollout:
-    """A rollout as a config has it; without a temperature, at that of training."""
+def new_rollout(
+    config: Config, task: Task, mode: Mode, group: str, index: int, step: int, temperature: float | None = None, *, seed: int | None = None
+) -> Rollout:
+    """A rollout as a config has it; without a temperature, at that of training, without a seed, with that of the run."""
     return Rollout(
         task=task,
         mode=mode,
         group=group,
         index=index,
         step=step,
-        seed=config.seed,
+        seed=config.seed if seed is None else seed,
         sampling=Sampling(
             temperature=config.sampling.temperature if temperature is None else temperature, max_tokens=config.sampling.max_tokens
         ),

@@ -45,7 +45,9 @@ def register_stores(register: Register) -> None:
 @hookspec
 def register_engines(register: Register) -> None:
     """Engines. Target: a class with `Settings` (a frozen dataclass) and
-    `async create(model: ModelFiles, settings: Settings, share: Share) -> Engine`. With `remote = True` its model is no files of ours:
+    `async create(model: ModelFiles, settings: Settings, share: Share) -> Engine`. One that can share the trainer's weights has a setting
+    `copy_weights`, which where it is None becomes whether rollouts go on while the trainer steps. With `remote = True` its model is no
+    files of ours:
     `model.path` is empty, and training is refused."""
 
 
@@ -91,8 +93,15 @@ def register_corrections(register: Register) -> None:
 
 
 @hookspec
+def register_filters(register: Register) -> None:
+    """Which groups of rollouts are trained (`collection.keep`). Target: `keep(group, **settings) -> bool`, with the trajectories of one
+    group."""
+
+
+@hookspec
 def register_samplers(register: Register) -> None:
-    """Orders of tasks. Target: a class made with `(tasks, seed)` that has `next(count)`, `state()` and `restore(state)`."""
+    """Orders of tasks. Target: a class made with `(tasks, seed)` that has `next(count)`, `state()` and `restore(state)`; a curriculum also
+    has `learn(task_id, rewards)`, which is told the rewards of each group of a finished step."""
 
 
 @hookspec

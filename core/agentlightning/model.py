@@ -300,6 +300,8 @@ class Transition(Value):
     """Index of the transition whose tokens this prompt starts with."""
     demonstrated: bool = False
     """Whether the response is a demonstration, which nobody sampled: it belongs in no ratio."""
+    truncated: bool = False
+    """Whether a limit of tokens, or the context, ended the response."""
     trained: bool = True
     """False: it is context and evidence only; `reason` says why."""
     reason: str | None = None

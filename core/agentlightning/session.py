@@ -22,7 +22,8 @@ from agentlightning.collect import Collector, Stopped
 from agentlightning.config import Config
 from agentlightning.engine import Engine
 from agentlightning.errors import AgentError, EngineError, JoinError, NonFinite
-from agentlightning.evaluation import evaluation_rollouts, held_out, new_rollout
+from agentlightning.evaluation import evaluation_rollouts, held_out
+from agentlightning.gather import Counts, Gatherer
 from agentlightning.handover import Handover
 from agentlightning.model import Task, Trajectory
 from agentlightning.progress import Progress
@@ -50,6 +51,7 @@ class Session:
         trainer: Trainer,
         handover: Handover,
         sampler: Sampler,
+        tasks: Sequence[Task],
         val_tasks: Sequence[Task],
         folder: RunFolder,
         tracker: Any,
@@ -65,6 +67,18 @@ class Session:
         self._folder, self._tracker, self._progress = folder, tracker, progress
         self._stop = stop
         self._collector = Collector(store, runners, stop, progress, agents=config.agents, reward_weights=config.reward_weights)
+        self._ahead = config.collection.max_staleness > 0
+        """Whether rollouts go on while the trainer steps; then the engine has weights of its own."""
+        self._gatherer = Gatherer(
+            config,
+            self._collector,
+            sampler,
+            {task.id: task for task in tasks},
+            longest=trainer.capabilities.max_tokens,
+            left=state.extra.get("pending", ()),
+        )
+        self._counts: Counts = {}
+        """Of the gathering of this step."""
         self._began = time.monotonic() - state.seconds
         self._step_began = time.monotonic()
         self._times: dict[str, float] = {}
@@ -90,23 +104,14 @@ class Session:
             self._times = {}
             yield step
 
-    def next_tasks(self) -> list[Task]:
-        """The tasks of the next step."""
-        return self._sampler.next(self.config.tasks_per_step)
-
-    async def collect(self, step: int, tasks: Sequence[Task], group_size: int) -> list[Trajectory]:
-        """Have the runners do `group_size` rollouts of each task; in the order of tasks and group index."""
-        # A resumed run starts with an empty prefix cache, and what is cached changes bits: every step starts with an empty one.
-        await self.engine.load(self.engine.policy)
+    async def collect(self, step: int, group_size: int) -> list[Trajectory]:
+        """The trajectories of a step, `group_size` rollouts of each of its tasks, as `collection` says; group by group."""
+        if not self._ahead:
+            # A resumed run starts with an empty prefix cache, and what is cached changes bits: every step starts with an empty one.
+            await self.engine.load(self.engine.policy)
         self._progress.phase("rollouts")
         began = time.monotonic()
-        trajectories = await self._collector.run(
-            [
-                new_rollout(self.config, task, "train", f"train-{step}-{place}", index, step, self.config.sampling.temperature)
-                for place, task in enumerate(tasks)
-                for index in range(group_size)
-            ]
-        )
+        trajectories, self._counts = await self._gatherer.next(step, group_size, lambda: self.trainer.policy.version)
         self._times["rollouts"] = time.monotonic() - began
         if step == self.state.step == 0:
             check_first(trajectories, self.config.agents, see=self._folder.path)
@@ -124,7 +129,8 @@ class Session:
         """Train on a batch and serve what came of it; the trainer's metrics."""
         self._progress.phase("training")
         began = time.monotonic()
-        await self.engine.pause()
+        if not self._ahead:
+            await self.engine.pause()
         self._between_steps = False
         try:
             before = self.trainer.policy
@@ -136,7 +142,8 @@ class Session:
             self._between_steps = True  # the trainer left the weights as they were
             raise
         finally:
-            await self.engine.resume()
+            if not self._ahead:
+                await self.engine.resume()
         if self.engine.policy.version != policy.version:
             raise EngineError(
                 f"the engine serves version {self.engine.policy.version} after version {policy.version} was trained and loaded; "
@@ -156,10 +163,12 @@ class Session:
     ) -> None:
         """Write down a step: metrics, what each rollout contributed, held-out reward and checkpoint where they are due."""
         done = step + 1
-        row: dict[str, Any] = {"step": done, **summary(trajectories, batch), **metrics}
+        row: dict[str, Any] = {"step": done, **summary(trajectories, batch), **self._counts, **metrics}
         row.pop("tokens_per_second", None)  # the trainer's, of training: here the name stands for sampling
-        if self._times.get("rollouts") and row["sampled_tokens"]:
-            row["tokens_per_second"] = row["sampled_tokens"] / self._times["rollouts"]
+        sampling = time.monotonic() - self._step_began if self._ahead else self._times.get("rollouts")
+        if sampling and row["sampled_tokens"]:
+            row["tokens_per_second"] = row["sampled_tokens"] / sampling
+        self._teach(trajectories)
         self._alarm(row)
         self._say(row, trajectories, batch)
         self._folder.write_batch(done, learned(trajectories, returns, advantages, batch))
@@ -171,6 +180,10 @@ class Session:
         last = done == self.config.steps
         if last or (keep.best and self.state.best_step == done) or (keep.every and done % keep.every == 0):
             await self.checkpoint()
+
+    async def abandon(self) -> None:
+        """Cancel the groups that run ahead of the last step."""
+        await self._collector.cancel()
 
     # --- evaluation, checkpoints ---
 
@@ -196,13 +209,14 @@ class Session:
         self._tracker.log(row)
         self._progress.step(row)
         registry().hook.step_finished(metrics=row)
-        self._keep_state(extra={"stale": self._stale})
+        self._keep_state({})
 
     async def evaluate(self, step: int) -> dict[str, float]:
         """Mean reward on the held-out tasks with the weights as they are, sampled and greedy."""
         self._progress.phase("evaluating")
         began = time.monotonic()
-        await self.engine.load(self.engine.policy)  # as in `collect`
+        if not self._ahead:
+            await self.engine.load(self.engine.policy)  # as in `collect`
         trajectories = await self._collector.run(evaluation_rollouts(self.config, self._val_tasks, step))
         if step == 0:
             check_first(trajectories, self.config.agents, see=self._folder.path)
@@ -227,11 +241,22 @@ class Session:
 
     # --- inside ---
 
+    def _teach(self, trajectories: Sequence[Trajectory]) -> None:
+        """Tell a curriculum what came of its tasks."""
+        learn = getattr(self._sampler, "learn", None)
+        groups: dict[tuple[str, str], list[float]] = {}
+        for each in trajectories:
+            if each.reward is not None:
+                groups.setdefault((each.task.id, each.group), []).append(each.reward)
+        if learn is not None:
+            for (task_id, _), rewards in groups.items():
+                learn(task_id, rewards)
+
     def _advance(self, done: int, row: dict[str, Any]) -> None:
         """The weights are those after `done` steps; its row is not logged yet."""
         self._sampled = self._sampler.state()
         self.state = replace(self.state, step=done)
-        self._keep_state(extra={"stale": self._stale, "row": row})
+        self._keep_state({"row": row})
         self._between_steps = True
 
     def _judge(self, row: dict[str, Any]) -> None:
@@ -244,13 +269,13 @@ class Session:
         else:
             self._stale += 1
 
-    def _keep_state(self, *, extra: dict[str, Any]) -> None:
+    def _keep_state(self, extra: dict[str, Any]) -> None:
         self.state = replace(
             self.state,
             sampler=self._sampled,
             seconds=time.monotonic() - self._began,
             finished=self.state.step == self.config.steps and "row" not in extra,
-            extra=extra,
+            extra={**extra, "stale": self._stale, **({"pending": pending} if (pending := self._gatherer.pending) else {})},
         )
         self._folder.write_state(self.state)
 

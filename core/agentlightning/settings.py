@@ -28,8 +28,12 @@ if TYPE_CHECKING:
     from agentlightning.rl.loss import LossSettings
 
 T = TypeVar("T")
-_INPUTS = {"credits": 1, "advantages": 2}
-"""How many positional arguments the loop gives: episodes; episodes and returns."""
+_TRIALS: dict[str, Callable[[], tuple[Any, ...]]] = {
+    "credits": lambda: (_no_episodes(),),
+    "advantages": lambda: (_no_episodes(), np.zeros(0)),
+    "filters": lambda: ([],),
+}
+"""What the loop gives, of no rollouts at all: episodes; episodes and returns; the trajectories of a group."""
 
 
 def build(cls: type[T], data: Any, where: str = "") -> T:
@@ -49,7 +53,7 @@ def build(cls: type[T], data: Any, where: str = "") -> T:
 
 
 def bind(kind: str, part: Any, where: str, plugins: Registry | None = None) -> Callable[..., Any]:
-    """A registered function (`credits`, `advantages`) with its settings bound.
+    """A registered function (`credits`, `advantages`, `filters`) with its settings bound.
 
     `part` is a name, `module:function`, a table of a name and settings, or the function itself. The settings are those keywords of the
     function that have defaults. It is tried on no rollouts at all, so that a setting which it refuses is found before the first step.
@@ -64,8 +68,8 @@ def bind(kind: str, part: Any, where: str, plugins: Registry | None = None) -> C
     hints = _hints(function) if table else {}
     settings = {key: convert(value, hints.get(key, Any), _key(where, key)) for key, value in table.items()}
     bound = functools.partial(function, **settings) if settings else function
-    if kind in _INPUTS:
-        _try(bound, _INPUTS[kind])
+    if kind in _TRIALS:
+        _try(bound, _TRIALS[kind]())
     return bound
 
 
@@ -137,14 +141,18 @@ def convert(value: Any, hint: Any, key: str) -> Any:
         return value  # a type that is no plain data: whoever takes the setting checks it
 
 
-def _try(function: Callable[..., Any], inputs: int) -> None:
-    """Raise only what is said on purpose; that a function cannot do without rollouts is no fault."""
+def _no_episodes() -> Any:
     from agentlightning.rl.episodes import Episodes
 
+    return Episodes.of([])
+
+
+def _try(function: Callable[..., Any], inputs: tuple[Any, ...]) -> None:
+    """Raise only what is said on purpose; that a function cannot do without rollouts is no fault."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            function(*(Episodes.of([]), np.zeros(0))[:inputs])
+            function(*inputs)
         except LightningError:
             raise
         except Exception:

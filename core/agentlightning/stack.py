@@ -92,6 +92,8 @@ async def plan(config: Config, agent: str | Agent, *, progress: Progress, train:
         remote = bool(getattr(engine[0], "remote", False))
         if remote and train:
             raise UnsupportedSetting(f"engine {config.engine['name']!r}: {UNTRAINABLE}")
+        if train:
+            engine = engine[0], _own_weights(engine[1], config)
         trainer = open_table("trainers", config.trainer, "trainer") if train else None
         if trainer is not None and getattr(trainer[1], "total_steps", 0) is None:
             trainer = trainer[0], dataclasses.replace(trainer[1], total_steps=config.steps)
@@ -109,6 +111,19 @@ async def plan(config: Config, agent: str | Agent, *, progress: Progress, train:
         return Plan(config, checked, files, engine, trainer)
 
     return await asyncio.to_thread(check)
+
+
+def _own_weights(settings: Any, config: Config) -> Any:
+    """The settings of an engine, with weights of its own where rollouts go on while the trainer steps."""
+    ahead, copies = config.collection.max_staleness, getattr(settings, "copy_weights", True)
+    if copies is None:
+        return dataclasses.replace(settings, copy_weights=ahead > 0)
+    if ahead and not copies:
+        raise UnsupportedSetting(
+            f"collection.max_staleness is {ahead}, so rollouts go on while the trainer steps, and engine.copy_weights is false: the engine "
+            "would serve weights that change under it; leave engine.copy_weights out"
+        )
+    return settings
 
 
 @asynccontextmanager

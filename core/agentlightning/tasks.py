@@ -163,7 +163,7 @@ class Sampler(Protocol):
     """An order of tasks. Made with `(tasks, seed)`."""
 
     def next(self, count: int) -> list[Task]:
-        """The tasks of one step."""
+        """The next tasks to be started: those of a step together; one by one where groups are replaced."""
         ...
 
     def state(self) -> dict[str, JSON]:
@@ -179,20 +179,20 @@ class InOrder:
     """As they were given, again and again."""
 
     def __init__(self, tasks: Sequence[Task], seed: int = 0) -> None:
-        self.tasks = _some(tasks)
+        self.tasks = not_empty(tasks)
         self._position = 0
 
     def next(self, count: int) -> list[Task]:
-        _check_count(count)
+        check_count(count)
         chosen = [self.tasks[(self._position + k) % len(self.tasks)] for k in range(count)]
         self._position = (self._position + count) % len(self.tasks)
         return chosen
 
     def state(self) -> dict[str, JSON]:
-        return {"tasks": _fingerprint(self.tasks), "position": self._position}
+        return {"tasks": fingerprint(self.tasks), "position": self._position}
 
     def restore(self, state: dict[str, JSON]) -> None:
-        _check_same(self.tasks, state)
+        check_same(self.tasks, state)
         self._position = int(state["position"])
 
 
@@ -203,7 +203,7 @@ class Epochs:
     """
 
     def __init__(self, tasks: Sequence[Task], seed: int = 0) -> None:
-        self.tasks = _some(tasks)
+        self.tasks = not_empty(tasks)
         self.seed = seed
         self._start(0, [], 0)
 
@@ -216,7 +216,7 @@ class Epochs:
         self._order = first + [k for k in order if k not in taken]
 
     def next(self, count: int) -> list[Task]:
-        _check_count(count)
+        check_count(count)
         chosen: list[int] = []
         while len(chosen) < count:
             if self._position == len(self._order):
@@ -228,7 +228,7 @@ class Epochs:
 
     def state(self) -> dict[str, JSON]:
         return {
-            "tasks": _fingerprint(self.tasks),
+            "tasks": fingerprint(self.tasks),
             "seed": self.seed,
             "epoch": self._epoch,
             "position": self._position,
@@ -237,27 +237,31 @@ class Epochs:
         }
 
     def restore(self, state: dict[str, JSON]) -> None:
-        _check_same(self.tasks, state)
+        check_same(self.tasks, state)
         self.seed = int(state["seed"])
         self._start(int(state["epoch"]), list(state["held"]), int(state["need"]))
         self._position = int(state["position"])
 
 
-def _some(tasks: Sequence[Task]) -> list[Task]:
+def not_empty(tasks: Sequence[Task]) -> list[Task]:
+    """The tasks; `TaskError` where there are none."""
     if not tasks:
         raise TaskError("there are no tasks; expected at least one")
     return list(tasks)
 
 
-def _check_count(count: int) -> None:
+def check_count(count: int) -> None:
+    """`ConfigError` for a step of no tasks."""
     if count < 1:
         raise ConfigError(f"tasks_per_step is {count}; it must be at least 1")
 
 
-def _fingerprint(tasks: Sequence[Task]) -> str:
+def fingerprint(tasks: Sequence[Task]) -> str:
+    """By which a sampler knows its tasks again."""
     return hashlib.sha256(json.dumps([task.id for task in tasks]).encode()).hexdigest()[:16]
 
 
-def _check_same(tasks: Sequence[Task], state: dict[str, JSON]) -> None:
-    if state.get("tasks") != _fingerprint(tasks):
+def check_same(tasks: Sequence[Task], state: dict[str, JSON]) -> None:
+    """`ConfigError` where a state is that of other tasks."""
+    if state.get("tasks") != fingerprint(tasks):
         raise ConfigError("the tasks, or their order, are not those that this run was started with; resume with the same tasks file")

@@ -31,6 +31,8 @@ class Capabilities:
     """Which of `kl`, `entropy` and `correction`, settings of every loss, it honours."""
     own_losses: bool = False
     """Whether it takes the settings of a loss that bring their `term(logprob, old, advantage)` along."""
+    max_tokens: int | None = None
+    """Tokens of the longest conversation that it takes; None: any."""
     lora: bool = False
     critic: bool = False
     """Whether it has a value head: `values`, and `Batch.returns` to learn from."""

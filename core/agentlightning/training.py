@@ -173,6 +173,7 @@ async def train_job(job: Job, *, progress: Progress, resume: str | Path | None, 
                         trainer=stack.trainer,
                         handover=stack.handover,
                         sampler=sampler,
+                        tasks=job.tasks,
                         val_tasks=job.val_tasks,
                         folder=folder,
                         tracker=trackers,
@@ -184,6 +185,7 @@ async def train_job(job: Job, *, progress: Progress, resume: str | Path | None, 
                     try:
                         await session.begin()
                         await algorithm.run(session)
+                        await session.abandon()
                         await session.checkpoint()
                     except (Stopped, asyncio.CancelledError):
                         stopped = True

@@ -30,7 +30,7 @@ from agentlightning.model import IntArray, Policy, Sampling, floats, ints
 from agentlightning.models import ModelFiles, Share
 from agentlightning_torch.sampler import Counts, Event, Reply, Sampler
 from agentlightning_torch.slots import probe
-from agentlightning_torch.weights import Weights, get_weights
+from agentlightning_torch.weights import Weights, get_weights, is_loaded
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +45,9 @@ class Settings:
     """Replies decoded together at most; others wait."""
     memory_gb: float | None = None
     """For keys and values, those kept for a next turn included. None: 2 on a CPU, 30 % of a GPU's memory."""
+    copy_weights: bool | None = None
+    """Whether to hold a copy of the weights, so that replies go on while the trainer steps; it takes as much memory again. Absent: where
+    `collection.max_staleness` is above 0."""
 
     def __post_init__(self) -> None:
         if self.max_batch < 1:
@@ -82,12 +85,14 @@ class TorchEngine:
 
     @classmethod
     def _open(cls, model: ModelFiles, settings: Settings, share: Share) -> TorchEngine:
+        shared = is_loaded(share, model)
         weights = get_weights(share, model, device=settings.device, dtype=settings.dtype)
-        return cls(weights, settings)
+        return cls(weights.copy(), settings, source=weights) if settings.copy_weights and shared else cls(weights, settings)
 
-    def __init__(self, weights: Weights, settings: Settings | None = None) -> None:
+    def __init__(self, weights: Weights, settings: Settings | None = None, *, source: Weights | None = None) -> None:
+        """`source`: the trainer's weights, of which `weights` are a copy; None: they are the trainer's, or nobody trains them."""
         settings = settings or Settings()
-        self._weights = weights
+        self._weights, self._source = weights, source
         with weights.lock:
             config = weights.model.config.get_text_config()
             shape = probe(weights.model, weights.files.name)
@@ -136,8 +141,13 @@ class TorchEngine:
                 self._tell(lambda: self._dropped.append(request), late=True)
 
     async def load(self, policy: Policy) -> dict[str, float]:
-        """See `Engine.load`. `memory:` is what the trainer has done to the shared weights; `file:` is a folder of `save_pretrained`."""
-        await self._when_drained(lambda: self._load(policy))
+        """See `Engine.load`. `memory:` is what the trainer has done to the shared weights, or to those that these are a copy of: a copy is
+        brought up to date between two tokens, and replies under way go on. `file:` is a folder of `save_pretrained`."""
+        source = self._source
+        if source is not None and policy == source.policy != self.policy:
+            await asyncio.to_thread(self._weights.take, source)
+        else:
+            await self._when_drained(lambda: self._load(policy))
         return {}
 
     async def pause(self) -> None:

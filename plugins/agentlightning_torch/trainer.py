@@ -162,6 +162,7 @@ class TorchTrainer:
             uris=frozenset({"memory", "file"}),
             extras=frozenset({"kl", "entropy", "correction"}),
             own_losses=True,
+            max_tokens=settings.max_tokens,
             lora=True,
             critic=settings.critic,
             why_no_critic="set trainer.critic = true",

@@ -125,8 +125,9 @@ class Update:
         return found
 
     def metrics(self, version: int) -> dict[str, float]:
-        """`logprob_diff` compares trainer and engine: |old - recorded|, and Schulman's k3 estimate of KL(recorded, old). Of demonstrations,
-        which no engine sampled, there is nothing to compare."""
+        """`logprob_diff` compares trainer and engine: |old - recorded|, and Schulman's k3 estimate of KL(recorded, old), on tokens that the
+        very same version sampled. `logprob_drift` is the same on those of older ones, which are meant to differ. Demonstrations were
+        sampled by no engine, so there is nothing to compare."""
         batch, total = self.batch, self.sums
         count, updates = total["count"], len(self.norms)
         sampled = batch.trained & np.isfinite(batch.logprob)
@@ -142,13 +143,12 @@ class Update:
         }
         if sampled.any():
             log_ratio, gap = self.old[sampled] - batch.logprob[sampled], version - batch.version[sampled]
-            found |= {
-                "logprob_diff_mean": float(np.abs(log_ratio).mean()),
-                "logprob_diff_max": float(np.abs(log_ratio).max()),
-                "logprob_diff_kl": float((np.expm1(log_ratio) - log_ratio).mean()),
-                "version_gap_mean": float(gap.mean()),
-                "version_gap_max": float(gap.max()),
-            }
+            for name, some in (("logprob_diff", log_ratio[gap == 0]), ("logprob_drift", log_ratio[gap != 0])):
+                if len(some):
+                    found[f"{name}_mean"] = float(np.abs(some).mean())
+                    found[f"{name}_max"] = float(np.abs(some).max())
+                    found[f"{name}_kl"] = float((np.expm1(some) - some).mean())
+            found |= {"version_gap_mean": float(gap.mean()), "version_gap_max": float(gap.max())}
             if self.loss.correction is not None:
                 weights = self.corrections[sampled]
                 found |= {"correction_mean": float(weights.mean()), "correction_dropped": float((weights == 0).mean())}

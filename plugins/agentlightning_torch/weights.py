@@ -7,6 +7,7 @@ Whoever runs the model or changes it holds `lock`. Whoever changed the weights s
 from __future__ import annotations
 
 import contextlib
+import copy
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -72,6 +73,21 @@ class Weights:
         self._policy = policy
         self.generation += 1
 
+    def copy(self) -> Weights:
+        """The same weights once more; `take` brings them up to date."""
+        with self.lock:
+            twin = copy.deepcopy(self.model).eval().requires_grad_(False)
+            return Weights(twin, self.policy, self.files, self.device, self.dtype)
+
+    def take(self, source: Weights) -> None:
+        """Become what `source` is, of which these are a copy: only what is trained there can have changed."""
+        with source.lock, self.lock, torch.no_grad():
+            mine = dict(self.model.named_parameters())
+            for name, theirs in source.model.named_parameters():
+                if theirs.requires_grad:
+                    mine[name].copy_(theirs)
+            self.policy = source.policy
+
     def load_state(self, folder: str | Path) -> None:
         """Take the weights of a folder made by `save_pretrained`: a whole model, or a LoRA adapter. The caller sets `policy`.
 
@@ -124,7 +140,7 @@ def get_weights(share: Share, files: ModelFiles, *, device: str = "auto", dtype:
     """
     place = _device(device)
     number = _dtype(dtype, place)
-    key = f"torch:{files.path}"
+    key = _key(files)
     weights = share.get(key)
     if isinstance(weights, Weights):
         asked = {"device": (device, place, weights.device), "dtype": (dtype, number, weights.dtype)}
@@ -140,6 +156,15 @@ def get_weights(share: Share, files: ModelFiles, *, device: str = "auto", dtype:
     weights = Weights(model.to(place).eval(), Policy(version=0, base=files.name, uri=f"memory:{key}"), files, place, number)
     share[key] = weights
     return weights
+
+
+def is_loaded(share: Share, files: ModelFiles) -> bool:
+    """Whether somebody has loaded a model's weights already."""
+    return _key(files) in share
+
+
+def _key(files: ModelFiles) -> str:
+    return f"torch:{files.path}"
 
 
 @contextlib.contextmanager

@@ -55,7 +55,9 @@ class VerlTrainer:
     def offers(cls, settings: Settings) -> Capabilities:
         """See `Trainer`."""
         why = "verl's critic is not used; train with a critic in trainer 'torch'"
-        return Capabilities(losses=frozenset(LOSSES), uris=frozenset({"file"}), forest=False, lora=True, why_no_critic=why)
+        return Capabilities(
+            losses=frozenset(LOSSES), uris=frozenset({"file"}), forest=False, max_tokens=settings.max_tokens, lora=True, why_no_critic=why
+        )
 
     @classmethod
     async def create(cls, model: ModelFiles, settings: Settings, share: Share) -> VerlTrainer:
@@ -171,11 +173,13 @@ class VerlTrainer:
         old = self._old(batch, work) if several else None
         lr = learning_rate(settings.lr, settings.schedule, settings.warmup_steps, settings.total_steps, self.steps)
         facts = {key: value for key, value in asdict(loss).items() if key in ("clip_low", "clip_high", "dual_clip")}
+        # engine and trainer are compared where this very version sampled
+        fresh = replace(batch, logprob=np.where(batch.version == self.policy.version, batch.logprob, np.float32(np.nan)))
         done: list[dict[str, float]] = []
         for _ in range(loss.epochs):
             for rows in work:
                 # every minibatch is an estimate of the full loss, and so is scaled to it
-                arrays = rows.arrays(batch, float(len(parts)), old)
+                arrays = rows.arrays(fresh, float(len(parts)), old)
                 found = self._ask(Message("update", {"lr": lr, "loss": {"loss": loss.name, **facts}}, arrays)).facts
                 if not np.isfinite([found["loss"], found["grad_norm"]]).all():
                     said = f"the loss is {found['loss']} and the gradient's norm {found['grad_norm']}"
@@ -254,15 +258,15 @@ def _metrics(batch: Batch, done: list[dict[str, float]], places: int, version: i
         "tokens_context": float(len(batch) - batch.trained_tokens),
         "entropy": total["entropy"] / total["count"],
     }
-    if first["sampled"]:
-        sampled = batch.trained & np.isfinite(batch.logprob)
+    sampled = batch.trained & np.isfinite(batch.logprob)
+    if sampled.any():
         gap = version - batch.version[sampled]
+        found |= {"version_gap_mean": float(gap.mean()), "version_gap_max": float(gap.max())}
+    if first["sampled"]:
         found |= {
             "logprob_diff_mean": first["difference"] / first["sampled"],
             "logprob_diff_max": max(each["max_difference"] for each in done[:parts]),
             "logprob_diff_kl": first["kl"] / first["sampled"],
-            "version_gap_mean": float(gap.mean()),
-            "version_gap_max": float(gap.max()),
         }
     if len(done) > 1:
         found |= {"ratio_mean": total["ratio"] / total["count"], "clip_fraction": total["clipped"] / total["count"]}

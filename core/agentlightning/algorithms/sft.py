@@ -8,7 +8,7 @@ demonstrated is never trained by an algorithm with ratios.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
@@ -19,6 +19,7 @@ from agentlightning.model import FloatArray, Trajectory
 from agentlightning.registry import load_object
 from agentlightning.rl.batch import make_batch
 from agentlightning.rl.loss import SFTLoss
+from agentlightning.rl.trajectory import leave_out
 
 if TYPE_CHECKING:
     from agentlightning.session import Session
@@ -62,7 +63,7 @@ class SFT:
         """Train until the session's last step, or until it is stopped."""
         _, loss = self.parts()
         for step in session.steps():
-            collected = await session.collect(step, session.next_tasks(), 1)
+            collected = await session.collect(step, 1)
             check_demonstrated(step, collected)
             trajectories = [self.chosen(each) for each in collected]
             returns = [np.full(len(each.transitions), np.nan if each.reward is None else each.reward) for each in trajectories]
@@ -75,11 +76,7 @@ class SFT:
         """The trajectory; nothing of it is trained where its reward is too small."""
         if trajectory.reward is None or trajectory.reward >= self.min_reward - TOLERANCE:
             return trajectory
-        reason = f"the reward of its rollout is below min_reward ({self.min_reward:g})"
-        return replace(
-            trajectory,
-            transitions=tuple(replace(each, trained=False, reason=reason) if each.trained else each for each in trajectory.transitions),
-        )
+        return leave_out(trajectory, lambda each: f"the reward of its rollout is below min_reward ({self.min_reward:g})")
 
 
 def advantage(trajectory: Trajectory) -> FloatArray:

@@ -143,7 +143,8 @@ class Batch(Value):
             rollout = int(self.transition_rollout[name])
             raise TrainerError(
                 f"completion {self.completion_ids[name]} of rollout {self.rollout_ids[rollout]} ends {int(self.position[token]) + 1} "
-                f"tokens after its root, and a pack holds {max_tokens}; raise max_tokens, or shorten the agent's context"
+                f"tokens after its root, and a pack holds {max_tokens}; raise max_tokens, or leave such replies out: "
+                'collection.overlong = "drop"'
             )
         return packs.cut(pack, max_tokens)
 

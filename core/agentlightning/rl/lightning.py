@@ -89,7 +89,7 @@ class LightningRL:
         credit, advantage, loss = self.parts()
         critic = self.needs.critic
         for step in session.steps():
-            trajectories = await session.collect(step, session.next_tasks(), self.group_size)
+            trajectories = await session.collect(step, self.group_size)
             episodes = Episodes.of(trajectories)
             returns = credit(episodes)
             if critic:

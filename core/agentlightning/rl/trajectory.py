@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import logging
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from itertools import pairwise
 
@@ -65,6 +66,18 @@ def trajectory(
         calls=reader.counts(),
         diagnostics=(*said, *reader.diagnostics),
     )
+
+
+def leave_out(trajectory: Trajectory, why: Callable[[Transition], str | None]) -> Trajectory:
+    """The trajectory, in which those transitions are not trained for which `why` has a reason; what was left out already keeps its own."""
+    reasons = [why(each) if each.trained else None for each in trajectory.transitions]
+    if not any(reasons):
+        return trajectory
+    marked = tuple(
+        each if reason is None else replace(each, trained=False, reason=reason)
+        for each, reason in zip(trajectory.transitions, reasons, strict=True)
+    )
+    return replace(trajectory, transitions=marked)
 
 
 def check_joins(trajectories: Iterable[Trajectory], agents: Sequence[str] | None) -> None:
@@ -171,6 +184,7 @@ class _Reader:
                         rewards=tuple(r for r, to in rewards if to in (call.id, each.id)),
                         continues=self._continues(each, made, index_of),
                         demonstrated=each.demonstrated,
+                        truncated=each.finish_reason == "length",
                         trained=reason is None,
                         reason=reason,
                     )

@@ -85,6 +85,13 @@ def test_an_algorithm_raises_the_greedy_reward_of_the_tiny_tool_task(name: str, 
     rows = [row for row in read_metrics(run.folder)[0] if "loss" in row]
     if name == "ppo":
         assert all({"value_loss", "explained_variance"} <= row.keys() for row in rows if row["step"] > 1)
-    if name != "grpo":
-        return
-    assert all(row["trained_fraction"] == 1 for row in rows)
+
+
+def test_rollouts_that_run_two_steps_ahead_teach_it_as_well(model: str, tmp_path: Path) -> None:
+    algorithm = {"advantage": "rloo", "loss": {"name": "ppo_clip", "correction": {"name": "truncate"}}}
+    run = train(model, tmp_path, algorithm, collection={"max_staleness": 2}, steps=20)
+    greedy = run.result["held_out"]["greedy"]
+    print(run.result["held_out"], run.result["seconds"])
+    assert greedy["before"] < 0.3
+    assert greedy["after"] > 0.8
+    assert max(row["version_gap_max"] for row in read_metrics(run.folder)[0] if "version_gap_max" in row) == 2

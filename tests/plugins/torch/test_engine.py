@@ -6,6 +6,7 @@ import asyncio
 import json
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from agentlightning.errors import ConfigError, ContextOverflow, EngineError, Uns
 from agentlightning.model import Policy, Sampling, ints
 from agentlightning.models import ModelFiles
 from agentlightning_torch.engine import Settings, TorchEngine
+from agentlightning_torch.optim import add_lora, trained_parameters
 from agentlightning_torch.sampler import Reply, Sampler
 from agentlightning_torch.slots import probe
 from agentlightning_torch.testing import tiny_model
@@ -287,6 +289,41 @@ async def test_weights_changed_under_a_reply_are_stamped_and_nothing_old_is_reus
     assert versions == [0] * change + [1] * (300 - change)
     np.testing.assert_allclose(logprobs[:change], expected(before, prompt(30), ids)[:change], atol=1e-4)
     np.testing.assert_allclose(logprobs[change:], expected(weights.model, prompt(30), ids)[change:], atol=1e-4)
+
+
+@pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
+async def test_an_engine_with_weights_of_its_own_takes_the_trainers_between_two_tokens_of_a_reply(files, lora):
+    share: dict = {}
+    trained = get_weights(share, files, dtype="float32")
+    if lora:
+        trained.model = add_lora(trained.model, 4, 8.0, 0)
+    optimizer_sees = trained_parameters(trained.model, "lora" if lora else "full")
+    engine = await TorchEngine.create(files, replace(FLOAT32, copy_weights=True), share)
+    try:
+        slow_down(engine)
+        reply = asyncio.create_task(ask(engine, prompt(20), temperature=1.3, seed=4, max_tokens=300))
+        while engine.counts.decoded < 20:
+            await asyncio.sleep(0.001)
+        with trained.lock, torch.no_grad():  # a step of the trainer, for which nobody waits
+            for number, parameter in enumerate(optimizer_sees.values()):
+                parameter.add_(0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(number)).to(parameter))
+            trained.policy = replace(trained.policy, version=1)
+        while engine.counts.decoded < 40:
+            await asyncio.sleep(0.001)
+        assert engine.policy.version == 0
+        await engine.load(trained.policy)
+        assert engine.policy == trained.policy
+        assert not reply.done()
+        ids, logprobs, versions, _ = await reply
+        assert versions == sorted(versions)
+        assert set(versions) == {0, 1}
+        before = AutoModelForCausalLM.from_pretrained(files.path, dtype=torch.float32).to(trained.device)
+        first = versions.index(1)
+        np.testing.assert_allclose(logprobs[:first], expected(before, prompt(20), ids, 1.3)[:first], atol=1e-4)
+        np.testing.assert_allclose(logprobs[first:], expected(trained.model, prompt(20), ids, 1.3)[first:], atol=1e-4)
+        assert np.abs(logprobs[first:] - expected(before, prompt(20), ids, 1.3)[first:]).max() > 0.01
+    finally:
+        await engine.close()
 
 
 async def test_a_policy_on_disk_is_loaded_and_a_wrong_one_refused(engine, tmp_path):

@@ -1,0 +1,154 @@
+"""Which groups of rollouts make up a step: how many run ahead of it, which are turned away and replaced, what in them is not trained.
+
+Every group that was started is handed out in exactly one step, or cancelled; one that is turned away is handed out as well, with the reason
+at its transitions, so that nothing sampled goes uncounted. With `max_staleness = 0` a step's groups begin after the step before it.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+
+from agentlightning.collect import Collector
+from agentlightning.config import Config
+from agentlightning.evaluation import new_rollout
+from agentlightning.model import JSON, Task, Trajectory, Transition
+from agentlightning.rl.trajectory import leave_out
+from agentlightning.settings import bind
+from agentlightning.tasks import Sampler
+
+Counts = dict[str, float]
+REPEAT = 1 << 40
+"""Between the seeds of a task that comes several times in one step."""
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """A group under way."""
+
+    task: str
+    """Its id."""
+    step: int
+    """Before which it was started, from 0."""
+    place: int
+    """Among the groups that were started then."""
+    repeat: int
+    """How many groups of the same task were started then before it."""
+
+    @property
+    def name(self) -> str:
+        return f"train-{self.step}-{self.place}"
+
+
+class Gatherer:
+    """One for each run."""
+
+    def __init__(
+        self, config: Config, collector: Collector, sampler: Sampler, tasks: Mapping[str, Task], *, longest: int | None, left: JSON = ()
+    ) -> None:
+        """`longest`: tokens of the longest path that the trainer takes; None: any. `left` is what `pending` gave before a run was stopped:
+        those groups are started first."""
+        self._config, self._collector, self._sampler, self._tasks = config, collector, sampler, dict(tasks)
+        self._longest = longest
+        keep = config.collection.keep
+        self._keep = None if keep is None else bind("filters", keep, where="collection.keep")
+        self._left = [Started(**each) for each in left]
+        self._running: dict[str, Started] = {}
+        self._step, self._places = -1, 0
+        self._seen: Counter[str] = Counter()
+
+    @property
+    def pending(self) -> list[JSON]:
+        """The groups that were started and not handed out yet, as JSON."""
+        return [asdict(each) for each in (*self._running.values(), *self._left)]
+
+    async def next(self, step: int, group_size: int, version: Callable[[], int]) -> tuple[list[Trajectory], Counts]:
+        """The trajectories of a step, group by group in the order of their start, and what is counted of them. `version`: of the policy
+        that the step will train."""
+        settings = self._config.collection
+        need, refills = self._config.tasks_per_step, settings.refill
+        ahead = min(settings.max_staleness, self._config.steps - step - 1) * self._config.tasks_per_step
+        taken: list[tuple[Started, list[Trajectory], bool]] = []
+        while need:
+            await self._start(step, need + ahead - len(self._running), group_size)
+            name, found = await self._collector.ended()
+            kept = self._keep is None or bool(self._keep(found))
+            taken.append((self._running.pop(name), found, kept))
+            if not kept and refills:
+                refills -= 1
+            else:
+                need -= 1
+        taken.sort(key=lambda each: (each[0].step, each[0].place))
+        counts: Counts = {}
+        if self._keep is not None:
+            counts["groups_turned_away"] = float(sum(not kept for _, _, kept in taken))
+            counts["groups_refilled"] = float(settings.refill - refills)
+        now = version()
+        trajectories = [
+            leave_out(each, lambda transition, kept=kept: self._why(transition, kept, now)) for _, found, kept in taken for each in found
+        ]
+        return trajectories, counts | self._tokens_left_out(trajectories)
+
+    async def _start(self, step: int, count: int, group_size: int) -> None:
+        if count < 1:
+            return
+        if step != self._step:
+            self._step, self._places, self._seen = step, 0, Counter[str]()
+        again, self._left = self._left[:count], self._left[count:]
+        groups = [each for each in again if each.task in self._tasks]
+        fresh = self._sampler.next(count - len(groups)) if count > len(groups) else []
+        for task in fresh:
+            self._tasks.setdefault(task.id, task)
+            groups.append(Started(task.id, step, self._places, self._seen[task.id]))
+            self._places += 1
+            self._seen[task.id] += 1
+        self._running |= {each.name: each for each in groups}
+        await self._collector.start(
+            [
+                new_rollout(
+                    self._config,
+                    self._tasks[each.task],
+                    "train",
+                    each.name,
+                    index,
+                    each.step,
+                    seed=self._config.seed + each.repeat * REPEAT,
+                )
+                for each in groups
+                for index in range(group_size)
+            ]
+        )
+
+    def _why(self, transition: Transition, kept: bool, version: int) -> str | None:
+        """Why a transition is not trained; None: it is."""
+        settings = self._config.collection
+        if not kept:
+            return TURNED_AWAY
+        known = transition.versions[transition.versions >= 0]
+        if len(known) and version - int(known.min()) > settings.max_staleness:
+            return STALE
+        if transition.truncated and settings.truncated == "drop":
+            return TRUNCATED
+        length = len(transition.prompt_ids) + len(transition.response_ids)
+        return OVERLONG if settings.overlong == "drop" and self._longest is not None and length > self._longest else None
+
+    def _tokens_left_out(self, trajectories: Sequence[Trajectory]) -> Counts:
+        """Sampled tokens by reason, of what may happen with these settings."""
+        settings = self._config.collection
+        on = {
+            "stale_tokens": (STALE, settings.max_staleness > 0),
+            "truncated_tokens_dropped": (TRUNCATED, settings.truncated == "drop"),
+            "overlong_tokens_dropped": (OVERLONG, settings.overlong == "drop"),
+        }
+        tokens = Counter[str | None]()
+        for each in trajectories:
+            for transition in each.transitions:
+                tokens[transition.reason] += len(transition.response_ids)
+        return {name: float(tokens[reason]) for name, (reason, possible) in on.items() if possible}
+
+
+TURNED_AWAY = "its group was turned away (collection.keep)"
+STALE = "sampled by a policy that is older than collection.max_staleness"
+TRUNCATED = "cut off by its limit of tokens (collection.truncated = 'drop')"
+OVERLONG = "longer than the trainer takes (collection.overlong = 'drop')"

@@ -84,7 +84,8 @@ def register_advantages(register: Register) -> None:
 
 @hookspec
 def register_losses(register: Register) -> None:
-    """Settings of losses. Target: a subclass of `LossSettings`; a trainer that honours it names it in its `Capabilities`."""
+    """Settings of losses. Target: a subclass of `LossSettings`, which a trainer that honours it names in its `Capabilities`, or which has
+    `term(logprob, old, advantage)`; or a function of these."""
 
 
 @hookspec

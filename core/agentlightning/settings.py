@@ -74,17 +74,28 @@ def bind(kind: str, part: Any, where: str, plugins: Registry | None = None) -> C
 
 
 def build_loss(part: Any, where: str, plugins: Registry | None = None) -> LossSettings:
-    """Loss settings from a name, a table of a name and settings, or the settings themselves."""
-    from agentlightning.rl.loss import LossSettings
+    """Loss settings from a name, a table of a name and settings, or the settings themselves.
+
+    A function `(logprob, old, advantage, **settings) -> term` of one's own has the settings of every loss besides those of its own.
+    """
+    from agentlightning.rl.loss import LossSettings, OwnLoss
 
     if isinstance(part, LossSettings):
         return part
     name, table = _name_and_settings(part, where)
     cls = _load("losses", name, where, plugins) if isinstance(name, str) else name
-    if not (isinstance(cls, type) and issubclass(cls, LossSettings)):
-        raise ConfigError(f"{where} is {_shown(part)}; expected the settings of a loss (a subclass of LossSettings), or the name of one")
     if table.get("correction"):
         table["correction"] = _build_correction(table["correction"], f"{where}.correction", plugins)
+    if inspect.isfunction(cls):
+        of_all = {each.name for each in fields(LossSettings)} - {"name"}
+        mine = bind("losses", {"name": cls, **{key: value for key, value in table.items() if key not in of_all}}, where)
+        every = {key: value for key, value in table.items() if key in of_all}
+        return build(OwnLoss, {"name": name if isinstance(name, str) else cls.__qualname__, "term": mine, **every}, where)
+    if not (isinstance(cls, type) and issubclass(cls, LossSettings)):
+        raise ConfigError(
+            f"{where} is {_shown(part)}; expected the settings of a loss (a subclass of LossSettings), a function of (logprob, old, "
+            "advantage), or the name of one"
+        )
     return build(cls, table, where)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import inspect
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -315,5 +316,6 @@ def _own_losses() -> Iterator[str]:
     """Registered losses that bring their term along; one that cannot be loaded is none."""
     for entry in registry().entries("losses"):
         with contextlib.suppress(Exception):
-            if hasattr(entry.load(), "term"):
+            found = entry.load()
+            if hasattr(found, "term") or inspect.isfunction(found):
                 yield entry.name

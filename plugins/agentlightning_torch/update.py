@@ -155,7 +155,9 @@ class Update:
         if self.loss.kl:
             found["kl"] = total["kl"] / count
         if updates > 1:  # at the first update the ratio is 1 by definition
-            found |= {"ratio_mean": total["ratio"] / count, "clip_fraction": total["clipped"] / count}
+            found["ratio_mean"] = total["ratio"] / count
+            if "clipped" in total:
+                found["clip_fraction"] = total["clipped"] / count
         if "value_loss" in total:
             assert batch.returns is not None
             assert batch.value is not None
@@ -234,8 +236,8 @@ class Update:
             self._add("ratio", float(ratio.sum()))
             self._add("entropy", float(scores.entropy.sum()))
             low, high = getattr(self.loss, "clip_low", None), getattr(self.loss, "clip_high", None)
-            outside = 0.0 if low is None or high is None else float(((clipped < 1 - low) | (clipped > 1 + high)).sum())
-            self._add("clipped", outside)
+            if low is not None and high is not None:
+                self._add("clipped", float(((clipped < 1 - low) | (clipped > 1 + high)).sum()))
 
     def _add(self, name: str, value: float) -> None:
         self.sums[name] = self.sums.get(name, 0.0) + value

@@ -9,8 +9,9 @@ Tokens of groups without signal are in no term of it.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from agentlightning.errors import ConfigError
 from agentlightning.rl.correction import Correction, Level
@@ -121,6 +122,13 @@ class SFTLoss(LossSettings):
     """term = -A lp, with no ratio: the cross-entropy of demonstrations, whose A is 1."""
 
     name: str = "sft"
+
+
+@dataclass(frozen=True, kw_only=True)
+class OwnLoss(LossSettings):
+    """term = a function of one's own, of (logprob, old, advantage), each (tokens,) tensors of the trainer; made by `build_loss`."""
+
+    term: Callable[[Any, Any, Any], Any]
 
 
 def loss_of(algorithm: object) -> LossSettings | None:

@@ -21,6 +21,7 @@ from agentlightning.rl.correction.icepop import IcePop
 from agentlightning.rl.correction.sequence_mask import SequenceMask
 from agentlightning.rl.correction.truncate import Truncate
 from agentlightning.rl.loss import CISPO, GSPO, LossSettings, PPOClip
+from agentlightning.settings import build_loss
 from agentlightning_torch.testing import tiny_model
 from agentlightning_torch.trainer import Settings, TorchTrainer
 
@@ -256,6 +257,28 @@ async def test_a_masked_reply_is_left_out_whole(files: ModelFiles) -> None:
         recorded[wrong] -= 0.5
         _, metrics = await trainer.step(replace(batch, logprob=recorded), CISPO(correction=SequenceMask(low=0.9, high=1.1)))
         assert metrics["correction_dropped"] == pytest.approx(len(wrong) / len(scores.index))
+
+
+def squared(logprob: torch.Tensor, old: torch.Tensor, advantage: torch.Tensor, *, scale: float = 1.0) -> torch.Tensor:
+    """A loss of one's own, as a function."""
+    return -scale * advantage * logprob - (logprob - old).square()
+
+
+async def test_a_loss_of_ones_own_is_a_function_with_settings_besides_those_of_every_loss(files: ModelFiles) -> None:
+    table = {"name": f"{__name__}:squared", "scale": 0.5, "epochs": 2, "entropy": 0.1, "correction": {"name": "truncate", "cap": 1.5}}
+    loss = build_loss(table, "algorithm.loss")
+    assert (loss.epochs, loss.entropy, loss.extras) == (2, 0.1, {"entropy", "correction"})
+    for wrong in ({"scal": 1.0}, {"epoch": 2}):
+        with pytest.raises(ConfigError, match=f"unknown key '{next(iter(wrong))}'"):
+            build_loss({"name": f"{__name__}:squared", **wrong}, "algorithm.loss")
+    async with training(files) as trainer:
+        batch = batch_of()
+        found = gradient(trainer, batch, build_loss({"name": squared, "scale": 0.5}, "algorithm.loss"))
+        half = replace(batch, advantage=batch.advantage / 2)  # at the first update the square has no gradient
+        close(found, gradient(trainer, half, CISPO()))
+        _, metrics = await trainer.step(batch, loss)
+        assert "ratio_mean" in metrics
+        assert "clip_fraction" not in metrics, "nothing is clipped, so there is nothing to measure"
 
 
 def test_settings_of_a_critic_are_checked() -> None:

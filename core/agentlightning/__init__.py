@@ -15,6 +15,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from agentlightning.algorithms.dpo import DPO
+    from agentlightning.algorithms.rft import RFT
     from agentlightning.algorithms.sft import SFT
     from agentlightning.errors import LightningError
     from agentlightning.hookspecs import hookimpl
@@ -30,10 +32,12 @@ __version__ = "0.1.0"
 
 _HOME = {
     "CISPO": "rl.loss",
+    "DPO": "algorithms.dpo",
     "LLM": "model",
     "LightningError": "errors",
     "LightningRL": "rl.lightning",
     "PPOClip": "rl.loss",
+    "RFT": "algorithms.rft",
     "Rollout": "model",
     "Run": "training",
     "RunnerSettings": "runner",
@@ -54,7 +58,9 @@ _HOME = {
 
 __all__ = [
     "CISPO",
+    "DPO",
     "LLM",
+    "RFT",
     "SFT",
     "LightningError",
     "LightningRL",

@@ -81,6 +81,12 @@ def register_corrections(register: Register) -> None:
 def register_algorithms(register: Register) -> None:
     register("lightning", "agentlightning.rl.lightning:LightningRL", summary="credit, then advantage, then any single-turn algorithm")
     register("sft", "agentlightning.algorithms.sft:SFT", summary="supervised fine-tuning on demonstrations, in rollouts of the real agent")
+    register(
+        "rft", "agentlightning.algorithms.rft:RFT", summary="rejection-sampled fine-tuning: cross-entropy on the policy's own good rollouts"
+    )
+    register(
+        "dpo", "agentlightning.algorithms.dpo:DPO", summary="direct preference optimisation: better rollouts against worse ones of a group"
+    )
 
 
 @hookimpl

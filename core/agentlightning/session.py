@@ -28,7 +28,7 @@ from agentlightning.handover import Handover
 from agentlightning.model import Task, Trajectory
 from agentlightning.progress import Progress
 from agentlightning.registry import registry
-from agentlightning.rl.batch import Batch
+from agentlightning.rl.batch import NO_SIGNAL, Batch
 from agentlightning.rl.loss import LossSettings
 from agentlightning.rl.trajectory import check_joins
 from agentlightning.runs import Learned, RunFolder, RunState
@@ -96,7 +96,7 @@ class Session:
         for step in range(self.state.step, self.config.steps):
             patience = self.config.evaluate.patience
             if patience is not None and self._stale >= patience:
-                self._progress.message(f"held-out reward has not risen for {self._stale} evaluations: stopping early after step {step}")
+                self.say(f"held-out reward has not risen for {self._stale} evaluations: stopping early after step {step}")
                 return
             if self._stop.is_set():
                 raise Stopped
@@ -119,6 +119,10 @@ class Session:
             for note, count in notes.most_common(5):
                 log.warning("%s (%d times in the first step)", note, count)
         return trajectories
+
+    def say(self, text: str) -> None:
+        """Something that a person should know."""
+        self._progress.message(text)
 
     async def values(self, batch: Batch) -> NDArray[np.float64]:
         """(tokens,) what the trainer's critic expects of the return before each sampled token; NaN on context."""
@@ -284,18 +288,18 @@ class Session:
         if row["failed"]:
             first = next(each for each in trajectories if each.status != "succeeded")
             why = f"the first one {first.status}: {first.error}"
-            self._progress.message(f"step {row['step']}: {row['failed']} of {row['rollouts']} rollouts did not succeed; {why}")
+            self.say(f"step {row['step']}: {row['failed']} of {row['rollouts']} rollouts did not succeed; {why}")
         if not row["trained_tokens"]:
             why = Counter(each.reason for each in batch.untrained).most_common(1)
-            quiet = batch.stats.groups_without_signal or not why
+            quiet = not why or why[0][0] == NO_SIGNAL
             said = "in no group did the rewards differ" if quiet else f"of most tokens: {why[0][0]}"
-            self._progress.message(f"step {row['step']}: nothing was trained, for {said}")
+            self.say(f"step {row['step']}: nothing was trained, for {said}")
 
     def _alarm(self, row: dict[str, Any]) -> None:
         difference, limit = row.get("logprob_diff_mean"), self.config.logprob_alarm
         if difference is not None and difference > limit:
             row["alarm"] = "logprob_diff_mean"
-            self._progress.message(
+            self.say(
                 f"ALARM, step {row['step']}: engine and trainer differ by {difference:.4f} in log-probability per token (limit {limit:g}); "
                 "what is trained is not what was sampled. Check model, dtype, and that the engine serves the last version"
             )

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from agentlightning.algorithms.dpo import trial_batch
 from agentlightning.collect import Collector
 from agentlightning.config import Config, to_toml
 from agentlightning.evaluation import new_rollout
@@ -112,9 +113,13 @@ async def _dry_run(job: Job, progress: Progress, stop: asyncio.Event) -> DryRun:
             transitions = [transition for each in trajectories for transition in each.transitions]
             if transitions:
                 progress.phase("training")
-                # Made-up advantages: what counts here is the work, and the weights are thrown away.
+                # Made-up advantages and pairs: what counts here is the work, and the weights are thrown away.
                 advantages = [np.ones(len(each.transitions)) for each in trajectories]
-                batch = make_batch(trajectories, advantages, demonstrations=demonstrate is not None)
+                batch = (
+                    trial_batch(trajectories)
+                    if loss.over_pairs
+                    else make_batch(trajectories, advantages, demonstrations=demonstrate is not None)
+                )
                 began = time.monotonic()
                 await stack.engine.pause()
                 await stack.trainer.step(batch, loss)

@@ -215,6 +215,11 @@ class TorchTrainer:
 
     def _step(self, batch: Batch, loss: LossSettings) -> tuple[Policy, dict[str, float]]:
         check_capabilities("torch", self.capabilities, loss, critic=batch.returns is not None)
+        if loss.over_pairs != (batch.pairs is not None):
+            has = "no pairs" if batch.pairs is None else "pairs"
+            raise TrainerError(
+                f"loss {loss.name!r} was given a batch with {has}; pairs go with a loss that compares them, and only with it"
+            )
         if not batch.trained_tokens:
             return self.policy, {"tokens": 0.0, "tokens_trained": 0.0, "lr": 0.0}
         started = time.perf_counter()

@@ -1,7 +1,8 @@
 """One training step on a batch: what it computes before the first gradient, the gradients, and what it measures.
 
 The loss is a sum over trained tokens with weights that are fixed on the full batch, so any split into packs has the same gradient. What a
-sequence decides (GSPO, corrections of whole replies) is decided in passes without gradient, before a pack of it is differentiated.
+sequence decides (GSPO, corrections of whole replies), or a pair (DPO), is decided in passes without gradient, before a pack of it is
+differentiated.
 """
 
 from __future__ import annotations
@@ -17,10 +18,11 @@ from numpy.typing import NDArray
 from agentlightning.errors import NonFinite
 from agentlightning.rl.batch import Batch
 from agentlightning.rl.correction import Level, sums
-from agentlightning.rl.loss import LossSettings
+from agentlightning.rl.loss import DPOLoss, LossSettings
 from agentlightning_torch.critic import ValueHead
 from agentlightning_torch.forward import Scores
 from agentlightning_torch.losses import term_of
+from agentlightning_torch.losses.dpo import margins
 from agentlightning_torch.losses.kl import kl_term
 from agentlightning_torch.losses.value import value_term
 
@@ -60,8 +62,10 @@ class Update:
 
     def __post_init__(self) -> None:
         count = self.loss.minibatches
-        everyone = list(range(len(self.batch.rollout_ids)))
-        self.parts = [part for part in (everyone[k::count] for k in range(count)) if part]
+        pairs = self.batch.pairs
+        together: list[list[int]] = [[each] for each in range(len(self.batch.rollout_ids))] if pairs is None else pairs.tolist()
+        parts = ([each for some in together[k::count] for each in some] for k in range(count))
+        self.parts = [part for part in parts if part]
         self.old, self.reference, self.corrections = (np.full(len(self.batch), np.nan) for _ in range(3))
 
     @property
@@ -72,10 +76,10 @@ class Update:
     def prepare(self) -> None:
         """What is computed with the weights as they are before the step."""
         correction = self.loss.correction
-        if self.several or (correction is not None and correction.over != "token"):
+        if self.several or self.loss.over_pairs or (correction is not None and correction.over != "token"):
             self._pass(self.score, None, self.old)
             self.known = True
-        if self.loss.kl:
+        if self.loss.kl or self.loss.over_pairs:
             self._pass(self.score_reference, None, self.reference)
         if self.known:
             self._correct(np.flatnonzero(self.batch.trained))
@@ -85,7 +89,7 @@ class Update:
         batch, loss, term = self.batch, self.loss, term_of(self.loss)
         rollouts = self.parts[part] if len(self.parts) > 1 else None
         scale = float(len(self.parts))
-        of_sequence = self._sequence_ratios(rollouts)
+        of_sequence, of_pair = self._sequence_ratios(rollouts), self._margins(part) if loss.over_pairs else None
         self._count_pass(rollouts)
         for scores, tokens in self.score(rollouts, bool(loss.entropy)):
             self.tokens += tokens
@@ -95,6 +99,8 @@ class Update:
                 self._correct(index)
             old = self._tensor(self.old, index, now) if self.known else now.detach()
             against = old if of_sequence is None else now.detach() - self._tensor(of_sequence, index, now)
+            if of_pair is not None:
+                against = self._tensor(of_pair, index, now)
             advantage, weight, c = (self._tensor(each, index, now) for each in (batch.advantage, batch.weight, self.corrections))
             policy = (weight * c * term(now, against, advantage)).sum()
             value = policy
@@ -158,6 +164,8 @@ class Update:
             found["ratio_mean"] = total["ratio"] / count
             if "clipped" in total:
                 found["clip_fraction"] = total["clipped"] / count
+        if "pairs" in total:
+            found |= {"dpo_accuracy": total["preferred"] / total["pairs"], "dpo_margin": total["margin"] / total["pairs"]}
         if "value_loss" in total:
             assert batch.returns is not None
             assert batch.value is not None
@@ -211,6 +219,22 @@ class Update:
         index = np.flatnonzero(np.isfinite(now))
         found[index] = sums(now[index] - self.old[index], self._sequences(self.loss.ratio_over, index), mean=True)
         return found
+
+    def _margins(self, part: int) -> Doubles:
+        """(tokens,) z of each token's pair with the weights as they are now, those of a minibatch; measured there."""
+        assert self.batch.pairs is not None
+        assert isinstance(self.loss, DPOLoss)
+        now = self.old
+        if self.norms:
+            now = np.full(len(self.batch), np.nan)
+            self._pass(self.score, self.parts[part] if len(self.parts) > 1 else None, now)
+        each, of_token = margins(self.batch, self.loss.beta, now - self.reference)
+        z = each[np.isin(self.batch.pairs[:, 0], self.parts[part])]
+        self._add("loss", float(np.logaddexp(0, -z).sum()) / len(each))
+        self._add("pairs", len(z))
+        self._add("preferred", float((z > 0).sum()))
+        self._add("margin", float(z.sum()))
+        return of_token
 
     def _critic(self, scores: Scores) -> torch.Tensor:
         """The value loss of a pack: the mean over all that the batch gives to learn. No gradient of it reaches the policy."""

@@ -127,7 +127,11 @@ ONE_BY_ONE = {
 
 
 def test_rollouts_go_on_while_the_trainer_steps_and_each_token_keeps_the_version_that_sampled_it(model: str, tmp_path: Path) -> None:
-    done = run(job(model, tmp_path, steps=8, collection={"max_staleness": 1}, algorithm=agl.LightningRL(group_size=4, advantage="rloo")))
+    steps = Steps()
+    done = run(
+        job(model, tmp_path, steps=8, collection={"max_staleness": 1}, algorithm=agl.LightningRL(group_size=4, advantage="rloo")), steps
+    )
+    assert [text for text in steps.messages if 'correction = "truncate"' in text]
     every, folder = stored(done), RunFolder.open(done.folder)
     taken = {step: folder.read_batch(step) for step in range(1, 9)}
     assert sorted(each for learned in taken.values() for each in learned) == sorted(every), "each rollout makes up one step"

@@ -563,6 +563,13 @@ def test_a_loss_with_a_term_of_its_own_is_refused_where_the_trainer_takes_none(m
         ({"algorithm": {"name": "lightning", "group_size": 1}}, r"group_size is 1, and algorithm\.advantage 'grpo' compares"),
         ({"algorithm": {"name": "lightning", "loss": {"name": "cispo", "clip_high": -0.1}}}, r"loss\.clip_high is -0\.1"),
         ({"algorithm": {"name": "lightning", "advantage": "gppo"}}, "grpo"),
+        ({"algorithm": {"name": "lightning", "loss": "dpo"}}, "unknown loss 'dpo'"),
+        ({"algorithm": {"name": "dpo"}, "trainer": {"name": "verl"}}, r"algorithm\.loss is 'dpo', which trainer 'verl' does not have"),
+        ({"algorithm": {"name": "dpo", "beta": 0.0}}, r"algorithm\.beta is 0\.0; it must be above 0"),
+        ({"algorithm": {"name": "dpo", "group_size": 1}}, r"algorithm\.group_size is 1; it must be at least 2"),
+        ({"algorithm": {"name": "dpo", "kl": 0.1}}, r"unknown key 'kl' in \[algorithm\]"),
+        ({"algorithm": {"name": "rft", "min_reward": float("nan")}}, r"algorithm\.min_reward is nan"),
+        ({"algorithm": {"name": "rft", "min_rewards": 0.5}}, r"unknown key 'min_rewards' in \[algorithm\]; did you mean 'min_reward'"),
     ],
 )
 def test_what_a_run_cannot_do_is_one_line_before_any_model_loads(more: dict[str, Any], said: str, tmp_path: Path) -> None:

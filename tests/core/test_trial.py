@@ -49,6 +49,13 @@ def test_a_dry_run_measures_and_leaves_nothing(config: Any, tmp_path: Path) -> N
     assert not RunFolder.all(tmp_path / "runs")
 
 
+@pytest.mark.parametrize("algorithm", ["rft", "dpo"])
+def test_a_dry_run_measures_a_step_of_an_algorithm_whatever_the_rewards_are(config: Any, algorithm: str) -> None:
+    report = dry_run(replace(config, algorithm={"name": algorithm, "group_size": 4}))
+    assert (report.rollouts, report.transitions) == (4, 4)
+    assert report.training_seconds
+
+
 def test_scoring_runs_each_task_once_and_keeps_the_store(config: Any) -> None:
     report = rollout_config(config, limit=2)
     assert (report.rollouts, report.scored, report.requests, report.statuses) == (2, 2, {"completed": 2}, {"succeeded": 2})

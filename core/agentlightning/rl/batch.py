@@ -17,17 +17,19 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from agentlightning.errors import ConfigError, TrainerError
-from agentlightning.model import FloatArray, IntArray, Trajectory, Transition, Value
+from agentlightning.model import FloatArray, IntArray, Trajectory, Transition, Value, ints
 from agentlightning.rl import packs
 from agentlightning.rl.forest import Forest, structure
 from agentlightning.rl.packs import Pack
+from agentlightning.rl.pairs import UNPAIRED, in_order
 
-Weight: TypeAlias = Literal["rollout", "token", "constant"]
+Weight: TypeAlias = Literal["rollout", "token", "constant", "pair"]
 DoubleArray = NDArray[np.float64]
 Advantage: TypeAlias = float | DoubleArray
 """Of a transition: of all its tokens, or (response,) of each."""
 DEMONSTRATED = "demonstrated, not sampled: it belongs in no ratio"
 SAMPLED = "sampled, not demonstrated"
+NO_SIGNAL = "group without signal"
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +113,8 @@ class Batch(Value):
     """What the critic expected before the token was sampled; NaN on context. There, as `returns`, where an algorithm has a critic."""
     returns: DoubleArray | None = None
     """What the critic learns; NaN where it learns nothing."""
+    pairs: IntArray | None = None
+    """(pairs, 2) indices of a chosen rollout, with advantage 1, and of a rejected one, with -1; there where a loss compares them."""
 
     def __len__(self) -> int:
         return len(self.token_ids)
@@ -172,17 +176,21 @@ def make_batch(
     length: int | None = None,
     demonstrations: bool = False,
     critic: Sequence[tuple[DoubleArray, DoubleArray]] | None = None,
+    pairs: Sequence[tuple[int, int]] | None = None,
 ) -> Batch:
     """Make the batch of some trajectories.
 
     `advantages[k]` is (transitions of trajectory k,), or (its sampled tokens,); a transition of NaN is left out and named. Weights, with R
-    the scored rollouts: `rollout`: the tokens of each rollout share 1/R equally; `token`: 1/N; `constant`: 1/(R * length). With
-    `demonstrations` the demonstrated transitions are trained and the sampled ones left out, else the other way round. `critic[k]`: value
-    and return of each sampled token of trajectory k. Raises `ConfigError` for a weight that cannot be, `TrainerError` for arrays that do
-    not fit one another.
+    the scored rollouts: `rollout`: the tokens of each rollout share 1/R equally; `token`: 1/N; `constant`: 1/(R * length); `pair`: 1/P,
+    with P the pairs. With `demonstrations` the demonstrated transitions are trained and the sampled ones left out, else the other way
+    round. `critic[k]`: value and return of each sampled token of trajectory k. `pairs`: indices of trajectories, chosen and rejected; what
+    is in none is left out. Raises `ConfigError` for a weight that cannot be, `TrainerError` for arrays that do not fit one another, and for
+    a pair of which one has nothing to train.
     """
-    if weight not in ("rollout", "token", "constant"):
-        raise ConfigError(f"weight is {weight!r}; expected 'rollout', 'token' or 'constant'")
+    if weight not in ("rollout", "token", "constant", "pair"):
+        raise ConfigError(f"weight is {weight!r}; expected 'rollout', 'token', 'constant' or 'pair'")
+    if (weight == "pair") != (pairs is not None):
+        raise ConfigError("weight 'pair' goes with pairs, and only with them")
     if weight == "constant" and (length is None or length < 1):
         raise ConfigError(f"weight 'constant' needs length, the tokens of a rollout that weigh 1; it is {length}")
     if len(trajectories) != len(advantages):
@@ -193,7 +201,13 @@ def make_batch(
         key=lambda k: (trajectories[k].task.id, trajectories[k].group, trajectories[k].index, trajectories[k].attempt_id),
     )
     said = None if critic is None else [_tokenwise(trajectories[k], critic[k]) for k in order]
-    return _Maker([trajectories[k] for k in order], [values[k] for k in order], demonstrations, said).make(weight, length)
+    paired = None if pairs is None else in_order(pairs, order)
+    return _Maker([trajectories[k] for k in order], [values[k] for k in order], demonstrations, said, paired).make(weight, length)
+
+
+def trainable(trajectory: Trajectory) -> bool:
+    """Whether anything of it can be trained, once it has an advantage."""
+    return any(_reason(each, None, demonstrations=False) is None for each in trajectory.transitions)
 
 
 class _Maker:
@@ -205,10 +219,12 @@ class _Maker:
         advantages: list[list[Advantage]],
         demonstrations: bool,
         critic: list[list[tuple[DoubleArray, DoubleArray]]] | None,
+        pairs: list[tuple[int, int]] | None,
     ) -> None:
         self.trajectories = trajectories
         self.advantages = advantages
         self.critic = critic
+        self.pairs = pairs
         self.untrained: list[Untrained] = []
         missing = [[bool(np.isnan(a).any()) for a in values] for values in advantages]
         self.scored = [not all(m) if m else t.reward is not None for t, m in zip(trajectories, missing, strict=True)]
@@ -219,6 +235,9 @@ class _Maker:
             ]
             for each, some, scored in zip(trajectories, missing, self.scored, strict=True)
         ]
+        if pairs is not None:
+            paired = {k for pair in pairs for k in pair}
+            self.reasons = [each if k in paired else [why or UNPAIRED for why in each] for k, each in enumerate(self.reasons)]
         signal: Counter[str] = Counter()
         for t, values, why in zip(trajectories, advantages, self.reasons, strict=True):
             signal[t.group] += sum(1 for a, reason in zip(values, why, strict=True) if reason is None and np.any(a))
@@ -238,13 +257,14 @@ class _Maker:
         critic: list[tuple[DoubleArray, DoubleArray]] = []
         owner: list[int] = []
         rollouts: list[Trajectory] = []
+        places: dict[int, int] = {}
         for k, (each, values, reasons, tokens) in enumerate(
             zip(self.trajectories, self.advantages, self.reasons, self.trainable, strict=True)
         ):
             inserted: dict[int, int] = {}
             for place, (transition, value, reason) in enumerate(zip(each.transitions, values, reasons, strict=True)):
                 if reason is None and each.group in self.quiet:
-                    reason = "group without signal"
+                    reason = NO_SIGNAL
                 if reason is not None:
                     self._leave(each, transition, reason)
                     continue
@@ -256,6 +276,7 @@ class _Maker:
                     critic.append(self.critic[k][place])
                 owner.append(len(rollouts))
             if inserted:
+                places[k] = len(rollouts)
                 rollouts.append(each)
         groups = tuple(dict.fromkeys(t.group for t in rollouts))
         group_of = {group: index for index, group in enumerate(groups)}
@@ -263,6 +284,7 @@ class _Maker:
             forest,
             trained,
             critic if self.critic is not None else None,
+            pairs=self._pairs(places),
             completion_ids=tuple(t.completion_id for t, _, _ in trained),
             transition_rollout=np.array(owner, np.int32),
             rollout_ids=tuple(t.rollout_id for t in rollouts),
@@ -274,9 +296,19 @@ class _Maker:
         )
 
     def _weight(self, weight: Weight, length: int | None, tokens: int) -> float:
+        if self.pairs is not None:
+            return 1 / len(self.pairs)
         if weight == "token":
             return 1 / sum(self.trainable)
         return 1 / (sum(self.scored) * (length or 1 if weight == "constant" else tokens))
+
+    def _pairs(self, places: dict[int, int]) -> IntArray | None:
+        """(pairs, 2) from the place of each rollout that has a trained token."""
+        if self.pairs is None:
+            return None
+        for k in (k for pair in self.pairs for k in pair if k not in places):
+            raise TrainerError(f"rollout {self.trajectories[k].rollout_id} stands in a pair, and nothing of it can be trained")
+        return ints(np.array([[places[k] for k in pair] for pair in self.pairs]).reshape(-1, 2))
 
     def _leave(self, trajectory: Trajectory, transition: Transition, reason: str) -> None:
         if len(transition.response_ids):

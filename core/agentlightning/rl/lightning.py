@@ -68,7 +68,13 @@ class LightningRL:
                 f"algorithm.group_size is {self.group_size}, and algorithm.advantage {_named(self.advantage)} compares the rollouts of a "
                 "group; use 2 or more, or an advantage that compares none (reinforce, reinforce_pp, gae)"
             )
-        return credit, advantage, build_loss(self.loss, where="algorithm.loss")
+        loss = build_loss(self.loss, where="algorithm.loss")
+        if loss.over_pairs:
+            raise ConfigError(
+                f"algorithm.loss {loss.name!r} compares rollouts in pairs, and algorithm 'lightning' makes none; "
+                "use algorithm = {name = 'dpo'}"
+            )
+        return credit, advantage, loss
 
     @property
     def needs(self) -> Needs:
@@ -88,6 +94,11 @@ class LightningRL:
         """Train until the session's last step, or until it is stopped."""
         credit, advantage, loss = self.parts()
         critic = self.needs.critic
+        if session.config.collection.max_staleness and loss.correction is None:
+            session.say(
+                f"tokens may be {session.config.collection.max_staleness} steps old when they are trained, and nothing corrects for that; "
+                'algorithm.loss.correction = "truncate" does'
+            )
         for step in session.steps():
             trajectories = await session.collect(step, self.group_size)
             episodes = Episodes.of(trajectories)

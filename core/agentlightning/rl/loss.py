@@ -42,6 +42,11 @@ class LossSettings:
         return "token"
 
     @property
+    def over_pairs(self) -> bool:
+        """Whether it compares rollouts in pairs, which the batch then has (`Batch.pairs`)."""
+        return False
+
+    @property
     def extras(self) -> frozenset[str]:
         """The settings of every loss that are in use; a trainer names those that it honours in its `Capabilities`."""
         used = {"kl": bool(self.kl), "entropy": bool(self.entropy), "correction": self.correction is not None}
@@ -129,6 +134,32 @@ class OwnLoss(LossSettings):
     """term = a function of one's own, of (logprob, old, advantage), each (tokens,) tensors of the trainer; made by `build_loss`."""
 
     term: Callable[[Any, Any, Any], Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DPOLoss(LossSettings):
+    """The mean over pairs of -log sigmoid(z), with z = beta * ((lp_c - ref_c) - (lp_r - ref_r)): lp and ref are the log-probabilities of
+    all that is trained of the chosen and of the rejected rollout, now and by the reference (as for `kl`). Source: arXiv 2305.18290.
+
+    As a sum over tokens: term = -beta * sigmoid(-z) A lp, with A = 1 on what was chosen and -1 on what was rejected, w = 1 / pairs, and z
+    without gradient. Minibatches hold whole pairs; z is of the weights as they are before each gradient.
+    """
+
+    name: str = "dpo"
+    beta: float = 0.1
+
+    @property
+    def over_pairs(self) -> bool:
+        return True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not (self.beta > 0 and math.isfinite(self.beta)):
+            raise ConfigError(f"algorithm.beta is {self.beta}; it must be above 0 (0.1 is usual)")
+        for key in sorted(self.extras):
+            raise ConfigError(
+                f"loss.{key} is set, and loss 'dpo' has no term for it: beta alone holds the policy near the reference; leave it out"
+            )
 
 
 def loss_of(algorithm: object) -> LossSettings | None:

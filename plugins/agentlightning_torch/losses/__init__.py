@@ -14,6 +14,7 @@ import torch
 from agentlightning.errors import UnsupportedSetting
 from agentlightning.rl.loss import LossSettings
 from agentlightning_torch.losses.cispo import cispo
+from agentlightning_torch.losses.dpo import dpo
 from agentlightning_torch.losses.gspo import gspo
 from agentlightning_torch.losses.ppo_clip import ppo_clip
 from agentlightning_torch.losses.sft import sft
@@ -21,7 +22,7 @@ from agentlightning_torch.losses.sft import sft
 Term = Callable[[Any, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 """`(settings, logprob, old, advantage) -> term`, each (tokens,); the loss is the sum of weight * term."""
 
-LOSSES: Mapping[str, Term] = MappingProxyType({"ppo_clip": ppo_clip, "cispo": cispo, "gspo": gspo, "sft": sft})
+LOSSES: Mapping[str, Term] = MappingProxyType({"ppo_clip": ppo_clip, "cispo": cispo, "gspo": gspo, "sft": sft, "dpo": dpo})
 
 
 def term_of(settings: LossSettings) -> Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]:

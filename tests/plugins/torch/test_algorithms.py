@@ -1,4 +1,5 @@
-"""Each algorithm teaches the tiny model the tiny tool task: greedy reward from under 0.3 to over 0.8, on fixed seeds."""
+"""Each algorithm teaches the tiny model the tiny tool task: greedy reward from under 0.3 to over 0.8, on fixed seeds; without ratios the
+sampled reward to over 0.6."""
 
 from __future__ import annotations
 
@@ -95,3 +96,21 @@ def test_rollouts_that_run_two_steps_ahead_teach_it_as_well(model: str, tmp_path
     assert greedy["before"] < 0.3
     assert greedy["after"] > 0.8
     assert max(row["version_gap_max"] for row in read_metrics(run.folder)[0] if "version_gap_max" in row) == 2
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "lr", "steps"),
+    [
+        ({"name": "rft", "min_reward": 0.3, "best": 2, "minibatches": 3}, 3e-3, 12),
+        ({"name": "dpo", "beta": 0.03, "minibatches": 4}, 2e-3, 10),
+    ],
+    ids=["rft", "dpo"],
+)
+def test_an_algorithm_without_ratios_raises_the_sampled_reward(
+    algorithm: dict[str, Any], lr: float, steps: int, model: str, tmp_path: Path
+) -> None:
+    run = train(model, tmp_path, algorithm, steps=steps, trainer={"name": "torch", "lr": lr})
+    sampled = run.result["held_out"]["sampled"]
+    print(algorithm["name"], run.result["held_out"], run.result["seconds"])
+    assert sampled["before"] < 0.3
+    assert sampled["after"] > 0.6

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from agentlightning.rl.loss import CISPO, GSPO, PPOClip, SFTLoss
+from agentlightning.rl.loss import CISPO, GSPO, DPOLoss, PPOClip, SFTLoss
 from agentlightning_torch.losses import LOSSES, term_of
 
 RNG = np.random.default_rng(0)
@@ -24,7 +24,7 @@ def ppo(s: PPOClip, now: np.ndarray) -> np.ndarray:
 
 
 def test_every_named_loss_has_settings_of_its_name():
-    assert set(LOSSES) == {PPOClip().name, CISPO().name, GSPO().name, SFTLoss().name}
+    assert set(LOSSES) == {PPOClip().name, CISPO().name, GSPO().name, SFTLoss().name, DPOLoss().name}
 
 
 def test_the_loss_of_demonstrations_has_no_ratio():

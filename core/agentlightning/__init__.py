@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from agentlightning.recording import current, note, reward
     from agentlightning.rl.lightning import LightningRL
     from agentlightning.rl.loss import CISPO, PPOClip
-    from agentlightning.rollouts import rollout
+    from agentlightning.rollouts import reward_later, rollout
     from agentlightning.runner import RunnerSettings
     from agentlightning.training import Run, train, train_async
 
@@ -51,6 +51,7 @@ _HOME = {
     "hookimpl": "hookspecs",
     "note": "recording",
     "reward": "recording",
+    "reward_later": "rollouts",
     "rollout": "rollouts",
     "train": "training",
     "train_async": "training",
@@ -77,6 +78,7 @@ __all__ = [
     "hookimpl",
     "note",
     "reward",
+    "reward_later",
     "rollout",
     "train",
     "train_async",

@@ -30,12 +30,14 @@ __all__ = [
     "Config",
     "EvaluateConfig",
     "SamplingConfig",
+    "SourceConfig",
     "bind",
     "build",
     "build_loss",
     "load_config",
     "naming",
     "open_table",
+    "store_file",
     "to_toml",
 ]
 
@@ -126,17 +128,39 @@ class CollectionConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SourceConfig:
+    """Where a run finds its rollouts instead of having them made: the store that a deployed agent fills (`agentlightning.source`)."""
+
+    store: str
+    """Its address, as `agl serve` and `agl.rollout` have it. It is only read."""
+    wait: bool = False
+    """Wait for rollouts and rewards that are still to come; otherwise the run ends when nothing is left to train."""
+
+    def __post_init__(self) -> None:
+        scheme, _, rest = self.store.partition("://")
+        if scheme in ("http", "https") and "@" in rest.partition("/")[0]:
+            raise ConfigError("source.store has a token in it, and a run keeps its configuration; leave it out, and set AGL_TOKEN to it")
+
+    def under(self, base: Path) -> SourceConfig:
+        """The same, with the path of a store file made absolute."""
+        file = store_file(self.store)
+        return self if file is None else replace(self, store=f"sqlite:{base / file}")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Config:
     """A training run."""
 
     agent: str | None = None
-    """`module:function`, called with `(task, llm)`. Either this or `command`."""
+    """`module:function`, called with `(task, llm)`. Either this or `command`; with a `source` only for `val_tasks`."""
     command: str | None = None
     """A command line that is run for each rollout; a program in any language. See `agentlightning.command`."""
     reward: RewardFrom = "stdout"
     """Where a command's reward comes from: the last line that it prints, its exit code, the file `AGL_REWARD_FILE`, or a POST."""
-    tasks: str
-    """A `.jsonl` or `.json` file, or `module:attribute`."""
+    tasks: str | None = None
+    """A `.jsonl` or `.json` file, or `module:attribute`. Either this or `source`."""
+    source: SourceConfig | None = None
+    """Train on the rollouts of a deployed agent."""
     model: str
     """A registered model, a folder, or the id of a hub."""
     val_tasks: str | None = None
@@ -181,12 +205,33 @@ class Config:
             raise ConfigError("agents is an empty list, so nothing would be trained; name an agent, or leave it out to train all")
         if not self.name or any(each in self.name for each in "/\\\0"):
             raise ConfigError(f"name is {self.name!r}; it becomes part of a folder's name, so it must not be empty or contain a slash")
+        self._check_source()
         self._check_agent()
         for key, weight in self.reward_weights.items():
             if not math.isfinite(weight):
                 raise ConfigError(f"reward_weights.{key} is {weight}; expected a finite number")
 
+    def _check_source(self) -> None:
+        if self.source is None:
+            if self.tasks is None:
+                raise ConfigError("missing 'tasks' at the top level; expected text (or a [source], a store that a deployed agent fills)")
+            return
+        for key, given in {"tasks": self.tasks is not None, "sampler": self.sampler != "epochs"}.items():
+            if given:
+                raise ConfigError(f"{key} and source are both given; with a source the tasks are those of its rollouts, so leave {key} out")
+        for key, idle in {"max_staleness": 0, "keep": None, "refill": 0}.items():
+            if getattr(self.collection, key) != idle:
+                said = f"collection.{key} is {getattr(self.collection, key)!r}"
+                raise ConfigError(f"{said}, and with a source nothing is started or turned away; leave it out")
+        acts = "agent" if self.agent is not None else "command" if self.command is not None else None
+        if acts is None and self.val_tasks is not None:
+            raise ConfigError('val_tasks is given, and no agent that would act on them; give agent = "module:function", or leave it out')
+        if acts is not None and self.val_tasks is None:
+            raise ConfigError(f"{acts} is given, and with a source it acts on val_tasks alone; give val_tasks, or leave {acts} out")
+
     def _check_agent(self) -> None:
+        if self.source is not None and self.agent is None and self.command is None:
+            return
         if (self.agent is None) == (self.command is None):
             both = "agent and command are both given" if self.agent else "missing 'agent' at the top level"
             raise ConfigError(f'{both}; expected agent = "module:function", or command = "..." for a program, and not both')
@@ -250,6 +295,11 @@ def check_names(config: Config, plugins: Registry | None = None) -> None:
     if "name" not in {each.name for each in fields(algorithm)}:
         del table["name"]
     built = build(algorithm, table, "algorithm")
+    if config.source is not None and hasattr(algorithm, "demonstrate"):
+        raise ConfigError(
+            f"algorithm {config.algorithm['name']!r} trains demonstrations that it gives while an agent runs, and the replies of a source "
+            "were sampled; use an algorithm that trains those (lightning), or leave source out"
+        )
     if hasattr(built, "parts"):  # LightningRL and its like: the settings of its parts
         built.parts()
 
@@ -282,15 +332,23 @@ def _plain(value: Any, at: str = "") -> Any:
 def _absolute(config: Config, base: Path, data: Mapping[str, Any]) -> Config:
     """Paths made absolute; the run folders, where the file does not say, lie in the current one."""
     changes: dict[str, Any] = {
-        "tasks": _path(config.tasks, base),
         "folder": str((base if "folder" in data else Path.cwd()) / config.folder),
         "path": str(base / (config.path or "")),
     }
-    if config.val_tasks is not None:
-        changes["val_tasks"] = _path(config.val_tasks, base)
+    changes |= {key: _path(given, base) for key in ("tasks", "val_tasks") if (given := getattr(config, key)) is not None}
+    if config.source is not None:
+        changes["source"] = config.source.under(base)
     if (base / config.model).is_dir():
         changes["model"] = str((base / config.model).resolve())
     return replace(config, **changes)
+
+
+def store_file(address: str) -> Path | None:
+    """The file that a store's address names (`sqlite:path`, or a plain path); None: it names something else."""
+    scheme, colon, rest = address.partition(":")
+    if colon and scheme != "sqlite" and not address.startswith((".", "/", "~")):
+        return None
+    return Path(rest if colon and scheme == "sqlite" else address).expanduser()
 
 
 def _import_from(folder: Path) -> None:

@@ -85,10 +85,23 @@ class Gatherer:
             counts["groups_turned_away"] = float(sum(not kept for _, _, kept in taken))
             counts["groups_refilled"] = float(settings.refill - refills)
         now = version()
-        trajectories = [
+        marked = [
             leave_out(each, lambda transition, kept=kept: self._why(transition, kept, now)) for _, found, kept in taken for each in found
         ]
-        return trajectories, counts | self._tokens_left_out(trajectories)
+        if settings.max_staleness:
+            counts["stale_tokens"] = _tokens(marked, STALE)
+        trajectories, dropped = self.fit(marked)
+        return trajectories, counts | dropped
+
+    def fit(self, trajectories: Sequence[Trajectory]) -> tuple[list[Trajectory], Counts]:
+        """The trajectories without replies that are cut off, or too long for the trainer, where `collection` says so; and their tokens."""
+        found = [leave_out(each, self._unfit) for each in trajectories]
+        settings, counts = self._config.collection, Counts()
+        if settings.truncated == "drop":
+            counts["truncated_tokens_dropped"] = _tokens(found, TRUNCATED)
+        if settings.overlong == "drop":
+            counts["overlong_tokens_dropped"] = _tokens(found, OVERLONG)
+        return found, counts
 
     async def _start(self, step: int, count: int, group_size: int) -> None:
         if count < 1:
@@ -121,31 +134,23 @@ class Gatherer:
         )
 
     def _why(self, transition: Transition, kept: bool, version: int) -> str | None:
-        """Why a transition is not trained; None: it is."""
-        settings = self._config.collection
+        """Why a reply of a group is not trained by a policy of a version; None: it is."""
         if not kept:
             return TURNED_AWAY
         known = transition.versions[transition.versions >= 0]
-        if len(known) and version - int(known.min()) > settings.max_staleness:
-            return STALE
+        return STALE if len(known) and version - int(known.min()) > self._config.collection.max_staleness else None
+
+    def _unfit(self, transition: Transition) -> str | None:
+        settings = self._config.collection
         if transition.truncated and settings.truncated == "drop":
             return TRUNCATED
         length = len(transition.prompt_ids) + len(transition.response_ids)
         return OVERLONG if settings.overlong == "drop" and self._longest is not None and length > self._longest else None
 
-    def _tokens_left_out(self, trajectories: Sequence[Trajectory]) -> Counts:
-        """Sampled tokens by reason, of what may happen with these settings."""
-        settings = self._config.collection
-        on = {
-            "stale_tokens": (STALE, settings.max_staleness > 0),
-            "truncated_tokens_dropped": (TRUNCATED, settings.truncated == "drop"),
-            "overlong_tokens_dropped": (OVERLONG, settings.overlong == "drop"),
-        }
-        tokens = Counter[str | None]()
-        for each in trajectories:
-            for transition in each.transitions:
-                tokens[transition.reason] += len(transition.response_ids)
-        return {name: float(tokens[reason]) for name, (reason, possible) in on.items() if possible}
+
+def _tokens(trajectories: Sequence[Trajectory], reason: str) -> float:
+    """Sampled tokens that are not trained for a reason."""
+    return float(sum(len(t.response_ids) for each in trajectories for t in each.transitions if t.reason == reason))
 
 
 TURNED_AWAY = "its group was turned away (collection.keep)"

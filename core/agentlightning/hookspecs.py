@@ -67,7 +67,8 @@ def register_adapters(register: Register) -> None:
 @hookspec
 def register_algorithms(register: Register) -> None:
     """Algorithms. Target: a frozen dataclass of settings with `async run(session: Session) -> None`; where it has them, `parts()`
-    checks its settings and holds its `LossSettings`, and `demonstrate` answers the model calls of training rollouts."""
+    checks its settings and holds its `LossSettings`, `needs` says whether it compares rollouts of a task or needs a critic, and
+    `demonstrate` answers the model calls of training rollouts."""
 
 
 @hookspec

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from agentlightning.errors import LeaseLost, StoreError
 from agentlightning.model import JSON, LLM, Mode, Reward, Rollout
-from agentlightning.recording import Recorder, reward, use
+from agentlightning.recording import Recorder, checked_reward, reward, use
 from agentlightning.runner import worker_name
 from agentlightning.store import LightningStore
 from agentlightning.tasks import load_tasks
@@ -51,7 +51,7 @@ class rollout:  # noqa: N801  # used like a function: `with agl.rollout(task) as
         lease: float = 300.0,
     ) -> None:
         self._rollout = Rollout(task=load_tasks([task])[0], mode=mode, max_attempts=1)
-        self._store = store or os.environ.get("AGL_STORE") or DEFAULT_STORE
+        self._store = _store_of(store)
         self._gateway = gateway or os.environ.get("AGL_GATEWAY") or _gateway_of(self._store)
         self._model, self._lease = model, lease
         self._thread: _LoopThread | None = None
@@ -67,7 +67,7 @@ class rollout:  # noqa: N801  # used like a function: `with agl.rollout(task) as
 
     @property
     def attempt_id(self) -> str:
-        """What a later reward needs."""
+        """What `agl.reward_later` needs."""
         return self._open().attempt.id
 
     @property
@@ -162,6 +162,41 @@ class rollout:  # noqa: N801  # used like a function: `with agl.rollout(task) as
         if self._current is not None:
             self._current.__exit__(None, None, None)
             self._current = None
+
+
+def reward_later(
+    attempt_id: str, value: float, *, name: str = "reward", source: str = "agent", store: LightningStore | str | None = None
+) -> Reward:
+    """Reward an attempt after its end: from any process, a week later.
+
+        agl.reward_later(attempt_id, 1.0, source="customer")      # `r.attempt_id`, kept beside the answer
+
+    Returns when the store (as `agl.rollout` finds it) has the reward. Raises `RewardError` when the value is not a finite number,
+    `NotFound` for an attempt that is not in this store.
+    """
+    record = Reward(attempt_id=attempt_id, value=checked_reward(value), name=name, source=source)
+
+    async def write() -> None:
+        from agentlightning.stack import open_store
+
+        where = _store_of(store)
+        opened = open_store(where) if isinstance(where, str) else where
+        try:
+            await opened.record([record])
+        finally:
+            if isinstance(where, str):
+                await opened.close()
+
+    thread = _LoopThread()
+    try:
+        thread.run(write())
+    finally:
+        thread.close()
+    return record
+
+
+def _store_of(store: LightningStore | str | None) -> LightningStore | str:
+    return store or os.environ.get("AGL_STORE") or DEFAULT_STORE
 
 
 class _LoopThread:

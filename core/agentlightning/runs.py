@@ -226,12 +226,17 @@ class RunFolder:
         path = self.batches / f"step-{step:05d}.json"
         return _read(path, dict[str, Learned]) if path.exists() else {}
 
-    def read_batches(self) -> dict[str, Learned]:
-        """By rollout id, over all steps."""
+    def read_batches(self, last: int | None = None) -> dict[str, Learned]:
+        """By rollout id, over all steps, or up to the last one that counts."""
         learned: dict[str, Learned] = {}
         for step in _steps(self.batches):
-            learned |= self.read_batch(step)
+            if last is None or step <= last:
+                learned |= self.read_batch(step)
         return learned
+
+    def steps_of(self) -> dict[str, int]:
+        """The step that took a rollout, by its id."""
+        return {rollout_id: step for step in _steps(self.batches) for rollout_id in self.read_batch(step)}
 
     # --- checkpoints ---
 

@@ -32,6 +32,7 @@ from agentlightning.rl.batch import NO_SIGNAL, Batch
 from agentlightning.rl.loss import LossSettings
 from agentlightning.rl.trajectory import check_joins
 from agentlightning.runs import Learned, RunFolder, RunState
+from agentlightning.source import ProductionSource
 from agentlightning.store import LightningStore
 from agentlightning.tasks import Sampler
 from agentlightning.trainer import Trainer
@@ -59,6 +60,7 @@ class Session:
         state: RunState,
         stop: asyncio.Event,
         runners: asyncio.Task[None],
+        source: ProductionSource | None = None,
     ) -> None:
         self.config, self.store, self.engine, self.trainer = config, store, engine, trainer
         self.state = state
@@ -66,6 +68,10 @@ class Session:
         self._sampler, self._val_tasks = sampler, list(val_tasks)
         self._folder, self._tracker, self._progress = folder, tracker, progress
         self._stop = stop
+        self._source = source
+        """Where training rollouts are found; None: the runners make them."""
+        self._ends = False
+        """Whether the source had nothing for a further step."""
         self._collector = Collector(store, runners, stop, progress, agents=config.agents, reward_weights=config.reward_weights)
         self._ahead = config.collection.max_staleness > 0
         """Whether rollouts go on while the trainer steps; then the engine has weights of its own."""
@@ -98,6 +104,10 @@ class Session:
             if patience is not None and self._stale >= patience:
                 self.say(f"held-out reward has not risen for {self._stale} evaluations: stopping early after step {step}")
                 return
+            if self._source is not None and self._ends:
+                left = f"; left there: {self._source.account()}" if self._source.account() else ""
+                self.say(f"nothing more to train in the store after step {step}{left}")
+                return
             if self._stop.is_set():
                 raise Stopped
             self._step_began = time.monotonic()
@@ -105,7 +115,10 @@ class Session:
             yield step
 
     async def collect(self, step: int, group_size: int) -> list[Trajectory]:
-        """The trajectories of a step, `group_size` rollouts of each of its tasks, as `collection` says; group by group."""
+        """The trajectories of a step: `group_size` rollouts of each of its tasks, as `collection` says, group by group; or as many that
+        the source has."""
+        if self._source is not None:
+            return await self._find(step, self._source, group_size)
         if not self._ahead:
             # A resumed run starts with an empty prefix cache, and what is cached changes bits: every step starts with an empty one.
             await self.engine.load(self.engine.policy)
@@ -113,12 +126,25 @@ class Session:
         began = time.monotonic()
         trajectories, self._counts = await self._gatherer.next(step, group_size, lambda: self.trainer.policy.version)
         self._times["rollouts"] = time.monotonic() - began
+        self._check_first(step, trajectories)
+        return trajectories
+
+    async def _find(self, step: int, source: ProductionSource, group_size: int) -> list[Trajectory]:
+        """What a deployed agent did, in place of rollouts."""
+        self._progress.phase("reading the store")
+        began = time.monotonic()
+        found = await source.next(self.config.tasks_per_step, group_size)
+        trajectories, self._counts = self._gatherer.fit(found)
+        self._times["source"] = time.monotonic() - began
+        self._check_first(step, trajectories)
+        return trajectories
+
+    def _check_first(self, step: int, trajectories: Sequence[Trajectory]) -> None:
         if step == self.state.step == 0:
             check_first(trajectories, self.config.agents, see=self._folder.path)
             notes = Counter(note for each in trajectories for note in each.diagnostics)
             for note, count in notes.most_common(5):
                 log.warning("%s (%d times in the first step)", note, count)
-        return trajectories
 
     def say(self, text: str) -> None:
         """Something that a person should know."""
@@ -176,13 +202,15 @@ class Session:
         self._alarm(row)
         self._say(row, trajectories, batch)
         self._folder.write_batch(done, learned(trajectories, returns, advantages, batch))
+        if self._source is not None:
+            row |= self._source.counts()
         row |= {f"seconds.{name}": seconds for name, seconds in self._times.items()}
         row["seconds"] = time.monotonic() - self._step_began
         self._advance(done, row)
+        self._ends = self._source is not None and not await self._source.more()
         await self._measure_and_log(row)
         keep = self.config.checkpoints
-        last = done == self.config.steps
-        if last or (keep.best and self.state.best_step == done) or (keep.every and done % keep.every == 0):
+        if self._is_last(done) or (keep.best and self.state.best_step == done) or (keep.every and done % keep.every == 0):
             await self.checkpoint()
 
     async def abandon(self) -> None:
@@ -194,6 +222,7 @@ class Session:
     async def begin(self) -> None:
         """Measure what is still to be measured: the held-out reward before the first step, or that of a step at which the run was
         stopped."""
+        self._ends = self._source is not None and not await self._source.more()
         row: dict[str, Any] | None = self.state.extra.get("row")
         if row is None and self.state.step == 0:
             row = {"step": 0}
@@ -205,7 +234,7 @@ class Session:
     async def _measure_and_log(self, row: dict[str, Any]) -> None:
         """Evaluate where it is due, then log the step. Stopped before its end, the row waits in the run's state."""
         done, every = row["step"], self.config.evaluate.every
-        if self._val_tasks and (done in (0, self.config.steps) or (every and done % every == 0)):
+        if self._val_tasks and (done == 0 or self._is_last(done) or (every and done % every == 0)):
             row |= await self.evaluate(done)
             row["seconds.evaluation"] = self._times["evaluation"]
             row["seconds"] = row.get("seconds", 0.0) + self._times["evaluation"]
@@ -244,6 +273,9 @@ class Session:
             await self.checkpoint()
 
     # --- inside ---
+
+    def _is_last(self, done: int) -> bool:
+        return done == self.config.steps or self._ends
 
     def _teach(self, trajectories: Sequence[Trajectory]) -> None:
         """Tell a curriculum what came of its tasks."""
@@ -294,6 +326,11 @@ class Session:
             quiet = not why or why[0][0] == NO_SIGNAL
             said = "in no group did the rewards differ" if quiet else f"of most tokens: {why[0][0]}"
             self.say(f"step {row['step']}: nothing was trained, for {said}")
+        if row["step"] == 1 and row.get("logprob_drift_mean", 0.0) > self.config.logprob_alarm:
+            self.say(
+                f"step 1: another policy than the one that is trained sampled these replies: {row['logprob_drift_mean']:.4f} per token lie "
+                "between their log-probabilities. A loss with a correction takes it into account"
+            )
 
     def _alarm(self, row: dict[str, Any]) -> None:
         difference, limit = row.get("logprob_diff_mean"), self.config.logprob_alarm

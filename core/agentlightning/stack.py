@@ -74,15 +74,15 @@ class Plan:
     """A config with its plugins found and their settings checked: what can be wrong in it has been said."""
 
     config: Config
-    agent: str | Agent
-    """The agent itself; its name when worker processes run it."""
+    agent: str | Agent | None
+    """The agent itself; its name when worker processes run it; None: nothing is to be run."""
     files: ModelFiles
     engine: tuple[Any, Any]
     """Class and settings."""
     trainer: tuple[Any, Any] | None
 
 
-async def plan(config: Config, agent: str | Agent, *, progress: Progress, train: bool = True, algorithm: Any = None) -> Plan:
+async def plan(config: Config, agent: str | Agent | None, *, progress: Progress, train: bool = True, algorithm: Any = None) -> Plan:
     """Check a config and its agent, and find its model, before anything is made. Imports the plugins' libraries and the agent, in a
     thread. What `algorithm` asks and the trainer does not honour is refused."""
 
@@ -101,10 +101,11 @@ async def plan(config: Config, agent: str | Agent, *, progress: Progress, train:
             able = trainer[0].offers(trainer[1])
             needs: Needs = getattr(algorithm, "needs", Needs())
             check_capabilities(str(config.trainer["name"]), able, loss_of(algorithm), critic=needs.critic)
-        if config.runner.workers:
-            checked: str | Agent = reference_of(agent)
+        checked: str | Agent | None = None
+        if agent is not None and config.runner.workers:
+            checked = reference_of(agent)
             load_agent(checked, config)  # in this process too, so that a wrong name is said at once
-        else:
+        elif agent is not None:
             checked = load_agent(agent, config)
         progress.phase("finding model")
         files = ModelFiles(config.model, "") if remote else find_model(config.model, progress=progress.phase)
@@ -180,8 +181,11 @@ async def open_stack(
         yield Stack(opened, engine, trainer, handover, gateway, runners)
 
 
-async def _runners(config: Config, agent: str | Agent, store: LightningStore, gateway: Gateway, engine: Engine, token: str) -> None:
+async def _runners(config: Config, agent: str | Agent | None, store: LightningStore, gateway: Gateway, engine: Engine, token: str) -> None:
     settings: RunnerSettings = config.runner
+    if agent is None:
+        await asyncio.Event().wait()  # nothing is to be run
+        return
     if not settings.workers:
         assert not isinstance(agent, str)
         with agent if isinstance(agent, CommandAgent) else nullcontext():

@@ -25,6 +25,7 @@ from agentlightning.rl.lightning import algorithm_from
 from agentlightning.runner import Agent
 from agentlightning.runs import RunFolder, RunState, write_file
 from agentlightning.session import Session
+from agentlightning.source import NoTasks, check_source, open_source
 from agentlightning.stack import open_stack, plan
 from agentlightning.tasks import load_tasks
 from agentlightning.tracking import Trackers, cut_metrics, read_metrics
@@ -55,15 +56,15 @@ class Job:
     """A config with what cannot stand in a file: the agent as an object, tasks as values."""
 
     config: Config
-    agent: str | Agent
+    agent: str | Agent | None
     tasks: list[Task] = field(repr=False)
     val_tasks: list[Task] = field(repr=False)
 
 
 def train(
-    agent: Agent | str,
+    agent: Agent | str | None = None,
     *,
-    tasks: Sequence[JSON] | str | Path,
+    tasks: Sequence[JSON] | str | Path | None = None,
     progress: Progress | bool = True,
     resume: str | Path | None = None,
     **settings: Any,
@@ -73,7 +74,8 @@ def train(
     `agent(task, llm) -> float` is any sync or async callable, or `"module:function"`; it returns the reward, or None and calls
     `agl.reward(value)`. `tasks` and `val_tasks` are lists of JSON values, or .jsonl files. Further settings are those of `Config`, with
     the tables as mappings or settings objects: `model`, `steps`, `tasks_per_step`, `algorithm=LightningRL(...)`, `sampling`, `engine`,
-    `trainer`, `runner`, `evaluate`, `seed`, `name`, `folder`, ...
+    `trainer`, `runner`, `evaluate`, `seed`, `name`, `folder`, ... With `source={"store": ...}` it trains on what a deployed agent did, and
+    needs no tasks, and an agent only to evaluate `val_tasks`.
 
     Runs in a thread with an event loop of its own, so it works in notebooks. The first Ctrl-C stops between two steps and leaves a run
     that `resume` goes on with; the second stops at once. Raises `LightningError`s that say what is wrong.
@@ -82,9 +84,9 @@ def train(
 
 
 async def train_async(
-    agent: Agent | str,
+    agent: Agent | str | None = None,
     *,
-    tasks: Sequence[JSON] | str | Path,
+    tasks: Sequence[JSON] | str | Path | None = None,
     progress: Progress | bool = True,
     resume: str | Path | None = None,
     **settings: Any,
@@ -105,7 +107,11 @@ def run_job(job: Job, *, resume: str | Path | None = None, progress: Progress | 
 
 
 def make_job(
-    agent: Agent | str, *, tasks: Sequence[JSON] | str | Path, val_tasks: Sequence[JSON] | str | Path | None = None, **settings: Any
+    agent: Agent | str | None,
+    *,
+    tasks: Sequence[JSON] | str | Path | None = None,
+    val_tasks: Sequence[JSON] | str | Path | None = None,
+    **settings: Any,
 ) -> Job:
     """A job from the arguments of `train`."""
     name = (
@@ -113,11 +119,13 @@ def make_job(
     )
     # Tasks that are no file are written into the run folder, so that `agl train --resume` finds them.
     files = {key: str(value) if isinstance(value, str | Path) else INLINE for key, value in (("tasks", tasks), ("val_tasks", val_tasks))}
-    if val_tasks is None:
-        del files["val_tasks"]
-    config = build(Config, {"agent": name, "path": str(Path.cwd()), **files, **{key: _table(value) for key, value in settings.items()}})
+    given = {"agent": agent, "tasks": tasks, "val_tasks": val_tasks}
+    named = {key: value for key, value in {"agent": name, **files}.items() if given[key] is not None}
+    config = build(Config, {"path": str(Path.cwd()), **named, **{key: _table(value) for key, value in settings.items()}})
+    if config.source is not None:
+        config = dataclasses.replace(config, source=config.source.under(Path.cwd()))
     check_names(config)
-    return Job(config, agent, load_tasks(tasks), [] if val_tasks is None else load_tasks(val_tasks))
+    return Job(config, agent, [] if tasks is None else load_tasks(tasks), [] if val_tasks is None else load_tasks(val_tasks))
 
 
 def job_of(config: Config) -> Job:
@@ -125,8 +133,7 @@ def job_of(config: Config) -> Job:
     agent: str | Agent | None = config.agent
     if config.command is not None:
         agent = CommandAgent(config.command, reward=config.reward, folder=config.path or ".")
-    assert agent is not None  # a config has one of them
-    return Job(config, agent, load_tasks(config.tasks), load_tasks(config.val_tasks) if config.val_tasks else [])
+    return Job(config, agent, load_tasks(config.tasks) if config.tasks else [], load_tasks(config.val_tasks) if config.val_tasks else [])
 
 
 async def train_job(job: Job, *, progress: Progress, resume: str | Path | None, stop: asyncio.Event) -> Run:
@@ -135,7 +142,9 @@ async def train_job(job: Job, *, progress: Progress, resume: str | Path | None, 
     algorithm = algorithm_from(config.algorithm)
     demonstrate = getattr(algorithm, "demonstrate", None)
     planned = await plan(config, job.agent, progress=progress, algorithm=algorithm)
-    sampler = registry().load("samplers", config.sampler)(job.tasks, config.seed)
+    if resume is None:
+        await check_source(planned, algorithm, progress=progress, stop=stop)
+    sampler = NoTasks() if config.source is not None else registry().load("samplers", config.sampler)(job.tasks, config.seed)
     folder = RunFolder.open(resume) if resume is not None else RunFolder.create(config.folder, config.name)
     with folder.lock():
         state, restore = RunState(started=time.time(), sampler=sampler.state()), None
@@ -148,14 +157,17 @@ async def train_job(job: Job, *, progress: Progress, resume: str | Path | None, 
         session: Session | None = None
         stopped = False
         try:
-            async with open_stack(
-                planned,
-                store=folder.store_address,
-                weights=folder.weights,
-                progress=progress,
-                demonstrate=demonstrate,
-                restore=restore,
-            ) as stack:
+            async with (
+                open_source(planned, algorithm, progress=progress, stop=stop, taken=folder.read_batches(state.step)) as source,
+                open_stack(
+                    planned,
+                    store=folder.store_address,
+                    weights=folder.weights,
+                    progress=progress,
+                    demonstrate=demonstrate,
+                    restore=restore,
+                ) as stack,
+            ):
                 assert stack.trainer is not None
                 assert stack.handover is not None
                 # From here on the run is changed: everything that could be wrong with config and checkpoint has been seen.
@@ -181,6 +193,7 @@ async def train_job(job: Job, *, progress: Progress, resume: str | Path | None, 
                         state=state,
                         stop=stop,
                         runners=stack.runners,
+                        source=source,
                     )
                     try:
                         await session.begin()

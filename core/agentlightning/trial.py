@@ -9,7 +9,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -19,6 +19,7 @@ import numpy as np
 from agentlightning.algorithms.dpo import trial_batch
 from agentlightning.collect import Collector
 from agentlightning.config import Config, to_toml
+from agentlightning.errors import ConfigError
 from agentlightning.evaluation import new_rollout
 from agentlightning.model import Trajectory
 from agentlightning.progress import Progress, Silent
@@ -28,6 +29,7 @@ from agentlightning.rl.loss import loss_of
 from agentlightning.runs import RunFolder
 from agentlightning.session import check_first
 from agentlightning.settings import build_loss
+from agentlightning.source import check_source, open_source
 from agentlightning.stack import Stack, open_stack, plan
 from agentlightning.training import Job, job_of, run_in_thread
 
@@ -94,20 +96,29 @@ def rollout_config(config: Config, *, limit: int | None = None, progress: Progre
 
 async def _dry_run(job: Job, progress: Progress, stop: asyncio.Event) -> DryRun:
     config = job.config
+    if config.source is not None:
+        config = replace(config, source=replace(config.source, wait=False))  # what is there is enough to try it
     algorithm = algorithm_from(config.algorithm)
     loss = loss_of(algorithm) or build_loss("ppo_clip", where="algorithm.loss")
     demonstrate = getattr(algorithm, "demonstrate", None)
     size = getattr(algorithm, "group_size", 1)
-    rollouts = [new_rollout(config, job.tasks[0], "train", "dry-run", index, 0) for index in range(size)]
     planned = await plan(config, job.agent, progress=progress, algorithm=algorithm)
+    await check_source(planned, algorithm, progress=progress, stop=stop)
     trained: float | None = None
     with TemporaryDirectory(prefix="agl-dry-run-") as temporary:
         folder = Path(temporary)
         address = f"sqlite:{folder / 'store.db'}"
-        async with open_stack(planned, store=address, weights=folder / "weights", progress=progress, demonstrate=demonstrate) as stack:
+        async with (
+            open_source(planned, algorithm, progress=progress, stop=stop) as source,
+            open_stack(planned, store=address, weights=folder / "weights", progress=progress, demonstrate=demonstrate) as stack,
+        ):
             assert stack.trainer is not None
             began = time.monotonic()
-            trajectories = await _collector(stack, config, progress, stop).run(rollouts)
+            if source is not None:
+                trajectories = await source.next(1, size)
+            else:
+                rollouts = [new_rollout(config, job.tasks[0], "train", "dry-run", index, 0) for index in range(size)]
+                trajectories = await _collector(stack, config, progress, stop).run(rollouts)
             collected = time.monotonic() - began
             check_first(trajectories, config.agents)
             transitions = [transition for each in trajectories for transition in each.transitions]
@@ -132,10 +143,12 @@ async def _dry_run(job: Job, progress: Progress, stop: asyncio.Event) -> DryRun:
     step = None if trained is None else (collected + trained) * config.tasks_per_step
     evaluations, evaluated = _evaluated(job)
     run = None if step is None else step * config.steps + collected / size * evaluated
+    if evaluated and config.source is not None:
+        run = None  # nobody has seen how long the agent takes
     rewards = [each.reward for each in trajectories if each.reward is not None]
     kept = config.checkpoints.last + 1 + (config.steps // config.checkpoints.keep_every if config.checkpoints.keep_every else 0)
     return DryRun(
-        rollouts=size,
+        rollouts=len(trajectories),
         reward=float(np.mean(rewards)) if rewards else None,
         failed=sum(each.status != "succeeded" for each in trajectories),
         error=next((each.error for each in trajectories if each.error), None),
@@ -174,6 +187,8 @@ def _existing(path: Path) -> Path:
 
 async def _score(job: Job, limit: int | None, progress: Progress, stop: asyncio.Event) -> Scored:
     config = job.config
+    if job.agent is None:
+        raise ConfigError('there is no agent to run: the configuration has a source; give agent = "module:function" and val_tasks')
     tasks = (job.val_tasks or job.tasks)[:limit]
     planned = await plan(config, job.agent, progress=progress, train=False)
     folder = RunFolder.create(config.folder, f"{config.name}-rollout")

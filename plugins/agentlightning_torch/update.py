@@ -132,7 +132,7 @@ class Update:
 
     def metrics(self, version: int) -> dict[str, float]:
         """`logprob_diff` compares trainer and engine: |old - recorded|, and Schulman's k3 estimate of KL(recorded, old), on tokens that the
-        very same version sampled. `logprob_drift` is the same on those of older ones, which are meant to differ. Demonstrations were
+        very same version sampled. `logprob_drift` is the same on those of others, which are meant to differ. Demonstrations were
         sampled by no engine, so there is nothing to compare."""
         batch, total = self.batch, self.sums
         count, updates = total["count"], len(self.norms)
@@ -154,7 +154,9 @@ class Update:
                     found[f"{name}_mean"] = float(np.abs(some).mean())
                     found[f"{name}_max"] = float(np.abs(some).max())
                     found[f"{name}_kl"] = float((np.expm1(some) - some).mean())
-            found |= {"version_gap_mean": float(gap.mean()), "version_gap_max": float(gap.max())}
+            known = gap[batch.version[sampled] >= 0]
+            if len(known):
+                found |= {"version_gap_mean": float(known.mean()), "version_gap_max": float(known.max())}
             if self.loss.correction is not None:
                 weights = self.corrections[sampled]
                 found |= {"correction_mean": float(weights.mean()), "correction_dropped": float((weights == 0).mean())}

@@ -258,9 +258,9 @@ def _metrics(batch: Batch, done: list[dict[str, float]], places: int, version: i
         "tokens_context": float(len(batch) - batch.trained_tokens),
         "entropy": total["entropy"] / total["count"],
     }
-    sampled = batch.trained & np.isfinite(batch.logprob)
-    if sampled.any():
-        gap = version - batch.version[sampled]
+    known = batch.trained & np.isfinite(batch.logprob) & (batch.version >= 0)
+    if known.any():
+        gap = version - batch.version[known]
         found |= {"version_gap_mean": float(gap.mean()), "version_gap_max": float(gap.max())}
     if first["sampled"]:
         found |= {

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 import pytest
 
-from agentlightning.config import Config, build, load_config, to_toml
+from agentlightning.config import Config, SourceConfig, build, load_config, to_toml
 from agentlightning.errors import ConfigError, PluginError
 from agentlightning.registry import Registry
 from agentlightning.rl.credit.discounted import discounted
@@ -152,8 +152,57 @@ def test_a_wrong_key_or_value_says_which_one_what_was_expected_and_what_was_give
 
 
 def test_a_missing_key_says_what_was_expected(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"missing 'tasks', 'model' at the top level; expected text"):
+    with pytest.raises(ConfigError, match=r"missing 'model' at the top level; expected text"):
         load(tmp_path, "steps = 3")
+    with pytest.raises(ConfigError, match=r"missing 'tasks' at the top level; expected text \(or a \[source\]"):
+        load(tmp_path, LEAST.replace("tasks", "val_tasks"))
+
+
+SOURCE = 'model = "smollm2-135m"\nsource = { store = "sqlite:agl.db" }\n'
+
+
+def test_a_source_needs_no_tasks_and_no_agent_and_its_file_is_relative_to_the_configuration(tmp_path: Path) -> None:
+    config = load(tmp_path, SOURCE)
+    assert (config.agent, config.tasks, config.source) == (None, None, SourceConfig(store=f"sqlite:{tmp_path / 'agl.db'}"))
+    for address, kept in [("agl.db", f"sqlite:{tmp_path / 'agl.db'}"), ("http://host:8000", "http://host:8000")]:
+        config = load(tmp_path, SOURCE.replace("sqlite:agl.db", address))
+        assert config.source == SourceConfig(store=kept)
+        (tmp_path / "again.toml").write_text(to_toml(config))
+        assert load_config(tmp_path / "again.toml", plugins()) == config
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ('tasks = "train.jsonl"', "tasks and source are both given; with a source the tasks are those of its rollouts"),
+        ('sampler = "in_order"', "sampler and source are both given"),
+        ('val_tasks = "val.jsonl"', 'val_tasks is given, and no agent that would act on them; give agent = "module:function"'),
+        ('agent = "m:f"', "agent is given, and with a source it acts on val_tasks alone; give val_tasks, or leave agent out"),
+        ('command = "python act.py"', "command is given, and with a source it acts on val_tasks alone"),
+        ("collection = { max_staleness = 2 }", "collection.max_staleness is 2, and with a source nothing is started"),
+        ('collection = { keep = "signal" }', "collection.keep is 'signal', and with a source nothing is started"),
+        ('algorithm = { name = "sft", demonstrations = "m:f" }', "algorithm 'sft' trains demonstrations that it gives while an agent runs"),
+    ],
+)
+def test_what_does_not_go_with_a_source_is_refused(tmp_path: Path, text: str, says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        load(tmp_path, f"{text}\n{SOURCE}")
+
+
+@pytest.mark.parametrize(
+    ("table", "says"),
+    [
+        ('{ store = "a.db", wait_for = 3 }', r"unknown key 'wait_for' in \[source\]; did you mean 'wait'\? known: store, wait"),
+        ("{ wait = true }", r"missing 'store' in \[source\]"),
+        (
+            '{ store = "http://secret@host:8000" }',
+            "source.store has a token in it, and a run keeps its configuration; leave it out, and set",
+        ),
+    ],
+)
+def test_a_wrong_source_is_named(tmp_path: Path, table: str, says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        load(tmp_path, SOURCE.replace('{ store = "sqlite:agl.db" }', table))
 
 
 def test_an_agent_is_a_module_and_a_function(tmp_path: Path) -> None:

@@ -1,19 +1,28 @@
 from __future__ import annotations
 
+import os
 import re
+import signal
+import subprocess
 import sys
 import tomllib
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 
 import agentlightning as agl
-from agentlightning.config import Config
+from agentlightning.config import Config, load_config
+from agentlightning.progress import Silent
 from agentlightning.registry import Registry
 from agentlightning.rl.credit.identical import identical
 from agentlightning.rl.episodes import Episodes
+from agentlightning.runs import RunFolder
+from agentlightning.serving import what_to_serve
 from agentlightning.settings import bind, build
+from agentlightning.training import train_config
+from agentlightning_torch.testing import tiny_model
 
 ROOT = Path(__file__).parents[2]
 
@@ -54,7 +63,48 @@ def test_the_advantage_of_the_contributing_guide_works_as_a_plugin(monkeypatch: 
 
 
 def test_the_documents_name_no_file_that_is_missing() -> None:
-    for file in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md"):
+    for file in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/production.md"):
         for target in re.findall(r"\]\(([^)#]+)\)", (ROOT / file).read_text()):
             if "://" not in target and not target.endswith(".png"):  # the picture is made by a measured run
                 assert (ROOT / target).exists(), f"{file}: {target}"
+
+
+@pytest.mark.slow
+def test_the_loop_of_the_page_on_production_runs_as_it_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Through `agl serve` in another process, whose store is read over HTTP; the model is a tiny one."""
+    tiny_model(tmp_path / "tiny")
+    acts, later = blocks("docs/production.md", "python")
+    (text,) = blocks("docs/production.md", "toml")
+    monkeypatch.setenv("AGL_TOKEN", "a token")
+    command = [str(Path(sys.executable).with_name("agl")), "serve", "--model", str(tmp_path / "tiny"), "--port", "0"]
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1", "AGL_STORE": "sqlite:agl.db"}
+    process = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    try:
+        said: dict[str, str] = {}
+        for line in process.stdout:
+            if "Ctrl-C" in line:
+                break
+            name, _, value = line.strip().partition(" ")
+            said[name] = value.strip()
+        printed = {each.split(" ")[0] for each in blocks("docs/production.md", "console")[0].splitlines()[1:-1]}
+        assert printed == set(said)
+        monkeypatch.setenv("AGL_STORE", said["store"])
+        world: dict[str, Any] = {}
+        exec(acts, world)
+        for number in range(12):
+            answer, attempt_id = world["answer"](f"question {number}")
+            exec(later.replace("1.0", str(float("e" in answer))), {"attempt_id": attempt_id})
+        text = re.sub('model = ".*"', f'model = "{tmp_path / "tiny"}"', text)
+        text = text.replace("http://127.0.0.1:8000", said["base_url"].removesuffix("/v1")).replace("= 8", "= 2")
+        (tmp_path / "learn.toml").write_text(f'folder = "runs"\n{text}')
+        run = train_config(load_config(tmp_path / "learn.toml"), progress=False)
+    finally:
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=30) == 0
+        process.stdout.close()
+    trained = RunFolder.open(run.folder).read_batches()
+    assert run.result["steps"] == 2, "twelve rollouts are a step of eight and one of four"
+    assert len(trained) == 12
+    assert sum(each.trained for each in trained.values()) > 0
+    assert what_to_serve(run.folder, None, Silent())[2] is not None

@@ -15,6 +15,7 @@ import numpy as np
 
 from agentlightning.errors import ConfigError
 from agentlightning.model import Trajectory
+from agentlightning.rl.advantage import Needs
 from agentlightning.rl.batch import Batch, DoubleArray, make_batch, trainable
 from agentlightning.rl.loss import DPOLoss
 
@@ -47,6 +48,11 @@ class DPO:
         if not (self.tolerance >= 0 and math.isfinite(self.tolerance)):
             raise ConfigError(f"algorithm.tolerance is {self.tolerance}; it must be 0 or more")
         self.parts()
+
+    @property
+    def needs(self) -> Needs:
+        """Several rollouts of a task."""
+        return Needs(group=True)
 
     def parts(self) -> tuple[DPOLoss]:
         """The loss, checked. Imports no trainer."""

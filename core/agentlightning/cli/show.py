@@ -7,7 +7,7 @@ import enum
 import os
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -53,6 +53,8 @@ class Source:
     settings: Mapping[str, Any] = field(default_factory=dict[str, Any])
     """How the run made its trajectories: arguments of `trajectory`."""
     model: str | None = None
+    production: str | None = None
+    """Address of the store in which the run's `source` found its training rollouts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +135,8 @@ def find_source(name: str) -> Source:
     if not run.store.is_file():
         raise StoreError(f"run {run.name} has no store.db: nothing was recorded in it yet")
     settings = {"agents": config.get("agents"), "reward_weights": config.get("reward_weights")}
-    return Source(run.store_address, run, run.read_batches(), settings, config.get("model"))
+    production = config.get("source", {}).get("store")
+    return Source(run.store_address, run, run.read_batches(), settings, config.get("model"), production)
 
 
 def _config(run: RunFolder) -> dict[str, Any]:
@@ -150,10 +153,43 @@ async def _one(source: Source, name: str) -> Shown:
         try:
             state, attempts = await store.read(name)
         except NotFound:
+            found = await _found(source, name)
+            if len(found) > 1:
+                raise NotFound(
+                    f"{name!r} fits {len(found)} rollouts that the run found in {source.production}; give more of the id"
+                ) from None
+            if found:
+                return found[0]
             state, attempts = await store.read(await _find(store, name))
         return _shown(source, state, attempts)
     finally:
         await store.close()
+
+
+async def _found(source: Source, name: str = "") -> list[Shown]:
+    """The training rollouts that the run found elsewhere, as rollouts of the steps that took them; those whose id ends so."""
+    if source.production is None or source.run is None:
+        return []
+    from agentlightning.source import open_filled
+
+    steps = {rollout_id: step for rollout_id, step in source.run.steps_of().items() if rollout_id.endswith(name)}
+    rows = list[Shown]()
+    store = open_filled(source.production)
+    try:
+        for rollout_id, step in steps.items():
+            state, attempts = await store.read(rollout_id)
+            rows.append(_shown(source, replace(state, rollout=replace(state.rollout, step=step)), attempts))
+    finally:
+        await store.close()
+    return rows
+
+
+async def _found_or_said(source: Source, console: Console) -> list[Shown]:
+    try:
+        return await _found(source)
+    except StoreError as error:
+        console.print(Text(f"what the run found elsewhere is not shown: {error}", style="yellow"), soft_wrap=True)
+        return []
 
 
 async def _find(store: LightningStore, name: str) -> str:
@@ -183,13 +219,18 @@ async def _all(source: Source, step: int | None, mode: ShownMode | None, status:
                     after=after, limit=200, mode=mode.value if mode else None, status=[status.value] if status else None
                 )
                 if not states:
-                    return rows
+                    return [*(row for row in await _found_or_said(source, console) if _fits(row.state, step, mode, status)), *rows]
                 for state in states:
                     if step is None or finished_step(state.rollout) == step:
                         rows.append(_shown(source, *await store.read(state.rollout.id)))
                     bar.advance(job)
     finally:
         await store.close()
+
+
+def _fits(state: RolloutState, step: int | None, mode: ShownMode | None, status: ShownStatus | None) -> bool:
+    rollout = state.rollout
+    return step in (None, finished_step(rollout)) and mode in (None, rollout.mode) and status in (None, state.status)
 
 
 def _open(source: Source) -> LightningStore:

@@ -93,6 +93,13 @@ def _json(arguments: Any) -> str:
 def load_rendering(info: EngineInfo, base: str, name: str, plugins: Registry | None = None) -> Rendering:
     """Load the tokenizer of a model and choose its renderer (blocking). `name`: `auto`, or a renderer that is registered or that the
     `renderers` library has. `base`: the model that the served one was trained from."""
+    tokenizer, digest = load_tokenizer(info.model, info.path)
+    found, renderer = _choose(tokenizer, (info.path, info.model, base), name, plugins or registry())
+    return Rendering(found, tokenizer, renderer, digest, tuple(renderer.get_stop_token_ids()))
+
+
+def load_tokenizer(model: str, path: str) -> tuple[Any, str]:
+    """The tokenizer of a model, and its hash (blocking)."""
     missing = [module for module in ("renderers", "transformers") if importlib.util.find_spec(module) is None]
     if missing:
         raise MissingExtra(f"the gateway needs {', '.join(missing)} to render messages; run: pip install 'agentlightning[serve]'")
@@ -100,17 +107,15 @@ def load_rendering(info: EngineInfo, base: str, name: str, plugins: Registry | N
 
     auto: Any = AutoTokenizer
     try:
-        tokenizer = auto.from_pretrained(info.path)
+        tokenizer = auto.from_pretrained(path)
     except Exception as error:
         raise GatewayError(
-            f"the tokenizer of model {info.model!r} cannot be loaded from {info.path!r}: {error}; expected a folder or hub id that "
+            f"the tokenizer of model {model!r} cannot be loaded from {path!r}: {error}; expected a folder or hub id that "
             "AutoTokenizer.from_pretrained loads"
         ) from error
-    found, renderer = _choose(tokenizer, (info.path, info.model, base), name, plugins or registry())
     backend = getattr(tokenizer, "backend_tokenizer", None)
     content: str = backend.to_str() if backend is not None else repr(sorted(tokenizer.get_vocab().items()))
-    digest = hashlib.sha256(content.encode()).hexdigest()[:16]
-    return Rendering(found, tokenizer, renderer, digest, tuple(renderer.get_stop_token_ids()))
+    return tokenizer, hashlib.sha256(content.encode()).hexdigest()[:16]
 
 
 def _choose(tokenizer: Any, models: Sequence[str], name: str, plugins: Registry) -> tuple[str, Any]:

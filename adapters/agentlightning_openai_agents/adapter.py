@@ -197,7 +197,7 @@ class LightningTracingProcessor(TracingProcessor):
             self._answered(run, run.call, recorder, span)
             return
         run.name = content.name(data)
-        run.attributes.update(content.told(data))
+        run.attributes.update(content.told(data, failed=span.error is not None))
         run.attributes.update(content.error(span.error))
         if run.kind == "tool" and not isinstance(data, GuardrailSpanData):
             tool_call_id = self._runs.asked_by(run, data.input)

@@ -58,8 +58,11 @@ def name(data: SpanData) -> str:
     return str(getattr(data, "name", None) or data.type)
 
 
-def told(data: SpanData) -> dict[str, JSON]:
-    """What a span that is no model call tells at its end."""
+def told(data: SpanData, *, failed: bool) -> dict[str, JSON]:
+    """What a span that is no model call tells at its end. A tool that did not fail has an output, be it nothing; unless all was kept from
+    tracing."""
+    if isinstance(data, FunctionSpanData) and data.output in (None, []) and data.input is not None and not failed:
+        return {**told(data, failed=True), "output": plain(data.output)}
     given: dict[str, Any] = {}
     if isinstance(data, AgentSpanData):
         given = {"tools": data.tools, "handoffs": data.handoffs, "output_type": data.output_type}

@@ -1,4 +1,4 @@
-"""Commands of the benchmarks."""
+"""Commands of the benchmarks, and what can be observed of their agents."""
 
 from agentlightning.hookspecs import Register, hookimpl
 
@@ -13,3 +13,21 @@ def register_commands(register: Register) -> None:
         needs=("langchain", "langgraph", "langchain_openai", "simpleeval", "torch", "transformers", "matplotlib"),
     )
     register("bench", "agentlightning_benchmarks.bench.command:bench", summary="run a benchmark of the paper: math, rag, text-to-sql")
+
+
+@hookimpl
+def register_facts(register: Register) -> None:
+    register(
+        "sql_failed",
+        "agentlightning_benchmarks.text_to_sql.facts:sql_failed",
+        summary="text-to-SQL: a query did not execute",
+        extra="bench",
+        needs=("langchain_core", "langgraph"),
+    )
+    register(
+        "nothing_found",
+        "agentlightning_benchmarks.rag.facts:nothing_found",
+        summary="RAG: a search found no passage",
+        extra="bench",
+        needs=("agents", "bm25s"),
+    )

@@ -39,6 +39,7 @@ def register_credits(register: Register) -> None:
         "discounted", "agentlightning.rl.credit.discounted:discounted", summary="earlier transitions get less: R_t = r_t + gamma R_(t+1)"
     )
     register("per_step", "agentlightning.rl.credit.per_step:per_step", summary="each transition's own rewards, mixed with the outcome")
+    register("learned", "agentlightning.rl.credit.learned:learned", summary="a critic's value stands for what is still to come")
 
 
 @hookimpl
@@ -75,6 +76,13 @@ def register_corrections(register: Register) -> None:
     register("truncate", "agentlightning.rl.correction.truncate:Truncate", summary="min(ratio, cap): truncated importance sampling")
     register("icepop", "agentlightning.rl.correction.icepop:IcePop", summary="tokens outside a band of ratios are left out")
     register("sequence_mask", "agentlightning.rl.correction.sequence_mask:SequenceMask", summary="the same for replies or attempts")
+
+
+@hookimpl
+def register_facts(register: Register) -> None:
+    register("tool_failed", "agentlightning.rl.facts.tools:tool_failed", summary="a tool ended with an error")
+    register("tool_empty", "agentlightning.rl.facts.tools:tool_empty", summary="a tool gave an empty text or list, or null")
+    register("truncated", "agentlightning.rl.facts.truncated:truncated", summary="a limit of tokens ended a reply")
 
 
 @hookimpl

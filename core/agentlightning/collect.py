@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from agentlightning.errors import AgentError
 from agentlightning.model import Rollout, Trajectory
 from agentlightning.progress import Progress
+from agentlightning.rl.facts import StepReward
 from agentlightning.rl.trajectory import trajectory
 from agentlightning.store import LightningStore, RolloutState
 
@@ -30,9 +32,11 @@ class Collector:
         *,
         agents: Sequence[str] | None = None,
         reward_weights: Mapping[str, float] | None = None,
+        step_rewards: Sequence[StepReward] = (),
     ) -> None:
         self._store, self._runners, self._stop, self._progress = store, runners, stop, progress
-        self._agents, self._reward_weights = agents, reward_weights
+        self._reading: dict[str, Any] = {"agents": agents, "reward_weights": reward_weights, "step_rewards": step_rewards}
+        """Arguments of `trajectory`."""
         self._cursor: int | None = None
         self._groups: dict[str, list[str]] = {}
         """Ids of the rollouts of every group that was not handed out yet, in the order of their start."""
@@ -103,7 +107,7 @@ class Collector:
         (self._running.add if state.status == "running" else self._running.discard)(rollout_id)
         if state.status in ("succeeded", "failed", "cancelled"):
             state, records = await self._store.read(rollout_id)
-            self._done[rollout_id] = trajectory(state, records, agents=self._agents, reward_weights=self._reward_weights)
+            self._done[rollout_id] = trajectory(state, records, **self._reading)
             if all(each in self._done for each in self._groups[group]):
                 self._whole.append(group)
 

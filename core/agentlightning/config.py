@@ -20,6 +20,7 @@ from agentlightning.command import RewardFrom
 from agentlightning.errors import ConfigError
 from agentlightning.model import JSON
 from agentlightning.registry import Registry, registry
+from agentlightning.rl.facts import step_rewards
 from agentlightning.runner import RunnerSettings
 from agentlightning.settings import bind, build, build_loss, naming, open_table
 from agentlightning.tasks import is_reference
@@ -178,6 +179,8 @@ class Config:
     """Names or patterns of the agents to train; absent: all."""
     reward_weights: dict[str, float] = field(default_factory=dict[str, float])
     """What the rewards of each name weigh in the outcome; a name that is not here weighs 1."""
+    step_rewards: dict[str, float] = field(default_factory=dict[str, float])
+    """What a step earns that shows a fact: by the fact's name (`tool_failed`), or `module:function`."""
     algorithm: dict[str, JSON] = field(default_factory=lambda: {"name": "lightning"})
     engine: dict[str, JSON] = field(default_factory=lambda: {"name": "torch"})
     trainer: dict[str, JSON] = field(default_factory=lambda: {"name": "torch"})
@@ -268,7 +271,7 @@ def load_config(path: str | Path, plugins: Registry | None = None) -> Config:
         except tomllib.TOMLDecodeError as error:
             raise ConfigError(f"not TOML: {error}") from error
         config = build(Config, {"name": path.stem, **data})
-        _import_from(path.resolve().parent / (config.path or ""))
+        import_from(path.resolve().parent / (config.path or ""))
         check_names(config, plugins)
         return _absolute(config, path.resolve().parent, data)
 
@@ -302,6 +305,9 @@ def check_names(config: Config, plugins: Registry | None = None) -> None:
         )
     if hasattr(built, "parts"):  # LightningRL and its like: the settings of its parts
         built.parts()
+    step_rewards(config.step_rewards, plugins)
+    if config.step_rewards and (why := getattr(built, "ignores_step_rewards", None)) is not None:
+        raise ConfigError(f"step_rewards ({', '.join(config.step_rewards)}) would change nothing: {why}")
 
 
 def to_toml(config: Any) -> str:
@@ -351,7 +357,8 @@ def store_file(address: str) -> Path | None:
     return Path(rest if colon and scheme == "sqlite" else address).expanduser()
 
 
-def _import_from(folder: Path) -> None:
+def import_from(folder: Path) -> None:
+    """Modules of this folder can be named."""
     if str(folder) not in sys.path:
         sys.path.insert(0, str(folder))
 

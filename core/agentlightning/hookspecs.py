@@ -74,7 +74,8 @@ def register_algorithms(register: Register) -> None:
 @hookspec
 def register_credits(register: Register) -> None:
     """Credit assignment. Target: `credit(episodes, **settings) -> (transitions,) float64 array`; `episodes` is a
-    `agentlightning.rl.episodes.Episodes`, NaN is no credit."""
+    `agentlightning.rl.episodes.Episodes`, NaN is no credit. One that reads `episodes.values` is marked with
+    `agentlightning.rl.advantage.uses_critic`: the critic is asked before it, and learns what it gives."""
 
 
 @hookspec
@@ -98,6 +99,12 @@ def register_corrections(register: Register) -> None:
 def register_filters(register: Register) -> None:
     """Which groups of rollouts are trained (`collection.keep`). Target: `keep(group, **settings) -> bool`, with the trajectories of one
     group."""
+
+
+@hookspec
+def register_facts(register: Register) -> None:
+    """What can be observed of the steps of an attempt, for `step_rewards`. Target: `fact(records) -> iterable`, with the attempt's
+    `agentlightning.store.AttemptRecords`; it gives the spans, calls or completions that show the fact."""
 
 
 @hookspec

@@ -129,14 +129,17 @@ def use(recorder: Recorder) -> Generator[Recorder]:
         _current.reset(token)
 
 
-def reward(value: float, *, name: str = "reward", span: Span | str | None = None, source: str = "agent") -> Reward:
-    """Reward the current attempt, or one span of it (a tool call, a model call).
+def reward(value: float, *, name: str = "reward", span: Span | str | None = None, call: str | None = None, source: str = "agent") -> Reward:
+    """Reward the current attempt, or one step of it: a span (a tool call, a model call), or a model call by its id, which its answer has
+    as `system_fingerprint`.
 
-    Raises `RewardError` when the value is not a finite number, and `LightningError` outside a rollout.
+    Raises `RewardError` when the value is not a finite number, or both a span and a call are named, and `LightningError` outside a rollout.
     """
     recorder = _require("reward")
+    if span is not None and call is not None:
+        raise RewardError(f"the reward {name!r} names a span and a call; expected one of them, for it counts once")
     span_id = span.id if isinstance(span, Span) else span
-    record = Reward(attempt_id=recorder.attempt.id, value=checked_reward(value), name=name, span_id=span_id, source=source)
+    record = Reward(attempt_id=recorder.attempt.id, value=checked_reward(value), name=name, span_id=span_id, call_id=call, source=source)
     recorder.add(record)
     return record
 

@@ -23,7 +23,8 @@ from agentlightning.errors import ConfigError, MissingExtra, PluginError
 
 GROUP = "agentlightning"
 KINDS = (
-    "stores", "engines", "trainers", "adapters", "algorithms", "credits", "advantages", "losses", "corrections", "filters", "samplers",
+    "stores", "engines", "trainers", "adapters", "algorithms", "facts", "credits", "advantages", "losses", "corrections", "filters",
+    "samplers",
     "models", "renderers", "trackers", "commands", "checks",
 )  # fmt: skip
 

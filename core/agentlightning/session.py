@@ -29,6 +29,7 @@ from agentlightning.model import Task, Trajectory
 from agentlightning.progress import Progress
 from agentlightning.registry import registry
 from agentlightning.rl.batch import NO_SIGNAL, Batch
+from agentlightning.rl.facts import FACT, step_rewards
 from agentlightning.rl.loss import LossSettings
 from agentlightning.rl.trajectory import check_joins
 from agentlightning.runs import Learned, RunFolder, RunState
@@ -72,7 +73,10 @@ class Session:
         """Where training rollouts are found; None: the runners make them."""
         self._ends = False
         """Whether the source had nothing for a further step."""
-        self._collector = Collector(store, runners, stop, progress, agents=config.agents, reward_weights=config.reward_weights)
+        self._collector = Collector(
+            store, runners, stop, progress, agents=config.agents, reward_weights=config.reward_weights,
+            step_rewards=step_rewards(config.step_rewards),
+        )  # fmt: skip
         self._ahead = config.collection.max_staleness > 0
         """Whether rollouts go on while the trainer steps; then the engine has weights of its own."""
         self._gatherer = Gatherer(
@@ -392,6 +396,8 @@ def summary(trajectories: Sequence[Trajectory], batch: Batch) -> dict[str, Any]:
     if demonstrated:
         row["demonstrated_reward"] = float(np.mean(demonstrated))
         row["demonstrated_tokens"] = sum(len(transition.response_ids) for transition in transitions if transition.demonstrated)
+    seen = {r.id: r.name for each in transitions for r in each.rewards if r.source == FACT}
+    row |= {f"facts.{name}": count for name, count in sorted(Counter(seen.values()).items())}
     requests = Counter[str]()
     for each in trajectories:
         requests.update(each.calls)

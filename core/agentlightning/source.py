@@ -29,6 +29,7 @@ from agentlightning.gateway.rendering import load_tokenizer
 from agentlightning.model import JSON, Completion, Task, Trajectory, Transition, ints
 from agentlightning.progress import Progress
 from agentlightning.rl.advantage import Needs
+from agentlightning.rl.facts import step_rewards
 from agentlightning.rl.trajectory import trajectory
 from agentlightning.runs import RunFolder
 from agentlightning.stack import Plan, open_store
@@ -355,7 +356,11 @@ async def open_source(
             compares=needs.group,
             wait=config.source.wait,
             taken=learned | set(taken),
-            reading={"agents": config.agents, "reward_weights": config.reward_weights},
+            reading={
+                "agents": config.agents,
+                "reward_weights": config.reward_weights,
+                "step_rewards": step_rewards(config.step_rewards),
+            },
             progress=progress,
             stop=stop,
         )

@@ -43,7 +43,9 @@ class Capabilities:
 def check_capabilities(name: str, able: Capabilities, loss: LossSettings | None, *, critic: bool) -> None:
     """`UnsupportedSetting` for what an algorithm asks and trainer `name` does not honour."""
     if critic and not able.critic:
-        raise UnsupportedSetting(f"algorithm.advantage needs a critic, and trainer {name!r} has no value head: {able.why_no_critic}")
+        raise UnsupportedSetting(
+            f"algorithm.credit or algorithm.advantage needs a critic, and trainer {name!r} has no value head: {able.why_no_critic}"
+        )
     if loss is None:
         return
     if not (able.own_losses if hasattr(loss, "term") else loss.name in able.losses):

@@ -11,6 +11,7 @@ from agentlightning.gateway import Gateway
 from agentlightning.memory import MemoryStore
 from agentlightning.model import Rollout, Sampling, Span, Task, Trajectory
 from agentlightning.recording import Recorder
+from agentlightning.rl.facts import step_rewards
 from agentlightning.rl.trajectory import trajectory
 from agentlightning.store import AttemptRecords
 
@@ -54,11 +55,11 @@ class World:
         assert {span.parent_id for span in records.spans} - ids <= {None}
         return spans
 
-    async def trajectory(self, recorder: Recorder, agents: Sequence[str] | None = None) -> Trajectory:
+    async def trajectory(self, recorder: Recorder, agents: Sequence[str] | None = None, **facts: float) -> Trajectory:
         """What the learner sees, after checking that requests = transitions + named remainder, with the exact tokens. Call it after the
-        rollout."""
+        rollout. `facts`: the configuration's `step_rewards`."""
         state, records = await self.store.read(recorder.rollout.id)
-        made = trajectory(state, records, agents=agents)
+        made = trajectory(state, records, agents=agents, step_rewards=step_rewards(facts))
         assert sum(made.calls.values()) == len(records[-1].calls)
         assert made.calls.get("completed", 0) == len({each.call_id for each in made.transitions})
         sampled = {each.id: each for each in records[-1].completions}
@@ -87,6 +88,11 @@ def tree(spans: Iterable[Span]) -> dict[str, list[str]]:
     for span in spans:
         below.setdefault(names[span.parent_id] if span.parent_id else "", []).append(span.name)
     return below
+
+
+def earned(made: Trajectory) -> list[list[tuple[str, float]]]:
+    """Names and values of the rewards of each transition."""
+    return [[(reward.name, reward.value) for reward in each.rewards] for each in made.transitions]
 
 
 def named(spans: Iterable[Span], name: str) -> Span:

@@ -16,6 +16,7 @@ from agentlightning.gateway import Gateway
 from agentlightning.memory import MemoryStore
 from agentlightning.model import Reward, Rollout, Sampling, Task, Trajectory
 from agentlightning.recording import Recorder, use
+from agentlightning.rl.facts import step_rewards
 from agentlightning.rl.trajectory import trajectory
 from agentlightning.tasks import load_tasks
 from agentlightning.testing.engine import ScriptedEngine
@@ -107,7 +108,7 @@ async def running(tmp_path: Path, script: Any) -> AsyncIterator[Callable[[dict[s
     gateway = Gateway(store, ScriptedEngine(tmp_path, script))
     await gateway.start()
 
-    async def run(task: dict[str, Any]) -> tuple[float, Trajectory]:
+    async def run(task: dict[str, Any], **given: float) -> tuple[float, Trajectory]:
         rollout = Rollout(task=Task(task["id"], task), mode="train", sampling=Sampling())
         attempt = await store.begin(rollout, "test", lease=60)
         recorder = Recorder(store, rollout, attempt, gateway.llm(attempt))
@@ -117,7 +118,7 @@ async def running(tmp_path: Path, script: Any) -> AsyncIterator[Callable[[dict[s
         await recorder.close()
         await store.finish(attempt.id, "succeeded")
         state, records = await store.read(rollout.id)
-        return earned, trajectory(state, records)
+        return earned, trajectory(state, records, step_rewards=step_rewards(given))
 
     try:
         yield run
@@ -135,6 +136,17 @@ async def test_the_agent_searches_twice_and_answers(tmp_path: Path) -> None:
     assert made.calls == {"completed": 3}
     assert [transition.continues for transition in made.transitions] == [None, 0, 1], "one conversation, continued token by token"
     assert {transition.agent for transition in made.transitions} == {"researcher"}
+    assert not made.diagnostics
+
+
+async def test_a_search_that_found_nothing_is_a_fact_of_the_turn_that_asked_for_it(tmp_path: Path) -> None:
+    task = rag_tasks.test_tasks()[1]
+    replies, _ = demonstrated(task)
+    async with running(tmp_path, ["CALL search(xylophone)", *replies[:-1], "CALL search(the xylophone of)", replies[-1]]) as run:
+        earned, made = await run(task, nothing_found=-0.1, tool_failed=-1.0, tool_empty=-1.0)
+    assert earned == 1.0
+    nothing = [("nothing_found", -0.1)]
+    assert [[(r.name, r.value) for r in each.rewards] for each in made.transitions] == [nothing, [], [], nothing, []]
     assert not made.diagnostics
 
 

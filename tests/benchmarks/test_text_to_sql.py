@@ -21,6 +21,7 @@ from agentlightning.gateway import Gateway
 from agentlightning.memory import MemoryStore
 from agentlightning.model import Reward, Rollout, Sampling, Task, Trajectory
 from agentlightning.recording import Recorder, use
+from agentlightning.rl.facts import step_rewards
 from agentlightning.rl.trajectory import trajectory
 from agentlightning.tasks import load_tasks
 from agentlightning.testing.engine import ScriptedEngine
@@ -164,7 +165,9 @@ async def running(tmp_path: Path, script: Any, **kwargs: Any) -> AsyncIterator[C
     gateway = Gateway(store, ScriptedEngine(tmp_path, script), **kwargs)
     await gateway.start()
 
-    async def run(task: dict[str, Any], agents: Sequence[str] | None = None) -> tuple[float, Trajectory]:
+    async def run(
+        task: dict[str, Any], agents: Sequence[str] | None = None, facts: dict[str, float] | None = None
+    ) -> tuple[float, Trajectory]:
         rollout = Rollout(task=Task(task["id"], task), mode="train", sampling=Sampling())
         attempt = await store.begin(rollout, "test", lease=60)
         recorder = Recorder(store, rollout, attempt, gateway.llm(attempt))
@@ -174,7 +177,7 @@ async def running(tmp_path: Path, script: Any, **kwargs: Any) -> AsyncIterator[C
         await recorder.close()
         await store.finish(attempt.id, "succeeded")
         state, records = await store.read(rollout.id)
-        return earned, trajectory(state, records, agents=tuple(agents) if agents else None)
+        return earned, trajectory(state, records, agents=tuple(agents) if agents else None, step_rewards=step_rewards(facts or {}))
 
     try:
         yield run
@@ -211,6 +214,17 @@ async def test_a_wrong_query_is_rewritten_in_the_same_conversation(tmp_path: Pat
     assert "error: no such table: nowhere" in prompts[1]
     assert [mark in prompt for prompt, mark in zip(prompts, (WRITE, CHECK, REWRITE, CHECK), strict=True)] == [True] * 4
     assert made.calls == {"completed": 4}
+
+
+async def test_a_query_that_did_not_execute_is_a_fact_of_the_turn_that_wrote_it(tmp_path: Path) -> None:
+    task = sql_tasks.test_tasks()[0]
+    replies = ["SELECT x FROM nowhere", "wrong", "SELECT 'error: ', 1 LIMIT 0", "wrong", "DROP TABLE x"]
+    async with running(tmp_path, replies) as run:
+        _, made = await run(task, facts={"sql_failed": -0.3, "truncated": -1.0})
+    rewards = [(each.agent, [(r.name, r.value) for r in each.rewards]) for each in made.transitions]
+    failed = [("sql_failed", -0.3)]
+    assert rewards == [("write", failed), ("check", []), ("rewrite", []), ("check", []), ("rewrite", failed)]
+    assert not made.diagnostics
 
 
 async def test_three_queries_are_written_at_most_and_the_last_one_counts(tmp_path: Path) -> None:

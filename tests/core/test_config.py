@@ -80,6 +80,7 @@ def test_what_was_read_is_written_and_read_again_the_same(tmp_path: Path) -> Non
 name = "full"
 agents = ["write*"]
 reward_weights = { correct = 0.9, format = 0.1 }
+step_rewards = { tool_failed = -0.2, "json:loads" = 0.5 }
 [algorithm]
 name = "lightning"
 group_size = 4
@@ -98,6 +99,7 @@ every = 5
     )
     assert config.agents == ("write*",)
     assert config.runner.penalty == -1.0
+    assert config.step_rewards == {"tool_failed": -0.2, "json:loads": 0.5}
     again = tmp_path / "again.toml"
     again.write_text(to_toml(config))
     assert load_config(again, plugins()) == config
@@ -125,6 +127,13 @@ def test_none_survives_where_the_default_is_something() -> None:
         ("agents = []", r"agents is an empty list"),
         ("name = 'a/b'", r"name is 'a/b'"),
         ("reward_weights = { a = nan }", r"reward_weights\.a is nan"),
+        ("step_rewards = { tool_faild = -1 }\nalgorithm = { name = 'lightning', credit = 'per_step' }", r"did you mean 'tool_failed'\?"),
+        ("step_rewards = { truncated = inf }\nalgorithm = { name = 'lightning', credit = 'per_step' }", r"step_rewards\.truncated is inf"),
+        ("step_rewards = { truncated = -1 }", r"step_rewards \(truncated\) would change nothing: algorithm\.credit 'identical' uses no"),
+        ("step_rewards = { truncated = -1 }\nalgorithm = { name = 'lightning', credit = { name = 'last' } }", r"algorithm\.credit 'last'"),
+        ("step_rewards = { truncated = -1 }\nalgorithm = { name = 'rft' }", "algorithm 'rft' chooses rollouts by their outcome"),
+        ("step_rewards = { truncated = -1 }\nalgorithm = { name = 'dpo' }", "algorithm 'dpo' pairs rollouts by their outcome"),
+        ("step_rewards = { truncated = -1 }\nalgorithm = { name = 'sft', demonstrations = 'json:loads' }", "'sft' learns demonstrations"),
         ("[sampling]\ntemperature = 0", r"sampling\.temperature is 0\.0; it must be above 0"),
         ("[sampling]\ntemperature = nan", r"sampling\.temperature is nan"),
         ("[sampling]\nmax_tokens = 0", r"sampling\.max_tokens is 0; it must be at least 1"),

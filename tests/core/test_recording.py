@@ -168,10 +168,14 @@ async def test_rewards_and_notes_are_recorded_in_the_current_attempt() -> None:
     span = Span(attempt_id="a", kind="tool", name="calc")
     with use(r):
         made = [recording.reward(1), recording.reward(0.5, name="format", span=span, source="judge")]
+        made.append(recording.reward(0.25, call="c1"))
         text = recording.note("thinking", depth=2)
+        with pytest.raises(RewardError, match="names a span and a call"):
+            recording.reward(0.25, span=span, call="c1")
     await r.close()
     assert store.batches == [[*made, text]]
     assert (made[1].span_id, made[1].source, made[1].name) == (span.id, "judge", "format")
+    assert [(each.span_id, each.call_id) for each in made] == [(None, None), (span.id, None), (None, "c1")]
     assert (text.kind, text.name, text.attributes) == ("note", "thinking", {"depth": 2})
 
 

@@ -552,6 +552,10 @@ def test_a_loss_with_a_term_of_its_own_is_refused_where_the_trainer_takes_none(m
     [
         ({"algorithm": {"name": "lightning", "advantage": "gae"}}, r"algorithm\.advantage needs a critic, .* set trainer\.critic = true"),
         (
+            {"algorithm": {"name": "lightning", "credit": "learned"}},
+            r"algorithm\.credit or .* needs a critic, .* set trainer\.critic = true",
+        ),
+        (
             {"algorithm": {"name": "lightning", "loss": {"name": "ppo_clip", "kl": 0.1}}, "trainer": {"name": "verl"}},
             r"algorithm\.loss\.kl is set, and trainer 'verl' does not honour it",
         ),

@@ -11,6 +11,7 @@ from typing import Annotated, Any, TypedDict
 
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AnyMessage, HumanMessage, SystemMessage
+from langchain_core.tools import tool
 from langgraph.graph import END, START, StateGraph
 from langgraph.graph.message import add_messages
 
@@ -22,6 +23,8 @@ INSTRUCTIONS = "You write SQLite queries."
 WRITE = "Reply with the query only."
 CHECK = "Is this the answer? Reply correct or wrong."
 REWRITE = "Write a better query."
+ERROR = "error: "
+"""What is shown of a query that did not execute begins so."""
 FENCED = re.compile(r"```(?:sql|sqlite)?\s*\n(.*?)```", re.DOTALL | re.IGNORECASE)
 
 
@@ -38,6 +41,12 @@ class State(TypedDict):
     turns: int
 
 
+@tool
+async def sql(database: str, query: str) -> str:
+    """Runs a query on an SQLite file."""
+    return show(await asyncio.to_thread(execute, database, query))
+
+
 def build_agent(model: BaseChatModel) -> Any:
     """The compiled graph. Give it `question`, `schema` and `database` (a path); it returns them with the last `query`."""
 
@@ -47,8 +56,7 @@ def build_agent(model: BaseChatModel) -> Any:
         return {"messages": [*asked, reply], "query": query_in(str(reply.text)), "turns": 1}
 
     async def run(state: State) -> dict[str, Any]:
-        result = await asyncio.to_thread(execute, state["database"], state["query"])
-        return {"result": show(result)}
+        return {"result": await sql.ainvoke({"database": state["database"], "query": state["query"]})}
 
     async def check(state: State) -> dict[str, Any]:
         asked = HumanMessage(f"{state['result']}\n{CHECK}")
@@ -88,7 +96,7 @@ def is_right(verdict: str) -> bool:
 def show(result: Result, rows: int = 3, letters: int = 120) -> str:
     """A result in a line: how many rows, and the first of them."""
     if result.error is not None:
-        return _cut(f"error: {result.error}", letters)
+        return _cut(f"{ERROR}{result.error}", letters)
     if not result.rows:
         return "no rows"
     first = "; ".join(", ".join(str(value) for value in row) for row in result.rows[:rows])

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
@@ -38,6 +38,8 @@ class DPO:
     """Passes over the batch."""
     minibatches: int = 1
     """Optimiser steps in a pass; pairs are dealt over them in batch order."""
+
+    ignores_step_rewards: ClassVar[str] = "algorithm 'dpo' pairs rollouts by their outcome"
 
     def __post_init__(self) -> None:
         if self.group_size < 2:

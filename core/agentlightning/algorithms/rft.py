@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
 
@@ -41,6 +41,8 @@ class RFT:
     """Passes over the batch."""
     minibatches: int = 1
     """Optimiser steps in a pass."""
+
+    ignores_step_rewards: ClassVar[str] = "algorithm 'rft' chooses rollouts by their outcome"
 
     def __post_init__(self) -> None:
         for key in ("group_size", "best", "epochs", "minibatches"):

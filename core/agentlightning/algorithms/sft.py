@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 
 import numpy as np
 
@@ -33,6 +33,7 @@ class SFT:
     """One rollout for each task of a step, and one gradient step on its demonstrations."""
 
     name: str = "sft"
+    ignores_step_rewards: ClassVar[str] = "algorithm 'sft' learns demonstrations, whatever their steps earn"
     demonstrations: str | Demonstrate
     """`module:function`, called with `(task, messages, tools)` for each model call of a training rollout; it returns the assistant's
     message (OpenAI's form), or None: that call is sampled as usual, and not trained on."""

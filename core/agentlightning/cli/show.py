@@ -6,7 +6,7 @@ import asyncio
 import enum
 import os
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -55,6 +55,8 @@ class Source:
     model: str | None = None
     production: str | None = None
     """Address of the store in which the run's `source` found its training rollouts."""
+    notes: tuple[str, ...] = ()
+    """What of the run's settings could not be followed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,9 +136,10 @@ def find_source(name: str) -> Source:
     config = _config(run)
     if not run.store.is_file():
         raise StoreError(f"run {run.name} has no store.db: nothing was recorded in it yet")
-    settings = {"agents": config.get("agents"), "reward_weights": config.get("reward_weights")}
+    observed, notes = _step_rewards(config)
+    settings = {"agents": config.get("agents"), "reward_weights": config.get("reward_weights"), "step_rewards": observed}
     production = config.get("source", {}).get("store")
-    return Source(run.store_address, run, run.read_batches(), settings, config.get("model"), production)
+    return Source(run.store_address, run, run.read_batches(), settings, config.get("model"), production, notes)
 
 
 def _config(run: RunFolder) -> dict[str, Any]:
@@ -145,6 +148,20 @@ def _config(run: RunFolder) -> dict[str, Any]:
         return tomllib.loads(run.config.read_text())
     except (OSError, ValueError):
         return {}
+
+
+def _step_rewards(config: Mapping[str, Any]) -> tuple[Sequence[Any], tuple[str, ...]]:
+    """What steps earn in the run, for `trajectory`; nothing, and a note, where that cannot be told any more."""
+    if not config.get("step_rewards"):
+        return (), ()
+    from agentlightning.config import import_from
+    from agentlightning.rl.facts import step_rewards
+
+    try:
+        import_from(Path(config.get("path", ".")))
+        return step_rewards(config["step_rewards"]), ()
+    except Exception as error:  # importing somebody's module may raise anything
+        return (), (f"step_rewards of the run are not shown: {error}",)
 
 
 async def _one(source: Source, name: str) -> Shown:

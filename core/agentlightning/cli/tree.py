@@ -45,7 +45,7 @@ def print_rollout(shown: Shown, source: Source, console: Console, *, tokens: boo
         console.print("no tokenizer found for this run's model (or `tokenizers` is not installed): token ids are shown alone", style="dim")
     for records in shown.attempts:
         console.print(AttemptTree(shown, records, decode, tokens).tree())
-    notes = [*([shown.problem] if shown.problem else []), *(shown.trajectory.diagnostics if shown.trajectory else ())]
+    notes = [*source.notes, *([shown.problem] if shown.problem else []), *(shown.trajectory.diagnostics if shown.trajectory else ())]
     for note in notes:
         console.print(Text.assemble(("note: ", "yellow"), note), soft_wrap=True)
     print_sums([shown], console)
@@ -62,8 +62,6 @@ class AttemptTree:
         for completion in records.completions:
             self._completions[completion.call_id].append(completion)
         self._rewards: dict[str | None, list[Reward]] = defaultdict(list)
-        for reward in records.rewards:
-            self._rewards[reward.span_id or reward.call_id].append(reward)
         self._children: dict[str | None, list[Span]] = defaultdict(list)
         known = {span.id for span in records.spans}
         for span in sorted(records.spans, key=lambda span: span.started):
@@ -72,6 +70,9 @@ class AttemptTree:
         trajectory = shown.trajectory
         counts = trajectory is not None and trajectory.attempt_id == records.attempt.id
         self._transitions = {each.completion_id: each for each in trajectory.transitions} if trajectory is not None and counts else {}
+        made = (reward for each in self._transitions.values() for reward in each.rewards)  # of facts: they are not recorded
+        for reward in {each.id: each for each in (*records.rewards, *made)}.values():
+            self._rewards[reward.span_id or reward.call_id].append(reward)
 
     def tree(self) -> Tree:
         attempt = self._records.attempt

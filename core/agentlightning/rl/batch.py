@@ -52,7 +52,7 @@ class Stats:
     """R of the weights: those with an advantage, or with a reward and no call of the model."""
     groups: int = 0
     groups_without_signal: int = 0
-    """Scored groups in which every advantage is zero; they are not computed, and count in every denominator."""
+    """Scored groups in which every advantage is zero; they count in every denominator, and are computed only for a critic."""
     captured_tokens: int = 0
     """Prompt and response of every transition."""
     sampled_tokens: int = 0
@@ -242,8 +242,10 @@ class _Maker:
         for t, values, why in zip(trajectories, advantages, self.reasons, strict=True):
             signal[t.group] += sum(1 for a, reason in zip(values, why, strict=True) if reason is None and np.any(a))
         self.groups = {t.group for t in trajectories}
-        self.quiet = {t.group for t, scored in zip(trajectories, self.scored, strict=True) if scored and not signal[t.group]}
+        self.flat = {t.group for t, scored in zip(trajectories, self.scored, strict=True) if scored and not signal[t.group]}
         """Groups without signal."""
+        self.quiet = set[str]() if critic is not None else self.flat
+        """Those that are not computed: a critic learns from every group."""
         self.trainable = [
             sum(len(t.response_ids) for t, reason in zip(each.transitions, why, strict=True) if reason is None)
             for each, why in zip(trajectories, self.reasons, strict=True)
@@ -321,7 +323,7 @@ class _Maker:
             rollouts=len(self.trajectories),
             scored_rollouts=int(sum(self.scored)),
             groups=len(self.groups),
-            groups_without_signal=len(self.quiet),
+            groups_without_signal=len(self.flat),
             captured_tokens=sum(len(t.prompt_ids) + len(t.response_ids) for t in every),
             sampled_tokens=sum(len(t.response_ids) for t in every),
             scored_tokens=sum(self.trainable),

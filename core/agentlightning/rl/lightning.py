@@ -14,6 +14,7 @@ from agentlightning.registry import registry
 from agentlightning.rl.advantage import Estimate, Needs, needs_of
 from agentlightning.rl.advantage.per_agent import PerAgent
 from agentlightning.rl.batch import Batch, Weight, make_batch
+from agentlightning.rl.credit import is_outcome_alone
 from agentlightning.rl.episodes import Doubles, Episodes
 from agentlightning.rl.loss import LossSettings
 from agentlightning.settings import bind, build, build_loss
@@ -61,8 +62,7 @@ class LightningRL:
 
     def parts(self) -> tuple[Callable[..., Any], Callable[..., Any], LossSettings]:
         """Credit, advantage and loss, with their settings bound and checked. Imports no trainer."""
-        credit = bind("credits", self.credit, where="algorithm.credit")
-        advantage = self._advantage()
+        credit, advantage = self._credit(), self._advantage()
         if needs_of(advantage).group and self.group_size < 2:
             raise ConfigError(
                 f"algorithm.group_size is {self.group_size}, and algorithm.advantage {_named(self.advantage)} compares the rollouts of a "
@@ -78,8 +78,18 @@ class LightningRL:
 
     @property
     def needs(self) -> Needs:
-        """What the advantage asks of the run."""
-        return needs_of(self._advantage())
+        """What credit and advantage ask of the run."""
+        return needs_of(self._credit()) | needs_of(self._advantage())
+
+    @property
+    def ignores_step_rewards(self) -> str | None:
+        """Why rewards of steps would change nothing; None: they count."""
+        if not is_outcome_alone(self._credit()) or needs_of(self._advantage()).rewards:
+            return None
+        return f"algorithm.credit {_named(self.credit)} uses no rewards of steps; take one that does (per_step, discounted, learned)"
+
+    def _credit(self) -> Callable[..., Any]:
+        return bind("credits", self.credit, where="algorithm.credit")
 
     def _advantage(self) -> Callable[..., Any]:
         part = self.advantage
@@ -93,7 +103,7 @@ class LightningRL:
     async def run(self, session: Session) -> None:
         """Train until the session's last step, or until it is stopped."""
         credit, advantage, loss = self.parts()
-        critic = self.needs.critic
+        early, critic = needs_of(credit).critic, self.needs.critic
         if session.config.collection.max_staleness and loss.correction is None:
             session.say(
                 f"tokens may be {session.config.collection.max_staleness} steps old when they are trained, and nothing corrects for that; "
@@ -102,11 +112,14 @@ class LightningRL:
         for step in session.steps():
             trajectories = await session.collect(step, self.group_size)
             episodes = Episodes.of(trajectories)
+            if early:
+                episodes = await ask_critic(session, episodes, episodes.outcome[episodes.rollout])
             returns = credit(episodes)
-            if critic:
-                scored = make_batch(trajectories, [np.where(np.isnan(each), np.nan, 1.0) for each in episodes.split(returns)])
-                episodes = with_values(episodes, scored, await session.values(scored))
+            if critic and not early:
+                episodes = await ask_critic(session, episodes, returns)
             estimate = self.estimate(episodes, returns, advantage(episodes, returns))
+            if early:
+                estimate = with_target(episodes, estimate, returns)
             batch = learner_batch(episodes, estimate, weight=self.weight, length=self.length)
             metrics = await session.update(batch, loss)
             await session.finish_step(step, trajectories, episodes.split(returns), episodes.split(estimate.advantage), batch, metrics)
@@ -127,6 +140,21 @@ class LightningRL:
             chosen = left & episodes.acts(pattern)
             weight[chosen], left = value, left & ~chosen
         return replace(estimate, advantage=per_token * np.repeat(weight, episodes.tokens))
+
+
+async def ask_critic(session: Session, episodes: Episodes, returns: Doubles) -> Episodes:
+    """The episodes with the critic's values; it is not asked about transitions whose return is NaN."""
+    scored = make_batch(episodes.trajectories, [np.where(np.isnan(each), np.nan, 1.0) for each in episodes.split(returns)])
+    return with_values(episodes, scored, await session.values(scored))
+
+
+def with_target(episodes: Episodes, estimate: Estimate, returns: Doubles) -> Estimate:
+    """With what the critic learns of a credit that asked it: the return, before the first token of each transition. What the advantage
+    gives it to learn comes first."""
+    some = episodes.tokens > 0
+    target, first = estimate.target.copy(), episodes.offsets[:-1][some]
+    target[first] = np.where(np.isnan(target[first]), returns[some], target[first])
+    return replace(estimate, target=target)
 
 
 def with_values(episodes: Episodes, batch: Batch, values: Doubles) -> Episodes:

@@ -18,6 +18,7 @@ import numpy as np
 from agentlightning.errors import ConfigError, JoinError, LightningError, NotFound
 from agentlightning.model import AttemptStatus, Call, Completion, Reward, Span, Trajectory, Transition
 from agentlightning.registry import unknown
+from agentlightning.rl.facts import StepReward
 from agentlightning.rl.joining import NEVER_ARRIVED, TOOL_CALL_ID, Joins, Tree, asked_tools, join
 from agentlightning.rl.outcome import check_finite, outcome
 from agentlightning.store import AttemptRecords, RolloutState
@@ -34,12 +35,14 @@ def trajectory(
     *,
     agents: Sequence[str] | None = None,
     reward_weights: Mapping[str, float] | None = None,
+    step_rewards: Sequence[StepReward] = (),
 ) -> Trajectory:
     """The trajectory of the rollout's winning attempt; other attempts are never looked at.
 
-    `agents`: names or patterns (`fnmatch`) of the agents to train; None: all. `reward_weights`: see `rl.outcome.outcome`. Raises
-    `LightningError` while the rollout has not ended, `NotFound` when the winning attempt's records are not given, and `RewardError`
-    for rewards that are not finite or contradict each other.
+    `agents`: names or patterns (`fnmatch`) of the agents to train; None: all. `reward_weights`: see `rl.outcome.outcome`.
+    `step_rewards`: what is observed in the records, and what it earns (`rl.facts`). Raises `LightningError` while the rollout has not
+    ended, `NotFound` when the winning attempt's records are not given, and `RewardError` for rewards that are not finite or contradict
+    each other, and for a fact that cannot be told.
     """
     winner = state.winner
     if winner is None and state.status not in ("failed", "cancelled"):
@@ -53,7 +56,7 @@ def trajectory(
     check_finite(found.rewards)
     whole = tuple(r for r in found.rewards if r.span_id is None and r.call_id is None)
     reward, said = outcome(whole, status=winner.status, weights=reward_weights)
-    reader = _Reader(found, agents)
+    reader = _Reader(found, agents, step_rewards)
     if reward is None and len(whole) < len(found.rewards):
         said.append("the rewards of its spans alone are an outcome only for the credit `per_step` with outcome = 0")
     return _made(
@@ -143,7 +146,7 @@ def _made(
 class _Reader:
     """One reading of one attempt's records."""
 
-    def __init__(self, records: AttemptRecords, agents: Sequence[str] | None) -> None:
+    def __init__(self, records: AttemptRecords, agents: Sequence[str] | None, step_rewards: Sequence[StepReward]) -> None:
         self.records, self.agents = records, agents
         self.calls = sorted(records.calls, key=lambda call: call.index)
         self.tree = Tree(records.spans)
@@ -151,6 +154,7 @@ class _Reader:
         self.call_of = {span.id: call_id for call_id, spans in self.joins.spans.items() for span in spans}
         self.completions = self._completions()
         self.diagnostics = list(self.joins.diagnostics)
+        self.observed = [each for fact in step_rewards for each in fact.observed(records)]
 
     def counts(self) -> dict[str, int]:
         """How many requests ended as what."""
@@ -265,8 +269,8 @@ class _Reader:
     def _credited(self) -> list[tuple[Reward, str]]:
         """The rewards of spans and calls, each with the id of the call that it reaches, or of the one completion."""
         known = {call.id for call in self.calls}
-        credited: list[tuple[Reward, str]] = []
-        for reward in self.records.rewards:
+        credited = [(reward, alone) for reward, alone in self.observed if alone is not None]
+        for reward in (*self.records.rewards, *(reward for reward, alone in self.observed if alone is None)):
             target: str | None = None
             if reward.call_id is not None:
                 target = self.joins.call(reward.call_id)

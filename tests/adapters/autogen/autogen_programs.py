@@ -29,6 +29,11 @@ def broken(x: int) -> int:
     raise ValueError(f"no {x} here")
 
 
+def search(x: int) -> list[str]:
+    """Finds nothing."""
+    return []
+
+
 def agent(name: str, plan: str, **settings: Any) -> AssistantAgent:
     return AssistantAgent(name, MODEL, system_message=f"plan: {plan}", **settings)
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import autogen_programs as programs
 import pytest
-from adapter_world import World, named, tree
+from adapter_world import World, earned, named, tree
 from autogen_agentchat.base import TaskResult
 from autogen_agentchat.messages import HandoffMessage
 
@@ -44,6 +44,15 @@ async def test_an_assistant_calls_a_tool_and_reflects_on_it(world: World, run: A
     assert first.attributes["sampling"].get("stream", False) is stream
     assert named(spans, "solver").attributes["output"] == "it is 6"
     assert await turns(world, recorder) == [("solver", 0), ("solver", 1)]
+
+
+@pytest.mark.parametrize("run", [whole, streamed])
+async def test_a_tool_that_fails_or_gives_nothing_is_a_fact_of_the_call_that_asked_for_it(world: World, run: Any) -> None:
+    async with world.rollout() as recorder:
+        plan = "CALL broken(3) | CALL search(3) | CALL double(3) | done"
+        await run(programs.agent("solver", plan, tools=[programs.broken, programs.search, programs.double], max_tool_iterations=4))
+    made = await world.trajectory(recorder, tool_failed=-0.2, tool_empty=-0.1)
+    assert earned(made) == [[("tool_failed", -0.2)], [("tool_empty", -0.1)], [], []]
 
 
 async def test_without_reflection_the_tool_has_the_last_word(world: World) -> None:

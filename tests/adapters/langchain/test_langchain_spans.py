@@ -7,14 +7,15 @@ import json
 from typing import Any
 
 import pytest
-from adapter_world import World
+from adapter_world import World, earned
 from langchain.agents import create_agent
+from langchain.agents.middleware import wrap_tool_call
 from langchain_core.documents import Document
 from langchain_core.language_models.fake_chat_models import FakeListChatModel
-from langchain_core.messages import AIMessage
+from langchain_core.messages import AIMessage, ToolMessage
 from langchain_core.retrievers import BaseRetriever
 from langchain_core.runnables import RunnableLambda
-from langchain_core.tools import tool
+from langchain_core.tools import ToolException, tool
 from langchain_world import chat
 from langgraph.func import entrypoint, task
 from langgraph.graph import START, MessagesState, StateGraph
@@ -81,6 +82,40 @@ async def test_an_agent_is_a_tree_of_its_nodes_tools_and_model_calls(world: Worl
     assert used.attributes["tool_call_id"].startswith("call_")
     assert used.agent == "writer"
     assert all(span.ended is not None and span.started <= span.ended for span in spans)
+
+
+@tool
+def search(x: int) -> list[str]:
+    """Finds nothing."""
+    return []
+
+
+@tool
+def refuse(x: int) -> str:
+    """Says what is wrong."""
+    raise ToolException(f"no {x} here")
+
+
+@wrap_tool_call
+async def handled(request: Any, handler: Any) -> Any:
+    try:
+        return await handler(request)
+    except ValueError as error:
+        return ToolMessage(str(error), tool_call_id=request.tool_call["id"], status="error")
+
+
+async def test_a_tool_that_fails_is_a_fact_of_the_call_that_asked_for_it(world: World) -> None:
+    refuse.handle_tool_error = True
+    for used, middleware in ((broken, [handled]), (refuse, [])):
+        async with world.rollout() as recorder:
+            await create_agent(chat(recorder), [used], name="writer", middleware=middleware).ainvoke(QUESTION, with_callback())
+        assert earned(await world.trajectory(recorder, tool_failed=-0.2, tool_empty=-1.0)) == [[("tool_failed", -0.2)], []]
+
+
+async def test_a_tool_that_gives_nothing_is_a_fact_of_the_call_that_asked_for_it(world: World) -> None:
+    async with world.rollout() as recorder:
+        await create_agent(chat(recorder), [search], name="writer").ainvoke(QUESTION, with_callback())
+    assert earned(await world.trajectory(recorder, tool_failed=-1.0, tool_empty=-0.1)) == [[("tool_empty", -0.1)], []]
 
 
 async def test_a_tool_that_fails_is_a_span_with_its_error(world: World) -> None:

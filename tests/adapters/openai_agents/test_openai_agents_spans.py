@@ -7,7 +7,7 @@ from typing import Any
 
 import agents
 import pytest
-from adapter_world import World, named, problems, tree
+from adapter_world import World, earned, named, problems, tree
 from agents import (
     Agent,
     GuardrailFunctionOutput,
@@ -88,6 +88,51 @@ async def test_a_tool_that_fails_is_a_span_with_its_error(world: World) -> None:
     assert named(spans, "broken").attributes["error"].startswith("Error running tool")
     assert named(spans, "broken").attributes["output"].startswith("An error occurred while running the tool")
     assert named(spans, "broken").attributes["tool_call_id"].startswith("call_")
+
+
+@function_tool
+def search(x: int) -> list[str]:
+    """Finds nothing."""
+    return []
+
+
+@function_tool
+def forget(x: int) -> None:
+    """Gives nothing."""
+
+
+def say_so(context: Any, error: Exception) -> str:
+    return "try again"
+
+
+def broken_too(x: int) -> int:
+    raise ValueError(f"no {x} here")
+
+
+async def test_a_tool_that_fails_is_a_fact_of_the_call_that_asked_for_it(world: World) -> None:
+    for tool in (broken, function_tool(broken_too, failure_error_function=say_so)):
+        async with world.rollout() as recorder:
+            await Runner.run(Agent(name="writer", tools=[tool]), "question")
+        assert earned(await world.trajectory(recorder, tool_failed=-0.2, tool_empty=-1.0)) == [[("tool_failed", -0.2)], []]
+    async with world.rollout() as recorder:
+        with pytest.raises(agents.UserError):
+            await Runner.run(Agent(name="writer", tools=[function_tool(broken_too, failure_error_function=None)]), "question")
+    assert earned(await world.trajectory(recorder, tool_failed=-0.2, tool_empty=-1.0)) == [[("tool_failed", -0.2)]]
+
+
+@pytest.mark.parametrize(("tool", "output"), [(search, []), (forget, None)])
+async def test_a_tool_that_gives_nothing_is_a_fact_of_the_call_that_asked_for_it(world: World, tool: Any, output: Any) -> None:
+    async with world.rollout() as recorder:
+        await Runner.run(Agent(name="writer", tools=[tool]), "question")
+        assert named(await world.spans(recorder), tool.name).attributes["output"] == output
+    assert earned(await world.trajectory(recorder, tool_failed=-1.0, tool_empty=-0.1)) == [[("tool_empty", -0.1)], []]
+
+
+async def test_a_tool_whose_output_is_kept_from_tracing_gave_something_for_all_that_is_known(world: World) -> None:
+    async with world.rollout() as recorder:
+        await Runner.run(Agent(name="writer", tools=[double]), "question", run_config=agents.RunConfig(trace_include_sensitive_data=False))
+        assert "output" not in named(await world.spans(recorder), "double").attributes
+    assert earned(await world.trajectory(recorder, tool_empty=-0.1)) == [[], []]
 
 
 class TestHandoffs:

@@ -144,6 +144,23 @@ def test_one_rollout_is_a_tree_of_spans_with_rewards_and_advantages(agl: AGL, ru
     assert sorted(order, key=output.index) == order
 
 
+def test_a_step_reward_of_the_runs_configuration_stands_beside_the_others(agl: AGL, run: Filled) -> None:
+    folder, made = run
+    name = made["trained"].id
+    (folder.path / "own_facts.py").write_text("def looked(records):\n    return [each for each in records.spans if each.name == 'add']\n")
+    table = 'step_rewards = { "own_facts:looked" = -0.125, truncated = -1.0 }'
+    folder.write_config(f'model = "no-such-model"\nagents = ["*"]\npath = "{folder.path}"\n{table}\n')
+    output = agl("show", "latest", name)[1]
+    order = ["agent solver", "tool add", "reward neat = 0.5", "reward own_facts:looked = -0.125 from fact"]
+    assert sorted(order, key=output.index) == order
+    assert output.count("own_facts:looked") == 1
+    assert "truncated" not in output
+    folder.write_config('model = "no-such-model"\nstep_rewards = { gone_facts = 1.0 }\n')
+    code, output = agl("show", "latest", name)
+    assert (code, "reward neat = 0.5" in output) == (0, True)
+    assert "note: step_rewards of the run are not shown: step_rewards.gone_facts: unknown fact" in output
+
+
 def test_tokens_lists_each_with_id_logprob_and_version(agl: AGL, run: Filled) -> None:
     _, made = run
     _, output = agl("show", "latest", made["val"].id, "--tokens")

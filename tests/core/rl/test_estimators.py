@@ -25,9 +25,10 @@ from agentlightning.rl.advantage.rloo import rloo
 from agentlightning.rl.credit.discounted import discounted
 from agentlightning.rl.credit.identical import identical
 from agentlightning.rl.credit.last import last
+from agentlightning.rl.credit.learned import learned
 from agentlightning.rl.credit.per_step import per_step
 from agentlightning.rl.episodes import Episodes
-from agentlightning.rl.lightning import LightningRL, learner_batch, with_values
+from agentlightning.rl.lightning import LightningRL, learner_batch, with_target, with_values
 
 
 def rollout(
@@ -204,6 +205,112 @@ def test_generalised_advantages_without_values_are_refused() -> None:
     for bad in ({"gamma": 1.5}, {"lam": -0.1}, {"over": "turns"}):
         with pytest.raises(ConfigError, match=f"advantage.{next(iter(bad))}"):
             gae(episodes, identical(episodes), **bad)  # type: ignore[arg-type]
+
+
+def slow_lambda_returns(rewards: list[float], values: list[float], gamma: float, lam: float) -> list[float]:
+    """G_t = r_t + gamma ((1 - lam) V_{t+1} + lam G_{t+1}): the recurrence of TD(lambda), after the last step 0."""
+    made: list[float] = []
+    after, coming = 0.0, 0.0
+    for reward, value in zip(reversed(rewards), reversed(values), strict=True):
+        coming = reward + gamma * ((1 - lam) * after + lam * coming)
+        after = value
+        made.insert(0, coming)
+    return made
+
+
+@given(
+    st.lists(st.lists(st.integers(1, 4), max_size=5), min_size=1, max_size=4),
+    st.sampled_from([0.0, 0.5, 1.0]),
+    st.sampled_from([0.0, 0.9, 1.0]),
+    st.integers(0, 1000),
+)
+@settings(max_examples=100, deadline=None)
+def test_learned_credit_is_the_lambda_return_of_the_critics_values(shapes: list[list[int]], gamma: float, lam: float, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    own = [rng.normal(size=len(calls)).tolist() for calls in shapes]
+    ts = [
+        rollout(k, float(rng.normal()), *[("a", (length,), (reward,)) for length, reward in zip(calls, rewards, strict=True)])
+        for k, (calls, rewards) in enumerate(zip(shapes, own, strict=True))
+    ]
+    episodes = Episodes.of(ts)
+    values = rng.normal(size=int(episodes.tokens.sum()))
+    made = learned(replace(episodes, values=values), gamma=gamma, lam=lam)
+    first, at, expected = values[episodes.offsets[:-1]].tolist(), 0, []
+    for t, rewards in zip(ts, own, strict=True):
+        if rewards:
+            steps = [*rewards[:-1], rewards[-1] + float(t.reward or 0)]
+            expected += slow_lambda_returns(steps, first[at : at + len(rewards)], gamma, lam)
+            at += len(rewards)
+    np.testing.assert_allclose(made, expected, atol=1e-12)
+    if lam == 1:
+        np.testing.assert_allclose(made, discounted(episodes, gamma=gamma), atol=1e-12)
+
+
+def test_learned_credit_of_what_is_not_scored_or_not_trained_and_of_choices() -> None:
+    ts = [rollout(0, None, ("a", (2,))), rollout(1, 1.0, ("a", (1,)), ("b", (1, 1), (0.25, 0.5))), rollout(2, 0.5, ("a", (1,)))]
+    ts[2] = replace(ts[2], transitions=(replace(ts[2].transitions[0], trained=False, reason="sampled greedily"),))
+    episodes = replace(Episodes.of(ts), values=np.array([np.nan, np.nan, 0.1, 0.2, 0.4, np.nan]))
+    made = learned(episodes, lam=0.5)
+    last = [0.25 + 1, 0.5 + 1]
+    first = 0.75 - np.mean([0.25, 0.5]) + 0.5 * np.mean([0.2, 0.4]) + 0.5 * np.mean(last)  # before it all choices' rewards count
+    np.testing.assert_allclose(made, [np.nan, first, *last, 0.5])
+    assert needs_of(learned).critic
+    with pytest.raises(TrainerError, match="needs the values of a critic"):
+        learned(replace(episodes, values=None))
+    for bad in ({"gamma": 1.5}, {"lam": -0.1}):
+        with pytest.raises(ConfigError, match=f"credit.{next(iter(bad))}"):
+            learned(episodes, **bad)
+
+
+def test_the_critic_learns_what_learned_credit_says_unless_the_advantage_gives_it_more() -> None:
+    episodes = Episodes.of([rollout(0, 1.0, ("a", (2,)), ("a", (3,))), rollout(1, 0.0, ("a", (1,)))])
+    episodes = replace(episodes, values=np.linspace(0.1, 0.6, 6))
+    returns = learned(episodes, lam=0.5)
+    none = np.full(6, np.nan)
+    alone = with_target(episodes, Estimate(rloo(episodes, returns), none), returns)
+    np.testing.assert_array_equal(alone.target, [returns[0], np.nan, returns[1], np.nan, np.nan, returns[2]])
+    both = gae(episodes, returns)
+    np.testing.assert_array_equal(with_target(episodes, both, returns).target, both.target)
+
+
+def test_a_critic_learns_from_a_group_without_signal_too() -> None:
+    episodes = replace(Episodes.of([rollout(k, 1.0, ("a", (2,))) for k in range(2)]), values=np.full(4, 0.25))
+    returns = learned(episodes)
+    advantage = rloo(episodes, returns)
+    assert advantage.tolist() == [0.0, 0.0]
+    batch = learner_batch(episodes, with_target(episodes, Estimate(advantage, np.full(4, np.nan)), returns), weight="rollout", length=None)
+    assert (batch.trained_tokens, batch.stats.groups_without_signal) == (4, 1)
+    assert batch.returns is not None
+    assert np.isfinite(batch.returns).sum() == 2
+    without = learner_batch(Episodes.of(episodes.trajectories), Estimate(advantage, np.full(4, np.nan)), weight="rollout", length=None)
+    assert (without.trained_tokens, without.stats.groups_without_signal) == (0, 1)
+
+
+def own_credit(episodes: Episodes) -> Any:
+    return identical(episodes)
+
+
+@pytest.mark.parametrize(
+    ("table", "ignored"),
+    [
+        ({}, True),
+        ({"credit": "last"}, True),
+        ({"credit": "per_step"}, False),
+        ({"credit": "learned"}, False),
+        ({"credit": own_credit}, False),
+        ({"credit": {"name": own_credit}, "advantage": "rloo"}, False),
+        ({"advantage": "gigpo"}, False),  # it reads them itself
+        ({"advantage": {"write": "gigpo", "*": "rloo"}}, False),
+    ],
+)
+def test_rewards_of_steps_count_unless_credit_and_advantage_are_known_not_to_look(table: dict[str, Any], ignored: bool) -> None:
+    assert (LightningRL(**table).ignores_step_rewards is not None) == ignored
+
+
+def test_what_credit_and_advantage_need_is_what_the_run_needs() -> None:
+    assert LightningRL(credit="learned").needs == Needs(group=True, critic=True)
+    assert LightningRL(credit={"name": "learned", "lam": 0.5}, advantage="reinforce").needs == Needs(critic=True)
+    assert LightningRL(advantage="gigpo").needs == Needs(group=True, rewards=True)
 
 
 def test_values_of_a_batch_reach_their_tokens_and_what_it_left_out_is_not_trained() -> None:

@@ -3,15 +3,19 @@ sampled reward to over 0.6."""
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from openai import AsyncOpenAI
 
 import agentlightning as agl
+from agentlightning.runs import RunFolder
+from agentlightning.stack import open_store
 from agentlightning.tracking import read_metrics
 from agentlightning_torch.testing import tiny_model
 
@@ -22,6 +26,7 @@ ALGORITHMS: dict[str, dict[str, Any]] = {
     "cispo": {"advantage": "rloo", "loss": {"name": "cispo", "minibatches": 2}},
     "gspo": {"advantage": "grpo", "loss": {"name": "gspo", "minibatches": 2}},
     "ppo": {"advantage": {"name": "gae", "lam": 0.95}, "loss": {"name": "ppo_clip", "epochs": 2, "minibatches": 2}},
+    "learned": {"credit": {"name": "learned", "lam": 0.5}, "advantage": "rloo"},
 }
 
 
@@ -54,7 +59,7 @@ async def tool_task(task: Any, llm: agl.LLM) -> float:
 
 
 def train(model: str, folder: Path, algorithm: dict[str, Any], **more: Any) -> agl.Run:
-    critic = isinstance(algorithm.get("advantage"), dict) and algorithm["advantage"]["name"] == "gae"
+    critic = agl.LightningRL(**algorithm).needs.critic
     return agl.train(
         tool_task,
         tasks=TASKS,
@@ -86,6 +91,9 @@ def test_an_algorithm_raises_the_greedy_reward_of_the_tiny_tool_task(name: str, 
     rows = [row for row in read_metrics(run.folder)[0] if "loss" in row]
     if name == "ppo":
         assert all({"value_loss", "explained_variance"} <= row.keys() for row in rows if row["step"] > 1)
+    if name == "learned":
+        losses = [row["value_loss"] for row in rows]
+        assert np.mean(losses[-4:]) < 0.5 * np.mean(losses[:2])
 
 
 def test_rollouts_that_run_two_steps_ahead_teach_it_as_well(model: str, tmp_path: Path) -> None:
@@ -114,3 +122,25 @@ def test_an_algorithm_without_ratios_raises_the_sampled_reward(
     print(algorithm["name"], run.result["held_out"], run.result["seconds"])
     assert sampled["before"] < 0.3
     assert sampled["after"] > 0.6
+
+
+async def records(folder: RunFolder) -> list[tuple[str, list[str], float]]:
+    """Of each training rollout: its id, how its replies ended, and what the agent returned."""
+    store = open_store(folder.store_address)
+    states, _ = await store.list(mode="train")
+    read = [(state.rollout.id, (await store.read(state.rollout.id))[1][-1]) for state in states]
+    await store.close()
+    return [(name, [c.finish_reason for c in each.completions], each.rewards[-1].value) for name, each in read]
+
+
+def test_what_is_observed_of_a_step_is_in_the_returns_of_the_run_and_not_in_its_store(model: str, tmp_path: Path) -> None:
+    step_rewards = {"truncated": -0.5}
+    run = train(model, tmp_path, {"credit": "per_step", "advantage": "rloo"}, steps=1, step_rewards=step_rewards)
+    folder = RunFolder.open(run.folder)
+    learned, seen = folder.read_batch(1), asyncio.run(records(folder))
+    (row,) = [row for row in read_metrics(run.folder)[0] if "loss" in row]
+    assert len(seen) == 32
+    assert row["facts.truncated"] == sum(ended.count("length") for _, ended, _ in seen) > 0
+    for name, ended, outcome in seen:
+        cut = [-0.5 * (each == "length") for each in ended]
+        assert learned[name].returns == pytest.approx((outcome + sum(cut), outcome + cut[1]))

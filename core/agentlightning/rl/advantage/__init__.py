@@ -24,15 +24,17 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 @dataclass(frozen=True, slots=True)
 class Needs:
-    """What an advantage needs."""
+    """What an advantage or a credit needs."""
 
     group: bool = False
     """Several rollouts of a task."""
     critic: bool = False
     """A trainer with a value head, and `Episodes.values`."""
+    rewards: bool = False
+    """The rewards of steps themselves, besides the returns."""
 
     def __or__(self, other: Needs) -> Needs:
-        return Needs(self.group or other.group, self.critic or other.critic)
+        return Needs(self.group or other.group, self.critic or other.critic, self.rewards or other.rewards)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -47,13 +49,19 @@ class Estimate:
 
 def compares_groups(function: F) -> F:
     """Marks an advantage that is zero for a group of one."""
-    function.needs = Needs(group=True)  # type: ignore[attr-defined]
+    function.needs = needs_of(function) | Needs(group=True)  # type: ignore[attr-defined]
     return function
 
 
 def uses_critic(function: F) -> F:
-    """Marks an advantage that reads `Episodes.values`."""
-    function.needs = Needs(critic=True)  # type: ignore[attr-defined]
+    """Marks an advantage or a credit that reads `Episodes.values`."""
+    function.needs = needs_of(function) | Needs(critic=True)  # type: ignore[attr-defined]
+    return function
+
+
+def reads_rewards(function: F) -> F:
+    """Marks an advantage that reads the rewards of steps itself, so that they count whatever the credit."""
+    function.needs = needs_of(function) | Needs(rewards=True)  # type: ignore[attr-defined]
     return function
 
 

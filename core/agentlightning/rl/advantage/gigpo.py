@@ -7,13 +7,14 @@ from dataclasses import replace
 
 import numpy as np
 
-from agentlightning.rl.advantage import compares_groups
+from agentlightning.rl.advantage import compares_groups, reads_rewards
 from agentlightning.rl.advantage.groups import Groups, check, check_eps
 from agentlightning.rl.advantage.grpo import grpo
 from agentlightning.rl.episodes import Doubles, Episodes, Ints
 
 
 @compares_groups
+@reads_rewards
 def gigpo(
     episodes: Episodes,
     returns: Doubles,

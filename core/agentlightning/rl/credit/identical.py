@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from agentlightning.rl.credit import outcome_alone
 from agentlightning.rl.episodes import Doubles, Episodes
 
 
+@outcome_alone
 def identical(episodes: Episodes) -> Doubles:
     """G_t = R. Rewards of spans are not used. Source: arXiv 2508.03680 (LightningRL)."""
     return episodes.outcome[episodes.rollout]

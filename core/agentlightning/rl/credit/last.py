@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
+from agentlightning.rl.credit import outcome_alone
 from agentlightning.rl.episodes import Doubles, Episodes
 
 
+@outcome_alone
 def last(episodes: Episodes) -> Doubles:
     """G = R at the last call of the attempt, in all its choices; the calls before it earn nothing and are not trained."""
     calls = np.full(len(episodes), -1, np.int64)

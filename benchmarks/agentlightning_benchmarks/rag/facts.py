@@ -1,0 +1,14 @@
+"""What the records of a retrieval rollout show of its searches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from agentlightning.model import Span
+from agentlightning.store import AttemptRecords
+from agentlightning_benchmarks.rag.agent import NOTHING, search
+
+
+def nothing_found(records: AttemptRecords) -> Iterator[Span]:
+    """The searches that found no passage."""
+    return (each for each in records.spans if (each.kind, each.name, each.attributes.get("output")) == ("tool", search.name, NOTHING))

@@ -1,0 +1,16 @@
+"""What the records of a text-to-SQL rollout show of its queries."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from agentlightning.model import Span
+from agentlightning.store import AttemptRecords
+from agentlightning_benchmarks.text_to_sql.agent import ERROR, sql
+
+
+def sql_failed(records: AttemptRecords) -> Iterator[Span]:
+    """The queries that did not execute."""
+    for span in records.spans:
+        if span.kind == "tool" and span.name == sql.name and str(span.attributes.get("output", "")).startswith(ERROR):
+            yield span

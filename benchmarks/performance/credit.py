@@ -1,0 +1,205 @@
+"""Learning curves of turn-level and of identical credit, on a task of two turns of which only one can be learned.
+
+    python benchmarks/performance/credit.py                    # 30 steps, 3 seeds: 4 minutes on one quiet core
+    python benchmarks/performance/credit.py --luck 0           # the control: without luck both learn
+    python benchmarks/performance/credit.py --tokens 4 8       # a longer first turn, whose own noise blurs it
+    python benchmarks/performance/credit.py --chart docs/credit.png
+
+A tiny model with random weights plays the real way: agent, gateway, store, trainer. The first turn earns luck: plus or minus `--luck`,
+drawn for each rollout, whatever was said. The second earns skill: the part of its characters that are letters, 0 to 1. The agent returns
+the sum, and rewards each turn by its own. All runs have the same agent, rewards, steps and settings; they differ in the credit alone:
+
+    identical                  both turns earn the sum
+    per_step (outcome = 0)     a turn earns its own reward and those after it: the second does not earn the first one's luck
+
+The first turn earns the luck either way, and its tokens train the same weights, so it is short here.
+
+Printed is the mean skill of each step's rollouts, as mean and deviation over the seeds, and what was gained by the end.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import tempfile
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from openai import AsyncOpenAI
+from rich.console import Console
+from rich.progress import Progress, SpinnerColumn, TimeElapsedColumn
+from rich.table import Table
+
+import agentlightning as agl
+from agentlightning import recording
+from agentlightning.chart import SAMPLED, TRAIN
+from agentlightning_torch.testing import tiny_model
+
+CREDITS: dict[str, Any] = {"identical": "identical", "per_step": {"name": "per_step", "outcome": 0.0}}
+COLORS = {"identical": SAMPLED, "per_step": TRAIN}
+TASKS = [{"id": str(n), "text": text} for n, text in enumerate(["abc", "xyz", "hello", "12+3"])]
+LAST = 5
+"""Steps over which the end of a curve is averaged."""
+
+Curves = NDArray[np.float64]
+
+
+def agent_of(luck: float, tokens: Sequence[int], seen: Callable[[int, float], None]) -> Any:
+    """The agent, with the tokens of its two turns, which are characters; `seen` is told the step and the skill of each rollout."""
+
+    async def agent(task: Any, llm: agl.LLM) -> float:
+        recorder = recording.current()
+        assert recorder is not None
+        rollout = recorder.rollout
+        async with AsyncOpenAI(base_url=llm.base_url, api_key=llm.api_key, max_retries=0) as client:
+            messages: list[Any] = [{"role": "user", "content": task["text"]}]
+            first = await client.chat.completions.create(model=llm.model, messages=messages, max_tokens=tokens[0])
+            lucky = luck * random.Random(f"{rollout.seed} {rollout.group} {rollout.index}").choice((-1, 1))
+            agl.reward(lucky, name="luck", call=first.system_fingerprint)
+            messages += [{"role": "assistant", "content": first.choices[0].message.content}, {"role": "user", "content": "go on"}]
+            second = await client.chat.completions.create(model=llm.model, messages=messages, max_tokens=tokens[1])
+        text = second.choices[0].message.content or ""
+        skill = sum(each.isalpha() for each in text[: tokens[1]]) / tokens[1]
+        agl.reward(skill, name="skill", call=second.system_fingerprint)
+        seen(rollout.step or 0, skill)
+        return lucky + skill
+
+    return agent
+
+
+def learn(
+    credit: Any,
+    model: str,
+    *,
+    seed: int,
+    luck: float,
+    tokens: Sequence[int],
+    steps: int,
+    tasks: int,
+    group: int,
+    advance: Callable[[], None],
+) -> list[float]:
+    """Mean skill of the rollouts of each step of one run."""
+    skills: dict[int, list[float]] = defaultdict(list)
+
+    def seen(step: int, skill: float) -> None:
+        skills[step].append(skill)
+        advance()
+
+    with tempfile.TemporaryDirectory() as folder:
+        agl.train(
+            agent_of(luck, tokens, seen),
+            tasks=TASKS[:tasks],
+            model=model,
+            folder=folder,
+            seed=seed,
+            steps=steps,
+            tasks_per_step=tasks,
+            algorithm={"name": "lightning", "group_size": group, "credit": credit, "advantage": "rloo"},
+            trainer={"name": "torch", "lr": 3e-3},
+            engine={"name": "torch", "device": "cpu", "dtype": "float32"},
+            checkpoints={"every": 0},
+            trackers=[],
+            progress=False,
+        )
+    return [float(np.mean(skills[step])) for step in range(steps)]
+
+
+def report(curves: dict[str, Curves], luck: float, console: Console) -> None:
+    """The curves (seeds, steps) as a table, and what was gained."""
+    seeds, steps = next(iter(curves.values())).shape
+    table = Table(title=f"skill with a luck of ±{luck:g}")
+    for column in ("step", *curves):
+        table.add_column(column, justify="right", min_width=0 if column == "step" else 18)
+    for step in range(steps):
+        table.add_row(str(step + 1), *(f"{each[:, step].mean():.3f} ± {each[:, step].std():.3f}" for each in curves.values()))
+    console.print(table)
+    last = min(LAST, steps)
+    summary = Table(
+        "credit", "step 1", f"last {last} steps", "gained", "ratio", "in each seed", title=f"what was learned, over {seeds} seeds"
+    )
+    least: float | None = None
+    for name, each in curves.items():
+        ends = each[:, -last:].mean(axis=1)
+        gained = ends - each[:, 0]
+        least = float(gained.mean()) if least is None else least
+        in_each = ", ".join(f"{value:+.3f}" for value in gained)
+        ratio = f"{gained.mean() / least:.1f}" if least > 0 else "-"
+        summary.add_row(name, f"{each[:, 0].mean():.3f}", f"{ends.mean():.3f}", f"{gained.mean():+.3f}", ratio, in_each)
+    console.print(summary)
+
+
+def draw(curves: dict[str, Curves], luck: float, path: Path) -> None:
+    """The curves as a picture: the mean over the seeds, and from the lowest to the highest of them."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure: Any = Figure(figsize=(8, 4.6), dpi=150, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes: Any = figure.add_subplot()
+    for (name, each), style in zip(curves.items(), ("--", "-"), strict=True):
+        at = np.arange(1, each.shape[1] + 1)
+        axes.fill_between(at, each.min(axis=0), each.max(axis=0), color=COLORS[name], alpha=0.15, linewidth=0)
+        label = f"credit {name}: {each[:, 0].mean():.2f} to {each[:, -min(LAST, len(at)) :].mean():.2f}"
+        axes.plot(at, each.mean(axis=0), color=COLORS[name], linestyle=style, linewidth=2, marker=".", label=label)
+    seeds = next(iter(curves.values())).shape[0]
+    axes.set(
+        title=f"Two turns, a luck of ±{luck:g} in the first, skill in the second",
+        xlabel=f"training step (mean of {seeds} seeds; band: lowest to highest)",
+        ylabel="mean skill of the second turn",
+        ylim=(-0.03, 1.05),
+    )
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.legend(frameon=False, fontsize=9, loc="outside lower center", ncols=2)
+    figure.savefig(path, format="png")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=30)
+    parser.add_argument("--seeds", type=int, default=3, help="runs of each credit; they differ in every sample and draw")
+    parser.add_argument("--luck", type=float, default=1.0, help="what the first turn wins or loses; the deviation of skill is about 0.08")
+    parser.add_argument("--tokens", type=int, nargs=2, default=[1, 24], metavar=("FIRST", "SECOND"), help="of the two turns")
+    parser.add_argument("--tasks", type=int, default=len(TASKS), choices=range(1, len(TASKS) + 1), help="tasks of a step")
+    parser.add_argument("--group", type=int, default=8, help="rollouts of each task")
+    parser.add_argument("--chart", type=Path, help="a PNG to draw the curves into")
+    options = parser.parse_args(arguments)
+    torch.set_num_threads(1)  # more gain nothing at this size
+    console = Console(width=100)
+    bar = (SpinnerColumn(), *Progress.get_default_columns(), TimeElapsedColumn())
+    curves: dict[str, list[list[float]]] = {name: [] for name in CREDITS}
+    with tempfile.TemporaryDirectory() as folder, Progress(*bar, console=Console(stderr=True), transient=True) as progress:
+        model = tiny_model(Path(folder) / "tiny").path
+        job = progress.add_task("", total=len(CREDITS) * options.seeds * options.steps * options.tasks * options.group)
+        for seed in range(options.seeds):
+            for name, credit in CREDITS.items():
+                progress.update(job, description=f"credit {name}, seed {seed}")
+                curves[name].append(
+                    learn(
+                        credit,
+                        model,
+                        seed=seed,
+                        luck=options.luck,
+                        tokens=options.tokens,
+                        steps=options.steps,
+                        tasks=options.tasks,
+                        group=options.group,
+                        advance=lambda: progress.advance(job),
+                    )
+                )
+    arrays = {name: np.array(each) for name, each in curves.items()}  # (seeds, steps)
+    report(arrays, options.luck, console)
+    if options.chart is not None:
+        draw(arrays, options.luck, options.chart)
+        console.print(f"the curves are in {options.chart}")
+
+
+if __name__ == "__main__":
+    main()

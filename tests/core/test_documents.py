@@ -10,12 +10,13 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pytest
 
 import agentlightning as agl
-from agentlightning.config import Config, load_config
+from agentlightning.config import Config, check_names, load_config
 from agentlightning.progress import Silent
-from agentlightning.registry import Registry
+from agentlightning.registry import Registry, registry
 from agentlightning.rl.credit.identical import identical
 from agentlightning.rl.episodes import Episodes
 from agentlightning.runs import RunFolder
@@ -62,11 +63,40 @@ def test_the_advantage_of_the_contributing_guide_works_as_a_plugin(monkeypatch: 
     assert result.tolist() == [-0.5, 0.0, 0.0, 1.5]
 
 
+def test_the_examples_of_the_page_on_algorithms_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    (own,) = blocks("docs/algorithms.md", "python")
+    module = ModuleType("my_rl")
+    exec(own, module.__dict__)
+    monkeypatch.setitem(sys.modules, "my_rl", module)
+    for text in blocks("docs/algorithms.md", "toml"):
+        config = build(Config, {"agent": "a:b", "tasks": "t.jsonl", "model": "m", **tomllib.loads(text)})
+        check_names(config)
+    credit, advantage, loss = build(agl.LightningRL, config.algorithm, "algorithm").parts()
+    episodes = Episodes.from_arrays(outcome=[0.0, 1.0, 4.0], group=[0, 0, 0], rollout=[0, 1, 1, 2])
+    returns = credit(episodes)
+    assert returns.tolist() == [0.0, 0.3, 1.0, 4.0]
+    assert advantage(episodes, returns).tolist() == [-1.0, -0.7, 0.0, 1.0]
+    assert loss.epochs == 2
+    assert loss.term(np.zeros(2).view(Tensorish), np.zeros(2), np.ones(2)).tolist() == [-1.0, -1.0]
+
+
+class Tensorish(np.ndarray):
+    def exp(self) -> np.ndarray:
+        return np.exp(self)
+
+
+def test_the_page_on_algorithms_names_all_that_is_built_in() -> None:
+    text = (ROOT / "docs/algorithms.md").read_text()
+    for kind in ("facts", "credits", "advantages", "losses", "corrections", "filters", "samplers", "algorithms"):
+        for entry in registry().entries(kind):
+            assert f"`{entry.name}`" in text or f'"{entry.name}"' in text or entry.plugin != "builtin", f"{kind}: {entry.name}"
+
+
 def test_the_documents_name_no_file_that_is_missing() -> None:
-    for file in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/production.md"):
+    for file in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", *(str(each.relative_to(ROOT)) for each in (ROOT / "docs").glob("*.md"))):
         for target in re.findall(r"\]\(([^)#]+)\)", (ROOT / file).read_text()):
             if "://" not in target and not target.endswith(".png"):  # the picture is made by a measured run
-                assert (ROOT / target).exists(), f"{file}: {target}"
+                assert ((ROOT / file).parent / target).exists(), f"{file}: {target}"
 
 
 @pytest.mark.slow

@@ -1,37 +1,56 @@
-"""Tokens and seconds of one gradient, computed as a forest, as root-to-leaf rows, and as one row for each transition.
+"""Seconds and memory of one train step, computed as a forest, as root-to-leaf rows, and as one row for each transition.
 
-    python benchmarks/performance/forest.py                                    # 4 rollouts x 3 turns
-    python benchmarks/performance/forest.py --rollouts 8 --turns 8 --prompt 512
-    python benchmarks/performance/forest.py --model tiny --block 128 512 2048  # compare sizes of attention blocks
+    python benchmarks/performance/forest.py                                       # 8 rollouts x 8 turns, a tiny model: a minute
+    python benchmarks/performance/forest.py --model smollm2-135m --train top:4 --repeat 1    # a real one: half an hour on a CPU
+    python benchmarks/performance/forest.py --rollouts 2 --turns 2 --prompt 64    # smaller; bounds are made for the default
 
-The rollouts share their prompt, every turn adds a reply and an observation. The modes run in turn, several times; medians are printed,
-with the ratio to the forest and the difference of the gradient (relative, largest over the parameters).
+The rollouts share their prompt; a turn adds 100 tokens, 50 sampled and 50 observed. A step is what the trainer does: PPO's loss on packs of
+at most --max-tokens tokens, backward through all of them, AdamW. The modes take turns; their steps are so small that all see the same
+weights. The gradient differs by: relative, from one row per transition, the largest over the parameters.
+
+Memory is measured in a process of its own for each mode: how much a step adds, at its peak, to what the process holds after a small
+step. On a CPU it is resident memory as the kernel counts it (Linux), with pages of its own for each array; on a GPU what torch allocates.
+
+On a GPU the table also has tokens/s and the share of the card's bf16 peak. They count 6 operations for each weight and token that is
+computed (the head: and token that is predicted) and 12 x layers x width for each pair of tokens that see one another.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from rich.console import Console
-from rich.progress import Progress, SpinnerColumn, TimeElapsedColumn
-from rich.table import Table
+from bounds import Report, bar, finish
 from transformers import AutoModelForCausalLM
 
 from agentlightning.model import Task, Trajectory, Transition
-from agentlightning.models import cache_folder, find_model
+from agentlightning.models import find_model
 from agentlightning.rl.batch import Batch, make_batch
+from agentlightning.rl.loss import PPOClip
 from agentlightning.rl.packs import Pack
-from agentlightning_torch.attention import BLOCK
 from agentlightning_torch.forward import Scores, group_rows, score_forest, score_rows
-from agentlightning_torch.optim import trained_parameters
+from agentlightning_torch.optim import Optimizer, trained_parameters
+from agentlightning_torch.update import Update
+from agentlightning_torch.weights import no_bars
 
-Work = list[Callable[[], Scores]]
+FOREST, ROWS, TRANSITIONS = "forest", "root-to-leaf rows", "one row per transition"
+MODES = (FOREST, ROWS, TRANSITIONS)
+FASTER = {ROWS: 1.0, TRANSITIONS: 6.0}
+"""How many times as long as the forest each takes at least."""
+PEAKS = {"H100 SXM": 989e12, "H100 80GB HBM3": 989e12, "H200": 989e12, "A100": 312e12}
+"""Dense bf16 operations per second, by what the card's name contains."""
+LR = 1e-12
 
 
 def rollouts(count: int, turns: int, prompt: int, reply: int, observation: int, vocabulary: int) -> Batch:
@@ -76,100 +95,189 @@ def rollouts(count: int, turns: int, prompt: int, reply: int, observation: int, 
     return make_batch(found, [np.full(turns, 1.0 if k % 2 else -1.0) for k in range(count)])
 
 
-def gradient(batch: Batch, work: Work, parameters: dict[str, torch.nn.Parameter]) -> tuple[float, dict[str, torch.Tensor]]:
-    """Seconds of forward and backward over all the work, and the gradient."""
-    for p in parameters.values():
-        p.grad = None
-    started = time.perf_counter()
-    for score in work:
-        scores = score()
-        scale = torch.from_numpy(-batch.weight[scores.index] * batch.advantage[scores.index]).to(scores.logprob)
-        (scale * scores.logprob).sum().backward()
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter() - started, {n: p.grad.detach().clone() for n, p in parameters.items() if p.grad is not None}
+@dataclass
+class Bench:
+    """A model, and steps on it."""
+
+    model: Any
+    parameters: dict[str, torch.nn.Parameter]
+    optimizer: Optimizer
+    device: torch.device
+
+    @classmethod
+    def load(cls, options: argparse.Namespace) -> Bench:
+        torch.set_num_threads(options.threads)
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        with tempfile.TemporaryDirectory() as folder, no_bars():
+            if options.model == "tiny":
+                from agentlightning_torch.testing import tiny_model
+
+                path = tiny_model(folder, layers=6, context=8192).path
+            else:
+                path = find_model(options.model).path
+            dtype = getattr(torch, options.dtype or ("bfloat16" if device.type == "cuda" else "float32"))
+            model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, attn_implementation="sdpa").to(device).eval()
+        parameters = trained_parameters(model, options.train)
+        return cls(model, parameters, Optimizer(parameters, lr=LR, clip_norm=1.0), device)
+
+    def batch(self, options: argparse.Namespace) -> Batch:
+        vocabulary = self.model.config.get_text_config().vocab_size
+        return rollouts(options.rollouts, options.turns, options.prompt, options.reply, options.observation, vocabulary)
+
+    def gradient(self, batch: Batch, work: list[list[Pack]], forest: bool) -> None:
+        """As the trainer does it."""
+
+        def score(_: Sequence[int] | None, entropy: bool) -> Iterator[tuple[Scores, int]]:
+            for packs in work:
+                if forest:
+                    yield score_forest(self.model, batch, packs[0], entropy=entropy), len(packs[0])
+                else:
+                    yield score_rows(self.model, batch, packs, entropy=entropy), sum(map(len, packs))
+
+        update = Update(batch, PPOClip(), score, score)
+        update.prepare()
+        update.gradient(0)
+
+    def wait(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+
+    def operations(self, batch: Batch, work: list[list[Pack]]) -> float:
+        """Of a step in which everything is trained."""
+        config, head = self.model.config.get_text_config(), self.model.get_output_embeddings().weight
+        embedding = self.model.get_input_embeddings().weight
+        body = sum(p.numel() for p in self.model.parameters()) - embedding.numel() - (head.numel() if head is not embedding else 0)
+        packs = [pack for group in work for pack in group]
+        pairs = sum(int((pack.position.astype(np.int64) + 1).sum()) for pack in packs)
+        width = config.num_attention_heads * (getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
+        linear = 6 * (body * sum(map(len, packs)) + head.numel() * batch.trained_tokens)
+        return linear + 12 * config.num_hidden_layers * width * pairs
+
+
+def work_of(mode: str, batch: Batch, max_tokens: int) -> list[list[Pack]]:
+    """What is computed at once."""
+    if mode == FOREST:
+        return [[pack] for pack in batch.packs(max_tokens)]
+    return group_rows(batch.rows() if mode == ROWS else batch.transition_rows(), max_tokens)
+
+
+def peak(options: argparse.Namespace, mode: str) -> int:
+    """Bytes that a step adds at its peak, measured in this process."""
+    bench = Bench.load(options)
+    batch = bench.batch(options)
+    small = rollouts(1, 1, 16, 16, 0, bench.model.config.get_text_config().vocab_size)
+    for each in (small, batch):
+        if bench.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+            before = torch.cuda.memory_allocated()
+        else:
+            Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
+            before = _kilobytes("VmRSS")
+        bench.gradient(each, work_of(mode, each, options.max_tokens), mode == FOREST)
+        bench.optimizer.step(LR)
+    return torch.cuda.max_memory_allocated() - before if bench.device.type == "cuda" else 1024 * (_kilobytes("VmHWM") - before)
+
+
+def _kilobytes(name: str) -> int:
+    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(name + ":"))
+    return int(line.split()[1])
+
+
+def memory(mode: str) -> int | None:
+    """The same, measured in a process of its own; None where it cannot be."""
+    if not torch.cuda.is_available() and not Path("/proc/self/clear_refs").exists():
+        return None
+    command = [sys.executable, __file__, *sys.argv[1:], "--peak-of", mode]
+    # Each array has pages of its own, so that the holes between those of the heap are not counted.
+    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}
+    return int(subprocess.run(command, check=True, capture_output=True, text=True, env=environment).stdout.split()[-1])
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--model", help="a name that `agl models` knows, a folder, or `tiny`; default: smollm2-135m where it is cached, else tiny"
-    )
-    parser.add_argument("--rollouts", type=int, default=4)
-    parser.add_argument("--turns", type=int, default=3)
-    parser.add_argument("--prompt", type=int, default=160, help="tokens that the rollouts share")
-    parser.add_argument("--reply", type=int, default=24, help="tokens sampled in a turn")
-    parser.add_argument("--observation", type=int, default=24, help="tokens added between turns")
+    parser.add_argument("--model", default="tiny", help="a name that `agl models` knows, a folder, or `tiny`")
+    parser.add_argument("--rollouts", type=int, default=8)
+    parser.add_argument("--turns", type=int, default=8)
+    parser.add_argument("--prompt", type=int, default=512, help="tokens that the rollouts share")
+    parser.add_argument("--reply", type=int, default=50, help="tokens sampled in a turn")
+    parser.add_argument("--observation", type=int, default=50, help="tokens added between turns")
     parser.add_argument("--max-tokens", type=int, default=4096, help="tokens computed at once")
     parser.add_argument("--train", default="full", help="full or top:N")
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--dtype", choices=("float32", "float64", "bfloat16"), default="float32")
-    parser.add_argument("--block", type=int, nargs="+", default=[BLOCK], help="attention blocks to compare; a huge one is the dense mask")
+    parser.add_argument("--dtype", choices=("float32", "float64", "bfloat16"), help="default: float32, and bfloat16 on a GPU")
+    parser.add_argument("--peak-of", choices=MODES, help="only print the bytes that a step of this mode adds at its peak")
     options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    console = Console()
+    if options.peak_of:
+        print(peak(options, options.peak_of))
+        return
 
-    cached = (cache_folder() / "models" / "smollm2-135m" / "config.json").is_file()
-    name = options.model or ("smollm2-135m" if cached else "tiny")
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    with tempfile.TemporaryDirectory() as folder:
-        if name == "tiny":
-            from agentlightning_torch.testing import tiny_model
-
-            path = tiny_model(folder, context=8192).path
-        else:
-            path = find_model(name).path
-        model = (
-            AutoModelForCausalLM.from_pretrained(path, dtype=getattr(torch, options.dtype), attn_implementation="sdpa").to(device).eval()
-        )
-    parameters = trained_parameters(model, options.train)
-    batch = rollouts(
-        options.rollouts, options.turns, options.prompt, options.reply, options.observation, model.config.get_text_config().vocab_size
-    )
-
-    def forest(block: int) -> tuple[Work, list[Pack]]:
-        packs = batch.packs(options.max_tokens)
-        return [lambda p=p: score_forest(model, batch, p, block=block) for p in packs], packs
-
-    def rows(packs: list[Pack]) -> tuple[Work, list[Pack]]:
-        return [lambda g=g: score_rows(model, batch, g) for g in group_rows(packs, options.max_tokens)], packs
-
-    modes = {f"forest (blocks of {b})" if len(options.block) > 1 else "forest": forest(b) for b in options.block}
-    modes |= {"root-to-leaf rows": rows(batch.rows()), "one row per transition": rows(batch.transition_rows())}
-    seconds: dict[str, list[float]] = {mode: [] for mode in modes}
-    gradients: dict[str, dict[str, torch.Tensor]] = {}
-    with Progress(SpinnerColumn(), *Progress.get_default_columns(), TimeElapsedColumn(), console=console, transient=True) as progress:
-        task = progress.add_task("computing", total=len(modes) * (options.repeat + 1))
-        for turn in range(options.repeat + 1):
-            for mode, (work, _) in modes.items():
+    seconds: dict[str, list[float]] = {mode: [] for mode in MODES}
+    with bar() as progress:
+        task = progress.add_task("memory", total=len(MODES) * (options.repeat + 1))
+        peaks: dict[str, int | None] = {}
+        for mode in MODES:
+            progress.update(task, description=f"memory of {mode}")
+            peaks[mode] = memory(mode)
+            progress.advance(task)
+        bench = Bench.load(options)
+        batch = bench.batch(options)
+        work = {mode: work_of(mode, batch, options.max_tokens) for mode in MODES}
+        small = rollouts(1, 1, 16, 16, 0, bench.model.config.get_text_config().vocab_size)
+        gradients: dict[str, dict[str, torch.Tensor]] = {}
+        for mode in MODES:  # warm up, so that no step is the first
+            bench.gradient(small, work_of(mode, small, options.max_tokens), mode == FOREST)
+            bench.optimizer.zero()
+        for turn in range(options.repeat):
+            for mode in MODES:
                 progress.update(task, description=mode)
-                took, gradients[mode] = gradient(batch, work, parameters)
-                if turn:  # the first is a warm-up
-                    seconds[mode].append(took)
+                bench.wait()
+                started = time.perf_counter()
+                bench.gradient(batch, work[mode], mode == FOREST)
+                bench.wait()
+                took = time.perf_counter() - started
+                if not turn:
+                    gradients[mode] = {n: p.grad.detach().clone() for n, p in bench.parameters.items() if p.grad is not None}
+                started = time.perf_counter()
+                bench.optimizer.step(LR)
+                bench.wait()
+                seconds[mode].append(took + time.perf_counter() - started)
                 progress.advance(task)
 
-    table = Table(
-        title=f"{name}, {options.rollouts} rollouts x {options.turns} turns, {options.prompt} shared tokens, {options.train}, {device}"
+    card = torch.cuda.get_device_name() if bench.device.type == "cuda" else None
+    most = next((value for name, value in PEAKS.items() if card and all(word in card for word in name.split())), None)
+    speeds = ("tokens/s", "of bf16 peak") if card else ()
+    report = Report(
+        f"{options.model}, {options.rollouts} rollouts x {options.turns} turns, {options.prompt} shared tokens, {options.reply} + "
+        f"{options.observation} new ones a turn, {options.train}, {card or 'cpu'}, at most {options.max_tokens} tokens at once",
+        ("tokens", "x of forest", "memory", "x of forest", "fastest", "median", "gradient differs", *speeds),
     )
-    for column in ("", "tokens", "ratio", "seconds", "ratio", "gradient differs by"):
-        table.add_column(column, justify="left" if not column else "right")
-    first = next(iter(modes))
-    for mode, (_, packs) in modes.items():
-        tokens, median = sum(map(len, packs)), statistics.median(seconds[mode])
-        base = sum(map(len, modes[first][1]))
-        differs = max(
-            float((gradients[mode][n] - g).norm() / g.norm().clamp_min(1e-12)) for n, g in gradients["one row per transition"].items()
-        )
-        table.add_row(
+    best = {mode: min(each) for mode, each in seconds.items()}
+    for mode in MODES:
+        tokens = sum(len(pack) for group in work[mode] for pack in group)
+        trained = gradients[TRANSITIONS].items()
+        differs = max(float((gradients[mode][n] - g).norm() / g.norm().clamp_min(1e-12)) for n, g in trained)
+        own, forests = peaks[mode], peaks[FOREST]
+        share = f"{bench.operations(batch, work[mode]) / best[mode] / most:.1%}" if most and options.train == "full" else ""
+        report.add(
             mode,
             f"{tokens:,}",
-            f"{tokens / base:.2f}",
-            f"{median:.3f}",
-            f"{median / statistics.median(seconds[first]):.2f}",
-            f"{differs:.1e}",
+            f"{tokens / sum(len(pack) for group in work[FOREST] for pack in group):.2f}",
+            "" if own is None else f"{own / 2**20:,.0f} MiB",
+            "" if not own or not forests else f"{own / forests:.2f}",
+            f"{best[mode]:.2f} s",
+            f"{statistics.median(seconds[mode]):.2f} s",
+            f"{differs:.0e}",
+            *((f"{tokens / best[mode]:,.0f}", share) if card else ()),
+            ratio=best[mode] / best[FOREST],
+            least=FASTER.get(mode),
         )
-    console.print(table)
+    missed = report.show()
+    for mode in (ROWS, TRANSITIONS):
+        own, forests = peaks[mode], peaks[FOREST]
+        if own and forests and forests > own:
+            missed.append(f"memory: the forest has {forests / own:.2f} times that of {mode}; at most 1 is wanted")
+    finish(missed)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
 """Attention over a forest: token `j` is visible to token `i` exactly when `j <= i < end[j]`.
 
-On a CPU the forest is cut into blocks, runs of tokens that share their ancestors; a block attends to those and to itself, so that
-branches cost nothing to one another. A forest that fits one block is the dense mask. On a GPU FlexAttention does the same from the
-comparison itself. The model is switched to this attention for the time of a pass and back, so that an engine never meets it.
+On a CPU the forest is cut into blocks, runs of tokens below one segment. A block attends to itself; and since the descendants of a segment
+stand side by side behind it, all of them attend to it at once, without a mask. The parts are put together by their log-sum-exp, so that
+each pair of tokens is computed once, branches cost nothing to one another, and nothing is gathered. On a GPU FlexAttention does the same
+from the comparison itself. The model is switched to this attention for the time of a pass and back, so that an engine never meets it.
 """
 
 from __future__ import annotations
@@ -14,16 +15,20 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch.nn.functional import scaled_dot_product_attention
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from agentlightning.rl.packs import Pack, segments
 
 NAME = "agentlightning_forest"
-BLOCK = 128
-"""Tokens that one block holds where it has branches; 128 to 256 were fastest on a CPU, from 640 to 3400 tokens."""
+BLOCK = 64
+"""Tokens that one block holds where it has branches; 16 to 64 were fastest on a CPU, from 1280 to 6500 tokens."""
 FLEX_MULTIPLE = 128
 """FlexAttention's block; packs are padded to it, so that fewer shapes are compiled."""
+
+Part = tuple[slice, slice, torch.Tensor | None, bool]
+"""Queries, keys, what is added to their products, and whether the part is causal."""
 
 
 class Visible:
@@ -31,47 +36,55 @@ class Visible:
 
     def __init__(self, pack: Pack, device: torch.device, *, block: int = BLOCK, flex: bool | None = None) -> None:
         self.flex: Any = None
-        self.blocks: list[tuple[int, int, torch.Tensor | None, torch.Tensor | None]] = []
-        """First token, one past the last, the keys (None: the block itself), and the mask (None: causal)."""
+        self.mask: torch.Tensor | None = None
+        """(tokens, tokens), where neither FlexAttention nor the parts are to be had."""
+        self.parts: list[Part] = []
+        """Blocks with themselves, which cover all queries, and then with what is above them."""
         if device.type == "cuda" if flex is None else flex:
             self.flex = _block_mask(torch.from_numpy(pack.end.copy()).to(device), device)
-            return
-        tree = segments(pack.parent, pack.position)
-        for first, stop, above in _blocks(pack, block):
-            keys = np.arange(first, stop)
-            if above >= 0:
-                keys = np.concatenate([tree.tokens(tree.path(above)), keys])
-            mask = None
-            if above >= 0 or _branches(pack, first, stop):
-                rows = np.arange(first, stop)[:, None]
-                mask = torch.from_numpy((keys <= rows) & (rows < pack.end[keys])).to(device)
-            self.blocks.append((first, stop, torch.from_numpy(keys).to(device) if above >= 0 else None, mask))
+        elif device.type != "cpu":
+            self.mask = torch.from_numpy(_sees(pack, 0, len(pack))).to(device)
+        else:
+            above: list[Part] = []
+            for first, stop, end in _blocks(pack, block):
+                own = slice(first, stop)
+                if (pack.parent[first + 1 : stop] == np.arange(first, stop - 1)).all():
+                    self.parts.append((own, own, None, True))
+                else:
+                    hidden = torch.from_numpy(~_sees(pack, first, stop))
+                    self.parts.append((own, own, torch.zeros(hidden.shape).masked_fill_(hidden, -torch.inf), False))
+                if end > stop:
+                    above.append((slice(stop, end), own, None, False))
+            self.parts += above
 
 
-def _branches(pack: Pack, first: int, stop: int) -> bool:
-    return bool((pack.parent[first + 1 : stop] != np.arange(first, stop - 1)).any())
+def _sees(pack: Pack, first: int, stop: int) -> NDArray[np.bool_]:
+    """(stop - first, stop - first) which of these tokens sees which."""
+    tokens = np.arange(first, stop)
+    return (tokens <= tokens[:, None]) & (tokens[:, None] < pack.end[first:stop])
 
 
 def _blocks(pack: Pack, block: int) -> Iterator[tuple[int, int, int]]:
-    """Runs of tokens below one segment (-1: none), in order: whole subtrees while they fit a block, else one segment and what is below."""
+    """First token, one past the last, and one past the last descendant of blocks, in order: whole subtrees below one segment while they
+    fit, else one segment alone."""
     tree = segments(pack.parent, pack.position)
-    stops = pack.end[tree.first + tree.length - 1].astype(np.int64)
+    ends = pack.end[tree.first + tree.length - 1].astype(np.int64)
     segment, run, above = 0, -1, -1
     while segment < len(tree.first):
-        first, stop = int(tree.first[segment]), int(stops[segment])
-        joins = run >= 0 and above == int(tree.parent[segment]) and stop - run <= block
+        first, end = int(tree.first[segment]), int(ends[segment])
+        joins = run >= 0 and above == int(tree.parent[segment]) and end - run <= block
         if run >= 0 and not joins:
-            yield run, first, above
+            yield run, first, first
             run = -1
-        if stop - first <= block:
+        if end - first <= block:
             if not joins:
                 run, above = first, int(tree.parent[segment])
-            segment = int(np.searchsorted(tree.first, stop))
+            segment = int(np.searchsorted(tree.first, end))
         else:
-            yield first, first + int(tree.length[segment]), int(tree.parent[segment])
+            yield first, first + int(tree.length[segment]), end
             segment += 1
     if run >= 0:
-        yield run, len(pack), above
+        yield run, len(pack), len(pack)
 
 
 def _block_mask(end: torch.Tensor, device: torch.device) -> Any:
@@ -112,17 +125,75 @@ def forest_attention(
             raise NotImplementedError(f"attention with {name}")
     if dropout:
         raise NotImplementedError("attention with dropout")
+    if forest.parts:
+        return _Parts.apply(query, key, value, forest.parts, scaling).transpose(1, 2).contiguous(), None
     grouped = query.shape[1] != key.shape[1]
     if forest.flex is not None:
         attend = _flex_attention(query.device.type == "cuda")
         out = attend(query, key, value, block_mask=forest.flex, scale=scaling, enable_gqa=grouped)
-        return out.transpose(1, 2).contiguous(), None
-    parts: list[torch.Tensor] = []
-    for first, stop, keys, mask in forest.blocks:
-        k, v = (x[:, :, first:stop] if keys is None else x.index_select(2, keys) for x in (key, value))
-        q = query[:, :, first:stop]
-        parts.append(scaled_dot_product_attention(q, k, v, mask, is_causal=mask is None, scale=scaling, enable_gqa=grouped))
-    return torch.cat(parts, 2).transpose(1, 2).contiguous(), None
+    else:
+        out = scaled_dot_product_attention(query, key, value, forest.mask, scale=scaling, enable_gqa=grouped)
+    return out.transpose(1, 2).contiguous(), None
+
+
+class _Parts(torch.autograd.Function):
+    """Attention in parts. With P_ij = exp(s_ij - L_i), where L is the log-sum-exp over all parts, output and gradients are sums over the
+    parts; torch's kernel for the CPU tells L of a part, and takes any L for the gradients. Source: arXiv 2205.14135, 2310.01889."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, parts: list[Part], scale: float | None
+    ) -> torch.Tensor:
+        """`query` is (1, heads, tokens, size); keys and values may have fewer heads, each for several of the query's."""
+        out, total = torch.empty_like(query), query.new_empty(query.shape[:-1], dtype=torch.promote_types(query.dtype, torch.float32))
+        k, v = _for_all_heads(query, key), _for_all_heads(query, value)
+        for queries, keys, hidden, causal in parts:
+            some, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+                query[:, :, queries], k[:, :, keys], v[:, :, keys], 0.0, causal, attn_mask=_as(hidden, query), scale=scale
+            )
+            place, sofar = out[:, :, queries], total[:, :, queries]
+            if queries == keys:
+                place.copy_(some)
+                sofar.copy_(lse)
+            else:
+                both = torch.logaddexp(sofar, lse)
+                place.mul_((sofar - both).exp_()[..., None]).add_(some.mul_((lse - both).exp_()[..., None]))
+                sofar.copy_(both)
+        ctx.save_for_backward(query, key, value, out, total)
+        ctx.parts, ctx.scale = parts, scale
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        """The gradients of query, key and value."""
+        query, key, value, out, total = ctx.saved_tensors
+        k, v = _for_all_heads(query, key), _for_all_heads(query, value)
+        found = [torch.zeros_like(x) for x in (query, k, v)]
+        for queries, keys, hidden, causal in ctx.parts:
+            some = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
+                grads[0][:, :, queries],
+                query[:, :, queries],
+                k[:, :, keys],
+                v[:, :, keys],
+                out[:, :, queries],
+                total[:, :, queries],
+                0.0,
+                causal,
+                attn_mask=_as(hidden, query),
+                scale=ctx.scale,
+            )
+            for sofar, each, where in zip(found, some, (queries, keys, keys), strict=True):
+                sofar[:, :, where] += each
+        of_key, of_value = (x.unflatten(1, (key.shape[1], -1)).sum(2) for x in found[1:])
+        return found[0], of_key, of_value, None, None
+
+
+def _for_all_heads(query: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    return x.repeat_interleave(query.shape[1] // x.shape[1], 1)
+
+
+def _as(hidden: torch.Tensor | None, like: torch.Tensor) -> torch.Tensor | None:
+    return None if hidden is None else hidden.to(like.dtype)
 
 
 @contextmanager

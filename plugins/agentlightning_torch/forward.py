@@ -19,6 +19,10 @@ from agentlightning.handover import Probe, probe_ids
 from agentlightning.rl.batch import Batch
 from agentlightning.rl.packs import Pack
 from agentlightning_torch.attention import FLEX_MULTIPLE, Visible, using_forest
+from agentlightning_torch.reading import read
+
+PLAIN_HEAD = "_agentlightning_plain_head"
+"""Attribute of a model: what `_has_plain_head` found."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -50,18 +54,14 @@ def score_forest(
     visible = Visible(pack, device, flex=flex) if block is None else Visible(pack, device, block=block, flex=flex)
     trained = np.flatnonzero(pack.trained)
     keep, row = np.unique(pack.parent[trained], return_inverse=True)
-    with using_forest(plain(model)), head_input(model) as seen:
-        logits = model(
-            input_ids=_tensor(batch.token_ids[pack.index], device)[None],
-            position_ids=_tensor(pack.position, device)[None],
-            logits_to_keep=_tensor(keep, device),
-            use_cache=False,
-            forest=visible,
-        ).logits[0]
-    hidden = seen[0][0].detach()
-    if not np.array_equal(row, np.arange(len(keep))):  # siblings are predicted from one place, and a branch goes back
-        logits, hidden = logits[_tensor(row, device)], hidden[_tensor(row, device)]
-    return _scores(batch, pack.index[trained], logits, hidden, entropy)
+    predicting = _predicting(
+        model,
+        _tensor(keep, device),
+        input_ids=_tensor(batch.token_ids[pack.index], device)[None],
+        position_ids=_tensor(pack.position, device)[None],
+        forest=visible,
+    )
+    return _scores(model, batch, pack.index[trained], predicting, row, entropy)
 
 
 def score_rows(model: Any, batch: Batch, rows: Sequence[Pack], *, entropy: bool = False) -> Scores:
@@ -77,16 +77,10 @@ def score_rows(model: Any, batch: Batch, rows: Sequence[Pack], *, entropy: bool 
     places = np.concatenate(trained) - 1
     keep, column = np.unique(places, return_inverse=True)
     number = np.repeat(np.arange(len(rows)), [len(t) for t in trained])
-    with head_input(model) as seen:
-        logits = model(
-            input_ids=_tensor(ids, device),
-            attention_mask=None if len(rows) == 1 else _tensor(mask, device),
-            logits_to_keep=_tensor(keep, device),
-            use_cache=False,
-        ).logits
-    place = _tensor(number, device), _tensor(column, device)
+    padding = None if len(rows) == 1 else _tensor(mask, device)
+    predicting = _predicting(model, _tensor(keep, device), input_ids=_tensor(ids, device), attention_mask=padding)
     index = np.concatenate([r.index[t] for r, t in zip(rows, trained, strict=True)])
-    return _scores(batch, index, logits[place], seen[0].detach()[place], entropy)
+    return _scores(model, batch, index, predicting, number * len(keep) + column, entropy)
 
 
 def group_rows(rows: Sequence[Pack], max_tokens: int) -> list[list[Pack]]:
@@ -151,17 +145,50 @@ def head_input(model: Any) -> Iterator[list[torch.Tensor]]:
         hook.remove()
 
 
-def _scores(batch: Batch, index: NDArray[Any], logits: torch.Tensor, hidden: torch.Tensor, with_entropy: bool) -> Scores:
-    """From logits (trained, vocabulary), each the prediction of the token `index`."""
-    logits = logits if logits.dtype == torch.float64 else logits.float()
-    temperature = batch.temperature[index]
-    if not (temperature == 1).all():
-        logits = logits / torch.from_numpy(temperature.copy()).to(logits)[:, None]
-    every = torch.log_softmax(logits, -1)
-    with nullcontext() if with_entropy else torch.no_grad():
-        entropy = -(every.exp() * every).sum(-1)
-    chosen = every.gather(1, _tensor(batch.token_ids[index], logits.device)[:, None])[:, 0]
-    return Scores(index.astype(np.int64), chosen, entropy, hidden)
+def _predicting(model: Any, keep: torch.Tensor, **inputs: Any) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """The states (places, size) that predict what comes after the tokens `keep` of every row, and their logits, which are made only where
+    they are more than the head of these states."""
+    lean = _has_plain_head(model)
+    with using_forest(plain(model)) if "forest" in inputs else nullcontext():
+        if lean:
+            return plain(model).get_decoder()(**inputs, use_cache=False).last_hidden_state[:, keep].flatten(0, 1), None
+        with head_input(model) as seen:
+            logits = model(**inputs, logits_to_keep=keep, use_cache=False).logits
+        return seen[0].flatten(0, 1), logits.flatten(0, 1)
+
+
+def _has_plain_head(model: Any) -> bool:
+    """Whether a model's logits are its head of the decoder's last states and nothing else (no scale, no cap); found out once."""
+    inner = plain(model)
+    if not hasattr(inner, PLAIN_HEAD):
+        ids = torch.arange(4, device=next(model.parameters()).device)[None]
+        with torch.no_grad():
+            logits = model(input_ids=ids, use_cache=False).logits
+            ours = inner.get_output_embeddings()(inner.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state)
+        setattr(inner, PLAIN_HEAD, ours.shape == logits.shape and torch.allclose(ours.float(), logits.float(), rtol=1e-3, atol=1e-3))
+    return getattr(inner, PLAIN_HEAD)
+
+
+def _scores(
+    model: Any,
+    batch: Batch,
+    index: NDArray[Any],
+    predicting: tuple[torch.Tensor, torch.Tensor | None],
+    place: NDArray[np.int64],
+    with_entropy: bool,
+) -> Scores:
+    """From states and logits (places, ...), of which `place` predicts the token `index`."""
+    states, logits = predicting
+    head = plain(model).get_output_embeddings()
+    where, chosen = _tensor(place, states.device), _tensor(batch.token_ids[index], states.device)
+    own = states[where]
+    temperature = torch.from_numpy(batch.temperature[index]).to(states.device, torch.promote_types(states.dtype, torch.float32))
+    vocabulary = head.weight.shape[0]
+    if logits is None:
+        logprob, entropy = read(head, own, vocabulary, chosen, temperature, with_entropy)
+    else:
+        logprob, entropy = read(lambda some: some, logits[where], vocabulary, chosen, temperature, with_entropy)
+    return Scores(index.astype(np.int64), logprob, entropy, own.detach())
 
 
 def _tensor(array: NDArray[Any], device: torch.device) -> torch.Tensor:

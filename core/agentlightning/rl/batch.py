@@ -8,25 +8,24 @@ The order is (task, group, index, call), so that a permuted input makes the same
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from agentlightning.errors import ConfigError, TrainerError
 from agentlightning.model import FloatArray, IntArray, Trajectory, Transition, Value, ints
 from agentlightning.rl import packs
-from agentlightning.rl.forest import Forest, structure
+from agentlightning.rl.filling import Advantage, DoubleArray, token_arrays
+from agentlightning.rl.forest import Forest
 from agentlightning.rl.packs import Pack
 from agentlightning.rl.pairs import UNPAIRED, in_order
 
 Weight: TypeAlias = Literal["rollout", "token", "constant", "pair"]
-DoubleArray = NDArray[np.float64]
-Advantage: TypeAlias = float | DoubleArray
-"""Of a transition: of all its tokens, or (response,) of each."""
 DEMONSTRATED = "demonstrated, not sampled: it belongs in no ratio"
 SAMPLED = "sampled, not demonstrated"
 NO_SIGNAL = "group without signal"
@@ -207,7 +206,7 @@ def make_batch(
 
 def trainable(trajectory: Trajectory) -> bool:
     """Whether anything of it can be trained, once it has an advantage."""
-    return any(_reason(each, None, demonstrations=False) is None for each in trajectory.transitions)
+    return any(_reason(each, None, demonstrations=False, finite=False) is None for each in trajectory.transitions)
 
 
 class _Maker:
@@ -226,11 +225,13 @@ class _Maker:
         self.critic = critic
         self.pairs = pairs
         self.untrained: list[Untrained] = []
-        missing = [[bool(np.isnan(a).any()) for a in values] for values in advantages]
+        missing = [[_unknown(a) for a in values] for values in advantages]
         self.scored = [not all(m) if m else t.reward is not None for t, m in zip(trajectories, missing, strict=True)]
+        recorded = [t.logprobs for each in trajectories for t in each.transitions if t.logprobs is not None]
+        finite = not recorded or bool(np.isfinite(np.concatenate(recorded)).all())
         self.reasons = [
             [
-                _reason(t, ("earned no credit" if scored else "not scored") if nothing else None, demonstrations)
+                _reason(t, ("earned no credit" if scored else "not scored") if nothing else None, demonstrations, finite)
                 for t, nothing in zip(each.transitions, some, strict=True)
             ]
             for each, some, scored in zip(trajectories, missing, self.scored, strict=True)
@@ -240,7 +241,7 @@ class _Maker:
             self.reasons = [each if k in paired else [why or UNPAIRED for why in each] for k, each in enumerate(self.reasons)]
         signal: Counter[str] = Counter()
         for t, values, why in zip(trajectories, advantages, self.reasons, strict=True):
-            signal[t.group] += sum(1 for a, reason in zip(values, why, strict=True) if reason is None and np.any(a))
+            signal[t.group] += sum(1 for a, reason in zip(values, why, strict=True) if reason is None and _any(a))
         self.groups = {t.group for t in trajectories}
         self.flat = {t.group for t, scored in zip(trajectories, self.scored, strict=True) if scored and not signal[t.group]}
         """Groups without signal."""
@@ -255,15 +256,17 @@ class _Maker:
     def make(self, weight: Weight, length: int | None) -> Batch:
         """Build the forest, then write what belongs to its tokens."""
         forest = Forest()
-        trained: list[tuple[Transition, Advantage, float]] = []  # with advantage and weight of each token
+        trained: list[tuple[Transition, Advantage, float]] = []  # with the advantage and the weight of its tokens
         critic: list[tuple[DoubleArray, DoubleArray]] = []
         owner: list[int] = []
         rollouts: list[Trajectory] = []
         places: dict[int, int] = {}
+        scored, every, pairs = sum(self.scored), sum(self.trainable), len(self.pairs or ())
         for k, (each, values, reasons, tokens) in enumerate(
             zip(self.trajectories, self.advantages, self.reasons, self.trainable, strict=True)
         ):
             inserted: dict[int, int] = {}
+            denominator = {"rollout": scored * tokens, "token": every, "constant": scored * (length or 1), "pair": pairs}[weight]
             for place, (transition, value, reason) in enumerate(zip(each.transitions, values, reasons, strict=True)):
                 if reason is None and each.group in self.quiet:
                     reason = NO_SIGNAL
@@ -273,7 +276,7 @@ class _Maker:
                 name = inserted[transition.index] = len(trained)
                 before = _lineage(each, transition, inserted)
                 forest.insert(name, len(rollouts), transition.prompt_ids, transition.response_ids, before)
-                trained.append((transition, value, self._weight(weight, length, tokens)))
+                trained.append((transition, value, 1 / denominator))
                 if self.critic is not None:
                     critic.append(self.critic[k][place])
                 owner.append(len(rollouts))
@@ -282,10 +285,8 @@ class _Maker:
                 rollouts.append(each)
         groups = tuple(dict.fromkeys(t.group for t in rollouts))
         group_of = {group: index for index, group in enumerate(groups)}
-        return _fill(
-            forest,
-            trained,
-            critic if self.critic is not None else None,
+        return Batch(
+            **token_arrays(forest, trained, critic if self.critic is not None else None),
             pairs=self._pairs(places),
             completion_ids=tuple(t.completion_id for t, _, _ in trained),
             transition_rollout=np.array(owner, np.int32),
@@ -296,13 +297,6 @@ class _Maker:
             untrained=tuple(self.untrained),
             stats=self._stats(forest, sum(len(t.response_ids) for t, _, _ in trained)),
         )
-
-    def _weight(self, weight: Weight, length: int | None, tokens: int) -> float:
-        if self.pairs is not None:
-            return 1 / len(self.pairs)
-        if weight == "token":
-            return 1 / sum(self.trainable)
-        return 1 / (sum(self.scored) * (length or 1 if weight == "constant" else tokens))
 
     def _pairs(self, places: dict[int, int]) -> IntArray | None:
         """(pairs, 2) from the place of each rollout that has a trained token."""
@@ -319,13 +313,14 @@ class _Maker:
 
     def _stats(self, forest: Forest, trained_tokens: int) -> Stats:
         every = [t for each in self.trajectories for t in each.transitions]
+        sampled = sum(len(t.response_ids) for t in every)
         return Stats(
             rollouts=len(self.trajectories),
             scored_rollouts=int(sum(self.scored)),
             groups=len(self.groups),
             groups_without_signal=len(self.flat),
-            captured_tokens=sum(len(t.prompt_ids) + len(t.response_ids) for t in every),
-            sampled_tokens=sum(len(t.response_ids) for t in every),
+            captured_tokens=sum(len(t.prompt_ids) for t in every) + sampled,
+            sampled_tokens=sampled,
             scored_tokens=sum(self.trainable),
             trained_tokens=trained_tokens,
             compared_tokens=forest.compared,
@@ -373,15 +368,26 @@ def _tokenwise(trajectory: Trajectory, critic: tuple[DoubleArray, DoubleArray]) 
     return list(zip(*(np.split(each, ends[:-1]) for each in critic), strict=True)) if len(ends) else []
 
 
-def _reason(transition: Transition, uncredited: str | None, demonstrations: bool) -> str | None:
-    """Why a transition cannot be trained; None: it can. `uncredited`: why it has no advantage."""
+def _unknown(advantage: Advantage) -> bool:
+    """Whether any of it is NaN."""
+    return bool(np.isnan(advantage).any()) if isinstance(advantage, np.ndarray) else math.isnan(advantage)
+
+
+def _any(advantage: Advantage) -> bool:
+    """Whether any of it is not 0."""
+    return bool(advantage.any()) if isinstance(advantage, np.ndarray) else advantage != 0
+
+
+def _reason(transition: Transition, uncredited: str | None, demonstrations: bool, finite: bool) -> str | None:
+    """Why a transition cannot be trained; None: it can. `uncredited`: why it has no advantage. `finite`: whether it is known
+    that recorded logprobs are numbers."""
     if not transition.trained:
         return transition.reason or "not selected for training"
     if transition.demonstrated != demonstrations:
         return DEMONSTRATED if transition.demonstrated else SAMPLED
     if transition.logprobs is None and not demonstrations:
         return "no logprobs were recorded"
-    if transition.logprobs is not None and not np.isfinite(transition.logprobs).all():
+    if not finite and transition.logprobs is not None and not np.isfinite(transition.logprobs).all():
         return f"{int((~np.isfinite(transition.logprobs)).sum())} of its logprobs are missing"
     if not transition.temperature > 0:
         return "sampled greedily"
@@ -398,52 +404,3 @@ def _lineage(trajectory: Trajectory, transition: Transition, inserted: dict[int,
     while before is not None and before not in inserted:
         before = next((t.continues for t in trajectory.transitions if t.index == before), None)
     return None if before is None else inserted[before]
-
-
-def _fill(
-    forest: Forest,
-    trained: list[tuple[Transition, Advantage, float]],
-    critic: list[tuple[DoubleArray, DoubleArray]] | None,
-    **tables: object,
-) -> Batch:
-    """Write the forest's tokens and what the transitions say about them into arrays."""
-    segments = forest.segments()
-    parent, position, end = structure(segments)
-    size = len(parent)
-    token_ids = np.concatenate([np.empty(0, np.int32), *(s.tokens for s in segments)])
-    transition, version = np.full(size, -1, np.int32), np.full(size, -1, np.int32)
-    logprob, temperature = np.full(size, np.nan, np.float32), np.full(size, np.nan, np.float32)
-    advantage, weight = np.zeros(size), np.zeros(size)
-    expected, returns = np.full(size, np.nan), np.full(size, np.nan)
-    at = 0
-    for s in segments:
-        to = at + len(s.tokens)
-        if s.transition >= 0:
-            source, value, each = trained[s.transition]
-            part = slice(s.offset, s.offset + len(s.tokens))
-            transition[at:to] = s.transition
-            if source.logprobs is not None:
-                logprob[at:to] = source.logprobs[part]
-            version[at:to] = source.versions[part]
-            temperature[at:to] = source.temperature
-            advantage[at:to] = value[part] if isinstance(value, np.ndarray) else value
-            weight[at:to] = each
-            if critic is not None:
-                expected[at:to], returns[at:to] = (of[part] for of in critic[s.transition])
-        at = to
-    arrays = {
-        "token_ids": token_ids,
-        "parent": parent,
-        "position": position,
-        "end": end,
-        "transition": transition,
-        "logprob": logprob,
-        "version": version,
-        "temperature": temperature,
-        "advantage": advantage,
-        "weight": weight,
-        **({} if critic is None else {"value": expected, "returns": returns}),
-    }
-    for array in arrays.values():
-        array.flags.writeable = False
-    return Batch(**arrays, **tables)  # type: ignore[arg-type]  # the names are those of the fields

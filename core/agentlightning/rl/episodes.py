@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -55,6 +55,14 @@ class Episodes:
     """Where the arrays come from; empty where they were made in another way."""
     values: Doubles | None = None
     """(tokens,) what the critic expects of the return before each token; there where an advantage asks for it."""
+    first: Ints = field(init=False)
+    """(rollouts + 1,) first transition of each rollout; the last one is the number of transitions."""
+    transition_group: Ints = field(init=False)
+    """(transitions,) index of the group."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "transition_group", _frozen(self.group[self.rollout], np.int64))
+        object.__setattr__(self, "first", _starts(self.rollout, len(self.outcome)))
 
     @classmethod
     def of(cls, trajectories: Sequence[Trajectory]) -> Episodes:
@@ -111,14 +119,13 @@ class Episodes:
         owner = np.asarray(rollout, np.int64)
         size = len(owner)
         numbers = np.arange(size)
-        starts = np.append(0, np.cumsum(np.bincount(owner, minlength=len(np.asarray(outcome)))))
         own = np.zeros(size) if reward is None else np.asarray(reward, np.float64)
         return cls(
             outcome=_frozen(outcome, np.float64),
             group=_frozen(group, np.int64),
             rollout=_frozen(owner, np.int64),
             agent=_frozen(np.zeros(size), np.int64),
-            turn=_frozen(numbers - starts[owner] if turn is None else turn, np.int64),
+            turn=_frozen(numbers - _starts(owner, len(np.asarray(outcome)))[owner] if turn is None else turn, np.int64),
             call=_frozen(numbers, np.int64),
             reward=_frozen(own, np.float64),
             call_reward=_frozen(own, np.float64),
@@ -165,11 +172,16 @@ class Episodes:
         """For each trajectory its part of (transitions,) or (tokens,)."""
         if not len(self):
             return []
-        ends = np.cumsum(np.bincount(self.rollout, minlength=len(self)))[:-1]
+        ends = self.first[1:-1]
         if values.shape != (self.transitions,):
             self.per_token(values)
             ends = self.offsets[ends]
         return np.split(values, ends)
+
+
+def _starts(owner: Ints, owners: int) -> Ints:
+    """(owners + 1,) first place of each owner's, which lie side by side; the last one is the number of places."""
+    return _frozen(np.append(0, np.cumsum(np.bincount(owner, minlength=owners))), np.int64)
 
 
 def _frozen(values: ArrayLike, kind: type[np.generic]) -> NDArray[Any]:

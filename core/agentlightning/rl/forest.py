@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import numpy as np
-from numpy.typing import NDArray
 
 from agentlightning.model import IntArray
 
@@ -21,12 +20,14 @@ CHUNK = 1024
 class Segment:
     """A run of tokens without a branch; only a forest changes it."""
 
-    __slots__ = ("attempt", "children", "context", "index", "offset", "parent", "sampled", "start", "tokens", "transition")
+    __slots__ = ("attempt", "below", "children", "index", "offset", "parent", "start", "stop", "tokens", "transition")
 
     def __init__(self, tokens: IntArray, start: int, parent: Segment | None, attempt: int = -1, transition: int = -1, offset: int = 0):
         self.tokens = tokens
         self.start = start
         """Position of the first token."""
+        self.stop = start + len(tokens)
+        """One past the position of the last token."""
         self.parent = parent
         self.attempt = attempt
         """-1: context."""
@@ -35,37 +36,21 @@ class Segment:
         """Of the first token in the response."""
         self.children: list[Segment] = []
         """In order of insertion."""
-        self.context: dict[int, Segment] = {}
-        """Context children by first token, at most one for each."""
-        self.sampled: dict[tuple[int, int], list[Segment]] = {}
-        """Sampled children by attempt and first token, in order of insertion."""
+        self.below: dict[tuple[int, int], list[Segment]] = {}
+        """Children by attempt and first token, in order of insertion; of context at most one for each."""
         self.index = 0
         """Position in the order of `Forest.segments`."""
 
-    @property
-    def stop(self) -> int:
-        """One past the position of the last token."""
-        return self.start + len(self.tokens)
-
     def add(self, child: Segment) -> None:
-        """Take in a child; a child that was cut in two takes the place of its old self."""
+        """Take in a child."""
         child.parent = self
         self.children.append(child)
-        first = int(child.tokens[0])
-        if child.attempt < 0:
-            self.context[first] = child
-        else:
-            self.sampled.setdefault((child.attempt, first), []).append(child)
+        self.below.setdefault((child.attempt, child.tokens.item(0)), []).append(child)
 
     def replace(self, old: Segment, new: Segment) -> None:
         """Put `new`, with the same first token, where `old` stands."""
         new.parent = self
-        self.children[self.children.index(old)] = new
-        first = int(new.tokens[0])
-        if new.attempt < 0:
-            self.context[first] = new
-        else:
-            siblings = self.sampled[new.attempt, first]
+        for siblings in (self.children, self.below[new.attempt, new.tokens.item(0)]):
             siblings[siblings.index(old)] = new
 
 
@@ -96,9 +81,10 @@ class Forest:
         if continues is None:
             return self.root
         before, reply, leaf = self._paths[continues]
-        if leaf.stop > len(prompt) or self._common(prompt, before) < len(before) or self._common(prompt[len(before) :], reply) < len(reply):
-            return self.root
-        return leaf
+        known = len(before)
+        if leaf.stop <= len(prompt) and self._equal(prompt[:known], before) and self._equal(prompt[known : leaf.stop], reply):
+            return leaf
+        return self.root
 
     def _walk(self, start: Segment, tokens: IntArray, attempt: int) -> tuple[Segment, int]:
         """The deepest place below the end of `start` that the tokens reach; of equals the lowest transition, context last."""
@@ -106,18 +92,16 @@ class Forest:
         stack = [start]
         while stack:
             segment = stack.pop()
-            matched = 0 if segment is start else self._common(segment.tokens, tokens[segment.start :])
-            depth = start.stop if segment is start else segment.start + matched
+            depth = segment.stop if segment is start else segment.start + self._common(segment.tokens, tokens[segment.start :])
             if depth > deepest:
                 best, deepest = segment, depth
             if depth == len(tokens):
                 if depth == deepest:
                     break
-            elif depth == segment.stop:
-                first = int(tokens[depth])
-                if first in segment.context:
-                    stack.append(segment.context[first])
-                stack.extend(reversed(segment.sampled.get((attempt, first), ())))
+            elif depth == segment.stop and segment.below:
+                first = tokens.item(depth)
+                stack.extend(segment.below.get((-1, first), ()))
+                stack.extend(reversed(segment.below.get((attempt, first), ())))
         return best, deepest
 
     def _common(self, a: IntArray, b: IntArray) -> int:
@@ -133,6 +117,11 @@ class Forest:
                 return done + first
             done, chunk = upto, chunk * 4
         return length
+
+    def _equal(self, a: IntArray, b: IntArray) -> bool:
+        """Whether two arrays of one length are equal, as is expected of them: with nothing to gain from an early end."""
+        self.compared += len(a)
+        return a.tobytes() == b.tobytes() if a.dtype == b.dtype else np.array_equal(a, b)  # of the short ways the fastest
 
     def _split(self, segment: Segment, offset: int) -> Segment:
         """Cut a segment in two and return the head. The object stays the tail, so that who knows its end still does."""
@@ -160,18 +149,18 @@ class Forest:
             stack.extend(reversed(segment.children))
 
 
-def structure(segments: list[Segment]) -> tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.int32]]:
-    """`parent`, `position` and `end` of every token of depth-first segments."""
+def structure(segments: list[Segment], parent: IntArray, position: IntArray, end: IntArray) -> None:
+    """Write `parent`, `position` and `end` of every token of depth-first segments."""
     lengths = np.array([len(s.tokens) for s in segments], np.int64)
     ends = np.cumsum(lengths)
     firsts = ends - lengths
-    index = np.arange(ends[-1] if len(ends) else 0)
-    parent = index - 1
-    last = np.array([-1 if s.parent is None or s.parent.start == s.parent.stop else ends[s.parent.index] - 1 for s in segments], np.int64)
-    parent[firsts] = last
-    position = index + np.repeat(np.array([s.start for s in segments], np.int64) - firsts, lengths)
-    subtree = ends.copy()
-    for s in reversed(segments):
-        if s.parent is not None and s.parent.stop:
-            subtree[s.parent.index] = max(subtree[s.parent.index], subtree[s.index])
-    return parent.astype(np.int32), position.astype(np.int32), np.repeat(subtree, lengths).astype(np.int32)
+    above = np.array([s.parent.index if s.parent is not None and s.parent.stop else -1 for s in segments], np.int64)
+    position[:] = np.arange(len(position), dtype=np.int32)
+    np.subtract(position, 1, out=parent)
+    parent[firsts] = np.where(above < 0, -1, ends[above] - 1)
+    position += np.repeat((np.array([s.start for s in segments], np.int64) - firsts).astype(np.int32), lengths)
+    subtree = ends.tolist()
+    for own, other in zip(range(len(segments) - 1, -1, -1), above[::-1].tolist(), strict=True):
+        if other >= 0 and subtree[own] > subtree[other]:
+            subtree[other] = subtree[own]
+    end[:] = np.repeat(np.array(subtree, np.int32), lengths)

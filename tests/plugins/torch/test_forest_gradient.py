@@ -12,7 +12,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from agentlightning.model import Task, Trajectory, Transition
 from agentlightning.rl.batch import Batch, make_batch
 from agentlightning.rl.packs import Pack
-from agentlightning_torch.attention import BLOCK, NAME, Visible
+from agentlightning_torch.attention import BLOCK, NAME, Visible, forest_attention
 from agentlightning_torch.forward import forest_agrees, group_rows, score_forest, score_rows
 from agentlightning_torch.optim import add_lora, trained_parameters
 
@@ -135,22 +135,38 @@ def test_blocks_of_any_size_give_what_the_dense_mask_gives(block: int):
     model, batch = tiny_llama(), random_batch(4)
     work = [[p] for p in batch.packs(10_000)]
     (pack,) = work[0]
-    dense = Visible(pack, torch.device("cpu"), block=10_000)
-    assert len(dense.blocks) == 1
-    assert len(Visible(pack, torch.device("cpu"), block=block).blocks) > 1
+    assert len(Visible(pack, torch.device("cpu"), block=10_000).parts) == 1
+    assert len(Visible(pack, torch.device("cpu"), block=block).parts) > 1
     assert difference(gradient(model, batch, work, forest(block)), gradient(model, batch, work, forest(10_000))) < 1e-10
 
 
-def test_blocks_are_the_comparison_that_defines_the_mask():
+def test_the_parts_have_each_pair_of_the_mask_once_and_begin_with_all_queries():
     batch = random_batch(5)
     (pack,) = batch.packs(10_000)
     i, j = np.arange(len(pack))[:, None], np.arange(len(pack))
     for block in (1, 7, 30, 10_000):
-        seen = np.zeros((len(pack), len(pack)), bool)
-        for first, stop, keys, mask in Visible(pack, torch.device("cpu"), block=block).blocks:
-            places = np.arange(first, stop) if keys is None else keys.numpy()
-            seen[first:stop, places] = np.tril(np.ones((stop - first,) * 2, bool)) if mask is None else mask.numpy()
+        seen, begun = np.zeros((len(pack), len(pack)), int), np.zeros(len(pack), bool)
+        for queries, keys, hidden, causal in Visible(pack, torch.device("cpu"), block=block).parts:
+            assert begun[queries].all() == (queries != keys)
+            begun[queries] = True
+            pairs = np.ones((queries.stop - queries.start, keys.stop - keys.start), int)
+            seen[queries, keys] += np.tril(pairs) if causal else pairs if hidden is None else (hidden == 0).numpy()
         assert (seen == ((j <= i) & (i < pack.end[j]))).all()
+
+
+def test_attention_in_parts_is_attention_under_the_dense_mask():
+    (pack,) = random_batch(5).packs(10_000)
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(1, heads, len(pack), 8) for heads in (4, 2, 2, 4)]
+    *inputs, grad = (torch.randn(shape, generator=generator, dtype=torch.float64).requires_grad_() for shape in shapes)
+    parts, dense = (Visible(pack, torch.device("cpu"), block=7) for _ in range(2))
+    i, j = np.arange(len(pack))[:, None], np.arange(len(pack))
+    dense.parts, dense.mask = [], torch.from_numpy((j <= i) & (i < pack.end[j]))
+    outs = [forest_attention(None, *inputs, None, forest=each, scaling=0.3)[0] for each in (parts, dense)]
+    torch.testing.assert_close(*outs, rtol=1e-12, atol=1e-12)
+    ours, theirs = (torch.autograd.grad(out, inputs, grad.transpose(1, 2)) for out in outs)
+    for mine, reference in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(mine, reference, rtol=1e-11, atol=1e-12)
 
 
 def test_flex_attention_sees_the_same():
@@ -176,3 +192,22 @@ def test_a_model_whose_layers_are_not_plain_attention_is_recognised():
     assert forest_agrees(tiny_llama(), cpu, torch.float64) is None
     sliding = MistralForCausalLM(MistralConfig(**settings, num_key_value_heads=2, sliding_window=4096)).eval()
     assert "sliding_window" in (forest_agrees(sliding, cpu, torch.float32) or "")
+
+
+def test_a_head_that_scales_its_logits_is_scaled_here_too():
+    from transformers import GraniteConfig, GraniteForCausalLM
+
+    settings = {"vocab_size": 40, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+    model, batch = GraniteForCausalLM(GraniteConfig(**settings, logits_scaling=8.0)).eval().double(), random_batch(3)
+    (pack,) = batch.packs(10_000)
+    row = next(r for r in batch.rows() if r.trained.any())
+    with torch.no_grad():
+        logits = model(input_ids=torch.from_numpy(batch.token_ids[row.index].astype(np.int64))[None]).logits[0]
+        forest, rows = score_forest(model, batch, pack), score_rows(model, batch, [row])
+    trained = np.flatnonzero(row.trained)
+    temperature = torch.from_numpy(batch.temperature[row.index[trained]]).double()
+    every = torch.log_softmax(logits[trained - 1] / temperature[:, None], -1)
+    expected = every.gather(1, torch.from_numpy(batch.token_ids[row.index[trained]].astype(np.int64))[:, None])[:, 0]
+    torch.testing.assert_close(rows.logprob, expected, rtol=1e-10, atol=1e-10)
+    of_row = np.searchsorted(forest.index, rows.index)
+    torch.testing.assert_close(forest.logprob[of_row], expected, rtol=1e-10, atol=1e-10)

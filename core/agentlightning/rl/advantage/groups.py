@@ -32,6 +32,8 @@ class Groups:
     """(groups,) whether anything tells its rollouts apart."""
     plain: bool
     """Whether every transition earned its rollout's outcome."""
+    whole: bool
+    """Whether every return is a number."""
 
     @classmethod
     def of(cls, episodes: Episodes, returns: Doubles, tolerance: float) -> Groups:
@@ -39,26 +41,28 @@ class Groups:
         check(tolerance >= 0, "tolerance", tolerance, "a number of 0 or more")
         if returns.shape != (episodes.transitions,):
             raise ValueError(f"returns of shape {returns.shape} for {episodes.transitions} transitions; expected one for each")
-        outcome, rollout, group = episodes.outcome, episodes.rollout, episodes.group
+        outcome, rollout, group, first = episodes.outcome, episodes.rollout, episodes.group, episodes.first
         finite = np.isfinite(returns)
-        whole = bool(finite.all())
-        known = np.flatnonzero(~np.isnan(outcome))
-        totals = np.where(np.isnan(outcome), 0.0, outcome)
-        scored = ~np.isnan(outcome)
-        scored[rollout] = False
-        scored[rollout if whole else rollout[finite]] = True
-        expected = outcome[rollout]
-        plain = bool((returns == expected).all()) if whole else bool((returns[finite] == expected[finite]).all())
-        if not plain:
-            some = np.arange(len(returns)) if whole else np.flatnonzero(finite)
-            totals[rollout[some][::-1]] = returns[some][::-1]  # of several the first one stays
+        whole, known = bool(finite.all()), ~np.isnan(outcome)
+        called = first[1:] > first[:-1]
+        totals = np.where(known, outcome, 0.0)
+        if whole:
+            scored = known | called
+            totals[called] = returns[first[:-1][called]]
+            plain = bool((totals == outcome)[called].all() and (returns == outcome.take(rollout)).all())
+        else:
+            owner, numbers = rollout[finite], returns[finite]
+            plain = bool((numbers == outcome[owner]).all())
+            scored = known & ~called
+            scored[owner] = True
+            totals[owner[::-1]] = numbers[::-1]  # of several the first one stays
+            totals[~scored] = 0.0
         count = int(group.max(initial=-1)) + 1
         size = np.bincount(group[scored], minlength=count)
-        low, high = _range(outcome[known], group[known], count)
-        signal = high - low > tolerance
-        if not plain and episodes.rewarded.any():
-            signal = signal | _apart_by_spans(episodes, returns, totals, scored, count, tolerance)
-        return cls(episodes, returns, scored, np.where(scored, totals, 0.0), size, signal & (size > 1), plain)
+        signal = _apart(outcome[known], group[known], count, tolerance)
+        if not plain and not signal.all() and episodes.rewarded.any():
+            signal |= _apart_by_spans(episodes, returns, totals, scored, signal, tolerance)
+        return cls(episodes, returns, scored, totals, size, signal & (size > 1), plain, whole)
 
     def sum(self, values: Doubles) -> Doubles:
         """(groups,) from (rollouts,), over the scored ones."""
@@ -66,7 +70,7 @@ class Groups:
 
     def mean(self) -> Doubles:
         """(groups,) of G_0."""
-        return self.sum(self.totals) / np.maximum(self.size, 1)
+        return np.bincount(self.episodes.group, self.totals, len(self.size)) / np.maximum(self.size, 1)
 
     def deviation(self, ddof: int) -> Doubles:
         """(groups,) of G_0."""
@@ -75,15 +79,16 @@ class Groups:
 
     def of_transitions(self, per_group: Doubles | Bools) -> Any:
         """(transitions,) from (groups,)."""
-        return per_group[self.episodes.group][self.episodes.rollout]
+        return per_group.take(self.episodes.transition_group)
 
     def less(self, baseline: Doubles) -> Doubles:
         """(transitions,) G_t - b, with b (rollouts,); 0 in groups without signal, NaN where the return is."""
         rollout = self.episodes.rollout
-        if self.plain:  # then everything happens to whole rollouts, of which there are fewer
-            value = np.where(self.signal[self.episodes.group], self.episodes.outcome - baseline, 0.0)[rollout]
-            return np.where(np.isnan(self.returns), np.nan, value)
-        return self._quiet(self.returns - baseline[rollout])
+        if not self.plain:
+            return self._quiet(self.returns - baseline[rollout])
+        # Then everything happens to whole rollouts, of which there are fewer.
+        value = np.where(self.signal[self.episodes.group], self.episodes.outcome - baseline, 0.0).take(rollout)
+        return value if self.whole else np.where(np.isnan(self.returns), np.nan, value)
 
     def less_mean(self) -> Doubles:
         """(transitions,) G_t - m."""
@@ -91,29 +96,37 @@ class Groups:
 
     def less_others(self) -> Doubles:
         """(transitions,) G_t - b_t, with b_t over the other rollouts at that agent's turn."""
-        episodes, returns = self.episodes, np.where(np.isnan(self.returns), 0.0, self.returns)
-        there = ~np.isnan(self.returns)
-        rollout, group = episodes.rollout, episodes.group
-        agents, turns = int(episodes.agent.max(initial=0)) + 1, int(episodes.turn.max(initial=0)) + 1
-        place = _dense((group[rollout] * agents + episodes.agent) * turns + episodes.turn, len(self.size) * agents * turns)
-        # Each rollout counts once, however many choices it has there.
+        episodes, rollout, returns = self.episodes, self.episodes.rollout, self.returns
+        agents, turns = len(episodes.agents), int(episodes.turn.max(initial=0)) + 1
+        place = episodes.transition_group * (agents * turns) + episodes.turn
+        if agents > 1:
+            place += episodes.agent * turns
+        place = _dense(place, len(self.size) * agents * turns)
+        # Each rollout counts once, however many choices it has there; one without a number there not at all.
         keys = int(place.max(initial=0)) + 1
-        if len(episodes.call_reward) == len(rollout):
-            own, each = returns, there.astype(np.float64)
-        else:
+        own, each = returns, None
+        if not self.whole:
+            own, each = np.where(np.isnan(returns), 0.0, returns), (~np.isnan(returns)).astype(np.float64)
+        if len(episodes.call_reward) < len(rollout):
             visit = _dense(place * len(episodes) + rollout, keys * len(episodes))
-            choices = np.bincount(visit, there)[visit]
-            own = np.bincount(visit, returns)[visit] / np.maximum(choices, 1)
-            each = np.where(there, 1 / np.maximum(choices, 1), 0.0)
-        visits, total = np.bincount(place, each, keys)[place], np.bincount(place, own * each, keys)[place]
-        others = np.rint(visits) - 1
-        scored = self.size[group] - 1
-        elsewhere = (self.sum(self.totals)[group] - self.totals) / np.maximum(scored, 1)
-        baseline = np.where(others > 0, (total - own) / np.maximum(others, 1), elsewhere[rollout])
-        return self._quiet(self.returns - baseline)
+            there = np.ones(len(rollout)) if each is None else each
+            choices = np.maximum(np.bincount(visit, there)[visit], 1)
+            own, each = np.bincount(visit, own)[visit] / choices, there / choices
+        others = np.rint(np.bincount(place, each, keys)) - 1
+        total = np.bincount(place, own if each is None else own * each, keys)
+        baseline = total.take(place)
+        baseline -= own
+        baseline /= np.maximum(others, 1).take(place)
+        if not (others > 0).all():
+            elsewhere = (self.sum(self.totals)[episodes.group] - self.totals) / np.maximum(self.size[episodes.group] - 1, 1)
+            baseline = np.where(others[place] > 0, baseline, elsewhere[rollout])
+        return self._quiet(returns - baseline)
 
     def _quiet(self, values: Doubles) -> Doubles:
-        return np.where(self.of_transitions(self.signal) | np.isnan(self.returns), values, 0.0)
+        if self.signal.all():
+            return values
+        told = self.of_transitions(self.signal)
+        return np.where(told if self.whole else told | np.isnan(self.returns), values, 0.0)
 
 
 def check(good: bool, name: str, value: object, expected: str) -> None:
@@ -126,23 +139,24 @@ def check_eps(eps: float) -> None:
     check(eps >= 0 and math.isfinite(eps), "eps", eps, "a number of 0 or more")
 
 
-def _range(values: Doubles, owner: Ints, count: int) -> tuple[Doubles, Doubles]:
-    """(count,) lowest and highest of each owner's values; inf and -inf where it has none."""
+def _apart(values: Doubles, owner: Ints, count: int, tolerance: float) -> Bools:
+    """(count,) whether the values of each owner differ by more than the tolerance."""
     low, high = np.full(count, np.inf), np.full(count, -np.inf)
     np.minimum.at(low, owner, values)
     np.maximum.at(high, owner, values)
-    return low, high
+    return high - low > tolerance
 
 
-def _apart_by_spans(episodes: Episodes, returns: Doubles, totals: Doubles, scored: Bools, count: int, tolerance: float) -> Bools:
+def _apart_by_spans(episodes: Episodes, returns: Doubles, totals: Doubles, scored: Bools, signal: Bools, tolerance: float) -> Bools:
     """(groups,) whether rewards on spans tell rollouts with equal outcomes apart: equal outcomes carry no signal, whatever the lengths of
-    the rollouts made of them."""
-    rollout, group = episodes.rollout, episodes.group
-    rewarded = np.bincount(group[rollout], episodes.rewarded, count) > 0
-    finite = np.isfinite(returns)
-    values = np.concatenate([totals[scored], returns[finite]])
-    low, high = _range(values, np.concatenate([group[scored], group[rollout][finite]]), count)
-    return rewarded & (high - low > tolerance)
+    the rollouts made of them. Looks at the groups without signal alone."""
+    group, quiet = episodes.group, ~signal
+    some = np.flatnonzero(quiet.take(episodes.transition_group))
+    own, finite = episodes.transition_group[some], np.isfinite(returns[some])
+    rewarded = np.bincount(own, episodes.rewarded[some], len(signal)) > 0
+    asked = scored & quiet[group]
+    values = np.concatenate([totals[asked], returns[some][finite]])
+    return rewarded & _apart(values, np.concatenate([group[asked], own[finite]]), len(signal), tolerance)
 
 
 def _dense(keys: Ints, bound: int) -> Ints:

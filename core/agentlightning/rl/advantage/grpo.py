@@ -23,7 +23,8 @@ def grpo(episodes: Episodes, returns: Doubles, *, std: bool = True, ddof: int = 
     if not std:
         return raw
     deviation = groups.deviation(ddof)
-    return raw / groups.of_transitions(np.where(groups.signal & (deviation > tolerance), deviation + eps, 1.0))
+    raw /= groups.of_transitions(np.where(groups.signal & (deviation > tolerance), deviation + eps, 1.0))
+    return raw
 
 
 @compares_groups

@@ -25,4 +25,4 @@ def per_step(episodes: Episodes, *, outcome: float = 1.0, gamma: float = 1.0) ->
         rewarded = np.bincount(episodes.rollout, episodes.rewarded, len(episodes)) > 0
         done = np.ones(len(episodes), np.bool_) if episodes.succeeded is None else episodes.succeeded
         always = np.where(rewarded & done, 0.0, always)
-    return always[episodes.rollout] + to_go(episodes, gamma, np.zeros(len(episodes)))
+    return always.take(episodes.rollout) + to_go(episodes, gamma, np.zeros(len(episodes)))

@@ -10,19 +10,26 @@ from agentlightning.rl.episodes import Doubles, Episodes
 
 def to_go(episodes: Episodes, gamma: float, last: Doubles) -> Doubles:
     """(transitions,) r_t + gamma * (what comes after), with `last` (rollouts,) a reward of the last call."""
-    owner = np.zeros(len(episodes.call_reward), np.int64)
-    owner[episodes.call] = episodes.rollout
-    count = np.bincount(owner, minlength=len(episodes)) if len(owner) else np.zeros(len(episodes), np.int64)
-    stop = np.cumsum(count)
-    after = np.zeros(len(owner))
+    stop = episodes.first[1:]  # one past the last call of each rollout
+    several = len(episodes.call_reward) < episodes.transitions  # choices of one call
+    if several:
+        calls = np.append(episodes.call, len(episodes.call_reward))[episodes.first]
+        count, stop = np.diff(calls), calls[1:]
+    else:
+        count = np.diff(episodes.first)
+    order = np.argsort(-count, kind="stable")  # the longest rollouts first, so that those with a call so far back are the first ones
+    stop, coming = stop[order], last[order]
+    longer = len(count) - np.cumsum(np.bincount(count))
+    """How many rollouts have more than 0, 1, 2, ... calls."""
+    after = np.zeros(len(episodes.call_reward))
     """What comes after each call, already discounted."""
-    coming = last.copy()
-    for back in range(int(count.max(initial=0))):  # the last call of every rollout, then the one before
-        some = np.flatnonzero(count > back)
-        call = stop[some] - 1 - back
-        after[call] = coming[some]
-        coming[some] = gamma * (coming[some] + episodes.call_reward[call])
-    return episodes.reward + after[episodes.call]
+    for some in longer[:-1].tolist():  # the last call of every rollout, then the one before
+        stop -= 1
+        call, value = stop[:some], coming[:some]
+        after[call] = value
+        value += episodes.call_reward[call]
+        value *= gamma
+    return episodes.reward + (after[episodes.call] if several else after)
 
 
 def check_gamma(gamma: float) -> None:

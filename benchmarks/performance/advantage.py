@@ -1,0 +1,201 @@
+"""Seconds for credit and advantage of a step on arrays, beside a plain numpy group mean and subtraction.
+
+    python benchmarks/performance/advantage.py                      # 1024 rollouts x 8 turns, groups of eight
+    python benchmarks/performance/advantage.py --rollouts 64        # smaller; bounds are made for the default
+
+The reference has a reward and a group for every transition, takes the mean of each group's transitions and subtracts it: nothing else, no
+credit, no unscored rollout, no group without signal, no baseline by turn. Beside it stands the same for whole rollouts: the mean of
+each group's outcomes, subtracted, and then given to every transition. It does an eighth of the arithmetic, and has no bound.
+
+Credit and advantage are the registered functions on `Episodes` made from arrays (reward, rollout, turn, group). A tenth of the rollouts is
+up to half as short, three transitions in ten have a reward of their own. Building `Episodes` is printed apart, and so is GAE over tokens,
+beside a plain loop over the same tokens, from the last to the first.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from bounds import Report, finish, take_turns
+
+from agentlightning.model import Reward, Task, Trajectory, Transition
+from agentlightning.registry import registry
+from agentlightning.rl.episodes import Episodes
+
+MOST = 5.0
+"""Times the reference."""
+PAIRS = (
+    ("identical", "grpo"),
+    ("identical", "dr_grpo"),
+    ("identical", "rloo"),
+    ("identical", "reinforce_pp"),
+    ("identical", "reinforce_pp_baseline"),
+    ("identical", "opo"),
+    ("last", "grpo"),
+    ("discounted", "grpo"),
+    ("discounted", "rloo"),
+    ("per_step", "grpo"),
+    ("per_step", "dr_grpo"),
+)
+SLICE = 4e-3
+"""Seconds of one measurement: as long for each, so that a busy machine disturbs all alike."""
+
+
+def arrays(rollouts: int, turns: int, group: int, tokens: int) -> Episodes:
+    rng = np.random.default_rng(0)
+    length = np.where(rng.random(rollouts) < 0.1, rng.integers(turns // 2 or 1, turns + 1, rollouts), turns)
+    rollout = np.repeat(np.arange(rollouts), length)
+    size = len(rollout)
+    return Episodes.from_arrays(
+        outcome=rng.integers(0, 2, rollouts).astype(np.float64),
+        group=np.arange(rollouts) // group,
+        rollout=rollout,
+        reward=np.where(rng.random(size) < 0.3, rng.random(size), 0.0),
+        tokens=np.full(size, tokens),
+    )
+
+
+def trajectories(episodes: Episodes) -> list[Trajectory]:
+    """What gives these arrays, but for prompts."""
+    nothing = np.empty(0, np.int32)
+    found: list[Trajectory] = []
+    for number, (start, stop) in enumerate(zip(episodes.first[:-1], episodes.first[1:], strict=True)):
+        transitions = [
+            Transition(
+                completion_id=str(place),
+                call_id=str(place),
+                prompt_ids=nothing,
+                response_ids=np.zeros(episodes.tokens[place], np.int32),
+                logprobs=None,
+                versions=nothing,
+                temperature=1.0,
+                agent=None,
+                index=turn,
+                turn=turn,
+                rewards=(Reward(attempt_id=str(number), value=float(episodes.reward[place]), name="own"),)
+                if episodes.rewarded[place]
+                else (),
+            )
+            for turn, place in enumerate(range(start, stop))
+        ]
+        found.append(
+            Trajectory(
+                task=Task(str(episodes.group[number]), None),
+                rollout_id=str(number),
+                attempt_id=str(number),
+                group=str(episodes.group[number]),
+                index=number,
+                mode="train",
+                status="succeeded",
+                reward=float(episodes.outcome[number]),
+                transitions=tuple(transitions),
+            )
+        )
+    return found
+
+
+def loop(episodes: Episodes, gamma: float, lam: float) -> np.ndarray:
+    """(tokens,) GAE with the outcome at the last token of a rollout."""
+    assert episodes.values is not None
+    made = np.zeros(len(episodes.values))
+    ends = episodes.offsets[episodes.first]
+    for number, (start, stop) in enumerate(zip(ends[:-1].tolist(), ends[1:].tolist(), strict=True)):
+        following = after = 0.0
+        for token in range(stop - 1, start - 1, -1):
+            reward = episodes.outcome[number] if token == stop - 1 else 0.0
+            following = reward + gamma * after - episodes.values[token] + gamma * lam * following
+            made[token] = following
+            after = episodes.values[token]
+    return made
+
+
+def sliced(function: Callable[[], Any]) -> tuple[Callable[[], None], int]:
+    """The function so many times that they last a slice."""
+    for _ in range(2):
+        started = time.thread_time()
+        function()
+        once = time.thread_time() - started
+    calls = max(1, round(SLICE / once))
+
+    def run() -> None:
+        for _ in range(calls):
+            function()
+
+    return run, calls
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rollouts", type=int, default=1024)
+    parser.add_argument("--turns", type=int, default=8)
+    parser.add_argument("--group", type=int, default=8, help="rollouts of a group")
+    parser.add_argument("--tokens", type=int, default=32, help="of a reply, for GAE")
+    parser.add_argument("--repeat", type=int, default=40)
+    options = parser.parse_args()
+    episodes = arrays(options.rollouts, options.turns, options.group, options.tokens)
+    parts = {kind: {entry.name: entry for entry in registry().entries(kind)} for kind in ("credits", "advantages")}
+    outcome, group, rollout, reward = episodes.outcome, episodes.group, episodes.rollout, episodes.reward
+    of_transition = group[rollout]
+
+    def over_transitions() -> np.ndarray:
+        mean = np.bincount(of_transition, reward) / np.bincount(of_transition)
+        return reward - mean[of_transition]
+
+    def over_rollouts() -> np.ndarray:
+        mean = np.bincount(group, outcome) / np.bincount(group)
+        return (outcome - mean[group])[rollout]
+
+    def pair(credit: str, advantage: str) -> Callable[[], Any]:
+        earned, compared = parts["credits"][credit].load(), parts["advantages"][advantage].load()
+        return lambda: compared(episodes, earned(episodes))
+
+    runs = {"mean and subtraction": over_transitions, "the same of whole rollouts": over_rollouts}
+    runs |= {f"{credit} + {advantage}": pair(credit, advantage) for credit, advantage in PAIRS}
+    slices = {name: sliced(run) for name, run in runs.items()}
+    taken = take_turns({name: run for name, (run, _) in slices.items()}, options.repeat)
+    seconds = {name: [each / slices[name][1] for each in some] for name, some in taken.items()}
+    report = Report(
+        f"credit and advantage: {len(episodes)} rollouts, {episodes.transitions} transitions", ("fastest", "median", "x of rollouts")
+    )
+    plain = seconds["mean and subtraction"]
+    for name, each in seconds.items():
+        best, median = (1e6 * value for value in (min(each), statistics.median(each)))
+        report.add(
+            name,
+            f"{best:.0f} us",
+            f"{median:.0f} us",
+            f"{min(each) / min(seconds['the same of whole rollouts']):.1f}",
+            ratio=None if each is plain else min(each) / min(plain),
+            most=MOST if " + " in name else None,
+        )
+    missed = report.show()
+
+    made = trajectories(episodes)
+    rng = np.random.default_rng(1)
+    judged = replace(episodes, values=rng.random(int(episodes.tokens.sum())))
+    gae = parts["advantages"]["gae"].load()
+    returns = parts["credits"]["identical"].load()(judged)
+    ours, theirs = gae(judged, returns, gamma=0.99, lam=0.95, whiten=False).advantage, loop(judged, 0.99, 0.95)
+    if not np.allclose(ours, theirs, rtol=0, atol=1e-9):
+        raise SystemExit(f"GAE differs from the loop by {np.abs(ours - theirs).max():.1e}")
+    apart = {
+        "Episodes from trajectories": lambda: Episodes.of(made),
+        "GAE, a plain loop": lambda: loop(judged, 0.99, 0.95),
+        "GAE": lambda: gae(judged, returns, gamma=0.99, lam=0.95, whiten=False),
+    }
+    seconds = take_turns(apart, max(2, options.repeat // 8))
+    report = Report(f"apart: building the arrays, and GAE over {len(ours):,} tokens")
+    for name, each in seconds.items():
+        report.times(name, each, seconds["GAE, a plain loop"] if name == "GAE" else None)
+    report.show()
+    finish(missed)
+
+
+if __name__ == "__main__":
+    main()

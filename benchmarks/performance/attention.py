@@ -1,0 +1,86 @@
+"""How the work grows when a batch has twice as many groups: attention, the gradient of a pack, conversion, and cutting into packs.
+
+    python benchmarks/performance/attention.py                      # 8 and 16 groups of 4 rollouts x 4 turns, CPU
+    python benchmarks/performance/attention.py --groups 2 --prompt 32    # smaller; the bound is made for the default
+
+Groups share nothing, so twice as many are twice the work; a mask over all tokens of a pack would make it four times. All groups lie in one
+pack, however many they are. Seconds are those of this thread. The dense mask stands beside as what is avoided, without a bound. Conversion
+and the cutting into packs, which cost little, have sixteen times as many groups.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from bounds import Report, finish, take_turns
+from conversion import convert, trajectories
+from transformers import AutoModelForCausalLM
+
+from agentlightning_torch.attention import Visible, forest_attention
+from agentlightning_torch.forward import score_forest
+from agentlightning_torch.testing import tiny_model
+from agentlightning_torch.weights import no_bars
+
+MOST = 2.2
+"""Times the work, for twice the groups."""
+GROUP, TURNS, REPLY, OBSERVATION = 4, 4, 20, 20
+MANY = 16
+HEADS, SIZE = 4, 16
+
+
+def attention(pack: Any, dense: bool) -> Callable[[], None]:
+    """Forward and backward."""
+    visible = Visible(pack, torch.device("cpu"))
+    if dense:
+        places = np.arange(len(pack))
+        visible.mask = torch.from_numpy((places <= places[:, None]) & (places[:, None] < pack.end))
+        visible.parts = []
+    generator = torch.Generator().manual_seed(0)
+    query, key, value = (torch.randn(1, HEADS, len(pack), SIZE, generator=generator).requires_grad_() for _ in range(3))
+
+    def run() -> None:
+        forest_attention(None, query, key, value, None, forest=visible)[0].sum().backward()
+
+    return run
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--groups", type=int, default=8, help="and twice as many")
+    parser.add_argument("--prompt", type=int, default=256, help="tokens that a group shares")
+    parser.add_argument("--max-tokens", type=int, default=4096, help="of a pack, where packs are cut")
+    parser.add_argument("--repeat", type=int, default=10)
+    options = parser.parse_args()
+    torch.set_num_threads(1)  # whose seconds are measured
+    with tempfile.TemporaryDirectory() as folder, no_bars():
+        model = AutoModelForCausalLM.from_pretrained(tiny_model(folder, context=8192).path).eval()
+
+    def runs(groups: int) -> dict[str, Callable[[], Any]]:
+        found = trajectories(groups * GROUP, TURNS, options.prompt, REPLY, OBSERVATION, group=GROUP, vocabulary=50)
+        many = trajectories(MANY * groups * GROUP, TURNS, options.prompt, REPLY, OBSERVATION, group=GROUP, vocabulary=50)
+        batch, large = convert(found), convert(many)
+        (pack,) = batch.packs(10**9)
+        return {
+            "attention": attention(pack, dense=False),
+            "attention under a dense mask": attention(pack, dense=True),
+            "gradient of a pack": lambda: score_forest(model, batch, pack).logprob.sum().backward(),
+            "conversion": lambda: convert(many),
+            "cutting into packs": lambda: large.packs(options.max_tokens),
+        }
+
+    pairs = {groups: runs(groups) for groups in (options.groups, 2 * options.groups)}
+    seconds = take_turns({f"{name}, {groups} groups": run for groups, some in pairs.items() for name, run in some.items()}, options.repeat)
+    report = Report("seconds for twice the groups", (f"{options.groups} groups", f"{2 * options.groups} groups"))
+    for name in pairs[options.groups]:
+        small, large = (min(seconds[f"{name}, {groups} groups"]) for groups in pairs)
+        report.add(name, f"{1e3 * small:.1f} ms", f"{1e3 * large:.1f} ms", ratio=large / small, most=None if "dense" in name else MOST)
+    finish(report.show())
+
+
+if __name__ == "__main__":
+    main()

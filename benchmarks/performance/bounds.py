@@ -1,0 +1,81 @@
+"""What the scripts share: runs that take turns, and a table of ratios with the bound of each.
+
+A ratio is of the fastest runs: what else the machine does makes a run slower, never faster. Medians are printed beside them.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from rich.console import Console
+from rich.progress import Progress, SpinnerColumn, TimeElapsedColumn
+from rich.table import Table
+
+console = Console()
+
+
+def bar() -> Progress:
+    """A progress bar that leaves nothing behind."""
+    return Progress(SpinnerColumn(), *Progress.get_default_columns(), TimeElapsedColumn(), console=console, transient=True)
+
+
+def take_turns(runs: Mapping[str, Callable[[], Any]], repeat: int) -> dict[str, list[float]]:
+    """Seconds of each run, `repeat` times, one after the other in turn; a first turn is not counted."""
+    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    with bar() as progress:
+        task = progress.add_task("", total=len(runs) * (repeat + 1))
+        for turn in range(repeat + 1):
+            for name, run in runs.items():
+                progress.update(task, description=name)
+                started = time.thread_time()
+                run()
+                if turn:
+                    seconds[name].append(time.thread_time() - started)
+                progress.advance(task)
+    return seconds
+
+
+@dataclass
+class Report:
+    """Rows of a table; a ratio over its bound makes the script fail."""
+
+    title: str
+    columns: tuple[str, ...] = ("fastest", "median")
+    """Between the name and the ratio."""
+    rows: list[list[str]] = field(default_factory=list[list[str]])
+    missed: list[str] = field(default_factory=list[str])
+
+    def add(self, name: str, *cells: str, ratio: float | None = None, most: float | None = None, least: float | None = None) -> None:
+        """A row; `most` and `least` bound its ratio."""
+        bounds = [f"at most {most:g}" if most is not None else "", f"at least {least:g}" if least is not None else ""]
+        bound = " and ".join(filter(None, bounds))
+        held = ratio is None or ((most is None or ratio <= most) and (least is None or ratio >= least))
+        if not held:
+            self.missed.append(f"{name}: {ratio:.2f}, {bound} is wanted")
+        said = "" if not bound else "held" if held else "[red]missed"
+        self.rows.append([name, *cells, "" if ratio is None else f"{ratio:.2f}", bound, said])
+
+    def times(self, name: str, seconds: list[float], reference: list[float] | None = None, most: float | None = None) -> None:
+        """A row of milliseconds, with the ratio to those of the reference."""
+        ratio = None if reference is None else min(seconds) / min(reference)
+        self.add(name, *(f"{1e3 * each:.2f} ms" for each in (min(seconds), statistics.median(seconds))), ratio=ratio, most=most)
+
+    def show(self) -> list[str]:
+        """Print it and return what was missed."""
+        table = Table(title=self.title, title_justify="left")
+        for column in ("", *self.columns, "ratio", "bound", ""):
+            table.add_column(column, justify="left" if column in ("", "bound") else "right")
+        for row in self.rows:
+            table.add_row(*row)
+        console.print(table)
+        return self.missed
+
+
+def finish(missed: list[str]) -> None:
+    """Exit with 1, saying what, when a bound was missed."""
+    if missed:
+        raise SystemExit("bounds missed:\n  " + "\n  ".join(missed))

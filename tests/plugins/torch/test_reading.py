@@ -1,0 +1,40 @@
+"""Log-probabilities and entropies that are read off states in chunks."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from agentlightning_torch import reading
+from agentlightning_torch.reading import read
+
+
+@pytest.mark.parametrize("chunk", [1, 3 * 7, 1 << 23])
+def test_what_is_read_in_chunks_is_the_softmax_with_its_gradients(monkeypatch, chunk: int):
+    monkeypatch.setattr(reading, "CHUNK", chunk)
+    generator = torch.Generator().manual_seed(0)
+    head = torch.nn.Linear(4, 7, dtype=torch.float64)
+    states, weights = torch.randn(6, 4, generator=generator, dtype=torch.float64), torch.randn(2, 6, generator=generator).double()
+    states.requires_grad_()
+    chosen, temperature = torch.tensor([6, 0, 3, 3, 1, 2]), torch.tensor([1.0, 0.5, 2.0, 1.0, 0.7, 1.3], dtype=torch.float64)
+    every = torch.log_softmax(head(states) / temperature[:, None], -1)
+    expected = every.gather(1, chosen[:, None])[:, 0], -(every.exp() * every).sum(-1)
+    found = read(head, states, 7, chosen, temperature, True)
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+    inputs = [states, *head.parameters()]
+    ours, theirs = (torch.autograd.grad((weights * torch.stack(each)).sum(), inputs) for each in (found, expected))
+    torch.testing.assert_close(ours, theirs, rtol=1e-11, atol=1e-12)
+
+
+@pytest.mark.parametrize("chunk", [1, 1 << 23])
+def test_the_entropy_has_no_gradient_unless_it_is_asked_for(monkeypatch, chunk: int):
+    monkeypatch.setattr(reading, "CHUNK", chunk)
+    states = torch.randn(2, 3).requires_grad_()
+    logprob, entropy = read(lambda some: some, states, 3, torch.tensor([1, 1]), torch.ones(2), False)
+    assert logprob.requires_grad
+    assert not entropy.requires_grad
+
+
+def test_half_precision_is_read_in_single():
+    logprob, entropy = read(lambda some: some, torch.randn(1, 3).bfloat16(), 3, torch.tensor([1]), torch.ones(1), False)
+    assert logprob.dtype == entropy.dtype == torch.float32

@@ -86,7 +86,7 @@ async def test_a_bare_client_is_nobodys_and_no_complaint(world: World) -> None:
 async def test_a_fault_of_the_adapter_is_logged_once_noted_and_kept_from_the_agent(
     world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def broken(*_: Any) -> Any:
+    def broken(*_: Any, **__: Any) -> Any:
         raise RuntimeError("a bug")
 
     monkeypatch.setattr(adapter.content, "told", broken)

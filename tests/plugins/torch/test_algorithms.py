@@ -14,6 +14,8 @@ import torch
 from openai import AsyncOpenAI
 
 import agentlightning as agl
+from agentlightning.rl.advantage import Needs
+from agentlightning.rl.lightning import algorithm_from
 from agentlightning.runs import RunFolder
 from agentlightning.stack import open_store
 from agentlightning.tracking import read_metrics
@@ -59,7 +61,8 @@ async def tool_task(task: Any, llm: agl.LLM) -> float:
 
 
 def train(model: str, folder: Path, algorithm: dict[str, Any], **more: Any) -> agl.Run:
-    critic = agl.LightningRL(**algorithm).needs.critic
+    algorithm = {"name": "lightning", "group_size": 8, **algorithm}
+    needs = getattr(algorithm_from(algorithm), "needs", Needs())
     return agl.train(
         tool_task,
         tasks=TASKS,
@@ -70,8 +73,8 @@ def train(model: str, folder: Path, algorithm: dict[str, Any], **more: Any) -> a
         **{
             "steps": 16,
             "tasks_per_step": 4,
-            "algorithm": {"name": "lightning", "group_size": 8, **algorithm},
-            "trainer": {"name": "torch", "lr": 1e-3, "critic": critic},
+            "algorithm": algorithm,
+            "trainer": {"name": "torch", "lr": 1e-3, "critic": needs.critic},
             "engine": {"name": "torch", "device": "cpu", "dtype": "float32"},
             "evaluate": {"every": 0, "samples": 4},
             "checkpoints": {"every": 0},

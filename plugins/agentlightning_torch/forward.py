@@ -185,7 +185,8 @@ def _scores(
     temperature = torch.from_numpy(batch.temperature[index]).to(states.device, torch.promote_types(states.dtype, torch.float32))
     vocabulary = head.weight.shape[0]
     if logits is None:
-        logprob, entropy = read(head, own, vocabulary, chosen, temperature, with_entropy)
+        frozen = not any(parameter.requires_grad for parameter in head.parameters())
+        logprob, entropy = read(head, own, vocabulary, chosen, temperature, with_entropy, frozen)
     else:
         logprob, entropy = read(lambda some: some, logits[where], vocabulary, chosen, temperature, with_entropy)
     return Scores(index.astype(np.int64), logprob, entropy, own.detach())

@@ -26,11 +26,26 @@ def test_what_is_read_in_chunks_is_the_softmax_with_its_gradients(monkeypatch, c
     torch.testing.assert_close(ours, theirs, rtol=1e-11, atol=1e-12)
 
 
+@pytest.mark.parametrize("chunk", [1, 3 * 7, 1 << 23])
+def test_a_head_that_learns_nothing_gives_the_states_the_same_gradient(monkeypatch, chunk: int):
+    monkeypatch.setattr(reading, "CHUNK", chunk)
+    generator = torch.Generator().manual_seed(0)
+    head = torch.nn.Linear(4, 7, dtype=torch.float64).requires_grad_(False)
+    states, weights = (torch.randn(6, size, generator=generator, dtype=torch.float64) for size in (4, 1))
+    chosen, temperature = torch.tensor([6, 0, 3, 3, 1, 2]), torch.tensor([1.0, 0.5, 2.0, 1.0, 0.7, 1.3], dtype=torch.float64)
+    states.requires_grad_()
+    both = [read(head, states, 7, chosen, temperature, False, frozen) for frozen in (True, False)]
+    torch.testing.assert_close(*both, rtol=1e-12, atol=1e-12)
+    ours, theirs = (torch.autograd.grad((weights[:, 0] * logprob).sum(), states) for logprob, _ in both)
+    torch.testing.assert_close(ours, theirs, rtol=1e-11, atol=1e-12)
+
+
+@pytest.mark.parametrize("frozen", [True, False])
 @pytest.mark.parametrize("chunk", [1, 1 << 23])
-def test_the_entropy_has_no_gradient_unless_it_is_asked_for(monkeypatch, chunk: int):
+def test_the_entropy_has_no_gradient_unless_it_is_asked_for(monkeypatch, chunk: int, frozen: bool):
     monkeypatch.setattr(reading, "CHUNK", chunk)
     states = torch.randn(2, 3).requires_grad_()
-    logprob, entropy = read(lambda some: some, states, 3, torch.tensor([1, 1]), torch.ones(2), False)
+    logprob, entropy = read(lambda some: some, states, 3, torch.tensor([1, 1]), torch.ones(2), False, frozen)
     assert logprob.requires_grad
     assert not entropy.requires_grad
 

@@ -98,8 +98,9 @@ class Handover:
         """By version, the oldest first."""
         gives, takes = trainer.capabilities.uris, engine.info.uris
         here = trainer.policy.uri.partition(":")[0]
-        self._direct = here in takes
-        if not self._direct and "file" not in gives & takes:
+        self.direct = here in takes
+        """Whether the engine serves what lies in the trainer's memory."""
+        if not self.direct and "file" not in gives & takes:
             raise UnsupportedSetting(
                 f"the trainer hands weights over as {', '.join(sorted(gives | {here}))}, and the engine takes "
                 f"{', '.join(sorted(takes)) or 'none'}; use an engine and a trainer that fit"
@@ -108,7 +109,7 @@ class Handover:
 
     async def serve(self, policy: Policy) -> dict[str, float]:
         """Have the engine serve what the trainer has; what it measured. Raises what `Trainer.export` and `Engine.load` raise."""
-        if self._direct:
+        if self.direct:
             return await self._engine.load(policy)
         if policy.version not in self._made:
             self._folder.mkdir(parents=True, exist_ok=True)

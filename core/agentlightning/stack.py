@@ -161,6 +161,11 @@ async def open_stack(
         if trainer is not None:
             await opened.publish(trainer.policy)
             handover = Handover(trainer, engine, weights)
+            if config.collection.max_staleness and handover.direct and not getattr(engine_settings, "copy_weights", False):
+                raise UnsupportedSetting(
+                    f"collection.max_staleness is {config.collection.max_staleness}, so rollouts go on while the trainer steps, and engine "
+                    f"{config.engine['name']!r} serves the trainer's own weights; leave it at 0, or use engine 'torch'"
+                )
             exits.callback(handover.clear)
             await handover.serve(trainer.policy)
         elif files.path:

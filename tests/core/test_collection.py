@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -17,6 +18,7 @@ import agentlightning as agl
 from agentlightning.curriculum import Curriculum
 from agentlightning.errors import ConfigError, TrainerError, UnsupportedSetting
 from agentlightning.model import Task, Trajectory
+from agentlightning.models import ModelFiles, Share
 from agentlightning.rl.filters import difficulty, signal
 from agentlightning.runs import RunFolder
 from agentlightning.stack import open_store
@@ -24,7 +26,9 @@ from agentlightning.store import AttemptRecords, RolloutState
 from agentlightning.tasks import load_tasks
 from agentlightning.tracking import read_metrics
 from agentlightning.training import make_job, train_job
+from agentlightning_torch.engine import TorchEngine
 from agentlightning_torch.testing import tiny_model
+from agentlightning_torch.weights import get_weights
 
 TASKS = [{"id": str(n), "text": text} for n, text in enumerate(["abc", "xyz", "hello", "12+3", "why?", "one two"])]
 
@@ -314,6 +318,33 @@ def test_a_bad_setting_of_the_collection_is_one_line_before_any_model_loads(more
     with pytest.raises((ConfigError, UnsupportedSetting), match=said) as raised:
         run(job("a model that is nowhere", tmp_path, **more))
     assert "\n" not in str(raised.value)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class NoCopy:
+    device: str = "cpu"
+    dtype: str = "float32"
+    max_batch: int = 8
+
+    def memory(self, device: torch.device) -> int:
+        return 1 << 28
+
+
+class Sharing(TorchEngine):
+    """An engine that shares the trainer's weights and has no setting for a copy."""
+
+    Settings = NoCopy  # type: ignore[assignment]
+
+    @classmethod
+    async def create(cls, model: ModelFiles, settings: Any, share: Share) -> Any:
+        return cls(get_weights(share, model, device="cpu", dtype="float32"), settings)
+
+
+def test_an_engine_that_can_only_share_the_trainers_weights_takes_no_rollouts_ahead(model: str, tmp_path: Path) -> None:
+    more = {"engine": {"name": f"{__name__}:Sharing"}}
+    assert rows(run(job(model, tmp_path, steps=1, **more)))
+    with pytest.raises(UnsupportedSetting, match=r"max_staleness is 1, .* serves the trainer's own weights"):
+        run(job(model, tmp_path, steps=1, collection={"max_staleness": 1}, **more))
 
 
 def group(*rewards: float | None) -> list[Trajectory]:

@@ -95,7 +95,7 @@ class Group:
         tu.assign_non_tensor(data, **facts["loss"])
         metrics = tu.get(self._result(self.workers.train_batch(data)), "metrics")
         found = {name.removeprefix("agl/"): _flat(value) for name, value in metrics.items() if name.startswith("agl/")}
-        measured = {name: max(values) if name.startswith("max") else sum(values) for name, values in found.items()}
+        measured = {name: max(values) if name.endswith("_max") else sum(values) for name, values in found.items()}
         return Message("updated", {**measured, "grad_norm": float(metrics["grad_norm"])})
 
     def write(self, message: Message) -> Message:

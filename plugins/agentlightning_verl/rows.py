@@ -27,8 +27,8 @@ class Rows:
     token: NDArray[np.int64]
     """Index in the batch of the token that is predicted here; -1 where none is trained."""
 
-    def arrays(self, batch: Batch, scale: float, old: NDArray[np.float64] | None) -> dict[str, NDArray[np.generic]]:
-        """What a step needs of each place; 0 where nothing is trained."""
+    def arrays(self, batch: Batch, scale: float, old: NDArray[np.float64] | None, version: int) -> dict[str, NDArray[np.generic]]:
+        """What a step of a version of the policy needs of each place; 0 where nothing is trained."""
         trained = self.token >= 0
 
         def of(values: NDArray[np.generic]) -> NDArray[np.float64]:
@@ -43,6 +43,7 @@ class Rows:
             "advantage": of(batch.advantage),
             "weight": of(batch.weight) * scale,
             "sampled": trained & np.isfinite(recorded),
+            "fresh": trained & (of(batch.version) == version),
             "recorded": np.nan_to_num(recorded),
             **({} if old is None else {"old": of(old)}),
         }

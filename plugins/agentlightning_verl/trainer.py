@@ -173,13 +173,11 @@ class VerlTrainer:
         old = self._old(batch, work) if several else None
         lr = learning_rate(settings.lr, settings.schedule, settings.warmup_steps, settings.total_steps, self.steps)
         facts = {key: value for key, value in asdict(loss).items() if key in ("clip_low", "clip_high", "dual_clip")}
-        # engine and trainer are compared where this very version sampled
-        fresh = replace(batch, logprob=np.where(batch.version == self.policy.version, batch.logprob, np.float32(np.nan)))
         done: list[dict[str, float]] = []
         for _ in range(loss.epochs):
             for rows in work:
                 # every minibatch is an estimate of the full loss, and so is scaled to it
-                arrays = rows.arrays(fresh, float(len(parts)), old)
+                arrays = rows.arrays(batch, float(len(parts)), old, self.policy.version)
                 found = self._ask(Message("update", {"lr": lr, "loss": {"loss": loss.name, **facts}}, arrays)).facts
                 if not np.isfinite([found["loss"], found["grad_norm"]]).all():
                     said = f"the loss is {found['loss']} and the gradient's norm {found['grad_norm']}"
@@ -200,7 +198,7 @@ class VerlTrainer:
         """(tokens,) log-probabilities before the first update; NaN where not trained."""
         old = np.full(len(batch), np.nan)
         for rows in work:
-            found = self._ask(Message("score", arrays=rows.arrays(batch, 1.0, None))).arrays["logprob"]
+            found = self._ask(Message("score", arrays=rows.arrays(batch, 1.0, None, self.policy.version))).arrays["logprob"]
             trained = rows.token >= 0
             old[rows.token[trained]] = found[trained]
         return old
@@ -262,12 +260,10 @@ def _metrics(batch: Batch, done: list[dict[str, float]], places: int, version: i
     if known.any():
         gap = version - batch.version[known]
         found |= {"version_gap_mean": float(gap.mean()), "version_gap_max": float(gap.max())}
-    if first["sampled"]:
-        found |= {
-            "logprob_diff_mean": first["difference"] / first["sampled"],
-            "logprob_diff_max": max(each["max_difference"] for each in done[:parts]),
-            "logprob_diff_kl": first["kl"] / first["sampled"],
-        }
+    for name in ("logprob_diff", "logprob_drift"):
+        if first[f"{name}_count"]:
+            found |= {f"{name}_{kind}": first[f"{name}_{kind}"] / first[f"{name}_count"] for kind in ("mean", "kl")}
+            found[f"{name}_max"] = max(each[f"{name}_max"] for each in done[:parts])
     if len(done) > 1:
         found |= {"ratio_mean": total["ratio"] / total["count"], "clip_fraction": total["clipped"] / total["count"]}
     return found

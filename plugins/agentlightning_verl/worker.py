@@ -109,8 +109,8 @@ def _loss(model_output: dict[str, Any], data: TensorDict, dp_group: Any = None) 
     """The sum of weight * term over this worker's trained tokens, times the workers, over which FSDP takes the mean."""
     logprob = model_output["log_probs"].values()
     loss, clip = data["loss"], {key: data[key] for key in ("clip_low", "clip_high", "dual_clip") if key in data}
-    mask, weight, advantage, recorded, sampled = (
-        data[name].values().to(logprob.device) for name in ("mask", "weight", "advantage", "recorded", "sampled")
+    mask, weight, advantage, recorded, sampled, fresh = (
+        data[name].values().to(logprob.device) for name in ("mask", "weight", "advantage", "recorded", "sampled", "fresh")
     )
     old = data["old"].values().to(logprob) if "old" in data else logprob.detach()
     weight, advantage = weight.to(logprob), advantage.to(logprob)
@@ -129,7 +129,7 @@ def _loss(model_output: dict[str, Any], data: TensorDict, dp_group: Any = None) 
             rollout_is_weights=weight[None],
         )
     with torch.no_grad():
-        ratio, gap = torch.exp(logprob - old)[mask], (old - recorded.to(old))[sampled]
+        ratio, gap = torch.exp(logprob - old)[mask], old - recorded.to(old)
         outside = (ratio < 1 - clip.get("clip_low", OFF)) | (ratio > 1 + clip.get("clip_high", OFF))
         measured = {
             "loss": float(value) / data["dp_size"],
@@ -137,11 +137,15 @@ def _loss(model_output: dict[str, Any], data: TensorDict, dp_group: Any = None) 
             "entropy": float(model_output["entropy"].values()[mask].sum()),
             "ratio": float(ratio.sum()),
             "clipped": float(outside.sum()),
-            "sampled": float(sampled.sum()),
-            "difference": float(gap.abs().sum()),
-            "kl": float((torch.expm1(gap) - gap).sum()),
-            "max_difference": float(gap.abs().max()) if len(gap) else 0.0,
         }
+        for name, chosen in (("logprob_diff", sampled & fresh), ("logprob_drift", sampled & ~fresh)):  # sums over the tokens, but the max
+            some = gap[chosen]
+            measured |= {
+                f"{name}_count": float(len(some)),
+                f"{name}_mean": float(some.abs().sum()),
+                f"{name}_kl": float((torch.expm1(some) - some).sum()),
+                f"{name}_max": float(some.abs().max()) if len(some) else 0.0,
+            }
     return value, {f"agl/{name}": each for name, each in measured.items()}
 
 

@@ -60,7 +60,7 @@ def test_rows_have_every_trained_token_once_one_place_before_it() -> None:
     for start, end in zip(starts, np.append(starts[1:], len(rows.ids)), strict=True):
         assert rows.token[end - 1] == -1
         assert rows.ids[start] == batch.token_ids[0]
-    arrays = rows.arrays(batch, 2.0, None)
+    arrays = rows.arrays(batch, 2.0, None, 0)
     assert arrays["weight"].sum() == pytest.approx(2 * batch.weight.sum())
     assert "old" not in arrays
     assert np.isfinite(arrays["recorded"]).all()

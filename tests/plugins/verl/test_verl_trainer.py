@@ -102,7 +102,7 @@ async def test_a_checkpoint_goes_on_as_if_nothing_had_been(pair: Any, files: Mod
     assert verl.policy.version == 1
     again, found = await verl.step(batch_of(1), PPOClip())
     assert again == policy
-    for name in ("loss", "grad_norm", "entropy", "logprob_diff_mean"):
+    for name in ("loss", "grad_norm", "entropy", "logprob_drift_mean"):  # the batch is of version 0, and this is 1
         assert found[name] == expected[name]
     await verl.step(batch_of(2), PPOClip())
     await verl.export(tmp_path / "after")

@@ -1,11 +1,12 @@
-"""How the work grows when a batch has twice as many groups: attention, the gradient of a pack, conversion, and cutting into packs.
+"""How the work grows when a batch has twice as many groups: attention, the gradient, conversion, and cutting into packs.
 
-    python benchmarks/performance/attention.py                      # 8 and 16 groups of 4 rollouts x 4 turns, CPU
+    python benchmarks/performance/attention.py                      # 16 and 32 groups of 4 rollouts x 4 turns, CPU
     python benchmarks/performance/attention.py --groups 2 --prompt 32    # smaller; the bound is made for the default
 
-Groups share nothing, so twice as many are twice the work; a mask over all tokens of a pack would make it four times. All groups lie in one
-pack, however many they are. Seconds are those of this thread. The dense mask stands beside as what is avoided, without a bound. Conversion
-and the cutting into packs, which cost little, have sixteen times as many groups.
+Groups share nothing, so twice as many are twice the work; a mask over all tokens of a pack would make it four times. For attention alone
+all groups lie in one pack, however many they are; the gradient is computed in packs of --max-tokens, as in training. Seconds are those of
+this thread. The dense mask stands beside as what is avoided, with a quarter of the groups and without a bound. Conversion and the cutting
+into packs, which cost little, have sixteen times as many groups.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from bounds import Report, finish, take_turns
 from conversion import convert, trajectories
 from transformers import AutoModelForCausalLM
 
+from agentlightning.rl.batch import Batch
 from agentlightning_torch.attention import Visible, forest_attention
 from agentlightning_torch.forward import score_forest
 from agentlightning_torch.testing import tiny_model
@@ -51,14 +53,18 @@ def attention(pack: Any, dense: bool) -> Callable[[], None]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--groups", type=int, default=8, help="and twice as many")
+    parser.add_argument("--groups", type=int, default=16, help="and twice as many")
     parser.add_argument("--prompt", type=int, default=256, help="tokens that a group shares")
-    parser.add_argument("--max-tokens", type=int, default=4096, help="of a pack, where packs are cut")
-    parser.add_argument("--repeat", type=int, default=10)
+    parser.add_argument("--max-tokens", type=int, default=4096, help="of a pack")
+    parser.add_argument("--repeat", type=int, default=15)
     options = parser.parse_args()
     torch.set_num_threads(1)  # whose seconds are measured
     with tempfile.TemporaryDirectory() as folder, no_bars():
         model = AutoModelForCausalLM.from_pretrained(tiny_model(folder, context=8192).path).eval()
+
+    def gradient(batch: Batch) -> None:
+        for pack in batch.packs(options.max_tokens):
+            score_forest(model, batch, pack).logprob.sum().backward()
 
     def runs(groups: int) -> dict[str, Callable[[], Any]]:
         found = trajectories(groups * GROUP, TURNS, options.prompt, REPLY, OBSERVATION, group=GROUP, vocabulary=50)
@@ -67,8 +73,10 @@ def main() -> None:
         (pack,) = batch.packs(10**9)
         return {
             "attention": attention(pack, dense=False),
-            "attention under a dense mask": attention(pack, dense=True),
-            "gradient of a pack": lambda: score_forest(model, batch, pack).logprob.sum().backward(),
+            "attention under a dense mask (a quarter)": attention(
+                convert(found[: max(1, groups // 4) * GROUP]).packs(10**9)[0], dense=True
+            ),
+            "gradient": lambda: gradient(batch),
             "conversion": lambda: convert(many),
             "cutting into packs": lambda: large.packs(options.max_tokens),
         }

@@ -8,7 +8,7 @@ what a trainer with one row for each transition starts from, before any padding.
 read-only int32 and float32 arrays, each prompt an array of its own, `continues` set as the gateway sets it.
 
     one agent        every rollout has a prompt of its own; a turn's prompt is the last prompt, its reply, and an observation
-    two agents       A1 B1 A2 B2 ..., each with its own growing history: two chains in each rollout
+    two agents       A1 B1 A2 B2 ..., each with its own growing history: two chains in each rollout. Turns are the same, prompts longer
     groups of eight  eight rollouts share each prompt
     no `continues`   one agent, without word of which reply a prompt continues: the forest finds it from the root
 
@@ -132,11 +132,11 @@ def main() -> None:
     options = parser.parse_args()
     size = options.rollouts, options.turns, options.prompt, options.reply
     alone = trajectories(*size, options.observation)
-    # an agent that has every second turn makes half the history: twice the observation gives about as many tokens again
-    double = 2 * options.observation + options.reply
+    # an agent that has every second turn makes half the history: a longer prompt gives as many tokens again
+    longer = options.prompt + options.turns * (options.reply + options.observation) // 4
     variants = {
         "one agent": alone,
-        "two agents": trajectories(*size, double, agents=2),
+        "two agents": trajectories(options.rollouts, options.turns, longer, options.reply, options.observation, agents=2),
         "groups of eight": trajectories(*size, options.observation, group=8),
         "no `continues`": [replace(t, transitions=tuple(replace(each, continues=None) for each in t.transitions)) for t in alone],
     }

@@ -33,19 +33,21 @@ def token_arrays(
     segments = forest.segments()
     lengths = np.array([len(s.tokens) for s in segments], np.int64)
     owner = np.array([s.transition for s in segments], np.int64)
-    runs = [(s.transition, slice(s.offset, s.offset + len(s.tokens))) for s in segments if s.transition >= 0]
     arrays = _side_by_side(int(lengths.sum()), _KINDS if critic is None else {**_CRITIC, **_KINDS})
     sampled = np.repeat(owner >= 0, lengths)
+    runs = [(s.transition, slice(s.offset, s.offset + len(s.tokens))) for s in segments if s.transition >= 0]
 
     def spread(name: str, values: list[Any], context: float) -> None:
         """Write (tokens,) from one number for each transition."""
-        arrays[name][:] = np.repeat(np.array([*values, context], arrays[name].dtype)[owner], lengths)
+        write(name, np.repeat(np.array(values, arrays[name].dtype)[owner[owner >= 0]], lengths[owner >= 0]), context)
 
     def place(name: str, values: list[NDArray[Any]], context: float) -> None:
         """Write (tokens,) from (response,) of each transition."""
+        write(name, np.concatenate([values[transition][part] for transition, part in runs]) if runs else np.empty(0), context)
+
+    def write(name: str, values: NDArray[Any], context: float) -> None:
         arrays[name][:] = context
-        if runs:
-            arrays[name][sampled] = np.concatenate([values[transition][part] for transition, part in runs])
+        arrays[name][sampled] = values
 
     if segments:
         np.concatenate([s.tokens for s in segments], out=arrays["token_ids"])

@@ -151,16 +151,20 @@ class Forest:
 
 def structure(segments: list[Segment], parent: IntArray, position: IntArray, end: IntArray) -> None:
     """Write `parent`, `position` and `end` of every token of depth-first segments."""
-    lengths = np.array([len(s.tokens) for s in segments], np.int64)
+    if not segments:
+        return
+    starts, lengths = (np.array(each, np.int64) for each in ([s.start for s in segments], [len(s.tokens) for s in segments]))
     ends = np.cumsum(lengths)
     firsts = ends - lengths
     above = np.array([s.parent.index if s.parent is not None and s.parent.stop else -1 for s in segments], np.int64)
-    position[:] = np.arange(len(position), dtype=np.int32)
-    np.subtract(position, 1, out=parent)
+    parent[:] = np.arange(-1, len(parent) - 1, dtype=np.int32)
     parent[firsts] = np.where(above < 0, -1, ends[above] - 1)
-    position += np.repeat((np.array([s.start for s in segments], np.int64) - firsts).astype(np.int32), lengths)
     subtree = ends.tolist()
     for own, other in zip(range(len(segments) - 1, -1, -1), above[::-1].tolist(), strict=True):
         if other >= 0 and subtree[own] > subtree[other]:
             subtree[other] = subtree[own]
-    end[:] = np.repeat(np.array(subtree, np.int32), lengths)
+    # As sums of what changes from one token to the next: so no other arrays of their size are needed.
+    for array, step, first, last in ((position, 1, starts, starts + lengths - 1), (end, 0, np.array(subtree), np.array(subtree))):
+        array[:] = step
+        array[firsts] = first - np.append(0, last[:-1])
+        np.cumsum(array, out=array)

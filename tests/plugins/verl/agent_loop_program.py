@@ -129,7 +129,7 @@ def main() -> None:
 
 
 def sampled() -> int:
-    """What verl's own replay buffer samples of it: the two good prompts."""
+    """How many rows verl's own replay buffer samples of it: of all three prompts, for of fewer it takes any; the failed one has none."""
     buffer = ReplayBuffer(
         trainer_mode="sync",
         trainer_config=OmegaConf.create({}),
@@ -138,7 +138,7 @@ def sampled() -> int:
         sampler_kwargs={},
         poll_interval=0.1,
     )
-    batch, _ = buffer.sample(global_steps=7, partition_id="train", batch_size=2)
+    batch, _ = buffer.sample(global_steps=7, partition_id="train", batch_size=3)
     return len(batch.keys)
 
 

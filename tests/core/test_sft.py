@@ -17,8 +17,8 @@ from agentlightning.registry import registry
 from agentlightning.rl.batch import make_batch
 from agentlightning.rl.loss import SFTLoss, loss_of
 from agentlightning.rl.trajectory import trajectory
-from agentlightning.session import learned, summary
 from agentlightning.settings import build
+from agentlightning.summary import learned, summary
 
 
 def demonstrate(task: Any, messages: Any, tools: Any) -> None:

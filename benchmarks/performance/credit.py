@@ -145,7 +145,8 @@ def draw(curves: dict[str, Curves], luck: float, path: Path) -> None:
     for (name, each), style in zip(curves.items(), ("--", "-"), strict=True):
         at = np.arange(1, each.shape[1] + 1)
         axes.fill_between(at, each.min(axis=0), each.max(axis=0), color=COLORS[name], alpha=0.15, linewidth=0)
-        label = f"credit {name}: {each[:, 0].mean():.2f} to {each[:, -min(LAST, len(at)) :].mean():.2f}"
+        last = min(LAST, len(at))
+        label = f"credit {name}: {each[:, 0].mean():.2f} to {each[:, -last:].mean():.2f} (mean of the last {last} steps)"
         axes.plot(at, each.mean(axis=0), color=COLORS[name], linestyle=style, linewidth=2, marker=".", label=label)
     seeds = next(iter(curves.values())).shape[0]
     axes.set(
@@ -163,7 +164,7 @@ def draw(curves: dict[str, Curves], luck: float, path: Path) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=30)
+    parser.add_argument("--steps", type=int, default=30, help="of training, in each run")
     parser.add_argument("--seeds", type=int, default=3, help="runs of each credit; they differ in every sample and draw")
     parser.add_argument("--luck", type=float, default=1.0, help="what the first turn wins or loses; the deviation of skill is about 0.08")
     parser.add_argument("--tokens", type=int, nargs=2, default=[1, 24], metavar=("FIRST", "SECOND"), help="of the two turns")
@@ -171,6 +172,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--group", type=int, default=8, help="rollouts of each task")
     parser.add_argument("--chart", type=Path, help="a PNG to draw the curves into")
     options = parser.parse_args(arguments)
+    if min(options.steps, options.seeds, options.group - 1) < 1:
+        parser.error("--steps and --seeds are at least 1, --group at least 2, for the advantage compares the rollouts of a group")
     torch.set_num_threads(1)  # more gain nothing at this size
     console = Console(width=100)
     bar = (SpinnerColumn(), *Progress.get_default_columns(), TimeElapsedColumn())

@@ -9,13 +9,17 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from typing import Any, cast
+
+import numpy as np
 
 from agentlightning.collect import Collector
 from agentlightning.config import Config
+from agentlightning.errors import ConfigError
 from agentlightning.evaluation import new_rollout
 from agentlightning.model import JSON, Task, Trajectory, Transition
 from agentlightning.rl.trajectory import leave_out
-from agentlightning.settings import bind
+from agentlightning.settings import bind, call, named
 from agentlightning.tasks import Sampler
 
 Counts = dict[str, float]
@@ -73,7 +77,7 @@ class Gatherer:
         while need:
             await self._start(step, need + ahead - len(self._running), group_size)
             name, found = await self._collector.ended()
-            kept = self._keep is None or bool(self._keep(found))
+            kept = self._keep is None or self._kept(found)
             taken.append((self._running.pop(name), found, kept))
             if not kept and refills:
                 refills -= 1
@@ -92,6 +96,14 @@ class Gatherer:
             counts["stale_tokens"] = _tokens(marked, STALE)
         trajectories, dropped = self.fit(marked)
         return trajectories, counts | dropped
+
+    def _kept(self, group: Sequence[Trajectory]) -> bool:
+        part = self._config.collection.keep
+        kept: Any = call("collection.keep", part, cast("Callable[..., Any]", self._keep), group)
+        kept = cast("Any", kept).item() if isinstance(kept, np.generic) else kept
+        if not isinstance(kept, bool):
+            raise ConfigError(f"collection.keep {named(part)} gave {kept!r:.80}; expected True or False")
+        return kept
 
     def fit(self, trajectories: Sequence[Trajectory]) -> tuple[list[Trajectory], Counts]:
         """The trajectories without replies that are cut off, or too long for the trainer, where `collection` says so; and their tokens."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import functools
 import inspect
+import traceback
 import types
 import warnings
 from collections.abc import Callable, Generator, Mapping
@@ -28,6 +29,14 @@ if TYPE_CHECKING:
     from agentlightning.rl.loss import LossSettings
 
 T = TypeVar("T")
+_INPUTS = {
+    "credits": ("episodes",),
+    "advantages": ("episodes", "returns"),
+    "losses": ("logprob", "old", "advantage"),
+    "filters": ("group",),
+    "facts": ("records",),
+}
+"""What functions of a kind are called with."""
 _TRIALS: dict[str, Callable[[], tuple[Any, ...]]] = {
     "credits": lambda: (_no_episodes(),),
     "advantages": lambda: (_no_episodes(), np.zeros(0)),
@@ -62,15 +71,21 @@ def bind(kind: str, part: Any, where: str, plugins: Registry | None = None) -> C
     function: Any = _load(kind, name, where, plugins) if isinstance(name, str) else name
     if not callable(function):
         raise ConfigError(f"{where} is {_shown(part)}; expected a function, or the name of one")
-    parameters = inspect.signature(function).parameters.values()
-    if table and not any(p.kind is p.VAR_KEYWORD for p in parameters):
-        _check_keys(table, [p.name for p in parameters if p.kind is p.KEYWORD_ONLY or p.default is not p.empty], where)
+    if table and not any(p.kind is p.VAR_KEYWORD for p in inspect.signature(function).parameters.values()):
+        _check_keys(table, _keywords(function), where)
     hints = _hints(function) if table else {}
     settings = {key: convert(value, hints.get(key, Any), _key(where, key)) for key, value in table.items()}
     bound = functools.partial(function, **settings) if settings else function
+    if kind in _INPUTS:
+        _check_inputs(bound, _INPUTS[kind], f"{where} {getattr(function, '__qualname__', name)!r}")
     if kind in _TRIALS:
         _try(bound, _TRIALS[kind]())
     return bound
+
+
+def _keywords(function: Callable[..., Any]) -> list[str]:
+    """The settings of a function."""
+    return [p.name for p in inspect.signature(function).parameters.values() if p.kind is p.KEYWORD_ONLY or p.default is not p.empty]
 
 
 def build_loss(part: Any, where: str, plugins: Registry | None = None) -> LossSettings:
@@ -88,7 +103,9 @@ def build_loss(part: Any, where: str, plugins: Registry | None = None) -> LossSe
         table["correction"] = _build_correction(table["correction"], f"{where}.correction", plugins)
     if inspect.isfunction(cls):
         of_all = {each.name for each in fields(LossSettings)} - {"name"}
-        mine = bind("losses", {"name": cls, **{key: value for key, value in table.items() if key not in of_all}}, where)
+        own = {key: value for key, value in table.items() if key not in of_all}
+        _check_keys(own, [*_keywords(cls), *sorted(of_all)], where)
+        mine = bind("losses", {"name": cls, **own}, where)
         every = {key: value for key, value in table.items() if key in of_all}
         return build(OwnLoss, {"name": name if isinstance(name, str) else cls.__qualname__, "term": mine, **every}, where)
     if not (isinstance(cls, type) and issubclass(cls, LossSettings)):
@@ -150,6 +167,35 @@ def convert(value: Any, hint: Any, key: str) -> Any:
         raise ConfigError(f"{key} is {_shown(value)}; expected {_described(hint)}" + (f" (look at {key}{at})" if at else "")) from error
     except TypeError:
         return value  # a type that is no plain data: whoever takes the setting checks it
+
+
+def call(where: str, part: Any, function: Callable[..., Any], *given: Any) -> Any:
+    """What a function that a setting names gives. `PluginError` says which one raised what, and where."""
+    try:
+        return function(*given)
+    except LightningError:
+        raise
+    except Exception as error:
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        raise PluginError(
+            f"{where} {named(part)} raised {type(error).__name__}: {error} ({Path(last.filename).name}, line {last.lineno})"
+        ) from error
+
+
+def named(part: Any) -> str:
+    """How a part of a configuration is spoken of."""
+    name = cast("Mapping[str, Any]", part).get("name", part) if isinstance(part, Mapping) else part
+    return repr(name) if isinstance(name, str) else repr(getattr(name, "__qualname__", name))
+
+
+def _check_inputs(function: Callable[..., Any], inputs: tuple[str, ...], who: str) -> None:
+    """`ConfigError` for a function that cannot be called as it will be."""
+    try:
+        inspect.signature(function).bind(*inputs)
+    except TypeError as error:
+        raise ConfigError(f"{who} cannot be called as ({', '.join(inputs)}): {error}") from error
+    except ValueError:
+        return  # one that is not written in Python may have no signature
 
 
 def _no_episodes() -> Any:

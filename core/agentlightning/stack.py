@@ -101,6 +101,11 @@ async def plan(config: Config, agent: str | Agent | None, *, progress: Progress,
             able = trainer[0].offers(trainer[1])
             needs: Needs = getattr(algorithm, "needs", Needs())
             check_capabilities(str(config.trainer["name"]), able, loss_of(algorithm), critic=needs.critic)
+            if able.critic and not needs.critic and algorithm is not None:
+                raise UnsupportedSetting(
+                    "trainer.critic is true, and nothing of the algorithm asks a critic; leave it out, or take advantage = 'gae' or "
+                    "credit = 'learned'"
+                )
         checked: str | Agent | None = None
         if agent is not None and config.runner.workers:
             checked = reference_of(agent)

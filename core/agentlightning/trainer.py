@@ -44,7 +44,8 @@ def check_capabilities(name: str, able: Capabilities, loss: LossSettings | None,
     """`UnsupportedSetting` for what an algorithm asks and trainer `name` does not honour."""
     if critic and not able.critic:
         raise UnsupportedSetting(
-            f"algorithm.credit or algorithm.advantage needs a critic, and trainer {name!r} has no value head: {able.why_no_critic}"
+            f"algorithm.credit or algorithm.advantage needs a critic, and trainer {name!r}, as it is set, has no value head: "
+            f"{able.why_no_critic}"
         )
     if loss is None:
         return

@@ -121,6 +121,9 @@ async def _dry_run(job: Job, progress: Progress, stop: asyncio.Event) -> DryRun:
                 trajectories = await _collector(stack, config, progress, stop).run(rollouts)
             collected = time.monotonic() - began
             check_first(trajectories, config.agents)
+            try_out = getattr(algorithm, "try_out", None)
+            if try_out is not None:
+                try_out(trajectories)
             transitions = [transition for each in trajectories for transition in each.transitions]
             if transitions:
                 progress.phase("training")

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from agentlightning.errors import NonFinite
+from agentlightning.errors import NonFinite, TrainerError
 from agentlightning.rl.batch import Batch
 from agentlightning.rl.correction import Level, sums
 from agentlightning.rl.loss import DPOLoss, LossSettings
@@ -102,7 +102,11 @@ class Update:
             if of_pair is not None:
                 against = self._tensor(of_pair, index, now)
             advantage, weight, c = (self._tensor(each, index, now) for each in (batch.advantage, batch.weight, self.corrections))
-            policy = (weight * c * term(now, against, advantage)).sum()
+            made = term(now, against, advantage)
+            if getattr(made, "shape", None) != now.shape:
+                said = f"a tensor of shape {tuple(made.shape)}" if hasattr(made, "shape") else repr(made)[:80]
+                raise TrainerError(f"loss {loss.name!r} gave {said} for {len(now)} tokens; expected the term of each")
+            policy = (weight * c * made).sum()
             value = policy
             if loss.kl:
                 divergence = kl_term(loss.kl_estimator, now, self._tensor(self.reference, index, now))

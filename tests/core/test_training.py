@@ -20,7 +20,7 @@ from openai import AsyncOpenAI, OpenAI
 from transformers import AutoModelForCausalLM
 
 import agentlightning as agl
-from agentlightning.errors import AgentError, ConfigError, JoinError, NonFinite, RunError, UnsupportedSetting
+from agentlightning.errors import AgentError, ConfigError, JoinError, LightningError, NonFinite, RunError, UnsupportedSetting
 from agentlightning.rl.loss import LossSettings
 from agentlightning.runs import RunFolder
 from agentlightning.stack import open_store
@@ -547,9 +547,59 @@ def test_a_loss_with_a_term_of_its_own_is_refused_where_the_trainer_takes_none(m
         )
 
 
+def one_number(episodes: Any) -> Any:
+    return np.ones(1)
+
+
+def words(episodes: Any, returns: Any) -> Any:
+    return "many"
+
+
+def broken(episodes: Any, returns: Any) -> Any:
+    return {}["nothing"]
+
+
+def summed(logprob: Any, old: Any, advantage: Any) -> Any:
+    return logprob.sum()
+
+
+def one_argument(logprob: Any) -> Any:
+    return logprob
+
+
+def yes(group: Any) -> Any:
+    return "yes"
+
+
 @pytest.mark.parametrize(
     ("more", "said"),
     [
+        ({"credit": "one_number"}, r"algorithm\.credit '.*:one_number' gave an array of shape \(1,\) for 16 transitions"),
+        ({"advantage": "words"}, r"algorithm\.advantage '.*:words' raised ValueError: could not convert .* \(lightning\.py, line"),
+        ({"advantage": "broken"}, r"algorithm\.advantage '.*:broken' raised KeyError: 'nothing' \(test_training\.py, line \d+\)"),
+        ({"loss": "summed"}, r"loss '.*:summed' gave a tensor of shape \(\) for \d+ tokens; expected the term of each"),
+        ({"keep": "yes"}, r"collection\.keep '.*:yes' gave 'yes'; expected True or False"),
+    ],
+)
+def test_a_function_of_ones_own_that_is_wrong_is_named_with_what_was_expected(
+    more: dict[str, str], said: str, model: str, tmp_path: Path
+) -> None:
+    own = {key: f"{__name__}:{name}" for key, name in more.items()}
+    collection = {"keep": own.pop("keep")} if "keep" in own else {}
+    algorithm = {"name": "lightning", "group_size": 4, **own}
+    with pytest.raises(LightningError, match=said) as raised:
+        agl.train(two_turns, tasks=TASKS, **settings(model, tmp_path, steps=1, algorithm=algorithm, collection=collection))
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (
+            {"algorithm": {"name": "lightning", "loss": f"{__name__}:one_argument"}},
+            r"algorithm\.loss 'one_argument' cannot be called as \(logprob, old, advantage\): too many positional arguments",
+        ),
+        ({"algorithm": {"name": "lightning"}, "trainer": {"name": "torch", "critic": True}}, r"trainer\.critic is true, and nothing"),
         ({"algorithm": {"name": "lightning", "advantage": "gae"}}, r"algorithm\.advantage needs a critic, .* set trainer\.critic = true"),
         (
             {"algorithm": {"name": "lightning", "credit": "learned"}},

@@ -49,6 +49,15 @@ def test_a_dry_run_measures_and_leaves_nothing(config: Any, tmp_path: Path) -> N
     assert not RunFolder.all(tmp_path / "runs")
 
 
+def too_short(episodes: Any, returns: Any) -> Any:
+    return returns[:1]
+
+
+def test_a_dry_run_says_what_an_advantage_of_ones_own_does_wrong(config: Any) -> None:
+    with pytest.raises(ConfigError, match=r"algorithm\.advantage '.*:too_short' gave an array of shape \(1,\) for 8 transitions"):
+        dry_run(replace(config, algorithm={"name": "lightning", "advantage": f"{__name__}:too_short"}))
+
+
 @pytest.mark.parametrize("algorithm", ["rft", "dpo"])
 def test_a_dry_run_measures_a_step_of_an_algorithm_whatever_the_rewards_are(config: Any, algorithm: str) -> None:
     report = dry_run(replace(config, algorithm={"name": algorithm, "group_size": 4}))

@@ -99,7 +99,8 @@ def print_run(run: Run, console: Console) -> None:
         console.print(Text.assemble(("stopped", "yellow"), f" after step {run.result.get('steps', 0)}; what is finished is kept"))
         console.print(f"go on with:  agl train --resume {folder}", soft_wrap=True, highlight=False)
         return
-    console.print(before_after_table(run.result))
+    if run.result.get("held_out"):
+        console.print(before_after_table(run.result))
     rows = [("run", folder), ("time", duration(run.result.get("seconds")))]
     if "policy" in run.result:
         rows.append(("weights", shown_path(run.policy)))

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 
 from agentlightning.errors import ConfigError
+from agentlightning.model import Trajectory
 from agentlightning.registry import registry
 from agentlightning.rl.advantage import Estimate, Needs, needs_of
 from agentlightning.rl.advantage.per_agent import PerAgent
@@ -17,7 +18,7 @@ from agentlightning.rl.batch import Batch, Weight, make_batch
 from agentlightning.rl.credit import is_outcome_alone
 from agentlightning.rl.episodes import Doubles, Episodes
 from agentlightning.rl.loss import LossSettings
-from agentlightning.settings import bind, build, build_loss
+from agentlightning.settings import bind, build, build_loss, call, named
 
 if TYPE_CHECKING:
     from agentlightning.training import Session
@@ -114,21 +115,39 @@ class LightningRL:
             episodes = Episodes.of(trajectories)
             if early:
                 episodes = await ask_critic(session, episodes, episodes.outcome[episodes.rollout])
-            returns = credit(episodes)
+            returns = self.returns(episodes, credit)
             if critic and not early:
                 episodes = await ask_critic(session, episodes, returns)
-            estimate = self.estimate(episodes, returns, advantage(episodes, returns))
+            estimate = self.estimate(episodes, returns, advantage)
             if early:
                 estimate = with_target(episodes, estimate, returns)
             batch = learner_batch(episodes, estimate, weight=self.weight, length=self.length)
             metrics = await session.update(batch, loss)
             await session.finish_step(step, trajectories, episodes.split(returns), episodes.split(estimate.advantage), batch, metrics)
 
-    def estimate(self, episodes: Episodes, returns: Doubles, made: Any) -> Estimate:
-        """What an advantage gave, checked, with the weights of the agents."""
-        estimate = (
-            made if isinstance(made, Estimate) else Estimate(np.asarray(made, np.float64), np.full(int(episodes.tokens.sum()), np.nan))
-        )
+    def try_out(self, trajectories: Sequence[Trajectory]) -> None:
+        """Credit and advantage of some trajectories, where no critic is asked: what they cannot do is said now."""
+        credit, advantage, _ = self.parts()
+        if not self.needs.critic:
+            episodes = Episodes.of(trajectories)
+            self.estimate(episodes, self.returns(episodes, credit), advantage)
+
+    def returns(self, episodes: Episodes, credit: Callable[..., Any]) -> Doubles:
+        """(transitions,) what a credit gives, checked."""
+        returns = call("algorithm.credit", self.credit, _floats, call("algorithm.credit", self.credit, credit, episodes))
+        if returns.shape != (episodes.transitions,):
+            raise ConfigError(
+                f"algorithm.credit {_named(self.credit)} gave an array of shape {returns.shape} for {episodes.transitions} transitions; "
+                "expected one number for each"
+            )
+        return returns
+
+    def estimate(self, episodes: Episodes, returns: Doubles, advantage: Callable[..., Any]) -> Estimate:
+        """What an advantage gives, checked, with the weights of the agents."""
+        made = call("algorithm.advantage", self.advantage, advantage, episodes, returns)
+        if not isinstance(made, Estimate):
+            made = Estimate(call("algorithm.advantage", self.advantage, _floats, made), np.full(int(episodes.tokens.sum()), np.nan))
+        estimate = made
         try:
             per_token = episodes.per_token(estimate.advantage)
         except ValueError as error:
@@ -178,11 +197,14 @@ def learner_batch(episodes: Episodes, estimate: Estimate, *, weight: Weight, len
     return make_batch(episodes.trajectories, split(estimate.advantage), weight=weight, length=length, critic=critic)
 
 
+def _floats(values: Any) -> Doubles:
+    return np.asarray(values, np.float64)
+
+
 def _named(part: Any) -> str:
-    if isinstance(part, Mapping):
-        table = cast("Mapping[str, Any]", part)
-        part = table.get("name", ", ".join(f"{key} = {_named(each)}" for key, each in table.items()))
-    return repr(part if isinstance(part, str) else getattr(part, "__qualname__", part))
+    if isinstance(part, Mapping) and "name" not in part:
+        return ", ".join(f"{key} = {named(each)}" for key, each in cast("Mapping[str, Any]", part).items())
+    return named(part)
 
 
 def algorithm_from(table: Mapping[str, Any]) -> Any:

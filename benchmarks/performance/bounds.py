@@ -6,6 +6,7 @@ A ratio is of the fastest runs: what else the machine does makes a run slower, n
 from __future__ import annotations
 
 import statistics
+import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -15,7 +16,7 @@ from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TimeElapsedColumn
 from rich.table import Table
 
-console = Console()
+console = Console() if sys.stdout.isatty() else Console(width=150)
 
 
 def bar() -> Progress:

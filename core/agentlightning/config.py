@@ -109,7 +109,7 @@ class CollectionConfig:
     agents; replies with an older token are left out and counted."""
     keep: JSON = None
     """Which groups are kept, by a filter: `signal` (outcomes differ), `difficulty` (`{name = "difficulty", low = 0.1, high = 0.9}`), or a
-    function of one's own; absent: all. What is turned away is not trained, and counts in every denominator."""
+    function of one's own; absent: all. What is turned away is not trained, and counts among the scored rollouts."""
     refill: int = 0
     """Groups at most that a step starts in place of those turned away."""
     truncated: Literal["train", "drop"] = "train"

@@ -1,0 +1,72 @@
+"""What the pieces become on a machine: unpacked parcels, and a Python environment of their own with the checkout in it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+from machine import packages
+from pieces import Index, PiecesError, assemble
+
+ROOT = Path(__file__).resolve().parents[2]
+PARCELS = ("wheels", "data", "smollm2", "qwen05")
+"""What `pack` makes, in the order in which it should travel; `data` only where it is given any."""
+
+
+def arrive(index: Index | None, pieces: Path | None, out: Path) -> dict[str, list[str]]:
+    """Unpack what has arrived; the missing pieces of every parcel that has not."""
+    if index is None or pieces is None:
+        return {}
+    missing: dict[str, list[str]] = {}
+    for parcel in dict.fromkeys((*index.parcels, *PARCELS)):
+        if absent := assemble(index, parcel, pieces, out / "parcels" / parcel):
+            missing[parcel] = absent
+            print(f"parcel {parcel}: waits for {some(absent)}", flush=True)
+        else:
+            print(f"parcel {parcel}: here", flush=True)
+    return missing
+
+
+def install(out: Path, missing: dict[str, list[str]], index: Index | None) -> str | None:
+    """The Python of an environment with the checkout and the wheels that came; None: the wheels have not come.
+
+    Without pieces it is the Python that runs this, which must have the project.
+    """
+    if index is None:
+        if "agentlightning" not in packages():
+            raise PiecesError(
+                f"{sys.executable} does not have Agent Lightning. Run `make setup` and use .venv/bin/python, or give --pieces."
+            )
+        return sys.executable
+    if "wheels" in missing:
+        return None
+    wheels, environment = out / "parcels" / "wheels", out / "environment"
+    python, mark = environment / "bin" / "python", environment / ".installed"
+    wanted = (wheels / ".complete").read_text() + str(ROOT)
+    if mark.is_file() and mark.read_text() == wanted:
+        return str(python)
+    print("installing into " + str(environment), flush=True)
+    call([sys.executable, "-m", "venv", "--clear", "--without-pip", str(environment)])
+    # Packages of the Python that runs this stay within reach, behind those of the environment. It may be an environment itself.
+    (site,) = environment.glob("lib/python*/site-packages")
+    paths = [path for path in sys.path if path.endswith(("site-packages", "dist-packages"))]
+    (site / "machine.pth").write_text("".join(f"{path}\n" for path in paths))
+    pip = [sys.executable, "-m", "pip", "--python", str(python), "install", "-q", "--no-index", "--no-deps", "--no-cache-dir"]
+    if found := sorted(map(str, wheels.glob("*.whl"))):
+        call([*pip, *found])
+    call([*pip, "--no-build-isolation", "--editable", str(ROOT)])
+    mark.write_text(wanted)
+    return str(python)
+
+
+def call(command: list[str]) -> None:
+    """Run a command of the installation. Raises `PiecesError` with the end of what it said."""
+    answer = subprocess.run(command, capture_output=True, text=True, check=False)
+    if answer.returncode:
+        raise PiecesError(f"{' '.join(command[:6])} ... failed: {(answer.stderr or answer.stdout)[-600:].strip()}")
+
+
+def some(names: list[str], most: int = 4) -> str:
+    """Names for one line of text."""
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

@@ -1,0 +1,73 @@
+"""What the measuring scripts share: toy size or not, their models, figures that are written at once."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+DRY = bool(os.environ.get("AGL_GPU_DRY"))
+OUT = Path(os.environ.get("AGL_GPU_OUT", "."))
+FIGURES = Path("figures.jsonl")
+PERFORMANCE = Path(__file__).resolve().parents[1] / "performance"
+
+
+class Figures:
+    """`figures.jsonl` of this step. What an earlier call measured is not measured again."""
+
+    def __init__(self) -> None:
+        self.lines: list[dict[str, Any]] = []
+        for line in FIGURES.read_text(encoding="utf-8").splitlines() if FIGURES.exists() else ():
+            with contextlib.suppress(ValueError):
+                self.lines.append(json.loads(line))
+        if FIGURES.exists() and not FIGURES.read_bytes().endswith(b"\n"):
+            with FIGURES.open("ab") as file:
+                file.write(b"\n")
+
+    def has(self, **point: Any) -> bool:
+        """Whether a point has been measured."""
+        return any(point.items() <= line.items() for line in self.lines)
+
+    def add(self, **figures: Any) -> None:
+        """Write a line."""
+        self.lines.append(figures)
+        print(json.dumps(figures), flush=True)
+        with FIGURES.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(figures) + "\n")
+
+
+@contextlib.contextmanager
+def memory_errors(figures: Figures, **point: Any) -> Iterator[None]:
+    """Note a point that takes more memory than there is, and go on."""
+    import torch
+
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        figures.add(**point, error="out of memory")
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def peak_memory() -> int | None:
+    """Bytes that torch had on the GPU at most since `reset_peak`; None on a CPU."""
+    import torch
+
+    return torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None
+
+
+def reset_peak() -> None:
+    """Begin to count the peak anew."""
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+
+
+def use_performance_scripts() -> None:
+    """Let the scripts of benchmarks/performance be imported."""
+    sys.path.append(str(PERFORMANCE))

@@ -1,0 +1,177 @@
+"""Folders cut into small files that travel one by one, and put together again.
+
+A parcel is a folder. It becomes one tar stream, cut into pieces; `index.json` names every piece with its size and checksum. A parcel is
+unpacked only when all of its pieces have arrived unharmed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import shutil
+import tarfile
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+PIECE_BYTES = 55 * 2**20
+INDEX = "index.json"
+COMPLETE = ".complete"
+"""In an unpacked parcel: the checksum of its pieces. Written last."""
+
+
+class PiecesError(Exception):
+    """Pieces that cannot be used."""
+
+
+@dataclass(frozen=True)
+class Piece:
+    file: str
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Index:
+    """What a folder of pieces holds."""
+
+    commit: str | None
+    machine: dict[str, Any]
+    """The machine that the pieces were made for."""
+    parcels: dict[str, tuple[Piece, ...]]
+    """In the order in which they should travel."""
+
+    def missing(self, parcel: str, folder: Path) -> list[str]:
+        """The pieces of a parcel that are absent or damaged, each with the reason."""
+        if parcel not in self.parcels:
+            return [f"parcel {parcel} (not in {INDEX})"]
+        return [reason for piece in self.parcels[parcel] if (reason := _damage(piece, folder)) is not None]
+
+
+def cut(parcels: Mapping[str, Path], folder: Path, *, commit: str | None, machine: dict[str, Any], piece_bytes: int = PIECE_BYTES) -> Index:
+    """Cut each parcel's folder into pieces in `folder`, and write the index last."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / INDEX).unlink(missing_ok=True)
+    pieces = {name: tuple(_cut(name, source, folder, piece_bytes)) for name, source in parcels.items()}
+    index = Index(commit, machine, pieces)
+    (folder / INDEX).write_text(json.dumps({"schema": 1, **asdict(index)}, indent=1) + "\n", encoding="utf-8")
+    return index
+
+
+def read_index(folder: Path) -> Index:
+    """Read the index of a folder that `cut` made. Raises `PiecesError` when there is none, or it cannot be read."""
+    path = folder / INDEX
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if content["schema"] != 1:
+            raise PiecesError(f"{path} has schema {content['schema']}; this version reads schema 1. Pack again.")
+        parcels = {name: tuple(Piece(**piece) for piece in pieces) for name, pieces in content["parcels"].items()}
+        return Index(content["commit"], content["machine"], parcels)
+    except FileNotFoundError:
+        raise PiecesError(f"{folder} has no {INDEX}. Give the folder that benchmarks/gpu/pack filled; its {INDEX} travels first.") from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise PiecesError(f"{path} cannot be read ({type(error).__name__}: {error}). Pack again.") from error
+
+
+def assemble(index: Index, parcel: str, folder: Path, target: Path) -> list[str]:
+    """Unpack a parcel into `target`, once. Returns the missing pieces; empty means that the parcel is there."""
+    checksum = hashlib.sha256("".join(piece.sha256 for piece in index.parcels.get(parcel, ())).encode()).hexdigest()
+    mark = target / COMPLETE
+    if parcel in index.parcels and mark.is_file() and mark.read_text() == checksum:
+        return []
+    if missing := index.missing(parcel, folder):
+        return missing
+    shutil.rmtree(target, ignore_errors=True)
+    target.mkdir(parents=True)
+    stream = io.BufferedReader(_Joined([folder / piece.file for piece in index.parcels[parcel]]))
+    try:
+        with tarfile.open(fileobj=stream, mode="r|") as archive:
+            archive.extractall(target, filter="data")
+    except tarfile.TarError as error:
+        raise PiecesError(f"parcel {parcel} cannot be unpacked ({error}). Pack again.") from error
+    mark.write_text(checksum)
+    return []
+
+
+def _damage(piece: Piece, folder: Path) -> str | None:
+    path = folder / piece.file
+    if not path.is_file():
+        return piece.file
+    if path.stat().st_size != piece.bytes:
+        return f"{piece.file} (damaged: {path.stat().st_size:,} bytes of {piece.bytes:,})"
+    with path.open("rb") as file:
+        if hashlib.file_digest(file, "sha256").hexdigest() != piece.sha256:
+            return f"{piece.file} (damaged: wrong checksum)"
+    return None
+
+
+def _cut(name: str, source: Path, folder: Path, piece_bytes: int) -> Iterator[Piece]:
+    for old in folder.glob(f"{name}-[0-9][0-9][0-9]"):
+        old.unlink()
+    with _Pieces(name, folder, piece_bytes) as writer:
+        with tarfile.open(fileobj=writer, mode="w|") as archive:  # type: ignore[call-overload]
+            for path in sorted(source.rglob("*")):
+                archive.add(path, path.relative_to(source).as_posix(), recursive=False, filter=_plain)
+    yield from writer.pieces
+
+
+def _plain(entry: tarfile.TarInfo) -> tarfile.TarInfo:
+    entry.uid = entry.gid = entry.mtime = 0
+    entry.uname = entry.gname = ""
+    return entry
+
+
+class _Pieces(io.RawIOBase):
+    """A stream that goes into files of `piece_bytes` each."""
+
+    def __init__(self, name: str, folder: Path, piece_bytes: int) -> None:
+        self.name, self.folder, self.piece_bytes = name, folder, piece_bytes
+        self.pieces: list[Piece] = []
+        self._buffer = bytearray()
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        self._buffer += data
+        while len(self._buffer) >= self.piece_bytes:
+            self._put(self.piece_bytes)
+        return len(data)
+
+    def close(self) -> None:
+        if not self.closed and self._buffer:
+            self._put(len(self._buffer))
+        super().close()
+
+    def _put(self, count: int) -> None:
+        data = bytes(self._buffer[:count])
+        del self._buffer[:count]
+        file = f"{self.name}-{len(self.pieces) + 1:03}"
+        (self.folder / file).write_bytes(data)
+        self.pieces.append(Piece(file, len(data), hashlib.sha256(data).hexdigest()))
+
+
+class _Joined(io.RawIOBase):
+    """The files of a parcel, read as one stream."""
+
+    def __init__(self, paths: list[Path]) -> None:
+        self._paths = iter(paths)
+        self._file: Any = None
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        while True:
+            if self._file is None:
+                path = next(self._paths, None)
+                if path is None:
+                    return 0
+                self._file = path.open("rb")
+            count = self._file.readinto(buffer)
+            if count:
+                return count
+            self._file.close()
+            self._file = None

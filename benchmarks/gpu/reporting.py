@@ -29,19 +29,36 @@ def main() -> None:
     options = parser.parse_args()
     try:
         lines = read_results(options.results)
+        if not options.results.exists():
+            raise PiecesError(f"{options.results} does not exist. Give the file that benchmarks/gpu/run wrote.")
+        if len({line["dry"] for line in lines}) > 1:
+            raise PiecesError(f"{options.results} has results of --dry and of a GPU. Report them separately.")
         if not lines:
             raise PiecesError(f"{options.results} has no results. Give the file that benchmarks/gpu/run wrote.")
     except (PiecesError, OSError, UnicodeDecodeError) as error:
         raise SystemExit(f"error: {error}") from None
-    last = latest(lines)
-    if options.out is None:
-        print(page(last))
+    try:
+        write(latest(lines), options.out)
+    except OSError as error:
+        raise SystemExit(f"error: {error}") from None
+    except (KeyError, TypeError, AttributeError) as error:
+        raise SystemExit(f"error: {options.results} has a figure that benchmarks/gpu/run did not write ({error}).") from None
+
+
+def write(lines: Sequence[Line], out: Path | None) -> None:
+    """Print the page, or write it with its chart."""
+    if out is None:
+        print(page(lines))
         return
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    chart = options.out.with_name("gpu-curves.png")
-    drawn = draw(last, chart)
-    options.out.write_text(page(last, chart.name if drawn else None), encoding="utf-8")
-    print(f"{options.out}" + (f" and {chart}" if drawn else ""))
+    out.parent.mkdir(parents=True, exist_ok=True)
+    chart = out.with_name("gpu-curves.png")
+    try:
+        drawn = draw(lines, chart)
+    except ModuleNotFoundError as error:
+        drawn = False
+        print(f"no chart: {error.name} is not installed")
+    out.write_text(page(lines, chart.name if drawn else None), encoding="utf-8")
+    print(f"{out}" + (f" and {chart}" if drawn else ""))
 
 
 def latest(lines: Sequence[Line]) -> list[Line]:
@@ -61,14 +78,14 @@ def page(lines: Sequence[Line], chart: str | None = None) -> str:
         "`benchmarks/gpu/run` measured these figures and `benchmarks/gpu/report` wrote this page.\n",
     ]
     if any(line["dry"] for line in lines):
-        sections.append("**These are toy sizes on a CPU (`--dry`). They say nothing about speed or learning.**\n")
+        sections.append("**Toy sizes on a CPU (`--dry`), with a tiny random model under every name: no figure of speed or learning.**\n")
     sections.append(table(("step", "result", "seconds", "GPU", "torch", "commit"), (overview(line) for line in lines)))
     for title, text, prefix, render in SECTIONS:
         chosen = [line for line in lines if line.get("figures") and line["step"].startswith(prefix)]
         if rows := render(chosen):
             sections.append(f"## {title}\n\n{text}\n\n{rows}")
-    if chart:
-        sections.insert(-1, f"![Mean reward on held-out tasks over training steps]({chart})\n")
+    if chart:  # under the curves, which come last
+        sections.append(f"![Mean reward on held-out tasks over training steps]({chart})\n")
     return "\n".join(sections)
 
 
@@ -195,7 +212,7 @@ def curves(lines: Sequence[Line]) -> str:
 
 CURVES = ("demo-", "demo", "math-", "rag-", "text-to-sql-")
 SECTIONS: tuple[tuple[str, str, str | tuple[str, ...], Any], ...] = (
-    ("Tests", "The plugins' tests on the GPU.", "tests-", tests),
+    ("Tests", "Tests of the plugins.", "tests-", tests),
     (
         "Exactness",
         "Differences from rows of single transitions in float64: log-probabilities per token, and the largest relative difference of a "

@@ -11,6 +11,10 @@ from typing import Any
 from pieces import PiecesError
 
 RESULTS = "results.jsonl"
+START = '{"step": "'
+"""Of every line."""
+AGAIN = "again"
+"""A mark: what stands before it counts no more."""
 FINAL = ("ok", "failed", "timeout", "out_of_memory")
 """What a step can end with; `skipped` and `interrupted` steps are tried again."""
 
@@ -23,7 +27,7 @@ class Results:
         self.lines = read_results(path)
         if self.lines and self.lines[-1]["dry"] != here["dry"]:
             kind = "--dry" if self.lines[-1]["dry"] else "a GPU"
-            raise PiecesError(f"{path} has results of {kind}. Give another --out, so that toy sizes and real ones stay apart.")
+            raise PiecesError(f"{path} has results of {kind}. Use another --out, so that toy sizes and real ones stay apart.")
         if path.exists() and not path.read_bytes().endswith(b"\n"):  # a line that a crash cut off; the next one needs a line of its own
             with path.open("ab") as file:
                 file.write(b"\n")
@@ -37,7 +41,7 @@ class Results:
         """Seconds of the calls that were interrupted in this step since its last result."""
         total = 0.0
         for line in reversed([line for line in self.lines if line["step"] == step]):
-            if line["status"] in FINAL:
+            if line["status"] in (*FINAL, AGAIN):
                 break
             total += line.get("seconds", 0.0)
         return total
@@ -63,15 +67,32 @@ def read_results(path: Path) -> list[dict[str, Any]]:
     """The lines of a file of results. A line that a crash cut off is left out; anything else that is no result raises `PiecesError`."""
     if not path.exists():
         return []
-    raw = path.read_text(encoding="utf-8").splitlines()
+    try:
+        raw = path.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise PiecesError(f"{path} is not text. Use a file that benchmarks/gpu/run wrote.") from error
     lines: list[dict[str, Any]] = []
     for number, text in enumerate(raw, 1):
+        # Behind a line that a crash cut off stands the next one where two files were joined.
+        whole = text[max(text.rfind(START), 0) :]
         try:
-            line = json.loads(text)
-            _ = line["step"], line["status"], line["dry"]
-            lines.append(line)
-        except (ValueError, KeyError, TypeError):
-            # A crash tears a line off, so it can be no whole object. The next call ends it, hence not only the last line may be torn.
-            if text.strip() and (not text.startswith("{") or text.endswith("}")):
-                raise PiecesError(f"{path}, line {number}, is no result. Expected a file that benchmarks/gpu/run wrote.") from None
+            line = json.loads(whole)
+            if _is_result(line):
+                lines.append(line)
+                continue
+        except ValueError:
+            if not text.strip() or (text.startswith("{") and not text.endswith("}")):
+                continue
+        raise PiecesError(f"{path}, line {number}, is not a result. Use a file that benchmarks/gpu/run wrote.")
     return lines
+
+
+def _is_result(line: Any) -> bool:
+    """Whether a line has what every result has."""
+    if not isinstance(line, dict):
+        return False
+    kinds = {"step": str, "status": str, "dry": bool, "versions": dict}
+    optional = {"error": str, "figures": list, "seconds": int | float, "gpus": list}
+    return all(isinstance(line.get(key), kind) for key, kind in kinds.items()) and all(
+        isinstance(line[key], kind) for key, kind in optional.items() if key in line
+    )

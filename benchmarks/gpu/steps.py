@@ -3,12 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-
-from working import Step
+from dataclasses import dataclass
 
 MODELS = ("smollm2", "qwen05")
 BENCHMARKS = {"math": "gsm8k", "text-to-sql": "spider", "rag": "musique"}
 """And the folder of its real tasks."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """One measurement: a command that leaves `figures.jsonl` in its working folder, one JSON object a line, each written at once."""
+
+    name: str
+    title: str
+    command: tuple[str, ...]
+    """Arguments for Python; the command runs in OUT/steps/NAME."""
+    minutes: float
+    """Time limit over all calls."""
+    parcels: tuple[str, ...] = ()
+    """Without these it is skipped."""
+    module: str | None = None
+    """Skipped where this is not installed."""
 
 
 def script(name: str, *arguments: str) -> tuple[str, ...]:

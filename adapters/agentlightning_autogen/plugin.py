@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from agentlightning.hookspecs import Register, hookimpl
+from agentlightning.contracts.hookspecs import Register, hookimpl
 
 NEEDS = ("autogen_core", "autogen_agentchat", "openai")
 

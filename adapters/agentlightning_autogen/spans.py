@@ -19,11 +19,11 @@ from functools import cache
 from typing import Any, Protocol
 from weakref import ref
 
-from agentlightning import recording
+from agentlightning.capture.recorder import Recorder
+from agentlightning.capture.recorder import current as current_recorder
+from agentlightning.capture.to_json import failure
 from agentlightning.errors import LightningError
-from agentlightning.model import JSON, Span, SpanKind, new_id
-from agentlightning.recording import Recorder
-from agentlightning.values import failure
+from agentlightning.types import JSON, Span, SpanKind, new_id
 
 log = logging.getLogger(__name__)
 
@@ -56,7 +56,7 @@ _current: ContextVar[Open | None] = ContextVar("agentlightning_autogen_open", de
 
 def innermost() -> Open | None:
     """The open part of the current rollout that this code is in."""
-    recorder, part = recording.current(), _current.get()
+    recorder, part = current_recorder(), _current.get()
     while part is not None and (part.ended or part.recorder() is not recorder):
         part = part.parent
     return part if recorder is not None else None
@@ -74,7 +74,7 @@ def current(part: Open) -> Generator[None]:
 
 def begin(kind: SpanKind, name: str, owner: object, parent: Open | None, *, agent: str | None = None, quiet: bool = False) -> Open | None:
     """A part that starts now; None outside a rollout. `agent`: who acts from here on, where it is not who acts in the parent."""
-    recorder = recording.current()
+    recorder = current_recorder()
     if recorder is None:
         return None
     above = parent
@@ -173,7 +173,7 @@ def guarded(what: str) -> Generator[None]:
         if (kind := f"{what} {type(error).__name__}") not in _complained():
             _complained().add(kind)
             log.error(text, exc_info=error)
-        recorder = recording.current()
+        recorder = current_recorder()
         if recorder is not None:
             with suppress(RuntimeError):  # the event loop of a rollout that has ended is closed
                 recorder.add(Span(attempt_id=recorder.attempt.id, kind="note", name=text, attributes={"source": "autogen"}))

@@ -21,10 +21,11 @@ from autogen_agentchat.teams._group_chat._base_group_chat_manager import BaseGro
 from autogen_agentchat.teams._group_chat._sequential_routed_agent import SequentialRoutedAgent
 from autogen_core.tools import BaseTool, FunctionTool, ToolResult, Workbench
 
-from agentlightning import recording
-from agentlightning.model import JSON
-from agentlightning.rl.joining import TOOL_CALL_ID
-from agentlightning.values import failure, plain
+from agentlightning.capture.recorder import current as current_recorder
+from agentlightning.capture.recorder import use
+from agentlightning.capture.to_json import failure, plain
+from agentlightning.rl.trajectory.joins import TOOL_CALL_ID
+from agentlightning.types import JSON
 from agentlightning_autogen.patches import Patches, Wrap
 from agentlightning_autogen.spans import Open, begin, current, end, followed, guarded, innermost, logged
 
@@ -65,7 +66,7 @@ class Structure:
             recorder = team.recorder() if team is not None and not team.ended else None
             if team is None or recorder is None:
                 return await original(receiver, message, context)
-            with recording.use(recorder), current(team):
+            with use(recorder), current(team):
                 manager = None
                 if isinstance(receiver, BaseGroupChatManager):
                     with guarded("a manager"):
@@ -179,7 +180,7 @@ def _in_context(original: Any) -> Any:
 
     @wraps(original)
     async def run(tool: Any, *args: Any, **kwargs: Any) -> Any:
-        if recording.current() is not None and not iscoroutinefunction(tool._func):
+        if current_recorder() is not None and not iscoroutinefunction(tool._func):
             tool, function = copy.copy(tool), tool._func
             tool._func = partial(copy_context().run, function)
         return await original(tool, *args, **kwargs)

@@ -24,13 +24,13 @@ from langchain_core.runnables.config import var_child_runnable_config
 from langchain_core.tracers.context import register_configure_hook
 from langgraph.errors import GraphBubbleUp
 
-from agentlightning import recording
+from agentlightning.capture.open_runs import span
+from agentlightning.capture.openai_patch import ModelCall, clients
+from agentlightning.capture.recorder import Recorder
+from agentlightning.capture.recorder import current as current_recorder
+from agentlightning.capture.to_json import failure, mapping
 from agentlightning.errors import LightningError
-from agentlightning.model import JSON, Span
-from agentlightning.recording import Recorder
-from agentlightning.routing import ModelCall, clients
-from agentlightning.tracing import span
-from agentlightning.values import failure, mapping
+from agentlightning.types import JSON, Span
 from agentlightning_langchain.joining import join
 from agentlightning_langchain.runs import Run, Runs, chain_run, leaf_run
 from agentlightning_langchain.values import plain
@@ -126,7 +126,7 @@ class LightningCallback(BaseCallbackHandler):
     raise_error = True  # of what `_safe` lets out
 
     def __init__(self) -> None:
-        self._recorder = recording.current()
+        self._recorder = current_recorder()
         self._here = installation()
         self._runs = self._here.runs
         clients().install(NAME)
@@ -147,7 +147,7 @@ class LightningCallback(BaseCallbackHandler):
                 recorder.add(Span(attempt_id=recorder.attempt.id, kind="note", name=text, attributes={"source": "langchain"}))
 
     def _find(self, parent: Run | None) -> Recorder | None:
-        return recording.current() or (parent.recorder() if parent is not None else None) or self._recorder
+        return current_recorder() or (parent.recorder() if parent is not None else None) or self._recorder
 
     def _finish(self, run_id: UUID, **attributes: JSON) -> None:
         ended = self._runs.end(run_id)

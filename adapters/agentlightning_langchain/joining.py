@@ -9,8 +9,8 @@ from typing import Any, cast
 
 from langchain_core.outputs import LLMResult
 
-from agentlightning.routing import ModelCall
-from agentlightning.values import mapping
+from agentlightning.capture.openai_patch import ModelCall
+from agentlightning.capture.to_json import mapping
 from agentlightning_langchain.runs import Run
 
 

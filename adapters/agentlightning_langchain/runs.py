@@ -14,16 +14,16 @@ from typing import Any, cast
 from uuid import UUID, uuid5
 from weakref import ref
 
-from agentlightning import tracing
-from agentlightning.model import JSON, SpanKind
-from agentlightning.recording import Recorder
+from agentlightning.capture import open_runs
+from agentlightning.capture.recorder import Recorder
+from agentlightning.types import JSON, SpanKind
 
 CREATE_AGENT_NODES = ("model", "tools")
 """Names of the nodes that `create_agent` itself makes."""
 
 
 @dataclass(slots=True, eq=False, kw_only=True)
-class Run(tracing.Run):
+class Run(open_runs.Run):
     """One run of the framework that has started and not ended; its id is a UUID."""
 
     named: str | None = None
@@ -49,7 +49,7 @@ class Run(tracing.Run):
         return next((run.name for run in self.above() if run.kind == "tool" or run.node is not None), None)
 
 
-class Runs(tracing.Runs[Run]):
+class Runs(open_runs.Runs[Run]):
     """Every open run of this process. Safe from any thread."""
 
     def model_calls_below(self, run_id: UUID) -> list[Run]:

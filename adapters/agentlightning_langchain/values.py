@@ -6,13 +6,13 @@ from typing import Any, cast
 
 from langchain_core.messages import BaseMessage, ToolMessage
 
-from agentlightning import values
-from agentlightning.model import JSON
+from agentlightning.capture import to_json
+from agentlightning.types import JSON
 
 
 def plain(value: Any) -> JSON:
     """The value as JSON can hold it; a message as role, content and tool calls."""
-    return values.plain(value, special=_message)
+    return to_json.plain(value, special=_message)
 
 
 def _message(value: Any) -> Any:

@@ -17,12 +17,13 @@ from weakref import WeakKeyDictionary, ref
 from agents import Span, Trace, TracingProcessor
 from agents.tracing import GenerationSpanData, GuardrailSpanData, ResponseSpanData, TurnSpanData, get_current_span, get_current_trace
 
-from agentlightning import recording, tracing
+from agentlightning.capture import open_runs
+from agentlightning.capture.openai_patch import ModelCall, clients
+from agentlightning.capture.recorder import Recorder
+from agentlightning.capture.recorder import current as current_recorder
+from agentlightning.capture.to_json import failure
 from agentlightning.errors import LightningError
-from agentlightning.model import Span as Recorded
-from agentlightning.recording import Recorder
-from agentlightning.routing import ModelCall, clients
-from agentlightning.values import failure
+from agentlightning.types import Span as Recorded
 from agentlightning_openai_agents import content, defaults
 from agentlightning_openai_agents.runs import Run, Runs
 
@@ -121,7 +122,7 @@ class LightningTracingProcessor(TracingProcessor):
 
     def __init__(self, *, everywhere: bool = False) -> None:
         self._everywhere = everywhere
-        self._recorder = None if everywhere else recording.current()
+        self._recorder = None if everywhere else current_recorder()
         self._here = installation()
         self._runs = self._here.runs
         clients().install(NAME, unclaimed=self._here.unclaimed)
@@ -164,7 +165,7 @@ class LightningTracingProcessor(TracingProcessor):
             self._here.say(text, recorder, key=f"{event.__name__} {type(error).__name__}", error=error)
 
     def _find(self, parent: Run | None) -> Recorder | None:
-        return recording.current() or (parent.recorder() if parent is not None else None) or self._recorder
+        return current_recorder() or (parent.recorder() if parent is not None else None) or self._recorder
 
     def _start(self, span: AnySpan) -> None:
         parent = self._runs.get(span.parent_id)
@@ -203,7 +204,7 @@ class LightningTracingProcessor(TracingProcessor):
             tool_call_id = self._runs.asked_by(run, data.input)
             if tool_call_id is not None:
                 run.attributes["tool_call_id"] = tool_call_id
-        recorder.add(tracing.span(run, recorder))
+        recorder.add(open_runs.span(run, recorder))
 
     def _answered(self, run: Run, call: ModelCall, recorder: Recorder, given: AnySpan) -> None:
         data = given.span_data
@@ -223,4 +224,4 @@ class LightningTracingProcessor(TracingProcessor):
             run.attributes.pop("output", None)  # the completion has it
         if content.withheld(data):
             self._here.say(WITHHELD, recorder)
-        recorder.add(tracing.span(run, recorder, call_id=call_id))
+        recorder.add(open_runs.span(run, recorder, call_id=call_id))

@@ -21,8 +21,8 @@ from agents.tracing import (
     TurnSpanData,
 )
 
-from agentlightning.model import JSON, SpanKind
-from agentlightning.values import mapping, plain
+from agentlightning.capture.to_json import mapping, plain
+from agentlightning.types import JSON, SpanKind
 from agentlightning_openai_agents.runs import ToolCall
 
 SAMPLING = (

@@ -17,7 +17,7 @@ from agents.tracing import get_trace_provider
 from agents.tracing.processors import BackendSpanExporter
 from openai import AsyncOpenAI, OpenAIError
 
-from agentlightning import recording
+from agentlightning.capture.recorder import current
 
 OPENAI = "api.openai.com"
 
@@ -26,14 +26,14 @@ class RolloutClient(AsyncOpenAI):
     """The SDK's default client, whose requests during a rollout go to its gateway. Outside one it is what the SDK would have made."""
 
     agentlightning_of_rollout = True
-    """See `agentlightning.routing.OF_ROLLOUT`."""
+    """See `agentlightning.capture.openai_patch.OF_ROLLOUT`."""
 
 
 async def default_key() -> str:
     """The key that the SDK would use, asked for when it is needed: a rollout needs none."""
     key = _openai_shared.get_default_openai_key() or os.environ.get("OPENAI_API_KEY")
     if key is None:
-        recorder = recording.current()
+        recorder = current()
         if recorder is None or not recorder.llm.base_url:
             raise OpenAIError("no API key: set OPENAI_API_KEY, or call agents.set_default_openai_key; only in a rollout is none needed")
     return key or "the rollout's key is set when a request is sent"
@@ -48,7 +48,7 @@ class OutsideRollouts(TracingProcessor):
         """Ids of open traces and spans that began in a rollout."""
 
     def on_trace_start(self, trace: Trace) -> None:
-        if recording.current() is not None:
+        if current() is not None:
             self._held.add(trace.trace_id)
         else:
             self.inner.on_trace_start(trace)
@@ -60,7 +60,7 @@ class OutsideRollouts(TracingProcessor):
             self.inner.on_trace_end(trace)
 
     def on_span_start(self, span: Span[Any]) -> None:
-        if recording.current() is not None or span.trace_id in self._held or span.parent_id in self._held:
+        if current() is not None or span.trace_id in self._held or span.parent_id in self._held:
             self._held.add(span.span_id)
         else:
             self.inner.on_span_start(span)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from agentlightning import tracing
+from agentlightning.capture import open_runs
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +20,7 @@ class ToolCall:
 
 
 @dataclass(slots=True, eq=False, kw_only=True)
-class Run(tracing.Run):
+class Run(open_runs.Run):
     """One span of the SDK that has started and not ended; it is recorded under the SDK's own id."""
 
     turn: int | None = None
@@ -33,7 +33,7 @@ class Run(tracing.Run):
         return next((run for run in self.above() if run.turn is not None or run.kind == "agent"), None)
 
 
-class Runs(tracing.Runs[Run]):
+class Runs(open_runs.Runs[Run]):
     """Every open run of this process, and the tool calls that it is asked for. Safe from any thread."""
 
     def answered(self, run: Run, asked: list[ToolCall]) -> None:

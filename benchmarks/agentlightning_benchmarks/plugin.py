@@ -1,6 +1,6 @@
 """Commands of the benchmarks, and what can be observed of their agents."""
 
-from agentlightning.hookspecs import Register, hookimpl
+from agentlightning.contracts.hookspecs import Register, hookimpl
 
 
 @hookimpl

@@ -12,11 +12,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from agentlightning.config import Config, load_config
-from agentlightning.progress import TrainingProgress
-from agentlightning.runs import RunFolder
-from agentlightning.tracking import read_metrics
-from agentlightning.training import Job, Run, job_of, run_job
+from agentlightning.config.schema import Config, load_config
+from agentlightning.training.job import Job, Run, job_of, run_job
+from agentlightning.training.metrics import read_metrics
+from agentlightning.training.progress import TrainingProgress
+from agentlightning.training.run_folder import RunFolder
 from agentlightning_benchmarks.bench import catalog
 from agentlightning_benchmarks.demo.command import CONFIG
 from measuring import DRY, Figures

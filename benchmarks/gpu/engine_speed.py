@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from agentlightning.model import Sampling, ints
+from agentlightning.types import Sampling, ints
 from agentlightning_torch.engine import Settings, TorchEngine
 from measuring import DRY, Figures, memory_errors, peak_memory, reset_peak
 from models import model_files

@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from agentlightning.model import Sampling, Task, Trajectory, Transition, ints
-from agentlightning.rl.batch import Batch, make_batch
-from agentlightning.rl.packs import Pack
+from agentlightning.rl.batch.build import Batch, make_batch
+from agentlightning.rl.batch.packs import Pack
+from agentlightning.types import Sampling, Task, Trajectory, Transition, ints
 from agentlightning_torch.engine import Settings, TorchEngine
 from agentlightning_torch.forward import group_rows, score_forest, score_rows
 from agentlightning_torch.weights import get_weights

@@ -7,7 +7,7 @@ import sys
 import time
 from pathlib import Path
 
-from agentlightning.models import ModelFiles, find_model
+from agentlightning.config.models import ModelFiles, find_model
 from measuring import DRY, OUT, Figures
 
 

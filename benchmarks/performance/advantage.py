@@ -24,9 +24,9 @@ from typing import Any
 import numpy as np
 from bounds import Report, finish, take_turns
 
-from agentlightning.model import Reward, Task, Trajectory, Transition
-from agentlightning.registry import registry
-from agentlightning.rl.episodes import Episodes
+from agentlightning.registry.registry import registry
+from agentlightning.rl.arrays import Episodes
+from agentlightning.types import Reward, Task, Trajectory, Transition
 
 MOST = 5.0
 """Times the reference."""

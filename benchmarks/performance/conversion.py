@@ -26,8 +26,8 @@ from dataclasses import replace
 import numpy as np
 from bounds import Report, finish, take_turns
 
-from agentlightning.model import Task, Trajectory, Transition
-from agentlightning.rl.batch import Batch, make_batch
+from agentlightning.rl.batch.build import Batch, make_batch
+from agentlightning.types import Task, Trajectory, Transition
 
 MOST = 2.0
 """Times the reference pass."""

@@ -36,8 +36,8 @@ from rich.progress import Progress, SpinnerColumn, TimeElapsedColumn
 from rich.table import Table
 
 import agentlightning as agl
-from agentlightning import recording
-from agentlightning.chart import SAMPLED, TRAIN
+from agentlightning.capture.recorder import current
+from agentlightning.training.chart import SAMPLED, TRAIN
 from agentlightning_torch.testing import tiny_model
 
 CREDITS: dict[str, Any] = {"identical": "identical", "per_step": {"name": "per_step", "outcome": 0.0}}
@@ -53,7 +53,7 @@ def agent_of(luck: float, tokens: Sequence[int], seen: Callable[[int, float], No
     """The agent, with the tokens of its two turns, which are characters; `seen` is told the step and the skill of each rollout."""
 
     async def agent(task: Any, llm: agl.LLM) -> float:
-        recorder = recording.current()
+        recorder = current()
         assert recorder is not None
         rollout = recorder.rollout
         async with AsyncOpenAI(base_url=llm.base_url, api_key=llm.api_key, max_retries=0) as client:

@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from transformers import AutoTokenizer, GenerationConfig
 
-from agentlightning.model import Sampling, ints
-from agentlightning.models import find_model
+from agentlightning.config.models import find_model
+from agentlightning.types import Sampling, ints
 from agentlightning_torch.engine import Settings, TorchEngine
 from agentlightning_torch.weights import get_weights
 

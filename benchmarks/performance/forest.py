@@ -34,11 +34,11 @@ import torch
 from bounds import Report, bar, finish
 from transformers import AutoModelForCausalLM
 
-from agentlightning.model import Task, Trajectory, Transition
-from agentlightning.models import find_model
-from agentlightning.rl.batch import Batch, make_batch
+from agentlightning.config.models import find_model
+from agentlightning.rl.batch.build import Batch, make_batch
+from agentlightning.rl.batch.packs import Pack
 from agentlightning.rl.loss import PPOClip
-from agentlightning.rl.packs import Pack
+from agentlightning.types import Task, Trajectory, Transition
 from agentlightning_torch.forward import Scores, group_rows, score_forest, score_rows
 from agentlightning_torch.optim import Optimizer, trained_parameters
 from agentlightning_torch.update import Update

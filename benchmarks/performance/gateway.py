@@ -28,10 +28,10 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from agentlightning.gateway import Gateway
-from agentlightning.memory import MemoryStore
-from agentlightning.model import Rollout, Sampling, Task
+from agentlightning.stores.memory import MemoryStore
 from agentlightning.testing.engine import ScriptedEngine
 from agentlightning.testing.tokenizer import make_tokenizer
+from agentlightning.types import Rollout, Sampling, Task
 
 PROMPT, NEW = 2000, 100
 

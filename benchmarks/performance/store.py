@@ -19,9 +19,9 @@ import uuid
 from collections.abc import Callable
 from pathlib import Path
 
-from agentlightning.memory import MemoryStore
-from agentlightning.model import Rollout, Span, Task
-from agentlightning.store import LightningStore
+from agentlightning.contracts.store import LightningStore
+from agentlightning.stores.memory import MemoryStore
+from agentlightning.types import Rollout, Span, Task
 from agentlightning_sqlite.store import SQLiteStore
 
 SPANS = 10

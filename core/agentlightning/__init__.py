@@ -16,45 +16,45 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from agentlightning.algorithms.dpo import DPO
+    from agentlightning.algorithms.lightning import LightningRL
     from agentlightning.algorithms.rft import RFT
     from agentlightning.algorithms.sft import SFT
+    from agentlightning.capture.recorder import current, note, reward
+    from agentlightning.contracts.hookspecs import hookimpl
     from agentlightning.errors import LightningError
-    from agentlightning.hookspecs import hookimpl
-    from agentlightning.model import LLM, Rollout, Sampling, Span, Task, Trajectory, Transition
-    from agentlightning.recording import current, note, reward
-    from agentlightning.rl.lightning import LightningRL
     from agentlightning.rl.loss import CISPO, PPOClip
-    from agentlightning.rollouts import reward_later, rollout
-    from agentlightning.runner import RunnerSettings
-    from agentlightning.training import Run, train, train_async
+    from agentlightning.runner.rollout import reward_later, rollout
+    from agentlightning.runner.runner import RunnerSettings
+    from agentlightning.training.job import Run, train, train_async
+    from agentlightning.types import LLM, Rollout, Sampling, Span, Task, Trajectory, Transition
 
 __version__ = "0.1.0"
 
 _HOME = {
     "CISPO": "rl.loss",
     "DPO": "algorithms.dpo",
-    "LLM": "model",
+    "LLM": "types",
     "LightningError": "errors",
-    "LightningRL": "rl.lightning",
+    "LightningRL": "algorithms.lightning",
     "PPOClip": "rl.loss",
     "RFT": "algorithms.rft",
-    "Rollout": "model",
-    "Run": "training",
-    "RunnerSettings": "runner",
+    "Rollout": "types",
+    "Run": "training.job",
+    "RunnerSettings": "runner.runner",
     "SFT": "algorithms.sft",
-    "Sampling": "model",
-    "Span": "model",
-    "Task": "model",
-    "Trajectory": "model",
-    "Transition": "model",
-    "current": "recording",
-    "hookimpl": "hookspecs",
-    "note": "recording",
-    "reward": "recording",
-    "reward_later": "rollouts",
-    "rollout": "rollouts",
-    "train": "training",
-    "train_async": "training",
+    "Sampling": "types",
+    "Span": "types",
+    "Task": "types",
+    "Trajectory": "types",
+    "Transition": "types",
+    "current": "capture.recorder",
+    "hookimpl": "contracts.hookspecs",
+    "note": "capture.recorder",
+    "reward": "capture.recorder",
+    "reward_later": "runner.rollout",
+    "rollout": "runner.rollout",
+    "train": "training.job",
+    "train_async": "training.job",
 }
 
 __all__ = [

@@ -7,7 +7,7 @@ import sqlite3
 import tempfile
 from pathlib import Path
 
-from agentlightning.model import Rollout, Task
+from agentlightning.types import Rollout, Task
 from agentlightning_sqlite.store import open_sqlite
 
 

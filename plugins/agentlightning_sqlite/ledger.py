@@ -16,9 +16,11 @@ from dataclasses import replace
 
 import numpy as np
 
+from agentlightning.contracts.store import AttemptRecords, RolloutState
 from agentlightning.errors import LeaseLost, NotFound, StoreError
-from agentlightning.memory import check_finish, check_policy, new_attempt, next_status, printable
-from agentlightning.model import (
+from agentlightning.stores.memory import check_finish, check_policy, new_attempt, next_status, printable
+from agentlightning.stores.serialization import decode, encode
+from agentlightning.types import (
     Attempt,
     AttemptStatus,
     Call,
@@ -32,8 +34,6 @@ from agentlightning.model import (
     RolloutStatus,
     Span,
 )  # fmt: skip
-from agentlightning.store import AttemptRecords, RolloutState
-from agentlightning.wire import decode, encode
 
 ATTEMPT = "attempts.id, rollouts.id, number, key, worker, attempts.status, started, finished, error"
 ATTEMPTS = "attempts JOIN rollouts ON rollouts.added = attempts.rollout"

@@ -1,6 +1,6 @@
 """Registers the SQLite store."""
 
-from agentlightning.hookspecs import Register, hookimpl
+from agentlightning.contracts.hookspecs import Register, hookimpl
 
 
 @hookimpl

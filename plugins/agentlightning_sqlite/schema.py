@@ -1,7 +1,7 @@
 """The file: its tables, its version, and how a connection to it is made.
 
 `added` and `changed` are drawn from one sequence, the store's order: max(changed) is the newest number, and rows are never deleted.
-Values are bytes of `agentlightning.wire`; columns beside them are what is searched or changed.
+Values are bytes of `agentlightning.stores.serialization`; columns beside them are what is searched or changed.
 """
 
 from __future__ import annotations

@@ -11,11 +11,11 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Literal, get_args
 
+from agentlightning.contracts.store import AttemptRecords, RolloutState
 from agentlightning.errors import NotFound
-from agentlightning.memory import Changes, check_lease, wait_for_change
-from agentlightning.model import Attempt, AttemptStatus, Mode, Policy, Record, Rollout, RolloutStatus
-from agentlightning.store import AttemptRecords, RolloutState
-from agentlightning.wire import encode, portable
+from agentlightning.stores.memory import Changes, check_lease, wait_for_change
+from agentlightning.stores.serialization import encode, portable
+from agentlightning.types import Attempt, AttemptStatus, Mode, Policy, Record, Rollout, RolloutStatus
 from agentlightning_sqlite.ledger import Ledger
 from agentlightning_sqlite.schema import prepare
 from agentlightning_sqlite.threads import Readers, Watcher, Writer

@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 import watchfiles
 
 from agentlightning.errors import StoreError
-from agentlightning.memory import Changes
+from agentlightning.stores.memory import Changes
 from agentlightning_sqlite.ledger import Ledger
 from agentlightning_sqlite.schema import connect, translated
 

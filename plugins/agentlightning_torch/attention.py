@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch.nn.functional import scaled_dot_product_attention
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from agentlightning.rl.packs import Pack, segments
+from agentlightning.rl.batch.packs import Pack, segments
 
 NAME = "agentlightning_forest"
 BLOCK = 64

@@ -8,10 +8,10 @@ import tempfile
 import numpy as np
 import torch
 
-from agentlightning.model import Sampling, Task, Trajectory, Transition, ints
-from agentlightning.models import Share
-from agentlightning.rl.batch import make_batch
+from agentlightning.config.models import Share
+from agentlightning.rl.batch.build import make_batch
 from agentlightning.rl.loss import PPOClip
+from agentlightning.types import Sampling, Task, Trajectory, Transition, ints
 from agentlightning_torch.engine import Settings as EngineSettings
 from agentlightning_torch.engine import TorchEngine
 from agentlightning_torch.testing import tiny_model

@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from agentlightning.errors import TrainerError
-from agentlightning.model import new_id
+from agentlightning.types import new_id
 from agentlightning_torch.forward import plain
 from agentlightning_torch.optim import merged_state
 from agentlightning_torch.weights import no_bars

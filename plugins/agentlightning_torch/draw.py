@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from agentlightning.model import Sampling
+from agentlightning.types import Sampling
 
 
 def draw(logits: Tensor, samplings: Sequence[Sampling], noise: Sequence[np.random.Generator]) -> tuple[list[int], list[float]]:

@@ -24,10 +24,10 @@ from urllib.parse import unquote
 import numpy as np
 import torch
 
-from agentlightning.engine import Chunk, EngineInfo, check_request
+from agentlightning.config.models import ModelFiles, Share
+from agentlightning.contracts.engine import Chunk, EngineInfo, check_request
 from agentlightning.errors import ConfigError, EngineError
-from agentlightning.model import IntArray, Policy, Sampling, floats, ints
-from agentlightning.models import ModelFiles, Share
+from agentlightning.types import IntArray, Policy, Sampling, floats, ints
 from agentlightning_torch.sampler import Counts, Event, Reply, Sampler
 from agentlightning_torch.slots import probe
 from agentlightning_torch.weights import Weights, get_weights, is_loaded

@@ -15,9 +15,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from agentlightning.handover import Probe, probe_ids
-from agentlightning.rl.batch import Batch
-from agentlightning.rl.packs import Pack
+from agentlightning.rl.batch.build import Batch
+from agentlightning.rl.batch.packs import Pack
+from agentlightning.training.weight_sync import Probe, probe_ids
 from agentlightning_torch.attention import FLEX_MULTIPLE, Visible, using_forest
 from agentlightning_torch.reading import read
 

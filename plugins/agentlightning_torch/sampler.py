@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from agentlightning.errors import EngineError
-from agentlightning.model import FinishReason, Sampling
+from agentlightning.types import FinishReason, Sampling
 from agentlightning_torch.draw import draw
 from agentlightning_torch.prefix import Entry, Prefixes, Tokens, common
 from agentlightning_torch.slots import Decode, Prefill, Shape, Slots, forward

@@ -23,15 +23,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from agentlightning.config.models import ModelFiles, Share
+from agentlightning.contracts.trainer import Capabilities, check_capabilities
 from agentlightning.errors import ConfigError, TrainerError
-from agentlightning.model import Policy
-from agentlightning.models import ModelFiles, Share
-from agentlightning.registry import registry
-from agentlightning.rl.batch import Batch
+from agentlightning.registry.registry import registry
+from agentlightning.rl.batch.build import Batch
+from agentlightning.rl.batch.packs import Pack
 from agentlightning.rl.loss import LossSettings, SFTLoss
-from agentlightning.rl.packs import Pack
 from agentlightning.rl.schedule import learning_rate
-from agentlightning.trainer import Capabilities, check_capabilities
+from agentlightning.types import Policy
 from agentlightning_torch import checkpoint
 from agentlightning_torch.critic import ValueHead, hidden_size
 from agentlightning_torch.forward import Scores, forest_agrees, group_rows, probe_of, score_forest, score_rows
@@ -109,7 +109,7 @@ class Settings:
 
 
 class TorchTrainer:
-    """See `agentlightning.trainer.Trainer`."""
+    """See `agentlightning.contracts.trainer.Trainer`."""
 
     Settings = Settings
 

@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from agentlightning.errors import NonFinite, TrainerError
-from agentlightning.rl.batch import Batch
+from agentlightning.rl.batch.build import Batch
 from agentlightning.rl.correction import Level, sums
 from agentlightning.rl.loss import DPOLoss, LossSettings
 from agentlightning_torch.critic import ValueHead

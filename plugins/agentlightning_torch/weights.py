@@ -17,9 +17,9 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import logging as bars
 
+from agentlightning.config.models import ModelFiles, Share
 from agentlightning.errors import ConfigError, EngineError
-from agentlightning.model import Policy
-from agentlightning.models import ModelFiles, Share
+from agentlightning.types import Policy
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 

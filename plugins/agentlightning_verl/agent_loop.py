@@ -27,17 +27,17 @@ from tensordict import NonTensorData, NonTensorStack, TensorDict
 from verl.experimental.agent_loop.agent_loop import AgentLoopMetrics, AgentLoopOutput
 from verl.utils.tensordict_utils import list_of_dict_to_tensordict
 
-from agentlightning.engine import Chunk, EngineInfo
+from agentlightning.config.tables import build, naming
+from agentlightning.contracts.engine import Chunk, EngineInfo
+from agentlightning.contracts.store import RolloutState
 from agentlightning.errors import AgentError, ConfigError, EngineError, UnsupportedSetting
 from agentlightning.gateway import Gateway
-from agentlightning.model import IntArray, Policy, Rollout, Sampling, Task, Trajectory, floats, ints, new_id
-from agentlightning.registry import load_object, registry
-from agentlightning.rl.batch import make_batch
-from agentlightning.rl.trajectory import trajectory
-from agentlightning.runner import Runner, RunnerSettings
-from agentlightning.settings import build, naming
-from agentlightning.stack import open_store
-from agentlightning.store import RolloutState
+from agentlightning.registry.registry import load_object, registry
+from agentlightning.rl.batch.build import make_batch
+from agentlightning.rl.trajectory.build import trajectory
+from agentlightning.runner.runner import Runner, RunnerSettings
+from agentlightning.training.services import open_store
+from agentlightning.types import IntArray, Policy, Rollout, Sampling, Task, Trajectory, floats, ints, new_id
 
 log = logging.getLogger("agentlightning.verl")
 ENDED = ("succeeded", "failed", "cancelled")

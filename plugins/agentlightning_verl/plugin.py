@@ -1,6 +1,6 @@
 """What the verl plugin registers."""
 
-from agentlightning.hookspecs import Register, hookimpl
+from agentlightning.contracts.hookspecs import Register, hookimpl
 
 
 @hookimpl

@@ -24,15 +24,15 @@ from urllib.parse import quote
 import numpy as np
 from numpy.typing import NDArray
 
+from agentlightning.config.models import ModelFiles, Share
+from agentlightning.contracts.trainer import Capabilities, check_capabilities
 from agentlightning.errors import ConfigError, NonFinite, TrainerError, UnsupportedSetting
-from agentlightning.handover import Probe, probe_ids
-from agentlightning.model import Policy, floats
-from agentlightning.models import ModelFiles, Share
-from agentlightning.process import Process
-from agentlightning.rl.batch import Batch
+from agentlightning.rl.batch.build import Batch
 from agentlightning.rl.loss import LossSettings
 from agentlightning.rl.schedule import learning_rate
-from agentlightning.trainer import Capabilities, check_capabilities
+from agentlightning.runner.managed_process import Process
+from agentlightning.training.weight_sync import Probe, probe_ids
+from agentlightning.types import Policy, floats
 from agentlightning_verl.message import Message, receive, send
 from agentlightning_verl.rows import Rows, rows_of
 from agentlightning_verl.settings import Settings
@@ -47,7 +47,7 @@ print(json.dumps({"verl": importlib.metadata.version("verl"), "cuda": __import__
 
 
 class VerlTrainer:
-    """See `agentlightning.trainer.Trainer`."""
+    """See `agentlightning.contracts.trainer.Trainer`."""
 
     Settings = Settings
 

@@ -19,10 +19,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from agentlightning.engine import Chunk, EngineInfo, check_request
+from agentlightning.config.models import ModelFiles, Share
+from agentlightning.contracts.engine import Chunk, EngineInfo, check_request
 from agentlightning.errors import ConfigError, EngineError, UnsupportedSetting
-from agentlightning.model import IntArray, Policy, Sampling, floats, ints
-from agentlightning.models import ModelFiles, Share
+from agentlightning.types import IntArray, Policy, Sampling, floats, ints
 from agentlightning_vllm.environment import find_environment
 from agentlightning_vllm.replica import Replica
 from agentlightning_vllm.server import Order
@@ -39,7 +39,7 @@ REMEMBERED = 100_000
 
 
 class VllmEngine:
-    """See `agentlightning.engine.Engine`. The servers start with the first load."""
+    """See `agentlightning.contracts.engine.Engine`. The servers start with the first load."""
 
     Settings = Settings
 

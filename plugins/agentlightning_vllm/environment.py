@@ -10,9 +10,9 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from agentlightning.doctor import find_gpus
+from agentlightning.config.models import cache_folder
 from agentlightning.errors import ConfigError
-from agentlightning.models import cache_folder
+from agentlightning.serving.doctor import find_gpus
 
 KNOWN = ((0, 32), (0, 34))
 """Versions whose wire is known: from, to below."""

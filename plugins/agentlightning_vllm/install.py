@@ -17,7 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from agentlightning.errors import ConfigError
-from agentlightning.registry import unknown
+from agentlightning.registry.registry import unknown
 from agentlightning_vllm.environment import cpu_environment
 
 VERSION = "0.32.0"

@@ -1,6 +1,6 @@
 """What the vLLM plugin registers."""
 
-from agentlightning.hookspecs import Register, hookimpl
+from agentlightning.contracts.hookspecs import Register, hookimpl
 
 
 @hookimpl

@@ -10,9 +10,9 @@ from contextlib import suppress
 from pathlib import Path
 
 from agentlightning.errors import EngineError
-from agentlightning.handover import Probe, folder_of, verdict
-from agentlightning.model import Policy
-from agentlightning.process import Process
+from agentlightning.runner.managed_process import Process
+from agentlightning.training.weight_sync import Probe, folder_of, verdict
+from agentlightning.types import Policy
 from agentlightning_vllm.server import ADAPTER, NAME, Order, free_port, new_key
 from agentlightning_vllm.wire import Interrupted, Wire
 

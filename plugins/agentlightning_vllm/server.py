@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from agentlightning.errors import EngineError
-from agentlightning.model import Policy
+from agentlightning.types import Policy
 from agentlightning_vllm.environment import Environment
 from agentlightning_vllm.settings import Settings
 

@@ -12,9 +12,9 @@ from typing import Any
 import httpx
 import msgspec
 
-from agentlightning.engine import Chunk
+from agentlightning.contracts.engine import Chunk
 from agentlightning.errors import ContextOverflow, EngineError
-from agentlightning.model import FloatArray, IntArray, Sampling, floats, ints
+from agentlightning.types import FloatArray, IntArray, Sampling, floats, ints
 
 
 class Interrupted(Exception):  # it is no error: the server is brought back, and the request made again

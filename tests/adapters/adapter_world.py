@@ -6,14 +6,13 @@ import asyncio
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
 
-from agentlightning import recording
+from agentlightning.capture.recorder import Recorder, use
+from agentlightning.contracts.store import AttemptRecords
 from agentlightning.gateway import Gateway
-from agentlightning.memory import MemoryStore
-from agentlightning.model import Rollout, Sampling, Span, Task, Trajectory
-from agentlightning.recording import Recorder
-from agentlightning.rl.facts import step_rewards
-from agentlightning.rl.trajectory import trajectory
-from agentlightning.store import AttemptRecords
+from agentlightning.rl.trajectory.build import trajectory
+from agentlightning.rl.trajectory.step_rewards import step_rewards
+from agentlightning.stores.memory import MemoryStore
+from agentlightning.types import Rollout, Sampling, Span, Task, Trajectory
 
 
 class World:
@@ -27,7 +26,7 @@ class World:
         attempt = await self.store.begin(rollout, "test", lease=60)
         recorder = Recorder(self.store, rollout, attempt, self.gateway.llm(attempt))
         try:
-            with recording.use(recorder):
+            with use(recorder):
                 yield recorder
         finally:
             await recorder.close()

@@ -8,7 +8,7 @@ import pytest
 from adapter_world import World
 
 from agentlightning.gateway import Gateway
-from agentlightning.memory import MemoryStore
+from agentlightning.stores.memory import MemoryStore
 from agentlightning.testing.engine import ScriptedEngine
 from agentlightning.testing.tokenizer import make_tokenizer
 

@@ -17,8 +17,8 @@ from typer.testing import CliRunner
 
 from agentlightning.cli.main import build
 from agentlightning.errors import MissingExtra
-from agentlightning.registry import Entry
-from agentlightning.runs import RunFolder
+from agentlightning.registry.registry import Entry
+from agentlightning.training.run_folder import RunFolder
 from agentlightning_benchmarks.bench import catalog, chart
 from agentlightning_benchmarks.bench.report import differences
 from agentlightning_torch.testing import tiny_model
@@ -231,7 +231,7 @@ def test_after_ctrl_c_it_goes_on_where_it_stopped(package: Path, bench: Bench, t
     script = tmp_path / "script.py"
     script.write_text(
         "import signal, sys\n"
-        "from agentlightning.registry import Entry\n"
+        "from agentlightning.registry.registry import Entry\n"
         "from agentlightning.cli.main import build\n"
         "from agentlightning_benchmarks.bench import catalog\n"
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a test run in the background passes on that it is ignored

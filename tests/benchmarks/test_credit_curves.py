@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from agentlightning.rl.arrays import Episodes
 from agentlightning.rl.credit.identical import identical
 from agentlightning.rl.credit.per_step import per_step
-from agentlightning.rl.episodes import Episodes
 
 SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "performance" / "credit.py"
 

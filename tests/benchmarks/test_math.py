@@ -9,16 +9,16 @@ from typing import Any
 
 import pytest
 
-from agentlightning.config import load_config
+from agentlightning.capture.recorder import Recorder, use
+from agentlightning.config.schema import load_config
+from agentlightning.config.tasks import load_tasks
 from agentlightning.errors import ConfigError
 from agentlightning.gateway import Gateway
-from agentlightning.memory import MemoryStore
-from agentlightning.model import Reward, Rollout, Sampling, Task
-from agentlightning.recording import Recorder, use
-from agentlightning.rl.trajectory import trajectory
-from agentlightning.tasks import load_tasks
+from agentlightning.rl.trajectory.build import trajectory
+from agentlightning.stores.memory import MemoryStore
 from agentlightning.testing.engine import ScriptedEngine
 from agentlightning.testing.tokenizer import make_tokenizer
+from agentlightning.types import Reward, Rollout, Sampling, Task
 from agentlightning_autogen import uninstall
 from agentlightning_benchmarks.math import tasks as tasks_module
 from agentlightning_benchmarks.math.agent import CALLS, calculator

@@ -11,16 +11,16 @@ from typing import Any
 
 import pytest
 
-from agentlightning.config import load_config
+from agentlightning.capture.recorder import Recorder, use
+from agentlightning.config.schema import load_config
+from agentlightning.config.tasks import load_tasks
 from agentlightning.gateway import Gateway
-from agentlightning.memory import MemoryStore
-from agentlightning.model import Reward, Rollout, Sampling, Task, Trajectory
-from agentlightning.recording import Recorder, use
-from agentlightning.rl.facts import step_rewards
-from agentlightning.rl.trajectory import trajectory
-from agentlightning.tasks import load_tasks
+from agentlightning.rl.trajectory.build import trajectory
+from agentlightning.rl.trajectory.step_rewards import step_rewards
+from agentlightning.stores.memory import MemoryStore
 from agentlightning.testing.engine import ScriptedEngine
 from agentlightning.testing.tokenizer import make_tokenizer
+from agentlightning.types import Reward, Rollout, Sampling, Task, Trajectory
 from agentlightning_benchmarks.rag import tasks as rag_tasks
 from agentlightning_benchmarks.rag.agent import MAX_TURNS, NOTHING, Library
 from agentlightning_benchmarks.rag.demonstrate import demonstrate

@@ -15,17 +15,17 @@ from typing import Any
 import pytest
 from langchain_openai import ChatOpenAI
 
-from agentlightning.config import load_config
+from agentlightning.capture.recorder import Recorder, use
+from agentlightning.config.schema import load_config
+from agentlightning.config.tasks import load_tasks
 from agentlightning.errors import ConfigError
 from agentlightning.gateway import Gateway
-from agentlightning.memory import MemoryStore
-from agentlightning.model import Reward, Rollout, Sampling, Task, Trajectory
-from agentlightning.recording import Recorder, use
-from agentlightning.rl.facts import step_rewards
-from agentlightning.rl.trajectory import trajectory
-from agentlightning.tasks import load_tasks
+from agentlightning.rl.trajectory.build import trajectory
+from agentlightning.rl.trajectory.step_rewards import step_rewards
+from agentlightning.stores.memory import MemoryStore
 from agentlightning.testing.engine import ScriptedEngine
 from agentlightning.testing.tokenizer import make_tokenizer
+from agentlightning.types import Reward, Rollout, Sampling, Task, Trajectory
 from agentlightning_benchmarks.text_to_sql import tasks as sql_tasks
 from agentlightning_benchmarks.text_to_sql.agent import CHECK, REWRITE, WRITE, build_agent, is_right, query_in, show
 from agentlightning_benchmarks.text_to_sql.database import Result, execute

@@ -14,15 +14,15 @@ import numpy as np
 import pytest
 
 import agentlightning as agl
-from agentlightning.config import Config, check_names, load_config
-from agentlightning.progress import Silent
-from agentlightning.registry import Registry, registry
+from agentlightning.config.schema import Config, check_names, load_config
+from agentlightning.config.tables import bind, build
+from agentlightning.registry.registry import Registry, registry
+from agentlightning.rl.arrays import Episodes
 from agentlightning.rl.credit.identical import identical
-from agentlightning.rl.episodes import Episodes
-from agentlightning.runs import RunFolder
-from agentlightning.serving import what_to_serve
-from agentlightning.settings import bind, build
-from agentlightning.training import train_config
+from agentlightning.serving.serve import what_to_serve
+from agentlightning.training.job import train_config
+from agentlightning.training.progress import Silent
+from agentlightning.training.run_folder import RunFolder
 from agentlightning_torch.testing import tiny_model
 
 ROOT = Path(__file__).parents[2]

@@ -8,11 +8,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from agentlightning.config import Config, load_config
+from agentlightning.config.schema import Config, load_config
+from agentlightning.config.tasks import load_tasks
 from agentlightning.errors import ConfigError
-from agentlightning.registry import Entry, unknown
-from agentlightning.tasks import load_tasks
-from agentlightning.training import INLINE, Job, job_of
+from agentlightning.registry.registry import Entry, unknown
+from agentlightning.training.job import INLINE, Job, job_of
 
 COMMON = ("torch", "transformers", "matplotlib")
 REAL_TASKS = 32

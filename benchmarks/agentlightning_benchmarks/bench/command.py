@@ -91,8 +91,8 @@ def bench(
 
 def check(order: Any) -> None:
     """What can be wrong is said before a folder is made: names, extras, presets, files."""
-    from agentlightning.models import find_model
-    from agentlightning.registry import registry
+    from agentlightning.config.models import find_model
+    from agentlightning.registry.registry import registry
     from agentlightning_benchmarks.bench import catalog
 
     entry = catalog.find(order.benchmark)

@@ -5,15 +5,15 @@ from __future__ import annotations
 import asyncio
 import time
 
-from agentlightning.collect import Collector
-from agentlightning.config import to_toml
-from agentlightning.evaluation import evaluation_rollouts, held_out
-from agentlightning.progress import Progress
-from agentlightning.runs import RunFolder, RunState
-from agentlightning.session import check_first
-from agentlightning.stack import open_stack, plan
-from agentlightning.tracking import Trackers
-from agentlightning.training import Job, Run, keep_tasks, run_in_thread, write_result
+from agentlightning.config.schema import to_toml
+from agentlightning.training.collector import Collector
+from agentlightning.training.evaluation import evaluation_rollouts, held_out
+from agentlightning.training.job import Job, Run, keep_tasks, run_in_thread, write_result
+from agentlightning.training.metrics import Trackers
+from agentlightning.training.progress import Progress
+from agentlightning.training.run_folder import RunFolder, RunState
+from agentlightning.training.services import open_stack, plan
+from agentlightning.training.session import check_first
 
 
 def evaluate(job: Job, *, progress: Progress) -> Run:

@@ -20,11 +20,11 @@ from pathlib import Path
 
 import msgspec
 
-from agentlightning.config import load_config
+from agentlightning.config.schema import load_config
 from agentlightning.errors import RunError
-from agentlightning.progress import TrainingProgress
-from agentlightning.runs import RunFolder, write_file
-from agentlightning.training import Job, Run, job_of, run_job
+from agentlightning.training.job import Job, Run, job_of, run_job
+from agentlightning.training.progress import TrainingProgress
+from agentlightning.training.run_folder import RunFolder, write_file
 from agentlightning_benchmarks.bench import catalog
 from agentlightning_benchmarks.bench.evaluation import evaluate
 from agentlightning_torch.heap import give_back

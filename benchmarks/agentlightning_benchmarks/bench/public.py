@@ -13,9 +13,9 @@ import httpx
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
+from agentlightning.config.models import cache_folder
 from agentlightning.errors import ConfigError
-from agentlightning.model import new_id
-from agentlightning.models import cache_folder
+from agentlightning.types import new_id
 
 SOURCES = {
     # address, and the files of train and test

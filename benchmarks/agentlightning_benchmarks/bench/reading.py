@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from agentlightning.cli.accounts import Account, account
-from agentlightning.evaluation import KINDS, Kind, kind_of
-from agentlightning.model import Trajectory
-from agentlightning.rl.trajectory import trajectory
-from agentlightning.runs import RunFolder
-from agentlightning.stack import open_store
-from agentlightning.tracking import read_metrics
+from agentlightning.rl.trajectory.build import trajectory
+from agentlightning.training.evaluation import KINDS, Kind, kind_of
+from agentlightning.training.metrics import read_metrics
+from agentlightning.training.run_folder import RunFolder
+from agentlightning.training.services import open_store
+from agentlightning.types import Trajectory
 
 Scores = dict[str, list[float | None]]
 """Rewards by task id, one for each rollout of the task; None: never scored."""

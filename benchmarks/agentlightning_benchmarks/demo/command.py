@@ -37,9 +37,9 @@ def demo(
     `agl show latest` shows every rollout, down to its tokens.
     """
     from agentlightning.cli.train import print_run
-    from agentlightning.config import check_names, load_config
-    from agentlightning.progress import TrainingProgress
-    from agentlightning.training import train_config
+    from agentlightning.config.schema import check_names, load_config
+    from agentlightning.training.job import train_config
+    from agentlightning.training.progress import TrainingProgress
 
     config = replace(load_config(CONFIG), seed=seed, folder=str(folder))
     if steps is not None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from agentlightning.model import Span
-from agentlightning.store import AttemptRecords
+from agentlightning.contracts.store import AttemptRecords
+from agentlightning.types import Span
 from agentlightning_benchmarks.rag.agent import NOTHING, search
 
 

@@ -21,9 +21,9 @@ import bm25s
 import numpy as np
 from bm25s.stopwords import STOPWORDS_EN
 
+from agentlightning.config.models import cache_folder
 from agentlightning.errors import ConfigError
-from agentlightning.model import new_id
-from agentlightning.models import cache_folder
+from agentlightning.types import new_id
 from agentlightning_benchmarks.rag.files import read_lines
 
 MAX_QUERY = 2000

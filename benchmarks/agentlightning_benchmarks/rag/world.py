@@ -16,8 +16,8 @@ from functools import cache
 from pathlib import Path
 from typing import Literal
 
-from agentlightning.model import new_id
-from agentlightning.models import cache_folder
+from agentlightning.config.models import cache_folder
+from agentlightning.types import new_id
 
 Split = Literal["train", "test"]
 Kind = Literal["town", "company", "person", "book"]

@@ -13,9 +13,9 @@ import zipfile
 import zlib
 from pathlib import Path
 
+from agentlightning.config.models import cache_folder
 from agentlightning.errors import ConfigError
-from agentlightning.model import new_id
-from agentlightning.models import cache_folder
+from agentlightning.types import new_id
 
 MEMBER = re.compile(r"(?P<top>\w+)/(?P<database>\w[\w-]*)/(?P<file>\w[\w.-]*\.sqlite)", re.ASCII)
 HEADER = b"SQLite format 3\0"

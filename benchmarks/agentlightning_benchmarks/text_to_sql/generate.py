@@ -17,8 +17,8 @@ from pathlib import Path
 from string import Formatter
 from typing import Any
 
-from agentlightning.model import new_id
-from agentlightning.models import cache_folder
+from agentlightning.config.models import cache_folder
+from agentlightning.types import new_id
 from agentlightning_benchmarks.text_to_sql.database import schema_text
 from agentlightning_benchmarks.text_to_sql.domains import DOMAINS, FIRST, LAST, SYLLABLES, Split
 from agentlightning_benchmarks.text_to_sql.forms import AGGREGATES, DIRECTIONS, ROUND, Form

@@ -9,8 +9,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from agentlightning.config.tasks import load_tasks
 from agentlightning.errors import ConfigError, TaskError
-from agentlightning.tasks import load_tasks
 from agentlightning_benchmarks.text_to_sql.archive import unpack
 from agentlightning_benchmarks.text_to_sql.database import schema_text
 from agentlightning_benchmarks.text_to_sql.domains import DOMAINS

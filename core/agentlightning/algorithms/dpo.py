@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 
 from agentlightning.errors import ConfigError
-from agentlightning.model import Trajectory
 from agentlightning.rl.advantage import Needs
-from agentlightning.rl.batch import Batch, DoubleArray, make_batch, trainable
+from agentlightning.rl.batch.build import Batch, DoubleArray, make_batch, trainable
 from agentlightning.rl.loss import DPOLoss
+from agentlightning.types import Trajectory
 
 if TYPE_CHECKING:
-    from agentlightning.session import Session
+    from agentlightning.training.session import Session
 
 
 @dataclass(frozen=True, kw_only=True)

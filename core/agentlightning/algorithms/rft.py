@@ -15,13 +15,13 @@ import numpy as np
 
 from agentlightning.algorithms.sft import TOLERANCE, advantage
 from agentlightning.errors import ConfigError
-from agentlightning.model import Trajectory
-from agentlightning.rl.batch import make_batch
+from agentlightning.rl.batch.build import make_batch
 from agentlightning.rl.loss import SFTLoss
-from agentlightning.rl.trajectory import leave_out
+from agentlightning.rl.trajectory.build import leave_out
+from agentlightning.types import Trajectory
 
 if TYPE_CHECKING:
-    from agentlightning.session import Session
+    from agentlightning.training.session import Session
 
 
 @dataclass(frozen=True, kw_only=True)

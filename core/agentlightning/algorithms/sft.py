@@ -14,15 +14,15 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 import numpy as np
 
 from agentlightning.errors import ConfigError
-from agentlightning.gateway.demonstration import Demonstrate
-from agentlightning.model import FloatArray, Trajectory
-from agentlightning.registry import load_object
-from agentlightning.rl.batch import make_batch
+from agentlightning.gateway.rendering.demonstration import Demonstrate
+from agentlightning.registry.registry import load_object
+from agentlightning.rl.batch.build import make_batch
 from agentlightning.rl.loss import SFTLoss
-from agentlightning.rl.trajectory import leave_out
+from agentlightning.rl.trajectory.build import leave_out
+from agentlightning.types import FloatArray, Trajectory
 
 if TYPE_CHECKING:
-    from agentlightning.session import Session
+    from agentlightning.training.session import Session
 
 TOLERANCE = 1e-9
 """By which a reward may miss the least one: sums of floats do."""

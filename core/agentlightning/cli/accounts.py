@@ -9,10 +9,10 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 
-from agentlightning.model import Mode, Outcome, Rollout, Trajectory
-from agentlightning.rl.joining import superseded
-from agentlightning.runs import Learned
-from agentlightning.store import AttemptRecords, RolloutState
+from agentlightning.contracts.store import AttemptRecords, RolloutState
+from agentlightning.rl.trajectory.joins import superseded
+from agentlightning.training.run_folder import Learned
+from agentlightning.types import Mode, Outcome, Rollout, Trajectory
 
 UNACCOUNTED = "unaccounted for"
 NOT_TRAINED: dict[Mode, str] = {

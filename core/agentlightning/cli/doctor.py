@@ -8,8 +8,8 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
-from agentlightning.doctor import Advice, Checked, Machine, advise, check, machine
-from agentlightning.registry import registry
+from agentlightning.registry.registry import registry
+from agentlightning.serving.doctor import Advice, Checked, Machine, advise, check, machine
 
 STYLES = {"works": "green", "missing": "yellow", "broken": "bold red"}
 

@@ -19,7 +19,7 @@ from typer.core import TyperGroup
 
 from agentlightning.cli import doctor, models, plugins, rollout, serve, show, train
 from agentlightning.errors import ConfigError, LightningError
-from agentlightning.registry import Entry, Registry, registry
+from agentlightning.registry.registry import Entry, Registry, registry
 
 EPILOG = "Start with `agl demo`. Every command explains itself: `agl COMMAND --help`."
 

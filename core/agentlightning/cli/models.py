@@ -11,8 +11,8 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
-from agentlightning.models import cache_folder, find_model
-from agentlightning.registry import registry
+from agentlightning.config.models import cache_folder, find_model
+from agentlightning.registry.registry import registry
 
 app = typer.Typer(no_args_is_help=True, help="Fetch models by name, and list what can be fetched.")
 

@@ -6,7 +6,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from agentlightning.registry import KINDS, Registry, registry
+from agentlightning.registry.registry import KINDS, Registry, registry
 
 
 def plugins() -> None:

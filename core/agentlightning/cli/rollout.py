@@ -12,11 +12,11 @@ from rich.text import Text
 
 from agentlightning.cli.train import shown_path
 from agentlightning.errors import ConfigError
-from agentlightning.progress import TrainingProgress, duration
+from agentlightning.training.progress import TrainingProgress, duration
 
 if TYPE_CHECKING:
-    from agentlightning.config import Config
-    from agentlightning.trial import Scored
+    from agentlightning.config.schema import Config
+    from agentlightning.training.dry_run import Scored
 
 
 def rollout(
@@ -63,7 +63,7 @@ def rollout(
     or `{"reward": number}`; with `--reward exit_code` exit code 0 is 1 and another is 0; with `file` it writes the file
     `AGL_REWARD_FILE`, and with `post` it posts the reward to `AGL_REWARD_URL`.
     """
-    from agentlightning.trial import rollout_config
+    from agentlightning.training.dry_run import rollout_config
 
     settings = settings_of(config, {"command": command, "reward": reward, "tasks": tasks, "model": model})
     with TrainingProgress() as progress:
@@ -75,7 +75,7 @@ def rollout(
 
 def settings_of(path: Path | None, given: dict[str, str | None]) -> Config:
     """A configuration file with the options put in; or the options alone."""
-    from agentlightning.config import Config, build, load_config
+    from agentlightning.config.schema import Config, build, load_config
 
     options: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
     if path is None:

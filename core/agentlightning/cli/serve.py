@@ -9,10 +9,10 @@ from rich.console import Console
 
 from agentlightning.cli.train import open_training
 from agentlightning.errors import ConfigError
-from agentlightning.progress import TrainingProgress
+from agentlightning.training.progress import TrainingProgress
 
 if TYPE_CHECKING:
-    from agentlightning.serving import Served
+    from agentlightning.serving.serve import Served
 
 
 def serve(
@@ -62,7 +62,7 @@ def serve(
         )
     if upstream_key_env is not None and upstream is None:
         raise ConfigError("--upstream-key-env names the key of an upstream; give its address as --upstream URL")
-    from agentlightning.serving import serve as serve_until_stopped
+    from agentlightning.serving.serve import serve as serve_until_stopped
 
     console = Console()
 

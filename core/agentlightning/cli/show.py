@@ -18,11 +18,11 @@ from rich.table import Table
 from rich.text import Text
 
 from agentlightning.cli.accounts import UNACCOUNTED, Account, account, finished_step, total
+from agentlightning.contracts.store import AttemptRecords, LightningStore, RolloutState
 from agentlightning.errors import ConfigError, LightningError, NotFound, StoreError
-from agentlightning.model import Trajectory
-from agentlightning.registry import registry
-from agentlightning.runs import Learned, RunFolder
-from agentlightning.store import AttemptRecords, LightningStore, RolloutState
+from agentlightning.registry.registry import registry
+from agentlightning.training.run_folder import Learned, RunFolder
+from agentlightning.types import Trajectory
 
 STYLES = {"succeeded": "green", "failed": "red", "cancelled": "yellow", "running": "cyan", "lost": "yellow", "timed_out": "red"}
 
@@ -154,8 +154,8 @@ def _step_rewards(config: Mapping[str, Any]) -> tuple[Sequence[Any], tuple[str, 
     """What steps earn in the run, for `trajectory`; nothing, and a note, where that cannot be told any more."""
     if not config.get("step_rewards"):
         return (), ()
-    from agentlightning.config import import_from
-    from agentlightning.rl.facts import step_rewards
+    from agentlightning.config.schema import import_from
+    from agentlightning.rl.trajectory.step_rewards import step_rewards
 
     try:
         import_from(Path(config.get("path", ".")))
@@ -187,7 +187,7 @@ async def _found(source: Source, name: str = "") -> list[Shown]:
     """The training rollouts that the run found elsewhere, as rollouts of the steps that took them; those whose id ends so."""
     if source.production is None or source.run is None:
         return []
-    from agentlightning.source import open_filled
+    from agentlightning.training.production import open_filled
 
     steps = {rollout_id: step for rollout_id, step in source.run.steps_of().items() if rollout_id.endswith(name)}
     rows = list[Shown]()
@@ -251,13 +251,13 @@ def _fits(state: RolloutState, step: int | None, mode: ShownMode | None, status:
 
 
 def _open(source: Source) -> LightningStore:
-    from agentlightning.stack import open_store
+    from agentlightning.training.services import open_store
 
     return open_store(source.address)
 
 
 def _shown(source: Source, state: RolloutState, attempts: tuple[AttemptRecords, ...]) -> Shown:
-    from agentlightning.rl.trajectory import trajectory
+    from agentlightning.rl.trajectory.build import trajectory
 
     made, problem = None, None
     if state.winner is not None:

@@ -11,12 +11,12 @@ from rich.table import Table
 from rich.text import Text
 
 from agentlightning.errors import ConfigError
-from agentlightning.progress import TrainingProgress, before_after_table, duration
-from agentlightning.runs import RunFolder
+from agentlightning.training.progress import TrainingProgress, before_after_table, duration
+from agentlightning.training.run_folder import RunFolder
 
 if TYPE_CHECKING:
-    from agentlightning.training import Run
-    from agentlightning.trial import DryRun
+    from agentlightning.training.dry_run import DryRun
+    from agentlightning.training.job import Run
 
 
 def train(
@@ -57,16 +57,16 @@ def train(
         if run is None:
             raise ConfigError("`agl train` needs a configuration file, or `--resume RUN`; see `agl train --help`")
         config = run.config
-    from agentlightning.config import load_config
+    from agentlightning.config.schema import load_config
 
     settings = load_config(config)
     with TrainingProgress() as progress:
         if dry_run:
-            from agentlightning.trial import dry_run as check
+            from agentlightning.training.dry_run import dry_run as check
 
             print_dry_run(check(settings, progress=progress), Console())
             return
-        from agentlightning.training import train_config
+        from agentlightning.training.job import train_config
 
         done = train_config(settings, resume=run.path if run else None, progress=progress)
     print_run(done, Console())

@@ -17,9 +17,9 @@ from rich.tree import Tree
 
 from agentlightning.cli.accounts import finished_step
 from agentlightning.cli.show import STYLES, Shown, Source, print_sums, short
-from agentlightning.model import Call, Completion, Reward, Span
-from agentlightning.rl.joining import Joins, join
-from agentlightning.store import AttemptRecords
+from agentlightning.contracts.store import AttemptRecords
+from agentlightning.rl.trajectory.joins import Joins, join
+from agentlightning.types import Call, Completion, Reward, Span
 
 Decode = Callable[[int], str]
 TEXT_LIMIT = 2000
@@ -248,7 +248,7 @@ def load_decoder(source: Source) -> Decode | None:
 
 def _tokenizer_folders(source: Source) -> list[Path]:
     """Checkpoints of the run first; then its model, where that is here already (looking at a run fetches nothing)."""
-    from agentlightning.models import cache_folder
+    from agentlightning.config.models import cache_folder
 
     folders: list[Path] = []
     if source.run is not None:

@@ -14,7 +14,7 @@ from typing import Any, cast
 
 import msgspec
 
-from agentlightning.model import JSON, Call, Completion
+from agentlightning.types import JSON, Call, Completion
 
 Message = Mapping[str, Any]
 """In OpenAI's form, content as text."""

@@ -6,8 +6,8 @@ import hashlib
 import json
 import secrets
 
-from agentlightning.gateway.schema import ChatRequest, Refused
-from agentlightning.model import Rollout, Sampling
+from agentlightning.gateway.api.schema import ChatRequest, Refused
+from agentlightning.types import Rollout, Sampling
 
 
 def call_seed(rollout: Rollout, call: int, choice: int) -> int:

@@ -17,28 +17,28 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
-from agentlightning.engine import Engine
+from agentlightning.contracts.engine import Engine
+from agentlightning.contracts.store import LightningStore
 from agentlightning.errors import GatewayError
-from agentlightning.gateway.answers import encode
-from agentlightning.gateway.attribution import Callers
-from agentlightning.gateway.chat import ChatForm
-from agentlightning.gateway.completions import CompletionsForm
-from agentlightning.gateway.demonstration import Demonstrate
-from agentlightning.gateway.exchange import Endpoint
-from agentlightning.gateway.messages import MessagesForm
-from agentlightning.gateway.messages_count import PATH as COUNT_PATH
-from agentlightning.gateway.messages_count import TokenCounter
-from agentlightning.gateway.protocol import Form
-from agentlightning.gateway.rendering import Rendering, load_rendering
-from agentlightning.gateway.responses import ResponsesForm
-from agentlightning.gateway.rewards import PATH, RewardEndpoint
-from agentlightning.gateway.sampled import Sampled, SamplingService
-from agentlightning.gateway.schema import Refused, check_model
-from agentlightning.gateway.upstream import Upstream
-from agentlightning.gateway.upstream_exchange import PATHS as FORWARDED
-from agentlightning.gateway.upstream_exchange import Forward, ForwardService
-from agentlightning.model import LLM, Attempt
-from agentlightning.store import LightningStore
+from agentlightning.gateway.api.answers import encode
+from agentlightning.gateway.api.anthropic_count_tokens import PATH as COUNT_PATH
+from agentlightning.gateway.api.anthropic_count_tokens import TokenCounter
+from agentlightning.gateway.api.anthropic_messages import MessagesForm
+from agentlightning.gateway.api.openai_chat import ChatForm
+from agentlightning.gateway.api.openai_completions import CompletionsForm
+from agentlightning.gateway.api.openai_responses import ResponsesForm
+from agentlightning.gateway.api.protocol import Form
+from agentlightning.gateway.api.rewards import PATH, RewardEndpoint
+from agentlightning.gateway.api.schema import Refused, check_model
+from agentlightning.gateway.auth import Callers
+from agentlightning.gateway.call import Endpoint
+from agentlightning.gateway.rendering.demonstration import Demonstrate
+from agentlightning.gateway.rendering.renderer import Rendering, load_rendering
+from agentlightning.gateway.sampled_call import Sampled, SamplingService
+from agentlightning.gateway.upstream.engine import Upstream
+from agentlightning.gateway.upstream.forward import PATHS as FORWARDED
+from agentlightning.gateway.upstream.forward import Forward, ForwardService
+from agentlightning.types import LLM, Attempt
 
 SHUTDOWN = 5
 """Seconds that calls under way have when the server stops; then they are cancelled, and recorded so."""

@@ -12,9 +12,9 @@ from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
-from agentlightning.engine import Chunk, EngineInfo
+from agentlightning.contracts.engine import Chunk, EngineInfo
 from agentlightning.errors import ContextOverflow, EngineError
-from agentlightning.model import FinishReason, FloatArray, IntArray, Policy, Sampling, floats, ints
+from agentlightning.types import FinishReason, FloatArray, IntArray, Policy, Sampling, floats, ints
 
 Reply: TypeAlias = str | Sequence[int]
 """Text, or the very token ids. The mark that ends a turn is added where it does not end with one."""

@@ -22,9 +22,9 @@ from typing import Any
 
 import numpy as np
 
+from agentlightning.contracts.store import LightningStore, RolloutState
 from agentlightning.errors import LeaseLost, NotFound, StoreError, WireError
-from agentlightning.model import Call, Completion, Policy, Reward, Rollout, Sampling, Span, Task, ints, new_id
-from agentlightning.store import LightningStore, RolloutState
+from agentlightning.types import Call, Completion, Policy, Reward, Rollout, Sampling, Span, Task, ints, new_id
 
 LEASE = 60.0
 

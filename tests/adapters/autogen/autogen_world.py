@@ -8,8 +8,8 @@ from typing import Any
 from autogen_core.models import UserMessage
 from autogen_ext.models.openai import OpenAIChatCompletionClient
 
-from agentlightning.model import Sampling
-from agentlightning.recording import Recorder
+from agentlightning.capture.recorder import Recorder
+from agentlightning.types import Sampling
 
 
 def planned(prompt: str, sampling: Sampling) -> str:

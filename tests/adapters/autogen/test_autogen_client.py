@@ -32,10 +32,10 @@ from autogen_ext.models.openai import OpenAIChatCompletionClient
 from autogen_ext.models.replay import ReplayChatCompletionClient
 from autogen_world import asked, chat, planned
 
-from agentlightning import recording
-from agentlightning.model import Sampling
-from agentlightning.rl.trajectory import check_joins, trajectory
-from agentlightning.routing import clients
+import agentlightning as agl
+from agentlightning.capture.openai_patch import clients
+from agentlightning.rl.trajectory.build import check_joins, trajectory
+from agentlightning.types import Sampling
 from agentlightning_autogen import LightningChatCompletionClient, current_span_id, install, uninstall
 from agentlightning_autogen import structure as structure_module
 
@@ -269,7 +269,7 @@ class TestStructure:
         def scored(x: int) -> int:
             """Judges itself."""
             seen.append(current_span_id())
-            recording.reward(0.5, span=seen[-1])
+            agl.reward(0.5, span=seen[-1])
             return x
 
         async with world.rollout() as recorder:

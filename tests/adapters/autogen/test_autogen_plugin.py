@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 import agentlightning_autogen
-from agentlightning.registry import Registry
+from agentlightning.registry.registry import Registry
 from agentlightning_autogen import adapter, plugin
 
 WITHOUT = """

@@ -12,8 +12,8 @@ from typing import Any
 import uvicorn
 from langchain_openai import ChatOpenAI
 
-from agentlightning.model import Sampling, Span
-from agentlightning.recording import Recorder
+from agentlightning.capture.recorder import Recorder
+from agentlightning.types import Sampling, Span
 
 
 def reply(prompt: str, sampling: Sampling) -> str:

@@ -23,9 +23,9 @@ from langchain_openai import ChatOpenAI
 from langchain_world import chat, question, reply
 from pydantic import BaseModel
 
-from agentlightning import recording
-from agentlightning.model import Sampling
-from agentlightning.rl.trajectory import check_joins
+import agentlightning as agl
+from agentlightning.rl.trajectory.build import check_joins
+from agentlightning.types import Sampling
 from agentlightning_langchain import LightningCallback, current_span_id, install
 from agentlightning_langchain.adapter import installation
 
@@ -303,7 +303,7 @@ async def test_a_reward_for_a_tool_reaches_the_call_that_asked_for_it(world: Wor
     @tool
     def scored(x: int) -> int:
         """Judges itself."""
-        recording.reward(0.5, span=current_span_id())
+        agl.reward(0.5, span=current_span_id())
         return x
 
     async with world.rollout() as recorder:

@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 import agentlightning_langchain
-from agentlightning.registry import Registry, registry
+from agentlightning.registry.registry import Registry, registry
 from agentlightning_langchain import adapter, plugin
 
 WITHOUT = """

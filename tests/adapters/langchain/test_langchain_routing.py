@@ -22,8 +22,8 @@ from starlette.responses import JSONResponse
 from starlette.routing import Route
 
 import agentlightning as agl
-from agentlightning.memory import MemoryStore
-from agentlightning.routing import clients, route
+from agentlightning.capture.openai_patch import clients, route
+from agentlightning.stores.memory import MemoryStore
 from agentlightning_langchain import LightningCallback, install, uninstall
 
 

@@ -21,7 +21,7 @@ from langgraph.func import entrypoint, task
 from langgraph.graph import START, MessagesState, StateGraph
 from pydantic import BaseModel
 
-from agentlightning.model import Span
+from agentlightning.types import Span
 from agentlightning_langchain import LightningCallback, current_span_id
 from agentlightning_langchain.values import plain
 

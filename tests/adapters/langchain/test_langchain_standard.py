@@ -16,8 +16,8 @@ from langchain_openai import ChatOpenAI
 from langchain_tests.integration_tests import ChatModelIntegrationTests
 from langchain_tests.unit_tests import ChatModelUnitTests
 
-from agentlightning.model import LLM, Rollout, Sampling, Task
-from agentlightning.rl.trajectory import trajectory
+from agentlightning.rl.trajectory.build import trajectory
+from agentlightning.types import LLM, Rollout, Sampling, Task
 
 TEXT_ONLY = "content other than text is refused with a 400 that says so"
 ONE_MODEL = "a run serves one model: its policy's name is taken as well, and the answer names the model"

@@ -14,8 +14,8 @@ import pytest
 from adapter_world import World
 
 import agentlightning_langchain
-from agentlightning.model import Sampling, Span, Trajectory
-from agentlightning.store import AttemptRecords
+from agentlightning.contracts.store import AttemptRecords
+from agentlightning.types import Sampling, Span, Trajectory
 
 PROGRAMS = Path(__file__).parent / "programs"
 

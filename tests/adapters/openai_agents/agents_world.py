@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from agentlightning.model import Sampling
+from agentlightning.types import Sampling
 
 
 class Prompt:

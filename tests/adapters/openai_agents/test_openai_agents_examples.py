@@ -28,11 +28,11 @@ from agents_world import Prompt
 from starlette.routing import Mount
 
 from agentlightning.gateway import Gateway
-from agentlightning.memory import MemoryStore
-from agentlightning.model import Sampling
-from agentlightning.rl.trajectory import trajectory
-from agentlightning.server import store_app
+from agentlightning.rl.trajectory.build import trajectory
+from agentlightning.stores.http_server import store_app
+from agentlightning.stores.memory import MemoryStore
 from agentlightning.testing.engine import ScriptedEngine
+from agentlightning.types import Sampling
 
 pytestmark = pytest.mark.usefixtures("installed")
 

@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 import agentlightning_openai_agents
-from agentlightning.registry import Registry
+from agentlightning.registry.registry import Registry
 from agentlightning_openai_agents import adapter, plugin
 
 WITHOUT = """

@@ -25,8 +25,8 @@ from agents_world import reply
 from openai import AsyncOpenAI, OpenAIError
 from openai._base_client import BaseClient
 
-from agentlightning import recording
-from agentlightning.model import Sampling
+import agentlightning as agl
+from agentlightning.types import Sampling
 from agentlightning_openai_agents import LightningTracingProcessor, install, uninstall
 
 
@@ -326,7 +326,7 @@ class TestCancelling:
             while not (spans := await world.spans(recorder, "llm")):
                 await asyncio.sleep(0.01)
         assert [span.call_id for span in spans] == [call.id for call in records.calls]
-        assert recording.current() is None
+        assert agl.current() is None
 
 
 BARE = """

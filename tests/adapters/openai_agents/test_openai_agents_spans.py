@@ -23,7 +23,7 @@ from agents_world import Prompt
 from openai import AsyncOpenAI
 from pydantic import BaseModel
 
-from agentlightning import recording
+import agentlightning as agl
 from agentlightning_openai_agents import LightningTracingProcessor, current_span_id
 
 pytestmark = pytest.mark.usefixtures("installed", "api")
@@ -166,7 +166,7 @@ class TestHandoffs:
             french = Agent(name="french")
             await Runner.run(Agent(name="triage", handoffs=[french]), "bonsoir")
             handed = (await world.spans(recorder, "note"))[0]
-            recording.reward(0.5, span=handed)
+            agl.reward(0.5, span=handed)
         made = await world.trajectory(recorder)
         assert [[r.value for r in t.rewards] for t in made.transitions] == [[0.5], []]
 
@@ -221,7 +221,7 @@ async def test_a_reward_for_a_tool_reaches_the_call_that_asked_for_it(world: Wor
     @function_tool
     def scored(x: int) -> int:
         """Judges itself."""
-        recording.reward(0.5, span=current_span_id())
+        agl.reward(0.5, span=current_span_id())
         return x
 
     async with world.rollout() as recorder:

@@ -10,10 +10,10 @@ import pytest
 from typer.testing import CliRunner
 
 from agentlightning.cli.main import build
-from agentlightning.model import Call, Completion, Reward, Rollout, Sampling, Span, Task
-from agentlightning.registry import registry
-from agentlightning.runs import Learned, RunFolder
-from agentlightning.store import LightningStore
+from agentlightning.contracts.store import LightningStore
+from agentlightning.registry.registry import registry
+from agentlightning.training.run_folder import Learned, RunFolder
+from agentlightning.types import Call, Completion, Reward, Rollout, Sampling, Span, Task
 
 AGL = Callable[..., tuple[int, str]]
 

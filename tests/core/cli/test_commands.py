@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from agentlightning.cli.main import build
 from agentlightning.cli.plugins import report
 from agentlightning.errors import LightningError
-from agentlightning.registry import Registry
+from agentlightning.registry.registry import Registry
 
 AGL = Callable[..., tuple[int, str]]
 

@@ -11,9 +11,9 @@ import pytest
 from rich.console import Console
 
 from agentlightning.cli.doctor import report_advice, report_checks, report_machine
-from agentlightning.doctor import GPU, Machine, advise, check, machine
-from agentlightning.hookspecs import hookimpl
-from agentlightning.registry import Registry, registry
+from agentlightning.contracts.hookspecs import hookimpl
+from agentlightning.registry.registry import Registry, registry
+from agentlightning.serving.doctor import GPU, Machine, advise, check, machine
 
 CARD = GPU("NVIDIA H100", 80 * 2**30, 70 * 2**30)
 

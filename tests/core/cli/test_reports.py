@@ -10,8 +10,8 @@ from rich.console import Console
 
 from agentlightning.cli.rollout import print_scored
 from agentlightning.cli.train import print_dry_run, print_run
-from agentlightning.training import Run
-from agentlightning.trial import DryRun, Scored
+from agentlightning.training.dry_run import DryRun, Scored
+from agentlightning.training.job import Run
 
 
 @pytest.fixture

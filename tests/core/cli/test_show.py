@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from agentlightning.model import Attempt, Call, Completion, Rollout, Sampling
-from agentlightning.runs import RunFolder
-from agentlightning.stack import open_store
+from agentlightning.training.run_folder import RunFolder
+from agentlightning.training.services import open_store
+from agentlightning.types import Attempt, Call, Completion, Rollout, Sampling
 
 AGL = Callable[..., tuple[int, str]]
 

@@ -8,11 +8,11 @@ from typing import Any
 
 import openai
 
+from agentlightning.contracts.store import AttemptRecords
 from agentlightning.gateway import Gateway
-from agentlightning.memory import MemoryStore
-from agentlightning.model import LLM, Attempt, Rollout, Sampling, Task, new_id
-from agentlightning.store import AttemptRecords
+from agentlightning.stores.memory import MemoryStore
 from agentlightning.testing.engine import ScriptedEngine
+from agentlightning.types import LLM, Attempt, Rollout, Sampling, Task, new_id
 
 CALCULATOR = {
     "type": "function",

@@ -11,8 +11,8 @@ from gateway_house import CALCULATOR, SEARCH, user
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agentlightning.gateway.chatml import ChatMLRenderer
-from agentlightning.gateway.tooltext import describe_tools, read_reply, write_calls
+from agentlightning.gateway.rendering.chatml import ChatMLRenderer
+from agentlightning.gateway.rendering.tool_text import describe_tools, read_reply, write_calls
 
 SMOL = (
     "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}{{ '<|im_start|>system\nYou are helpful"

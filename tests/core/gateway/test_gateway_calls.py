@@ -13,12 +13,12 @@ import openai
 import pytest
 from gateway_house import CALCULATOR, SEARCH, eventually, user
 
+from agentlightning.capture.recorder import CALL_HEADER, KEY_HEADER
 from agentlightning.errors import GatewayError
 from agentlightning.gateway import Gateway
 from agentlightning.gateway.sampling import call_seed
-from agentlightning.memory import MemoryStore
-from agentlightning.model import Rollout, Sampling, Task
-from agentlightning.recording import CALL_HEADER, KEY_HEADER
+from agentlightning.stores.memory import MemoryStore
+from agentlightning.types import Rollout, Sampling, Task
 
 HI = [user("hi")]
 

@@ -9,7 +9,7 @@ import openai
 import pytest
 from gateway_house import eventually
 
-from agentlightning.model import Sampling
+from agentlightning.types import Sampling
 
 
 async def test_a_text_is_continued_as_it_is_and_recorded_exactly(house: Any) -> None:

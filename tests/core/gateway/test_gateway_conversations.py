@@ -8,7 +8,7 @@ from typing import Any
 from gateway_house import CALCULATOR, SEARCH, House, user
 
 from agentlightning.gateway import Gateway
-from agentlightning.model import Attempt, Completion, Sampling
+from agentlightning.types import Attempt, Completion, Sampling
 
 THE = "the"
 
@@ -170,7 +170,7 @@ async def test_the_same_run_repeats_its_seeds_prompts_and_call_ids(house: Any) -
     h = await house(lambda prompt, sampling: f"CALL calculator({sampling.seed})" if "tool\n" not in prompt else "done")
     seen: list[Any] = []
     for _ in range(2):
-        from agentlightning.model import Task
+        from agentlightning.types import Task
 
         attempt = await h.attempt(seed=5, step=1, index=2, task=Task("same", None))
         reply = await ask(h, attempt, [user("a")], tools=[CALCULATOR])

@@ -12,7 +12,7 @@ import pytest
 from gateway_house import House, eventually, user
 
 from agentlightning.errors import ContextOverflow, EngineError, StoreError
-from agentlightning.model import Attempt, Sampling
+from agentlightning.types import Attempt, Sampling
 
 HI = [user("hi")]
 LONG = "a long reply that takes its time"

@@ -12,9 +12,9 @@ import pytest
 from gateway_house import CALCULATOR, SEARCH, House, eventually, slowly, user
 from pydantic import BaseModel
 
+from agentlightning.capture.recorder import CALL_HEADER
 from agentlightning.gateway import Gateway
-from agentlightning.model import Attempt, Completion, Sampling
-from agentlightning.recording import CALL_HEADER
+from agentlightning.types import Attempt, Completion, Sampling
 
 HI = [user("hi")]
 

@@ -12,10 +12,10 @@ import pytest
 from gateway_house import House, eventually
 from pydantic import BaseModel
 
+from agentlightning.capture.recorder import CALL_HEADER
 from agentlightning.errors import EngineError
 from agentlightning.gateway import Gateway
-from agentlightning.model import Attempt, Completion, Sampling
-from agentlightning.recording import CALL_HEADER
+from agentlightning.types import Attempt, Completion, Sampling
 
 CALCULATOR: dict[str, Any] = {
     "type": "function",

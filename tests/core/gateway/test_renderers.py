@@ -10,9 +10,9 @@ import openai
 import pytest
 from gateway_house import CALCULATOR, House, user
 
-from agentlightning.engine import EngineInfo
+from agentlightning.contracts.engine import EngineInfo
 from agentlightning.errors import ConfigError
-from agentlightning.gateway.rendering import load_rendering
+from agentlightning.gateway.rendering.renderer import load_rendering
 from agentlightning.testing.tokenizer import make_tokenizer
 
 QWEN = ["<think>", "</think>", "<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>"]

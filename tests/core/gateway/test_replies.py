@@ -7,7 +7,7 @@ from typing import Any
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from agentlightning.gateway.replies import Detokenizer
+from agentlightning.gateway.rendering.replies import Detokenizer
 
 
 def decode(ids: Any) -> str:

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from agentlightning.engine import Chunk
+from agentlightning.contracts.engine import Chunk
 from agentlightning.errors import ContextOverflow, EngineError
-from agentlightning.model import Policy, Sampling, ints
 from agentlightning.testing.engine import ScriptedEngine
+from agentlightning.types import Policy, Sampling, ints
 
 PROMPT = ints([1, 2, 3])
 

@@ -10,9 +10,9 @@ import openai
 import pytest
 from gateway_house import CALCULATOR, user
 
-from agentlightning.model import Sampling, Task
-from agentlightning.rl.batch import DEMONSTRATED, make_batch
-from agentlightning.rl.trajectory import trajectory
+from agentlightning.rl.batch.build import DEMONSTRATED, make_batch
+from agentlightning.rl.trajectory.build import trajectory
+from agentlightning.types import Sampling, Task
 
 CALL = {"function": {"name": "calculator", "arguments": json.dumps({"expression": "3+4"})}}
 

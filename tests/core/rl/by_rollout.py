@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from agentlightning.model import Trajectory
 from agentlightning.rl.advantage import Estimate
-from agentlightning.rl.episodes import Episodes
+from agentlightning.rl.arrays import Episodes
+from agentlightning.types import Trajectory
 
 Arrays = list[np.ndarray]
 

@@ -10,13 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agentlightning.errors import ConfigError
-from agentlightning.model import Reward, Task, Trajectory, Transition
 from agentlightning.rl.advantage.grpo import dr_grpo as flat_dr_grpo
 from agentlightning.rl.advantage.grpo import grpo as flat_grpo
 from agentlightning.rl.advantage.rloo import rloo as flat_rloo
 from agentlightning.rl.credit.discounted import discounted as flat_discounted
 from agentlightning.rl.credit.identical import identical as flat_identical
 from agentlightning.rl.credit.per_step import per_step as flat_per_step
+from agentlightning.types import Reward, Task, Trajectory, Transition
 
 grpo, dr_grpo, rloo = map(by_rollout, (flat_grpo, flat_dr_grpo, flat_rloo))
 identical, discounted, per_step = map(by_rollout, (flat_identical, flat_discounted, flat_per_step))

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from agentlightning.errors import ConfigError, TrainerError
-from agentlightning.model import Task, Trajectory, Transition
-from agentlightning.rl.batch import Batch, make_batch
+from agentlightning.rl.batch.build import Batch, make_batch
+from agentlightning.types import Task, Trajectory, Transition
 
 
 def transition(index, prompt, response, **settings) -> Transition:

@@ -9,8 +9,8 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agentlightning.model import Task, Trajectory, Transition
-from agentlightning.rl.batch import make_batch
+from agentlightning.rl.batch.build import make_batch
+from agentlightning.types import Task, Trajectory, Transition
 
 
 def attempt(rng: random.Random, group: str, index: int, shared: list[int]) -> Trajectory:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from agentlightning.model import Task, Trajectory, Transition
-from agentlightning.rl.batch import Batch, make_batch
+from agentlightning.rl.batch.build import Batch, make_batch
+from agentlightning.types import Task, Trajectory, Transition
 
 
 def conversations(rollouts: int, turns: int, *, agents: int = 1, group: int = 1, continues: bool = True) -> Batch:

@@ -7,11 +7,11 @@ import pytest
 from by_rollout import by_rollout
 
 from agentlightning.errors import ConfigError
-from agentlightning.model import Reward, Task, Trajectory, Transition
 from agentlightning.rl.credit.discounted import discounted as flat_discounted
 from agentlightning.rl.credit.identical import identical as flat_identical
 from agentlightning.rl.credit.last import last as flat_last
 from agentlightning.rl.credit.per_step import per_step as flat_per_step
+from agentlightning.types import Reward, Task, Trajectory, Transition
 
 identical, last, discounted, per_step = map(by_rollout, (flat_identical, flat_last, flat_discounted, flat_per_step))
 

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from agentlightning.algorithms.lightning import LightningRL, learner_batch, with_target, with_values
 from agentlightning.errors import ConfigError, RewardError, TrainerError
-from agentlightning.model import Reward, Task, Trajectory, Transition
 from agentlightning.rl.advantage import Estimate, Needs, needs_of
 from agentlightning.rl.advantage.gae import gae
 from agentlightning.rl.advantage.gigpo import gigpo
@@ -22,13 +22,13 @@ from agentlightning.rl.advantage.per_agent import PerAgent
 from agentlightning.rl.advantage.reinforce import reinforce
 from agentlightning.rl.advantage.reinforce_pp import reinforce_pp
 from agentlightning.rl.advantage.rloo import rloo
+from agentlightning.rl.arrays import Episodes
 from agentlightning.rl.credit.discounted import discounted
 from agentlightning.rl.credit.identical import identical
 from agentlightning.rl.credit.last import last
 from agentlightning.rl.credit.learned import learned
 from agentlightning.rl.credit.per_step import per_step
-from agentlightning.rl.episodes import Episodes
-from agentlightning.rl.lightning import LightningRL, learner_batch, with_target, with_values
+from agentlightning.types import Reward, Task, Trajectory, Transition
 
 
 def rollout(
@@ -427,7 +427,7 @@ def test_an_advantage_of_another_shape_is_refused_by_name() -> None:
     ],
 )
 def test_bad_settings_are_one_clear_line_each(table: dict[str, Any], said: str) -> None:
-    from agentlightning.settings import build
+    from agentlightning.config.tables import build
 
     with pytest.raises(ConfigError, match=said) as raised:
         build(LightningRL, table, "algorithm").parts()

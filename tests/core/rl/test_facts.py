@@ -10,14 +10,14 @@ from typing import Any
 import pytest
 from test_trajectory import attempt, call, completion, read, reward, span
 
+from agentlightning.contracts.hookspecs import hookimpl
+from agentlightning.contracts.store import AttemptRecords
 from agentlightning.errors import ConfigError, RewardError
-from agentlightning.hookspecs import hookimpl
-from agentlightning.model import Call, Span, Trajectory
-from agentlightning.registry import Registry
-from agentlightning.rl.facts import FACT, StepReward, step_rewards
-from agentlightning.rl.facts.tools import tool_empty, tool_failed
-from agentlightning.rl.facts.truncated import truncated
-from agentlightning.store import AttemptRecords
+from agentlightning.registry.registry import Registry
+from agentlightning.rl.trajectory.step_rewards import FACT, StepReward, step_rewards
+from agentlightning.rl.trajectory.step_rewards.tools import tool_empty, tool_failed
+from agentlightning.rl.trajectory.step_rewards.truncated import truncated
+from agentlightning.types import Call, Span, Trajectory
 
 
 def tool(id: str, started: float, **more: Any) -> Span:

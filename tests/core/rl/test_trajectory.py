@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from agentlightning.contracts.store import AttemptRecords, RolloutState
 from agentlightning.errors import ConfigError, JoinError, LightningError, NotFound, RewardError
-from agentlightning.model import Attempt, Call, Completion, Reward, Rollout, Sampling, Span, Task, Trajectory
-from agentlightning.rl.joining import NEVER_ARRIVED
-from agentlightning.rl.trajectory import UNJOINED, check_joins, trajectory
-from agentlightning.store import AttemptRecords, RolloutState
+from agentlightning.rl.trajectory.build import UNJOINED, check_joins, trajectory
+from agentlightning.rl.trajectory.joins import NEVER_ARRIVED
+from agentlightning.types import Attempt, Call, Completion, Reward, Rollout, Sampling, Span, Task, Trajectory
 
 
 def attempt(status: str = "succeeded", *, id: str = "a1", number: int = 1) -> Attempt:

@@ -14,16 +14,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from agentlightning.model import Task, Trajectory, Transition
+from agentlightning.algorithms.lightning import learner_batch
 from agentlightning.rl.advantage import Estimate
 from agentlightning.rl.advantage.gae import gae
 from agentlightning.rl.advantage.grpo import dr_grpo, grpo
 from agentlightning.rl.advantage.reinforce import reinforce
 from agentlightning.rl.advantage.rloo import rloo
-from agentlightning.rl.batch import Weight
+from agentlightning.rl.arrays import Episodes
+from agentlightning.rl.batch.build import Weight
 from agentlightning.rl.credit.identical import identical
-from agentlightning.rl.episodes import Episodes
-from agentlightning.rl.lightning import learner_batch
+from agentlightning.types import Task, Trajectory, Transition
 
 GROUP, GROUPS = 4, 20_000
 LOGITS = np.array([0.3, -0.4, 0.8])

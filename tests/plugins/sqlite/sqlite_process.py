@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from agentlightning.model import Completion, Rollout, Sampling, Span, Task
+from agentlightning.types import Completion, Rollout, Sampling, Span, Task
 from agentlightning_sqlite.store import SQLiteStore
 
 

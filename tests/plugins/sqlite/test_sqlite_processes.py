@@ -11,8 +11,8 @@ import time
 from collections import defaultdict
 from pathlib import Path
 
-from agentlightning.model import Rollout, Task
 from agentlightning.testing.store import rollouts
+from agentlightning.types import Rollout, Task
 from agentlightning_sqlite.store import SQLiteStore
 
 SCRIPT = Path(__file__).with_name("sqlite_process.py")

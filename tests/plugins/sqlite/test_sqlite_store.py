@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 
 from agentlightning.errors import StoreError, StoreVersionError
-from agentlightning.model import Completion
-from agentlightning.registry import registry
+from agentlightning.registry.registry import registry
 from agentlightning.testing.store import StoreContract, completion, rollouts, span
+from agentlightning.types import Completion
 from agentlightning_sqlite.store import SQLiteStore, open_sqlite
 
 

@@ -12,11 +12,11 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from agentlightning.algorithms.dpo import preferred
+from agentlightning.config.models import ModelFiles
 from agentlightning.errors import TrainerError
-from agentlightning.model import Task, Trajectory, Transition
-from agentlightning.models import ModelFiles
-from agentlightning.rl.batch import Batch, make_batch
+from agentlightning.rl.batch.build import Batch, make_batch
 from agentlightning.rl.loss import DPOLoss, PPOClip
+from agentlightning.types import Task, Trajectory, Transition
 from agentlightning_torch.testing import tiny_model
 from agentlightning_torch.trainer import Settings, TorchTrainer
 

@@ -14,9 +14,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from agentlightning.config.models import ModelFiles
 from agentlightning.errors import ConfigError, ContextOverflow, EngineError, UnsupportedSetting
-from agentlightning.model import Policy, Sampling, ints
-from agentlightning.models import ModelFiles
+from agentlightning.types import Policy, Sampling, ints
 from agentlightning_torch.engine import Settings, TorchEngine
 from agentlightning_torch.optim import add_lora, trained_parameters
 from agentlightning_torch.sampler import Reply, Sampler

@@ -9,9 +9,9 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from agentlightning.model import Task, Trajectory, Transition
-from agentlightning.rl.batch import Batch, make_batch
-from agentlightning.rl.packs import Pack
+from agentlightning.rl.batch.build import Batch, make_batch
+from agentlightning.rl.batch.packs import Pack
+from agentlightning.types import Task, Trajectory, Transition
 from agentlightning_torch.attention import BLOCK, NAME, Visible, forest_attention
 from agentlightning_torch.forward import forest_agrees, group_rows, score_forest, score_rows
 from agentlightning_torch.optim import add_lora, trained_parameters

@@ -11,9 +11,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from agentlightning.config.models import find_model
 from agentlightning.errors import ConfigError
-from agentlightning.models import find_model
-from agentlightning.registry import Registry
+from agentlightning.registry.registry import Registry
 from agentlightning_torch import models, plugin
 
 

@@ -17,13 +17,13 @@ from typer.testing import CliRunner
 
 import agentlightning as agl
 from agentlightning.cli.main import build
+from agentlightning.config.models import ModelFiles
 from agentlightning.errors import ConfigError
-from agentlightning.model import Task, Trajectory, Transition
-from agentlightning.models import ModelFiles
-from agentlightning.rl.batch import make_batch
+from agentlightning.rl.batch.build import make_batch
 from agentlightning.rl.loss import SFTLoss
-from agentlightning.runs import RunFolder
-from agentlightning.tracking import read_metrics
+from agentlightning.training.metrics import read_metrics
+from agentlightning.training.run_folder import RunFolder
+from agentlightning.types import Task, Trajectory, Transition
 from agentlightning_torch.testing import tiny_model
 from agentlightning_torch.trainer import Settings, TorchTrainer
 
@@ -176,7 +176,7 @@ def test_a_run_learns_what_it_is_shown_and_nothing_of_a_wrong_demonstration(
 
 
 def test_a_stopped_run_resumes_to_bitwise_the_same_metrics(model: ModelFiles, tmp_path: Path):
-    from agentlightning.training import make_job, train_job
+    from agentlightning.training.job import make_job, train_job
 
     class StopAfter:
         def __init__(self) -> None:

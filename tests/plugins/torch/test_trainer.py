@@ -15,13 +15,13 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, MistralConfig, MistralForCausalLM
 
+from agentlightning.config.models import ModelFiles
 from agentlightning.errors import ConfigError, NonFinite, TrainerError, UnsupportedSetting
-from agentlightning.handover import Probe, folder_of
-from agentlightning.model import Task, Trajectory, Transition
-from agentlightning.models import ModelFiles
-from agentlightning.rl.batch import Batch, make_batch
+from agentlightning.rl.batch.build import Batch, make_batch
 from agentlightning.rl.loss import CISPO, LossSettings, PPOClip
 from agentlightning.rl.schedule import learning_rate
+from agentlightning.training.weight_sync import Probe, folder_of
+from agentlightning.types import Task, Trajectory, Transition
 from agentlightning_torch import checkpoint
 from agentlightning_torch.testing import tiny_model
 from agentlightning_torch.trainer import Settings, TorchTrainer

@@ -13,15 +13,15 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from agentlightning.config.models import ModelFiles
+from agentlightning.config.tables import build_loss
 from agentlightning.errors import ConfigError, TrainerError, UnsupportedSetting
-from agentlightning.model import Task, Trajectory, Transition
-from agentlightning.models import ModelFiles
-from agentlightning.rl.batch import Batch, make_batch
+from agentlightning.rl.batch.build import Batch, make_batch
 from agentlightning.rl.correction.icepop import IcePop
 from agentlightning.rl.correction.sequence_mask import SequenceMask
 from agentlightning.rl.correction.truncate import Truncate
 from agentlightning.rl.loss import CISPO, GSPO, LossSettings, PPOClip
-from agentlightning.settings import build_loss
+from agentlightning.types import Task, Trajectory, Transition
 from agentlightning_torch.testing import tiny_model
 from agentlightning_torch.trainer import Settings, TorchTrainer
 

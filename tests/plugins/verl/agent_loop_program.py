@@ -18,7 +18,7 @@ from verl.trainer.ppo.v1.replay_buffer import ReplayBuffer
 from verl.utils import tensordict_utils as tu
 from verl.workers.rollout.replica import TokenOutput
 
-from agentlightning.model import Sampling, ints
+from agentlightning.types import Sampling, ints
 from agentlightning_torch.engine import Settings, TorchEngine
 from agentlightning_torch.testing import tiny_model
 from agentlightning_torch.weights import get_weights

@@ -18,22 +18,22 @@ import torch
 from verl_numbers import CLIP, GSPO, LENGTH, VALUE_CLIP, inputs
 from verl_world import PYTHON
 
-from agentlightning.model import Task, Trajectory, Transition
 from agentlightning.rl.advantage import Estimate
 from agentlightning.rl.advantage.gae import gae
 from agentlightning.rl.advantage.grpo import dr_grpo, grpo
 from agentlightning.rl.advantage.opo import opo
 from agentlightning.rl.advantage.reinforce_pp import reinforce_pp, reinforce_pp_baseline
 from agentlightning.rl.advantage.rloo import rloo
-from agentlightning.rl.batch import Batch, make_batch
+from agentlightning.rl.arrays import Episodes
+from agentlightning.rl.batch.build import Batch, make_batch
 from agentlightning.rl.correction import Correction
 from agentlightning.rl.correction.icepop import IcePop
 from agentlightning.rl.correction.sequence_mask import SequenceMask
 from agentlightning.rl.correction.truncate import Truncate
 from agentlightning.rl.credit.identical import identical
-from agentlightning.rl.episodes import Episodes
 from agentlightning.rl.loss import CISPO, LossSettings, PPOClip
 from agentlightning.rl.loss import GSPO as GSPOLoss
+from agentlightning.types import Task, Trajectory, Transition
 from agentlightning_torch.forward import Scores
 from agentlightning_torch.losses.kl import kl_term
 from agentlightning_torch.losses.value import value_term

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from verl_world import batch_of
 
+from agentlightning.config.models import ModelFiles
+from agentlightning.config.tables import open_table
 from agentlightning.errors import ConfigError, UnsupportedSetting
-from agentlightning.models import ModelFiles
-from agentlightning.settings import open_table
 from agentlightning_verl.message import Message, receive, send
 from agentlightning_verl.rows import rows_of
 from agentlightning_verl.settings import Settings

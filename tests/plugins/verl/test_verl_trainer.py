@@ -17,12 +17,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from verl_world import LR, PYTHON, Both, batch_of
 
 import agentlightning as agl
+from agentlightning.config.models import ModelFiles
 from agentlightning.errors import TrainerError
-from agentlightning.handover import Probe
-from agentlightning.models import ModelFiles
 from agentlightning.rl.loss import CISPO, PPOClip, SFTLoss
-from agentlightning.runs import RunFolder
-from agentlightning.tracking import read_metrics
+from agentlightning.training.metrics import read_metrics
+from agentlightning.training.run_folder import RunFolder
+from agentlightning.training.weight_sync import Probe
 from agentlightning_torch.testing import tiny_model
 from agentlightning_torch.trainer import Settings as TorchSettings
 from agentlightning_torch.trainer import TorchTrainer

@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from agentlightning.handover import Probe
-from agentlightning.model import Policy, Task, Trajectory, Transition
-from agentlightning.models import ModelFiles, Share
-from agentlightning.rl.batch import Batch, make_batch
+from agentlightning.config.models import ModelFiles, Share
+from agentlightning.contracts.trainer import Capabilities
+from agentlightning.rl.batch.build import Batch, make_batch
 from agentlightning.rl.loss import LossSettings
-from agentlightning.trainer import Capabilities
+from agentlightning.training.weight_sync import Probe
+from agentlightning.types import Policy, Task, Trajectory, Transition
 from agentlightning_torch.trainer import Settings as TorchSettings
 from agentlightning_torch.trainer import TorchTrainer
 from agentlightning_verl.settings import Settings as VerlSettings

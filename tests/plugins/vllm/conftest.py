@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 import torch
 
-from agentlightning.model import Policy
-from agentlightning.models import ModelFiles, Share
+from agentlightning.config.models import ModelFiles, Share
+from agentlightning.types import Policy
 from agentlightning_torch.testing import tiny_model
 from agentlightning_torch.trainer import Settings as TrainerSettings
 from agentlightning_torch.trainer import TorchTrainer

@@ -14,11 +14,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from agentlightning.config.models import ModelFiles
 from agentlightning.errors import ConfigError, ContextOverflow, EngineError, UnsupportedSetting
-from agentlightning.handover import folder_of
-from agentlightning.model import Policy, Sampling, ints
-from agentlightning.models import ModelFiles
-from agentlightning.process import Process
+from agentlightning.runner.managed_process import Process
+from agentlightning.training.weight_sync import folder_of
+from agentlightning.types import Policy, Sampling, ints
 from agentlightning_torch.engine import TorchEngine
 from agentlightning_vllm.engine import VllmEngine
 from agentlightning_vllm.environment import find_environment

@@ -13,8 +13,8 @@ import torch
 from openai import AsyncOpenAI
 
 import agentlightning as agl
-from agentlightning.models import ModelFiles
-from agentlightning.tracking import read_metrics
+from agentlightning.config.models import ModelFiles
+from agentlightning.training.metrics import read_metrics
 
 REAL = bool(os.environ.get("AGL_TEST_VLLM"))
 pytestmark = pytest.mark.timeout(1800 if REAL else 240)
@@ -87,8 +87,8 @@ def test_a_server_that_is_killed_in_the_middle_of_a_step_costs_no_rollout(files:
 
 @pytest.mark.skipif(not REAL, reason="make test-vllm: SmolLM2 on vLLM itself")
 def test_three_steps_of_the_demo_train_on_vllm(python: str, tmp_path: Path) -> None:
-    from agentlightning.config import load_config
-    from agentlightning.training import train_config
+    from agentlightning.config.schema import load_config
+    from agentlightning.training.job import train_config
     from agentlightning_benchmarks.demo.command import CONFIG
 
     config = load_config(CONFIG)

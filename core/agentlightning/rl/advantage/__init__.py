@@ -17,7 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from agentlightning.rl.episodes import Doubles
+from agentlightning.rl.arrays import Doubles
 
 F = TypeVar("F", bound=Callable[..., Any])
 

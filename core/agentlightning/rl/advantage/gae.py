@@ -6,9 +6,9 @@ import numpy as np
 
 from agentlightning.rl.advantage import Estimate, uses_critic
 from agentlightning.rl.advantage.groups import check
+from agentlightning.rl.advantage.lambda_returns import Over, steps
 from agentlightning.rl.advantage.whiten import whiten as whitened
-from agentlightning.rl.episodes import Doubles, Episodes
-from agentlightning.rl.gae import Over, steps
+from agentlightning.rl.arrays import Doubles, Episodes
 
 
 @uses_critic

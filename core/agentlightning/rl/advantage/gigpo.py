@@ -10,7 +10,7 @@ import numpy as np
 from agentlightning.rl.advantage import compares_groups, reads_rewards
 from agentlightning.rl.advantage.groups import Groups, check, check_eps
 from agentlightning.rl.advantage.grpo import grpo
-from agentlightning.rl.episodes import Doubles, Episodes, Ints
+from agentlightning.rl.arrays import Doubles, Episodes, Ints
 
 
 @compares_groups

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from agentlightning.errors import ConfigError
-from agentlightning.rl.episodes import Bools, Doubles, Episodes, Ints
+from agentlightning.rl.arrays import Bools, Doubles, Episodes, Ints
 
 DENSE = 1 << 20
 """Up to so many keys are counted in an array; more of them are numbered first."""

@@ -6,7 +6,7 @@ import numpy as np
 
 from agentlightning.rl.advantage import compares_groups
 from agentlightning.rl.advantage.groups import Groups
-from agentlightning.rl.episodes import Doubles, Episodes
+from agentlightning.rl.arrays import Doubles, Episodes
 
 
 @compares_groups

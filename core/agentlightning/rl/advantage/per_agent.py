@@ -9,7 +9,7 @@ import numpy as np
 
 from agentlightning.errors import ConfigError
 from agentlightning.rl.advantage import Estimate, Needs, needs_of
-from agentlightning.rl.episodes import Doubles, Episodes
+from agentlightning.rl.arrays import Doubles, Episodes
 
 Advantage = Callable[[Episodes, Doubles], Any]
 

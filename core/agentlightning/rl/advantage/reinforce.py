@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from agentlightning.rl.advantage.groups import check
-from agentlightning.rl.episodes import Doubles, Episodes
+from agentlightning.rl.arrays import Doubles, Episodes
 
 
 def reinforce(episodes: Episodes, returns: Doubles, *, baseline: float = 0.0) -> Doubles:

@@ -7,7 +7,7 @@ import numpy as np
 from agentlightning.rl.advantage import compares_groups
 from agentlightning.rl.advantage.groups import Groups, check
 from agentlightning.rl.advantage.whiten import whiten
-from agentlightning.rl.episodes import Doubles, Episodes
+from agentlightning.rl.arrays import Doubles, Episodes
 
 
 def reinforce_pp(episodes: Episodes, returns: Doubles, *, tolerance: float = 1e-6) -> Doubles:

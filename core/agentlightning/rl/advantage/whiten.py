@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from agentlightning.rl.episodes import Bools, Doubles, Ints
+from agentlightning.rl.arrays import Bools, Doubles, Ints
 
 EPS = 1e-8
 

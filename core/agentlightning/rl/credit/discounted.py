@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from agentlightning.rl.arrays import Doubles, Episodes
 from agentlightning.rl.credit.to_go import check_gamma, to_go
-from agentlightning.rl.episodes import Doubles, Episodes
 
 
 def discounted(episodes: Episodes, *, gamma: float = 0.95) -> Doubles:

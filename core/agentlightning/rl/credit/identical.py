@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from agentlightning.rl.arrays import Doubles, Episodes
 from agentlightning.rl.credit import outcome_alone
-from agentlightning.rl.episodes import Doubles, Episodes
 
 
 @outcome_alone

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from agentlightning.rl.arrays import Doubles, Episodes
 from agentlightning.rl.credit import outcome_alone
-from agentlightning.rl.episodes import Doubles, Episodes
 
 
 @outcome_alone

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from agentlightning.errors import ConfigError
 from agentlightning.rl.advantage import uses_critic
+from agentlightning.rl.advantage.lambda_returns import steps
+from agentlightning.rl.arrays import Doubles, Episodes
 from agentlightning.rl.credit.to_go import check_gamma, to_go
-from agentlightning.rl.episodes import Doubles, Episodes
-from agentlightning.rl.gae import steps
 
 
 @uses_critic

@@ -7,8 +7,8 @@ import math
 import numpy as np
 
 from agentlightning.errors import ConfigError
+from agentlightning.rl.arrays import Doubles, Episodes
 from agentlightning.rl.credit.to_go import check_gamma, to_go
-from agentlightning.rl.episodes import Doubles, Episodes
 
 
 def per_step(episodes: Episodes, *, outcome: float = 1.0, gamma: float = 1.0) -> Doubles:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from agentlightning.errors import ConfigError
-from agentlightning.rl.episodes import Doubles, Episodes
+from agentlightning.rl.arrays import Doubles, Episodes
 
 
 def to_go(episodes: Episodes, gamma: float, last: Doubles) -> Doubles:

@@ -17,9 +17,9 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
 
+from agentlightning.config.models import ModelFiles
 from agentlightning.errors import ContextOverflow, EngineError
-from agentlightning.model import Policy, Sampling, ints
-from agentlightning.models import ModelFiles
+from agentlightning.types import Policy, Sampling, ints
 from agentlightning_torch.engine import Settings, TorchEngine
 from agentlightning_torch.weights import Weights, get_weights
 

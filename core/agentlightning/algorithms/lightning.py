@@ -1,0 +1,213 @@
+"""LightningRL: credit to the transitions first, then any single-turn algorithm over them (arXiv 2508.03680)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Literal, cast
+
+import numpy as np
+
+from agentlightning.config.tables import bind, build, build_loss, call, named
+from agentlightning.errors import ConfigError
+from agentlightning.registry.registry import registry
+from agentlightning.rl.advantage import Estimate, Needs, needs_of
+from agentlightning.rl.advantage.per_agent import PerAgent
+from agentlightning.rl.arrays import Doubles, Episodes
+from agentlightning.rl.batch.build import Batch, Weight, make_batch
+from agentlightning.rl.credit import is_outcome_alone
+from agentlightning.rl.loss import LossSettings
+from agentlightning.types import Trajectory
+
+if TYPE_CHECKING:
+    from agentlightning.training.job import Session
+
+Part = str | Mapping[str, Any] | Callable[..., Any]
+"""A registered name, `module:function`, a table `{name = ..., setting = ...}`, or the function itself."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LightningRL:
+    """GRPO, Dr.GRPO, RLOO and their kin are settings of it."""
+
+    name: str = "lightning"
+    group_size: int = 8
+    """Rollouts of each task in a step."""
+    credit: Part = "identical"
+    """How much of the episode's return each transition earned."""
+    advantage: Part = "grpo"
+    """Each return compared with others. A table without `name` has one for each agent: `{write = "grpo", check = "rloo", "*" = "rloo"}`."""
+    agent_weights: dict[str, float] = field(default_factory=dict[str, float])
+    """What the advantages of an agent (a name or pattern; the first that fits) are multiplied by; 1 for those that are not here. A credit
+    could scale returns, but then no baseline of another agent would fit them."""
+    loss: Part | LossSettings = "ppo_clip"
+    weight: Literal["rollout", "token", "constant"] = "rollout"
+    """What a token weighs: each rollout's tokens sum to one; every token the same; divided by the constant `length`."""
+    length: int | None = None
+    """L of `weight = "constant"`."""
+
+    def __post_init__(self) -> None:
+        if self.group_size < 1:
+            raise ConfigError(f"algorithm.group_size is {self.group_size}; it must be at least 1")
+        if self.weight not in ("rollout", "token", "constant"):
+            raise ConfigError(f"algorithm.weight is {self.weight!r}; it must be 'rollout', 'token' or 'constant'")
+        if (self.weight == "constant") != (self.length is not None):
+            raise ConfigError("algorithm.length goes with algorithm.weight = 'constant', and only with it")
+        if self.length is not None and self.length < 1:
+            raise ConfigError(f"algorithm.length is {self.length}; it must be at least 1")
+
+        for name, weight in self.agent_weights.items():
+            if not math.isfinite(weight):
+                raise ConfigError(f"algorithm.agent_weights.{name} is {weight}; expected a finite number")
+
+    def parts(self) -> tuple[Callable[..., Any], Callable[..., Any], LossSettings]:
+        """Credit, advantage and loss, with their settings bound and checked. Imports no trainer."""
+        credit, advantage = self._credit(), self._advantage()
+        if needs_of(advantage).group and self.group_size < 2:
+            raise ConfigError(
+                f"algorithm.group_size is {self.group_size}, and algorithm.advantage {_named(self.advantage)} compares the rollouts of a "
+                "group; use 2 or more, or an advantage that compares none (reinforce, reinforce_pp, gae)"
+            )
+        loss = build_loss(self.loss, where="algorithm.loss")
+        if loss.over_pairs:
+            raise ConfigError(
+                f"algorithm.loss {loss.name!r} compares rollouts in pairs, and algorithm 'lightning' makes none; "
+                "use algorithm = {name = 'dpo'}"
+            )
+        return credit, advantage, loss
+
+    @property
+    def needs(self) -> Needs:
+        """What credit and advantage ask of the run."""
+        return needs_of(self._credit()) | needs_of(self._advantage())
+
+    @property
+    def ignores_step_rewards(self) -> str | None:
+        """Why rewards of steps would change nothing; None: they count."""
+        if not is_outcome_alone(self._credit()) or needs_of(self._advantage()).rewards:
+            return None
+        return f"algorithm.credit {_named(self.credit)} uses no rewards of steps; take one that does (per_step, discounted, learned)"
+
+    def _credit(self) -> Callable[..., Any]:
+        return bind("credits", self.credit, where="algorithm.credit")
+
+    def _advantage(self) -> Callable[..., Any]:
+        part = self.advantage
+        if isinstance(part, Mapping) and "name" not in part:
+            if not part:
+                raise ConfigError("algorithm.advantage is an empty table; expected a name, or one for each agent")
+            parts = cast("Mapping[str, Any]", part).items()
+            return PerAgent({key: bind("advantages", each, where=f"algorithm.advantage.{key}") for key, each in parts})
+        return bind("advantages", part, where="algorithm.advantage")
+
+    async def run(self, session: Session) -> None:
+        """Train until the session's last step, or until it is stopped."""
+        credit, advantage, loss = self.parts()
+        early, critic = needs_of(credit).critic, self.needs.critic
+        if session.config.collection.max_staleness and loss.correction is None:
+            session.say(
+                f"tokens may be {session.config.collection.max_staleness} steps old when they are trained, and nothing corrects for that; "
+                'algorithm.loss.correction = "truncate" does'
+            )
+        for step in session.steps():
+            trajectories = await session.collect(step, self.group_size)
+            episodes = Episodes.of(trajectories)
+            if early:
+                episodes = await ask_critic(session, episodes, episodes.outcome[episodes.rollout])
+            returns = self.returns(episodes, credit)
+            if critic and not early:
+                episodes = await ask_critic(session, episodes, returns)
+            estimate = self.estimate(episodes, returns, advantage)
+            if early:
+                estimate = with_target(episodes, estimate, returns)
+            batch = learner_batch(episodes, estimate, weight=self.weight, length=self.length)
+            metrics = await session.update(batch, loss)
+            await session.finish_step(step, trajectories, episodes.split(returns), episodes.split(estimate.advantage), batch, metrics)
+
+    def try_out(self, trajectories: Sequence[Trajectory]) -> None:
+        """Credit and advantage of some trajectories, where no critic is asked: what they cannot do is said now."""
+        credit, advantage, _ = self.parts()
+        if not self.needs.critic:
+            episodes = Episodes.of(trajectories)
+            self.estimate(episodes, self.returns(episodes, credit), advantage)
+
+    def returns(self, episodes: Episodes, credit: Callable[..., Any]) -> Doubles:
+        """(transitions,) what a credit gives, checked."""
+        returns = call("algorithm.credit", self.credit, _floats, call("algorithm.credit", self.credit, credit, episodes))
+        if returns.shape != (episodes.transitions,):
+            raise ConfigError(
+                f"algorithm.credit {_named(self.credit)} gave an array of shape {returns.shape} for {episodes.transitions} transitions; "
+                "expected one number for each"
+            )
+        return returns
+
+    def estimate(self, episodes: Episodes, returns: Doubles, advantage: Callable[..., Any]) -> Estimate:
+        """What an advantage gives, checked, with the weights of the agents."""
+        made = call("algorithm.advantage", self.advantage, advantage, episodes, returns)
+        if not isinstance(made, Estimate):
+            made = Estimate(call("algorithm.advantage", self.advantage, _floats, made), np.full(int(episodes.tokens.sum()), np.nan))
+        estimate = made
+        try:
+            per_token = episodes.per_token(estimate.advantage)
+        except ValueError as error:
+            raise ConfigError(f"algorithm.advantage {_named(self.advantage)} gave {error}") from error
+        if not self.agent_weights:
+            return estimate
+        weight, left = np.ones(episodes.transitions), np.ones(episodes.transitions, np.bool_)
+        for pattern, value in self.agent_weights.items():
+            chosen = left & episodes.acts(pattern)
+            weight[chosen], left = value, left & ~chosen
+        return replace(estimate, advantage=per_token * np.repeat(weight, episodes.tokens))
+
+
+async def ask_critic(session: Session, episodes: Episodes, returns: Doubles) -> Episodes:
+    """The episodes with the critic's values; it is not asked about transitions whose return is NaN."""
+    scored = make_batch(episodes.trajectories, [np.where(np.isnan(each), np.nan, 1.0) for each in episodes.split(returns)])
+    return with_values(episodes, scored, await session.values(scored))
+
+
+def with_target(episodes: Episodes, estimate: Estimate, returns: Doubles) -> Estimate:
+    """With what the critic learns of a credit that asked it: the return, before the first token of each transition. What the advantage
+    gives it to learn comes first."""
+    some = episodes.tokens > 0
+    target, first = estimate.target.copy(), episodes.offsets[:-1][some]
+    target[first] = np.where(np.isnan(target[first]), returns[some], target[first])
+    return replace(estimate, target=target)
+
+
+def with_values(episodes: Episodes, batch: Batch, values: Doubles) -> Episodes:
+    """The episodes with what the critic said of each token of a batch of them; what it was not asked for is not to be trained."""
+    number = {t.completion_id: k for k, t in enumerate(t for each in episodes.trajectories for t in each.transitions)}
+    offsets, found = episodes.offsets, np.full(int(episodes.tokens.sum()), np.nan)
+    chosen = np.zeros(episodes.transitions, np.bool_)
+    for name, said in batch.by_transition(values).items():
+        k = number[name]
+        chosen[k] = True
+        found[offsets[k] : offsets[k + 1]] = said
+    return replace(episodes.only(chosen), values=found)
+
+
+def learner_batch(episodes: Episodes, estimate: Estimate, *, weight: Weight, length: int | None) -> Batch:
+    """The batch of an estimate, with values and targets where there is a critic."""
+    split = episodes.split
+    if episodes.values is None:
+        return make_batch(episodes.trajectories, split(estimate.advantage), weight=weight, length=length)
+    critic = list(zip(split(episodes.values), split(estimate.target), strict=True))
+    return make_batch(episodes.trajectories, split(estimate.advantage), weight=weight, length=length, critic=critic)
+
+
+def _floats(values: Any) -> Doubles:
+    return np.asarray(values, np.float64)
+
+
+def _named(part: Any) -> str:
+    if isinstance(part, Mapping) and "name" not in part:
+        return ", ".join(f"{key} = {named(each)}" for key, each in cast("Mapping[str, Any]", part).items())
+    return named(part)
+
+
+def algorithm_from(table: Mapping[str, Any]) -> Any:
+    """The algorithm that a config's `[algorithm]` table describes."""
+    kind = registry().load("algorithms", str(table.get("name", "lightning")))
+    return build(kind, dict(table), where="algorithm")

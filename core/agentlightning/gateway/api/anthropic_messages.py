@@ -1,0 +1,269 @@
+"""`/v1/messages`: Anthropic's form, read into the canonical request.
+
+What the gateway answered comes back in the next request as the same conversation: tool calls keep their ids, thinking is left out (the
+model's template decides what becomes of it), and arguments that are no JSON object travel as `{"INVALID_JSON": text}`, both ways. A
+result's `is_error` has no place in the canonical form: its text says what went wrong. A `thinking` setting asks to see what a reasoning
+model thinks; how much it thinks is the model's own affair, and no budget is enforced.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any, cast
+
+import msgspec
+
+from agentlightning.gateway.api.answers import encode
+from agentlightning.gateway.api.anthropic_messages_answer import INVALID_JSON, MessagesAnswer, error_body
+from agentlightning.gateway.api.protocol import Asked
+from agentlightning.gateway.api.schema import (
+    ChatRequest,
+    Function,
+    JsonSchema,
+    Message,
+    Refused,
+    ResponseFormat,
+    Tool,
+    ToolCall,
+    ToolFunction,
+    check_request,
+    decode_body,
+)  # fmt: skip
+from agentlightning.gateway.auth import AttemptState
+
+
+class Block(msgspec.Struct):
+    """One block of a message's content, of any type."""
+
+    type: str
+    text: str | None = None
+    id: str | None = None
+    name: str | None = None
+    input: Any = None
+    tool_use_id: str | None = None
+    content: str | list[Block] | None = None
+    is_error: bool | None = None
+
+
+class Turn(msgspec.Struct):
+    """One message."""
+
+    role: str
+    content: str | list[Block]
+
+
+class OfferedTool(msgspec.Struct):
+    """A tool that the model may call."""
+
+    name: str
+    type: str | None = None
+    description: str | None = None
+    input_schema: dict[str, Any] | None = None
+    strict: bool | None = None
+
+
+class ToolChoice(msgspec.Struct):
+    """Whether the reply must call a tool."""
+
+    type: str
+    name: str | None = None
+    disable_parallel_tool_use: bool | None = None
+
+
+class Thinking(msgspec.Struct):
+    """Whether the agent wants to see what the model thinks."""
+
+    type: str
+
+
+class OutputFormat(msgspec.Struct):
+    type: str
+    schema: dict[str, Any] | None = None
+
+
+class OutputConfig(msgspec.Struct):
+    format: OutputFormat | None = None
+
+
+class MessagesRequest(msgspec.Struct):
+    """The body of `/v1/messages`."""
+
+    model: str
+    messages: list[Turn]
+    max_tokens: int | None = None
+    system: str | list[Block] | None = None
+    stream: bool | None = None
+    tools: list[OfferedTool] | None = None
+    tool_choice: ToolChoice | None = None
+    stop_sequences: list[str] | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    thinking: Thinking | None = None
+    output_config: OutputConfig | None = None
+    container: Any = None
+    mcp_servers: Any = None
+
+    @property
+    def shows_thinking(self) -> bool:
+        return self.thinking is not None and self.thinking.type != "disabled"
+
+
+_decoder = msgspec.json.Decoder(MessagesRequest)
+CHOICES = {"auto": "auto", "any": "required", "none": "none"}
+
+
+class MessagesForm:
+    """See `Form`."""
+
+    path = "/v1/messages"
+
+    def parse(self, body: bytes, state: AttemptState) -> Asked:
+        """See `Form.parse`."""
+        asked = decode_body(_decoder, body)
+        if asked.max_tokens is None:
+            raise Refused("max_tokens is missing; expected how many tokens the reply may have", param="max_tokens")
+        return Asked(canonical_request(asked), lambda about: MessagesAnswer(about, asked.stop_sequences or (), asked.shows_thinking))
+
+    def error(self, refusal: Refused) -> bytes:
+        """See `Form.error`."""
+        return encode(error_body(refusal))
+
+
+def read_request(body: bytes) -> ChatRequest:
+    """The canonical request in a body that need not say `max_tokens`. Raises `Refused`."""
+    return canonical_request(decode_body(_decoder, body))
+
+
+def canonical_request(asked: MessagesRequest) -> ChatRequest:
+    """The request in the canonical form, checked. Raises `Refused`."""
+    for name in ("container", "mcp_servers"):
+        if getattr(asked, name):
+            raise Refused(f"{name} is not supported: the gateway runs no tools of its own; offer tools that the agent runs", param=name)
+    if not asked.messages:
+        raise Refused("messages is empty; expected at least one message", param="messages")
+    if asked.messages[-1].role == "assistant":
+        raise Refused(
+            "the last message is the assistant's; a reply that goes on from it is not supported, so end with a user message",
+            param="messages",
+        )
+    if any(not stop for stop in asked.stop_sequences or ()):
+        raise Refused("stop_sequences holds an empty string", param="stop_sequences")
+    choice = asked.tool_choice
+    request = ChatRequest(
+        model=asked.model,
+        messages=_messages(asked),
+        stream=asked.stream,
+        tools=[_tool(tool, f"tools[{i}]") for i, tool in enumerate(asked.tools or ())] or None,
+        tool_choice=None if choice is None else _tool_choice(choice, [tool.name for tool in asked.tools or ()]),
+        parallel_tool_calls=False if choice is not None and choice.disable_parallel_tool_use else None,
+        stop=asked.stop_sequences,
+        max_tokens=asked.max_tokens,
+        temperature=asked.temperature,
+        top_p=asked.top_p,
+        top_k=asked.top_k,
+        response_format=_format(asked.output_config),
+    )
+    check_request(request)
+    return request
+
+
+def _messages(asked: MessagesRequest) -> list[Message]:
+    messages: list[Message] = []
+    system = _text(asked.system, "system")
+    if system:
+        messages.append(Message("system", system))
+    for i, turn in enumerate(asked.messages):
+        where = f"messages[{i}]"
+        if turn.role == "assistant":
+            messages.append(_assistant(turn.content, where))
+        elif turn.role == "system":
+            messages.append(Message("system", _text(turn.content, f"{where}.content")))
+        elif turn.role == "user":
+            messages += _user(turn.content, where)
+        else:
+            raise Refused(f"{where}.role is {turn.role!r}; expected user, assistant or system", param=f"{where}.role")
+    return messages
+
+
+def _user(content: str | list[Block], where: str) -> list[Message]:
+    """Results of tools, each a message of its own, and what the user says between them."""
+    if isinstance(content, str):
+        return [Message("user", content)]
+    messages: list[Message] = []
+    for i, block in enumerate(content):
+        at = f"{where}.content[{i}]"
+        if block.type == "tool_result":
+            if block.tool_use_id is None:
+                raise Refused(f"{at}.tool_use_id is missing; expected the id of the tool_use that it answers", param=at)
+            messages.append(Message("tool", _text(block.content, f"{at}.content"), tool_call_id=block.tool_use_id))
+        else:
+            text = _block_text(block, at)
+            if messages and messages[-1].role == "user":
+                messages[-1].content = f"{messages[-1].content}{text}"
+            else:
+                messages.append(Message("user", text))
+    return messages or [Message("user", "")]
+
+
+def _assistant(content: str | list[Block], where: str) -> Message:
+    if isinstance(content, str):
+        return Message("assistant", content)
+    text = ""
+    calls: list[ToolCall] = []
+    for i, block in enumerate(content):
+        at = f"{where}.content[{i}]"
+        if block.type == "tool_use":
+            input: Any = block.input
+            if block.id is None or block.name is None or not isinstance(input, dict):
+                raise Refused(f"{at}: a tool_use needs id, name and an input that is an object", param=at)
+            calls.append(ToolCall(Function(block.name, _arguments(cast("dict[str, Any]", input))), block.id))
+        elif block.type not in ("thinking", "redacted_thinking"):
+            text += _block_text(block, at)
+    return Message("assistant", text, tool_calls=calls or None)
+
+
+def _arguments(input: dict[str, Any]) -> str:
+    raw = input.get(INVALID_JSON)
+    return raw if len(input) == 1 and isinstance(raw, str) else json.dumps(input, ensure_ascii=False)
+
+
+def _text(content: str | Sequence[Block] | None, where: str) -> str:
+    if isinstance(content, str) or content is None:
+        return content or ""
+    return "".join(_block_text(block, f"{where}[{i}]") for i, block in enumerate(content))
+
+
+def _block_text(block: Block, where: str) -> str:
+    if block.type != "text" or block.text is None:
+        raise Refused(f"{where} is {block.type!r}; only text content is supported for now", param=where)
+    return block.text
+
+
+def _tool(tool: OfferedTool, where: str) -> Tool:
+    if tool.type not in (None, "custom"):
+        raise Refused(
+            f"{where} is the tool {tool.type!r} of a server, which the gateway does not run; only tools that the agent runs are supported "
+            "(a name and an input_schema, no type)",
+            param=f"{where}.type",
+        )
+    return Tool(ToolFunction(tool.name, tool.description, tool.input_schema, tool.strict))
+
+
+def _tool_choice(choice: ToolChoice, names: Sequence[str]) -> str | dict[str, Any]:
+    if choice.type != "tool":
+        if choice.type not in CHOICES:
+            raise Refused(f"tool_choice.type is {choice.type!r}; expected auto, any, tool or none", param="tool_choice.type")
+        return CHOICES[choice.type]
+    if choice.name not in names:
+        raise Refused(f"tool_choice.name is {choice.name!r}, which is none of the tools {list(names)}", param="tool_choice.name")
+    return {"type": "function", "function": {"name": choice.name}}
+
+
+def _format(config: OutputConfig | None) -> ResponseFormat | None:
+    if config is None or config.format is None:
+        return None
+    if config.format.type != "json_schema":
+        raise Refused(f"output_config.format.type is {config.format.type!r}; expected json_schema", param="output_config.format.type")
+    return ResponseFormat("json_schema", JsonSchema("output", config.format.schema))

@@ -1,0 +1,273 @@
+"""`/v1/responses`: OpenAI's Responses form, read.
+
+Items become chat messages: a message of the assistant and the function calls after it are one message, as they were one reply. Whatever
+the gateway added to its items (ids, status, log-probabilities) counts for nothing when they come back, so a history made of them is the
+conversation that was sampled, and is bridged. Reasoning items are left out of the messages: a bridge keeps the sampled reasoning tokens,
+and a prompt that is rendered afresh has none.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from agentlightning.gateway.api.answers import encode
+from agentlightning.gateway.api.openai_responses_answer import PREFIX, ResponsesAnswer
+from agentlightning.gateway.api.protocol import Asked
+from agentlightning.gateway.api.schema import (
+    ChatRequest,
+    Function,
+    JsonSchema,
+    Message,
+    Part,
+    Refused,
+    ResponseFormat,
+    Tool,
+    ToolCall,
+    ToolFunction,
+    check_request,
+    decode_body,
+)
+from agentlightning.gateway.auth import AttemptState
+
+
+class Item(msgspec.Struct):
+    """One item of the input; which fields count depends on its type."""
+
+    type: str = "message"
+    role: str | None = None
+    content: str | list[dict[str, Any]] | None = None
+    call_id: str | None = None
+    name: str | None = None
+    arguments: str = ""
+    output: str | list[dict[str, Any]] | None = None
+
+
+class ResponseTool(msgspec.Struct):
+    """A tool as this form has it: what chat completions have under `function` stands at the top."""
+
+    type: str
+    name: str = ""
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    strict: bool | None = None
+
+
+class TextFormat(msgspec.Struct):
+    """`text.format`."""
+
+    type: str = "text"
+    name: str = ""
+    schema: dict[str, Any] | None = None
+    description: str | None = None
+    strict: bool | None = None
+
+
+class TextConfig(msgspec.Struct):
+    format: TextFormat | None = None
+    verbosity: str | None = None
+
+
+class Reasoning(msgspec.Struct):
+    effort: str | None = None
+
+
+class ResponsesRequest(msgspec.Struct):
+    """The body of `/v1/responses`."""
+
+    model: str
+    input: str | list[Item] = ""
+    instructions: str | None = None
+    stream: bool | None = None
+    tools: list[ResponseTool] | None = None
+    tool_choice: str | dict[str, Any] | None = None
+    parallel_tool_calls: bool | None = None
+    max_output_tokens: int | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    seed: int | None = None
+    stop: str | list[str] | None = None
+    text: TextConfig | None = None
+    include: list[str] | None = None
+    top_logprobs: int | None = None
+    previous_response_id: str | None = None
+    store: bool | None = None
+    metadata: dict[str, Any] | None = None
+    truncation: str | None = None
+    reasoning: Reasoning | None = None
+    background: bool | None = None
+    conversation: Any = None
+    prompt: Any = None
+    return_token_ids: bool | None = None
+
+
+_decoder = msgspec.json.Decoder(ResponsesRequest)
+_raw = msgspec.json.Decoder(dict[str, Any])
+_NAMES = {
+    "messages": "input",
+    "max_completion_tokens": "max_output_tokens",
+    "response_format.type": "text.format.type",
+    "response_format.json_schema": "text.format",
+}
+"""What this form calls the fields that chat completions call otherwise."""
+ELSEWHERE = {
+    "background": "ask without it and wait, or stream",
+    "conversation": "use previous_response_id, or send the whole input",
+    "prompt": "write the instructions and the input out",
+}
+"""Fields that refer to what OpenAI keeps, with the way out."""
+ROLES = ("system", "developer", "user", "assistant")
+LOGPROBS = "message.output_text.logprobs"
+
+
+class ResponsesForm:
+    """See `Form`."""
+
+    path = "/v1/responses"
+
+    def parse(self, body: bytes, state: AttemptState) -> Asked:
+        """See `Form.parse`."""
+        request = decode_body(_decoder, body)
+        _check(request)
+        instructions = [] if request.instructions is None else [Message("system", request.instructions)]
+        messages = [*instructions, *_previous(request.previous_response_id, state), *_messages(request.input)]
+        chat = ChatRequest(
+            model=request.model,
+            messages=messages,
+            stream=request.stream,
+            tools=[_tool(tool) for tool in request.tools or ()] or None,
+            tool_choice=_tool_choice(request.tool_choice),
+            parallel_tool_calls=request.parallel_tool_calls,
+            max_completion_tokens=request.max_output_tokens,
+            temperature=request.temperature,
+            top_p=request.top_p,
+            top_k=request.top_k,
+            seed=request.seed,
+            stop=request.stop,
+            logprobs=LOGPROBS in (request.include or ()),
+            top_logprobs=request.top_logprobs,
+            response_format=_format(request.text),
+            return_token_ids=request.return_token_ids,
+        )
+        check_request(chat)
+        echo = _raw.decode(body)  # tools, text and the like are answered as they were asked
+        return Asked(
+            chat,
+            lambda about: ResponsesAnswer(about, chat, echo),
+            keep_from=None if request.store is False else len(instructions),
+            unmet=_unmet(request),
+        )
+
+    def error(self, refusal: Refused) -> bytes:
+        """See `Form.error`."""
+        body = refusal.body
+        body["error"]["param"] = _NAMES.get(refusal.param or "", refusal.param)
+        return encode(body)
+
+
+def _check(request: ResponsesRequest) -> None:
+    for name, way_out in ELSEWHERE.items():
+        if getattr(request, name):
+            raise Refused(f"{name} is not supported here: {way_out}", param=name)
+    if not request.input and request.previous_response_id is None:
+        raise Refused("input is empty; expected text, or at least one item", param="input")
+    if request.max_output_tokens is not None and request.max_output_tokens < 1:
+        raise Refused(f"max_output_tokens is {request.max_output_tokens}; expected at least 1", param="max_output_tokens")
+    if request.truncation not in (None, "auto", "disabled"):
+        raise Refused(f"truncation is {request.truncation!r}; expected auto or disabled", param="truncation")
+
+
+def _unmet(request: ResponsesRequest) -> tuple[str, ...]:
+    asked = {
+        "reasoning.effort": request.reasoning is not None and request.reasoning.effort is not None,
+        "text.verbosity": request.text is not None and request.text.verbosity is not None,
+        "truncation='auto' (a conversation that is too long is refused)": request.truncation == "auto",
+    }
+    return tuple(name for name, is_asked in asked.items() if is_asked)
+
+
+def _previous(response: str | None, state: AttemptState) -> list[Message]:
+    """The conversation that ended with an earlier response of this attempt. Its instructions are not carried over, as at OpenAI."""
+    if response is None:
+        return []
+    history = state.history(response.removeprefix(PREFIX))
+    if history is None:
+        raise Refused(
+            f"the previous response {response!r} is not known: it belongs to another attempt (each call with a server's token is one), it "
+            "was made with store=false, or it was not answered in full; send the whole conversation as input",
+            param="previous_response_id",
+            code="previous_response_not_found",
+        )
+    return [msgspec.convert(message, Message) for message in history]
+
+
+def _messages(input: str | list[Item]) -> list[Message]:
+    if isinstance(input, str):
+        return [Message("user", input)] if input else []
+    messages: list[Message] = []
+    open_reply = False  # whether the last message is the assistant's and may get tool calls
+    for i, item in enumerate(input):
+        where = f"input[{i}]"
+        match item.type:
+            case "reasoning":
+                continue
+            case "message":
+                if item.role not in ROLES:
+                    raise Refused(f"{where}.role is {item.role!r}; expected one of {', '.join(ROLES)}", param=f"{where}.role")
+                messages.append(Message(item.role, _text(item.content, f"{where}.content")))
+            case "function_call":
+                if item.name is None or item.call_id is None:
+                    raise Refused(f"{where} is a function_call; expected name and call_id", param=where)
+                if not open_reply:
+                    messages.append(Message("assistant"))
+                asked = messages[-1].tool_calls or []
+                messages[-1].tool_calls = [*asked, ToolCall(Function(item.name, item.arguments), item.call_id)]
+            case "function_call_output":
+                if item.call_id is None:
+                    raise Refused(f"{where}.call_id is missing", param=f"{where}.call_id")
+                messages.append(Message("tool", _text(item.output, f"{where}.output"), tool_call_id=item.call_id))
+            case _:
+                raise Refused(
+                    f"{where} is {item.type!r}; supported are message, function_call, function_call_output and reasoning (which is left "
+                    "out of the prompt)",
+                    param=where,
+                )
+        open_reply = messages[-1].role == "assistant"
+    return messages
+
+
+def _text(content: str | list[dict[str, Any]] | None, where: str) -> str | list[Part]:
+    if not isinstance(content, list):
+        return content or ""
+    parts: list[Part] = []
+    for i, part in enumerate(content):
+        text = part.get("refusal" if part.get("type") == "refusal" else "text")
+        if part.get("type") not in ("input_text", "output_text", "text", "refusal") or not isinstance(text, str):
+            raise Refused(f"{where}[{i}] is {part.get('type')!r}; only text content is supported for now", param=f"{where}[{i}]")
+        parts.append(Part("text", text))
+    return parts
+
+
+def _tool(tool: ResponseTool) -> Tool:
+    if tool.type != "function":
+        raise Refused(
+            f"tools has one of type {tool.type!r}: tools that OpenAI hosts do not exist here; offer a function that does the same",
+            param="tools",
+        )
+    return Tool(ToolFunction(tool.name, tool.description, tool.parameters, tool.strict))
+
+
+def _tool_choice(choice: str | dict[str, Any] | None) -> str | dict[str, Any] | None:
+    if isinstance(choice, dict) and choice.get("type") == "function" and "function" not in choice:
+        return {"type": "function", "function": {"name": choice.get("name")}}
+    return choice
+
+
+def _format(text: TextConfig | None) -> ResponseFormat | None:
+    asked = None if text is None else text.format
+    if asked is None:
+        return None
+    schema = None if asked.schema is None else JsonSchema(asked.name, asked.schema, asked.description, asked.strict)
+    return ResponseFormat(asked.type, schema)

@@ -1,0 +1,61 @@
+"""`POST /v1/reward`: a reward from a program that shares nothing with this process but an attempt's key."""
+
+from __future__ import annotations
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response
+
+from agentlightning.capture.recorder import KEY_HEADER, checked_reward
+from agentlightning.contracts.store import LightningStore
+from agentlightning.errors import NotFound, RewardError
+from agentlightning.gateway.api.answers import encode
+from agentlightning.gateway.api.schema import Refused
+from agentlightning.gateway.auth import UNKNOWN, check_open
+from agentlightning.types import Reward
+
+PATH = "/v1/reward"
+EXPECTED = 'expected a number, or {"reward": number} with a "name" where there are several'
+
+
+class _Posted(msgspec.Struct, forbid_unknown_fields=True):
+    reward: float
+    name: str = "reward"
+
+
+class RewardEndpoint:
+    """Records the reward of the attempt whose key comes with it. Its answer is sent when the store has it."""
+
+    def __init__(self, store: LightningStore) -> None:
+        self._store = store
+
+    async def answer(self, request: Request) -> Response:
+        try:
+            attempt_id = await self._attempt(request)
+            reward = _parse(attempt_id, await request.body())
+            await self._store.record([reward])
+        except Refused as refusal:
+            return Response(encode(refusal.body), refusal.status, media_type="application/json")
+        return Response(encode({"id": reward.id, "reward": reward.value, "name": reward.name}), media_type="application/json")
+
+    async def _attempt(self, request: Request) -> str:
+        """The attempt; it must be running, for its key is worthless after."""
+        bearer = request.headers.get("authorization", "").partition(" ")[2].strip()
+        for key in (bearer, request.headers.get("x-api-key", ""), request.headers.get(KEY_HEADER, "")):
+            if key:
+                try:
+                    _, attempt = await self._store.attempt(key=key)
+                except NotFound:
+                    continue
+                check_open(attempt)
+                return attempt.id
+        raise Refused(UNKNOWN, status=401, code="invalid_api_key")
+
+
+def _parse(attempt_id: str, body: bytes) -> Reward:
+    try:
+        posted = msgspec.json.decode(body, type=float | _Posted)
+        value = posted if isinstance(posted, float) else posted.reward
+        return Reward(attempt_id=attempt_id, value=checked_reward(value), name=posted.name if isinstance(posted, _Posted) else "reward")
+    except (msgspec.DecodeError, RewardError) as error:
+        raise Refused(f"{body[:80].decode(errors='replace')!r} is no reward: {error}; {EXPECTED}", param="reward") from error

@@ -1,0 +1,193 @@
+"""One reply while it is generated: every sampled token is kept; text comes out whole, without what a stop string hides."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import numpy as np
+
+from agentlightning.contracts.engine import Engine
+from agentlightning.gateway.rendering.renderer import Parsed, Rendering
+from agentlightning.gateway.rendering.tool_text import End
+from agentlightning.types import FinishReason, FloatArray, IntArray, Sampling, ints, new_id
+
+
+class Detokenizer:
+    """Ids to text, piece by piece, never half a character."""
+
+    def __init__(self, decode: Callable[[Sequence[int]], str]) -> None:
+        self._decode = decode
+        self._ids: list[int] = []
+        self._start = self._read = 0  # what is decoded again for its context; what has become text
+
+    def feed(self, ids: Sequence[int], *, final: bool = False) -> str:
+        """The text that is certain after these ids; with `final` all that is left."""
+        self._ids.extend(ids)
+        if self._read == len(self._ids):
+            return ""
+        known = self._decode(self._ids[self._start : self._read])
+        # a character has at most four bytes, so at most three tokens at the end wait for the rest of theirs
+        end, text = len(self._ids), known
+        for waiting in range(0, 1 if final else min(4, len(self._ids) - self._read)):
+            end = len(self._ids) - waiting
+            text = self._decode(self._ids[self._start : end])
+            if final or not text.endswith("\ufffd"):
+                break
+        else:
+            if len(self._ids) - self._read < 4:
+                return ""
+            # what comes before the last three is broken; these may yet begin a character
+        self._start, self._read = self._read, end
+        return text[len(known) :]
+
+
+@dataclass(slots=True)
+class Piece:
+    """What one chunk of the engine adds to a reply."""
+
+    start: int
+    end: int
+    """Tokens of the reply, from and to."""
+    text: str
+    """Content that became certain."""
+
+
+@dataclass(slots=True)
+class Reply:
+    """One choice of one call."""
+
+    rendering: Rendering
+    prompt_ids: IntArray
+    sampling: Sampling
+    tools: Sequence[Any]
+    prefix: str = ""
+    """The end of the prompt that the reply must go on from (a forced tool call)."""
+    single: bool = False
+    """Whether at most one tool call is answered."""
+    raw: bool = False
+    """Whether its text is answered as it is, instead of being read as a message."""
+    id: str = field(default_factory=new_id)
+    """Of its completion: the same however often it is written."""
+    ids: list[int] = field(default_factory=list[int])
+    text: str = ""
+    """What is visible: no end mark, nothing from the stop string on."""
+    finish: FinishReason | None = None
+    _scores: list[FloatArray | None] = field(default_factory=list["FloatArray | None"])
+    _versions: list[IntArray] = field(default_factory=list[IntArray])
+    _hidden: str | None = None
+    _sent: int = 0
+
+    async def run(self, engine: Engine, rollout: str | None = None) -> AsyncGenerator[Piece]:
+        """Generate to the end, for a rollout by its id. Closing it aborts the engine."""
+        detokenizer = Detokenizer(self.rendering.decode)
+        stream = cast("AsyncGenerator[Any]", engine.generate(self.prompt_ids, self.sampling, rollout=rollout))
+        async with aclosing(stream) as chunks:
+            async for chunk in chunks:
+                start = len(self.ids)
+                new: list[int] = chunk.ids.tolist()
+                shown = new[:-1] if chunk.finish is not None and new and new[-1] in self.sampling.stop_ids else new
+                before = self.text
+                self.text += detokenizer.feed(shown, final=chunk.finish is not None)
+                taken = len(new)
+                if self._find_stop(len(before)):
+                    taken = self._needed(before, start, new)
+                self.ids += new[:taken]
+                self._scores.append(None if chunk.logprobs is None else chunk.logprobs[:taken])
+                self._versions.append(np.full(taken, chunk.version, dtype=np.int32))
+                self.finish = "stop" if self._hidden is not None else chunk.finish
+                yield Piece(start, len(self.ids), self._grown())
+                if self.finish is not None:
+                    return
+
+    def _find_stop(self, before: int) -> bool:
+        """Cut the text at the first stop string, looking only where new text can have completed one."""
+        found: tuple[int, str] | None = None
+        for stop in self.sampling.stop:
+            at = self.text.find(stop, max(0, before - len(stop) + 1))
+            if at >= 0 and (found is None or at < found[0]):
+                found = (at, stop)
+        if found is not None:
+            self.text, self._hidden = self.text[: found[0]], found[1]
+        return found is not None
+
+    def _needed(self, before: str, start: int, new: list[int]) -> int:
+        """How many of the new tokens complete the stop string; the engine would have stopped there."""
+        full = self.rendering.decode
+        target = f"{self.text}{self._hidden}"
+        for count in range(1, len(new)):
+            if full([*self.ids[:start], *new[:count]]).startswith(target):
+                return count
+        return len(new)
+
+    def _grown(self) -> str:
+        """Content that has become certain since the last time."""
+        if self.finish is None and not hasattr(self.rendering.renderer, "read_text") and self.tools:
+            return ""
+        content = self.parsed("open").content if self.finish is None else self.read().content
+        if self.finish is None:
+            content = content[: len(content) - self._held(content)]
+        new, self._sent = content[self._sent :], max(self._sent, len(content))
+        return new
+
+    def _held(self, text: str) -> int:
+        """Length of the end of the text that may be the beginning of a stop string."""
+        longest = max((len(stop) for stop in self.sampling.stop), default=1) - 1
+        for size in range(min(longest, len(text)), 0, -1):
+            if any(stop.startswith(text[-size:]) for stop in self.sampling.stop):
+                return size
+        return 1 if text.endswith("\ufffd") else 0
+
+    def parsed(self, end: End) -> Parsed:
+        """The reply so far as content and tool calls."""
+        if self.raw or (not self.tools and hasattr(self.rendering.renderer, "read_text")):
+            return Parsed(self.text)
+        parsed = self.rendering.parse(self.ids, self.text, self.prompt_ids, self.tools, prefix=self.prefix, end=end, hidden=self._hidden)
+        return Parsed(parsed.content, parsed.calls[:1], parsed.reasoning) if self.single else parsed
+
+    def read(self) -> Parsed:
+        """The reply as the agent gets it."""
+        return self.parsed("whole" if self.finish == "stop" else "cut")
+
+    def message(self) -> dict[str, Any]:
+        """The reply as a message in OpenAI's form. Ids of tool calls follow from the seed, so that a repeated run repeats them."""
+        parsed = self.read()
+        message: dict[str, Any] = {"role": "assistant", "content": parsed.content or (None if parsed.calls else "")}
+        if parsed.reasoning:
+            message["reasoning_content"] = parsed.reasoning
+        if parsed.calls:
+            seed = f"{self.sampling.seed}/{len(self.prompt_ids)}"
+            message["tool_calls"] = [
+                {
+                    "id": "call_" + hashlib.sha256(f"{seed}/{i}".encode()).hexdigest()[:24],
+                    "type": "function",
+                    "function": {"name": call.name, "arguments": call.arguments},
+                }
+                for i, call in enumerate(parsed.calls)
+            ]
+        return message
+
+    @property
+    def stopped_by(self) -> str | None:
+        """The stop string that ended it, which is not part of the text."""
+        return self._hidden
+
+    @property
+    def logprobs(self) -> FloatArray | None:
+        """(response,) None where the engine could not tell one of them."""
+        if any(scores is None for scores in self._scores):
+            return None
+        return np.concatenate([np.empty(0, np.float32), *cast("list[FloatArray]", self._scores)])
+
+    @property
+    def versions(self) -> IntArray:
+        """(response,)"""
+        return ints(np.concatenate([np.empty(0, np.int32), *self._versions]))
+
+    def shown(self, start: int, end: int) -> range:
+        """Of these tokens those that are not the mark that ended the reply."""
+        marked = self.finish is not None and bool(self.ids) and self.ids[-1] in self.sampling.stop_ids
+        return range(start, min(end, len(self.ids) - marked))

@@ -1,0 +1,182 @@
+"""What a prompt asks for in words: tools, for models whose template knows none (a section after the system message, and calls of one
+line each), and the format of replies.
+
+What `write_calls` writes, `read_reply` reads back as the same calls. Only names of offered tools are calls; any other line is text.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias, cast
+
+from agentlightning.gateway.api.schema import ResponseFormat
+
+HEADING = "Tools:"
+TOOL = "{name}({parameters}): {description}"
+USAGE = "To use a tool, reply with one line: CALL tool(argument)"
+SEVERAL = "The argument of a tool with several parameters is a JSON object."
+CALL = "CALL"
+# The brackets matter: without the closing one, SmolLM2-135M goes on to write the result itself (greedy reward of the demo 0.34, with
+# brackets 0.66).
+JSON_REPLY = "Reply with one JSON object and nothing else."
+
+End: TypeAlias = Literal["whole", "cut", "open"]
+"""How a text ends: by itself, because it was cut, or not yet."""
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCall:
+    """One call that the model asked for."""
+
+    name: str
+    arguments: str
+    """JSON; or the raw text where the model was made to call and wrote no valid argument."""
+
+
+def describe_tools(tools: Sequence[Mapping[str, Any]]) -> str:
+    """The section of the system message; `tools` in OpenAI's form."""
+    lines = [HEADING]
+    for tool in map(_function, tools):
+        description = str(tool.get("description") or "").strip().split("\n")[0]
+        line = TOOL.format(name=tool["name"], parameters=", ".join(_parameters(tool)), description=description)
+        lines.append(line if description else line.removesuffix(": "))
+    lines.append(USAGE)
+    if any(len(_parameters(tool)) > 1 for tool in map(_function, tools)):
+        lines.append(SEVERAL)
+    return "\n".join(lines)
+
+
+def write_calls(content: str, calls: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] | None) -> str:
+    """An assistant's message with tool calls (OpenAI's form), as the model would have written it."""
+    plain = {tool["name"]: _plain(tool) for tool in map(_function, tools or ())}
+    lines = [content] if content else []
+    for call in map(_function, calls):
+        argument = _write_argument(call.get("arguments"), plain.get(call["name"]))
+        lines.append(f"{CALL} {call['name']}({argument})")
+    return "\n".join(lines)
+
+
+def call_prefix(name: str | None) -> str:
+    """What a reply starts with that must call this tool, or with None any of them: then the model writes the name."""
+    return f"{CALL} " if name is None else f"{CALL} {name}("
+
+
+def read_reply(
+    text: str, tools: Sequence[Mapping[str, Any]] | None, *, prefix: str = "", end: End = "whole"
+) -> tuple[str, tuple[ToolCall, ...]]:
+    """Content and tool calls of a reply. `prefix` (of `call_prefix`) was part of the prompt.
+
+    The last line of a reply that was `cut` is text, unless the model was made to call. While a reply is `open` its last line is left
+    out as long as it may become a call, so that the content only ever grows.
+    """
+    if not tools:
+        return text, ()
+    known = {tool["name"]: tool for tool in map(_function, tools)}
+    lines = (prefix + text).split("\n")
+    kept: list[str] = []
+    calls: list[ToolCall] = []
+    for number, line in enumerate(lines):
+        forced = bool(prefix) and number == 0
+        last = number == len(lines) - 1
+        if last and end == "open" and (forced or _may_become_call(line)):
+            break
+        call = None if last and end == "cut" and not forced else _read_call(line, known, forced=forced)
+        if call is None:
+            kept.append(line)
+        else:
+            calls.append(call)
+    content = "\n".join(kept)
+    return (content.rstrip("\n") if calls or end == "open" else content), tuple(calls)
+
+
+def json_text(value: Any) -> str:
+    """JSON with its characters as they are; escaped where one of them is half a character, which UTF-8 cannot hold."""
+    text = json.dumps(value, ensure_ascii=False)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return json.dumps(value)
+    return text
+
+
+def describe_format(format: ResponseFormat) -> str:
+    """The section of the system message that asks for replies of this format."""
+    schema = None if format.json_schema is None else format.json_schema.schema
+    if not schema:
+        return JSON_REPLY
+    return f"{JSON_REPLY} It must fit this JSON schema: {json.dumps(schema, ensure_ascii=False, separators=(',', ':'))}"
+
+
+def ask_for_format(messages: Sequence[dict[str, Any]], format: ResponseFormat | None) -> list[dict[str, Any]]:
+    """The messages with the format asked for at the end of the system message, the same in every turn."""
+    if format is None:
+        return list(messages)
+    text, first = describe_format(format), messages[0]
+    if first["role"] != "system":
+        return [{"role": "system", "content": text}, *messages]
+    return [{**first, "content": f"{first['content']}\n\n{text}" if first["content"] else text}, *messages[1:]]
+
+
+def _may_become_call(line: str) -> bool:
+    line = line.lstrip(" ")
+    return f"{CALL} ".startswith(line) or line.startswith(f"{CALL} ")
+
+
+def _read_call(line: str, known: Mapping[str, Mapping[str, Any]], *, forced: bool) -> ToolCall | None:
+    word, _, rest = line.strip().partition(" ")
+    name, bracket, argument = rest.strip().partition("(")
+    tool = known.get(name.rstrip())
+    if word != CALL or tool is None or not bracket or not (argument.endswith(")") or forced):
+        return None
+    name, argument = name.rstrip(), argument.removesuffix(")").strip()
+    parameters, plain = _parameters(tool), _plain(tool)
+    value = _load(argument)
+    if isinstance(value, dict) and (plain is None or plain in value):
+        return ToolCall(name, json_text(value))
+    if plain is not None and argument:
+        return ToolCall(name, json_text({plain: argument}))
+    if not parameters and not argument:
+        return ToolCall(name, "{}")
+    if len(parameters) == 1 and plain is None and value is not None:
+        return ToolCall(name, json_text({parameters[0]: value}))
+    return ToolCall(name, argument) if forced else None
+
+
+def _write_argument(arguments: Any, plain: str | None) -> str:
+    value = _load(arguments) if isinstance(arguments, str) else arguments
+    if not isinstance(value, dict):
+        return str(arguments or "").replace("\n", " ")
+    fields = cast("dict[str, Any]", value)
+    if not fields:
+        return ""
+    text = fields.get(plain) if plain is not None and len(fields) == 1 else None
+    if isinstance(text, str) and text and text == text.strip() and "\n" not in text and not isinstance(_load(text), dict):
+        return text
+    return json_text(fields)
+
+
+def _load(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return None
+
+
+def _function(item: Mapping[str, Any]) -> Mapping[str, Any]:
+    return item.get("function") or item
+
+
+def _parameters(tool: Mapping[str, Any]) -> list[str]:
+    schema: Mapping[str, Any] = tool.get("parameters") or {}
+    return list(schema.get("properties") or {})
+
+
+def _plain(tool: Mapping[str, Any]) -> str | None:
+    """The parameter that takes the argument as plain text: the only one, and a string."""
+    names = _parameters(tool)
+    if len(names) != 1:
+        return None
+    schema: Any = tool["parameters"]["properties"][names[0]]
+    return names[0] if not isinstance(schema, dict) or cast("dict[str, Any]", schema).get("type", "string") == "string" else None

@@ -1,0 +1,119 @@
+"""What Agent Lightning itself registers; a plugin like any other."""
+
+from agentlightning.contracts.hookspecs import Register, hookimpl
+
+
+@hookimpl
+def register_stores(register: Register) -> None:
+    register("memory", "agentlightning.stores.memory:open_memory", summary="in this process, gone with it: `memory:`")
+    register("http", "agentlightning.stores.http_client:open_http", summary="a store behind `agl serve`: `http://host:port`")
+    register("https", "agentlightning.stores.http_client:open_http", summary="the same over TLS")
+
+
+@hookimpl
+def register_engines(register: Register) -> None:
+    register("upstream", "agentlightning.gateway.upstream.engine:Upstream", summary="any server that speaks OpenAI's protocol; not trained")
+
+
+@hookimpl
+def register_checks(register: Register) -> None:
+    register("gateway", "agentlightning.serving.check:check", summary="listens and answers")
+
+
+@hookimpl
+def register_renderers(register: Register) -> None:
+    register(
+        "chatml",
+        "agentlightning.gateway.rendering.chatml:ChatMLRenderer",
+        summary="ChatML models that the `renderers` library does not know; tools as a text protocol",
+        extra="serve",
+        needs=("renderers", "transformers"),
+    )
+
+
+@hookimpl
+def register_credits(register: Register) -> None:
+    register("identical", "agentlightning.rl.credit.identical:identical", summary="every transition gets the episode's return")
+    register("last", "agentlightning.rl.credit.last:last", summary="the last call gets the return, the others are not trained")
+    register(
+        "discounted", "agentlightning.rl.credit.discounted:discounted", summary="earlier transitions get less: R_t = r_t + gamma R_(t+1)"
+    )
+    register("per_step", "agentlightning.rl.credit.per_step:per_step", summary="each transition's own rewards, mixed with the outcome")
+    register("learned", "agentlightning.rl.credit.learned:learned", summary="a critic's value stands for what is still to come")
+
+
+@hookimpl
+def register_advantages(register: Register) -> None:
+    register("grpo", "agentlightning.rl.advantage.grpo:grpo", summary="(r - mean) / deviation of the group")
+    register("dr_grpo", "agentlightning.rl.advantage.grpo:dr_grpo", summary="r - mean of the group")
+    register("rloo", "agentlightning.rl.advantage.rloo:rloo", summary="r - mean of the others in the group")
+    register("opo", "agentlightning.rl.advantage.opo:opo", summary="r - mean of the group weighted by length")
+    register("maxrl", "agentlightning.rl.advantage.maxrl:maxrl", summary="(r - mean) / mean of the group")
+    register("reinforce", "agentlightning.rl.advantage.reinforce:reinforce", summary="r - a constant")
+    register(
+        "reinforce_pp",
+        "agentlightning.rl.advantage.reinforce_pp:reinforce_pp",
+        summary="REINFORCE++: normalised over the tokens of the step",
+    )
+    register(
+        "reinforce_pp_baseline",
+        "agentlightning.rl.advantage.reinforce_pp:reinforce_pp_baseline",
+        summary="r - mean of the group, normalised over the tokens of the step",
+    )
+    register("gigpo", "agentlightning.rl.advantage.gigpo:gigpo", summary="GRPO, and among the transitions that stand in one state")
+    register("gae", "agentlightning.rl.advantage.gae:gae", summary="PPO with a critic: over tokens, or over transitions")
+
+
+@hookimpl
+def register_losses(register: Register) -> None:
+    register("ppo_clip", "agentlightning.rl.loss:PPOClip", summary="PPO's clipped ratio, with clip-higher and dual clip")
+    register("gspo", "agentlightning.rl.loss:GSPO", summary="the ratio of a whole reply or attempt, clipped")
+    register("cispo", "agentlightning.rl.loss:CISPO", summary="clipped importance weight on the policy gradient")
+
+
+@hookimpl
+def register_corrections(register: Register) -> None:
+    register("truncate", "agentlightning.rl.correction.truncate:Truncate", summary="min(ratio, cap): truncated importance sampling")
+    register("icepop", "agentlightning.rl.correction.icepop:IcePop", summary="tokens outside a band of ratios are left out")
+    register("sequence_mask", "agentlightning.rl.correction.sequence_mask:SequenceMask", summary="the same for replies or attempts")
+
+
+@hookimpl
+def register_facts(register: Register) -> None:
+    register("tool_failed", "agentlightning.rl.trajectory.step_rewards.tools:tool_failed", summary="a tool ended with an error")
+    register(
+        "tool_empty", "agentlightning.rl.trajectory.step_rewards.tools:tool_empty", summary="a tool gave an empty text or list, or null"
+    )
+    register("truncated", "agentlightning.rl.trajectory.step_rewards.truncated:truncated", summary="a limit of tokens ended a reply")
+
+
+@hookimpl
+def register_algorithms(register: Register) -> None:
+    register(
+        "lightning", "agentlightning.algorithms.lightning:LightningRL", summary="credit, then advantage, then any single-turn algorithm"
+    )
+    register("sft", "agentlightning.algorithms.sft:SFT", summary="supervised fine-tuning on demonstrations, in rollouts of the real agent")
+    register(
+        "rft", "agentlightning.algorithms.rft:RFT", summary="rejection-sampled fine-tuning: cross-entropy on the policy's own good rollouts"
+    )
+    register(
+        "dpo", "agentlightning.algorithms.dpo:DPO", summary="direct preference optimisation: better rollouts against worse ones of a group"
+    )
+
+
+@hookimpl
+def register_filters(register: Register) -> None:
+    register("signal", "agentlightning.rl.batch.filters:signal", summary="groups whose outcomes differ")
+    register("difficulty", "agentlightning.rl.batch.filters:difficulty", summary="groups whose mean outcome is neither low nor high")
+
+
+@hookimpl
+def register_samplers(register: Register) -> None:
+    register("curriculum", "agentlightning.config.samplers:Curriculum", summary="more often those tasks whose rewards differ most")
+    register("epochs", "agentlightning.config.tasks:Epochs", summary="a new random order each epoch, without replacement")
+    register("in_order", "agentlightning.config.tasks:InOrder", summary="as they stand in the file, again and again")
+
+
+@hookimpl
+def register_trackers(register: Register) -> None:
+    register("jsonl", "agentlightning.training.metrics:JSONLines", summary="`metrics.jsonl` in the run folder")

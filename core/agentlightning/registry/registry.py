@@ -1,0 +1,209 @@
+"""Finds plugins, and opens what they registered only when it is asked for.
+
+One broken plugin is reported by name and left out; it never takes the rest down. A name that is known but whose libraries are
+missing says what to install; an unknown name says the nearest known one.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import importlib.metadata
+import importlib.util
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import pluggy
+
+from agentlightning.contracts import hookspecs
+from agentlightning.errors import ConfigError, MissingExtra, PluginError
+
+GROUP = "agentlightning"
+KINDS = (
+    "stores", "engines", "trainers", "adapters", "algorithms", "facts", "credits", "advantages", "losses", "corrections", "filters",
+    "samplers",
+    "models", "renderers", "trackers", "commands", "checks",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One registered name."""
+
+    kind: str
+    name: str
+    target: Any
+    """The object, or `module:attribute`."""
+    plugin: str
+    summary: str = ""
+    extra: str | None = None
+    needs: tuple[str, ...] = ()
+
+    @property
+    def what(self) -> str:
+        """What one of the kind is called."""
+        return singular(self.kind)
+
+    @property
+    def missing(self) -> tuple[str, ...]:
+        """The modules it needs that are not installed."""
+        return tuple(name for name in self.needs if not _installed(name))
+
+    @property
+    def install(self) -> str:
+        """The command that installs what is missing."""
+        return f"pip install 'agentlightning[{self.extra}]'" if self.extra else f"pip install {' '.join(self.needs)}"
+
+    def load(self) -> Any:
+        """The registered object itself."""
+        if self.missing:
+            raise MissingExtra(f"{self.what} {self.name!r} needs {', '.join(self.missing)}, which is not installed; run: {self.install}")
+        if not isinstance(self.target, str):
+            return self.target
+        try:
+            return load_object(self.target)
+        except Exception as error:
+            said = str(error) if isinstance(error, ConfigError) else f"{self.target} cannot be imported: {type(error).__name__}: {error}"
+            raise PluginError(f"plugin {self.plugin!r} registered {self.what} {self.name!r}: {said}") from error
+
+
+class Registry:
+    """What all plugins registered, by kind and name."""
+
+    def __init__(self, plugins: Mapping[str, Any]) -> None:
+        self.manager = pluggy.PluginManager(GROUP)
+        self.manager.add_hookspecs(hookspecs)
+        self.broken: dict[str, str] = {}
+        """Plugins left out, and why."""
+        self._entries: dict[str, dict[str, Entry]] = {kind: {} for kind in KINDS}
+        for name, plugin in plugins.items():
+            self.add(name, plugin)
+
+    def add(self, name: str, plugin: Any) -> None:
+        """Take in a plugin: a module, an object with hook implementations, or an entry point of one."""
+        staged: list[Entry] = []
+        try:
+            module = plugin.load() if isinstance(plugin, importlib.metadata.EntryPoint) else plugin
+            self.manager.register(module, name)
+            self.manager.check_pending()  # a hook that does not exist: a name that was misspelt
+            for kind in KINDS:
+                implementation = getattr(module, f"register_{kind}", None)
+                if implementation is not None:
+                    implementation(self._register(kind, name, staged))
+            own: dict[tuple[str, str], Entry] = {}
+            for entry in staged:
+                other = self._entries[entry.kind].get(entry.name) or own.get((entry.kind, entry.name))
+                if other is not None:
+                    raise PluginError(f"{entry.what} {entry.name!r} is registered by plugin {other.plugin!r} already")
+                own[entry.kind, entry.name] = entry
+        except (Exception, SystemExit) as error:
+            self.broken[name] = f"{type(error).__name__}: {error}"
+            if self.manager.has_plugin(name):
+                self.manager.unregister(name=name)
+            return
+        for entry in staged:
+            self._entries[entry.kind][entry.name] = entry
+
+    def _register(self, kind: str, plugin: str, staged: list[Entry]) -> hookspecs.Register:
+        def register(name: str, target: str | Any, *, summary: str = "", extra: str | None = None, needs: tuple[str, ...] = ()) -> None:
+            staged.append(Entry(kind, name, target, plugin, summary, extra, needs))
+
+        return register
+
+    def entries(self, kind: str | None = None) -> Iterator[Entry]:
+        """Everything registered, in order of kind and name."""
+        for each in KINDS if kind is None else (kind,):
+            yield from (self._entries[each][name] for name in sorted(self._entries[each]))
+
+    def names(self, kind: str) -> list[str]:
+        return sorted(self._entries[kind])
+
+    def entry(self, kind: str, name: str) -> Entry:
+        """The entry under a name; a `ConfigError` names the nearest known one."""
+        if name in self._entries[kind]:
+            return self._entries[kind][name]
+        raise ConfigError(unknown(singular(kind), name, self.names(kind)) + self._broken_note())
+
+    def load(self, kind: str, name: str) -> Any:
+        """The object registered under a name; `module:attribute` names an object that no plugin registered."""
+        if ":" in name and name not in self._entries[kind] and kind != "stores":
+            return load_object(name)
+        return self.entry(kind, name).load()
+
+    def _broken_note(self) -> str:
+        if not self.broken:
+            return ""
+        return "; plugins left out because they are broken: " + ", ".join(f"{n} ({why})" for n, why in self.broken.items())
+
+    @property
+    def hook(self) -> Any:
+        """Calls the lifecycle hooks: `registry().hook.step_finished(metrics=...)`. One that raises is a warning with the plugin's name."""
+        return _Hooks(self.manager)
+
+
+class _Hooks:
+    def __init__(self, manager: pluggy.PluginManager) -> None:
+        self._manager = manager
+
+    def __getattr__(self, name: str) -> Callable[..., None]:
+        caller = getattr(self._manager.hook, name)
+
+        def call(**arguments: Any) -> None:
+            for implementation in reversed(caller.get_hookimpls()):
+                try:
+                    implementation.function(*(arguments[each] for each in implementation.argnames))
+                except Exception as error:
+                    said = f"plugin {implementation.plugin_name!r}: its hook {name} raised {type(error).__name__}: {error}"
+                    warnings.warn(said, RuntimeWarning, stacklevel=2)
+
+        return call
+
+
+def _installed(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except (ImportError, ValueError):  # its package is missing, or it is half loaded
+        return False
+
+
+@cache
+def registry() -> Registry:
+    """The plugins of this process: every entry point of the group `agentlightning`. (Cached: entry points do not change.)"""
+    points = importlib.metadata.entry_points(group=GROUP)
+    return Registry({point.name: point for point in points})
+
+
+def singular(kind: str) -> str:
+    """`engines`: `engine`; `losses`: `loss`."""
+    return kind.removesuffix("es") if kind.endswith("sses") else kind.removesuffix("s")
+
+
+def unknown(what: str, name: str, known: list[str]) -> str:
+    """`unknown engine 'toch'; did you mean 'torch'? known: torch, vllm`."""
+    near = difflib.get_close_matches(name, known, n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else ";"
+    return f"unknown {what} {name!r}{hint} known: {', '.join(known) or 'none'}"
+
+
+def load_object(reference: str) -> Any:
+    """The object that `module:attribute` names. `ConfigError` when it cannot be imported or found."""
+    module_name, _, attribute = reference.partition(":")
+    if not module_name or not attribute:
+        raise ConfigError(f"{reference!r} does not name an object; expected 'module:attribute'")
+    try:
+        value: Any = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name is not None and (module_name == error.name or module_name.startswith(error.name + ".")):
+            raise ConfigError(
+                f"{reference!r}: there is no module {error.name!r} on the import path; is the folder it lies in the current one?"
+            ) from error
+        raise
+    for part in attribute.split("."):
+        if not hasattr(value, part):
+            known = [name for name in dir(value) if not name.startswith("_")]
+            raise ConfigError(f"{reference!r}: " + unknown(f"name in module {module_name!r}", part, known[:40]))
+        value = getattr(value, part)
+    return value

@@ -1,0 +1,190 @@
+"""Trajectories as arrays, on which credit and advantage compute.
+
+Rollouts, transitions and tokens stand in the order of the trajectories; the transitions of a rollout lie side by side, and so do the
+choices of a call and the tokens of a response. All arrays are read-only.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from agentlightning.types import Trajectory
+
+Doubles = NDArray[np.float64]
+Ints = NDArray[np.int64]
+Bools = NDArray[np.bool_]
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class Episodes:
+    """Of the winning attempts of some rollouts."""
+
+    outcome: Doubles
+    """(rollouts,) NaN: never scored."""
+    group: Ints
+    """(rollouts,) index of the group, from 0."""
+    rollout: Ints
+    """(transitions,) index of the rollout, ascending."""
+    agent: Ints
+    """(transitions,) index in `agents`."""
+    turn: Ints
+    """(transitions,) how many calls the agent made before."""
+    call: Ints
+    """(transitions,) index of the call, ascending; the choices of one call share it."""
+    reward: Doubles
+    """(transitions,) sum of the rewards of its own call or span."""
+    call_reward: Doubles
+    """(calls,) the same for all choices of a call, each reward once."""
+    rewarded: Bools
+    """(transitions,) whether it has a reward of its own, be it 0."""
+    tokens: Ints
+    """(transitions,) length of the response."""
+    trained: Bools
+    """(transitions,) whether it may be trained."""
+    agents: tuple[str | None, ...] = (None,)
+    succeeded: Bools | None = None
+    """(rollouts,) whether the winning attempt succeeded; None: all."""
+    trajectories: tuple[Trajectory, ...] = ()
+    """Where the arrays come from; empty where they were made in another way."""
+    values: Doubles | None = None
+    """(tokens,) what the critic expects of the return before each token; there where an advantage asks for it."""
+    first: Ints = field(init=False)
+    """(rollouts + 1,) first transition of each rollout; the last one is the number of transitions."""
+    transition_group: Ints = field(init=False)
+    """(transitions,) index of the group."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "transition_group", _frozen(self.group[self.rollout], np.int64))
+        object.__setattr__(self, "first", _starts(self.rollout, len(self.outcome)))
+
+    @classmethod
+    def of(cls, trajectories: Sequence[Trajectory]) -> Episodes:
+        """The arrays of some trajectories."""
+        groups: dict[str, int] = {}
+        agents: dict[str | None, int] = {}
+        rows: list[tuple[int, int, int, int, float, bool, int, bool]] = []
+        call_reward: list[float] = []
+        for number, each in enumerate(trajectories):
+            groups.setdefault(each.group, len(groups))
+            call_id: str | None = None
+            seen: set[str] = set()
+            for t in each.transitions:
+                if t.call_id != call_id:
+                    call_id, seen = t.call_id, set()
+                    call_reward.append(0.0)
+                own = math.fsum(r.value for r in t.rewards) if t.rewards else 0.0
+                if t.rewards:
+                    call_reward[-1] = math.fsum([call_reward[-1], *(r.value for r in t.rewards if r.id not in seen)])
+                    seen.update(r.id for r in t.rewards)
+                agent = agents.setdefault(t.agent, len(agents))
+                rows.append((number, agent, t.turn, len(call_reward) - 1, own, bool(t.rewards), len(t.response_ids), t.trained))
+        columns = list(zip(*rows, strict=True)) if rows else [()] * 8
+        return cls(
+            outcome=_frozen([np.nan if t.reward is None else t.reward for t in trajectories], np.float64),
+            group=_frozen([groups[t.group] for t in trajectories], np.int64),
+            rollout=_frozen(columns[0], np.int64),
+            agent=_frozen(columns[1], np.int64),
+            turn=_frozen(columns[2], np.int64),
+            call=_frozen(columns[3], np.int64),
+            reward=_frozen(columns[4], np.float64),
+            call_reward=_frozen(call_reward, np.float64),
+            rewarded=_frozen(columns[5], np.bool_),
+            tokens=_frozen(columns[6], np.int64),
+            trained=_frozen(columns[7], np.bool_),
+            agents=tuple(agents),
+            succeeded=_frozen([t.status == "succeeded" for t in trajectories], np.bool_),
+            trajectories=tuple(trajectories),
+        )
+
+    @classmethod
+    def from_arrays(
+        cls,
+        outcome: ArrayLike,
+        group: ArrayLike,
+        rollout: ArrayLike,
+        *,
+        turn: ArrayLike | None = None,
+        reward: ArrayLike | None = None,
+        tokens: ArrayLike | None = None,
+    ) -> Episodes:
+        """Of one agent, one choice a call. `outcome` and `group` are (rollouts,), the others (transitions,); without them no transition has
+        a reward of its own, a response is one token long, and turns count the transitions of a rollout."""
+        owner = np.asarray(rollout, np.int64)
+        size = len(owner)
+        numbers = np.arange(size)
+        own = np.zeros(size) if reward is None else np.asarray(reward, np.float64)
+        return cls(
+            outcome=_frozen(outcome, np.float64),
+            group=_frozen(group, np.int64),
+            rollout=_frozen(owner, np.int64),
+            agent=_frozen(np.zeros(size), np.int64),
+            turn=_frozen(numbers - _starts(owner, len(np.asarray(outcome)))[owner] if turn is None else turn, np.int64),
+            call=_frozen(numbers, np.int64),
+            reward=_frozen(own, np.float64),
+            call_reward=_frozen(own, np.float64),
+            rewarded=_frozen(own != 0, np.bool_),
+            tokens=_frozen(np.ones(size) if tokens is None else tokens, np.int64),
+            trained=_frozen(np.ones(size), np.bool_),
+        )
+
+    def __len__(self) -> int:
+        """Rollouts."""
+        return len(self.outcome)
+
+    @property
+    def transitions(self) -> int:
+        return len(self.rollout)
+
+    @property
+    def offsets(self) -> Ints:
+        """(transitions + 1,) first token of each transition; the last one is the number of tokens."""
+        return np.append(0, np.cumsum(self.tokens))
+
+    def acts(self, pattern: str) -> Bools:
+        """(transitions,) whether its agent's name fits a pattern (`fnmatch`); nobody's fits `*` alone."""
+        fits = [pattern == "*" if name is None else fnmatchcase(name, pattern) for name in self.agents]
+        return np.array([*fits, False], np.bool_)[self.agent]
+
+    def only(self, chosen: Bools) -> Episodes:
+        """The same, with no transition but the chosen ones to be trained."""
+        return replace(self, trained=self.trained & chosen)
+
+    def per_token(self, values: ArrayLike) -> Doubles:
+        """(tokens,) from (transitions,) or (tokens,). `ValueError` for another shape."""
+        made = np.asarray(values, np.float64)
+        if made.shape == (self.transitions,):
+            return np.repeat(made, self.tokens)
+        if made.shape != (int(self.tokens.sum()),):
+            raise ValueError(
+                f"an array of shape {made.shape} for {self.transitions} transitions with {int(self.tokens.sum())} tokens; expected one "
+                "number for each transition, or one for each token"
+            )
+        return made
+
+    def split(self, values: Doubles) -> list[Doubles]:
+        """For each trajectory its part of (transitions,) or (tokens,)."""
+        if not len(self):
+            return []
+        ends = self.first[1:-1]
+        if values.shape != (self.transitions,):
+            self.per_token(values)
+            ends = self.offsets[ends]
+        return np.split(values, ends)
+
+
+def _starts(owner: Ints, owners: int) -> Ints:
+    """(owners + 1,) first place of each owner's, which lie side by side; the last one is the number of places."""
+    return _frozen(np.append(0, np.cumsum(np.bincount(owner, minlength=owners))), np.int64)
+
+
+def _frozen(values: ArrayLike, kind: type[np.generic]) -> NDArray[Any]:
+    array = np.array(values, dtype=kind)
+    array.flags.writeable = False
+    return array

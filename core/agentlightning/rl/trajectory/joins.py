@@ -1,0 +1,134 @@
+"""Joining: which span tells of which model call. Nothing is guessed; a join that is missing says so.
+
+A span joins by its `call_id`; without one, by the hash of its request (attribute `request_hash`) within the attempt, in order of
+arrival, and only where that order is beyond doubt.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, cast
+
+from agentlightning.types import Call, Span
+
+REQUEST_HASH = "request_hash"
+"""Attribute of an `llm` span: hash of the canonical request, as in `Call.request_hash`."""
+TOOL_CALL_ID = "tool_call_id"
+"""Attribute of a `tool` span: id of the tool call that asked for it."""
+NEVER_ARRIVED = "never reached the gateway"
+"""Said of a span whose model call has no counterpart."""
+
+
+class Tree:
+    """The spans of an attempt by id, with a way up."""
+
+    def __init__(self, spans: Sequence[Span]) -> None:
+        self.spans = {span.id: span for span in spans}
+
+    def above(self, span: Span) -> Iterator[Span]:
+        """The recorded ancestors, nearest first. Ends at a cycle: clients make the ids."""
+        seen = {span.id}
+        while span.parent_id is not None and span.parent_id in self.spans and span.parent_id not in seen:
+            seen.add(span.parent_id)
+            span = self.spans[span.parent_id]
+            yield span
+
+    def agent(self, span: Span) -> str | None:
+        """Who acted: as the span says, or its nearest agent."""
+        if span.agent is not None:
+            return span.agent
+        for each in (span, *self.above(span)):
+            if each.kind == "agent":
+                return each.agent or each.name
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class Joins:
+    """Which spans tell of which calls."""
+
+    spans: Mapping[str, tuple[Span, ...]]
+    """`llm` spans by the id of their call; of a call that was retried, under the id of the retry."""
+    alias: Mapping[str, str]
+    """Superseded call → the call that was answered in its place."""
+    diagnostics: tuple[str, ...]
+
+    def call(self, call_id: str) -> str:
+        """The call that counts where this one was superseded, else itself."""
+        return self.alias.get(call_id, call_id)
+
+
+def join(calls: Sequence[Call], spans: Sequence[Span]) -> Joins:
+    """Join the `llm` spans of an attempt to its calls."""
+    alias = superseded(calls)
+    live = {call.id: call for call in calls if call.id not in alias}
+    joined: dict[str, list[Span]] = defaultdict(list)
+    by_hash: dict[str, list[Span]] = defaultdict(list)
+    diagnostics: list[str] = []
+    for span in spans:
+        if span.kind != "llm":
+            continue
+        call_id = alias.get(span.call_id, span.call_id) if span.call_id is not None else None
+        if call_id in live:
+            joined[call_id].append(span)
+        elif call_id is None and isinstance(span.attributes.get(REQUEST_HASH), str):
+            by_hash[cast(str, span.attributes[REQUEST_HASH])].append(span)
+        else:
+            diagnostics.append(_never_arrived(span))
+    open_calls: dict[str, list[Call]] = defaultdict(list)
+    for call in sorted(live.values(), key=lambda call: call.index):
+        if call.id not in joined:
+            open_calls[call.request_hash].append(call)
+    for request, waiting in by_hash.items():
+        candidates = open_calls.get(request, [])
+        waiting.sort(key=lambda span: span.started)
+        if not candidates:
+            diagnostics.extend(_never_arrived(span) for span in waiting)
+        elif len(candidates) == len(waiting) and not _overlap(waiting):
+            for call, span in zip(candidates, waiting, strict=True):
+                joined[call.id].append(span)
+        else:
+            diagnostics.append(
+                f"not joined: {len(candidates)} calls and {len(waiting)} spans have the same request and no call id, so their order is in "
+                f"doubt (calls {', '.join(call.id for call in candidates)})"
+            )
+    return Joins({call_id: tuple(each) for call_id, each in joined.items()}, alias, tuple(diagnostics))
+
+
+def superseded(calls: Sequence[Call]) -> dict[str, str]:
+    """Each superseded call, with the call that was answered in its place at last."""
+    known = {call.id for call in calls}
+    after = {call.supersedes: call.id for call in calls if call.supersedes in known and call.supersedes != call.id}
+    alias: dict[str, str] = {}
+    for first in after:
+        last, seen = first, {first}
+        while last in after and after[last] not in seen:
+            last = after[last]
+            seen.add(last)
+        alias[first] = last
+    return alias
+
+
+def asked_tools(message: Any) -> set[str]:
+    """Ids of the tool calls in a reply."""
+    calls = cast("dict[str, Any]", message).get("tool_calls") if isinstance(message, dict) else None
+    if not isinstance(calls, list):
+        return set()
+    found = [cast("dict[str, Any]", each).get("id") for each in cast("list[Any]", calls) if isinstance(each, dict)]
+    return {each for each in found if isinstance(each, str)}
+
+
+def _overlap(spans: Sequence[Span]) -> bool:
+    """Whether one starts (in a list by start) before the one ahead of it has ended."""
+    return any(one.ended is None or two.started < one.ended for one, two in pairwise(spans))
+
+
+def _never_arrived(span: Span) -> str:
+    why = "; likely a cache answered it, or the model's base_url is not the gateway's"
+    said = span.attributes.get("unjoined") or span.attributes.get("error")  # the adapter's own words, where it has any
+    if said:
+        why = f": {said}"
+    return f"the model call of span {span.name!r} ({span.id}) {NEVER_ARRIVED}{why}"

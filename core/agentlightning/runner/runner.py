@@ -1,0 +1,282 @@
+"""Claims rollouts, runs the agent, reports. CPU work, anywhere that the store and the gateway can be reached.
+
+Every claimed attempt is closed with a status that says what happened: an agent that raises, hangs, or returns something that is no
+reward is an attempt that did not succeed, and the failure policy says what becomes of it. Nothing that was recorded is lost.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import copy
+import functools
+import inspect
+import logging
+import os
+import socket
+import threading
+import traceback
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from agentlightning.capture.recorder import Recorder, checked_reward, use
+from agentlightning.contracts.store import LightningStore
+from agentlightning.errors import AgentError, AgentTimeout, ConfigError, LeaseLost, StoreError
+from agentlightning.registry.registry import registry
+from agentlightning.rl.trajectory.outcome import outcome
+from agentlightning.types import JSON, LLM, Attempt, AttemptStatus, Mode, Reward, Rollout
+
+log = logging.getLogger(__name__)
+Agent = Callable[..., Any]
+"""Called with the task's input, and with an `LLM` where it takes a second argument; sync or async. Returns the reward, or None."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunnerSettings:
+    """How rollouts are run."""
+
+    concurrency: int = 32
+    """Rollouts under way at once, in each process."""
+    timeout: float = 300.0
+    """Seconds that one attempt may take."""
+    workers: int = 0
+    """Worker processes; 0: in this process. Agents that block or crash want workers."""
+    attempts: int = 3
+    """Attempts made at most for one rollout."""
+    on_failure: Literal["retry", "drop", "penalise"] = "retry"
+    """What becomes of an attempt whose agent raised or hung: tried again (and dropped when no attempt is left), left out of training,
+    or trained on with the reward `penalty`."""
+    penalty: float = 0.0
+    lease: float = 60.0
+    """Seconds after which the attempt of a runner that no longer answers is given to another."""
+
+    def __post_init__(self) -> None:
+        for key, least in {"concurrency": 1, "workers": 0, "attempts": 1}.items():
+            if getattr(self, key) < least:
+                raise ConfigError(f"runner.{key} is {getattr(self, key)}; it must be at least {least}")
+        for key in ("timeout", "lease"):
+            if not getattr(self, key) > 0:
+                raise ConfigError(f"runner.{key} is {getattr(self, key)}; it must be a number of seconds above 0")
+        if self.on_failure not in ("retry", "drop", "penalise"):
+            raise ConfigError(f"runner.on_failure is {self.on_failure!r}; it must be 'retry', 'drop' or 'penalise'")
+
+
+def worker_name() -> str:
+    """Unique among the runners of a store."""
+    return f"{socket.gethostname()}-{os.getpid()}"
+
+
+class Runner:
+    """Keeps up to `concurrency` rollouts of a store running."""
+
+    def __init__(
+        self,
+        store: LightningStore,
+        agent: Agent,
+        llm: Callable[[Attempt], LLM],
+        settings: RunnerSettings,
+        *,
+        name: str | None = None,
+        modes: Collection[Mode] | None = None,
+    ) -> None:
+        self.store, self.settings, self.modes = store, settings, modes
+        self.name = name or worker_name()
+        self.abandoned = 0
+        """Threads of synchronous agents that outlived their timeout and could not be stopped."""
+        self._agent, self._takes_llm = agent, takes_llm(agent)
+        self._llm = llm
+        self._running: set[asyncio.Task[None]] = set()
+        self._broken: list[BaseException] = []
+
+    @property
+    def running(self) -> int:
+        """Rollouts under way."""
+        return len(self._running)
+
+    async def run(self) -> None:
+        """Claim and run until cancelled; then the attempts under way are closed as `cancelled`."""
+        try:
+            cursor = 0
+            while True:
+                if self._broken:
+                    raise self._broken[0]
+                free = self.settings.concurrency - len(self._running)
+                claimed = await self.store.claim(self.name, lease=self.settings.lease, limit=free, modes=self.modes) if free else []
+                for rollout, attempt in claimed:
+                    task = asyncio.create_task(self._attempt(rollout, attempt), name=f"attempt-{attempt.id}")
+                    self._running.add(task)
+                    task.add_done_callback(self._ended)
+                if not claimed:
+                    cursor = await self._something_new(cursor)
+        finally:
+            under_way = list(self._running)
+            for task in under_way:
+                task.cancel()
+            await asyncio.gather(*under_way, return_exceptions=True)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._running.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._broken.append(error)  # the store refused to close an attempt: nobody else would say so
+
+    async def _something_new(self, cursor: int) -> int:
+        """Wait until a rollout may be claimed: the store changed, one of ours ended, or a lease may have expired."""
+        change = asyncio.create_task(self.store.wait(cursor, timeout=self.settings.lease / 4))
+        try:
+            await asyncio.wait([change, *self._running], return_when=asyncio.FIRST_COMPLETED)
+            return change.result() if change.done() else cursor
+        finally:
+            if not change.done():
+                change.cancel()
+
+    async def _attempt(self, rollout: Rollout, attempt: Attempt) -> None:
+        recorder = Recorder(self.store, rollout, attempt, self._llm(attempt))
+        registry().hook.rollout_started(rollout=rollout)
+        status: AttemptStatus
+        heartbeat = asyncio.create_task(self._heartbeat(attempt, asyncio.current_task()))
+        error: str | None = None
+        try:
+            with use(recorder):
+                # A copy: an agent that changes its task must not change that of its group.
+                result = await self._call(copy.deepcopy(rollout.task.input), recorder.llm)
+            if result is not None:
+                recorder.add(Reward(attempt_id=attempt.id, value=checked_reward(result), name="return"))
+            await recorder.flush()
+            outcome(recorder.rewards, status="succeeded")  # says where two statements of the reward contradict each other
+            status = "succeeded"
+        except asyncio.CancelledError as raised:
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                status, error = "cancelled", "the runner was stopped"
+            else:  # nobody cancelled this task: it is the agent's own, as of a token of its framework
+                status, error = "failed", _explain(raised)
+        except AgentTimeout as timeout:
+            status, error = "timed_out", str(timeout)
+        except AgentError as wrong:
+            status, error = "failed", str(wrong)
+        except (Exception, SystemExit) as raised:
+            status, error = "failed", _explain(raised)
+        finally:
+            heartbeat.cancel()
+        try:
+            await self._close(rollout, attempt, recorder, status, error)
+        except LeaseLost:
+            return  # somebody else has it now; what this one wrote stays readable
+
+    async def _close(self, rollout: Rollout, attempt: Attempt, recorder: Recorder, status: AttemptStatus, error: str | None) -> None:
+        failed = status in ("failed", "timed_out")
+        penalised = failed and self.settings.on_failure == "penalise" and not await self._infrastructure(attempt)
+        try:
+            if penalised:
+                recorder.add(Reward(attempt_id=attempt.id, value=self.settings.penalty, name="penalty", source="runner"))
+            await recorder.close()
+        except Exception as raised:  # the store's failure, whatever the agent did
+            status, failed, penalised = "failed", True, False
+            error = "; ".join(said for said in (error, _explain(raised)) if said)
+        retry = status == "cancelled" or (failed and not penalised and self.settings.on_failure != "drop")
+        state = await self.store.finish(attempt.id, status, error=error, retry=retry)
+        registry().hook.rollout_finished(state=state)
+
+    async def _infrastructure(self, attempt: Attempt) -> bool:
+        """Whether a model call of the attempt got an error that is the engine's or ours: then its failure says nothing of the agent."""
+        records = await self.store.records(attempt.id)
+        retried = {call.supersedes for call in records.calls}
+        return any(call.outcome == "error" and call.id not in retried for call in records.calls)
+
+    async def _heartbeat(self, attempt: Attempt, task: asyncio.Task[Any] | None) -> None:
+        while True:
+            await asyncio.sleep(self.settings.lease / 3)
+            try:
+                await self.store.heartbeat(attempt.id, lease=self.settings.lease)
+            except LeaseLost:
+                if task is not None:
+                    task.cancel()
+                return
+            except StoreError as error:
+                log.warning("the lease of attempt %s could not be extended, trying again: %s", attempt.id, error)
+
+    async def _call(self, task_input: JSON, llm: LLM) -> Any:
+        arguments = (task_input, llm) if self._takes_llm else (task_input,)
+        if not is_async(self._agent):
+            return await self._in_thread(functools.partial(self._agent, *arguments))
+        limit = asyncio.timeout(self.settings.timeout)
+        try:
+            async with limit:
+                return await self._agent(*arguments)
+        except TimeoutError as error:
+            if limit.expired():
+                raise self._timeout(error.__cause__) from error
+            raise
+
+    async def _in_thread(self, call: Callable[[], Any]) -> Any:
+        """Run a synchronous agent in a thread of its own: one that hangs must not take a place in a pool."""
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[Any] = loop.create_future()
+        context = contextvars.copy_context()
+
+        def settle(result: Any, error: BaseException | None) -> None:
+            if future.done():
+                return
+            if error is None:
+                future.set_result(result)
+            else:
+                future.set_exception(error)
+
+        def body() -> None:
+            try:
+                result, error = context.run(call), None
+            except (StopIteration, KeyboardInterrupt) as raised:  # a future cannot hold these
+                result, error = None, AgentError(f"{type(raised).__name__}: {raised}")
+            except BaseException as raised:
+                result, error = None, raised
+            if not loop.is_closed():
+                loop.call_soon_threadsafe(settle, result, error)
+
+        threading.Thread(target=body, name="agentlightning-agent", daemon=True).start()
+        try:
+            return await asyncio.wait_for(future, self.settings.timeout)
+        except TimeoutError as error:
+            if future.cancelled():
+                self.abandoned += 1
+                raise self._timeout() from error
+            raise
+
+    def _timeout(self, stopped: BaseException | None = None) -> AgentTimeout:
+        said = f"the agent did not return within {self.settings.timeout:g} s; raise runner.timeout, or look with `agl show` where it hangs"
+        # What the agent noted when it was cancelled tells more.
+        return AgentTimeout("; ".join([said, *getattr(stopped, "__notes__", ())]))
+
+
+def takes_llm(agent: Agent) -> bool:
+    """Whether the agent is called with `(task, llm)` rather than `(task)`. `ConfigError` when it takes neither."""
+    try:
+        signature = inspect.signature(agent)
+    except (TypeError, ValueError):
+        return True
+    for arguments in ((0, 0), (0,)):
+        try:
+            signature.bind(*arguments)
+        except TypeError:
+            continue
+        return len(arguments) == 2
+    raise ConfigError(
+        f"the agent {getattr(agent, '__qualname__', agent)!r} takes {signature}; expected (task, llm) or (task), and nothing else required"
+    )
+
+
+def is_async(agent: Agent) -> bool:
+    """Whether calling the agent gives something to await."""
+    while isinstance(agent, functools.partial):
+        agent = agent.func
+    return inspect.iscoroutinefunction(agent) or inspect.iscoroutinefunction(getattr(agent, "__call__", None))  # noqa: B004
+
+
+def _explain(error: BaseException) -> str:
+    """What was raised and where, in the user's own code, for `agl show`."""
+    frames = traceback.extract_tb(error.__traceback__)
+    where = f" at {frames[-1].filename}:{frames[-1].lineno}" if frames else ""
+    own = [frame for frame in frames if "site-packages" not in frame.filename and "agentlightning" not in frame.filename]
+    if own and own[-1] is not frames[-1]:
+        where = f" at {own[-1].filename}:{own[-1].lineno}{' (in ' + frames[-1].filename + ')'}"
+    return f"{type(error).__name__}: {error}{where}"

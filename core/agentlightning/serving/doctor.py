@@ -1,0 +1,201 @@
+"""What this machine has, what fits it, and whether what is installed works.
+
+A check runs in a Python of its own, so that one that crashes, hangs or patches something does no harm to the others. Run as a program,
+this is one check: `python -m agentlightning.serving.doctor NAME` prints what it found as JSON.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from agentlightning.errors import ConfigError, MissingExtra
+from agentlightning.registry.registry import Registry, registry
+
+LIMIT = 120.0
+"""Seconds that a check may take; it should take ten."""
+PACKAGES = (
+    "torch", "transformers", "peft", "renderers", "langchain", "langgraph", "langchain-openai", "openai", "openai-agents",
+    "autogen-agentchat", "vllm", "verl", "ray",
+)  # fmt: skip
+BYTES_FULL, BYTES_FROZEN = 16, 2
+"""A parameter in training: its weight and gradient in 16 bits, and in 32 bits a master copy and two moments of Adam's. In float32, as on a
+CPU, the same: weight, gradient and two moments of 4 bytes. A frozen one, as below LoRA or in an engine, has 16 bits on a GPU."""
+SHARE = 0.6
+"""Of the memory, for parameters: the rest is for activations, keys and values."""
+
+
+@dataclass(frozen=True, slots=True)
+class GPU:
+    name: str
+    memory: int
+    """Bytes."""
+    free: int
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """What there is."""
+
+    system: str
+    python: str
+    cores: int
+    memory: int | None
+    """Bytes; None: the system does not tell."""
+    disk_free: int
+    """Bytes, where this process runs."""
+    gpus: tuple[GPU, ...]
+    driver: str | None
+    """Of NVIDIA."""
+    packages: dict[str, str]
+    """Versions, by name."""
+
+
+@dataclass(frozen=True, slots=True)
+class Advice:
+    engine: str
+    trainer: str
+    why: str
+    full: float
+    """Parameters, in billions, of the largest model that can be trained in full."""
+    lora: float
+    """With LoRA."""
+    commands: tuple[str, ...]
+    """What to install for it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """What came of a check."""
+
+    name: str
+    state: Literal["works", "missing", "broken"]
+    said: str
+    seconds: float
+
+
+def machine() -> Machine:
+    """Look around. Asks the NVIDIA driver's program, and imports nothing heavy."""
+    gpus, driver = find_gpus()
+    memory: int | None = None
+    with suppress(ValueError, OSError, AttributeError):
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    versions: dict[str, str] = {}
+    for name in PACKAGES:
+        with suppress(importlib.metadata.PackageNotFoundError):
+            versions[name] = importlib.metadata.version(name)
+    return Machine(
+        f"{platform.system()} {platform.release()} {platform.machine()}",
+        platform.python_version(),
+        cores,
+        memory,
+        shutil.disk_usage(Path.cwd()).free,
+        gpus,
+        driver,
+        versions,
+    )
+
+
+def advise(found: Machine) -> Advice:
+    """Which engine and trainer fit a machine, and what to install."""
+    has = found.packages
+    commands: list[str] = []
+    if not found.gpus:
+        if "torch" not in has:
+            commands.append("pip install 'agentlightning[torch]'")
+        memory = found.memory or 0
+        return Advice(
+            "torch",
+            "torch",
+            "no GPU: engine and trainer share one copy of the weights in this process",
+            SHARE * memory / BYTES_FULL / 1e9,
+            SHARE * memory / 4 / 1e9,  # float32
+            tuple(commands),
+        )
+    each = min(gpu.memory for gpu in found.gpus)
+    if len(found.gpus) == 1:
+        if "torch" not in has:
+            commands.append("pip install 'agentlightning[torch]'")
+        return Advice(
+            "torch",
+            "torch",
+            "one GPU: engine and trainer share one copy of the weights; many rollouts at once are faster with engine vllm (sleep = true)",
+            SHARE * each / BYTES_FULL / 1e9,
+            SHARE * each / BYTES_FROZEN / 1e9,
+            tuple(commands),
+        )
+    if "vllm" not in has:
+        commands.append("pip install 'agentlightning[vllm]'  # in an environment of its own, named as engine.python")
+    if "verl" not in has:
+        commands.append("pip install 'agentlightning[torch,verl]'")
+    training = len(found.gpus) - len(found.gpus) // 2
+    return Advice(
+        "vllm",
+        "verl",
+        f"{len(found.gpus)} GPUs: vLLM serves on {len(found.gpus) // 2}, verl shards the training over {training}",
+        SHARE * each * training / BYTES_FULL / 1e9,
+        SHARE * each * training / BYTES_FROZEN / 1e9,
+        tuple(commands),
+    )
+
+
+def check(name: str, plugins: Registry | None = None) -> Checked:
+    """Run one check in a Python of its own."""
+    entry = (plugins or registry()).entry("checks", name)
+    if entry.missing:
+        return Checked(name, "missing", entry.install, 0.0)
+    began = time.monotonic()
+    command = [sys.executable, "-m", "agentlightning.serving.doctor", name]
+    try:
+        ran = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT, check=False)  # noqa: S603 (this very module)
+    except subprocess.TimeoutExpired:
+        return Checked(name, "broken", f"it did not end within {LIMIT:g} s", time.monotonic() - began)
+    seconds = time.monotonic() - began
+    try:
+        found = json.loads(ran.stdout.strip().splitlines()[-1])
+        return Checked(name, found["state"], found["said"], seconds)
+    except (ValueError, IndexError, KeyError, TypeError):
+        said = (ran.stderr.strip().splitlines() or [""])[-1]
+        return Checked(name, "broken", f"it ended with code {ran.returncode}: {said or 'it said nothing'}", seconds)
+
+
+def find_gpus() -> tuple[tuple[GPU, ...], str | None]:
+    """The NVIDIA GPUs that the driver shows, and its version; none where there is no driver."""
+    program = shutil.which("nvidia-smi")
+    if program is None:
+        return (), None
+    query = [program, "--query-gpu=name,memory.total,memory.free,driver_version", "--format=csv,noheader,nounits"]
+    try:
+        ran = subprocess.run(query, capture_output=True, text=True, timeout=30, check=True)  # noqa: S603 (the driver's own program)
+        rows = [[part.strip() for part in line.split(",")] for line in ran.stdout.splitlines() if line.strip()]
+        gpus = tuple(GPU(name, int(total) * 2**20, int(free) * 2**20) for name, total, free, _ in rows)
+        return gpus, rows[0][3] if rows else None
+    except (OSError, subprocess.SubprocessError, ValueError):
+        return (), None
+
+
+def main() -> None:
+    """One check, in this Python."""
+    try:
+        said: str = registry().load("checks", sys.argv[1])()
+        found = {"state": "works", "said": said}
+    except (MissingExtra, ConfigError) as error:
+        found = {"state": "missing", "said": str(error)}
+    except Exception as error:
+        found = {"state": "broken", "said": f"{type(error).__name__}: {error}"}
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,161 @@
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from agentlightning.config.tasks import Epochs, InOrder, Sampler, load_tasks
+from agentlightning.errors import ConfigError, TaskError
+from agentlightning.types import Task
+
+
+def numbered(count: int) -> list[Task]:
+    return load_tasks([{"id": f"t{k}"} for k in range(count)])
+
+
+def test_a_dicts_id_is_the_tasks_id_and_else_its_content_is() -> None:
+    first, second, third, fourth = load_tasks([{"id": "x", "q": 1}, {"id": 7}, {"b": 2, "a": 1}, "plain"])
+    assert (first.id, second.id) == ("x", "7")
+    assert first.input == {"id": "x", "q": 1}
+    assert load_tasks([{"a": 1, "b": 2}])[0].id == third.id
+    assert len({third.id, fourth.id, load_tasks(["other"])[0].id}) == 3
+
+
+def test_ids_do_not_change_between_versions() -> None:
+    assert load_tasks([{"a": 1, "ü": [True, None, 0.5]}])[0].id == "1ed2d5d6213073f8"
+
+
+def test_duplicates_are_an_error_that_names_both() -> None:
+    with pytest.raises(TaskError, match=r"task 0 and task 2 have the same id \('x'\)"):
+        load_tasks([{"id": "x"}, {"id": "y"}, {"id": "x", "q": 1}])
+    with pytest.raises(TaskError, match="task 0 and task 1 are the same task"):
+        load_tasks(["q", "q"])
+
+
+def test_a_jsonl_file_holds_a_task_a_line(tmp_path: Path) -> None:
+    path = tmp_path / "tasks.jsonl"
+    path.write_bytes(b'\xef\xbb\xbf{"id": "a"}\r\n\n"b\xc3\xbc"\n')
+    assert [task.input for task in load_tasks(path)] == [{"id": "a"}, "bü"]
+    assert load_tasks(str(path)) == load_tasks(path)
+
+
+def test_a_json_file_holds_a_list(tmp_path: Path) -> None:
+    path = tmp_path / "tasks.json"
+    path.write_text('[{"id": "a"}, 3]')
+    assert [task.input for task in load_tasks(path)] == [{"id": "a"}, 3]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        ("a.jsonl", b'{"id": 1}\n\n{"q": \n', r"a\.jsonl, line 3: not JSON: .* \(column \d+\): \{\"q\":"),
+        ("a.jsonl", b'{"id": 1}\n{"q": NaN}\n', r"line 2: not JSON: NaN is no JSON number"),
+        ("a.jsonl", b'{"id": 1}\n"\xff"\n', r"line 2: not UTF-8 at byte 2"),
+        ("a.jsonl", b'{"id": "x"}\n{"id": "x"}\n', r"a\.jsonl, line 1 and .*a\.jsonl, line 2 have the same id"),
+        ("a.jsonl", b'{"id": [1]}\n', r"line 1: its id is \[1\]"),
+        ("a.jsonl", b'{"q": 1e999}\n', r"line 1: at q: inf is no JSON number"),
+        ("a.jsonl", b"[" * 100_000, r"line 1: nested too deeply"),
+        ("a.jsonl", b" \n\n", r"a\.jsonl: the file has no tasks"),
+        ("a.json", b"", r"a\.json: the file has no tasks"),
+        ("a.json", b'{"a": 1}', r"a\.json: the file holds a dict; expected a list"),
+        ("a.json", b'[1,\n"x"\n2]', r"a\.json: not JSON: .*line 3, column 1"),
+        ("a.csv", b"q,a\n", r"a\.csv: the file's name ends with '\.csv'; expected \.jsonl"),
+    ],
+)
+def test_a_broken_file_names_the_line_and_what_is_wrong(tmp_path: Path, name: str, content: bytes, says: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(TaskError, match=says):
+        load_tasks(tmp_path / name)
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(TaskError, match=r"gone\.jsonl: the tasks file cannot be read: No such file"):
+        load_tasks(str(tmp_path / "gone.jsonl"))
+
+
+@pytest.mark.parametrize(
+    ("value", "says"),
+    [
+        ({"a": [1, object()]}, r"task 0: at a\[1\]: <object"),
+        ({1: 2}, r"the key 1 is no text"),
+        ({"a": float("nan")}, r"at a: nan"),
+        (Task("x", {1}), r"task 0: \{1\} is of type set"),
+    ],
+)
+def test_a_value_that_json_cannot_hold_is_named(value: object, says: str) -> None:
+    with pytest.raises(TaskError, match=says):
+        load_tasks([value])
+
+
+def test_tasks_may_be_named_in_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "my_tasks_module.py").write_text("some = ['a', 'b']\ndef more(): return (k for k in range(3))\nwrong = 'abc'\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert [t.input for t in load_tasks("my_tasks_module:some")] == ["a", "b"]
+    assert [t.input for t in load_tasks("my_tasks_module:more")] == [0, 1, 2]
+    with pytest.raises(TaskError, match="is a str; expected a list"):
+        load_tasks("my_tasks_module:wrong")
+    with pytest.raises(ConfigError, match="unknown name"):
+        load_tasks("my_tasks_module:sone")
+
+
+def test_the_given_data_set_reads(request: pytest.FixtureRequest) -> None:
+    path = request.config.rootpath.parent / "shared/data/gsm8k/dev.jsonl"
+    if not path.is_file():
+        pytest.skip("the GSM8K questions are not on this machine")
+    assert all(task.id.startswith("gsm8k") for task in load_tasks(path))
+
+
+@given(st.integers(1, 12), st.lists(st.integers(1, 6), min_size=1, max_size=12), st.integers(0, 5))
+@settings(max_examples=150, deadline=None)
+def test_epochs_take_every_task_once_and_never_twice_in_a_step(size: int, counts: list[int], seed: int) -> None:
+    sampler = Epochs(numbered(size), seed)
+    taken: list[str] = []
+    for count in counts:
+        step = [task.id for task in sampler.next(count)]
+        assert len(step) == count
+        assert count > size or len(set(step)) == count
+        taken += step
+    for start in range(0, len(taken), size):
+        epoch = taken[start : start + size]
+        assert max(Counter(epoch).values()) == 1
+
+
+@pytest.mark.parametrize("cls", [Epochs, InOrder])
+@given(counts=st.lists(st.integers(1, 7), min_size=2, max_size=8), cut=st.integers(0, 7))
+@settings(max_examples=50, deadline=None)
+def test_a_restored_sampler_goes_on_as_if_it_had_never_stopped(cls: type[Epochs] | type[InOrder], counts: list[int], cut: int) -> None:
+    one: Sampler = cls(numbered(5), 3)
+    expected = [one.next(count) for count in counts]
+    two = cls(numbered(5), 3)
+    for count in counts[:cut]:
+        two.next(count)
+    three = cls(numbered(5), 99)
+    three.restore(json.loads(json.dumps(two.state())))
+    assert [three.next(count) for count in counts[cut:]] == expected[cut:]
+
+
+def test_orders_differ_by_epoch_and_by_seed_and_repeat_by_seed() -> None:
+    def order(seed: int) -> list[str]:
+        return [task.id for task in Epochs(numbered(20), seed).next(20)]
+
+    assert order(0) == order(0) != order(1)
+    sampler = Epochs(numbered(20), 0)
+    assert sampler.next(20) != sampler.next(20)
+
+
+def test_in_order_starts_again_at_the_end() -> None:
+    assert [task.id for task in InOrder(numbered(3)).next(5)] == ["t0", "t1", "t2", "t0", "t1"]
+
+
+def test_a_sampler_refuses_no_tasks_no_count_and_the_state_of_other_tasks() -> None:
+    for cls in (Epochs, InOrder):
+        with pytest.raises(TaskError, match="no tasks"):
+            cls([], 0)
+        with pytest.raises(ConfigError, match="tasks_per_step is 0"):
+            cls(numbered(2), 0).next(0)
+        with pytest.raises(ConfigError, match="same tasks file"):
+            cls(numbered(2), 0).restore(cls(numbered(3), 0).state())

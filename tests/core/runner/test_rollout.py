@@ -1,0 +1,155 @@
+"""`agl.rollout`: recording outside a training run, into a file that is there afterwards."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from openai import OpenAI
+
+import agentlightning as agl
+from agentlightning.capture.recorder import current
+from agentlightning.contracts.store import AttemptRecords, RolloutState
+from agentlightning.errors import ConfigError
+from agentlightning.gateway import Gateway
+from agentlightning.rl.trajectory.build import trajectory
+from agentlightning.stores.memory import MemoryStore
+from agentlightning.testing.engine import ScriptedEngine
+from agentlightning.testing.tokenizer import make_tokenizer
+from agentlightning.training.services import open_store
+
+
+async def only(address: str) -> tuple[RolloutState, AttemptRecords]:
+    store = open_store(address)
+    try:
+        [state], _ = await store.list()
+        state, [records] = await store.read(state.rollout.id)
+        return state, records
+    finally:
+        await store.close()
+
+
+def test_a_block_is_recorded_into_the_store_of_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AGL_STORE", f"sqlite:{tmp_path / 'a.db'}")
+    with agl.rollout({"id": "q1", "question": "why?"}) as rollout:
+        agl.note("thinking")
+        agl.reward(0.5)
+        rollout.reward(0.25, name="style", source="judge")
+        assert current() is not None
+    assert current() is None
+    state, records = asyncio.run(only(f"sqlite:{tmp_path / 'a.db'}"))
+    assert (state.status, state.rollout.mode, state.rollout.task.id) == ("succeeded", "production", "q1")
+    assert [span.name for span in records.spans] == ["thinking"]
+    assert [(reward.name, reward.value, reward.source) for reward in records.rewards] == [
+        ("reward", 0.5, "agent"),
+        ("style", 0.25, "judge"),
+    ]
+
+
+def test_without_an_environment_it_is_agl_db_in_the_current_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("AGL_STORE", raising=False)
+    monkeypatch.chdir(tmp_path)
+    with agl.rollout("task"):
+        agl.reward(1.0)
+    assert (tmp_path / "agl.db").exists()
+    state, records = asyncio.run(only("sqlite:agl.db"))
+    assert trajectory(state, [records]).reward == 1.0
+
+
+def test_an_exception_goes_on_and_the_attempt_says_what_it_was(tmp_path: Path) -> None:
+    address = f"sqlite:{tmp_path / 'a.db'}"
+
+    def fail() -> None:
+        with agl.rollout("task", store=address):
+            agl.note("before")
+            raise ValueError("bad")
+
+    with pytest.raises(ValueError, match="bad"):
+        fail()
+    state, records = asyncio.run(only(address))
+    assert state.attempts[0].status == "failed"
+    assert state.attempts[0].error == "ValueError: bad"
+    assert [span.name for span in records.spans] == ["before"], "what was recorded before is kept"
+
+
+async def test_the_async_form_and_a_gateway_over_the_same_store_record_the_tokens(tmp_path: Path) -> None:
+    make_tokenizer(tmp_path)
+    store = MemoryStore()
+    gateway = Gateway(store, ScriptedEngine(tmp_path, ["hello"]))
+    await gateway.start()
+    try:
+        async with agl.rollout("task", store=store, gateway=gateway.base_url, model="scripted") as rollout:
+            llm = rollout.llm
+
+            def call() -> Any:
+                with OpenAI(base_url=llm.base_url, api_key=llm.api_key) as client:
+                    return client.chat.completions.create(model=llm.model, messages=[{"role": "user", "content": "hi"}])
+
+            answer = await asyncio.to_thread(call)
+            assert answer.choices[0].message.content == "hello"
+        _, [records] = await store.read(rollout.id)
+        assert len(records.completions) == 1
+        assert len(records.completions[0].response_ids) == len("hello") + 1
+    finally:
+        await gateway.stop()
+
+
+def test_a_block_may_take_longer_than_its_lease() -> None:
+    store = MemoryStore()
+    with agl.rollout("task", store=store, lease=0.3) as rollout:
+        time.sleep(0.8)
+        assert asyncio.run(store.claim("a runner, which collects expired leases", lease=60)) == []
+        rollout.reward(1.0)
+    state, _ = asyncio.run(store.read(rollout.id))
+    assert state.status == "succeeded"
+
+
+async def test_a_record_that_cannot_be_stored_fails_the_attempt_and_is_raised() -> None:
+    store = MemoryStore()
+
+    async def full(records: Any) -> None:
+        raise agl.LightningError("the disk is full")
+
+    store.record = full  # type: ignore[method-assign]
+    rollout = agl.rollout("task", store=store)
+    with pytest.raises(agl.LightningError, match="disk is full"):
+        async with rollout:
+            agl.reward(1.0)
+    state, _ = await store.read(rollout.id)
+    assert state.attempts[0].status == "failed"
+    assert "disk is full" in str(state.attempts[0].error)
+    both = agl.rollout("task", store=store)
+
+    async def fail() -> None:
+        async with both:
+            agl.reward(1.0)
+            raise ValueError("bad")
+
+    with pytest.raises(ValueError, match="bad") as error:
+        await fail()
+    assert "disk is full" in str(error.value.__notes__)
+
+
+@pytest.mark.parametrize("address", ["a.db", "./a.db", "{folder}/a:b.db", "sqlite:a.db", "here:a.db"])
+async def test_a_path_is_a_store_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, address: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    if address.startswith("here:"):
+        Path(address).touch()
+    store = open_store(address.format(folder=tmp_path))
+    await store.close()
+    assert [path for path in tmp_path.iterdir() if path.name in ("a.db", "a:b.db", "here:a.db")]
+
+
+def test_an_unknown_scheme_is_refused_with_the_known_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match=r"'postgres'.*known: .*sqlite"):
+        open_store("postgres://host/db")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_rewards_outside_a_rollout_say_where_they_belong() -> None:
+    with pytest.raises(agl.LightningError, match=r"with agl.rollout\(task\)"):
+        agl.reward(1.0)

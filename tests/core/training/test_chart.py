@@ -1,0 +1,35 @@
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from agentlightning.training.chart import reward_chart
+
+ROWS = [
+    {"step": 0, "held_out.sampled": 0.2, "held_out.greedy": 0.7},
+    {"step": 1, "reward": 0.3, "reward_spread": 0.2},
+    {"step": 2, "reward": 0.6, "reward_spread": 0.1, "held_out.sampled": 0.8, "held_out.greedy": 0.9},
+]
+
+
+@pytest.mark.parametrize("rows", [ROWS, ROWS[:1], ROWS[1:2], [{"step": 1, "reward": -3.0, "held_out.greedy": None}]])
+def test_a_curve_becomes_a_picture_however_little_was_measured(tmp_path: Path, rows: list[dict[str, float]]) -> None:
+    pytest.importorskip("matplotlib")
+    assert reward_chart(rows, tmp_path / "reward.png", title="demo") is None
+    picture = (tmp_path / "reward.png").read_bytes()
+    assert picture.startswith(b"\x89PNG")
+    assert len(picture) > 10_000
+
+
+def test_without_rewards_there_is_a_sentence_and_no_picture(tmp_path: Path) -> None:
+    assert "no step has a reward" in str(reward_chart([{"step": 1, "loss": 1.0}], tmp_path / "reward.png", title="demo"))
+    assert not (tmp_path / "reward.png").exists()
+
+
+def test_without_matplotlib_there_is_a_sentence_that_says_how_to_install_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in sys.modules if name.split(".")[0] == "matplotlib"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    assert "pip install 'agentlightning[torch]'" in str(reward_chart(ROWS, tmp_path / "reward.png", title="demo"))

@@ -1,0 +1,398 @@
+"""Which rollouts make up a step: ahead of the trainer, refilled, filtered, by a curriculum; real runs on a tiny model."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from openai import AsyncOpenAI
+
+import agentlightning as agl
+from agentlightning.config.models import ModelFiles, Share
+from agentlightning.config.samplers import Curriculum
+from agentlightning.config.tasks import load_tasks
+from agentlightning.contracts.store import AttemptRecords, RolloutState
+from agentlightning.errors import ConfigError, TrainerError, UnsupportedSetting
+from agentlightning.rl.batch.filters import difficulty, signal
+from agentlightning.training.job import make_job, train_job
+from agentlightning.training.metrics import read_metrics
+from agentlightning.training.run_folder import RunFolder
+from agentlightning.training.services import open_store
+from agentlightning.types import Task, Trajectory
+from agentlightning_torch.engine import TorchEngine
+from agentlightning_torch.testing import tiny_model
+from agentlightning_torch.weights import get_weights
+
+TASKS = [{"id": str(n), "text": text} for n, text in enumerate(["abc", "xyz", "hello", "12+3", "why?", "one two"])]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return tiny_model(tmp_path_factory.mktemp("model") / "tiny").path
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+class Steps:
+    """Progress that tells how many steps are done, and stops the run, as Ctrl-C does, after one of them."""
+
+    def __init__(self, stop_after: int | None = None) -> None:
+        self.done, self.messages, self.stop = 0, list[str](), asyncio.Event()
+        self._stop_after = stop_after
+
+    def step(self, row: Any) -> None:
+        self.done = row["step"]
+        if self.done == self._stop_after:
+            self.stop.set()
+
+    def message(self, text: str) -> None:
+        self.messages.append(text)
+
+    def __getattr__(self, name: str) -> Any:
+        return lambda *args, **kwargs: None
+
+
+async def ask(llm: agl.LLM, messages: list[Any], tokens: int = 8) -> str:
+    async with AsyncOpenAI(base_url=llm.base_url, api_key=llm.api_key, max_retries=0) as client:
+        answer = await client.chat.completions.create(model=llm.model, messages=messages, max_tokens=tokens)
+    return answer.choices[0].message.content or ""
+
+
+async def two_turns(task: Any, llm: agl.LLM) -> float:
+    messages: list[Any] = [{"role": "user", "content": task["text"]}]
+    for _ in range(2):
+        text = await ask(llm, messages)
+        messages += [{"role": "assistant", "content": text}, {"role": "user", "content": "more"}]
+    return sum(each.isalpha() for each in text[:8]) / 8
+
+
+def job(model: str, folder: Path, agent: Any = two_turns, **more: Any) -> Any:
+    settings = {
+        "steps": 4,
+        "tasks_per_step": 2,
+        "algorithm": agl.LightningRL(group_size=4),
+        "trainer": {"name": "torch", "lr": 1e-3},
+        "engine": {"name": "torch", "device": "cpu", "dtype": "float32"},
+        "checkpoints": {"every": 0},
+        **more,
+    }
+    return make_job(agent, tasks=TASKS, model=model, folder=folder, name="tiny", **settings)
+
+
+def run(job: Any, steps: Steps | None = None, resume: Path | None = None) -> agl.Run:
+    steps = steps or Steps()
+    return asyncio.run(train_job(job, progress=steps, resume=resume, stop=steps.stop))
+
+
+def rows(run: agl.Run) -> list[dict[str, Any]]:
+    return [row for row in read_metrics(run.folder)[0] if row["step"]]
+
+
+def measured(run: agl.Run) -> list[dict[str, Any]]:
+    return [{key: value for key, value in row.items() if not key.startswith(("seconds", "tokens_per_second"))} for row in rows(run)]
+
+
+def stored(run: agl.Run) -> dict[str, tuple[RolloutState, AttemptRecords | None]]:
+    """Every rollout of a run by its id, with the records of its winner."""
+
+    async def read() -> dict[str, tuple[RolloutState, AttemptRecords | None]]:
+        store = open_store(RunFolder.open(run.folder).store_address)
+        try:
+            states, _ = await store.list(limit=10_000)
+            found = {}
+            for state in states:
+                _, records = await store.read(state.rollout.id)
+                winner = state.winner
+                found[state.rollout.id] = state, next((r for r in records if winner is not None and r.attempt.id == winner.id), None)
+            return found
+        finally:
+            await store.close()
+
+    return asyncio.run(read())
+
+
+ONE_BY_ONE = {
+    "engine": {"name": "torch", "max_batch": 1, "device": "cpu", "dtype": "float32"},
+    "runner": agl.RunnerSettings(concurrency=1),
+}
+
+
+def test_rollouts_go_on_while_the_trainer_steps_and_each_token_keeps_the_version_that_sampled_it(model: str, tmp_path: Path) -> None:
+    steps = Steps()
+    done = run(
+        job(model, tmp_path, steps=8, collection={"max_staleness": 1}, algorithm=agl.LightningRL(group_size=4, advantage="rloo")), steps
+    )
+    assert [text for text in steps.messages if 'correction = "truncate"' in text]
+    every, folder = stored(done), RunFolder.open(done.folder)
+    taken = {step: folder.read_batch(step) for step in range(1, 9)}
+    assert sorted(each for learned in taken.values() for each in learned) == sorted(every), "each rollout makes up one step"
+    ahead = [every[each][0].rollout.step for step, learned in taken.items() for each in learned if every[each][0].rollout.step < step - 1]
+    assert len(ahead) > 20, "a step's rollouts began before the step before it had ended"
+    assert {row["rollouts"] for row in rows(done)} == {8}
+    versions = [set(c.versions.tolist()) for _, records in every.values() if records for c in records.completions]
+    assert len(set().union(*versions)) > 4
+    trained = [row for row in rows(done) if row["trained_tokens"]]
+    assert max(row["version_gap_max"] for row in trained) == 1
+    assert [row["logprob_drift_mean"] for row in trained if row["version_gap_max"]]
+    assert all(row.get("logprob_diff_mean", 0) < 1e-4 for row in trained), (
+        "what lies between versions is no difference of engine and trainer"
+    )
+    assert not any("alarm" in row for row in rows(done))
+
+
+def test_tokens_beyond_the_staleness_are_left_out_and_counted(model: str, tmp_path: Path) -> None:
+    steps = Steps()
+
+    async def agent(task: Any, llm: agl.LLM) -> float:
+        messages: list[Any] = [{"role": "user", "content": task["text"]}]
+        first = await ask(llm, messages)
+        if not slow or slow == [task["id"]]:  # whatever task comes first: its group waits between its two calls
+            slow[:] = [task["id"]]
+            if steps.done < 3:
+                while steps.done < 3:
+                    await asyncio.sleep(0.01)
+        second = await ask(llm, [*messages, {"role": "assistant", "content": first}, {"role": "user", "content": "more"}])
+        return sum(each.isalpha() for each in second[:8]) / 8
+
+    slow: list[str] = []
+    done = run(job(model, tmp_path, agent, steps=7, collection={"max_staleness": 1}), steps)
+    late = {each: state for each, (state, _) in stored(done).items() if state.rollout.task.id == slow[0] and state.rollout.step == 0}
+    assert len(late) == 4
+    folder = RunFolder.open(done.folder)
+    [(step, learned)] = [(s, b) for s in range(1, 8) if set(late) <= set(b := folder.read_batch(s))]
+    assert step > 3
+    reason = "sampled by a policy that is older than collection.max_staleness"
+    for each in late:
+        assert learned[each].left_out[reason] > 0, "its first call"
+        assert learned[each].trained + sum(n for why, n in learned[each].left_out.items() if why != reason) > 0, "its second call"
+    assert rows(done)[step - 1]["stale_tokens"] == sum(
+        learned[each].left_out[reason] for each in learned if reason in learned[each].left_out
+    )
+    assert all(row["stale_tokens"] == 0 for row in rows(done)[:3])
+
+
+def test_an_engine_with_weights_of_its_own_serves_what_one_that_shares_them_does(model: str, tmp_path: Path) -> None:
+    shared = run(job(model, tmp_path, **ONE_BY_ONE))
+    engine = {**ONE_BY_ONE["engine"], "copy_weights": True}
+    own = run(job(model, tmp_path, **{**ONE_BY_ONE, "engine": engine}, collection={"max_staleness": 0}))
+    assert measured(own) == measured(shared)
+    assert [row for row in rows(own) if row["trained_tokens"]]
+
+
+def test_a_stopped_run_starts_again_what_ran_ahead(model: str, tmp_path: Path) -> None:
+    settings = {"steps": 5, "collection": {"max_staleness": 2}}
+    half = run(job(model, tmp_path, **settings), Steps(stop_after=2))
+    assert half.stopped
+    pending = RunFolder.open(half.folder).read_state().extra["pending"]
+    assert len(pending) == 4  # two steps of two groups
+    whole = run(job(model, tmp_path, **settings), resume=half.folder)
+    assert [row["step"] for row in rows(whole)] == [1, 2, 3, 4, 5]
+    every, folder = stored(whole), RunFolder.open(whole.folder)
+    taken = Counter(every[each][0].rollout.group for step in range(1, 6) for each in folder.read_batch(step))
+    assert set(taken.values()) == {4}
+    assert len(taken) == 10
+    assert {f"train-{each['step']}-{each['place']}" for each in pending} <= set(taken)
+    left = [state for state, _ in every.values() if state.status in ("queued", "running")]
+    assert not left
+    assert "pending" not in folder.read_state().extra
+
+
+async def first_letter(task: Any, llm: agl.LLM) -> float:
+    """Tasks `abc` and `xyz` are always right."""
+    text = await ask(llm, [{"role": "user", "content": task["text"]}])
+    return 1.0 if task["text"] in ("abc", "xyz") else sum(each.isalpha() for each in text[:8]) / 8
+
+
+def test_groups_without_signal_are_replaced_up_to_a_budget(model: str, tmp_path: Path) -> None:
+    refilled = run(job(model, tmp_path, first_letter, steps=3, collection={"keep": "signal", "refill": 2}))
+    for row in rows(refilled):
+        assert row["groups"] == 2 + row["groups_refilled"]
+        assert row["groups_turned_away"] >= row["groups_refilled"]
+        assert row["groups_refilled"] == min(2, row["groups_turned_away"])
+    assert sum(row["groups_refilled"] for row in rows(refilled)) >= 2, "each epoch of six tasks has two without signal"
+    plain = run(job(model, tmp_path, first_letter, steps=3))
+    kept = [row["groups"] - row["groups_without_signal"] for row in rows(refilled)]
+    assert sum(kept) > sum(row["groups"] - row["groups_without_signal"] for row in rows(plain))
+    learned = RunFolder.open(refilled.folder).read_batches()
+    assert sum(each.left_out.get("its group was turned away (collection.keep)", 0) for each in learned.values()) > 0
+    assert sum(each.trained + sum(each.left_out.values()) for each in learned.values()) == sum(r["sampled_tokens"] for r in rows(refilled))
+
+
+def test_a_run_with_refills_that_was_stopped_goes_on_bitwise(model: str, tmp_path: Path) -> None:
+    settings = {**ONE_BY_ONE, "collection": {"keep": "signal", "refill": 1}, "sampler": "curriculum"}
+    whole = run(job(model, tmp_path, first_letter, **settings))
+    half = run(job(model, tmp_path, first_letter, **settings), Steps(stop_after=2))
+    resumed = run(job(model, tmp_path, first_letter, **settings), resume=half.folder)
+    assert measured(resumed) == measured(whole)
+    assert sum(row["groups_refilled"] for row in rows(whole)) > 0
+    learned = RunFolder.open(whole.folder).read_state().sampler["variance"]  # what the curriculum was told
+    assert learned["0"] == learned["1"] == 0
+    assert max(learned.values()) > 0
+
+
+def test_a_task_that_comes_twice_in_a_step_is_sampled_anew(model: str, tmp_path: Path) -> None:
+    twice = run(job(model, tmp_path, steps=1, tasks_per_step=12, algorithm=agl.LightningRL(group_size=2)))
+    seen: dict[tuple[str, int], set[bytes]] = {}
+    for state, records in stored(twice).values():
+        assert records is not None
+        replies = b"".join(completion.response_ids.tobytes() for completion in records.completions)
+        seen.setdefault((state.rollout.task.id, state.rollout.index), set()).add(replies)
+    assert {len(replies) for replies in seen.values()} == {2}
+
+
+def cheapest(group: Sequence[Trajectory], *, tokens: int = 40) -> bool:
+    return sum(len(each.response_ids) for t in group for each in t.transitions) <= tokens
+
+
+def test_a_filter_of_ones_own_is_a_function_with_settings(model: str, tmp_path: Path) -> None:
+    keep = {"name": f"{__name__}:cheapest", "tokens": 0}
+    done = run(job(model, tmp_path, steps=1, collection={"keep": keep}))
+    assert rows(done)[0]["groups_turned_away"] == 2
+    assert rows(done)[0]["trained_tokens"] == 0
+    assert rows(done)[0]["policy_version"] == 0
+
+
+def test_replies_that_were_cut_off_are_left_out_where_the_policy_says_so(model: str, tmp_path: Path) -> None:
+    done = run(job(model, tmp_path, steps=1, collection={"truncated": "drop"}))
+    [row] = rows(done)
+    cut = [
+        len(completion.response_ids)
+        for _, records in stored(done).values()
+        if records
+        for completion in records.completions
+        if completion.finish_reason == "length"
+    ]
+    assert row["truncated_tokens_dropped"] == sum(cut) > 0
+    assert row["trained_tokens"] == row["sampled_tokens"] - sum(cut)
+
+
+def test_a_conversation_longer_than_the_trainer_takes_is_an_error_or_left_out_and_counted(model: str, tmp_path: Path) -> None:
+    limit = 52  # between the first turn and the second one
+    trainer = {"name": "torch", "lr": 1e-3, "max_tokens": limit}
+    with pytest.raises(TrainerError, match=r"raise max_tokens.*or leave such replies out: collection\.overlong = \"drop\""):
+        run(job(model, tmp_path, steps=1, trainer=trainer))
+    done = run(job(model, tmp_path, steps=1, trainer=trainer, collection={"overlong": "drop"}))
+    [row] = rows(done)
+    assert row["overlong_tokens_dropped"] > 0
+    long = [
+        len(completion.response_ids)
+        for _, records in stored(done).values()
+        if records
+        for completion in records.completions
+        if len(completion.prompt_ids) + len(completion.response_ids) > limit
+    ]
+    assert row["overlong_tokens_dropped"] == sum(long)
+    assert row["trained_tokens"] == row["sampled_tokens"] - sum(long) > 0
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ({"collection": {"max_staleness": -1}}, r"collection\.max_staleness is -1; it must be at least 0"),
+        ({"collection": {"refill": 3}}, r"collection\.refill is 3, and nothing is turned away"),
+        ({"collection": {"keep": "signa"}}, r"collection\.keep: .*did you mean 'signal'"),
+        ({"collection": {"keep": {"name": "difficulty", "low": 0.9, "high": 0.1}}}, r"collection\.keep\.low and high is \(0\.9, 0\.1\)"),
+        (
+            {"collection": {"keep": {"name": "signal", "toler": 1}}},
+            r"unknown key 'toler' in \[collection\.keep\]; did you mean 'tolerance'",
+        ),
+        ({"collection": {"truncated": "punish"}}, r"collection\.truncated is 'punish'"),
+        ({"collection": {"overlong": 1}}, r"collection\.overlong is 1"),
+        ({"collection": {"max_staleness": 1}, "engine": {"name": "torch", "copy_weights": False}}, r"engine\.copy_weights is false"),
+    ],
+)
+def test_a_bad_setting_of_the_collection_is_one_line_before_any_model_loads(more: dict[str, Any], said: str, tmp_path: Path) -> None:
+    with pytest.raises((ConfigError, UnsupportedSetting), match=said) as raised:
+        run(job("a model that is nowhere", tmp_path, **more))
+    assert "\n" not in str(raised.value)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class NoCopy:
+    device: str = "cpu"
+    dtype: str = "float32"
+    max_batch: int = 8
+
+    def memory(self, device: torch.device) -> int:
+        return 1 << 28
+
+
+class Sharing(TorchEngine):
+    """An engine that shares the trainer's weights and has no setting for a copy."""
+
+    Settings = NoCopy  # type: ignore[assignment]
+
+    @classmethod
+    async def create(cls, model: ModelFiles, settings: Any, share: Share) -> Any:
+        return cls(get_weights(share, model, device="cpu", dtype="float32"), settings)
+
+
+def test_an_engine_that_can_only_share_the_trainers_weights_takes_no_rollouts_ahead(model: str, tmp_path: Path) -> None:
+    more = {"engine": {"name": f"{__name__}:Sharing"}}
+    assert rows(run(job(model, tmp_path, steps=1, **more)))
+    with pytest.raises(UnsupportedSetting, match=r"max_staleness is 1, .* serves the trainer's own weights"):
+        run(job(model, tmp_path, steps=1, collection={"max_staleness": 1}, **more))
+
+
+def group(*rewards: float | None) -> list[Trajectory]:
+    return [
+        Trajectory(
+            task=Task("t", None), rollout_id=str(k), attempt_id=str(k), group="g", index=k, mode="train", status="succeeded", reward=reward
+        )
+        for k, reward in enumerate(rewards)
+    ]
+
+
+def test_filters_say_whether_a_group_teaches_anything() -> None:
+    assert signal(group(0.0, 1.0))
+    assert not signal(group(1.0, 1.0 + 1e-9, None))
+    assert not signal(group(1.0, None))
+    assert signal(group(0.0, 0.3), tolerance=0.2)
+    assert not signal(group(0.0, 0.1), tolerance=0.2)
+    assert difficulty(group(0.0, 1.0))
+    assert not difficulty(group(1.0, 1.0, None))
+    assert not difficulty(group(None, None))
+    assert difficulty(group(1.0, 1.0), high=1.0)
+
+
+def test_a_curriculum_prefers_tasks_whose_rewards_differ_and_forgets_none() -> None:
+    tasks = load_tasks([{"id": name} for name in "abcd"])
+    sampler = Curriculum(tasks, seed=3)
+    np.testing.assert_allclose(sampler.chances(), 0.25)
+    sampler.learn("a", [0.0, 1.0])  # variance 1/4
+    sampler.learn("b", [1.0, 1.0])
+    sampler.learn("c", [0.0, 0.0, 1.0, 0.0])  # 3/16
+    np.testing.assert_allclose(sampler.chances(), np.array([1, 0.05, 0.75, 1]) / 2.8)  # d was not seen, and counts as the best
+    sampler.learn("a", [1.0, 1.0])  # half of it is the last group's
+    np.testing.assert_allclose(sampler.chances(), np.array([2 / 3, 0.05, 1, 1]) / (2 / 3 + 2.05))
+    drawn = Counter(task.id for _ in range(500) for task in sampler.next(1))
+    assert drawn["b"] > 0
+    assert drawn["c"] > 10 * drawn["b"]
+    for _ in range(20):
+        assert len({task.id for task in sampler.next(4)}) == 4
+    assert Counter(task.id for task in sampler.next(8)) == {"a": 2, "b": 2, "c": 2, "d": 2}
+
+
+def test_a_curriculum_goes_on_where_it_was() -> None:
+    tasks = load_tasks([{"id": name} for name in "abcdef"])
+    one, other = Curriculum(tasks, seed=1), Curriculum(tasks, seed=2)
+    for name in "abc":
+        one.learn(name, [0.0, float(name == "a")])
+    one.next(2)
+    other.restore(one.state())
+    assert [t.id for _ in range(5) for t in one.next(3)] == [t.id for _ in range(5) for t in other.next(3)]
+    with pytest.raises(ConfigError, match="not those that this run was started with"):
+        Curriculum(tasks[:3]).restore(one.state())

@@ -1,0 +1,359 @@
+"""The loop of a deployed agent: it is served, acts, is rewarded later, and a run trains on that. All parts are the real ones."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from production_world import TASKS, act, deployed, give_rewards, produce, solve
+
+import agentlightning as agl
+from agentlightning.cli.show import find_source
+from agentlightning.config.schema import Config, SourceConfig, load_config
+from agentlightning.errors import NotFound, RewardError, StoreError
+from agentlightning.training.dry_run import dry_run
+from agentlightning.training.metrics import read_metrics
+from agentlightning.training.production import ProductionSource, learned_before
+from agentlightning.training.run_folder import RunFolder
+from agentlightning.training.services import open_store
+from agentlightning_torch.testing import tiny_model
+
+Produced = tuple[str, Path, list[tuple[str, float]]]
+TIMES = ("seconds", "tokens_per_second")
+
+
+@pytest.fixture(scope="module")
+def produced(tmp_path_factory: pytest.TempPathFactory) -> Produced:
+    """A model, the store that its agent filled (each of six tasks 16 times, no reward yet), and what each attempt is worth."""
+    folder = tmp_path_factory.mktemp("production")
+    tiny_model(folder / "tiny")
+    store = f"sqlite:{folder / 'agl.db'}"
+    with deployed(store, model=str(folder / "tiny")) as base_url:
+        worth = produce(store, base_url, 16)
+    return str(folder / "tiny"), folder / "agl.db", worth
+
+
+@pytest.fixture
+def store(produced: Produced, tmp_path: Path) -> str:
+    """A copy of the store."""
+    shutil.copy(produced[1], tmp_path / "agl.db")
+    return f"sqlite:{tmp_path / 'agl.db'}"
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def settings(produced: Produced, store: str, folder: Path, **more: Any) -> dict[str, Any]:
+    return {
+        "source": {"store": store},
+        "model": produced[0],
+        "folder": folder,
+        "steps": 50,
+        "tasks_per_step": 2,
+        "algorithm": agl.LightningRL(group_size=8),
+        "trainer": {"name": "torch", "lr": 3e-3},
+        "progress": False,
+        **more,
+    }
+
+
+def rows(run: agl.Run) -> list[dict[str, Any]]:
+    return read_metrics(run.folder)[0]
+
+
+def measured(run: agl.Run) -> list[dict[str, Any]]:
+    return [{key: value for key, value in row.items() if not key.startswith(TIMES)} for row in rows(run)]
+
+
+def contents(path: Path) -> list[Any]:
+    with closing(sqlite3.connect(path)) as database:
+        tables = ("rollouts", "attempts", "records", "policies")
+        return [database.execute(f"SELECT * FROM {table}").fetchall() for table in tables]
+
+
+class Hears:
+    """Progress that keeps what it is told, and does something when a step has ended, or something is said."""
+
+    def __init__(self, then: Any = lambda row: None, at: Any = lambda text: None) -> None:
+        self.then, self.at, self.messages = then, at, list[str]()
+
+    def step(self, row: Any) -> None:
+        self.then(row)
+
+    def message(self, text: str) -> None:
+        self.messages.append(text)
+        self.at(text)
+
+    def __getattr__(self, name: str) -> Any:
+        return lambda *args, **kwargs: None
+
+
+def test_a_run_on_what_production_left_raises_the_held_out_reward(produced: Produced, store: str, tmp_path: Path) -> None:
+    give_rewards(store, produced[2])
+    before = contents(tmp_path / "agl.db")
+    hears = Hears()
+    evaluate = {"every": 0, "samples": 12, "greedy": False}
+    algorithm = agl.LightningRL(group_size=8, loss={"name": "ppo_clip", "epochs": 4, "minibatches": 2, "correction": "truncate"})
+    run = agl.train(solve, val_tasks=TASKS, **settings(produced, store, tmp_path, evaluate=evaluate, progress=hears, algorithm=algorithm))
+    held_out = run.result["held_out"]["sampled"]
+    assert held_out["after"] > held_out["before"] + 0.1
+    *_, last = rows(run)
+    assert (last["step"], run.result["steps"], run.result["finished"]) == (6, 6, False), "96 rollouts are six steps of 16"
+    assert "nothing more to train in the store after step 6" in hears.messages
+    assert contents(tmp_path / "agl.db") == before, "the store is only read"
+
+
+def test_every_rollout_is_trained_once_and_its_tokens_are_accounted_for(produced: Produced, store: str, tmp_path: Path) -> None:
+    """The first 40 attempts are scored, six or seven of each task: six whole groups, then six of two or three rollouts."""
+    give_rewards(store, produced[2][:40])
+    hears = Hears()
+    run = agl.train(**settings(produced, store, tmp_path, algorithm=agl.LightningRL(group_size=4), progress=hears))
+    folder = RunFolder.open(run.folder)
+    steps = [folder.read_batch(row["step"]) for row in rows(run)]
+    taken = [rollout_id for step in steps for rollout_id in step]
+    assert len(taken) == len(set(taken)) == 40
+    assert sum(row["rollouts"] for row in rows(run)) == 40
+    for step, row in zip(steps, rows(run), strict=True):
+        assert sum(each.trained + sum(each.left_out.values()) for each in step.values()) == row["sampled_tokens"]
+        assert sum(each.trained for each in step.values()) == row["trained_tokens"] > 0
+    assert rows(run)[-1]["source.unscored"] == 56
+    assert "nothing more to train in the store after step 6; left there: 56 without a reward so far" in hears.messages
+
+
+def test_what_lies_between_old_replies_and_the_trained_policy_has_its_own_name_and_raises_no_alarm(
+    produced: Produced, store: str, tmp_path: Path
+) -> None:
+    give_rewards(store, produced[2])
+    run = agl.train(**settings(produced, store, tmp_path, steps=2))
+    first, second = rows(run)
+    assert first["logprob_drift_mean"] < 1e-5, "the policy that was served is the one that the run begins with"
+    assert second["logprob_drift_mean"] > 0.05
+    assert not [key for row in rows(run) for key in row if key.startswith(("alarm", "logprob_diff", "version_gap", "tokens_per_second"))]
+    other = tiny_model(tmp_path / "other", seed=1)
+    hears = Hears()
+    run = agl.train(**settings(produced, store, tmp_path, model=other.path, steps=1, progress=hears))
+    assert rows(run)[0]["logprob_drift_mean"] > 0.05
+    assert any("another policy than the one that is trained sampled these replies" in each for each in hears.messages)
+
+
+def test_a_reward_that_comes_after_a_step_is_trained_in_a_later_one(
+    produced: Produced, store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ProductionSource, "SOONEST", 0.05)
+    monkeypatch.setattr(ProductionSource, "LATEST", 0.1)
+    worth = produced[2]
+    give_rewards(store, worth[:48])
+
+    def later(text: str) -> None:
+        if text.startswith("waiting"):
+            agl.reward_later(worth[0][0], 99.0, store=store)  # of one that was trained: it changes nothing any more
+            give_rewards(store, worth[48:64])
+
+    hears = Hears(at=later)
+    run = agl.train(
+        **settings(
+            produced, store, tmp_path, source={"store": store, "wait": True}, steps=4, progress=hears,
+            algorithm=agl.LightningRL(group_size=8, advantage="reinforce_pp"),
+        )
+    )  # fmt: skip
+    assert run.result["finished"]
+    assert [row["rollouts"] for row in rows(run)] == [16] * 4
+    assert "waiting for production: 0 of 16 rollouts are there and scored; 48 have no reward so far" in hears.messages
+    taken = [set(RunFolder.open(run.folder).read_batch(step)) for step in range(1, 5)]
+    assert len(set.union(*taken)) == 64
+    assert rows(run)[3]["reward"] <= 1
+
+
+def test_a_run_that_waits_is_stopped_like_any_other_and_goes_on(produced: Produced, store: str, tmp_path: Path) -> None:
+    from agentlightning.training.job import make_job, train_job
+
+    give_rewards(store, produced[2][:48])
+    arguments = settings(produced, store, tmp_path, source={"store": store, "wait": True}, steps=4)
+    arguments["algorithm"] = agl.LightningRL(group_size=8, advantage="reinforce_pp")
+    del arguments["progress"]
+    stop = asyncio.Event()
+    half = asyncio.run(train_job(make_job(None, **arguments), progress=Hears(at=lambda text: stop.set()), resume=None, stop=stop))
+    assert half.stopped
+    assert half.result["steps"] == 3
+    give_rewards(store, produced[2][48:])
+    run = agl.train(resume=half.folder, progress=False, **arguments)
+    assert [row["step"] for row in rows(run)] == [1, 2, 3, 4]
+    assert len(RunFolder.open(run.folder).read_batches()) == 64
+
+
+def test_a_step_during_which_the_run_is_stopped_is_kept(produced: Produced, store: str, tmp_path: Path) -> None:
+    from agentlightning.training.job import make_job, train_job
+
+    give_rewards(store, produced[2])
+    arguments = settings(produced, store, tmp_path, steps=2, algorithm=agl.LightningRL(group_size=8, advantage="reinforce_pp"))
+    whole = agl.train(**arguments)
+    del arguments["progress"]
+    stop = asyncio.Event()
+
+    class StopsInTraining(Hears):
+        def phase(self, name: str, part: float | None = None) -> None:
+            if name == "training":
+                stop.set()
+
+    half = asyncio.run(train_job(make_job(None, **arguments), progress=StopsInTraining(), resume=None, stop=stop))
+    assert half.stopped
+    assert RunFolder.open(half.folder).steps() == [1]
+    resumed = agl.train(resume=half.folder, progress=False, **arguments)
+    assert measured(resumed) == measured(whole)
+
+
+def test_a_run_that_ended_early_goes_on_when_more_has_come(produced: Produced, store: str, tmp_path: Path) -> None:
+    give_rewards(store, produced[2][:48])
+    arguments = settings(produced, store, tmp_path, steps=6, tasks_per_step=3)
+    first = agl.train(**arguments)
+    assert (first.stopped, first.result["steps"]) == (False, 2)
+    again = agl.train(resume=first.folder, **arguments)
+    assert again.result["steps"] == 2, "nothing has come, and it ends in good order"
+    give_rewards(store, produced[2][48:])
+    more = agl.train(resume=first.folder, **arguments)
+    assert more.result["steps"] == 4
+    assert len(RunFolder.open(more.folder).read_batches()) == 96
+
+
+@pytest.mark.parametrize("advantage", ["grpo", "reinforce_pp"])
+def test_a_stopped_and_resumed_run_is_bitwise_the_one_that_was_not(produced: Produced, store: str, tmp_path: Path, advantage: str) -> None:
+    from agentlightning.training.job import make_job, train_job
+
+    give_rewards(store, produced[2][10:80])
+    arguments = settings(produced, store, tmp_path, tasks_per_step=3, algorithm=agl.LightningRL(group_size=5, advantage=advantage))
+    whole = agl.train(**arguments)
+    assert len(rows(whole)) >= 5
+    del arguments["progress"]
+    stop = asyncio.Event()
+    job = make_job(None, **arguments)
+    half = asyncio.run(train_job(job, progress=Hears(lambda row: row["step"] == 2 and stop.set()), resume=None, stop=stop))
+    assert [row["step"] for row in rows(half)] == [1, 2]
+    resumed = agl.train(resume=half.folder, progress=False, **arguments)
+    assert measured(resumed) == measured(whole)
+    assert RunFolder.open(whole.folder).read_batches() == RunFolder.open(resumed.folder).read_batches()
+
+
+def test_a_run_from_a_trained_checkpoint_learns_only_what_came_since(produced: Produced, store: str, tmp_path: Path) -> None:
+    """Served, trained, served again with what was learned, over one store."""
+    give_rewards(store, produced[2])
+    first = agl.train(**settings(produced, store, tmp_path, steps=4, checkpoints={"every": 1, "last": 4}))
+    trained = RunFolder.open(first.folder).read_batches().keys()
+    halfway = Config(model=str(RunFolder.open(first.folder).checkpoint(2)), source=SourceConfig(store=store))
+    assert learned_before(halfway) == set(RunFolder.open(first.folder).read_batches(2))
+    assert len(learned_before(halfway)) == 32
+    assert len(trained) == 64
+    with deployed(store, run=first.folder) as base_url:
+        give_rewards(store, produce(store, base_url, 1, TASKS[:2] * 8, seed=5000))
+    second = agl.train(**settings(produced, store, tmp_path, model=str(first.policy)))
+    learned = RunFolder.open(second.folder).read_batches().keys()
+    assert (len(learned), len(learned & trained)) == (48, 0), "32 of before that were not trained, and 16 new ones"
+    assert [row["logprob_drift_mean"] > 0 for row in rows(second)] == [True] * 3
+    with pytest.raises(StoreError, match="there is nothing to train"):
+        agl.train(**settings(produced, store, tmp_path, model=str(second.policy)))
+
+
+def test_what_a_run_found_elsewhere_is_shown_with_it(
+    produced: Produced, store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from agentlightning.cli.show import show
+
+    give_rewards(store, produced[2])
+    run = agl.train(solve, val_tasks=TASKS[:2], **settings(produced, store, tmp_path, steps=2, evaluate={"greedy": False}))
+    monkeypatch.setenv("COLUMNS", "200")
+    show(str(run.folder))
+    said = capsys.readouterr().out
+    assert "32 production rollouts, mean reward" in said
+    assert "4 val rollouts, mean reward" in said
+    trained = sum(row["trained_tokens"] for row in rows(run)[1:])
+    assert f"tokens = {trained} trained" in said
+    assert "unaccounted" not in said
+    show(str(run.folder), step=2)
+    assert "16 production rollouts" in capsys.readouterr().out
+    one = next(iter(RunFolder.open(run.folder).read_batch(2)))
+    show(str(run.folder), one[-8:])
+    said = capsys.readouterr().out
+    assert "production, step 2" in said
+    assert find_source(str(run.folder)).production == store
+    (tmp_path / "agl.db").unlink()
+    show(str(run.folder))
+    both = capsys.readouterr()
+    assert "4 val rollouts" in both.out
+    assert "what the run found elsewhere is not shown: source.store: there is no store file" in both.err
+    assert not (tmp_path / "agl.db").exists()
+
+
+def test_a_dry_run_tries_one_group_of_the_store(produced: Produced, store: str, tmp_path: Path) -> None:
+    give_rewards(store, produced[2])
+    (tmp_path / "run.toml").write_text(f'model = "{produced[0]}"\nfolder = "runs"\n[source]\nstore = "agl.db"\nwait = true\n')
+    config = load_config(tmp_path / "run.toml")
+    assert config.source is not None
+    assert config.source.store == store, "a path is relative to the file"
+    report = dry_run(config)
+    assert (report.rollouts, report.transitions) == (8, 8)
+    assert 8 <= report.sampled_tokens <= 64
+    assert report.step_seconds is not None
+    assert not RunFolder.all(tmp_path / "runs")
+
+
+def test_what_cannot_be_trained_is_said_in_one_line_before_a_model_loads(produced: Produced, store: str, tmp_path: Path) -> None:
+    empty = f"sqlite:{tmp_path / 'empty.db'}"
+    asyncio.run(open_store(empty).close())
+    greedy = f"sqlite:{tmp_path / 'greedy.db'}"
+    with deployed(greedy, model=produced[0]) as base_url:
+        attempts = [
+            act(TASKS[0], 0, greedy, base_url, temperature=0),
+            act(TASKS[0], 1, greedy, base_url, temperature=0),
+            act(TASKS[0], 1, greedy, base_url, top_p=0.9),
+            act(TASKS[1], 1, greedy, base_url),
+        ]
+        with pytest.raises(ValueError, match="bad"), agl.rollout(TASKS[0], store=greedy, gateway=base_url):
+            raise ValueError("bad")
+    for attempt, value in attempts:
+        agl.reward_later(attempt, value, store=greedy)
+    (tmp_path / "runs").mkdir()
+    for address, says in [
+        (f"sqlite:{tmp_path / 'nowhere.db'}", r"source\.store: there is no store file '.*nowhere\.db'"),
+        (empty, r"there is nothing to train in '.*empty\.db'; its production rollouts: none has ended\. "),
+        (store, r"its production rollouts: 96 without a reward so far\. "),
+        (
+            greedy,
+            r"its production rollouts: 2 not to be trained \(sampled greedily\); .*1 not to be trained \(sampled with top_p.*"
+            r"1 with no other rollout of their task to compare with",
+        ),
+        (greedy, "1 that ended as 'failed'"),
+    ]:
+        with pytest.raises(StoreError, match=says) as raised:
+            agl.train(**settings(produced, address, tmp_path / "runs"))
+        assert "\n" not in str(raised.value)
+    assert not RunFolder.all(tmp_path / "runs")
+    assert not (tmp_path / "nowhere.db").exists()
+
+
+def test_a_later_reward_is_checked_and_goes_to_the_store_of_its_attempt(produced: Produced, store: str) -> None:
+    attempt, _ = produced[2][0]
+    given = agl.reward_later(attempt, 0.5, name="thumbs", source="a person", store=store)
+    with pytest.raises(RewardError, match="expected a finite number"):
+        agl.reward_later(attempt, float("nan"), store=store)
+    with pytest.raises(NotFound, match="no attempt 'nobody'"):
+        agl.reward_later("nobody", 1.0, store=store)
+
+    async def kept() -> Any:
+        opened = open_store(store)
+        records = await opened.records(attempt)
+        await opened.close()
+        return records.rewards
+
+    assert asyncio.run(kept()) == (given,)
+    assert (given.name, given.value, given.source) == ("thumbs", 0.5, "a person")

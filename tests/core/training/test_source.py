@@ -1,0 +1,306 @@
+"""What a source takes, in which order, and what it leaves and why; on a store in memory."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from agentlightning.algorithms.lightning import LightningRL
+from agentlightning.stores.memory import MemoryStore
+from agentlightning.training.collector import Stopped
+from agentlightning.training.production import Found, ProductionSource, choose
+from agentlightning.training.progress import Silent
+from agentlightning.types import Call, Completion, Mode, Reward, Rollout, Sampling, Task
+
+OURS = "0123456789abcdef"
+
+
+async def acted(
+    store: MemoryStore,
+    task: str,
+    *rewards: float,
+    calls: int = 1,
+    mode: Mode = "production",
+    status: Any = "succeeded",
+    **told: Any,
+) -> str:
+    """A rollout that has ended; its id. `told`: of its completions."""
+    rollout = Rollout(task=Task(task, task), mode=mode, max_attempts=1)
+    attempt = await store.begin(rollout, "test", lease=60)
+    for index in range(calls):
+        call = Call(id=f"{rollout.id}-{index}", attempt_id=attempt.id, index=index, outcome="completed", choices=1)
+        ids = told.get("response_ids", [5, 6, 2])
+        given = {"logprobs": [-0.5] * len(ids), "versions": [7] * len(ids), "sampling": Sampling(), "tokenizer": OURS, **told}
+        completion = Completion(
+            call_id=call.id, attempt_id=attempt.id, prompt_ids=[1], finish_reason="stop", **{"response_ids": ids, **given}
+        )
+        await store.record([completion, call])
+    await store.record([Reward(attempt_id=attempt.id, value=value, name=f"reward-{n}") for n, value in enumerate(rewards)])
+    await store.finish(attempt.id, status)
+    return rollout.id
+
+
+async def reward(store: MemoryStore, rollout_id: str, value: float, name: str = "reward") -> None:
+    state, _ = await store.read(rollout_id)
+    await store.record([Reward(attempt_id=state.attempts[0].id, value=value, name=name)])
+
+
+def source_of(store: MemoryStore, *, compares: bool = False, **more: Any) -> ProductionSource:
+    settings: dict[str, Any] = {"tokenizer": OURS, "reading": {}, "progress": Silent(), "stop": asyncio.Event(), **more}
+    return ProductionSource(store, compares=compares, **settings)
+
+
+async def ids(source: ProductionSource, tasks: int, group_size: int) -> list[str]:
+    return [each.rollout_id for each in await source.next(tasks, group_size)]
+
+
+async def test_rollouts_come_in_the_order_of_their_end_each_once_and_the_last_step_takes_the_rest() -> None:
+    store = MemoryStore()
+    made = [await acted(store, f"task {n}", 1.0) for n in range(5)]
+    await acted(store, "training", 1.0, mode="train")
+    source = source_of(store)
+    assert [await ids(source, 2, 1), await ids(source, 1, 2), await ids(source, 2, 1)] == [made[:2], made[2:4], made[4:]]
+    assert not await source.more()
+    assert await ids(source, 2, 1) == []
+    made += [await acted(store, "one more", 0.0)]
+    assert await source.more()
+    assert await ids(source, 2, 1) == made[5:]
+
+
+async def test_the_store_is_read_only_as_far_as_a_step_needs() -> None:
+    store = MemoryStore()
+    for n in range(10):
+        await acted(store, f"task {n}", 1.0)
+    read = store.read
+    seen: list[str] = []
+
+    async def counted(rollout_id: str) -> Any:
+        seen.append(rollout_id)
+        return await read(rollout_id)
+
+    store.read = counted  # type: ignore[method-assign]
+    await source_of(store).next(2, 1)
+    assert len(set(seen)) == 2
+
+
+async def test_an_algorithm_that_compares_waits_for_whole_groups_and_takes_smaller_ones_in_the_end() -> None:
+    store = MemoryStore()
+    a = [await acted(store, "a", float(n)) for n in range(2)]
+    b = [await acted(store, "b", float(n)) for n in range(3)]
+    alone = await acted(store, "alone", 1.0)
+    a += [await acted(store, "a", 2.0), await acted(store, "a", 3.0), await acted(store, "a", 4.0)]
+    source = source_of(store, compares=True)
+    first = await source.next(1, 3)
+    assert [each.rollout_id for each in first] == b, "the group that was whole first"
+    assert [(each.group, each.index) for each in first] == [("b", 0), ("b", 1), ("b", 2)]
+    assert await ids(source, 1, 3) == a[:3]
+    assert await ids(source, 4, 3) == a[3:], "two are enough to compare, one is not"
+    assert not await source.more()
+    assert source.account() == "1 with no other rollout of their task to compare with"
+    company = await acted(store, "alone", 0.0)
+    assert await ids(source, 4, 3) == [alone, company]
+
+
+async def test_two_groups_of_a_task_in_one_step_are_one_larger_group() -> None:
+    store = MemoryStore()
+    made = [await acted(store, "a", float(n)) for n in range(4)]
+    found = await source_of(store, compares=True).next(2, 2)
+    assert [(each.rollout_id, each.group, each.index) for each in found] == [(each, "a", n) for n, each in enumerate(made)]
+
+
+async def test_a_scored_rollout_with_nothing_to_train_counts_in_the_baseline_of_its_group_and_takes_no_place_elsewhere() -> None:
+    store = MemoryStore()
+    silent = await acted(store, "a", 0.0, calls=0)
+    foreign = await acted(store, "a", 0.0, tokenizer="another")
+    greedy = await acted(store, "a", 0.0, sampling=Sampling(temperature=0))
+    one, two = await acted(store, "a", 1.0), await acted(store, "a", 1.0)
+    source = source_of(store, compares=True)
+    found = await source.next(1, 2)
+    assert [each.rollout_id for each in found] == [silent, greedy, one, two], "of another model is no baseline"
+    assert foreign not in {each.rollout_id for each in found}
+    assert source.counts() == {"source.waiting": 0, "source.unscored": 0, "source.left_out": 1}
+    assert await ids(source_of(store), 5, 1) == [one, two]
+
+
+async def test_what_is_left_is_counted_by_why() -> None:
+    store = MemoryStore()
+    await acted(store, "a")
+    await acted(store, "a", 1.0, status="failed")
+    await acted(store, "a", float("nan"))
+    await acted(store, "a", 1.0, calls=0)
+    await acted(store, "a", 1.0, tokenizer="another")
+    await acted(store, "a", 1.0, tokenizer="")
+    await acted(store, "a", 1.0, sampling=Sampling(temperature=0))
+    await acted(store, "a", 1.0, sampling=Sampling(top_p=0.9))
+    nothing_told: dict[str, Any] = {
+        "response_ids": [],
+        "versions": [],
+        "logprobs": None,
+        "tokenizer": "",
+        "missing": "the upstream tells no ids",
+    }
+    await acted(store, "a", 1.0, **nothing_told)
+    source = source_of(store)
+    assert not await source.more()
+    assert sorted(source.account().split("; ")) == [
+        "1 not to be trained (recorded with another tokenizer than that of the model that is trained)",
+        "1 not to be trained (recorded without saying with which tokenizer)",
+        "1 not to be trained (sampled greedily)",
+        "1 not to be trained (sampled with top_p or top_k, so its logprobs are not those of what it was sampled from)",
+        "1 not to be trained (the upstream tells no ids)",
+        "1 that ended as 'failed'",
+        "1 with rewards that contradict each other, or are no finite numbers",
+        "1 without a model call",
+        "1 without a reward so far",
+    ]
+    assert source.counts() == {"source.waiting": 0, "source.unscored": 1, "source.left_out": 8}
+
+
+async def test_replies_of_another_tokenizer_in_a_rollout_of_ours_are_left_out_by_name_and_versions_are_none_of_ours() -> None:
+    store = MemoryStore()
+    rollout_id = await acted(store, "a", 1.0)
+    _, [records] = await store.read(rollout_id)
+    call = Call(id="other", attempt_id=records.attempt.id, index=1, outcome="completed", choices=1)
+    other = Completion(
+        call_id="other", attempt_id=records.attempt.id, prompt_ids=[1], response_ids=[90_000], logprobs=[-1.0], versions=[0],
+        sampling=Sampling(), finish_reason="stop", tokenizer="another",
+    )  # fmt: skip
+    await store.record([other, call])
+    [found] = await source_of(store).next(1, 1)
+    assert [(each.trained, each.reason) for each in found.transitions] == [
+        (True, None),
+        (False, "recorded with another tokenizer than that of the model that is trained"),
+    ]
+    assert [each.versions.tolist() for each in found.transitions] == [[-1] * 3, [-1]]
+    _, [after] = await store.read(rollout_id)
+    assert (after.completions[0].versions == 7).all(), "the record is as it was"
+
+
+async def test_a_late_reward_makes_a_rollout_ready_and_one_of_a_taken_rollout_changes_nothing() -> None:
+    store = MemoryStore()
+    late, early = await acted(store, "a"), await acted(store, "b", 1.0)
+    source = source_of(store)
+    assert await ids(source, 1, 1) == [early]
+    await reward(store, early, 5.0)
+    assert not await source.more()
+    await reward(store, late, 0.5)
+    assert await source.more()
+    [found] = await source.next(3, 1)
+    assert (found.rollout_id, found.reward) == (late, 0.5)
+    assert not await source.more()
+
+
+async def test_of_one_task_the_rollout_that_ended_first_is_taken_first_whenever_its_reward_came(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ProductionSource, "SOONEST", 0.0)
+    monkeypatch.setattr(ProductionSource, "LATEST", 0.0)
+    store = MemoryStore()
+    first, second, third = [await acted(store, "a") for _ in range(3)]
+    source = source_of(store, compares=True)
+    await reward(store, third, 1.0)
+    assert not await source.more()
+    await reward(store, first, 1.0)
+    await reward(store, second, 1.0)
+    assert await ids(source, 2, 2) == [first, second]
+
+
+async def test_a_reward_with_a_weight_is_waited_for_where_others_are_there() -> None:
+    store = MemoryStore()
+    rollout_id = await acted(store, "a", 1.0)
+    source = source_of(store, reading={"reward_weights": {"thumbs": 1.0, "reward-0": 0.5}})
+    assert not await source.more()
+    await reward(store, rollout_id, 1.0, "thumbs")
+    assert await source.more()
+    [found] = await source.next(1, 1)
+    assert found.reward == 1.5
+
+
+async def test_it_waits_for_rollouts_by_notice_and_for_rewards_by_looking_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ProductionSource, "SOONEST", 0.02)
+    store = MemoryStore()
+    late = await acted(store, "a")
+    source = source_of(store, wait=True)
+    assert await source.more(), "more may always come"
+    step = asyncio.create_task(source.next(2, 1))
+    await asyncio.sleep(0.1)
+    assert not step.done()
+    await reward(store, late, 1.0)
+    await asyncio.sleep(0.1)
+    assert not step.done()
+    new = await acted(store, "b", 1.0)
+    assert [each.rollout_id for each in await asyncio.wait_for(step, 5)] == [late, new]
+
+
+async def test_waiting_looks_ever_less_often_at_one_without_a_reward(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ProductionSource, "SOONEST", 0.01)
+    store, stop = MemoryStore(), asyncio.Event()
+    await acted(store, "a")
+    read, looks = store.read, list[float]()
+
+    async def counted(rollout_id: str) -> Any:
+        looks.append(asyncio.get_running_loop().time())
+        return await read(rollout_id)
+
+    store.read = counted  # type: ignore[method-assign]
+    step = asyncio.create_task(source_of(store, wait=True, stop=stop).next(1, 1))
+    await asyncio.sleep(1.2)
+    stop.set()
+    with pytest.raises(Stopped):
+        await step
+    pauses = np.diff(looks)
+    assert 5 < len(looks) < 60
+    assert pauses[-1] > 3 * pauses[0], "a tenth of its age"
+
+
+async def test_what_was_trained_before_is_passed_over() -> None:
+    store = MemoryStore()
+    made = [await acted(store, "a", float(n)) for n in range(4)]
+    assert await ids(source_of(store, taken=made[:3]), 4, 1) == made[3:]
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 3), st.sampled_from([0.0, 1.0, None])), max_size=30),
+    st.integers(1, 3),
+    st.integers(2, 3),
+    st.booleans(),
+)
+def test_a_source_that_starts_again_takes_what_one_that_went_on_takes(
+    rollouts: list[tuple[int, float | None]], tasks: int, size: int, compares: bool
+) -> None:
+    async def both() -> None:
+        store = MemoryStore()
+        for task, value in rollouts:
+            await acted(store, str(task), *([] if value is None else [value]), calls=0 if value == 0.0 and task == 3 else 1)
+        going, taken = source_of(store, compares=compares), list[str]()
+        while await going.more():
+            again = source_of(store, compares=compares, taken=taken)
+            assert await again.more()
+            step = await ids(going, tasks, size)
+            assert step
+            assert await ids(again, tasks, size) == step
+            assert await again.more() == await going.more()
+            assert again.counts() == going.counts()
+            taken += step
+        assert len(taken) == len(set(taken))
+
+    asyncio.run(both())
+
+
+def test_groups_are_chosen_by_when_they_were_whole() -> None:
+    def found(*numbers: int) -> list[Found]:
+        return [Found(n, str(n)) for n in numbers]
+
+    ready = {"a": found(1, 9), "b": found(2, 3, 4, 5), "c": found(6)}
+    assert choose(ready, {}, 2, 2, least=2, whole=True) == {"b": found(2, 3, 4, 5)}
+    assert choose(ready, {}, 9, 2, least=2, whole=True) == {"b": found(2, 3, 4, 5), "a": found(1, 9)}
+    assert choose(ready, {"c": found(7)}, 9, 2, least=2, whole=False) == {"b": found(2, 3, 4, 5), "a": found(1, 9), "c": found(6)}
+    assert choose(ready, {}, 2, 3, least=2, whole=False) == {"b": found(2, 3, 4), "a": found(1, 9)}
+
+
+@pytest.mark.parametrize(("advantage", "compares"), [("grpo", True), ("rloo", True), ("reinforce", False), ("reinforce_pp", False)])
+def test_whether_groups_are_needed_is_what_the_advantage_says(advantage: str, compares: bool) -> None:
+    assert LightningRL(advantage=advantage).needs.group == compares

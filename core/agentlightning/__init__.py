@@ -20,11 +20,11 @@ if TYPE_CHECKING:
     from agentlightning.algorithms.rft import RFT
     from agentlightning.algorithms.sft import SFT
     from agentlightning.capture.recorder import current, note, reward
+    from agentlightning.config.schema import RunnerSettings
     from agentlightning.contracts.hookspecs import hookimpl
     from agentlightning.errors import LightningError
     from agentlightning.rl.loss import CISPO, PPOClip
     from agentlightning.runner.rollout import reward_later, rollout
-    from agentlightning.runner.runner import RunnerSettings
     from agentlightning.training.job import Run, train, train_async
     from agentlightning.types import LLM, Rollout, Sampling, Span, Task, Trajectory, Transition
 
@@ -40,7 +40,7 @@ _HOME = {
     "RFT": "algorithms.rft",
     "Rollout": "types",
     "Run": "training.job",
-    "RunnerSettings": "runner.runner",
+    "RunnerSettings": "config.schema",
     "SFT": "algorithms.sft",
     "Sampling": "types",
     "Span": "types",

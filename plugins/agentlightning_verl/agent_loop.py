@@ -27,6 +27,7 @@ from tensordict import NonTensorData, NonTensorStack, TensorDict
 from verl.experimental.agent_loop.agent_loop import AgentLoopMetrics, AgentLoopOutput
 from verl.utils.tensordict_utils import list_of_dict_to_tensordict
 
+from agentlightning.config.schema import RunnerSettings
 from agentlightning.config.tables import build, naming
 from agentlightning.contracts.engine import Chunk, EngineInfo
 from agentlightning.contracts.store import RolloutState
@@ -35,8 +36,8 @@ from agentlightning.gateway import Gateway
 from agentlightning.registry.registry import load_object, registry
 from agentlightning.rl.batch.build import make_batch
 from agentlightning.rl.trajectory.build import trajectory
-from agentlightning.runner.runner import Runner, RunnerSettings
-from agentlightning.training.services import open_store
+from agentlightning.runner.runner import Runner
+from agentlightning.stores.common import open_store
 from agentlightning.types import IntArray, Policy, Rollout, Sampling, Task, Trajectory, floats, ints, new_id
 
 log = logging.getLogger("agentlightning.verl")

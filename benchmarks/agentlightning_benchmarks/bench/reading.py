@@ -11,10 +11,10 @@ from typing import Any
 
 from agentlightning.cli.accounts import Account, account
 from agentlightning.rl.trajectory.build import trajectory
+from agentlightning.stores.common import open_store
 from agentlightning.training.evaluation import KINDS, Kind, kind_of
 from agentlightning.training.metrics import read_metrics
 from agentlightning.training.run_folder import RunFolder
-from agentlightning.training.services import open_store
 from agentlightning.types import Trajectory
 
 Scores = dict[str, list[float | None]]

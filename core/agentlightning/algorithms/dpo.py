@@ -9,18 +9,16 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import numpy as np
 
+from agentlightning.algorithms.base import Session
 from agentlightning.errors import ConfigError
 from agentlightning.rl.advantage import Needs
 from agentlightning.rl.batch.build import Batch, DoubleArray, make_batch, trainable
 from agentlightning.rl.loss import DPOLoss
 from agentlightning.types import Trajectory
-
-if TYPE_CHECKING:
-    from agentlightning.training.session import Session
 
 
 @dataclass(frozen=True, kw_only=True)

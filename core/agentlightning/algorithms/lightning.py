@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 
+from agentlightning.algorithms.base import Session
 from agentlightning.config.tables import bind, build, build_loss, call, named
 from agentlightning.errors import ConfigError
 from agentlightning.registry.registry import registry
@@ -19,9 +20,6 @@ from agentlightning.rl.batch.build import Batch, Weight, make_batch
 from agentlightning.rl.credit import is_outcome_alone
 from agentlightning.rl.loss import LossSettings
 from agentlightning.types import Trajectory
-
-if TYPE_CHECKING:
-    from agentlightning.training.job import Session
 
 Part = str | Mapping[str, Any] | Callable[..., Any]
 """A registered name, `module:function`, a table `{name = ..., setting = ...}`, or the function itself."""
@@ -105,9 +103,9 @@ class LightningRL:
         """Train until the session's last step, or until it is stopped."""
         credit, advantage, loss = self.parts()
         early, critic = needs_of(credit).critic, self.needs.critic
-        if session.config.collection.max_staleness and loss.correction is None:
+        if session.max_staleness and loss.correction is None:
             session.say(
-                f"tokens may be {session.config.collection.max_staleness} steps old when they are trained, and nothing corrects for that; "
+                f"tokens may be {session.max_staleness} steps old when they are trained, and nothing corrects for that; "
                 'algorithm.loss.correction = "truncate" does'
             )
         for step in session.steps():

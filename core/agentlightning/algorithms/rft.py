@@ -9,19 +9,17 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 
+from agentlightning.algorithms.base import Session
 from agentlightning.algorithms.sft import TOLERANCE, advantage
 from agentlightning.errors import ConfigError
 from agentlightning.rl.batch.build import make_batch
 from agentlightning.rl.loss import SFTLoss
 from agentlightning.rl.trajectory.build import leave_out
 from agentlightning.types import Trajectory
-
-if TYPE_CHECKING:
-    from agentlightning.training.session import Session
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
+from typing import Any, ClassVar, Literal, cast
 
 import numpy as np
 
+from agentlightning.algorithms.base import Session
 from agentlightning.errors import ConfigError
 from agentlightning.gateway.rendering.demonstration import Demonstrate
 from agentlightning.registry.registry import load_object
@@ -20,9 +21,6 @@ from agentlightning.rl.batch.build import make_batch
 from agentlightning.rl.loss import SFTLoss
 from agentlightning.rl.trajectory.build import leave_out
 from agentlightning.types import FloatArray, Trajectory
-
-if TYPE_CHECKING:
-    from agentlightning.training.session import Session
 
 TOLERANCE = 1e-9
 """By which a reward may miss the least one: sums of floats do."""

@@ -16,7 +16,7 @@ from rich.text import Text
 from rich.tree import Tree
 
 from agentlightning.cli.accounts import finished_step
-from agentlightning.cli.show import STYLES, Shown, Source, print_sums, short
+from agentlightning.cli.view import STYLES, Shown, Source, print_sums, short
 from agentlightning.contracts.store import AttemptRecords
 from agentlightning.rl.trajectory.joins import Joins, join
 from agentlightning.types import Call, Completion, Reward, Span

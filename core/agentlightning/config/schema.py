@@ -21,8 +21,6 @@ from agentlightning.config.tasks import is_reference
 from agentlightning.errors import ConfigError
 from agentlightning.registry.registry import Registry, registry
 from agentlightning.rl.trajectory.step_rewards import step_rewards
-from agentlightning.runner.program import RewardFrom
-from agentlightning.runner.runner import RunnerSettings
 from agentlightning.types import JSON
 
 __all__ = [
@@ -41,6 +39,45 @@ __all__ = [
     "store_file",
     "to_toml",
 ]
+
+
+RewardFrom = Literal["stdout", "exit_code", "file", "post"]
+"""Where the reward of a command comes from.
+
+`stdout`: the last line that it prints, a number or a JSON object with a `reward`. `file`: the same, as the last line of the file that
+`AGL_REWARD_FILE` names. `exit_code`: 1 for exit code 0, and 0 for 1 to 125 (as test programs end; others say that it could not run, or
+crashed). `post`: it sends the same by POST to `AGL_REWARD_URL`, with `OPENAI_API_KEY` as the bearer token.
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunnerSettings:
+    """How rollouts are run."""
+
+    concurrency: int = 32
+    """Rollouts under way at once, in each process."""
+    timeout: float = 300.0
+    """Seconds that one attempt may take."""
+    workers: int = 0
+    """Worker processes; 0: in this process. Agents that block or crash want workers."""
+    attempts: int = 3
+    """Attempts made at most for one rollout."""
+    on_failure: Literal["retry", "drop", "penalise"] = "retry"
+    """What becomes of an attempt whose agent raised or hung: tried again (and dropped when no attempt is left), left out of training,
+    or trained on with the reward `penalty`."""
+    penalty: float = 0.0
+    lease: float = 60.0
+    """Seconds after which the attempt of a runner that no longer answers is given to another."""
+
+    def __post_init__(self) -> None:
+        for key, least in {"concurrency": 1, "workers": 0, "attempts": 1}.items():
+            if getattr(self, key) < least:
+                raise ConfigError(f"runner.{key} is {getattr(self, key)}; it must be at least {least}")
+        for key in ("timeout", "lease"):
+            if not getattr(self, key) > 0:
+                raise ConfigError(f"runner.{key} is {getattr(self, key)}; it must be a number of seconds above 0")
+        if self.on_failure not in ("retry", "drop", "penalise"):
+            raise ConfigError(f"runner.on_failure is {self.on_failure!r}; it must be 'retry', 'drop' or 'penalise'")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -66,9 +66,10 @@ def register_adapters(register: Register) -> None:
 
 @hookspec
 def register_algorithms(register: Register) -> None:
-    """Algorithms. Target: a frozen dataclass of settings with `async run(session: Session) -> None`; where it has them, `parts()`
-    checks its settings and holds its `LossSettings`, `needs` says whether it compares rollouts of a task or needs a critic, and
-    `demonstrate` answers the model calls of training rollouts."""
+    """Algorithms. Target: a frozen dataclass of settings with `async run(session: Session) -> None`
+    (`agentlightning.algorithms.base`). It may also have `parts()`, which checks its settings and holds its `LossSettings`; `needs`, which
+    says whether it compares rollouts of a task or needs a critic; and `demonstrate`, which answers the model calls of training
+    rollouts."""
 
 
 @hookspec

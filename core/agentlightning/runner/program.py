@@ -20,23 +20,17 @@ from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import TracebackType
-from typing import Any, Literal, cast
+from typing import Any, cast
 from urllib.parse import urlsplit
 from uuid import uuid4
 
 from agentlightning.capture.recorder import checked_reward, current
+from agentlightning.config.schema import RewardFrom
 from agentlightning.errors import AgentError, ConfigError, RewardError
 from agentlightning.runner import guard
 from agentlightning.runner.proxies import without_proxy
 from agentlightning.types import JSON, LLM
 
-RewardFrom = Literal["stdout", "exit_code", "file", "post"]
-"""Where the reward of a command comes from.
-
-`stdout`: the last line that it prints, a number or a JSON object with a `reward`. `file`: the same, as the last line of the file that
-`AGL_REWARD_FILE` names. `exit_code`: 1 for exit code 0, and 0 for 1 to 125 (as test programs end; others say that it could not run, or
-crashed). `post`: it sends the same by POST to `AGL_REWARD_URL`, with `OPENAI_API_KEY` as the bearer token.
-"""
 TASK_LIMIT = 96 * 1024
 """Bytes of a task that an environment variable is given: Linux takes 128 KiB in one."""
 GRACE = 2.0

@@ -16,6 +16,7 @@ from agentlightning.config.tasks import load_tasks
 from agentlightning.contracts.store import LightningStore
 from agentlightning.errors import LeaseLost, StoreError
 from agentlightning.runner.runner import worker_name
+from agentlightning.stores.common import open_store
 from agentlightning.types import JSON, LLM, Mode, Reward, Rollout
 
 log = logging.getLogger(__name__)
@@ -86,8 +87,6 @@ class rollout:  # noqa: N801  # used like a function: `with agl.rollout(task) as
         return self._recorder
 
     async def _begin(self) -> Recorder:
-        from agentlightning.training.services import open_store
-
         if isinstance(self._store, str):
             self._opened = store = open_store(self._store)
         else:
@@ -177,8 +176,6 @@ def reward_later(
     record = Reward(attempt_id=attempt_id, value=checked_reward(value), name=name, source=source)
 
     async def write() -> None:
-        from agentlightning.training.services import open_store
-
         where = _store_of(store)
         opened = open_store(where) if isinstance(where, str) else where
         try:

@@ -17,10 +17,10 @@ import socket
 import threading
 import traceback
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from agentlightning.capture.recorder import Recorder, checked_reward, use
+from agentlightning.config.schema import RunnerSettings
 from agentlightning.contracts.store import LightningStore
 from agentlightning.errors import AgentError, AgentTimeout, ConfigError, LeaseLost, StoreError
 from agentlightning.registry.registry import registry
@@ -30,36 +30,6 @@ from agentlightning.types import JSON, LLM, Attempt, AttemptStatus, Mode, Reward
 log = logging.getLogger(__name__)
 Agent = Callable[..., Any]
 """Called with the task's input, and with an `LLM` where it takes a second argument; sync or async. Returns the reward, or None."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class RunnerSettings:
-    """How rollouts are run."""
-
-    concurrency: int = 32
-    """Rollouts under way at once, in each process."""
-    timeout: float = 300.0
-    """Seconds that one attempt may take."""
-    workers: int = 0
-    """Worker processes; 0: in this process. Agents that block or crash want workers."""
-    attempts: int = 3
-    """Attempts made at most for one rollout."""
-    on_failure: Literal["retry", "drop", "penalise"] = "retry"
-    """What becomes of an attempt whose agent raised or hung: tried again (and dropped when no attempt is left), left out of training,
-    or trained on with the reward `penalty`."""
-    penalty: float = 0.0
-    lease: float = 60.0
-    """Seconds after which the attempt of a runner that no longer answers is given to another."""
-
-    def __post_init__(self) -> None:
-        for key, least in {"concurrency": 1, "workers": 0, "attempts": 1}.items():
-            if getattr(self, key) < least:
-                raise ConfigError(f"runner.{key} is {getattr(self, key)}; it must be at least {least}")
-        for key in ("timeout", "lease"):
-            if not getattr(self, key) > 0:
-                raise ConfigError(f"runner.{key} is {getattr(self, key)}; it must be a number of seconds above 0")
-        if self.on_failure not in ("retry", "drop", "penalise"):
-            raise ConfigError(f"runner.on_failure is {self.on_failure!r}; it must be 'retry', 'drop' or 'penalise'")
 
 
 def worker_name() -> str:

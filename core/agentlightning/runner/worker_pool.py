@@ -22,10 +22,11 @@ from typing import Any
 
 import msgspec
 
+from agentlightning.config.schema import RunnerSettings
 from agentlightning.contracts.store import LightningStore
 from agentlightning.errors import AgentError, ConfigError, LeaseLost
 from agentlightning.registry.registry import load_object, registry
-from agentlightning.runner.runner import Runner, RunnerSettings
+from agentlightning.runner.runner import Runner
 from agentlightning.types import LLM, Attempt, AttemptStatus, Reward
 
 log = logging.getLogger("agentlightning.runner.worker_pool")

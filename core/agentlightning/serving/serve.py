@@ -19,10 +19,10 @@ from agentlightning.config.schema import load_config, open_table
 from agentlightning.errors import ConfigError, RunError
 from agentlightning.gateway import Gateway
 from agentlightning.runner.rollout import DEFAULT_STORE
+from agentlightning.stores.common import open_store
 from agentlightning.stores.http_server import store_app
 from agentlightning.training.progress import Progress, Silent
 from agentlightning.training.run_folder import RunFolder
-from agentlightning.training.services import open_store
 from agentlightning.types import Policy
 
 What: TypeAlias = tuple[ModelFiles, dict[str, object], Policy | None]

@@ -29,10 +29,11 @@ from agentlightning.gateway.rendering.renderer import load_tokenizer
 from agentlightning.rl.advantage import Needs
 from agentlightning.rl.trajectory.build import trajectory
 from agentlightning.rl.trajectory.step_rewards import step_rewards
+from agentlightning.stores.common import open_store
 from agentlightning.training.collector import Stopped
 from agentlightning.training.progress import Progress
 from agentlightning.training.run_folder import RunFolder
-from agentlightning.training.services import Plan, open_store
+from agentlightning.training.services import Plan
 from agentlightning.types import JSON, Completion, Task, Trajectory, Transition, ints
 
 UNSCORED = "without a reward so far"

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from agentlightning.config.models import ModelFiles, Share, find_model
-from agentlightning.config.schema import Config, open_table
+from agentlightning.config.schema import Config, RunnerSettings, open_table
 from agentlightning.contracts.engine import Engine
 from agentlightning.contracts.store import LightningStore
 from agentlightning.contracts.trainer import Trainer, check_capabilities
@@ -26,8 +26,9 @@ from agentlightning.rl.advantage import Needs
 from agentlightning.rl.loss import loss_of
 from agentlightning.runner.program import CommandAgent
 from agentlightning.runner.proxies import reach_loopback
-from agentlightning.runner.runner import Agent, Runner, RunnerSettings, takes_llm
+from agentlightning.runner.runner import Agent, Runner, takes_llm
 from agentlightning.runner.worker_pool import WorkerOrder, Workers, reference_of
+from agentlightning.stores.common import open_store
 from agentlightning.training.progress import Progress
 from agentlightning.training.weight_sync import Handover
 from agentlightning.types import new_id
@@ -45,16 +46,6 @@ class Stack:
     gateway: Gateway
     runners: asyncio.Task[None]
     """Ends only with an error, or when it is cancelled."""
-
-
-def open_store(address: str) -> LightningStore:
-    """The store at `scheme:rest`; a path (no colon; or one that starts with `.`, `/` or `~`; or a file that exists) is a SQLite file.
-    `ConfigError` for a scheme that nothing registered."""
-    scheme, colon, _ = address.partition(":")
-    is_path = not colon or address.startswith((".", "/", "~")) or Path(address).is_file()
-    if is_path and scheme not in registry().names("stores"):
-        scheme = "sqlite"
-    return registry().load("stores", scheme)(address)
 
 
 def load_agent(agent: str | Agent, config: Config) -> Agent:

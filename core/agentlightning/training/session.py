@@ -102,6 +102,11 @@ class Session:
 
     # --- what an algorithm calls, in this order ---
 
+    @property
+    def max_staleness(self) -> int:
+        """Steps that may lie between sampling a token and training on it."""
+        return self.config.collection.max_staleness
+
     def steps(self) -> Iterator[int]:
         """Steps to do, from 0; ends early when the run is stopped or no longer gets better."""
         for step in range(self.state.step, self.config.steps):

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from agentlightning.stores.common import open_store
 from agentlightning.training.run_folder import RunFolder
-from agentlightning.training.services import open_store
 from agentlightning.types import Attempt, Call, Completion, Rollout, Sampling
 
 AGL = Callable[..., tuple[int, str]]

@@ -26,8 +26,8 @@ from agentlightning.gateway.upstream.engine import Settings, Upstream
 from agentlightning.gateway.upstream.wire import event_name, events
 from agentlightning.rl.batch.build import make_batch
 from agentlightning.rl.trajectory.build import trajectory
+from agentlightning.stores.common import open_store
 from agentlightning.stores.memory import MemoryStore
-from agentlightning.training.services import open_store
 from agentlightning.types import Attempt, Rollout, Sampling, Task, new_id
 
 HI = [user("hi")]

@@ -17,12 +17,13 @@ from typing import Any
 
 import pytest
 
+from agentlightning.config.schema import RunnerSettings
 from agentlightning.contracts.store import AttemptRecords, RolloutState
 from agentlightning.errors import AgentError, ConfigError, RewardError
 from agentlightning.gateway import Gateway
 from agentlightning.runner import program
 from agentlightning.runner.program import CommandAgent, read_reward
-from agentlightning.runner.runner import Runner, RunnerSettings
+from agentlightning.runner.runner import Runner
 from agentlightning.stores.memory import MemoryStore
 from agentlightning.testing.engine import ScriptedEngine
 from agentlightning.testing.tokenizer import make_tokenizer

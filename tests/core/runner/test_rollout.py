@@ -16,10 +16,10 @@ from agentlightning.contracts.store import AttemptRecords, RolloutState
 from agentlightning.errors import ConfigError
 from agentlightning.gateway import Gateway
 from agentlightning.rl.trajectory.build import trajectory
+from agentlightning.stores.common import open_store
 from agentlightning.stores.memory import MemoryStore
 from agentlightning.testing.engine import ScriptedEngine
 from agentlightning.testing.tokenizer import make_tokenizer
-from agentlightning.training.services import open_store
 
 
 async def only(address: str) -> tuple[RolloutState, AttemptRecords]:

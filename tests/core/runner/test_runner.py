@@ -11,9 +11,10 @@ import pytest
 
 import agentlightning as agl
 from agentlightning.capture.recorder import current
+from agentlightning.config.schema import RunnerSettings
 from agentlightning.contracts.store import RolloutState
 from agentlightning.errors import ConfigError, StoreError
-from agentlightning.runner.runner import Runner, RunnerSettings, takes_llm
+from agentlightning.runner.runner import Runner, takes_llm
 from agentlightning.stores.memory import MemoryStore
 from agentlightning.types import LLM, Attempt, Call, Rollout, Span, Task
 

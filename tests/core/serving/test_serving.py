@@ -22,9 +22,9 @@ from agentlightning.cli.main import main
 from agentlightning.config.schema import load_config
 from agentlightning.errors import UnsupportedSetting
 from agentlightning.serving.serve import what_to_serve
+from agentlightning.stores.common import open_store
 from agentlightning.training.dry_run import dry_run, rollout_config
 from agentlightning.training.progress import Silent
-from agentlightning.training.services import open_store
 from agentlightning_torch.testing import tiny_model
 
 

@@ -14,8 +14,8 @@ from openai import AsyncOpenAI, OpenAI
 import agentlightning as agl
 from agentlightning.gateway import Gateway
 from agentlightning.serving.serve import what_to_serve
+from agentlightning.stores.common import open_store
 from agentlightning.training.progress import Silent
-from agentlightning.training.services import open_store
 from agentlightning.types import Reward
 from agentlightning_torch.engine import TorchEngine
 

@@ -21,10 +21,10 @@ from agentlightning.config.tasks import load_tasks
 from agentlightning.contracts.store import AttemptRecords, RolloutState
 from agentlightning.errors import ConfigError, TrainerError, UnsupportedSetting
 from agentlightning.rl.batch.filters import difficulty, signal
+from agentlightning.stores.common import open_store
 from agentlightning.training.job import make_job, train_job
 from agentlightning.training.metrics import read_metrics
 from agentlightning.training.run_folder import RunFolder
-from agentlightning.training.services import open_store
 from agentlightning.types import Task, Trajectory
 from agentlightning_torch.engine import TorchEngine
 from agentlightning_torch.testing import tiny_model

@@ -18,11 +18,11 @@ import agentlightning as agl
 from agentlightning.cli.show import find_source
 from agentlightning.config.schema import Config, SourceConfig, load_config
 from agentlightning.errors import NotFound, RewardError, StoreError
+from agentlightning.stores.common import open_store
 from agentlightning.training.dry_run import dry_run
 from agentlightning.training.metrics import read_metrics
 from agentlightning.training.production import ProductionSource, learned_before
 from agentlightning.training.run_folder import RunFolder
-from agentlightning.training.services import open_store
 from agentlightning_torch.testing import tiny_model
 
 Produced = tuple[str, Path, list[tuple[str, float]]]

@@ -22,9 +22,9 @@ from transformers import AutoModelForCausalLM
 import agentlightning as agl
 from agentlightning.errors import AgentError, ConfigError, JoinError, LightningError, NonFinite, RunError, UnsupportedSetting
 from agentlightning.rl.loss import LossSettings
+from agentlightning.stores.common import open_store
 from agentlightning.training.metrics import read_metrics
 from agentlightning.training.run_folder import RunFolder
-from agentlightning.training.services import open_store
 from agentlightning_torch.testing import tiny_model
 from agentlightning_torch.trainer import TorchTrainer
 

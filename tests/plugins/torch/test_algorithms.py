@@ -16,9 +16,9 @@ from openai import AsyncOpenAI
 import agentlightning as agl
 from agentlightning.algorithms.lightning import algorithm_from
 from agentlightning.rl.advantage import Needs
+from agentlightning.stores.common import open_store
 from agentlightning.training.metrics import read_metrics
 from agentlightning.training.run_folder import RunFolder
-from agentlightning.training.services import open_store
 from agentlightning_torch.testing import tiny_model
 
 TASKS = [{"id": str(n), "text": text} for n, text in enumerate(["abc", "xyz", "hello", "12+3", "why?", "one two"])]

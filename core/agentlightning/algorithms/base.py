@@ -1,0 +1,62 @@
+"""What an algorithm is, and what a run gives it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from agentlightning.rl.batch.build import Batch
+from agentlightning.rl.loss import LossSettings
+from agentlightning.types import Trajectory
+
+
+class Session(Protocol):
+    """One run, as an algorithm sees it. The methods are called in this order in every step."""
+
+    @property
+    def max_staleness(self) -> int:
+        """Steps that may lie between sampling a token and training on it; 0 means none."""
+        ...
+
+    def say(self, text: str) -> None:
+        """Show a line to the user."""
+        ...
+
+    def steps(self) -> Iterator[int]:
+        """Yield the steps that are left, from 0. Ends early when the run is stopped or no longer gets better."""
+        ...
+
+    async def collect(self, step: int, group_size: int) -> list[Trajectory]:
+        """Return the trajectories of a step: `group_size` rollouts of each of its tasks."""
+        ...
+
+    async def values(self, batch: Batch) -> NDArray[np.float64]:
+        """Return (tokens,) the critic's expected return before each sampled token; NaN on context."""
+        ...
+
+    async def update(self, batch: Batch, loss: LossSettings) -> dict[str, float]:
+        """Train on a batch, serve the new weights, and return the trainer's metrics."""
+        ...
+
+    async def finish_step(
+        self,
+        step: int,
+        trajectories: Sequence[Trajectory],
+        returns: Sequence[Any],
+        advantages: Sequence[Any],
+        batch: Batch,
+        metrics: dict[str, float],
+    ) -> None:
+        """Record a step: its metrics, the contribution of each rollout, and evaluation and checkpoint where they are due."""
+        ...
+
+
+class Algorithm(Protocol):
+    """Anything that drives a training loop, usually a frozen dataclass of settings."""
+
+    async def run(self, session: Session) -> None:
+        """Train until the session's last step, or until it is stopped."""
+        ...

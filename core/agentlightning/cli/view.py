@@ -1,0 +1,91 @@
+"""What a list of rollouts and the tree of one share: what is shown of a rollout, where it is read from, and the sums below."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from rich.console import Console
+from rich.text import Text
+
+from agentlightning.cli.accounts import UNACCOUNTED, Account, total
+from agentlightning.contracts.store import AttemptRecords, RolloutState
+from agentlightning.training.run_folder import Learned, RunFolder
+from agentlightning.types import Trajectory
+
+STYLES = {"succeeded": "green", "failed": "red", "cancelled": "yellow", "running": "cyan", "lost": "yellow", "timed_out": "red"}
+
+
+class ShownMode(enum.StrEnum):
+    train = "train"
+    val = "val"
+    production = "production"
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where rollouts are read from, and what is known about them besides."""
+
+    address: str
+    """Of the store."""
+    run: RunFolder | None = None
+    learned: Mapping[str, Learned] = field(default_factory=dict[str, Learned])
+    """By rollout id; empty outside a run folder."""
+    settings: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    """How the run made its trajectories: arguments of `trajectory`."""
+    model: str | None = None
+    production: str | None = None
+    """Address of the store in which the run's `source` found its training rollouts."""
+    notes: tuple[str, ...] = ()
+    """What of the run's settings could not be followed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """One rollout with all that can be said about it."""
+
+    state: RolloutState
+    attempts: tuple[AttemptRecords, ...]
+    trajectory: Trajectory | None
+    """None: no attempt has counted yet, or its records contradict themselves (`problem`)."""
+    problem: str | None
+    learned: Learned | None
+    account: Account
+
+    @property
+    def seconds(self) -> float | None:
+        attempts = [each for each in self.state.attempts if each.finished is not None]
+        return sum((each.finished or 0.0) - each.started for each in attempts) if attempts else None
+
+
+def print_sums(rows: list[Shown], console: Console) -> None:
+    """Every request and every token, accounted for."""
+    sums = total(row.account for row in rows)
+    console.print()
+    for mode in ShownMode:
+        those = [row for row in rows if row.state.rollout.mode == mode]
+        rewards = [row.trajectory.reward for row in those if row.trajectory and row.trajectory.reward is not None]
+        mean = f"mean reward {sum(rewards) / len(rewards):.3f} over {len(rewards):,} scored" if rewards else "none scored"
+        if those:
+            console.print(f"{len(those):,} {mode} rollout{'s' * (len(those) > 1)}, {mean}", highlight=False)
+    console.print(f"{sums.requests:,} requests = {_sum(sums.outcomes)}", highlight=False, soft_wrap=True)
+    parts = {"trained": sums.trained, **dict(sums.left_out.most_common())} if sums.sampled else {}
+    made = f"{sums.sampled - sums.demonstrated:,} sampled" + (f" and {sums.demonstrated:,} demonstrated" if sums.demonstrated else "")
+    console.print(f"{made} tokens = {_sum(parts)}", highlight=False, soft_wrap=True)
+    if sums.left_out[UNACCOUNTED]:
+        console.print(f"{sums.left_out[UNACCOUNTED]:,} tokens are unaccounted for: please report this as a bug", style="bold red")
+    problems = [(short(row.state.rollout.id), row.problem) for row in rows if row.problem]
+    if problems:
+        text = f"{len(problems)} rollouts cannot be made into a trajectory; the first, {problems[0][0]}: {problems[0][1]}"
+        console.print(Text(text, style="yellow"), soft_wrap=True)
+
+
+def short(identifier: str) -> str:
+    """The end of an id: its random part. (The beginning is a time, and much the same for all of a run.)"""
+    return identifier[-8:]
+
+
+def _sum(parts: Mapping[str, int]) -> str:
+    return " + ".join(f"{count:,} {name}" for name, count in parts.items()) or "0"

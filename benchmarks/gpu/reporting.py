@@ -215,8 +215,8 @@ SECTIONS: tuple[tuple[str, str, str | tuple[str, ...], Any], ...] = (
     ("Tests", "Tests of the plugins.", "tests-", tests),
     (
         "Exactness",
-        "Differences from rows of single transitions in float64: log-probabilities per token, and the largest relative difference of a "
-        "parameter's gradient. `engine against trainer` compares recorded log-probabilities with recomputed ones.",
+        "Differences from rows of single transitions in float64: log-probabilities per token, and the relative difference of the "
+        "gradient of all parameters. `engine against trainer` compares recorded log-probabilities with recomputed ones.",
         "exactness-",
         exactness,
     ),

@@ -28,10 +28,10 @@ class Capabilities:
     forest: bool = True
     """Whether it trains the forest; otherwise root-to-leaf rows."""
     extras: frozenset[str] = frozenset()
-    """Which of `kl`, `entropy` and `correction`, settings of every loss, it honours."""
+    """Which of `kl_coef`, `entropy_coef` and `correction`, settings of every loss, it honours."""
     own_losses: bool = False
     """Whether it takes the settings of a loss that bring their `term(logprob, old, advantage)` along."""
-    max_tokens: int | None = None
+    max_sequence_tokens: int | None = None
     """Tokens of the longest conversation that it takes; None: any."""
     lora: bool = False
     critic: bool = False

@@ -30,7 +30,7 @@ class Asked:
     tokenizer: Any
     sent: int = 0
     """Tokens handed out."""
-    outcome: Literal["running", "finished", "aborted", "failed"] = "running"
+    status: Literal["running", "finished", "aborted", "failed"] = "running"
 
     @property
     def prompt(self) -> str:
@@ -90,15 +90,15 @@ class ScriptedEngine:
                 last = end == len(reply)
                 asked.sent = end
                 if last:
-                    asked.outcome = "finished"
+                    asked.status = "finished"
                 yield Chunk(ints(reply[start:end]), floats(scores[start:end]), self.policy.version, finish if last else None)
         except (GeneratorExit, asyncio.CancelledError):
-            if asked is not None and asked.outcome == "running":
-                asked.outcome = "aborted"
+            if asked is not None and asked.status == "running":
+                asked.status = "aborted"
             raise
         except Exception:
             if asked is not None:
-                asked.outcome = "failed"
+                asked.status = "failed"
             raise
         finally:
             self._leave()

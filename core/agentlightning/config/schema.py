@@ -259,7 +259,7 @@ class Config:
         for key, given in {"tasks": self.tasks is not None, "sampler": self.sampler != "epochs"}.items():
             if given:
                 raise ConfigError(f"{key} and replay are both given; with replay the tasks are those of its rollouts, so leave {key} out")
-        for key, idle in {"max_staleness": 0, "keep": None, "resample": 0}.items():
+        for key, idle in {"max_staleness": 0, "filter": None, "resample": 0}.items():
             if getattr(self.collection, key) != idle:
                 said = f"collection.{key} is {getattr(self.collection, key)!r}"
                 raise ConfigError(f"{said}, and with replay nothing is started or filtered; leave it out")

@@ -97,7 +97,7 @@ def rollout_config(config: Config, *, limit: int | None = None, progress: Progre
 async def _dry_run(job: Job, progress: Progress, stop: asyncio.Event) -> DryRun:
     config = job.config
     if config.replay is not None:
-        config = replace(config, source=replace(config.replay, wait=False))  # what is there is enough to try it
+        config = replace(config, replay=replace(config.replay, wait=False))  # what is there is enough to try it
     algorithm = algorithm_from(config.algorithm)
     loss = loss_of(algorithm) or build_loss("ppo_clip", where="algorithm.loss")
     demonstrate = getattr(algorithm, "demonstrate", None)

@@ -123,7 +123,7 @@ def make_job(
     named = {key: value for key, value in {"agent": name, **files}.items() if given[key] is not None}
     config = build(Config, {"path": str(Path.cwd()), **named, **{key: _table(value) for key, value in settings.items()}})
     if config.replay is not None:
-        config = dataclasses.replace(config, source=config.replay.under(Path.cwd()))
+        config = dataclasses.replace(config, replay=config.replay.under(Path.cwd()))
     check_names(config)
     return Job(config, agent, [] if tasks is None else load_tasks(tasks), [] if eval_tasks is None else load_tasks(eval_tasks))
 

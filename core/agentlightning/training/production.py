@@ -137,12 +137,12 @@ class ProductionReplay:
     def counts(self) -> dict[str, int]:
         """Of the rollouts that were looked at and not taken, by the names of `metrics.jsonl`."""
         waiting = sum(map(len, self._ready.values()))
-        return {"source.waiting": waiting, "source.unscored": len(self._unscored), "source.left_out": len(self._left)}
+        return {"replay.waiting": waiting, "replay.unscored": len(self._unscored), "replay.left_out": len(self._left)}
 
     def account(self) -> str:
         """The rollouts that were looked at and not taken, in words."""
         why = Counter(self._left.values())
-        why[ALONE if self._compares else "waiting for the next step"] += self.counts()["source.waiting"]
+        why[ALONE if self._compares else "waiting for the next step"] += self.counts()["replay.waiting"]
         why[UNSCORED] += len(self._unscored)
         return "; ".join(f"{count:,} {reason}" for reason, count in why.most_common() if count)
 

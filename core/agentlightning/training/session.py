@@ -145,7 +145,7 @@ class Session:
         began = time.monotonic()
         found = await source.next(self.config.tasks_per_step, group_size)
         trajectories, self._counts = self._gatherer.fit(found)
-        self._times["source"] = time.monotonic() - began
+        self._times["replay"] = time.monotonic() - began
         self._check_first(step, trajectories)
         return trajectories
 

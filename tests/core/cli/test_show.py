@@ -28,7 +28,7 @@ def test_every_request_and_every_sampled_token_is_accounted_for(agl: AGL, run: F
     assert tokens == "14 sampled tokens = 5 trained + 4 eval evaluation + 3 no signal + 2 attempt failed"
     assert "unaccounted" not in output
     assert line(output, "train rollout") == "3 train rollouts, mean reward 1.000 over 1 scored"
-    assert line(output, "val rollout") == "1 val rollout, mean reward 0.250 over 1 scored"
+    assert line(output, "eval rollout") == "1 eval rollout, mean reward 0.250 over 1 scored"
 
 
 def test_tokens_that_nobody_accounts_for_are_shown_as_such(agl: AGL, run: Filled) -> None:

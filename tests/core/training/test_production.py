@@ -128,7 +128,7 @@ def test_every_rollout_is_trained_once_and_its_tokens_are_accounted_for(produced
     for step, row in zip(steps, rows(run), strict=True):
         assert sum(each.trained + sum(each.left_out.values()) for each in step.values()) == row["sampled_tokens"]
         assert sum(each.trained for each in step.values()) == row["trained_tokens"] > 0
-    assert rows(run)[-1]["source.unscored"] == 56
+    assert rows(run)[-1]["replay.unscored"] == 56
     assert "nothing more to train in the store after step 6; left there: 56 without a reward so far" in hears.messages
 
 
@@ -275,7 +275,7 @@ def test_what_a_run_found_elsewhere_is_shown_with_it(
     show(str(run.folder))
     said = capsys.readouterr().out
     assert "32 production rollouts, mean reward" in said
-    assert "4 val rollouts, mean reward" in said
+    assert "4 eval rollouts, mean reward" in said
     trained = sum(row["trained_tokens"] for row in rows(run)[1:])
     assert f"tokens = {trained} trained" in said
     assert "unaccounted" not in said
@@ -289,7 +289,7 @@ def test_what_a_run_found_elsewhere_is_shown_with_it(
     (tmp_path / "agl.db").unlink()
     show(str(run.folder))
     both = capsys.readouterr()
-    assert "4 val rollouts" in both.out
+    assert "4 eval rollouts" in both.out
     assert "what the run found elsewhere is not shown: replay.store: there is no store file" in both.err
     assert not (tmp_path / "agl.db").exists()
 
@@ -324,7 +324,7 @@ def test_what_cannot_be_trained_is_said_in_one_line_before_a_model_loads(produce
         agl.reward_later(attempt, value, store=greedy)
     (tmp_path / "runs").mkdir()
     for address, says in [
-        (f"sqlite:{tmp_path / 'nowhere.db'}", r"source\.store: there is no store file '.*nowhere\.db'"),
+        (f"sqlite:{tmp_path / 'nowhere.db'}", r"replay\.store: there is no store file '.*nowhere\.db'"),
         (empty, r"there is nothing to train in '.*empty\.db'; its production rollouts: none has ended\. "),
         (store, r"its production rollouts: 96 without a reward so far\. "),
         (

@@ -123,7 +123,7 @@ async def test_a_scored_rollout_with_nothing_to_train_counts_in_the_baseline_of_
     found = await source.next(1, 2)
     assert [each.rollout_id for each in found] == [silent, greedy, one, two], "of another model is no baseline"
     assert foreign not in {each.rollout_id for each in found}
-    assert source.counts() == {"source.waiting": 0, "source.unscored": 0, "source.left_out": 1}
+    assert source.counts() == {"replay.waiting": 0, "source.unscored": 0, "source.left_out": 1}
     assert await ids(source_of(store), 5, 1) == [one, two]
 
 
@@ -158,7 +158,7 @@ async def test_what_is_left_is_counted_by_why() -> None:
         "1 without a model call",
         "1 without a reward so far",
     ]
-    assert source.counts() == {"source.waiting": 0, "source.unscored": 1, "source.left_out": 8}
+    assert source.counts() == {"replay.waiting": 0, "source.unscored": 1, "source.left_out": 8}
 
 
 async def test_replies_of_another_tokenizer_in_a_rollout_of_ours_are_left_out_by_name_and_versions_are_none_of_ours() -> None:

@@ -23,8 +23,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from agentlightning.config.models import ModelFiles, Share
-from agentlightning.contracts.trainer import Capabilities, check_capabilities
+from agentlightning.contracts.model import ModelFiles, Share
+from agentlightning.contracts.trainer import Capabilities, Trainer, TrainerSettings, check_capabilities
 from agentlightning.errors import ConfigError, TrainerError
 from agentlightning.registry.registry import registry
 from agentlightning.rl.batch.build import Batch
@@ -47,7 +47,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings:
+class Settings(TrainerSettings):
     """Of the torch trainer."""
 
     train: str = "full"
@@ -108,7 +108,7 @@ class Settings:
                 raise ConfigError(f"trainer.{name} is {value}; expected {expected}")
 
 
-class TorchTrainer:
+class TorchTrainer(Trainer):
     """See `agentlightning.contracts.trainer.Trainer`."""
 
     Settings = Settings

@@ -24,8 +24,8 @@ from urllib.parse import quote
 import numpy as np
 from numpy.typing import NDArray
 
-from agentlightning.config.models import ModelFiles, Share
-from agentlightning.contracts.trainer import Capabilities, check_capabilities
+from agentlightning.contracts.model import ModelFiles, Share
+from agentlightning.contracts.trainer import Capabilities, Trainer, check_capabilities
 from agentlightning.errors import ConfigError, NonFinite, TrainerError, UnsupportedSetting
 from agentlightning.rl.batch.build import Batch
 from agentlightning.rl.loss import LossSettings
@@ -46,7 +46,7 @@ print(json.dumps({"verl": importlib.metadata.version("verl"), "cuda": __import__
 """
 
 
-class VerlTrainer:
+class VerlTrainer(Trainer):
     """See `agentlightning.contracts.trainer.Trainer`."""
 
     Settings = Settings

@@ -12,7 +12,7 @@ from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
-from agentlightning.contracts.engine import Chunk, EngineInfo
+from agentlightning.contracts.engine import Chunk, Engine, EngineInfo
 from agentlightning.errors import ContextOverflow, EngineError
 from agentlightning.types import FinishReason, FloatArray, IntArray, Policy, Sampling, floats, ints
 
@@ -38,7 +38,7 @@ class Asked:
         return self.tokenizer.decode(self.prompt_ids.tolist())
 
 
-class ScriptedEngine:
+class ScriptedEngine(Engine):
     """Replies from a function of the prompt and the sampling, or from a list in order of asking.
 
     `folder` holds a tokenizer (`agentlightning.testing.tokenizer.make_tokenizer` makes one). Replies are streamed `chunk` tokens at a

@@ -66,12 +66,11 @@ def test_what_a_register_hook_registers_is_found_under_its_name(kind: str) -> No
 
 @pytest.mark.parametrize("kind", BASES)
 def test_an_object_that_does_not_derive_from_the_base_of_its_kind_is_refused(kind: str) -> None:
-    plugins = Registry({"p": type("Plugin", (), {f"register_{kind}": hookimpl(lambda self, register: register("mine", dict))})()})
+    plugin = type("Plugin", (), {f"register_{kind}": hookimpl(lambda self, register: register("mine", dict))})()
+    base = BASES[kind].replace(":", ".")
     for name in ("mine", "builtins:dict", "json:dumps"):
-        with pytest.raises(
-            PluginError, match=rf"{name}' is not a subclass of {BASES[kind].replace(':', '.')}\. Derive its class from it\."
-        ):
-            plugins.load(kind, name)
+        with pytest.raises(PluginError, match=rf"'{name}' is not a subclass of {base}\. Derive its class from it\."):
+            Registry({"p": plugin}).load(kind, name)
 
 
 @pytest.mark.parametrize("name", LIFECYCLE)

@@ -128,6 +128,7 @@ class TorchTrainer(Trainer):
         self.steps = 0
         """Steps that changed the weights; the schedule counts them."""
         self._thread = ThreadPoolExecutor(1, "torch-trainer")
+        self._closed = False
 
     @classmethod
     async def create(cls, model: ModelFiles, settings: Settings, share: Share) -> TorchTrainer:
@@ -189,6 +190,7 @@ class TorchTrainer(Trainer):
         await self._run(lambda: self._restore(Path(folder)))
 
     async def close(self) -> None:
+        self._closed = True
         await asyncio.to_thread(self._thread.shutdown)
 
     async def _run(self, work: Callable[[], T]) -> T:
@@ -206,6 +208,8 @@ class TorchTrainer(Trainer):
                     self._forget_gradients()
                     raise TrainerError(f"torch could not do it: {error}") from error
 
+        if self._closed:
+            raise TrainerError("The torch trainer is closed. Take steps before close().")
         future = asyncio.get_running_loop().run_in_executor(self._thread, locked)
         try:
             return await asyncio.shield(future)

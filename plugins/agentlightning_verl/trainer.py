@@ -87,7 +87,7 @@ class VerlTrainer(Trainer):
         (self._folder / "path" / "agentlightning_verl").symlink_to(Path(__file__).parent, target_is_directory=True)
         ours, theirs = socket.socketpair()
         self._connection, self._failed, self._vocabulary = ours, False, 0
-        self._thread = ThreadPoolExecutor(1, "verl-trainer")
+        self._thread, self._closed = ThreadPoolExecutor(1, "verl-trainer"), False
         line = [python, "-m", "agentlightning_verl.process", str(theirs.fileno())]
         with theirs:
             try:
@@ -121,6 +121,9 @@ class VerlTrainer(Trainer):
         await self._run(lambda: self._restore(Path(folder)))
 
     async def close(self) -> None:
+        if self._closed:
+            return
+        self._closed = True
         self._connection.close()  # upon which the process ends
         for _ in range(50):
             if self._process.code is not None:
@@ -133,6 +136,8 @@ class VerlTrainer(Trainer):
 
     async def _run(self, work: Any) -> Any:
         """Do it in the trainer's thread. A caller that is cancelled waits for the end: a step that is half done belongs to nobody."""
+        if self._closed:
+            raise TrainerError("The verl trainer is closed. Take steps before close().")
         future = asyncio.get_running_loop().run_in_executor(self._thread, work)
         try:
             return await asyncio.shield(future)

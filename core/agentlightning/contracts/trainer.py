@@ -123,4 +123,4 @@ class Trainer(ABC):
         raise UnsupportedSetting(f"Trainer {type(self).__name__!r} writes no weights for another process. Use an engine that shares them.")
 
     async def close(self) -> None:
-        """Release everything. A second call does nothing."""
+        """Release everything. A second call does nothing. Later steps raise `TrainerError`."""

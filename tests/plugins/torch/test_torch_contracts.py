@@ -1,4 +1,4 @@
-"""The torch engine keeps the contract that every engine keeps."""
+"""The torch engine and the torch trainer keep the contracts."""
 
 from __future__ import annotations
 
@@ -11,10 +11,13 @@ import torch
 
 from agentlightning.contracts.model import ModelFiles
 from agentlightning.testing.engine_contract import EngineContract
+from agentlightning.testing.trainer_contract import TrainerContract
 from agentlightning.types import Policy
 from agentlightning_torch.engine import Settings as EngineSettings
 from agentlightning_torch.engine import TorchEngine
 from agentlightning_torch.testing import tiny_model
+from agentlightning_torch.trainer import Settings as TrainerSettings
+from agentlightning_torch.trainer import TorchTrainer
 
 
 @pytest.fixture(scope="module")
@@ -35,3 +38,23 @@ class TestTorchEngine(EngineContract):
         weights = engine._weights
         weights.policy = replace(weights.policy, version=weights.policy.version + 1)
         return weights.policy
+
+
+class TestTorchTrainer(TrainerContract):
+    settings: dict[str, Any] = {}  # noqa: RUF012 (a subclass replaces it)
+
+    @pytest.fixture(autouse=True)
+    def model(self, files: ModelFiles) -> None:
+        self.files = files
+
+    async def make(self) -> TorchTrainer:
+        settings = {"lr": 1e-3, "device": "cpu", "dtype": "float32", "max_tokens": 200, **self.settings}
+        return await TorchTrainer.create(self.files, TrainerSettings(**settings), {})
+
+
+class TestTorchTrainerWithLoRA(TestTorchTrainer):
+    settings = {"train": "lora"}  # noqa: RUF012
+
+
+class TestTorchTrainerWithCritic(TestTorchTrainer):
+    settings = {"critic": True}  # noqa: RUF012

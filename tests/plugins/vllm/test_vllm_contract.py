@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import World
 
 from agentlightning.contracts.model import ModelFiles, Share
 from agentlightning.testing.engine_contract import EngineContract
@@ -18,6 +17,7 @@ from agentlightning_torch.trainer import Settings as TrainerSettings
 from agentlightning_torch.trainer import TorchTrainer
 from agentlightning_vllm.engine import VllmEngine
 from agentlightning_vllm.settings import Settings
+from conftest import World
 
 
 @pytest.fixture(scope="class")

@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from agentlightning.contracts.trainer import TrainerSettings
 from agentlightning.errors import ConfigError
 
 
 @dataclass(frozen=True, kw_only=True)
-class VerlSettings:
+class VerlSettings(TrainerSettings):
     """Settings of the verl trainer. Credit, advantage, loss weights and the learning rate schedule are Agent Lightning's, never verl's."""
 
     python: str | None = None

@@ -23,8 +23,8 @@ from urllib.parse import quote
 import numpy as np
 from numpy.typing import NDArray
 
-from agentlightning.config.models import ModelFiles, Share
-from agentlightning.contracts.trainer import Capabilities, check_capabilities
+from agentlightning.contracts.model import ModelFiles, Share
+from agentlightning.contracts.trainer import Capabilities, Trainer, check_capabilities
 from agentlightning.errors import ConfigError, NonFinite, TrainerError, UnsupportedSetting
 from agentlightning.rl.batch.build import Batch
 from agentlightning.rl.loss import LossSettings
@@ -45,7 +45,7 @@ END = 5.0
 LOSSES = ("ppo_clip", "cispo", "sft")
 
 
-class VerlTrainer:
+class VerlTrainer(Trainer):
     """See `agentlightning.contracts.trainer.Trainer`."""
 
     Settings = VerlSettings
@@ -91,7 +91,7 @@ class VerlTrainer:
         (self._folder / "path" / "agentlightning_verl").symlink_to(Path(__file__).parent, target_is_directory=True)
         ours, theirs = socket.socketpair()
         self._connection, self._failed, self._vocabulary = ours, False, 0
-        self._thread = ThreadPoolExecutor(1, "verl-trainer")
+        self._thread, self._closed = ThreadPoolExecutor(1, "verl-trainer"), False
         line = [python, "-m", "agentlightning_verl.process", str(theirs.fileno())]
         command = Command(arguments=line, environment={**os.environ, **self._variables()}, files=[theirs.fileno()])
         self._log = LogFile(self._folder / "verl.log")
@@ -127,6 +127,9 @@ class VerlTrainer:
         await self._run(lambda: self._restore(Path(folder)))
 
     async def close(self) -> None:
+        if self._closed:
+            return
+        self._closed = True
         self._connection.close()  # this ends the process
         with suppress(TimeoutError):
             await asyncio.wait_for(self._process.wait(), END)
@@ -137,6 +140,8 @@ class VerlTrainer:
 
     async def _run(self, work: Any) -> Any:
         """Run it in the trainer's thread. A cancelled caller waits for its end: nobody can use half a step."""
+        if self._closed:
+            raise TrainerError("The verl trainer is closed. Take steps before close().")
         future = asyncio.get_running_loop().run_in_executor(self._thread, work)
         try:
             return await asyncio.shield(future)

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from typing import Any
 
-from agentlightning.contracts.engine import Chunk, EngineInfo
+from agentlightning.contracts.engine import Chunk, Engine, EngineInfo
 from agentlightning.errors import EngineError, UnsupportedSetting
 from agentlightning.types import IntArray, Policy, Sampling, floats, ints, new_id
 
 
-class ServerEngine:
+class ServerEngine(Engine):
     """verl's servers as an `Engine`. verl loads their weights; each reply tells its version."""
 
     def __init__(self, client: Any, info: EngineInfo, *, seeded: bool) -> None:
@@ -49,4 +49,3 @@ class ServerEngine:
 
     async def pause(self) -> None: ...
     async def resume(self) -> None: ...
-    async def close(self) -> None: ...

@@ -102,12 +102,12 @@ class Optimizer:
 
     def state(self) -> dict[str, torch.Tensor]:
         """Copies of weights (in full precision) and moments, by name."""
-        found: dict[str, torch.Tensor] = {}
+        state: dict[str, torch.Tensor] = {}
         for name, master in self.masters.items():
-            found[f"weight.{name}"] = master.detach().clone()
+            state[f"weight.{name}"] = master.detach().clone()
             for kind, value in self.adam.state.get(master, {}).items():
-                found[f"{kind}.{name}"] = value.detach().clone()
-        return found
+                state[f"{kind}.{name}"] = value.detach().clone()
+        return state
 
     def load(self, state: dict[str, torch.Tensor]) -> None:
         """Take up what `state` gave. Raises `KeyError`, before anything has changed, when it is that of other parameters."""
@@ -134,7 +134,7 @@ def merged_state(model: Any) -> dict[str, torch.Tensor]:
     inner = plain(model)
     if inner is model:
         return dict(model.state_dict())
-    found: dict[str, torch.Tensor] = {}
+    merged: dict[str, torch.Tensor] = {}
     layers = {name: module for name, module in inner.named_modules() if hasattr(module, "get_delta_weight")}
     for name, value in inner.state_dict().items():
         if ".lora_" in name:
@@ -142,5 +142,5 @@ def merged_state(model: Any) -> dict[str, torch.Tensor]:
         owner, _, kind = name.rpartition(".base_layer.")
         if owner in layers and kind == "weight":
             value = value + layers[owner].get_delta_weight(model.active_adapter).to(value.dtype)
-        found[f"{owner}.{kind}" if owner else name] = value
-    return found
+        merged[f"{owner}.{kind}" if owner else name] = value
+    return merged

@@ -1,4 +1,4 @@
-"""The policy that a run began with, for the KL divergence: the model without its LoRA adapter, or a second copy of it."""
+"""The run's first policy, for the KL divergence: the model without its LoRA adapter, or a second copy of it."""
 
 from __future__ import annotations
 

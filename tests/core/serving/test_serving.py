@@ -189,7 +189,7 @@ def test_a_run_and_an_upstream_together_are_refused(capsys: pytest.CaptureFixtur
     for arguments, expected in (
         (["latest", "--upstream", "http://host/v1"], "either a run"),
         (["--model", "m", "--upstream-key-env", "X"], "give its address as --upstream URL"),
-        (["--upstream", "host"], "expected the base_url"),
+        (["--upstream", "host"], "Set it to the base_url"),
     ):
         monkeypatch.setattr(sys, "argv", ["agl", "serve", *arguments])
         with pytest.raises(SystemExit):

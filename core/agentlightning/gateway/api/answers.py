@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import msgspec
+from starlette.responses import Response
 from starlette.types import Message, Receive, Send
 
 from agentlightning.capture.recorder import CALL_HEADER
@@ -15,6 +16,11 @@ from agentlightning.types import FloatArray
 encode = msgspec.json.Encoder().encode
 DONE = b"data: [DONE]\n\n"
 """How a stream of chat completions or completions ends."""
+
+
+def json_response(value: object, status: int = 200) -> Response:
+    """An answer for Starlette."""
+    return Response(encode(value), status, media_type="application/json")
 
 
 def event(value: Any, name: str | None = None) -> bytes:

@@ -9,7 +9,7 @@ from starlette.responses import Response
 from agentlightning.capture.recorder import KEY_HEADER, checked_reward
 from agentlightning.contracts.store import LightningStore
 from agentlightning.errors import NotFound, RewardError
-from agentlightning.gateway.api.answers import encode
+from agentlightning.gateway.api.answers import json_response
 from agentlightning.gateway.api.schema import Refused
 from agentlightning.gateway.auth import UNKNOWN, check_open
 from agentlightning.types import Reward
@@ -35,8 +35,8 @@ class RewardEndpoint:
             reward = _parse(attempt_id, await request.body())
             await self._store.record([reward])
         except Refused as refusal:
-            return Response(encode(refusal.body), refusal.status, media_type="application/json")
-        return Response(encode({"id": reward.id, "reward": reward.value, "name": reward.name}), media_type="application/json")
+            return json_response(refusal.body, refusal.status)
+        return json_response({"id": reward.id, "reward": reward.value, "name": reward.name})
 
     async def _attempt(self, request: Request) -> str:
         """The attempt; it must be running, for its key is worthless after."""

@@ -1,7 +1,6 @@
-"""A server that is not ours as the model: any that speaks OpenAI's protocol. It takes messages, so no token id ever goes to it.
+"""The engine `upstream`: another OpenAI-compatible server as the model. It takes messages, so no token id goes to it.
 
-The upstream's key is read from the environment and sent to the upstream alone; it is in no record and no answer, and what an agent sends as
-its own key goes no further than the gateway.
+The key of the upstream comes from the environment and goes to the upstream alone. The agent's own key stays in the gateway.
 """
 
 from __future__ import annotations
@@ -14,89 +13,73 @@ from urllib.parse import urlsplit
 
 from agentlightning.contracts.engine import Chunk, EngineInfo
 from agentlightning.errors import ConfigError, EngineError, UnsupportedSetting
+from agentlightning.gateway.call import Answerer, Service
+from agentlightning.gateway.upstream.connection import Connection
+from agentlightning.gateway.upstream.forward import PATHS, ForwardAnswerer
 from agentlightning.types import IntArray, Policy, Sampling
-
-UNTRAINABLE = (
-    "the weights of an upstream are not ours: no trainer can change them, and it would serve the same ones after every step. Run it with "
-    "`agl rollout` or `agl serve`, or train a model that an engine here serves"
-)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """Where the upstream is."""
+    """The address of the upstream."""
 
     url: str
-    """As an OpenAI client's base_url: `http://host:8000/v1`."""
+    """The base_url of an OpenAI client: `http://host:8000/v1`."""
     key_env: str | None = None
-    """Name of the environment variable that holds its API key; absent: it needs none."""
+    """The environment variable with its API key. Leave it out for a server without keys."""
 
     def __post_init__(self) -> None:
         parts = urlsplit(self.url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise ConfigError(
-                f"the upstream's url is {self.url!r}; expected the base_url of an OpenAI-compatible server, http://host:8000/v1"
+                f"The upstream's url is {self.url!r}. Set it to the base_url of an OpenAI-compatible server, such as http://host:8000/v1."
             )
         if parts.username or parts.password or parts.query:
-            raise ConfigError(
-                "the upstream's url holds more than an address; put its key into an environment variable, and name it as key_env"
-            )
+            raise ConfigError("The upstream's url holds more than an address. Put the key into an environment variable, and set key_env.")
         if self.key_env is not None and not os.environ.get(self.key_env):
-            raise ConfigError(f"the upstream's key is expected in the environment variable {self.key_env}, which is not set")
+            raise ConfigError(f"key_env names the environment variable {self.key_env}, which is not set. Set it to the upstream's key.")
 
 
 class Upstream:
-    """Stands where an `Engine` stands, for a gateway that forwards what agents ask."""
+    """An `Engine` that forwards requests. See `Forwarder`."""
 
     Settings = Settings
     remote = True
-    """Its model is no files of ours, and cannot be trained."""
 
     def __init__(self, settings: Settings, model: str = "") -> None:
-        self.url = settings.url.rstrip("/")
+        url = settings.url.rstrip("/")
         self.info = EngineInfo(model, "", 0, frozenset())
-        self.policy = Policy(version=-1, base=model, uri=f"upstream:{self.url}")
-        self._key = os.environ[settings.key_env] if settings.key_env is not None else None
-        self._key_env = settings.key_env
+        """With an empty model name agents name the model themselves."""
+        self.policy = Policy(version=-1, base=model, uri=f"upstream:{url}")
+        self._connection = Connection(url, os.environ[settings.key_env] if settings.key_env is not None else None, settings.key_env)
 
     @classmethod
     async def create(cls, model: Any, settings: Settings, share: Mapping[str, object]) -> Upstream:
-        """See `hookspecs.register_engines`; `model.name` is the name that the upstream knows."""
+        """See `hookspecs.register_engines`. `model.name` is the upstream's name for the model."""
         return cls(settings, model.name)
 
-    @property
-    def takes_any_model(self) -> bool:
-        """Whether agents name the model themselves."""
-        return not self.info.model
+    def answerers(self, service: Service) -> Mapping[str, Answerer]:
+        """See `Forwarder.answerers`."""
+        return {path: ForwardAnswerer(service, self._connection, path) for path in PATHS}
 
-    @property
-    def headers(self) -> dict[str, str]:
-        """Sent with every request."""
-        return {"content-type": "application/json", **({"authorization": f"Bearer {self._key}"} if self._key else {})}
-
-    @property
-    def key_hint(self) -> str:
-        """Where to look when the upstream refuses the key."""
-        return f"the environment variable {self._key_env}" if self._key_env else "its key_env, which is not set"
-
-    def without_key(self, text: str) -> str:
-        """What an upstream says, should it repeat the key."""
-        return text.replace(self._key, "***") if self._key else text
+    async def disconnect(self) -> None:
+        """See `Forwarder.disconnect`."""
+        await self._connection.close()
 
     async def generate(self, prompt_ids: IntArray, sampling: Sampling, *, rollout: str | None = None) -> AsyncIterator[Chunk]:
         """Raises `EngineError`: an upstream takes no token ids."""
-        raise EngineError(f"the upstream {self.url} takes messages and no token ids")
+        raise EngineError(f"The upstream {self._connection.url} takes messages, not token ids. Send requests through the gateway.")
         yield
 
     async def load(self, policy: Policy) -> dict[str, float]:
-        """Raises `UnsupportedSetting`."""
-        raise UnsupportedSetting(UNTRAINABLE)
+        """Raises `UnsupportedSetting`: nobody here changes the weights of an upstream."""
+        raise UnsupportedSetting("The weights of an upstream are on another server, and no trainer can change them. Use another engine.")
 
     async def pause(self) -> None:
-        """There is nothing to hold."""
+        """Do nothing: the upstream needs no pause."""
 
     async def resume(self) -> None:
-        """There is nothing to release."""
+        """Do nothing: see `pause`."""
 
     async def close(self) -> None:
-        """There is nothing to close: the gateway holds the connections."""
+        """Do nothing: the gateway closes the connections in its own loop."""

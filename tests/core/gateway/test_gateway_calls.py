@@ -362,7 +362,7 @@ async def test_an_address_that_is_not_ours_is_not_blamed_on_the_port(house: Any)
     h = await house(["x"])
     with pytest.raises(GatewayError, match=r"192\.0\.2\.1") as error:
         await Gateway(MemoryStore(), h.engine, host="192.0.2.1").start()
-    assert "another program" not in str(error.value)
+    assert "Another program" not in str(error.value)
 
 
 async def test_a_tokenizer_that_is_not_there_is_an_error_with_the_folder(house: Any, tmp_path: Any) -> None:

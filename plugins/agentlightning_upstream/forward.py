@@ -19,10 +19,10 @@ from agentlightning.gateway.auth import Incoming, check_open
 from agentlightning.gateway.call import Ending, Opening, Service, Step
 from agentlightning.gateway.conversation import History, head_hash
 from agentlightning.gateway.record import Draft
-from agentlightning.gateway.upstream.completions import Forwarded
-from agentlightning.gateway.upstream.connection import Connection
-from agentlightning.gateway.upstream.request import Planned, planned
-from agentlightning.gateway.upstream.wire import Fields, Reader, ResponseReader, event_name, events, json_object
+from agentlightning_upstream.completions import Forwarded
+from agentlightning_upstream.connection import Connection
+from agentlightning_upstream.request import Planned, planned
+from agentlightning_upstream.wire import Fields, Reader, ResponseReader, event_name, events, json_object
 
 PATHS = ("/v1/chat/completions", "/v1/responses", "/v1/completions")
 _fields = msgspec.json.Decoder(dict[str, Any])

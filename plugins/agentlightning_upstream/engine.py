@@ -14,9 +14,9 @@ from urllib.parse import urlsplit
 from agentlightning.contracts.engine import Chunk, EngineInfo
 from agentlightning.errors import ConfigError, EngineError, UnsupportedSetting
 from agentlightning.gateway.call import Answerer, Service
-from agentlightning.gateway.upstream.connection import Connection
-from agentlightning.gateway.upstream.forward import PATHS, ForwardAnswerer
 from agentlightning.types import IntArray, Policy, Sampling
+from agentlightning_upstream.connection import Connection
+from agentlightning_upstream.forward import PATHS, ForwardAnswerer
 
 
 @dataclass(frozen=True, kw_only=True)

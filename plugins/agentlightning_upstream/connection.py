@@ -13,8 +13,8 @@ import httpx
 
 from agentlightning.gateway.api.answers import encode
 from agentlightning.gateway.api.schema import Refused
-from agentlightning.gateway.upstream.request import Planned
-from agentlightning.gateway.upstream.wire import Fields, json_object
+from agentlightning_upstream.request import Planned
+from agentlightning_upstream.wire import Fields, json_object
 
 TIMEOUT = httpx.Timeout(600.0, connect=10.0)
 """Seconds: as OpenAI's own client waits for an answer."""

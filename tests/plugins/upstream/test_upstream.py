@@ -15,20 +15,20 @@ import numpy as np
 import openai
 import pytest
 import uvicorn
-from gateway_house import CALCULATOR, House, eventually, slowly, user
 from starlette.responses import JSONResponse, StreamingResponse
 from upstream_house import PlainServer
 
 from agentlightning.capture.recorder import CALL_HEADER
 from agentlightning.errors import ConfigError, UnsupportedSetting
 from agentlightning.gateway import Gateway
-from agentlightning.gateway.upstream.engine import Settings, Upstream
-from agentlightning.gateway.upstream.wire import event_name, events
 from agentlightning.rl.batch.build import make_batch
 from agentlightning.rl.trajectory.build import trajectory
 from agentlightning.stores.common import open_store
 from agentlightning.stores.memory import MemoryStore
 from agentlightning.types import Attempt, Rollout, Sampling, Task, new_id
+from agentlightning_upstream.engine import Settings, Upstream
+from agentlightning_upstream.wire import event_name, events
+from gateway_house import CALCULATOR, House, eventually, slowly, user
 
 HI = [user("hi")]
 KEY = "sk-upstream-secret"
@@ -378,7 +378,7 @@ async def test_an_upstream_that_is_not_there_is_named(forward: Any) -> None:
 
 
 async def test_an_upstream_that_takes_too_long_is_a_timeout(forward: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("agentlightning.gateway.upstream.connection.TIMEOUT", httpx.Timeout(0.2))
+    monkeypatch.setattr("agentlightning_upstream.connection.TIMEOUT", httpx.Timeout(0.2))
     front = await forward(PlainServer("slow", delay=1.0))
     attempt = await front.attempt()
     with pytest.raises(openai.APIError, match="did not answer in time"):

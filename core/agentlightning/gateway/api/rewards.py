@@ -1,4 +1,4 @@
-"""`POST /v1/reward`: a reward from a program that shares nothing with this process but an attempt's key."""
+"""`POST /v1/reward`: a reward from another program. An attempt's key is all that it needs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from agentlightning.gateway.auth import UNKNOWN, check_open
 from agentlightning.types import Reward
 
 PATH = "/v1/reward"
-EXPECTED = 'expected a number, or {"reward": number} with a "name" where there are several'
+EXPECTED = 'Send a number, or {"reward": number} with a "name" for one of several rewards.'
 
 
 class _Posted(msgspec.Struct, forbid_unknown_fields=True):
@@ -24,7 +24,7 @@ class _Posted(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class RewardEndpoint:
-    """Records the reward of the attempt whose key comes with it. Its answer is sent when the store has it."""
+    """Records a reward for the attempt whose key comes with it. It answers when the store has the reward."""
 
     def __init__(self, store: LightningStore) -> None:
         self._store = store
@@ -39,7 +39,7 @@ class RewardEndpoint:
         return json_response({"id": reward.id, "reward": reward.value, "name": reward.name})
 
     async def _attempt(self, request: Request) -> str:
-        """The attempt; it must be running, for its key is worthless after."""
+        """The attempt of a key. Raises `Refused` unless it is running."""
         bearer = request.headers.get("authorization", "").partition(" ")[2].strip()
         for key in (bearer, request.headers.get("x-api-key", ""), request.headers.get(KEY_HEADER, "")):
             if key:
@@ -58,4 +58,4 @@ def _parse(attempt_id: str, body: bytes) -> Reward:
         value = posted if isinstance(posted, float) else posted.reward
         return Reward(attempt_id=attempt_id, value=checked_reward(value), name=posted.name if isinstance(posted, _Posted) else "reward")
     except (msgspec.DecodeError, RewardError) as error:
-        raise Refused(f"{body[:80].decode(errors='replace')!r} is no reward: {error}; {EXPECTED}", param="reward") from error
+        raise Refused(f"{body[:80].decode(errors='replace')!r} is no reward: {error}. {EXPECTED}", param="reward") from error

@@ -143,16 +143,11 @@ class Callers:
 
     async def attempt(self, headers: Mapping[str, str]) -> AttemptState | None:
         """The attempt of a request, or None for a production call with the server's token. Raises `Refused` (401) for any other key."""
-        scheme, _, bearer = headers.get("authorization", "").partition(" ")
-        own = bearer.strip() if scheme.lower() == "bearer" and bearer.strip() else headers.get("x-api-key", "")  # OpenAI's, Anthropic's
-        for key in (own, headers.get(KEY_HEADER.lower(), "")):
-            if key:
-                try:
-                    rollout, attempt = await self._store.attempt(key=key)
-                except NotFound:
-                    continue
-                return await self._state(rollout, attempt)
-        if self._token is not None and hmac.compare_digest(own.encode(), self._token.encode()):
+        owner = await find_attempt(self._store, headers)
+        if owner is not None:
+            return await self._state(*owner)
+        key = next(iter(_keys(headers)), "")
+        if self._token is not None and hmac.compare_digest(key.encode(), self._token.encode()):
             return None
         hint = "" if self._token is None else "The API key is wrong. Use the api_key that `agl serve` printed (AGL_TOKEN sets it). "
         raise Refused(hint + UNKNOWN, status=401, code="invalid_api_key")
@@ -181,6 +176,23 @@ class Callers:
             return state
         finally:
             del self._loading[attempt.id]
+
+
+async def find_attempt(store: LightningStore, headers: Mapping[str, str]) -> tuple[Rollout, Attempt] | None:
+    """The rollout and attempt whose key comes with a request, or None."""
+    for key in _keys(headers):
+        try:
+            return await store.attempt(key=key)
+        except NotFound:
+            continue
+    return None
+
+
+def _keys(headers: Mapping[str, str]) -> list[str]:
+    """The keys of a request: as OpenAI's clients send it, as Anthropic's do, as our adapters do."""
+    scheme, _, bearer = headers.get("authorization", "").partition(" ")
+    keys = (bearer.strip() if scheme.lower() == "bearer" else "", headers.get("x-api-key", ""), headers.get(KEY_HEADER.lower(), ""))
+    return [key for key in keys if key]
 
 
 def check_open(attempt: Attempt) -> None:

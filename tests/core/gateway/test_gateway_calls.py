@@ -11,7 +11,6 @@ import httpx
 import numpy as np
 import openai
 import pytest
-from gateway_house import CALCULATOR, SEARCH, eventually, user
 
 from agentlightning.capture.recorder import CALL_HEADER, KEY_HEADER
 from agentlightning.errors import GatewayError
@@ -19,6 +18,7 @@ from agentlightning.gateway import Gateway
 from agentlightning.gateway.sampling import call_seed
 from agentlightning.stores.memory import MemoryStore
 from agentlightning.types import Rollout, Sampling, Task
+from gateway_house import CALCULATOR, SEARCH, eventually, user
 
 HI = [user("hi")]
 

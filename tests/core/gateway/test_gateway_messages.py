@@ -9,12 +9,12 @@ from typing import Any
 import anthropic
 import httpx
 import pytest
-from gateway_house import CALCULATOR, SEARCH, House, eventually, slowly, user
 from pydantic import BaseModel
 
 from agentlightning.capture.recorder import CALL_HEADER
 from agentlightning.gateway import Gateway
 from agentlightning.types import Attempt, Completion, Sampling
+from gateway_house import CALCULATOR, SEARCH, House, eventually, slowly, user
 
 HI = [user("hi")]
 

@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import openai
 import pytest
-from gateway_house import CALCULATOR, user
 
 from agentlightning.rl.batch.build import DEMONSTRATED, make_batch
 from agentlightning.rl.trajectory.build import trajectory
 from agentlightning.types import Sampling, Task
+from gateway_house import CALCULATOR, user
 
 CALL = {"function": {"name": "calculator", "arguments": json.dumps({"expression": "3+4"})}}
 

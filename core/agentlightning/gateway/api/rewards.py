@@ -6,12 +6,12 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
-from agentlightning.capture.recorder import KEY_HEADER, checked_reward
+from agentlightning.capture.recorder import checked_reward
 from agentlightning.contracts.store import LightningStore
-from agentlightning.errors import NotFound, RewardError
+from agentlightning.errors import RewardError
 from agentlightning.gateway.api.answers import json_response
 from agentlightning.gateway.api.schema import Refused
-from agentlightning.gateway.auth import UNKNOWN, check_open
+from agentlightning.gateway.auth import UNKNOWN, check_open, find_attempt
 from agentlightning.types import Reward
 
 PATH = "/v1/reward"
@@ -40,16 +40,11 @@ class RewardEndpoint:
 
     async def _attempt(self, request: Request) -> str:
         """The attempt of a key. Raises `Refused` unless it is running."""
-        bearer = request.headers.get("authorization", "").partition(" ")[2].strip()
-        for key in (bearer, request.headers.get("x-api-key", ""), request.headers.get(KEY_HEADER, "")):
-            if key:
-                try:
-                    _, attempt = await self._store.attempt(key=key)
-                except NotFound:
-                    continue
-                check_open(attempt)
-                return attempt.id
-        raise Refused(UNKNOWN, status=401, code="invalid_api_key")
+        owner = await find_attempt(self._store, request.headers)
+        if owner is None:
+            raise Refused(UNKNOWN, status=401, code="invalid_api_key")
+        check_open(owner[1])
+        return owner[1].id
 
 
 def _parse(attempt_id: str, body: bytes) -> Reward:

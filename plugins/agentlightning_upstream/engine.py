@@ -8,19 +8,19 @@ from __future__ import annotations
 import os
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
-from typing import Any
 from urllib.parse import urlsplit
 
-from agentlightning.contracts.engine import Chunk, EngineInfo
+from agentlightning.contracts.engine import Chunk, EngineInfo, EngineSettings
+from agentlightning.contracts.model import ModelFiles, Share
 from agentlightning.errors import ConfigError, EngineError, UnsupportedSetting
-from agentlightning.gateway.call import Answerer, Service
+from agentlightning.gateway.call import Answerer, Forwarder, Service
 from agentlightning.types import IntArray, Policy, Sampling
 from agentlightning_upstream.connection import Connection
 from agentlightning_upstream.forward import PATHS, ForwardAnswerer
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings:
+class Settings(EngineSettings):
     """The address of the upstream."""
 
     url: str
@@ -40,8 +40,8 @@ class Settings:
             raise ConfigError(f"key_env names the environment variable {self.key_env}, which is not set. Set it to the upstream's key.")
 
 
-class Upstream:
-    """An `Engine` that forwards requests. See `Forwarder`."""
+class Upstream(Forwarder):
+    """Forwards requests, and has no weights."""
 
     Settings = Settings
     remote = True
@@ -54,7 +54,7 @@ class Upstream:
         self._connection = Connection(url, os.environ[settings.key_env] if settings.key_env is not None else None, settings.key_env)
 
     @classmethod
-    async def create(cls, model: Any, settings: Settings, share: Mapping[str, object]) -> Upstream:
+    async def create(cls, model: ModelFiles, settings: Settings, share: Share) -> Upstream:
         """See `hookspecs.register_engines`. `model.name` is the upstream's name for the model."""
         return cls(settings, model.name)
 
@@ -80,6 +80,3 @@ class Upstream:
 
     async def resume(self) -> None:
         """Do nothing: see `pause`."""
-
-    async def close(self) -> None:
-        """Do nothing: the gateway closes the connections in its own loop."""

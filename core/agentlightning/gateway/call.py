@@ -9,10 +9,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from abc import abstractmethod
 from collections.abc import AsyncGenerator, Callable, Collection, Mapping
 from contextlib import aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass
-from typing import Protocol, TypeAlias, runtime_checkable
+from typing import Protocol, TypeAlias
 
 from starlette.datastructures import Headers
 from starlette.types import Receive, Scope, Send
@@ -64,17 +65,15 @@ class Answerer(Protocol):
         ...
 
 
-@runtime_checkable
-class Forwarder(Protocol):
-    """An engine that answers whole requests, so that no token id goes to it. See `hookspecs.register_engines`."""
+class Forwarder(Engine):
+    """Base of an engine that answers whole requests, so that no token id goes to it."""
 
+    @abstractmethod
     def answerers(self, service: Service) -> Mapping[str, Answerer]:
         """By path. The gateway serves these instead of its own."""
-        ...
 
     async def disconnect(self) -> None:
-        """Close connections. Called in the gateway's loop when it stops."""
-        ...
+        """Close the connections. The gateway calls it in its own loop when it stops."""
 
 
 class Service:

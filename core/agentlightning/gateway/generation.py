@@ -11,7 +11,7 @@ from agentlightning.contracts.engine import Engine
 from agentlightning.gateway.api.protocol import Asked
 from agentlightning.gateway.conversation import History
 from agentlightning.gateway.prompt import Prompt
-from agentlightning.gateway.rendering.demonstration import Demonstrate, Demonstrated, DemonstratingEngine, demonstration, unsampled
+from agentlightning.gateway.rendering.demonstration import Demonstrate, Demonstrated, demonstration, unsampled
 from agentlightning.gateway.rendering.renderer import Rendering
 from agentlightning.gateway.rendering.replies import Piece, Reply
 from agentlightning.gateway.rendering.tool_text import ask_for_format
@@ -28,7 +28,7 @@ class Generation:
     prompts: tuple[Prompt, ...]
     replies: tuple[Reply, ...]
     """`n` for each prompt, in order. They fill while the engine samples."""
-    engine: Engine | DemonstratingEngine
+    engine: Engine
     """Answers the call: the engine, or its demonstration."""
 
     def prompt_of(self, choice: int) -> int:

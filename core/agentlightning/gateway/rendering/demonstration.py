@@ -27,7 +27,7 @@ Demonstrate: TypeAlias = Callable[[JSON, list[dict[str, Any]], list[dict[str, An
 """`(task, messages, tools) -> message`: a good reply to this request, in OpenAI's form. None: there is none."""
 
 
-class DemonstratingEngine:
+class DemonstratingEngine(Engine):
     """An `Engine` with one fixed reply. Nobody sampled it, so it has no logprobs and no version."""
 
     def __init__(self, engine: Engine, reply: IntArray) -> None:
@@ -46,7 +46,6 @@ class DemonstratingEngine:
 
     async def pause(self) -> None: ...
     async def resume(self) -> None: ...
-    async def close(self) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)

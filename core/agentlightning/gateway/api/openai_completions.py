@@ -127,7 +127,7 @@ class CompletionsAnswer:
     def body(self, replies: Sequence[Reply], messages: Sequence[dict[str, Any]]) -> bytes:
         """See `Answer.body`."""
         choices = [
-            self._choice(index, reply, str(message["content"] or ""), 0, len(reply.ids), _reason(reply), first=True)
+            self._choice(index, reply, Piece(0, len(reply.ids), str(message["content"] or "")), _reason(reply), first=True)
             for index, (reply, message) in enumerate(zip(replies, messages, strict=True))
         ]
         return encode({**self._base(), "choices": choices, "usage": self._usage(replies)})
@@ -141,7 +141,7 @@ class CompletionsAnswer:
         if not piece.text and not self._with_ids and not self._with_logprobs:
             return b""
         first, self._shown[index] = index not in self._shown, self._shown.get(index, 0) + len(piece.text)
-        return self._chunk([self._choice(index, reply, piece.text, piece.start, piece.end, None, first=first)])
+        return self._chunk([self._choice(index, reply, piece, None, first=first)])
 
     def last(self, replies: Sequence[Reply], messages: Sequence[dict[str, Any]]) -> bytes:
         """See `Answer.last`."""
@@ -171,15 +171,15 @@ class CompletionsAnswer:
             more.setdefault("usage", None)
         return event({**self._base(), "choices": choices, **more})
 
-    def _choice(self, index: int, reply: Reply, text: str, start: int, end: int, reason: str | None, *, first: bool) -> dict[str, Any]:
+    def _choice(self, index: int, reply: Reply, piece: Piece, reason: str | None, *, first: bool) -> dict[str, Any]:
         choice: dict[str, Any] = {
             "index": index,
-            "text": text,
-            "logprobs": self._logprobs(index, reply, start, end),
+            "text": piece.text,
+            "logprobs": self._logprobs(index, reply, piece.start, piece.end),
             "finish_reason": reason,
         }
         if self._with_ids:
-            choice["token_ids"] = reply.ids[start:end]
+            choice["token_ids"] = reply.ids[piece.start : piece.end]
             if first:
                 choice["prompt_token_ids"] = reply.prompt_ids.tolist()
         return choice

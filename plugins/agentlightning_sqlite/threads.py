@@ -21,10 +21,9 @@ from typing import Any, TypeVar
 
 import watchfiles
 
-from agentlightning.errors import StoreError
-from agentlightning.stores.memory import Changes
+from agentlightning.stores.common import Changes
 from agentlightning_sqlite.ledger import Ledger
-from agentlightning_sqlite.schema import connect, translated
+from agentlightning_sqlite.schema import closed, connect, translated
 
 T = TypeVar("T")
 TOGETHER = 256
@@ -58,7 +57,7 @@ class Writer:
         operation = _Operation(work, asyncio.get_running_loop().create_future())
         with self._lock:
             if self._closed:
-                raise StoreError(f"the store {self.path} is closed; open it again")
+                raise closed(self.path)
             self._queue.put(operation)
         return await operation.future
 
@@ -107,20 +106,13 @@ class Writer:
                 os.utime(self._wal)  # they watch it, and after this they see the new state
 
     def _do(self, operation: _Operation) -> None:
-        """Do one operation; when it fails, undo it alone."""
-        ledger, sql = self._ledger, self._connection
-        seq = ledger.seq
-        sql.execute("SAVEPOINT operation")
+        """Do one operation and keep its result or its error."""
         try:
-            operation.result = operation.work(ledger)
+            operation.result = self._ledger.atomically(operation.work)
         except Exception as error:
-            if not sql.in_transaction:
+            if not self._connection.in_transaction:
                 raise  # SQLite gave up the whole transaction
-            sql.execute("ROLLBACK TO operation")
-            ledger.forget()
-            ledger.seq = seq
             operation.error = translated(error, self.path) if isinstance(error, sqlite3.Error) else error
-        sql.execute("RELEASE operation")
 
     def _answer(self, batch: list[_Operation]) -> None:
         """Wake the callers, each loop once."""
@@ -166,7 +158,7 @@ class Readers:
         try:
             future = asyncio.get_running_loop().run_in_executor(self._pool, self._do, work)
         except RuntimeError as error:
-            raise StoreError(f"the store {self.path} is closed; open it again") from error
+            raise closed(self.path) from error
         return await future
 
     def _do(self, work: Callable[[Ledger], T]) -> T:

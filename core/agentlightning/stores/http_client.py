@@ -21,7 +21,7 @@ import httpx
 
 from agentlightning.contracts.store import AttemptRecords, RolloutState
 from agentlightning.errors import LeaseLost, LightningError, NotFound, StoreError, StoreVersionError, WireError
-from agentlightning.stores.memory import printable
+from agentlightning.stores.common import printable
 from agentlightning.stores.serialization import decode, encode
 from agentlightning.types import Attempt, AttemptStatus, Mode, Policy, Record, Rollout, RolloutStatus, new_id
 

@@ -10,7 +10,7 @@ import openai
 
 from agentlightning.contracts.store import AttemptRecords
 from agentlightning.gateway import Gateway
-from agentlightning.stores.memory import MemoryStore
+from agentlightning.stores.common import open_store
 from agentlightning.testing.engine import ScriptedEngine
 from agentlightning.types import LLM, Attempt, Rollout, Sampling, Task, new_id
 
@@ -35,7 +35,7 @@ class House:
     """Everything that a test of the gateway needs."""
 
     def __init__(self, engine: ScriptedEngine, stack: AsyncExitStack, **options: Any) -> None:
-        self.store, self.engine, self._stack = MemoryStore(), engine, stack
+        self.store, self.engine, self._stack = open_store("memory:"), engine, stack
         self.gateway = Gateway(self.store, engine, **options)
 
     async def attempt(self, sampling: Sampling | None = None, **more: Any) -> Attempt:

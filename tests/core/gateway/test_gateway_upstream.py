@@ -27,7 +27,6 @@ from agentlightning.gateway.upstream.wire import event_name, events
 from agentlightning.rl.batch.build import make_batch
 from agentlightning.rl.trajectory.build import trajectory
 from agentlightning.stores.common import open_store
-from agentlightning.stores.memory import MemoryStore
 from agentlightning.types import Attempt, Rollout, Sampling, Task, new_id
 
 HI = [user("hi")]
@@ -38,7 +37,7 @@ class Forwarding(House):
     """A gateway that forwards."""
 
     def __init__(self, upstream: Upstream, stack: AsyncExitStack, **options: Any) -> None:
-        self.store, self._stack = MemoryStore(), stack
+        self.store, self._stack = open_store("memory:"), stack
         self.gateway = Gateway(self.store, upstream, **options)
 
 

@@ -9,10 +9,13 @@ from __future__ import annotations
 import os
 import time
 import uuid
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
+from functools import cache
 from typing import Any, Literal, TypeAlias, cast
 
+import msgspec
 import numpy as np
+from msgspec.structs import force_setattr
 from numpy.typing import ArrayLike, NDArray
 
 JSON: TypeAlias = Any
@@ -55,16 +58,27 @@ def _frozen(array: NDArray[Any]) -> NDArray[Any]:
 
 
 class Value:
-    """Equality by content, arrays and NaN included."""
+    """Equality by content, for dataclasses and structs. Arrays and NaN compare by content too."""
 
     __slots__ = ()
 
     def __eq__(self, other: object) -> bool:
         if type(self) is not type(other):
             return NotImplemented
-        return all(_equal(getattr(self, f.name), getattr(other, f.name)) for f in fields(self))  # type: ignore[arg-type]
+        return all(_equal(getattr(self, name), getattr(other, name)) for name in _field_names(type(self)))
 
     __hash__ = None  # type: ignore[assignment]  # arrays have no hash
+
+
+class WireValue(Value, msgspec.Struct, frozen=True, eq=False, tag=True):
+    """A value that stores write and send, tagged with the name of its class. Change one with `msgspec.structs.replace`."""
+
+
+@cache
+def _field_names(kind: type) -> tuple[str, ...]:
+    if issubclass(kind, msgspec.Struct):
+        return kind.__struct_fields__
+    return tuple(field.name for field in fields(cast(Any, kind)))
 
 
 def _equal(a: Any, b: Any) -> bool:
@@ -77,8 +91,7 @@ def _equal(a: Any, b: Any) -> bool:
     return bool(a == b)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Task(Value):
+class Task(WireValue, frozen=True):
     """One input for an agent."""
 
     id: str
@@ -86,8 +99,7 @@ class Task(Value):
     """What the agent is given."""
 
 
-@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
-class Sampling(Value):
+class Sampling(WireValue, frozen=True, kw_only=True):
     """How a reply is sampled. `logprobs` are always log-softmax(logits / temperature) over the whole vocabulary;
     at temperature 0 the reply is greedy and logprobs are those of temperature 1."""
 
@@ -109,11 +121,10 @@ class Sampling(Value):
         return self.temperature > 0 and (self.top_p < 1 or self.top_k > 0)
 
 
-@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
-class Rollout(Value):
+class Rollout(WireValue, frozen=True, kw_only=True):
     """One run of an agent on one task."""
 
-    id: str = field(default_factory=new_id)
+    id: str = msgspec.field(default_factory=new_id)
     task: Task
     mode: Mode
     group: str | None = None
@@ -129,11 +140,10 @@ class Rollout(Value):
     """Overrides what the agent asks; None (production): the agent's own settings hold."""
     max_attempts: int = 3
     """Attempts made at most, lost ones included."""
-    created: float = field(default_factory=time.time)
+    created: float = msgspec.field(default_factory=time.time)
 
 
-@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
-class Attempt(Value):
+class Attempt(WireValue, frozen=True, kw_only=True):
     """One try at a rollout. Made by the store when a runner claims."""
 
     id: str
@@ -150,8 +160,7 @@ class Attempt(Value):
     """Why it did not succeed, for a person."""
 
 
-@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
-class Call(Value):
+class Call(WireValue, frozen=True, kw_only=True):
     """One request that reached the gateway, whatever became of it. The sum of calls is the sum of requests."""
 
     id: str
@@ -178,11 +187,10 @@ class Call(Value):
     ended: float = 0.0
 
 
-@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
-class Completion(Value):
+class Completion(WireValue, frozen=True, kw_only=True):
     """One sampled reply, exactly as the engine made it."""
 
-    id: str = field(default_factory=new_id)
+    id: str = msgspec.field(default_factory=new_id)
     call_id: str
     attempt_id: str
     choice: int = 0
@@ -211,25 +219,24 @@ class Completion(Value):
     missing: str | None = None
     """Why its token ids are not known (then there are none here, of prompt and response), or its logprobs: a server that is not ours
     made it, and did not tell."""
-    created: float = field(default_factory=time.time)
+    created: float = msgspec.field(default_factory=time.time)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "prompt_ids", ints(self.prompt_ids))
-        object.__setattr__(self, "response_ids", ints(self.response_ids))
-        object.__setattr__(self, "versions", ints(self.versions))
+        force_setattr(self, "prompt_ids", ints(self.prompt_ids))
+        force_setattr(self, "response_ids", ints(self.response_ids))
+        force_setattr(self, "versions", ints(self.versions))
         if self.logprobs is not None:
-            object.__setattr__(self, "logprobs", floats(self.logprobs))
+            force_setattr(self, "logprobs", floats(self.logprobs))
             if len(self.logprobs) != len(self.response_ids):
                 raise ValueError(f"completion {self.id}: {len(self.response_ids)} tokens have {len(self.logprobs)} logprobs")
         if len(self.versions) != len(self.response_ids):
             raise ValueError(f"completion {self.id}: {len(self.response_ids)} tokens have {len(self.versions)} versions")
 
 
-@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
-class Span(Value):
+class Span(WireValue, frozen=True, kw_only=True):
     """Something that happened in an attempt."""
 
-    id: str = field(default_factory=new_id)
+    id: str = msgspec.field(default_factory=new_id)
     attempt_id: str
     kind: SpanKind
     name: str
@@ -239,16 +246,15 @@ class Span(Value):
     """The model call of an `llm` span."""
     agent: str | None = None
     """Who acted: the framework's name for the agent or node."""
-    started: float = field(default_factory=time.time)
+    started: float = msgspec.field(default_factory=time.time)
     ended: float | None = None
-    attributes: dict[str, JSON] = field(default_factory=dict[str, JSON])
+    attributes: dict[str, JSON] = {}
 
 
-@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
-class Reward(Value):
+class Reward(WireValue, frozen=True, kw_only=True):
     """A number for an attempt, or for one span or model call of it. Appended, never edited."""
 
-    id: str = field(default_factory=new_id)
+    id: str = msgspec.field(default_factory=new_id)
     attempt_id: str
     value: float
     name: str = "reward"
@@ -257,15 +263,14 @@ class Reward(Value):
     call_id: str | None = None
     source: str = "agent"
     """Who says so: `agent`, `runner`, a judge's or a person's name."""
-    created: float = field(default_factory=time.time)
+    created: float = msgspec.field(default_factory=time.time)
 
 
 Record: TypeAlias = Call | Completion | Span | Reward
 """What is recorded in an attempt."""
 
 
-@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
-class Policy(Value):
+class Policy(WireValue, frozen=True, kw_only=True):
     """One version of the weights."""
 
     name: str = "main"
@@ -277,8 +282,7 @@ class Policy(Value):
     """Where the weights are: `file:/folder`, `memory:<key>`."""
 
 
-@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
-class Transition(Value):
+class Transition(WireValue, frozen=True, kw_only=True):
     """One completion as the learner sees it."""
 
     completion_id: str
@@ -307,8 +311,7 @@ class Transition(Value):
     reason: str | None = None
 
 
-@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
-class Trajectory(Value):
+class Trajectory(WireValue, frozen=True, kw_only=True):
     """The transitions of one winning attempt, in order."""
 
     task: Task
@@ -326,7 +329,7 @@ class Trajectory(Value):
     rewards: tuple[Reward, ...] = ()
     """Those of the attempt as a whole."""
     transitions: tuple[Transition, ...] = ()
-    calls: dict[str, int] = field(default_factory=dict[str, int])
+    calls: dict[str, int] = {}
     """How many requests ended as what; the sum is the number of requests."""
     diagnostics: tuple[str, ...] = ()
     """What was left out or could not be joined, by name."""

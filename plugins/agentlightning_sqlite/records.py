@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import sqlite3
 from collections import OrderedDict
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from msgspec.structs import replace
 
 from agentlightning.contracts.store import AttemptRecords
 from agentlightning.stores.serialization import decode, encode

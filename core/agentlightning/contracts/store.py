@@ -14,7 +14,6 @@ Invariants, held by `agentlightning.testing.store_contract` for every implementa
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from agentlightning.types import (
@@ -29,12 +28,11 @@ from agentlightning.types import (
     Rollout,
     RolloutStatus,
     Span,
-    Value,
+    WireValue,
 )
 
 
-@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
-class RolloutState(Value):
+class RolloutState(WireValue, frozen=True, kw_only=True):
     """A rollout and where it stands."""
 
     rollout: Rollout
@@ -54,8 +52,7 @@ class RolloutState(Value):
         return self.attempts[-1] if ended else None
 
 
-@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
-class AttemptRecords(Value):
+class AttemptRecords(WireValue, frozen=True, kw_only=True):
     """Everything that one attempt wrote, each kind in the store's sequence."""
 
     attempt: Attempt

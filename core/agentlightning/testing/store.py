@@ -17,10 +17,10 @@ import threading
 import time
 from collections.abc import Generator
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
+from msgspec.structs import replace
 
 from agentlightning.contracts.store import LightningStore, RolloutState
 from agentlightning.errors import LeaseLost, NotFound, StoreError, WireError

@@ -6,7 +6,6 @@ import asyncio
 import socket
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
-from dataclasses import replace
 from threading import Thread
 from typing import Any
 
@@ -16,6 +15,7 @@ import openai
 import pytest
 import uvicorn
 from gateway_house import CALCULATOR, House, eventually, slowly, user
+from msgspec.structs import replace
 from starlette.responses import JSONResponse, StreamingResponse
 from upstream_house import PlainServer
 

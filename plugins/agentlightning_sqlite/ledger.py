@@ -121,7 +121,7 @@ class Ledger:
             self._end(attempt_id, "lost", f"the lease of worker {worker!r} expired", retry=True)
 
     def expiry(self) -> float | None:
-        """When the next lease ends, seconds since the epoch."""
+        """When the next lease ends, in seconds since the epoch."""
         return self.sql.execute("SELECT min(expires) FROM attempts WHERE status = 'running'").fetchone()[0]
 
     def _enter(self, rollout: Rollout, value: bytes, status: RolloutStatus) -> int:

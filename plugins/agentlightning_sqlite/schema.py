@@ -1,7 +1,7 @@
-"""The file: its tables, its version, and how a connection to it is made.
+"""The database: its tables, its version, and how to connect to it.
 
-`added` and `changed` are drawn from one sequence, the store's order: max(changed) is the newest number, and rows are never deleted.
-Values are bytes of `agentlightning.stores.serialization`; columns beside them are what is searched or changed.
+`added` and `changed` come from one sequence, the order of the store. max(changed) is the newest number; rows are never deleted.
+Values are bytes of `agentlightning.stores.serialization`. The other columns are for searching and changing.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from pathlib import Path
 from agentlightning.errors import StoreError, StoreVersionError
 
 APPLICATION = 0x41474C73
-"""`PRAGMA application_id` of our files: "AGLs"."""
+"""`PRAGMA application_id` of stores: "AGLs"."""
 VERSION = 2
-"""`PRAGMA user_version`: of the tables below."""
+"""`PRAGMA user_version`, the version of the tables below."""
 MEMORY = ":memory:"
 """SQLite's name of a database in memory; each connection has one of its own."""
 BUSY = 30.0
-"""Seconds to wait for other processes before giving up."""
+"""Seconds to wait for locks of other processes."""
 
 ADVICE = {
     ("SQLITE_FULL",): "The disk is full: free some space and try again.",
@@ -87,7 +87,7 @@ CREATE TABLE policies (
 
 
 def connect(path: Path | str) -> sqlite3.Connection:
-    """A connection that waits for other writers and commits durably. Any one thread at a time may use it."""
+    """A connection that waits for other writers and commits durably. One thread at a time may use it."""
     connection = sqlite3.connect(path, timeout=BUSY, isolation_level=None, check_same_thread=False, cached_statements=256)
     connection.execute("PRAGMA synchronous = FULL")
     connection.execute("PRAGMA foreign_keys = ON")
@@ -95,7 +95,7 @@ def connect(path: Path | str) -> sqlite3.Connection:
 
 
 def prepare(path: Path) -> None:
-    """Make the file if there is none, and check that it is one of ours."""
+    """Create a missing file, and check that an existing one is a store."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -144,7 +144,7 @@ def _ours(connection: sqlite3.Connection, path: Path) -> bool:
 
 
 def _wal(connection: sqlite3.Connection, path: Path) -> None:
-    """Switch to write-ahead logging. SQLite does not wait for others here, so this does."""
+    """Switch to write-ahead logging. SQLite does not wait for locks here, so this does."""
     deadline = time.monotonic() + BUSY
     while True:
         try:

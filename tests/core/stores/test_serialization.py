@@ -133,14 +133,14 @@ def test_every_value_comes_back_equal(data: Any) -> None:
 @given(completions(), st.data())
 @settings(max_examples=100, deadline=None)
 def test_a_changed_or_missing_byte_is_refused(completion: Completion, data: Any) -> None:
-    whole = encode(completion)
-    at = data.draw(st.integers(0, len(whole) - 1))
+    message = encode(completion)
+    at = data.draw(st.integers(0, len(message) - 1))
     bit = 1 << data.draw(st.integers(0, 7))
     if at not in (6, 7):  # reserved, free to be used by a later version of the same schema
         with pytest.raises(WireError):
-            decode(whole[:at] + bytes([whole[at] ^ bit]) + whole[at + 1 :], Completion)
+            decode(message[:at] + bytes([message[at] ^ bit]) + message[at + 1 :], Completion)
     with pytest.raises(WireError):
-        decode(whole[:at], Completion)
+        decode(message[:at], Completion)
 
 
 @given(st.binary(max_size=60))
@@ -151,13 +151,13 @@ def test_any_body_is_read_or_refused(body: bytes) -> None:
 
 
 def test_arrays_are_read_only_int32_and_float32_and_take_four_bytes_a_token() -> None:
-    def made(size: int) -> Completion:
+    def of_size(size: int) -> Completion:
         return Completion(
             id="i", call_id="c", attempt_id="a", prompt_ids=np.arange(size), response_ids=[7, 8], logprobs=[math.nan, -1.5],
             versions=[0, 0], sampling=Sampling(), finish_reason="stop",
         )  # fmt: skip
 
-    back = decode(encode(made(1000)), Completion)
+    back = decode(encode(of_size(1000)), Completion)
     assert back.prompt_ids.dtype == np.int32
     assert back.logprobs is not None
     assert back.logprobs.dtype == np.float32
@@ -165,7 +165,7 @@ def test_arrays_are_read_only_int32_and_float32_and_take_four_bytes_a_token() ->
     assert back.logprobs[1] == -1.5
     assert not back.prompt_ids.flags.writeable
     assert back.prompt_ids.flags.aligned
-    assert len(encode(made(2000))) - len(encode(made(1000))) == 4000
+    assert len(encode(of_size(2000))) - len(encode(of_size(1000))) == 4000
 
 
 @pytest.mark.parametrize(("schema", "advice"), [(SCHEMA + 1, "here"), (SCHEMA - 1, "where the bytes were written")])

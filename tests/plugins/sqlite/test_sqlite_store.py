@@ -55,14 +55,14 @@ async def test_bytes_of_a_conversation_grow_with_its_new_tokens(tmp_path: Path) 
         await store.add(rollouts(1))
         ((_, attempt),) = await store.claim("w", lease=60)
         last: Completion | None = None
-        made: list[Completion] = []
+        conversation: list[Completion] = []
         for turn in range(turns):
             history = [] if last is None else np.concatenate([last.prompt_ids, last.response_ids]).tolist()
             new = list(range(turn * 1000, turn * 1000 + 100))
             last = completion(attempt.id, history + new, [turn] * 100, continues=last.id if joined and last else None)
-            made.append(last)
+            conversation.append(last)
             await store.record([last])
-        assert (await store.records(attempt.id)).completions == tuple(made)
+        assert (await store.records(attempt.id)).completions == tuple(conversation)
         await store.close()
         with sqlite3.connect(tmp_path / f"{turns}{joined}.db") as sql:
             return sql.execute("SELECT sum(length(value) + length(prompt)) FROM records").fetchone()[0]
@@ -76,12 +76,12 @@ async def test_a_prompt_is_whole_after_the_writer_forgot_the_conversation(tmp_pa
     store = SQLiteStore(tmp_path / "agl.db")
     await store.add(rollouts(1))
     ((_, attempt),) = await store.claim("w", lease=60)
-    made = [completion(attempt.id, [1, 2, 3], [4])]
+    conversation = [completion(attempt.id, [1, 2, 3], [4])]
     for turn in range(5):
-        history = np.concatenate([made[-1].prompt_ids, made[-1].response_ids]).tolist()
-        made.append(completion(attempt.id, [*history, turn], [9], continues=made[-1].id))
-        await store.record(made[-2:])
-    assert (await store.records(attempt.id)).completions == tuple(made)
+        history = np.concatenate([conversation[-1].prompt_ids, conversation[-1].response_ids]).tolist()
+        conversation.append(completion(attempt.id, [*history, turn], [9], continues=conversation[-1].id))
+        await store.record(conversation[-2:])
+    assert (await store.records(attempt.id)).completions == tuple(conversation)
     await store.close()
 
 
@@ -91,10 +91,10 @@ async def test_one_operation_that_fails_takes_no_other_with_it(tmp_path: Path) -
     ((_, attempt),) = await store.claim("w", lease=60)
     written = [span(attempt.id) for _ in range(20)]
     results = await asyncio.gather(
-        *(store.record([each, span("nobody")] if i % 2 else [each]) for i, each in enumerate(written)), return_exceptions=True
+        *(store.record([record, span("nobody")] if i % 2 else [record]) for i, record in enumerate(written)), return_exceptions=True
     )
     assert [isinstance(result, StoreError) for result in results] == [bool(i % 2) for i in range(20)]
-    assert {s.id for s in (await store.records(attempt.id)).spans} == {each.id for each in written[::2]}
+    assert {s.id for s in (await store.records(attempt.id)).spans} == {record.id for record in written[::2]}
     await store.close()
 
 

@@ -20,8 +20,8 @@ from typing import Any, TypeVar
 
 from msgspec.structs import replace
 
-from agentlightning.config.models import ModelFiles, Share
-from agentlightning.contracts.engine import Chunk, EngineInfo, check_request
+from agentlightning.contracts.engine import Chunk, Engine, EngineInfo, check_request
+from agentlightning.contracts.model import ModelFiles, Share
 from agentlightning.errors import ConfigError, EngineError, UnsupportedSetting
 from agentlightning.types import IntArray, Policy, Sampling, floats, ints
 from agentlightning_vllm.environment import find_environment
@@ -39,7 +39,7 @@ REMEMBERED = 100_000
 """Rollouts whose replica is known."""
 
 
-class VllmEngine:
+class VllmEngine(Engine):
     """See `agentlightning.contracts.engine.Engine`. The servers start with the first load."""
 
     Settings = Settings

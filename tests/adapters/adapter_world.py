@@ -7,16 +7,15 @@ from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
 
 from agentlightning.capture.recorder import Recorder, use
-from agentlightning.contracts.store import AttemptRecords
+from agentlightning.contracts.store import AttemptRecords, LightningStore
 from agentlightning.gateway import Gateway
 from agentlightning.rl.trajectory.build import trajectory
 from agentlightning.rl.trajectory.step_rewards import step_rewards
-from agentlightning.stores.memory import MemoryStore
 from agentlightning.types import Rollout, Sampling, Span, Task, Trajectory
 
 
 class World:
-    def __init__(self, store: MemoryStore, gateway: Gateway) -> None:
+    def __init__(self, store: LightningStore, gateway: Gateway) -> None:
         self.store, self.gateway = store, gateway
 
     @asynccontextmanager

@@ -8,7 +8,7 @@ import pytest
 from adapter_world import World
 
 from agentlightning.gateway import Gateway
-from agentlightning.stores.memory import MemoryStore
+from agentlightning.stores.common import open_store
 from agentlightning.testing.engine import ScriptedEngine
 from agentlightning.testing.tokenizer import make_tokenizer
 
@@ -29,7 +29,7 @@ def delay() -> float:
 @pytest.fixture
 async def world(script: Any, delay: float, tokenizer_folder: Path) -> AsyncIterator[World]:
     """`script`, of each framework's own conftest, is what the model says."""
-    store = MemoryStore()
+    store = open_store("memory:")
     gateway = Gateway(store, ScriptedEngine(tokenizer_folder, script, chunk=16, delay=delay, context_length=16384))
     await gateway.start()
     yield World(store, gateway)

@@ -16,10 +16,11 @@ import asyncio
 import math
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, ClassVar, cast
 
 import numpy as np
+from msgspec import structs
 
 from agentlightning.contracts.engine import Chunk, Engine
 from agentlightning.errors import ContextOverflow, EngineError
@@ -78,7 +79,7 @@ class EngineContract:
 
     async def next_policy(self, engine: Engine) -> Policy:
         """Return the policy of the next version. Override it where the engine needs real weights behind it."""
-        return replace(engine.policy, version=engine.policy.version + 1)
+        return structs.replace(engine.policy, version=engine.policy.version + 1)
 
     # --- replies -------------------------------------------------------------------------------------------------------------------
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from msgspec import structs
 
 from agentlightning.contracts.trainer import Capabilities
 from agentlightning.errors import LightningError
@@ -65,7 +66,7 @@ class StepsOnNothing(TableTrainer):
     async def step(self, batch: Any, loss: Any) -> Any:
         policy, metrics = await super().step(batch, loss)
         if not batch.trained_tokens:
-            self.policy = policy = replace(policy, version=policy.version + 1)
+            self.policy = policy = structs.replace(policy, version=policy.version + 1)
         return policy, metrics
 
 
@@ -118,7 +119,7 @@ class WithoutProbe(TableTrainer):
     async def export(self, folder: Path) -> Policy:
         folder.mkdir(parents=True, exist_ok=True)
         await self.save(folder)
-        return replace(self.policy, uri=f"file:{folder}")
+        return structs.replace(self.policy, uri=f"file:{folder}")
 
 
 class Undead(TableTrainer):

@@ -6,12 +6,12 @@ import os
 import stat
 import sys
 from collections.abc import AsyncIterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from msgspec.structs import replace
 
 from agentlightning.contracts.model import ModelFiles, Share
 from agentlightning.types import Policy

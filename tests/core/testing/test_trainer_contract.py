@@ -116,6 +116,7 @@ class WithoutProbe(TableTrainer):
         return replace(super().offers(settings), uris=frozenset({"file"}))
 
     async def export(self, folder: Path) -> Policy:
+        folder.mkdir()
         await self.save(folder)
         return replace(self.policy, uri=f"file:{folder}")
 

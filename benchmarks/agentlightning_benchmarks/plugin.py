@@ -16,17 +16,17 @@ def register_commands(register: Register) -> None:
 
 
 @hookimpl
-def register_facts(register: Register) -> None:
+def register_step_signals(register: Register) -> None:
     register(
         "sql_failed",
-        "agentlightning_benchmarks.text_to_sql.facts:sql_failed",
+        "agentlightning_benchmarks.text_to_sql.step_signals:sql_failed",
         summary="text-to-SQL: a query did not execute",
         extra="bench",
         needs=("langchain_core", "langgraph"),
     )
     register(
         "nothing_found",
-        "agentlightning_benchmarks.rag.facts:nothing_found",
+        "agentlightning_benchmarks.rag.step_signals:nothing_found",
         summary="RAG: a search found no passage",
         extra="bench",
         needs=("agents", "bm25s"),

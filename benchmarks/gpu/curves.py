@@ -1,7 +1,7 @@
 """A learning curve: `curves.py demo smollm2`, `curves.py math qwen05 --data FOLDER [--engine vllm] [--trainer verl]`.
 
 Trains with the preset of `agl demo`, or the GPU preset of `agl bench`, in fewer steps; real tasks come from `--data`. A run that was
-stopped goes on. Figures: mean reward on held-out tasks by step, sampled and greedy, and seconds.
+stopped goes on. Figures: mean reward on eval tasks by step, sampled and greedy, and seconds.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from models import model_files
 
 STEPS = 40
 HELD_OUT = 128
-"""Held-out tasks at most."""
-KEPT = ("reward", "held_out.sampled", "held_out.greedy", "seconds", "tokens_per_second", "logprob_diff")
+"""eval tasks at most."""
+KEPT = ("reward", "eval.sampled", "eval.greedy", "seconds", "tokens_per_second", "mismatch_abs")
 """Metrics of a step that become figures."""
 
 
@@ -35,10 +35,10 @@ def make_job(options: argparse.Namespace, files: Any) -> Job:
     config = load_config(CONFIG) if options.curve == "demo" else catalog.preset(catalog.find(options.curve), "gpu")
     trainer, engine = dict(config.trainer), dict(config.engine)
     if options.curve != "demo":
-        config = replace(config, steps=STEPS, evaluate=replace(config.evaluate, every=STEPS // 4, tasks=HELD_OUT))
+        config = replace(config, steps=STEPS, eval=replace(config.eval, every=STEPS // 4, tasks=HELD_OUT))
     if DRY:
         config = toy(config)
-        trainer, engine = {"name": "torch", "max_tokens": 4096}, {"name": "torch"}
+        trainer, engine = {"name": "torch", "tokens_per_pack": 4096}, {"name": "torch"}
     if options.engine:
         engine = {"name": options.engine}
     if options.trainer:
@@ -58,7 +58,7 @@ def toy(config: Config) -> Config:
         tasks_per_step=1,
         algorithm={**config.algorithm, "group_size": 2},
         sampling=replace(config.sampling, max_tokens=8),
-        evaluate=replace(config.evaluate, every=0, tasks=1, samples=1),
+        eval=replace(config.eval, every=0, tasks=1, samples=1),
         runner=replace(config.runner, concurrency=2),
     )
 
@@ -85,7 +85,7 @@ def main() -> None:
     run = train(make_job(options, model_files(options.model)))
     rows = read_metrics(run.folder)[0]
     steps = [{"step": row["step"], **{name: row[name] for name in KEPT if row.get(name) is not None}} for row in rows]
-    kept = ("steps", "finished", "seconds", "held_out", "measured_after_step")
+    kept = ("steps", "finished", "seconds", "eval", "measured_after_step")
     tasks = "real" if options.data and Path(options.data).is_dir() else "generated"
     made = {"curve": options.curve, "model": options.model, "tasks": tasks, "engine": options.engine or "torch"}
     figures = {**made, "trainer": options.trainer or "torch", **{key: run.result[key] for key in kept if key in run.result}}

@@ -17,7 +17,7 @@ from pieces import PiecesError
 from results import FINAL, read_results
 
 Line = dict[str, Any]
-TITLES = {"sampled": "held_out.sampled", "greedy": "held_out.greedy"}
+TITLES = {"sampled": "eval.sampled", "greedy": "eval.greedy"}
 
 
 def main() -> None:
@@ -85,7 +85,7 @@ def page(lines: Sequence[Line], chart: str | None = None) -> str:
         if rows := render(chosen):
             sections.append(f"## {title}\n\n{text}\n\n{rows}")
     if chart:  # under the curves, which come last
-        sections.append(f"![Mean reward on held-out tasks over training steps]({chart})\n")
+        sections.append(f"![Mean reward on eval tasks over training steps]({chart})\n")
     return "\n".join(sections)
 
 
@@ -181,13 +181,13 @@ def trainer(lines: Sequence[Line]) -> str:
 
 
 def curves(lines: Sequence[Line]) -> str:
-    """Held-out reward before and after."""
+    """eval reward before and after."""
     rows = []
     for line in lines:
         figure = line["figures"][-1]
         cells = []
         for kind in TITLES:
-            measured = figure.get("held_out", {}).get(kind, {})
+            measured = figure.get("eval", {}).get(kind, {})
             cells += [number(measured.get(when), "{:.3f}") for when in ("before", "after")]
         parts = f"{figure['engine']} / {figure['trainer']}"
         minutes = number(figure["seconds"] / 60 if "seconds" in figure else None, "{:.1f}")
@@ -228,7 +228,7 @@ SECTIONS: tuple[tuple[str, str, str | tuple[str, ...], Any], ...] = (
         "trainer-",
         trainer,
     ),
-    ("Learning", "Mean reward on held-out tasks, before and after training.", CURVES, curves),
+    ("Learning", "Mean reward on eval tasks, before and after training.", CURVES, curves),
 )
 
 
@@ -277,7 +277,7 @@ def draw(lines: Sequence[Line], path: Path) -> bool:
         panel.set_title(
             f"{made['curve']}, {made['model']}, {made['tasks']} tasks\n{made['engine']} / {made['trainer']}, {card(line)}", fontsize=8
         )
-        panel.set(xlabel="training steps", ylabel="held-out reward", ylim=(-0.03, 1.03))
+        panel.set(xlabel="training steps", ylabel="eval reward", ylim=(-0.03, 1.03))
         panel.xaxis.get_major_locator().set_params(integer=True)
         panel.grid(alpha=0.25)
         if panel.get_legend_handles_labels()[0]:

@@ -27,8 +27,8 @@ TURNS = 4
 PACK = 16384
 
 
-def measure(bench: Bench, batch: Any, way: str, max_tokens: int) -> dict[str, Any]:
-    work = work_of(way, batch, max_tokens)
+def measure(bench: Bench, batch: Any, way: str, tokens_per_pack: int) -> dict[str, Any]:
+    work = work_of(way, batch, tokens_per_pack)
     tokens = sum(len(pack) for packs in work for pack in packs)
     fastest = float("inf")
     reset_peak()

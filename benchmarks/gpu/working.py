@@ -180,7 +180,7 @@ def measure(step: Step, place: Place, results: Results, left: float | None) -> s
     try:
         code = run_command([place.python, *fill(step.command, place)], folder, environment(place), allowed)
         cut_by_call = code is None and allowed < limit
-        status, error = ("interrupted", None) if cut_by_call else verdict(code, log, before)
+        status, error = ("interrupted", None) if cut_by_call else judge(code, log, before)
     finally:
         seconds = time.monotonic() - began
         results.add(step.name, status, seconds=round(seconds, 1), error=error, figures=read_figures(folder))
@@ -213,7 +213,7 @@ def environment(place: Place) -> dict[str, str]:
     return {**os.environ, **own}
 
 
-def verdict(code: int | None, log: Path, before: int) -> tuple[str, str | None]:
+def judge(code: int | None, log: Path, before: int) -> tuple[str, str | None]:
     """What a step ended with, and the end of what it added to the log after `before` bytes where that was not well."""
     if code == 0:
         return "ok", None

@@ -7,9 +7,9 @@ The reference has a reward and a group for every transition, takes the mean of e
 credit, no unscored rollout, no group without signal, no baseline by turn. Beside it stands the same for whole rollouts: the mean of
 each group's outcomes, subtracted, and then given to every transition. It does an eighth of the arithmetic, and has no bound.
 
-Credit and advantage are the registered functions on `Episodes` made from arrays (reward, rollout, turn, group). A tenth of the rollouts is
-up to half as short, three transitions in ten have a reward of their own. Building `Episodes` is printed apart, and so is GAE over tokens,
-beside a plain loop over the same tokens, from the last to the first.
+Credit and advantage are the registered functions on `RolloutArrays` made from arrays (reward, rollout, turn, group). A tenth of the
+rollouts is up to half as short, three transitions in ten have a reward of their own. Building `RolloutArrays` is printed apart,
+and so is GAE over tokens, beside a plain loop over the same tokens, from the last to the first.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import numpy as np
 from bounds import Report, finish, take_turns
 
 from agentlightning.registry.registry import registry
-from agentlightning.rl.arrays import Episodes
+from agentlightning.rl.arrays import RolloutArrays
 from agentlightning.types import Reward, Task, Trajectory, Transition
 
 MOST = 5.0
@@ -47,13 +47,13 @@ SLICE = 4e-3
 """Seconds of one measurement: as long for each, so that a busy machine disturbs all alike."""
 
 
-def arrays(rollouts: int, turns: int, group: int, tokens: int) -> Episodes:
+def arrays(rollouts: int, turns: int, group: int, tokens: int) -> RolloutArrays:
     rng = np.random.default_rng(0)
     length = np.where(rng.random(rollouts) < 0.1, rng.integers(turns // 2 or 1, turns + 1, rollouts), turns)
     rollout = np.repeat(np.arange(rollouts), length)
     size = len(rollout)
-    return Episodes.from_arrays(
-        outcome=rng.integers(0, 2, rollouts).astype(np.float64),
+    return RolloutArrays.from_arrays(
+        returns=rng.integers(0, 2, rollouts).astype(np.float64),
         group=np.arange(rollouts) // group,
         rollout=rollout,
         reward=np.where(rng.random(size) < 0.3, rng.random(size), 0.0),
@@ -61,57 +61,57 @@ def arrays(rollouts: int, turns: int, group: int, tokens: int) -> Episodes:
     )
 
 
-def trajectories(episodes: Episodes) -> list[Trajectory]:
+def trajectories(rollouts: RolloutArrays) -> list[Trajectory]:
     """What gives these arrays, but for prompts."""
     nothing = np.empty(0, np.int32)
     found: list[Trajectory] = []
-    for number, (start, stop) in enumerate(zip(episodes.first[:-1], episodes.first[1:], strict=True)):
+    for number, (start, stop) in enumerate(zip(rollouts.first[:-1], rollouts.first[1:], strict=True)):
         transitions = [
             Transition(
                 completion_id=str(place),
                 call_id=str(place),
                 prompt_ids=nothing,
-                response_ids=np.zeros(episodes.tokens[place], np.int32),
+                response_ids=np.zeros(rollouts.tokens[place], np.int32),
                 logprobs=None,
                 versions=nothing,
                 temperature=1.0,
                 agent=None,
                 index=turn,
                 turn=turn,
-                rewards=(Reward(attempt_id=str(number), value=float(episodes.reward[place]), name="own"),)
-                if episodes.rewarded[place]
+                rewards=(Reward(attempt_id=str(number), value=float(rollouts.rewards[place]), name="own"),)
+                if rollouts.rewarded[place]
                 else (),
             )
             for turn, place in enumerate(range(start, stop))
         ]
         found.append(
             Trajectory(
-                task=Task(str(episodes.group[number]), None),
+                task=Task(str(rollouts.group[number]), None),
                 rollout_id=str(number),
                 attempt_id=str(number),
-                group=str(episodes.group[number]),
+                group=str(rollouts.group[number]),
                 index=number,
                 mode="train",
                 status="succeeded",
-                reward=float(episodes.outcome[number]),
+                reward=float(rollouts.returns[number]),
                 transitions=tuple(transitions),
             )
         )
     return found
 
 
-def loop(episodes: Episodes, gamma: float, lam: float) -> np.ndarray:
+def loop(rollouts: RolloutArrays, gamma: float, lam: float) -> np.ndarray:
     """(tokens,) GAE with the outcome at the last token of a rollout."""
-    assert episodes.values is not None
-    made = np.zeros(len(episodes.values))
-    ends = episodes.offsets[episodes.first]
+    assert rollouts.values is not None
+    made = np.zeros(len(rollouts.values))
+    ends = rollouts.offsets[rollouts.first]
     for number, (start, stop) in enumerate(zip(ends[:-1].tolist(), ends[1:].tolist(), strict=True)):
         following = after = 0.0
         for token in range(stop - 1, start - 1, -1):
-            reward = episodes.outcome[number] if token == stop - 1 else 0.0
-            following = reward + gamma * after - episodes.values[token] + gamma * lam * following
+            reward = rollouts.returns[number] if token == stop - 1 else 0.0
+            following = reward + gamma * after - rollouts.values[token] + gamma * lam * following
             made[token] = following
-            after = episodes.values[token]
+            after = rollouts.values[token]
     return made
 
 
@@ -138,9 +138,9 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=32, help="of a reply, for GAE")
     parser.add_argument("--repeat", type=int, default=40)
     options = parser.parse_args()
-    episodes = arrays(options.rollouts, options.turns, options.group, options.tokens)
+    rollouts = arrays(options.rollouts, options.turns, options.group, options.tokens)
     parts = {kind: {entry.name: entry for entry in registry().entries(kind)} for kind in ("credits", "advantages")}
-    outcome, group, rollout, reward = episodes.outcome, episodes.group, episodes.rollout, episodes.reward
+    outcome, group, rollout, reward = rollouts.returns, rollouts.group, rollouts.rollout, rollouts.rewards
     of_transition = group[rollout]
 
     def over_transitions() -> np.ndarray:
@@ -153,7 +153,7 @@ def main() -> None:
 
     def pair(credit: str, advantage: str) -> Callable[[], Any]:
         earned, compared = parts["credits"][credit].load(), parts["advantages"][advantage].load()
-        return lambda: compared(episodes, earned(episodes))
+        return lambda: compared(rollouts, earned(rollouts))
 
     runs = {"mean and subtraction": over_transitions, "the same of whole rollouts": over_rollouts}
     runs |= {f"{credit} + {advantage}": pair(credit, advantage) for credit, advantage in PAIRS}
@@ -161,7 +161,7 @@ def main() -> None:
     taken = take_turns({name: run for name, (run, _) in slices.items()}, options.repeat)
     seconds = {name: [each / slices[name][1] for each in some] for name, some in taken.items()}
     report = Report(
-        f"credit and advantage: {len(episodes)} rollouts, {episodes.transitions} transitions", ("fastest", "median", "x of rollouts")
+        f"credit and advantage: {len(rollouts)} rollouts, {rollouts.transitions} transitions", ("fastest", "median", "x of rollouts")
     )
     plain = seconds["mean and subtraction"]
     for name, each in seconds.items():
@@ -176,16 +176,16 @@ def main() -> None:
         )
     missed = report.show()
 
-    made = trajectories(episodes)
+    made = trajectories(rollouts)
     rng = np.random.default_rng(1)
-    judged = replace(episodes, values=rng.random(int(episodes.tokens.sum())))
+    judged = replace(rollouts, values=rng.random(int(rollouts.tokens.sum())))
     gae = parts["advantages"]["gae"].load()
     returns = parts["credits"]["identical"].load()(judged)
     ours, theirs = gae(judged, returns, gamma=0.99, lam=0.95, whiten=False).advantage, loop(judged, 0.99, 0.95)
     if not np.allclose(ours, theirs, rtol=0, atol=1e-9):
         raise SystemExit(f"GAE differs from the loop by {np.abs(ours - theirs).max():.1e}")
     apart = {
-        "Episodes from trajectories": lambda: Episodes.of(made),
+        "RolloutArrays from trajectories": lambda: RolloutArrays.of(made),
         "GAE, a plain loop": lambda: loop(judged, 0.99, 0.95),
         "GAE": lambda: gae(judged, returns, gamma=0.99, lam=0.95, whiten=False),
     }

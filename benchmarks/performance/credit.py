@@ -10,7 +10,7 @@ drawn for each rollout, whatever was said. The second earns skill: the part of i
 the sum, and rewards each turn by its own. All runs have the same agent, rewards, steps and settings; they differ in the credit alone:
 
     identical                  both turns earn the sum
-    per_step (outcome = 0)     a turn earns its own reward and those after it: the second does not earn the first one's luck
+    per_step (rollout_weight = 0)     a turn earns its own reward and those after it: the second does not earn the first one's luck
 
 The first turn earns the luck either way, and its tokens train the same weights, so it is short here.
 
@@ -40,7 +40,7 @@ from agentlightning.capture.recorder import current
 from agentlightning.training.chart import SAMPLED, TRAIN
 from agentlightning_torch.testing import tiny_model
 
-CREDITS: dict[str, Any] = {"identical": "identical", "per_step": {"name": "per_step", "outcome": 0.0}}
+CREDITS: dict[str, Any] = {"identical": "identical", "per_step": {"name": "per_step", "rollout_weight": 0.0}}
 COLORS = {"identical": SAMPLED, "per_step": TRAIN}
 TASKS = [{"id": str(n), "text": text} for n, text in enumerate(["abc", "xyz", "hello", "12+3"])]
 LAST = 5

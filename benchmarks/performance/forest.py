@@ -154,11 +154,11 @@ class Bench:
         return linear + 12 * config.num_hidden_layers * width * pairs
 
 
-def work_of(mode: str, batch: Batch, max_tokens: int) -> list[list[Pack]]:
+def work_of(mode: str, batch: Batch, tokens_per_pack: int) -> list[list[Pack]]:
     """What is computed at once."""
     if mode == FOREST:
-        return [[pack] for pack in batch.packs(max_tokens)]
-    return group_rows(batch.rows() if mode == ROWS else batch.transition_rows(), max_tokens)
+        return [[pack] for pack in batch.packs(tokens_per_pack)]
+    return group_rows(batch.rows() if mode == ROWS else batch.transition_rows(), tokens_per_pack)
 
 
 def peak(options: argparse.Namespace, mode: str) -> int:
@@ -173,7 +173,7 @@ def peak(options: argparse.Namespace, mode: str) -> int:
         else:
             Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
             before = _kilobytes("VmRSS")
-        bench.gradient(each, work_of(mode, each, options.max_tokens), mode == FOREST)
+        bench.gradient(each, work_of(mode, each, options.tokens_per_pack), mode == FOREST)
         bench.optimizer.step(LR)
     return torch.cuda.max_memory_allocated() - before if bench.device.type == "cuda" else 1024 * (_kilobytes("VmHWM") - before)
 
@@ -222,11 +222,11 @@ def main() -> None:
             progress.advance(task)
         bench = Bench.load(options)
         batch = bench.batch(options)
-        work = {mode: work_of(mode, batch, options.max_tokens) for mode in MODES}
+        work = {mode: work_of(mode, batch, options.tokens_per_pack) for mode in MODES}
         small = rollouts(1, 1, 16, 16, 0, bench.model.config.get_text_config().vocab_size)
         gradients: dict[str, dict[str, torch.Tensor]] = {}
         for mode in MODES:  # warm up, so that no step is the first
-            bench.gradient(small, work_of(mode, small, options.max_tokens), mode == FOREST)
+            bench.gradient(small, work_of(mode, small, options.tokens_per_pack), mode == FOREST)
             bench.optimizer.zero()
         for turn in range(options.repeat):
             for mode in MODES:
@@ -249,7 +249,7 @@ def main() -> None:
     speeds = ("tokens/s", "of bf16 peak") if card else ()
     report = Report(
         f"{options.model}, {options.rollouts} rollouts x {options.turns} turns, {options.prompt} shared tokens, {options.reply} + "
-        f"{options.observation} new ones a turn, {options.train}, {card or 'cpu'}, at most {options.max_tokens} tokens at once",
+        f"{options.observation} new ones a turn, {options.train}, {card or 'cpu'}, at most {options.tokens_per_pack} tokens at once",
         ("tokens", "x of forest", "memory", "x of forest", "fastest", "median", "gradient differs", *speeds),
     )
     best = {mode: min(each) for mode, each in seconds.items()}

@@ -20,12 +20,12 @@ JSON: TypeAlias = Any
 IntArray: TypeAlias = NDArray[np.int32]
 FloatArray: TypeAlias = NDArray[np.float32]
 
-Mode = Literal["train", "val", "production"]
+Mode = Literal["train", "eval", "production"]
 SpanKind = Literal["llm", "tool", "agent", "note"]
 AttemptStatus = Literal["running", "succeeded", "failed", "timed_out", "cancelled", "lost"]
 """`lost`: the lease expired. `failed`: the agent raised. Only `succeeded` is trained on, unless a policy says otherwise."""
 RolloutStatus = Literal["queued", "running", "succeeded", "failed", "cancelled"]
-Outcome = Literal["completed", "cancelled", "refused", "error"]
+CallStatus = Literal["completed", "cancelled", "refused", "error"]
 FinishReason = Literal["stop", "length", "tool_calls", "cancelled", "error"]
 
 
@@ -158,10 +158,10 @@ class Call(Value):
     attempt_id: str
     index: int
     """Order of arrival in the attempt, from 0."""
-    outcome: Outcome
+    status: CallStatus
     """`completed`: answered in full. `cancelled`: the client went away. `refused`: a 4xx. `error`: ours or the engine's."""
     detail: str | None = None
-    """Why, where the outcome is not `completed`."""
+    """Why, where the status is not `completed`."""
     choices: int = 0
     """Completions recorded under this call."""
     supersedes: str | None = None
@@ -322,7 +322,7 @@ class Trajectory(Value):
     error: str | None = None
     """Why the attempt did not succeed."""
     reward: float | None
-    """The outcome; None: never scored, which is not zero."""
+    """The reward of the rollout; None: never scored, which is not zero."""
     rewards: tuple[Reward, ...] = ()
     """Those of the attempt as a whole."""
     transitions: tuple[Transition, ...] = ()

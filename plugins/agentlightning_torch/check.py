@@ -35,7 +35,7 @@ def check() -> str:
         finally:
             await engine.close()
             await trainer.close()
-        weights, difference = trainer.weights, metrics["logprob_diff_mean"]
+        weights, difference = trainer.weights, metrics["mismatch_abs"]
         limit = 1e-3 if weights.dtype == torch.float32 else 0.1
         if not difference < limit:
             raise RuntimeError(f"engine and trainer differ by {difference:.3g} in log-probability (expected below {limit:g})")

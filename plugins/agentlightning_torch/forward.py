@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from agentlightning.rl.batch.build import Batch
 from agentlightning.rl.batch.packs import Pack
-from agentlightning.training.weight_sync import Probe, probe_ids
+from agentlightning.training.weight_sync import WeightCheck, weight_check_ids
 from agentlightning_torch.attention import FLEX_MULTIPLE, Visible, using_forest
 from agentlightning_torch.reading import read
 
@@ -83,11 +83,11 @@ def score_rows(model: Any, batch: Batch, rows: Sequence[Pack], *, entropy: bool 
     return _scores(model, batch, index, predicting, number * len(keep) + column, entropy)
 
 
-def group_rows(rows: Sequence[Pack], max_tokens: int) -> list[list[Pack]]:
-    """Rows that train something, longest first, in groups that hold at most `max_tokens` with their padding."""
+def group_rows(rows: Sequence[Pack], tokens_per_pack: int) -> list[list[Pack]]:
+    """Rows that train something, longest first, in groups that hold at most `tokens_per_pack` with their padding."""
     groups: list[list[Pack]] = []
     for row in sorted((r for r in rows if r.trained.any()), key=len, reverse=True):
-        if groups and len(groups[-1][0]) * (len(groups[-1]) + 1) <= max_tokens:
+        if groups and len(groups[-1][0]) * (len(groups[-1]) + 1) <= tokens_per_pack:
             groups[-1].append(row)
         else:
             groups.append([row])
@@ -121,13 +121,13 @@ def forest_agrees(model: Any, device: torch.device, dtype: torch.dtype) -> str |
     return None if difference <= tolerance else f"its logits differ by {difference:.2g} of the largest"
 
 
-def probe_of(model: Any) -> Probe:
+def weight_check_of(model: Any) -> WeightCheck:
     """What the model makes of the tokens of a probe, at temperature 1."""
-    ids = probe_ids(plain(model).config.get_text_config().vocab_size)
+    ids = weight_check_ids(plain(model).config.get_text_config().vocab_size)
     with torch.no_grad():
         logits = model(input_ids=_tensor(ids, next(model.parameters()).device)[None], use_cache=False).logits[0, :-1].float()
     chosen = logits.log_softmax(-1).gather(1, _tensor(ids[1:], logits.device)[:, None])[:, 0]
-    return Probe(ids, chosen.double().cpu().numpy())
+    return WeightCheck(ids, chosen.double().cpu().numpy())
 
 
 @contextmanager

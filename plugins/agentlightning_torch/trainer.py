@@ -34,7 +34,7 @@ from agentlightning.rl.schedule import learning_rate
 from agentlightning.types import Policy
 from agentlightning_torch import checkpoint
 from agentlightning_torch.critic import ValueHead, hidden_size
-from agentlightning_torch.forward import Scores, forest_agrees, group_rows, probe_of, score_forest, score_rows
+from agentlightning_torch.forward import Scores, forest_agrees, group_rows, score_forest, score_rows, weight_check_of
 from agentlightning_torch.heap import give_back
 from agentlightning_torch.losses import LOSSES
 from agentlightning_torch.optim import Optimizer, add_lora, trained_parameters
@@ -71,7 +71,7 @@ class Settings(TrainerSettings):
     warmup_steps: int = 0
     total_steps: int | None = None
     """Absent: the steps of the run."""
-    max_tokens: int = 4096
+    tokens_per_pack: int = 4096
     """Tokens computed at once: what bounds the memory. A conversation must fit."""
     device: str = "auto"
     dtype: str = "auto"
@@ -101,7 +101,7 @@ class Settings(TrainerSettings):
             "critic_lr": (self.critic_lr, 0 < self.critic_lr < 1, "above 0 and below 1 (1e-3 is usual)"),
             "value_clip": (self.value_clip, self.value_clip is None or self.value_clip > 0, "above 0, or absent"),
             "warmup_steps": (self.warmup_steps, self.warmup_steps >= 0, "0 or more"),
-            "max_tokens": (self.max_tokens, self.max_tokens >= 1, "at least 1"),
+            "tokens_per_pack": (self.tokens_per_pack, self.tokens_per_pack >= 1, "at least 1"),
         }
         for name, (value, holds, expected) in rules.items():
             if not holds:
@@ -162,9 +162,9 @@ class TorchTrainer(Trainer):
         return Capabilities(
             losses=frozenset({*LOSSES, *_own_losses()}),
             uris=frozenset({"memory", "file"}),
-            extras=frozenset({"kl", "entropy", "correction"}),
+            extras=frozenset({"kl_coef", "entropy_coef", "correction"}),
             own_losses=True,
-            max_tokens=settings.max_tokens,
+            max_sequence_tokens=settings.tokens_per_pack,
             lora=True,
             critic=settings.critic,
             why_no_critic="set trainer.critic = true",
@@ -203,7 +203,9 @@ class TorchTrainer(Trainer):
                     return work()
                 except torch.OutOfMemoryError as error:
                     self._forget_gradients()
-                    raise TrainerError(f"out of memory: {error}; lower trainer.max_tokens ({self.settings.max_tokens})") from error
+                    raise TrainerError(
+                        f"out of memory: {error}; lower trainer.tokens_per_pack ({self.settings.tokens_per_pack})"
+                    ) from error
                 except RuntimeError as error:
                     self._forget_gradients()
                     raise TrainerError(f"torch could not do it: {error}") from error
@@ -277,7 +279,7 @@ class TorchTrainer(Trainer):
 
     def _scores(self, model: Any, batch: Batch, rollouts: Sequence[int] | None, entropy: bool) -> Iterator[tuple[Scores, int]]:
         """Scores of every pack or group of rows, one at a time, with the tokens computed."""
-        budget = self.settings.max_tokens
+        budget = self.settings.tokens_per_pack
         packs = batch.packs(budget, rollouts)  # also refuses what does not fit
         if self.capabilities.forest:
             work: list[list[Pack]] = [[pack] for pack in packs]
@@ -297,7 +299,7 @@ class TorchTrainer(Trainer):
         checkpoint.write(folder, self.weights.model, self.weights.files.path, checkpoint.State(tensors, facts))
 
     def _export(self, folder: Path) -> Policy:
-        probe = probe_of(self.weights.model)
+        probe = weight_check_of(self.weights.model)
         checkpoint.export(folder, self.weights.model, adapter=self.settings.train == "lora")
         probe.write(folder)
         return replace(self.policy, uri=f"file:{quote(str(folder.resolve()))}")

@@ -79,7 +79,7 @@ class Update:
         if self.several or self.loss.over_pairs or (correction is not None and correction.over != "token"):
             self._pass(self.score, None, self.old)
             self.known = True
-        if self.loss.kl or self.loss.over_pairs:
+        if self.loss.kl_coef or self.loss.over_pairs:
             self._pass(self.score_reference, None, self.reference)
         if self.known:
             self._correct(np.flatnonzero(self.batch.trained))
@@ -91,7 +91,7 @@ class Update:
         scale = float(len(self.parts))
         of_sequence, of_pair = self._sequence_ratios(rollouts), self._margins(part) if loss.over_pairs else None
         self._count_pass(rollouts)
-        for scores, tokens in self.score(rollouts, bool(loss.entropy)):
+        for scores, tokens in self.score(rollouts, bool(loss.entropy_coef)):
             self.tokens += tokens
             now, index = scores.logprob, scores.index
             if not self.known:
@@ -108,12 +108,12 @@ class Update:
                 raise TrainerError(f"loss {loss.name!r} gave {said} for {len(now)} tokens; expected the term of each")
             policy = (weight * c * made).sum()
             value = policy
-            if loss.kl:
+            if loss.kl_coef:
                 divergence = kl_term(loss.kl_estimator, now, self._tensor(self.reference, index, now))
-                value = value + loss.kl * (weight * divergence).sum()
+                value = value + loss.kl_coef * (weight * divergence).sum()
                 self._add("kl", float(divergence.detach().sum()))
-            if loss.entropy:
-                value = value - loss.entropy * (weight * scores.entropy).sum()
+            if loss.entropy_coef:
+                value = value - loss.entropy_coef * (weight * scores.entropy).sum()
             if not torch.isfinite(value):
                 where = batch.completion_ids[int(batch.transition[index[0]])]
                 raise NonFinite(
@@ -135,8 +135,9 @@ class Update:
         return found
 
     def metrics(self, version: int) -> dict[str, float]:
-        """`logprob_diff` compares trainer and engine: |old - recorded|, and Schulman's k3 estimate of KL(recorded, old), on tokens that the
-        very same version sampled. `logprob_drift` is the same on those of others, which are meant to differ. Demonstrations were
+        """`mismatch_abs` compares trainer and engine: |old - recorded|, `mismatch_kl` is Schulman's k3 estimate of KL(recorded, old), on
+        tokens that the
+        very same version sampled. `off_policy_*` is the same on those of others, which are meant to differ. Demonstrations were
         sampled by no engine, so there is nothing to compare."""
         batch, total = self.batch, self.sums
         count, updates = total["count"], len(self.norms)
@@ -153,18 +154,18 @@ class Update:
         }
         if sampled.any():
             log_ratio, gap = self.old[sampled] - batch.logprob[sampled], version - batch.version[sampled]
-            for name, some in (("logprob_diff", log_ratio[gap == 0]), ("logprob_drift", log_ratio[gap != 0])):
-                if len(some):
-                    found[f"{name}_mean"] = float(np.abs(some).mean())
-                    found[f"{name}_max"] = float(np.abs(some).max())
-                    found[f"{name}_kl"] = float((np.expm1(some) - some).mean())
+            for name, ratios in (("mismatch", log_ratio[gap == 0]), ("off_policy", log_ratio[gap != 0])):
+                if len(ratios):
+                    found[f"{name}_abs"] = float(np.abs(ratios).mean())
+                    found[f"{name}_abs_max"] = float(np.abs(ratios).max())
+                    found[f"{name}_kl"] = float((np.expm1(ratios) - ratios).mean())
             known = gap[batch.version[sampled] >= 0]
             if len(known):
                 found |= {"version_gap_mean": float(known.mean()), "version_gap_max": float(known.max())}
             if self.loss.correction is not None:
                 weights = self.corrections[sampled]
                 found |= {"correction_mean": float(weights.mean()), "correction_dropped": float((weights == 0).mean())}
-        if self.loss.kl:
+        if self.loss.kl_coef:
             found["kl"] = total["kl"] / count
         if updates > 1:  # at the first update the ratio is 1 by definition
             found["ratio_mean"] = total["ratio"] / count

@@ -160,7 +160,7 @@ class LightningAgentLoopManager:
 
     async def _prompt(self, row: dict[str, Any], validate: bool) -> None:
         """All rollouts of one prompt; verl is told how it ended when the last of them has."""
-        uid, partition = row["uid"], "val" if validate else "train"
+        uid, partition = row["uid"], "eval" if validate else "train"
         await tq.async_kv_put(key=uid, partition_id=partition, tag={"status": "running"})
         try:
             ends = [await each for each in await self._begin(row, validate)]
@@ -192,7 +192,7 @@ class LightningAgentLoopManager:
         rollouts = [
             Rollout(
                 task=task,
-                mode="val" if validate else "train",
+                mode="eval" if validate else "train",
                 group=str(row["uid"]),
                 index=index,
                 step=int(row["global_steps"]),

@@ -34,7 +34,7 @@ class Settings(TrainerSettings):
     warmup_steps: int = 0
     total_steps: int | None = None
     """Absent: the steps of the run."""
-    max_tokens: int = 16384
+    tokens_per_pack: int = 16384
     """Tokens that one worker computes at once: what bounds the memory. A conversation must fit."""
     offload: bool = False
     """Keep weights and moments in the machine's memory between steps."""
@@ -59,7 +59,7 @@ class Settings(TrainerSettings):
             "clip_norm": (self.clip_norm > 0, "above 0"),
             "schedule": (self.schedule in ("constant", "linear", "cosine"), "'constant', 'linear' or 'cosine'"),
             "warmup_steps": (self.warmup_steps >= 0, "0 or more"),
-            "max_tokens": (self.max_tokens >= 1, "at least 1"),
+            "tokens_per_pack": (self.tokens_per_pack >= 1, "at least 1"),
             "start_timeout": (self.start_timeout > 0, "above 0"),
         }
         for name, (holds, expected) in rules.items():
@@ -71,4 +71,4 @@ class Settings(TrainerSettings):
     def facts(self) -> dict[str, Any]:
         """For verl's process."""
         names = ("workers", "nodes", "ray_address", "train", "lora_rank", "lora_alpha", "lr", "weight_decay", "betas", "clip_norm")
-        return {name: getattr(self, name) for name in (*names, "max_tokens", "offload", "gradient_checkpointing")}
+        return {name: getattr(self, name) for name in (*names, "tokens_per_pack", "offload", "gradient_checkpointing")}

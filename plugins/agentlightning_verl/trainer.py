@@ -31,7 +31,7 @@ from agentlightning.rl.batch.build import Batch
 from agentlightning.rl.loss import LossSettings
 from agentlightning.rl.schedule import learning_rate
 from agentlightning.runner.managed_process import Process
-from agentlightning.training.weight_sync import Probe, probe_ids
+from agentlightning.training.weight_sync import WeightCheck, weight_check_ids
 from agentlightning.types import Policy, floats
 from agentlightning_verl.message import Message, receive, send
 from agentlightning_verl.rows import Rows, rows_of
@@ -56,7 +56,12 @@ class VerlTrainer(Trainer):
         """See `Trainer`."""
         why = "verl's critic is not used; train with a critic in trainer 'torch'"
         return Capabilities(
-            losses=frozenset(LOSSES), uris=frozenset({"file"}), forest=False, max_tokens=settings.max_tokens, lora=True, why_no_critic=why
+            losses=frozenset(LOSSES),
+            uris=frozenset({"file"}),
+            forest=False,
+            max_sequence_tokens=settings.tokens_per_pack,
+            lora=True,
+            why_no_critic=why,
         )
 
     @classmethod
@@ -171,7 +176,7 @@ class VerlTrainer(Trainer):
         if not batch.trained_tokens:
             return self.policy, {"tokens": 0.0, "tokens_trained": 0.0, "lr": 0.0}
         settings, began = self.settings, time.perf_counter()
-        batch.packs(settings.max_tokens)  # refuses what does not fit, by name
+        batch.packs(settings.tokens_per_pack)  # refuses what does not fit, by name
         parts = [p for p in (list(range(len(batch.rollout_ids)))[k :: loss.minibatches] for k in range(loss.minibatches)) if p]
         work = [rows_of(batch, part if len(parts) > 1 else None) for part in parts]
         several = loss.epochs * len(parts) > 1
@@ -216,10 +221,10 @@ class VerlTrainer(Trainer):
 
     def _export(self, folder: Path) -> Policy:
         self._write(folder, adapter="adapter")
-        ids = probe_ids(self._vocabulary)
+        ids = weight_check_ids(self._vocabulary)
         arrays = {"lengths": np.array([len(ids)]), "temperature": np.ones(1, np.float32), "ids": ids.astype(np.int64)}
         logprobs = self._ask(Message("score", arrays=arrays)).arrays["logprob"][:-1]
-        Probe(ids, floats(logprobs)).write(folder)
+        WeightCheck(ids, floats(logprobs)).write(folder)
         return replace(self.policy, uri=f"file:{quote(str(folder.resolve()))}")
 
     def _save(self, folder: Path) -> None:
@@ -265,10 +270,10 @@ def _metrics(batch: Batch, done: list[dict[str, float]], places: int, version: i
     if known.any():
         gap = version - batch.version[known]
         found |= {"version_gap_mean": float(gap.mean()), "version_gap_max": float(gap.max())}
-    for name in ("logprob_diff", "logprob_drift"):
+    for name in ("mismatch", "off_policy"):
         if first[f"{name}_count"]:
-            found |= {f"{name}_{kind}": first[f"{name}_{kind}"] / first[f"{name}_count"] for kind in ("mean", "kl")}
-            found[f"{name}_max"] = max(each[f"{name}_max"] for each in done[:parts])
+            found |= {f"{name}_{kind}": first[f"{name}_{kind}"] / first[f"{name}_count"] for kind in ("abs", "kl")}
+            found[f"{name}_abs_max"] = max(each[f"{name}_abs_max"] for each in done[:parts])
     if len(done) > 1:
         found |= {"ratio_mean": total["ratio"] / total["count"], "clip_fraction": total["clipped"] / total["count"]}
     return found

@@ -138,13 +138,13 @@ def _loss(model_output: dict[str, Any], data: TensorDict, dp_group: Any = None) 
             "ratio": float(ratio.sum()),
             "clipped": float(outside.sum()),
         }
-        for name, chosen in (("logprob_diff", sampled & fresh), ("logprob_drift", sampled & ~fresh)):  # sums over the tokens, but the max
+        for name, chosen in (("mismatch", sampled & fresh), ("off_policy", sampled & ~fresh)):  # sums over the tokens, but the max
             some = gap[chosen]
             measured |= {
                 f"{name}_count": float(len(some)),
-                f"{name}_mean": float(some.abs().sum()),
+                f"{name}_abs": float(some.abs().sum()),
                 f"{name}_kl": float((torch.expm1(some) - some).sum()),
-                f"{name}_max": float(some.abs().max()) if len(some) else 0.0,
+                f"{name}_abs_max": float(some.abs().max()) if len(some) else 0.0,
             }
     return value, {f"agl/{name}": each for name, each in measured.items()}
 

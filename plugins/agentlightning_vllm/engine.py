@@ -65,7 +65,7 @@ class VllmEngine(Engine):
             if dtype == "auto":
                 dtype = "float32" if environment.cpu else "bfloat16"
             order = Order(settings, environment, model.path, context, dtype)
-        limit = settings.probe_limit or (0.005 if dtype == "float32" else 0.15)
+        limit = settings.weight_check_limit or (0.005 if dtype == "float32" else 0.15)
         return cls(model, settings, order, context, vocabulary, limit)
 
     def __init__(self, model: ModelFiles, settings: Settings, order: Order | None, context: int, vocabulary: int, limit: float) -> None:
@@ -121,8 +121,8 @@ class VllmEngine(Engine):
             task.cancel()  # closes the request, which aborts it in the server
 
     async def load(self, policy: Policy) -> dict[str, float]:
-        """See `Engine.load`. `file:` is a folder of `Trainer.export`, or of `save_pretrained`; `probe_diff` is the mean difference, nats a
-        token, between the servers' log-probabilities and the trainer's, on the tokens of the folder's probe."""
+        """See `Engine.load`. `file:` is a folder of `Trainer.export`, or of `save_pretrained`; `weight_check_diff` is the mean difference,
+        in nats a token, between the servers' log-probabilities and the trainer's, on the tokens of the folder's probe."""
         return await self._do(self._load(policy))
 
     async def pause(self) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from agentlightning.errors import EngineError
 from agentlightning.runner.managed_process import Process
-from agentlightning.training.weight_sync import Probe, folder_of, verdict
+from agentlightning.training.weight_sync import WeightCheck, folder_of, judge
 from agentlightning.types import Policy
 from agentlightning_vllm.server import ADAPTER, NAME, Order, free_port, new_key
 from agentlightning_vllm.wire import Interrupted, Wire
@@ -48,7 +48,7 @@ class Replica:
         self._wire: Wire | None = None
         self._asleep = False
         self._bringing = asyncio.Lock()
-        self._probe: Probe | None = None
+        self._probe: WeightCheck | None = None
         """Of what was proven last."""
 
     @property
@@ -137,15 +137,15 @@ class Replica:
 
     async def _prove(self, policy: Policy) -> dict[str, float]:
         """Compare what is served with the trainer's probe, where the weights have one."""
-        probe = Probe.read(folder_of(policy)) if policy.uri.startswith("file:") else None
+        probe = WeightCheck.read(folder_of(policy)) if policy.uri.startswith("file:") else None
         if probe is None:
             self.served = policy
             return {}
-        difference, wrong = verdict(probe, await self.wire.score(self.model, probe.ids), limit=self._limit, before=self._probe)
+        difference, wrong = judge(probe, await self.wire.score(self.model, probe.ids), limit=self._limit, before=self._probe)
         if wrong is not None:
             raise EngineError(f"vLLM server {self.number} was given version {policy.version} from {policy.uri}, and {wrong}")
         self.served, self._probe = policy, probe
-        return {"probe_diff": difference}
+        return {"weight_check_diff": difference}
 
     async def _bring_up(self, policy: Policy) -> None:
         self._asleep, self.served = False, None

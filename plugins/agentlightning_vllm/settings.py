@@ -48,7 +48,7 @@ class Settings(EngineSettings):
     """Seconds that a server may take to start."""
     silence: float = 600.0
     """Seconds without a token after which a request is made again, and a server that does not answer then is started again."""
-    probe_limit: float | None = None
+    weight_check_limit: float | None = None
     """Mean difference in log-probability between engine and trainer, nats a token, above which a load has failed. Absent: 0.005 in float32,
     else 0.15."""
 
@@ -69,7 +69,7 @@ class Settings(EngineSettings):
             "memory_gb": (self.memory_gb is None or self.memory_gb > 0, "above 0"),
             "start_timeout": (self.start_timeout > 0, "above 0"),
             "silence": (self.silence > 0, "above 0"),
-            "probe_limit": (self.probe_limit is None or self.probe_limit > 0, "above 0"),
+            "weight_check_limit": (self.weight_check_limit is None or self.weight_check_limit > 0, "above 0"),
         }
         for name, (holds, expected) in rules.items():
             if not holds:

@@ -62,10 +62,10 @@ tasks_per_step = 2
 trainer = { name = "torch", lr = 3e-3, device = "cpu" }
 """
 TRAINING = """
-val_tasks = "NAME.tasks:test_tasks"
+eval_tasks = "NAME.tasks:test_tasks"
 steps = 2
 algorithm = { name = "lightning", group_size = 4 }
-evaluate = { every = 1, samples = 2 }
+eval = { every = 1, samples = 2 }
 """
 WARM = """
 steps = 3
@@ -128,7 +128,7 @@ def test_a_benchmark_warms_up_trains_measures_and_reports_every_number(bench: Be
             for when in ("before", "after"):
                 rewards = [task[kind][when] for task in run["tasks"]]
                 assert all(len(each) == count for each in rewards)
-                assert np.mean(rewards) == pytest.approx(run["held_out"][kind][when]), "the same number, from the store and the metrics"
+                assert np.mean(rewards) == pytest.approx(run["eval"][kind][when]), "the same number, from the store and the metrics"
             assert [step for step, _ in run["curve"][f"test_{kind}"]] == [0, 1, 2]
         assert [step for step, _ in run["curve"]["train"]] == [1, 2]
         assert run["requests"]["all"] == run["requests"]["completed"] == 2 * 2 * 4 + 3 * 3 * 3
@@ -141,7 +141,7 @@ def test_a_benchmark_warms_up_trains_measures_and_reports_every_number(bench: Be
         assert run["seconds"] == pytest.approx(warm["seconds"] + run["seconds_of_training"])
     change = result["change"]["sampled"]
     assert change["pairs"] == 6
-    mean = np.mean([run["held_out"]["sampled"]["after"] - run["held_out"]["sampled"]["before"] for run in result["runs"]])
+    mean = np.mean([run["eval"]["sampled"]["after"] - run["eval"]["sampled"]["before"] for run in result["runs"]])
     assert change["mean"] == pytest.approx(mean)
     assert change["low"] <= change["mean"] <= change["high"]
     assert change["rises"] == (change["low"] > 0)
@@ -169,8 +169,8 @@ def test_evaluation_alone_trains_nothing_and_reports_in_the_same_form(bench: Ben
     assert code == 0, output
     result = result_of(only(tmp_path / "measured"))
     [run] = result["runs"]
-    assert set(run["held_out"]) == {"sampled", "greedy"}
-    assert set(run["held_out"]["greedy"]) == {"before"}
+    assert set(run["eval"]) == {"sampled", "greedy"}
+    assert set(run["eval"]["greedy"]) == {"before"}
     assert len(run["tasks"]) == 3
     assert "warm_start" not in run
     assert "change" not in result
@@ -292,6 +292,6 @@ def test_every_preset_of_the_project_is_a_configuration_that_holds():
         entry = catalog.find(name)
         for size in ("cpu", "gpu"):
             config = catalog.preset(entry, size)
-            assert config.val_tasks, f"{name} {size} is measured on nothing"
+            assert config.eval_tasks, f"{name} {size} is measured on nothing"
             if catalog.warm_start(entry, size, 0) is not None:
                 assert catalog.warm_start(entry, size, 0).algorithm["name"] == "sft"

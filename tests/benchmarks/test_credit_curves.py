@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from agentlightning.rl.arrays import Episodes
+from agentlightning.rl.arrays import RolloutArrays
 from agentlightning.rl.credit.identical import identical
 from agentlightning.rl.credit.per_step import per_step
 
@@ -39,9 +39,9 @@ def test_it_trains_both_and_draws_what_it_prints(script: ModuleType, tmp_path: P
 def test_the_second_turn_does_not_earn_the_first_ones_luck(script: ModuleType) -> None:
     assert list(script.CREDITS) == [identical.__name__, per_step.__name__]
     lucky, skill = np.array([1.0, -1.0]), np.array([0.25, 0.5])
-    episodes = Episodes.from_arrays(lucky + skill, [0, 0], [0, 0, 1, 1], reward=[1.0, 0.25, -1.0, 0.5])
-    assert identical(episodes).tolist() == [1.25, 1.25, -0.5, -0.5]
-    assert per_step(episodes, outcome=script.CREDITS["per_step"]["outcome"]).tolist() == [1.25, 0.25, -0.5, 0.5]
+    rollouts = RolloutArrays.from_arrays(lucky + skill, [0, 0], [0, 0, 1, 1], rewards=[1.0, 0.25, -1.0, 0.5])
+    assert identical(rollouts).tolist() == [1.25, 1.25, -0.5, -0.5]
+    assert per_step(rollouts, rollout_weight=script.CREDITS["per_step"]["rollout_weight"]).tolist() == [1.25, 0.25, -0.5, 0.5]
 
 
 def test_what_was_gained_is_told_for_each_seed(script: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:

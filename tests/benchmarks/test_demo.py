@@ -21,17 +21,17 @@ from agentlightning.types import Reward, Rollout, Sampling, Task
 from agentlightning_benchmarks.demo.agent import calculator
 from agentlightning_benchmarks.demo.command import CONFIG
 from agentlightning_benchmarks.demo.solve import CALLED, reward, solve
-from agentlightning_benchmarks.demo.tasks import NAMES, TEMPLATES, THINGS, held_out_tasks, make_tasks, number_in, train_tasks
+from agentlightning_benchmarks.demo.tasks import NAMES, TEMPLATES, THINGS, eval_tasks, make_tasks, number_in, train_tasks
 
 
 def test_train_and_test_share_nothing() -> None:
     for table in (NAMES, THINGS):
         assert not set(table["train"]) & set(table["test"])
     assert not {text for _, text in TEMPLATES["train"]} & {text for _, text in TEMPLATES["test"]}
-    assert not {task["question"] for task in train_tasks()} & {task["question"] for task in held_out_tasks()}
+    assert not {task["question"] for task in train_tasks()} & {task["question"] for task in eval_tasks()}
 
 
-def held_out_tasks_are_different_repeatable_and_right() -> None:
+def eval_tasks_are_different_repeatable_and_right() -> None:
     tasks = make_tasks("train", 300, seed=3)
     assert tasks == make_tasks("train", 300, seed=3)
     assert tasks != make_tasks("train", 300, seed=4)
@@ -115,7 +115,7 @@ async def test_the_agent_calls_the_calculator_and_answers(tmp_path: Path) -> Non
 def test_the_config_is_one_that_agl_train_takes() -> None:
     config = load_config(CONFIG)
     assert config.name == "demo"
-    assert len(load_tasks(config.val_tasks or "")) == 64
+    assert len(load_tasks(config.eval_tasks or "")) == 64
 
 
 def test_gsm8k_is_read_as_it_is(tmp_path: Path) -> None:

@@ -375,7 +375,7 @@ def test_each_script_runs_at_toy_size_and_its_figures_are_reported(gpu: SimpleNa
     forest, rows = measured["trainer-smollm2"]
     assert (forest["way"], rows["way"]) == ("forest", "rows")
     assert forest["tokens"] < rows["tokens"]
-    assert measured["demo"][-1]["held_out"].keys() == {"sampled", "greedy"}
+    assert measured["demo"][-1]["eval"].keys() == {"sampled", "greedy"}
     page = subprocess.run(
         [sys.executable, GPU / "report", tmp_path / "results.jsonl", "--out", tmp_path / "docs" / "gpu.md"],
         capture_output=True,
@@ -485,7 +485,7 @@ def test_what_is_packed_is_what_the_extra_needs_beyond_the_machine(gpu: SimpleNa
 
 
 def test_a_probe_can_be_packed_for(gpu: SimpleNamespace, tmp_path: Path) -> None:
-    path = tmp_path / "probe.json"
+    path = tmp_path / "weight_check.json"
     path.write_text(subprocess.run([GPU / "run", "--probe"], capture_output=True, text=True, check=True).stdout)
     machine = gpu.packing.read_machine(path)
     assert machine["python"].count(".") == 2
@@ -494,7 +494,7 @@ def test_a_probe_can_be_packed_for(gpu: SimpleNamespace, tmp_path: Path) -> None
 
 @pytest.mark.parametrize("content", [None, "[]", "{}", '{"python": "3", "platform": "linux-x86_64", "packages": {}}'])
 def test_a_file_that_describes_no_machine_is_named(gpu: SimpleNamespace, tmp_path: Path, content: str | None) -> None:
-    path = tmp_path / "probe.json"
+    path = tmp_path / "weight_check.json"
     if content is not None:
         path.write_text(content)
     with pytest.raises(gpu.pieces.PiecesError, match=r"probe\.json"):

@@ -192,5 +192,5 @@ async def test_an_answer_that_is_wrong_or_never_comes_earns_nothing(tmp_path: Pa
 @pytest.mark.parametrize("preset", ["cpu", "gpu"])
 def test_the_configs_are_ones_that_agl_train_takes(preset: str) -> None:
     config = load_config(FOLDER / f"{preset}.toml")
-    assert len(load_tasks(config.val_tasks or "")) == 64
+    assert len(load_tasks(config.eval_tasks or "")) == 64
     assert len(load_tasks(config.tasks or "")) == 2000

@@ -201,7 +201,7 @@ def test_the_configs_are_some_that_agl_train_takes(name: str) -> None:
     config = load_config(FOLDER / name)
     assert config.agent == "agentlightning_benchmarks.rag.solve:solve"
     assert len(load_tasks(config.tasks)) == 2000
-    assert config.val_tasks is None or len(load_tasks(config.val_tasks)) == 64
+    assert config.eval_tasks is None or len(load_tasks(config.eval_tasks)) == 64
 
 
 def test_musique_is_read_as_it_is() -> None:

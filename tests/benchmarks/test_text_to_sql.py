@@ -292,7 +292,7 @@ def test_a_config_is_one_that_agl_train_takes(name: str) -> None:
     assert config.agent == "agentlightning_benchmarks.text_to_sql.solve:solve"
     assert len(load_tasks(config.tasks)) == 800
     if name != "cpu_warm_start":
-        assert len(load_tasks(config.val_tasks or "")) == 64
+        assert len(load_tasks(config.eval_tasks or "")) == 64
         assert config.agents == ("*write",)
 
 

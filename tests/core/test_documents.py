@@ -17,7 +17,7 @@ import agentlightning as agl
 from agentlightning.config.schema import Config, check_names, load_config
 from agentlightning.config.tables import bind, build
 from agentlightning.registry.registry import Registry, registry
-from agentlightning.rl.arrays import Episodes
+from agentlightning.rl.arrays import RolloutArrays
 from agentlightning.rl.credit.identical import identical
 from agentlightning.serving.serve import what_to_serve
 from agentlightning.training.job import train_config
@@ -49,7 +49,7 @@ def test_the_example_of_the_readme_uses_names_that_exist() -> None:
 
 
 def test_the_advantage_of_the_contributing_guide_works_as_a_plugin(monkeypatch: pytest.MonkeyPatch) -> None:
-    function, plugin = blocks("CONTRIBUTING.md", "python")
+    function, plugin = blocks("CONTRIBUTING.md", "python")[:2]  # tests/core/testing runs the others
     package, module, entry = ModuleType("my_package"), ModuleType("my_package.median"), ModuleType("my_package.plugin")
     exec(function, module.__dict__)
     exec(plugin, entry.__dict__)
@@ -58,8 +58,8 @@ def test_the_advantage_of_the_contributing_guide_works_as_a_plugin(monkeypatch: 
     found = Registry({"my_package": entry})
     assert found.broken == {}
     advantage = bind("advantages", {"name": "median", "scale": 0.5}, "algorithm.advantage", found)
-    episodes = Episodes.from_arrays(outcome=[0.0, 1.0, 4.0], group=[0, 0, 0], rollout=[0, 1, 1, 2])
-    result = advantage(episodes, identical(episodes))
+    rollouts = RolloutArrays.from_arrays(returns=[0.0, 1.0, 4.0], group=[0, 0, 0], rollout=[0, 1, 1, 2])
+    result = advantage(rollouts, identical(rollouts))
     assert result.tolist() == [-0.5, 0.0, 0.0, 1.5]
 
 
@@ -72,10 +72,10 @@ def test_the_examples_of_the_page_on_algorithms_work(monkeypatch: pytest.MonkeyP
         config = build(Config, {"agent": "a:b", "tasks": "t.jsonl", "model": "m", **tomllib.loads(text)})
         check_names(config)
     credit, advantage, loss = build(agl.LightningRL, config.algorithm, "algorithm").parts()
-    episodes = Episodes.from_arrays(outcome=[0.0, 1.0, 4.0], group=[0, 0, 0], rollout=[0, 1, 1, 2])
-    returns = credit(episodes)
+    rollouts = RolloutArrays.from_arrays(returns=[0.0, 1.0, 4.0], group=[0, 0, 0], rollout=[0, 1, 1, 2])
+    returns = credit(rollouts)
     assert returns.tolist() == [0.0, 0.3, 1.0, 4.0]
-    assert advantage(episodes, returns).tolist() == [-1.0, -0.7, 0.0, 1.0]
+    assert advantage(rollouts, returns).tolist() == [-1.0, -0.7, 0.0, 1.0]
     assert loss.epochs == 2
     assert loss.term(np.zeros(2).view(Tensorish), np.zeros(2), np.ones(2)).tolist() == [-1.0, -1.0]
 
@@ -87,7 +87,7 @@ class Tensorish(np.ndarray):
 
 def test_the_page_on_algorithms_names_all_that_is_built_in() -> None:
     text = (ROOT / "docs/algorithms.md").read_text()
-    for kind in ("facts", "credits", "advantages", "losses", "corrections", "filters", "samplers", "algorithms"):
+    for kind in ("step_signals", "credits", "advantages", "losses", "corrections", "filters", "samplers", "algorithms"):
         for entry in registry().entries(kind):
             assert f"`{entry.name}`" in text or f'"{entry.name}"' in text or entry.plugin != "builtin", f"{kind}: {entry.name}"
 

@@ -76,7 +76,7 @@ def job(entry: Entry, config: Config, *, real: str | None, test_suite: bool) -> 
     if real is None:
         return job_of(config)
     train, test = _load(entry, Path(real), test_suite)
-    config = replace(config, tasks=INLINE, val_tasks=INLINE)
+    config = replace(config, tasks=INLINE, eval_tasks=INLINE)
     assert config.agent is not None  # a benchmark's agent is a function
     return Job(config, config.agent, load_tasks(train), load_tasks(test))
 

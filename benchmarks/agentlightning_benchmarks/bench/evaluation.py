@@ -7,7 +7,7 @@ import time
 
 from agentlightning.config.schema import to_toml
 from agentlightning.training.collector import Collector
-from agentlightning.training.evaluation import evaluation_rollouts, held_out
+from agentlightning.training.evaluation import eval_metrics, evaluation_rollouts
 from agentlightning.training.job import Job, Run, keep_tasks, run_in_thread, write_result
 from agentlightning.training.metrics import Trackers
 from agentlightning.training.progress import Progress
@@ -17,7 +17,7 @@ from agentlightning.training.session import check_first
 
 
 def evaluate(job: Job, *, progress: Progress) -> Run:
-    """Do the held-out rollouts of a job once, with the model that its config names."""
+    """Do the eval rollouts of a job once, with the model that its config names."""
     return run_in_thread(lambda stop: _evaluate(job, progress, stop))
 
 
@@ -35,13 +35,13 @@ async def _evaluate(job: Job, progress: Progress, stop: asyncio.Event) -> Run:
                 collector = Collector(
                     stack.store, stack.runners, stop, progress, agents=config.agents, reward_weights=config.reward_weights
                 )
-                trajectories = await collector.run(evaluation_rollouts(config, job.val_tasks, 0))
+                trajectories = await collector.run(evaluation_rollouts(config, job.eval_tasks, 0))
                 check_first(trajectories, None, see=folder.path)
         finally:
             progress.end()
         seconds = time.monotonic() - began
         with Trackers(config.trackers, folder.path) as trackers:
-            trackers.log({"step": 0, "rollouts": len(trajectories), **held_out(trajectories), "seconds": seconds})
+            trackers.log({"step": 0, "rollouts": len(trajectories), **eval_metrics(trajectories), "seconds": seconds})
         state = RunState(started=started, seconds=seconds, finished=True)
         folder.write_state(state)
         write_result(folder, config, state)

@@ -84,7 +84,7 @@ def run_seed(order: Order, seed: int, folder: Path, say: Callable[[str], None]) 
     config = replace(catalog.preset(entry, order.preset), seed=seed, folder=str(folder))
     config = replace(config, name=f"{order.benchmark}-{'evaluation-' if order.eval_only else ''}seed-{seed}")
     if order.data is not None and order.preset == "cpu":
-        config = replace(config, evaluate=replace(config.evaluate, tasks=catalog.REAL_TASKS))
+        config = replace(config, eval=replace(config.eval, tasks=catalog.REAL_TASKS))
     if order.model is not None:
         config = replace(config, model=order.model)
     if order.steps is not None:
@@ -105,7 +105,7 @@ def run_seed(order: Order, seed: int, folder: Path, say: Callable[[str], None]) 
         warm = _run(folder, job_of(warm_config))
         if warm.stopped:
             return Phases(seed, warm, None)
-        config = replace(config, model=str(warm.policy))
+        config = replace(config, model=str(warm.checkpoint))
     say(f"seed {seed}: training, {config.steps} steps" + (" from the policy of the warm start" if warm else ""))
     return Phases(seed, warm, _run(folder, _job(order, config)))
 

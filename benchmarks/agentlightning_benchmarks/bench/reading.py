@@ -28,7 +28,7 @@ class Measured:
     rows: list[dict[str, Any]]
     """Of `metrics.jsonl`."""
     scores: dict[Kind, dict[int, Scores]]
-    """By kind, step and task: the held-out rewards."""
+    """By kind, step and task: the eval rewards."""
     account: Account
     """Requests and tokens, over all rollouts."""
     rollouts: Counter[str] = field(default_factory=Counter[str])
@@ -40,7 +40,7 @@ class Measured:
 
     def steps(self, kind: Kind) -> tuple[int | None, int | None]:
         """The first and the last step that were measured: 0, and the last one after it."""
-        found = [step for step, _ in self.curve(f"held_out.{kind}")]
+        found = [step for step, _ in self.curve(f"eval.{kind}")]
         return (0 if 0 in found else None), max((step for step in found if step > 0), default=None)
 
 
@@ -67,7 +67,7 @@ async def _read(run: RunFolder) -> Measured:
                 measured.account += account(state, records, made, batches.get(state.rollout.id))
                 measured.rollouts[state.rollout.mode] += 1
                 rollout, kind = state.rollout, kind_of(state.rollout.group or "")
-                if rollout.mode == "val" and kind is not None and made is not None and state.status in ("succeeded", "failed"):
+                if rollout.mode == "eval" and kind is not None and made is not None and state.status in ("succeeded", "failed"):
                     # an evaluation that was stopped is made again, and the later one counts
                     counted[kind, rollout.step or 0, rollout.task.id, rollout.index] = made
     finally:

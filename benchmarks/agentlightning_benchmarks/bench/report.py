@@ -85,17 +85,17 @@ def _run(run: Run, folder: Path, measured: Measured | None = None) -> dict[str, 
     sums = measured.account
     curves = {
         "train": measured.curve("reward"),
-        **{f"test_{kind}": measured.curve(f"held_out.{kind}") for kind in KINDS},
+        **{f"test_{kind}": measured.curve(f"eval.{kind}") for kind in KINDS},
     }
     if sums.demonstrated:  # elsewhere the loss is no measure of anything
         curves["loss"] = measured.curve("loss")
-    kept = ("model", "steps", "finished", "seconds", "held_out", "measured_after_step", "best", "policy_step", "policy")
+    kept = ("model", "steps", "finished", "seconds", "eval", "measured_after_step", "best", "policy_step", "checkpoint")
     return {
         "folder": run.folder.relative_to(folder).as_posix() if run.folder.is_relative_to(folder) else str(run.folder),
         **{key: run.result[key] for key in kept if run.result.get(key) not in (None, {})},
         "curve": {name: curve for name, curve in curves.items() if curve},
         "rollouts": dict(measured.rollouts),
-        "requests": {"all": sums.requests, **sums.outcomes},
+        "requests": {"all": sums.requests, **sums.statuses},
         "tokens": {
             "all": sums.sampled,
             "demonstrated": sums.demonstrated,
@@ -128,7 +128,7 @@ def print_result(result: Mapping[str, Any], console: Console) -> None:
     table.add_column("steps", justify="right")
     table.add_column("time", justify="right")
     for run in result["runs"]:
-        measured = run.get("held_out", {})
+        measured = run.get("eval", {})
         cells = [measured.get(kind, {}).get(when) for kind in KINDS for when in (("before",) if only else ("before", "after"))]
         shown = ["not measured" if value is None else f"{value:.3f}" for value in cells]
         table.add_row(str(run["seed"]), *shown, str(run.get("steps", "")), duration(run["seconds"]))

@@ -28,7 +28,7 @@ def demo(
 
     **Examples**
 
-    `agl demo` takes some minutes and ends with a table: held-out reward before and after.
+    `agl demo` takes some minutes and ends with a table: eval reward before and after.
 
     `agl demo --data gsm8k --steps 2` runs the same agent on real questions.
 
@@ -48,8 +48,8 @@ def demo(
         config = replace(config, engine={"name": engine})
         check_names(config)
     if data is not None:
-        real = {"tasks": str(data / "train.jsonl"), "val_tasks": str(data / "dev.jsonl")}
-        config = replace(config, name="gsm8k", evaluate=replace(config.evaluate, tasks=32), **real)
+        real = {"tasks": str(data / "train.jsonl"), "eval_tasks": str(data / "dev.jsonl")}
+        config = replace(config, name="gsm8k", eval=replace(config.eval, tasks=32), **real)
     with TrainingProgress() as progress:
         run = train_config(config, progress=progress)
     print_run(run, Console())

@@ -87,7 +87,7 @@ def train_tasks() -> list[dict[str, Any]]:
     return make_tasks("train", 2000)
 
 
-def held_out_tasks() -> list[dict[str, Any]]:
+def eval_tasks() -> list[dict[str, Any]]:
     """What the demo is measured on."""
     return make_tasks("test", 64)
 

@@ -67,7 +67,7 @@ class DPO(Algorithm):
             pairs = pairs_of(trajectories, self.tolerance)
             returns = [np.full(len(each.transitions), np.nan if each.reward is None else each.reward) for each in trajectories]
             advantages = preferred(trajectories, pairs)
-            batch = make_batch(trajectories, advantages, weight="pair", pairs=pairs)
+            batch = make_batch(trajectories, advantages, loss_aggregation="pair_mean", pairs=pairs)
             metrics = await session.update(batch, loss)
             await session.finish_step(step, trajectories, returns, advantages, batch, {**metrics, "pairs": float(len(pairs))})
 
@@ -99,4 +99,4 @@ def trial_batch(trajectories: Sequence[Trajectory]) -> Batch:
     """A batch of as many pairs as can be, by their order alone: the work of a step, whatever the rewards."""
     able = [k for k, each in enumerate(trajectories) if trainable(each)]
     pairs = list(zip(able[::2], able[1::2], strict=False))
-    return make_batch(trajectories, [np.ones(len(each.transitions)) for each in trajectories], weight="pair", pairs=pairs)
+    return make_batch(trajectories, [np.ones(len(each.transitions)) for each in trajectories], loss_aggregation="pair_mean", pairs=pairs)

@@ -15,8 +15,8 @@ from agentlightning.errors import ConfigError
 from agentlightning.registry.registry import registry
 from agentlightning.rl.advantage import Estimate, Needs, needs_of
 from agentlightning.rl.advantage.per_agent import PerAgent
-from agentlightning.rl.arrays import Doubles, Episodes
-from agentlightning.rl.batch.build import Batch, Weight, make_batch
+from agentlightning.rl.arrays import Doubles, RolloutArrays
+from agentlightning.rl.batch.build import Batch, LossAggregation, make_batch
 from agentlightning.rl.credit import is_outcome_alone
 from agentlightning.rl.loss import LossSettings
 from agentlightning.types import Trajectory
@@ -40,18 +40,18 @@ class LightningRL(Algorithm):
     """What the advantages of an agent (a name or pattern; the first that fits) are multiplied by; 1 for those that are not here. A credit
     could scale returns, but then no baseline of another agent would fit them."""
     loss: Part | LossSettings = "ppo_clip"
-    weight: Literal["rollout", "token", "constant"] = "rollout"
+    loss_aggregation: Literal["sequence_mean", "token_mean", "constant_length"] = "sequence_mean"
     """What a token weighs: each rollout's tokens sum to one; every token the same; divided by the constant `length`."""
     length: int | None = None
-    """L of `weight = "constant"`."""
+    """L of `loss_aggregation = "constant_length"`."""
 
     def __post_init__(self) -> None:
         if self.group_size < 1:
             raise ConfigError(f"algorithm.group_size is {self.group_size}; it must be at least 1")
-        if self.weight not in ("rollout", "token", "constant"):
-            raise ConfigError(f"algorithm.weight is {self.weight!r}; it must be 'rollout', 'token' or 'constant'")
-        if (self.weight == "constant") != (self.length is not None):
-            raise ConfigError("algorithm.length goes with algorithm.weight = 'constant', and only with it")
+        if self.loss_aggregation not in ("sequence_mean", "token_mean", "constant_length"):
+            raise ConfigError(f"algorithm.loss_aggregation is {self.loss_aggregation!r}; it must be 'rollout', 'token' or 'constant'")
+        if (self.loss_aggregation == "constant_length") != (self.length is not None):
+            raise ConfigError("algorithm.length goes with algorithm.loss_aggregation = 'constant', and only with it")
         if self.length is not None and self.length < 1:
             raise ConfigError(f"algorithm.length is {self.length}; it must be at least 1")
 
@@ -106,93 +106,93 @@ class LightningRL(Algorithm):
         if session.max_staleness and loss.correction is None:
             session.say(
                 f"tokens may be {session.max_staleness} steps old when they are trained, and nothing corrects for that; "
-                'algorithm.loss.correction = "truncate" does'
+                'algorithm.loss.correction = "tis" does'
             )
         for step in session.steps():
             trajectories = await session.collect(step, self.group_size)
-            episodes = Episodes.of(trajectories)
+            rollouts = RolloutArrays.of(trajectories)
             if early:
-                episodes = await ask_critic(session, episodes, episodes.outcome[episodes.rollout])
-            returns = self.returns(episodes, credit)
+                rollouts = await ask_critic(session, rollouts, rollouts.returns[rollouts.rollout])
+            returns = self.returns(rollouts, credit)
             if critic and not early:
-                episodes = await ask_critic(session, episodes, returns)
-            estimate = self.estimate(episodes, returns, advantage)
+                rollouts = await ask_critic(session, rollouts, returns)
+            estimate = self.estimate(rollouts, returns, advantage)
             if early:
-                estimate = with_target(episodes, estimate, returns)
-            batch = learner_batch(episodes, estimate, weight=self.weight, length=self.length)
+                estimate = with_target(rollouts, estimate, returns)
+            batch = learner_batch(rollouts, estimate, loss_aggregation=self.loss_aggregation, length=self.length)
             metrics = await session.update(batch, loss)
-            await session.finish_step(step, trajectories, episodes.split(returns), episodes.split(estimate.advantage), batch, metrics)
+            await session.finish_step(step, trajectories, rollouts.split(returns), rollouts.split(estimate.advantage), batch, metrics)
 
     def try_out(self, trajectories: Sequence[Trajectory]) -> None:
         """Credit and advantage of some trajectories, where no critic is asked: what they cannot do is said now."""
         credit, advantage, _ = self.parts()
         if not self.needs.critic:
-            episodes = Episodes.of(trajectories)
-            self.estimate(episodes, self.returns(episodes, credit), advantage)
+            rollouts = RolloutArrays.of(trajectories)
+            self.estimate(rollouts, self.returns(rollouts, credit), advantage)
 
-    def returns(self, episodes: Episodes, credit: Callable[..., Any]) -> Doubles:
+    def returns(self, rollouts: RolloutArrays, credit: Callable[..., Any]) -> Doubles:
         """(transitions,) what a credit gives, checked."""
-        returns = call("algorithm.credit", self.credit, _floats, call("algorithm.credit", self.credit, credit, episodes))
-        if returns.shape != (episodes.transitions,):
+        returns = call("algorithm.credit", self.credit, _floats, call("algorithm.credit", self.credit, credit, rollouts))
+        if returns.shape != (rollouts.transitions,):
             raise ConfigError(
-                f"algorithm.credit {_named(self.credit)} gave an array of shape {returns.shape} for {episodes.transitions} transitions; "
+                f"algorithm.credit {_named(self.credit)} gave an array of shape {returns.shape} for {rollouts.transitions} transitions; "
                 "expected one number for each"
             )
         return returns
 
-    def estimate(self, episodes: Episodes, returns: Doubles, advantage: Callable[..., Any]) -> Estimate:
+    def estimate(self, rollouts: RolloutArrays, returns: Doubles, advantage: Callable[..., Any]) -> Estimate:
         """What an advantage gives, checked, with the weights of the agents."""
-        made = call("algorithm.advantage", self.advantage, advantage, episodes, returns)
+        made = call("algorithm.advantage", self.advantage, advantage, rollouts, returns)
         if not isinstance(made, Estimate):
-            made = Estimate(call("algorithm.advantage", self.advantage, _floats, made), np.full(int(episodes.tokens.sum()), np.nan))
+            made = Estimate(call("algorithm.advantage", self.advantage, _floats, made), np.full(int(rollouts.tokens.sum()), np.nan))
         estimate = made
         try:
-            per_token = episodes.per_token(estimate.advantage)
+            per_token = rollouts.per_token(estimate.advantage)
         except ValueError as error:
             raise ConfigError(f"algorithm.advantage {_named(self.advantage)} gave {error}") from error
         if not self.agent_weights:
             return estimate
-        weight, left = np.ones(episodes.transitions), np.ones(episodes.transitions, np.bool_)
+        weight, left = np.ones(rollouts.transitions), np.ones(rollouts.transitions, np.bool_)
         for pattern, value in self.agent_weights.items():
-            chosen = left & episodes.acts(pattern)
+            chosen = left & rollouts.acts(pattern)
             weight[chosen], left = value, left & ~chosen
-        return replace(estimate, advantage=per_token * np.repeat(weight, episodes.tokens))
+        return replace(estimate, advantage=per_token * np.repeat(weight, rollouts.tokens))
 
 
-async def ask_critic(session: Session, episodes: Episodes, returns: Doubles) -> Episodes:
-    """The episodes with the critic's values; it is not asked about transitions whose return is NaN."""
-    scored = make_batch(episodes.trajectories, [np.where(np.isnan(each), np.nan, 1.0) for each in episodes.split(returns)])
-    return with_values(episodes, scored, await session.values(scored))
+async def ask_critic(session: Session, rollouts: RolloutArrays, returns: Doubles) -> RolloutArrays:
+    """The rollouts with the critic's values; it is not asked about transitions whose return is NaN."""
+    scored = make_batch(rollouts.trajectories, [np.where(np.isnan(each), np.nan, 1.0) for each in rollouts.split(returns)])
+    return with_values(rollouts, scored, await session.values(scored))
 
 
-def with_target(episodes: Episodes, estimate: Estimate, returns: Doubles) -> Estimate:
+def with_target(rollouts: RolloutArrays, estimate: Estimate, returns: Doubles) -> Estimate:
     """With what the critic learns of a credit that asked it: the return, before the first token of each transition. What the advantage
     gives it to learn comes first."""
-    some = episodes.tokens > 0
-    target, first = estimate.target.copy(), episodes.offsets[:-1][some]
+    some = rollouts.tokens > 0
+    target, first = estimate.target.copy(), rollouts.offsets[:-1][some]
     target[first] = np.where(np.isnan(target[first]), returns[some], target[first])
     return replace(estimate, target=target)
 
 
-def with_values(episodes: Episodes, batch: Batch, values: Doubles) -> Episodes:
-    """The episodes with what the critic said of each token of a batch of them; what it was not asked for is not to be trained."""
-    number = {t.completion_id: k for k, t in enumerate(t for each in episodes.trajectories for t in each.transitions)}
-    offsets, found = episodes.offsets, np.full(int(episodes.tokens.sum()), np.nan)
-    chosen = np.zeros(episodes.transitions, np.bool_)
+def with_values(rollouts: RolloutArrays, batch: Batch, values: Doubles) -> RolloutArrays:
+    """The rollouts with what the critic said of each token of a batch of them; what it was not asked for is not to be trained."""
+    number = {t.completion_id: k for k, t in enumerate(t for each in rollouts.trajectories for t in each.transitions)}
+    offsets, found = rollouts.offsets, np.full(int(rollouts.tokens.sum()), np.nan)
+    chosen = np.zeros(rollouts.transitions, np.bool_)
     for name, said in batch.by_transition(values).items():
         k = number[name]
         chosen[k] = True
         found[offsets[k] : offsets[k + 1]] = said
-    return replace(episodes.only(chosen), values=found)
+    return replace(rollouts.only(chosen), values=found)
 
 
-def learner_batch(episodes: Episodes, estimate: Estimate, *, weight: Weight, length: int | None) -> Batch:
+def learner_batch(rollouts: RolloutArrays, estimate: Estimate, *, loss_aggregation: LossAggregation, length: int | None) -> Batch:
     """The batch of an estimate, with values and targets where there is a critic."""
-    split = episodes.split
-    if episodes.values is None:
-        return make_batch(episodes.trajectories, split(estimate.advantage), weight=weight, length=length)
-    critic = list(zip(split(episodes.values), split(estimate.target), strict=True))
-    return make_batch(episodes.trajectories, split(estimate.advantage), weight=weight, length=length, critic=critic)
+    split = rollouts.split
+    if rollouts.values is None:
+        return make_batch(rollouts.trajectories, split(estimate.advantage), loss_aggregation=loss_aggregation, length=length)
+    critic = list(zip(split(rollouts.values), split(estimate.target), strict=True))
+    return make_batch(rollouts.trajectories, split(estimate.advantage), loss_aggregation=loss_aggregation, length=length, critic=critic)
 
 
 def _floats(values: Any) -> Doubles:

@@ -33,7 +33,7 @@ class RFT(Algorithm):
     """A rollout with less teaches nothing; -inf: every reward is enough. One that was not scored teaches nothing either."""
     best: int | None = None
     """Of those that have it, how many of each group are trained; of equal ones the first. Absent: all."""
-    weight: Literal["token", "rollout"] = "token"
+    loss_aggregation: Literal["token_mean", "sequence_mean"] = "token_mean"
     """What a token weighs: every token the same; each rollout's tokens sum to one."""
     epochs: int = 1
     """Passes over the batch."""
@@ -46,8 +46,8 @@ class RFT(Algorithm):
                 raise ConfigError(f"algorithm.{key} is {getattr(self, key)}; it must be at least 1")
         if not self.min_reward < math.inf:
             raise ConfigError(f"algorithm.min_reward is {self.min_reward}; expected a reward, or -inf where every one is enough")
-        if self.weight not in ("token", "rollout"):
-            raise ConfigError(f"algorithm.weight is {self.weight!r}; it must be 'token' or 'rollout'")
+        if self.loss_aggregation not in ("token_mean", "sequence_mean"):
+            raise ConfigError(f"algorithm.loss_aggregation is {self.loss_aggregation!r}; it must be 'token' or 'rollout'")
 
     @property
     def ignores_step_rewards(self) -> str:
@@ -65,7 +65,7 @@ class RFT(Algorithm):
             trajectories = chosen(collected, min_reward=self.min_reward, best=self.best)
             returns = [np.full(len(each.transitions), np.nan if each.reward is None else each.reward) for each in trajectories]
             advantages = [advantage(each) for each in trajectories]
-            batch = make_batch(trajectories, advantages, weight=self.weight)
+            batch = make_batch(trajectories, advantages, loss_aggregation=self.loss_aggregation)
             metrics = await session.update(batch, loss)
             await session.finish_step(step, trajectories, returns, advantages, batch, metrics)
 

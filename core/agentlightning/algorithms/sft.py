@@ -37,12 +37,12 @@ class SFT(Algorithm):
     message (OpenAI's form), or None: that call is sampled as usual, and not trained on."""
     min_reward: float = 1.0
     """A rollout with less teaches nothing: a wrong demonstration is not learned. Neither is one that was not scored."""
-    weight: Literal["token", "rollout"] = "token"
+    loss_aggregation: Literal["token_mean", "sequence_mean"] = "token_mean"
     """What a token weighs: every token the same; each rollout's tokens sum to one."""
 
     def __post_init__(self) -> None:
-        if self.weight not in ("token", "rollout"):
-            raise ConfigError(f"algorithm.weight is {self.weight!r}; it must be 'token' or 'rollout'")
+        if self.loss_aggregation not in ("token_mean", "sequence_mean"):
+            raise ConfigError(f"algorithm.loss_aggregation is {self.loss_aggregation!r}; it must be 'token' or 'rollout'")
         if not (callable(self.demonstrations) or ":" in cast(Any, self.demonstrations)):
             raise ConfigError(f"algorithm.demonstrations is {self.demonstrations!r}; expected 'module:function', or the function itself")
 
@@ -71,7 +71,7 @@ class SFT(Algorithm):
             trajectories = [self.chosen(each) for each in collected]
             returns = [np.full(len(each.transitions), np.nan if each.reward is None else each.reward) for each in trajectories]
             advantages = [advantage(each) for each in trajectories]
-            batch = make_batch(trajectories, advantages, weight=self.weight, demonstrations=True)
+            batch = make_batch(trajectories, advantages, loss_aggregation=self.loss_aggregation, demonstrations=True)
             metrics = await session.update(batch, loss)
             await session.finish_step(step, trajectories, returns, advantages, batch, metrics)
 

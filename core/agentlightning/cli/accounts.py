@@ -1,4 +1,4 @@
-"""Accounts of rollouts: every request has an outcome, every sampled token was trained or left out by a named reason.
+"""Accounts of rollouts: every request has a status, every sampled token was trained or left out by a named reason.
 
 What does not add up is shown as `unaccounted for`, never spread over the other reasons.
 """
@@ -12,17 +12,17 @@ from dataclasses import dataclass, field
 from agentlightning.contracts.store import AttemptRecords, RolloutState
 from agentlightning.rl.trajectory.joins import superseded
 from agentlightning.training.run_folder import Learned
-from agentlightning.types import Mode, Outcome, Rollout, Trajectory
+from agentlightning.types import CallStatus, Mode, Rollout, Trajectory
 
 UNACCOUNTED = "unaccounted for"
 NOT_TRAINED: dict[Mode, str] = {
     "train": "no finished training step took it",
-    "val": "held-out evaluation",
+    "eval": "eval evaluation",
     "production": "recorded outside a training run",
 }
 """Why tokens were not trained where nothing else is the reason."""
-NO_TRANSITION: dict[Outcome, str] = {"cancelled": "cancelled call", "error": "error"}
-"""Why the tokens of a call belong to no transition, by its outcome."""
+NO_TRANSITION: dict[CallStatus, str] = {"cancelled": "cancelled call", "error": "error"}
+"""Why the tokens of a call belong to no transition, by its status."""
 SUPERSEDED = "superseded call"
 
 
@@ -31,7 +31,7 @@ class Account:
     """Of one rollout, or the sum over many."""
 
     requests: int = 0
-    outcomes: Counter[str] = field(default_factory=Counter[str])
+    statuses: Counter[str] = field(default_factory=Counter[str])
     """Requests by what became of them; their sum is `requests`."""
     sampled: int = 0
     """Tokens of all replies, over all attempts."""
@@ -44,7 +44,7 @@ class Account:
     def __add__(self, other: Account) -> Account:
         return Account(
             self.requests + other.requests,
-            self.outcomes + other.outcomes,
+            self.statuses + other.statuses,
             self.sampled + other.sampled,
             self.demonstrated + other.demonstrated,
             self.trained + other.trained,
@@ -54,13 +54,13 @@ class Account:
 
 def account(state: RolloutState, attempts: Sequence[AttemptRecords], trajectory: Trajectory | None, learned: Learned | None) -> Account:
     """Of one rollout. `trajectory` is that of its winning attempt; `learned` what a training step wrote about it."""
-    outcomes: Counter[str] = Counter()
+    statuses: Counter[str] = Counter()
     left_out: Counter[str] = Counter()
     requests = sampled = demonstrated = trained = 0
     for records in attempts:
         replaced = superseded(records.calls)
         requests += len(records.calls)
-        outcomes.update("superseded by a retry" if call.id in replaced else call.outcome for call in records.calls)
+        statuses.update("superseded by a retry" if call.id in replaced else call.status for call in records.calls)
         tokens = {completion.id: len(completion.response_ids) for completion in records.completions}
         total = sum(tokens.values())
         sampled += total
@@ -90,13 +90,13 @@ def account(state: RolloutState, attempts: Sequence[AttemptRecords], trajectory:
         if rest:
             left_out[UNACCOUNTED] += rest
     return Account(
-        requests, outcomes, sampled, demonstrated, trained, Counter({reason: count for reason, count in left_out.items() if count})
+        requests, statuses, sampled, demonstrated, trained, Counter({reason: count for reason, count in left_out.items() if count})
     )
 
 
 def _dropped(records: AttemptRecords, replaced: Collection[str]) -> Counter[str]:
     """Sampled tokens that belong to no transition, by what became of their call."""
-    why = {call.id: SUPERSEDED if call.id in replaced else NO_TRANSITION.get(call.outcome) for call in records.calls}
+    why = {call.id: SUPERSEDED if call.id in replaced else NO_TRANSITION.get(call.status) for call in records.calls}
     dropped: Counter[str] = Counter()
     for completion in records.completions:
         reason = why.get(completion.call_id)

@@ -46,7 +46,7 @@ def rollout(
 ) -> None:
     """Run the agent on its tasks and score it, without training: for development without a GPU, and for evaluation.
 
-    Takes the held-out tasks where the configuration has some, one rollout each.
+    Takes the eval tasks where the configuration has some, one rollout each.
 
     **Examples**
 
@@ -86,7 +86,7 @@ def settings_of(path: Path | None, given: dict[str, str | None]) -> Config:
     if "command" in options:
         options |= {"agent": None, "path": str(Path.cwd())}
     if "tasks" in options:
-        options["val_tasks"] = None
+        options["eval_tasks"] = None
     return dataclasses.replace(load_config(path), **options)
 
 

@@ -94,7 +94,7 @@ def find_source(name: str) -> Source:
         raise StoreError(f"run {run.name} has no store.db: nothing was recorded in it yet")
     observed, notes = _step_rewards(config)
     settings = {"agents": config.get("agents"), "reward_weights": config.get("reward_weights"), "step_rewards": observed}
-    production = config.get("source", {}).get("store")
+    production = config.get("replay", {}).get("store")
     return Source(run.store_address, run, run.read_batches(), settings, config.get("model"), production, notes)
 
 

@@ -46,7 +46,7 @@ def train(
 
     **A configuration**
 
-    `agent = "my_agent:solve"`, `tasks = "train.jsonl"`, `val_tasks = "val.jsonl"`, `model = "smollm2-135m"` and `steps = 10` are
+    `agent = "my_agent:solve"`, `tasks = "train.jsonl"`, `eval_tasks = "val.jsonl"`, `model = "smollm2-135m"` and `steps = 10` are
     enough; the config.toml of any run shows every setting. `command = "python their_agent.py"` instead of `agent` trains the model of a
     program in any language: `agl rollout --help` tells what such a program is given.
     """
@@ -99,11 +99,11 @@ def print_run(run: Run, console: Console) -> None:
         console.print(Text.assemble(("stopped", "yellow"), f" after step {run.result.get('steps', 0)}; what is finished is kept"))
         console.print(f"go on with:  agl train --resume {folder}", soft_wrap=True, highlight=False)
         return
-    if run.result.get("held_out"):
+    if run.result.get("eval"):
         console.print(before_after_table(run.result))
     rows = [("run", folder), ("time", duration(run.result.get("seconds")))]
-    if "policy" in run.result:
-        rows.append(("weights", shown_path(run.policy)))
+    if "checkpoint" in run.result:
+        rows.append(("weights", shown_path(run.checkpoint)))
     rows += [("look at it", f"agl show {folder}"), ("serve it", f"agl serve {folder}")]
     for name, value in rows:
         console.print(f"{name:<11}{value}", soft_wrap=True, highlight=False)

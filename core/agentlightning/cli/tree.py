@@ -125,9 +125,7 @@ class AttemptTree:
         return self._append_rewards(head, span.id)
 
     def _call(self, call: Call, span: Span | None) -> RenderableType:
-        head = Text.assemble(
-            ("llm", "bold green"), f" call {short(call.id)} ", (call.outcome, "" if call.outcome == "completed" else "red")
-        )
+        head = Text.assemble(("llm", "bold green"), f" call {short(call.id)} ", (call.status, "" if call.status == "completed" else "red"))
         agent = span.agent if span is not None else next((t.agent for t in self._transitions.values() if t.call_id == call.id), None)
         if agent:
             head.append(f"  by {agent}")

@@ -20,7 +20,7 @@ STYLES = {"succeeded": "green", "failed": "red", "cancelled": "yellow", "running
 
 class ShownMode(enum.StrEnum):
     train = "train"
-    val = "val"
+    val = "eval"
     production = "production"
 
 
@@ -37,7 +37,7 @@ class Source:
     """How the run made its trajectories: arguments of `trajectory`."""
     model: str | None = None
     production: str | None = None
-    """Address of the store in which the run's `source` found its training rollouts."""
+    """Address of the store in which the run's `replay` found its training rollouts."""
     notes: tuple[str, ...] = ()
     """What of the run's settings could not be followed."""
 
@@ -70,7 +70,7 @@ def print_sums(rows: list[Shown], console: Console) -> None:
         mean = f"mean reward {sum(rewards) / len(rewards):.3f} over {len(rewards):,} scored" if rewards else "none scored"
         if those:
             console.print(f"{len(those):,} {mode} rollout{'s' * (len(those) > 1)}, {mean}", highlight=False)
-    console.print(f"{sums.requests:,} requests = {_sum(sums.outcomes)}", highlight=False, soft_wrap=True)
+    console.print(f"{sums.requests:,} requests = {_sum(sums.statuses)}", highlight=False, soft_wrap=True)
     parts = {"trained": sums.trained, **dict(sums.left_out.most_common())} if sums.sampled else {}
     made = f"{sums.sampled - sums.demonstrated:,} sampled" + (f" and {sums.demonstrated:,} demonstrated" if sums.demonstrated else "")
     console.print(f"{made} tokens = {_sum(parts)}", highlight=False, soft_wrap=True)

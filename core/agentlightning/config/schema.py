@@ -27,9 +27,9 @@ __all__ = [
     "CheckpointConfig",
     "CollectionConfig",
     "Config",
-    "EvaluateConfig",
+    "EvalConfig",
+    "ReplayConfig",
     "SamplingConfig",
-    "SourceConfig",
     "bind",
     "build",
     "build_loss",
@@ -97,8 +97,8 @@ class SamplingConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateConfig:
-    """Evaluation on `val_tasks`, before the first step and after the last, and in between."""
+class EvalConfig:
+    """Evaluation on `eval_tasks`, before the first step and after the last, and in between."""
 
     every: int = 5
     """Steps between two evaluations; 0: only before and after."""
@@ -112,11 +112,11 @@ class EvaluateConfig:
     """Stop after so many evaluations in a row without a better sampled reward; absent: never."""
 
     def __post_init__(self) -> None:
-        _at_least("evaluate", self, every=0, tasks=1, samples=0, patience=1)
+        _at_least("eval", self, every=0, tasks=1, samples=0, patience=1)
         if not self.samples and not self.greedy:
-            raise ConfigError("evaluate.samples is 0 and evaluate.greedy is false; leave val_tasks out where nothing is to be evaluated")
+            raise ConfigError("eval.samples is 0 and eval.greedy is false; leave eval_tasks out where nothing is to be evaluated")
         if self.patience is not None and not self.every:
-            raise ConfigError("evaluate.patience counts evaluations during training, and evaluate.every = 0 has none; set every")
+            raise ConfigError("eval.patience counts evaluations during training, and eval.every = 0 has none; set every")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,7 +126,7 @@ class CheckpointConfig:
     every: int = 10
     """Steps between two checkpoints; 0: only at the end."""
     best: bool = True
-    """Write and keep the one with the best held-out reward."""
+    """Write and keep the one with the best eval reward."""
     last: int = 2
     """The newest so many stay; one at least, to resume from."""
     keep_every: int | None = None
@@ -144,29 +144,29 @@ class CollectionConfig:
     """Steps of training that may lie between sampling a token and training it. 0: a step's rollouts begin after the step before it. Above
     0 rollouts go on while the trainer steps, with as many groups ahead, and the engine has weights of its own, which change under running
     agents; replies with an older token are left out and counted."""
-    keep: JSON = None
-    """Which groups are kept, by a filter: `signal` (outcomes differ), `difficulty` (`{name = "difficulty", low = 0.1, high = 0.9}`), or a
-    function of one's own; absent: all. What is turned away is not trained, and counts among the scored rollouts."""
-    refill: int = 0
-    """Groups at most that a step starts in place of those turned away."""
+    filter: JSON = None
+    """Which groups are kept, by a filter: `nonzero_variance` (rewards differ), `difficulty` (`{name = "difficulty", low = 0.1, high =
+    0.9}`), or a custom function; absent: all. What is filtered is not trained, and counts among the scored rollouts."""
+    resample: int = 0
+    """Groups at most that a step starts in place of those filtered."""
     truncated: Literal["train", "drop"] = "train"
     """What becomes of replies that a limit of tokens cut off. (To penalise them, give them a reward.)"""
     overlong: Literal["error", "drop"] = "error"
-    """What becomes of a conversation longer than the trainer takes (`trainer.max_tokens`): the run stops with an error, or its replies
+    """What becomes of a conversation longer than the trainer takes (`trainer.tokens_per_pack`): the run stops with an error, or its replies
     beyond are left out and counted. One longer than the model's context is refused at the gateway, and is the agent's failure
     (`runner.on_failure`)."""
 
     def __post_init__(self) -> None:
-        _at_least("collection", self, max_staleness=0, refill=0)
+        _at_least("collection", self, max_staleness=0, resample=0)
         for key, choices in {"truncated": ("train", "drop"), "overlong": ("error", "drop")}.items():
             if getattr(self, key) not in choices:
                 raise ConfigError(f"collection.{key} is {getattr(self, key)!r}; expected {' or '.join(map(repr, choices))}")
-        if self.refill and self.keep is None:
-            raise ConfigError(f'collection.refill is {self.refill}, and nothing is turned away; set collection.keep = "signal"')
+        if self.resample and self.filter is None:
+            raise ConfigError(f'collection.resample is {self.resample}, and nothing is filtered; set collection.filter = "signal"')
 
 
 @dataclass(frozen=True, kw_only=True)
-class SourceConfig:
+class ReplayConfig:
     """The store of a deployed agent, whose rollouts a run trains on (`agentlightning.training.production`)."""
 
     store: str
@@ -177,9 +177,9 @@ class SourceConfig:
     def __post_init__(self) -> None:
         scheme, _, rest = self.store.partition("://")
         if scheme in ("http", "https") and "@" in rest.partition("/")[0]:
-            raise ConfigError("source.store has a token in it, and a run keeps its configuration; leave it out, and set AGL_TOKEN to it")
+            raise ConfigError("replay.store has a token in it, and a run keeps its configuration; leave it out, and set AGL_TOKEN to it")
 
-    def under(self, base: Path) -> SourceConfig:
+    def under(self, base: Path) -> ReplayConfig:
         """The same, with the path of a store file made absolute."""
         file = store_file(self.store)
         return self if file is None else replace(self, store=f"sqlite:{base / file}")
@@ -190,18 +190,18 @@ class Config:
     """A training run."""
 
     agent: str | None = None
-    """`module:function`, called with `(task, llm)`. Either this or `command`; with a `source` only for `val_tasks`."""
+    """`module:function`, called with `(task, llm)`. Either this or `command`; with a `replay` only for `eval_tasks`."""
     command: str | None = None
     """A command line that is run for each rollout; a program in any language. See `agentlightning.runner.program`."""
     reward: RewardFrom = "stdout"
     """Where a command's reward comes from: the last line that it prints, its exit code, the file `AGL_REWARD_FILE`, or a POST."""
     tasks: str | None = None
-    """A `.jsonl` or `.json` file, or `module:attribute`. Either this or `source`."""
-    source: SourceConfig | None = None
+    """A `.jsonl` or `.json` file, or `module:attribute`. Either this or `replay`."""
+    replay: ReplayConfig | None = None
     """Train on the rollouts of a deployed agent."""
     model: str
     """A registered model, a folder, or the id of a hub."""
-    val_tasks: str | None = None
+    eval_tasks: str | None = None
     name: str = "run"
     """Part of the run folder's name."""
     seed: int = 0
@@ -224,10 +224,10 @@ class Config:
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     collection: CollectionConfig = field(default_factory=CollectionConfig)
     runner: RunnerSettings = field(default_factory=RunnerSettings)
-    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
     checkpoints: CheckpointConfig = field(default_factory=CheckpointConfig)
     trackers: tuple[str, ...] = ("jsonl",)
-    logprob_alarm: float = 0.05
+    mismatch_alarm: float = 0.05
     """Mean difference in log-probability between engine and trainer, per sampled token, above which an alarm is raised."""
     port: int = 0
     """Of the gateway; 0: a free one."""
@@ -237,7 +237,7 @@ class Config:
     """Folder from which the modules named here are imported, and in which a command runs; absent: the configuration file's."""
 
     def __post_init__(self) -> None:
-        _at_least("", self, seed=0, steps=1, tasks_per_step=1, port=0, logprob_alarm=0)
+        _at_least("", self, seed=0, steps=1, tasks_per_step=1, port=0, mismatch_alarm=0)
         for table in ("algorithm", "engine", "trainer"):
             if not isinstance(getattr(self, table).get("name"), str):
                 raise ConfigError(f"missing 'name' in [{table}]; expected text, as in {table} = {{ name = \"...\" }}")
@@ -252,25 +252,25 @@ class Config:
                 raise ConfigError(f"reward_weights.{key} is {weight}; expected a finite number")
 
     def _check_source(self) -> None:
-        if self.source is None:
+        if self.replay is None:
             if self.tasks is None:
-                raise ConfigError("missing 'tasks' at the top level; expected text (or a [source], a store that a deployed agent fills)")
+                raise ConfigError("missing 'tasks' at the top level; expected text (or a [replay], a store that a deployed agent fills)")
             return
         for key, given in {"tasks": self.tasks is not None, "sampler": self.sampler != "epochs"}.items():
             if given:
-                raise ConfigError(f"{key} and source are both given; with a source the tasks are those of its rollouts, so leave {key} out")
-        for key, idle in {"max_staleness": 0, "keep": None, "refill": 0}.items():
+                raise ConfigError(f"{key} and replay are both given; with replay the tasks are those of its rollouts, so leave {key} out")
+        for key, idle in {"max_staleness": 0, "filter": None, "resample": 0}.items():
             if getattr(self.collection, key) != idle:
                 said = f"collection.{key} is {getattr(self.collection, key)!r}"
-                raise ConfigError(f"{said}, and with a source nothing is started or turned away; leave it out")
+                raise ConfigError(f"{said}, and with replay nothing is started or filtered; leave it out")
         acts = "agent" if self.agent is not None else "command" if self.command is not None else None
-        if acts is None and self.val_tasks is not None:
-            raise ConfigError('val_tasks is given, and no agent that would act on them; give agent = "module:function", or leave it out')
-        if acts is not None and self.val_tasks is None:
-            raise ConfigError(f"{acts} is given, and with a source it acts on val_tasks alone; give val_tasks, or leave {acts} out")
+        if acts is None and self.eval_tasks is not None:
+            raise ConfigError('eval_tasks is given, and no agent that would act on them; give agent = "module:function", or leave it out')
+        if acts is not None and self.eval_tasks is None:
+            raise ConfigError(f"{acts} is given, and with replay it acts on eval_tasks alone; give eval_tasks, or leave {acts} out")
 
     def _check_agent(self) -> None:
-        if self.source is not None and self.agent is None and self.command is None:
+        if self.replay is not None and self.agent is None and self.command is None:
             return
         if (self.agent is None) == (self.command is None):
             both = "agent and command are both given" if self.agent else "missing 'agent' at the top level"
@@ -327,18 +327,18 @@ def check_names(config: Config, plugins: Registry | None = None) -> None:
                 plugins.entry(kind, name)
     with _at("sampler"):
         plugins.load("samplers", config.sampler)
-    if config.collection.keep is not None:
-        bind("filters", config.collection.keep, where="collection.keep", plugins=plugins)
+    if config.collection.filter is not None:
+        bind("filters", config.collection.filter, where="collection.filter", plugins=plugins)
     with _at("algorithm"):
         algorithm = plugins.load("algorithms", config.algorithm["name"])
     table = dict(config.algorithm)
     if "name" not in {each.name for each in fields(algorithm)}:
         del table["name"]
     built = build(algorithm, table, "algorithm")
-    if config.source is not None and algorithm.trains_demonstrations:
+    if config.replay is not None and algorithm.trains_demonstrations:
         raise ConfigError(
-            f"algorithm {config.algorithm['name']!r} trains demonstrations that it gives while an agent runs, and the replies of a source "
-            "were sampled; use an algorithm that trains those (lightning), or leave source out"
+            f"algorithm {config.algorithm['name']!r} trains demonstrations that it gives while an agent runs, and the replies of a replay "
+            "were sampled; use an algorithm that trains those (lightning), or leave replay out"
         )
     built.parts()
     step_rewards(config.step_rewards, plugins)
@@ -377,9 +377,9 @@ def _absolute(config: Config, base: Path, data: Mapping[str, Any]) -> Config:
         "folder": str((base if "folder" in data else Path.cwd()) / config.folder),
         "path": str(base / (config.path or "")),
     }
-    changes |= {key: _path(given, base) for key in ("tasks", "val_tasks") if (given := getattr(config, key)) is not None}
-    if config.source is not None:
-        changes["source"] = config.source.under(base)
+    changes |= {key: _path(given, base) for key in ("tasks", "eval_tasks") if (given := getattr(config, key)) is not None}
+    if config.replay is not None:
+        changes["replay"] = config.replay.under(base)
     if (base / config.model).is_dir():
         changes["model"] = str((base / config.model).resolve())
     return replace(config, **changes)

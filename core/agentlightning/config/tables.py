@@ -30,11 +30,11 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 _INPUTS = {
-    "credits": ("episodes",),
-    "advantages": ("episodes", "returns"),
+    "credits": ("rollouts",),
+    "advantages": ("rollouts", "returns"),
     "losses": ("logprob", "old", "advantage"),
     "filters": ("group",),
-    "facts": ("records",),
+    "step_signals": ("records",),
 }
 """What functions of a kind are called with."""
 _TRIALS: dict[str, Callable[[], tuple[Any, ...]]] = {
@@ -42,7 +42,7 @@ _TRIALS: dict[str, Callable[[], tuple[Any, ...]]] = {
     "advantages": lambda: (_no_episodes(), np.zeros(0)),
     "filters": lambda: ([],),
 }
-"""What the loop gives, of no rollouts at all: episodes; episodes and returns; the trajectories of a group."""
+"""What the loop gives, of no rollouts at all: rollouts; rollouts and returns; the trajectories of a group."""
 
 
 def build(cls: type[T], data: Any, where: str = "") -> T:
@@ -199,9 +199,9 @@ def _check_inputs(function: Callable[..., Any], inputs: tuple[str, ...], who: st
 
 
 def _no_episodes() -> Any:
-    from agentlightning.rl.arrays import Episodes
+    from agentlightning.rl.arrays import RolloutArrays
 
-    return Episodes.of([])
+    return RolloutArrays.of([])
 
 
 def _try(function: Callable[..., Any], inputs: tuple[Any, ...]) -> None:

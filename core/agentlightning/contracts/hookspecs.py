@@ -74,14 +74,14 @@ def register_algorithms(register: Register) -> None:
 
 @hookspec
 def register_credits(register: Register) -> None:
-    """Credit assignment. Target: `credit(episodes, **settings) -> (transitions,) float64 array`; `episodes` is a
-    `agentlightning.rl.arrays.Episodes`, NaN is no credit. One that reads `episodes.values` is marked with
+    """Credit assignment. Target: `credit(rollouts, **settings) -> (transitions,) float64 array`; `rollouts` is a
+    `agentlightning.rl.arrays.RolloutArrays`, NaN is no credit. One that reads `rollouts.values` is marked with
     `agentlightning.rl.advantage.uses_critic`: the critic is asked before it, and learns what it gives."""
 
 
 @hookspec
 def register_advantages(register: Register) -> None:
-    """Advantages. Target: `advantage(episodes, returns, **settings)`, with `returns` (transitions,) by credit; it gives a float64 array
+    """Advantages. Target: `advantage(rollouts, returns, **settings)`, with `returns` (transitions,) by credit; it gives a float64 array
     (transitions,) or (tokens,), or an `Estimate`. `agentlightning.rl.advantage` has the marks of those that need groups or a critic."""
 
 
@@ -98,14 +98,14 @@ def register_corrections(register: Register) -> None:
 
 @hookspec
 def register_filters(register: Register) -> None:
-    """Which groups of rollouts are trained (`collection.keep`). Target: `keep(group, **settings) -> bool`, with the trajectories of one
+    """Which groups of rollouts are trained (`collection.filter`). Target: `keep(group, **settings) -> bool`, with the trajectories of one
     group."""
 
 
 @hookspec
-def register_facts(register: Register) -> None:
-    """What can be observed of the steps of an attempt, for `step_rewards`. Target: `fact(records) -> iterable`, with the attempt's
-    `agentlightning.contracts.store.AttemptRecords`; it gives the spans, calls or completions that show the fact."""
+def register_step_signals(register: Register) -> None:
+    """What can be observed of the steps of an attempt, for `step_rewards`. Target: `signal(records) -> iterable`, with the attempt's
+    `agentlightning.contracts.store.AttemptRecords`; it gives the spans, calls or completions that show the signal."""
 
 
 @hookspec

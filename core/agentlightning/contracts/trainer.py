@@ -30,10 +30,10 @@ class Capabilities:
     forest: bool = True
     """Whether it trains the forest; otherwise root-to-leaf rows."""
     extras: frozenset[str] = frozenset()
-    """Which of `kl`, `entropy` and `correction`, settings of every loss, it honours."""
+    """Which of `kl_coef`, `entropy_coef` and `correction`, settings of every loss, it honours."""
     own_losses: bool = False
     """Whether it takes the settings of a loss that bring their `term(logprob, old, advantage)` along."""
-    max_tokens: int | None = None
+    max_sequence_tokens: int | None = None
     """Tokens of the longest conversation that it takes; None: any."""
     lora: bool = False
     critic: bool = False
@@ -117,7 +117,7 @@ class Trainer(ABC):
     async def export(self, folder: Path) -> Policy:
         """Write the weights for an engine of another process, and return the policy with the folder as its `file:` uri.
 
-        The new folder is a model that `from_pretrained` loads, or a peft adapter for a policy of kind `lora`. It also holds a probe
+        The new folder is a model that `from_pretrained` loads, or a peft adapter for a policy of kind `lora`. It also holds a weight check
         (`agentlightning.training.weight_sync`). Only trainers whose `uris` have `file` have it.
         """
         raise UnsupportedSetting(f"Trainer {type(self).__name__!r} writes no weights for another process. Use an engine that shares them.")

@@ -64,7 +64,7 @@ class AttemptState:
             completions.setdefault(completion.call_id, []).append(completion)
         for call in records.calls:
             state.add(call, completions.get(call.id, ()), None)
-            state.calls[call.id] = Seen(call.id, call.request_hash, None, call.outcome not in ("cancelled", "error"))
+            state.calls[call.id] = Seen(call.id, call.request_hash, None, call.status not in ("cancelled", "error"))
             state.next_index = max(state.next_index, call.index + 1)
             if call.supersedes in state.calls:
                 state.calls[call.supersedes].superseded = True
@@ -182,7 +182,7 @@ def check_open(attempt: Attempt) -> None:
 def remember(state: AttemptState, seen: Seen, call: Call, completions: list[Completion], before: int) -> None:
     """Take in a call that was recorded."""
     seen.request_hash = call.request_hash
-    seen.delivered = seen.delivered and call.outcome in ("completed", "refused")
+    seen.delivered = seen.delivered and call.status in ("completed", "refused")
     state.add(call, completions, before)
 
 

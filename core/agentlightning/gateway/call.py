@@ -24,7 +24,7 @@ from agentlightning.gateway.api.answers import client_gone, part, read_body, sen
 from agentlightning.gateway.api.schema import ChatRequest, Refused
 from agentlightning.gateway.auth import AttemptState, Callers, remember
 from agentlightning.gateway.sampling import overridden
-from agentlightning.types import Call, Completion, Outcome
+from agentlightning.types import Call, CallStatus, Completion
 
 log = logging.getLogger("agentlightning.gateway")
 
@@ -82,7 +82,7 @@ class Endpoint:
             state.active -= 1
             gone.cancel()
             if production:
-                status = {"completed": "succeeded", "cancelled": "cancelled"}.get(exchange.outcome, "failed")
+                status = {"completed": "succeeded", "cancelled": "cancelled"}.get(exchange.status, "failed")
                 await self._service.store.finish(state.attempt.id, status, error=exchange.detail)  # pyright: ignore[reportArgumentType]
 
 
@@ -90,7 +90,7 @@ class Exchange(ABC):
     """One request and its answer."""
 
     def __init__(self, service: Service, state: AttemptState, headers: Headers, body: bytes, started: float) -> None:
-        self.outcome: Outcome = "error"
+        self.status: CallStatus = "error"
         self.detail: str | None = None
         self._store = service.store
         self._state, self._body, self._started = state, body, started
@@ -112,7 +112,7 @@ class Exchange(ABC):
         """The body of an answer that is an error."""
 
     @abstractmethod
-    def _completions(self, outcome: Outcome) -> list[Completion]:
+    def _completions(self, status: CallStatus) -> list[Completion]:
         """What was sampled, as it is recorded."""
 
     def _input(self) -> dict[str, Any] | None:
@@ -124,7 +124,7 @@ class Exchange(ABC):
         try:
             await self._answer(send, gone)
         except Refused as refusal:
-            await self._fail(send, refusal.outcome, refusal)
+            await self._fail(send, refusal.call_status, refusal)
         except ContextOverflow as error:
             await self._fail(send, "refused", Refused(str(error), param="messages", code="context_length_exceeded"))
         except Gone:
@@ -145,10 +145,10 @@ class Exchange(ABC):
         if gone.done():  # while it was recorded: a retry will supersede it
             self._seen.delivered = False
 
-    async def _fail(self, send: Send, outcome: Outcome, refusal: Refused) -> None:
+    async def _fail(self, send: Send, status: CallStatus, refusal: Refused) -> None:
         """Record a request that gets an error for an answer, and send it: as a status, or as an event where the answer had begun."""
         try:
-            await self._record(outcome, str(refusal))
+            await self._record(status, str(refusal))
         except Exception as error:
             log.error("call %s of attempt %s could not be recorded", self._seen.id, self._state.attempt.id, exc_info=error)
             refusal = Refused(f"the store could not record this call: {error}", status=500, type="server_error")
@@ -158,13 +158,13 @@ class Exchange(ABC):
         else:
             await send_json(send, refusal.status, self._error(refusal), self._seen.id, refusal.headers)
 
-    async def _record(self, outcome: Outcome, detail: str | None) -> None:
+    async def _record(self, status: CallStatus, detail: str | None) -> None:
         """Write the call and its completions, once: what was cancelled while it was being written stands as it was begun."""
-        if outcome in ("cancelled", "error"):  # at once: a retry may come while it is being written
+        if status in ("cancelled", "error"):  # at once: a retry may come while it is being written
             self._seen.delivered = False
         if self._writing is None:
-            self.outcome, self.detail = outcome, detail
-            self._writing = asyncio.create_task(self._write(outcome, detail))
+            self.status, self.detail = status, detail
+            self._writing = asyncio.create_task(self._write(status, detail))
         try:
             # shielded: a server that stops must not leave a call half recorded
             await asyncio.shield(self._writing)
@@ -172,20 +172,20 @@ class Exchange(ABC):
             self._writing = None
             raise
 
-    async def _write(self, outcome: Outcome, detail: str | None) -> None:
+    async def _write(self, status: CallStatus, detail: str | None) -> None:
         superseded = self._state.retried(self._seen) if self._is_retry else None
-        completions = self._completions(outcome)
+        completions = self._completions(status)
         call = Call(
             id=self._seen.id,
             attempt_id=self._state.attempt.id,
             index=self._index,
-            outcome=outcome,
+            status=status,
             detail=detail,
             choices=len(completions),
             supersedes=None if superseded is None else superseded.id,
             request_hash=self._request_hash,
             context=self._context,
-            input=self._input() if outcome == "completed" else None,
+            input=self._input() if status == "completed" else None,
             started=self._started,
             ended=time.time(),
         )

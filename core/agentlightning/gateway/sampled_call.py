@@ -23,7 +23,7 @@ from agentlightning.gateway.rendering.renderer import Rendering
 from agentlightning.gateway.rendering.replies import Piece, Reply
 from agentlightning.gateway.rendering.tool_text import ask_for_format
 from agentlightning.gateway.sampling import choose_sampling
-from agentlightning.types import Completion, IntArray, Outcome, ints
+from agentlightning.types import CallStatus, Completion, IntArray, ints
 
 
 class SamplingService(Service):
@@ -221,16 +221,16 @@ class Sampled(Exchange):
             return {"after": self._follows, "messages": messages[self._matched :]}
         return {"after": None, "messages": messages[self._keep_from :]}
 
-    def _completions(self, outcome: Outcome) -> list[Completion]:
+    def _completions(self, status: CallStatus) -> list[Completion]:
         rendering = self._rendering
-        if rendering is None or outcome == "refused":
+        if rendering is None or status == "refused":
             return []
         messages = self._messages or [reply.message() for reply in self._replies]
         completions: list[Completion] = []
         for choice, (reply, message) in enumerate(zip(self._replies, messages, strict=True)):
             finish = "tool_calls" if reply.finish == "stop" and message.get("tool_calls") else reply.finish
             if finish is None:
-                finish = "cancelled" if outcome == "cancelled" else "error"
+                finish = "cancelled" if status == "cancelled" else "error"
             before = self._histories[choice * len(self._histories) // len(self._replies)]
             completions.append(
                 Completion(

@@ -73,13 +73,19 @@ def register_losses(register: Register) -> None:
 
 @hookimpl
 def register_corrections(register: Register) -> None:
-    register("truncate", "agentlightning.rl.correction.truncate:Truncate", summary="min(ratio, cap): truncated importance sampling")
+    register(
+        "tis", "agentlightning.rl.correction.tis:TruncatedImportanceSampling", summary="truncated importance sampling: min(ratio, clip)"
+    )
     register("icepop", "agentlightning.rl.correction.icepop:IcePop", summary="tokens outside a band of ratios are left out")
-    register("sequence_mask", "agentlightning.rl.correction.sequence_mask:SequenceMask", summary="the same for replies or attempts")
+    register(
+        "sequence_masking",
+        "agentlightning.rl.correction.sequence_masking:SequenceMasking",
+        summary="the same, for replies or attempts",
+    )
 
 
 @hookimpl
-def register_facts(register: Register) -> None:
+def register_step_signals(register: Register) -> None:
     register("tool_failed", "agentlightning.rl.trajectory.step_rewards.tools:tool_failed", summary="a tool ended with an error")
     register(
         "tool_empty", "agentlightning.rl.trajectory.step_rewards.tools:tool_empty", summary="a tool gave an empty text or list, or null"
@@ -103,8 +109,8 @@ def register_algorithms(register: Register) -> None:
 
 @hookimpl
 def register_filters(register: Register) -> None:
-    register("signal", "agentlightning.rl.batch.filters:signal", summary="groups whose outcomes differ")
-    register("difficulty", "agentlightning.rl.batch.filters:difficulty", summary="groups whose mean outcome is neither low nor high")
+    register("nonzero_variance", "agentlightning.rl.batch.filters:nonzero_variance", summary="groups whose rewards differ")
+    register("difficulty", "agentlightning.rl.batch.filters:difficulty", summary="groups whose mean reward is neither low nor high")
 
 
 @hookimpl

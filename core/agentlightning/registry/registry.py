@@ -23,7 +23,7 @@ from agentlightning.errors import ConfigError, MissingExtra, PluginError
 
 GROUP = "agentlightning"
 KINDS = (
-    "stores", "engines", "trainers", "adapters", "algorithms", "facts", "credits", "advantages", "losses", "corrections", "filters",
+    "stores", "engines", "trainers", "adapters", "algorithms", "step_signals", "credits", "advantages", "losses", "corrections", "filters",
     "samplers",
     "models", "renderers", "trackers", "commands", "checks",
 )  # fmt: skip

@@ -23,10 +23,10 @@ Bools = NDArray[np.bool_]
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
-class Episodes:
+class RolloutArrays:
     """Of the winning attempts of some rollouts."""
 
-    outcome: Doubles
+    returns: Doubles
     """(rollouts,) NaN: never scored."""
     group: Ints
     """(rollouts,) index of the group, from 0."""
@@ -38,9 +38,9 @@ class Episodes:
     """(transitions,) how many calls the agent made before."""
     call: Ints
     """(transitions,) index of the call, ascending; the choices of one call share it."""
-    reward: Doubles
+    rewards: Doubles
     """(transitions,) sum of the rewards of its own call or span."""
-    call_reward: Doubles
+    call_rewards: Doubles
     """(calls,) the same for all choices of a call, each reward once."""
     rewarded: Bools
     """(transitions,) whether it has a reward of its own, be it 0."""
@@ -62,15 +62,15 @@ class Episodes:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "transition_group", _frozen(self.group[self.rollout], np.int64))
-        object.__setattr__(self, "first", _starts(self.rollout, len(self.outcome)))
+        object.__setattr__(self, "first", _starts(self.rollout, len(self.returns)))
 
     @classmethod
-    def of(cls, trajectories: Sequence[Trajectory]) -> Episodes:
+    def of(cls, trajectories: Sequence[Trajectory]) -> RolloutArrays:
         """The arrays of some trajectories."""
         groups: dict[str, int] = {}
         agents: dict[str | None, int] = {}
         rows: list[tuple[int, int, int, int, float, bool, int, bool]] = []
-        call_reward: list[float] = []
+        call_rewards: list[float] = []
         for number, each in enumerate(trajectories):
             groups.setdefault(each.group, len(groups))
             call_id: str | None = None
@@ -78,23 +78,23 @@ class Episodes:
             for t in each.transitions:
                 if t.call_id != call_id:
                     call_id, seen = t.call_id, set()
-                    call_reward.append(0.0)
+                    call_rewards.append(0.0)
                 own = math.fsum(r.value for r in t.rewards) if t.rewards else 0.0
                 if t.rewards:
-                    call_reward[-1] = math.fsum([call_reward[-1], *(r.value for r in t.rewards if r.id not in seen)])
+                    call_rewards[-1] = math.fsum([call_rewards[-1], *(r.value for r in t.rewards if r.id not in seen)])
                     seen.update(r.id for r in t.rewards)
                 agent = agents.setdefault(t.agent, len(agents))
-                rows.append((number, agent, t.turn, len(call_reward) - 1, own, bool(t.rewards), len(t.response_ids), t.trained))
+                rows.append((number, agent, t.turn, len(call_rewards) - 1, own, bool(t.rewards), len(t.response_ids), t.trained))
         columns = list(zip(*rows, strict=True)) if rows else [()] * 8
         return cls(
-            outcome=_frozen([np.nan if t.reward is None else t.reward for t in trajectories], np.float64),
+            returns=_frozen([np.nan if t.reward is None else t.reward for t in trajectories], np.float64),
             group=_frozen([groups[t.group] for t in trajectories], np.int64),
             rollout=_frozen(columns[0], np.int64),
             agent=_frozen(columns[1], np.int64),
             turn=_frozen(columns[2], np.int64),
             call=_frozen(columns[3], np.int64),
-            reward=_frozen(columns[4], np.float64),
-            call_reward=_frozen(call_reward, np.float64),
+            rewards=_frozen(columns[4], np.float64),
+            call_rewards=_frozen(call_rewards, np.float64),
             rewarded=_frozen(columns[5], np.bool_),
             tokens=_frozen(columns[6], np.int64),
             trained=_frozen(columns[7], np.bool_),
@@ -106,29 +106,29 @@ class Episodes:
     @classmethod
     def from_arrays(
         cls,
-        outcome: ArrayLike,
+        returns: ArrayLike,
         group: ArrayLike,
         rollout: ArrayLike,
         *,
         turn: ArrayLike | None = None,
-        reward: ArrayLike | None = None,
+        rewards: ArrayLike | None = None,
         tokens: ArrayLike | None = None,
-    ) -> Episodes:
-        """Of one agent, one choice a call. `outcome` and `group` are (rollouts,), the others (transitions,); without them no transition has
+    ) -> RolloutArrays:
+        """Of one agent, one choice a call. `returns` and `group` are (rollouts,), the others (transitions,); without them no transition has
         a reward of its own, a response is one token long, and turns count the transitions of a rollout."""
         owner = np.asarray(rollout, np.int64)
         size = len(owner)
         numbers = np.arange(size)
-        own = np.zeros(size) if reward is None else np.asarray(reward, np.float64)
+        own = np.zeros(size) if rewards is None else np.asarray(rewards, np.float64)
         return cls(
-            outcome=_frozen(outcome, np.float64),
+            returns=_frozen(returns, np.float64),
             group=_frozen(group, np.int64),
             rollout=_frozen(owner, np.int64),
             agent=_frozen(np.zeros(size), np.int64),
-            turn=_frozen(numbers - _starts(owner, len(np.asarray(outcome)))[owner] if turn is None else turn, np.int64),
+            turn=_frozen(numbers - _starts(owner, len(np.asarray(returns)))[owner] if turn is None else turn, np.int64),
             call=_frozen(numbers, np.int64),
-            reward=_frozen(own, np.float64),
-            call_reward=_frozen(own, np.float64),
+            rewards=_frozen(own, np.float64),
+            call_rewards=_frozen(own, np.float64),
             rewarded=_frozen(own != 0, np.bool_),
             tokens=_frozen(np.ones(size) if tokens is None else tokens, np.int64),
             trained=_frozen(np.ones(size), np.bool_),
@@ -136,7 +136,7 @@ class Episodes:
 
     def __len__(self) -> int:
         """Rollouts."""
-        return len(self.outcome)
+        return len(self.returns)
 
     @property
     def transitions(self) -> int:
@@ -152,7 +152,7 @@ class Episodes:
         fits = [pattern == "*" if name is None else fnmatchcase(name, pattern) for name in self.agents]
         return np.array([*fits, False], np.bool_)[self.agent]
 
-    def only(self, chosen: Bools) -> Episodes:
+    def only(self, chosen: Bools) -> RolloutArrays:
         """The same, with no transition but the chosen ones to be trained."""
         return replace(self, trained=self.trained & chosen)
 

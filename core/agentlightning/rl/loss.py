@@ -26,13 +26,13 @@ class LossSettings:
     """Passes over the batch."""
     minibatches: int = 1
     """Optimiser steps in a pass; rollouts are dealt over them in batch order."""
-    kl: float = 0.0
-    """Weight of the divergence from the reference: the model that the run began with (for LoRA the model without its adapter)."""
+    kl_coef: float = 0.0
+    """LossAggregation of the divergence from the reference: the model that the run began with (for LoRA the model without its adapter)."""
     kl_estimator: Literal["k1", "k2", "k3"] = "k3"
     """K, with d = lp - reference's lp: k1 = d, k2 = d^2 / 2, k3 = exp(-d) - 1 + d. The mean of k1 and of k3 is the divergence, the gradient
     of k2 is its gradient; that of k1 is 0 on average, so k1 only measures. Source: joschu.net/blog/kl-approx.html."""
-    entropy: float = 0.0
-    """Weight of the entropy, which is raised by it."""
+    entropy_coef: float = 0.0
+    """LossAggregation of the entropy, which is raised by it."""
     correction: Correction | None = None
     """c, for what lies between who sampled and who trains; absent: 1."""
 
@@ -49,11 +49,11 @@ class LossSettings:
     @property
     def extras(self) -> frozenset[str]:
         """The settings of every loss that are in use; a trainer names those that it honours in its `Capabilities`."""
-        used = {"kl": bool(self.kl), "entropy": bool(self.entropy), "correction": self.correction is not None}
+        used = {"kl_coef": bool(self.kl_coef), "entropy_coef": bool(self.entropy_coef), "correction": self.correction is not None}
         return frozenset(name for name, on in used.items() if on)
 
     def __post_init__(self) -> None:
-        for key in ("kl", "entropy"):
+        for key in ("kl_coef", "entropy_coef"):
             if not (getattr(self, key) >= 0 and math.isfinite(getattr(self, key))):
                 raise ConfigError(f"loss.{key} is {getattr(self, key)}; it must be 0 (off) or more")
         if self.kl_estimator not in ("k1", "k2", "k3"):
@@ -88,8 +88,8 @@ class GSPO(LossSettings):
     """term = -min(rho A, clip(rho, 1 - clip_low, 1 + clip_high) A), where rho = exp(mean of lp - old over the sequence). Source: arXiv
     2507.18071.
 
-    A sequence is one reply (`turn`), or all replies of an attempt. Which weigh the same is the batch's: with `weight = "rollout"` attempts
-    do.
+    A sequence is one reply (`turn`), or all replies of an attempt. Which weigh the same is the batch's: with `loss_aggregation =
+    "sequence_mean"` attempts do.
     """
 
     name: str = "gspo"

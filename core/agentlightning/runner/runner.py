@@ -24,7 +24,7 @@ from agentlightning.config.schema import RunnerSettings
 from agentlightning.contracts.store import LightningStore
 from agentlightning.errors import AgentError, AgentTimeout, ConfigError, LeaseLost, StoreError
 from agentlightning.registry.registry import registry
-from agentlightning.rl.trajectory.outcome import outcome
+from agentlightning.rl.trajectory.rollout_reward import rollout_reward
 from agentlightning.types import JSON, LLM, Attempt, AttemptStatus, Mode, Reward, Rollout
 
 log = logging.getLogger(__name__)
@@ -113,7 +113,7 @@ class Runner:
             if result is not None:
                 recorder.add(Reward(attempt_id=attempt.id, value=checked_reward(result), name="return"))
             await recorder.flush()
-            outcome(recorder.rewards, status="succeeded")  # says where two statements of the reward contradict each other
+            rollout_reward(recorder.rewards, status="succeeded")  # says where two statements of the reward contradict each other
             status = "succeeded"
         except asyncio.CancelledError as raised:
             task = asyncio.current_task()
@@ -152,7 +152,7 @@ class Runner:
         """Whether a model call of the attempt got an error that is the engine's or ours: then its failure says nothing of the agent."""
         records = await self.store.records(attempt.id)
         retried = {call.supersedes for call in records.calls}
-        return any(call.outcome == "error" and call.id not in retried for call in records.calls)
+        return any(call.status == "error" and call.id not in retried for call in records.calls)
 
     async def _heartbeat(self, attempt: Attempt, task: asyncio.Task[Any] | None) -> None:
         while True:

@@ -108,10 +108,10 @@ def what_to_serve(run: Path | None, model: str | None, progress: Progress) -> Wh
     assert run is not None
     folder = RunFolder.open(run)
     result = folder.read_result() if folder.result.exists() else {}
-    if "policy" not in result:
+    if "checkpoint" not in result:
         raise RunError(f"run {folder.name} has no trained weights yet; `agl train --resume {folder.name}` goes on with it")
     config = load_config(folder.config)
-    path = folder.path / str(result["policy"])
+    path = folder.path / str(result["checkpoint"])
     policy = Policy(version=int(result["policy_version"]), base=config.model, uri=f"file:{path}")
     name = Path(config.model).name if Path(config.model).is_dir() else config.model  # as the agent was trained to call it
     return ModelFiles(name, str(path)), dict(config.engine), policy

@@ -182,7 +182,7 @@ class MemoryStore:
         self._entries: dict[str, _Entry] = {}
         self._added: list[_Entry] = []  # in the order of `added`
         self._recent: dict[str, _Entry] = {}  # in the order of `changed`
-        self._queues: dict[Mode, list[tuple[int, str]]] = {"train": [], "val": [], "production": []}  # heaps of (added, rollout id)
+        self._queues: dict[Mode, list[tuple[int, str]]] = {"train": [], "eval": [], "production": []}  # heaps of (added, rollout id)
         self._attempts: dict[str, tuple[_Entry, int]] = {}  # by id: the rollout, and the position in its attempts
         self._keys: dict[str, str] = {}
         self._leases: dict[str, float] = {}  # of running attempts: expiry, monotonic

@@ -133,7 +133,6 @@ class AdapterContract:
                     await self.run_agent(recorder.llm, double, "double 4")
                 (tool,) = await world.spans(recorder, "tool")
         assert tool.attributes["error"]
-        assert "no 4 here" in json.dumps(tool.attributes), "the span does not say what the tool raised"
 
     async def test_a_reward_in_a_tool_belongs_to_the_call_that_asked_for_it(self) -> None:
         def double(x: int) -> int:

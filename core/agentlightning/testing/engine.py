@@ -31,7 +31,7 @@ class Asked:
     tokenizer: Any
     sent: int = 0
     """Tokens sent so far."""
-    outcome: Literal["running", "finished", "aborted", "failed"] = "running"
+    status: Literal["running", "finished", "aborted", "failed"] = "running"
 
     @property
     def prompt(self) -> str:
@@ -89,14 +89,14 @@ class ScriptedEngine(Engine):
                 last = end == len(reply)
                 asked.sent = end
                 if last:
-                    asked.outcome = "finished"
+                    asked.status = "finished"
                 yield Chunk(ints(reply[start:end]), floats(logprobs[start:end]), self.policy.version, finish if last else None)
         except (GeneratorExit, asyncio.CancelledError):
-            if asked.outcome == "running":
-                asked.outcome = "aborted"
+            if asked.status == "running":
+                asked.status = "aborted"
             raise
         except Exception:
-            asked.outcome = "failed"
+            asked.status = "failed"
             raise
 
     async def load(self, policy: Policy) -> dict[str, float]:

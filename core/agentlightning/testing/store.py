@@ -81,11 +81,11 @@ class StoreContract:
         assert all(a.number == 1 and a.status == "running" and a.worker == "w" and a.rollout_id == r.id for r, a in first + rest)
 
     async def test_a_claim_can_be_limited_to_modes(self, store: LightningStore) -> None:
-        train, val = rollouts(2), rollouts(2, mode="val")
+        train, val = rollouts(2), rollouts(2, mode="eval")
         await store.add([train[0], val[0], train[1], val[1]])
-        assert [r.id for r, _ in await store.claim("w", lease=LEASE, limit=9, modes={"val"})] == [val[0].id, val[1].id]
+        assert [r.id for r, _ in await store.claim("w", lease=LEASE, limit=9, modes={"eval"})] == [val[0].id, val[1].id]
         assert await store.claim("w", lease=LEASE, modes=()) == []
-        assert [r.id for r, _ in await store.claim("w", lease=LEASE, limit=9, modes=["train", "val"])] == [train[0].id, train[1].id]
+        assert [r.id for r, _ in await store.claim("w", lease=LEASE, limit=9, modes=["train", "eval"])] == [train[0].id, train[1].id]
 
     async def test_many_claimers_never_get_the_same_attempt(self, store: LightningStore) -> None:
         await store.add(rollouts(60))
@@ -237,7 +237,7 @@ class StoreContract:
     async def test_records_come_back_equal_in_order_and_by_kind(self, store: LightningStore) -> None:
         await store.add(rollouts(1))
         ((rollout, attempt),) = await store.claim("w", lease=LEASE)
-        call = Call(id=new_id(), attempt_id=attempt.id, index=0, outcome="completed", choices=1, request_hash="h")
+        call = Call(id=new_id(), attempt_id=attempt.id, index=0, status="completed", choices=1, request_hash="h")
         nan = completion(attempt.id, [1, 2], [3, 4], logprobs=np.array([np.nan, -1], np.float32), call_id=call.id)
         empty = completion(attempt.id, [], [], logprobs=None)
         spans = [span(attempt.id, attributes={"n": i, "deep": [{"x": None, "big": 10**30}], "text": "é\ud800"}) for i in range(3)]
@@ -335,7 +335,7 @@ class StoreContract:
 
     async def test_list_selects(self, store: LightningStore) -> None:
         a, b = rollouts(2, group="g", step=1)
-        (c,) = rollouts(1, group="h", step=2, mode="val")
+        (c,) = rollouts(1, group="h", step=2, mode="eval")
         await store.add([a, b, c])
         await store.claim("w", lease=LEASE)
 
@@ -343,7 +343,7 @@ class StoreContract:
             return [state.rollout.id for state in (await store.list(**wanted))[0]]
 
         assert await ids(group="g") == [a.id, b.id]
-        assert await ids(step=2) == await ids(mode="val") == [c.id]
+        assert await ids(step=2) == await ids(mode="eval") == [c.id]
         assert await ids(status=["running"]) == [a.id]
         assert await ids(status={"queued", "running"}, group="g", step=1, mode="train") == [a.id, b.id]
         assert await ids(status=()) == await ids(group="nobody") == await ids(limit=0) == []

@@ -24,7 +24,7 @@ from agentlightning.errors import NonFinite, TrainerError, UnsupportedSetting
 from agentlightning.rl.batch.build import Batch, make_batch
 from agentlightning.rl.loss import LossSettings, PPOClip
 from agentlightning.testing.store import refused
-from agentlightning.training.weight_sync import Probe, folder_of
+from agentlightning.training.weight_sync import WeightCheck, folder_of
 from agentlightning.types import Task, Trajectory, Transition, floats, ints
 
 CLOCK = ("seconds", "per_second", "memory")
@@ -158,7 +158,7 @@ class TrainerContract:
 
     async def test_a_setting_of_the_loss_that_it_does_not_honour_is_refused(self) -> None:
         async with self.trainer() as trainer:
-            for setting in ("kl", "entropy"):
+            for setting in ("kl_coef", "entropy_coef"):
                 if setting not in trainer.capabilities.extras:
                     with refused(UnsupportedSetting):
                         await trainer.step(self.batch(), replace(self.loss, **{setting: 0.1}))
@@ -166,7 +166,7 @@ class TrainerContract:
 
     async def test_a_conversation_that_is_too_long_is_refused_and_changes_nothing(self) -> None:
         async with self.trainer() as trainer:
-            limit = trainer.capabilities.max_tokens
+            limit = trainer.capabilities.max_sequence_tokens
             if limit is not None:
                 with refused(TrainerError):
                     await trainer.step(self.batch(1.0, -1.0, turns=limit // 9 + 2), self.loss)
@@ -202,7 +202,7 @@ class TrainerContract:
                 await trainer.restore(tmp_path)
             assert trainer.policy.version == 0
 
-    async def test_exported_weights_have_their_version_and_a_probe(self, tmp_path: Path) -> None:
+    async def test_exported_weights_have_their_version_and_a_weight_check(self, tmp_path: Path) -> None:
         async with self.trainer() as trainer:
             if "file" not in trainer.capabilities.uris:
                 with refused(UnsupportedSetting):
@@ -213,7 +213,7 @@ class TrainerContract:
             assert policy == replace(trainer.policy, uri=policy.uri)
             assert policy.uri.startswith("file:")
             assert folder_of(policy) == tmp_path / "weights"
-            assert Probe.read(tmp_path / "weights") is not None
+            assert WeightCheck.read(tmp_path / "weights") is not None
 
     # --- the end -----------------------------------------------------------------------------------------------------------------------
 

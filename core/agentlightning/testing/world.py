@@ -66,7 +66,7 @@ class World:
         records = await self.records(recorder)
         spans = await self.spans(recorder, "llm")
         assert problems(records.spans) == []
-        assert [(call.outcome, call.detail) for call in records.calls] == [("completed", None)] * requests
+        assert [(call.status, call.detail) for call in records.calls] == [("completed", None)] * requests
         assert sorted(span.call_id or "" for span in spans) == sorted(call.id for call in records.calls)
         assert {span.attempt_id for span in records.spans} == {recorder.attempt.id}
         ids = {span.id for span in records.spans}

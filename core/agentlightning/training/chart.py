@@ -19,7 +19,7 @@ def reward_chart(rows: Sequence[Mapping[str, Any]], path: Path, *, title: str) -
     Returns None when the picture is there, else a sentence that says why it is not.
     """
     train = _series(rows, "reward")
-    sampled, greedy = _series(rows, "held_out.sampled"), _series(rows, "held_out.greedy")
+    sampled, greedy = _series(rows, "eval.sampled"), _series(rows, "eval.greedy")
     if not (train or sampled or greedy):
         return "no reward curve: no step has a reward yet"
     try:
@@ -39,8 +39,8 @@ def reward_chart(rows: Sequence[Mapping[str, Any]], path: Path, *, title: str) -
             axes.fill_between(steps, low, high, color=TRAIN, alpha=0.15, linewidth=0, label="spread over its tasks")
         axes.plot(steps, rewards, color=TRAIN, linewidth=1.6, marker=".", label="training tasks, sampled")
     for series, color, style, marker, label in (
-        (sampled, SAMPLED, "-", "o", "held-out tasks, sampled"),
-        (greedy, GREEDY, "--", "s", "held-out tasks, greedy"),
+        (sampled, SAMPLED, "-", "o", "eval tasks, sampled"),
+        (greedy, GREEDY, "--", "s", "eval tasks, greedy"),
     ):
         if series:
             steps, rewards = zip(*series, strict=True)

@@ -89,15 +89,15 @@ def dry_run(config: Config, *, progress: Progress | None = None) -> DryRun:
 
 
 def rollout_config(config: Config, *, limit: int | None = None, progress: Progress | None = None) -> Scored:
-    """Run the agent once on each task (the held-out ones where the config has some) and score it, without training."""
+    """Run the agent once on each task (the eval ones where the config has some) and score it, without training."""
     job = job_of(config)
     return run_in_thread(lambda stop: _score(job, limit, progress or Silent(), stop))
 
 
 async def _dry_run(job: Job, progress: Progress, stop: asyncio.Event) -> DryRun:
     config = job.config
-    if config.source is not None:
-        config = replace(config, source=replace(config.source, wait=False))  # what is there is enough to try it
+    if config.replay is not None:
+        config = replace(config, replay=replace(config.replay, wait=False))  # what is there is enough to try it
     algorithm = algorithm_from(config.algorithm)
     loss = loss_of(algorithm) or build_loss("ppo_clip", where="algorithm.loss")
     demonstrate = getattr(algorithm, "demonstrate", None)
@@ -146,7 +146,7 @@ async def _dry_run(job: Job, progress: Progress, stop: asyncio.Event) -> DryRun:
     step = None if trained is None else (collected + trained) * config.tasks_per_step
     evaluations, evaluated = _evaluated(job)
     run = None if step is None else step * config.steps + collected / size * evaluated
-    if evaluated and config.source is not None:
+    if evaluated and config.replay is not None:
         run = None  # nobody has seen how long the agent takes
     rewards = [each.reward for each in trajectories if each.reward is not None]
     kept = config.checkpoints.last + 1 + (config.steps // config.checkpoints.keep_every if config.checkpoints.keep_every else 0)
@@ -172,11 +172,11 @@ async def _dry_run(job: Job, progress: Progress, stop: asyncio.Event) -> DryRun:
 
 def _evaluated(job: Job) -> tuple[int, int]:
     """Evaluations in a run, and the rollouts in all of them."""
-    settings = job.config.evaluate
-    if not job.val_tasks:
+    settings = job.config.eval
+    if not job.eval_tasks:
         return 0, 0
     times = 2 + ((job.config.steps - 1) // settings.every if settings.every else 0)
-    return times, times * len(job.val_tasks[: settings.tasks]) * (settings.samples + settings.greedy)
+    return times, times * len(job.eval_tasks[: settings.tasks]) * (settings.samples + settings.greedy)
 
 
 def _bytes(folder: Path) -> int:
@@ -191,15 +191,15 @@ def _existing(path: Path) -> Path:
 async def _score(job: Job, limit: int | None, progress: Progress, stop: asyncio.Event) -> Scored:
     config = job.config
     if job.agent is None:
-        raise ConfigError('there is no agent to run: the configuration has a source; give agent = "module:function" and val_tasks')
-    tasks = (job.val_tasks or job.tasks)[:limit]
+        raise ConfigError('there is no agent to run: the configuration has a source; give agent = "module:function" and eval_tasks')
+    tasks = (job.eval_tasks or job.tasks)[:limit]
     planned = await plan(config, job.agent, progress=progress, train=False)
     folder = RunFolder.create(config.folder, f"{config.name}-rollout")
     with folder.lock():
         folder.write_config(to_toml(config))
         began = time.monotonic()
         async with open_stack(planned, store=folder.store_address, weights=folder.weights, progress=progress) as stack:
-            rollouts = [new_rollout(config, task, "val", f"task-{place}", 0, 0) for place, task in enumerate(tasks)]
+            rollouts = [new_rollout(config, task, "eval", f"task-{place}", 0, 0) for place, task in enumerate(tasks)]
             trajectories = await _collector(stack, config, progress, stop).run(rollouts)
         seconds = time.monotonic() - began
         report = _report(folder.path, trajectories, seconds)

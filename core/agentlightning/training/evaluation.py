@@ -1,4 +1,4 @@
-"""What is asked of a policy in a step, and how well it did: the rollouts of training and of held-out evaluation.
+"""What is asked of a policy in a step, and how well it did: the rollouts of training and of eval evaluation.
 
 An evaluation is the same set of rollouts at every step, so that two of them are compared task by task.
 """
@@ -36,14 +36,14 @@ def new_rollout(
 
 
 def evaluation_rollouts(config: Config, tasks: Sequence[Task], step: int) -> list[Rollout]:
-    """The rollouts of one held-out evaluation: of each task some sampled ones and a greedy one, as `evaluate` says."""
-    settings = config.evaluate
+    """The rollouts of one eval evaluation: of each task some sampled ones and a greedy one, as `evaluate` says."""
+    settings = config.eval
     asked: dict[Kind, tuple[int, float]] = {
         "sampled": (settings.samples, config.sampling.temperature),
         "greedy": (int(settings.greedy), 0.0),
     }
     return [
-        new_rollout(config, task, "val", f"{kind}-{step}-{place}", index, step, temperature)
+        new_rollout(config, task, "eval", f"{kind}-{step}-{place}", index, step, temperature)
         for kind, (count, temperature) in asked.items()
         for place, task in enumerate(tasks[: settings.tasks])
         for index in range(count)
@@ -55,14 +55,14 @@ def kind_of(group: str) -> Kind | None:
     return next((kind for kind in KINDS if group.startswith(f"{kind}-")), None)
 
 
-def held_out(trajectories: Sequence[Trajectory]) -> dict[str, float]:
+def eval_metrics(trajectories: Sequence[Trajectory]) -> dict[str, float]:
     """The numbers of an evaluation, under the names of `metrics.jsonl`; what was never scored is counted, not zero."""
     row: dict[str, float] = {}
     for kind in KINDS:
         rewards = [each.reward for each in trajectories if kind_of(each.group) == kind]
         scored = [reward for reward in rewards if reward is not None]
         if scored:
-            row[f"held_out.{kind}"] = float(np.mean(scored))
+            row[f"eval.{kind}"] = float(np.mean(scored))
         if len(scored) < len(rewards):
-            row[f"held_out.{kind}.unscored"] = float(len(rewards) - len(scored))
+            row[f"eval.{kind}.unscored"] = float(len(rewards) - len(scored))
     return row

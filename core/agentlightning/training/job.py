@@ -45,10 +45,10 @@ class Run:
     """Whether it was stopped before its last step; `resume` goes on."""
 
     @property
-    def policy(self) -> Path:
-        """The folder of the best trained weights by held-out reward (of the last ones where none was better or measured); loads with plain
+    def checkpoint(self) -> Path:
+        """The folder of the best trained weights by eval reward (of the last ones where none was better or measured); loads with plain
         `AutoModelForCausalLM.from_pretrained`."""
-        return self.folder / str(self.result["policy"])
+        return self.folder / str(self.result["checkpoint"])
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +58,7 @@ class Job:
     config: Config
     agent: str | Agent | None
     tasks: list[Task] = field(repr=False)
-    val_tasks: list[Task] = field(repr=False)
+    eval_tasks: list[Task] = field(repr=False)
 
 
 def train(
@@ -72,10 +72,10 @@ def train(
     """Train an agent's model by reinforcement, and return when it is done.
 
     `agent(task, llm) -> float` is any sync or async callable, or `"module:function"`; it returns the reward, or None and calls
-    `agl.reward(value)`. `tasks` and `val_tasks` are lists of JSON values, or .jsonl files. Further settings are those of `Config`, with
+    `agl.reward(value)`. `tasks` and `eval_tasks` are lists of JSON values, or .jsonl files. Further settings are those of `Config`, with
     the tables as mappings or settings objects: `model`, `steps`, `tasks_per_step`, `algorithm=LightningRL(...)`, `sampling`, `engine`,
-    `trainer`, `runner`, `evaluate`, `seed`, `name`, `folder`, ... With `source={"store": ...}` it trains on what a deployed agent did, and
-    needs no tasks, and an agent only to evaluate `val_tasks`.
+    `trainer`, `runner`, `evaluate`, `seed`, `name`, `folder`, ... With `replay={"store": ...}` it trains on what a deployed agent did, and
+    needs no tasks, and an agent only to evaluate `eval_tasks`.
 
     Runs in a thread with an event loop of its own, so it works in notebooks. The first Ctrl-C stops between two steps and leaves a run
     that `resume` goes on with; the second stops at once. Raises `LightningError`s that say what is wrong.
@@ -110,7 +110,7 @@ def make_job(
     agent: Agent | str | None,
     *,
     tasks: Sequence[JSON] | str | Path | None = None,
-    val_tasks: Sequence[JSON] | str | Path | None = None,
+    eval_tasks: Sequence[JSON] | str | Path | None = None,
     **settings: Any,
 ) -> Job:
     """A job from the arguments of `train`."""
@@ -118,14 +118,14 @@ def make_job(
         agent if isinstance(agent, str) else f"{getattr(agent, '__module__', '?')}:{getattr(agent, '__qualname__', type(agent).__name__)}"
     )
     # Tasks that are no file are written into the run folder, so that `agl train --resume` finds them.
-    files = {key: str(value) if isinstance(value, str | Path) else INLINE for key, value in (("tasks", tasks), ("val_tasks", val_tasks))}
-    given = {"agent": agent, "tasks": tasks, "val_tasks": val_tasks}
+    files = {key: str(value) if isinstance(value, str | Path) else INLINE for key, value in (("tasks", tasks), ("eval_tasks", eval_tasks))}
+    given = {"agent": agent, "tasks": tasks, "eval_tasks": eval_tasks}
     named = {key: value for key, value in {"agent": name, **files}.items() if given[key] is not None}
     config = build(Config, {"path": str(Path.cwd()), **named, **{key: _table(value) for key, value in settings.items()}})
-    if config.source is not None:
-        config = dataclasses.replace(config, source=config.source.under(Path.cwd()))
+    if config.replay is not None:
+        config = dataclasses.replace(config, replay=config.replay.under(Path.cwd()))
     check_names(config)
-    return Job(config, agent, [] if tasks is None else load_tasks(tasks), [] if val_tasks is None else load_tasks(val_tasks))
+    return Job(config, agent, [] if tasks is None else load_tasks(tasks), [] if eval_tasks is None else load_tasks(eval_tasks))
 
 
 def job_of(config: Config) -> Job:
@@ -133,7 +133,7 @@ def job_of(config: Config) -> Job:
     agent: str | Agent | None = config.agent
     if config.command is not None:
         agent = CommandAgent(config.command, reward=config.reward, folder=config.path or ".")
-    return Job(config, agent, load_tasks(config.tasks) if config.tasks else [], load_tasks(config.val_tasks) if config.val_tasks else [])
+    return Job(config, agent, load_tasks(config.tasks) if config.tasks else [], load_tasks(config.eval_tasks) if config.eval_tasks else [])
 
 
 async def train_job(job: Job, *, progress: Progress, resume: str | Path | None, stop: asyncio.Event) -> Run:
@@ -144,7 +144,7 @@ async def train_job(job: Job, *, progress: Progress, resume: str | Path | None, 
     planned = await plan(config, job.agent, progress=progress, algorithm=algorithm)
     if resume is None:
         await check_source(planned, algorithm, progress=progress, stop=stop)
-    sampler = NoTasks() if config.source is not None else registry().load("samplers", config.sampler)(job.tasks, config.seed)
+    sampler = NoTasks() if config.replay is not None else registry().load("samplers", config.sampler)(job.tasks, config.seed)
     folder = RunFolder.open(resume) if resume is not None else RunFolder.create(config.folder, config.name)
     with folder.lock():
         state, restore = RunState(started=time.time(), sampler=sampler.state()), None
@@ -169,7 +169,7 @@ async def train_job(job: Job, *, progress: Progress, resume: str | Path | None, 
                 ) as stack,
             ):
                 assert stack.trainer is not None
-                assert stack.handover is not None
+                assert stack.weight_sync is not None
                 # From here on the run is changed: everything that could be wrong with config and checkpoint has been seen.
                 await _cancel_left_over(stack.store)
                 folder.cut_back(state.step)
@@ -183,10 +183,10 @@ async def train_job(job: Job, *, progress: Progress, resume: str | Path | None, 
                         store=stack.store,
                         engine=stack.engine,
                         trainer=stack.trainer,
-                        handover=stack.handover,
+                        weight_sync=stack.weight_sync,
                         sampler=sampler,
                         tasks=job.tasks,
-                        val_tasks=job.val_tasks,
+                        eval_tasks=job.eval_tasks,
                         folder=folder,
                         tracker=trackers,
                         progress=progress,
@@ -222,7 +222,7 @@ def _last_logged(state: RunState, resumed: bool) -> int:
 
 def keep_tasks(folder: RunFolder, config: Config, job: Job) -> Config:
     """Tasks that were given as values, as files of the run."""
-    for key, tasks in (("tasks", job.tasks), ("val_tasks", job.val_tasks)):
+    for key, tasks in (("tasks", job.tasks), ("eval_tasks", job.eval_tasks)):
         if getattr(config, key) == INLINE:
             path = folder.path / f"{key}.jsonl"
             write_file(path, b"".join(json.dumps(task.input).encode() + b"\n" for task in tasks))
@@ -241,16 +241,16 @@ async def _cancel_left_over(store: Any) -> None:
 def write_result(folder: RunFolder, config: Config, state: RunState) -> None:
     """`result.json` and `reward.png` from what was measured; what was not measured is absent."""
     rows, _ = read_metrics(folder.path)
-    held_out: dict[str, dict[str, float]] = {}
+    eval_metrics: dict[str, dict[str, float]] = {}
     last_measured: int | None = None
     for kind in ("sampled", "greedy"):
-        values = [(row["step"], row[f"held_out.{kind}"]) for row in rows if f"held_out.{kind}" in row]
+        values = [(row["step"], row[f"eval.{kind}"]) for row in rows if f"eval.{kind}" in row]
         measured = {"before": values[0][1]} if values and values[0][0] == 0 else {}
         if values and values[-1][0] > 0:
             measured["after"] = values[-1][1]
             last_measured = values[-1][0]
         if measured:
-            held_out[kind] = measured
+            eval_metrics[kind] = measured
     steps = folder.steps()
     best = state.best_step if state.best_step in steps else None
     kept = best if best is not None else (steps[-1] if steps else None)
@@ -261,16 +261,16 @@ def write_result(folder: RunFolder, config: Config, state: RunState) -> None:
         "steps": state.step,
         "finished": state.finished,
         "seconds": round(state.seconds, 1),
-        "held_out": held_out,
+        "eval": eval_metrics,
     }
     if last_measured is not None:
         result["measured_after_step"] = last_measured
     if state.best is not None:
-        result["best"] = {"step": state.best_step, "held_out": state.best}
+        result["best"] = {"step": state.best_step, "eval": state.best}
     if kept is not None:
         versions = {row["step"]: row["policy_version"] for row in rows if "policy_version" in row}
         result |= {"policy_step": kept, "policy_version": int(versions.get(kept, 0))}
-        result["policy"] = str(folder.checkpoint(kept).relative_to(folder.path))
+        result["checkpoint"] = str(folder.checkpoint(kept).relative_to(folder.path))
     folder.write_result(result)
     reward_chart(rows, folder.chart, title=config.name)
 
@@ -278,16 +278,16 @@ def write_result(folder: RunFolder, config: Config, state: RunState) -> None:
 def run_in_thread(main: Callable[[asyncio.Event], Coroutine[Any, Any, T]]) -> T:
     """Run a coroutine in a thread with a loop of its own. The first Ctrl-C sets its event, the second cancels it."""
     loop, stop = asyncio.new_event_loop(), asyncio.Event()
-    outcome: Future[T] = Future()
+    result: Future[T] = Future()
     tasks: list[asyncio.Task[T]] = []
 
     def body() -> None:
         asyncio.set_event_loop(loop)
         tasks.append(loop.create_task(main(stop)))
         try:
-            outcome.set_result(loop.run_until_complete(tasks[0]))
+            result.set_result(loop.run_until_complete(tasks[0]))
         except BaseException as error:
-            outcome.set_exception(error)
+            result.set_exception(error)
         finally:
             loop.run_until_complete(loop.shutdown_asyncgens())
             loop.close()
@@ -296,11 +296,11 @@ def run_in_thread(main: Callable[[asyncio.Event], Coroutine[Any, Any, T]]) -> T:
     interrupts = 0
     while True:
         try:
-            wait([outcome])  # not Thread.join: in Python 3.11 an interrupt in it takes a running thread for a stopped one
-            return outcome.result()
+            wait([result])  # not Thread.join: in Python 3.11 an interrupt in it takes a running thread for a stopped one
+            return result.result()
         except KeyboardInterrupt:
             interrupts += 1
-            if not outcome.done():
+            if not result.done():
                 loop.call_soon_threadsafe(stop.set if interrupts == 1 else tasks[0].cancel)
         except (CancelledError, asyncio.CancelledError, Stopped) as error:
             raise KeyboardInterrupt from error

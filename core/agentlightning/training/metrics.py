@@ -4,7 +4,7 @@ A line holds `step` (steps finished when it was written; 0: before training) and
 
 - `reward`: mean reward of the step's training rollouts; `reward_spread`: standard deviation of the groups' mean rewards;
 - `demonstrated_reward`: the same of rollouts whose calls were answered by demonstrations, so that it says nothing of the policy;
-- `held_out.sampled`, `held_out.greedy`: mean reward on held-out tasks, at the steps that measured it;
+- `eval.sampled`, `eval.greedy`: mean reward on eval tasks, at the steps that measured it;
 - `tokens_per_second`: sampled tokens in a second of rollouts; `trained_tokens`; `seconds`: of the whole step.
 
 A number that was not measured is absent. NaN and infinity become null.

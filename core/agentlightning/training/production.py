@@ -63,7 +63,7 @@ class _Unscored:
     """When to look at it again, seconds since the epoch."""
 
 
-class ProductionSource:
+class ProductionReplay:
     """Finds the rollouts of the steps of one run. See the module."""
 
     PAGE = 200
@@ -137,12 +137,12 @@ class ProductionSource:
     def counts(self) -> dict[str, int]:
         """Of the rollouts that were looked at and not taken, by the names of `metrics.jsonl`."""
         waiting = sum(map(len, self._ready.values()))
-        return {"source.waiting": waiting, "source.unscored": len(self._unscored), "source.left_out": len(self._left)}
+        return {"replay.waiting": waiting, "replay.unscored": len(self._unscored), "replay.left_out": len(self._left)}
 
     def account(self) -> str:
         """The rollouts that were looked at and not taken, in words."""
         why = Counter(self._left.values())
-        why[ALONE if self._compares else "waiting for the next step"] += self.counts()["source.waiting"]
+        why[ALONE if self._compares else "waiting for the next step"] += self.counts()["replay.waiting"]
         why[UNSCORED] += len(self._unscored)
         return "; ".join(f"{count:,} {reason}" for reason, count in why.most_common() if count)
 
@@ -331,7 +331,7 @@ def open_filled(address: str) -> LightningStore:
     file = store_file(address)
     if file is not None and not file.is_file():
         raise StoreError(
-            f"source.store: there is no store file {str(file)!r}; `agl serve` and `agl.rollout` make it where AGL_STORE says, or as "
+            f"replay.store: there is no store file {str(file)!r}; `agl serve` and `agl.rollout` make it where AGL_STORE says, or as "
             "agl.db in their folder"
         )
     return open_store(address)
@@ -340,22 +340,22 @@ def open_filled(address: str) -> LightningStore:
 @asynccontextmanager
 async def open_source(
     plan: Plan, algorithm: Any, *, progress: Progress, stop: asyncio.Event, taken: Collection[str] = ()
-) -> AsyncGenerator[ProductionSource | None]:
+) -> AsyncGenerator[ProductionReplay | None]:
     """The source that a config names; None: it names none. `taken`: what this run has trained already."""
     config = plan.config
-    if config.source is None:
+    if config.replay is None:
         yield None
         return
-    store = open_filled(config.source.store)
+    store = open_filled(config.replay.store)
     try:
         needs: Needs = getattr(algorithm, "needs", Needs())
         _, tokenizer = await asyncio.to_thread(load_tokenizer, plan.files.name, plan.files.path)
         learned = await asyncio.to_thread(learned_before, config)
-        yield ProductionSource(
+        yield ProductionReplay(
             store,
             tokenizer=tokenizer,
             compares=needs.group,
-            wait=config.source.wait,
+            wait=config.replay.wait,
             taken=learned | set(taken),
             reading={
                 "agents": config.agents,
@@ -373,11 +373,11 @@ async def check_source(plan: Plan, algorithm: Any, *, progress: Progress, stop: 
     """`StoreError` where a run would find nothing to train, and does not wait for it."""
     async with open_source(plan, algorithm, progress=progress, stop=stop) as source:
         if source is not None and not await source.more():
-            assert plan.config.source is not None
+            assert plan.config.replay is not None
             raise StoreError(
-                f"source.store: there is nothing to train in {plan.config.source.store!r}; its production rollouts: "
+                f"replay.store: there is nothing to train in {plan.config.replay.store!r}; its production rollouts: "
                 f"{source.account() or 'none has ended'}. `agl.rollout(task)` beside `agl serve` records them, agl.reward and "
-                "agl.reward_later score them; source.wait = true waits for that"
+                "agl.reward_later score them; replay.wait = true waits for that"
             )
 
 

@@ -20,8 +20,8 @@ from rich.text import Text
 
 COLUMNS: tuple[tuple[str, str, str], ...] = (
     ("reward", "reward", ".3f"),
-    ("held_out.sampled", "held-out sampled", ".3f"),
-    ("held_out.greedy", "held-out greedy", ".3f"),
+    ("eval.sampled", "eval sampled", ".3f"),
+    ("eval.greedy", "eval greedy", ".3f"),
     ("trained_tokens", "trained tokens", ",.0f"),
     ("tokens_per_second", "tokens/s", ",.0f"),
     ("seconds", "seconds", ".1f"),
@@ -213,14 +213,14 @@ def steps_table(rows: Sequence[Mapping[str, Any]]) -> Table:
 
 
 def before_after_table(result: Mapping[str, Any]) -> Table:
-    """The table of `result.json`'s `held_out`: sampled and greedy reward, before and after."""
-    table = Table(title="Mean reward on held-out tasks", title_justify="left")
+    """The table of `result.json`'s `eval`: sampled and greedy reward, before and after."""
+    table = Table(title="Mean reward on eval tasks", title_justify="left")
     table.add_column("")
     for heading in ("before", "after", "change"):
         table.add_column(heading, justify="right")
-    held_out: Mapping[str, Any] = result.get("held_out") or {}
+    eval_metrics: Mapping[str, Any] = result.get("eval") or {}
     for kind in ("sampled", "greedy"):
-        measured: Mapping[str, Any] = held_out.get(kind) or {}
+        measured: Mapping[str, Any] = eval_metrics.get(kind) or {}
         before: Any = measured.get("before")
         after: Any = measured.get("after")
         change = Text("")

@@ -48,7 +48,7 @@ class RunState:
     sampler: JSON = None
     """The sampler's own state: its position in the tasks."""
     best: float | None = None
-    """Best held-out reward so far; None: never measured."""
+    """Best eval reward so far; None: never measured."""
     best_step: int | None = None
     """The step that reached it."""
     started: float = 0.0

@@ -31,7 +31,7 @@ from agentlightning.runner.runner import Agent, Runner, takes_llm
 from agentlightning.runner.worker_pool import WorkerOrder, Workers, reference_of
 from agentlightning.stores.common import open_store
 from agentlightning.training.progress import Progress
-from agentlightning.training.weight_sync import Handover
+from agentlightning.training.weight_sync import WeightSync
 from agentlightning.types import new_id
 
 
@@ -42,7 +42,7 @@ class Stack:
     store: LightningStore
     engine: Engine
     trainer: Trainer | None
-    handover: Handover | None
+    weight_sync: WeightSync | None
     """There where there is a trainer."""
     gateway: Gateway
     runners: asyncio.Task[None]
@@ -154,17 +154,17 @@ async def open_stack(
         engine_class, engine_settings = plan.engine
         engine: Engine = await engine_class.create(files, engine_settings, share)
         exits.push_async_callback(engine.close)
-        handover: Handover | None = None
+        weight_sync: WeightSync | None = None
         if trainer is not None:
             await opened.publish(trainer.policy)
-            handover = Handover(trainer, engine, weights)
-            if config.collection.max_staleness and handover.direct and not getattr(engine_settings, "copy_weights", False):
+            weight_sync = WeightSync(trainer, engine, weights)
+            if config.collection.max_staleness and weight_sync.direct and not getattr(engine_settings, "copy_weights", False):
                 raise UnsupportedSetting(
                     f"collection.max_staleness is {config.collection.max_staleness}, so rollouts go on while the trainer steps, and engine "
                     f"{config.engine['name']!r} serves the trainer's own weights; leave it at 0, or use engine 'torch'"
                 )
-            exits.callback(handover.clear)
-            await handover.serve(trainer.policy)
+            exits.callback(weight_sync.clear)
+            await weight_sync.serve(trainer.policy)
         elif files.path:
             await engine.load(engine.policy)  # an engine that starts with its first load says now what is wrong
         token = secrets.token_urlsafe(24)
@@ -180,7 +180,7 @@ async def open_stack(
         exits.push_async_callback(gateway.stop)
         runners = asyncio.create_task(_runners(config, plan.agent, opened, gateway, engine, token))
         exits.push_async_callback(_cancelled, runners)
-        yield Stack(opened, engine, trainer, handover, gateway, runners)
+        yield Stack(opened, engine, trainer, weight_sync, gateway, runners)
 
 
 async def _runners(config: Config, agent: str | Agent | None, store: LightningStore, gateway: Gateway, engine: Engine, token: str) -> None:

@@ -25,18 +25,18 @@ from agentlightning.contracts.store import LightningStore
 from agentlightning.contracts.trainer import Trainer
 from agentlightning.errors import AgentError, EngineError, JoinError, NonFinite
 from agentlightning.registry.registry import registry
-from agentlightning.rl.batch.build import NO_SIGNAL, Batch
+from agentlightning.rl.batch.build import ZERO_VARIANCE, Batch
 from agentlightning.rl.loss import LossSettings
 from agentlightning.rl.trajectory.build import check_joins
 from agentlightning.rl.trajectory.step_rewards import step_rewards
 from agentlightning.training.collector import Collector, Stopped
-from agentlightning.training.evaluation import evaluation_rollouts, held_out
-from agentlightning.training.production import ProductionSource
+from agentlightning.training.evaluation import eval_metrics, evaluation_rollouts
+from agentlightning.training.production import ProductionReplay
 from agentlightning.training.progress import Progress
 from agentlightning.training.run_folder import RunFolder, RunState
 from agentlightning.training.step_groups import Counts, Gatherer
 from agentlightning.training.summary import learned, summary
-from agentlightning.training.weight_sync import Handover
+from agentlightning.training.weight_sync import WeightSync
 from agentlightning.types import Task, Trajectory
 
 log = logging.getLogger("agentlightning")
@@ -52,22 +52,22 @@ class Session:
         store: LightningStore,
         engine: Engine,
         trainer: Trainer,
-        handover: Handover,
+        weight_sync: WeightSync,
         sampler: Sampler,
         tasks: Sequence[Task],
-        val_tasks: Sequence[Task],
+        eval_tasks: Sequence[Task],
         folder: RunFolder,
         tracker: Any,
         progress: Progress,
         state: RunState,
         stop: asyncio.Event,
         runners: asyncio.Task[None],
-        source: ProductionSource | None = None,
+        source: ProductionReplay | None = None,
     ) -> None:
         self.config, self.store, self.engine, self.trainer = config, store, engine, trainer
         self.state = state
-        self._handover = handover
-        self._sampler, self._val_tasks = sampler, list(val_tasks)
+        self._handover = weight_sync
+        self._sampler, self._val_tasks = sampler, list(eval_tasks)
         self._folder, self._tracker, self._progress = folder, tracker, progress
         self._stop = stop
         self._source = source
@@ -85,7 +85,7 @@ class Session:
             self._collector,
             sampler,
             {task.id: task for task in tasks},
-            longest=trainer.capabilities.max_tokens,
+            longest=trainer.capabilities.max_sequence_tokens,
             left=state.extra.get("pending", ()),
         )
         self._counts: Counts = {}
@@ -110,9 +110,9 @@ class Session:
     def steps(self) -> Iterator[int]:
         """Steps to do, from 0; ends early when the run is stopped or no longer gets better."""
         for step in range(self.state.step, self.config.steps):
-            patience = self.config.evaluate.patience
+            patience = self.config.eval.patience
             if patience is not None and self._stale >= patience:
-                self.say(f"held-out reward has not risen for {self._stale} evaluations: stopping early after step {step}")
+                self.say(f"eval reward has not risen for {self._stale} evaluations: stopping early after step {step}")
                 return
             if self._source is not None and self._ends:
                 left = f"; left there: {self._source.account()}" if self._source.account() else ""
@@ -139,13 +139,13 @@ class Session:
         self._check_first(step, trajectories)
         return trajectories
 
-    async def _find(self, step: int, source: ProductionSource, group_size: int) -> list[Trajectory]:
+    async def _find(self, step: int, source: ProductionReplay, group_size: int) -> list[Trajectory]:
         """What a deployed agent did, in place of rollouts."""
         self._progress.phase("reading the store")
         began = time.monotonic()
         found = await source.next(self.config.tasks_per_step, group_size)
         trajectories, self._counts = self._gatherer.fit(found)
-        self._times["source"] = time.monotonic() - began
+        self._times["replay"] = time.monotonic() - began
         self._check_first(step, trajectories)
         return trajectories
 
@@ -201,7 +201,7 @@ class Session:
         batch: Batch,
         metrics: dict[str, float],
     ) -> None:
-        """Write down a step: metrics, what each rollout contributed, held-out reward and checkpoint where they are due."""
+        """Write down a step: metrics, what each rollout contributed, eval reward and checkpoint where they are due."""
         done = step + 1
         row: dict[str, Any] = {"step": done, **summary(trajectories, batch), **self._counts, **metrics}
         row.pop("tokens_per_second", None)  # the trainer's, of training: here the name stands for sampling
@@ -230,7 +230,7 @@ class Session:
     # --- evaluation, checkpoints ---
 
     async def begin(self) -> None:
-        """Measure what is still to be measured: the held-out reward before the first step, or that of a step at which the run was
+        """Measure what is still to be measured: the eval reward before the first step, or that of a step at which the run was
         stopped."""
         self._ends = self._source is not None and not await self._source.more()
         row: dict[str, Any] | None = self.state.extra.get("row")
@@ -243,7 +243,7 @@ class Session:
 
     async def _measure_and_log(self, row: dict[str, Any]) -> None:
         """Evaluate where it is due, then log the step. Stopped before its end, the row waits in the run's state."""
-        done, every = row["step"], self.config.evaluate.every
+        done, every = row["step"], self.config.eval.every
         if self._val_tasks and (done == 0 or self._is_last(done) or (every and done % every == 0)):
             row |= await self.evaluate(done)
             row["seconds.evaluation"] = self._times["evaluation"]
@@ -255,7 +255,7 @@ class Session:
         self._keep_state({})
 
     async def evaluate(self, step: int) -> dict[str, float]:
-        """Mean reward on the held-out tasks with the weights as they are, sampled and greedy."""
+        """Mean reward on the eval tasks with the weights as they are, sampled and greedy."""
         self._progress.phase("evaluating")
         began = time.monotonic()
         if not self._ahead:
@@ -264,7 +264,7 @@ class Session:
         if step == 0:
             check_first(trajectories, self.config.agents, see=self._folder.path)
         self._times["evaluation"] = time.monotonic() - began
-        return held_out(trajectories)
+        return eval_metrics(trajectories)
 
     async def checkpoint(self) -> None:
         """Keep the state after the last finished step, unless it is kept already."""
@@ -307,7 +307,7 @@ class Session:
 
     def _judge(self, row: dict[str, Any]) -> None:
         """Whether a measured step is the best one so far."""
-        reward = row.get("held_out.sampled", row.get("held_out.greedy"))
+        reward = row.get("eval.sampled", row.get("eval.greedy"))
         if reward is None:
             return
         if self.state.best is None or reward > self.state.best:
@@ -333,19 +333,19 @@ class Session:
             self.say(f"step {row['step']}: {row['failed']} of {row['rollouts']} rollouts did not succeed; {why}")
         if not row["trained_tokens"]:
             why = Counter(each.reason for each in batch.untrained).most_common(1)
-            quiet = not why or why[0][0] == NO_SIGNAL
+            quiet = not why or why[0][0] == ZERO_VARIANCE
             said = "in no group did the rewards differ" if quiet else f"of most tokens: {why[0][0]}"
             self.say(f"step {row['step']}: nothing was trained, for {said}")
-        if row["step"] == 1 and row.get("logprob_drift_mean", 0.0) > self.config.logprob_alarm:
+        if row["step"] == 1 and row.get("off_policy_abs", 0.0) > self.config.mismatch_alarm:
             self.say(
-                f"step 1: another policy than the one that is trained sampled these replies: {row['logprob_drift_mean']:.4f} per token lie "
+                f"step 1: another policy than the one that is trained sampled these replies: {row['off_policy_abs']:.4f} per token lie "
                 "between their log-probabilities. A loss with a correction takes it into account"
             )
 
     def _alarm(self, row: dict[str, Any]) -> None:
-        difference, limit = row.get("logprob_diff_mean"), self.config.logprob_alarm
+        difference, limit = row.get("mismatch_abs"), self.config.mismatch_alarm
         if difference is not None and difference > limit:
-            row["alarm"] = "logprob_diff_mean"
+            row["alarm"] = "mismatch_abs"
             self.say(
                 f"ALARM, step {row['step']}: engine and trainer differ by {difference:.4f} in log-probability per token (limit {limit:g}); "
                 "what is trained is not what was sampled. Check model, dtype, and that the engine serves the last version"

@@ -1,6 +1,6 @@
-"""Which groups of rollouts make up a step: how many run ahead of it, which are turned away and replaced, what in them is not trained.
+"""Which groups of rollouts make up a step: how many run ahead of it, which are filtered and replaced, what in them is not trained.
 
-Every group that was started is handed out in exactly one step, or cancelled; one that is turned away is handed out as well, with the reason
+Every group that was started is handed out in exactly one step, or cancelled; one that is filtered is handed out as well, with the reason
 at its transitions, so that nothing sampled goes uncounted. With `max_staleness = 0` a step's groups begin after the step before it.
 """
 
@@ -55,8 +55,8 @@ class Gatherer:
         those groups are started first."""
         self._config, self._collector, self._sampler, self._tasks = config, collector, sampler, dict(tasks)
         self._longest = longest
-        keep = config.collection.keep
-        self._keep = None if keep is None else bind("filters", keep, where="collection.keep")
+        keep = config.collection.filter
+        self._keep = None if keep is None else bind("filters", keep, where="collection.filter")
         self._left = [Started(**each) for each in left]
         self._running: dict[str, Started] = {}
         self._step, self._places = -1, 0
@@ -71,7 +71,7 @@ class Gatherer:
         """The trajectories of a step, group by group in the order of their start, and what is counted of them. `version`: of the policy
         that the step will train."""
         settings = self._config.collection
-        need, refills = self._config.tasks_per_step, settings.refill
+        need, resamples = self._config.tasks_per_step, settings.resample
         ahead = min(settings.max_staleness, self._config.steps - step - 1) * self._config.tasks_per_step
         taken: list[tuple[Started, list[Trajectory], bool]] = []
         while need:
@@ -79,15 +79,15 @@ class Gatherer:
             name, found = await self._collector.ended()
             kept = self._keep is None or self._kept(found)
             taken.append((self._running.pop(name), found, kept))
-            if not kept and refills:
-                refills -= 1
+            if not kept and resamples:
+                resamples -= 1
             else:
                 need -= 1
         taken.sort(key=lambda each: (each[0].step, each[0].place))
         counts: Counts = {}
         if self._keep is not None:
-            counts["groups_turned_away"] = float(sum(not kept for _, _, kept in taken))
-            counts["groups_refilled"] = float(settings.refill - refills)
+            counts["groups_filtered"] = float(sum(not kept for _, _, kept in taken))
+            counts["groups_resampled"] = float(settings.resample - resamples)
         now = version()
         marked = [
             leave_out(each, lambda transition, kept=kept: self._why(transition, kept, now)) for _, found, kept in taken for each in found
@@ -98,11 +98,11 @@ class Gatherer:
         return trajectories, counts | dropped
 
     def _kept(self, group: Sequence[Trajectory]) -> bool:
-        part = self._config.collection.keep
-        kept: Any = call("collection.keep", part, cast("Callable[..., Any]", self._keep), group)
+        part = self._config.collection.filter
+        kept: Any = call("collection.filter", part, cast("Callable[..., Any]", self._keep), group)
         kept = cast("Any", kept).item() if isinstance(kept, np.generic) else kept
         if not isinstance(kept, bool):
-            raise ConfigError(f"collection.keep {named(part)} gave {kept!r:.80}; expected True or False")
+            raise ConfigError(f"collection.filter {named(part)} gave {kept!r:.80}; expected True or False")
         return kept
 
     def fit(self, trajectories: Sequence[Trajectory]) -> tuple[list[Trajectory], Counts]:
@@ -148,7 +148,7 @@ class Gatherer:
     def _why(self, transition: Transition, kept: bool, version: int) -> str | None:
         """Why a reply of a group is not trained by a policy of a version; None: it is."""
         if not kept:
-            return TURNED_AWAY
+            return FILTERED
         known = transition.versions[transition.versions >= 0]
         return STALE if len(known) and version - int(known.min()) > self._config.collection.max_staleness else None
 
@@ -165,7 +165,7 @@ def _tokens(trajectories: Sequence[Trajectory], reason: str) -> float:
     return float(sum(len(t.response_ids) for each in trajectories for t in each.transitions if t.reason == reason))
 
 
-TURNED_AWAY = "its group was turned away (collection.keep)"
+FILTERED = "its group was filtered (collection.filter)"
 STALE = "sampled by a policy that is older than collection.max_staleness"
 TRUNCATED = "cut off by its limit of tokens (collection.truncated = 'drop')"
 OVERLONG = "longer than the trainer takes (collection.overlong = 'drop')"

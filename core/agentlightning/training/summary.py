@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from agentlightning.rl.batch.build import Batch
-from agentlightning.rl.trajectory.step_rewards import FACT
+from agentlightning.rl.trajectory.step_rewards import STEP_SIGNAL
 from agentlightning.training.run_folder import Learned
 from agentlightning.types import Trajectory
 
@@ -44,12 +44,12 @@ def summary(trajectories: Sequence[Trajectory], batch: Batch) -> dict[str, Any]:
     if demonstrated:
         row["demonstrated_reward"] = float(np.mean(demonstrated))
         row["demonstrated_tokens"] = sum(len(transition.response_ids) for transition in transitions if transition.demonstrated)
-    seen = {r.id: r.name for each in transitions for r in each.rewards if r.source == FACT}
-    row |= {f"facts.{name}": count for name, count in sorted(Counter(seen.values()).items())}
+    seen = {r.id: r.name for each in transitions for r in each.rewards if r.source == STEP_SIGNAL}
+    row |= {f"step_signals.{name}": count for name, count in sorted(Counter(seen.values()).items())}
     requests = Counter[str]()
     for each in trajectories:
         requests.update(each.calls)
-    return row | {f"requests.{outcome}": count for outcome, count in sorted(requests.items())}
+    return row | {f"requests.{status}": count for status, count in sorted(requests.items())}
 
 
 def learned(trajectories: Sequence[Trajectory], returns: Sequence[Any], advantages: Sequence[Any], batch: Batch) -> dict[str, Learned]:

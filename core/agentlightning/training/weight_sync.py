@@ -20,7 +20,7 @@ from agentlightning.contracts.trainer import Trainer
 from agentlightning.errors import EngineError, UnsupportedSetting
 from agentlightning.types import FloatArray, IntArray, Policy, floats, ints
 
-PROBE = "probe.json"
+WEIGHT_CHECK = "weight_check.json"
 KEPT = 2
 """Versions that stay: the one that is served, and the one before it, which an engine may still be reading."""
 TOKENS = 64
@@ -29,7 +29,7 @@ SHARP = 4.0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Probe:
+class WeightCheck:
     """What some weights make of a few tokens."""
 
     ids: IntArray
@@ -39,18 +39,18 @@ class Probe:
 
     def write(self, folder: Path) -> None:
         text = json.dumps({"ids": self.ids.tolist(), "logprobs": [float(each) for each in self.logprobs]})
-        (folder / PROBE).write_text(text, "utf-8")
+        (folder / WEIGHT_CHECK).write_text(text, "utf-8")
 
     @classmethod
-    def read(cls, folder: Path) -> Probe | None:
+    def read(cls, folder: Path) -> WeightCheck | None:
         """The probe in a folder of weights; None where nobody made one. `EngineError` when it cannot be read."""
         try:
-            found = json.loads((folder / PROBE).read_text("utf-8"))
+            found = json.loads((folder / WEIGHT_CHECK).read_text("utf-8"))
             return cls(ints(found["ids"]), floats(found["logprobs"]))
         except FileNotFoundError:
             return None
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise EngineError(f"the probe {folder / PROBE} cannot be read: {error}") from error
+            raise EngineError(f"the probe {folder / WEIGHT_CHECK} cannot be read: {error}") from error
 
     def difference(self, served: FloatArray) -> float:
         """Mean |served - ours| over the tokens, nats. Both (tokens - 1,). `EngineError` where the lengths differ."""
@@ -59,12 +59,12 @@ class Probe:
         return float(np.abs(np.asarray(served, np.float64) - np.asarray(self.logprobs, np.float64)).mean())
 
 
-def probe_ids(vocabulary: int) -> IntArray:
+def weight_check_ids(vocabulary: int) -> IntArray:
     """The tokens of a probe, the same for every version of a model."""
     return ints(np.random.default_rng(0).integers(0, vocabulary, TOKENS))
 
 
-def verdict(probe: Probe, served: FloatArray, *, limit: float, before: Probe | None = None) -> tuple[float, str | None]:
+def judge(probe: WeightCheck, served: FloatArray, *, limit: float, before: WeightCheck | None = None) -> tuple[float, str | None]:
     """Whether what is served are the weights of the probe: the mean difference, and what is wrong (None: nothing).
 
     Wrong is a difference above `limit`, and one that is smaller to the version before, where the versions differ by more than engine and
@@ -88,7 +88,7 @@ def folder_of(policy: Policy) -> Path:
     return Path(unquote(policy.uri.removeprefix("file:").removeprefix("//")))
 
 
-class Handover:
+class WeightSync:
     """One for each run."""
 
     def __init__(self, trainer: Trainer, engine: Engine, folder: Path) -> None:

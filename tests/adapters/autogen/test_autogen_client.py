@@ -203,7 +203,7 @@ class TestFailures:
         async with world.rollout() as recorder:
             await chat(recorder, max_retries=2).create(asked())
             (span,) = await world.spans(recorder, "llm")
-            (answered,) = [call for call in (await world.records(recorder)).calls if call.outcome == "completed"]
+            (answered,) = [call for call in (await world.records(recorder)).calls if call.status == "completed"]
             assert span.call_id == answered.id
         assert (await world.trajectory(recorder)).calls == {"superseded": 1, "completed": 1}
 
@@ -235,7 +235,7 @@ class TestLeaving:
             while not (calls := (await world.records(recorder)).calls):
                 await asyncio.sleep(0.01)
             (span,) = await world.spans(recorder, "llm")
-        assert (calls[0].outcome, calls[0].id) == ("cancelled", span.call_id)
+        assert (calls[0].status, calls[0].id) == ("cancelled", span.call_id)
         assert (span.agent, span.attributes["error"]) == ("solver", "CancelledError")
 
     async def test_a_stream_that_is_left_is_a_span_of_its_call(self, world: World, installed: None) -> None:

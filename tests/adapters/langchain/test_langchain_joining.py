@@ -221,7 +221,7 @@ class TestFailures:
             await chat(recorder, max_retries=2).ainvoke("question", with_callback())
             records = await world.records(recorder)
         (span,) = [span for span in records.spans if span.kind == "llm"]
-        (answered,) = [call for call in records.calls if call.outcome == "completed"]
+        (answered,) = [call for call in records.calls if call.status == "completed"]
         assert span.call_id == answered.id
         made = await world.trajectory(recorder)
         assert made.calls == {"superseded": 1, "completed": 1}
@@ -252,7 +252,7 @@ class TestCancelling:
                 await asyncio.sleep(0.01)
             (call,) = (await world.records(recorder)).calls
             (span,) = await world.spans(recorder, "llm")
-        assert call.outcome == "cancelled"
+        assert call.status == "cancelled"
         assert (span.call_id, span.agent, span.attributes["error"]) == (call.id, "solver", "CancelledError")
 
     async def test_a_stream_that_is_left_is_a_span_of_its_call(self, world: World) -> None:

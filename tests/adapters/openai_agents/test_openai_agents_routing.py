@@ -279,7 +279,7 @@ class TestFailures:
             await Runner.run(Agent(name="writer"), "question")
             records = await world.records(recorder)
         (span,) = [span for span in records.spans if span.kind == "llm"]
-        (answered,) = [call for call in records.calls if call.outcome == "completed"]
+        (answered,) = [call for call in records.calls if call.status == "completed"]
         assert span.call_id == answered.id
         made = await world.trajectory(recorder)
         assert made.calls == {"superseded": 1, "completed": 1}
@@ -308,7 +308,7 @@ class TestCancelling:
                 await asyncio.wait_for(Runner.run(Agent(name="solver"), "question"), 0.3)
             (call,) = (await world.settled(recorder, 1)).calls
             (span,) = await world.spans(recorder, "llm")
-        assert call.outcome == "cancelled"
+        assert call.status == "cancelled"
         assert (span.call_id, span.agent) == (call.id, "solver")
         assert problems((await world.records(recorder)).spans) == []
         assert (await world.trajectory(recorder)).calls == {"cancelled": 1}
@@ -362,5 +362,5 @@ async def test_a_bare_program_in_its_own_process_is_recorded_through_its_environ
     )
     assert (ran.stdout, ran.stderr) == ("the answer of: 6\n", "")
     records = await world.records(recorder)
-    assert [call.outcome for call in records.calls] == ["completed", "completed"]
+    assert [call.status for call in records.calls] == ["completed", "completed"]
     assert records.completions[1].continues == records.completions[0].id

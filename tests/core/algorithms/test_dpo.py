@@ -19,7 +19,7 @@ from agentlightning.config.tables import build
 from agentlightning.errors import ConfigError, TrainerError
 from agentlightning.registry.registry import registry
 from agentlightning.rl.batch.build import Batch, make_batch, trainable
-from agentlightning.rl.correction.truncate import Truncate
+from agentlightning.rl.correction.tis import TruncatedImportanceSampling
 from agentlightning.rl.loss import DPOLoss, loss_of
 from agentlightning.types import Task, Trajectory, Transition
 
@@ -41,7 +41,7 @@ def rollout(index: int, reward: float | None, group: str = "g", replies: int = 1
 
 def batch_of(trajectories: list[Trajectory], tolerance: float = 1e-6) -> Batch:
     pairs = pairs_of(trajectories, tolerance)
-    return make_batch(trajectories, preferred(trajectories, pairs), weight="pair", pairs=pairs)
+    return make_batch(trajectories, preferred(trajectories, pairs), loss_aggregation="pair_mean", pairs=pairs)
 
 
 def names(trajectories: list[Trajectory], pairs: list[tuple[int, int]]) -> list[tuple[str, str]]:
@@ -104,9 +104,9 @@ def test_pairs_that_cannot_be_are_refused():
         ([(0, 2)], "rollout g2 stands in a pair, and nothing of it can be trained"),
     ]:
         with pytest.raises(TrainerError, match=says):
-            make_batch(some, preferred(some, pairs), weight="pair", pairs=pairs)
-    for more in ({"weight": "pair"}, {"pairs": [(0, 1)]}):
-        with pytest.raises(ConfigError, match="weight 'pair' goes with pairs, and only with them"):
+            make_batch(some, preferred(some, pairs), loss_aggregation="pair_mean", pairs=pairs)
+    for more in ({"loss_aggregation": "pair_mean"}, {"pairs": [(0, 1)]}):
+        with pytest.raises(ConfigError, match="loss_aggregation 'pair_mean' goes with pairs, and only with them"):
             make_batch(some, preferred(some, []), **more)  # type: ignore[arg-type]
 
 
@@ -161,15 +161,15 @@ def test_settings_come_from_a_table_and_what_is_wrong_is_named():
         ({"tolerance": -1.0}, r"algorithm\.tolerance is -1\.0"),
         ({"epochs": 0}, r"algorithm\.epochs is 0"),
         ({"minibatches": 0}, r"algorithm\.minibatches is 0"),
-        ({"kl": 0.1}, "unknown key 'kl' in .algorithm."),
-        ({"weight": "token"}, "unknown key 'weight' in .algorithm."),
+        ({"kl_coef": 0.1}, "unknown key 'kl_coef' in .algorithm."),
+        ({"loss_aggregation": "token_mean"}, "unknown key 'loss_aggregation' in .algorithm."),
     ]:
         with pytest.raises(ConfigError, match=says) as raised:
             build(kind, {"name": "dpo", **wrong}, "algorithm")
         assert "\n" not in str(raised.value)
 
 
-@pytest.mark.parametrize("more", [{"kl": 0.1}, {"entropy": 0.1}, {"correction": Truncate()}])
+@pytest.mark.parametrize("more", [{"kl_coef": 0.1}, {"entropy_coef": 0.1}, {"correction": TruncatedImportanceSampling()}])
 def test_what_the_loss_has_no_term_for_is_refused_by_name(more: dict[str, Any]):
     with pytest.raises(ConfigError, match=rf"loss\.{next(iter(more))} is set, and loss 'dpo' has no term for it"):
         DPOLoss(**more)

@@ -38,9 +38,9 @@ def rollout(index: int, reward: float | None, group: str = "g", replies: int = 1
     )  # fmt: skip
 
 
-def batch_of(trajectories: list[Trajectory], *, weight: Any = "token", **settings: Any) -> Batch:
+def batch_of(trajectories: list[Trajectory], *, loss_aggregation: Any = "token_mean", **settings: Any) -> Batch:
     found = chosen(trajectories, **settings)
-    return make_batch(found, [advantage(each) for each in found], weight=weight)
+    return make_batch(found, [advantage(each) for each in found], loss_aggregation=loss_aggregation)
 
 
 def reasons(batch: Batch) -> dict[str, str]:
@@ -58,7 +58,7 @@ def test_those_with_reward_enough_are_trained_and_the_others_say_why_not():
     assert (batch.advantage[batch.trained] == 1).all()
     assert batch.weight.sum() == pytest.approx(1), "what is left out has no part in the mean"
     assert np.unique(batch.weight).tolist() == pytest.approx([0, 1 / 9])
-    assert np.unique(batch_of(some, min_reward=0.5, weight="rollout").weight).tolist() == pytest.approx([0, 1 / 12, 1 / 6])
+    assert np.unique(batch_of(some, min_reward=0.5, loss_aggregation="sequence_mean").weight).tolist() == pytest.approx([0, 1 / 12, 1 / 6])
 
 
 def test_of_those_the_best_of_each_group_are_trained_and_of_equal_ones_the_first():
@@ -104,8 +104,8 @@ def test_settings_come_from_a_table_and_what_is_wrong_is_named():
         ({"best": 0}, r"algorithm\.best is 0"),
         ({"epochs": 0}, r"algorithm\.epochs is 0"),
         ({"minibatches": 0}, r"algorithm\.minibatches is 0"),
-        ({"weight": "constant"}, r"algorithm\.weight is 'constant'"),
-        ({"kl": 0.1}, "unknown key 'kl' in .algorithm."),
+        ({"loss_aggregation": "constant_length"}, r"algorithm\.loss_aggregation is 'constant_length'"),
+        ({"kl_coef": 0.1}, "unknown key 'kl_coef' in .algorithm."),
     ]:
         with pytest.raises(ConfigError, match=says) as raised:
             build(kind, {"name": "rft", **wrong}, "algorithm")

@@ -31,7 +31,7 @@ async def made(*kinds: str, reward: float | None = 1.0, group: str = "g") -> Any
     rollout = Rollout(task=Task(group, None), mode="train", group=group, step=0, sampling=Sampling())
     attempt = await store.begin(rollout, "test", lease=60)
     for index, kind in enumerate(kinds):
-        call = Call(id=f"{rollout.id}-{index}", attempt_id=attempt.id, index=index, outcome="completed", choices=1)
+        call = Call(id=f"{rollout.id}-{index}", attempt_id=attempt.id, index=index, status="completed", choices=1)
         response = [10 + index, 20, 2]
         given: dict[str, Any] = {"logprobs": [-0.5] * 3, "versions": [0] * 3}
         if kind == "demonstrated":
@@ -54,7 +54,7 @@ def sft(**settings: Any) -> agl.SFT:
 
 def batch_of(algorithm: agl.SFT, *trajectories: Trajectory) -> Any:
     chosen = [algorithm.chosen(each) for each in trajectories]
-    return make_batch(chosen, [advantage(each) for each in chosen], weight=algorithm.weight, demonstrations=True)
+    return make_batch(chosen, [advantage(each) for each in chosen], loss_aggregation=algorithm.loss_aggregation, demonstrations=True)
 
 
 async def test_only_rollouts_that_earned_enough_are_learned_from():
@@ -76,7 +76,7 @@ async def test_a_reward_that_a_sum_of_floats_has_just_missed_is_enough():
 async def test_weights_are_those_of_tokens_or_of_rollouts():
     long, short = (await made("demonstrated", "demonstrated", group="a"))[2], (await made("demonstrated", group="b"))[2]
     assert np.unique(batch_of(sft(), long, short).weight).tolist() == pytest.approx([0, 1 / 9])
-    assert np.unique(batch_of(sft(weight="rollout"), long, short).weight).tolist() == pytest.approx([0, 1 / 12, 1 / 6])
+    assert np.unique(batch_of(sft(loss_aggregation="sequence_mean"), long, short).weight).tolist() == pytest.approx([0, 1 / 12, 1 / 6])
 
 
 async def test_a_step_accounts_for_every_token_and_calls_no_demonstrated_reward_the_policys():
@@ -96,12 +96,12 @@ async def test_a_step_accounts_for_every_token_and_calls_no_demonstrated_reward_
 
 def test_settings_come_from_a_table_and_what_is_wrong_is_named():
     kind = registry().load("algorithms", "sft")
-    table = {"name": "sft", "demonstrations": f"{__name__}:demonstrate", "min_reward": 0.5, "weight": "rollout"}
+    table = {"name": "sft", "demonstrations": f"{__name__}:demonstrate", "min_reward": 0.5, "loss_aggregation": "sequence_mean"}
     algorithm = build(kind, table, "algorithm")
     assert algorithm.demonstrate is demonstrate or algorithm.demonstrate.__name__ == "demonstrate"
     assert loss_of(algorithm) == SFTLoss()
     for wrong, says in [
-        ({"weight": "constant"}, "weight"),
+        ({"loss_aggregation": "constant_length"}, "loss_aggregation"),
         ({"demonstrations": "nowhere"}, "expected 'module:function'"),
         ({"min_rewards": 1}, "unknown key 'min_rewards'"),
     ]:

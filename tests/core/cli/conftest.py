@@ -53,20 +53,20 @@ async def fill(store: LightningStore) -> dict[str, Rollout]:
     made = {
         "trained": Rollout(task=Task("t1", {"question": "2+3?"}), mode="train", group="g", index=0, step=0, sampling=Sampling()),
         "failed": Rollout(task=Task("t1", {"question": "2+3?"}), mode="train", group="g", index=1, step=0, sampling=Sampling()),
-        "val": Rollout(task=Task("t2", "hard"), mode="val", group="v", index=0, step=1, sampling=Sampling(temperature=0.0)),
+        "eval": Rollout(task=Task("t2", "hard"), mode="eval", group="v", index=0, step=1, sampling=Sampling(temperature=0.0)),
     }
     for name, rollout in made.items():
         attempt = await store.begin(rollout, "worker-1", lease=60)
         first, second, third = (
-            Call(id=f"{name}-call-{n}", attempt_id=attempt.id, index=n, outcome="completed", choices=1, context="first", started=1, ended=2)
+            Call(id=f"{name}-call-{n}", attempt_id=attempt.id, index=n, status="completed", choices=1, context="first", started=1, ended=2)
             for n in range(3)
         )
         if name == "trained":
             agent = Span(attempt_id=attempt.id, kind="agent", name="solver", started=1, ended=9)
             llm = Span(attempt_id=attempt.id, kind="llm", name="m", parent_id=agent.id, call_id=first.id, agent="solver", started=2)
             tool = Span(attempt_id=attempt.id, kind="tool", name="add", parent_id=agent.id, started=3, ended=4, attributes={"result": 5})
-            retried = Call(id="trained-call-r", attempt_id=attempt.id, index=3, outcome="completed", supersedes=third.id)
-            refused = Call(id="trained-call-4", attempt_id=attempt.id, index=4, outcome="refused", detail="unknown tool_choice")
+            retried = Call(id="trained-call-r", attempt_id=attempt.id, index=3, status="completed", supersedes=third.id)
+            refused = Call(id="trained-call-4", attempt_id=attempt.id, index=4, status="refused", detail="unknown tool_choice")
             await store.record([first, completion(first, 5), second, completion(second, 3), third, retried, refused, agent, llm, tool])
             await store.record([Reward(attempt_id=attempt.id, value=1.0, name="return")])
             await store.record([Reward(attempt_id=attempt.id, value=0.5, name="neat", span_id=tool.id)])

@@ -32,7 +32,7 @@ def test_a_finished_run_says_what_it_learned_where_it_is_and_what_comes_next(
     console: Console, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    result = {"held_out": {"sampled": {"before": 0.2, "after": 0.8}}, "seconds": 187, "policy": "checkpoints/step-00010"}
+    result = {"eval": {"sampled": {"before": 0.2, "after": 0.8}}, "seconds": 187, "checkpoint": "checkpoints/step-00010"}
     print_run(Run(tmp_path / "runs" / "x", result), console)
     for part in ("+0.600", "3:07 min", "runs/x/checkpoints/step-00010", "agl show runs/x", "agl serve runs/x"):
         assert part in text(console)

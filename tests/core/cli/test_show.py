@@ -25,10 +25,10 @@ def test_every_request_and_every_sampled_token_is_accounted_for(agl: AGL, run: F
     assert code == 0
     assert line(output, "requests =") == "7 requests = 5 completed + 1 superseded by a retry + 1 refused"
     tokens = line(output, "sampled tokens =")
-    assert tokens == "14 sampled tokens = 5 trained + 4 held-out evaluation + 3 no signal + 2 attempt failed"
+    assert tokens == "14 sampled tokens = 5 trained + 4 eval evaluation + 3 no signal + 2 attempt failed"
     assert "unaccounted" not in output
     assert line(output, "train rollout") == "3 train rollouts, mean reward 1.000 over 1 scored"
-    assert line(output, "val rollout") == "1 val rollout, mean reward 0.250 over 1 scored"
+    assert line(output, "eval rollout") == "1 eval rollout, mean reward 0.250 over 1 scored"
 
 
 def test_tokens_that_nobody_accounts_for_are_shown_as_such(agl: AGL, run: Filled) -> None:
@@ -72,7 +72,7 @@ async def add_unanswered(folder: RunFolder, rollout: Rollout) -> Attempt:
     state, _ = await store.read(rollout.id)
     attempt = state.attempts[0]
     calls = [
-        Call(id=f"lost-{n}", attempt_id=attempt.id, index=10 + n, outcome=outcome, choices=1, supersedes=supersedes)
+        Call(id=f"lost-{n}", attempt_id=attempt.id, index=10 + n, status=outcome, choices=1, supersedes=supersedes)
         for n, (outcome, supersedes) in enumerate([("cancelled", None), ("error", None), ("cancelled", None), ("refused", "lost-2")])
     ]
     sizes = (4, 1, 2)
@@ -92,12 +92,12 @@ def test_a_rollout_has_its_line_and_its_step_as_the_metrics_count_it(agl: AGL, r
 @pytest.mark.parametrize(
     ("filters", "names"),
     [
-        (["--mode", "val"], {"val"}),
+        (["--mode", "eval"], {"eval"}),
         (["--status", "failed"], {"failed"}),
-        (["--step", "1"], {"trained", "failed", "val"}),
+        (["--step", "1"], {"trained", "failed", "eval"}),
         (["--step", "2"], {"queued"}),
         (["--limit", "1"], {"queued"}),
-        (["--limit", "0"], {"trained", "failed", "val", "queued"}),
+        (["--limit", "0"], {"trained", "failed", "eval", "queued"}),
     ],
 )
 def test_filters_choose_rollouts(agl: AGL, run: Filled, filters: list[str], names: set[str]) -> None:
@@ -151,19 +151,19 @@ def test_a_step_reward_of_the_runs_configuration_stands_beside_the_others(agl: A
     table = 'step_rewards = { "own_facts:looked" = -0.125, truncated = -1.0 }'
     folder.write_config(f'model = "no-such-model"\nagents = ["*"]\npath = "{folder.path}"\n{table}\n')
     output = agl("show", "latest", name)[1]
-    order = ["agent solver", "tool add", "reward neat = 0.5", "reward own_facts:looked = -0.125 from fact"]
+    order = ["agent solver", "tool add", "reward neat = 0.5", "reward own_facts:looked = -0.125 from step_signal"]
     assert sorted(order, key=output.index) == order
     assert output.count("own_facts:looked") == 1
     assert "truncated" not in output
     folder.write_config('model = "no-such-model"\nstep_rewards = { gone_facts = 1.0 }\n')
     code, output = agl("show", "latest", name)
     assert (code, "reward neat = 0.5" in output) == (0, True)
-    assert "note: step_rewards of the run are not shown: step_rewards.gone_facts: unknown fact" in output
+    assert "note: step_rewards of the run are not shown: step_rewards.gone_facts: unknown step_signal" in output
 
 
 def test_tokens_lists_each_with_id_logprob_and_version(agl: AGL, run: Filled) -> None:
     _, made = run
-    _, output = agl("show", "latest", made["val"].id, "--tokens")
+    _, output = agl("show", "latest", made["eval"].id, "--tokens")
     assert len(re.findall(r"\b(?:10|11|12|13)\s+-0\.2500\s+4\b", output)) == 4
     assert "no tokenizer found" in output
 
@@ -175,7 +175,7 @@ def test_with_the_tokenizer_in_the_run_tokens_are_text(agl: AGL, run: Filled) ->
     folder.checkpoint(1).mkdir()
     words.save(str(folder.checkpoint(1) / "tokenizer.json"))
     (folder.checkpoint(1) / "run_state.json").write_text("{}")
-    _, output = agl("show", "latest", made["val"].id, "--tokens")
+    _, output = agl("show", "latest", made["eval"].id, "--tokens")
     assert "'word12'" in output
 
 
@@ -189,8 +189,8 @@ def test_a_plain_store_file_is_shown_as_well(agl: AGL, run: Filled, tmp_path: Pa
     folder.store.rename(tmp_path / "agl.db")
     code, output = agl("show", "agl.db")
     assert code == 0
-    assert made["val"].id[-8:] in output
-    assert "= 0 trained + 8 no finished training step took it + 4 held-out evaluation + 2 attempt failed" in output
+    assert made["eval"].id[-8:] in output
+    assert "= 0 trained + 8 no finished training step took it + 4 eval evaluation + 2 attempt failed" in output
 
 
 @pytest.mark.parametrize(

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 
 from agentlightning.algorithms.lightning import LightningRL
-from agentlightning.config.schema import Config, SourceConfig, build, load_config, to_toml
+from agentlightning.config.schema import Config, ReplayConfig, build, load_config, to_toml
 from agentlightning.config.tables import bind, build_loss, open_table
 from agentlightning.contracts import engine as contracts
 from agentlightning.errors import ConfigError, PluginError
 from agentlightning.registry.registry import Registry
-from agentlightning.rl.arrays import Episodes
+from agentlightning.rl.arrays import RolloutArrays
 from agentlightning.rl.credit.discounted import discounted
 from agentlightning.rl.loss import CISPO, PPOClip
 
@@ -70,10 +70,10 @@ def test_the_least_file_gives_a_run_with_defaults(tmp_path: Path) -> None:
 
 def test_paths_are_relative_to_the_file(tmp_path: Path) -> None:
     (tmp_path / "model").mkdir()
-    text = LEAST.replace("smollm2-135m", "model") + 'val_tasks = "my.tasks:val"\nfolder = "out"\n'
+    text = LEAST.replace("smollm2-135m", "model") + 'eval_tasks = "my.tasks:val"\nfolder = "out"\n'
     config = load(tmp_path, text)
     assert config.tasks == str(tmp_path / "train.jsonl")
-    assert config.val_tasks == "my.tasks:val"
+    assert config.eval_tasks == "my.tasks:val"
     assert config.folder == str(tmp_path / "out")
     assert config.model == str(tmp_path / "model")
 
@@ -92,7 +92,7 @@ name = "lightning"
 group_size = 4
 credit = { name = "discounted", gamma = 0.5 }
 loss = { name = "ppo_clip", dual_clip = false }
-[evaluate]
+[eval]
 every = 2
 tasks = 16
 patience = 3
@@ -114,7 +114,7 @@ every = 5
 def test_none_survives_where_the_default_is_something() -> None:
     loss = PPOClip(dual_clip=None)
     assert build(PPOClip, tomllib.loads(to_toml(loss))) == loss
-    algorithm = LightningRL(credit=discounted, weight="constant", length=64)
+    algorithm = LightningRL(credit=discounted, loss_aggregation="constant_length", length=64)
     assert build(LightningRL, tomllib.loads(to_toml(algorithm))).credit == "agentlightning.rl.credit.discounted:discounted"
 
 
@@ -145,8 +145,8 @@ def test_none_survives_where_the_default_is_something() -> None:
         ("[sampling]\nmax_tokens = 0", r"sampling\.max_tokens is 0; it must be at least 1"),
         ("[runner]\non_failure = 'ignore'", r"runner\.on_failure is 'ignore' \(text\); expected 'retry' or 'drop' or 'penalise'"),
         ("[runner]\nconcurrency = 0", r"runner\.concurrency is 0; it must be at least 1"),
-        ("[evaluate]\nsamples = 0\ngreedy = false", r"evaluate\.samples is 0 and evaluate\.greedy is false"),
-        ("[evaluate]\npatience = 2\nevery = 0", r"evaluate\.patience counts"),
+        ("[eval]\nsamples = 0\ngreedy = false", r"eval\.samples is 0 and eval\.greedy is false"),
+        ("[eval]\npatience = 2\nevery = 0", r"eval\.patience counts"),
         ("[checkpoints]\nlast = 0", r"checkpoints\.last is 0"),
         ("[engine]\nbatch = 2", r"missing 'name' in \[engine\]"),
         ("engine = { name = 'toch' }", r"demo\.toml: engine: unknown engine 'toch'; did you mean 'torch'\?"),
@@ -169,19 +169,19 @@ def test_a_wrong_key_or_value_says_which_one_what_was_expected_and_what_was_give
 def test_a_missing_key_says_what_was_expected(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"missing 'model' at the top level; expected text"):
         load(tmp_path, "steps = 3")
-    with pytest.raises(ConfigError, match=r"missing 'tasks' at the top level; expected text \(or a \[source\]"):
-        load(tmp_path, LEAST.replace("tasks", "val_tasks"))
+    with pytest.raises(ConfigError, match=r"missing 'tasks' at the top level; expected text \(or a \[replay\]"):
+        load(tmp_path, LEAST.replace("tasks", "eval_tasks"))
 
 
-SOURCE = 'model = "smollm2-135m"\nsource = { store = "sqlite:agl.db" }\n'
+SOURCE = 'model = "smollm2-135m"\nreplay = { store = "sqlite:agl.db" }\n'
 
 
 def test_a_source_needs_no_tasks_and_no_agent_and_its_file_is_relative_to_the_configuration(tmp_path: Path) -> None:
     config = load(tmp_path, SOURCE)
-    assert (config.agent, config.tasks, config.source) == (None, None, SourceConfig(store=f"sqlite:{tmp_path / 'agl.db'}"))
+    assert (config.agent, config.tasks, config.replay) == (None, None, ReplayConfig(store=f"sqlite:{tmp_path / 'agl.db'}"))
     for address, kept in [("agl.db", f"sqlite:{tmp_path / 'agl.db'}"), ("http://host:8000", "http://host:8000")]:
         config = load(tmp_path, SOURCE.replace("sqlite:agl.db", address))
-        assert config.source == SourceConfig(store=kept)
+        assert config.replay == ReplayConfig(store=kept)
         (tmp_path / "again.toml").write_text(to_toml(config))
         assert load_config(tmp_path / "again.toml", plugins()) == config
 
@@ -189,13 +189,13 @@ def test_a_source_needs_no_tasks_and_no_agent_and_its_file_is_relative_to_the_co
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ('tasks = "train.jsonl"', "tasks and source are both given; with a source the tasks are those of its rollouts"),
-        ('sampler = "in_order"', "sampler and source are both given"),
-        ('val_tasks = "val.jsonl"', 'val_tasks is given, and no agent that would act on them; give agent = "module:function"'),
-        ('agent = "m:f"', "agent is given, and with a source it acts on val_tasks alone; give val_tasks, or leave agent out"),
-        ('command = "python act.py"', "command is given, and with a source it acts on val_tasks alone"),
-        ("collection = { max_staleness = 2 }", "collection.max_staleness is 2, and with a source nothing is started"),
-        ('collection = { keep = "signal" }', "collection.keep is 'signal', and with a source nothing is started"),
+        ('tasks = "train.jsonl"', "tasks and replay are both given; with replay the tasks are those of its rollouts"),
+        ('sampler = "in_order"', "sampler and replay are both given"),
+        ('eval_tasks = "val.jsonl"', 'eval_tasks is given, and no agent that would act on them; give agent = "module:function"'),
+        ('agent = "m:f"', "agent is given, and with replay it acts on eval_tasks alone; give eval_tasks, or leave agent out"),
+        ('command = "python act.py"', "command is given, and with replay it acts on eval_tasks alone"),
+        ("collection = { max_staleness = 2 }", "collection.max_staleness is 2, and with replay nothing is started"),
+        ('collection = { filter = "nonzero_variance" }', "collection.filter is 'nonzero_variance', and with replay nothing is started"),
         ('algorithm = { name = "sft", demonstrations = "m:f" }', "algorithm 'sft' trains demonstrations that it gives while an agent runs"),
     ],
 )
@@ -207,11 +207,11 @@ def test_what_does_not_go_with_a_source_is_refused(tmp_path: Path, text: str, sa
 @pytest.mark.parametrize(
     ("table", "says"),
     [
-        ('{ store = "a.db", wait_for = 3 }', r"unknown key 'wait_for' in \[source\]; did you mean 'wait'\? known: store, wait"),
-        ("{ wait = true }", r"missing 'store' in \[source\]"),
+        ('{ store = "a.db", wait_for = 3 }', r"unknown key 'wait_for' in \[replay\]; did you mean 'wait'\? known: store, wait"),
+        ("{ wait = true }", r"missing 'store' in \[replay\]"),
         (
             '{ store = "http://secret@host:8000" }',
-            "source.store has a token in it, and a run keeps its configuration; leave it out, and set",
+            "replay.store has a token in it, and a run keeps its configuration; leave it out, and set",
         ),
     ],
 )
@@ -237,7 +237,7 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
 
 
 def test_a_function_gets_its_settings_as_keywords() -> None:
-    assert bind("credits", "identical", "algorithm.credit", plugins())(Episodes.of([])).tolist() == []
+    assert bind("credits", "identical", "algorithm.credit", plugins())(RolloutArrays.of([])).tolist() == []
     bound = bind("advantages", {"name": "grpo", "std": False, "eps": 1}, "algorithm.advantage", plugins())
     assert bound.keywords == {"std": False, "eps": 1.0}  # type: ignore[attr-defined]
     assert bind("credits", discounted, "algorithm.credit", plugins()) is discounted

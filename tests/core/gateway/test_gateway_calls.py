@@ -45,7 +45,7 @@ async def test_a_plain_call_is_answered_and_recorded_exactly(house: Any) -> None
     assert completion.logprobs is not None
     assert (completion.renderer, completion.continues, completion.finish_reason) == ("chatml", None, "stop")
     assert len(completion.tokenizer) == 16
-    assert (call.outcome, call.choices, call.index, call.context) == ("completed", 1, 0, "first")
+    assert (call.status, call.choices, call.index, call.context) == ("completed", 1, 0, "first")
     assert (completion.sampling.temperature, completion.sampling.max_tokens, completion.sampling.stop_ids) == (0.7, 40, (2,))
     assert np.array_equal(completion.versions, np.zeros(len(completion.response_ids), np.int32))
 
@@ -233,7 +233,7 @@ async def test_what_cannot_be_honoured_is_refused_in_openais_form(house: Any, ch
         await h.client(attempt).chat.completions.create(**{"model": "scripted", "messages": HI, **change})
     assert (error.value.type, error.value.param) == ("invalid_request_error", param)
     [call] = (await h.records(attempt)).calls
-    assert (call.outcome, call.choices) == ("refused", 0)
+    assert (call.status, call.choices) == ("refused", 0)
     assert call.detail
 
 
@@ -244,7 +244,7 @@ async def test_a_body_that_is_not_json_is_refused_and_counted(house: Any) -> Non
         answer = await client.post("/chat/completions", content=b"{nope")
     assert answer.status_code == 400
     assert "not JSON" in answer.json()["error"]["message"]
-    assert [c.outcome for c in (await h.records(attempt)).calls] == ["refused"]
+    assert [c.status for c in (await h.records(attempt)).calls] == ["refused"]
 
 
 async def test_a_name_that_stands_for_the_model_is_answered_and_others_are_not(house: Any) -> None:
@@ -291,7 +291,7 @@ async def test_a_prompt_longer_than_the_context_names_both(house: Any) -> None:
     with pytest.raises(openai.BadRequestError, match="30 tokens, and the prompt has 119") as error:
         await h.client(attempt).chat.completions.create(model="scripted", messages=[user("a" * 100)])
     assert error.value.code == "context_length_exceeded"
-    assert [c.outcome for c in (await h.records(attempt)).calls] == ["refused"]
+    assert [c.status for c in (await h.records(attempt)).calls] == ["refused"]
 
 
 async def test_the_header_names_the_attempt_where_the_key_is_foreign(house: Any) -> None:
@@ -320,7 +320,7 @@ async def test_a_closed_attempt_is_401_and_counted(house: Any) -> None:
     await h.store.finish(attempt.id, "succeeded")
     with pytest.raises(openai.AuthenticationError, match=r"closed \(succeeded\)"):
         await h.client(attempt).chat.completions.create(model="scripted", messages=HI)
-    assert [(c.index, c.outcome) for c in (await h.records(attempt)).calls] == [(0, "completed"), (1, "refused")]
+    assert [(c.index, c.status) for c in (await h.records(attempt)).calls] == [(0, "completed"), (1, "refused")]
 
 
 async def test_a_call_with_the_servers_token_becomes_a_production_rollout(house: Any) -> None:
@@ -371,4 +371,4 @@ async def test_a_tokenizer_that_is_not_there_is_an_error_with_the_folder(house: 
     attempt = await h.attempt()
     with pytest.raises(openai.InternalServerError, match="tokenizer"):
         await h.client(attempt).chat.completions.create(model="scripted", messages=HI)
-    assert [c.outcome for c in (await h.records(attempt)).calls] == ["error"]
+    assert [c.status for c in (await h.records(attempt)).calls] == ["error"]

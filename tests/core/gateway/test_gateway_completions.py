@@ -27,7 +27,7 @@ async def test_a_text_is_continued_as_it_is_and_recorded_exactly(house: Any) -> 
     assert scores.token_logprobs == pytest.approx(completion.logprobs[:-1])
     assert [" and they lived"[o] for o in scores.text_offset] == [t[0] for t in scores.tokens]
     assert answer.usage.prompt_tokens == len(completion.prompt_ids)
-    assert (call.outcome, call.context) == ("completed", "first")
+    assert (call.status, call.context) == ("completed", "first")
 
 
 async def test_ids_are_continued_as_they_are(house: Any) -> None:
@@ -102,7 +102,7 @@ async def test_what_cannot_be_honoured_is_refused_and_counted(house: Any, change
     with pytest.raises(openai.BadRequestError) as error:
         await h.client(attempt).completions.create(**{"model": "scripted", "prompt": "hi", **change})
     assert error.value.param == param
-    assert [(c.outcome, c.choices) for c in (await h.records(attempt)).calls] == [("refused", 0)]
+    assert [(c.status, c.choices) for c in (await h.records(attempt)).calls] == [("refused", 0)]
 
 
 async def test_requests_are_counted_whatever_becomes_of_them(house: Any) -> None:
@@ -122,5 +122,5 @@ async def test_requests_are_counted_whatever_becomes_of_them(house: Any) -> None
 
     await eventually(recorded)
     records = await h.records(attempt)
-    assert sorted(c.outcome for c in records.calls) == ["cancelled", "completed", "refused"]
+    assert sorted(c.status for c in records.calls) == ["cancelled", "completed", "refused"]
     assert sum(c.choices for c in records.calls) == len(records.completions) == 3

@@ -31,7 +31,7 @@ def failing(error: Exception, times: int) -> Any:
 
 
 async def outcomes(h: House, attempt: Attempt) -> list[str]:
-    return [call.outcome for call in (await h.records(attempt)).calls]
+    return [call.status for call in (await h.records(attempt)).calls]
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -55,8 +55,8 @@ async def test_a_client_that_goes_away_cancels_its_generation(house: Any, stream
 
     await eventually(recorded)
     records = await h.records(attempt)
-    assert [(c.outcome, c.choices) for c in records.calls] == [("cancelled", 2)]
-    assert [asked.outcome for asked in h.engine.asked] == ["aborted", "aborted"]
+    assert [(c.status, c.choices) for c in records.calls] == [("cancelled", 2)]
+    assert [asked.status for asked in h.engine.asked] == ["aborted", "aborted"]
     for completion in records.completions:
         assert completion.finish_reason == "cancelled"
         assert 0 < len(completion.response_ids) < len(LONG)
@@ -73,7 +73,7 @@ async def test_a_retry_after_an_error_supersedes_the_failed_call(house: Any) -> 
     answer = await h.client(attempt, max_retries=3).chat.completions.create(model="scripted", messages=HI)
     assert answer.choices[0].message.content == "fine"
     calls = (await h.records(attempt)).calls
-    assert [c.outcome for c in calls] == ["error", "error", "completed"]
+    assert [c.status for c in calls] == ["error", "error", "completed"]
     assert "out of memory" in str(calls[0].detail)
     assert [c.supersedes for c in calls] == [None, calls[0].id, calls[1].id]
 
@@ -93,8 +93,8 @@ async def test_a_retry_after_a_timeout_supersedes_the_cancelled_call(house: Any)
     await client.chat.completions.create(model="scripted", messages=HI)
     await easing
     calls = (await h.records(attempt)).calls
-    assert {c.outcome for c in calls[:-1]} == {"cancelled"}
-    assert calls[-1].outcome == "completed"
+    assert {c.status for c in calls[:-1]} == {"cancelled"}
+    assert calls[-1].status == "completed"
     assert [c.supersedes for c in calls] == [None, *(c.id for c in calls[:-1])]
 
 
@@ -125,7 +125,7 @@ async def test_an_error_in_the_middle_of_a_stream_is_told_and_counted(house: Any
         async for _ in await h.client(attempt).chat.completions.create(model="scripted", messages=HI, stream=True):
             pass
     records = await h.records(attempt)
-    assert [c.outcome for c in records.calls] == ["error"]
+    assert [c.status for c in records.calls] == ["error"]
     assert [(len(c.response_ids), c.finish_reason) for c in records.completions] == [(4, "error")]
 
 
@@ -189,7 +189,7 @@ async def test_a_call_that_is_cancelled_while_it_is_recorded_is_recorded_once(ho
     with pytest.raises(openai.APIError):
         await task
     records = await h.records(attempt)
-    assert [(call.outcome, call.choices) for call in records.calls] == [("completed", 2)]
+    assert [(call.status, call.choices) for call in records.calls] == [("completed", 2)]
     assert [completion.choice for completion in records.completions] == [0, 1]
 
 
@@ -225,7 +225,7 @@ async def test_the_sums_agree_over_many_attempts_at_once(house: Any) -> None:
     for attempt in attempts:
         records = await h.records(attempt)
         assert sorted(c.index for c in records.calls) == list(range(4))
-        assert Counter(c.outcome for c in records.calls) == {"completed": 1, "refused": 2, "cancelled": 1}
+        assert Counter(c.status for c in records.calls) == {"completed": 1, "refused": 2, "cancelled": 1}
         assert sum(c.choices for c in records.calls) == len(records.completions) == 3
 
 

@@ -65,7 +65,7 @@ async def test_a_plain_call_is_answered_and_recorded_exactly(house: Any) -> None
         "<|im_start|>system\nBe kind.<|im_end|>\n<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n"
     )
     assert (completion.sampling.temperature, completion.sampling.max_tokens) == (0.7, 40)
-    assert (call.outcome, call.choices) == ("completed", 1)
+    assert (call.status, call.choices) == ("completed", 1)
 
 
 async def test_the_synchronous_client_gets_the_same_plain_and_streaming(house: Any) -> None:
@@ -79,7 +79,7 @@ async def test_the_synchronous_client_gets_the_same_plain_and_streaming(house: A
                 return plain.content[0].text, "".join(stream.text_stream)  # type: ignore[union-attr]
 
     assert await asyncio.to_thread(work) == ("one", "two")
-    assert [c.outcome for c in (await h.records(attempt)).calls] == ["completed"] * 2
+    assert [c.status for c in (await h.records(attempt)).calls] == ["completed"] * 2
 
 
 @pytest.mark.parametrize("chunk", [1, 3, 100])
@@ -289,7 +289,7 @@ async def test_what_cannot_be_honoured_is_refused_in_anthropics_form(house: Any,
     body: Any = error.value.body
     assert (body["type"], body["error"]["type"]) == ("error", "invalid_request_error")
     [call] = (await h.records(attempt)).calls
-    assert (call.outcome, call.choices) == ("refused", 0)
+    assert (call.status, call.choices) == ("refused", 0)
 
 
 async def test_max_tokens_must_be_said(house: Any) -> None:
@@ -298,7 +298,7 @@ async def test_max_tokens_must_be_said(house: Any) -> None:
     async with httpx.AsyncClient(base_url=h.gateway.base_url, headers={"x-api-key": attempt.key}) as client:
         answer = await client.post("/messages", json={"model": "scripted", "messages": HI})
     assert (answer.status_code, answer.json()["error"]["message"][:10]) == (400, "max_tokens")
-    assert [c.outcome for c in (await h.records(attempt)).calls] == ["refused"]
+    assert [c.status for c in (await h.records(attempt)).calls] == ["refused"]
 
 
 async def test_both_of_anthropics_keys_name_the_attempt(house: Any) -> None:
@@ -354,7 +354,7 @@ async def test_an_engine_that_fails_in_a_stream_ends_it_with_an_error_event(hous
             pass
     with pytest.raises(anthropic.InternalServerError, match="out of memory"):
         await ask(h, attempt, HI)
-    assert [c.outcome for c in (await h.records(attempt)).calls] == ["error"] * 2
+    assert [c.status for c in (await h.records(attempt)).calls] == ["error"] * 2
 
 
 async def test_a_client_that_goes_away_is_counted_as_cancelled(house: Any) -> None:
@@ -367,7 +367,7 @@ async def test_a_client_that_goes_away_is_counted_as_cancelled(house: Any) -> No
     await stream.close()
 
     async def recorded() -> bool:
-        return [c.outcome for c in (await h.records(attempt)).calls] == ["cancelled"]
+        return [c.status for c in (await h.records(attempt)).calls] == ["cancelled"]
 
     await eventually(recorded)
 

@@ -57,7 +57,7 @@ async def test_a_response_is_answered_and_recorded_exactly(house: Any) -> None:
     assert answer.model_extra["prompt_token_ids"] == completion.prompt_ids.tolist()
     prompt = "<|im_start|>system\nBe kind.<|im_end|>\n<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n"
     assert h.text(completion.prompt_ids) == prompt
-    assert (call.outcome, call.context) == ("completed", "first")
+    assert (call.status, call.context) == ("completed", "first")
 
 
 async def test_the_synchronous_client_gets_the_same(house: Any) -> None:
@@ -202,7 +202,7 @@ async def test_a_response_that_was_not_stored_cannot_be_referred_to_and_is_recor
     again = [{"role": "user", "content": "a"}, *one.output, {"role": "user", "content": "b"}]
     await ask(h, attempt, again, store=False)
     records = await h.records(attempt)
-    assert [call.outcome for call in records.calls] == ["completed", "refused", "refused", "completed"]
+    assert [call.status for call in records.calls] == ["completed", "refused", "refused", "completed"]
     assert starts(records.completions[1], records.completions[0])
 
 
@@ -255,7 +255,7 @@ async def test_what_cannot_be_honoured_is_refused_and_counted(house: Any, change
         await ask(h, attempt, **{"input": "hi", **change})
     assert error.value.param == param
     [call] = (await h.records(attempt)).calls
-    assert (call.outcome, call.choices) == ("refused", 0)
+    assert (call.status, call.choices) == ("refused", 0)
 
 
 async def test_settings_that_no_open_model_has_means_for_are_said_once(house: Any, caplog: pytest.LogCaptureFixture) -> None:
@@ -299,7 +299,7 @@ async def test_an_error_in_the_middle_of_a_stream_is_told_as_events_and_counted(
     assert "fell off" in events[-1].response.error.message
     assert [e.sequence_number for e in events] == list(range(len(events)))
     records = await h.records(attempt)
-    assert [(c.outcome, c.choices) for c in records.calls] == [("error", 1)]
+    assert [(c.status, c.choices) for c in records.calls] == [("error", 1)]
     assert [c.finish_reason for c in records.completions] == ["error"]
 
 
@@ -323,5 +323,5 @@ async def test_requests_are_counted_whatever_becomes_of_them(house: Any) -> None
 
     await eventually(recorded)
     records = await h.records(attempt)
-    assert sorted(c.outcome for c in records.calls) == ["cancelled", "completed", "refused", "refused"]
+    assert sorted(c.status for c in records.calls) == ["cancelled", "completed", "refused", "refused"]
     assert sum(c.choices for c in records.calls) == len(records.completions) == 2

@@ -117,7 +117,7 @@ async def test_token_ids_of_an_upstream_are_recorded_exactly_and_are_not_shown(o
     assert not any("token_ids" in each or 'logprob":' in each for each in shown)
     [record], [completion] = (records := await front.records(attempt)).calls, records.completions
     assert prints == {record.id}
-    assert (record.outcome, record.choices, record.context) == ("completed", 1, "upstream")
+    assert (record.status, record.choices, record.context) == ("completed", 1, "upstream")
     [[exact]] = await behind_records(behind)
     assert completion.prompt_ids.tolist() == exact.prompt_ids.tolist()
     assert completion.response_ids.tolist() == exact.response_ids.tolist()
@@ -241,13 +241,13 @@ async def test_the_keys_stay_where_they_belong(forward: Any) -> None:
     assert error.value.code == "invalid_api_key"
     assert KEY not in str(error.value)
     [call] = (await front.records(attempt)).calls
-    assert call.outcome == "error"  # the agent cannot help it
+    assert call.status == "error"  # the agent cannot help it
     assert KEY not in repr(call)
     assert server.headers[0]["authorization"] == f"Bearer {KEY}"
     assert attempt.key not in repr(server.headers) + repr(server.bodies)
     open_one = await forward(PlainServer(), key_env=None)
     await open_one.client(attempt_two := await open_one.attempt()).chat.completions.create(model="theirs", messages=HI)
-    assert [c.outcome for c in (await open_one.records(attempt_two)).calls] == ["completed"]
+    assert [c.status for c in (await open_one.records(attempt_two)).calls] == ["completed"]
 
 
 async def test_a_server_that_refuses_what_is_added_is_asked_without_it_and_remembered(
@@ -260,7 +260,7 @@ async def test_a_server_that_refuses_what_is_added_is_asked_without_it_and_remem
         await front.client(attempt).chat.completions.create(model="theirs", messages=HI)
     sizes = [("return_token_ids" in body, "logprobs" in body, "top_k" in body) for body in server.bodies]
     assert sizes == [(True, True, True), (True, True, False), (False, True, False), (False, True, False)]
-    assert [c.outcome for c in (await front.records(attempt)).calls] == ["completed"] * 2
+    assert [c.status for c in (await front.records(attempt)).calls] == ["completed"] * 2
     assert sum("return_token_ids" in r.getMessage() for r in caplog.records) == 1
 
 
@@ -328,7 +328,7 @@ async def test_an_error_of_the_agents_own_passes_on_in_the_upstreams_words(forwa
         await front.client(attempt).chat.completions.create(model="theirs", messages=HI)
     assert (raised.value.code, raised.value.param) == ("context_length_exceeded", "messages")
     [call] = (await front.records(attempt)).calls
-    assert (call.outcome, call.choices) == ("refused", 0)
+    assert (call.status, call.choices) == ("refused", 0)
     assert "too long" in (call.detail or "")
 
 
@@ -341,7 +341,7 @@ async def test_too_many_requests_pass_on_with_their_wait_and_a_retry_is_counted(
     assert (first.status_code, first.headers["retry-after"]) == (429, "0.01")
     assert (await front.client(attempt, max_retries=2).chat.completions.create(model="theirs", messages=HI)).choices
     first_call, second = (await front.records(attempt)).calls
-    assert [c.outcome for c in (first_call, second)] == ["error", "completed"]
+    assert [c.status for c in (first_call, second)] == ["error", "completed"]
 
 
 async def test_a_retry_after_too_many_requests_supersedes_it(forward: Any) -> None:
@@ -350,7 +350,7 @@ async def test_a_retry_after_too_many_requests_supersedes_it(forward: Any) -> No
     attempt = await front.attempt()
     await front.client(attempt, max_retries=2).chat.completions.create(model="theirs", messages=HI)
     first, second = (await front.records(attempt)).calls
-    assert (first.outcome, second.outcome, second.supersedes) == ("error", "completed", first.id)
+    assert (first.status, second.status, second.supersedes) == ("error", "completed", first.id)
 
 
 async def test_an_upstream_that_fails_is_an_error_and_its_retry_supersedes_it(forward: Any) -> None:
@@ -359,7 +359,7 @@ async def test_an_upstream_that_fails_is_an_error_and_its_retry_supersedes_it(fo
     attempt = await front.attempt()
     await front.client(attempt, max_retries=2).chat.completions.create(model="theirs", messages=HI)
     calls = (await front.records(attempt)).calls
-    assert [c.outcome for c in calls] == ["error", "completed"]
+    assert [c.status for c in calls] == ["error", "completed"]
     assert "boom" in (calls[0].detail or "")
     assert calls[1].supersedes == calls[0].id
     assert (await read(front, attempt)).calls == {"superseded": 1, "completed": 1}
@@ -374,7 +374,7 @@ async def test_an_upstream_that_is_not_there_is_named(forward: Any) -> None:
     with pytest.raises(openai.InternalServerError, match=f"127.0.0.1:{port}/v1 cannot be reached") as error:
         await front.client(attempt).chat.completions.create(model="theirs", messages=HI)
     assert error.value.status_code == 502
-    assert [c.outcome for c in (await front.records(attempt)).calls] == ["error"]
+    assert [c.status for c in (await front.records(attempt)).calls] == ["error"]
 
 
 async def test_an_upstream_that_takes_too_long_is_a_timeout(forward: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -384,7 +384,7 @@ async def test_an_upstream_that_takes_too_long_is_a_timeout(forward: Any, monkey
     with pytest.raises(openai.APIError, match="did not answer in time"):
         async for _ in await front.client(attempt).chat.completions.create(model="theirs", messages=HI, stream=True):
             pass
-    assert [c.outcome for c in (await front.records(attempt)).calls] == ["error"]
+    assert [c.status for c in (await front.records(attempt)).calls] == ["error"]
 
 
 async def test_a_stream_that_ends_early_or_with_an_error_is_an_error_and_keeps_what_came(forward: Any) -> None:
@@ -399,7 +399,7 @@ async def test_a_stream_that_ends_early_or_with_an_error_is_an_error_and_keeps_w
             async for _ in await front.client(attempt).chat.completions.create(model="theirs", messages=HI, stream=True):
                 pass
     records = await front.records(attempt)
-    assert [c.outcome for c in records.calls] == ["error"] * 2
+    assert [c.status for c in records.calls] == ["error"] * 2
     assert [(c.message["content"], c.finish_reason) for c in records.completions] == [("par", "error")] * 2
 
 
@@ -425,7 +425,7 @@ async def test_a_client_that_goes_away_closes_the_upstream_and_is_counted(forwar
     await stream.close()
 
     async def recorded() -> bool:
-        return [c.outcome for c in (await front.records(attempt)).calls] == ["cancelled"] and server.gone == 1
+        return [c.status for c in (await front.records(attempt)).calls] == ["cancelled"] and server.gone == 1
 
     await eventually(recorded)
     [completion] = (await front.records(attempt)).completions
@@ -454,7 +454,7 @@ async def test_responses_are_forwarded_and_recorded_without_ids(forward: Any, st
     else:
         assert answer.output_text == "hello"
     [completion] = (records := await front.records(attempt)).completions
-    assert (records.calls[0].outcome, completion.message["content"], completion.finish_reason) == ("completed", "hello", "stop")
+    assert (records.calls[0].status, completion.message["content"], completion.finish_reason) == ("completed", "hello", "stop")
     assert completion.missing == "token ids missing: the upstream returned none"
     assert (server.bodies[0]["max_output_tokens"], server.bodies[0]["temperature"]) == (9, 1.0)
 
@@ -515,7 +515,7 @@ async def test_a_request_that_nobody_can_read_and_a_closed_attempt_are_refused_h
     await front.store.finish(attempt.id, "succeeded")
     with pytest.raises(openai.AuthenticationError, match="closed"):
         await front.client(attempt).chat.completions.create(model="theirs", messages=HI)
-    assert [c.outcome for c in (await front.records(attempt)).calls] == ["refused"] * 2
+    assert [c.status for c in (await front.records(attempt)).calls] == ["refused"] * 2
     assert not server.bodies
 
 
@@ -532,7 +532,7 @@ async def test_many_calls_at_once_are_each_answered_and_recorded(ours: Any) -> N
 
     await asyncio.gather(*(talk(i, a) for i, a in enumerate(attempts)))
     for attempt in attempts:
-        assert [c.outcome for c in (await front.records(attempt)).calls] == ["completed"] * 3
+        assert [c.status for c in (await front.records(attempt)).calls] == ["completed"] * 3
     assert len(await behind_records(behind)) == 24
 
 

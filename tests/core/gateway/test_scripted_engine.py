@@ -54,11 +54,11 @@ async def test_closing_aborts_and_pausing_waits_for_what_is_under_way(tokenizer_
     stream: Any = engine.generate(PROMPT, Sampling())
     await anext(stream)
     await stream.aclose()
-    assert engine.asked[0].outcome == "aborted"
+    assert engine.asked[0].status == "aborted"
     running = asyncio.create_task(run(engine))
     await asyncio.sleep(0.01)
     await engine.pause()
-    assert engine.asked[1].outcome == "finished"
+    assert engine.asked[1].status == "finished"
     held = asyncio.create_task(run(engine))
     await engine.load(Policy(version=1, base="b", uri="memory:x"))
     await asyncio.sleep(0.02)

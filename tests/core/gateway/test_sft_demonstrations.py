@@ -112,7 +112,7 @@ async def test_without_a_demonstration_and_outside_training_replies_are_sampled(
     at = await house(
         ["sampled", "sampled"], options={"demonstrate": lambda task, messages, tools: says("no") if "yes" in str(messages) else None}
     )
-    train, val = await at.attempt(), await at.attempt(mode="val")
+    train, val = await at.attempt(), await at.attempt(mode="eval")
     assert (await ask(at, train, [user("a")])).choices[0].message.content == "sampled"
     assert (await ask(at, val, [user("yes")])).choices[0].message.content == "sampled"
     for attempt in (train, val):
@@ -157,7 +157,7 @@ async def test_what_cannot_be_a_reply_is_refused_with_the_reason_and_recorded_as
         await ask(at, attempt, [user("?")], tools=[CALCULATOR])
     assert why in str(raised.value)
     records = await at.records(attempt)
-    assert [call.outcome for call in records.calls] == ["refused"]
+    assert [call.status for call in records.calls] == ["refused"]
     assert not records.completions
 
 
@@ -177,7 +177,7 @@ async def test_a_demonstration_never_enters_a_ratio_and_a_sample_never_the_imita
     ratio = make_batch([made], [[1.0, 1.0]])
     assert ratio.trained_tokens == sampled
     assert [(left.tokens, left.reason) for left in ratio.untrained] == [(shown, DEMONSTRATED)]
-    imitation = make_batch([made], [[1.0, 1.0]], demonstrations=True, weight="token")
+    imitation = make_batch([made], [[1.0, 1.0]], demonstrations=True, loss_aggregation="token_mean")
     assert imitation.trained_tokens == shown
     assert [(left.tokens, left.reason) for left in imitation.untrained] == [(sampled, "sampled, not demonstrated")]
     trained = imitation.trained

@@ -171,7 +171,7 @@ def test_a_group_without_signal_costs_nothing_and_counts_in_the_denominator():
     assert batch.stats.groups_without_signal == 1
     assert batch.stats.trained_fraction == 0.5
     assert batch.weight.sum() == pytest.approx(0.5)
-    assert make_batch(loud + quiet, [[1], [-1], [0], [0]], weight="token").weight.sum() == pytest.approx(0.5)
+    assert make_batch(loud + quiet, [[1], [-1], [0], [0]], loss_aggregation="token_mean").weight.sum() == pytest.approx(0.5)
     empty = make_batch(quiet, [[0], [0]])
     assert (len(empty), empty.trained_tokens, empty.packs(8), empty.rows()) == (0, 0, [], [])
     assert len(make_batch([], [])) == 0
@@ -185,11 +185,11 @@ def test_a_scored_rollout_that_never_called_the_model_counts_in_the_denominator(
 
 def test_constant_weights_need_a_length():
     each = [trajectory(0, transition(0, [1], [2, 3]))]
-    assert make_batch(each, [[1]], weight="constant", length=10).weight.tolist() == [0, 0.1, 0.1]
+    assert make_batch(each, [[1]], loss_aggregation="constant_length", length=10).weight.tolist() == [0, 0.1, 0.1]
     with pytest.raises(ConfigError, match="needs length"):
-        make_batch(each, [[1]], weight="constant")
+        make_batch(each, [[1]], loss_aggregation="constant_length")
     with pytest.raises(ConfigError, match="'rolout'"):
-        make_batch(each, [[1]], weight="rolout")  # type: ignore[arg-type]
+        make_batch(each, [[1]], loss_aggregation="rolout")  # type: ignore[arg-type]
 
 
 def test_arrays_that_do_not_fit_are_refused_by_name():

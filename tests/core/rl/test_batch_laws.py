@@ -129,11 +129,11 @@ def test_arrays_have_one_length_and_end_is_the_attention_mask(given_):
     assert len(keys) == len(set(keys))  # context stands once
 
 
-@given(inputs(), st.sampled_from(["rollout", "token", "constant"]))
+@given(inputs(), st.sampled_from(["sequence_mean", "token_mean", "constant_length"]))
 @settings(max_examples=150, deadline=None)
-def test_weights_are_those_of_the_full_batch_however_rollouts_fragment(given_, weight):
+def test_weights_are_those_of_the_full_batch_however_rollouts_fragment(given_, loss_aggregation):
     trajectories, values = given_
-    batch = make_batch(trajectories, values, weight=weight, length=7)
+    batch = make_batch(trajectories, values, loss_aggregation=loss_aggregation, length=7)
     usable = [
         sum(
             len(t.response_ids)
@@ -146,7 +146,8 @@ def test_weights_are_those_of_the_full_batch_however_rollouts_fragment(given_, w
     for number, rollout_id in enumerate(batch.rollout_ids):
         mine = batch.weight[np.isin(batch.transition, np.flatnonzero(batch.transition_rollout == number)) & batch.trained]
         tokens = next(n for each, n in zip(trajectories, usable, strict=True) if each.rollout_id == rollout_id)
-        total = {"rollout": 1 / rollouts, "token": tokens / max(1, sum(usable)), "constant": tokens / (rollouts * 7)}[weight]
+        totals = {"sequence_mean": 1 / rollouts, "token_mean": tokens / max(1, sum(usable)), "constant_length": tokens / (rollouts * 7)}
+        total = totals[loss_aggregation]
         assert np.isclose(mine.sum(), total)
         assert (mine == mine[0]).all()
     assert (batch.weight[~batch.trained] == 0).all()

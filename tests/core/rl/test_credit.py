@@ -62,7 +62,7 @@ def test_discounted_credit_follows_its_recurrence() -> None:
 
 
 def test_per_step_credit_adds_the_undiscounted_outcome_to_the_reward_to_go() -> None:
-    (returns,) = per_step([trajectory(1.0, 0.1, 0.2, 0.4)], outcome=2.0, gamma=0.5)
+    (returns,) = per_step([trajectory(1.0, 0.1, 0.2, 0.4)], rollout_weight=2.0, gamma=0.5)
     np.testing.assert_allclose(returns, [2 + 0.1 + 0.5 * 0.2 + 0.25 * 0.4, 2 + 0.2 + 0.5 * 0.4, 2 + 0.4], rtol=1e-15)
 
 
@@ -80,7 +80,9 @@ def test_never_scored_is_nan_and_no_transition_is_no_return(credit: object) -> N
 
 
 def test_without_weight_on_the_outcome_the_spans_alone_score_an_attempt_that_succeeded() -> None:
-    scored, bare, failed = per_step([trajectory(None, 0.25, 0.5), trajectory(None, 0.0), trajectory(None, 0.5, status="failed")], outcome=0)
+    scored, bare, failed = per_step(
+        [trajectory(None, 0.25, 0.5), trajectory(None, 0.0), trajectory(None, 0.5, status="failed")], rollout_weight=0
+    )
     assert scored.tolist() == [0.75, 0.5]
     assert np.isnan(bare).all()
     assert np.isnan(failed).all()
@@ -105,5 +107,5 @@ def test_a_gamma_outside_zero_and_one_is_refused(gamma: float) -> None:
         discounted([], gamma=gamma)
     with pytest.raises(ConfigError, match=r"credit\.gamma"):
         per_step([], gamma=gamma)
-    with pytest.raises(ConfigError, match=r"credit\.outcome"):
-        per_step([], outcome=float("inf"))
+    with pytest.raises(ConfigError, match=r"credit\.rollout_weight"):
+        per_step([], rollout_weight=float("inf"))

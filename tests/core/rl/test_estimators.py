@@ -22,7 +22,7 @@ from agentlightning.rl.advantage.per_agent import PerAgent
 from agentlightning.rl.advantage.reinforce import reinforce
 from agentlightning.rl.advantage.reinforce_pp import reinforce_pp
 from agentlightning.rl.advantage.rloo import rloo
-from agentlightning.rl.arrays import Episodes
+from agentlightning.rl.arrays import RolloutArrays
 from agentlightning.rl.credit.discounted import discounted
 from agentlightning.rl.credit.identical import identical
 from agentlightning.rl.credit.last import last
@@ -75,41 +75,41 @@ def rollout(
 
 
 def test_maxrl_divides_by_the_mean_of_the_group() -> None:
-    episodes = Episodes.from_arrays(outcome=[1.0, 0.0, 0.0, 0.0, 1.0, 1.0, 0.0], group=[0, 0, 0, 0, 1, 1, 1], rollout=range(7))
+    rollouts = RolloutArrays.from_arrays(returns=[1.0, 0.0, 0.0, 0.0, 1.0, 1.0, 0.0], group=[0, 0, 0, 0, 1, 1, 1], rollout=range(7))
     expected = [(1 - 0.25) / 0.25, *[-1.0] * 3, *[(1 - 2 / 3) / (2 / 3)] * 2, -1.0]
-    np.testing.assert_allclose(maxrl(episodes, identical(episodes)), expected, rtol=1e-12)
-    none = Episodes.from_arrays(outcome=[0.0, 0.0], group=[0, 0], rollout=[0, 1])
+    np.testing.assert_allclose(maxrl(rollouts, identical(rollouts)), expected, rtol=1e-12)
+    none = RolloutArrays.from_arrays(returns=[0.0, 0.0], group=[0, 0], rollout=[0, 1])
     assert maxrl(none, identical(none)).tolist() == [0.0, 0.0]
 
 
 def test_maxrl_refuses_a_group_whose_mean_is_not_positive_by_name() -> None:
-    episodes = Episodes.of([rollout(0, -1.0, ("a",)), rollout(1, 0.5, ("a",))])
+    rollouts = RolloutArrays.of([rollout(0, -1.0, ("a",)), rollout(1, 0.5, ("a",))])
     with pytest.raises(RewardError, match=r"rollouts g0, g1 is -0\.25; give rewards of 0 or more"):
-        maxrl(episodes, identical(episodes))
+        maxrl(rollouts, identical(rollouts))
 
 
 def test_a_constant_baseline_is_taken_off_and_needs_no_group() -> None:
-    episodes = Episodes.from_arrays(outcome=[1.0, np.nan, 0.25], group=[0, 1, 2], rollout=[0, 0, 1, 2])
-    np.testing.assert_array_equal(reinforce(episodes, identical(episodes), baseline=0.5), [0.5, 0.5, np.nan, -0.25])
+    rollouts = RolloutArrays.from_arrays(returns=[1.0, np.nan, 0.25], group=[0, 1, 2], rollout=[0, 0, 1, 2])
+    np.testing.assert_array_equal(reinforce(rollouts, identical(rollouts), baseline=0.5), [0.5, 0.5, np.nan, -0.25])
     assert needs_of(reinforce) == Needs()
     with pytest.raises(ConfigError, match=r"advantage\.baseline"):
-        reinforce(episodes, identical(episodes), baseline=np.inf)
+        reinforce(rollouts, identical(rollouts), baseline=np.inf)
 
 
 def test_the_length_of_a_rollout_weighs_in_the_baseline_of_opo() -> None:
     ts = [rollout(0, 1.0, ("a", (3,)), ("a", (5,))), rollout(1, 0.0, ("a", (2,))), rollout(2, 0.5)]
-    episodes = Episodes.of(ts)
+    rollouts = RolloutArrays.of(ts)
     baseline = 8 * 1.0 / 10  # the rollout without a call has no length
-    np.testing.assert_allclose(opo(episodes, identical(episodes)), [1 - baseline, 1 - baseline, -baseline], rtol=1e-12)
+    np.testing.assert_allclose(opo(rollouts, identical(rollouts)), [1 - baseline, 1 - baseline, -baseline], rtol=1e-12)
 
 
 def test_the_last_call_alone_is_credited_in_all_its_choices() -> None:
     ts = [rollout(0, 1.0, ("a",), ("b", (1, 2), (0.0, 0.0))), rollout(1, 0.0, ("a",)), rollout(2, None, ("a",))]
-    episodes = Episodes.of(ts)
-    returns = last(episodes)
+    rollouts = RolloutArrays.of(ts)
+    returns = last(rollouts)
     np.testing.assert_array_equal(returns, [np.nan, 1.0, 1.0, 0.0, np.nan])
-    np.testing.assert_array_equal(rloo(episodes, returns), [np.nan, 1.0, 1.0, -1.0, np.nan])
-    batch = learner_batch(episodes, Estimate(rloo(episodes, returns), np.full(6, np.nan)), weight="rollout", length=None)
+    np.testing.assert_array_equal(rloo(rollouts, returns), [np.nan, 1.0, 1.0, -1.0, np.nan])
+    batch = learner_batch(rollouts, Estimate(rloo(rollouts, returns), np.full(6, np.nan)), loss_aggregation="sequence_mean", length=None)
     assert {u.completion_id: u.reason for u in batch.untrained} == {"g0.0": "earned no credit", "g2.0": "not scored"}
     assert batch.weight[batch.trained].tolist() == [1 / 6, 1 / 6, 1 / 6, 1 / 2]  # of two scored rollouts
 
@@ -155,13 +155,13 @@ def test_generalised_advantages_are_their_definition_over_tokens_and_transitions
         rollout(k, float(rng.normal()), *[("a", tuple(call), tuple(rng.normal(size=len(call)))) for call in calls])
         for k, calls in enumerate(shapes)
     ]
-    episodes = Episodes.of(ts)
-    values = rng.normal(size=int(episodes.tokens.sum()))
-    episodes = replace(episodes, values=values)
-    returns = per_step(episodes)
-    made = gae(episodes, returns, gamma=gamma, lam=lam, over=over, whiten=False)
+    rollouts = RolloutArrays.of(ts)
+    values = rng.normal(size=int(rollouts.tokens.sum()))
+    rollouts = replace(rollouts, values=values)
+    returns = per_step(rollouts)
+    made = gae(rollouts, returns, gamma=gamma, lam=lam, over=over, whiten=False)
     at, k = 0, 0
-    advantages, targets = episodes.per_token(made.advantage), made.target
+    advantages, targets = rollouts.per_token(made.advantage), made.target
     for calls in shapes:
         chain, first = [], k
         for call in calls:
@@ -175,7 +175,7 @@ def test_generalised_advantages_are_their_definition_over_tokens_and_transitions
             for choice in call:
                 choice[0] = choice[0] - after
         want, want_target = slow_gae([[tuple(c) for c in call] for call in chain], gamma, lam)
-        offsets = episodes.offsets
+        offsets = rollouts.offsets
         for row, target, place in zip([r for c in want for r in c], [r for c in want_target for r in c], range(first, k), strict=True):
             some = slice(int(offsets[place]), int(offsets[place + 1]))
             if over == "tokens":
@@ -186,25 +186,25 @@ def test_generalised_advantages_are_their_definition_over_tokens_and_transitions
                 assert targets[some][0] == pytest.approx(target[0], abs=1e-12)
                 assert np.isnan(targets[some][1:]).all()
     if gamma == lam == 1:
-        first_tokens = advantages[episodes.offsets[:-1]]
-        np.testing.assert_allclose(first_tokens, returns - values[episodes.offsets[:-1]], atol=1e-12)
+        first_tokens = advantages[rollouts.offsets[:-1]]
+        np.testing.assert_allclose(first_tokens, returns - values[rollouts.offsets[:-1]], atol=1e-12)
 
 
 def test_what_is_not_trained_is_no_step_of_the_critic_and_its_reward_goes_to_what_came_before() -> None:
     t = rollout(0, 1.0, ("a", (2,)), ("b", (3,), (0.5,)))
     t = replace(t, transitions=(t.transitions[0], replace(t.transitions[1], trained=False, reason="another agent")))
-    episodes = replace(Episodes.of([t]), values=np.array([0.1, 0.2, np.nan, np.nan, np.nan]))
-    made = gae(episodes, per_step(episodes), lam=1.0, whiten=False)
+    rollouts = replace(RolloutArrays.of([t]), values=np.array([0.1, 0.2, np.nan, np.nan, np.nan]))
+    made = gae(rollouts, per_step(rollouts), lam=1.0, whiten=False)
     np.testing.assert_allclose(made.advantage, [1.5 - 0.1, 1.5 - 0.2, np.nan, np.nan, np.nan])
 
 
 def test_generalised_advantages_without_values_are_refused() -> None:
-    episodes = Episodes.from_arrays(outcome=[1.0], group=[0], rollout=[0])
+    rollouts = RolloutArrays.from_arrays(returns=[1.0], group=[0], rollout=[0])
     with pytest.raises(TrainerError, match="needs the values of a critic"):
-        gae(episodes, identical(episodes))
+        gae(rollouts, identical(rollouts))
     for bad in ({"gamma": 1.5}, {"lam": -0.1}, {"over": "turns"}):
         with pytest.raises(ConfigError, match=f"advantage.{next(iter(bad))}"):
-            gae(episodes, identical(episodes), **bad)  # type: ignore[arg-type]
+            gae(rollouts, identical(rollouts), **bad)  # type: ignore[arg-type]
 
 
 def slow_lambda_returns(rewards: list[float], values: list[float], gamma: float, lam: float) -> list[float]:
@@ -232,10 +232,10 @@ def test_learned_credit_is_the_lambda_return_of_the_critics_values(shapes: list[
         rollout(k, float(rng.normal()), *[("a", (length,), (reward,)) for length, reward in zip(calls, rewards, strict=True)])
         for k, (calls, rewards) in enumerate(zip(shapes, own, strict=True))
     ]
-    episodes = Episodes.of(ts)
-    values = rng.normal(size=int(episodes.tokens.sum()))
-    made = learned(replace(episodes, values=values), gamma=gamma, lam=lam)
-    first, at, expected = values[episodes.offsets[:-1]].tolist(), 0, []
+    rollouts = RolloutArrays.of(ts)
+    values = rng.normal(size=int(rollouts.tokens.sum()))
+    made = learned(replace(rollouts, values=values), gamma=gamma, lam=lam)
+    first, at, expected = values[rollouts.offsets[:-1]].tolist(), 0, []
     for t, rewards in zip(ts, own, strict=True):
         if rewards:
             steps = [*rewards[:-1], rewards[-1] + float(t.reward or 0)]
@@ -243,51 +243,55 @@ def test_learned_credit_is_the_lambda_return_of_the_critics_values(shapes: list[
             at += len(rewards)
     np.testing.assert_allclose(made, expected, atol=1e-12)
     if lam == 1:
-        np.testing.assert_allclose(made, discounted(episodes, gamma=gamma), atol=1e-12)
+        np.testing.assert_allclose(made, discounted(rollouts, gamma=gamma), atol=1e-12)
 
 
 def test_learned_credit_of_what_is_not_scored_or_not_trained_and_of_choices() -> None:
     ts = [rollout(0, None, ("a", (2,))), rollout(1, 1.0, ("a", (1,)), ("b", (1, 1), (0.25, 0.5))), rollout(2, 0.5, ("a", (1,)))]
     ts[2] = replace(ts[2], transitions=(replace(ts[2].transitions[0], trained=False, reason="sampled greedily"),))
-    episodes = replace(Episodes.of(ts), values=np.array([np.nan, np.nan, 0.1, 0.2, 0.4, np.nan]))
-    made = learned(episodes, lam=0.5)
+    rollouts = replace(RolloutArrays.of(ts), values=np.array([np.nan, np.nan, 0.1, 0.2, 0.4, np.nan]))
+    made = learned(rollouts, lam=0.5)
     last = [0.25 + 1, 0.5 + 1]
     first = 0.75 - np.mean([0.25, 0.5]) + 0.5 * np.mean([0.2, 0.4]) + 0.5 * np.mean(last)  # before it all choices' rewards count
     np.testing.assert_allclose(made, [np.nan, first, *last, 0.5])
     assert needs_of(learned).critic
     with pytest.raises(TrainerError, match="needs the values of a critic"):
-        learned(replace(episodes, values=None))
+        learned(replace(rollouts, values=None))
     for bad in ({"gamma": 1.5}, {"lam": -0.1}):
         with pytest.raises(ConfigError, match=f"credit.{next(iter(bad))}"):
-            learned(episodes, **bad)
+            learned(rollouts, **bad)
 
 
 def test_the_critic_learns_what_learned_credit_says_unless_the_advantage_gives_it_more() -> None:
-    episodes = Episodes.of([rollout(0, 1.0, ("a", (2,)), ("a", (3,))), rollout(1, 0.0, ("a", (1,)))])
-    episodes = replace(episodes, values=np.linspace(0.1, 0.6, 6))
-    returns = learned(episodes, lam=0.5)
+    rollouts = RolloutArrays.of([rollout(0, 1.0, ("a", (2,)), ("a", (3,))), rollout(1, 0.0, ("a", (1,)))])
+    rollouts = replace(rollouts, values=np.linspace(0.1, 0.6, 6))
+    returns = learned(rollouts, lam=0.5)
     none = np.full(6, np.nan)
-    alone = with_target(episodes, Estimate(rloo(episodes, returns), none), returns)
+    alone = with_target(rollouts, Estimate(rloo(rollouts, returns), none), returns)
     np.testing.assert_array_equal(alone.target, [returns[0], np.nan, returns[1], np.nan, np.nan, returns[2]])
-    both = gae(episodes, returns)
-    np.testing.assert_array_equal(with_target(episodes, both, returns).target, both.target)
+    both = gae(rollouts, returns)
+    np.testing.assert_array_equal(with_target(rollouts, both, returns).target, both.target)
 
 
 def test_a_critic_learns_from_a_group_without_signal_too() -> None:
-    episodes = replace(Episodes.of([rollout(k, 1.0, ("a", (2,))) for k in range(2)]), values=np.full(4, 0.25))
-    returns = learned(episodes)
-    advantage = rloo(episodes, returns)
+    rollouts = replace(RolloutArrays.of([rollout(k, 1.0, ("a", (2,))) for k in range(2)]), values=np.full(4, 0.25))
+    returns = learned(rollouts)
+    advantage = rloo(rollouts, returns)
     assert advantage.tolist() == [0.0, 0.0]
-    batch = learner_batch(episodes, with_target(episodes, Estimate(advantage, np.full(4, np.nan)), returns), weight="rollout", length=None)
+    batch = learner_batch(
+        rollouts, with_target(rollouts, Estimate(advantage, np.full(4, np.nan)), returns), loss_aggregation="sequence_mean", length=None
+    )
     assert (batch.trained_tokens, batch.stats.groups_without_signal) == (4, 1)
     assert batch.returns is not None
     assert np.isfinite(batch.returns).sum() == 2
-    without = learner_batch(Episodes.of(episodes.trajectories), Estimate(advantage, np.full(4, np.nan)), weight="rollout", length=None)
+    without = learner_batch(
+        RolloutArrays.of(rollouts.trajectories), Estimate(advantage, np.full(4, np.nan)), loss_aggregation="sequence_mean", length=None
+    )
     assert (without.trained_tokens, without.stats.groups_without_signal) == (0, 1)
 
 
-def own_credit(episodes: Episodes) -> Any:
-    return identical(episodes)
+def own_credit(rollouts: RolloutArrays) -> Any:
+    return identical(rollouts)
 
 
 @pytest.mark.parametrize(
@@ -315,14 +319,14 @@ def test_what_credit_and_advantage_need_is_what_the_run_needs() -> None:
 
 def test_values_of_a_batch_reach_their_tokens_and_what_it_left_out_is_not_trained() -> None:
     ts = [rollout(0, 1.0, ("a", (2,)), ("a", (3,))), rollout(1, None, ("a", (1,))), rollout(2, 0.0, ("a", (2,)))]
-    episodes = Episodes.of(ts)
-    ones = Estimate(np.where(np.isnan(identical(episodes)), np.nan, 1.0), np.full(8, np.nan))
-    batch = learner_batch(episodes, ones, weight="rollout", length=None)
+    rollouts = RolloutArrays.of(ts)
+    ones = Estimate(np.where(np.isnan(identical(rollouts)), np.nan, 1.0), np.full(8, np.nan))
+    batch = learner_batch(rollouts, ones, loss_aggregation="sequence_mean", length=None)
     values = np.where(batch.trained, np.arange(len(batch)) / 100, np.nan)
-    found = with_values(episodes, batch, values)
+    found = with_values(rollouts, batch, values)
     assert found.values is not None
     assert found.trained.tolist() == [True, True, False, True]
-    again = learner_batch(found, Estimate(np.ones(4), found.values * 2), weight="rollout", length=None)
+    again = learner_batch(found, Estimate(np.ones(4), found.values * 2), loss_aggregation="sequence_mean", length=None)
     assert again.value is not None
     assert again.returns is not None
     np.testing.assert_array_equal(again.value[again.trained & np.isfinite(again.value)], values[batch.trained])
@@ -330,7 +334,7 @@ def test_values_of_a_batch_reach_their_tokens_and_what_it_left_out_is_not_traine
 
 
 def slow_gigpo(ts: list[Trajectory], returns: list[float], states: list[Any], omega: float) -> list[float]:
-    """Of one group, from the paper: GRPO of the episodes' rewards, and of the returns of equal states."""
+    """Of one group, from the paper: GRPO of the rollouts' rewards, and of the returns of equal states."""
     totals = [float(t.reward or 0) + sum(r.value for s in t.transitions for r in s.rewards) for t in ts]
     episode = (np.array(totals) - np.mean(totals)) / (np.std(totals, ddof=1) + 1e-6)
     above = [float(episode[k]) for k, t in enumerate(ts) for _ in t.transitions]
@@ -348,20 +352,20 @@ def test_gigpo_compares_transitions_that_stand_in_the_same_state() -> None:
         rollout(1, 0.0, ("a", (1,), (0.0,), (7,)), ("a", (3,), (0.0,), (9,))),
         rollout(2, 0.5, ("a", (1,), (0.25,), (7,)), ("b", (1,), (0.0,), (9,))),  # another agent: another state
     ]
-    episodes = Episodes.of(ts)
-    returns = discounted(episodes, gamma=0.5)
+    rollouts = RolloutArrays.of(ts)
+    returns = discounted(rollouts, gamma=0.5)
     states = ["start", "8", "9", "start", "9", "start", "b9"]
     expected = slow_gigpo(ts, returns.tolist(), states, omega=0.7)
-    np.testing.assert_allclose(gigpo(episodes, returns, omega=0.7), expected, rtol=1e-9)
+    np.testing.assert_allclose(gigpo(rollouts, returns, omega=0.7), expected, rtol=1e-9)
     with pytest.raises(ConfigError, match=r"advantage\.omega"):
-        gigpo(episodes, returns, omega=-1)
+        gigpo(rollouts, returns, omega=-1)
 
 
 def test_equal_outcomes_carry_no_signal_for_gigpo_and_groups_are_kept_apart() -> None:
     quiet = [rollout(k, 1.0, *[("a",)] * (k + 1)) for k in range(2)]
     loud = [rollout(k, float(k), ("a",), group="h") for k in range(2)]
-    episodes = Episodes.of(quiet + loud)
-    made = gigpo(episodes, discounted(episodes, gamma=0.5))
+    rollouts = RolloutArrays.of(quiet + loud)
+    made = gigpo(rollouts, discounted(rollouts, gamma=0.5))
     assert made[:3].tolist() == [0.0] * 3  # whatever the discount makes of their lengths
     np.testing.assert_allclose(made[3:], 2 * np.array([-0.5, 0.5]) / (np.sqrt(0.5) + 1e-6), rtol=1e-9)
 
@@ -372,35 +376,35 @@ def test_each_agent_has_the_advantage_that_is_named_for_it() -> None:
         rollout(1, 0.0, ("write", (1,)), ("other", (1,))),
         rollout(2, 0.0, ("write", (1,))),
     ]
-    episodes = Episodes.of(ts)
-    returns = identical(episodes)
+    rollouts = RolloutArrays.of(ts)
+    returns = identical(rollouts)
     parts = {"write": grpo, "check": rloo, "*": reinforce_pp}
-    made = PerAgent(parts)(episodes, returns)
-    advantage = made.advantage[episodes.offsets[:-1]]
+    made = PerAgent(parts)(rollouts, returns)
+    advantage = made.advantage[rollouts.offsets[:-1]]
     names = [t.agent for each in ts for t in each.transitions]
     for name, part in (("write", grpo), ("check", rloo)):
         mine = [k for k, each in enumerate(names) if each == name]
-        np.testing.assert_allclose(advantage[mine], part(episodes, returns)[mine], rtol=1e-12)
+        np.testing.assert_allclose(advantage[mine], part(rollouts, returns)[mine], rtol=1e-12)
     assert advantage[names.index("other")] == 0.0  # alone among its own tokens, so nothing to normalise by
     with pytest.raises(ConfigError, match=r"names 'write', 'check', and agent 'other' is trained as well"):
-        PerAgent({"write": grpo, "check": rloo})(episodes, returns)
+        PerAgent({"write": grpo, "check": rloo})(rollouts, returns)
     assert PerAgent({"a": rloo, "b": gae}).needs == Needs(group=True, critic=True)
 
 
 def test_the_advantages_of_an_agent_are_weighted() -> None:
     ts = [rollout(0, 1.0, ("write", (2,)), ("check", (1,))), rollout(1, 0.0, ("write", (1,)), ("checker", (1,)))]
-    episodes = Episodes.of(ts)
+    rollouts = RolloutArrays.of(ts)
     algorithm = LightningRL(group_size=2, advantage="rloo", agent_weights={"check": 0.0, "check*": 0.5})
     _, advantage, _ = algorithm.parts()
-    made = algorithm.estimate(episodes, identical(episodes), advantage)
+    made = algorithm.estimate(rollouts, identical(rollouts), advantage)
     assert made.advantage.tolist() == [1.0, 1.0, 0.0, -1.0, -0.5]
 
 
 def test_an_advantage_of_another_shape_is_refused_by_name() -> None:
-    episodes = Episodes.from_arrays(outcome=[1.0, 0.0], group=[0, 0], rollout=[0, 1], tokens=[3, 4])
+    rollouts = RolloutArrays.from_arrays(returns=[1.0, 0.0], group=[0, 0], rollout=[0, 1], tokens=[3, 4])
     algorithm = LightningRL(advantage="rloo")
     with pytest.raises(ConfigError, match=r"algorithm\.advantage 'rloo' gave an array of shape \(3,\) for 2 transitions with 7 tokens"):
-        algorithm.estimate(episodes, identical(episodes), lambda *_: np.zeros(3))
+        algorithm.estimate(rollouts, identical(rollouts), lambda *_: np.zeros(3))
 
 
 @pytest.mark.parametrize(
@@ -418,12 +422,12 @@ def test_an_advantage_of_another_shape_is_refused_by_name() -> None:
         ({"loss": {"name": "ppo_clip", "clip_low": -0.2}}, r"loss\.clip_low is -0\.2"),
         ({"loss": {"name": "gspo", "clip_high": -1}}, r"loss\.clip_high is -1"),
         ({"loss": {"name": "gspo", "sequence": "tokens"}}, r"loss\.sequence"),
-        ({"loss": {"name": "ppo_clip", "kl": -1}}, r"loss\.kl is -1"),
+        ({"loss": {"name": "ppo_clip", "kl_coef": -1}}, r"loss\.kl_coef is -1"),
         ({"loss": {"name": "ppo_clip", "kl_estimator": "k4"}}, r"loss\.kl_estimator"),
-        ({"loss": {"name": "ppo_clip", "correction": "tis"}}, r"loss\.correction: .*truncate"),
-        ({"loss": {"name": "ppo_clip", "correction": {"name": "truncate", "cap": 0}}}, r"loss\.correction\.cap is 0"),
+        ({"loss": {"name": "ppo_clip", "correction": "truncate"}}, r"loss\.correction: .*tis"),
+        ({"loss": {"name": "ppo_clip", "correction": {"name": "tis", "clip": 0}}}, r"loss\.correction\.clip is 0"),
         ({"loss": {"name": "ppo_clip", "correction": {"name": "icepop", "low": 1.5}}}, r"low and high are 1\.5 and 2\.0"),
-        ({"loss": {"name": "ppo_clip", "correction": {"name": "sequence_mask", "level": "token"}}}, "level"),
+        ({"loss": {"name": "ppo_clip", "correction": {"name": "sequence_masking", "level": "token"}}}, "level"),
     ],
 )
 def test_bad_settings_are_one_clear_line_each(table: dict[str, Any], said: str) -> None:

@@ -30,7 +30,13 @@ def state(*attempts: Attempt, status: str | None = None) -> RolloutState:
 
 
 def call(index: int, **more: Any) -> Call:
-    settings: dict[str, Any] = {"id": f"c{index}", "attempt_id": "a1", "outcome": "completed", "choices": 1, "request_hash": f"h{index}"}
+    settings: dict[str, Any] = {
+        "id": f"c{index}",
+        "attempt_id": "a1",
+        "status": "completed",
+        "choices": 1,
+        "request_hash": f"h{index}",
+    }
     return Call(index=index, started=float(index), ended=index + 0.5, **{**settings, **more})
 
 
@@ -72,7 +78,7 @@ def read(
     **options: Any,
 ) -> Trajectory:
     calls = [call(0)] if calls is None else calls
-    completions = [completion(c.index) for c in calls if c.outcome == "completed"] if completions is None else completions
+    completions = [completion(c.index) for c in calls if c.status == "completed"] if completions is None else completions
     a = attempt(status)
     records = AttemptRecords(
         attempt=a, calls=tuple(calls), completions=tuple(completions), spans=tuple(spans or ()), rewards=tuple(rewards or ())
@@ -183,9 +189,9 @@ def test_records_of_the_winner_must_be_given() -> None:
 def test_every_request_is_counted_once_and_the_sum_is_the_number_of_requests() -> None:
     calls = [
         call(0),
-        call(1, outcome="cancelled"),
-        call(2, outcome="refused", choices=0),
-        call(3, outcome="error", choices=0, detail="engine died"),
+        call(1, status="cancelled"),
+        call(2, status="refused", choices=0),
+        call(3, status="error", choices=0, detail="engine died"),
         call(4, supersedes="c3"),
         call(5),
         call(6, supersedes="c5"),
@@ -310,7 +316,7 @@ def test_equal_requests_join_by_arrival_only_where_the_order_is_beyond_doubt() -
 
 
 def test_a_span_of_a_superseded_call_joins_its_retry() -> None:
-    t = read([call(0, outcome="error", choices=0), call(1, supersedes="c0")], spans=[span("l", call_id="c0", agent="a")])
+    t = read([call(0, status="error", choices=0), call(1, supersedes="c0")], spans=[span("l", call_id="c0", agent="a")])
     assert [x.agent for x in t.transitions] == ["a"]
 
 
@@ -409,7 +415,7 @@ def test_a_reward_on_an_agent_reaches_who_asked_for_it_or_else_its_own_last_call
 
 def test_a_reward_that_reaches_no_transition_is_named() -> None:
     t = read(
-        [call(0), call(1, outcome="cancelled", choices=0)],
+        [call(0), call(1, status="cancelled", choices=0)],
         rewards=[reward(0.1, span_id="gone"), reward(0.2, call_id="gone"), reward(0.3, call_id="c1")],
     )
     assert told(t) == [[]]
@@ -417,7 +423,7 @@ def test_a_reward_that_reaches_no_transition_is_named() -> None:
 
 
 def test_a_reward_of_a_superseded_call_reaches_its_retry() -> None:
-    t = read([call(0, outcome="error", choices=0), call(1, supersedes="c0")], rewards=[reward(0.5, call_id="c0")])
+    t = read([call(0, status="error", choices=0), call(1, supersedes="c0")], rewards=[reward(0.5, call_id="c0")])
     assert told(t) == [[0.5]]
 
 
@@ -433,7 +439,7 @@ def attempts(draw: st.DrawFn) -> AttemptRecords:
     for k, outcome in enumerate(outcomes):
         choices = draw(st.integers(0, 2)) if outcome in ("completed", "cancelled") else 0
         supersedes = f"c{draw(st.integers(0, k))}" if draw(st.booleans()) else None
-        calls.append(call(k, outcome=outcome, choices=choices, supersedes=supersedes))
+        calls.append(call(k, status=outcome, choices=choices, supersedes=supersedes))
         for choice in range(choices):
             size = draw(st.integers(0, 3))
             logprobs = draw(st.sampled_from([None, [-0.5] * size, [math.nan] * size]))

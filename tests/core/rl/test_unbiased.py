@@ -20,8 +20,8 @@ from agentlightning.rl.advantage.gae import gae
 from agentlightning.rl.advantage.grpo import dr_grpo, grpo
 from agentlightning.rl.advantage.reinforce import reinforce
 from agentlightning.rl.advantage.rloo import rloo
-from agentlightning.rl.arrays import Episodes
-from agentlightning.rl.batch.build import Weight
+from agentlightning.rl.arrays import RolloutArrays
+from agentlightning.rl.batch.build import LossAggregation
 from agentlightning.rl.credit.identical import identical
 from agentlightning.types import Task, Trajectory, Transition
 
@@ -93,32 +93,32 @@ def trajectory(path: tuple[int, ...], index: int, even: bool) -> Trajectory:
 
 @dataclass(frozen=True)
 class Estimator:
-    advantage: Callable[[Episodes], Estimate]
-    weight: Weight = "constant"
+    advantage: Callable[[RolloutArrays], Estimate]
+    loss_aggregation: LossAggregation = "constant_length"
     length: int | None = 1
     scale: float = 1.0
     """Of the exact gradient that it has on average."""
     even: bool = False
 
 
-def plain(function: Callable[..., Any], **settings: Any) -> Callable[[Episodes], Estimate]:
-    def called(episodes: Episodes) -> Estimate:
-        made = function(episodes, identical(episodes), **settings)
-        return made if isinstance(made, Estimate) else Estimate(made, np.full(int(episodes.tokens.sum()), np.nan))
+def plain(function: Callable[..., Any], **settings: Any) -> Callable[[RolloutArrays], Estimate]:
+    def called(rollouts: RolloutArrays) -> Estimate:
+        made = function(rollouts, identical(rollouts), **settings)
+        return made if isinstance(made, Estimate) else Estimate(made, np.full(int(rollouts.tokens.sum()), np.nan))
 
     return called
 
 
-def with_critic(episodes: Episodes) -> Estimate:
+def with_critic(rollouts: RolloutArrays) -> Estimate:
     """The exact values, but for an error that depends on the turn alone."""
-    values = np.concatenate([np.full(n, VALUES[t] + 0.1 * t) for n, t in zip(episodes.tokens, episodes.turn, strict=True)])
-    return plain(gae, gamma=1.0, lam=1.0, over="transitions", whiten=False)(replace(episodes, values=values))
+    values = np.concatenate([np.full(n, VALUES[t] + 0.1 * t) for n, t in zip(rollouts.tokens, rollouts.turn, strict=True)])
+    return plain(gae, gamma=1.0, lam=1.0, over="transitions", whiten=False)(replace(rollouts, values=values))
 
 
-def mixed_turns(episodes: Episodes) -> Estimate:
+def mixed_turns(rollouts: RolloutArrays) -> Estimate:
     """What a baseline over rows is: each transition counts, so a long rollout counts more often in its own group's mean."""
-    returns = identical(episodes)
-    return Estimate(returns - returns.mean(), np.full(int(episodes.tokens.sum()), np.nan))
+    returns = identical(rollouts)
+    return Estimate(returns - returns.mean(), np.full(int(rollouts.tokens.sum()), np.nan))
 
 
 def gradients(estimator: Estimator) -> tuple[np.ndarray, np.ndarray]:
@@ -135,8 +135,8 @@ def gradients(estimator: Estimator) -> tuple[np.ndarray, np.ndarray]:
 
 
 def of_group(paths: list[tuple[int, ...]], estimator: Estimator) -> np.ndarray:
-    episodes = Episodes.of([trajectory(p, k, estimator.even) for k, p in enumerate(paths)])
-    batch = learner_batch(episodes, estimator.advantage(episodes), weight=estimator.weight, length=estimator.length)
+    rollouts = RolloutArrays.of([trajectory(p, k, estimator.even) for k, p in enumerate(paths)])
+    batch = learner_batch(rollouts, estimator.advantage(rollouts), loss_aggregation=estimator.loss_aggregation, length=estimator.length)
     total = np.zeros(len(LOGITS))
     if not len(batch):
         return total
@@ -156,13 +156,15 @@ UNBIASED = {
     "gae(1, 1)": Estimator(with_critic),
 }
 UNBIASED |= {
-    f"{name}, tokens of a rollout sharing its weight": replace(each, weight="rollout", length=None, even=True, scale=each.scale / EVEN)
+    f"{name}, tokens of a rollout sharing its weight": replace(
+        each, loss_aggregation="sequence_mean", length=None, even=True, scale=each.scale / EVEN
+    )
     for name, each in UNBIASED.items()
 }
 BIASED = {
-    "tokens of rollouts of different lengths sharing their weight": Estimator(plain(rloo), weight="rollout", length=None),
+    "tokens of rollouts of different lengths sharing their weight": Estimator(plain(rloo), loss_aggregation="sequence_mean", length=None),
     "grpo with the deviation": Estimator(plain(grpo)),
-    "token mean": Estimator(plain(rloo), weight="token", length=None),
+    "token mean": Estimator(plain(rloo), loss_aggregation="token_mean", length=None),
     "turns mixed in the baseline": Estimator(mixed_turns),
 }
 

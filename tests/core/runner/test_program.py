@@ -129,7 +129,7 @@ async def test_an_unchanged_program_is_recorded_and_its_last_line_is_the_reward(
     for state, records in done:
         assert state.status == "succeeded"
         assert [(each.name, each.value) for each in records.rewards] == [("return", 10.0)]
-        assert [call.outcome for call in records.calls] == ["completed"]
+        assert [call.status for call in records.calls] == ["completed"]
         assert len(records.completions) == 1
 
 
@@ -145,7 +145,7 @@ async def test_a_program_of_the_anthropic_client_needs_no_change_either(shop: Sh
     [(state, records)] = await shop.run(f"{PYTHON} agent.py", "2+3?")
     assert state.status == "succeeded", records.attempt.error
     assert [each.value for each in records.rewards] == [1.0]
-    assert [call.outcome for call in records.calls] == ["completed"]
+    assert [call.status for call in records.calls] == ["completed"]
 
 
 CURL = """set -e
@@ -164,7 +164,7 @@ async def test_a_shell_script_with_curl_asks_its_model_and_posts_its_rewards(sho
     [(state, records)] = await shop.run("sh agent.sh", "2+3?", reward="post")
     assert state.status == "succeeded", records.attempt.error
     assert [(each.name, each.value) for each in records.rewards] == [("reward", 1.0), ("style", 0.25)]
-    assert [call.outcome for call in records.calls] == ["completed"]
+    assert [call.status for call in records.calls] == ["completed"]
 
 
 NODE = """
@@ -199,7 +199,7 @@ async def test_a_javascript_program_trains_the_same_way(shop: Shop) -> None:
     [(state, records)] = await shop.run(f"{node()} agent.mjs", {"ask": "2+3?"})
     assert state.status == "succeeded", records.attempt.error
     assert [each.value for each in records.rewards] == [1.0]
-    assert [call.outcome for call in records.calls] == ["completed"]
+    assert [call.status for call in records.calls] == ["completed"]
 
 
 async def test_the_keys_of_the_user_do_not_reach_the_program(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -167,7 +167,7 @@ async def test_an_engine_that_fails_is_never_penalised_but_tried_again() -> None
         assert recorder is not None
         tries.append(recorder.attempt.id)
         if len(tries) == 1:
-            await recorder.store.record([Call(id="c", attempt_id=recorder.attempt.id, index=0, outcome="error", detail="the engine broke")])
+            await recorder.store.record([Call(id="c", attempt_id=recorder.attempt.id, index=0, status="error", detail="the engine broke")])
             raise RuntimeError("500 from the model")
         raise ValueError("bad")
 

@@ -101,7 +101,7 @@ async def test_an_upstream_is_served_and_scored_by_a_rollout_and_not_trained(
     assert served["api_key"] not in "".join(each.read_text() for each in report.folder.glob("*.toml"))
     store = open_store(f"sqlite:{report.folder / 'store.db'}")
     try:
-        states, _ = await store.list(mode="val")
+        states, _ = await store.list(mode="eval")
         records = [(await store.read(state.rollout.id))[1][0] for state in states]
     finally:
         await store.close()
@@ -238,6 +238,6 @@ def test_a_run_is_served_with_the_version_that_was_trained_under_the_name_that_i
 
     run = agl.train(solve, tasks=["a", "b"], model=str(tmp_path / "tiny"), folder=tmp_path, steps=2, tasks_per_step=2, progress=False)
     files, engine, policy = what_to_serve(run.folder, None, Silent())
-    assert (files.name, files.path, engine["name"]) == ("tiny", str(run.policy), "torch")
+    assert (files.name, files.path, engine["name"]) == ("tiny", str(run.checkpoint), "torch")
     assert policy is not None
-    assert (policy.version, policy.uri) == (run.result["policy_version"], f"file:{run.policy}")
+    assert (policy.version, policy.uri) == (run.result["policy_version"], f"file:{run.checkpoint}")

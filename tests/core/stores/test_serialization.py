@@ -61,14 +61,14 @@ samplings = st.builds(
 )  # fmt: skip
 tasks = st.builds(Task, text, json)
 rollouts = st.builds(
-    Rollout, id=text, task=tasks, mode=st.sampled_from(["train", "val", "production"]), group=maybe, index=small,
+    Rollout, id=text, task=tasks, mode=st.sampled_from(["train", "eval", "production"]), group=maybe, index=small,
     step=st.none() | small, seed=st.integers(-(2**63), 2**64 - 1), sampling=st.none() | samplings, created=number,
 )  # fmt: skip
 attempts = st.builds(
     Attempt, id=text, rollout_id=text, number=small, key=text, worker=text, status=st.sampled_from(["running", "lost"]),
     started=number, finished=st.none() | number, error=maybe,
 )  # fmt: skip
-calls = st.builds(Call, id=text, attempt_id=text, index=small, outcome=st.sampled_from(["completed", "refused"]), detail=maybe)
+calls = st.builds(Call, id=text, attempt_id=text, index=small, status=st.sampled_from(["completed", "refused"]), detail=maybe)
 spans = st.builds(
     Span, id=text, attempt_id=text, kind=st.sampled_from(["llm", "tool"]), name=text, started=number,
     attributes=st.dictionaries(text, json, max_size=3),

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 ROOT = Path(__file__).parents[3]
 
@@ -22,3 +24,10 @@ def code(file: str, first: str) -> str:
 def length(source: str) -> int:
     """Lines of code, without imports, comments and empty lines."""
     return len([line for line in source.splitlines() if line.strip() and not line.startswith(("import ", "from ", "#"))])
+
+
+def module_of(source: str, name: str) -> Any:
+    """The source as a module of its own."""
+    module = ModuleType(name)
+    exec(compile(source, f"{name}.py", "exec", dont_inherit=True), module.__dict__)
+    return module

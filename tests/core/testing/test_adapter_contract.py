@@ -3,35 +3,34 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Iterator
 from types import ModuleType
 from typing import Any
 
 import pytest
 import tiny_agents
-from guide import code, length
-from openai import AsyncOpenAI
+from guide import code, length, module_of
 
 from agentlightning.testing.adapter_contract import AdapterContract
-from agentlightning.types import LLM
 
 SOURCE = code("CONTRIBUTING.md", "# my_package/adapter.py")
 
 
 def adapter_of(source: str) -> Any:
-    module = ModuleType("my_package.adapter")
-    exec(source, module.__dict__)
-    return module
+    return module_of(source, "my_package.adapter")
 
 
-class TinyAgents(AdapterContract):
-    async def run_agent(self, llm: LLM, tool: Callable[[int], int], question: str) -> str:
-        client = AsyncOpenAI(base_url=llm.base_url, api_key=llm.api_key, max_retries=0)
-        return await tiny_agents.Agent("solver", client, llm.model, [tool]).run(question)
+def class_of_the_guide() -> Any:
+    """The class of the guide's test file, with the guide's adapter as the package that it imports."""
+    package: Any = ModuleType("my_package")
+    package.adapter = adapter_of(SOURCE)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "my_package", package)
+        return module_of(code("CONTRIBUTING.md", "# tests/test_my_adapter.py"), "test_my_adapter").TestMyAdapter
 
 
-class TestTheAdapterOfTheGuide(TinyAgents):
-    adapter = adapter_of(SOURCE)
+TestTheAdapterOfTheGuide = class_of_the_guide()
 
 
 def test_the_adapter_of_the_guide_is_short() -> None:
@@ -75,7 +74,7 @@ async def test_the_contract_catches_an_adapter_that_breaks_it(part: str) -> None
     before, after = BROKEN[part]
     assert SOURCE.count(before) == 1
 
-    class Checked(TinyAgents):
+    class Checked(TestTheAdapterOfTheGuide):  # type: ignore[misc]
         adapter = adapter_of(SOURCE.replace(before, after))
 
     (name,) = [name for name in TESTS if part in name]

@@ -90,7 +90,7 @@ class Eager(TableTrainer):
 class Limited(Eager):
     @classmethod
     def offers(cls, settings: Any) -> Capabilities:
-        return replace(super().offers(settings), max_tokens=64)
+        return replace(super().offers(settings), max_sequence_tokens=64)
 
 
 class Guessing(TableTrainer):
@@ -110,7 +110,7 @@ class Accepting(TableTrainer):
         return
 
 
-class WithoutProbe(TableTrainer):
+class WithoutWeightCheck(TableTrainer):
     @classmethod
     def offers(cls, settings: Any) -> Capabilities:
         return replace(super().offers(settings), uris=frozenset({"file"}))
@@ -138,7 +138,7 @@ BROKEN = {
     "values": Guessing,
     "same_next_step": Forgetful,
     "without_a_checkpoint": Accepting,
-    "probe": WithoutProbe,
+    "weight_check": WithoutWeightCheck,
     "closed": Undead,
 }
 """For each test of the contract a trainer that it catches."""

@@ -8,13 +8,13 @@ import pytest
 from agentlightning.training.chart import reward_chart
 
 ROWS = [
-    {"step": 0, "held_out.sampled": 0.2, "held_out.greedy": 0.7},
+    {"step": 0, "eval.sampled": 0.2, "eval.greedy": 0.7},
     {"step": 1, "reward": 0.3, "reward_spread": 0.2},
-    {"step": 2, "reward": 0.6, "reward_spread": 0.1, "held_out.sampled": 0.8, "held_out.greedy": 0.9},
+    {"step": 2, "reward": 0.6, "reward_spread": 0.1, "eval.sampled": 0.8, "eval.greedy": 0.9},
 ]
 
 
-@pytest.mark.parametrize("rows", [ROWS, ROWS[:1], ROWS[1:2], [{"step": 1, "reward": -3.0, "held_out.greedy": None}]])
+@pytest.mark.parametrize("rows", [ROWS, ROWS[:1], ROWS[1:2], [{"step": 1, "reward": -3.0, "eval.greedy": None}]])
 def test_a_curve_becomes_a_picture_however_little_was_measured(tmp_path: Path, rows: list[dict[str, float]]) -> None:
     pytest.importorskip("matplotlib")
     assert reward_chart(rows, tmp_path / "reward.png", title="demo") is None

@@ -20,7 +20,7 @@ from agentlightning.config.tasks import load_tasks
 from agentlightning.contracts.model import ModelFiles, Share
 from agentlightning.contracts.store import AttemptRecords, RolloutState
 from agentlightning.errors import ConfigError, TrainerError, UnsupportedSetting
-from agentlightning.rl.batch.filters import difficulty, signal
+from agentlightning.rl.batch.filters import difficulty, nonzero_variance
 from agentlightning.stores.common import open_store
 from agentlightning.training.job import make_job, train_job
 from agentlightning.training.metrics import read_metrics
@@ -135,7 +135,7 @@ def test_rollouts_go_on_while_the_trainer_steps_and_each_token_keeps_the_version
     done = run(
         job(model, tmp_path, steps=8, collection={"max_staleness": 1}, algorithm=agl.LightningRL(group_size=4, advantage="rloo")), steps
     )
-    assert [text for text in steps.messages if 'correction = "truncate"' in text]
+    assert [text for text in steps.messages if 'correction = "tis"' in text]
     every, folder = stored(done), RunFolder.open(done.folder)
     taken = {step: folder.read_batch(step) for step in range(1, 9)}
     assert sorted(each for learned in taken.values() for each in learned) == sorted(every), "each rollout makes up one step"
@@ -146,10 +146,8 @@ def test_rollouts_go_on_while_the_trainer_steps_and_each_token_keeps_the_version
     assert len(set().union(*versions)) > 4
     trained = [row for row in rows(done) if row["trained_tokens"]]
     assert max(row["version_gap_max"] for row in trained) == 1
-    assert [row["logprob_drift_mean"] for row in trained if row["version_gap_max"]]
-    assert all(row.get("logprob_diff_mean", 0) < 1e-4 for row in trained), (
-        "what lies between versions is no difference of engine and trainer"
-    )
+    assert [row["off_policy_abs"] for row in trained if row["version_gap_max"]]
+    assert all(row.get("mismatch_abs", 0) < 1e-4 for row in trained), "what lies between versions is no difference of engine and trainer"
     assert not any("alarm" in row for row in rows(done))
 
 
@@ -217,27 +215,27 @@ async def first_letter(task: Any, llm: agl.LLM) -> float:
 
 
 def test_groups_without_signal_are_replaced_up_to_a_budget(model: str, tmp_path: Path) -> None:
-    refilled = run(job(model, tmp_path, first_letter, steps=3, collection={"keep": "signal", "refill": 2}))
+    refilled = run(job(model, tmp_path, first_letter, steps=3, collection={"filter": "nonzero_variance", "resample": 2}))
     for row in rows(refilled):
-        assert row["groups"] == 2 + row["groups_refilled"]
-        assert row["groups_turned_away"] >= row["groups_refilled"]
-        assert row["groups_refilled"] == min(2, row["groups_turned_away"])
-    assert sum(row["groups_refilled"] for row in rows(refilled)) >= 2, "each epoch of six tasks has two without signal"
+        assert row["groups"] == 2 + row["groups_resampled"]
+        assert row["groups_filtered"] >= row["groups_resampled"]
+        assert row["groups_resampled"] == min(2, row["groups_filtered"])
+    assert sum(row["groups_resampled"] for row in rows(refilled)) >= 2, "each epoch of six tasks has two without signal"
     plain = run(job(model, tmp_path, first_letter, steps=3))
     kept = [row["groups"] - row["groups_without_signal"] for row in rows(refilled)]
     assert sum(kept) > sum(row["groups"] - row["groups_without_signal"] for row in rows(plain))
     learned = RunFolder.open(refilled.folder).read_batches()
-    assert sum(each.left_out.get("its group was turned away (collection.keep)", 0) for each in learned.values()) > 0
+    assert sum(each.left_out.get("its group was filtered (collection.filter)", 0) for each in learned.values()) > 0
     assert sum(each.trained + sum(each.left_out.values()) for each in learned.values()) == sum(r["sampled_tokens"] for r in rows(refilled))
 
 
 def test_a_run_with_refills_that_was_stopped_goes_on_bitwise(model: str, tmp_path: Path) -> None:
-    settings = {**ONE_BY_ONE, "collection": {"keep": "signal", "refill": 1}, "sampler": "curriculum"}
+    settings = {**ONE_BY_ONE, "collection": {"filter": "nonzero_variance", "resample": 1}, "sampler": "curriculum"}
     whole = run(job(model, tmp_path, first_letter, **settings))
     half = run(job(model, tmp_path, first_letter, **settings), Steps(stop_after=2))
     resumed = run(job(model, tmp_path, first_letter, **settings), resume=half.folder)
     assert measured(resumed) == measured(whole)
-    assert sum(row["groups_refilled"] for row in rows(whole)) > 0
+    assert sum(row["groups_resampled"] for row in rows(whole)) > 0
     learned = RunFolder.open(whole.folder).read_state().sampler["variance"]  # what the curriculum was told
     assert learned["0"] == learned["1"] == 0
     assert max(learned.values()) > 0
@@ -258,9 +256,9 @@ def cheapest(group: Sequence[Trajectory], *, tokens: int = 40) -> bool:
 
 
 def test_a_filter_of_ones_own_is_a_function_with_settings(model: str, tmp_path: Path) -> None:
-    keep = {"name": f"{__name__}:cheapest", "tokens": 0}
-    done = run(job(model, tmp_path, steps=1, collection={"keep": keep}))
-    assert rows(done)[0]["groups_turned_away"] == 2
+    filter = {"name": f"{__name__}:cheapest", "tokens": 0}
+    done = run(job(model, tmp_path, steps=1, collection={"filter": filter}))
+    assert rows(done)[0]["groups_filtered"] == 2
     assert rows(done)[0]["trained_tokens"] == 0
     assert rows(done)[0]["policy_version"] == 0
 
@@ -281,8 +279,8 @@ def test_replies_that_were_cut_off_are_left_out_where_the_policy_says_so(model: 
 
 def test_a_conversation_longer_than_the_trainer_takes_is_an_error_or_left_out_and_counted(model: str, tmp_path: Path) -> None:
     limit = 52  # between the first turn and the second one
-    trainer = {"name": "torch", "lr": 1e-3, "max_tokens": limit}
-    with pytest.raises(TrainerError, match=r"raise max_tokens.*or leave such replies out: collection\.overlong = \"drop\""):
+    trainer = {"name": "torch", "lr": 1e-3, "tokens_per_pack": limit}
+    with pytest.raises(TrainerError, match=r"raise tokens_per_pack.*or leave such replies out: collection\.overlong = \"drop\""):
         run(job(model, tmp_path, steps=1, trainer=trainer))
     done = run(job(model, tmp_path, steps=1, trainer=trainer, collection={"overlong": "drop"}))
     [row] = rows(done)
@@ -302,12 +300,15 @@ def test_a_conversation_longer_than_the_trainer_takes_is_an_error_or_left_out_an
     ("more", "said"),
     [
         ({"collection": {"max_staleness": -1}}, r"collection\.max_staleness is -1; it must be at least 0"),
-        ({"collection": {"refill": 3}}, r"collection\.refill is 3, and nothing is turned away"),
-        ({"collection": {"keep": "signa"}}, r"collection\.keep: .*did you mean 'signal'"),
-        ({"collection": {"keep": {"name": "difficulty", "low": 0.9, "high": 0.1}}}, r"collection\.keep\.low and high is \(0\.9, 0\.1\)"),
+        ({"collection": {"resample": 3}}, r"collection\.resample is 3, and nothing is filtered"),
+        ({"collection": {"filter": "nonzero_varianc"}}, r"collection\.filter: .*did you mean 'nonzero_variance'"),
         (
-            {"collection": {"keep": {"name": "signal", "toler": 1}}},
-            r"unknown key 'toler' in \[collection\.keep\]; did you mean 'tolerance'",
+            {"collection": {"filter": {"name": "difficulty", "low": 0.9, "high": 0.1}}},
+            r"collection\.filter\.low and high is \(0\.9, 0\.1\)",
+        ),
+        (
+            {"collection": {"filter": {"name": "nonzero_variance", "toler": 1}}},
+            r"unknown key 'toler' in \[collection\.filter\]; did you mean 'tolerance'",
         ),
         ({"collection": {"truncated": "punish"}}, r"collection\.truncated is 'punish'"),
         ({"collection": {"overlong": 1}}, r"collection\.overlong is 1"),
@@ -357,11 +358,11 @@ def group(*rewards: float | None) -> list[Trajectory]:
 
 
 def test_filters_say_whether_a_group_teaches_anything() -> None:
-    assert signal(group(0.0, 1.0))
-    assert not signal(group(1.0, 1.0 + 1e-9, None))
-    assert not signal(group(1.0, None))
-    assert signal(group(0.0, 0.3), tolerance=0.2)
-    assert not signal(group(0.0, 0.1), tolerance=0.2)
+    assert nonzero_variance(group(0.0, 1.0))
+    assert not nonzero_variance(group(1.0, 1.0 + 1e-9, None))
+    assert not nonzero_variance(group(1.0, None))
+    assert nonzero_variance(group(0.0, 0.3), tolerance=0.2)
+    assert not nonzero_variance(group(0.0, 0.1), tolerance=0.2)
     assert difficulty(group(0.0, 1.0))
     assert not difficulty(group(1.0, 1.0, None))
     assert not difficulty(group(None, None))

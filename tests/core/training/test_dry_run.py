@@ -49,7 +49,7 @@ def test_a_dry_run_measures_and_leaves_nothing(config: Any, tmp_path: Path) -> N
     assert not RunFolder.all(tmp_path / "runs")
 
 
-def too_short(episodes: Any, returns: Any) -> Any:
+def too_short(rollouts: Any, returns: Any) -> Any:
     return returns[:1]
 
 

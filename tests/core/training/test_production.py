@@ -16,12 +16,12 @@ from production_world import TASKS, act, deployed, give_rewards, produce, solve
 
 import agentlightning as agl
 from agentlightning.cli.show import find_source
-from agentlightning.config.schema import Config, SourceConfig, load_config
+from agentlightning.config.schema import Config, ReplayConfig, load_config
 from agentlightning.errors import NotFound, RewardError, StoreError
 from agentlightning.stores.common import open_store
 from agentlightning.training.dry_run import dry_run
 from agentlightning.training.metrics import read_metrics
-from agentlightning.training.production import ProductionSource, learned_before
+from agentlightning.training.production import ProductionReplay, learned_before
 from agentlightning.training.run_folder import RunFolder
 from agentlightning_torch.testing import tiny_model
 
@@ -57,7 +57,7 @@ def one_thread() -> Iterator[None]:
 
 def settings(produced: Produced, store: str, folder: Path, **more: Any) -> dict[str, Any]:
     return {
-        "source": {"store": store},
+        "replay": {"store": store},
         "model": produced[0],
         "folder": folder,
         "steps": 50,
@@ -104,11 +104,11 @@ def test_a_run_on_what_production_left_raises_the_held_out_reward(produced: Prod
     give_rewards(store, produced[2])
     before = contents(tmp_path / "agl.db")
     hears = Hears()
-    evaluate = {"every": 0, "samples": 12, "greedy": False}
-    algorithm = agl.LightningRL(group_size=8, loss={"name": "ppo_clip", "epochs": 4, "minibatches": 2, "correction": "truncate"})
-    run = agl.train(solve, val_tasks=TASKS, **settings(produced, store, tmp_path, evaluate=evaluate, progress=hears, algorithm=algorithm))
-    held_out = run.result["held_out"]["sampled"]
-    assert held_out["after"] > held_out["before"] + 0.1
+    eval = {"every": 0, "samples": 12, "greedy": False}
+    algorithm = agl.LightningRL(group_size=8, loss={"name": "ppo_clip", "epochs": 4, "minibatches": 2, "correction": "tis"})
+    run = agl.train(solve, eval_tasks=TASKS, **settings(produced, store, tmp_path, eval=eval, progress=hears, algorithm=algorithm))
+    eval_metrics = run.result["eval"]["sampled"]
+    assert eval_metrics["after"] > eval_metrics["before"] + 0.1
     *_, last = rows(run)
     assert (last["step"], run.result["steps"], run.result["finished"]) == (6, 6, False), "96 rollouts are six steps of 16"
     assert "nothing more to train in the store after step 6" in hears.messages
@@ -128,7 +128,7 @@ def test_every_rollout_is_trained_once_and_its_tokens_are_accounted_for(produced
     for step, row in zip(steps, rows(run), strict=True):
         assert sum(each.trained + sum(each.left_out.values()) for each in step.values()) == row["sampled_tokens"]
         assert sum(each.trained for each in step.values()) == row["trained_tokens"] > 0
-    assert rows(run)[-1]["source.unscored"] == 56
+    assert rows(run)[-1]["replay.unscored"] == 56
     assert "nothing more to train in the store after step 6; left there: 56 without a reward so far" in hears.messages
 
 
@@ -138,21 +138,21 @@ def test_what_lies_between_old_replies_and_the_trained_policy_has_its_own_name_a
     give_rewards(store, produced[2])
     run = agl.train(**settings(produced, store, tmp_path, steps=2))
     first, second = rows(run)
-    assert first["logprob_drift_mean"] < 1e-5, "the policy that was served is the one that the run begins with"
-    assert second["logprob_drift_mean"] > 0.05
+    assert first["off_policy_abs"] < 1e-5, "the policy that was served is the one that the run begins with"
+    assert second["off_policy_abs"] > 0.05
     assert not [key for row in rows(run) for key in row if key.startswith(("alarm", "logprob_diff", "version_gap", "tokens_per_second"))]
     other = tiny_model(tmp_path / "other", seed=1)
     hears = Hears()
     run = agl.train(**settings(produced, store, tmp_path, model=other.path, steps=1, progress=hears))
-    assert rows(run)[0]["logprob_drift_mean"] > 0.05
+    assert rows(run)[0]["off_policy_abs"] > 0.05
     assert any("another policy than the one that is trained sampled these replies" in each for each in hears.messages)
 
 
 def test_a_reward_that_comes_after_a_step_is_trained_in_a_later_one(
     produced: Produced, store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ProductionSource, "SOONEST", 0.05)
-    monkeypatch.setattr(ProductionSource, "LATEST", 0.1)
+    monkeypatch.setattr(ProductionReplay, "SOONEST", 0.05)
+    monkeypatch.setattr(ProductionReplay, "LATEST", 0.1)
     worth = produced[2]
     give_rewards(store, worth[:48])
 
@@ -164,7 +164,7 @@ def test_a_reward_that_comes_after_a_step_is_trained_in_a_later_one(
     hears = Hears(at=later)
     run = agl.train(
         **settings(
-            produced, store, tmp_path, source={"store": store, "wait": True}, steps=4, progress=hears,
+            produced, store, tmp_path, replay={"store": store, "wait": True}, steps=4, progress=hears,
             algorithm=agl.LightningRL(group_size=8, advantage="reinforce_pp"),
         )
     )  # fmt: skip
@@ -180,7 +180,7 @@ def test_a_run_that_waits_is_stopped_like_any_other_and_goes_on(produced: Produc
     from agentlightning.training.job import make_job, train_job
 
     give_rewards(store, produced[2][:48])
-    arguments = settings(produced, store, tmp_path, source={"store": store, "wait": True}, steps=4)
+    arguments = settings(produced, store, tmp_path, replay={"store": store, "wait": True}, steps=4)
     arguments["algorithm"] = agl.LightningRL(group_size=8, advantage="reinforce_pp")
     del arguments["progress"]
     stop = asyncio.Event()
@@ -250,18 +250,18 @@ def test_a_run_from_a_trained_checkpoint_learns_only_what_came_since(produced: P
     give_rewards(store, produced[2])
     first = agl.train(**settings(produced, store, tmp_path, steps=4, checkpoints={"every": 1, "last": 4}))
     trained = RunFolder.open(first.folder).read_batches().keys()
-    halfway = Config(model=str(RunFolder.open(first.folder).checkpoint(2)), source=SourceConfig(store=store))
+    halfway = Config(model=str(RunFolder.open(first.folder).checkpoint(2)), replay=ReplayConfig(store=store))
     assert learned_before(halfway) == set(RunFolder.open(first.folder).read_batches(2))
     assert len(learned_before(halfway)) == 32
     assert len(trained) == 64
     with deployed(store, run=first.folder) as base_url:
         give_rewards(store, produce(store, base_url, 1, TASKS[:2] * 8, seed=5000))
-    second = agl.train(**settings(produced, store, tmp_path, model=str(first.policy)))
+    second = agl.train(**settings(produced, store, tmp_path, model=str(first.checkpoint)))
     learned = RunFolder.open(second.folder).read_batches().keys()
     assert (len(learned), len(learned & trained)) == (48, 0), "32 of before that were not trained, and 16 new ones"
-    assert [row["logprob_drift_mean"] > 0 for row in rows(second)] == [True] * 3
+    assert [row["off_policy_abs"] > 0 for row in rows(second)] == [True] * 3
     with pytest.raises(StoreError, match="there is nothing to train"):
-        agl.train(**settings(produced, store, tmp_path, model=str(second.policy)))
+        agl.train(**settings(produced, store, tmp_path, model=str(second.checkpoint)))
 
 
 def test_what_a_run_found_elsewhere_is_shown_with_it(
@@ -270,12 +270,12 @@ def test_what_a_run_found_elsewhere_is_shown_with_it(
     from agentlightning.cli.show import show
 
     give_rewards(store, produced[2])
-    run = agl.train(solve, val_tasks=TASKS[:2], **settings(produced, store, tmp_path, steps=2, evaluate={"greedy": False}))
+    run = agl.train(solve, eval_tasks=TASKS[:2], **settings(produced, store, tmp_path, steps=2, eval={"greedy": False}))
     monkeypatch.setenv("COLUMNS", "200")
     show(str(run.folder))
     said = capsys.readouterr().out
     assert "32 production rollouts, mean reward" in said
-    assert "4 val rollouts, mean reward" in said
+    assert "4 eval rollouts, mean reward" in said
     trained = sum(row["trained_tokens"] for row in rows(run)[1:])
     assert f"tokens = {trained} trained" in said
     assert "unaccounted" not in said
@@ -289,17 +289,17 @@ def test_what_a_run_found_elsewhere_is_shown_with_it(
     (tmp_path / "agl.db").unlink()
     show(str(run.folder))
     both = capsys.readouterr()
-    assert "4 val rollouts" in both.out
-    assert "what the run found elsewhere is not shown: source.store: there is no store file" in both.err
+    assert "4 eval rollouts" in both.out
+    assert "what the run found elsewhere is not shown: replay.store: there is no store file" in both.err
     assert not (tmp_path / "agl.db").exists()
 
 
 def test_a_dry_run_tries_one_group_of_the_store(produced: Produced, store: str, tmp_path: Path) -> None:
     give_rewards(store, produced[2])
-    (tmp_path / "run.toml").write_text(f'model = "{produced[0]}"\nfolder = "runs"\n[source]\nstore = "agl.db"\nwait = true\n')
+    (tmp_path / "run.toml").write_text(f'model = "{produced[0]}"\nfolder = "runs"\n[replay]\nstore = "agl.db"\nwait = true\n')
     config = load_config(tmp_path / "run.toml")
-    assert config.source is not None
-    assert config.source.store == store, "a path is relative to the file"
+    assert config.replay is not None
+    assert config.replay.store == store, "a path is relative to the file"
     report = dry_run(config)
     assert (report.rollouts, report.transitions) == (8, 8)
     assert 8 <= report.sampled_tokens <= 64
@@ -324,7 +324,7 @@ def test_what_cannot_be_trained_is_said_in_one_line_before_a_model_loads(produce
         agl.reward_later(attempt, value, store=greedy)
     (tmp_path / "runs").mkdir()
     for address, says in [
-        (f"sqlite:{tmp_path / 'nowhere.db'}", r"source\.store: there is no store file '.*nowhere\.db'"),
+        (f"sqlite:{tmp_path / 'nowhere.db'}", r"replay\.store: there is no store file '.*nowhere\.db'"),
         (empty, r"there is nothing to train in '.*empty\.db'; its production rollouts: none has ended\. "),
         (store, r"its production rollouts: 96 without a reward so far\. "),
         (

@@ -25,7 +25,7 @@ def run(progress: TrainingProgress, clock: Clock) -> None:
     progress.begin(4, 0)
     progress.phase("evaluating")
     clock.now += 7
-    progress.step({"step": 0, "held_out.sampled": 0.125})
+    progress.step({"step": 0, "eval.sampled": 0.125})
     for step in (1, 2):
         progress.phase("rollouts")
         progress.rollouts(3, 32, 29, 0.25, 1200)
@@ -40,7 +40,7 @@ def test_without_a_terminal_each_step_is_one_plain_line() -> None:
     progress.end()
     assert file.getvalue().splitlines() == [
         "4 steps",
-        "step 0/4: held-out sampled 0.125",
+        "step 0/4: eval sampled 0.125",
         "step 1/4: reward 0.500, tokens/s 61, 30 s left",
         "step 2/4: reward 0.500, tokens/s 61, 20 s left",
         "look at [this]",
@@ -58,7 +58,7 @@ def test_on_a_terminal_steps_rollouts_rate_and_time_left_are_shown() -> None:
     last = file.getvalue()
     progress.end()
     progress.end()
-    for text in ("step 2/4", "16 s left", "3/32 done", "29 under way", "mean reward 0.250", "300 tokens/s", "held-out sampled"):
+    for text in ("step 2/4", "16 s left", "3/32 done", "29 under way", "mean reward 0.250", "300 tokens/s", "eval sampled"):
         assert text in last, text
 
 
@@ -67,7 +67,7 @@ def test_the_time_left_counts_only_steps_and_not_the_evaluation_before_them() ->
     progress.begin(10, 4)
     assert progress.time_left() is None
     clock.now = 100
-    progress.step({"step": 4, "held_out.sampled": 0.1})
+    progress.step({"step": 4, "eval.sampled": 0.1})
     assert progress.time_left() is None
     clock.now = 110
     progress.step({"step": 5})
@@ -90,7 +90,7 @@ def test_the_silent_progress_takes_everything() -> None:
 
 def test_the_table_shows_before_and_after_and_says_what_was_not_measured() -> None:
     console = Console(file=io.StringIO(), width=100)
-    console.print(before_after_table({"held_out": {"sampled": {"before": 0.19, "after": 0.88}, "greedy": {"after": 0.9}}}))
+    console.print(before_after_table({"eval": {"sampled": {"before": 0.19, "after": 0.88}, "greedy": {"after": 0.9}}}))
     text = console.file.getvalue()  # type: ignore[attr-defined]
     assert "0.190" in text
     assert "+0.690" in text

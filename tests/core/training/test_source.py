@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from agentlightning.algorithms.lightning import LightningRL
 from agentlightning.stores.memory import MemoryStore
 from agentlightning.training.collector import Stopped
-from agentlightning.training.production import Found, ProductionSource, choose
+from agentlightning.training.production import Found, ProductionReplay, choose
 from agentlightning.training.progress import Silent
 from agentlightning.types import Call, Completion, Mode, Reward, Rollout, Sampling, Task
 
@@ -33,7 +33,7 @@ async def acted(
     rollout = Rollout(task=Task(task, task), mode=mode, max_attempts=1)
     attempt = await store.begin(rollout, "test", lease=60)
     for index in range(calls):
-        call = Call(id=f"{rollout.id}-{index}", attempt_id=attempt.id, index=index, outcome="completed", choices=1)
+        call = Call(id=f"{rollout.id}-{index}", attempt_id=attempt.id, index=index, status="completed", choices=1)
         ids = told.get("response_ids", [5, 6, 2])
         given = {"logprobs": [-0.5] * len(ids), "versions": [7] * len(ids), "sampling": Sampling(), "tokenizer": OURS, **told}
         completion = Completion(
@@ -50,12 +50,12 @@ async def reward(store: MemoryStore, rollout_id: str, value: float, name: str = 
     await store.record([Reward(attempt_id=state.attempts[0].id, value=value, name=name)])
 
 
-def source_of(store: MemoryStore, *, compares: bool = False, **more: Any) -> ProductionSource:
+def source_of(store: MemoryStore, *, compares: bool = False, **more: Any) -> ProductionReplay:
     settings: dict[str, Any] = {"tokenizer": OURS, "reading": {}, "progress": Silent(), "stop": asyncio.Event(), **more}
-    return ProductionSource(store, compares=compares, **settings)
+    return ProductionReplay(store, compares=compares, **settings)
 
 
-async def ids(source: ProductionSource, tasks: int, group_size: int) -> list[str]:
+async def ids(source: ProductionReplay, tasks: int, group_size: int) -> list[str]:
     return [each.rollout_id for each in await source.next(tasks, group_size)]
 
 
@@ -123,7 +123,7 @@ async def test_a_scored_rollout_with_nothing_to_train_counts_in_the_baseline_of_
     found = await source.next(1, 2)
     assert [each.rollout_id for each in found] == [silent, greedy, one, two], "of another model is no baseline"
     assert foreign not in {each.rollout_id for each in found}
-    assert source.counts() == {"source.waiting": 0, "source.unscored": 0, "source.left_out": 1}
+    assert source.counts() == {"replay.waiting": 0, "source.unscored": 0, "source.left_out": 1}
     assert await ids(source_of(store), 5, 1) == [one, two]
 
 
@@ -158,14 +158,14 @@ async def test_what_is_left_is_counted_by_why() -> None:
         "1 without a model call",
         "1 without a reward so far",
     ]
-    assert source.counts() == {"source.waiting": 0, "source.unscored": 1, "source.left_out": 8}
+    assert source.counts() == {"replay.waiting": 0, "source.unscored": 1, "source.left_out": 8}
 
 
 async def test_replies_of_another_tokenizer_in_a_rollout_of_ours_are_left_out_by_name_and_versions_are_none_of_ours() -> None:
     store = MemoryStore()
     rollout_id = await acted(store, "a", 1.0)
     _, [records] = await store.read(rollout_id)
-    call = Call(id="other", attempt_id=records.attempt.id, index=1, outcome="completed", choices=1)
+    call = Call(id="other", attempt_id=records.attempt.id, index=1, status="completed", choices=1)
     other = Completion(
         call_id="other", attempt_id=records.attempt.id, prompt_ids=[1], response_ids=[90_000], logprobs=[-1.0], versions=[0],
         sampling=Sampling(), finish_reason="stop", tokenizer="another",
@@ -196,8 +196,8 @@ async def test_a_late_reward_makes_a_rollout_ready_and_one_of_a_taken_rollout_ch
 
 
 async def test_of_one_task_the_rollout_that_ended_first_is_taken_first_whenever_its_reward_came(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ProductionSource, "SOONEST", 0.0)
-    monkeypatch.setattr(ProductionSource, "LATEST", 0.0)
+    monkeypatch.setattr(ProductionReplay, "SOONEST", 0.0)
+    monkeypatch.setattr(ProductionReplay, "LATEST", 0.0)
     store = MemoryStore()
     first, second, third = [await acted(store, "a") for _ in range(3)]
     source = source_of(store, compares=True)
@@ -220,7 +220,7 @@ async def test_a_reward_with_a_weight_is_waited_for_where_others_are_there() -> 
 
 
 async def test_it_waits_for_rollouts_by_notice_and_for_rewards_by_looking_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ProductionSource, "SOONEST", 0.02)
+    monkeypatch.setattr(ProductionReplay, "SOONEST", 0.02)
     store = MemoryStore()
     late = await acted(store, "a")
     source = source_of(store, wait=True)
@@ -236,7 +236,7 @@ async def test_it_waits_for_rollouts_by_notice_and_for_rewards_by_looking_again(
 
 
 async def test_waiting_looks_ever_less_often_at_one_without_a_reward(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ProductionSource, "SOONEST", 0.01)
+    monkeypatch.setattr(ProductionReplay, "SOONEST", 0.01)
     store, stop = MemoryStore(), asyncio.Event()
     await acted(store, "a")
     read, looks = store.read, list[float]()

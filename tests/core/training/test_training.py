@@ -80,24 +80,24 @@ def rows(run: agl.Run) -> list[dict[str, Any]]:
 
 
 def test_a_run_trains_and_leaves_everything_behind(model: str, tmp_path: Path) -> None:
-    run = agl.train(two_turns, tasks=TASKS, val_tasks=TASKS[:3], **settings(model, tmp_path, evaluate={"every": 2}))
+    run = agl.train(two_turns, tasks=TASKS, eval_tasks=TASKS[:3], **settings(model, tmp_path, eval={"every": 2}))
     assert not run.stopped
     assert [row["step"] for row in rows(run)] == [0, 1, 2, 3]
     for row in rows(run)[1:]:
         assert row["rollouts"] == 8
         assert row["transitions"] == 16
         assert row["requests.completed"] == 16
-        assert row["logprob_diff_mean"] < 1e-3
+        assert row["mismatch_abs"] < 1e-3
         assert "alarm" not in row
     trained = [row for row in rows(run) if row.get("trained_tokens")]
     assert trained
     assert rows(run)[-1]["policy_version"] == len(trained)
     result = json.loads((run.folder / "result.json").read_text())
     assert result["seed"] == 0
-    assert set(result["held_out"]["sampled"]) == set(result["held_out"]["greedy"]) == {"before", "after"}
+    assert set(result["eval"]["sampled"]) == set(result["eval"]["greedy"]) == {"before", "after"}
     assert (run.folder / "reward.png").read_bytes().startswith(b"\x89PNG")
     assert (run.folder / "config.toml").exists()
-    before, after = (AutoModelForCausalLM.from_pretrained(path).state_dict() for path in (model, run.policy))
+    before, after = (AutoModelForCausalLM.from_pretrained(path).state_dict() for path in (model, run.checkpoint))
     assert any(not torch.equal(before[name].float(), after[name].float()) for name in before)
 
 
@@ -151,18 +151,18 @@ def test_a_stopped_and_resumed_run_has_bitwise_the_metrics_of_one_that_was_not(m
         "engine": {"name": "torch", "max_batch": 1},
         "runner": agl.RunnerSettings(concurrency=1),
         "trainer": {"name": "torch", "lr": 1e-3, **trainer},
-        "evaluate": {"every": 2},
+        "eval": {"every": 2},
         "steps": 4,
     }
-    whole = agl.train(two_turns, tasks=TASKS, val_tasks=TASKS[:2], **settings(model, tmp_path, **exact))
+    whole = agl.train(two_turns, tasks=TASKS, eval_tasks=TASKS[:2], **settings(model, tmp_path, **exact))
     stopper = StopAfter(2)
     arguments = settings(model, tmp_path, **exact)
     del arguments["progress"]
-    job = make_job(two_turns, tasks=TASKS, val_tasks=TASKS[:2], **arguments)
+    job = make_job(two_turns, tasks=TASKS, eval_tasks=TASKS[:2], **arguments)
     half = asyncio.run(train_job(job, progress=stopper, resume=None, stop=stopper.stop))
     assert half.stopped
     assert [row["step"] for row in rows(half)] == [0, 1, 2]
-    resumed = agl.train(two_turns, tasks=TASKS, val_tasks=TASKS[:2], resume=half.folder, **settings(model, tmp_path, **exact))
+    resumed = agl.train(two_turns, tasks=TASKS, eval_tasks=TASKS[:2], resume=half.folder, **settings(model, tmp_path, **exact))
     assert measured(resumed) == measured(whole)
     assert any(row.get("trained_tokens") for row in rows(whole)[3:]), "nothing was trained after the stop, so nothing is shown"
 
@@ -335,15 +335,15 @@ def test_early_stop_ends_a_run_that_no_longer_gets_better(model: str, tmp_path: 
     run = agl.train(
         two_turns,
         tasks=TASKS,
-        val_tasks=TASKS[:2],
-        **settings(model, tmp_path, steps=50, trainer={"name": "torch", "lr": 1e-9}, evaluate={"every": 1, "patience": 2, "greedy": False}),
+        eval_tasks=TASKS[:2],
+        **settings(model, tmp_path, steps=50, trainer={"name": "torch", "lr": 1e-9}, eval={"every": 1, "patience": 2, "greedy": False}),
     )
     assert run.result["steps"] < 50
 
 
 def test_engine_and_trainer_that_differ_raise_the_alarm(model: str, tmp_path: Path) -> None:
-    run = agl.train(two_turns, tasks=TASKS, **settings(model, tmp_path, steps=1, logprob_alarm=1e-12))
-    assert rows(run)[0]["alarm"] == "logprob_diff_mean"
+    run = agl.train(two_turns, tasks=TASKS, **settings(model, tmp_path, steps=1, mismatch_alarm=1e-12))
+    assert rows(run)[0]["alarm"] == "mismatch_abs"
 
 
 def test_a_step_that_is_not_finite_ends_the_run_and_keeps_the_last_good_weights(
@@ -353,9 +353,9 @@ def test_a_step_that_is_not_finite_ends_the_run_and_keeps_the_last_good_weights(
 
     steps = iter(range(100))
 
-    def broken(episodes: Any, returns: Any) -> Any:
-        good = grpo(episodes, returns)
-        return good if not len(episodes) or next(steps) < 2 else np.full(len(returns), 1e300)
+    def broken(rollouts: Any, returns: Any) -> Any:
+        good = grpo(rollouts, returns)
+        return good if not len(rollouts) or next(steps) < 2 else np.full(len(returns), 1e300)
 
     monkeypatch.setattr("agentlightning.rl.advantage.grpo.grpo", broken)
     with pytest.raises(NonFinite):
@@ -432,10 +432,10 @@ def test_ctrl_c_while_a_step_is_measured_loses_nothing_and_the_resumed_run_is_bi
     exact = {
         "engine": {"name": "torch", "max_batch": 1},
         "runner": agl.RunnerSettings(concurrency=1),
-        "evaluate": {"every": 2},
+        "eval": {"every": 2},
         "steps": 3,
     }
-    whole = agl.train(two_turns, tasks=TASKS, val_tasks=TASKS[:2], **settings(model, tmp_path, **exact))
+    whole = agl.train(two_turns, tasks=TASKS, eval_tasks=TASKS[:2], **settings(model, tmp_path, **exact))
     arguments = settings(model, tmp_path, **exact)
     del arguments["progress"]
     stop = asyncio.Event()
@@ -450,12 +450,12 @@ def test_ctrl_c_while_a_step_is_measured_loses_nothing_and_the_resumed_run_is_bi
 
     progress = StopInSecondEvaluation(-1)
     progress.stop = stop
-    job = make_job(two_turns, tasks=TASKS, val_tasks=TASKS[:2], **arguments)
+    job = make_job(two_turns, tasks=TASKS, eval_tasks=TASKS[:2], **arguments)
     half = asyncio.run(train_job(job, progress=progress, resume=None, stop=stop))
     assert half.stopped
     assert [row["step"] for row in rows(half)] == [0, 1]
     assert half.result["steps"] == 2
-    resumed = agl.train(two_turns, tasks=TASKS, val_tasks=TASKS[:2], resume=half.folder, **settings(model, tmp_path, **exact))
+    resumed = agl.train(two_turns, tasks=TASKS, eval_tasks=TASKS[:2], resume=half.folder, **settings(model, tmp_path, **exact))
     assert measured(resumed) == measured(whole)
 
 
@@ -547,15 +547,15 @@ def test_a_loss_with_a_term_of_its_own_is_refused_where_the_trainer_takes_none(m
         )
 
 
-def one_number(episodes: Any) -> Any:
+def one_number(rollouts: Any) -> Any:
     return np.ones(1)
 
 
-def words(episodes: Any, returns: Any) -> Any:
+def words(rollouts: Any, returns: Any) -> Any:
     return "many"
 
 
-def broken(episodes: Any, returns: Any) -> Any:
+def broken(rollouts: Any, returns: Any) -> Any:
     return {}["nothing"]
 
 
@@ -578,14 +578,14 @@ def yes(group: Any) -> Any:
         ({"advantage": "words"}, r"algorithm\.advantage '.*:words' raised ValueError: could not convert .* \(lightning\.py, line"),
         ({"advantage": "broken"}, r"algorithm\.advantage '.*:broken' raised KeyError: 'nothing' \(test_training\.py, line \d+\)"),
         ({"loss": "summed"}, r"loss '.*:summed' gave a tensor of shape \(\) for \d+ tokens; expected the term of each"),
-        ({"keep": "yes"}, r"collection\.keep '.*:yes' gave 'yes'; expected True or False"),
+        ({"filter": "yes"}, r"collection\.filter '.*:yes' gave 'yes'; expected True or False"),
     ],
 )
 def test_a_function_of_ones_own_that_is_wrong_is_named_with_what_was_expected(
     more: dict[str, str], said: str, model: str, tmp_path: Path
 ) -> None:
     own = {key: f"{__name__}:{name}" for key, name in more.items()}
-    collection = {"keep": own.pop("keep")} if "keep" in own else {}
+    collection = {"filter": own.pop("filter")} if "filter" in own else {}
     algorithm = {"name": "lightning", "group_size": 4, **own}
     with pytest.raises(LightningError, match=said) as raised:
         agl.train(two_turns, tasks=TASKS, **settings(model, tmp_path, steps=1, algorithm=algorithm, collection=collection))
@@ -606,8 +606,8 @@ def test_a_function_of_ones_own_that_is_wrong_is_named_with_what_was_expected(
             r"algorithm\.credit or .* needs a critic, .* set trainer\.critic = true",
         ),
         (
-            {"algorithm": {"name": "lightning", "loss": {"name": "ppo_clip", "kl": 0.1}}, "trainer": {"name": "verl"}},
-            r"algorithm\.loss\.kl is set, and trainer 'verl' does not honour it",
+            {"algorithm": {"name": "lightning", "loss": {"name": "ppo_clip", "kl_coef": 0.1}}, "trainer": {"name": "verl"}},
+            r"algorithm\.loss\.kl_coef is set, and trainer 'verl' does not honour it",
         ),
         (
             {"algorithm": {"name": "lightning", "loss": "gspo"}, "trainer": {"name": "verl"}},
@@ -621,7 +621,7 @@ def test_a_function_of_ones_own_that_is_wrong_is_named_with_what_was_expected(
         ({"algorithm": {"name": "dpo"}, "trainer": {"name": "verl"}}, r"algorithm\.loss is 'dpo', which trainer 'verl' does not have"),
         ({"algorithm": {"name": "dpo", "beta": 0.0}}, r"algorithm\.beta is 0\.0; it must be above 0"),
         ({"algorithm": {"name": "dpo", "group_size": 1}}, r"algorithm\.group_size is 1; it must be at least 2"),
-        ({"algorithm": {"name": "dpo", "kl": 0.1}}, r"unknown key 'kl' in \[algorithm\]"),
+        ({"algorithm": {"name": "dpo", "kl_coef": 0.1}}, r"unknown key 'kl_coef' in \[algorithm\]"),
         ({"algorithm": {"name": "rft", "min_reward": float("nan")}}, r"algorithm\.min_reward is nan"),
         ({"algorithm": {"name": "rft", "min_rewards": 0.5}}, r"unknown key 'min_rewards' in \[algorithm\]; did you mean 'min_reward'"),
     ],

@@ -12,7 +12,7 @@ import pytest
 from agentlightning.contracts.engine import EngineInfo
 from agentlightning.contracts.trainer import Capabilities
 from agentlightning.errors import EngineError, UnsupportedSetting
-from agentlightning.training.weight_sync import Handover, Probe, folder_of, probe_ids, verdict
+from agentlightning.training.weight_sync import WeightCheck, WeightSync, folder_of, judge, weight_check_ids
 from agentlightning.types import Policy, floats
 
 
@@ -43,23 +43,23 @@ class Takes:
 
     async def load(self, policy: Policy) -> dict[str, float]:
         self.loaded.append(policy)
-        return {"probe_diff": 0.5}
+        return {"weight_check_diff": 0.5}
 
 
-def handover(trainer: Any, engine: Any, folder: Path) -> Handover:
-    return Handover(trainer, engine, folder)
+def weight_sync(trainer: Any, engine: Any, folder: Path) -> WeightSync:
+    return WeightSync(trainer, engine, folder)
 
 
 async def test_in_one_process_nothing_is_written(tmp_path: Path) -> None:
     trainer, engine = Gives("memory:x", "memory", "file"), Takes("memory", "file")
-    assert await handover(trainer, engine, tmp_path / "w").serve(trainer.policy) == {"probe_diff": 0.5}
+    assert await weight_sync(trainer, engine, tmp_path / "w").serve(trainer.policy) == {"weight_check_diff": 0.5}
     assert engine.loaded == [trainer.policy]
     assert not (tmp_path / "w").exists()
 
 
 async def test_through_files_each_version_is_written_once_and_the_last_two_stay(tmp_path: Path) -> None:
     trainer, engine = Gives("memory:x", "memory", "file"), Takes("file")
-    over = handover(trainer, engine, tmp_path / "w")
+    over = weight_sync(trainer, engine, tmp_path / "w")
     await over.serve(trainer.policy)
     await over.serve(trainer.policy)  # a step that trained nothing
     assert trainer.exports == 1
@@ -69,33 +69,33 @@ async def test_through_files_each_version_is_written_once_and_the_last_two_stay(
     assert [each.version for each in engine.loaded] == [0, 0, 1, 2, 3]
     assert folder_of(engine.loaded[-1]) == tmp_path / "w" / "version-00003"
     assert sorted(each.name for each in (tmp_path / "w").iterdir()) == ["version-00002", "version-00003"]
-    handover(trainer, engine, tmp_path / "w")  # what a run that was killed left is not taken for this one's
+    weight_sync(trainer, engine, tmp_path / "w")  # what a run that was killed left is not taken for this one's
     assert not (tmp_path / "w").exists()
 
 
 def test_a_trainer_and_an_engine_without_a_way_in_common_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UnsupportedSetting, match="hands weights over as memory, and the engine takes file"):
-        handover(Gives("memory:x", "memory"), Takes("file"), tmp_path)
+        weight_sync(Gives("memory:x", "memory"), Takes("file"), tmp_path)
 
 
 def test_a_probe_is_read_as_it_was_written_and_none_is_no_error(tmp_path: Path) -> None:
-    assert Probe.read(tmp_path) is None
-    probe = Probe(probe_ids(50), floats(np.linspace(-9, -0.25, 63)))
+    assert WeightCheck.read(tmp_path) is None
+    probe = WeightCheck(weight_check_ids(50), floats(np.linspace(-9, -0.25, 63)))
     probe.write(tmp_path)
-    again = Probe.read(tmp_path)
+    again = WeightCheck.read(tmp_path)
     assert again is not None
     assert again.ids.tolist() == probe.ids.tolist()
     assert again.logprobs.tolist() == probe.logprobs.tolist()
-    (tmp_path / "probe.json").write_text("{}")
-    with pytest.raises(EngineError, match=r"probe\.json cannot be read"):
-        Probe.read(tmp_path)
+    (tmp_path / "weight_check.json").write_text("{}")
+    with pytest.raises(EngineError, match=r"weight_check\.json cannot be read"):
+        WeightCheck.read(tmp_path)
 
 
 def test_the_tokens_of_a_probe_are_the_same_for_each_version_and_within_the_vocabulary() -> None:
-    assert probe_ids(259).tolist() == probe_ids(259).tolist()
-    assert len(probe_ids(259)) == 64
-    assert probe_ids(3).max() < 3
-    assert probe_ids(3).min() >= 0
+    assert weight_check_ids(259).tolist() == weight_check_ids(259).tolist()
+    assert len(weight_check_ids(259)) == 64
+    assert weight_check_ids(3).max() < 3
+    assert weight_check_ids(3).min() >= 0
 
 
 @pytest.mark.parametrize(
@@ -113,20 +113,20 @@ def test_the_tokens_of_a_probe_are_the_same_for_each_version_and_within_the_voca
 )
 def test_a_verdict_tells_new_weights_from_those_before_and_from_others(step: float, noise: float, loaded: str, wrong: str | None) -> None:
     rng = np.random.default_rng(7)
-    ids = probe_ids(259)
+    ids = weight_check_ids(259)
     old = rng.normal(-8, 1, len(ids) - 1)
     new = old + step * rng.normal(0, 1, len(old))
     source = {"new": new, "old": old, "other": old + 1, "nan": old * np.nan}[loaded]
     served = floats(source + noise * rng.normal(0, 1, len(old)))
-    difference, said = verdict(Probe(ids, floats(new)), served, limit=0.2, before=Probe(ids, floats(old)))
+    difference, said = judge(WeightCheck(ids, floats(new)), served, limit=0.2, before=WeightCheck(ids, floats(old)))
     assert (said is None) if wrong is None else (wrong in str(said))
     if loaded == "new":
         assert difference == pytest.approx(noise * 0.8, rel=0.35)
 
 
 def test_a_verdict_without_a_version_before_is_by_the_limit_alone() -> None:
-    probe = Probe(probe_ids(9), floats(np.full(63, -2.0)))
-    assert verdict(probe, floats(np.full(63, -2.1)), limit=0.2)[1] is None
-    assert "0.3" in str(verdict(probe, floats(np.full(63, -2.3)), limit=0.2)[1])
+    probe = WeightCheck(weight_check_ids(9), floats(np.full(63, -2.0)))
+    assert judge(probe, floats(np.full(63, -2.1)), limit=0.2)[1] is None
+    assert "0.3" in str(judge(probe, floats(np.full(63, -2.3)), limit=0.2)[1])
     with pytest.raises(EngineError, match="scored 3 tokens of a probe of 63"):
-        verdict(probe, floats([0, 0, 0]), limit=1)
+        judge(probe, floats([0, 0, 0]), limit=1)

@@ -66,7 +66,7 @@ def train(model: str, folder: Path, algorithm: dict[str, Any], **more: Any) -> a
     return agl.train(
         tool_task,
         tasks=TASKS,
-        val_tasks=TASKS,
+        eval_tasks=TASKS,
         model=model,
         folder=folder,
         name="tiny",
@@ -76,7 +76,7 @@ def train(model: str, folder: Path, algorithm: dict[str, Any], **more: Any) -> a
             "algorithm": algorithm,
             "trainer": {"name": "torch", "lr": 1e-3, "critic": needs.critic},
             "engine": {"name": "torch", "device": "cpu", "dtype": "float32"},
-            "evaluate": {"every": 0, "samples": 4},
+            "eval": {"every": 0, "samples": 4},
             "checkpoints": {"every": 0},
             "progress": False,
             **more,
@@ -87,8 +87,8 @@ def train(model: str, folder: Path, algorithm: dict[str, Any], **more: Any) -> a
 @pytest.mark.parametrize("name", ALGORITHMS)
 def test_an_algorithm_raises_the_greedy_reward_of_the_tiny_tool_task(name: str, model: str, tmp_path: Path) -> None:
     run = train(model, tmp_path, ALGORITHMS[name])
-    greedy = run.result["held_out"]["greedy"]
-    print(name, run.result["held_out"], run.result["seconds"])
+    greedy = run.result["eval"]["greedy"]
+    print(name, run.result["eval"], run.result["seconds"])
     assert greedy["before"] < 0.3
     assert greedy["after"] > 0.8
     rows = [row for row in read_metrics(run.folder)[0] if "loss" in row]
@@ -100,10 +100,10 @@ def test_an_algorithm_raises_the_greedy_reward_of_the_tiny_tool_task(name: str, 
 
 
 def test_rollouts_that_run_two_steps_ahead_teach_it_as_well(model: str, tmp_path: Path) -> None:
-    algorithm = {"advantage": "rloo", "loss": {"name": "ppo_clip", "correction": {"name": "truncate"}}}
+    algorithm = {"advantage": "rloo", "loss": {"name": "ppo_clip", "correction": {"name": "tis"}}}
     run = train(model, tmp_path, algorithm, collection={"max_staleness": 2}, steps=20)
-    greedy = run.result["held_out"]["greedy"]
-    print(run.result["held_out"], run.result["seconds"])
+    greedy = run.result["eval"]["greedy"]
+    print(run.result["eval"], run.result["seconds"])
     assert greedy["before"] < 0.3
     assert greedy["after"] > 0.8
     assert max(row["version_gap_max"] for row in read_metrics(run.folder)[0] if "version_gap_max" in row) == 2
@@ -121,8 +121,8 @@ def test_an_algorithm_without_ratios_raises_the_sampled_reward(
     algorithm: dict[str, Any], lr: float, steps: int, model: str, tmp_path: Path
 ) -> None:
     run = train(model, tmp_path, algorithm, steps=steps, trainer={"name": "torch", "lr": lr})
-    sampled = run.result["held_out"]["sampled"]
-    print(algorithm["name"], run.result["held_out"], run.result["seconds"])
+    sampled = run.result["eval"]["sampled"]
+    print(algorithm["name"], run.result["eval"], run.result["seconds"])
     assert sampled["before"] < 0.3
     assert sampled["after"] > 0.6
 
@@ -143,7 +143,7 @@ def test_what_is_observed_of_a_step_is_in_the_returns_of_the_run_and_not_in_its_
     learned, seen = folder.read_batch(1), asyncio.run(records(folder))
     (row,) = [row for row in read_metrics(run.folder)[0] if "loss" in row]
     assert len(seen) == 32
-    assert row["facts.truncated"] == sum(ended.count("length") for _, ended, _ in seen) > 0
+    assert row["step_signals.truncated"] == sum(ended.count("length") for _, ended, _ in seen) > 0
     for name, ended, outcome in seen:
         cut = [-0.5 * (each == "length") for each in ended]
         assert learned[name].returns == pytest.approx((outcome + sum(cut), outcome + cut[1]))

@@ -66,7 +66,7 @@ def rollouts() -> list[Trajectory]:
 
 def batch_of(pairs: list[tuple[int, int]]) -> Batch:
     some = rollouts()
-    return make_batch(some, preferred(some, pairs), weight="pair", pairs=pairs)
+    return make_batch(some, preferred(some, pairs), loss_aggregation="pair_mean", pairs=pairs)
 
 
 def plain(model: Any, rollout: Trajectory) -> torch.Tensor:
@@ -119,13 +119,13 @@ async def training(model: ModelFiles, **settings: Any) -> AsyncIterator[tuple[To
         await trainer.close()
 
 
-@pytest.mark.parametrize("max_tokens", [4096, 24], ids=["one pack", "several packs"])
+@pytest.mark.parametrize("tokens_per_pack", [4096, 24], ids=["one pack", "several packs"])
 @pytest.mark.parametrize(
     ("epochs", "parts"), [(1, [[0, 1, 2]]), (2, [[0, 1, 2]]), (2, [[0, 2], [1]])], ids=["one", "epochs", "minibatches"]
 )
-async def test_the_gradient_is_that_of_the_plain_formula(model: ModelFiles, max_tokens: int, epochs: int, parts: list[list[int]]):
+async def test_the_gradient_is_that_of_the_plain_formula(model: ModelFiles, tokens_per_pack: int, epochs: int, parts: list[list[int]]):
     batch, loss = batch_of(PAIRS), DPOLoss(beta=0.4, epochs=epochs, minibatches=len(parts))
-    assert (len(batch.packs(max_tokens)) == 1) == (max_tokens > 100)
+    assert (len(batch.packs(tokens_per_pack)) == 1) == (tokens_per_pack > 100)
     reference = AutoModelForCausalLM.from_pretrained(model.path, dtype=torch.float64)
     by_hand = moved(AutoModelForCausalLM.from_pretrained(model.path, dtype=torch.float64))
     expected, seen, losses = [], [], []
@@ -140,7 +140,7 @@ async def test_the_gradient_is_that_of_the_plain_formula(model: ModelFiles, max_
                 p -= STEP * (0 if p.grad is None else p.grad)
         seen += z.tolist()
         losses.append(float(value.detach()))
-    async with training(model, max_tokens=max_tokens) as (trainer, found):
+    async with training(model, tokens_per_pack=tokens_per_pack) as (trainer, found):
         moved(trainer.weights.model)
         _, metrics = await trainer.step(batch, loss)
     assert metrics["loss"] == pytest.approx(sum(losses) / epochs, rel=1e-6)

@@ -62,12 +62,12 @@ def shown(index: int, history: list[int], replies: list[list[int]]) -> Trajector
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("max_tokens", [4096, 24], ids=["one pack", "several packs"])
-async def test_the_gradient_is_that_of_plain_cross_entropy_over_the_same_rows(model: ModelFiles, max_tokens: int):
+@pytest.mark.parametrize("tokens_per_pack", [4096, 24], ids=["one pack", "several packs"])
+async def test_the_gradient_is_that_of_plain_cross_entropy_over_the_same_rows(model: ModelFiles, tokens_per_pack: int):
     rng = np.random.default_rng(0)
     shared = rng.integers(5, 60, 6).tolist()
     rollouts = [shown(k, [*shared, 60 + k], [rng.integers(5, 60, 4 + k).tolist() for _ in range(2)]) for k in range(3)]
-    batch = make_batch(rollouts, [np.ones(2)] * 3, weight="token", demonstrations=True)
+    batch = make_batch(rollouts, [np.ones(2)] * 3, loss_aggregation="token_mean", demonstrations=True)
 
     reference = AutoModelForCausalLM.from_pretrained(model.path, dtype=torch.float64)
     count = sum(len(t.response_ids) for each in rollouts for t in each.transitions)
@@ -83,7 +83,7 @@ async def test_the_gradient_is_that_of_plain_cross_entropy_over_the_same_rows(mo
     loss = loss / count
     loss.backward()
 
-    trainer = await TorchTrainer.create(model, Settings(device="cpu", dtype="float64", max_tokens=max_tokens, clip_norm=1e9), {})
+    trainer = await TorchTrainer.create(model, Settings(device="cpu", dtype="float64", tokens_per_pack=tokens_per_pack, clip_norm=1e9), {})
     found: dict[str, torch.Tensor] = {}
 
     def keep(lr: float) -> float:
@@ -97,7 +97,7 @@ async def test_the_gradient_is_that_of_plain_cross_entropy_over_the_same_rows(mo
     finally:
         await trainer.close()
     assert metrics["loss"] == pytest.approx(float(loss.detach()), rel=1e-7)
-    assert "logprob_diff_mean" not in metrics, "nobody sampled it, so there is nothing to compare"
+    assert "mismatch_abs" not in metrics, "nobody sampled it, so there is nothing to compare"
     assert "version_gap_mean" not in metrics
     names = {name for name, p in reference.named_parameters() if p.grad is not None}
     assert names == found.keys()
@@ -151,7 +151,7 @@ def rows(run: agl.Run) -> list[dict[str, Any]]:
 def test_a_run_learns_what_it_is_shown_and_nothing_of_a_wrong_demonstration(
     model: ModelFiles, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    run = agl.train(two_turns, tasks=TASKS, val_tasks=TASKS[:3], **settings(model, tmp_path, steps=30, evaluate={"every": 0}))
+    run = agl.train(two_turns, tasks=TASKS, eval_tasks=TASKS[:3], **settings(model, tmp_path, steps=30, eval={"every": 0}))
     measured = rows(run)
     for row in measured[1:]:
         assert (row["rollouts"], row["transitions"], row["requests.completed"]) == (6, 12, 12)
@@ -161,9 +161,9 @@ def test_a_run_learns_what_it_is_shown_and_nothing_of_a_wrong_demonstration(
         assert row["trained_tokens"] == 5 * 2 * 6, "five rollouts of two replies: `yes N` and the end mark"
     assert measured[-1]["loss"] < measured[1]["loss"] / 20
     assert measured[-1]["policy_version"] == 30
-    held_out = run.result["held_out"]
-    assert held_out["greedy"]["before"] == 0
-    assert held_out["greedy"]["after"] == 1, "the held-out rollouts are sampled, and have learned it"
+    eval_metrics = run.result["eval"]
+    assert eval_metrics["greedy"]["before"] == 0
+    assert eval_metrics["greedy"]["after"] == 1, "the eval rollouts are sampled, and have learned it"
     kept = RunFolder.open(run.folder).read_batch(1)
     assert sorted(each.trained for each in kept.values()) == [0, 12, 12, 12, 12, 12]
     left = [each.left_out for each in kept.values() if each.left_out]
@@ -206,11 +206,11 @@ def test_a_stopped_run_resumes_to_bitwise_the_same_metrics(model: ModelFiles, tm
 def test_reinforcement_goes_on_from_the_policy_of_a_supervised_run(model: ModelFiles, tmp_path: Path):
     warm = agl.train(two_turns, tasks=TASKS, **settings(model, tmp_path))
     more = settings(model, tmp_path, algorithm=agl.LightningRL(group_size=4), steps=1, tasks_per_step=1)
-    run = agl.train(two_turns, tasks=TASKS, **{**more, "model": str(warm.policy)})
+    run = agl.train(two_turns, tasks=TASKS, **{**more, "model": str(warm.checkpoint)})
     [row] = rows(run)
     assert row["sampled_tokens"] > 0
     assert "demonstrated_reward" not in row
-    assert json.loads((run.folder / "result.json").read_text())["model"] == str(warm.policy)
+    assert json.loads((run.folder / "result.json").read_text())["model"] == str(warm.checkpoint)
 
 
 def test_a_run_without_one_demonstration_is_an_error_after_its_first_rollouts(model: ModelFiles, tmp_path: Path):

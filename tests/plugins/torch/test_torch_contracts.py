@@ -48,7 +48,7 @@ class TestTorchTrainer(TrainerContract):
         self.files = files
 
     async def make(self) -> TorchTrainer:
-        settings = {"lr": 1e-3, "device": "cpu", "dtype": "float32", "max_tokens": 200, **self.settings}
+        settings = {"lr": 1e-3, "device": "cpu", "dtype": "float32", "tokens_per_pack": 200, **self.settings}
         return await TorchTrainer.create(self.files, TrainerSettings(**settings), {})
 
 

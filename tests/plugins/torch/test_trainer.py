@@ -20,7 +20,7 @@ from agentlightning.errors import ConfigError, NonFinite, TrainerError, Unsuppor
 from agentlightning.rl.batch.build import Batch, make_batch
 from agentlightning.rl.loss import CISPO, LossSettings, PPOClip
 from agentlightning.rl.schedule import learning_rate
-from agentlightning.training.weight_sync import Probe, folder_of
+from agentlightning.training.weight_sync import WeightCheck, folder_of
 from agentlightning.types import Task, Trajectory, Transition
 from agentlightning_torch import checkpoint
 from agentlightning_torch.testing import tiny_model
@@ -122,11 +122,11 @@ async def test_the_difference_between_engine_and_trainer_is_measured(files: Mode
         recorded[scores.index] = scores.logprob.numpy()
         agreed = replace(batch, logprob=recorded)
         _, exact = await trainer.step(agreed, PPOClip())
-    assert exact["logprob_diff_max"] < 1e-6
-    assert exact["logprob_diff_kl"] < 1e-9
+    assert exact["mismatch_abs_max"] < 1e-6
+    assert exact["mismatch_kl"] < 1e-9
     gap = recorded[scores.index].astype(np.float64) + 4.0
-    assert metrics["logprob_diff_mean"] == pytest.approx(np.abs(gap).mean(), rel=1e-5)
-    assert metrics["logprob_diff_kl"] == pytest.approx((np.exp(gap) - 1 - gap).mean(), rel=1e-5)
+    assert metrics["mismatch_abs"] == pytest.approx(np.abs(gap).mean(), rel=1e-5)
+    assert metrics["mismatch_kl"] == pytest.approx((np.exp(gap) - 1 - gap).mean(), rel=1e-5)
 
 
 async def test_a_batch_without_signal_trains_nothing(files: ModelFiles):
@@ -141,11 +141,11 @@ async def test_a_batch_without_signal_trains_nothing(files: ModelFiles):
 @pytest.mark.parametrize("train", ["full", "top:1", "lora"])
 async def test_the_step_does_not_depend_on_the_size_of_packs(files: ModelFiles, train: str):
     after = []
-    for max_tokens in (4096, 60, 40):
-        async with training(files, max_tokens=max_tokens, train=train, lr=1e-3, clip_norm=1e3) as trainer:
+    for tokens_per_pack in (4096, 60, 40):
+        async with training(files, tokens_per_pack=tokens_per_pack, train=train, lr=1e-3, clip_norm=1e3) as trainer:
             _, metrics = await trainer.step(two_turns(), PPOClip())
             after.append(({n: p.detach().clone() for n, p in trainer.optimizer.parameters.items()}, metrics))
-            assert (metrics["context_repeat"] > 0) == (max_tokens < 100)
+            assert (metrics["context_repeat"] > 0) == (tokens_per_pack < 100)
     for weights, metrics in after[1:]:
         assert metrics["grad_norm"] == pytest.approx(after[0][1]["grad_norm"], rel=1e-4)
         assert metrics["loss"] == pytest.approx(after[0][1]["loss"], rel=1e-4, abs=1e-6)
@@ -314,7 +314,7 @@ async def test_a_model_with_sliding_windows_is_trained_on_rows(tmp_path: Path, c
         sliding_window=8,
     )
     MistralForCausalLM(config).save_pretrained(tmp_path)
-    async with training(ModelFiles("sliding", str(tmp_path)), max_tokens=80) as trainer:
+    async with training(ModelFiles("sliding", str(tmp_path)), tokens_per_pack=80) as trainer:
         assert not trainer.capabilities.forest
         assert "root-to-leaf rows" in caplog.text
         batch = two_turns()
@@ -323,8 +323,8 @@ async def test_a_model_with_sliding_windows_is_trained_on_rows(tmp_path: Path, c
 
 
 async def test_a_conversation_longer_than_a_pack_is_refused_and_nothing_changes(files: ModelFiles):
-    async with training(files, max_tokens=30) as trainer:
-        with pytest.raises(TrainerError, match="raise max_tokens"):
+    async with training(files, tokens_per_pack=30) as trainer:
+        with pytest.raises(TrainerError, match="raise tokens_per_pack"):
             await trainer.step(two_turns(), PPOClip())
         assert trainer.policy.version == 0
 
@@ -353,7 +353,7 @@ async def test_a_cancelled_caller_waits_for_the_end_of_the_step(files: ModelFile
         ({"clip_norm": 0.0}, "trainer.clip_norm"),
         ({"weight_decay": -1.0}, "trainer.weight_decay"),
         ({"warmup_steps": -1}, "trainer.warmup_steps"),
-        ({"max_tokens": 0}, "trainer.max_tokens"),
+        ({"tokens_per_pack": 0}, "trainer.tokens_per_pack"),
         ({"lora_rank": 0}, "trainer.lora_rank"),
         ({"lora_alpha": 0.0}, "trainer.lora_alpha"),
     ],
@@ -382,7 +382,7 @@ async def test_weights_are_exported_for_an_engine_with_a_probe_that_they_answer(
         policy = await trainer.export(tmp_path / "v 1")
         assert (policy.version, policy.kind, folder_of(policy)) == (1, "lora" if train == "lora" else "full", tmp_path / "v 1")
         assert trainer.policy.uri.startswith("memory:")
-    probe = Probe.read(tmp_path / "v 1")
+    probe = WeightCheck.read(tmp_path / "v 1")
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "v 1" if train == "full" else files.path, dtype=torch.float32)
     if train == "lora":
         from peft import PeftModel

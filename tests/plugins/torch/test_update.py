@@ -18,8 +18,8 @@ from agentlightning.contracts.model import ModelFiles
 from agentlightning.errors import ConfigError, TrainerError, UnsupportedSetting
 from agentlightning.rl.batch.build import Batch, make_batch
 from agentlightning.rl.correction.icepop import IcePop
-from agentlightning.rl.correction.sequence_mask import SequenceMask
-from agentlightning.rl.correction.truncate import Truncate
+from agentlightning.rl.correction.sequence_masking import SequenceMasking
+from agentlightning.rl.correction.tis import TruncatedImportanceSampling
 from agentlightning.rl.loss import CISPO, GSPO, LossSettings, PPOClip
 from agentlightning.types import Task, Trajectory, Transition
 from agentlightning_torch.testing import tiny_model
@@ -161,7 +161,7 @@ async def test_a_checkpoint_with_a_critic_goes_on_bitwise(files: ModelFiles, tmp
 @pytest.mark.parametrize("estimator", ["k1", "k2", "k3"])
 async def test_the_divergence_is_measured_from_the_model_that_the_run_began_with(files: ModelFiles, train: str, estimator: Any) -> None:
     async with training(files, train=train) as trainer:
-        loss = PPOClip(kl=0.3, kl_estimator=estimator)
+        loss = PPOClip(kl_coef=0.3, kl_estimator=estimator)
         _, first = await trainer.step(batch_of(), loss)
         assert first["kl"] == pytest.approx(0, abs=1e-6)
         _, second = await trainer.step(batch_of(1), loss)
@@ -183,7 +183,7 @@ async def test_divergence_and_entropy_add_their_own_gradients_with_the_weights_o
             await trainer.step(batch_of(number), CISPO())
         batch, base = batch_of(5), CISPO()
         plain = gradient(trainer, batch, base)
-        with_both = gradient(trainer, batch, CISPO(kl=0.2, kl_estimator="k2", entropy=0.1))
+        with_both = gradient(trainer, batch, CISPO(kl_coef=0.2, kl_estimator="k2", entropy_coef=0.1))
         trainer.optimizer.zero()
         began = AutoModelForCausalLM.from_pretrained(files.path, dtype=torch.float32)
         for (scores, _), (reference, _) in zip(
@@ -202,7 +202,7 @@ async def test_an_entropy_bonus_raises_the_entropy(files: ModelFiles) -> None:
     for bonus in (0.0, 1.0):
         async with training(files) as trainer:
             for _ in range(6):
-                _, metrics = await trainer.step(batch_of(), PPOClip(entropy=bonus))
+                _, metrics = await trainer.step(batch_of(), PPOClip(entropy_coef=bonus))
             after[bonus] = metrics["entropy"]
     assert after[1.0] > after[0.0] + 0.05
 
@@ -212,7 +212,7 @@ async def test_the_ratio_of_a_sequence_is_decided_over_all_its_packs(files: Mode
     loss = GSPO(sequence=sequence, epochs=2, clip_low=0.5, clip_high=0.5)
     found = []
     for budget in (4096, 20):
-        async with training(files, max_tokens=budget) as trainer:
+        async with training(files, tokens_per_pack=budget) as trainer:
             batch = batch_of(afresh=True)
             assert len(batch.packs(budget)) == (1 if budget > 100 else 5)
             found.append(gradient(trainer, batch, loss, updates=2))
@@ -232,7 +232,7 @@ async def test_corrections_multiply_the_policys_term_and_are_measured(files: Mod
         batch = replace(batch, logprob=recorded)
         plain = gradient(trainer, batch, CISPO())
         for correction, factor in (
-            (Truncate(cap=2.0), np.where(off > 0, 2.0, 1.0)),
+            (TruncatedImportanceSampling(clip=2.0), np.where(off > 0, 2.0, 1.0)),
             (IcePop(low=0.5, high=2.0), np.where(off > 0, 0.0, 1.0)),
         ):
             weight = batch.weight.copy()
@@ -255,7 +255,7 @@ async def test_a_masked_reply_is_left_out_whole(files: ModelFiles) -> None:
         recorded[scores.index] = scores.logprob.numpy()
         wrong = scores.index[batch.transition[scores.index] == 0]
         recorded[wrong] -= 0.5
-        _, metrics = await trainer.step(replace(batch, logprob=recorded), CISPO(correction=SequenceMask(low=0.9, high=1.1)))
+        _, metrics = await trainer.step(replace(batch, logprob=recorded), CISPO(correction=SequenceMasking(low=0.9, high=1.1)))
         assert metrics["correction_dropped"] == pytest.approx(len(wrong) / len(scores.index))
 
 
@@ -265,9 +265,9 @@ def squared(logprob: torch.Tensor, old: torch.Tensor, advantage: torch.Tensor, *
 
 
 async def test_a_loss_of_ones_own_is_a_function_with_settings_besides_those_of_every_loss(files: ModelFiles) -> None:
-    table = {"name": f"{__name__}:squared", "scale": 0.5, "epochs": 2, "entropy": 0.1, "correction": {"name": "truncate", "cap": 1.5}}
+    table = {"name": f"{__name__}:squared", "scale": 0.5, "epochs": 2, "entropy_coef": 0.1, "correction": {"name": "tis", "clip": 1.5}}
     loss = build_loss(table, "algorithm.loss")
-    assert (loss.epochs, loss.entropy, loss.extras) == (2, 0.1, {"entropy", "correction"})
+    assert (loss.epochs, loss.entropy_coef, loss.extras) == (2, 0.1, {"entropy_coef", "correction"})
     for wrong in ({"scal": 1.0}, {"epoch": 2}):
         with pytest.raises(ConfigError, match=f"unknown key '{next(iter(wrong))}'"):
             build_loss({"name": f"{__name__}:squared", **wrong}, "algorithm.loss")

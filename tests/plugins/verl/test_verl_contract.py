@@ -29,4 +29,4 @@ class TestVerlTrainer(TrainerContract):
         self.files = files
 
     async def make(self) -> VerlTrainer:
-        return await VerlTrainer.create(self.files, Settings(python=PYTHON, lr=1e-3, device="cpu", max_tokens=200), {})
+        return await VerlTrainer.create(self.files, Settings(python=PYTHON, lr=1e-3, device="cpu", tokens_per_pack=200), {})

@@ -24,12 +24,12 @@ from agentlightning.rl.advantage.grpo import dr_grpo, grpo
 from agentlightning.rl.advantage.opo import opo
 from agentlightning.rl.advantage.reinforce_pp import reinforce_pp, reinforce_pp_baseline
 from agentlightning.rl.advantage.rloo import rloo
-from agentlightning.rl.arrays import Episodes
+from agentlightning.rl.arrays import RolloutArrays
 from agentlightning.rl.batch.build import Batch, make_batch
 from agentlightning.rl.correction import Correction
 from agentlightning.rl.correction.icepop import IcePop
-from agentlightning.rl.correction.sequence_mask import SequenceMask
-from agentlightning.rl.correction.truncate import Truncate
+from agentlightning.rl.correction.sequence_masking import SequenceMasking
+from agentlightning.rl.correction.tis import TruncatedImportanceSampling
 from agentlightning.rl.credit.identical import identical
 from agentlightning.rl.loss import CISPO, LossSettings, PPOClip
 from agentlightning.rl.loss import GSPO as GSPOLoss
@@ -66,7 +66,7 @@ def flat(given: dict[str, Any], rows: Any) -> np.ndarray:
     return np.asarray(rows)[np.array(given["mask"]) == 1]
 
 
-def rollouts(given: dict[str, Any]) -> list[Trajectory]:
+def trajectories(given: dict[str, Any]) -> list[Trajectory]:
     """Of two turns each, with the recorded log-probabilities."""
     recorded, found, at = flat(given, given["recorded"]), list[Trajectory](), 0
     for index, (replies, group) in enumerate(zip(given["replies"], given["group"], strict=True)):
@@ -118,8 +118,8 @@ ADVANTAGES: dict[str, Callable[..., Any]] = {
 @pytest.mark.parametrize("name", ADVANTAGES)
 def test_advantages_are_those_of_verl(name: str, which: str) -> None:
     for given, said in of(which):
-        episodes = Episodes.of(rollouts(given))
-        made = episodes.per_token(ADVANTAGES[name](episodes, identical(episodes)))
+        rollouts = RolloutArrays.of(trajectories(given))
+        made = rollouts.per_token(ADVANTAGES[name](rollouts, identical(rollouts)))
         quiet = [len({r for r, g in zip(given["reward"], given["group"], strict=True) if g == group}) == 1 for group in given["group"]]
         expected = np.where(np.array(quiet)[:, None] & (name == "reinforce_pp_baseline"), 0.0, said[name])  # tested below
         expected = np.where(np.array(quiet)[:, None] & (name == "opo"), 0.0, expected)  # 1e-17 there
@@ -129,19 +129,19 @@ def test_advantages_are_those_of_verl(name: str, which: str) -> None:
 @pytest.mark.parametrize("which", ["recorded", FRESH])
 def test_generalised_advantages_and_their_returns_are_those_of_verl(which: str) -> None:
     for given, said in of(which):
-        episodes = Episodes.of(rollouts(given))
-        object.__setattr__(episodes, "values", flat(given, given["values"]))
-        made = gae(episodes, identical(episodes), gamma=0.97, lam=0.9)
+        rollouts = RolloutArrays.of(trajectories(given))
+        object.__setattr__(rollouts, "values", flat(given, given["values"]))
+        made = gae(rollouts, identical(rollouts), gamma=0.97, lam=0.9)
         np.testing.assert_allclose(made.target, flat(given, said["gae_returns"]), **TOLERANCE)
         np.testing.assert_allclose(made.advantage, flat(given, said["gae"]), **TOLERANCE)
 
 
 CORRECTIONS: dict[str, Correction] = {
-    "truncate": Truncate(),
-    "truncate_attempt": Truncate(level="attempt"),
+    "tis": TruncatedImportanceSampling(),
+    "tis_attempt": TruncatedImportanceSampling(level="attempt"),
     "icepop": IcePop(),
-    "mask_mean": SequenceMask(low=0.8, high=1.25, level="attempt"),
-    "mask_sum": SequenceMask(low=0.8, high=1.25, level="attempt", mean=False),
+    "mask_mean": SequenceMasking(low=0.8, high=1.25, level="attempt"),
+    "mask_sum": SequenceMasking(low=0.8, high=1.25, level="attempt", mean=False),
 }
 
 
@@ -181,15 +181,17 @@ def update(batch: Batch, loss: LossSettings, old: np.ndarray, now: torch.Tensor)
 
 @pytest.mark.parametrize("which", ["recorded", FRESH])
 @pytest.mark.parametrize("corrected", [False, True])
-@pytest.mark.parametrize("weight", ["token", "rollout", "constant"])
+@pytest.mark.parametrize("loss_aggregation", ["token_mean", "sequence_mean", "constant_length"])
 @pytest.mark.parametrize("name", LOSSES)
-def test_losses_with_weights_and_corrections_are_those_of_verl(name: str, weight: Any, corrected: bool, which: str) -> None:
+def test_losses_with_weights_and_corrections_are_those_of_verl(name: str, loss_aggregation: Any, corrected: bool, which: str) -> None:
     for given, said in of(which):
-        trajectories = rollouts(given)
+        examples = trajectories(given)
         advantages = [np.full(2, each) for each in given["advantage"]]
-        batch = make_batch(trajectories, advantages, weight=weight, length=LENGTH if weight == "constant" else None)
+        batch = make_batch(
+            examples, advantages, loss_aggregation=loss_aggregation, length=LENGTH if loss_aggregation == "constant_length" else None
+        )
         place = batch.by_transition(np.arange(len(batch), dtype=np.float64))
-        order = np.concatenate([place[t.completion_id] for each in trajectories for t in each.transitions]).astype(int)
+        order = np.concatenate([place[t.completion_id] for each in examples for t in each.transitions]).astype(int)
         recorded, old, start = (np.full(len(batch), np.nan) for _ in range(3))
         for array, key in ((recorded, "recorded"), (old, "old"), (start, "now")):
             array[order] = flat(given, given[key])
@@ -197,10 +199,10 @@ def test_losses_with_weights_and_corrections_are_those_of_verl(name: str, weight
         now = torch.from_numpy(start).requires_grad_()
         loss = LOSSES[name]
         if corrected:
-            loss = type(loss)(**{**{f: getattr(loss, f) for f in loss.__dataclass_fields__}, "correction": Truncate()})
+            loss = type(loss)(**{**{f: getattr(loss, f) for f in loss.__dataclass_fields__}, "correction": TruncatedImportanceSampling()})
         made = update(batch, loss, old, now)
         made.gradient(0)
-        expected = said[f"{name}.{weight}{'.corrected' * corrected}"]
+        expected = said[f"{name}.{loss_aggregation}{'.corrected' * corrected}"]
         assert made.sums["loss"] == pytest.approx(expected["loss"], rel=1e-6, abs=1e-9)
         assert now.grad is not None
         np.testing.assert_allclose(now.grad.numpy()[order], flat(given, expected["gradient"]), **TOLERANCE)
@@ -239,21 +241,21 @@ def test_what_is_recorded_is_what_verl_says() -> None:
 
 
 def test_a_group_of_one_has_advantage_zero_where_verl_gives_its_reward() -> None:
-    episodes = Episodes.from_arrays(outcome=[0.7, 1.0, 0.0], group=[0, 1, 1], rollout=[0, 1, 2])
+    rollouts = RolloutArrays.from_arrays(returns=[0.7, 1.0, 0.0], group=[0, 1, 1], rollout=[0, 1, 2])
     for estimator in (grpo, dr_grpo, rloo, opo, reinforce_pp_baseline):
-        assert estimator(episodes, identical(episodes))[0] == 0.0
+        assert estimator(rollouts, identical(rollouts))[0] == 0.0
 
 
 def test_a_group_that_noise_alone_tells_apart_has_advantage_zero_where_verl_divides_by_the_noise() -> None:
-    episodes = Episodes.from_arrays(outcome=[0.5, 0.5 + 1e-7, 0.5], group=[0, 0, 0], rollout=[0, 1, 2])
+    rollouts = RolloutArrays.from_arrays(returns=[0.5, 0.5 + 1e-7, 0.5], group=[0, 0, 0], rollout=[0, 1, 2])
     for estimator in (grpo, dr_grpo, rloo, opo, reinforce_pp, reinforce_pp_baseline):
-        assert not estimator(episodes, identical(episodes)).any()
+        assert not estimator(rollouts, identical(rollouts)).any()
 
 
 def test_rollouts_are_the_unit_of_a_group_where_rows_are_in_verl() -> None:
     """A rollout of many transitions counts once in mean and deviation, and one that never called the model counts as well."""
-    short = Episodes.from_arrays(outcome=[1.0, 0.0, 0.0], group=[0, 0, 0], rollout=[0, 1])
-    long = Episodes.from_arrays(outcome=[1.0, 0.0, 0.0], group=[0, 0, 0], rollout=[0, 1, 1, 1, 1])
+    short = RolloutArrays.from_arrays(returns=[1.0, 0.0, 0.0], group=[0, 0, 0], rollout=[0, 1])
+    long = RolloutArrays.from_arrays(returns=[1.0, 0.0, 0.0], group=[0, 0, 0], rollout=[0, 1, 1, 1, 1])
     for estimator in (grpo, dr_grpo, rloo):
         one, many = (estimator(each, identical(each)) for each in (short, long))
         assert one.tolist() == many[:2].tolist()
@@ -261,8 +263,8 @@ def test_rollouts_are_the_unit_of_a_group_where_rows_are_in_verl() -> None:
 
 
 def test_groups_without_signal_have_advantage_zero_where_verl_whitens_them() -> None:
-    episodes = Episodes.from_arrays(outcome=[1.0, 0.0, 1.0, 1.0], group=[0, 0, 1, 1], rollout=[0, 0, 0, 1, 2, 3])
-    made = reinforce_pp_baseline(episodes, identical(episodes))
+    rollouts = RolloutArrays.from_arrays(returns=[1.0, 0.0, 1.0, 1.0], group=[0, 0, 1, 1], rollout=[0, 0, 0, 1, 2, 3])
+    made = reinforce_pp_baseline(rollouts, identical(rollouts))
     assert isinstance(made, np.ndarray)
     assert made[4:].tolist() == [0.0, 0.0]
     assert made[0] > 0 > made[3]

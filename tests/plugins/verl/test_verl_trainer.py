@@ -22,7 +22,7 @@ from agentlightning.errors import TrainerError
 from agentlightning.rl.loss import CISPO, PPOClip, SFTLoss
 from agentlightning.training.metrics import read_metrics
 from agentlightning.training.run_folder import RunFolder
-from agentlightning.training.weight_sync import Probe
+from agentlightning.training.weight_sync import WeightCheck
 from agentlightning_torch.testing import tiny_model
 from agentlightning_torch.trainer import Settings as TorchSettings
 from agentlightning_torch.trainer import TorchTrainer
@@ -83,7 +83,7 @@ async def test_steps_are_those_of_the_torch_trainer(pair: Any, tmp_path: Path, w
             assert found[name] == pytest.approx(expected[name], abs=1e-4, rel=1e-4), (name, loss)
         await verl.export(tmp_path / f"verl-{number}")
         await beside.export(tmp_path / f"torch-{number}")
-        ours, theirs = Probe.read(tmp_path / f"verl-{number}"), Probe.read(tmp_path / f"torch-{number}")
+        ours, theirs = WeightCheck.read(tmp_path / f"verl-{number}"), WeightCheck.read(tmp_path / f"torch-{number}")
         assert ours is not None
         assert theirs is not None
         np.testing.assert_allclose(ours.logprobs, theirs.logprobs, atol=1e-4)
@@ -102,7 +102,7 @@ async def test_a_checkpoint_goes_on_as_if_nothing_had_been(pair: Any, files: Mod
     assert verl.policy.version == 1
     again, found = await verl.step(batch_of(1), PPOClip())
     assert again == policy
-    for name in ("loss", "grad_norm", "entropy", "logprob_drift_mean"):  # the batch is of version 0, and this is 1
+    for name in ("loss", "grad_norm", "entropy", "off_policy_abs"):  # the batch is of version 0, and this is 1
         assert found[name] == expected[name]
     await verl.step(batch_of(2), PPOClip())
     await verl.export(tmp_path / "after")
@@ -119,7 +119,7 @@ async def test_a_lora_adapter_is_trained_exported_and_merged_into_the_checkpoint
         await verl.step(batch_of(number), PPOClip())
     policy = await verl.export(tmp_path / "adapter")
     assert policy.kind == "lora"
-    probe = Probe.read(tmp_path / "adapter")
+    probe = WeightCheck.read(tmp_path / "adapter")
     assert probe is not None
     base = AutoModelForCausalLM.from_pretrained(files.path, dtype=torch.float32)
     assert probe.difference(scored(base, probe.ids)) > 1e-3
@@ -157,7 +157,7 @@ def test_a_run_trains_with_verl_and_every_step_is_the_torch_trainers(files: Mode
     run = agl.train(
         tool_task,
         tasks=tasks,
-        val_tasks=tasks,
+        eval_tasks=tasks,
         model=files.path,
         folder=tmp_path,
         name="verl",
@@ -166,20 +166,20 @@ def test_a_run_trains_with_verl_and_every_step_is_the_torch_trainers(files: Mode
         algorithm=agl.LightningRL(group_size=8),
         trainer={"name": "verl_world:Both"},
         engine={"name": "torch", "device": "cpu", "dtype": "float32"},
-        evaluate={"every": 2, "samples": 4},
+        eval={"every": 2, "samples": 4},
         progress=False,
     )
     rows = read_metrics(run.folder)[0]
-    print(*(f"step {row['step']} reward {row['reward']:.3f}" for row in rows if "reward" in row), run.result["held_out"], sep="\n")
+    print(*(f"step {row['step']} reward {row['reward']:.3f}" for row in rows if "reward" in row), run.result["eval"], sep="\n")
     assert len(Both.seen) >= 5
     for number, seen in enumerate(Both.seen):
         for name, (found, expected) in seen.items():
             # Adam turns the sign of a gradient that is all but zero into a whole step, so one token may differ by more after some steps
-            limit = 1e-3 if name == "logprob_diff_max" and number else 1e-4
+            limit = 1e-3 if name == "mismatch_abs_max" and number else 1e-4
             assert found == pytest.approx(expected, abs=limit, rel=0), (number, name)
-    assert all(row["logprob_diff_mean"] < 1e-3 for row in rows if "logprob_diff_mean" in row)
-    held_out = run.result["held_out"]["sampled"]
-    assert held_out["after"] > held_out["before"] + 0.1
+    assert all(row["mismatch_abs"] < 1e-3 for row in rows if "mismatch_abs" in row)
+    eval_metrics = run.result["eval"]["sampled"]
+    assert eval_metrics["after"] > eval_metrics["before"] + 0.1
     assert (run.folder / "reward.png").read_bytes().startswith(b"\x89PNG")
     assert RunFolder.open(run.folder).steps()[-1] == 8
     assert not RunFolder.open(run.folder).weights.exists()

@@ -74,8 +74,8 @@ def outputs(given: dict[str, Any]) -> dict[str, Any]:
 
     log_ratio = tensor("old") - tensor("recorded")
     for name, level, threshold in (
-        ("truncate", "token", 2.0),
-        ("truncate_attempt", "sequence", 2.0),
+        ("tis", "token", 2.0),
+        ("tis_attempt", "sequence", 2.0),
         ("icepop", "token", "0.5_2.0"),
     ):
         found[name] = correction.compute_rollout_correction_weights(log_ratio, mask, level, threshold)[0]
@@ -83,7 +83,7 @@ def outputs(given: dict[str, Any]) -> dict[str, Any]:
         found[name] = correction.compute_rollout_rejection_mask(log_ratio, mask, kind, "0.8_1.25")[0]
 
     advantage = tensor("advantage")[:, None].expand_as(mask)
-    modes = {"token": "token-mean", "rollout": "seq-mean-token-mean", "constant": "seq-mean-token-sum-norm"}
+    modes = {"token_mean": "token-mean", "sequence_mean": "seq-mean-token-mean", "constant_length": "seq-mean-token-sum-norm"}
     for loss, clip in (("vanilla", CLIP), ("cispo", CLIP), ("gspo", GSPO)):
         for weight, mode in modes.items():
             for corrected in (False, True):
@@ -99,7 +99,7 @@ def outputs(given: dict[str, Any]) -> dict[str, Any]:
                 )
                 config.global_batch_info["loss_scale_factor"] = LENGTH
                 now = tensor("now").requires_grad_()
-                weights = found["truncate"] if corrected else None
+                weights = found["tis"] if corrected else None
                 value, _ = verl.get_policy_loss_fn(loss)(tensor("old"), now, advantage, mask, mode, config, weights)
                 (gradient,) = torch.autograd.grad(value, now)
                 found[f"{loss}.{weight}{'.corrected' * corrected}"] = {"loss": float(value.detach()), "gradient": gradient}

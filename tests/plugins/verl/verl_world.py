@@ -14,7 +14,7 @@ from agentlightning.contracts.model import ModelFiles, Share
 from agentlightning.contracts.trainer import Capabilities, Trainer, TrainerSettings
 from agentlightning.rl.batch.build import Batch, make_batch
 from agentlightning.rl.loss import LossSettings
-from agentlightning.training.weight_sync import Probe
+from agentlightning.training.weight_sync import WeightCheck
 from agentlightning.types import Policy, Task, Trajectory, Transition
 from agentlightning_torch.trainer import Settings as TorchSettings
 from agentlightning_torch.trainer import TorchTrainer
@@ -100,14 +100,14 @@ class Both(Trainer):
         policy, metrics = await self.verl.step(batch, loss)
         _, expected = await self.torch.step(batch, loss)
         if batch.trained_tokens:
-            compared = ("loss", "grad_norm", "entropy", "logprob_diff_mean", "logprob_diff_max")
+            compared = ("loss", "grad_norm", "entropy", "mismatch_abs", "mismatch_abs_max")
             self.seen.append({name: (metrics[name], expected[name]) for name in compared})
         return policy, metrics
 
     async def export(self, folder: Path) -> Policy:
         policy = await self.verl.export(folder)
         await self.torch.export(folder.with_name(f"{folder.name}-torch"))
-        ours, theirs = Probe.read(folder), Probe.read(folder.with_name(f"{folder.name}-torch"))
+        ours, theirs = WeightCheck.read(folder), WeightCheck.read(folder.with_name(f"{folder.name}-torch"))
         assert ours is not None
         assert theirs is not None
         if self.seen:

@@ -68,7 +68,7 @@ async def test_replies_and_loads_are_those_of_the_trainers_weights(make: Any, fi
     world = await make()
     engine, model = world.engine, world.model
     measured = await world.serve()
-    assert 0 <= measured["probe_diff"] < 1e-4
+    assert 0 <= measured["weight_check_diff"] < 1e-4
     reference = TorchEngine(world.trainer.weights)
 
     # greedy, the same tokens as the torch engine; sampled, the log-probabilities of the distribution that was sampled from
@@ -109,7 +109,7 @@ async def test_replies_and_loads_are_those_of_the_trainers_weights(make: Any, fi
     # the next version is another distribution, and the tokens say whose they are
     world.change()
     measured = await world.serve()
-    assert measured["probe_diff"] < 1e-4
+    assert measured["weight_check_diff"] < 1e-4
     ids, logprobs, versions, _ = await ask(engine, prompt(30), seed=3, max_tokens=20)
     np.testing.assert_allclose(logprobs, expected(model, prompt(30), ids), atol=1e-3)
     assert versions == {1}
@@ -134,14 +134,14 @@ async def test_a_load_that_was_sabotaged_is_an_error_and_the_next_one_is_not(mak
     shutil.rmtree(world.folder)
     world.folder.mkdir()
     before = await world.export()
-    assert (await world.engine.load(before))["probe_diff"] < 1e-4
+    assert (await world.engine.load(before))["weight_check_diff"] < 1e-4
     world.change(1e-4)
     policy = await world.export()
     shutil.copy(folder_of(before) / "model.safetensors", folder_of(policy) / "model.safetensors")
     with pytest.raises(EngineError, match="still serves the version before"):
         await world.engine.load(policy)
     world.change()
-    assert (await world.serve())["probe_diff"] < 1e-4
+    assert (await world.serve())["weight_check_diff"] < 1e-4
     assert (await ask(world.engine, prompt(5)))[2] == {3}
 
 
@@ -170,7 +170,7 @@ async def test_a_server_that_is_killed_comes_back_and_no_reply_is_lost(make: Any
     for again in range(2):
         os.kill(engine.replicas[0].pid, signal.SIGKILL)
         if again:
-            assert (await world.engine.load(engine.policy))["probe_diff"] < 1e-4
+            assert (await world.engine.load(engine.policy))["weight_check_diff"] < 1e-4
         assert (await ask(engine, prompt(5)))[2] == {1}
     last = engine.replicas[0].pid
     await engine.close()
@@ -216,7 +216,7 @@ async def test_servers_sleep_while_the_engine_is_paused(make: Any, gpu_python: s
     with pytest.raises(EngineError, match="sleeps"):
         await engine._do(engine.replicas[0].wire.score("main", ints(prompt(5))))
     world.change()
-    assert (await world.serve())["probe_diff"] < 1e-4  # a load wakes them
+    assert (await world.serve())["weight_check_diff"] < 1e-4  # a load wakes them
     await engine.resume()
     assert (await ask(engine, prompt(8)))[2] == {1}
     await engine.pause()  # a step that trained nothing
@@ -239,7 +239,7 @@ async def test_a_lora_adapter_is_served_on_its_base(make: Any) -> None:
     plain = await ask(world.engine, prompt(30), temperature=0, max_tokens=20)
     world.change(0.05)
     measured = await world.serve()
-    assert measured["probe_diff"] < 1e-3
+    assert measured["weight_check_diff"] < 1e-3
     ids, logprobs, versions, _ = await ask(world.engine, prompt(30), temperature=0, max_tokens=20)
     np.testing.assert_allclose(logprobs, expected(world.model, prompt(30), ids), atol=2e-3)
     assert versions == {1}
@@ -298,7 +298,7 @@ async def test_a_running_server_is_given_the_weights_and_given_them_again_when_s
                 break
             await asyncio.sleep(0.5)
         world.change()
-        assert (await world.serve())["probe_diff"] < 1e-4
+        assert (await world.serve())["weight_check_diff"] < 1e-4
         assert (await ask(world.engine, prompt(5)))[2] == {1}
         await server.stop()
         server = started()
@@ -350,7 +350,7 @@ async def test_nobody_at_an_address_is_an_error_that_names_it(make: Any) -> None
         ({"urls": ["http://x"], "replicas": 2}, "engine.replicas is of servers that are started here"),
         ({"urls": ["http://x"], "key_env": "AGL_NO_SUCH"}, "AGL_NO_SUCH is not set"),
         ({"key_env": "HOME"}, "engine.urls names none"),
-        ({"probe_limit": 0.0}, "engine.probe_limit is 0.0; expected above 0"),
+        ({"weight_check_limit": 0.0}, "engine.weight_check_limit is 0.0; expected above 0"),
         ({"dtype": "int8"}, "expected 'auto', 'float32'"),
     ],
 )

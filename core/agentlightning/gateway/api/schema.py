@@ -21,7 +21,7 @@ class Refused(Exception):
         self.headers: list[tuple[bytes, bytes]] = []
 
     @property
-    def outcome(self) -> Literal["refused", "error"]:
+    def call_status(self) -> Literal["refused", "error"]:
         """What the call ends as: an `error` where the fault is not the request's, so that nobody blames the agent for it."""
         return "refused" if self.status < 500 else "error"
 

@@ -28,7 +28,7 @@ from agentlightning.gateway.conversation import chain, head_hash, request_hash
 from agentlightning.gateway.upstream.engine import Upstream
 from agentlightning.gateway.upstream.request import Planned, planned
 from agentlightning.gateway.upstream.wire import Choice, Fields, Reader, ResponseReader, event_name, events
-from agentlightning.types import Completion, FloatArray, Outcome, floats, ints
+from agentlightning.types import CallStatus, Completion, FloatArray, floats, ints
 
 log = logging.getLogger("agentlightning.gateway")
 PATHS = ("/v1/chat/completions", "/v1/responses", "/v1/completions")
@@ -47,8 +47,8 @@ class UpstreamRefused(Refused):
         self._fields = fields
 
     @property
-    def outcome(self) -> Literal["refused", "error"]:
-        return "error" if self.status in NOT_THE_REQUESTS else super().outcome
+    def call_status(self) -> Literal["refused", "error"]:
+        return "error" if self.status in NOT_THE_REQUESTS else super().call_status
 
     @property
     def body(self) -> Fields:
@@ -219,18 +219,18 @@ class Forward(Exchange):
         self._sent = True
         await send({"type": "http.response.body", "body": b"".join(held), "more_body": False})
 
-    def _completions(self, outcome: Outcome) -> list[Completion]:
-        if self._reader is None or self._plan is None or outcome == "refused":
+    def _completions(self, status: CallStatus) -> list[Completion]:
+        if self._reader is None or self._plan is None or status == "refused":
             return []
-        return [self._completion(place, choice, outcome, self._plan) for place, choice in sorted(self._reader.choices.items())]
+        return [self._completion(place, choice, status, self._plan) for place, choice in sorted(self._reader.choices.items())]
 
-    def _completion(self, place: int, choice: Choice, outcome: Outcome, plan: Planned) -> Completion:
+    def _completion(self, place: int, choice: Choice, status: CallStatus, plan: Planned) -> Completion:
         missing = self._missing_ids(choice)
         prompt, ids = ([], []) if missing is not None else (choice.prompt_ids or [], choice.ids or [])
         scores, unscored = (None, missing) if missing is not None else self._scores(choice, plan)
         message = choice.message()
-        ended = choice.finish if outcome == "completed" else None
-        finish = ended or ("cancelled" if outcome == "cancelled" else "error")
+        ended = choice.finish if status == "completed" else None
+        finish = ended or ("cancelled" if status == "cancelled" else "error")
         return Completion(
             call_id=self._seen.id,
             attempt_id=self._state.attempt.id,

@@ -1,10 +1,10 @@
 """Advantages: each return compared with others; one function a file.
 
-Each takes `Episodes` and the returns (transitions,) that credit made, and gives float64 advantages (transitions,) or (tokens,): NaN where
-the return is, which is not trained. Those that compare within a group (`compares_groups`) take their baseline over rollouts, on the full
-group of scored rollouts, before anything is dropped; a rollout that never called the model counts in it (law 5). It never depends
-on its own rollout's actions, but for the group means that some were published with. A group of one, and a group that nothing tells apart,
-have advantage zero (law 7).
+Each takes `RolloutArrays` and the returns (transitions,) that credit made, and gives float64 advantages (transitions,) or (tokens,): NaN
+where the return is, which is not trained. Those that compare within a group (`compares_groups`) take their baseline over rollouts, on the
+full group of scored rollouts, before anything is dropped; a rollout that never called the model counts in it (law 5). It never depends on
+its own rollout's actions, but for the group means that some were published with. A group of one, and a group that nothing tells apart, have
+advantage zero (law 7).
 
 Where credit differs by turn A_t = G_t - b_t: b_t is the mean, over the other rollouts in which the same agent has a turn t, of their return
 there, and where none has one, the mean of the others' first returns G_0.
@@ -29,7 +29,7 @@ class Needs:
     group: bool = False
     """Several rollouts of a task."""
     critic: bool = False
-    """A trainer with a value head, and `Episodes.values`."""
+    """A trainer with a value head, and `RolloutArrays.values`."""
     rewards: bool = False
     """The rewards of steps themselves, besides the returns."""
 
@@ -54,7 +54,7 @@ def compares_groups(function: F) -> F:
 
 
 def uses_critic(function: F) -> F:
-    """Marks an advantage or a credit that reads `Episodes.values`."""
+    """Marks an advantage or a credit that reads `RolloutArrays.values`."""
     function.needs = needs_of(function) | Needs(critic=True)  # type: ignore[attr-defined]
     return function
 

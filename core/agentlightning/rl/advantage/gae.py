@@ -8,12 +8,12 @@ from agentlightning.rl.advantage import Estimate, uses_critic
 from agentlightning.rl.advantage.groups import check
 from agentlightning.rl.advantage.lambda_returns import Over, steps
 from agentlightning.rl.advantage.whiten import whiten as whitened
-from agentlightning.rl.arrays import Doubles, Episodes
+from agentlightning.rl.arrays import Doubles, RolloutArrays
 
 
 @uses_critic
 def gae(
-    episodes: Episodes, returns: Doubles, *, gamma: float = 1.0, lam: float = 0.95, over: Over = "tokens", whiten: bool = True
+    rollouts: RolloutArrays, returns: Doubles, *, gamma: float = 1.0, lam: float = 0.95, over: Over = "tokens", whiten: bool = True
 ) -> Estimate:
     """delta_t = r_t + gamma V_{t+1} - V_t, A_t = sum_k (gamma lam)^k delta_{t+k}, and V learns A_t + V_t. Source: arXiv 1506.02438.
 
@@ -24,15 +24,15 @@ def gae(
     for name, value in (("gamma", gamma), ("lam", lam)):
         check(0 <= value <= 1, name, value, "a number from 0 to 1")
     check(over in ("tokens", "transitions"), "over", over, "'tokens' or 'transitions'")
-    found = steps(episodes, returns, gamma=gamma, lam=lam, over=over)
-    advantage, target = (np.full(int(episodes.tokens.sum()), np.nan) for _ in range(2))
+    found = steps(rollouts, returns, gamma=gamma, lam=lam, over=over)
+    advantage, target = (np.full(int(rollouts.tokens.sum()), np.nan) for _ in range(2))
     target[found.place] = found.advantage + found.value
     made = found.advantage
     if whiten and len(made):
-        weight = np.ones(len(made), np.int64) if over == "tokens" else episodes.tokens[found.transition]
+        weight = np.ones(len(made), np.int64) if over == "tokens" else rollouts.tokens[found.transition]
         made = whitened(made, weight, np.ones(len(made), np.bool_), 0.0)
     if over == "transitions":
-        each = np.full(episodes.transitions, np.nan)
+        each = np.full(rollouts.transitions, np.nan)
         each[found.transition] = made
         return Estimate(each, target)
     advantage[found.place] = made

@@ -10,13 +10,13 @@ import numpy as np
 from agentlightning.rl.advantage import compares_groups, reads_rewards
 from agentlightning.rl.advantage.groups import Groups, check, check_eps
 from agentlightning.rl.advantage.grpo import grpo
-from agentlightning.rl.arrays import Doubles, Episodes, Ints
+from agentlightning.rl.arrays import Doubles, Ints, RolloutArrays
 
 
 @compares_groups
 @reads_rewards
 def gigpo(
-    episodes: Episodes,
+    rollouts: RolloutArrays,
     returns: Doubles,
     *,
     omega: float = 1.0,
@@ -36,14 +36,14 @@ def gigpo(
     check(ddof in (0, 1), "ddof", ddof, "0 or 1")
     check_eps(eps)
     finite = np.isfinite(returns)
-    owner = np.zeros(len(episodes.call_reward), np.int64)
-    owner[episodes.call] = episodes.rollout
-    whole = np.nan_to_num(episodes.outcome) + np.bincount(owner, episodes.call_reward, len(episodes))
-    known = ~np.isnan(episodes.outcome) | (np.bincount(episodes.rollout, finite, len(episodes)) > 0)
-    summed = replace(episodes, outcome=np.where(known, whole, np.nan))
-    episode = np.where(finite, whole[episodes.rollout], np.nan)
+    owner = np.zeros(len(rollouts.call_rewards), np.int64)
+    owner[rollouts.call] = rollouts.rollout
+    whole = np.nan_to_num(rollouts.returns) + np.bincount(owner, rollouts.call_rewards, len(rollouts))
+    known = ~np.isnan(rollouts.returns) | (np.bincount(rollouts.rollout, finite, len(rollouts)) > 0)
+    summed = replace(rollouts, returns=np.where(known, whole, np.nan))
+    episode = np.where(finite, whole[rollouts.rollout], np.nan)
     above = grpo(summed, episode, std=std, ddof=ddof, eps=eps, tolerance=tolerance)
-    states = anchors(episodes)
+    states = anchors(rollouts)
     there = np.where(finite, returns, 0.0)
     count = np.bincount(states, finite)
     mean = np.bincount(states, there) / np.maximum(count, 1)
@@ -51,15 +51,15 @@ def gigpo(
     deviation = np.sqrt(np.bincount(states, off * off) / np.maximum(count - ddof, 1))
     alike = (deviation <= tolerance) | (count < 2)
     step = np.where(alike[states], 0.0, off / ((deviation + eps)[states] if std else 1.0))
-    quiet = ~Groups.of(episodes, returns, tolerance).signal[episodes.group][episodes.rollout]
+    quiet = ~Groups.of(rollouts, returns, tolerance).signal[rollouts.group][rollouts.rollout]
     return above + omega * np.where(quiet, 0.0, step)
 
 
-def anchors(episodes: Episodes) -> Ints:
+def anchors(rollouts: RolloutArrays) -> Ints:
     """(transitions,) number of the state in which each transition stands, within its group."""
     numbers: dict[tuple[str, str | None, bytes], int] = {}
     found: list[int] = []
-    for each in episodes.trajectories:
+    for each in rollouts.trajectories:
         by_index = {t.index: t for t in each.transitions}
         for t in each.transitions:
             before = by_index.get(t.continues) if t.continues is not None else None

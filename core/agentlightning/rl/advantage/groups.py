@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from agentlightning.errors import ConfigError
-from agentlightning.rl.arrays import Bools, Doubles, Episodes, Ints
+from agentlightning.rl.arrays import Bools, Doubles, Ints, RolloutArrays
 
 DENSE = 1 << 20
 """Up to so many keys are counted in an array; more of them are numbered first."""
@@ -19,7 +19,7 @@ DENSE = 1 << 20
 class Groups:
     """The scored rollouts, by group."""
 
-    episodes: Episodes
+    rollouts: RolloutArrays
     returns: Doubles
     """(transitions,)"""
     scored: Bools
@@ -36,12 +36,12 @@ class Groups:
     """Whether every return is a number."""
 
     @classmethod
-    def of(cls, episodes: Episodes, returns: Doubles, tolerance: float) -> Groups:
+    def of(cls, rollouts: RolloutArrays, returns: Doubles, tolerance: float) -> Groups:
         """`ConfigError` for a tolerance that is none, `ValueError` for returns of another shape."""
         check(tolerance >= 0, "tolerance", tolerance, "a number of 0 or more")
-        if returns.shape != (episodes.transitions,):
-            raise ValueError(f"returns of shape {returns.shape} for {episodes.transitions} transitions; expected one for each")
-        outcome, rollout, group, first = episodes.outcome, episodes.rollout, episodes.group, episodes.first
+        if returns.shape != (rollouts.transitions,):
+            raise ValueError(f"returns of shape {returns.shape} for {rollouts.transitions} transitions; expected one for each")
+        outcome, rollout, group, first = rollouts.returns, rollouts.rollout, rollouts.group, rollouts.first
         finite = np.isfinite(returns)
         whole, known = bool(finite.all()), ~np.isnan(outcome)
         called = first[1:] > first[:-1]
@@ -60,55 +60,55 @@ class Groups:
         count = int(group.max(initial=-1)) + 1
         size = np.bincount(group[scored], minlength=count)
         signal = _apart(outcome[known], group[known], count, tolerance)
-        if not plain and not signal.all() and episodes.rewarded.any():
-            signal |= _apart_by_spans(episodes, returns, totals, scored, signal, tolerance)
-        return cls(episodes, returns, scored, totals, size, signal & (size > 1), plain, whole)
+        if not plain and not signal.all() and rollouts.rewarded.any():
+            signal |= _apart_by_spans(rollouts, returns, totals, scored, signal, tolerance)
+        return cls(rollouts, returns, scored, totals, size, signal & (size > 1), plain, whole)
 
     def sum(self, values: Doubles) -> Doubles:
         """(groups,) from (rollouts,), over the scored ones."""
-        return np.bincount(self.episodes.group, np.where(self.scored, values, 0.0), len(self.size)).astype(np.float64)
+        return np.bincount(self.rollouts.group, np.where(self.scored, values, 0.0), len(self.size)).astype(np.float64)
 
     def mean(self) -> Doubles:
         """(groups,) of G_0."""
-        return np.bincount(self.episodes.group, self.totals, len(self.size)) / np.maximum(self.size, 1)
+        return np.bincount(self.rollouts.group, self.totals, len(self.size)) / np.maximum(self.size, 1)
 
     def deviation(self, ddof: int) -> Doubles:
         """(groups,) of G_0."""
-        off = self.totals - self.mean()[self.episodes.group]
+        off = self.totals - self.mean()[self.rollouts.group]
         return np.sqrt(self.sum(off * off) / np.maximum(self.size - ddof, 1))
 
     def of_transitions(self, per_group: Doubles | Bools) -> Any:
         """(transitions,) from (groups,)."""
-        return per_group.take(self.episodes.transition_group)
+        return per_group.take(self.rollouts.transition_group)
 
     def less(self, baseline: Doubles) -> Doubles:
         """(transitions,) G_t - b, with b (rollouts,); 0 in groups without signal, NaN where the return is."""
-        rollout = self.episodes.rollout
+        rollout = self.rollouts.rollout
         if not self.plain:
             return self._quiet(self.returns - baseline[rollout])
         # Then everything happens to whole rollouts, of which there are fewer.
-        value = np.where(self.signal[self.episodes.group], self.episodes.outcome - baseline, 0.0).take(rollout)
+        value = np.where(self.signal[self.rollouts.group], self.rollouts.returns - baseline, 0.0).take(rollout)
         return value if self.whole else np.where(np.isnan(self.returns), np.nan, value)
 
     def less_mean(self) -> Doubles:
         """(transitions,) G_t - m."""
-        return self.less(self.mean()[self.episodes.group])
+        return self.less(self.mean()[self.rollouts.group])
 
     def less_others(self) -> Doubles:
         """(transitions,) G_t - b_t, with b_t over the other rollouts at that agent's turn."""
-        episodes, rollout, returns = self.episodes, self.episodes.rollout, self.returns
-        agents, turns = len(episodes.agents), int(episodes.turn.max(initial=0)) + 1
-        place = episodes.transition_group * (agents * turns) + episodes.turn
+        rollouts, rollout, returns = self.rollouts, self.rollouts.rollout, self.returns
+        agents, turns = len(rollouts.agents), int(rollouts.turn.max(initial=0)) + 1
+        place = rollouts.transition_group * (agents * turns) + rollouts.turn
         if agents > 1:
-            place += episodes.agent * turns
+            place += rollouts.agent * turns
         place = _dense(place, len(self.size) * agents * turns)
         # Each rollout counts once, however many choices it has there; one without a number there not at all.
         keys = int(place.max(initial=0)) + 1
         own, each = returns, None
         if not self.whole:
             own, each = np.where(np.isnan(returns), 0.0, returns), (~np.isnan(returns)).astype(np.float64)
-        if len(episodes.call_reward) < len(rollout):
-            visit = _dense(place * len(episodes) + rollout, keys * len(episodes))
+        if len(rollouts.call_rewards) < len(rollout):
+            visit = _dense(place * len(rollouts) + rollout, keys * len(rollouts))
             there = np.ones(len(rollout)) if each is None else each
             choices = np.maximum(np.bincount(visit, there)[visit], 1)
             own, each = np.bincount(visit, own)[visit] / choices, there / choices
@@ -118,7 +118,7 @@ class Groups:
         baseline -= own
         baseline /= np.maximum(others, 1).take(place)
         if not (others > 0).all():
-            elsewhere = (self.sum(self.totals)[episodes.group] - self.totals) / np.maximum(self.size[episodes.group] - 1, 1)
+            elsewhere = (self.sum(self.totals)[rollouts.group] - self.totals) / np.maximum(self.size[rollouts.group] - 1, 1)
             baseline = np.where(others[place] > 0, baseline, elsewhere[rollout])
         return self._quiet(returns - baseline)
 
@@ -147,13 +147,13 @@ def _apart(values: Doubles, owner: Ints, count: int, tolerance: float) -> Bools:
     return high - low > tolerance
 
 
-def _apart_by_spans(episodes: Episodes, returns: Doubles, totals: Doubles, scored: Bools, signal: Bools, tolerance: float) -> Bools:
+def _apart_by_spans(rollouts: RolloutArrays, returns: Doubles, totals: Doubles, scored: Bools, signal: Bools, tolerance: float) -> Bools:
     """(groups,) whether rewards on spans tell rollouts with equal outcomes apart: equal outcomes carry no signal, whatever the lengths of
     the rollouts made of them. Looks at the groups without signal alone."""
-    group, quiet = episodes.group, ~signal
-    some = np.flatnonzero(quiet.take(episodes.transition_group))
-    own, finite = episodes.transition_group[some], np.isfinite(returns[some])
-    rewarded = np.bincount(own, episodes.rewarded[some], len(signal)) > 0
+    group, quiet = rollouts.group, ~signal
+    some = np.flatnonzero(quiet.take(rollouts.transition_group))
+    own, finite = rollouts.transition_group[some], np.isfinite(returns[some])
+    rewarded = np.bincount(own, rollouts.rewarded[some], len(signal)) > 0
     asked = scored & quiet[group]
     values = np.concatenate([totals[asked], returns[some][finite]])
     return rewarded & _apart(values, np.concatenate([group[asked], own[finite]]), len(signal), tolerance)

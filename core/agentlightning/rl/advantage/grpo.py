@@ -6,11 +6,13 @@ import numpy as np
 
 from agentlightning.rl.advantage import compares_groups
 from agentlightning.rl.advantage.groups import Groups, check, check_eps
-from agentlightning.rl.arrays import Doubles, Episodes
+from agentlightning.rl.arrays import Doubles, RolloutArrays
 
 
 @compares_groups
-def grpo(episodes: Episodes, returns: Doubles, *, std: bool = True, ddof: int = 1, eps: float = 1e-6, tolerance: float = 1e-6) -> Doubles:
+def grpo(
+    rollouts: RolloutArrays, returns: Doubles, *, std: bool = True, ddof: int = 1, eps: float = 1e-6, tolerance: float = 1e-6
+) -> Doubles:
     """A = (R - m) / (s + eps), with m and s mean and deviation of the group's rollouts. Source: arXiv 2402.03300; `ddof` 1 as in verl.
 
     Where credit differs by turn A_t = (G_t - b_t) / (s + eps), with s the deviation of the rollouts' first returns G_0; where these are
@@ -18,7 +20,7 @@ def grpo(episodes: Episodes, returns: Doubles, *, std: bool = True, ddof: int = 
     """
     check(ddof in (0, 1), "ddof", ddof, "0 or 1")
     check_eps(eps)
-    groups = Groups.of(episodes, returns, tolerance)
+    groups = Groups.of(rollouts, returns, tolerance)
     raw = groups.less_mean() if groups.plain else groups.less_others()
     if not std:
         return raw
@@ -28,6 +30,9 @@ def grpo(episodes: Episodes, returns: Doubles, *, std: bool = True, ddof: int = 
 
 
 @compares_groups
-def dr_grpo(episodes: Episodes, returns: Doubles, *, tolerance: float = 1e-6) -> Doubles:
-    """A = R - m; where credit differs by turn A_t = G_t - b_t. Its constant length is `weight = "constant"`. Source: arXiv 2503.20783."""
-    return grpo(episodes, returns, std=False, tolerance=tolerance)
+def dr_grpo(rollouts: RolloutArrays, returns: Doubles, *, tolerance: float = 1e-6) -> Doubles:
+    """A = R - m; where credit differs by turn A_t = G_t - b_t. Its constant length is `loss_aggregation = "constant_length"`.
+
+    Source: arXiv 2503.20783.
+    """
+    return grpo(rollouts, returns, std=False, tolerance=tolerance)

@@ -8,7 +8,7 @@ from typing import Literal, TypeAlias
 import numpy as np
 
 from agentlightning.errors import TrainerError
-from agentlightning.rl.arrays import Doubles, Episodes, Ints
+from agentlightning.rl.arrays import Doubles, Ints, RolloutArrays
 
 Over: TypeAlias = Literal["tokens", "transitions"]
 
@@ -27,22 +27,22 @@ class Steps:
     """(steps,) V_t."""
 
 
-def steps(episodes: Episodes, returns: Doubles, *, gamma: float, lam: float, over: Over) -> Steps:
+def steps(rollouts: RolloutArrays, returns: Doubles, *, gamma: float, lam: float, over: Over) -> Steps:
     """delta_t = r_t + gamma V_{t+1} - V_t, A_t = sum_k (gamma lam)^k delta_{t+k}.
 
     The steps t are the sampled tokens of a rollout, or its transitions, one after the other; what others wrote between two of them is no
     step. V is the critic's value before the step. Rewards are what `returns` (transitions,) lose from one transition to the next, r_t =
     G_t - G_{t+1}, and stand at a transition's last token. After a call stands the mean of the choices of the next one.
     """
-    some = np.flatnonzero(episodes.trained & np.isfinite(returns) & (episodes.tokens > 0))
+    some = np.flatnonzero(rollouts.trained & np.isfinite(returns) & (rollouts.tokens > 0))
     if not len(some):
         return Steps(some, some, np.zeros(0), np.zeros(0))
-    if episodes.values is None:
-        raise TrainerError("advantage estimation needs the values of a critic, and Episodes.values is None")
-    first = episodes.offsets[some]
-    length = episodes.tokens[some] if over == "tokens" else np.ones(len(some), np.int64)
-    before = episodes.values[first]
-    call, rollout = np.unique(episodes.call[some], return_inverse=True)[1], episodes.rollout[some]
+    if rollouts.values is None:
+        raise TrainerError("advantage estimation needs the values of a critic, and RolloutArrays.values is None")
+    first = rollouts.offsets[some]
+    length = rollouts.tokens[some] if over == "tokens" else np.ones(len(some), np.int64)
+    before = rollouts.values[first]
+    call, rollout = np.unique(rollouts.call[some], return_inverse=True)[1], rollouts.rollout[some]
     follows = _next(call, rollout)
     choices = np.bincount(call).astype(np.float64)
 
@@ -56,7 +56,7 @@ def steps(episodes: Episodes, returns: Doubles, *, gamma: float, lam: float, ove
     # Within each transition, as if nothing came after it ...
     starts = np.append(0, np.cumsum(length))[:-1]
     place = np.arange(int(length.sum())) + np.repeat(first - starts, length)
-    value = episodes.values[place]
+    value = rollouts.values[place]
     upcoming = np.append(value[1:], 0.0)
     upcoming[starts + length - 1] = after
     delta = gamma * upcoming - value

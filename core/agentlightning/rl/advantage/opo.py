@@ -6,16 +6,16 @@ import numpy as np
 
 from agentlightning.rl.advantage import compares_groups
 from agentlightning.rl.advantage.groups import Groups
-from agentlightning.rl.arrays import Doubles, Episodes
+from agentlightning.rl.arrays import Doubles, RolloutArrays
 
 
 @compares_groups
-def opo(episodes: Episodes, returns: Doubles, *, tolerance: float = 1e-6) -> Doubles:
+def opo(rollouts: RolloutArrays, returns: Doubles, *, tolerance: float = 1e-6) -> Doubles:
     """A_t = G_t - b, b = sum L G_0 / sum L over the rollouts of the group, with L the sampled tokens of each. Source: arXiv 2505.23585.
 
     The published baseline depends on its own rollout. A rollout that never called the model has length 0, and so no part in it.
     """
-    groups = Groups.of(episodes, returns, tolerance)
-    length = np.bincount(episodes.rollout, episodes.tokens, len(episodes)).astype(np.float64)
+    groups = Groups.of(rollouts, returns, tolerance)
+    length = np.bincount(rollouts.rollout, rollouts.tokens, len(rollouts)).astype(np.float64)
     baseline = groups.sum(length * groups.totals) / np.maximum(groups.sum(length), 1)
-    return groups.less(baseline[episodes.group])
+    return groups.less(baseline[rollouts.group])

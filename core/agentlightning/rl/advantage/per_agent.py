@@ -9,9 +9,9 @@ import numpy as np
 
 from agentlightning.errors import ConfigError
 from agentlightning.rl.advantage import Estimate, Needs, needs_of
-from agentlightning.rl.arrays import Doubles, Episodes
+from agentlightning.rl.arrays import Doubles, RolloutArrays
 
-Advantage = Callable[[Episodes, Doubles], Any]
+Advantage = Callable[[RolloutArrays, Doubles], Any]
 
 
 class PerAgent:
@@ -26,21 +26,21 @@ class PerAgent:
         for each in self.parts.values():
             self.needs |= needs_of(each)
 
-    def __call__(self, episodes: Episodes, returns: Doubles) -> Estimate:
+    def __call__(self, rollouts: RolloutArrays, returns: Doubles) -> Estimate:
         """Raises `ConfigError` for an agent that is trained and fits no name."""
-        advantage = np.full(int(episodes.tokens.sum()), np.nan)
+        advantage = np.full(int(rollouts.tokens.sum()), np.nan)
         target = advantage.copy()
-        left = episodes.trained.copy()
+        left = rollouts.trained.copy()
         for pattern, part in self.parts.items():
-            chosen = left & episodes.acts(pattern)
+            chosen = left & rollouts.acts(pattern)
             left &= ~chosen
-            made = part(episodes.only(chosen), returns)
+            made = part(rollouts.only(chosen), returns)
             estimate = made if isinstance(made, Estimate) else Estimate(made, np.full(len(target), np.nan))
-            mine = np.repeat(chosen, episodes.tokens)
-            advantage[mine] = episodes.per_token(estimate.advantage)[mine]
+            mine = np.repeat(chosen, rollouts.tokens)
+            advantage[mine] = rollouts.per_token(estimate.advantage)[mine]
             target[mine] = estimate.target[mine]
         if (left & np.isfinite(returns)).any():
-            name = episodes.agents[int(episodes.agent[left][0])]
+            name = rollouts.agents[int(rollouts.agent[left][0])]
             raise ConfigError(
                 f"algorithm.advantage names {', '.join(map(repr, self.parts))}, and agent {name!r} is trained as well; add it, or "
                 "'*' for all others"

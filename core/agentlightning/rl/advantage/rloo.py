@@ -6,14 +6,14 @@ import numpy as np
 
 from agentlightning.rl.advantage import compares_groups
 from agentlightning.rl.advantage.groups import Groups
-from agentlightning.rl.arrays import Doubles, Episodes
+from agentlightning.rl.arrays import Doubles, RolloutArrays
 
 
 @compares_groups
-def rloo(episodes: Episodes, returns: Doubles, *, tolerance: float = 1e-6) -> Doubles:
+def rloo(rollouts: RolloutArrays, returns: Doubles, *, tolerance: float = 1e-6) -> Doubles:
     """A = R - mean of the others = G / (G - 1) (R - m), with G rollouts in the group; where credit differs by turn A_t = G_t - b_t.
     Source: arXiv 2402.14740."""
-    groups = Groups.of(episodes, returns, tolerance)
+    groups = Groups.of(rollouts, returns, tolerance)
     if not groups.plain:
         return groups.less_others()
     return groups.less_mean() * groups.of_transitions(groups.size / np.maximum(groups.size - 1, 1))

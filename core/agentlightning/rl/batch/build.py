@@ -12,7 +12,7 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, get_args
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -25,10 +25,10 @@ from agentlightning.rl.batch.packs import Pack
 from agentlightning.rl.trajectory.pairs import UNPAIRED, in_order
 from agentlightning.types import FloatArray, IntArray, Trajectory, Transition, Value, ints
 
-Weight: TypeAlias = Literal["rollout", "token", "constant", "pair"]
+LossAggregation: TypeAlias = Literal["sequence_mean", "token_mean", "constant_length", "pair_mean"]
 DEMONSTRATED = "demonstrated, not sampled: it belongs in no ratio"
 SAMPLED = "sampled, not demonstrated"
-NO_SIGNAL = "group without signal"
+ZERO_VARIANCE = "group without signal"
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,22 +134,22 @@ class Batch(Value):
             trained = trained & np.append(chosen, False)[self.transition]
         return packs.whole(trained, self.parent, self.position, self.end)
 
-    def packs(self, max_tokens: int, rollouts: Sequence[int] | None = None) -> list[Pack]:
-        """Sub-forests of at most `max_tokens` tokens that together train every token once; only those of some rollouts, when given.
+    def packs(self, tokens_per_pack: int, rollouts: Sequence[int] | None = None) -> list[Pack]:
+        """Sub-forests of at most `tokens_per_pack` tokens that together train every token once; only those of some rollouts, when given.
 
         `TrainerError` names a single path that is longer.
         """
         pack = self._whole(rollouts)
-        if len(pack) and int(pack.position.max()) >= max_tokens:
+        if len(pack) and int(pack.position.max()) >= tokens_per_pack:
             token = int(pack.index[int(pack.position.argmax())])
             name = int(self.transition[token])
             rollout = int(self.transition_rollout[name])
             raise TrainerError(
                 f"completion {self.completion_ids[name]} of rollout {self.rollout_ids[rollout]} ends {int(self.position[token]) + 1} "
-                f"tokens after its root, and a pack holds {max_tokens}; raise max_tokens, or leave such replies out: "
+                f"tokens after its root, and a pack holds {tokens_per_pack}; raise tokens_per_pack, or leave such replies out: "
                 'collection.overlong = "drop"'
             )
-        return packs.cut(pack, max_tokens)
+        return packs.cut(pack, tokens_per_pack)
 
     def rows(self, rollouts: Sequence[int] | None = None) -> list[Pack]:
         """Root-to-leaf rows: each sampled token is trained in exactly one of them."""
@@ -171,7 +171,7 @@ def make_batch(
     trajectories: Sequence[Trajectory],
     advantages: Sequence[ArrayLike],
     *,
-    weight: Weight = "rollout",
+    loss_aggregation: LossAggregation = "sequence_mean",
     length: int | None = None,
     demonstrations: bool = False,
     critic: Sequence[tuple[DoubleArray, DoubleArray]] | None = None,
@@ -180,18 +180,17 @@ def make_batch(
     """Make the batch of some trajectories.
 
     `advantages[k]` is (transitions of trajectory k,), or (its sampled tokens,); a transition of NaN is left out and named. Weights, with R
-    the scored rollouts: `rollout`: the tokens of each rollout share 1/R equally; `token`: 1/N; `constant`: 1/(R * length); `pair`: 1/P,
-    with P the pairs. With `demonstrations` the demonstrated transitions are trained and the sampled ones left out, else the other way
-    round. `critic[k]`: value and return of each sampled token of trajectory k. `pairs`: indices of trajectories, chosen and rejected; what
-    is in none is left out. Raises `ConfigError` for a weight that cannot be, `TrainerError` for arrays that do not fit one another, and for
-    a pair of which one has nothing to train.
-    """
-    if weight not in ("rollout", "token", "constant", "pair"):
-        raise ConfigError(f"weight is {weight!r}; expected 'rollout', 'token', 'constant' or 'pair'")
-    if (weight == "pair") != (pairs is not None):
-        raise ConfigError("weight 'pair' goes with pairs, and only with them")
-    if weight == "constant" and (length is None or length < 1):
-        raise ConfigError(f"weight 'constant' needs length, the tokens of a rollout that weigh 1; it is {length}")
+    the scored rollouts: `sequence_mean`: the tokens of each rollout share 1/R equally; `token_mean`: 1/N; `constant_length`: 1/(R *
+    length); `pair_mean`: 1/P, with P the pairs. With `demonstrations` the demonstrated transitions are trained and the sampled ones left
+    out, else the other way round. `critic[k]`: value and return of each sampled token of trajectory k. `pairs`: indices of trajectories,
+    chosen and rejected; what is in none is left out. Raises `ConfigError` for a weight that cannot be, `TrainerError` for arrays that do
+    not fit one another, and for a pair of which one has nothing to train."""
+    if loss_aggregation not in get_args(LossAggregation):
+        raise ConfigError(f"loss_aggregation is {loss_aggregation!r}; expected one of {get_args(LossAggregation)}")
+    if (loss_aggregation == "pair_mean") != (pairs is not None):
+        raise ConfigError("loss_aggregation 'pair_mean' goes with pairs, and only with them")
+    if loss_aggregation == "constant_length" and (length is None or length < 1):
+        raise ConfigError(f"loss_aggregation 'constant_length' needs length, the tokens of a rollout that weigh 1; it is {length}")
     if len(trajectories) != len(advantages):
         raise TrainerError(f"{len(trajectories)} trajectories have {len(advantages)} arrays of advantages; expected one for each")
     values = [_aligned(t, a) for t, a in zip(trajectories, advantages, strict=True)]
@@ -201,7 +200,7 @@ def make_batch(
     )
     said = None if critic is None else [_tokenwise(trajectories[k], critic[k]) for k in order]
     paired = None if pairs is None else in_order(pairs, order)
-    return _Maker([trajectories[k] for k in order], [values[k] for k in order], demonstrations, said, paired).make(weight, length)
+    return _Maker([trajectories[k] for k in order], [values[k] for k in order], demonstrations, said, paired).make(loss_aggregation, length)
 
 
 def trainable(trajectory: Trajectory) -> bool:
@@ -253,7 +252,7 @@ class _Maker:
         ]
         """Tokens that could be trained, per rollout, before the filter on signal."""
 
-    def make(self, weight: Weight, length: int | None) -> Batch:
+    def make(self, loss_aggregation: LossAggregation, length: int | None) -> Batch:
         """Build the forest, then write what belongs to its tokens."""
         forest = Forest()
         trained: list[tuple[Transition, Advantage, float]] = []  # with the advantage and the weight of its tokens
@@ -266,10 +265,15 @@ class _Maker:
             zip(self.trajectories, self.advantages, self.reasons, self.trainable, strict=True)
         ):
             inserted: dict[int, int] = {}
-            denominator = {"rollout": scored * tokens, "token": every, "constant": scored * (length or 1), "pair": pairs}[weight]
+            denominator = {
+                "sequence_mean": scored * tokens,
+                "token_mean": every,
+                "constant_length": scored * (length or 1),
+                "pair_mean": pairs,
+            }[loss_aggregation]
             for place, (transition, value, reason) in enumerate(zip(each.transitions, values, reasons, strict=True)):
                 if reason is None and each.group in self.quiet:
-                    reason = NO_SIGNAL
+                    reason = ZERO_VARIANCE
                 if reason is not None:
                     self._leave(each, transition, reason)
                     continue

@@ -10,21 +10,21 @@ from agentlightning.errors import ConfigError
 from agentlightning.types import Trajectory
 
 
-def signal(group: Sequence[Trajectory], *, tolerance: float = 1e-6) -> bool:
-    """Whether the outcomes of a group differ: a group in which all are equal teaches nothing. Source: dynamic sampling of DAPO, arXiv
+def nonzero_variance(group: Sequence[Trajectory], *, tolerance: float = 1e-6) -> bool:
+    """Whether the rewards of a group differ: a group in which all are equal teaches nothing. Source: dynamic sampling of DAPO, arXiv
     2503.14476."""
     _check("tolerance", tolerance, tolerance >= 0, "a number of 0 or more")
-    outcomes = [each.reward for each in group if each.reward is not None]
-    return len(outcomes) > 1 and max(outcomes) - min(outcomes) > tolerance
+    rewards = [each.reward for each in group if each.reward is not None]
+    return len(rewards) > 1 and max(rewards) - min(rewards) > tolerance
 
 
 def difficulty(group: Sequence[Trajectory], *, low: float = 0.1, high: float = 0.9) -> bool:
-    """Whether a group's mean outcome lies in [low, high]: neither too hard nor too easy. A group that was never scored does not."""
+    """Whether a group's mean reward lies in [low, high]: neither too hard nor too easy. A group that was never scored does not."""
     _check("low and high", (low, high), low <= high, "low <= high")
-    outcomes = [each.reward for each in group if each.reward is not None]
-    return bool(outcomes) and low <= float(np.mean(outcomes)) <= high
+    rewards = [each.reward for each in group if each.reward is not None]
+    return bool(rewards) and low <= float(np.mean(rewards)) <= high
 
 
 def _check(name: str, value: object, good: bool, expected: str) -> None:
     if not good:
-        raise ConfigError(f"collection.keep.{name} is {value}; expected {expected}")
+        raise ConfigError(f"collection.filter.{name} is {value}; expected {expected}")

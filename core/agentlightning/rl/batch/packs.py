@@ -91,24 +91,24 @@ def whole(trained: Bools, parent: IntArray, position: IntArray, end: IntArray) -
     return take(index, trained[index], parent, position, end)
 
 
-def cut(pack: Pack, max_tokens: int) -> list[Pack]:
-    """Packs of at most `max_tokens` tokens, cut where they share least. No path of `pack` may be longer.
+def cut(pack: Pack, tokens_per_pack: int) -> list[Pack]:
+    """Packs of at most `tokens_per_pack` tokens, cut where they share least. No path of `pack` may be longer.
 
     From the leaves up, subtrees below one segment are put together as long as they fit under it; of the groups that do not fit
     together all but the smallest are closed there, and only those repeat what stands above.
     """
-    if len(pack) <= max_tokens:
+    if len(pack) <= tokens_per_pack:
         return [pack] if len(pack) else []
     tree = segments(pack.parent, pack.position)
     waiting: list[list[tuple[int, list[int]]]] = [[] for _ in range(len(tree.first) + 1)]  # the last one: above the roots
     closed: list[list[int]] = []
     for segment in reversed(range(len(tree.first))):
         size = int(tree.length[segment])
-        groups = sorted(_fit(waiting[segment], max_tokens - int(tree.before[segment]) - size), key=lambda group: group[0])
+        groups = sorted(_fit(waiting[segment], tokens_per_pack - int(tree.before[segment]) - size), key=lambda group: group[0])
         closed.extend(tree.path(segment) + group for _, group in groups[1:])
         rest, below = groups[0] if groups else _NOTHING
         waiting[int(tree.parent[segment])].append((size + rest, [segment, *below]))
-    closed.extend(group for _, group in _fit(waiting[-1], max_tokens))
+    closed.extend(group for _, group in _fit(waiting[-1], tokens_per_pack))
 
     packs: list[Pack] = []
     seen = np.zeros(len(tree.first), np.bool_)

@@ -1,10 +1,9 @@
 """Credit: how much of an attempt's return each of its transitions earned; one function a file.
 
-Each takes `Episodes` and gives a float64 array (transitions,): NaN throughout a rollout that was never scored, and NaN at a transition that
-earns no credit and is not to be trained. With R the outcome, t the calls of the attempt in order and r_t the rewards of call t's own spans
-(each counted once). The choices of one call (`n > 1`) stand beside each other: a choice earns its own rewards and what comes after
-the call, and what came before earns those of all choices.
-"""
+Each takes `RolloutArrays` and gives a float64 array (transitions,): NaN throughout a rollout that was never scored, and NaN at a transition
+that earns no credit and is not to be trained. With R the outcome, t the calls of the attempt in order and r_t the rewards of call t's own
+spans (each counted once). The choices of one call (`n > 1`) stand beside each other: a choice earns its own rewards and what comes after
+the call, and what came before earns those of all choices."""
 
 from __future__ import annotations
 

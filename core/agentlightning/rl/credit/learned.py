@@ -5,12 +5,12 @@ from __future__ import annotations
 from agentlightning.errors import ConfigError
 from agentlightning.rl.advantage import uses_critic
 from agentlightning.rl.advantage.lambda_returns import steps
-from agentlightning.rl.arrays import Doubles, Episodes
+from agentlightning.rl.arrays import Doubles, RolloutArrays
 from agentlightning.rl.credit.to_go import check_gamma, to_go
 
 
 @uses_critic
-def learned(episodes: Episodes, *, gamma: float = 1.0, lam: float = 0.95) -> Doubles:
+def learned(rollouts: RolloutArrays, *, gamma: float = 1.0, lam: float = 0.95) -> Doubles:
     """G_t = A_t + V_t, A_t = sum_k (gamma lam)^k (r_{t+k} + gamma V_{t+k+1} - V_{t+k}): the lambda-return over transitions, where R counts
     as a reward of the last call. V_t is the critic's value before a transition's first token, and learns G_t. Source: arXiv 1506.02438.
 
@@ -20,7 +20,7 @@ def learned(episodes: Episodes, *, gamma: float = 1.0, lam: float = 0.95) -> Dou
     check_gamma(gamma)
     if not 0 <= lam <= 1:
         raise ConfigError(f"credit.lam is {lam}; it must lie between 0 and 1")
-    found = steps(episodes, to_go(episodes, 1.0, episodes.outcome), gamma=gamma, lam=lam, over="transitions")
-    returns = to_go(episodes, gamma, episodes.outcome)
+    found = steps(rollouts, to_go(rollouts, 1.0, rollouts.returns), gamma=gamma, lam=lam, over="transitions")
+    returns = to_go(rollouts, gamma, rollouts.returns)
     returns[found.transition] = found.advantage + found.value
     return returns

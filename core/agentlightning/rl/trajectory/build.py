@@ -19,7 +19,7 @@ from agentlightning.contracts.store import AttemptRecords, RolloutState
 from agentlightning.errors import ConfigError, JoinError, LightningError, NotFound
 from agentlightning.registry.registry import unknown
 from agentlightning.rl.trajectory.joins import NEVER_ARRIVED, TOOL_CALL_ID, Joins, Tree, asked_tools, join
-from agentlightning.rl.trajectory.outcome import check_finite, outcome
+from agentlightning.rl.trajectory.rollout_reward import check_finite, rollout_reward
 from agentlightning.rl.trajectory.step_rewards import StepReward
 from agentlightning.types import AttemptStatus, Call, Completion, Reward, Span, Trajectory, Transition
 
@@ -39,10 +39,10 @@ def trajectory(
 ) -> Trajectory:
     """The trajectory of the rollout's winning attempt; other attempts are never looked at.
 
-    `agents`: names or patterns (`fnmatch`) of the agents to train; None: all. `reward_weights`: see `rl.outcome.outcome`.
+    `agents`: names or patterns (`fnmatch`) of the agents to train; None: all. `reward_weights`: see `rl.status.status`.
     `step_rewards`: what is observed in the records, and what it earns (`rl.facts`). Raises `LightningError` while the rollout has not
     ended, `NotFound` when the winning attempt's records are not given, and `RewardError` for rewards that are not finite or contradict
-    each other, and for a fact that cannot be told.
+    each other, and for a signal that cannot be told.
     """
     winner = state.winner
     if winner is None and state.status not in ("failed", "cancelled"):
@@ -55,10 +55,10 @@ def trajectory(
         raise NotFound(f"rollout {state.rollout.id}: the records of its winning attempt {winner.id} were not given")
     check_finite(found.rewards)
     whole = tuple(r for r in found.rewards if r.span_id is None and r.call_id is None)
-    reward, said = outcome(whole, status=winner.status, weights=reward_weights)
+    reward, said = rollout_reward(whole, status=winner.status, weights=reward_weights)
     reader = _Reader(found, agents, step_rewards)
     if reward is None and len(whole) < len(found.rewards):
-        said.append("the rewards of its spans alone are an outcome only for the credit `per_step` with outcome = 0")
+        said.append("the rewards of its spans alone are an outcome only for the credit `per_step` with rollout_weight = 0")
     return _made(
         state,
         winner.id,
@@ -154,11 +154,11 @@ class _Reader:
         self.call_of = {span.id: call_id for call_id, spans in self.joins.spans.items() for span in spans}
         self.completions = self._completions()
         self.diagnostics = list(self.joins.diagnostics)
-        self.observed = [each for fact in step_rewards for each in fact.observed(records)]
+        self.observed = [each for signal in step_rewards for each in signal.observed(records)]
 
     def counts(self) -> dict[str, int]:
         """How many requests ended as what."""
-        return dict(Counter("superseded" if call.id in self.joins.alias else call.outcome for call in self.calls))
+        return dict(Counter("superseded" if call.id in self.joins.alias else call.status for call in self.calls))
 
     def transitions(self) -> tuple[Transition, ...]:
         """In order: by arrival of the call, then choice."""
@@ -216,8 +216,8 @@ class _Reader:
         tokens = len(completion.response_ids)
         if call.id in self.joins.alias:
             why = f"its call was superseded by {self.joins.alias[call.id]}"
-        elif call.outcome != "completed":
-            why = f"its call ended as {call.outcome!r}" + (f": {call.detail}" if call.detail else "")
+        elif call.status != "completed":
+            why = f"its call ended as {call.status!r}" + (f": {call.detail}" if call.detail else "")
         elif not tokens and completion.missing is None:
             why = "nothing was sampled"
         else:

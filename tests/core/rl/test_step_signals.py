@@ -1,4 +1,4 @@
-"""Facts become rewards of steps, purely and once each, and reach the transitions that they are about."""
+"""Step signals become rewards of steps, purely and once each, and reach the transitions that they are about."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from agentlightning.contracts.hookspecs import hookimpl
 from agentlightning.contracts.store import AttemptRecords
 from agentlightning.errors import ConfigError, RewardError
 from agentlightning.registry.registry import Registry
-from agentlightning.rl.trajectory.step_rewards import FACT, StepReward, step_rewards
+from agentlightning.rl.trajectory.step_rewards import STEP_SIGNAL, StepReward, step_rewards
 from agentlightning.rl.trajectory.step_rewards.tools import tool_empty, tool_failed
 from agentlightning.rl.trajectory.step_rewards.truncated import truncated
 from agentlightning.types import Call, Span, Trajectory
@@ -34,13 +34,13 @@ def earned(t: Trajectory) -> list[list[tuple[str, float]]]:
 
 
 def lookups(records: AttemptRecords) -> Iterable[Span]:
-    """An own fact: tools that are called look."""
+    """An own signal: tools that are called look."""
     return (each for each in records.spans if each.name == "look")
 
 
 def refusals(records: AttemptRecords) -> Iterable[Call]:
-    """An own fact: the call before one that was refused."""
-    return [before for before, each in zip(records.calls, records.calls[1:], strict=False) if each.outcome == "refused"]
+    """An own signal: the call before one that was refused."""
+    return [before for before, each in zip(records.calls, records.calls[1:], strict=False) if each.status == "refused"]
 
 
 def test_a_failed_tool_is_one_with_an_error_and_of_nested_ones_the_outer() -> None:
@@ -92,12 +92,12 @@ def test_the_reward_of_a_fact_reaches_the_call_that_asked_and_not_the_outcome() 
     t = read([call(0), call(1)], [asking, completion(1)], spans, [reward(1.0, name="return")], step_rewards=given)
     assert earned(t) == [[("tool_failed", -0.2)] * 2, [("tool_failed", -0.2)]]
     assert t.reward == 1.0
-    assert {r.source for each in t.transitions for r in each.rewards} == {FACT}
+    assert {r.source for each in t.transitions for r in each.rewards} == {STEP_SIGNAL}
     assert t.diagnostics == ()
 
 
 def test_the_reward_of_a_call_may_be_of_the_one_before_and_what_reaches_none_is_said() -> None:
-    calls = [call(0), call(1, outcome="refused", choices=0)]
+    calls = [call(0), call(1, status="refused", choices=0)]
     t = read(calls, step_rewards=[StepReward("refusals", -1.0, refusals), StepReward("all", 0.5, lambda records: records.calls)])
     assert earned(t) == [[("refusals", -1.0), ("all", 0.5)]]
     assert "reward 'all' (0.5) belongs to call c1, which left no transition, and is not counted" in t.diagnostics
@@ -126,29 +126,29 @@ def test_what_is_shown_twice_counts_once() -> None:
 
 
 @pytest.mark.parametrize(
-    ("fact", "said"),
+    ("signal", "said"),
     [
-        (lambda records: records.nothing, r"attempt a1: the fact 'own' raised AttributeError"),
-        (lambda records: [True], r"the fact 'own' gave True; expected spans, calls or completions of the attempt's records"),
-        (lambda records: [tool("elsewhere", 0)], r"the fact 'own' gave Span.*expected spans, calls or completions"),
+        (lambda records: records.nothing, r"attempt a1: the signal 'own' raised AttributeError"),
+        (lambda records: [True], r"the signal 'own' gave True; expected spans, calls or completions of the attempt's records"),
+        (lambda records: [tool("elsewhere", 0)], r"the signal 'own' gave Span.*expected spans, calls or completions"),
     ],
 )
-def test_a_fact_that_cannot_be_told_is_an_error_with_its_name(fact: Any, said: str) -> None:
+def test_a_fact_that_cannot_be_told_is_an_error_with_its_name(signal: Any, said: str) -> None:
     with pytest.raises(RewardError, match=re.compile(said, re.DOTALL)):
-        read(step_rewards=[StepReward("own", 1.0, fact)])
+        read(step_rewards=[StepReward("own", 1.0, signal)])
 
 
 def test_step_rewards_are_named_facts_or_own_functions() -> None:
     class Plugin:
         @hookimpl
-        def register_facts(self, register: Any) -> None:
+        def register_step_signals(self, register: Any) -> None:
             register("refusals", refusals)
 
     plugins = Registry({"p": Plugin()})
     first, second = step_rewards({"refusals": -1, f"{__name__}:lookups": 0.5}, plugins)
-    assert (first.name, first.value, first.fact) == ("refusals", -1, refusals)
-    assert (second.name, second.fact.__name__) == (f"{__name__}:lookups", "lookups")
-    with pytest.raises(ConfigError, match=r"step_rewards\.refusal: unknown fact 'refusal'; did you mean 'refusals'\?"):
+    assert (first.name, first.value, first.signal) == ("refusals", -1, refusals)
+    assert (second.name, second.signal.__name__) == (f"{__name__}:lookups", "lookups")
+    with pytest.raises(ConfigError, match=r"step_rewards\.refusal: unknown step_signal 'refusal'; did you mean 'refusals'\?"):
         step_rewards({"refusal": 1}, plugins)
     with pytest.raises(ConfigError, match=r"step_rewards\.refusals is nan; expected a finite number"):
         step_rewards({"refusals": float("nan")}, plugins)

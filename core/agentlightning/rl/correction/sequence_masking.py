@@ -14,11 +14,11 @@ from agentlightning.rl.correction.icepop import check_band
 
 
 @dataclass(frozen=True, kw_only=True)
-class SequenceMask(Correction):
+class SequenceMasking(Correction):
     """weight = 1 where low <= r <= high, else 0, with r of the sequence the geometric mean over its tokens, or with `mean = false` the
     product. Source: verl, `rollout_corr_helper` (`seq_mean_k1`, `seq_sum_k1`)."""
 
-    name: str = "sequence_mask"
+    name: str = "sequence_masking"
     low: float = 0.5
     high: float = 2.0
     level: Literal["turn", "attempt"] = "turn"

@@ -27,7 +27,7 @@ def check_finite(rewards: Sequence[Reward]) -> None:
             )
 
 
-def outcome(
+def rollout_reward(
     rewards: Sequence[Reward], *, status: AttemptStatus, weights: Mapping[str, float] | None = None
 ) -> tuple[float | None, list[str]]:
     """The outcome, and what is to be said about it.

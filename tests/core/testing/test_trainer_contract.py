@@ -116,7 +116,7 @@ class WithoutWeightCheck(TableTrainer):
         return replace(super().offers(settings), uris=frozenset({"file"}))
 
     async def export(self, folder: Path) -> Policy:
-        folder.mkdir()
+        folder.mkdir(parents=True, exist_ok=True)
         await self.save(folder)
         return replace(self.policy, uri=f"file:{folder}")
 

@@ -111,7 +111,7 @@ class Accepting(TableTrainer):
         return
 
 
-class WithoutProbe(TableTrainer):
+class WithoutWeightCheck(TableTrainer):
     @classmethod
     def offers(cls, settings: Any) -> Capabilities:
         return replace(super().offers(settings), uris=frozenset({"file"}))
@@ -139,7 +139,7 @@ BROKEN = {
     "values": Guessing,
     "same_next_step": Forgetful,
     "without_a_checkpoint": Accepting,
-    "probe": WithoutProbe,
+    "weight_check": WithoutWeightCheck,
     "closed": Undead,
 }
 """For each test of the contract a trainer that it catches."""

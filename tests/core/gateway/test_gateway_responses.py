@@ -9,13 +9,13 @@ from typing import Any
 import httpx
 import openai
 import pytest
-from gateway_house import House, eventually
 from pydantic import BaseModel
 
 from agentlightning.capture.recorder import CALL_HEADER
 from agentlightning.errors import EngineError
 from agentlightning.gateway import Gateway
 from agentlightning.types import Attempt, Completion, Sampling
+from gateway_house import House, eventually
 
 CALCULATOR: dict[str, Any] = {
     "type": "function",

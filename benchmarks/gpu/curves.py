@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from agentlightning.config.schema import Config, load_config
+from agentlightning.registry.registry import registry
 from agentlightning.training.job import Job, Run, job_of, run_job
 from agentlightning.training.metrics import read_metrics
 from agentlightning.training.progress import TrainingProgress
@@ -76,7 +77,7 @@ def train(job: Job) -> Run:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("curve", choices=("demo", *catalog.BENCHMARKS))
+    parser.add_argument("curve", choices=("demo", *registry().names("benchmarks")))
     parser.add_argument("model", choices=("smollm2", "qwen05"))
     parser.add_argument("--data", help="a folder with real tasks; generated ones where it is absent")
     parser.add_argument("--engine", help="in place of torch")

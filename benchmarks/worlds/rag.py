@@ -1,26 +1,17 @@
-"""An invented world: towns, companies, people and books whose facts fit together, and the passages that tell them.
+"""Writes the invented world of the RAG benchmark: `python benchmarks/worlds/rag.py`.
 
-It has two halves, `train` and `test`, in one corpus. No name belongs to both, and no fact leads from one to the other. The same code
-always makes the same world.
+Towns, companies, people and books whose facts fit together, and the passages that tell them. The world has two halves, `train` and `test`,
+in one corpus. No name belongs to both, and no fact leads from one to the other. The same code always writes the same file.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
 import random
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import cache
-from pathlib import Path
-from typing import Literal
 
-from agentlightning.config.models import cache_folder
-from agentlightning.types import new_id
+import msgspec
 
-Split = Literal["train", "test"]
-Kind = Literal["town", "company", "person", "book"]
+from agentlightning_benchmarks.rag.world import FILE, Entity, Kind, Split
 
 SIZES: dict[Split, dict[Kind, int]] = {
     "train": {"town": 40, "company": 60, "person": 120, "book": 60},
@@ -87,28 +78,8 @@ PASSAGES: dict[Kind, tuple[str, ...]] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Entity:
-    """Something that has a passage of its own."""
-
-    name: str
-    kind: Kind
-    facts: dict[str, str]
-    """What the passage tells, by relation; some are names of other entities."""
-    passage: str
-
-
-@dataclass(frozen=True)
-class World:
-    """One half."""
-
-    entities: dict[str, Entity]
-    """By name."""
-
-
-@cache
-def make_world(split: Split) -> World:
-    """The half of a split."""
+def make_world(split: Split) -> list[Entity]:
+    """Draw the half of a split."""
     rng = random.Random(f"world:{split}")  # noqa: S311  # no secret is made here
     size = SIZES[split]
     towns = _invented("town", split, size["town"])
@@ -130,24 +101,19 @@ def make_world(split: Split) -> World:
         ),
         *((name, "book", {"author": rng.choice(people), "year": str(rng.randint(1880, 2019))}) for name in books),
     ]
-    return World(
-        {name: Entity(name, kind, known, _written(rng.choice(PASSAGES[kind]).format(name=name, **known))) for name, kind, known in facts}
-    )
+    return [
+        Entity(name, kind, relations, _written(rng.choice(PASSAGES[kind]).format(name=name, **relations)))
+        for name, kind, relations in facts
+    ]
 
 
-def corpus_file() -> Path:
-    """The corpus of both halves, written into the cache where it is not there yet."""
-    entities = [each for split in SIZES for each in make_world(split).entities.values()]
-    entities.sort(key=lambda each: each.name)  # towns beside books, train beside test
-    lines = [json.dumps({"id": f"g{i:04}", "title": each.name, "text": each.passage}) for i, each in enumerate(entities)]
-    data = ("\n".join(lines) + "\n").encode()
-    path = cache_folder() / "rag" / f"corpus-{hashlib.sha256(data).hexdigest()[:24]}.jsonl"
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_name(f".{path.name}.{new_id()}")
-        part.write_bytes(data)
-        os.replace(part, path)
-    return path
+def world_file() -> bytes:
+    """Return the data file: both halves as JSON, one entity a line."""
+    halves = []
+    for split in SIZES:
+        entities = ",\n".join(msgspec.json.encode(entity).decode() for entity in make_world(split))
+        halves.append(f'"{split}": [\n{entities}\n]')
+    return ("{\n" + ",\n".join(halves) + "\n}\n").encode()
 
 
 def _invented(kind: str, split: Split, count: int) -> list[str]:
@@ -168,3 +134,7 @@ def _different(count: int, make: Callable[[], str]) -> list[str]:
 def _written(text: str) -> str:
     """`a engineer` is `an engineer`."""
     return text.replace(" a engineer", " an engineer")
+
+
+if __name__ == "__main__":
+    FILE.write_bytes(world_file())

@@ -80,8 +80,8 @@ def open_order(path: Path) -> Order:
 
 def run_seed(order: Order, seed: int, folder: Path, say: Callable[[str], None]) -> Phases:
     """Do what one seed still lacks."""
-    entry = catalog.find(order.benchmark)
-    config = replace(catalog.preset(entry, order.preset), seed=seed, folder=str(folder))
+    benchmark = catalog.find(order.benchmark)
+    config = replace(catalog.preset(benchmark, order.preset), seed=seed, folder=str(folder))
     config = replace(config, name=f"{order.benchmark}-{'evaluation-' if order.eval_only else ''}seed-{seed}")
     if order.data is not None and order.preset == "cpu":
         config = replace(config, eval=replace(config.eval, tasks=catalog.REAL_TASKS))
@@ -97,7 +97,7 @@ def run_seed(order: Order, seed: int, folder: Path, say: Callable[[str], None]) 
         with TrainingProgress() as progress:
             return Phases(seed, None, evaluate(_job(order, config), progress=progress))
     warm: Run | None = None
-    warm_config = catalog.warm_start(entry, order.preset, seed)
+    warm_config = catalog.warm_start(benchmark, order.preset, seed)
     if warm_config is not None:
         name = f"{order.benchmark}-warm-start-seed-{seed}"
         warm_config = replace(warm_config, folder=str(folder), name=name, model=order.model or warm_config.model)

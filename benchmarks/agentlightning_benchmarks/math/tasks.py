@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from agentlightning.errors import ConfigError
+from agentlightning_benchmarks.bench.benchmark import Benchmark
 from agentlightning_benchmarks.math.agent import calculator
 from agentlightning_benchmarks.math.reward import number_in
 from agentlightning_benchmarks.math.templates import NAMES, TEMPLATES, THINGS
@@ -112,3 +113,6 @@ def _tasks(path: Path) -> Iterator[dict[str, Any]]:
                 f"{path}, line {number}: the question is no text, or the answer {answer!r:.40} holds no number; expected {FILES}"
             )
         yield {"id": str(row.get("id", f"{path.stem}-{number}")), "question": question, "answer": answer}
+
+
+BENCHMARK = Benchmark(folder=Path(__file__).parent, load=load)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from agentlightning.errors import ConfigError
+from agentlightning_benchmarks.bench.benchmark import Benchmark
 from agentlightning_benchmarks.rag.files import Line, checked_text, read_lines
 from agentlightning_benchmarks.rag.index import open_index
 from agentlightning_benchmarks.rag.questions import one_hop, two_hops
@@ -99,3 +100,6 @@ def _different(tasks: Iterable[tuple[str, dict[str, Any]]]) -> Iterator[dict[str
             raise ConfigError(f"{where}: the id {task['id']!r} is that of {places[task['id']]} too; ids must differ")
         places[task["id"]] = where
         yield task
+
+
+BENCHMARK = Benchmark(folder=Path(__file__).parent, load=load)

@@ -11,9 +11,10 @@ from typing import Any
 
 from agentlightning.config.tasks import load_tasks
 from agentlightning.errors import ConfigError, TaskError
+from agentlightning_benchmarks.bench.benchmark import Benchmark
 from agentlightning_benchmarks.text_to_sql.archive import unpack
 from agentlightning_benchmarks.text_to_sql.database import schema_text
-from agentlightning_benchmarks.text_to_sql.domains import DOMAINS
+from agentlightning_benchmarks.text_to_sql.domains import vocabulary
 from agentlightning_benchmarks.text_to_sql.generate import make_tasks
 
 Tasks = list[dict[str, Any]]
@@ -21,13 +22,13 @@ Tasks = list[dict[str, Any]]
 
 def shown_tasks() -> Tasks:
     """What the warm start of the small preset demonstrates: 800 questions on the databases of ten domains, six variants of each."""
-    return make_tasks("train", 800, 6, list(DOMAINS["train"])[:10])
+    return make_tasks("train", 800, 6, list(vocabulary()["train"].domains)[:10])
 
 
 def train_tasks() -> Tasks:
     """What it trains on: as many, on ten other domains. On schemas that it was shown a model knows the words by heart, so that a reward
     there says little of what it can do on a new one."""
-    return make_tasks("train", 800, 6, list(DOMAINS["train"])[10:])
+    return make_tasks("train", 800, 6, list(vocabulary()["train"].domains)[10:])
 
 
 def test_tasks() -> Tasks:
@@ -91,3 +92,6 @@ def _task(row: dict[str, Any], path: Path, databases: Path, place: Path, variant
                 f"{path}: no variants of {name!r} in {path.with_name('test_suite_variants.zip')}; expected test_suite/{name}/*.sqlite"
             )
     return task
+
+
+BENCHMARK = Benchmark(folder=Path(__file__).parent, load=load)

@@ -137,6 +137,12 @@ def register_commands(register: Register) -> None:
 
 
 @hookspec
+def register_benchmarks(register: Register) -> None:
+    """Benchmarks for `agl bench NAME`. Target: an `agentlightning_benchmarks.bench.benchmark.Benchmark`, which names the folder of its
+    presets and reads real tasks."""
+
+
+@hookspec
 def register_checks(register: Register) -> None:
     """Self-tests for `agl doctor`. Target: `check() -> str`, which tries something out in some seconds, in a process of its own, and says
     what it did; it raises what is wrong, and `ConfigError` or `MissingExtra` where there is nothing to try."""

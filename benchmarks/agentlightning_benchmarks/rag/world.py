@@ -1,0 +1,56 @@
+"""The invented world of the benchmark, in `world.json`: its entities, and the corpus of their passages.
+
+The world has two halves, `train` and `test`, in one corpus. No name belongs to both, and no fact leads from one to the other.
+`benchmarks/worlds/rag.py` writes the file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from functools import cache
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from agentlightning.config.models import cache_folder
+from agentlightning.types import new_id
+
+Split = Literal["train", "test"]
+Kind = Literal["town", "company", "person", "book"]
+
+FILE = Path(__file__).with_name("world.json")
+
+
+class Entity(msgspec.Struct, frozen=True):
+    """Something that has a passage of its own."""
+
+    name: str
+    kind: Kind
+    facts: dict[str, str]
+    """By relation; some are names of other entities. The passage tells them all."""
+    passage: str
+
+
+@cache
+def read_world() -> dict[Split, dict[str, Entity]]:
+    """Return the entities of each half by name."""
+    halves = msgspec.json.decode(FILE.read_bytes(), type=dict[Split, list[Entity]])
+    return {split: {entity.name: entity for entity in entities} for split, entities in halves.items()}
+
+
+def corpus_file() -> Path:
+    """Return the corpus of both halves; write it into the cache folder if it is missing."""
+    entities = [entity for half in read_world().values() for entity in half.values()]
+    entities.sort(key=lambda entity: entity.name)  # mixes kinds and halves
+    lines = [json.dumps({"id": f"g{i:04}", "title": entity.name, "text": entity.passage}) for i, entity in enumerate(entities)]
+    data = ("\n".join(lines) + "\n").encode()
+    path = cache_folder() / "rag" / f"corpus-{hashlib.sha256(data).hexdigest()[:24]}.jsonl"
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_name(f".{path.name}.{new_id()}")
+        part.write_bytes(data)
+        os.replace(part, path)
+    return path

@@ -147,10 +147,10 @@ def work(steps: Sequence[Step], options: argparse.Namespace) -> int:
 
 def identity(options: argparse.Namespace) -> dict[str, Any]:
     """What every result says about where it was measured."""
-    found = probe()
-    named = ("torch", "transformers", "peft", "vllm", "verl", "numpy")
-    versions = {name: found["packages"][name] for name in named if name in found["packages"]}
-    kept = {key: found[key] for key in ("python", "gpus", "cuda", "cpus") if key in found}
+    machine = probe(import_torch=not options.dry)
+    packages = ("torch", "transformers", "peft", "vllm", "verl", "numpy")
+    versions = {name: machine["packages"][name] for name in packages if name in machine["packages"]}
+    kept = {key: machine[key] for key in ("python", "gpus", "cuda", "cpus") if key in machine}
     return {**kept, "versions": versions, "dry": options.dry, **({"commit": head} if (head := commit(ROOT) or options.commit) else {})}
 
 

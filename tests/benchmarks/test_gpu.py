@@ -175,10 +175,11 @@ def test_a_step_that_the_end_of_a_call_interrupts_is_continued(
     monkeypatch.setattr(gpu.working, "GRACE", 0.5)
     monkeypatch.setattr(gpu.working, "SHORTEST", 1)
     monkeypatch.setattr(gpu.working, "LEAST", 0.5)
-    code = "import os, time\nif os.path.exists('begun'): " + MEASURE % 2 + "\nelse: open('begun', 'w'); time.sleep(600)"
+    code = "import os, time\nif os.path.exists('second'): " + MEASURE % 2 + "\nelse: time.sleep(600)"
     steps = [step(gpu, "long", code), step(gpu, "next", MEASURE % 1)]
     assert gpu.working.work(steps, options(tmp_path, seconds=5)) == 3
     assert [(line["step"], line["status"]) for line in lines(tmp_path)] == [("long", "interrupted")]
+    (tmp_path / "steps" / "long" / "second").touch()
     assert gpu.working.work(steps, options(tmp_path)) == 0
     assert [(line["step"], line["status"]) for line in lines(tmp_path)][1:] == [("long", "ok"), ("next", "ok")]
 
@@ -519,7 +520,7 @@ def test_what_is_packed_is_what_the_extra_needs_beyond_the_machine(gpu: SimpleNa
 
 
 def test_a_probe_can_be_packed_for(gpu: SimpleNamespace, tmp_path: Path) -> None:
-    path = tmp_path / "weight_check.json"
+    path = tmp_path / "probe.json"
     path.write_text(subprocess.run([GPU / "run", "--probe"], capture_output=True, text=True, check=True).stdout)
     machine = gpu.packing.read_machine(path)
     assert machine["python"].count(".") == 2
@@ -528,7 +529,7 @@ def test_a_probe_can_be_packed_for(gpu: SimpleNamespace, tmp_path: Path) -> None
 
 @pytest.mark.parametrize("content", [None, "[]", "{}", '{"python": "3", "platform": "linux-x86_64", "packages": {}}'])
 def test_a_file_that_describes_no_machine_is_named(gpu: SimpleNamespace, tmp_path: Path, content: str | None) -> None:
-    path = tmp_path / "weight_check.json"
+    path = tmp_path / "probe.json"
     if content is not None:
         path.write_text(content)
     with pytest.raises(gpu.pieces.PiecesError, match=r"probe\.json"):

@@ -88,8 +88,8 @@ def main() -> None:
     steps = [{"step": row["step"], **{name: row[name] for name in KEPT if row.get(name) is not None}} for row in rows]
     kept = ("steps", "finished", "seconds", "eval", "measured_after_step")
     tasks = "real" if options.data and Path(options.data).is_dir() else "generated"
-    made = {"curve": options.curve, "model": options.model, "tasks": tasks, "engine": options.engine or "torch"}
-    figures = {**made, "trainer": options.trainer or "torch", **{key: run.result[key] for key in kept if key in run.result}}
+    setup = {"curve": options.curve, "model": options.model, "tasks": tasks, "engine": options.engine or "torch"}
+    figures = {**setup, "trainer": options.trainer or "torch", **{key: run.result[key] for key in kept if key in run.result}}
     Figures().add(**figures, metrics=steps)
     if run.stopped:
         raise SystemExit(130)

@@ -34,7 +34,8 @@ def probe(*, import_torch: bool = True) -> dict[str, Any]:
 
 def packages() -> dict[str, str]:
     """Version of every installed package, by its normalised name."""
-    return {normal(name): each.version for each in importlib.metadata.distributions() if (name := each.metadata["Name"])}
+    installed = importlib.metadata.distributions()
+    return {normal(name): package.version for package in installed if (name := package.metadata["Name"])}
 
 
 def normal(name: str) -> str:

@@ -29,7 +29,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from installing import ROOT, arrive, install, some
+from installing import ROOT, arrive, install, shortened
 from machine import commit, probe
 from pieces import PiecesError, read_index
 from processes import ALIVE, GRACE, MARK, end_leftovers, killed_after, mark_children, run_command
@@ -158,7 +158,7 @@ def hindrance(step: Step, place: Place | None, missing: dict[str, list[str]]) ->
     """Why a step cannot be done now; None: it can."""
     for parcel in ("wheels", *step.parcels):
         if parcel in missing:
-            return f"missing pieces: {some(missing[parcel])}"
+            return f"missing pieces: {shortened(missing[parcel])}"
     if step.module is not None and place is not None:
         code = f"import importlib.util, sys; sys.exit(importlib.util.find_spec({step.module!r}) is None)"
         if subprocess.run([place.python, "-c", code], check=False).returncode:

@@ -56,7 +56,7 @@ def arrays(rollouts: int, turns: int, group: int, tokens: int) -> RolloutArrays:
         returns=rng.integers(0, 2, rollouts).astype(np.float64),
         group=np.arange(rollouts) // group,
         rollout=rollout,
-        reward=np.where(rng.random(size) < 0.3, rng.random(size), 0.0),
+        rewards=np.where(rng.random(size) < 0.3, rng.random(size), 0.0),
         tokens=np.full(size, tokens),
     )
 
@@ -64,7 +64,7 @@ def arrays(rollouts: int, turns: int, group: int, tokens: int) -> RolloutArrays:
 def trajectories(rollouts: RolloutArrays) -> list[Trajectory]:
     """What gives these arrays, but for prompts."""
     nothing = np.empty(0, np.int32)
-    found: list[Trajectory] = []
+    attempts: list[Trajectory] = []
     for number, (start, stop) in enumerate(zip(rollouts.first[:-1], rollouts.first[1:], strict=True)):
         transitions = [
             Transition(
@@ -84,7 +84,7 @@ def trajectories(rollouts: RolloutArrays) -> list[Trajectory]:
             )
             for turn, place in enumerate(range(start, stop))
         ]
-        found.append(
+        attempts.append(
             Trajectory(
                 task=Task(str(rollouts.group[number]), None),
                 rollout_id=str(number),
@@ -97,22 +97,22 @@ def trajectories(rollouts: RolloutArrays) -> list[Trajectory]:
                 transitions=tuple(transitions),
             )
         )
-    return found
+    return attempts
 
 
 def loop(rollouts: RolloutArrays, gamma: float, lam: float) -> np.ndarray:
     """(tokens,) GAE with the outcome at the last token of a rollout."""
     assert rollouts.values is not None
-    made = np.zeros(len(rollouts.values))
+    advantages = np.zeros(len(rollouts.values))
     ends = rollouts.offsets[rollouts.first]
     for number, (start, stop) in enumerate(zip(ends[:-1].tolist(), ends[1:].tolist(), strict=True)):
         following = after = 0.0
         for token in range(stop - 1, start - 1, -1):
             reward = rollouts.returns[number] if token == stop - 1 else 0.0
             following = reward + gamma * after - rollouts.values[token] + gamma * lam * following
-            made[token] = following
+            advantages[token] = following
             after = rollouts.values[token]
-    return made
+    return advantages
 
 
 def sliced(function: Callable[[], Any]) -> tuple[Callable[[], None], int]:

@@ -4,7 +4,7 @@
     python benchmarks/performance/attention.py --groups 2 --prompt 32    # smaller; the bound is made for the default
 
 Groups share nothing, so twice as many are twice the work; a mask over all tokens of a pack would make it four times. For attention alone
-all groups lie in one pack, however many they are; the gradient is computed in packs of --tokens-per-pack, as in training. Seconds are those of
+all groups lie in one pack, however many they are; the gradient is computed in packs, as in training. Seconds are those of
 this thread. The dense mask stands beside as what is avoided, with a quarter of the groups and without a bound. Conversion and the cutting
 into packs, which cost little, have sixteen times as many groups.
 """
@@ -85,7 +85,8 @@ def main() -> None:
         }
 
     pairs = {groups: runs(groups) for groups in (options.groups, 2 * options.groups)}
-    seconds = take_turns({f"{name}, {groups} groups": run for groups, some in pairs.items() for name, run in some.items()}, options.repeat)
+    named = {f"{name}, {groups} groups": run for groups, variants in pairs.items() for name, run in variants.items()}
+    seconds = take_turns(named, options.repeat)
     report = Report("seconds for twice the groups", (f"{options.groups} groups", f"{2 * options.groups} groups"))
     for name in pairs[options.groups]:
         small, large = (min(seconds[f"{name}, {groups} groups"]) for groups in pairs)

@@ -57,7 +57,7 @@ def rollouts(count: int, turns: int, prompt: int, reply: int, observation: int, 
     """One group, with advantages that sum to zero."""
     rng = np.random.default_rng(0)
     shared = rng.integers(0, vocabulary, prompt)
-    found: list[Trajectory] = []
+    trajectories: list[Trajectory] = []
     for index in range(count):
         history, transitions = shared, list[Transition]()
         for turn in range(turns):
@@ -79,7 +79,7 @@ def rollouts(count: int, turns: int, prompt: int, reply: int, observation: int, 
             )
             history = np.concatenate([history, response, rng.integers(0, vocabulary, observation)])
         name = str(index)
-        found.append(
+        trajectories.append(
             Trajectory(
                 task=Task("t", None),
                 rollout_id=name,
@@ -92,7 +92,7 @@ def rollouts(count: int, turns: int, prompt: int, reply: int, observation: int, 
                 transitions=tuple(transitions),
             )
         )
-    return make_batch(found, [np.full(turns, 1.0 if k % 2 else -1.0) for k in range(count)])
+    return make_batch(trajectories, [np.full(turns, 1.0 if k % 2 else -1.0) for k in range(count)])
 
 
 @dataclass
@@ -166,14 +166,14 @@ def peak(options: argparse.Namespace, mode: str) -> int:
     bench = Bench.load(options)
     batch = bench.batch(options)
     small = rollouts(1, 1, 16, 16, 0, bench.model.config.get_text_config().vocab_size)
-    for each in (small, batch):
+    for batch_of_size in (small, batch):
         if bench.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats()
             before = torch.cuda.memory_allocated()
         else:
             Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
             before = _kilobytes("VmRSS")
-        bench.gradient(each, work_of(mode, each, options.tokens_per_pack), mode == FOREST)
+        bench.gradient(batch_of_size, work_of(mode, batch_of_size, options.tokens_per_pack), mode == FOREST)
         bench.optimizer.step(LR)
     return torch.cuda.max_memory_allocated() - before if bench.device.type == "cuda" else 1024 * (_kilobytes("VmHWM") - before)
 

@@ -109,7 +109,7 @@ def make_world(split: Split) -> list[Entity]:
 
 def world_file() -> bytes:
     """Return the data file: both halves as JSON, one entity a line."""
-    halves = []
+    halves: list[str] = []
     for split in SIZES:
         entities = ",\n".join(msgspec.json.encode(entity).decode() for entity in make_world(split))
         halves.append(f'"{split}": [\n{entities}\n]')

@@ -63,7 +63,7 @@ class Phases:
 def create(order: Order, root: Path) -> Path:
     """Make the folder of a benchmark."""
     stem = f"bench-{order.benchmark}-{time.strftime('%Y%m%d-%H%M%S')}"
-    path = next(each for n in range(1, 1000) if not (each := root / (stem if n == 1 else f"{stem}-{n}")).exists())
+    path = next(path_of_number for n in range(1, 1000) if not (path_of_number := root / (stem if n == 1 else f"{stem}-{n}")).exists())
     write_file(path / ORDER, msgspec.json.format(msgspec.json.encode(order), indent=2) + b"\n")
     return path
 

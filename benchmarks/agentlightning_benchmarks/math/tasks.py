@@ -39,7 +39,7 @@ def make_tasks(split: Split, count: int) -> list[dict[str, Any]]:
     each come round in turn. (Two of three of several: too many groups in which a small model is never right, and nothing to learn from.)"""
     rng = random.Random(f"math:{split}")  # noqa: S311  # no secret is made here
     tasks: dict[str, dict[str, Any]] = {}
-    kinds = [[each for each in TEMPLATES[split] if (operations(each[0]) == 1) == one] for one in (True, False)]
+    kinds = [[template for template in TEMPLATES[split] if (operations(template[0]) == 1) == one] for one in (True, False)]
     orders: list[list[tuple[str, str]]] = [[], []]
     while len(tasks) < count:
         kind = len(tasks) % 2

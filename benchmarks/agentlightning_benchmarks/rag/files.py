@@ -38,12 +38,12 @@ def read_lines(path: Path, holds: str) -> Iterator[Line]:
         data = path.read_bytes()
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror or error}; expected {holds}, one JSON object a line") from error
-    found = False
+    has_lines = False
     for number, line in enumerate(data.removeprefix(b"\xef\xbb\xbf").split(b"\n"), 1):
         if line.strip():
-            found = True
+            has_lines = True
             yield _parse(line, f"{path}, line {number}")
-    if not found:
+    if not has_lines:
         raise ConfigError(f"{path}: the file is empty; expected {holds}, one JSON object a line")
 
 

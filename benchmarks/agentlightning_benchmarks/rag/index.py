@@ -57,10 +57,10 @@ class Index:
 
     def search(self, query: str, top_k: int) -> list[Passage]:
         """At most `top_k` passages that share a word with the query, the best first; of equals the earlier in the corpus."""
-        known = [word for word in words_of(query[:MAX_QUERY]) if word in self._scorer.vocab_dict]
-        if not known:
+        indexed = [word for word in words_of(query[:MAX_QUERY]) if word in self._scorer.vocab_dict]
+        if not indexed:
             return []
-        scores = self._scorer.get_scores(known)  # (passages,)
+        scores = self._scorer.get_scores(indexed)  # (passages,)
         best = np.argsort(-scores, kind="stable")[:top_k]
         return [self.passages[i] for i in best if scores[i] > 0]
 
@@ -86,7 +86,7 @@ def open_index(corpus: str) -> Index:
 
 def words_of(text: str) -> list[str]:
     """The words that are searched for: lower case, without accents, without those that every text has."""
-    plain = "".join(each for each in unicodedata.normalize("NFKD", text) if not unicodedata.combining(each))
+    plain = "".join(character for character in unicodedata.normalize("NFKD", text) if not unicodedata.combining(character))
     return [word for word in re.findall(r"\w+", plain.lower()) if word not in STOPWORDS_EN]
 
 

@@ -80,9 +80,9 @@ def _task(line: Line, ids: set[str]) -> tuple[str, dict[str, Any]]:
         "question": line.text("question"),
         "answer": line.text("answer"),
         "answer_aliases": [
-            checked_text(each, f"{line.where}: 'answer_aliases[{i}]'") for i, each in enumerate(line.many("answer_aliases"))
+            checked_text(value, f"{line.where}: 'answer_aliases[{i}]'") for i, value in enumerate(line.many("answer_aliases"))
         ],
-        "decomposition": [_hop(each, f"{line.where}: 'decomposition[{i}]'") for i, each in enumerate(line.many("decomposition"))],
+        "decomposition": [_hop(value, f"{line.where}: 'decomposition[{i}]'") for i, value in enumerate(line.many("decomposition"))],
     }
 
 

@@ -61,7 +61,7 @@ def make_schema(split: Split, domain: str, number: int, seed: int = 0) -> Schema
     for line in lines:
         head, *described = (part.strip() for part in line.split("|"))
         plural, singular = head.split()
-        (first, *rest) = [(name.strip(), kind.strip()) for name, _, kind in (each.partition(":") for each in described)]
+        (first, *rest) = [(name.strip(), kind.strip()) for name, _, kind in (column.partition(":") for column in described)]
         kept = rng.sample(rest, rng.randint(min(2, len(rest)), len(rest)))
         tables.append(
             Table(
@@ -157,35 +157,35 @@ def make_tasks(split: Split, count: int, variants: int, domains: Sequence[str] |
 def ask(form: Form, schema: Schema, content: sqlite3.Connection, rng: random.Random) -> tuple[str, str] | None:
     """A question of a form and the query that answers it; None where the form does not fit the schema, or has no answer there."""
     place = rng.randrange("{P}" in form.query, len(schema.tables))
-    known = _words(schema, place, content, rng, unique=form.unique)
+    terms = _words(schema, place, content, rng, unique=form.unique)
     phrasing = rng.choice(form.phrasings)
     wanted = {name for _, name, _, _ in Formatter().parse(form.query + phrasing) if name}
-    if not wanted <= known.keys():
+    if not wanted <= terms.keys():
         return None
-    query = form.query.format_map(known)
+    query = form.query.format_map(terms)
     rows = content.execute(query).fetchall()
     if not rows or rows in ([(0,)], [(None,)]):
         return None
-    return phrasing.format_map(known), query
+    return phrasing.format_map(terms), query
 
 
 def _words(schema: Schema, place: int, content: sqlite3.Connection, rng: random.Random, *, unique: bool) -> Mapping[str, Any]:
     """What can be said of a table and of those above it."""
     table = schema.tables[place]
-    known: dict[str, Any] = {"T": table.name, "thing": table.singular}
-    known |= _column(table, "N", "NV", table.columns[:1], content, rng)
-    known |= _column(table, "C", "V", [each for each in table.columns[1:] if not _is_number(each[1])], content, rng)
-    known |= _column(
-        table, "X", "K", [each for each in table.columns if _is_number(each[1]) and (not unique or _spread(each[1]))], content, rng
+    terms: dict[str, Any] = {"T": table.name, "thing": table.singular}
+    terms |= _column(table, "N", "NV", table.columns[:1], content, rng)
+    terms |= _column(table, "C", "V", [column for column in table.columns[1:] if not _is_number(column[1])], content, rng)
+    terms |= _column(
+        table, "X", "K", [column for column in table.columns if _is_number(column[1]) and (not unique or _spread(column[1]))], content, rng
     )
     function, words = rng.choice(read_forms().aggregates)
     direction, most = rng.choice(read_forms().directions)
-    known |= {"F": function, "word": rng.choice(words), "D": direction, "most": rng.choice(most)}
+    terms |= {"F": function, "word": rng.choice(words), "D": direction, "most": rng.choice(most)}
     if place >= 1:
         parent = schema.tables[place - 1]
-        known |= {"P": parent.name, "parent": parent.singular, "fk": table.link}
-        known |= _column(parent, "PN", "PV", parent.columns[:1], content, rng)
-    return known
+        terms |= {"P": parent.name, "parent": parent.singular, "fk": table.link}
+        terms |= _column(parent, "PN", "PV", parent.columns[:1], content, rng)
+    return terms
 
 
 def _column(
@@ -225,7 +225,7 @@ def _values(kind: str, count: int, split: Split, rng: random.Random) -> list[str
         while len(words) < count:
             words["".join(rng.choices(vocabulary()[split].syllables, k=rng.randint(2, 3))).capitalize()] = None
         return list(words)
-    return list(rng.choices([each.strip() for each in kind.split(",")], k=count))
+    return list(rng.choices([text.strip() for text in kind.split(",")], k=count))
 
 
 def _links(count: int, above: int, rng: random.Random) -> list[int]:

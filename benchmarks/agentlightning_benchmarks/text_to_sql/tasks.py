@@ -43,9 +43,9 @@ def load(data: Path, *, test_suite: bool = False) -> tuple[Tasks, Tasks]:
     """Train and test tasks of a folder with `train.jsonl`, `dev.jsonl` and `database.zip`, or with `train_spider.json`, `dev.json` and
     `database/`, as Spider's authors hand them out; for a test suite also `test_suite_variants.zip`. A zip is unpacked once, into the cache
     folder. Raises `ConfigError`, which names the file."""
-    train, dev = (_there(data, *names) for names in (("train.jsonl", "train_spider.json"), ("dev.jsonl", "dev.json")))
+    train, dev = (_existing(data, *names) for names in (("train.jsonl", "train_spider.json"), ("dev.jsonl", "dev.json")))
     questions = _rows(train), _rows(dev)
-    place = _there(data, "database.zip", "database")
+    place = _existing(data, "database.zip", "database")
     databases = place if place.is_dir() else unpack(place, "database")
     variants = unpack(data / "test_suite_variants.zip", "test_suite") if test_suite else None
     schemas: dict[str, str] = {}
@@ -55,7 +55,7 @@ def load(data: Path, *, test_suite: bool = False) -> tuple[Tasks, Tasks]:
     )
 
 
-def _there(data: Path, ours: str, authors: str) -> Path:
+def _existing(data: Path, ours: str, authors: str) -> Path:
     """Of two names for the same, the one that is there; ours, where neither is."""
     return data / authors if (data / authors).exists() and not (data / ours).exists() else data / ours
 
@@ -86,7 +86,7 @@ def _task(row: dict[str, Any], path: Path, databases: Path, place: Path, variant
     task = {key: row[key] for key in ("id", "question", "query", "hardness") if key in row}
     task |= {"schema": schemas[name], "database": str(file)}
     if variants is not None:
-        task["variants"] = [str(each) for each in sorted((variants / name).glob("*.sqlite"))]
+        task["variants"] = [str(variant) for variant in sorted((variants / name).glob("*.sqlite"))]
         if not task["variants"]:
             raise ConfigError(
                 f"{path}: no variants of {name!r} in {path.with_name('test_suite_variants.zip')}; expected test_suite/{name}/*.sqlite"

@@ -41,7 +41,7 @@ def test_tasks():
 
 def load(data):
     if not (data / "train.jsonl").is_file():
-        raise ConfigError(f"{data / 'train.jsonl'}: there is no such file")
+        raise ConfigError(f"{data / 'train.jsonl'}: this file does not exist")
     return [{"id": "real", "text": "r"}], [{"id": f"real-{n}", "text": "r"} for n in range(40)]
 
 
@@ -202,7 +202,7 @@ def test_real_files_are_trained_on_and_measured_on_32_tasks(bench: Bench, tmp_pa
     data = tmp_path / "data"
     code, output = bench("tiny", "--data", str(data), "--steps", "1")
     assert code == 2
-    assert f"{data / 'train.jsonl'}: there is no such file" in output
+    assert f"{data / 'train.jsonl'}: this file does not exist" in output
     assert not (tmp_path / "runs").exists(), "a benchmark that cannot start leaves no folder"
     data.mkdir()
     (data / "train.jsonl").touch()

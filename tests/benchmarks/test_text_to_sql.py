@@ -346,7 +346,7 @@ def test_the_folder_that_spiders_authors_hand_out_is_read_as_it_is(data: Path) -
     _, (task,) = sql_tasks.load(theirs)
     assert reward(task, "SELECT 1") == 1
     (theirs / "database" / "pets").rename(theirs / "database" / "cats")
-    with pytest.raises(ConfigError, match=r"train_spider\.json: the database 'pets' is not in .*spider_data/database;"):
+    with pytest.raises(ConfigError, match=r"train_spider\.json: the database 'pets' is not in .*spider_data/database\."):
         sql_tasks.load(theirs)
 
 

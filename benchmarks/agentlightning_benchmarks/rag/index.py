@@ -80,7 +80,7 @@ def open_index(corpus: str) -> Index:
     try:
         scorer = bm25s.BM25.load(folder, mmap=True, show_progress=False)
     except (OSError, ValueError, KeyError, EOFError, TypeError) as error:
-        raise ConfigError(f"{folder}: this index of {path} is damaged: {error}; delete the folder, and it is made again") from error
+        raise ConfigError(f"{folder}: this index of {path} is damaged: {error}. Delete the folder; the next run makes it again.") from error
     return Index(passages, scorer)
 
 
@@ -96,7 +96,7 @@ def _passages(path: Path) -> list[Passage]:
     for line in read_lines(path, "passages with id, title and text"):
         passage = Passage(line.text("id"), line.text("title") if line.fields.get("title") else "", line.text("text"))
         if passage.id in places:
-            raise ConfigError(f"{line.where}: the id {passage.id!r} is that of {places[passage.id]} too; ids must differ")
+            raise ConfigError(f"{line.where}: the id {passage.id!r} is that of {places[passage.id]} too. Ids must differ.")
         places[passage.id] = line.where
         passages.append(passage)
     return passages

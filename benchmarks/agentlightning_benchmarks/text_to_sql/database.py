@@ -127,7 +127,7 @@ def _reading(path: str | Path) -> Generator[sqlite3.Connection]:
     """A connection that cannot write, to a file that is a database."""
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: there is no such database; expected an SQLite file")
+        raise FileNotFoundError(f"{path}: there is no such database. Expected an SQLite file.")
     try:
         uri = f"file:{quote(str(path.resolve()))}?mode=ro&immutable=1"
         connection = sqlite3.connect(uri, uri=True, isolation_level=None, cached_statements=0)

@@ -40,7 +40,7 @@ def right(database: str, query: str, gold: str) -> bool:
         return False
     expected = execute(database, gold)
     if expected.error is not None:
-        raise ConfigError(f"{database}: the gold query fails: {expected.error}; expected a query that this database can answer: {gold}")
+        raise ConfigError(f"{database}: the gold query fails: {expected.error}. Expected a query that this database can answer: {gold}.")
     return equal(result, expected, ordered=has_order(gold))
 
 

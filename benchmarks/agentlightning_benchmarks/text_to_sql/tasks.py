@@ -64,12 +64,12 @@ def _rows(path: Path) -> Tasks:
     try:
         rows: list[Any] = [task.input for task in load_tasks(path)]
     except TaskError as error:
-        raise ConfigError(f"{error}; expected Spider's questions, an object with db_id, question and query on each line") from error
+        raise ConfigError(f"{error}. Expected Spider's questions, an object with db_id, question and query on each line.") from error
     for number, row in enumerate(rows, 1):
         fields: dict[str, Any] = row if isinstance(row, dict) else {}
         wrong = [key for key in ("db_id", "question", "query") if not isinstance(fields.get(key), str)]
         if wrong:
-            raise ConfigError(f"{path}, question {number}: {', '.join(wrong)} missing or no text; expected db_id, question and query")
+            raise ConfigError(f"{path}, question {number}: {', '.join(wrong)} missing or no text. Expected db_id, question and query.")
     return rows
 
 
@@ -78,7 +78,7 @@ def _task(row: dict[str, Any], path: Path, databases: Path, place: Path, variant
     file = databases / name / f"{name}.sqlite"
     if name not in schemas:
         if not name or Path(name).name != name or not (databases / name).is_dir():
-            raise ConfigError(f"{path}: the database {name!r} is not in {place}; expected database/{name}/{name}.sqlite")
+            raise ConfigError(f"{path}: the database {name!r} is not in {place}. Expected database/{name}/{name}.sqlite.")
         try:
             schemas[name] = schema_text(file)
         except OSError as error:
@@ -89,7 +89,7 @@ def _task(row: dict[str, Any], path: Path, databases: Path, place: Path, variant
         task["variants"] = [str(variant) for variant in sorted((variants / name).glob("*.sqlite"))]
         if not task["variants"]:
             raise ConfigError(
-                f"{path}: no variants of {name!r} in {path.with_name('test_suite_variants.zip')}; expected test_suite/{name}/*.sqlite"
+                f"{path}: no variants of {name!r} in {path.with_name('test_suite_variants.zip')}. Expected test_suite/{name}/*.sqlite."
             )
     return task
 

@@ -132,6 +132,10 @@ def chains(batch: Batch) -> int:
     return int((batch.end == np.arange(1, len(batch) + 1)).sum())
 
 
+def _without_continues(trajectory: Trajectory) -> Trajectory:
+    return structs.replace(trajectory, transitions=tuple(structs.replace(turn, continues=None) for turn in trajectory.transitions))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rollouts", type=int, default=64)

@@ -26,7 +26,8 @@ import torch
 
 from agentlightning.config.models import ModelFiles, Share
 from agentlightning.contracts.engine import Chunk, EngineInfo, check_request
-from agentlightning.errors import ConfigError, EngineError
+from agentlightning.errors import EngineError
+from agentlightning.settings import BaseSettings, PositiveFloat, PositiveInt
 from agentlightning.types import IntArray, Policy, Sampling, floats, ints
 from agentlightning_torch.sampler import Counts, Event, Reply, Sampler
 from agentlightning_torch.slots import probe
@@ -34,26 +35,21 @@ from agentlightning_torch.weights import Weights, get_weights, is_loaded
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings:
+class Settings(BaseSettings):
     """Settings of the torch engine. `device` and `dtype` are those of the weights, which the trainer shares."""
 
+    table = "engine"
     device: str = "auto"
     """`auto`, `cpu`, `cuda`, `cuda:1`."""
     dtype: str = "auto"
     """`auto` (bfloat16 on a GPU, else float32), `float32`, `bfloat16`, `float16`, `float64`."""
-    max_batch: int = 32
+    max_batch: PositiveInt = 32
     """Replies decoded together at most; others wait."""
-    memory_gb: float | None = None
+    memory_gb: PositiveFloat | None = None
     """For keys and values, those kept for a next turn included. None: 2 on a CPU, 30 % of a GPU's memory."""
     copy_weights: bool | None = None
     """Whether to hold a copy of the weights, so that replies go on while the trainer steps; it takes as much memory again. Absent: where
     `collection.max_staleness` is above 0."""
-
-    def __post_init__(self) -> None:
-        if self.max_batch < 1:
-            raise ConfigError(f"engine.max_batch is {self.max_batch}; it must be at least 1")
-        if self.memory_gb is not None and not self.memory_gb > 0:
-            raise ConfigError(f"engine.memory_gb is {self.memory_gb}; it must be above 0, or absent")
 
     def memory(self, device: torch.device) -> int:
         """In bytes. Does not depend on what is free just now, so that two runs keep the same."""

@@ -16,11 +16,12 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 from urllib.parse import quote
 
 import numpy as np
 import torch
+from msgspec import Meta
 from numpy.typing import NDArray
 
 from agentlightning.config.models import ModelFiles, Share
@@ -31,6 +32,7 @@ from agentlightning.rl.batch.build import Batch
 from agentlightning.rl.batch.packs import Pack
 from agentlightning.rl.loss import LossSettings, SFTLoss
 from agentlightning.rl.schedule import learning_rate
+from agentlightning.settings import BaseSettings, Beta, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from agentlightning.types import Policy
 from agentlightning_torch import checkpoint
 from agentlightning_torch.critic import ValueHead, hidden_size
@@ -46,32 +48,36 @@ T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 
+TRAINED = "'full', 'lora' or 'top:N' (such as 'top:8')"
+
+
 @dataclass(frozen=True, kw_only=True)
-class Settings:
+class Settings(BaseSettings):
     """Of the torch trainer."""
 
-    train: str = "full"
+    table = "trainer"
+    train: Annotated[str, Meta(pattern="^(full|lora|top:0*[1-9][0-9]*)$", description=TRAINED)] = "full"
     """`full`; `top:N`, the last N layers and the final norm; or `lora`."""
-    lora_rank: int = 16
-    lora_alpha: float = 32.0
-    lr: float = 1e-5
-    weight_decay: float = 0.0
+    lora_rank: PositiveInt = 16
+    lora_alpha: PositiveFloat = 32.0
+    lr: Annotated[float, Meta(gt=0, lt=1, description="1e-5 is usual, 1e-4 for LoRA")] = 1e-5
+    weight_decay: NonNegativeFloat = 0.0
     """On matrices; norms and biases never decay."""
-    betas: tuple[float, float] = (0.9, 0.999)
-    clip_norm: float = 1.0
+    betas: tuple[Beta, Beta] = (0.9, 0.999)
+    clip_norm: PositiveFloat = 1.0
     """The gradient is scaled down to this norm."""
     critic: bool = False
     """A value head, for advantages that need one (`gae`)."""
-    critic_lr: float = 1e-3
+    critic_lr: Annotated[float, Meta(gt=0, lt=1, description="1e-3 is usual")] = 1e-3
     """Its own learning rate, constant."""
-    value_clip: float | None = 0.2
+    value_clip: PositiveFloat | None = 0.2
     """How far a step may move a value; absent: any distance."""
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     """Of lr after the warm-up; linear and cosine reach 0 at `total_steps`."""
-    warmup_steps: int = 0
+    warmup_steps: NonNegativeInt = 0
     total_steps: int | None = None
     """Absent: the steps of the run."""
-    tokens_per_pack: int = 4096
+    tokens_per_pack: PositiveInt = 4096
     """Tokens computed at once: what bounds the memory. A conversation must fit."""
     device: str = "auto"
     dtype: str = "auto"
@@ -80,32 +86,10 @@ class Settings:
     """Of a fresh LoRA adapter."""
 
     def __post_init__(self) -> None:
-        if isinstance(self.betas, list):  # as TOML gives it
-            object.__setattr__(self, "betas", tuple(self.betas))
-        kind, _, count = self.train.partition(":")
-        if self.train not in ("full", "lora") and not (kind == "top" and count.isdecimal() and int(count) > 0):
-            raise ConfigError(f"trainer.train is {self.train!r}; expected 'full', 'lora' or 'top:N' (such as 'top:8')")
-        if self.schedule not in ("constant", "linear", "cosine"):
-            raise ConfigError(f"trainer.schedule is {self.schedule!r}; expected 'constant', 'linear' or 'cosine'")
+        super().__post_init__()
         if self.schedule != "constant" and self.total_steps is not None and self.total_steps <= self.warmup_steps:
-            raise ConfigError(
-                f"trainer.schedule {self.schedule!r} needs total_steps above warmup_steps ({self.warmup_steps}); it is {self.total_steps}"
-            )
-        rules: dict[str, tuple[Any, bool, str]] = {
-            "lora_rank": (self.lora_rank, self.lora_rank >= 1, "at least 1"),
-            "lora_alpha": (self.lora_alpha, self.lora_alpha > 0, "above 0"),
-            "lr": (self.lr, 0 < self.lr < 1, "above 0 and below 1 (1e-5 is usual, 1e-4 for LoRA)"),
-            "weight_decay": (self.weight_decay, self.weight_decay >= 0, "0 or more"),
-            "betas": (self.betas, len(self.betas) == 2 and all(0 <= b < 1 for b in self.betas), "two numbers from 0 to below 1"),
-            "clip_norm": (self.clip_norm, self.clip_norm > 0, "above 0"),
-            "critic_lr": (self.critic_lr, 0 < self.critic_lr < 1, "above 0 and below 1 (1e-3 is usual)"),
-            "value_clip": (self.value_clip, self.value_clip is None or self.value_clip > 0, "above 0, or absent"),
-            "warmup_steps": (self.warmup_steps, self.warmup_steps >= 0, "0 or more"),
-            "tokens_per_pack": (self.tokens_per_pack, self.tokens_per_pack >= 1, "at least 1"),
-        }
-        for name, (value, holds, expected) in rules.items():
-            if not holds:
-                raise ConfigError(f"trainer.{name} is {value}; expected {expected}")
+            problem = f"trainer.total_steps is {self.total_steps}, but trainer.warmup_steps is {self.warmup_steps}"
+            raise ConfigError(f"{problem}. Schedule {self.schedule!r} needs more total steps than warm-up steps.")
 
 
 class TorchTrainer:

@@ -27,8 +27,8 @@ from tensordict import NonTensorData, NonTensorStack, TensorDict
 from verl.experimental.agent_loop.agent_loop import AgentLoopMetrics, AgentLoopOutput
 from verl.utils.tensordict_utils import list_of_dict_to_tensordict
 
+from agentlightning.config.parts import naming
 from agentlightning.config.schema import RunnerSettings
-from agentlightning.config.tables import build, naming
 from agentlightning.contracts.engine import Chunk, EngineInfo
 from agentlightning.contracts.store import RolloutState
 from agentlightning.errors import AgentError, ConfigError, EngineError, UnsupportedSetting
@@ -37,6 +37,7 @@ from agentlightning.registry.registry import load_object, registry
 from agentlightning.rl.batch.build import make_batch
 from agentlightning.rl.trajectory.build import trajectory
 from agentlightning.runner.runner import Runner
+from agentlightning.settings import build
 from agentlightning.stores.common import open_store
 from agentlightning.types import IntArray, Policy, Rollout, Sampling, Task, Trajectory, floats, ints, new_id
 

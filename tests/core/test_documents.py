@@ -14,12 +14,13 @@ import numpy as np
 import pytest
 
 import agentlightning as agl
+from agentlightning.config.parts import Part
 from agentlightning.config.schema import Config, check_names, load_config
-from agentlightning.config.tables import bind, build
 from agentlightning.registry.registry import Registry, registry
 from agentlightning.rl.arrays import RolloutArrays
 from agentlightning.rl.credit.identical import identical
 from agentlightning.serving.serve import what_to_serve
+from agentlightning.settings import build
 from agentlightning.training.job import train_config
 from agentlightning.training.progress import Silent
 from agentlightning.training.run_folder import RunFolder
@@ -57,7 +58,7 @@ def test_the_advantage_of_the_contributing_guide_works_as_a_plugin(monkeypatch: 
     monkeypatch.setitem(sys.modules, "my_package.median", module)
     found = Registry({"my_package": entry})
     assert found.broken == {}
-    advantage = bind("advantages", {"name": "median", "scale": 0.5}, "algorithm.advantage", found)
+    advantage = Part.parse("advantages", {"name": "median", "scale": 0.5}, "algorithm.advantage", found).make()
     rollouts = RolloutArrays.from_arrays(returns=[0.0, 1.0, 4.0], group=[0, 0, 0], rollout=[0, 1, 1, 2])
     result = advantage(rollouts, identical(rollouts))
     assert result.tolist() == [-0.5, 0.0, 0.0, 1.5]

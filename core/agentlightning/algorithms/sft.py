@@ -20,6 +20,7 @@ from agentlightning.registry.registry import load_object
 from agentlightning.rl.batch.build import make_batch
 from agentlightning.rl.loss import SFTLoss
 from agentlightning.rl.trajectory.build import leave_out
+from agentlightning.settings import BaseSettings
 from agentlightning.types import FloatArray, Trajectory
 
 TOLERANCE = 1e-9
@@ -27,9 +28,10 @@ TOLERANCE = 1e-9
 
 
 @dataclass(frozen=True, kw_only=True)
-class SFT:
+class SFT(BaseSettings):
     """One rollout for each task of a step, and one gradient step on its demonstrations."""
 
+    table = "algorithm"
     name: str = "sft"
     ignores_step_rewards: ClassVar[str] = "algorithm 'sft' learns demonstrations, whatever their steps earn"
     demonstrations: str | Demonstrate
@@ -41,8 +43,7 @@ class SFT:
     """What a token weighs: every token the same; each rollout's tokens sum to one."""
 
     def __post_init__(self) -> None:
-        if self.loss_aggregation not in ("token_mean", "sequence_mean"):
-            raise ConfigError(f"algorithm.loss_aggregation is {self.loss_aggregation!r}; it must be 'token' or 'rollout'")
+        super().__post_init__()
         if not (callable(self.demonstrations) or ":" in cast(Any, self.demonstrations)):
             raise ConfigError(f"algorithm.demonstrations is {self.demonstrations!r}; expected 'module:function', or the function itself")
 

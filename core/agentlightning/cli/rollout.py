@@ -75,7 +75,8 @@ def rollout(
 
 def settings_of(path: Path | None, given: dict[str, str | None]) -> Config:
     """A configuration file with the options put in; or the options alone."""
-    from agentlightning.config.schema import Config, build, load_config
+    from agentlightning.config.schema import Config, load_config
+    from agentlightning.settings import build
 
     options: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
     if path is None:

@@ -6,7 +6,6 @@ missing says what to install; an unknown name says the nearest known one.
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import importlib.metadata
 import importlib.util
@@ -19,7 +18,7 @@ from typing import Any
 import pluggy
 
 from agentlightning.contracts import hookspecs
-from agentlightning.errors import ConfigError, MissingExtra, PluginError
+from agentlightning.errors import ConfigError, MissingExtra, PluginError, unknown
 
 GROUP = "agentlightning"
 KINDS = (
@@ -179,13 +178,6 @@ def registry() -> Registry:
 def singular(kind: str) -> str:
     """`engines`: `engine`; `losses`: `loss`."""
     return kind.removesuffix("es") if kind.endswith("sses") else kind.removesuffix("s")
-
-
-def unknown(what: str, name: str, known: list[str]) -> str:
-    """`unknown engine 'toch'; did you mean 'torch'? known: torch, vllm`."""
-    near = difflib.get_close_matches(name, known, n=1)
-    hint = f"; did you mean {near[0]!r}?" if near else ";"
-    return f"unknown {what} {name!r}{hint} known: {', '.join(known) or 'none'}"
 
 
 def load_object(reference: str) -> Any:

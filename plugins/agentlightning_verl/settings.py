@@ -7,15 +7,15 @@ from typing import Annotated, Any, Literal
 
 from msgspec import Meta
 
+from agentlightning.contracts.trainer import TrainerSettings
 from agentlightning.errors import ConfigError
-from agentlightning.settings import BaseSettings, Beta, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from agentlightning.settings import Beta, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings(BaseSettings):
+class Settings(TrainerSettings):
     """Of the verl trainer. Credit, advantage, weights and the learning rate of each step are Agent Lightning's; verl has no say in them."""
 
-    table = "trainer"
     python: str | None = None
     """A Python that has verl; absent: this one."""
     workers: PositiveInt = 1

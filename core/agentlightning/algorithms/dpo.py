@@ -8,24 +8,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, ClassVar
+from typing import Annotated
 
 import numpy as np
 from msgspec import Meta
 
-from agentlightning.algorithms.base import Session
+from agentlightning.algorithms.base import Algorithm, Session
 from agentlightning.rl.advantage import Needs
 from agentlightning.rl.batch.build import Batch, DoubleArray, make_batch, trainable
 from agentlightning.rl.loss import DPOLoss
-from agentlightning.settings import MAX, BaseSettings, PositiveInt
+from agentlightning.settings import MAX, PositiveInt
 from agentlightning.types import Trajectory
 
 
 @dataclass(frozen=True, kw_only=True)
-class DPO(BaseSettings):
+class DPO(Algorithm):
     """Rollouts of the policy as it is, paired within their groups by reward, then a step on the pairs."""
 
-    table = "algorithm"
     name: str = "dpo"
     group_size: Annotated[int, Meta(ge=2, description="pairs are made within a group")] = 8
     """Rollouts of each task in a step."""
@@ -38,8 +37,6 @@ class DPO(BaseSettings):
     minibatches: PositiveInt = 1
     """Optimiser steps in a pass; pairs are dealt over them in batch order."""
 
-    ignores_step_rewards: ClassVar[str] = "algorithm 'dpo' pairs rollouts by their outcome"
-
     def __post_init__(self) -> None:
         super().__post_init__()
         self.parts()
@@ -48,6 +45,10 @@ class DPO(BaseSettings):
     def needs(self) -> Needs:
         """Several rollouts of a task."""
         return Needs(group=True)
+
+    @property
+    def ignores_step_rewards(self) -> str:
+        return "algorithm 'dpo' pairs rollouts by their outcome"
 
     def parts(self) -> tuple[DPOLoss]:
         """The loss, checked. Imports no trainer."""

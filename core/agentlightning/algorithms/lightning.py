@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, cast
 
 import numpy as np
 
-from agentlightning.algorithms.base import Session
+from agentlightning.algorithms.base import Algorithm, Session
 from agentlightning.config.parts import Part, PartValue, call, named
 from agentlightning.errors import ConfigError
 from agentlightning.rl.advantage import Estimate, Needs, needs_of
@@ -17,15 +17,14 @@ from agentlightning.rl.arrays import Doubles, RolloutArrays
 from agentlightning.rl.batch.build import Batch, LossAggregation, make_batch
 from agentlightning.rl.credit import is_outcome_alone
 from agentlightning.rl.loss import LossSettings
-from agentlightning.settings import BaseSettings, FiniteFloat, PositiveInt, of_kind
+from agentlightning.settings import FiniteFloat, PositiveInt, of_kind
 from agentlightning.types import Trajectory
 
 
 @dataclass(frozen=True, kw_only=True)
-class LightningRL(BaseSettings):
+class LightningRL(Algorithm):
     """GRPO, Dr.GRPO, RLOO and their kin are settings of it."""
 
-    table = "algorithm"
     name: str = "lightning"
     group_size: PositiveInt = 8
     """Rollouts of each task in a step."""

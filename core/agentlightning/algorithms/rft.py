@@ -8,25 +8,24 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Literal
 
 import numpy as np
 from msgspec import Meta
 
-from agentlightning.algorithms.base import Session
+from agentlightning.algorithms.base import Algorithm, Session
 from agentlightning.algorithms.sft import TOLERANCE, advantage
 from agentlightning.rl.batch.build import make_batch
 from agentlightning.rl.loss import SFTLoss
 from agentlightning.rl.trajectory.build import leave_out
-from agentlightning.settings import MAX, BaseSettings, PositiveInt
+from agentlightning.settings import MAX, PositiveInt
 from agentlightning.types import Trajectory
 
 
 @dataclass(frozen=True, kw_only=True)
-class RFT(BaseSettings):
+class RFT(Algorithm):
     """Rollouts of the policy as it is, then a step on those that are good enough."""
 
-    table = "algorithm"
     name: str = "rft"
     group_size: PositiveInt = 8
     """Rollouts of each task in a step."""
@@ -41,7 +40,9 @@ class RFT(BaseSettings):
     minibatches: PositiveInt = 1
     """Optimiser steps in a pass."""
 
-    ignores_step_rewards: ClassVar[str] = "algorithm 'rft' chooses rollouts by their outcome"
+    @property
+    def ignores_step_rewards(self) -> str:
+        return "algorithm 'rft' chooses rollouts by their outcome"
 
     def parts(self) -> tuple[SFTLoss]:
         """The loss, checked. Imports no trainer."""

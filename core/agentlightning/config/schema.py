@@ -11,7 +11,7 @@ import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, Literal
 
 from msgspec import Meta
 
@@ -313,19 +313,14 @@ def check_names(config: Config, plugins: Registry | None = None) -> None:
     if config.collection.filter is not None:
         Part.parse("filters", config.collection.filter, "collection.filter", plugins).make()
     step_rewards(config.step_rewards, plugins)
-    check_algorithm(config, Part.parse("algorithms", config.algorithm, "algorithm", plugins).make())
-
-
-def check_algorithm(config: Config, algorithm: Any) -> None:
-    """Check that the rest of the settings fits the algorithm."""
-    if config.replay is not None and hasattr(cast(Any, type(algorithm)), "demonstrate"):
+    algorithm = Part.parse("algorithms", config.algorithm, "algorithm", plugins).make()
+    if config.replay is not None and algorithm.trains_demonstrations:
         raise ConfigError(
             f"algorithm {config.algorithm['name']!r} trains demonstrations that it gives while an agent runs, but a replay has sampled "
             "replies. Use an algorithm that trains those (lightning), or remove replay."
         )
-    if hasattr(algorithm, "parts"):
-        algorithm.parts()
-    if config.step_rewards and (why := getattr(algorithm, "ignores_step_rewards", None)) is not None:
+    algorithm.parts()
+    if config.step_rewards and (why := algorithm.ignores_step_rewards) is not None:
         raise ConfigError(f"step_rewards ({', '.join(config.step_rewards)}) would change nothing: {why}")
 
 

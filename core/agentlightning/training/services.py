@@ -12,10 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from agentlightning.config.models import ModelFiles, Share, find_model
+from agentlightning.config.models import find_model
 from agentlightning.config.parts import Part
 from agentlightning.config.schema import Config, RunnerSettings
 from agentlightning.contracts.engine import Engine
+from agentlightning.contracts.model import ModelFiles, Share
 from agentlightning.contracts.store import LightningStore
 from agentlightning.contracts.trainer import Trainer, check_capabilities
 from agentlightning.errors import ConfigError, UnsupportedSetting

@@ -13,6 +13,7 @@ from agentlightning.algorithms.lightning import LightningRL
 from agentlightning.config.parts import Part
 from agentlightning.config.schema import Config, ReplayConfig, load_config
 from agentlightning.config.toml import to_toml
+from agentlightning.contracts import engine as contracts
 from agentlightning.errors import ConfigError, PluginError
 from agentlightning.registry.registry import Registry
 from agentlightning.rl.arrays import RolloutArrays
@@ -24,14 +25,18 @@ LEAST = 'agent = "m:f"\ntasks = "train.jsonl"\nmodel = "smollm2-135m"\n'
 
 
 @dataclass(frozen=True, kw_only=True)
-class EngineSettings:
+class EngineSettings(contracts.EngineSettings):
     batch: int = 8
     device: Literal["cpu", "cuda"] = "cpu"
     cache: Path | None = None
 
 
-class Engine:
+class Engine(contracts.Engine):
     Settings = EngineSettings
+
+
+class NoSettings(contracts.Engine):
+    Settings = object  # type: ignore[assignment]
 
 
 class Plugin:
@@ -39,7 +44,8 @@ class Plugin:
 
     def register_engines(self, register: Callable[..., None]) -> None:
         register("torch", Engine)
-        register("broken", object)
+        register("broken", NoSettings)
+        register("stranger", object)
 
     def register_trainers(self, register: Callable[..., None]) -> None:
         register("torch", "a_module_that_is_heavy:Trainer")
@@ -276,6 +282,8 @@ def test_an_engines_table_becomes_its_settings() -> None:
         make("engines", {"name": "torch", "device": "tpu"}, "engine")
     with pytest.raises(PluginError, match="no dataclass `Settings`"):
         make("engines", {"name": "broken"}, "engine")
+    with pytest.raises(PluginError, match=r"engine 'stranger' is not a subclass of agentlightning\.contracts\.engine\.Engine\. Derive"):
+        make("engines", {"name": "stranger"}, "engine")
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.text import Text
 from typer.core import TyperGroup
 
-from agentlightning.cli import doctor, models, plugins, rollout, serve, show, train
+from agentlightning.cli import config, doctor, models, plugins, rollout, serve, show, train
 from agentlightning.errors import ConfigError, LightningError
 from agentlightning.registry.registry import Entry, Registry, registry
 
@@ -90,6 +90,7 @@ def build(found: Registry | None = None) -> typer.Typer:
     app.command("rollout")(rollout.rollout)
     app.command("serve")(serve.serve)
     app.command("show")(show.show)
+    app.command("config")(config.config)
     app.command("plugins")(plugins.plugins)
     app.command("doctor")(doctor.doctor)
     app.add_typer(models.app, name="models")

@@ -40,6 +40,8 @@ class Entry:
     summary: str = ""
     extra: str | None = None
     needs: tuple[str, ...] = ()
+    settings: str | type[Any] | None = None
+    """The settings class of an engine or a trainer, light to import."""
 
     @property
     def what(self) -> str:
@@ -67,6 +69,10 @@ class Entry:
         except Exception as error:
             said = str(error) if isinstance(error, ConfigError) else f"{self.target} cannot be imported: {type(error).__name__}: {error}"
             raise PluginError(f"plugin {self.plugin!r} registered {self.what} {self.name!r}: {said}") from error
+
+    def load_settings(self) -> Any:
+        """Return the settings class without the part itself; None where the plugin names none."""
+        return load_object(self.settings) if isinstance(self.settings, str) else self.settings
 
 
 BASES = {
@@ -115,8 +121,16 @@ class Registry:
             self._entries[entry.kind][entry.name] = entry
 
     def _register(self, kind: str, plugin: str, staged: list[Entry]) -> hookspecs.Register:
-        def register(name: str, target: str | Any, *, summary: str = "", extra: str | None = None, needs: tuple[str, ...] = ()) -> None:
-            staged.append(Entry(kind, name, target, plugin, summary, extra, needs))
+        def register(
+            name: str,
+            target: str | Any,
+            *,
+            summary: str = "",
+            extra: str | None = None,
+            needs: tuple[str, ...] = (),
+            settings: str | type[Any] | None = None,
+        ) -> None:
+            staged.append(Entry(kind, name, target, plugin, summary, extra, needs, settings))
 
         return register
 

@@ -81,7 +81,7 @@ def convert(value: Any, hint: Any, key: str) -> Any:
     if Path in choices and isinstance(value, str | Path):
         return Path(value)
     try:
-        return cast(Any, msgspec.convert(value, hint))
+        return msgspec.convert(value, hint)
     except msgspec.ValidationError as error:
         raise ConfigError(f"{key} is {value!r:.80}.{_did_you_mean(value, choices)} Use {describe(hint)}.") from error
     except TypeError:

@@ -103,7 +103,8 @@ class Part:
         if self.kind == "losses" and self._is_function():
             return self._make_loss_of_function()
         if self.kind in ("losses", "corrections", "algorithms"):
-            return build(self.target, self._with_parts(), self.where) if isinstance(self.target, type) else cast(Any, self.target)
+            made_by_class = isinstance(self.target, type)
+            return build(cast("type[Any]", self.target), self._with_parts(), self.where) if made_by_class else self.target
         return self._bind()
 
     def _is_function(self) -> bool:

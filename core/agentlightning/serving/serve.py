@@ -6,7 +6,7 @@ import asyncio
 import os
 import secrets
 import signal
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,7 +74,7 @@ def serve(
 
 
 @asynccontextmanager
-async def _serving(model: ServedModel, host: str, port: int, store: str | None, progress: Progress) -> AsyncIterator[Served]:
+async def _serving(model: ServedModel, host: str, port: int, store: str | None, progress: Progress) -> AsyncGenerator[Served]:
     token = os.environ.get("AGL_TOKEN") or secrets.token_urlsafe(24)
     async with AsyncExitStack() as stack:
         opened = open_store(store or os.environ.get("AGL_STORE") or DEFAULT_STORE)

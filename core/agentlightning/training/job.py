@@ -26,7 +26,7 @@ from agentlightning.training.chart import reward_chart
 from agentlightning.training.collector import Stopped
 from agentlightning.training.metrics import Trackers, cut_metrics, read_metrics
 from agentlightning.training.production import NoTasks, check_source, open_source
-from agentlightning.training.progress import Progress, Silent, make_progress
+from agentlightning.training.progress import Progress, Silent, TrainingProgress
 from agentlightning.training.run_folder import RunFolder, RunState, write_file
 from agentlightning.training.services import open_stack, plan
 from agentlightning.training.session import Session
@@ -327,5 +327,5 @@ def _table(value: Any) -> Any:
 
 def _progress(progress: Progress | bool) -> Progress:
     if isinstance(progress, bool):
-        return make_progress() if progress else Silent()
+        return TrainingProgress() if progress else Silent()
     return progress

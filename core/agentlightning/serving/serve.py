@@ -75,12 +75,12 @@ def serve(
 
 @asynccontextmanager
 async def _serving(model: ServedModel, host: str, port: int, store: str | None, progress: Progress) -> AsyncGenerator[Served]:
+    part = Part.parse("engines", model.engine, "engine")
+    settings = part.make()
     token = os.environ.get("AGL_TOKEN") or secrets.token_urlsafe(24)
     async with AsyncExitStack() as stack:
         opened = open_store(store or os.environ.get("AGL_STORE") or DEFAULT_STORE)
         stack.push_async_callback(opened.close)
-        part = Part.parse("engines", model.engine, "engine")
-        settings = part.make()
         progress.phase("loading model")
         engine: Engine = await part.target.create(model.files, settings, {})
         stack.push_async_callback(engine.close)

@@ -140,7 +140,7 @@ def test_one_rollout_is_a_tree_of_spans_with_rewards_and_advantages(agl: AGL, ru
         assert text in output, text
     depth = {text: line(output, text).index(text) for text in ("agent solver", "tool add")}
     assert depth["tool add"] > depth["agent solver"]
-    order = ["attempt 1", "reward return", "agent solver", "tool add", "reward neat", "model calls that no span"]
+    order = ["attempt 1", "reward return", "agent solver", "tool add", "reward neat", "model calls without a span"]
     assert sorted(order, key=output.index) == order
 
 

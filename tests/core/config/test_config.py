@@ -4,10 +4,11 @@ import tomllib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import pytest
+from msgspec import Meta
 
 from agentlightning.algorithms.lightning import LightningRL
 from agentlightning.config.parts import Part
@@ -19,7 +20,7 @@ from agentlightning.registry.registry import Registry
 from agentlightning.rl.arrays import RolloutArrays
 from agentlightning.rl.credit.discounted import discounted
 from agentlightning.rl.loss import CISPO, PPOClip
-from agentlightning.settings import build
+from agentlightning.settings import BaseSettings, PositiveInt, UnitInterval, build
 
 LEAST = 'agent = "m:f"\ntasks = "train.jsonl"\nmodel = "smollm2-135m"\n'
 
@@ -325,3 +326,40 @@ def test_a_configuration_names_no_plugin_that_must_be_imported_early(tmp_path: P
     load(tmp_path, LEAST)  # the trainer's module does not exist: reading a configuration does not open it
     with pytest.raises(PluginError, match="a_module_that_is_heavy"):
         make("trainers", {"name": "torch"}, "trainer")
+
+
+# Settings are checked by their types
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checked(BaseSettings):
+    table = "part"
+    size: PositiveInt = 1
+    rate: Annotated[float, Meta(gt=0, lt=1, description="0.1 is usual")] = 0.1
+    share: UnitInterval | None = None
+    mode: Literal["first", "second"] = "first"
+    names: tuple[str, ...] = ()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"size": 0}, "part.size is 0. Use a whole number of at least 1."),
+        ({"rate": 1.0}, "part.rate is 1.0. Use a number above 0 and below 1 (0.1 is usual)."),
+        ({"rate": float("nan")}, "part.rate is nan. Use a number above 0 and below 1 (0.1 is usual)."),
+        ({"share": 1.5}, "part.share is 1.5. Use a number from 0 to 1, or false for none."),
+        ({"mode": "frist"}, "part.mode is 'frist'. Did you mean 'first'? Use 'first' or 'second'."),
+        ({"names": ["a", 3]}, "part.names[1] is 3. Use text."),
+    ],
+)
+def test_settings_made_in_python_are_checked_like_those_of_a_file(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError) as in_python:
+        Checked(**settings)
+    with pytest.raises(ConfigError) as in_file:
+        build(Checked, settings, "part")
+    assert str(in_python.value) == str(in_file.value) == message
+
+
+def test_a_list_and_a_whole_number_become_what_the_types_say() -> None:
+    checked = Checked(names=["a"], share=1)  # type: ignore[arg-type]
+    assert (checked.names, type(checked.share)) == (("a",), float)

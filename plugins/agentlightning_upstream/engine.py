@@ -20,7 +20,7 @@ from agentlightning_upstream.forward import PATHS, ForwardAnswerer
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings(EngineSettings):
+class UpstreamSettings(EngineSettings):
     """The address of the upstream."""
 
     url: str
@@ -29,6 +29,7 @@ class Settings(EngineSettings):
     """The environment variable with its API key. Leave it out for a server without keys."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         parts = urlsplit(self.url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise ConfigError(
@@ -43,10 +44,10 @@ class Settings(EngineSettings):
 class Upstream(Forwarder):
     """Forwards requests, and has no weights."""
 
-    Settings = Settings
+    Settings = UpstreamSettings
     remote = True
 
-    def __init__(self, settings: Settings, model: str = "") -> None:
+    def __init__(self, settings: UpstreamSettings, model: str = "") -> None:
         url = settings.url.rstrip("/")
         self.info = EngineInfo(model, "", 0, frozenset())
         """With an empty model name agents name the model themselves."""
@@ -54,7 +55,7 @@ class Upstream(Forwarder):
         self._connection = Connection(url, os.environ[settings.key_env] if settings.key_env is not None else None, settings.key_env)
 
     @classmethod
-    async def create(cls, model: ModelFiles, settings: Settings, share: Share) -> Upstream:
+    async def create(cls, model: ModelFiles, settings: UpstreamSettings, share: Share) -> Upstream:
         """See `hookspecs.register_engines`. `model.name` is the upstream's name for the model."""
         return cls(settings, model.name)
 

@@ -5,4 +5,9 @@ from agentlightning.contracts.hookspecs import Register, hookimpl
 
 @hookimpl
 def register_engines(register: Register) -> None:
-    register("upstream", "agentlightning_upstream.engine:Upstream", summary="any server that speaks OpenAI's protocol; not trained")
+    register(
+        "upstream",
+        "agentlightning_upstream.engine:Upstream",
+        settings="agentlightning_upstream.engine:UpstreamSettings",
+        summary="any server that speaks OpenAI's protocol; not trained",
+    )

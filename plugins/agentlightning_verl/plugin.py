@@ -5,8 +5,13 @@ from agentlightning.contracts.hookspecs import Register, hookimpl
 
 @hookimpl
 def register_trainers(register: Register) -> None:
-    # verl may have its own environment; this module needs core alone
-    register("verl", "agentlightning_verl.trainer:VerlTrainer", summary="verl's FSDP2 workers under Ray: several GPUs and nodes, or a CPU")
+    # verl itself may lie in an environment of its own; what is imported here needs nothing that core has not
+    register(
+        "verl",
+        "agentlightning_verl.trainer:VerlTrainer",
+        settings="agentlightning_verl.settings:VerlSettings",
+        summary="verl's FSDP2 workers under Ray: several GPUs and nodes, or a CPU",
+    )
 
 
 @hookimpl

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from msgspec import Meta
 
 from agentlightning.contracts.trainer import TrainerSettings
 from agentlightning.errors import ConfigError
+from agentlightning.settings import Beta, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -14,59 +17,39 @@ class VerlSettings(TrainerSettings):
     """Settings of the verl trainer. Credit, advantage, loss weights and the learning rate schedule are Agent Lightning's, never verl's."""
 
     python: str | None = None
-    """A Python with verl. Absent: this one."""
-    workers: int = 1
-    """Processes on each node: one for each GPU."""
-    nodes: int = 1
+    """A Python that has verl; absent: this one."""
+    workers: PositiveInt = 1
+    """Processes of each node that share the work: one for each GPU."""
+    nodes: PositiveInt = 1
     ray_address: str | None = None
     """A running Ray cluster (`auto`, `ray://host:10001`). Absent: the trainer starts one on this machine."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    train: Literal["full", "lora"] = "full"
-    lora_rank: int = 16
-    lora_alpha: int = 32
-    lr: float = 1e-6
-    weight_decay: float = 0.0
-    betas: tuple[float, float] = (0.9, 0.999)
-    clip_norm: float = 1.0
-    """Largest norm of the gradient."""
+    train: Annotated[Literal["full", "lora"], Meta(description="trainer 'torch' has 'top:N'")] = "full"
+    lora_rank: PositiveInt = 16
+    lora_alpha: PositiveInt = 32
+    lr: Annotated[float, Meta(gt=0, lt=1, description="1e-6 is usual, 1e-5 for LoRA")] = 1e-6
+    weight_decay: NonNegativeFloat = 0.0
+    betas: tuple[Beta, Beta] = (0.9, 0.999)
+    clip_norm: PositiveFloat = 1.0
+    """The gradient is scaled down to this norm."""
     schedule: Literal["constant", "linear", "cosine"] = "constant"
-    """Schedule of lr after the warm-up. Linear and cosine reach 0 at `total_steps`."""
-    warmup_steps: int = 0
-    total_steps: int | None = None
+    """Of lr after the warm-up; linear and cosine reach 0 at `total_steps`."""
+    warmup_steps: NonNegativeInt = 0
+    total_steps: PositiveInt | None = None
     """Absent: the steps of the run."""
-    tokens_per_pack: int = 16384
-    """Micro-batch of one worker, in tokens; it bounds the memory. The longest conversation must fit."""
+    tokens_per_pack: PositiveInt = 16384
+    """Tokens that one worker computes at once: what bounds the memory. A conversation must fit."""
     offload: bool = False
     """Keep weights and optimizer state in the machine's memory between steps."""
     gradient_checkpointing: bool = True
-    """Recompute activations instead of keeping them."""
-    start_timeout: float = 900.0
-    """Seconds for Ray and the workers to start."""
+    """Compute activations twice instead of keeping them."""
+    start_timeout: PositiveFloat = 900.0
+    """Seconds that Ray and the workers may take to start."""
 
     def __post_init__(self) -> None:
-        if isinstance(self.betas, list):  # from TOML
-            object.__setattr__(self, "betas", tuple(self.betas))
-        rules: dict[str, tuple[bool, str]] = {
-            "workers": (self.workers >= 1, "at least 1"),
-            "nodes": (self.nodes >= 1, "at least 1"),
-            "device": (self.device in ("auto", "cpu", "cuda"), "'auto', 'cpu' or 'cuda'"),
-            "train": (self.train in ("full", "lora"), "'full' or 'lora' (top layers alone: trainer 'torch')"),
-            "lora_rank": (self.lora_rank >= 1, "at least 1"),
-            "lora_alpha": (self.lora_alpha > 0, "above 0"),
-            "lr": (0 < self.lr < 1, "above 0 and below 1 (1e-6 is usual, 1e-5 for LoRA)"),
-            "weight_decay": (self.weight_decay >= 0, "0 or more"),
-            "betas": (len(self.betas) == 2 and all(0 <= beta < 1 for beta in self.betas), "two numbers from 0 to below 1"),
-            "clip_norm": (self.clip_norm > 0, "above 0"),
-            "schedule": (self.schedule in ("constant", "linear", "cosine"), "'constant', 'linear' or 'cosine'"),
-            "warmup_steps": (self.warmup_steps >= 0, "0 or more"),
-            "tokens_per_pack": (self.tokens_per_pack >= 1, "at least 1"),
-            "start_timeout": (self.start_timeout > 0, "above 0"),
-        }
-        for name, (holds, expected) in rules.items():
-            if not holds:
-                raise ConfigError(f"trainer.{name} is {getattr(self, name)!r}. Expected {expected}.")
+        super().__post_init__()
         if self.nodes > 1 and self.ray_address is None:
-            raise ConfigError(f'trainer.nodes is {self.nodes}, which needs a Ray cluster. Name it, as in trainer.ray_address = "auto".')
+            raise ConfigError(f'trainer.nodes is {self.nodes}, but no Ray cluster is named. Set trainer.ray_address = "auto".')
 
     def facts(self) -> dict[str, Any]:
         """The settings for verl's process."""

@@ -9,6 +9,7 @@ def register_engines(register: Register) -> None:
     register(
         "vllm",
         "agentlightning_vllm.engine:VllmEngine",
+        settings="agentlightning_vllm.settings:VllmSettings",
         summary="serves through vLLM: on GPUs, several replicas, or on a CPU",
         extra="serve",
         needs=("transformers",),

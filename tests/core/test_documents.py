@@ -14,12 +14,13 @@ import numpy as np
 import pytest
 
 import agentlightning as agl
+from agentlightning.config.parts import Part
 from agentlightning.config.schema import Config, check_names, load_config
-from agentlightning.config.tables import bind, build
 from agentlightning.registry.registry import Registry, registry
 from agentlightning.rl.arrays import RolloutArrays
 from agentlightning.rl.credit.identical import identical
-from agentlightning.serving.serve import what_to_serve
+from agentlightning.serving.serve import served_model
+from agentlightning.settings import build
 from agentlightning.training.job import train_config
 from agentlightning.training.progress import Silent
 from agentlightning.training.run_folder import RunFolder
@@ -57,7 +58,7 @@ def test_the_advantage_of_the_contributing_guide_works_as_a_plugin(monkeypatch: 
     monkeypatch.setitem(sys.modules, "my_package.median", module)
     found = Registry({"my_package": entry})
     assert found.broken == {}
-    advantage = bind("advantages", {"name": "median", "scale": 0.5}, "algorithm.advantage", found)
+    advantage = Part.parse("advantages", {"name": "median", "scale": 0.5}, "algorithm.advantage", found).make()
     rollouts = RolloutArrays.from_arrays(returns=[0.0, 1.0, 4.0], group=[0, 0, 0], rollout=[0, 1, 1, 2])
     result = advantage(rollouts, identical(rollouts))
     assert result.tolist() == [-0.5, 0.0, 0.0, 1.5]
@@ -137,4 +138,4 @@ def test_the_loop_of_the_page_on_production_runs_as_it_stands(tmp_path: Path, mo
     assert run.result["steps"] == 2, "twelve rollouts are a step of eight and one of four"
     assert len(trained) == 12
     assert sum(each.trained for each in trained.values()) > 0
-    assert what_to_serve(run.folder, None, Silent())[2] is not None
+    assert served_model(run.folder, None, Silent())[2] is not None

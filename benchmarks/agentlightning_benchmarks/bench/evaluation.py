@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 
-from agentlightning.config.schema import to_toml
+from agentlightning.config.toml import to_toml
 from agentlightning.training.collector import Collector
 from agentlightning.training.evaluation import eval_metrics, evaluation_rollouts
 from agentlightning.training.job import Job, Run, keep_tasks, run_in_thread, write_result

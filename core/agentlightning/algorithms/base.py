@@ -13,6 +13,7 @@ from agentlightning.gateway.rendering.demonstration import Demonstrate
 from agentlightning.rl.advantage import Needs
 from agentlightning.rl.batch.build import Batch
 from agentlightning.rl.loss import LossSettings
+from agentlightning.settings import BaseSettings
 from agentlightning.types import Trajectory
 
 
@@ -57,9 +58,10 @@ class Session(Protocol):
         ...
 
 
-class Algorithm(ABC):
+class Algorithm(BaseSettings, ABC):
     """Base of everything that drives a training loop: a subclass is a frozen dataclass of settings."""
 
+    table = "algorithm"
     group_size: int = 1
     """Rollouts of each task in a step."""
     trains_demonstrations: ClassVar[bool] = False

@@ -6,17 +6,18 @@ pair, and what stands in none is left out by name.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
+from msgspec import Meta
 
 from agentlightning.algorithms.base import Algorithm, Session
-from agentlightning.errors import ConfigError
 from agentlightning.rl.advantage import Needs
 from agentlightning.rl.batch.build import Batch, DoubleArray, make_batch, trainable
 from agentlightning.rl.loss import DPOLoss
+from agentlightning.settings import MAX, PositiveInt
 from agentlightning.types import Trajectory
 
 
@@ -25,25 +26,19 @@ class DPO(Algorithm):
     """Rollouts of the policy as it is, paired within their groups by reward, then a step on the pairs."""
 
     name: str = "dpo"
-    group_size: int = 8
+    group_size: Annotated[int, Meta(ge=2, description="pairs are made within a group")] = 8
     """Rollouts of each task in a step."""
-    beta: float = 0.1
+    beta: Annotated[float, Meta(gt=0, le=MAX, description="0.1 is usual")] = 0.1
     """How strongly the policy is held near the reference: the model that the run began with (for LoRA the model without its adapter)."""
-    tolerance: float = 1e-6
+    tolerance: Annotated[float, Meta(ge=0, le=MAX)] = 1e-6
     """Rewards that differ by no more make no pair."""
-    epochs: int = 1
+    epochs: PositiveInt = 1
     """Passes over the batch."""
-    minibatches: int = 1
+    minibatches: PositiveInt = 1
     """Optimiser steps in a pass; pairs are dealt over them in batch order."""
 
     def __post_init__(self) -> None:
-        if self.group_size < 2:
-            raise ConfigError(f"algorithm.group_size is {self.group_size}; it must be at least 2, for pairs are made within a group")
-        for key in ("epochs", "minibatches"):
-            if getattr(self, key) < 1:
-                raise ConfigError(f"algorithm.{key} is {getattr(self, key)}; it must be at least 1")
-        if not (self.tolerance >= 0 and math.isfinite(self.tolerance)):
-            raise ConfigError(f"algorithm.tolerance is {self.tolerance}; it must be 0 or more")
+        super().__post_init__()
         self.parts()
 
     @property

@@ -2,27 +2,23 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, cast
+from typing import Annotated, Any, Literal, cast
 
 import numpy as np
 
 from agentlightning.algorithms.base import Algorithm, Session
-from agentlightning.config.tables import bind, build, build_loss, call, named
+from agentlightning.config.parts import Part, PartValue, call, named
 from agentlightning.errors import ConfigError
-from agentlightning.registry.registry import registry
 from agentlightning.rl.advantage import Estimate, Needs, needs_of
 from agentlightning.rl.advantage.per_agent import PerAgent
 from agentlightning.rl.arrays import Doubles, RolloutArrays
 from agentlightning.rl.batch.build import Batch, LossAggregation, make_batch
 from agentlightning.rl.credit import is_outcome_alone
 from agentlightning.rl.loss import LossSettings
+from agentlightning.settings import FiniteFloat, PositiveInt, of_kind
 from agentlightning.types import Trajectory
-
-Part = str | Mapping[str, Any] | Callable[..., Any]
-"""A registered name, `module:function`, a table `{name = ..., setting = ...}`, or the function itself."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,34 +26,26 @@ class LightningRL(Algorithm):
     """GRPO, Dr.GRPO, RLOO and their kin are settings of it."""
 
     name: str = "lightning"
-    group_size: int = 8
+    group_size: PositiveInt = 8
     """Rollouts of each task in a step."""
-    credit: Part = "identical"
+    credit: Annotated[PartValue, of_kind("credits")] = "identical"
     """How much of the episode's return each transition earned."""
-    advantage: Part = "grpo"
+    advantage: Annotated[PartValue, of_kind("advantages")] = "grpo"
     """Each return compared with others. A table without `name` has one for each agent: `{write = "grpo", check = "rloo", "*" = "rloo"}`."""
-    agent_weights: dict[str, float] = field(default_factory=dict[str, float])
+    agent_weights: dict[str, FiniteFloat] = field(default_factory=dict[str, float])
     """What the advantages of an agent (a name or pattern; the first that fits) are multiplied by; 1 for those that are not here. A credit
     could scale returns, but then no baseline of another agent would fit them."""
-    loss: Part | LossSettings = "ppo_clip"
+    loss: Annotated[PartValue | LossSettings, of_kind("losses")] = "ppo_clip"
     loss_aggregation: Literal["sequence_mean", "token_mean", "constant_length"] = "sequence_mean"
     """What a token weighs: each rollout's tokens sum to one; every token the same; divided by the constant `length`."""
-    length: int | None = None
+    length: PositiveInt | None = None
     """L of `loss_aggregation = "constant_length"`."""
 
     def __post_init__(self) -> None:
-        if self.group_size < 1:
-            raise ConfigError(f"algorithm.group_size is {self.group_size}; it must be at least 1")
-        if self.loss_aggregation not in ("sequence_mean", "token_mean", "constant_length"):
-            raise ConfigError(f"algorithm.loss_aggregation is {self.loss_aggregation!r}; it must be 'rollout', 'token' or 'constant'")
+        super().__post_init__()
         if (self.loss_aggregation == "constant_length") != (self.length is not None):
-            raise ConfigError("algorithm.length goes with algorithm.loss_aggregation = 'constant', and only with it")
-        if self.length is not None and self.length < 1:
-            raise ConfigError(f"algorithm.length is {self.length}; it must be at least 1")
-
-        for name, weight in self.agent_weights.items():
-            if not math.isfinite(weight):
-                raise ConfigError(f"algorithm.agent_weights.{name} is {weight}; expected a finite number")
+            problem = f"algorithm.length is {self.length} and algorithm.loss_aggregation is {self.loss_aggregation!r}"
+            raise ConfigError(f"{problem}. Set length with loss_aggregation = 'constant_length', and only with it.")
 
     def parts(self) -> tuple[Callable[..., Any], Callable[..., Any], LossSettings]:
         """Credit, advantage and loss, with their settings bound and checked. Imports no trainer."""
@@ -67,7 +55,7 @@ class LightningRL(Algorithm):
                 f"algorithm.group_size is {self.group_size}, and algorithm.advantage {_named(self.advantage)} compares the rollouts of a "
                 "group; use 2 or more, or an advantage that compares none (reinforce, reinforce_pp, gae)"
             )
-        loss = build_loss(self.loss, where="algorithm.loss")
+        loss = Part.parse("losses", self.loss, "algorithm.loss").make()
         if loss.over_pairs:
             raise ConfigError(
                 f"algorithm.loss {loss.name!r} compares rollouts in pairs, and algorithm 'lightning' makes none; "
@@ -88,7 +76,7 @@ class LightningRL(Algorithm):
         return f"algorithm.credit {_named(self.credit)} uses no rewards of steps; take one that does (per_step, discounted, learned)"
 
     def _credit(self) -> Callable[..., Any]:
-        return bind("credits", self.credit, where="algorithm.credit")
+        return Part.parse("credits", self.credit, "algorithm.credit").make()
 
     def _advantage(self) -> Callable[..., Any]:
         part = self.advantage
@@ -96,8 +84,8 @@ class LightningRL(Algorithm):
             if not part:
                 raise ConfigError("algorithm.advantage is an empty table; expected a name, or one for each agent")
             parts = cast("Mapping[str, Any]", part).items()
-            return PerAgent({key: bind("advantages", each, where=f"algorithm.advantage.{key}") for key, each in parts})
-        return bind("advantages", part, where="algorithm.advantage")
+            return PerAgent({key: Part.parse("advantages", each, f"algorithm.advantage.{key}").make() for key, each in parts})
+        return Part.parse("advantages", part, "algorithm.advantage").make()
 
     async def run(self, session: Session) -> None:
         """Train until the session's last step, or until it is stopped."""
@@ -203,9 +191,3 @@ def _named(part: Any) -> str:
     if isinstance(part, Mapping) and "name" not in part:
         return ", ".join(f"{key} = {named(each)}" for key, each in cast("Mapping[str, Any]", part).items())
     return named(part)
-
-
-def algorithm_from(table: Mapping[str, Any]) -> Any:
-    """The algorithm that a config's `[algorithm]` table describes."""
-    kind = registry().load("algorithms", str(table.get("name", "lightning")))
-    return build(kind, dict(table), where="algorithm")

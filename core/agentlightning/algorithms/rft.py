@@ -6,19 +6,19 @@ RAFT (arXiv 2304.06767) trains the best of each group, STaR (arXiv 2203.14465) a
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
+from msgspec import Meta
 
 from agentlightning.algorithms.base import Algorithm, Session
 from agentlightning.algorithms.sft import TOLERANCE, advantage
-from agentlightning.errors import ConfigError
 from agentlightning.rl.batch.build import make_batch
 from agentlightning.rl.loss import SFTLoss
 from agentlightning.rl.trajectory.build import leave_out
+from agentlightning.settings import MAX, PositiveInt
 from agentlightning.types import Trajectory
 
 
@@ -27,27 +27,18 @@ class RFT(Algorithm):
     """Rollouts of the policy as it is, then a step on those that are good enough."""
 
     name: str = "rft"
-    group_size: int = 8
+    group_size: PositiveInt = 8
     """Rollouts of each task in a step."""
-    min_reward: float = 1.0
+    min_reward: Annotated[float, Meta(le=MAX, description="-inf accepts every reward")] = 1.0
     """A rollout with less teaches nothing; -inf: every reward is enough. One that was not scored teaches nothing either."""
-    best: int | None = None
+    best: PositiveInt | None = None
     """Of those that have it, how many of each group are trained; of equal ones the first. Absent: all."""
     loss_aggregation: Literal["token_mean", "sequence_mean"] = "token_mean"
     """What a token weighs: every token the same; each rollout's tokens sum to one."""
-    epochs: int = 1
+    epochs: PositiveInt = 1
     """Passes over the batch."""
-    minibatches: int = 1
+    minibatches: PositiveInt = 1
     """Optimiser steps in a pass."""
-
-    def __post_init__(self) -> None:
-        for key in ("group_size", "best", "epochs", "minibatches"):
-            if getattr(self, key) is not None and getattr(self, key) < 1:
-                raise ConfigError(f"algorithm.{key} is {getattr(self, key)}; it must be at least 1")
-        if not self.min_reward < math.inf:
-            raise ConfigError(f"algorithm.min_reward is {self.min_reward}; expected a reward, or -inf where every one is enough")
-        if self.loss_aggregation not in ("token_mean", "sequence_mean"):
-            raise ConfigError(f"algorithm.loss_aggregation is {self.loss_aggregation!r}; it must be 'token' or 'rollout'")
 
     @property
     def ignores_step_rewards(self) -> str:

@@ -41,8 +41,7 @@ class SFT(Algorithm):
     """What a token weighs: every token the same; each rollout's tokens sum to one."""
 
     def __post_init__(self) -> None:
-        if self.loss_aggregation not in ("token_mean", "sequence_mean"):
-            raise ConfigError(f"algorithm.loss_aggregation is {self.loss_aggregation!r}; it must be 'token' or 'rollout'")
+        super().__post_init__()
         if not (callable(self.demonstrations) or ":" in cast(Any, self.demonstrations)):
             raise ConfigError(f"algorithm.demonstrations is {self.demonstrations!r}; expected 'module:function', or the function itself")
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import rich.progress
 import typer
 from rich.console import Console
-from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
@@ -15,43 +16,43 @@ STYLES = {"works": "green", "missing": "yellow", "broken": "bold red"}
 
 
 def doctor() -> None:
-    """Say what this machine has, which engine and trainer fit it, and try out every plugin that is installed.
+    """Show hardware, recommend an engine and trainer, and test the installed plugins.
 
-    Each plugin is tried for some seconds. The exit code is 1 where one is installed and does not work.
+    Each test takes some seconds. The exit code is 1 if an installed plugin fails.
 
     **Example**
 
     `agl doctor`
     """
     console = Console()
-    found = machine()
-    report_machine(found, console)
-    report_advice(advise(found), console)
+    this = machine()
+    report_machine(this, console)
+    report_advice(advise(this), console)
     checked: list[Checked] = []
     names = registry().names("checks")
     columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+    with rich.progress.Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         job = bar.add_task("", total=len(names))
         for name in names:
-            bar.update(job, description=f"trying {name}")
+            bar.update(job, description=f"testing {name}")
             checked.append(check(name))
             bar.advance(job)
     report_checks(checked, console)
     for name, why in registry().broken.items():
-        console.print(Text.assemble("\n", ("broken", "bold red"), f" plugin {name!r} was left out: {why}"), soft_wrap=True)
-    if registry().broken or any(each.state == "broken" for each in checked):
+        console.print(Text.assemble("\n", ("broken", "bold red"), f" plugin {name!r} is not used: {why}"), soft_wrap=True)
+    if registry().broken or any(result.state == "broken" for result in checked):
         raise typer.Exit(1)
 
 
-def report_machine(found: Machine, console: Console) -> None:
-    rows = [("system", found.system), ("Python", found.python), ("CPU cores", str(found.cores))]
-    if found.memory is not None:
-        rows.append(("memory", _gib(found.memory)))
-    rows.append(("disk free", f"{_gib(found.disk_free)} in this folder's file system"))
-    for number, gpu in enumerate(found.gpus):
+def report_machine(this: Machine, console: Console) -> None:
+    rows = [("system", this.system), ("Python", this.python), ("CPU cores", str(this.cores))]
+    if this.memory is not None:
+        rows.append(("memory", _gib(this.memory)))
+    rows.append(("disk free", f"{_gib(this.disk_free)} in this folder's file system"))
+    for number, gpu in enumerate(this.gpus):
         rows.append((f"GPU {number}", f"{gpu.name}, {_gib(gpu.memory)}, {_gib(gpu.free)} free"))
-    rows.append(("NVIDIA driver", found.driver or "none: no GPU is used"))
-    rows.append(("packages", ", ".join(f"{name} {version}" for name, version in found.packages.items()) or "none of ours"))
+    rows.append(("NVIDIA driver", this.driver or "none: no GPU is used"))
+    rows.append(("packages", ", ".join(f"{name} {version}" for name, version in this.packages.items()) or "none of ours"))
     _print("This machine", rows, console)
 
 
@@ -62,7 +63,7 @@ def report_advice(advice: Advice, console: Console) -> None:
         ("why", advice.why),
         (
             "model size",
-            f"by memory, up to some {advice.full:.1f} billion parameters in full, {advice.lora:.1f} with LoRA; speed is another matter",
+            f"by memory, up to about {advice.full:.1f} billion parameters in full, {advice.lora:.1f} with LoRA",
         ),
     ]
     rows += [("install", command) for command in advice.commands]
@@ -70,12 +71,12 @@ def report_advice(advice: Advice, console: Console) -> None:
 
 
 def report_checks(checked: list[Checked], console: Console) -> None:
-    table = Table(title="Plugins, tried out", title_justify="left", box=None, pad_edge=False, header_style="bold", title_style="bold")
-    for heading in ("plugin", "state", "seconds", "what it did, or what to do"):
-        table.add_column(heading, overflow="fold", no_wrap=heading != "what it did, or what to do")
-    for each in checked:
-        seconds = f"{each.seconds:.1f}" if each.seconds else ""
-        table.add_row(Text(each.name, style="bold"), Text(each.state, style=STYLES[each.state]), seconds, Text(each.said))
+    table = Table(title="Plugins, tested", title_justify="left", box=None, pad_edge=False, header_style="bold", title_style="bold")
+    for heading in ("plugin", "state", "seconds", "result, or fix"):
+        table.add_column(heading, overflow="fold", no_wrap=heading != "result, or fix")
+    for result in checked:
+        seconds = f"{result.seconds:.1f}" if result.seconds else ""
+        table.add_row(Text(result.name, style="bold"), Text(result.state, style=STYLES[result.state]), seconds, Text(result.message))
     console.print()
     console.print(table)
 

@@ -1,7 +1,7 @@
-"""The entry of `agl`: gathers the commands, and turns errors into one clear message.
+"""The entry of `agl`: collects the commands, and turns errors into one clear message.
 
-Exit codes: 0 done; 1 it failed; 2 a setting or an argument is wrong; 130 stopped with Ctrl-C. A traceback is shown for errors that
-are nobody's intention, and for all of them with `--debug` or `AGL_DEBUG=1`.
+Exit codes: 0 success; 1 failure; 2 a wrong setting or argument; 130 Ctrl-C. Unexpected errors show a traceback, and so does every error
+with `--debug` or `AGL_DEBUG=1`.
 """
 
 from __future__ import annotations
@@ -17,11 +17,12 @@ from rich.console import Console
 from rich.text import Text
 from typer.core import TyperGroup
 
-from agentlightning.cli import doctor, models, plugins, rollout, serve, show, train
+from agentlightning.cli import config, doctor, models, rollout, serve, show, train
+from agentlightning.cli import plugins as plugins_command
 from agentlightning.errors import ConfigError, LightningError
 from agentlightning.registry.registry import Entry, Registry, registry
 
-EPILOG = "Start with `agl demo`. Every command explains itself: `agl COMMAND --help`."
+EPILOG = "Start with `agl demo`. See `agl COMMAND --help` for the options and examples of a command."
 
 
 class Commands(TyperGroup):
@@ -46,7 +47,7 @@ def debugging() -> bool:
 
 
 def complain(message: str, style: str = "bold red") -> None:
-    """Say on stderr what went wrong."""
+    """Print an error on stderr."""
     head = "error: " if style == "bold red" else ""
     Console(stderr=True).print(Text.assemble((head, style), (message, "" if head else style)), soft_wrap=True)
 
@@ -57,9 +58,9 @@ def _version(value: bool) -> None:
         raise typer.Exit
 
 
-def build(found: Registry | None = None) -> typer.Typer:
+def build(plugins: Registry | None = None) -> typer.Typer:
     """The application, with the commands of all plugins."""
-    found = found or registry()
+    plugins = plugins or registry()
     app = typer.Typer(
         name="agl",
         cls=Commands,
@@ -76,11 +77,11 @@ def build(found: Registry | None = None) -> typer.Typer:
         debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of every error (also: AGL_DEBUG=1).")] = False,
         show_version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
     ) -> None:
-        """Agent Lightning trains agents that already exist, in the framework they are written in."""
+        """Train your existing agent with reinforcement learning."""
         if debug:
             os.environ["AGL_DEBUG"] = "1"
 
-    for entry in found.entries("commands"):
+    for entry in plugins.entries("commands"):
         target, summary = _command(entry), entry.summary or None
         if isinstance(target, typer.Typer):
             app.add_typer(target, name=entry.name, help=summary)
@@ -90,14 +91,15 @@ def build(found: Registry | None = None) -> typer.Typer:
     app.command("rollout")(rollout.rollout)
     app.command("serve")(serve.serve)
     app.command("show")(show.show)
-    app.command("plugins")(plugins.plugins)
+    app.command("config")(config.config)
+    app.command("plugins")(plugins_command.plugins)
     app.command("doctor")(doctor.doctor)
     app.add_typer(models.app, name="models")
     return app
 
 
 def _command(entry: Entry) -> Callable[..., Any] | typer.Typer:
-    """A plugin's command; one that cannot be loaded stays in the list and says why when it is called."""
+    """Return a plugin's command. A broken one stays in the list; calling it shows the error."""
     try:
         return entry.load()
     except Exception as error:
@@ -107,7 +109,7 @@ def _command(entry: Entry) -> Callable[..., Any] | typer.Typer:
             if isinstance(cause, LightningError):
                 raise cause
             raise LightningError(
-                f"the command {entry.name!r} of plugin {entry.plugin!r} cannot be loaded: {type(cause).__name__}: {cause}"
+                f"the command {entry.name!r} of plugin {entry.plugin!r} cannot be loaded: {type(cause).__name__}: {cause}. Fix the plugin."
             ) from cause
 
         broken.__doc__ = f"(Cannot be loaded: {cause})"
@@ -116,6 +118,6 @@ def _command(entry: Entry) -> Callable[..., Any] | typer.Typer:
 
 def main() -> None:
     """`agl`."""
-    if os.getcwd() not in sys.path:  # `my_agent:solve` lies beside the person who types, not beside this script
+    if os.getcwd() not in sys.path:  # `my_agent:solve` lies in the current folder, not in this script's
         sys.path.insert(0, os.getcwd())
     build()()

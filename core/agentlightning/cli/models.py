@@ -5,23 +5,24 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
+import rich.progress
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
 from agentlightning.config.models import cache_folder, find_model
 from agentlightning.registry.registry import registry
 
-app = typer.Typer(no_args_is_help=True, help="Fetch models by name, and list what can be fetched.")
+app = typer.Typer(no_args_is_help=True, help="List and download models.")
 
 
 @app.command("list")
 def list_models() -> None:
-    """List the models that can be fetched by name, and whether they are in the cache already.
+    """List the models that you can download by name, and their state in the cache.
 
-    A configuration may name one of these, a folder that `from_pretrained` loads, or the id of a hub (`owner/name`).
+    A config file names one of these, a folder that `from_pretrained` loads, or a hub id (`owner/name`).
 
     **Example**
 
@@ -29,7 +30,7 @@ def list_models() -> None:
     """
     console = Console()
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for heading in ("name", "what it is", "in the cache"):
+    for heading in ("name", "description", "in the cache"):
         table.add_column(heading)
     for entry in registry().entries("models"):
         folder = cache_folder() / "models" / entry.name
@@ -40,19 +41,19 @@ def list_models() -> None:
             state = Text(f"needs {', '.join(entry.missing)}: {entry.install}", style="yellow")
         table.add_row(Text(entry.name, style="bold"), Text(entry.summary), state)
     console.print(table)
-    console.print(f"cache: {cache_folder()} (AGL_CACHE moves it)", soft_wrap=True, highlight=False)
+    console.print(f"cache: {cache_folder()} (set AGL_CACHE to move it)", soft_wrap=True, highlight=False)
 
 
 @app.command()
-def pull(name: Annotated[str, typer.Argument(help="A name of `agl models list`.")]) -> None:
-    """Fetch a model into the cache, once; training fetches it by itself as well. Prints the folder.
+def pull(name: Annotated[str, typer.Argument(help="A name from `agl models list`.")]) -> None:
+    """Download a model into the cache and print its folder. Training also downloads missing models.
 
     **Example**
 
     `agl models pull smollm2-135m`
     """
     console = Console(stderr=True)
-    bar = Progress(
+    bar = rich.progress.Progress(
         TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), console=console, transient=True, disable=not console.is_terminal
     )
     with bar:
@@ -65,8 +66,8 @@ def pull(name: Annotated[str, typer.Argument(help="A name of `agl models list`."
     if Path(files.path).is_dir():
         typer.echo(files.path)
     else:
-        typer.echo(f"{files.path} is the id of a hub: it is fetched by whoever loads it first")
+        typer.echo(f"{files.path} is a hub id. It is downloaded when it is first loaded.")
 
 
 def _size(folder: Path) -> int:
-    return sum(each.stat().st_size for each in folder.rglob("*") if each.is_file())
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())

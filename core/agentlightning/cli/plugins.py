@@ -10,7 +10,7 @@ from agentlightning.registry.registry import KINDS, Registry, registry
 
 
 def plugins() -> None:
-    """List everything that is registered: what it is, who brings it, and how to install what it still needs.
+    """List the installed plugins and their parts, and how to install missing libraries.
 
     A plugin is a package with an entry point of the group `agentlightning`; CONTRIBUTING.md shows how to write one.
 
@@ -21,14 +21,14 @@ def plugins() -> None:
     report(registry(), Console())
 
 
-def report(found: Registry, console: Console) -> None:
-    """Print the table, what is missing, and the plugins that are broken."""
+def report(plugins: Registry, console: Console) -> None:
+    """Print the table, missing libraries, and broken plugins."""
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for heading in ("kind", "name", "what it is", "plugin", "ready"):
+    for heading in ("kind", "name", "description", "plugin", "ready"):
         table.add_column(heading, no_wrap=heading in ("kind", "name", "plugin"), overflow="fold")
     commands: dict[str, list[str]] = {}
     for kind in KINDS:
-        for number, entry in enumerate(found.entries(kind)):
+        for number, entry in enumerate(plugins.entries(kind)):
             ready = Text("yes", style="green")
             if entry.missing:
                 ready = Text(f"no: {', '.join(entry.missing)}", style="yellow")
@@ -36,6 +36,6 @@ def report(found: Registry, console: Console) -> None:
             table.add_row(kind if number == 0 else "", Text(entry.name, style="bold"), Text(entry.summary), entry.plugin, ready)
     console.print(table)
     for command, names in commands.items():
-        console.print(Text.assemble("\n", ("missing", "yellow"), f" for {', '.join(names)}; install with:\n  ", (command, "bold")))
-    for name, why in found.broken.items():
-        console.print(Text.assemble("\n", ("broken", "bold red"), f" plugin {name!r} was left out: {why}"), soft_wrap=True)
+        console.print(Text.assemble("\n", ("missing", "yellow"), f" for {', '.join(names)}. Install with:\n  ", (command, "bold")))
+    for name, why in plugins.broken.items():
+        console.print(Text.assemble("\n", ("broken", "bold red"), f" plugin {name!r} is not used: {why}"), soft_wrap=True)

@@ -21,47 +21,47 @@ if TYPE_CHECKING:
 
 def rollout(
     config: Annotated[
-        Path | None, typer.Argument(metavar="[CONFIG.toml]", help="The configuration, as for `agl train`.", show_default=False)
+        Path | None, typer.Argument(metavar="[CONFIG.toml]", help="The config file, as for `agl train`.", show_default=False)
     ] = None,
     command: Annotated[
         str | None,
-        typer.Option(metavar="LINE", help="A program to run for each task, in any language, instead of an agent.", show_default=False),
+        typer.Option(metavar="LINE", help="Run a program for each task, in any language, instead of an agent.", show_default=False),
     ] = None,
     reward: Annotated[
         str | None,
         typer.Option(
             metavar="FROM",
-            help="Where the command's reward comes from: `stdout` (its last line, the default), `exit_code`, `file` or `post`.",
+            help="Take the command's reward from `stdout` (its last line; default), `exit_code`, `file` or `post`.",
             show_default=False,
         ),
     ] = None,
     tasks: Annotated[
-        str | None, typer.Option(metavar="FILE", help="Other tasks than the configuration's: .jsonl or .json.", show_default=False)
+        str | None, typer.Option(metavar="FILE", help="Use these tasks instead of the config file's: .jsonl or .json.", show_default=False)
     ] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Tasks at most; without it: all of them.", show_default=False)] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Run the first N tasks. Default: all.", show_default=False)] = None,
     model: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="Another model than the configuration's: a name, a folder, a checkpoint.", show_default=False),
+        typer.Option(metavar="NAME", help="Use this model instead: a name, a folder or a checkpoint.", show_default=False),
     ] = None,
 ) -> None:
-    """Run the agent on its tasks and score it, without training: for development without a GPU, and for evaluation.
+    """Run the agent on its tasks and score it, without training.
 
-    Takes the eval tasks where the configuration has some, one rollout each.
+    Use it to develop an agent, or to evaluate a checkpoint. Each eval task gets one rollout; without eval tasks, each training task does.
 
     **Examples**
 
     `agl rollout config.toml --limit 4` tries the agent on four tasks.
 
-    `agl rollout config.toml --model runs/20261122-133000-demo/checkpoints/step-00012` scores what was trained.
+    `agl rollout config.toml --model runs/20261122-133000-demo/checkpoints/step-00012` evaluates a checkpoint.
 
-    `agl rollout --command "python their_agent.py" --tasks tasks.jsonl --model smollm2-135m` needs no configuration.
+    `agl rollout --command "python their_agent.py" --tasks tasks.jsonl --model smollm2-135m` needs no config file.
 
-    **A command**
+    **Commands**
 
-    One process for each task. It is given the task as JSON on its standard input and in `AGL_TASK`, and its model in `OPENAI_BASE_URL`,
-    `OPENAI_API_KEY` (or `ANTHROPIC_BASE_URL`, `ANTHROPIC_API_KEY`) and `AGL_MODEL`. The last line that it prints is the reward, a number
-    or `{"reward": number}`; with `--reward exit_code` exit code 0 is 1 and another is 0; with `file` it writes the file
-    `AGL_REWARD_FILE`, and with `post` it posts the reward to `AGL_REWARD_URL`.
+    Each task runs in its own process. The process reads the task as JSON from standard input or `AGL_TASK`. Its model is in
+    `OPENAI_BASE_URL`, `OPENAI_API_KEY` (or `ANTHROPIC_BASE_URL`, `ANTHROPIC_API_KEY`) and `AGL_MODEL`. Its last printed line is the
+    reward: a number or `{"reward": number}`. With `--reward exit_code`, exit code 0 earns 1 and any other 0. With `file` it writes the
+    reward to the file `AGL_REWARD_FILE`; with `post` it posts it to `AGL_REWARD_URL`.
     """
     from agentlightning.training.dry_run import rollout_config
 
@@ -73,15 +73,16 @@ def rollout(
         raise typer.Exit(1)
 
 
-def settings_of(path: Path | None, given: dict[str, str | None]) -> Config:
-    """A configuration file with the options put in; or the options alone."""
-    from agentlightning.config.schema import Config, build, load_config
+def settings_of(path: Path | None, changes: dict[str, str | None]) -> Config:
+    """Return the settings of a config file with the options on top, or of the options alone."""
+    from agentlightning.config.schema import Config, load_config
+    from agentlightning.settings import build
 
-    options: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
+    options: dict[str, Any] = {key: value for key, value in changes.items() if value is not None}
     if path is None:
         missing = [f"--{key}" for key in ("command", "tasks", "model") if key not in options]
         if missing:
-            raise ConfigError(f"`agl rollout` needs a configuration file; without one {', '.join(missing)} must be given as well")
+            raise ConfigError(f"`agl rollout` has no config file and no {', '.join(missing)}. Add them, or name a config file.")
         return build(Config, {"name": "command", "path": str(Path.cwd()), **options})
     if "command" in options:
         options |= {"agent": None, "path": str(Path.cwd())}
@@ -91,11 +92,11 @@ def settings_of(path: Path | None, given: dict[str, str | None]) -> Config:
 
 
 def print_scored(report: Scored, console: Console) -> None:
-    """What the rollouts came to."""
+    """Print the rewards and failures of the rollouts."""
     mean = "none scored" if report.reward is None else f"mean reward {report.reward:.3f} over {report.scored} scored"
     console.print(f"{report.rollouts} rollouts in {duration(report.seconds)}, {mean}", highlight=False)
     for what, counts in (("attempts", report.statuses), ("model calls", report.requests)):
         console.print(f"{what}: {', '.join(f'{count} {name}' for name, count in counts.items()) or 'none'}", highlight=False)
     if report.error:
         console.print(Text.assemble(("first failure: ", "bold red"), report.error), soft_wrap=True)
-    console.print(f"look at them:  agl show {shown_path(report.folder)}", soft_wrap=True, highlight=False)
+    console.print(f"see them:  agl show {shown_path(report.folder)}", soft_wrap=True, highlight=False)

@@ -12,80 +12,66 @@ from agentlightning.errors import ConfigError
 from agentlightning.training.progress import TrainingProgress
 
 if TYPE_CHECKING:
-    from agentlightning.serving.serve import Served
+    from agentlightning.serving.serve import Served, ServedModel
+    from agentlightning.training.progress import Progress
+
+Run = Annotated[str | None, typer.Argument(metavar="[RUN]", help="The folder or name of a run, or `latest`.", show_default=False)]
+Model = Annotated[str | None, typer.Option(metavar="NAME", help="Serve a model: a name, a folder or a hub id.", show_default=False)]
+Upstream = Annotated[
+    str | None,
+    typer.Option(metavar="URL", help="Forward to an OpenAI-compatible server. Name its model with `--model`.", show_default=False),
+]
+UpstreamKey = Annotated[str | None, typer.Option(metavar="NAME", help="Environment variable with the upstream's key.", show_default=False)]
+Host = Annotated[str, typer.Option(help="Address to listen on. 0.0.0.0 lets other machines in.")]
+Port = Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on (0 = any free port).")]
+Store = Annotated[
+    str | None,
+    typer.Option(metavar="ADDRESS", help="Record calls here. Default: AGL_STORE, or ./agl.db. A run's own store stays as it is."),
+]
 
 
 def serve(
-    run: Annotated[
-        str | None, typer.Argument(metavar="[RUN]", help="A run: its folder, its name, or `latest`.", show_default=False)
-    ] = None,
-    model: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Instead of a run: a model by name, folder or hub id.", show_default=False)
-    ] = None,
-    upstream: Annotated[
-        str | None,
-        typer.Option(
-            metavar="URL",
-            help="Instead of a run: forward to an OpenAI-compatible server; `--model` is its model, without it agents name one.",
-            show_default=False,
-        ),
-    ] = None,
-    upstream_key_env: Annotated[
-        str | None, typer.Option(metavar="NAME", help="The environment variable that holds the upstream's API key.", show_default=False)
-    ] = None,
-    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 lets other machines in.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 takes a free one.")] = 8000,
-    store: Annotated[
-        str | None,
-        typer.Option(
-            metavar="ADDRESS", help="Where calls are recorded; without it: AGL_STORE, or ./agl.db. A run's own store stays as it is."
-        ),
-    ] = None,
+    run: Run = None,
+    model: Model = None,
+    upstream: Upstream = None,
+    upstream_key_env: UpstreamKey = None,
+    host: Host = "127.0.0.1",
+    port: Port = 8000,
+    store: Store = None,
 ) -> None:
-    """Serve a run's best weights (or a model, or another server's) as an OpenAI endpoint, with the store that calls are recorded in,
-    until Ctrl-C.
+    """Serve a trained model, any model, or another server as an OpenAI endpoint, and record the calls. Ctrl-C stops it.
 
-    The key is printed; `AGL_TOKEN` sets it.
+    Prints the key. Set `AGL_TOKEN` to choose it.
 
     **Examples**
 
-    `agl serve latest` serves what the last run trained; point any OpenAI client at http://127.0.0.1:8000/v1.
+    `agl serve latest` serves the last run's best weights. Point any OpenAI client at http://127.0.0.1:8000/v1.
 
     `agl serve --model smollm2-135m --port 9000` serves a model; `agl.rollout(task, store="http://KEY@HOST:9000")` records there.
 
-    `agl serve --upstream http://127.0.0.1:8080/v1` records what agents ask of a server that is already there.
+    `agl serve --upstream http://127.0.0.1:8080/v1` records the calls to a running server.
     """
-    if (upstream is None and (run is None) == (model is None)) or (upstream is not None and run is not None):
-        raise ConfigError(
-            "`agl serve` serves either a run (`agl serve RUN`, `agl serve latest`), a model (`agl serve --model NAME`), or an upstream "
-            "(`agl serve --upstream URL`)"
-        )
+    if sum(argument is not None for argument in (run, upstream or model)) != 1:
+        raise ConfigError("`agl serve` needs a run, a model or an upstream. Use `agl serve RUN`, `--model NAME` or `--upstream URL`.")
     if upstream_key_env is not None and upstream is None:
-        raise ConfigError("--upstream-key-env names the key of an upstream; give its address as --upstream URL")
+        raise ConfigError("--upstream-key-env is the key of an upstream, but no upstream is named. Add --upstream URL.")
     from agentlightning.serving.serve import serve as serve_until_stopped
-
-    console = Console()
-
-    def ready(served: Served) -> None:
-        for name, value in (
-            ("base_url", served.base_url),
-            ("api_key", served.token),
-            ("model", served.model or "as the agent asks"),
-            ("store", served.store),
-        ):
-            console.print(f"{name:<10}{value}", soft_wrap=True, highlight=False)
-        console.print("Ctrl-C stops it", style="dim")
+    from agentlightning.serving.serve import upstream_model
 
     with TrainingProgress() as progress:
-        path = open_training(run).path if run is not None else None
-        serve_until_stopped(
-            path,
-            model=model,
-            upstream=upstream,
-            upstream_key_env=upstream_key_env,
-            host=host,
-            port=port,
-            store=store,
-            progress=progress,
-            ready=ready,
-        )
+        served = upstream_model(upstream, key_env=upstream_key_env, name=model) if upstream else _own_model(run, model, progress)
+        serve_until_stopped(served, host=host, port=port, store=store, progress=progress, ready=_print_addresses)
+
+
+def _own_model(run: str | None, model: str | None, progress: Progress) -> ServedModel:
+    from agentlightning.serving.serve import served_model
+
+    return served_model(open_training(run).path if run is not None else None, model, progress)
+
+
+def _print_addresses(served: Served) -> None:
+    console = Console()
+    model = served.model or "as the agent asks"
+    for name, value in {"base_url": served.base_url, "api_key": served.token, "model": model, "store": served.store}.items():
+        console.print(f"{name:<10}{value}", soft_wrap=True, highlight=False)
+    console.print("Ctrl-C stops it", style="dim")

@@ -1,4 +1,4 @@
-"""`agl show`: what happened, from a run's store."""
+"""`agl show`: the rollouts of a run, or of a store."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from agentlightning.cli.accounts import account, finished_step
-from agentlightning.cli.view import STYLES, Shown, ShownMode, Source, print_sums, short
+from agentlightning.cli.view import STYLES, RecordsSource, Shown, ShownMode, print_sums, short
 from agentlightning.contracts.store import AttemptRecords, LightningStore, RolloutState
 from agentlightning.errors import ConfigError, LightningError, NotFound, StoreError
 from agentlightning.registry.registry import registry
@@ -39,15 +39,15 @@ def show(
         typer.Argument(metavar="[RUN]", help="A run's folder or name, `latest`, a store file (agl.db), or a store's address."),
     ] = "latest",
     rollout: Annotated[
-        str | None, typer.Argument(metavar="[ROLLOUT]", help="One rollout: its id, or the end of it as listed.", show_default=False)
+        str | None, typer.Argument(metavar="[ROLLOUT]", help="Show one rollout: its id, or the end of its id.", show_default=False)
     ] = None,
-    step: Annotated[int | None, typer.Option(help="Only this step, as metrics.jsonl counts it.", show_default=False)] = None,
-    mode: Annotated[ShownMode | None, typer.Option(help="Only this mode.", show_default=False)] = None,
-    status: Annotated[ShownStatus | None, typer.Option(help="Only this status.", show_default=False)] = None,
-    limit: Annotated[int, typer.Option(min=0, help="Rows at most, the last ones; 0: all. The sums are always over all.")] = 40,
-    tokens: Annotated[bool, typer.Option("--tokens", help="With ROLLOUT: every token with its id and log-probability.")] = False,
+    step: Annotated[int | None, typer.Option(help="Show only this step, as numbered in metrics.jsonl.", show_default=False)] = None,
+    mode: Annotated[ShownMode | None, typer.Option(help="Show only this mode.", show_default=False)] = None,
+    status: Annotated[ShownStatus | None, typer.Option(help="Show only this status.", show_default=False)] = None,
+    limit: Annotated[int, typer.Option(min=0, help="Show the last N rows (0 = all). Totals always cover everything.")] = 40,
+    tokens: Annotated[bool, typer.Option("--tokens", help="With ROLLOUT: show every token with its id and log-probability.")] = False,
 ) -> None:
-    """Show a run's rollouts and what became of every sampled token; or one rollout as a tree of what happened in it.
+    """List a run's rollouts and account for every sampled token, or show one rollout as a tree.
 
     **Examples**
 
@@ -61,7 +61,7 @@ def show(
 
     `agl show agl.db --status failed` reads a store that `agl.rollout(task)` recorded into.
     """
-    source = find_source(run)
+    source = find_records(run)
     console = Console()
     if not console.is_terminal and "COLUMNS" not in os.environ:
         console.width = 200  # a pipe or a file has no width to fit
@@ -71,35 +71,35 @@ def show(
         print_rollout(asyncio.run(_one(source, rollout)), source, console, tokens=tokens)
         return
     if tokens:
-        raise ConfigError("--tokens shows the tokens of one rollout; name it: `agl show RUN ROLLOUT --tokens`")
+        raise ConfigError("--tokens needs one rollout. Name it: `agl show RUN ROLLOUT --tokens`.")
     rows = asyncio.run(_all(source, step, mode, status))
     print_rollouts(rows, source, console, limit=limit)
 
 
-def find_source(name: str) -> Source:
-    """The store that an argument names: a run, a file, or an address."""
+def find_records(name: str) -> RecordsSource:
+    """Return the records that an argument names: of a run, a store file, or a store's address."""
     if "://" in name or name.partition(":")[0] in registry().names("stores"):
-        return Source(name)
+        return RecordsSource(name)
     if name == "latest" and not RunFolder.all("runs"):
         recorded = os.environ.get("AGL_STORE") or ("agl.db" if Path("agl.db").is_file() else None)
         if recorded:
-            return find_source(recorded)
+            return find_records(recorded)
     if Path(name).is_file():
-        return Source(f"sqlite:{Path(name).resolve()}")
+        return RecordsSource(f"sqlite:{Path(name).resolve()}")
     if name.endswith(".db"):
-        raise StoreError(f"there is no store file {name!r}; name a run (`latest`), or a file that `agl.rollout(task)` recorded into")
+        raise StoreError(f"there is no store file {name!r}. Name a run (`latest`), or a file that `agl.rollout(task)` recorded into.")
     run = RunFolder.latest() if name == "latest" else RunFolder.open(name)
     config = _config(run)
     if not run.store.is_file():
-        raise StoreError(f"run {run.name} has no store.db: nothing was recorded in it yet")
+        raise StoreError(f"run {run.name} has no store.db, because nothing was recorded yet. Start it again with `agl train`.")
     observed, notes = _step_rewards(config)
     settings = {"agents": config.get("agents"), "reward_weights": config.get("reward_weights"), "step_rewards": observed}
     production = config.get("replay", {}).get("store")
-    return Source(run.store_address, run, run.read_batches(), settings, config.get("model"), production, notes)
+    return RecordsSource(run.store_address, run, run.read_batches(), settings, config.get("model"), production, notes)
 
 
 def _config(run: RunFolder) -> dict[str, Any]:
-    """The run's configuration as it stands in the file: whatever is wrong with it now must not hide what was recorded."""
+    """Return the run's config file unchecked: a mistake in it must not hide the records."""
     try:
         return tomllib.loads(run.config.read_text())
     except (OSError, ValueError):
@@ -107,7 +107,7 @@ def _config(run: RunFolder) -> dict[str, Any]:
 
 
 def _step_rewards(config: Mapping[str, Any]) -> tuple[Sequence[Any], tuple[str, ...]]:
-    """What steps earn in the run, for `trajectory`; nothing, and a note, where that cannot be told any more."""
+    """Return the run's step rewards, for `trajectory`; none, and a note, if they cannot be read any more."""
     if not config.get("step_rewards"):
         return (), ()
     from agentlightning.config.schema import import_from
@@ -116,31 +116,29 @@ def _step_rewards(config: Mapping[str, Any]) -> tuple[Sequence[Any], tuple[str, 
     try:
         import_from(Path(config.get("path", ".")))
         return step_rewards(config["step_rewards"]), ()
-    except Exception as error:  # importing somebody's module may raise anything
-        return (), (f"step_rewards of the run are not shown: {error}",)
+    except Exception as error:  # a user's module may raise anything
+        return (), (f"the run's step_rewards are not shown: {error}",)
 
 
-async def _one(source: Source, name: str) -> Shown:
+async def _one(source: RecordsSource, name: str) -> Shown:
     store = _open(source)
     try:
         try:
             state, attempts = await store.read(name)
         except NotFound:
-            found = await _found(source, name)
-            if len(found) > 1:
-                raise NotFound(
-                    f"{name!r} fits {len(found)} rollouts that the run found in {source.production}; give more of the id"
-                ) from None
-            if found:
-                return found[0]
+            rows = await _replayed(source, name)
+            if len(rows) > 1:
+                raise NotFound(f"{name!r} fits {len(rows)} rollouts of the replay {source.production}. Give more of the id.") from None
+            if rows:
+                return rows[0]
             state, attempts = await store.read(await _find(store, name))
         return _shown(source, state, attempts)
     finally:
         await store.close()
 
 
-async def _found(source: Source, name: str = "") -> list[Shown]:
-    """The training rollouts that the run found elsewhere, as rollouts of the steps that took them; those whose id ends so."""
+async def _replayed(source: RecordsSource, name: str = "") -> list[Shown]:
+    """Return the replayed rollouts of a run, with the steps that trained them; only ids that end with `name`."""
     if source.production is None or source.run is None:
         return []
     from agentlightning.training.production import open_filled
@@ -157,30 +155,30 @@ async def _found(source: Source, name: str = "") -> list[Shown]:
     return rows
 
 
-async def _found_or_said(source: Source, console: Console) -> list[Shown]:
+async def _replayed_or_warning(source: RecordsSource, console: Console) -> list[Shown]:
     try:
-        return await _found(source)
+        return await _replayed(source)
     except StoreError as error:
-        console.print(Text(f"what the run found elsewhere is not shown: {error}", style="yellow"), soft_wrap=True)
+        console.print(Text(f"the replayed rollouts are not shown: {error}", style="yellow"), soft_wrap=True)
         return []
 
 
 async def _find(store: LightningStore, name: str) -> str:
-    """The one rollout whose id ends (or begins) with a text."""
-    after, found = 0, list[str]()
+    """Return the id of the only rollout whose id starts or ends with `name`."""
+    after, matches = 0, list[str]()
     while True:
         states, after = await store.list(after=after, limit=1000)
-        found += [s.rollout.id for s in states if s.rollout.id.endswith(name) or s.rollout.id.startswith(name)]
+        matches += [s.rollout.id for s in states if s.rollout.id.endswith(name) or s.rollout.id.startswith(name)]
         if not states:
             break
-    if len(found) == 1:
-        return found[0]
-    if found:
-        raise NotFound(f"{name!r} fits {len(found)} rollouts; give more of the id: {', '.join(found[:4])} ...")
-    raise NotFound(f"there is no rollout {name!r} in this store; `agl show RUN` lists them, with the end of their ids")
+    if len(matches) == 1:
+        return matches[0]
+    if matches:
+        raise NotFound(f"{name!r} fits {len(matches)} rollouts: {', '.join(matches[:4])} ... Give more of the id.")
+    raise NotFound(f"there is no rollout {name!r} in this store. `agl show RUN` lists the rollouts.")
 
 
-async def _all(source: Source, step: int | None, mode: ShownMode | None, status: ShownStatus | None) -> list[Shown]:
+async def _all(source: RecordsSource, step: int | None, mode: ShownMode | None, status: ShownStatus | None) -> list[Shown]:
     store = _open(source)
     rows, console = list[Shown](), Console(stderr=True)
     try:
@@ -192,7 +190,7 @@ async def _all(source: Source, step: int | None, mode: ShownMode | None, status:
                     after=after, limit=200, mode=mode.value if mode else None, status=[status.value] if status else None
                 )
                 if not states:
-                    return [*(row for row in await _found_or_said(source, console) if _fits(row.state, step, mode, status)), *rows]
+                    return [*(row for row in await _replayed_or_warning(source, console) if _fits(row.state, step, mode, status)), *rows]
                 for state in states:
                     if step is None or finished_step(state.rollout) == step:
                         rows.append(_shown(source, *await store.read(state.rollout.id)))
@@ -206,29 +204,29 @@ def _fits(state: RolloutState, step: int | None, mode: ShownMode | None, status:
     return step in (None, finished_step(rollout)) and mode in (None, rollout.mode) and status in (None, state.status)
 
 
-def _open(source: Source) -> LightningStore:
+def _open(source: RecordsSource) -> LightningStore:
     from agentlightning.stores.common import open_store
 
     return open_store(source.address)
 
 
-def _shown(source: Source, state: RolloutState, attempts: tuple[AttemptRecords, ...]) -> Shown:
+def _shown(source: RecordsSource, state: RolloutState, attempts: tuple[AttemptRecords, ...]) -> Shown:
     from agentlightning.rl.trajectory.build import trajectory
 
-    made, problem = None, None
+    built, problem = None, None
     if state.winner is not None:
         try:
-            made = trajectory(state, attempts, **source.settings)
+            built = trajectory(state, attempts, **source.settings)
         except LightningError as error:
             problem = str(error)
     learned = source.learned.get(state.rollout.id)
-    return Shown(state, attempts, made, problem, learned, account(state, attempts, made, learned))
+    return Shown(state, attempts, built, problem, learned, account(state, attempts, built, learned))
 
 
-def print_rollouts(rows: list[Shown], source: Source, console: Console, *, limit: int) -> None:
-    """The table, and the sums over all rows."""
+def print_rollouts(rows: list[Shown], source: RecordsSource, console: Console, *, limit: int) -> None:
+    """Print the table of the last rows, and the totals of all."""
     if not rows:
-        console.print(Text(f"no rollout in {source.run.name if source.run else source.address} fits"))
+        console.print(Text(f"no rollout in {source.run.name if source.run else source.address} matches"))
         return
     shown = rows[-limit:] if limit else rows
     table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")

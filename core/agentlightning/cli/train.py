@@ -20,42 +20,43 @@ if TYPE_CHECKING:
 
 
 def train(
-    config: Annotated[Path | None, typer.Argument(metavar="[CONFIG.toml]", help="The run's configuration.", show_default=False)] = None,
+    config: Annotated[Path | None, typer.Argument(metavar="[CONFIG.toml]", help="The config file.", show_default=False)] = None,
     resume: Annotated[
         str | None,
-        typer.Option(metavar="RUN", help="Go on with a run that was stopped: its folder, its name, or `latest`.", show_default=False),
+        typer.Option(metavar="RUN", help="Resume a run: its folder, its name, or `latest`.", show_default=False),
     ] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Check everything, train nothing: one group of rollouts, one step, an estimate.")
+        bool,
+        typer.Option("--dry-run", help="Try one group of rollouts and one step, and estimate the run."),
     ] = False,
 ) -> None:
-    """Train an agent as a configuration file says.
+    """Train an agent from a config file.
 
-    The run leaves `runs/<time>-<name>/`: metrics, the reward curve, every rollout, and checkpoints that load with transformers.
-    Ctrl-C stops it in good order; `--resume` goes on from its last checkpoint.
+    A run writes `runs/<time>-<name>/`: metrics, the reward curve, every rollout, and checkpoints that load with transformers.
+    Ctrl-C stops cleanly. `--resume` continues from the last checkpoint.
 
     **Examples**
 
-    `agl train config.toml --dry-run` says whether it will run, and estimates memory, time and disk.
+    `agl train config.toml --dry-run` checks the settings, and estimates memory, time and disk.
 
     `agl train config.toml` trains.
 
-    `agl train --resume latest` goes on with the last run, as it was configured.
+    `agl train --resume latest` continues the last run with its own settings.
 
-    `agl show latest` shows what happened.
+    `agl show latest` lists its rollouts.
 
-    **A configuration**
+    **Config files**
 
     `agent = "my_agent:solve"`, `tasks = "train.jsonl"`, `eval_tasks = "val.jsonl"`, `model = "smollm2-135m"` and `steps = 10` are
-    enough; the config.toml of any run shows every setting. `command = "python their_agent.py"` instead of `agent` trains the model of a
-    program in any language: `agl rollout --help` tells what such a program is given.
+    enough. The config.toml of any run shows every setting. Set `command = "python their_agent.py"` instead of `agent` to train the model
+    of a program in any language; see `agl rollout --help`.
     """
     if resume is not None and dry_run:
-        raise ConfigError("--dry-run checks a configuration before it is run; it has nothing to do with --resume")
+        raise ConfigError("--dry-run checks a new run, but --resume continues an old one. Remove one of them.")
     run = open_training(resume) if resume is not None else None
     if config is None:
         if run is None:
-            raise ConfigError("`agl train` needs a configuration file, or `--resume RUN`; see `agl train --help`")
+            raise ConfigError("`agl train` has nothing to train. Give it a config file, or `--resume RUN`.")
         config = run.config
     from agentlightning.config.schema import load_config
 

@@ -16,7 +16,7 @@ from rich.text import Text
 from rich.tree import Tree
 
 from agentlightning.cli.accounts import finished_step
-from agentlightning.cli.view import STYLES, Shown, Source, print_sums, short
+from agentlightning.cli.view import STYLES, RecordsSource, Shown, print_sums, short
 from agentlightning.contracts.store import AttemptRecords
 from agentlightning.rl.trajectory.joins import Joins, join
 from agentlightning.types import Call, Completion, Reward, Span
@@ -26,7 +26,7 @@ TEXT_LIMIT = 2000
 """Characters of one text that are shown."""
 
 
-def print_rollout(shown: Shown, source: Source, console: Console, *, tokens: bool) -> None:
+def print_rollout(shown: Shown, source: RecordsSource, console: Console, *, tokens: bool) -> None:
     """Print everything about one rollout."""
     rollout = shown.state.rollout
     facts = Table.grid(padding=(0, 2))
@@ -42,7 +42,7 @@ def print_rollout(shown: Shown, source: Source, console: Console, *, tokens: boo
     console.print(Panel(facts, title=Text.assemble("rollout ", (rollout.id, "cyan"), " ", status), title_align="left"))
     decode = load_decoder(source)
     if decode is None and tokens:
-        console.print("no tokenizer found for this run's model (or `tokenizers` is not installed): token ids are shown alone", style="dim")
+        console.print("showing token ids without text: this run's tokenizer is not here, or `tokenizers` is not installed", style="dim")
     for records in shown.attempts:
         console.print(AttemptTree(shown, records, decode, tokens).tree())
     notes = [*source.notes, *([shown.problem] if shown.problem else []), *(shown.trajectory.diagnostics if shown.trajectory else ())]
@@ -63,15 +63,17 @@ class AttemptTree:
             self._completions[completion.call_id].append(completion)
         self._rewards: dict[str | None, list[Reward]] = defaultdict(list)
         self._children: dict[str | None, list[Span]] = defaultdict(list)
-        known = {span.id for span in records.spans}
+        span_ids = {span.id for span in records.spans}
         for span in sorted(records.spans, key=lambda span: span.started):
-            self._children[span.parent_id if span.parent_id in known else None].append(span)
+            self._children[span.parent_id if span.parent_id in span_ids else None].append(span)
         self._call_of = {span.id: call_id for call_id, spans in self._joins.spans.items() for span in spans}
         trajectory = shown.trajectory
         counts = trajectory is not None and trajectory.attempt_id == records.attempt.id
-        self._transitions = {each.completion_id: each for each in trajectory.transitions} if trajectory is not None and counts else {}
-        made = (reward for each in self._transitions.values() for reward in each.rewards)  # of facts: they are not recorded
-        for reward in {each.id: each for each in (*records.rewards, *made)}.values():
+        self._transitions = (
+            {transition.completion_id: transition for transition in trajectory.transitions} if trajectory is not None and counts else {}
+        )
+        of_steps = (reward for transition in self._transitions.values() for reward in transition.rewards)  # not in the store
+        for reward in {reward.id: reward for reward in (*records.rewards, *of_steps)}.values():
             self._rewards[reward.span_id or reward.call_id].append(reward)
 
     def tree(self) -> Tree:
@@ -96,13 +98,13 @@ class AttemptTree:
         return root
 
     def _group(self, root: Tree, calls: Sequence[Call]) -> Tree:
-        branch = root.add(Text("model calls that no span of the framework tells of", style="yellow"))
+        branch = root.add(Text("model calls without a span of the framework", style="yellow"))
         for call in calls:
             branch.add(self._call(call, None))
         return root
 
     def _add(self, parent: Tree, span: Span, shown: set[str], above: set[str]) -> None:
-        if span.id in above:  # ids are made by clients: a cycle is shown once
+        if span.id in above:  # clients choose ids, so a cycle is possible: it is shown once
             return
         call_id = self._call_of.get(span.id)
         if call_id is not None and call_id in self._calls:
@@ -117,7 +119,7 @@ class AttemptTree:
         style = {"agent": "bold magenta", "tool": "bold blue", "note": "italic", "llm": "bold yellow"}[span.kind]
         head = Text.assemble((span.kind, style), " ", span.name)
         if span.kind == "llm":
-            head.append("  its call never reached the gateway", style="yellow")
+            head.append("  its call did not reach the gateway", style="yellow")
         if span.ended is not None and span.kind != "note":
             head.append(f"  {span.ended - span.started:.2f} s", style="dim")
         if span.attributes:
@@ -152,20 +154,20 @@ class AttemptTree:
         if completion.demonstrated:
             line = Text.assemble(f"{size}, ", ("demonstrated, not sampled", "cyan"))
         elif completion.missing is not None and not len(completion.response_ids):
-            line = Text(f"tokens not known, {completion.finish_reason}, made by an upstream")
+            line = Text(f"tokens unknown, {completion.finish_reason}, made by an upstream")
         if logprobs is not None and len(logprobs):
             line.append(f", mean logprob {float(logprobs.mean()):.3f}")
-        parts: list[RenderableType] = [line, self._verdict(completion)]
+        parts: list[RenderableType] = [line, self._learned_text(completion)]
         exact = self._decode is not None and logprobs is not None
         if self._decode is not None and logprobs is not None:
-            parts.append(coloured([self._decode(int(each)) for each in completion.response_ids], logprobs.tolist()))
+            parts.append(coloured([self._decode(int(token)) for token in completion.response_ids], logprobs.tolist()))
         parts.append(Text(_clip(message_text(completion.message, content=not exact))))
         if self._tokens:
             parts.append(self._token_table(completion))
         return [part for part in parts if not (isinstance(part, Text) and not part.plain)]
 
-    def _verdict(self, completion: Completion) -> Text:
-        """What the learner made of it."""
+    def _learned_text(self, completion: Completion) -> Text:
+        """Return the reply's return and advantage, or the reason for its exclusion."""
         transition = self._transitions.get(completion.id)
         if transition is None:
             return Text("not part of the trajectory", style="dim")
@@ -224,13 +226,13 @@ def message_text(message: Any, *, content: bool = True) -> str:
         return "" if message is None or not content else str(message)
     reply = cast("dict[str, Any]", message)
     lines = [str(reply["content"])] if content and reply.get("content") else []
-    for each in cast("list[dict[str, Any]]", reply.get("tool_calls") or []):
-        function = cast("dict[str, Any]", each.get("function", each))
+    for tool_call in cast("list[dict[str, Any]]", reply.get("tool_calls") or []):
+        function = cast("dict[str, Any]", tool_call.get("function", tool_call))
         lines.append(f"→ {function.get('name')}({function.get('arguments', '')})")
     return "\n".join(lines)
 
 
-def load_decoder(source: Source) -> Decode | None:
+def load_decoder(source: RecordsSource) -> Decode | None:
     """Token ids to text with the tokenizer of the run's model; None where it is not on this machine."""
     try:
         from tokenizers import Tokenizer
@@ -244,8 +246,8 @@ def load_decoder(source: Source) -> Decode | None:
     return None
 
 
-def _tokenizer_folders(source: Source) -> list[Path]:
-    """Checkpoints of the run first; then its model, where that is here already (looking at a run fetches nothing)."""
+def _tokenizer_folders(source: RecordsSource) -> list[Path]:
+    """Checkpoints of the run first; then its model, where that is here already (`agl show` downloads nothing)."""
     from agentlightning.config.models import cache_folder
 
     folders: list[Path] = []

@@ -1,4 +1,4 @@
-"""What a list of rollouts and the tree of one share: what is shown of a rollout, where it is read from, and the sums below."""
+"""Shared by the list of rollouts and the tree of one: the rollout, its source, and the totals."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ class ShownMode(enum.StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
-    """Where rollouts are read from, and what is known about them besides."""
+class RecordsSource:
+    """The store that rollouts are read from, and the run's own data about them."""
 
     address: str
     """Of the store."""
@@ -44,7 +44,7 @@ class Source:
 
 @dataclass(frozen=True, slots=True)
 class Shown:
-    """One rollout with all that can be said about it."""
+    """One rollout with everything about it."""
 
     state: RolloutState
     attempts: tuple[AttemptRecords, ...]
@@ -56,8 +56,8 @@ class Shown:
 
     @property
     def seconds(self) -> float | None:
-        attempts = [each for each in self.state.attempts if each.finished is not None]
-        return sum((each.finished or 0.0) - each.started for each in attempts) if attempts else None
+        attempts = [attempt for attempt in self.state.attempts if attempt.finished is not None]
+        return sum((attempt.finished or 0.0) - attempt.started for attempt in attempts) if attempts else None
 
 
 def print_sums(rows: list[Shown], console: Console) -> None:
@@ -72,13 +72,13 @@ def print_sums(rows: list[Shown], console: Console) -> None:
             console.print(f"{len(those):,} {mode} rollout{'s' * (len(those) > 1)}, {mean}", highlight=False)
     console.print(f"{sums.requests:,} requests = {_sum(sums.statuses)}", highlight=False, soft_wrap=True)
     parts = {"trained": sums.trained, **dict(sums.left_out.most_common())} if sums.sampled else {}
-    made = f"{sums.sampled - sums.demonstrated:,} sampled" + (f" and {sums.demonstrated:,} demonstrated" if sums.demonstrated else "")
-    console.print(f"{made} tokens = {_sum(parts)}", highlight=False, soft_wrap=True)
+    tokens = f"{sums.sampled - sums.demonstrated:,} sampled" + (f" and {sums.demonstrated:,} demonstrated" if sums.demonstrated else "")
+    console.print(f"{tokens} tokens = {_sum(parts)}", highlight=False, soft_wrap=True)
     if sums.left_out[UNACCOUNTED]:
-        console.print(f"{sums.left_out[UNACCOUNTED]:,} tokens are unaccounted for: please report this as a bug", style="bold red")
+        console.print(f"{sums.left_out[UNACCOUNTED]:,} tokens are unaccounted for. Please report this as a bug.", style="bold red")
     problems = [(short(row.state.rollout.id), row.problem) for row in rows if row.problem]
     if problems:
-        text = f"{len(problems)} rollouts cannot be made into a trajectory; the first, {problems[0][0]}: {problems[0][1]}"
+        text = f"{len(problems)} rollouts have no valid trajectory. The first, {problems[0][0]}: {problems[0][1]}"
         console.print(Text(text, style="yellow"), soft_wrap=True)
 
 

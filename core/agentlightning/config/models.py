@@ -14,7 +14,7 @@ from agentlightning.errors import ConfigError
 from agentlightning.registry.registry import Registry, registry, unknown
 from agentlightning.types import new_id
 
-Progress = Callable[[str, float | None], None]
+FetchProgress = Callable[[str, float | None], None]
 """Called with what is being done and the part done so far, 0 to 1 (None: not known)."""
 
 
@@ -23,7 +23,7 @@ def cache_folder() -> Path:
     return Path(os.environ.get("AGL_CACHE") or platformdirs.user_cache_dir("agentlightning"))
 
 
-def find_model(name: str, *, progress: Progress | None = None, plugins: Registry | None = None) -> ModelFiles:
+def find_model(name: str, *, progress: FetchProgress | None = None, plugins: Registry | None = None) -> ModelFiles:
     """Find a model, and fetch a registered one that is not in the cache yet.
 
     An id of a hub (`owner/name`) is returned as it is; it is fetched by whoever loads it. Raises `ConfigError` for a name that is
@@ -44,7 +44,7 @@ def find_model(name: str, *, progress: Progress | None = None, plugins: Registry
     raise ConfigError(unknown("model", name, plugins.names("models")) + "; a folder or a hub id (`owner/name`) works as well")
 
 
-def _fetch(name: str, folder: Path, progress: Progress, plugins: Registry) -> None:
+def _fetch(name: str, folder: Path, progress: FetchProgress, plugins: Registry) -> None:
     """Fill a folder beside the final one and rename it, so that a broken download is never taken for a model."""
     fetch = plugins.load("models", name)
     part = folder.with_name(f".{name}.{new_id()}")

@@ -1,307 +1,292 @@
-"""What `agl train CONFIG.toml` reads, and what a run folder keeps of it.
+"""The settings of a run, as `agl train CONFIG.toml` reads them and as the run folder keeps them.
 
-Everything that can be wrong is said before a model loads. Tables of plugins (`algorithm`, `engine`, `trainer`) stay as they were written
-until their class is there; `agentlightning.config.tables` builds them.
+Every mistake is an error before a model loads. The tables of plugins (`algorithm`, `engine`, `trainer`) stay as they were written until
+`agentlightning.config.parts` makes them.
 """
 
 from __future__ import annotations
 
-import math
 import sys
 import tomllib
-from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, is_dataclass, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, cast, get_args
+from typing import Annotated, Any, Literal
 
-import tomli_w
+from msgspec import Meta
 
-from agentlightning.config.tables import bind, build, build_loss, naming, open_table
+from agentlightning.config.parts import Part, naming
 from agentlightning.config.tasks import is_reference
 from agentlightning.errors import ConfigError
 from agentlightning.registry.registry import Registry, registry
 from agentlightning.rl.trajectory.step_rewards import step_rewards
+from agentlightning.settings import (
+    MAX,
+    BaseSettings,
+    FiniteFloat,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    build,
+    in_table,
+    of_kind,
+)
 from agentlightning.types import JSON
 
-__all__ = [
-    "CheckpointConfig",
-    "CollectionConfig",
-    "Config",
-    "EvalConfig",
-    "ReplayConfig",
-    "SamplingConfig",
-    "bind",
-    "build",
-    "build_loss",
-    "load_config",
-    "naming",
-    "open_table",
-    "store_file",
-    "to_toml",
-]
-
-
+Reference = Annotated[str, Meta(pattern=".:.", description="'module:function'")]
+FolderName = Annotated[str, Meta(pattern=r"^[^/\\\x00]+$", description="text without slashes, because it becomes part of a folder's name")]
 RewardFrom = Literal["stdout", "exit_code", "file", "post"]
 """Where the reward of a command comes from.
 
 `stdout`: the last line that it prints, a number or a JSON object with a `reward`. `file`: the same, as the last line of the file that
-`AGL_REWARD_FILE` names. `exit_code`: 1 for exit code 0, and 0 for 1 to 125 (as test programs end; others say that it could not run, or
-crashed). `post`: it sends the same by POST to `AGL_REWARD_URL`, with `OPENAI_API_KEY` as the bearer token.
+`AGL_REWARD_FILE` names. `exit_code`: 1 for exit code 0, and 0 for 1 to 125 (test programs end so; higher codes mean that it crashed or did
+not start). `post`: it sends the same by POST to `AGL_REWARD_URL`, with `OPENAI_API_KEY` as the bearer token.
 """
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunnerSettings:
-    """How rollouts are run."""
+class RunnerSettings(BaseSettings):
+    """How rollouts run."""
 
-    concurrency: int = 32
-    """Rollouts under way at once, in each process."""
-    timeout: float = 300.0
-    """Seconds that one attempt may take."""
-    workers: int = 0
-    """Worker processes; 0: in this process. Agents that block or crash want workers."""
-    attempts: int = 3
-    """Attempts made at most for one rollout."""
+    table = "runner"
+    concurrency: PositiveInt = 32
+    """Rollouts in flight, in each process."""
+    timeout: PositiveFloat = 300.0
+    """Seconds for one attempt."""
+    workers: NonNegativeInt = 0
+    """Worker processes; 0 runs agents in this process. Use workers for agents that block or crash."""
+    attempts: PositiveInt = 3
+    """Attempts at one rollout, at most."""
     on_failure: Literal["retry", "drop", "penalise"] = "retry"
-    """What becomes of an attempt whose agent raised or hung: tried again (and dropped when no attempt is left), left out of training,
-    or trained on with the reward `penalty`."""
-    penalty: float = 0.0
-    lease: float = 60.0
-    """Seconds after which the attempt of a runner that no longer answers is given to another."""
-
-    def __post_init__(self) -> None:
-        for key, least in {"concurrency": 1, "workers": 0, "attempts": 1}.items():
-            if getattr(self, key) < least:
-                raise ConfigError(f"runner.{key} is {getattr(self, key)}; it must be at least {least}")
-        for key in ("timeout", "lease"):
-            if not getattr(self, key) > 0:
-                raise ConfigError(f"runner.{key} is {getattr(self, key)}; it must be a number of seconds above 0")
-        if self.on_failure not in ("retry", "drop", "penalise"):
-            raise ConfigError(f"runner.on_failure is {self.on_failure!r}; it must be 'retry', 'drop' or 'penalise'")
+    """An attempt whose agent raised or hung is retried (and dropped after the last attempt), dropped, or trained on with the reward
+    `penalty`."""
+    penalty: FiniteFloat = 0.0
+    """The reward of a failed attempt with `on_failure = "penalise"`."""
+    lease: PositiveFloat = 60.0
+    """Seconds without a sign of a runner, after which another runner takes its attempt over."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class SamplingConfig:
-    """How training and sampled evaluation sample; it overrides what the agent asks."""
+class SamplingConfig(BaseSettings):
+    """How training and sampled evaluation sample. It overrides the agent's own settings."""
 
-    temperature: float = 1.0
-    max_tokens: int | None = None
-    """Tokens of one reply at most; absent: as the agent asks, up to the model's context."""
-
-    def __post_init__(self) -> None:
-        if not (self.temperature > 0 and math.isfinite(self.temperature)):
-            raise ConfigError(
-                f"sampling.temperature is {self.temperature}; it must be above 0 (1.0 is usual), for a greedy reply teaches nothing"
-            )
-        _at_least("sampling", self, max_tokens=1)
+    table = "sampling"
+    temperature: Annotated[float, Meta(gt=0, le=MAX, description="1.0 is usual; greedy replies teach nothing")] = 1.0
+    max_tokens: PositiveInt | None = None
+    """Tokens of one reply, at most. Absent: as the agent asks, up to the model's context."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvalConfig:
-    """Evaluation on `eval_tasks`, before the first step and after the last, and in between."""
+class EvalConfig(BaseSettings):
+    """Evaluation on `eval_tasks`: before the first step, after the last, and in between."""
 
-    every: int = 5
-    """Steps between two evaluations; 0: only before and after."""
-    tasks: int | None = None
-    """The first so many; absent: all."""
-    samples: int = 1
-    """Sampled rollouts of each task; 0: none."""
+    table = "eval"
+    every: NonNegativeInt = 5
+    """Steps between two evaluations; 0 evaluates only before and after."""
+    tasks: PositiveInt | None = None
+    """Evaluate the first N tasks. Absent: all."""
+    samples: NonNegativeInt = 1
+    """Sampled rollouts of each task; 0 for none."""
     greedy: bool = True
-    """One greedy rollout of each task as well."""
-    patience: int | None = None
-    """Stop after so many evaluations in a row without a better sampled reward; absent: never."""
+    """Also run one greedy rollout of each task."""
+    patience: PositiveInt | None = None
+    """Stop after N evaluations in a row without a better sampled reward. Absent: never."""
 
     def __post_init__(self) -> None:
-        _at_least("eval", self, every=0, tasks=1, samples=0, patience=1)
+        super().__post_init__()
         if not self.samples and not self.greedy:
-            raise ConfigError("eval.samples is 0 and eval.greedy is false; leave eval_tasks out where nothing is to be evaluated")
+            raise ConfigError("eval.samples is 0 and eval.greedy is false, so nothing is evaluated. Set one of them, or remove eval_tasks.")
         if self.patience is not None and not self.every:
-            raise ConfigError("eval.patience counts evaluations during training, and eval.every = 0 has none; set every")
+            raise ConfigError("eval.patience counts evaluations during training, but eval.every is 0. Set eval.every.")
 
 
 @dataclass(frozen=True, kw_only=True)
-class CheckpointConfig:
-    """When checkpoints are written, and which stay on disk. One is always written after the last step, and when a run is stopped."""
+class CheckpointConfig(BaseSettings):
+    """When checkpoints are written, and which stay on disk. A run always writes one after its last step and when you stop it."""
 
-    every: int = 10
-    """Steps between two checkpoints; 0: only at the end."""
+    table = "checkpoints"
+    every: NonNegativeInt = 10
+    """Steps between two checkpoints; 0 writes only the last."""
     best: bool = True
     """Write and keep the one with the best eval reward."""
-    last: int = 2
-    """The newest so many stay; one at least, to resume from."""
-    keep_every: int | None = None
-    """Those of every so many steps stay as well."""
-
-    def __post_init__(self) -> None:
-        _at_least("checkpoints", self, every=0, last=1, keep_every=1)
+    last: PositiveInt = 2
+    """Keep the newest N. Resuming needs at least one."""
+    keep_every: PositiveInt | None = None
+    """Also keep the checkpoint of every Nth step."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class CollectionConfig:
-    """Which rollouts make up a step, and which of their replies are trained."""
+class CollectionConfig(BaseSettings):
+    """The rollouts of a step, and the replies of them that are trained."""
 
-    max_staleness: int = 0
-    """Steps of training that may lie between sampling a token and training it. 0: a step's rollouts begin after the step before it. Above
-    0 rollouts go on while the trainer steps, with as many groups ahead, and the engine has weights of its own, which change under running
-    agents; replies with an older token are left out and counted."""
-    filter: JSON = None
-    """Which groups are kept, by a filter: `nonzero_variance` (rewards differ), `difficulty` (`{name = "difficulty", low = 0.1, high =
-    0.9}`), or a custom function; absent: all. What is filtered is not trained, and counts among the scored rollouts."""
-    resample: int = 0
-    """Groups at most that a step starts in place of those filtered."""
+    table = "collection"
+    max_staleness: NonNegativeInt = 0
+    """Off-policy steps: training steps between sampling a token and training it. With 0 a step's rollouts start after the step before it.
+    Above 0 rollouts go on while the trainer steps, with as many groups ahead, and the engine serves weights of its own, which change under
+    running agents. Replies with an older token are excluded and counted."""
+    filter: Annotated[JSON, of_kind("filters")] = None
+    """Keep some groups: `nonzero_variance` (rewards differ), `difficulty` (`{name = "difficulty", low = 0.1, high = 0.9}`), or your own
+    function. Absent: all. Filtered groups are not trained, and count among the scored rollouts."""
+    resample: NonNegativeInt = 0
+    """Groups that a step starts, at most, in place of filtered ones (dynamic sampling)."""
     truncated: Literal["train", "drop"] = "train"
-    """What becomes of replies that a limit of tokens cut off. (To penalise them, give them a reward.)"""
+    """Train or drop replies that a token limit cut off. (To penalise them, give them a reward.)"""
     overlong: Literal["error", "drop"] = "error"
-    """What becomes of a conversation longer than the trainer takes (`trainer.tokens_per_pack`): the run stops with an error, or its replies
-    beyond are left out and counted. One longer than the model's context is refused at the gateway, and is the agent's failure
-    (`runner.on_failure`)."""
+    """A conversation longer than `trainer.tokens_per_pack` stops the run with an error, or its replies beyond are excluded and counted. The
+    gateway refuses one longer than the model's context, which is a failure of the agent (`runner.on_failure`)."""
 
     def __post_init__(self) -> None:
-        _at_least("collection", self, max_staleness=0, resample=0)
-        for key, choices in {"truncated": ("train", "drop"), "overlong": ("error", "drop")}.items():
-            if getattr(self, key) not in choices:
-                raise ConfigError(f"collection.{key} is {getattr(self, key)!r}; expected {' or '.join(map(repr, choices))}")
+        super().__post_init__()
         if self.resample and self.filter is None:
-            raise ConfigError(f'collection.resample is {self.resample}, and nothing is filtered; set collection.filter = "signal"')
+            problem = f"collection.resample is {self.resample}, but nothing is filtered"
+            raise ConfigError(f'{problem}. Set collection.filter = "nonzero_variance", or remove resample.')
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReplayConfig:
+class ReplayConfig(BaseSettings):
     """The store of a deployed agent, whose rollouts a run trains on (`agentlightning.training.production`)."""
 
+    table = "replay"
     store: str
-    """Its address, as `agl serve` and `agl.rollout` have it. It is only read."""
+    """Its address, as in `agl serve` and `agl.rollout`. It is only read."""
     wait: bool = False
-    """Wait for rollouts and rewards that are still to come; otherwise the run ends when nothing is left to train."""
+    """Wait for rollouts and rewards that are still to come. Otherwise the run ends when nothing is left to train."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         scheme, _, rest = self.store.partition("://")
         if scheme in ("http", "https") and "@" in rest.partition("/")[0]:
-            raise ConfigError("replay.store has a token in it, and a run keeps its configuration; leave it out, and set AGL_TOKEN to it")
+            raise ConfigError("replay.store has a token in it, and the run folder keeps its settings. Remove it and set AGL_TOKEN instead.")
 
     def under(self, base: Path) -> ReplayConfig:
-        """The same, with the path of a store file made absolute."""
+        """Return the same settings, with the path of a store file made absolute."""
         file = store_file(self.store)
         return self if file is None else replace(self, store=f"sqlite:{base / file}")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config:
+class Config(BaseSettings):
     """A training run."""
 
-    agent: str | None = None
-    """`module:function`, called with `(task, llm)`. Either this or `command`; with a `replay` only for `eval_tasks`."""
+    agent: Reference | None = None
+    """Your agent as `module:function`, called with `(task, llm)`. Give this or `command`; with a `replay`, only for `eval_tasks`."""
     command: str | None = None
-    """A command line that is run for each rollout; a program in any language. See `agentlightning.runner.program`."""
+    """A command line to run for each rollout: a program in any language. See `agl rollout --help`."""
     reward: RewardFrom = "stdout"
     """Where a command's reward comes from: the last line that it prints, its exit code, the file `AGL_REWARD_FILE`, or a POST."""
     tasks: str | None = None
-    """A `.jsonl` or `.json` file, or `module:attribute`. Either this or `replay`."""
+    """A `.jsonl` or `.json` file, or `module:attribute`. Give this or `replay`."""
     replay: ReplayConfig | None = None
     """Train on the rollouts of a deployed agent."""
     model: str
-    """A registered model, a folder, or the id of a hub."""
+    """A registered model, a folder, or a hub id."""
     eval_tasks: str | None = None
-    name: str = "run"
-    """Part of the run folder's name."""
-    seed: int = 0
-    steps: int = 10
-    tasks_per_step: int = 8
-    sampler: str = "epochs"
-    adapters: tuple[str, ...] = ()
+    """Tasks that are never trained on, to measure progress; in the same form as `tasks`."""
+    name: FolderName = "run"
+    """Part of the run folder's name. Default: the name of the config file."""
+    seed: NonNegativeInt = 0
+    """Seed of the order of tasks and of sampling."""
+    steps: PositiveInt = 10
+    """Training steps."""
+    tasks_per_step: PositiveInt = 8
+    """Tasks in each step."""
+    sampler: Annotated[str, of_kind("samplers")] = "epochs"
+    """Order of the tasks."""
+    adapters: tuple[Annotated[str, of_kind("adapters")], ...] = ()
     """Framework adapters to install, for an agent without a callback."""
     models: tuple[str, ...] = ()
-    """Names, or patterns (`gpt-4o*`), by which the agent's code asks for the model in training, where it names another one."""
+    """Model names or patterns (`gpt-4o*`) that your agent hard-codes. Those calls go to the model being trained."""
     agents: tuple[str, ...] | None = None
-    """Names or patterns of the agents to train; absent: all."""
-    reward_weights: dict[str, float] = field(default_factory=dict[str, float])
-    """What the rewards of each name weigh in the outcome; a name that is not here weighs 1."""
-    step_rewards: dict[str, float] = field(default_factory=dict[str, float])
-    """What a step earns that shows a fact: by the fact's name (`tool_failed`), or `module:function`."""
-    algorithm: dict[str, JSON] = field(default_factory=lambda: {"name": "lightning"})
-    engine: dict[str, JSON] = field(default_factory=lambda: {"name": "torch"})
-    trainer: dict[str, JSON] = field(default_factory=lambda: {"name": "torch"})
+    """Names or patterns of the agents to train. Absent: all."""
+    reward_weights: dict[str, FiniteFloat] = field(default_factory=dict[str, float])
+    """Weight of each named reward in the return. Default: 1."""
+    step_rewards: dict[str, FiniteFloat] = field(default_factory=dict[str, float])
+    """Reward of a step that shows a signal, by the signal's name (`tool_failed`) or `module:function`."""
+    algorithm: Annotated[dict[str, JSON], of_kind("algorithms")] = field(default_factory=lambda: {"name": "lightning"})
+    """The training algorithm and its settings."""
+    engine: Annotated[dict[str, JSON], of_kind("engines")] = field(default_factory=lambda: {"name": "torch"})
+    """The inference engine and its settings."""
+    trainer: Annotated[dict[str, JSON], of_kind("trainers")] = field(default_factory=lambda: {"name": "torch"})
+    """The trainer and its settings."""
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     collection: CollectionConfig = field(default_factory=CollectionConfig)
     runner: RunnerSettings = field(default_factory=RunnerSettings)
     eval: EvalConfig = field(default_factory=EvalConfig)
     checkpoints: CheckpointConfig = field(default_factory=CheckpointConfig)
-    trackers: tuple[str, ...] = ("jsonl",)
-    mismatch_alarm: float = 0.05
-    """Mean difference in log-probability between engine and trainer, per sampled token, above which an alarm is raised."""
-    port: int = 0
-    """Of the gateway; 0: a free one."""
+    trackers: tuple[Annotated[str, of_kind("trackers")], ...] = ("jsonl",)
+    """Where metrics go."""
+    mismatch_alarm: NonNegativeFloat = 0.05
+    """Raise an alarm above this mean difference in log-probability between engine and trainer, per sampled token."""
+    port: Annotated[int, Meta(ge=0, le=65535)] = 0
+    """Port of the gateway; 0 takes a free one."""
     folder: str = "runs"
-    """Where run folders are made."""
+    """Folder for run folders."""
     path: str | None = None
-    """Folder from which the modules named here are imported, and in which a command runs; absent: the configuration file's."""
+    """Folder for imports of the modules named here, and for a command to run in. Default: the config file's folder."""
 
     def __post_init__(self) -> None:
-        _at_least("", self, seed=0, steps=1, tasks_per_step=1, port=0, mismatch_alarm=0)
+        super().__post_init__()
         for table in ("algorithm", "engine", "trainer"):
             if not isinstance(getattr(self, table).get("name"), str):
-                raise ConfigError(f"missing 'name' in [{table}]; expected text, as in {table} = {{ name = \"...\" }}")
+                raise ConfigError(f"missing 'name' {in_table(table)}. Set it to text, as in {table} = {{ name = \"...\" }}.")
         if self.agents is not None and not self.agents:
-            raise ConfigError("agents is an empty list, so nothing would be trained; name an agent, or leave it out to train all")
-        if not self.name or any(each in self.name for each in "/\\\0"):
-            raise ConfigError(f"name is {self.name!r}; it becomes part of a folder's name, so it must not be empty or contain a slash")
-        self._check_source()
-        self._check_agent()
-        for key, weight in self.reward_weights.items():
-            if not math.isfinite(weight):
-                raise ConfigError(f"reward_weights.{key} is {weight}; expected a finite number")
-
-    def _check_source(self) -> None:
+            raise ConfigError("agents is an empty list, so nothing would be trained. Name an agent, or remove it to train all.")
         if self.replay is None:
-            if self.tasks is None:
-                raise ConfigError("missing 'tasks' at the top level; expected text (or a [replay], a store that a deployed agent fills)")
-            return
-        for key, given in {"tasks": self.tasks is not None, "sampler": self.sampler != "epochs"}.items():
-            if given:
-                raise ConfigError(f"{key} and replay are both given; with replay the tasks are those of its rollouts, so leave {key} out")
-        for key, idle in {"max_staleness": 0, "filter": None, "resample": 0}.items():
-            if getattr(self.collection, key) != idle:
-                said = f"collection.{key} is {getattr(self.collection, key)!r}"
-                raise ConfigError(f"{said}, and with replay nothing is started or filtered; leave it out")
-        acts = "agent" if self.agent is not None else "command" if self.command is not None else None
-        if acts is None and self.eval_tasks is not None:
-            raise ConfigError('eval_tasks is given, and no agent that would act on them; give agent = "module:function", or leave it out')
-        if acts is not None and self.eval_tasks is None:
-            raise ConfigError(f"{acts} is given, and with replay it acts on eval_tasks alone; give eval_tasks, or leave {acts} out")
-
-    def _check_agent(self) -> None:
-        if self.replay is not None and self.agent is None and self.command is None:
-            return
-        if (self.agent is None) == (self.command is None):
-            both = "agent and command are both given" if self.agent else "missing 'agent' at the top level"
-            raise ConfigError(f'{both}; expected agent = "module:function", or command = "..." for a program, and not both')
-        if self.agent is not None and ":" not in self.agent:
-            raise ConfigError(f"agent is {self.agent!r}; expected 'module:function'")
-        if self.reward not in get_args(RewardFrom):
-            raise ConfigError(f"reward is {self.reward!r}; expected {' or '.join(map(repr, get_args(RewardFrom)))}")
-        if self.agent is not None and self.reward != "stdout":
-            raise ConfigError(f"reward is {self.reward!r}, which says where a command's reward comes from; an agent returns its own")
+            self._check_tasks()
+        else:
+            self._check_replay()
         if self.command is not None:
-            for key, given in {"adapters": self.adapters, "agents": self.agents}.items():
-                if given:
-                    raise ConfigError(f"{key} is {list(given)}, and a command is a process of its own: no adapter names its agents")
-            if self.runner.workers:
-                raise ConfigError(f"runner.workers is {self.runner.workers}; a command runs in processes of its own, so leave it out")
+            self._check_command()
+
+    def _check_tasks(self) -> None:
+        if self.tasks is None:
+            raise ConfigError("missing 'tasks' at the top level. Set it to text, or add a [replay] table to train a deployed agent.")
+        if (self.agent is None) == (self.command is None):
+            problem = "agent and command are both set" if self.agent else "missing 'agent' at the top level"
+            raise ConfigError(f'{problem}. Set either agent = "module:function", or command = "..." for a program.')
+        if self.agent is not None and self.reward != "stdout":
+            raise ConfigError(f"reward is {self.reward!r}, but only a command takes it. An agent returns its reward; remove this key.")
+
+    def _check_replay(self) -> None:
+        """With a replay the tasks are those of its rollouts, and an agent or a command acts on `eval_tasks` alone."""
+        for key, is_set in {"tasks": self.tasks is not None, "sampler": self.sampler != "epochs"}.items():
+            if is_set:
+                raise ConfigError(f"{key} and replay are both set. A replay brings the tasks of its rollouts; remove {key}.")
+        for key, default in {"max_staleness": 0, "filter": None, "resample": 0}.items():
+            value = getattr(self.collection, key)
+            if value != default:
+                raise ConfigError(f"collection.{key} is {value!r}, but a replay starts and filters no rollouts. Remove it.")
+        key = "agent" if self.agent is not None else "command" if self.command is not None else None
+        if key is None and self.eval_tasks is not None:
+            raise ConfigError('eval_tasks is set, but there is no agent to evaluate. Set agent = "module:function", or remove eval_tasks.')
+        if key is not None and self.eval_tasks is None:
+            raise ConfigError(f"{key} is set, but with a replay it only acts on eval_tasks. Set eval_tasks, or remove {key}.")
+        if self.agent is not None and self.command is not None:
+            raise ConfigError("agent and command are both set. Remove one of them.")
+
+    def _check_command(self) -> None:
+        """A command runs in processes of its own, where no adapter can tell its agents apart."""
+        for key, names in {"adapters": self.adapters, "agents": self.agents}.items():
+            if names:
+                raise ConfigError(f"{key} is {list(names)}, but adapters cannot see the agents of a command. Remove it.")
+        if self.runner.workers:
+            raise ConfigError(f"runner.workers is {self.runner.workers}, but a command runs in processes of its own. Remove it.")
 
 
 def load_config(path: str | Path, plugins: Registry | None = None) -> Config:
-    """Read and check a configuration file. Paths in it are relative to the file's folder, and absolute in the result.
+    """Read and check a config file. Paths in it are relative to the file's folder, and absolute in the result.
 
-    Names of plugins and the keys of the algorithm are checked here; those of engine and trainer by `open_table`, whose classes are heavy
-    to import. Raises `ConfigError`, which names the file.
+    Checks the names of plugins and the settings of the algorithm. `Part` checks those of engine and trainer, whose classes are heavy to
+    import. Raises `ConfigError`, which names the file.
     """
     path = Path(path)
     try:
         text = path.read_bytes().decode()
     except OSError as error:
-        raise ConfigError(f"{path}: the configuration cannot be read: {error.strerror or error}") from error
+        raise ConfigError(f"{path}: the config file cannot be read: {error.strerror or error}. Check its path.") from error
     except UnicodeDecodeError as error:
-        raise ConfigError(f"{path}: not UTF-8 at byte {error.start + 1}; save the file as UTF-8") from error
+        raise ConfigError(f"{path}: not UTF-8 at byte {error.start + 1}. Save the file as UTF-8.") from error
     with naming(path):
         try:
             data = tomllib.loads(text)
@@ -314,61 +299,29 @@ def load_config(path: str | Path, plugins: Registry | None = None) -> Config:
 
 
 def check_names(config: Config, plugins: Registry | None = None) -> None:
-    """Whether every plugin that is named is known, and the algorithm's settings fit it. Imports no engine and no trainer."""
+    """Check that every plugin is known and that the algorithm's settings fit it. Imports no engine and no trainer."""
     plugins = plugins or registry()
-    for key, kind in {"engine": "engines", "trainer": "trainers"}.items():
-        with _at(key):
-            name = getattr(config, key)["name"]
+    kinds = {"engine": "engines", "trainer": "trainers", "adapters": "adapters", "trackers": "trackers"}
+    for key, kind in kinds.items():
+        names: Iterable[str] = [getattr(config, key)["name"]] if key in ("engine", "trainer") else getattr(config, key)
+        for name in names:
             if ":" not in name:
-                plugins.entry(kind, name)
-    for key, kind in {"adapters": "adapters", "trackers": "trackers"}.items():
-        for name in getattr(config, key):
-            with _at(key):
-                plugins.entry(kind, name)
-    with _at("sampler"):
+                with naming(key):
+                    plugins.entry(kind, name)
+    with naming("sampler"):
         plugins.load("samplers", config.sampler)
     if config.collection.filter is not None:
-        bind("filters", config.collection.filter, where="collection.filter", plugins=plugins)
-    with _at("algorithm"):
-        algorithm = plugins.load("algorithms", config.algorithm["name"])
-    table = dict(config.algorithm)
-    if "name" not in {each.name for each in fields(algorithm)}:
-        del table["name"]
-    built = build(algorithm, table, "algorithm")
+        Part.parse("filters", config.collection.filter, "collection.filter", plugins).make()
+    step_rewards(config.step_rewards, plugins)
+    algorithm = Part.parse("algorithms", config.algorithm, "algorithm", plugins).make()
     if config.replay is not None and algorithm.trains_demonstrations:
         raise ConfigError(
-            f"algorithm {config.algorithm['name']!r} trains demonstrations that it gives while an agent runs, and the replies of a replay "
-            "were sampled; use an algorithm that trains those (lightning), or leave replay out"
+            f"algorithm {config.algorithm['name']!r} trains demonstrations that it gives while an agent runs, but a replay has sampled "
+            "replies. Use an algorithm that trains those (lightning), or remove replay."
         )
-    built.parts()
-    step_rewards(config.step_rewards, plugins)
-    if config.step_rewards and (why := built.ignores_step_rewards) is not None:
+    algorithm.parts()
+    if config.step_rewards and (why := algorithm.ignores_step_rewards) is not None:
         raise ConfigError(f"step_rewards ({', '.join(config.step_rewards)}) would change nothing: {why}")
-
-
-def to_toml(config: Any) -> str:
-    """A configuration (or any dataclass of settings) as TOML that `build` reads back equal."""
-    return tomli_w.dumps(_plain(config))
-
-
-def _plain(value: Any, at: str = "") -> Any:
-    if is_dataclass(value) and not isinstance(value, type):
-        named = {each.name: getattr(value, each.name) for each in fields(value) if each.init}
-        absent = {each.name for each in fields(value) if each.default is None and named.get(each.name) is None}
-        return {name: _plain(each, f"{at}.{name}" if at else name) for name, each in named.items() if name not in absent}
-    if isinstance(value, Mapping):
-        return {str(k): _plain(v, f"{at}.{k}") for k, v in cast("Mapping[Any, Any]", value).items()}
-    if isinstance(value, list | tuple):
-        return [_plain(each, f"{at}[{number}]") for number, each in enumerate(cast("list[Any]", value))]
-    if value is None:
-        return False  # TOML has no null; `build` reads false as none where none is possible
-    if isinstance(value, Path):
-        return str(value)
-    if callable(value):
-        return f"{value.__module__}:{value.__qualname__}"
-    if isinstance(value, str | bool | int | float):
-        return value
-    raise ConfigError(f"{at} is {value!r:.80} of type {type(value).__name__}, which TOML cannot hold; give its name")
 
 
 def _absolute(config: Config, base: Path, data: Mapping[str, Any]) -> Config:
@@ -377,7 +330,7 @@ def _absolute(config: Config, base: Path, data: Mapping[str, Any]) -> Config:
         "folder": str((base if "folder" in data else Path.cwd()) / config.folder),
         "path": str(base / (config.path or "")),
     }
-    changes |= {key: _path(given, base) for key in ("tasks", "eval_tasks") if (given := getattr(config, key)) is not None}
+    changes |= {key: _path(source, base) for key in ("tasks", "eval_tasks") if (source := getattr(config, key)) is not None}
     if config.replay is not None:
         changes["replay"] = config.replay.under(base)
     if (base / config.model).is_dir():
@@ -401,14 +354,3 @@ def import_from(folder: Path) -> None:
 
 def _path(source: str, base: Path) -> str:
     return source if is_reference(source) else str(base / Path(source).expanduser())
-
-
-def _at_least(where: str, value: Any, **least: int) -> None:
-    for key, minimum in least.items():
-        given = getattr(value, key)
-        if given is not None and given < minimum:
-            raise ConfigError(f"{where}.{key} is {given}; it must be at least {minimum}".removeprefix("."))
-
-
-def _at(key: str) -> Any:
-    return naming(key)

@@ -35,7 +35,7 @@ def load_tasks(source: str | Path | Iterable[JSON]) -> list[Task]:
         value = value() if callable(value) else value
         if isinstance(value, str | bytes | dict) or not isinstance(value, Iterable):
             raise TaskError(f"{source} is a {_kind(value)}; expected a list of tasks, or a function that makes one")
-        return _tasks((f"task {number} of {source}", each) for number, each in enumerate(cast("Iterable[Any]", value)))
+        return _tasks((f"task {number} of {source}", item) for number, item in enumerate(cast("Iterable[Any]", value)))
     return _tasks(_read(Path(source)))
 
 
@@ -47,11 +47,11 @@ def is_reference(source: str) -> bool:
 
 def task_id(value: JSON) -> str:
     """A dict's `id`, or the first 16 hexadecimal digits of the SHA-256 of the canonical JSON."""
-    given = cast("dict[str, Any]", value).get("id") if isinstance(value, dict) else None
-    if given is not None:
-        if isinstance(given, bool) or not isinstance(given, str | int) or given == "":
-            raise TaskError(f"its id is {given!r}; expected text or a whole number, or no id at all")
-        return str(given)
+    identifier = cast("dict[str, Any]", value).get("id") if isinstance(value, dict) else None
+    if identifier is not None:
+        if isinstance(identifier, bool) or not isinstance(identifier, str | int) or identifier == "":
+            raise TaskError(f"its id is {identifier!r}. Use text or a whole number, or remove the id.")
+        return str(identifier)
     canonical = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return hashlib.sha256(canonical.encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
@@ -95,14 +95,14 @@ def _checked(value: Any, at: str = "") -> Any:
             return value
         raise TaskError(f"{here}{value} is no JSON number; expected a finite one")
     if isinstance(value, list | tuple):
-        for number, each in enumerate(cast("Sequence[Any]", value)):
-            _checked(each, f"{at}[{number}]")
+        for number, item in enumerate(cast("Sequence[Any]", value)):
+            _checked(item, f"{at}[{number}]")
         return cast(Any, value)
     if isinstance(value, dict):
-        for key, each in cast("dict[Any, Any]", value).items():
+        for key, item in cast("dict[Any, Any]", value).items():
             if not isinstance(key, str):
                 raise TaskError(f"{here}the key {key!r} is no text; expected an object as JSON has it")
-            _checked(each, f"{at}.{key}" if at else key)
+            _checked(item, f"{at}.{key}" if at else key)
         return cast(Any, value)
     raise TaskError(f"{here}{value!r:.80} is of type {type(value).__name__}; expected a value that JSON can hold")
 
@@ -117,12 +117,12 @@ def _read(path: Path) -> Iterator[tuple[str, Any]]:
         data = path.read_bytes()
     except OSError as error:
         raise TaskError(f"{path}: the tasks file cannot be read: {error.strerror or error}") from error
-    found = False
+    empty = True
     for where, value in _lines(path, data) if path.suffix == ".jsonl" else _items(path, data):
-        found = True
+        empty = False
         yield where, value
-    if not found:
-        raise TaskError(f"{path}: the file has no tasks; expected at least one")
+    if empty:
+        raise TaskError(f"{path}: the file has no tasks. Add at least one.")
 
 
 def _lines(path: Path, data: bytes) -> Iterator[tuple[str, Any]]:
@@ -135,8 +135,8 @@ def _items(path: Path, data: bytes) -> Iterator[tuple[str, Any]]:
     value: Any = _parse(data.removeprefix(b"\xef\xbb\xbf"), str(path)) if data.strip() else []
     if not isinstance(value, list):
         raise TaskError(f"{path}: the file holds a {_kind(value)}; expected a list of tasks (or a .jsonl file, one on each line)")
-    for number, each in enumerate(cast("list[Any]", value)):
-        yield f"{path}, item {number}", each
+    for number, item in enumerate(cast("list[Any]", value)):
+        yield f"{path}, item {number}", item
 
 
 def _parse(text: bytes, where: str) -> Any:

@@ -15,6 +15,7 @@ import numpy as np
 
 from agentlightning.contracts.model import ModelFiles, Share
 from agentlightning.errors import ContextOverflow, EngineError
+from agentlightning.settings import BaseSettings
 from agentlightning.types import FinishReason, FloatArray, IntArray, Policy, Sampling
 
 
@@ -47,8 +48,10 @@ class EngineInfo:
 
 
 @dataclass(frozen=True, kw_only=True)
-class EngineSettings:
+class EngineSettings(BaseSettings):
     """Base of an engine's settings: a subclass is a frozen dataclass, and its fields are the keys of the `[engine]` table."""
+
+    table = "engine"
 
     @property
     def copy_weights(self) -> bool | None:

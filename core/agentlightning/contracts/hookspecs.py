@@ -28,11 +28,21 @@ hookimpl = pluggy.HookimplMarker("agentlightning")
 class Register(Protocol):
     """The argument of each `register_` hook."""
 
-    def __call__(self, name: str, target: str | Any, *, summary: str = "", extra: str | None = None, needs: tuple[str, ...] = ()) -> None:
+    def __call__(
+        self,
+        name: str,
+        target: str | Any,
+        *,
+        summary: str = "",
+        extra: str | None = None,
+        needs: tuple[str, ...] = (),
+        settings: str | type[Any] | None = None,
+    ) -> None:
         """Register `target`, an object or `"module:attribute"`, under `name`.
 
         `summary` is one line for `agl plugins`. `extra` is for `pip install 'agentlightning[extra]'`, and `needs`
-        the modules that they bring. Where a module is missing, asking for `name` says how to install it.
+        the modules that they bring. Where a module is missing, asking for `name` says how to install it. `settings` is the settings class
+        of an engine or a trainer, light to import: `agl config --schema` reads it.
         """
         ...
 

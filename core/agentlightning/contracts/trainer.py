@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from agentlightning.contracts.model import ModelFiles, Share
 from agentlightning.errors import UnsupportedSetting
+from agentlightning.settings import BaseSettings
 from agentlightning.types import Policy
 
 if TYPE_CHECKING:
@@ -62,8 +63,10 @@ def check_capabilities(name: str, able: Capabilities, loss: LossSettings | None,
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainerSettings:
+class TrainerSettings(BaseSettings):
     """Base of a trainer's settings: a subclass is a frozen dataclass, and its fields are the keys of the `[trainer]` table."""
+
+    table = "trainer"
 
     @property
     def total_steps(self) -> int | None:

@@ -6,7 +6,6 @@ suggests the nearest registered one.
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import importlib.metadata
 import importlib.util
@@ -19,7 +18,7 @@ from typing import Any
 import pluggy
 
 from agentlightning.contracts import hookspecs
-from agentlightning.errors import ConfigError, MissingExtra, PluginError
+from agentlightning.errors import ConfigError, MissingExtra, PluginError, unknown
 
 GROUP = "agentlightning"
 KINDS = (
@@ -41,6 +40,8 @@ class Entry:
     summary: str = ""
     extra: str | None = None
     needs: tuple[str, ...] = ()
+    settings: str | type[Any] | None = None
+    """The settings class of an engine or a trainer, light to import."""
 
     @property
     def what(self) -> str:
@@ -68,6 +69,10 @@ class Entry:
         except Exception as error:
             reason = str(error) if isinstance(error, ConfigError) else f"{self.target} cannot be imported: {type(error).__name__}: {error}"
             raise PluginError(f"Plugin {self.plugin!r} registered {self.what} {self.name!r}, which does not load: {reason}") from error
+
+    def load_settings(self) -> Any:
+        """Return the settings class without the part itself; None where the plugin names none."""
+        return load_object(self.settings) if isinstance(self.settings, str) else self.settings
 
 
 BASES = {
@@ -116,8 +121,16 @@ class Registry:
             self._entries[entry.kind][entry.name] = entry
 
     def _register(self, kind: str, plugin: str, staged: list[Entry]) -> hookspecs.Register:
-        def register(name: str, target: str | Any, *, summary: str = "", extra: str | None = None, needs: tuple[str, ...] = ()) -> None:
-            staged.append(Entry(kind, name, target, plugin, summary, extra, needs))
+        def register(
+            name: str,
+            target: str | Any,
+            *,
+            summary: str = "",
+            extra: str | None = None,
+            needs: tuple[str, ...] = (),
+            settings: str | type[Any] | None = None,
+        ) -> None:
+            staged.append(Entry(kind, name, target, plugin, summary, extra, needs, settings))
 
         return register
 
@@ -190,13 +203,6 @@ def registry() -> Registry:
 def singular(kind: str) -> str:
     """Return the singular: `engine` of `engines`, `loss` of `losses`."""
     return kind.removesuffix("es") if kind.endswith("sses") else kind.removesuffix("s")
-
-
-def unknown(what: str, name: str, names: list[str]) -> str:
-    """`unknown engine 'toch'; did you mean 'torch'? known: torch, vllm`."""
-    near = difflib.get_close_matches(name, names, n=1)
-    hint = f"; did you mean {near[0]!r}?" if near else ";"
-    return f"unknown {what} {name!r}{hint} known: {', '.join(names) or 'none'}"
 
 
 def load_object(reference: str) -> Any:

@@ -8,30 +8,33 @@ Tokens of groups without signal are in no term of it.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from msgspec import Meta
 
 from agentlightning.errors import ConfigError
 from agentlightning.rl.correction import Correction, Level
+from agentlightning.settings import MAX, BaseSettings, NonNegativeFloat, PositiveInt, UnitInterval
 
 
 @dataclass(frozen=True, kw_only=True)
-class LossSettings:
+class LossSettings(BaseSettings):
     """What every loss has."""
 
+    table = "loss"
     name: str
-    epochs: int = 1
+    epochs: PositiveInt = 1
     """Passes over the batch."""
-    minibatches: int = 1
+    minibatches: PositiveInt = 1
     """Optimiser steps in a pass; rollouts are dealt over them in batch order."""
-    kl_coef: float = 0.0
+    kl_coef: Annotated[float, Meta(ge=0, le=MAX, description="0 is off")] = 0.0
     """LossAggregation of the divergence from the reference: the model that the run began with (for LoRA the model without its adapter)."""
     kl_estimator: Literal["k1", "k2", "k3"] = "k3"
     """K, with d = lp - reference's lp: k1 = d, k2 = d^2 / 2, k3 = exp(-d) - 1 + d. The mean of k1 and of k3 is the divergence, the gradient
     of k2 is its gradient; that of k1 is 0 on average, so k1 only measures. Source: joschu.net/blog/kl-approx.html."""
-    entropy_coef: float = 0.0
+    entropy_coef: Annotated[float, Meta(ge=0, le=MAX, description="0 is off")] = 0.0
     """LossAggregation of the entropy, which is raised by it."""
     correction: Correction | None = None
     """c, for what lies between who sampled and who trains; absent: 1."""
@@ -52,16 +55,6 @@ class LossSettings:
         used = {"kl_coef": bool(self.kl_coef), "entropy_coef": bool(self.entropy_coef), "correction": self.correction is not None}
         return frozenset(name for name, on in used.items() if on)
 
-    def __post_init__(self) -> None:
-        for key in ("kl_coef", "entropy_coef"):
-            if not (getattr(self, key) >= 0 and math.isfinite(getattr(self, key))):
-                raise ConfigError(f"loss.{key} is {getattr(self, key)}; it must be 0 (off) or more")
-        if self.kl_estimator not in ("k1", "k2", "k3"):
-            raise ConfigError(f"loss.kl_estimator is {self.kl_estimator!r}; expected 'k1', 'k2' or 'k3'")
-        for key in ("epochs", "minibatches"):
-            if getattr(self, key) < 1:
-                raise ConfigError(f"loss.{key} is {getattr(self, key)}; it must be at least 1")
-
 
 @dataclass(frozen=True, kw_only=True)
 class PPOClip(LossSettings):
@@ -71,16 +64,10 @@ class PPOClip(LossSettings):
     """
 
     name: str = "ppo_clip"
-    clip_low: float = 0.2
-    clip_high: float = 0.28
-    dual_clip: float | None = 3.0
+    clip_low: Annotated[float, Meta(ge=0, le=1, description="0.2 is usual")] = 0.2
+    clip_high: Annotated[float, Meta(ge=0, description="0.28 is usual")] = 0.28
+    dual_clip: Annotated[float, Meta(gt=1, description="3.0 is usual")] | None = 3.0
     """None: off. Above 1."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        _check_clip(self.clip_low, self.clip_high)
-        if self.dual_clip is not None and not self.dual_clip > 1:
-            raise ConfigError(f"loss.dual_clip is {self.dual_clip}; it must be above 1 (3.0 is usual), or absent")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,14 +81,8 @@ class GSPO(LossSettings):
 
     name: str = "gspo"
     sequence: Literal["turn", "attempt"] = "turn"
-    clip_low: float = 3e-4
-    clip_high: float = 4e-4
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        _check_clip(self.clip_low, self.clip_high)
-        if self.sequence not in ("turn", "attempt"):
-            raise ConfigError(f"loss.sequence is {self.sequence!r}; expected 'turn' or 'attempt'")
+    clip_low: UnitInterval = 3e-4
+    clip_high: NonNegativeFloat = 4e-4
 
     @property
     def ratio_over(self) -> Level:
@@ -113,13 +94,9 @@ class CISPO(LossSettings):
     """term = -stopgrad(clip(rho, 1 - clip_low, 1 + clip_high)) A lp. Source: arXiv 2506.13585."""
 
     name: str = "cispo"
-    clip_low: float = 1.0
+    clip_low: UnitInterval = 1.0
     """1.0: no lower bound, as in the paper."""
-    clip_high: float = 0.28
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        _check_clip(self.clip_low, self.clip_high)
+    clip_high: NonNegativeFloat = 0.28
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,7 +123,7 @@ class DPOLoss(LossSettings):
     """
 
     name: str = "dpo"
-    beta: float = 0.1
+    beta: Annotated[float, Meta(gt=0, le=MAX, description="0.1 is usual")] = 0.1
 
     @property
     def over_pairs(self) -> bool:
@@ -154,8 +131,6 @@ class DPOLoss(LossSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not (self.beta > 0 and math.isfinite(self.beta)):
-            raise ConfigError(f"algorithm.beta is {self.beta}; it must be above 0 (0.1 is usual)")
         for key in sorted(self.extras):
             raise ConfigError(
                 f"loss.{key} is set, and loss 'dpo' has no term for it: beta alone holds the policy near the reference; leave it out"
@@ -166,10 +141,3 @@ def loss_of(algorithm: object) -> LossSettings | None:
     """The loss among an algorithm's `parts`; None where it says nothing of one."""
     parts = getattr(algorithm, "parts", None)
     return next((each for each in parts() if isinstance(each, LossSettings)), None) if parts is not None else None
-
-
-def _check_clip(low: float, high: float) -> None:
-    if not 0 <= low <= 1:
-        raise ConfigError(f"loss.clip_low is {low}; it must lie between 0 and 1 (0.2 is usual)")
-    if not high >= 0:
-        raise ConfigError(f"loss.clip_high is {high}; it must be 0 or more (0.28 is usual)")

@@ -1,7 +1,7 @@
-"""What this machine has, what fits it, and whether what is installed works.
+"""The hardware of this machine, the engine and trainer that fit it, and tests of the installed plugins.
 
-A check runs in a Python of its own, so that one that crashes, hangs or patches something does no harm to the others. Run as a program,
-this is one check: `python -m agentlightning.serving.doctor NAME` prints what it found as JSON.
+Each check runs in a Python of its own, so a crash, a hang or a patch harms no other check. `python -m agentlightning.serving.doctor NAME`
+runs one check and prints its result as JSON.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ class Checked:
 
     name: str
     state: Literal["works", "missing", "broken"]
-    said: str
+    message: str
     seconds: float
 
 
@@ -107,45 +107,45 @@ def machine() -> Machine:
     )
 
 
-def advise(found: Machine) -> Advice:
+def advise(this: Machine) -> Advice:
     """Which engine and trainer fit a machine, and what to install."""
-    has = found.packages
+    has = this.packages
     commands: list[str] = []
-    if not found.gpus:
+    if not this.gpus:
         if "torch" not in has:
             commands.append("pip install 'agentlightning[torch]'")
-        memory = found.memory or 0
+        memory = this.memory or 0
         return Advice(
             "torch",
             "torch",
-            "no GPU: engine and trainer share one copy of the weights in this process",
+            "without a GPU, engine and trainer share one copy of the weights in this process",
             SHARE * memory / BYTES_FULL / 1e9,
             SHARE * memory / 4 / 1e9,  # float32
             tuple(commands),
         )
-    each = min(gpu.memory for gpu in found.gpus)
-    if len(found.gpus) == 1:
+    memory = min(gpu.memory for gpu in this.gpus)
+    if len(this.gpus) == 1:
         if "torch" not in has:
             commands.append("pip install 'agentlightning[torch]'")
         return Advice(
             "torch",
             "torch",
             "one GPU: engine and trainer share one copy of the weights; many rollouts at once are faster with engine vllm (sleep = true)",
-            SHARE * each / BYTES_FULL / 1e9,
-            SHARE * each / BYTES_FROZEN / 1e9,
+            SHARE * memory / BYTES_FULL / 1e9,
+            SHARE * memory / BYTES_FROZEN / 1e9,
             tuple(commands),
         )
     if "vllm" not in has:
         commands.append("pip install 'agentlightning[vllm]'  # in an environment of its own, named as engine.python")
     if "verl" not in has:
         commands.append("pip install 'agentlightning[torch,verl]'")
-    training = len(found.gpus) - len(found.gpus) // 2
+    training = len(this.gpus) - len(this.gpus) // 2
     return Advice(
         "vllm",
         "verl",
-        f"{len(found.gpus)} GPUs: vLLM serves on {len(found.gpus) // 2}, verl shards the training over {training}",
-        SHARE * each * training / BYTES_FULL / 1e9,
-        SHARE * each * training / BYTES_FROZEN / 1e9,
+        f"{len(this.gpus)} GPUs: vLLM serves on {len(this.gpus) // 2}, verl shards the training over {training}",
+        SHARE * memory * training / BYTES_FULL / 1e9,
+        SHARE * memory * training / BYTES_FROZEN / 1e9,
         tuple(commands),
     )
 
@@ -160,14 +160,14 @@ def check(name: str, plugins: Registry | None = None) -> Checked:
     try:
         ran = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT, check=False)  # noqa: S603 (this very module)
     except subprocess.TimeoutExpired:
-        return Checked(name, "broken", f"it did not end within {LIMIT:g} s", time.monotonic() - began)
+        return Checked(name, "broken", f"it did not finish within {LIMIT:g} s", time.monotonic() - began)
     seconds = time.monotonic() - began
     try:
-        found = json.loads(ran.stdout.strip().splitlines()[-1])
-        return Checked(name, found["state"], found["said"], seconds)
+        result = json.loads(ran.stdout.strip().splitlines()[-1])
+        return Checked(name, result["state"], result["message"], seconds)
     except (ValueError, IndexError, KeyError, TypeError):
-        said = (ran.stderr.strip().splitlines() or [""])[-1]
-        return Checked(name, "broken", f"it ended with code {ran.returncode}: {said or 'it said nothing'}", seconds)
+        last_line = (ran.stderr.strip().splitlines() or ["no output"])[-1]
+        return Checked(name, "broken", f"exit code {ran.returncode}: {last_line}", seconds)
 
 
 def find_gpus() -> tuple[tuple[GPU, ...], str | None]:
@@ -188,13 +188,12 @@ def find_gpus() -> tuple[tuple[GPU, ...], str | None]:
 def main() -> None:
     """One check, in this Python."""
     try:
-        said: str = registry().load("checks", sys.argv[1])()
-        found = {"state": "works", "said": said}
+        result = {"state": "works", "message": registry().load("checks", sys.argv[1])()}
     except (MissingExtra, ConfigError) as error:
-        found = {"state": "missing", "said": str(error)}
+        result = {"state": "missing", "message": str(error)}
     except Exception as error:
-        found = {"state": "broken", "said": f"{type(error).__name__}: {error}"}
-    print(json.dumps(found))
+        result = {"state": "broken", "message": f"{type(error).__name__}: {error}"}
+    print(json.dumps(result))
 
 
 if __name__ == "__main__":

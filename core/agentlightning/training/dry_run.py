@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 
 from agentlightning.algorithms.dpo import trial_batch
-from agentlightning.algorithms.lightning import algorithm_from
-from agentlightning.config.schema import Config, to_toml
-from agentlightning.config.tables import build_loss
+from agentlightning.config.parts import Part
+from agentlightning.config.schema import Config
+from agentlightning.config.toml import to_toml
 from agentlightning.errors import ConfigError
 from agentlightning.rl.batch.build import make_batch
 from agentlightning.rl.loss import loss_of
@@ -98,8 +98,8 @@ async def _dry_run(job: Job, progress: Progress, stop: asyncio.Event) -> DryRun:
     config = job.config
     if config.replay is not None:
         config = replace(config, replay=replace(config.replay, wait=False))  # what is there is enough to try it
-    algorithm = algorithm_from(config.algorithm)
-    loss = loss_of(algorithm) or build_loss("ppo_clip", where="algorithm.loss")
+    algorithm = Part.parse("algorithms", config.algorithm, "algorithm").make()
+    loss = loss_of(algorithm) or Part.parse("losses", "ppo_clip", "algorithm.loss").make()
     demonstrate = getattr(algorithm, "demonstrate", None)
     size = getattr(algorithm, "group_size", 1)
     planned = await plan(config, job.agent, progress=progress, algorithm=algorithm)

@@ -13,18 +13,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
-from agentlightning.algorithms.lightning import algorithm_from
-from agentlightning.config.schema import Config, build, check_names, to_toml
+from agentlightning.config.parts import Part
+from agentlightning.config.schema import Config, check_names
 from agentlightning.config.tasks import load_tasks
+from agentlightning.config.toml import to_toml
 from agentlightning.errors import LightningError
 from agentlightning.registry.registry import registry
 from agentlightning.runner.program import CommandAgent
 from agentlightning.runner.runner import Agent
+from agentlightning.settings import build
 from agentlightning.training.chart import reward_chart
 from agentlightning.training.collector import Stopped
 from agentlightning.training.metrics import Trackers, cut_metrics, read_metrics
 from agentlightning.training.production import NoTasks, check_source, open_source
-from agentlightning.training.progress import Progress, Silent, make_progress
+from agentlightning.training.progress import Progress, Silent, TrainingProgress
 from agentlightning.training.run_folder import RunFolder, RunState, write_file
 from agentlightning.training.services import open_stack, plan
 from agentlightning.training.session import Session
@@ -139,7 +141,7 @@ def job_of(config: Config) -> Job:
 async def train_job(job: Job, *, progress: Progress, resume: str | Path | None, stop: asyncio.Event) -> Run:
     """Open everything, train, write the result."""
     config = job.config
-    algorithm = algorithm_from(config.algorithm)
+    algorithm = Part.parse("algorithms", config.algorithm, "algorithm").make()
     demonstrate = getattr(algorithm, "demonstrate", None)
     planned = await plan(config, job.agent, progress=progress, algorithm=algorithm)
     if resume is None:
@@ -325,5 +327,5 @@ def _table(value: Any) -> Any:
 
 def _progress(progress: Progress | bool) -> Progress:
     if isinstance(progress, bool):
-        return make_progress() if progress else Silent()
+        return TrainingProgress() if progress else Silent()
     return progress

@@ -1,20 +1,18 @@
-"""What a person sees while a run goes on: a live picture on a terminal, one plain line for each step elsewhere.
+"""The progress of a run: a live picture on a terminal, one plain line for each step elsewhere.
 
-The loop calls the methods of `Progress`, from any thread; none of them raises or waits.
+The training loop calls the methods of `Progress`, from any thread; none of them raises or waits.
 """
 
 from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from threading import RLock
 from typing import Any, Protocol
 
-from rich.console import Console, Group, RenderableType
-from rich.live import Live
-from rich.progress_bar import ProgressBar
-from rich.spinner import Spinner
+import rich.progress
+from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
@@ -30,18 +28,18 @@ COLUMNS: tuple[tuple[str, str, str], ...] = (
 
 
 class Progress(Protocol):
-    """What the training loop calls."""
+    """The calls of the training loop."""
 
     def begin(self, steps: int, start: int = 0) -> None:
         """A run of `steps` steps begins, `start` of which are done."""
         ...
 
     def phase(self, name: str, part: float | None = None) -> None:
-        """What goes on now: `loading model`, `rollouts`, `training`, `evaluating`; `part` of it is done, 0 to 1 (None: not known)."""
+        """A phase begins or continues: `loading model`, `rollouts`, `training`, `evaluating`. `part`: 0 to 1; None: not known."""
         ...
 
     def rollouts(self, done: int, total: int, running: int, mean_reward: float | None = None, tokens: int | None = None) -> None:
-        """Where the rollouts of this phase stand; `tokens`: sampled in this phase so far."""
+        """The rollouts of this phase so far; `tokens`: sampled in this phase so far."""
         ...
 
     def step(self, metrics: Mapping[str, Any]) -> None:
@@ -49,7 +47,7 @@ class Progress(Protocol):
         ...
 
     def message(self, text: str) -> None:
-        """Something a person should know: it stays on the screen."""
+        """Print a text that stays on the screen."""
         ...
 
     def end(self) -> None:
@@ -78,24 +76,22 @@ class TrainingProgress:
         self._console = console or Console(stderr=True)
         self._clock = clock
         self._lock = RLock()
-        self._live: Live | None = None
-        self._rows: deque[Mapping[str, Any]] = deque(maxlen=self.ROWS)
-        self._steps = self._start = self._done = 0
+        self._board = _Board(self._console, self.ROWS)
+        self._steps = self._done = 0
         self._began = self._phase_began = self._step_began = clock()
         self._step_times: list[float] = []
-        self._phase, self._part = "", None
-        self._rollouts: tuple[int, int, int, float | None, int | None] | None = None
+        self._phase = ""
 
     @property
     def console(self) -> Console:
-        """Where it writes; printing through it does not disturb the live picture."""
+        """The console for messages; printing through it does not disturb the live picture."""
         return self._console
 
     def begin(self, steps: int, start: int = 0) -> None:
         with self._lock:
-            self._steps, self._start, self._done = steps, start, start
+            self._steps, self._done = steps, start
             self._began = self._step_began = self._clock()
-            self._open()
+            self._board.show(STEPS, self._step_text, total=steps, completed=start)
         if not self._console.is_terminal:
             self._console.print(f"{steps} steps" + (f", {start} of them done" if start else ""))
 
@@ -103,14 +99,26 @@ class TrainingProgress:
         with self._lock:
             if name != self._phase:
                 if not self._console.is_terminal and not self._steps:
-                    self._console.print(f"{name} …")  # before the first step there is nothing else to read
-                self._phase, self._phase_began, self._rollouts = name, self._clock(), None
-            self._part = part
-            self._open()
+                    self._console.print(f"{name} …")  # before the first step nothing else is printed
+                self._phase, self._phase_began = name, self._clock()
+            elif part is None:
+                return
+            share = "" if part is None else f" · {part:.0%}"
+            text = lambda: f"{name}, {duration(self._clock() - self._phase_began)}{share}"  # noqa: E731 (evaluated on every refresh)
+            self._board.show(PHASE, text, total=None if part is None else 1.0, completed=part or 0.0)
 
     def rollouts(self, done: int, total: int, running: int, mean_reward: float | None = None, tokens: int | None = None) -> None:
+        def text() -> str:
+            parts = [self._phase, f"{done}/{total} done", f"{running} in flight"]
+            if mean_reward is not None:
+                parts.append(f"mean reward {mean_reward:.3f}")
+            if tokens:
+                parts.append(f"{tokens / max(1e-3, self._clock() - self._phase_began):,.0f} tokens/s")
+            return " · ".join(parts)
+
         with self._lock:
-            self._rollouts = (done, total, running, mean_reward, tokens)
+            if self._phase:
+                self._board.show(PHASE, text, total=max(1, total), completed=done)
 
     def step(self, metrics: Mapping[str, Any]) -> None:
         with self._lock:
@@ -120,7 +128,10 @@ class TrainingProgress:
                 self._step_times.append((now - self._step_began) / (number - self._done))
                 self._done = number
             self._step_began, self._phase = now, ""
-            self._rows.append(metrics)
+            self._board.rows.append(metrics)
+            self._board.hide(PHASE)
+            if self._steps:
+                self._board.show(STEPS, self._step_text, total=self._steps, completed=self._done)
             left = self.time_left()
         if not self._console.is_terminal:
             shown = [f"{heading} {format(metrics[key], form)}" for key, heading, form in COLUMNS if _is_number(metrics.get(key))]
@@ -132,10 +143,10 @@ class TrainingProgress:
 
     def end(self) -> None:
         with self._lock:
-            live, self._live = self._live, None
             self._phase = ""
-        if live is not None:
-            live.stop()
+            self._board.hide(PHASE)
+            if not self._board.disable:
+                self._board.stop()
 
     def __enter__(self) -> TrainingProgress:
         return self
@@ -144,63 +155,62 @@ class TrainingProgress:
         self.end()
 
     def time_left(self) -> float | None:
-        """Seconds, from the median of the last five steps less what the present one took; None: not known yet."""
+        """Return the seconds left: the median of the last five steps, less the time of the present one. None: not known yet."""
         if not self._step_times or self._done >= self._steps:
             return None
         recent = sorted(self._step_times[-5:])
         step = recent[len(recent) // 2]
         return (self._steps - self._done) * step - min(step, self._clock() - self._step_began)
 
-    def _open(self) -> None:
-        if self._live is None and self._console.is_terminal:
-            self._live = Live(
-                get_renderable=self.picture, console=self._console, refresh_per_second=4, transient=False, redirect_stderr=True
-            )
-            self._live.start()
-
     def picture(self) -> RenderableType:
-        """What a terminal shows now."""
-        with self._lock:
-            parts: list[RenderableType] = []
-            if self._rows:
-                parts.append(steps_table(list(self._rows)))
-            if self._steps:
-                parts.append(self._step_line())
-            if self._phase:
-                parts.append(self._phase_line())
-            return Group(*parts)
+        """Return the picture that a terminal shows now."""
+        return self._board.get_renderable()
 
-    def _step_line(self) -> RenderableType:
+    def _step_text(self) -> str:
         left = self.time_left()
         texts = [f"step {self._done}/{self._steps}", f"{duration(self._clock() - self._began)} so far"]
-        if left is not None:
-            texts.append(f"{duration(left)} left")
-        return _line(ProgressBar(total=max(1, self._steps), completed=self._done, width=30), " · ".join(texts))
-
-    def _phase_line(self) -> RenderableType:
-        texts = [f"{self._phase}, {duration(self._clock() - self._phase_began)}"]
-        bar: RenderableType = Spinner("dots")
-        if self._rollouts is not None:
-            done, total, running, mean, tokens = self._rollouts
-            bar = ProgressBar(total=max(1, total), completed=done, width=30)
-            texts = [self._phase, f"{done}/{total} done", f"{running} under way"]
-            if mean is not None:
-                texts.append(f"mean reward {mean:.3f}")
-            if tokens:
-                texts.append(f"{tokens / max(1e-3, self._clock() - self._phase_began):,.0f} tokens/s")
-        elif self._part is not None:
-            bar = ProgressBar(total=1.0, completed=self._part, width=30)
-            texts.append(f"{self._part:.0%}")
-        return _line(bar, " · ".join(texts))
+        return " · ".join([*texts, f"{duration(left)} left"] if left is not None else texts)
 
 
-def make_progress() -> TrainingProgress:
-    """The progress for a person at this process's stderr."""
-    return TrainingProgress()
+STEPS, PHASE = "steps", "phase"
+
+
+class _Text(rich.progress.ProgressColumn):
+    """The text of a bar, made anew on every refresh."""
+
+    def render(self, task: rich.progress.Task) -> Text:
+        return Text(task.fields["text"]())
+
+
+class _Board(rich.progress.Progress):
+    """The table of the last steps above the bars of the run and of its phase. Shown on a terminal only."""
+
+    def __init__(self, console: Console, rows: int) -> None:
+        self.rows: deque[Mapping[str, Any]] = deque(maxlen=rows)
+        self._bars: dict[str, rich.progress.TaskID] = {}
+        bar = rich.progress.BarColumn(bar_width=30)
+        super().__init__(bar, _Text(), console=console, refresh_per_second=4, disable=not console.is_terminal)
+
+    def show(self, name: str, text: Callable[[], str], *, total: float | None, completed: float) -> None:
+        """Add or change a bar; without a total it moves to and fro."""
+        self.hide(name)
+        self._bars[name] = self.add_task(name, total=total, text=text)
+        self.update(self._bars[name], completed=completed)
+        self.start()
+
+    def hide(self, name: str) -> None:
+        """Take a bar away."""
+        if name in self._bars:
+            self.remove_task(self._bars.pop(name))
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        if self.rows:
+            yield steps_table(list(self.rows))
+        yield from super().get_renderables()
 
 
 def steps_table(rows: Sequence[Mapping[str, Any]]) -> Table:
-    """A table of steps; columns for what at least one of them measured."""
+    """Return a table of steps, with a column for each metric that at least one step has."""
     columns = [column for column in COLUMNS if any(_is_number(row.get(column[0])) for row in rows)]
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("step", justify="right")
@@ -213,7 +223,7 @@ def steps_table(rows: Sequence[Mapping[str, Any]]) -> Table:
 
 
 def before_after_table(result: Mapping[str, Any]) -> Table:
-    """The table of `result.json`'s `eval`: sampled and greedy reward, before and after."""
+    """Return the table of `result.json`'s `eval`: sampled and greedy reward, before and after."""
     table = Table(title="Mean reward on eval tasks", title_justify="left")
     table.add_column("")
     for heading in ("before", "after", "change"):
@@ -235,18 +245,10 @@ def duration(seconds: float | None) -> str:
     """`42 s`, `3:07 min`, `2:05 h`."""
     if seconds is None:
         return "unknown"
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60}:{whole % 60:02d} min"
-    return f"{whole // 3600}:{whole % 3600 // 60:02d} h"
-
-
-def _line(bar: RenderableType, text: str) -> Table:
-    grid = Table.grid(padding=(0, 1))
-    grid.add_row(bar, Text(text))
-    return grid
+    minutes, rest = divmod(round(seconds), 60)
+    if not minutes:
+        return f"{rest} s"
+    return f"{minutes}:{rest:02d} min" if minutes < 60 else f"{minutes // 60}:{minutes % 60:02d} h"
 
 
 def _is_number(value: Any) -> bool:

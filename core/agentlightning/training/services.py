@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any, cast
 
 from agentlightning.config.models import find_model
-from agentlightning.config.schema import Config, RunnerSettings, open_table
+from agentlightning.config.parts import Part
+from agentlightning.config.schema import Config, RunnerSettings
 from agentlightning.contracts.engine import Engine
 from agentlightning.contracts.model import ModelFiles, Share
 from agentlightning.contracts.store import LightningStore
@@ -79,7 +80,8 @@ async def plan(config: Config, agent: str | Agent | None, *, progress: Progress,
 
     def check() -> Plan:
         reach_loopback()  # before the agent is imported, which may make its client then
-        engine = open_table("engines", config.engine, "engine")
+        part = Part.parse("engines", config.engine, "engine")
+        engine = part.target, part.make()
         remote = bool(getattr(engine[0], "remote", False))
         if remote and train:
             raise UnsupportedSetting(
@@ -88,7 +90,8 @@ async def plan(config: Config, agent: str | Agent | None, *, progress: Progress,
             )
         if train:
             engine = engine[0], _own_weights(engine[1], config)
-        trainer = open_table("trainers", config.trainer, "trainer") if train else None
+        part = Part.parse("trainers", config.trainer, "trainer") if train else None
+        trainer = (part.target, part.make()) if part is not None else None
         if trainer is not None and getattr(trainer[1], "total_steps", 0) is None:
             trainer = trainer[0], dataclasses.replace(trainer[1], total_steps=config.steps)
         if trainer is not None:

@@ -13,8 +13,8 @@ from typing import Any, cast
 
 import numpy as np
 
+from agentlightning.config.parts import Part, call, named
 from agentlightning.config.schema import Config
-from agentlightning.config.tables import bind, call, named
 from agentlightning.config.tasks import Sampler
 from agentlightning.errors import ConfigError
 from agentlightning.rl.trajectory.build import leave_out
@@ -56,7 +56,7 @@ class Gatherer:
         self._config, self._collector, self._sampler, self._tasks = config, collector, sampler, dict(tasks)
         self._longest = longest
         keep = config.collection.filter
-        self._keep = None if keep is None else bind("filters", keep, where="collection.filter")
+        self._keep = None if keep is None else Part.parse("filters", keep, "collection.filter").make()
         self._left = [Started(**each) for each in left]
         self._running: dict[str, Started] = {}
         self._step, self._places = -1, 0

@@ -7,9 +7,10 @@ import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from agentlightning.config.parts import naming
 from agentlightning.config.schema import RunnerSettings
-from agentlightning.config.tables import build, naming
 from agentlightning.errors import ConfigError, UnsupportedSetting
+from agentlightning.settings import build
 
 
 @dataclass(frozen=True, kw_only=True)

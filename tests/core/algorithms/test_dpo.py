@@ -15,12 +15,12 @@ from msgspec.structs import replace
 
 import agentlightning as agl
 from agentlightning.algorithms.dpo import pairs_of, preferred, trial_batch
-from agentlightning.config.tables import build
 from agentlightning.errors import ConfigError, TrainerError
 from agentlightning.registry.registry import registry
 from agentlightning.rl.batch.build import Batch, make_batch, trainable
 from agentlightning.rl.correction.tis import TruncatedImportanceSampling
 from agentlightning.rl.loss import DPOLoss, loss_of
+from agentlightning.settings import build
 from agentlightning.types import Task, Trajectory, Transition
 
 
@@ -154,10 +154,10 @@ def test_settings_come_from_a_table_and_what_is_wrong_is_named():
     assert algorithm == agl.DPO(group_size=4, beta=0.5, epochs=2)
     assert loss_of(algorithm) == DPOLoss(beta=0.5, epochs=2)
     for wrong, says in [
-        ({"beta": 0.0}, r"algorithm\.beta is 0\.0; it must be above 0"),
+        ({"beta": 0.0}, r"algorithm\.beta is 0\.0\. Use a finite number above 0 \(0\.1 is usual\)"),
         ({"beta": -0.1}, r"algorithm\.beta is -0\.1"),
         ({"beta": math.nan}, r"algorithm\.beta is nan"),
-        ({"group_size": 1}, r"algorithm\.group_size is 1; it must be at least 2"),
+        ({"group_size": 1}, r"algorithm\.group_size is 1\. Use a whole number of at least 2"),
         ({"tolerance": -1.0}, r"algorithm\.tolerance is -1\.0"),
         ({"epochs": 0}, r"algorithm\.epochs is 0"),
         ({"minibatches": 0}, r"algorithm\.minibatches is 0"),

@@ -14,12 +14,13 @@ from hypothesis import strategies as st
 import agentlightning as agl
 from agentlightning.algorithms.rft import chosen
 from agentlightning.algorithms.sft import advantage
-from agentlightning.config.schema import Config, to_toml
-from agentlightning.config.tables import build
+from agentlightning.config.schema import Config
+from agentlightning.config.toml import to_toml
 from agentlightning.errors import ConfigError
 from agentlightning.registry.registry import registry
 from agentlightning.rl.batch.build import Batch, make_batch
 from agentlightning.rl.loss import SFTLoss, loss_of
+from agentlightning.settings import build
 from agentlightning.types import Task, Trajectory, Transition
 
 
@@ -98,9 +99,9 @@ def test_settings_come_from_a_table_and_what_is_wrong_is_named():
     assert algorithm == agl.RFT(group_size=4, min_reward=0.5, best=1, minibatches=2)
     assert loss_of(algorithm) == SFTLoss(minibatches=2)
     for wrong, says in [
-        ({"min_reward": math.nan}, r"algorithm\.min_reward is nan; expected a reward"),
+        ({"min_reward": math.nan}, r"algorithm\.min_reward is nan\. Use a finite number \(-inf accepts every reward\)"),
         ({"min_reward": math.inf}, r"algorithm\.min_reward is inf"),
-        ({"group_size": 0}, r"algorithm\.group_size is 0; it must be at least 1"),
+        ({"group_size": 0}, r"algorithm\.group_size is 0\. Use a whole number of at least 1"),
         ({"best": 0}, r"algorithm\.best is 0"),
         ({"epochs": 0}, r"algorithm\.epochs is 0"),
         ({"minibatches": 0}, r"algorithm\.minibatches is 0"),

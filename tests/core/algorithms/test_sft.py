@@ -10,12 +10,12 @@ import pytest
 import agentlightning as agl
 from agentlightning.algorithms.sft import advantage
 from agentlightning.cli.accounts import account
-from agentlightning.config.tables import build
 from agentlightning.errors import ConfigError
 from agentlightning.registry.registry import registry
 from agentlightning.rl.batch.build import make_batch
 from agentlightning.rl.loss import SFTLoss, loss_of
 from agentlightning.rl.trajectory.build import trajectory
+from agentlightning.settings import build
 from agentlightning.stores.common import open_store
 from agentlightning.training.summary import learned, summary
 from agentlightning.types import Call, Completion, Reward, Rollout, Sampling, Task, Trajectory

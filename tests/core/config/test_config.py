@@ -4,20 +4,23 @@ import tomllib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import pytest
+from msgspec import Meta
 
 from agentlightning.algorithms.lightning import LightningRL
-from agentlightning.config.schema import Config, ReplayConfig, build, load_config, to_toml
-from agentlightning.config.tables import bind, build_loss, open_table
+from agentlightning.config.parts import Part
+from agentlightning.config.schema import Config, ReplayConfig, load_config
+from agentlightning.config.toml import to_toml
 from agentlightning.contracts import engine as contracts
 from agentlightning.errors import ConfigError, PluginError
 from agentlightning.registry.registry import Registry
 from agentlightning.rl.arrays import RolloutArrays
 from agentlightning.rl.credit.discounted import discounted
 from agentlightning.rl.loss import CISPO, PPOClip
+from agentlightning.settings import BaseSettings, PositiveInt, UnitInterval, build
 
 LEAST = 'agent = "m:f"\ntasks = "train.jsonl"\nmodel = "smollm2-135m"\n'
 
@@ -53,6 +56,10 @@ def plugins() -> Registry:
     from agentlightning.registry import builtin
 
     return Registry({"builtin": builtin, "test": Plugin()})
+
+
+def make(kind: str, value: Any, where: str) -> Any:
+    return Part.parse(kind, value, where, plugins()).make()
 
 
 def load(tmp_path: Path, text: str) -> Config:
@@ -124,12 +131,12 @@ def test_none_survives_where_the_default_is_something() -> None:
         ("algorithm = {name='lightning', group_sise=4}", r"demo\.toml: unknown key 'group_sise' in \[algorithm\]; .*'group_size'\?"),
         ("stepz = 3", r"demo\.toml: unknown key 'stepz' at the top level; did you mean 'steps'\?"),
         ("[sampling]\ntemprature = 1", r"unknown key 'temprature' in \[sampling\]; did you mean 'temperature'\?"),
-        ("steps = 'ten'", r"demo\.toml: steps is 'ten' \(text\); expected a whole number"),
-        ("steps = true", r"steps is True \(true or false\); expected a whole number"),
-        ("steps = 2.5", r"steps is 2\.5 \(a number\); expected a whole number"),
-        ("steps = -1", r"demo\.toml: steps is -1; it must be at least 1"),
-        ("sampling = 3", r"sampling is 3 \(a whole number\); expected a table"),
-        ("agents = ['a', 3]", r"agents is \['a', 3\] \(a list\); expected a list, of each: text, .*\(look at agents\[1\]\)"),
+        ("steps = 'ten'", r"demo\.toml: steps is 'ten'\. Use a whole number of at least 1\."),
+        ("steps = true", r"steps is True\. Use a whole number"),
+        ("steps = 2.5", r"steps is 2\.5\. Use a whole number"),
+        ("steps = -1", r"demo\.toml: steps is -1\. Use a whole number of at least 1\."),
+        ("sampling = 3", r"sampling is 3\. Use a table\."),
+        ("agents = ['a', 3]", r"agents\[1\] is 3\. Use text\."),
         ("agents = []", r"agents is an empty list"),
         ("name = 'a/b'", r"name is 'a/b'"),
         ("reward_weights = { a = nan }", r"reward_weights\.a is nan"),
@@ -140,11 +147,11 @@ def test_none_survives_where_the_default_is_something() -> None:
         ("step_rewards = { truncated = -1 }\nalgorithm = { name = 'rft' }", "algorithm 'rft' chooses rollouts by their outcome"),
         ("step_rewards = { truncated = -1 }\nalgorithm = { name = 'dpo' }", "algorithm 'dpo' pairs rollouts by their outcome"),
         ("step_rewards = { truncated = -1 }\nalgorithm = { name = 'sft', demonstrations = 'json:loads' }", "'sft' learns demonstrations"),
-        ("[sampling]\ntemperature = 0", r"sampling\.temperature is 0\.0; it must be above 0"),
+        ("[sampling]\ntemperature = 0", r"sampling\.temperature is 0\. Use a finite number above 0 \(1\.0 is usual"),
         ("[sampling]\ntemperature = nan", r"sampling\.temperature is nan"),
-        ("[sampling]\nmax_tokens = 0", r"sampling\.max_tokens is 0; it must be at least 1"),
-        ("[runner]\non_failure = 'ignore'", r"runner\.on_failure is 'ignore' \(text\); expected 'retry' or 'drop' or 'penalise'"),
-        ("[runner]\nconcurrency = 0", r"runner\.concurrency is 0; it must be at least 1"),
+        ("[sampling]\nmax_tokens = 0", r"sampling\.max_tokens is 0\. Use a whole number of at least 1, or false for none\."),
+        ("[runner]\non_failure = 'ignore'", r"runner\.on_failure is 'ignore'\. Use 'retry', 'drop' or 'penalise'\."),
+        ("[runner]\nconcurrency = 0", r"runner\.concurrency is 0\. Use a whole number of at least 1\."),
         ("[eval]\nsamples = 0\ngreedy = false", r"eval\.samples is 0 and eval\.greedy is false"),
         ("[eval]\npatience = 2\nevery = 0", r"eval\.patience counts"),
         ("[checkpoints]\nlast = 0", r"checkpoints\.last is 0"),
@@ -167,9 +174,9 @@ def test_a_wrong_key_or_value_says_which_one_what_was_expected_and_what_was_give
 
 
 def test_a_missing_key_says_what_was_expected(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"missing 'model' at the top level; expected text"):
+    with pytest.raises(ConfigError, match=r"missing 'model' at the top level\. Set it to text\."):
         load(tmp_path, "steps = 3")
-    with pytest.raises(ConfigError, match=r"missing 'tasks' at the top level; expected text \(or a \[replay\]"):
+    with pytest.raises(ConfigError, match=r"missing 'tasks' at the top level\. Set it to text, or add a \[replay\] table"):
         load(tmp_path, LEAST.replace("tasks", "eval_tasks"))
 
 
@@ -189,13 +196,13 @@ def test_a_source_needs_no_tasks_and_no_agent_and_its_file_is_relative_to_the_co
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ('tasks = "train.jsonl"', "tasks and replay are both given; with replay the tasks are those of its rollouts"),
-        ('sampler = "in_order"', "sampler and replay are both given"),
-        ('eval_tasks = "val.jsonl"', 'eval_tasks is given, and no agent that would act on them; give agent = "module:function"'),
-        ('agent = "m:f"', "agent is given, and with replay it acts on eval_tasks alone; give eval_tasks, or leave agent out"),
-        ('command = "python act.py"', "command is given, and with replay it acts on eval_tasks alone"),
-        ("collection = { max_staleness = 2 }", "collection.max_staleness is 2, and with replay nothing is started"),
-        ('collection = { filter = "nonzero_variance" }', "collection.filter is 'nonzero_variance', and with replay nothing is started"),
+        ('tasks = "train.jsonl"', "tasks and replay are both set. A replay brings the tasks of its rollouts; remove tasks"),
+        ('sampler = "in_order"', "sampler and replay are both set"),
+        ('eval_tasks = "val.jsonl"', 'eval_tasks is set, but there is no agent to evaluate. Set agent = "module:function"'),
+        ('agent = "m:f"', "agent is set, but with a replay it only acts on eval_tasks. Set eval_tasks, or remove agent"),
+        ('command = "python act.py"', "command is set, but with a replay it only acts on eval_tasks"),
+        ("collection = { max_staleness = 2 }", "collection.max_staleness is 2, but a replay starts and filters no rollouts"),
+        ('collection = { filter = "nonzero_variance" }', "collection.filter is 'nonzero_variance', but a replay starts"),
         ('algorithm = { name = "sft", demonstrations = "m:f" }', "algorithm 'sft' trains demonstrations that it gives while an agent runs"),
     ],
 )
@@ -211,7 +218,7 @@ def test_what_does_not_go_with_a_source_is_refused(tmp_path: Path, text: str, sa
         ("{ wait = true }", r"missing 'store' in \[replay\]"),
         (
             '{ store = "http://secret@host:8000" }',
-            "replay.store has a token in it, and a run keeps its configuration; leave it out, and set",
+            "replay.store has a token in it, and the run folder keeps its settings. Remove it and set AGL_TOKEN",
         ),
     ],
 )
@@ -221,12 +228,12 @@ def test_a_wrong_source_is_named(tmp_path: Path, table: str, says: str) -> None:
 
 
 def test_an_agent_is_a_module_and_a_function(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="expected 'module:function'"):
+    with pytest.raises(ConfigError, match=r"agent is 'solve'\. Use 'module:function'"):
         load(tmp_path, LEAST.replace("m:f", "solve"))
 
 
 def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"gone\.toml: the configuration cannot be read: No such file"):
+    with pytest.raises(ConfigError, match=r"gone\.toml: the config file cannot be read: No such file"):
         load_config(tmp_path / "gone.toml")
     (tmp_path / "latin.toml").write_bytes(b'name = "\xfc"')
     with pytest.raises(ConfigError, match="not UTF-8 at byte 9"):
@@ -237,47 +244,47 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
 
 
 def test_a_function_gets_its_settings_as_keywords() -> None:
-    assert bind("credits", "identical", "algorithm.credit", plugins())(RolloutArrays.of([])).tolist() == []
-    bound = bind("advantages", {"name": "grpo", "std": False, "eps": 1}, "algorithm.advantage", plugins())
-    assert bound.keywords == {"std": False, "eps": 1.0}  # type: ignore[attr-defined]
-    assert bind("credits", discounted, "algorithm.credit", plugins()) is discounted
-    with pytest.raises(ConfigError, match=r"algorithm\.advantage\.std is 'no' \(text\); expected true or false"):
-        bind("advantages", {"name": "grpo", "std": "no"}, "algorithm.advantage", plugins())
+    assert make("credits", "identical", "algorithm.credit")(RolloutArrays.of([])).tolist() == []
+    bound = make("advantages", {"name": "grpo", "std": False, "eps": 1}, "algorithm.advantage")
+    assert bound.keywords == {"std": False, "eps": 1.0}
+    assert make("credits", discounted, "algorithm.credit") is discounted
+    with pytest.raises(ConfigError, match=r"algorithm\.advantage\.std is 'no'\. Use true or false\."):
+        make("advantages", {"name": "grpo", "std": "no"}, "algorithm.advantage")
     with pytest.raises(ConfigError, match=r"missing 'name' in \[algorithm\.credit\]"):
-        bind("credits", {"gamma": 1.0}, "algorithm.credit", plugins())
-    with pytest.raises(ConfigError, match=r"algorithm\.credit is 3 \(a whole number\); expected a function"):
-        bind("credits", 3, "algorithm.credit", plugins())
+        make("credits", {"gamma": 1.0}, "algorithm.credit")
+    with pytest.raises(ConfigError, match=r"algorithm\.credit is 3\. Use a function, or the name of one\."):
+        make("credits", 3, "algorithm.credit")
 
 
 def test_the_rollouts_are_no_setting() -> None:
     with pytest.raises(ConfigError, match=r"unknown key 'returns' in \[algorithm\.advantage\]"):
-        bind("advantages", {"name": "rloo", "returns": 1}, "algorithm.advantage", plugins())
+        make("advantages", {"name": "rloo", "returns": 1}, "algorithm.advantage")
 
 
 def test_a_function_of_ones_own_may_fail_without_rollouts_and_take_any_keyword() -> None:
     def own(trajectories: Any, **anything: Any) -> Any:
         return [np.zeros(1)] if trajectories[0] else anything
 
-    assert bind("credits", {"name": own, "x": 3}, "algorithm.credit", plugins()).keywords == {"x": 3}  # type: ignore[attr-defined]
+    assert make("credits", {"name": own, "x": 3}, "algorithm.credit").keywords == {"x": 3}
 
 
 def test_a_loss_is_named_or_given() -> None:
-    assert build_loss("cispo", "algorithm.loss", plugins()) == CISPO()
-    assert build_loss({"name": "ppo_clip", "clip_high": 1, "epochs": 2}, "algorithm.loss", plugins()) == PPOClip(clip_high=1.0, epochs=2)
-    assert build_loss(given := CISPO(epochs=3), "algorithm.loss", plugins()) is given
+    assert make("losses", "cispo", "algorithm.loss") == CISPO()
+    assert make("losses", {"name": "ppo_clip", "clip_high": 1, "epochs": 2}, "algorithm.loss") == PPOClip(clip_high=1.0, epochs=2)
+    assert make("losses", given := CISPO(epochs=3), "algorithm.loss") is given
     with pytest.raises(ConfigError, match=r"unknown key 'cliphigh' in \[algorithm\.loss\]; did you mean 'clip_high'\?"):
-        build_loss({"name": "ppo_clip", "cliphigh": 1}, "algorithm.loss", plugins())
+        make("losses", {"name": "ppo_clip", "cliphigh": 1}, "algorithm.loss")
 
 
 def test_an_engines_table_becomes_its_settings() -> None:
-    cls, settings = open_table("engines", {"name": "torch", "device": "cuda", "cache": "here"}, "engine", plugins())
-    assert (cls, settings) == (Engine, EngineSettings(device="cuda", cache=Path("here")))
-    with pytest.raises(ConfigError, match=r"engine\.device is 'tpu' \(text\); expected 'cpu' or 'cuda'"):
-        open_table("engines", {"name": "torch", "device": "tpu"}, "engine", plugins())
+    engine = Part.parse("engines", {"name": "torch", "device": "cuda", "cache": "here"}, "engine", plugins())
+    assert (engine.target, engine.make()) == (Engine, EngineSettings(device="cuda", cache=Path("here")))
+    with pytest.raises(ConfigError, match=r"engine\.device is 'tpu'\. Did you mean 'cpu'\? Use 'cpu' or 'cuda'\."):
+        make("engines", {"name": "torch", "device": "tpu"}, "engine")
     with pytest.raises(PluginError, match="no dataclass `Settings`"):
-        open_table("engines", {"name": "broken"}, "engine", plugins())
+        make("engines", {"name": "broken"}, "engine")
     with pytest.raises(PluginError, match=r"engine 'stranger' is not a subclass of agentlightning\.contracts\.engine\.Engine\. Derive"):
-        open_table("engines", {"name": "stranger"}, "engine", plugins())
+        make("engines", {"name": "stranger"}, "engine")
 
 
 @dataclass(frozen=True)
@@ -298,11 +305,11 @@ def test_tables_in_tables_are_built_and_named() -> None:
     assert build(Outer, {"inner": Inner(1), "other": False}) == Outer(Inner(1))
     with pytest.raises(ConfigError, match=r"unknown key 'sice' in \[a\.inner\]; did you mean 'size'\?"):
         build(Outer, {"inner": {"sice": 1}}, "a")
-    with pytest.raises(ConfigError, match=r"missing 'size' in \[inner\]; expected a whole number"):
+    with pytest.raises(ConfigError, match=r"missing 'size' in \[inner\]\. Set it to a whole number\."):
         build(Outer, {"inner": {}})
-    with pytest.raises(ConfigError, match=r"names is \{'a': 'b'\} \(a table\); expected a table, of each: a number"):
+    with pytest.raises(ConfigError, match=r"names\.a is 'b'\. Use a number\."):
         build(Outer, {"inner": {"size": 1}, "names": {"a": "b"}})
-    with pytest.raises(ConfigError, match=r"a is 3 \(a whole number\); expected a table"):
+    with pytest.raises(ConfigError, match=r"a is 3\. Use a table\."):
         build(Outer, 3, "a")
 
 
@@ -318,4 +325,41 @@ def test_annotations_that_cannot_be_read_are_the_plugins_fault() -> None:
 def test_a_configuration_names_no_plugin_that_must_be_imported_early(tmp_path: Path) -> None:
     load(tmp_path, LEAST)  # the trainer's module does not exist: reading a configuration does not open it
     with pytest.raises(PluginError, match="a_module_that_is_heavy"):
-        open_table("trainers", {"name": "torch"}, "trainer", plugins())
+        make("trainers", {"name": "torch"}, "trainer")
+
+
+# Settings are checked by their types
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checked(BaseSettings):
+    table = "part"
+    size: PositiveInt = 1
+    rate: Annotated[float, Meta(gt=0, lt=1, description="0.1 is usual")] = 0.1
+    share: UnitInterval | None = None
+    mode: Literal["first", "second"] = "first"
+    names: tuple[str, ...] = ()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"size": 0}, "part.size is 0. Use a whole number of at least 1."),
+        ({"rate": 1.0}, "part.rate is 1.0. Use a number above 0 and below 1 (0.1 is usual)."),
+        ({"rate": float("nan")}, "part.rate is nan. Use a number above 0 and below 1 (0.1 is usual)."),
+        ({"share": 1.5}, "part.share is 1.5. Use a number from 0 to 1, or false for none."),
+        ({"mode": "frist"}, "part.mode is 'frist'. Did you mean 'first'? Use 'first' or 'second'."),
+        ({"names": ["a", 3]}, "part.names[1] is 3. Use text."),
+    ],
+)
+def test_settings_made_in_python_are_checked_like_those_of_a_file(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError) as in_python:
+        Checked(**settings)
+    with pytest.raises(ConfigError) as in_file:
+        build(Checked, settings, "part")
+    assert str(in_python.value) == str(in_file.value) == message
+
+
+def test_a_list_and_a_whole_number_become_what_the_types_say() -> None:
+    checked = Checked(names=["a"], share=1)  # type: ignore[arg-type]
+    assert (checked.names, type(checked.share)) == (("a",), float)

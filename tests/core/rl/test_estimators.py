@@ -432,7 +432,7 @@ def test_an_advantage_of_another_shape_is_refused_by_name() -> None:
     ],
 )
 def test_bad_settings_are_one_clear_line_each(table: dict[str, Any], said: str) -> None:
-    from agentlightning.config.tables import build
+    from agentlightning.settings import build
 
     with pytest.raises(ConfigError, match=said) as raised:
         build(LightningRL, table, "algorithm").parts()

@@ -21,7 +21,7 @@ import agentlightning as agl
 from agentlightning.cli.main import main
 from agentlightning.config.schema import load_config
 from agentlightning.errors import UnsupportedSetting
-from agentlightning.serving.serve import what_to_serve
+from agentlightning.serving.serve import served_model
 from agentlightning.stores.common import open_store
 from agentlightning.training.dry_run import dry_run, rollout_config
 from agentlightning.training.progress import Silent
@@ -187,8 +187,8 @@ def test_serve_forwards_to_an_upstream_under_the_names_that_it_has(served: dict[
 
 def test_a_run_and_an_upstream_together_are_refused(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     for arguments, expected in (
-        (["latest", "--upstream", "http://host/v1"], "either a run"),
-        (["--model", "m", "--upstream-key-env", "X"], "give its address as --upstream URL"),
+        (["latest", "--upstream", "http://host/v1"], "needs a run, a model or an upstream"),
+        (["--model", "m", "--upstream-key-env", "X"], "Add --upstream URL"),
         (["--upstream", "host"], "Set it to the base_url"),
     ):
         monkeypatch.setattr(sys, "argv", ["agl", "serve", *arguments])
@@ -237,7 +237,7 @@ def test_a_run_is_served_with_the_version_that_was_trained_under_the_name_that_i
         return sum(each.isalpha() for each in answer.choices[0].message.content or "") / 6
 
     run = agl.train(solve, tasks=["a", "b"], model=str(tmp_path / "tiny"), folder=tmp_path, steps=2, tasks_per_step=2, progress=False)
-    files, engine, policy = what_to_serve(run.folder, None, Silent())
+    files, engine, policy = served_model(run.folder, None, Silent())
     assert (files.name, files.path, engine["name"]) == ("tiny", str(run.checkpoint), "torch")
     assert policy is not None
     assert (policy.version, policy.uri) == (run.result["policy_version"], f"file:{run.checkpoint}")

@@ -13,7 +13,7 @@ from openai import AsyncOpenAI, OpenAI
 
 import agentlightning as agl
 from agentlightning.gateway import Gateway
-from agentlightning.serving.serve import what_to_serve
+from agentlightning.serving.serve import served_model
 from agentlightning.stores.common import open_store
 from agentlightning.training.progress import Silent
 from agentlightning.types import Reward
@@ -50,7 +50,7 @@ def act(task: Any, seed: int, store: str, base_url: str, **asks: Any) -> tuple[s
 def deployed(store: str, *, model: str | None = None, run: Path | None = None) -> Iterator[str]:
     """The address of a gateway that serves a model, or a run, as `agl serve` does."""
     loop = asyncio.new_event_loop()
-    files, _, policy = what_to_serve(run, model, Silent())
+    files, _, policy = served_model(run, model, Silent())
     engine = loop.run_until_complete(TorchEngine.create(files, TorchEngine.Settings(), {}))
     loop.run_until_complete(engine.load(policy or engine.policy))
     opened = open_store(store)

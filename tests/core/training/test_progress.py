@@ -58,7 +58,7 @@ def test_on_a_terminal_steps_rollouts_rate_and_time_left_are_shown() -> None:
     last = file.getvalue()
     progress.end()
     progress.end()
-    for text in ("step 2/4", "16 s left", "3/32 done", "29 under way", "mean reward 0.250", "300 tokens/s", "eval sampled"):
+    for text in ("step 2/4", "16 s left", "3/32 done", "29 in flight", "mean reward 0.250", "300 tokens/s", "eval sampled"):
         assert text in last, text
 
 

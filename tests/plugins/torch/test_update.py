@@ -13,7 +13,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from agentlightning.config.tables import build_loss
+from agentlightning.config.parts import Part
 from agentlightning.contracts.model import ModelFiles
 from agentlightning.errors import ConfigError, TrainerError, UnsupportedSetting
 from agentlightning.rl.batch.build import Batch, make_batch
@@ -266,14 +266,14 @@ def squared(logprob: torch.Tensor, old: torch.Tensor, advantage: torch.Tensor, *
 
 async def test_a_loss_of_ones_own_is_a_function_with_settings_besides_those_of_every_loss(files: ModelFiles) -> None:
     table = {"name": f"{__name__}:squared", "scale": 0.5, "epochs": 2, "entropy_coef": 0.1, "correction": {"name": "tis", "clip": 1.5}}
-    loss = build_loss(table, "algorithm.loss")
+    loss = Part.parse("losses", table, "algorithm.loss").make()
     assert (loss.epochs, loss.entropy_coef, loss.extras) == (2, 0.1, {"entropy_coef", "correction"})
     for wrong in ({"scal": 1.0}, {"epoch": 2}):
         with pytest.raises(ConfigError, match=f"unknown key '{next(iter(wrong))}'"):
-            build_loss({"name": f"{__name__}:squared", **wrong}, "algorithm.loss")
+            Part.parse("losses", {"name": f"{__name__}:squared", **wrong}, "algorithm.loss").make()
     async with training(files) as trainer:
         batch = batch_of()
-        found = gradient(trainer, batch, build_loss({"name": squared, "scale": 0.5}, "algorithm.loss"))
+        found = gradient(trainer, batch, Part.parse("losses", {"name": squared, "scale": 0.5}, "algorithm.loss").make())
         half = replace(batch, advantage=batch.advantage / 2)  # at the first update the square has no gradient
         close(found, gradient(trainer, half, CISPO()))
         _, metrics = await trainer.step(batch, loss)

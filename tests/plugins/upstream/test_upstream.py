@@ -25,7 +25,7 @@ from agentlightning.rl.batch.build import make_batch
 from agentlightning.rl.trajectory.build import trajectory
 from agentlightning.stores.common import open_store
 from agentlightning.types import Attempt, Rollout, Sampling, Task, new_id
-from agentlightning_upstream.engine import Settings, Upstream
+from agentlightning_upstream.engine import Upstream, UpstreamSettings
 from agentlightning_upstream.wire import event_name, events
 from gateway_house import CALCULATOR, House, eventually, slowly, user
 
@@ -51,7 +51,7 @@ async def forward(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Any]:
             server: PlainServer | str, *, model: str = "theirs", key_env: str | None = "UPSTREAM_KEY", **options: Any
         ) -> Forwarding:
             url = server if isinstance(server, str) else await _served(server, stack)
-            made = Forwarding(Upstream(Settings(url=url, key_env=key_env), model), stack, **options)
+            made = Forwarding(Upstream(UpstreamSettings(url=url, key_env=key_env), model), stack, **options)
             await made.gateway.start()
             stack.push_async_callback(made.gateway.stop)
             return made
@@ -545,12 +545,12 @@ async def test_many_calls_at_once_are_each_answered_and_recorded(ours: Any) -> N
 )
 def test_settings_that_cannot_be_are_said(settings: dict[str, Any], said: str) -> None:
     with pytest.raises(ConfigError, match=said):
-        Settings(**settings)
+        UpstreamSettings(**settings)
 
 
 async def test_an_upstream_serves_no_policy_of_ours() -> None:
     with pytest.raises(UnsupportedSetting, match="no trainer can change them"):
-        await Upstream(Settings(url="http://host/v1"), "m").load(Upstream(Settings(url="http://host/v1"), "m").policy)
+        await Upstream(UpstreamSettings(url="http://host/v1"), "m").load(Upstream(UpstreamSettings(url="http://host/v1"), "m").policy)
 
 
 async def test_a_completion_without_ids_comes_back_from_a_file_as_it_was(tmp_path: Any, forward: Any) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from verl_world import batch_of
 
-from agentlightning.config.tables import open_table
+from agentlightning.config.parts import Part
 from agentlightning.contracts.model import ModelFiles
 from agentlightning.errors import ConfigError, UnsupportedSetting
 from agentlightning_verl.message import Message, receive, send
@@ -84,11 +84,11 @@ def test_two_temperatures_in_one_conversation_are_refused() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"workers": 0}, "trainer.workers is 0. Expected at least 1."),
-        ({"nodes": 2}, "needs a Ray cluster"),
-        ({"train": "top:8"}, "'full' or 'lora' (top layers alone: trainer 'torch')"),
+        ({"workers": 0}, "trainer.workers is 0. Use a whole number of at least 1."),
+        ({"nodes": 2}, "but no Ray cluster is named"),
+        ({"train": "top:8"}, "'full' or 'lora' (trainer 'torch' has 'top:N')"),
         ({"lr": 3.0}, "trainer.lr is 3.0"),
-        ({"betas": (0.9,)}, "two numbers from 0 to below 1"),
+        ({"betas": (0.9,)}, "a list of 2, each a number of at least 0 and below 1"),
         ({"schedule": "step"}, "'constant', 'linear' or 'cosine'"),
         ({"device": "tpu"}, "'auto', 'cpu' or 'cuda'"),
     ],
@@ -102,7 +102,7 @@ def test_a_wrong_setting_is_named(settings: dict[str, Any], message: str) -> Non
 @pytest.mark.parametrize("key", ["adv_estimator", "critic", "ref", "kl_loss_coef", "entropy_coeff", "loss_agg_mode"])
 def test_a_setting_of_verls_that_would_be_ignored_is_refused_by_name(key: str) -> None:
     with pytest.raises(ConfigError, match=f"unknown key '{key}' in .trainer."):
-        open_table("trainers", {"name": "verl", key: 1}, "trainer")
+        Part.parse("trainers", {"name": "verl", key: 1}, "trainer").make()
 
 
 async def test_a_python_without_verl_is_named_with_the_way_out(tmp_path: Any) -> None:

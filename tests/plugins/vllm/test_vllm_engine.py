@@ -344,16 +344,16 @@ async def test_nobody_at_an_address_is_an_error_that_names_it(make: Any) -> None
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"replicas": 0}, "engine.replicas is 0. Expected at least 1."),
-        ({"devices": ["0"], "replicas": 2}, "one entry for each of the 2 replicas"),
-        ({"args": ["--port=1"]}, "'--port=1', an argument of the engine's own"),
-        ({"args": ["--max_model_len", "5"]}, "an argument of the engine's own"),
-        ({"urls": ["ftp://x"]}, "Expected an address like http"),
-        ({"urls": ["http://x"], "replicas": 2}, "engine.replicas has no effect on the running servers"),
-        ({"urls": ["http://x"], "key_env": "AGL_NO_SUCH"}, "AGL_NO_SUCH is not set"),
-        ({"key_env": "HOME"}, "engine.urls is empty"),
-        ({"weight_check_limit": 0.0}, "engine.weight_check_limit is 0.0. Expected above 0."),
-        ({"dtype": "int8"}, "Expected 'auto', 'float32'"),
+        ({"replicas": 0}, "engine.replicas is 0. Use a whole number of at least 1."),
+        ({"devices": ["0"], "replicas": 2}, "but engine.replicas is 2. Name the devices of each replica."),
+        ({"args": ["--port=1"]}, "'--port=1', but the engine sets this itself"),
+        ({"args": ["--max_model_len", "5"]}, "the engine sets this itself"),
+        ({"urls": ["ftp://x"]}, "Use an address such as http"),
+        ({"urls": ["http://x"], "replicas": 2}, "engine.replicas is for servers that start here"),
+        ({"urls": ["http://x"], "key_env": "AGL_NO_SUCH"}, "'AGL_NO_SUCH', but this environment variable is not set"),
+        ({"key_env": "HOME"}, "engine.urls names no servers"),
+        ({"weight_check_limit": 0.0}, "engine.weight_check_limit is 0.0. Use a number above 0"),
+        ({"dtype": "int8"}, "Use 'auto', 'float32'"),
     ],
 )
 def test_a_wrong_setting_is_named_before_anything_starts(settings: dict[str, Any], message: str) -> None:

@@ -13,6 +13,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from agentlightning.settings import BaseSettings
+
 Level = Literal["token", "turn", "attempt"]
 Doubles = NDArray[np.float64]
 BOUND = 20.0
@@ -20,9 +22,10 @@ BOUND = 20.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class Correction:
+class Correction(BaseSettings):
     """Settings of a correction; a subclass of one's own has `weights`."""
 
+    table = "loss.correction"
     name: str
 
     @property

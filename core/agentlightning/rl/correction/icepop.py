@@ -20,6 +20,7 @@ class IcePop(Correction):
     high: float = 2.0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_band(self.low, self.high)
 
     def weights(self, log_ratio: Doubles, sequence: NDArray[np.int64]) -> Doubles:

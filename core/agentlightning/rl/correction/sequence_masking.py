@@ -8,7 +8,6 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from agentlightning.errors import ConfigError
 from agentlightning.rl.correction import BOUND, Correction, Doubles, Level, sums
 from agentlightning.rl.correction.icepop import check_band
 
@@ -25,9 +24,8 @@ class SequenceMasking(Correction):
     mean: bool = True
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_band(self.low, self.high)
-        if self.level not in ("turn", "attempt"):
-            raise ConfigError(f"loss.correction.level is {self.level!r}; expected 'turn' or 'attempt' (single tokens: icepop)")
 
     @property
     def over(self) -> Level:

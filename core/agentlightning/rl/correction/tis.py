@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
+from msgspec import Meta
 from numpy.typing import NDArray
 
-from agentlightning.errors import ConfigError
 from agentlightning.rl.correction import Correction, Doubles, Level, ratio, sums
 
 
@@ -16,14 +17,8 @@ class TruncatedImportanceSampling(Correction):
     """weight = min(r, clip); for a turn or an attempt r is the product over its tokens. Source: verl, `rollout_corr_helper`."""
 
     name: str = "tis"
-    clip: float = 2.0
+    clip: Annotated[float, Meta(gt=0, description="2.0 is usual")] = 2.0
     level: Level = "token"
-
-    def __post_init__(self) -> None:
-        if not self.clip > 0:
-            raise ConfigError(f"loss.correction.clip is {self.clip}; it must be above 0 (2.0 is usual)")
-        if self.level not in ("token", "turn", "attempt"):
-            raise ConfigError(f"loss.correction.level is {self.level!r}; expected 'token', 'turn' or 'attempt'")
 
     @property
     def over(self) -> Level:

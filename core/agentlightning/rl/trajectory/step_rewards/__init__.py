@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias, cast
 
-from agentlightning.config.tables import bind
+from agentlightning.config.parts import Part
 from agentlightning.contracts.store import AttemptRecords
 from agentlightning.errors import ConfigError, RewardError
 from agentlightning.registry.registry import Registry
@@ -79,4 +79,6 @@ def step_rewards(table: Mapping[str, float], plugins: Registry | None = None) ->
     for name, value in table.items():
         if not math.isfinite(value):
             raise ConfigError(f"step_rewards.{name} is {value}; expected a finite number")
-    return tuple(StepReward(name, value, bind("step_signals", name, f"step_rewards.{name}", plugins)) for name, value in table.items())
+    return tuple(
+        StepReward(name, value, Part.parse("step_signals", name, f"step_rewards.{name}", plugins).make()) for name, value in table.items()
+    )

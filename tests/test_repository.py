@@ -23,7 +23,7 @@ LATE = {"renderers", "transformers", "tokenizers", "matplotlib", "openai", "pyte
 """What a function of core may import; extras bring them (pytest: the contract tests for implementations)."""
 
 LAYERS = (
-    ("types", "errors"),
+    ("types", "errors", "files"),
     ("contracts",),
     ("registry", "stores", "capture", "testing"),
     ("rl", "gateway"),

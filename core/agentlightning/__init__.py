@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from agentlightning.errors import LightningError
     from agentlightning.rl.loss import CISPO, PPOClip
     from agentlightning.runner.rollout import reward_later, rollout
-    from agentlightning.training.job import Run, train, train_async
+    from agentlightning.training.train import Run, train, train_async
     from agentlightning.types import LLM, Rollout, Sampling, Span, Task, Trajectory, Transition
 
 __version__ = "0.1.0"
@@ -39,7 +39,7 @@ _HOME = {
     "PPOClip": "rl.loss",
     "RFT": "algorithms.rft",
     "Rollout": "types",
-    "Run": "training.job",
+    "Run": "training.train",
     "RunnerSettings": "config.schema",
     "SFT": "algorithms.sft",
     "Sampling": "types",
@@ -53,8 +53,8 @@ _HOME = {
     "reward": "capture.recorder",
     "reward_later": "runner.rollout",
     "rollout": "runner.rollout",
-    "train": "training.job",
-    "train_async": "training.job",
+    "train": "training.train",
+    "train_async": "training.train",
 }
 
 __all__ = [

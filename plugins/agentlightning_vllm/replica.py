@@ -11,7 +11,7 @@ from pathlib import Path
 
 from agentlightning.errors import EngineError
 from agentlightning.runner.managed_process import Process
-from agentlightning.training.weight_sync import WeightCheck, folder_of, judge
+from agentlightning.training.weight_sync import WeightCheck, compare_weights, folder_of
 from agentlightning.types import Policy
 from agentlightning_vllm.server import ADAPTER, NAME, Order, free_port, new_key
 from agentlightning_vllm.wire import Interrupted, Wire
@@ -141,7 +141,7 @@ class Replica:
         if probe is None:
             self.served = policy
             return {}
-        difference, wrong = judge(probe, await self.wire.score(self.model, probe.ids), limit=self._limit, before=self._probe)
+        difference, wrong = compare_weights(probe, await self.wire.score(self.model, probe.ids), limit=self._limit, before=self._probe)
         if wrong is not None:
             raise EngineError(f"vLLM server {self.number} was given version {policy.version} from {policy.uri}, and {wrong}")
         self.served, self._probe = policy, probe

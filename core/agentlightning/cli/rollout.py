@@ -16,7 +16,7 @@ from agentlightning.training.progress import TrainingProgress, duration
 
 if TYPE_CHECKING:
     from agentlightning.config.schema import Config
-    from agentlightning.training.dry_run import Scored
+    from agentlightning.training.score import Scored
 
 
 def rollout(
@@ -63,7 +63,7 @@ def rollout(
     or `{"reward": number}`; with `--reward exit_code` exit code 0 is 1 and another is 0; with `file` it writes the file
     `AGL_REWARD_FILE`, and with `post` it posts the reward to `AGL_REWARD_URL`.
     """
-    from agentlightning.training.dry_run import rollout_config
+    from agentlightning.training.score import rollout_config
 
     settings = settings_of(config, {"command": command, "reward": reward, "tasks": tasks, "model": model})
     with TrainingProgress() as progress:

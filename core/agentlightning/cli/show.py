@@ -143,7 +143,7 @@ async def _found(source: Source, name: str = "") -> list[Shown]:
     """The training rollouts that the run found elsewhere, as rollouts of the steps that took them; those whose id ends so."""
     if source.production is None or source.run is None:
         return []
-    from agentlightning.training.production import open_filled
+    from agentlightning.training.production.steps import open_filled
 
     steps = {rollout_id: step for rollout_id, step in source.run.steps_of().items() if rollout_id.endswith(name)}
     rows = list[Shown]()

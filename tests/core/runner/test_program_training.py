@@ -16,9 +16,9 @@ from agentlightning.cli.main import build
 from agentlightning.config.schema import load_config
 from agentlightning.errors import ConfigError, JoinError
 from agentlightning.training.dry_run import dry_run
-from agentlightning.training.job import train_config
 from agentlightning.training.metrics import read_metrics
 from agentlightning.training.run_folder import RunFolder
+from agentlightning.training.train import train_config
 from agentlightning_torch.testing import tiny_model
 
 AGENT = """

@@ -22,9 +22,10 @@ from agentlightning.contracts.store import AttemptRecords, RolloutState
 from agentlightning.errors import ConfigError, TrainerError, UnsupportedSetting
 from agentlightning.rl.batch.filters import difficulty, nonzero_variance
 from agentlightning.stores.common import open_store
-from agentlightning.training.job import make_job, train_job
+from agentlightning.training.job import make_job
 from agentlightning.training.metrics import read_metrics
 from agentlightning.training.run_folder import RunFolder
+from agentlightning.training.train import train_job
 from agentlightning.types import Task, Trajectory
 from agentlightning_torch.engine import TorchEngine
 from agentlightning_torch.testing import tiny_model
@@ -194,7 +195,7 @@ def test_a_stopped_run_starts_again_what_ran_ahead(model: str, tmp_path: Path) -
     settings = {"steps": 5, "collection": {"max_staleness": 2}}
     half = run(job(model, tmp_path, **settings), Steps(stop_after=2))
     assert half.stopped
-    pending = RunFolder.open(half.folder).read_state().extra["pending"]
+    pending = RunFolder.open(half.folder).read_state().pending
     assert len(pending) == 4  # two steps of two groups
     whole = run(job(model, tmp_path, **settings), resume=half.folder)
     assert [row["step"] for row in rows(whole)] == [1, 2, 3, 4, 5]
@@ -205,7 +206,7 @@ def test_a_stopped_run_starts_again_what_ran_ahead(model: str, tmp_path: Path) -
     assert {f"train-{each['step']}-{each['place']}" for each in pending} <= set(taken)
     left = [state for state, _ in every.values() if state.status in ("queued", "running")]
     assert not left
-    assert "pending" not in folder.read_state().extra
+    assert folder.read_state().pending == []
 
 
 async def first_letter(task: Any, llm: agl.LLM) -> float:
@@ -312,7 +313,7 @@ def test_a_conversation_longer_than_the_trainer_takes_is_an_error_or_left_out_an
         ),
         ({"collection": {"truncated": "punish"}}, r"collection\.truncated is 'punish'"),
         ({"collection": {"overlong": 1}}, r"collection\.overlong is 1"),
-        ({"collection": {"max_staleness": 1}, "engine": {"name": "torch", "copy_weights": False}}, r"engine\.copy_weights is false"),
+        ({"collection": {"max_staleness": 1}, "engine": {"name": "torch", "copy_weights": False}}, r"engine\.copy_weights = false does not fit collection\.max_staleness = 1"),
     ],
 )
 def test_a_bad_setting_of_the_collection_is_one_line_before_any_model_loads(more: dict[str, Any], said: str, tmp_path: Path) -> None:

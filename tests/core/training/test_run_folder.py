@@ -13,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agentlightning.errors import RunError
-from agentlightning.training.run_folder import Learned, RunFolder, RunState, disk_errors, kept, write_file
+from agentlightning.files import disk_errors, write_file
+from agentlightning.training.run_folder import Learned, RunFolder, RunState, kept_steps
 
 
 def make(tmp_path: Path) -> RunFolder:
@@ -51,7 +52,7 @@ def test_opening_a_run_that_is_not_there_names_those_that_are(tmp_path: Path, mo
     with pytest.raises(RunError, match=folder.name):
         RunFolder.open("20200101-000000-demo")
     (tmp_path / "holiday").mkdir()
-    with pytest.raises(RunError, match="no run folder"):
+    with pytest.raises(RunError, match="not a run folder"):
         RunFolder.open("holiday")
 
 
@@ -99,7 +100,7 @@ def test_what_the_disk_refuses_names_cause_and_way_out(tmp_path: Path, number: i
 
 def test_a_file_in_the_place_of_the_runs_folder_is_an_error_that_says_so(tmp_path: Path) -> None:
     (tmp_path / "runs").write_text("")
-    with pytest.raises(RunError, match="a file stands where a folder is needed"):
+    with pytest.raises(RunError, match="a file is in the way of a folder"):
         RunFolder.create(tmp_path / "runs", "demo")
 
 
@@ -145,7 +146,7 @@ def test_cutting_back_removes_what_will_be_made_again(tmp_path: Path) -> None:
 
 @given(st.sets(st.integers(1, 200), max_size=30), st.integers(1, 200), st.none() | st.integers(1, 20), st.integers(1, 4))
 def test_the_last_the_best_and_every_nth_checkpoint_stay(steps: set[int], best: int, every: int | None, last: int) -> None:
-    stay = kept(sorted(steps), best=best, every=every, last=last)
+    stay = kept_steps(sorted(steps), best=best, every=every, last=last)
     assert stay <= steps
     for step in steps:
         newer = sum(other > step for other in steps)

@@ -14,9 +14,10 @@ from openai import AsyncOpenAI
 
 import agentlightning as agl
 from agentlightning.config.models import ModelFiles
-from agentlightning.training.job import make_job, train_job
+from agentlightning.training.job import make_job
 from agentlightning.training.metrics import read_metrics
 from agentlightning.training.run_folder import RunFolder
+from agentlightning.training.train import train_job
 from agentlightning_torch.testing import tiny_model
 
 TASKS = [{"id": str(n), "text": text} for n, text in enumerate(["abc", "xyz", "hello", "12+3", "why?", "one two"])]

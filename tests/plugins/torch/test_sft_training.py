@@ -176,7 +176,8 @@ def test_a_run_learns_what_it_is_shown_and_nothing_of_a_wrong_demonstration(
 
 
 def test_a_stopped_run_resumes_to_bitwise_the_same_metrics(model: ModelFiles, tmp_path: Path):
-    from agentlightning.training.job import make_job, train_job
+    from agentlightning.training.job import make_job
+    from agentlightning.training.train import train_job
 
     class StopAfter:
         def __init__(self) -> None:

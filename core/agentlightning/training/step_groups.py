@@ -145,9 +145,7 @@ class StepGroups(StepSource):
         if self._filter is None:
             return Kept()
         kept: Any = call("collection.filter", self._settings.filter, self._filter, group)
-        if isinstance(kept, np.bool_):
-            kept = bool(kept)
-        if not isinstance(kept, bool):
+        if not isinstance(kept, bool | np.bool_):
             raise ConfigError(
                 f"collection.filter {named(self._settings.filter)} returned {kept!r:.80}. Return True to train on the group, or False."
             )

@@ -313,7 +313,10 @@ def test_a_conversation_longer_than_the_trainer_takes_is_an_error_or_left_out_an
         ),
         ({"collection": {"truncated": "punish"}}, r"collection\.truncated is 'punish'"),
         ({"collection": {"overlong": 1}}, r"collection\.overlong is 1"),
-        ({"collection": {"max_staleness": 1}, "engine": {"name": "torch", "copy_weights": False}}, r"engine\.copy_weights = false does not fit collection\.max_staleness = 1"),
+        (
+            {"collection": {"max_staleness": 1}, "engine": {"name": "torch", "copy_weights": False}},
+            r"engine\.copy_weights = false does not fit collection\.max_staleness = 1",
+        ),
     ],
 )
 def test_a_bad_setting_of_the_collection_is_one_line_before_any_model_loads(more: dict[str, Any], said: str, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from agentlightning.training.plan import plan_rollouts
 from agentlightning.training.progress import Progress
 from agentlightning.training.result import write_result
 from agentlightning.training.run_folder import RunFolder, RunState
-from agentlightning.training.services import open_rollout_services, rollout_settings
+from agentlightning.training.services import open_rollout_services
 from agentlightning.training.step_checks import check_first
 from agentlightning.training.train import Run
 
@@ -30,14 +30,14 @@ async def _evaluate(job: Job, progress: Progress, stop: asyncio.Event) -> Run:
     plan = await plan_rollouts(job.config, job.agent, progress)
     folder = RunFolder.create(job.config.folder, job.config.name)
     with folder.lock():
-        config = keep_tasks(folder, job.config, job)
+        config = keep_tasks(job, folder).config
         folder.write_config(to_toml(config))
         began, started = time.monotonic(), time.time()
         progress.begin(0)
         try:
             async with open_rollout_services(config, plan, folder, controls) as services:
                 progress.phase("evaluating")
-                rollouts = eval_rollouts(config.eval, job.eval_tasks, rollout_settings(config), 0)
+                rollouts = eval_rollouts(config.eval, job.eval_tasks, services.rollouts, 0)
                 trajectories = await services.collector.run(rollouts)
                 check_first(trajectories, None, folder=folder.path)
         finally:

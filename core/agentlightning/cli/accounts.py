@@ -72,9 +72,9 @@ def account(state: RolloutState, attempts: Sequence[AttemptRecords], trajectory:
         dropped = _dropped(records, replaced)
         if learned is not None:
             trained += learned.trained
-            left_out.update(learned.left_out)
+            left_out.update(learned.excluded)
             left_out.update(dropped)
-            rest = total - learned.trained - sum(learned.left_out.values()) - dropped.total()
+            rest = total - learned.trained - sum(learned.excluded.values()) - dropped.total()
         elif state.rollout.mode != "train":
             left_out[NOT_TRAINED[state.rollout.mode]] += total
             rest = 0

@@ -16,17 +16,16 @@ from typing import Any
 import numpy as np
 
 from agentlightning.algorithms.dpo import trial_batch
-from agentlightning.algorithms.lightning import algorithm_from
 from agentlightning.config.schema import Config
 from agentlightning.config.tables import build_loss
 from agentlightning.rl.batch.build import make_batch
 from agentlightning.rl.loss import loss_of
 from agentlightning.training.controls import Controls, run_in_thread
 from agentlightning.training.job import Job, job_of
-from agentlightning.training.plan import plan_training
+from agentlightning.training.plan import Plan, plan_training
 from agentlightning.training.progress import Progress, Silent
 from agentlightning.training.run_folder import RunFolder
-from agentlightning.training.services import Services, check_replay, open_replay, open_services, rollout_settings
+from agentlightning.training.services import Services, check_replay, open_replay, open_services
 from agentlightning.training.step_checks import check_first
 from agentlightning.types import Trajectory
 
@@ -82,31 +81,29 @@ def dry_run(config: Config, *, progress: Progress | None = None) -> DryRun:
 
 
 async def _dry_run(job: Job, controls: Controls) -> DryRun:
-    algorithm = algorithm_from(job.config.algorithm)
-    group_size = getattr(algorithm, "group_size", 1)
-    return estimate(job, group_size, await measure(job, algorithm, group_size, controls))
+    plan = await plan_training(job.config, job.agent, controls.progress)
+    group_size = getattr(plan.algorithm, "group_size", 1)
+    return estimate(job, group_size, await measure(job, plan, group_size, controls))
 
 
-async def measure(job: Job, algorithm: Any, group_size: int, controls: Controls) -> Measured:
+async def measure(job: Job, plan: Plan, group_size: int, controls: Controls) -> Measured:
     """Run one group of rollouts and one training step. Raises what a run would raise."""
-    config, demonstrate = job.config, getattr(algorithm, "demonstrate", None)
-    plan = await plan_training(config, job.agent, algorithm, controls.progress)
-    await check_replay(config, plan, algorithm, controls)
+    config = job.config
+    await check_replay(config, plan, controls)
     with TemporaryDirectory(prefix="agl-dry-run-") as temporary:
         folder, checkpoint = RunFolder(Path(temporary)), Path(temporary) / "checkpoint"
         async with AsyncExitStack() as exits:
-            replay = await exits.enter_async_context(open_replay(config, plan, algorithm, controls))
-            services = await exits.enter_async_context(open_services(config, plan, folder, controls, demonstrate=demonstrate))
+            replay = await exits.enter_async_context(open_replay(config, plan, controls))
+            services = await exits.enter_async_context(open_services(config, plan, folder, controls))
             began = time.monotonic()
             if replay is not None:
                 trajectories = await replay.next(1, group_size)
             else:
-                settings = rollout_settings(config)
-                rollouts = [settings.rollout(job.tasks[0], "train", "dry-run", index, 0) for index in range(group_size)]
+                rollouts = [services.rollouts.rollout(job.tasks[0], "train", "dry-run", index, 0) for index in range(group_size)]
                 trajectories = await services.collector.run(rollouts)
             rollout_seconds = time.monotonic() - began
             check_first(trajectories, config.agents)
-            training_seconds = await _try_training(services, algorithm, trajectories, controls.progress)
+            training_seconds = await _try_training(services, plan.algorithm, trajectories, controls.progress)
             controls.progress.phase("writing checkpoint")
             checkpoint.mkdir()
             await services.trainer.save(checkpoint)

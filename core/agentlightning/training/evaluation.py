@@ -24,8 +24,8 @@ KINDS: tuple[Kind, ...] = ("sampled", "greedy")
 class Evaluator:
     """Measures the policy on the eval tasks."""
 
-    def __init__(self, services: Services, settings: EvalConfig, tasks: Sequence[Task], rollouts: RolloutSettings) -> None:
-        self._services, self._settings, self._tasks, self._rollouts = services, settings, list(tasks), rollouts
+    def __init__(self, services: Services, settings: EvalConfig, tasks: Sequence[Task]) -> None:
+        self._services, self._settings, self._tasks = services, settings, list(tasks)
 
     def due(self, step: int, *, last: bool) -> bool:
         """Return whether a step (0: before the first one) ends with an evaluation."""
@@ -35,7 +35,7 @@ class Evaluator:
     async def measure(self, step: int) -> list[Trajectory]:
         """Return the trajectories of an evaluation with the weights as they are."""
         await self._services.clear_cache()
-        return await self._services.collector.run(eval_rollouts(self._settings, self._tasks, self._rollouts, step))
+        return await self._services.collector.run(eval_rollouts(self._settings, self._tasks, self._services.rollouts, step))
 
     def judge(self, state: RunState, metrics: dict[str, Any]) -> RunState:
         """Return the state of the run after an evaluation: whether it is the best so far."""

@@ -60,14 +60,15 @@ def job_of(config: Config) -> Job:
     return Job(config, agent, load_tasks(config.tasks) if config.tasks else [], load_tasks(config.eval_tasks) if config.eval_tasks else [])
 
 
-def keep_tasks(folder: RunFolder, config: Config, job: Job) -> Config:
-    """Write tasks that were passed as values into the run folder, and return the config that names those files."""
+def keep_tasks(job: Job, folder: RunFolder) -> Job:
+    """Write tasks that were passed as values into the run folder, and return the job whose config names those files."""
+    config = job.config
     for key, tasks in (("tasks", job.tasks), ("eval_tasks", job.eval_tasks)):
         if getattr(config, key) == INLINE:
             path = folder.path / f"{key}.jsonl"
             write_file(path, b"".join(json.dumps(task.input).encode() + b"\n" for task in tasks))
             config = dataclasses.replace(config, **{key: str(path)})
-    return config
+    return dataclasses.replace(job, config=config)
 
 
 def _table(value: Any) -> Any:

@@ -90,7 +90,7 @@ def contributions(
             returns=tuple(_finite(value) for value in credit),
             advantages=tuple(_finite(value) for value in _by_transition(trajectory, advantage)),
             trained=trained.get(trajectory.rollout_id, 0),
-            left_out=dict(excluded.get(trajectory.rollout_id, {})),
+            excluded=dict(excluded.get(trajectory.rollout_id, {})),
         )
         for trajectory, credit, advantage in zip(trajectories, returns, advantages, strict=True)
     }

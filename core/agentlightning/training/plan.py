@@ -7,6 +7,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
+from agentlightning.algorithms.lightning import algorithm_from
 from agentlightning.config.models import ModelFiles, find_model
 from agentlightning.config.schema import Config, open_table
 from agentlightning.contracts.trainer import check_capabilities
@@ -34,22 +35,25 @@ class Plan:
     engine: Plugin
     trainer: Plugin | None
     """None: the weights stay as they are."""
+    algorithm: Any
+    """None without training."""
 
 
-async def plan_training(config: Config, agent: str | Agent | None, algorithm: Any, progress: Progress) -> Plan:
-    """Check a config, its agent and its algorithm. Raises `ConfigError`, also for settings that the trainer does not honour.
+async def plan_training(config: Config, agent: str | Agent | None, progress: Progress) -> Plan:
+    """Check a config and its agent. Raises `ConfigError`, also for settings that the trainer does not honour.
 
     Imports the plugins' libraries and the agent, in a thread.
     """
 
     def check() -> Plan:
+        algorithm = algorithm_from(config.algorithm)
         reach_loopback()  # before the agent is imported, because its module may create a client
         engine = open_table("engines", config.engine, "engine")
         if getattr(engine[0], "remote", False):
             raise UnsupportedSetting(f"engine {config.engine['name']!r}: {UNTRAINABLE}")
         engine = engine[0], _own_weights(engine[1], config.collection.max_staleness)
         trainer = _trainer(config, algorithm)
-        return Plan(_agent(config, agent), _model(config.model, progress), engine, trainer)
+        return Plan(_agent(config, agent), _model(config.model, progress), engine, trainer, algorithm)
 
     return await asyncio.to_thread(check)
 
@@ -62,7 +66,7 @@ async def plan_rollouts(config: Config, agent: str | Agent, progress: Progress) 
         engine = open_table("engines", config.engine, "engine")
         checked = _agent(config, agent)
         remote = bool(getattr(engine[0], "remote", False))
-        return Plan(checked, ModelFiles(config.model, "") if remote else _model(config.model, progress), engine, None)
+        return Plan(checked, ModelFiles(config.model, "") if remote else _model(config.model, progress), engine, None, None)
 
     return await asyncio.to_thread(check)
 

@@ -67,7 +67,7 @@ class RunState:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Learned:
-    """The contribution of one rollout to a training step. `trained` and `left_out` together are all tokens of its winning attempt."""
+    """The contribution of one rollout to a training step. `trained` and `excluded` together are all tokens of its winning attempt."""
 
     returns: tuple[float | None, ...] = ()
     """(transitions,) the credit of each transition; None: no return."""
@@ -75,7 +75,7 @@ class Learned:
     """(transitions,) None: the transition was not trained, so it has none."""
     trained: int = 0
     """Sampled tokens that were trained."""
-    left_out: dict[str, int] = field(default_factory=dict[str, int])
+    excluded: dict[str, int] = field(default_factory=dict[str, int])
     """Sampled tokens that were not trained, by reason."""
 
 

@@ -18,7 +18,7 @@ from agentlightning.training.job import Job, job_of
 from agentlightning.training.plan import plan_rollouts
 from agentlightning.training.progress import Progress, Silent
 from agentlightning.training.run_folder import RunFolder
-from agentlightning.training.services import open_rollout_services, rollout_settings
+from agentlightning.training.services import open_rollout_services
 from agentlightning.types import Trajectory
 
 
@@ -54,10 +54,9 @@ async def _score(job: Job, limit: int | None, controls: Controls) -> Scored:
     folder = RunFolder.create(config.folder, f"{config.name}-rollout")
     with folder.lock():
         folder.write_config(to_toml(config))
-        began, settings = time.monotonic(), rollout_settings(config)
-        tasks = (job.eval_tasks or job.tasks)[:limit]
-        rollouts = [settings.rollout(task, "eval", f"task-{place}", 0, 0) for place, task in enumerate(tasks)]
+        began, tasks = time.monotonic(), (job.eval_tasks or job.tasks)[:limit]
         async with open_rollout_services(config, plan, folder, controls) as services:
+            rollouts = [services.rollouts.rollout(task, "eval", f"task-{place}", 0, 0) for place, task in enumerate(tasks)]
             trajectories = await services.collector.run(rollouts)
         report = _report(folder.path, trajectories, time.monotonic() - began)
         folder.write_result({"name": config.name, "model": config.model, "seed": config.seed, "reward": report.reward, **_plain(report)})

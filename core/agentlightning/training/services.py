@@ -49,15 +49,14 @@ class RolloutServices:
 
     engine: Engine
     collector: Collector
+    rollouts: RolloutSettings
 
 
 @dataclass(frozen=True, slots=True)
-class Services:
+class Services(RolloutServices):
     """The open services of a training run."""
 
     store: LightningStore
-    engine: Engine
-    collector: Collector
     trainer: Trainer
     weight_sync: WeightSync
     max_staleness: int
@@ -87,7 +86,7 @@ def trajectory_reader(config: Config) -> TrajectoryReader:
 
 @asynccontextmanager
 async def open_replay(
-    config: Config, plan: Plan, algorithm: Any, controls: Controls, *, trained: Collection[str] = ()
+    config: Config, plan: Plan, controls: Controls, *, trained: Collection[str] = ()
 ) -> AsyncGenerator[ProductionReplay | None]:
     """Open the production replay of a config; None: it has none. `trained`: ids of rollouts that the run has trained already."""
     if config.replay is None:
@@ -95,7 +94,7 @@ async def open_replay(
         return
     store = open_filled(config.replay.store)
     try:
-        needs: Needs = getattr(algorithm, "needs", Needs())
+        needs: Needs = getattr(plan.algorithm, "needs", Needs())
         _, tokenizer = await asyncio.to_thread(load_tokenizer, plan.files.name, plan.files.path)
         earlier = await asyncio.to_thread(trained_before, config.model, Path(config.path or "."))
         reader = ReplayReader(store, trajectory_reader(config), tokenizer)
@@ -104,9 +103,9 @@ async def open_replay(
         await store.close()
 
 
-async def check_replay(config: Config, plan: Plan, algorithm: Any, controls: Controls) -> None:
+async def check_replay(config: Config, plan: Plan, controls: Controls) -> None:
     """Raise `StoreError` if a production replay has nothing to train on and does not wait for it."""
-    async with open_replay(config, plan, algorithm, controls) as replay:
+    async with open_replay(config, plan, controls) as replay:
         if replay is not None and config.replay is not None and not await replay.more():
             raise StoreError(
                 f"replay.store: there is nothing to train on in {config.replay.store!r}; its production rollouts: "
@@ -125,10 +124,7 @@ async def open_services(
     demonstrate: Demonstrate | None = None,
     restore: Path | None = None,
 ) -> AsyncGenerator[Services]:
-    """Open the services of a training run. Heavy work happens in threads.
-
-    `demonstrate` answers the model calls of training rollouts in the policy's place. `restore` is the checkpoint of a resumed run.
-    """
+    """Open the services of a training run. Heavy work happens in threads. `restore` is the checkpoint of a resumed run."""
     assert plan.trainer is not None
     share: Share = {}
     async with AsyncExitStack() as exits:
@@ -146,8 +142,9 @@ async def open_services(
             )
         exits.callback(weight_sync.clear)
         await weight_sync.serve(trainer.policy)
+        demonstrate = getattr(plan.algorithm, "demonstrate", None)
         collector = await _open_runners(exits, config, plan.agent, store, engine, controls, demonstrate)
-        yield Services(store, engine, collector, trainer, weight_sync, max_staleness)
+        yield Services(engine, collector, rollout_settings(config), store, trainer, weight_sync, max_staleness)
 
 
 @asynccontextmanager
@@ -160,7 +157,8 @@ async def open_rollout_services(config: Config, plan: Plan, folder: RunFolder, c
         engine = await _open_engine(exits, plan.engine, plan.files, {})
         if plan.files.path:
             await engine.load(engine.policy)  # an engine that starts with its first load reports its errors now
-        yield RolloutServices(engine, await _open_runners(exits, config, plan.agent, store, engine, controls, None))
+        collector = await _open_runners(exits, config, plan.agent, store, engine, controls, None)
+        yield RolloutServices(engine, collector, rollout_settings(config))
 
 
 async def _open_trainer(
@@ -190,7 +188,7 @@ async def _open_runners(
     controls: Controls,
     demonstrate: Demonstrate | None,
 ) -> Collector:
-    """Start a gateway and runners; return their collector."""
+    """Start a gateway and runners; return their collector. `demonstrate` answers training calls in the policy's place."""
     token = secrets.token_urlsafe(24)
     routes: tuple[Any, ...] = ()
     if config.runner.workers:

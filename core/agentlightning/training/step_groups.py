@@ -18,7 +18,6 @@ from agentlightning.config.tables import bind, call, named
 from agentlightning.config.tasks import Sampler
 from agentlightning.errors import ConfigError
 from agentlightning.rl.trajectory.build import leave_out
-from agentlightning.training.rollouts import RolloutSettings
 from agentlightning.training.services import Services
 from agentlightning.training.step_source import Counts, ReplyLimits, StepSource, excluded_tokens
 from agentlightning.types import JSON, Task, Trajectory, Transition
@@ -66,19 +65,10 @@ class StepGroups(StepSource):
     phase = "rollouts"
     samples = True
 
-    def __init__(
-        self,
-        services: Services,
-        settings: CollectionConfig,
-        sampler: Sampler,
-        rollouts: RolloutSettings,
-        *,
-        tasks_per_step: int,
-        steps: int,
-    ) -> None:
+    def __init__(self, services: Services, settings: CollectionConfig, sampler: Sampler, *, tasks_per_step: int, steps: int) -> None:
         """`steps`: of the run, so that no group starts for a step beyond the last."""
-        self._collector, self._trainer = services.collector, services.trainer
-        self._settings, self._sampler, self._rollouts = settings, sampler, rollouts
+        self._collector, self._trainer, self._rollouts = services.collector, services.trainer, services.rollouts
+        self._settings, self._sampler = settings, sampler
         self._tasks_per_step, self._steps = tasks_per_step, steps
         self._limits = ReplyLimits(settings, services.trainer.capabilities.max_sequence_tokens)
         self._filter = None if settings.filter is None else bind("filters", settings.filter, where="collection.filter")

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from agentlightning.algorithms.lightning import algorithm_from
 from agentlightning.config.schema import Config, to_toml
 from agentlightning.config.tasks import Sampler
 from agentlightning.contracts.store import LightningStore
@@ -29,7 +28,7 @@ from agentlightning.training.progress import Progress, Silent, make_progress
 from agentlightning.training.result import write_result
 from agentlightning.training.run_folder import RunFolder, RunState
 from agentlightning.training.run_record import RunRecord
-from agentlightning.training.services import Services, check_replay, open_replay, open_services, rollout_settings
+from agentlightning.training.services import Services, check_replay, open_replay, open_services
 from agentlightning.training.session import Session
 from agentlightning.training.step_checks import StepChecks
 from agentlightning.training.step_groups import StepGroups
@@ -101,11 +100,11 @@ def run_job(job: Job, *, resume: str | Path | None = None, progress: Progress | 
 
 async def train_job(job: Job, *, progress: Progress, resume: str | Path | None, stop: asyncio.Event) -> Run:
     """Restore a run or start a new one, open it, train, and write its result."""
-    config, controls = job.config, Controls(progress, stop)
-    algorithm = algorithm_from(config.algorithm)
-    plan = await plan_training(config, job.agent, algorithm, progress)
+    config = job.config
+    controls = Controls(progress, stop)
+    plan = await plan_training(config, job.agent, progress)
     if resume is None:
-        await check_replay(config, plan, algorithm, controls)
+        await check_replay(config, plan, controls)
     sampler = None if config.replay is not None else registry().load("samplers", config.sampler)(job.tasks, config.seed)
     folder = RunFolder.open(resume) if resume is not None else RunFolder.create(config.folder, config.name)
     with folder.lock():
@@ -115,8 +114,8 @@ async def train_job(job: Job, *, progress: Progress, resume: str | Path | None, 
             resumed = f"Resuming after step {start.state.step}."
             progress.message(resumed if start.checkpoint else f"{folder.name} has no checkpoint yet: starting again.")
         try:
-            async with _open(job, plan, algorithm, folder, start, controls) as session:
-                stopped = await _train(session, algorithm)
+            async with _open(job, plan, folder, start, controls) as session:
+                stopped = await _train(session, plan.algorithm)
         finally:
             progress.end()
         return Run(folder.path, folder.read_result(), stopped)
@@ -148,21 +147,19 @@ def _restore(folder: RunFolder, sampler: Sampler | None, *, resumed: bool) -> St
 
 
 @asynccontextmanager
-async def _open(job: Job, plan: Plan, algorithm: Any, folder: RunFolder, start: Start, controls: Controls) -> AsyncGenerator[Session]:
+async def _open(job: Job, plan: Plan, folder: RunFolder, start: Start, controls: Controls) -> AsyncGenerator[Session]:
     """Open the session of a run; write the run's result when it closes."""
-    config, demonstrate = job.config, getattr(algorithm, "demonstrate", None)
+    config = job.config
     async with AsyncExitStack() as exits:
         trained = folder.read_batches(start.state.step)
-        replay = await exits.enter_async_context(open_replay(config, plan, algorithm, controls, trained=trained))
-        services = await exits.enter_async_context(
-            open_services(config, plan, folder, controls, demonstrate=demonstrate, restore=start.checkpoint)
-        )
+        replay = await exits.enter_async_context(open_replay(config, plan, controls, trained=trained))
+        services = await exits.enter_async_context(open_services(config, plan, folder, controls, restore=start.checkpoint))
         source = _source(job, services, start, replay)
         # The folder changes from here on: every error of config and checkpoint has been raised.
         await _cancel_unfinished(services.store)
         folder.cut_back(start.state.step)
         cut_metrics(folder.path, after=start.logged)
-        config = keep_tasks(folder, config, job)
+        config = keep_tasks(job, folder).config
         folder.write_config(to_toml(config))
         folder.write_state(start.state)
         trackers = exits.enter_context(Trackers(config.trackers, folder.path))
@@ -171,7 +168,7 @@ async def _open(job: Job, plan: Plan, algorithm: Any, folder: RunFolder, start: 
             RunRecord(folder, start.state, trackers, controls.progress, steps=config.steps),
             controls,
             source=source,
-            evaluator=Evaluator(services, config.eval, job.eval_tasks, rollout_settings(config)),
+            evaluator=Evaluator(services, config.eval, job.eval_tasks),
             checkpoints=Checkpoints(config.checkpoints, folder, services.trainer, controls.progress),
             checks=StepChecks(config.agents, config.mismatch_alarm, folder.path),
         )
@@ -203,9 +200,7 @@ def _source(job: Job, services: Services, start: Start, replay: ProductionReplay
         limits = ReplyLimits(config.collection, services.trainer.capabilities.max_sequence_tokens)
         return ReplaySteps(replay, limits, tasks_per_step=config.tasks_per_step)
     assert start.sampler is not None
-    groups = StepGroups(
-        services, config.collection, start.sampler, rollout_settings(config), tasks_per_step=config.tasks_per_step, steps=config.steps
-    )
+    groups = StepGroups(services, config.collection, start.sampler, tasks_per_step=config.tasks_per_step, steps=config.steps)
     groups.resume(cast("list[dict[str, Any]]", start.state.pending), job.tasks)
     return groups
 

@@ -175,10 +175,10 @@ def test_tokens_beyond_the_staleness_are_left_out_and_counted(model: str, tmp_pa
     assert step > 3
     reason = "sampled by a policy that is older than collection.max_staleness"
     for each in late:
-        assert learned[each].left_out[reason] > 0, "its first call"
-        assert learned[each].trained + sum(n for why, n in learned[each].left_out.items() if why != reason) > 0, "its second call"
+        assert learned[each].excluded[reason] > 0, "its first call"
+        assert learned[each].trained + sum(n for why, n in learned[each].excluded.items() if why != reason) > 0, "its second call"
     assert rows(done)[step - 1]["stale_tokens"] == sum(
-        learned[each].left_out[reason] for each in learned if reason in learned[each].left_out
+        learned[each].excluded[reason] for each in learned if reason in learned[each].excluded
     )
     assert all(row["stale_tokens"] == 0 for row in rows(done)[:3])
 
@@ -226,8 +226,8 @@ def test_groups_without_signal_are_replaced_up_to_a_budget(model: str, tmp_path:
     kept = [row["groups"] - row["groups_without_signal"] for row in rows(refilled)]
     assert sum(kept) > sum(row["groups"] - row["groups_without_signal"] for row in rows(plain))
     learned = RunFolder.open(refilled.folder).read_batches()
-    assert sum(each.left_out.get("its group was filtered (collection.filter)", 0) for each in learned.values()) > 0
-    assert sum(each.trained + sum(each.left_out.values()) for each in learned.values()) == sum(r["sampled_tokens"] for r in rows(refilled))
+    assert sum(each.excluded.get("its group was filtered (collection.filter)", 0) for each in learned.values()) > 0
+    assert sum(each.trained + sum(each.excluded.values()) for each in learned.values()) == sum(r["sampled_tokens"] for r in rows(refilled))
 
 
 def test_a_run_with_refills_that_was_stopped_goes_on_bitwise(model: str, tmp_path: Path) -> None:

@@ -127,7 +127,7 @@ def test_every_rollout_is_trained_once_and_its_tokens_are_accounted_for(produced
     assert len(taken) == len(set(taken)) == 40
     assert sum(row["rollouts"] for row in rows(run)) == 40
     for step, row in zip(steps, rows(run), strict=True):
-        assert sum(each.trained + sum(each.left_out.values()) for each in step.values()) == row["sampled_tokens"]
+        assert sum(each.trained + sum(each.excluded.values()) for each in step.values()) == row["sampled_tokens"]
         assert sum(each.trained for each in step.values()) == row["trained_tokens"] > 0
     assert rows(run)[-1]["replay.unscored"] == 56
     assert "The store has nothing more to train on after step 6. Left there: 56 without a reward so far." in hears.messages

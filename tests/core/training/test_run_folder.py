@@ -61,7 +61,7 @@ def test_state_and_batches_come_back_as_they_were_written(tmp_path: Path) -> Non
     state = RunState(step=3, sampler={"epoch": 1, "order": [2, 0]}, best=0.5, best_step=2, started=1.5, seconds=9.25)
     folder.write_state(state)
     assert folder.read_state() == state
-    learned = {"a": Learned(returns=(1.0, None), advantages=(0.1 + 0.2, None), trained=7, left_out={"no signal": 2})}
+    learned = {"a": Learned(returns=(1.0, None), advantages=(0.1 + 0.2, None), trained=7, excluded={"no signal": 2})}
     folder.write_batch(1, learned)
     folder.write_batch(2, {"b": Learned(trained=1)})
     assert folder.read_batch(1) == learned

@@ -105,7 +105,7 @@ def test_every_sampled_token_is_trained_or_left_out_by_name(model: str, tmp_path
     run = agl.train(two_turns, tasks=TASKS, **settings(model, tmp_path, steps=1))
     learned = RunFolder.open(run.folder).read_batch(1)
     assert len(learned) == 8
-    assert sum(each.trained + sum(each.left_out.values()) for each in learned.values()) == rows(run)[0]["sampled_tokens"]
+    assert sum(each.trained + sum(each.excluded.values()) for each in learned.values()) == rows(run)[0]["sampled_tokens"]
     assert sum(each.trained for each in learned.values()) == rows(run)[0]["trained_tokens"]
 
 
@@ -397,7 +397,7 @@ def test_agents_that_are_not_selected_are_recorded_and_not_trained(model: str, t
     [row] = rows(run)
     assert row["transitions"] == 16
     learned = RunFolder.open(run.folder).read_batch(1)
-    assert all("agent 'check' is not selected" in each.left_out for each in learned.values())
+    assert all("agent 'check' is not selected" in each.excluded for each in learned.values())
     assert 0 < row["trained_tokens"] < row["sampled_tokens"]
     with pytest.raises(ConfigError, match="unknown agent 'wrlte'; did you mean 'write'"):
         agl.train(solve, tasks=TASKS, **settings(model, tmp_path, steps=1, agents=["wrlte"]))

@@ -91,9 +91,9 @@ def test_a_run_trains_pairs_and_names_what_is_in_none(model: ModelFiles, tmp_pat
         trained = [each for each in kept.values() if each.trained]
         assert len(trained) == 2 * row["pairs"]
         assert sorted(each.advantages for each in trained) == [(-1, -1)] * (len(trained) // 2) + [(1, 1)] * (len(trained) // 2)
-        assert sum(each.trained + sum(each.left_out.values()) for each in kept.values()) == row["sampled_tokens"]
+        assert sum(each.trained + sum(each.excluded.values()) for each in kept.values()) == row["sampled_tokens"]
         assert sum(each.trained for each in kept.values()) == row["trained_tokens"]
-        assert {reason.split(":")[0] for each in kept.values() for reason in each.left_out} == {"in no pair"}
+        assert {reason.split(":")[0] for each in kept.values() for reason in each.excluded} == {"in no pair"}
     assert rows(run)[-1]["policy_version"] == 3
 
 
@@ -131,14 +131,14 @@ def test_of_a_rejection_sampled_run_the_chosen_tokens_alone_are_trained(model: M
         kept = RunFolder.open(run.folder).read_batch(row["step"])
         groups: dict[bool, list[float]] = {True: [], False: []}
         for each in kept.values():
-            assert bool(each.trained) != bool(each.left_out), "all of a rollout, or nothing"
+            assert bool(each.trained) != bool(each.excluded), "all of a rollout, or nothing"
             assert each.returns[0] == each.returns[1]
             assert each.advantages == ((1, 1) if each.trained else (None, None))
             groups[bool(each.trained)].append(each.returns[0] or 0.0)
-            reasons |= set(each.left_out)
+            reasons |= set(each.excluded)
         assert 0 < len(groups[True]) <= 4
         assert min(groups[True]) >= 0.3
-        assert sum(each.trained + sum(each.left_out.values()) for each in kept.values()) == row["sampled_tokens"]
+        assert sum(each.trained + sum(each.excluded.values()) for each in kept.values()) == row["sampled_tokens"]
         assert sum(each.trained for each in kept.values()) == row["trained_tokens"]
     assert reasons == {"the reward of its rollout is below min_reward (0.3)", "not among the best of its group (best = 2)"}
     assert rows(run)[-1]["policy_version"] == 3

@@ -166,7 +166,7 @@ def test_a_run_learns_what_it_is_shown_and_nothing_of_a_wrong_demonstration(
     assert eval_metrics["greedy"]["after"] == 1, "the eval rollouts are sampled, and have learned it"
     kept = RunFolder.open(run.folder).read_batch(1)
     assert sorted(each.trained for each in kept.values()) == [0, 12, 12, 12, 12, 12]
-    left = [each.left_out for each in kept.values() if each.left_out]
+    left = [each.excluded for each in kept.values() if each.excluded]
     assert left == [{"the reward of its rollout is below min_reward (1)": 6}]
     monkeypatch.setenv("COLUMNS", "200")
     shown = CliRunner().invoke(build(), ["show", str(run.folder), "--step", "1", "--mode", "train"]).output

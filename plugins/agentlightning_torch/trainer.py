@@ -23,8 +23,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from agentlightning.config.models import ModelFiles, Share
-from agentlightning.contracts.trainer import Capabilities, check_capabilities
+from agentlightning.contracts.model import ModelFiles, Share
+from agentlightning.contracts.trainer import Capabilities, Trainer, TrainerSettings, check_capabilities
 from agentlightning.errors import ConfigError, TrainerError
 from agentlightning.registry.registry import registry
 from agentlightning.rl.batch.build import Batch
@@ -47,7 +47,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings:
+class Settings(TrainerSettings):
     """Of the torch trainer."""
 
     train: str = "full"
@@ -108,7 +108,7 @@ class Settings:
                 raise ConfigError(f"trainer.{name} is {value}; expected {expected}")
 
 
-class TorchTrainer:
+class TorchTrainer(Trainer):
     """See `agentlightning.contracts.trainer.Trainer`."""
 
     Settings = Settings
@@ -128,6 +128,7 @@ class TorchTrainer:
         self.steps = 0
         """Steps that changed the weights; the schedule counts them."""
         self._thread = ThreadPoolExecutor(1, "torch-trainer")
+        self._closed = False
 
     @classmethod
     async def create(cls, model: ModelFiles, settings: Settings, share: Share) -> TorchTrainer:
@@ -189,6 +190,7 @@ class TorchTrainer:
         await self._run(lambda: self._restore(Path(folder)))
 
     async def close(self) -> None:
+        self._closed = True
         await asyncio.to_thread(self._thread.shutdown)
 
     async def _run(self, work: Callable[[], T]) -> T:
@@ -208,6 +210,8 @@ class TorchTrainer:
                     self._forget_gradients()
                     raise TrainerError(f"torch could not do it: {error}") from error
 
+        if self._closed:
+            raise TrainerError("The torch trainer is closed. Take steps before close().")
         future = asyncio.get_running_loop().run_in_executor(self._thread, locked)
         try:
             return await asyncio.shield(future)

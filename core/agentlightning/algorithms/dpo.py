@@ -9,11 +9,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
 
 import numpy as np
 
-from agentlightning.algorithms.base import Session
+from agentlightning.algorithms.base import Algorithm, Session
 from agentlightning.errors import ConfigError
 from agentlightning.rl.advantage import Needs
 from agentlightning.rl.batch.build import Batch, DoubleArray, make_batch, trainable
@@ -22,7 +21,7 @@ from agentlightning.types import Trajectory
 
 
 @dataclass(frozen=True, kw_only=True)
-class DPO:
+class DPO(Algorithm):
     """Rollouts of the policy as it is, paired within their groups by reward, then a step on the pairs."""
 
     name: str = "dpo"
@@ -36,8 +35,6 @@ class DPO:
     """Passes over the batch."""
     minibatches: int = 1
     """Optimiser steps in a pass; pairs are dealt over them in batch order."""
-
-    ignores_step_rewards: ClassVar[str] = "algorithm 'dpo' pairs rollouts by their outcome"
 
     def __post_init__(self) -> None:
         if self.group_size < 2:
@@ -53,6 +50,10 @@ class DPO:
     def needs(self) -> Needs:
         """Several rollouts of a task."""
         return Needs(group=True)
+
+    @property
+    def ignores_step_rewards(self) -> str:
+        return "algorithm 'dpo' pairs rollouts by their outcome"
 
     def parts(self) -> tuple[DPOLoss]:
         """The loss, checked. Imports no trainer."""

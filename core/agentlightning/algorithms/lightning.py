@@ -9,7 +9,7 @@ from typing import Any, Literal, cast
 
 import numpy as np
 
-from agentlightning.algorithms.base import Session
+from agentlightning.algorithms.base import Algorithm, Session
 from agentlightning.config.tables import bind, build, build_loss, call, named
 from agentlightning.errors import ConfigError
 from agentlightning.registry.registry import registry
@@ -26,7 +26,7 @@ Part = str | Mapping[str, Any] | Callable[..., Any]
 
 
 @dataclass(frozen=True, kw_only=True)
-class LightningRL:
+class LightningRL(Algorithm):
     """GRPO, Dr.GRPO, RLOO and their kin are settings of it."""
 
     name: str = "lightning"

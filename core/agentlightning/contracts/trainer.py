@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
+from agentlightning.contracts.model import ModelFiles, Share
 from agentlightning.errors import UnsupportedSetting
 from agentlightning.types import Policy
 
@@ -59,41 +61,66 @@ def check_capabilities(name: str, able: Capabilities, loss: LossSettings | None,
         )
 
 
-class Trainer(Protocol):
-    """Metrics are plain floats; one that was not measured is absent, not zero. The class has `offers(settings) -> Capabilities`, which
-    imports and loads nothing: what is not honoured is refused before a model loads."""
+@dataclass(frozen=True, kw_only=True)
+class TrainerSettings:
+    """Base of a trainer's settings: a subclass is a frozen dataclass, and its fields are the keys of the `[trainer]` table."""
 
     @property
-    def capabilities(self) -> Capabilities: ...
+    def total_steps(self) -> int | None:
+        """Steps of the learning-rate schedule; 0: there is none. Declare a field of this name to make it a setting; the run replaces its
+        None with its own number of steps."""
+        return 0
 
-    @property
-    def policy(self) -> Policy:
-        """What the weights are now."""
-        ...
 
+class Trainer(ABC):
+    """Base of every trainer. Set `capabilities` and `policy` in `__init__`, or override them with properties.
+
+    Metrics are plain floats. A metric that was not measured is absent, not zero.
+    """
+
+    Settings: ClassVar[type[TrainerSettings]] = TrainerSettings
+    capabilities: Capabilities
+    policy: Policy
+    """The policy that the weights are now."""
+
+    @classmethod
+    @abstractmethod
+    def offers(cls, settings: Any) -> Capabilities:
+        """Capabilities with these settings. Imports and loads nothing, so that a run is refused before a model loads."""
+
+    @classmethod
+    async def create(cls, model: ModelFiles, settings: Any, share: Share) -> Self:
+        """Open the trainer for a run. `settings` is an instance of `Settings`. Raises `ConfigError` for settings that cannot work."""
+        raise NotImplementedError(f"{cls.__qualname__} has no `create`. Add one to use this trainer in a run.")
+
+    @abstractmethod
     async def step(self, batch: Batch, loss: LossSettings) -> tuple[Policy, dict[str, float]]:
-        """Train on a batch: `loss.epochs` passes of `loss.minibatches` optimiser steps each. Returns the next version and metrics. A
-        batch without signal (`batch.trained_tokens == 0`) trains nothing and keeps the version. `NonFinite` leaves the weights as
-        they were."""
-        ...
+        """Train on a batch, and return the next version and metrics: `loss.epochs` passes of `loss.minibatches` optimiser steps each.
+
+        A batch without a trained token (`batch.trained_tokens == 0`) trains nothing and keeps the version. An error (`NonFinite` for a loss
+        or gradient that is not finite) leaves the weights as they were.
+        """
+
+    @abstractmethod
+    async def save(self, folder: Path) -> None:
+        """Write all state that a bitwise resume needs: weights, optimiser, schedule, RNG, version. `AutoModelForCausalLM.from_pretrained`
+        loads the folder as well."""
+
+    @abstractmethod
+    async def restore(self, folder: Path) -> None:
+        """Take over the state that `save` wrote. Raises `TrainerError` for a folder that does not fit."""
 
     async def values(self, batch: Batch) -> NDArray[np.float64]:
-        """(tokens,) what the critic expects of the return before each trained token; NaN elsewhere. Only of a trainer with a critic."""
-        ...
-
-    async def save(self, folder: Path) -> None:
-        """Write all state needed to go on bitwise: weights, optimiser, schedule, RNG, version. The folder also loads with plain
-        `AutoModelForCausalLM.from_pretrained`."""
-        ...
+        """(tokens,) the critic's expected return before each trained token; NaN elsewhere. Only trainers with a critic have it."""
+        raise UnsupportedSetting(f"Trainer {type(self).__name__!r} has no critic. Use an advantage and a credit that need none.")
 
     async def export(self, folder: Path) -> Policy:
-        """Write the weights for an engine of another process, with a probe (`agentlightning.training.weight_sync`) in the new folder: a
-        model that `from_pretrained` loads, or for a policy of kind `lora` an adapter as peft writes it. Returns the policy with the
-        folder as its `file:` uri. Only of a trainer whose `uris` have `file`."""
-        ...
+        """Write the weights for an engine of another process, and return the policy with the folder as its `file:` uri.
 
-    async def restore(self, folder: Path) -> None:
-        """Take up the state of `save`."""
-        ...
+        The new folder is a model that `from_pretrained` loads, or a peft adapter for a policy of kind `lora`. It also holds a probe
+        (`agentlightning.training.weight_sync`). Only trainers whose `uris` have `file` have it.
+        """
+        raise UnsupportedSetting(f"Trainer {type(self).__name__!r} writes no weights for another process. Use an engine that shares them.")
 
-    async def close(self) -> None: ...
+    async def close(self) -> None:
+        """Release everything. A second call does nothing. Later steps raise `TrainerError`."""

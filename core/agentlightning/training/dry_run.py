@@ -11,10 +11,10 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import numpy as np
 
+from agentlightning.algorithms.base import Algorithm
 from agentlightning.algorithms.dpo import trial_batch
 from agentlightning.config.schema import Config
 from agentlightning.config.tables import build_loss
@@ -22,7 +22,7 @@ from agentlightning.rl.batch.build import make_batch
 from agentlightning.rl.loss import loss_of
 from agentlightning.training.controls import Controls, run_in_thread
 from agentlightning.training.job import Job, job_of
-from agentlightning.training.plan import Plan, plan_training
+from agentlightning.training.plan import TrainingPlan, plan_training
 from agentlightning.training.progress import Progress, Silent
 from agentlightning.training.run_folder import RunFolder
 from agentlightning.training.services import Services, check_replay, open_replay, open_services
@@ -82,11 +82,11 @@ def dry_run(config: Config, *, progress: Progress | None = None) -> DryRun:
 
 async def _dry_run(job: Job, controls: Controls) -> DryRun:
     plan = await plan_training(job.config, job.agent, controls.progress)
-    group_size = getattr(plan.algorithm, "group_size", 1)
+    group_size = plan.algorithm.group_size
     return estimate(job, group_size, await measure(job, plan, group_size, controls))
 
 
-async def measure(job: Job, plan: Plan, group_size: int, controls: Controls) -> Measured:
+async def measure(job: Job, plan: TrainingPlan, group_size: int, controls: Controls) -> Measured:
     """Run one group of rollouts and one training step. Raises what a run would raise."""
     config = job.config
     await check_replay(config, plan, controls)
@@ -111,18 +111,16 @@ async def measure(job: Job, plan: Plan, group_size: int, controls: Controls) -> 
         return Measured(trajectories, rollout_seconds, training_seconds, checkpoint_bytes, _bytes(folder.path) - checkpoint_bytes)
 
 
-async def _try_training(services: Services, algorithm: Any, trajectories: Sequence[Trajectory], progress: Progress) -> float | None:
+async def _try_training(services: Services, algorithm: Algorithm, trajectories: Sequence[Trajectory], progress: Progress) -> float | None:
     """Try the algorithm's parts and one training step; return the step's seconds, None if there is no reply to train on."""
-    try_out = getattr(algorithm, "try_out", None)
-    if try_out is not None:
-        try_out(trajectories)
+    algorithm.try_out(trajectories)
     if not any(trajectory.transitions for trajectory in trajectories):
         return None
     progress.phase("training")
     # Any advantages and pairs will do: only the work counts, and the weights are discarded.
     loss = loss_of(algorithm) or build_loss("ppo_clip", where="algorithm.loss")
     advantages = [np.ones(len(trajectory.transitions)) for trajectory in trajectories]
-    demonstrations = getattr(algorithm, "demonstrate", None) is not None
+    demonstrations = algorithm.demonstrate is not None
     batch = trial_batch(trajectories) if loss.over_pairs else make_batch(trajectories, advantages, demonstrations=demonstrations)
     began = time.monotonic()
     await services.engine.pause()

@@ -7,14 +7,16 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
+from agentlightning.algorithms.base import Algorithm
 from agentlightning.algorithms.lightning import algorithm_from
-from agentlightning.config.models import ModelFiles, find_model
+from agentlightning.config.models import find_model
 from agentlightning.config.schema import Config, open_table
+from agentlightning.contracts.engine import EngineSettings
+from agentlightning.contracts.model import ModelFiles
 from agentlightning.contracts.trainer import check_capabilities
 from agentlightning.errors import ConfigError, UnsupportedSetting
 from agentlightning.gateway.upstream.engine import UNTRAINABLE
 from agentlightning.registry.registry import load_object, registry
-from agentlightning.rl.advantage import Needs
 from agentlightning.rl.loss import loss_of
 from agentlightning.runner.proxies import reach_loopback
 from agentlightning.runner.runner import Agent, takes_llm
@@ -27,33 +29,37 @@ Plugin: TypeAlias = tuple[Any, Any]
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """The parts of a config, checked and ready to open."""
+    """The parts of a config for rollouts, checked and ready to open."""
 
     agent: str | Agent | None
     """The agent itself; its name if worker processes run it; None: the run has no rollouts of its own."""
     files: ModelFiles
     engine: Plugin
-    trainer: Plugin | None
-    """None: the weights stay as they are."""
-    algorithm: Any
-    """None without training."""
 
 
-async def plan_training(config: Config, agent: str | Agent | None, progress: Progress) -> Plan:
+@dataclass(frozen=True, slots=True)
+class TrainingPlan(Plan):
+    """The parts of a config for training, checked and ready to open."""
+
+    trainer: Plugin
+    algorithm: Algorithm
+
+
+async def plan_training(config: Config, agent: str | Agent | None, progress: Progress) -> TrainingPlan:
     """Check a config and its agent. Raises `ConfigError`, also for settings that the trainer does not honour.
 
     Imports the plugins' libraries and the agent, in a thread.
     """
 
-    def check() -> Plan:
+    def check() -> TrainingPlan:
         algorithm = algorithm_from(config.algorithm)
         reach_loopback()  # before the agent is imported, because its module may create a client
         engine = open_table("engines", config.engine, "engine")
-        if getattr(engine[0], "remote", False):
+        if engine[0].remote:
             raise UnsupportedSetting(f"engine {config.engine['name']!r}: {UNTRAINABLE}")
-        engine = engine[0], _own_weights(engine[1], config.collection.max_staleness)
+        engine = engine[0], _own_weights(str(config.engine["name"]), engine[1], config.collection.max_staleness)
         trainer = _trainer(config, algorithm)
-        return Plan(_agent(config, agent), _model(config.model, progress), engine, trainer, algorithm)
+        return TrainingPlan(_agent(config, agent), _model(config.model, progress), engine, trainer, algorithm)
 
     return await asyncio.to_thread(check)
 
@@ -65,18 +71,17 @@ async def plan_rollouts(config: Config, agent: str | Agent, progress: Progress) 
         reach_loopback()
         engine = open_table("engines", config.engine, "engine")
         checked = _agent(config, agent)
-        remote = bool(getattr(engine[0], "remote", False))
-        return Plan(checked, ModelFiles(config.model, "") if remote else _model(config.model, progress), engine, None, None)
+        return Plan(checked, ModelFiles(config.model, "") if engine[0].remote else _model(config.model, progress), engine)
 
     return await asyncio.to_thread(check)
 
 
-def _trainer(config: Config, algorithm: Any) -> Plugin:
+def _trainer(config: Config, algorithm: Algorithm) -> Plugin:
     """The trainer's class and settings. Raises `UnsupportedSetting` if it does not honour a setting of the algorithm."""
     trainer, settings = open_table("trainers", config.trainer, "trainer")
-    if getattr(settings, "total_steps", 0) is None:
+    if settings.total_steps is None:
         settings = dataclasses.replace(settings, total_steps=config.steps)
-    needs: Needs = getattr(algorithm, "needs", Needs())
+    needs = algorithm.needs
     capabilities = trainer.offers(settings)
     check_capabilities(str(config.trainer["name"]), capabilities, loss_of(algorithm), critic=needs.critic)
     if capabilities.critic and not needs.critic:
@@ -87,15 +92,19 @@ def _trainer(config: Config, algorithm: Any) -> Plugin:
     return trainer, settings
 
 
-def _own_weights(settings: Any, max_staleness: int) -> Any:
+def _own_weights(name: str, settings: EngineSettings, max_staleness: int) -> EngineSettings:
     """The settings of an engine, with weights of its own if rollouts continue while the trainer steps."""
-    copies = getattr(settings, "copy_weights", True)
-    if copies is None:
+    if settings.copy_weights is None:
         return dataclasses.replace(settings, copy_weights=max_staleness > 0)
-    if max_staleness and not copies:
+    if max_staleness and not settings.copy_weights:
+        if any(field.name == "copy_weights" for field in dataclasses.fields(settings)):
+            raise UnsupportedSetting(
+                f"engine.copy_weights = false does not fit collection.max_staleness = {max_staleness}: rollouts continue while the trainer "
+                "changes the weights. Remove engine.copy_weights."
+            )
         raise UnsupportedSetting(
-            f"engine.copy_weights = false does not fit collection.max_staleness = {max_staleness}: rollouts continue while the trainer "
-            "changes the weights. Remove engine.copy_weights."
+            f"collection.max_staleness is {max_staleness}, but engine {name!r} serves the trainer's own weights, which change during a "
+            "step. Set max_staleness = 0, or use engine 'torch'."
         )
     return settings
 

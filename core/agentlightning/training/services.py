@@ -15,16 +15,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from agentlightning.config.models import ModelFiles, Share
 from agentlightning.config.schema import Config, RunnerSettings
 from agentlightning.contracts.engine import Engine
+from agentlightning.contracts.model import ModelFiles, Share
 from agentlightning.contracts.store import LightningStore
 from agentlightning.contracts.trainer import Trainer
-from agentlightning.errors import StoreError, UnsupportedSetting
+from agentlightning.errors import StoreError
 from agentlightning.gateway import Gateway
 from agentlightning.gateway.rendering.demonstration import Demonstrate
 from agentlightning.gateway.rendering.renderer import load_tokenizer
-from agentlightning.rl.advantage import Needs
 from agentlightning.rl.trajectory.step_rewards import step_rewards
 from agentlightning.runner.program import CommandAgent
 from agentlightning.runner.runner import Agent, Runner
@@ -32,7 +31,7 @@ from agentlightning.runner.worker_pool import WorkerOrder, Workers
 from agentlightning.stores.common import open_store
 from agentlightning.training.collector import Collector
 from agentlightning.training.controls import Controls
-from agentlightning.training.plan import Plan, Plugin
+from agentlightning.training.plan import Plan, Plugin, TrainingPlan
 from agentlightning.training.production.reading import ReplayReader
 from agentlightning.training.production.replay import ProductionReplay
 from agentlightning.training.production.steps import open_filled, trained_before
@@ -86,7 +85,7 @@ def trajectory_reader(config: Config) -> TrajectoryReader:
 
 @asynccontextmanager
 async def open_replay(
-    config: Config, plan: Plan, controls: Controls, *, trained: Collection[str] = ()
+    config: Config, plan: TrainingPlan, controls: Controls, *, trained: Collection[str] = ()
 ) -> AsyncGenerator[ProductionReplay | None]:
     """Open the production replay of a config; None: it has none. `trained`: ids of rollouts that the run has trained already."""
     if config.replay is None:
@@ -94,16 +93,17 @@ async def open_replay(
         return
     store = open_filled(config.replay.store)
     try:
-        needs: Needs = getattr(plan.algorithm, "needs", Needs())
         _, tokenizer = await asyncio.to_thread(load_tokenizer, plan.files.name, plan.files.path)
         earlier = await asyncio.to_thread(trained_before, config.model, Path(config.path or "."))
         reader = ReplayReader(store, trajectory_reader(config), tokenizer)
-        yield ProductionReplay(reader, controls, compares=needs.group, wait=config.replay.wait, trained=earlier | set(trained))
+        yield ProductionReplay(
+            reader, controls, compares=plan.algorithm.needs.group, wait=config.replay.wait, trained=earlier | set(trained)
+        )
     finally:
         await store.close()
 
 
-async def check_replay(config: Config, plan: Plan, controls: Controls) -> None:
+async def check_replay(config: Config, plan: TrainingPlan, controls: Controls) -> None:
     """Raise `StoreError` if a production replay has nothing to train on and does not wait for it."""
     async with open_replay(config, plan, controls) as replay:
         if replay is not None and config.replay is not None and not await replay.more():
@@ -117,15 +117,13 @@ async def check_replay(config: Config, plan: Plan, controls: Controls) -> None:
 @asynccontextmanager
 async def open_services(
     config: Config,
-    plan: Plan,
+    plan: TrainingPlan,
     folder: RunFolder,
     controls: Controls,
     *,
-    demonstrate: Demonstrate | None = None,
     restore: Path | None = None,
 ) -> AsyncGenerator[Services]:
     """Open the services of a training run. Heavy work happens in threads. `restore` is the checkpoint of a resumed run."""
-    assert plan.trainer is not None
     share: Share = {}
     async with AsyncExitStack() as exits:
         store = open_store(folder.store_address)
@@ -134,17 +132,10 @@ async def open_services(
         engine = await _open_engine(exits, plan.engine, plan.files, share)
         await store.publish(trainer.policy)
         weight_sync = WeightSync(trainer, engine, folder.weights)
-        max_staleness = config.collection.max_staleness
-        if max_staleness and weight_sync.direct and not getattr(plan.engine[1], "copy_weights", False):
-            raise UnsupportedSetting(
-                f"collection.max_staleness is {max_staleness}, but engine {config.engine['name']!r} serves the trainer's own "
-                "weights, which change during a step. Set max_staleness = 0, or use engine 'torch'."
-            )
         exits.callback(weight_sync.clear)
         await weight_sync.serve(trainer.policy)
-        demonstrate = getattr(plan.algorithm, "demonstrate", None)
-        collector = await _open_runners(exits, config, plan.agent, store, engine, controls, demonstrate)
-        yield Services(engine, collector, rollout_settings(config), store, trainer, weight_sync, max_staleness)
+        collector = await _open_runners(exits, config, plan.agent, store, engine, controls, plan.algorithm.demonstrate)
+        yield Services(engine, collector, rollout_settings(config), store, trainer, weight_sync, config.collection.max_staleness)
 
 
 @asynccontextmanager

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
+from agentlightning.algorithms.base import Algorithm
 from agentlightning.config.schema import Config, to_toml
 from agentlightning.config.tasks import Sampler
 from agentlightning.contracts.store import LightningStore
@@ -21,7 +22,7 @@ from agentlightning.training.controls import Controls, Stopped, run_in_thread
 from agentlightning.training.evaluation import Evaluator
 from agentlightning.training.job import Job, job_of, keep_tasks, make_job
 from agentlightning.training.metrics import Trackers, cut_metrics
-from agentlightning.training.plan import Plan, plan_training
+from agentlightning.training.plan import TrainingPlan, plan_training
 from agentlightning.training.production.replay import ProductionReplay
 from agentlightning.training.production.steps import ReplaySteps
 from agentlightning.training.progress import Progress, Silent, make_progress
@@ -147,7 +148,7 @@ def _restore(folder: RunFolder, sampler: Sampler | None, *, resumed: bool) -> St
 
 
 @asynccontextmanager
-async def _open(job: Job, plan: Plan, folder: RunFolder, start: Start, controls: Controls) -> AsyncGenerator[Session]:
+async def _open(job: Job, plan: TrainingPlan, folder: RunFolder, start: Start, controls: Controls) -> AsyncGenerator[Session]:
     """Open the session of a run; write the run's result when it closes."""
     config = job.config
     async with AsyncExitStack() as exits:
@@ -178,7 +179,7 @@ async def _open(job: Job, plan: Plan, folder: RunFolder, start: Start, controls:
             write_result(folder, session.state, name=config.name, model=config.model, seed=config.seed)
 
 
-async def _train(session: Session, algorithm: Any) -> bool:
+async def _train(session: Session, algorithm: Algorithm) -> bool:
     """Run an algorithm to its end; return whether the user stopped it. A run that ends early keeps its finished steps."""
     try:
         await session.begin()

@@ -15,9 +15,10 @@ import torch
 from openai import AsyncOpenAI
 
 import agentlightning as agl
-from agentlightning.config.models import ModelFiles, Share
 from agentlightning.config.samplers import Curriculum
 from agentlightning.config.tasks import load_tasks
+from agentlightning.contracts.engine import EngineSettings
+from agentlightning.contracts.model import ModelFiles, Share
 from agentlightning.contracts.store import AttemptRecords, RolloutState
 from agentlightning.errors import ConfigError, TrainerError, UnsupportedSetting
 from agentlightning.rl.batch.filters import difficulty, nonzero_variance
@@ -326,7 +327,7 @@ def test_a_bad_setting_of_the_collection_is_one_line_before_any_model_loads(more
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class NoCopy:
+class NoCopy(EngineSettings):
     device: str = "cpu"
     dtype: str = "float32"
     max_batch: int = 8

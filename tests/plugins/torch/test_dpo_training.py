@@ -12,7 +12,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from agentlightning.algorithms.dpo import preferred
-from agentlightning.config.models import ModelFiles
+from agentlightning.contracts.model import ModelFiles
 from agentlightning.errors import TrainerError
 from agentlightning.rl.batch.build import Batch, make_batch
 from agentlightning.rl.loss import DPOLoss, PPOClip

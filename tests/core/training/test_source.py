@@ -205,6 +205,17 @@ async def test_a_late_reward_makes_a_rollout_ready_and_one_of_a_taken_rollout_ch
     assert not await source.more()
 
 
+async def test_rewards_that_contradict_each_other_by_the_time_of_the_step_exclude_a_rollout() -> None:
+    store = MemoryStore()
+    first, second = await acted(store, "a", 1.0), await acted(store, "b", 1.0)
+    source = source_of(store)
+    assert await source.more()
+    await reward(store, first, float("nan"))
+    assert await ids(source, 2, 1) == [second]
+    assert source.account() == "1 with rewards that contradict each other, or are no finite numbers"
+    assert not await source.more()
+
+
 async def test_of_one_task_the_rollout_that_ended_first_is_taken_first_whenever_its_reward_came(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ProductionReplay, "SOONEST", 0.0)
     monkeypatch.setattr(ProductionReplay, "LATEST", 0.0)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from agentlightning.contracts.store import AttemptRecords, RolloutState
 from agentlightning.rl.trajectory.joins import superseded
-from agentlightning.training.run_folder import Learned
+from agentlightning.training.run_state import Learned
 from agentlightning.types import CallStatus, Mode, Rollout, Trajectory
 
 UNACCOUNTED = "unaccounted for"

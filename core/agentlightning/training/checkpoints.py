@@ -5,7 +5,8 @@ from __future__ import annotations
 from agentlightning.config.schema import CheckpointConfig
 from agentlightning.contracts.trainer import Trainer
 from agentlightning.training.progress import Progress
-from agentlightning.training.run_folder import RunFolder, RunState
+from agentlightning.training.run_folder import RunFolder
+from agentlightning.training.run_state import RunState
 
 
 class Checkpoints:

@@ -13,7 +13,7 @@ import numpy as np
 
 from agentlightning.config.schema import EvalConfig
 from agentlightning.training.rollouts import RolloutSettings
-from agentlightning.training.run_folder import RunState
+from agentlightning.training.run_state import RunState
 from agentlightning.training.services import Services
 from agentlightning.types import Rollout, Task, Trajectory
 

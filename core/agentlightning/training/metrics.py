@@ -26,7 +26,7 @@ from agentlightning.files import disk_errors, write_file
 from agentlightning.registry.registry import registry
 from agentlightning.rl.batch.build import Batch
 from agentlightning.rl.trajectory.step_rewards import STEP_SIGNAL
-from agentlightning.training.run_folder import Learned
+from agentlightning.training.run_state import Learned
 from agentlightning.types import JSON, Trajectory
 
 NAME = "metrics.jsonl"

@@ -8,7 +8,8 @@ from typing import Any
 from agentlightning.training.chart import reward_chart
 from agentlightning.training.evaluation import KINDS
 from agentlightning.training.metrics import read_metrics
-from agentlightning.training.run_folder import RunFolder, RunState
+from agentlightning.training.run_folder import RunFolder
+from agentlightning.training.run_state import RunState
 
 
 def write_result(folder: RunFolder, state: RunState, *, name: str, model: str, seed: int) -> None:

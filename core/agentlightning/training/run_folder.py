@@ -25,7 +25,7 @@ import socket
 import time
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,50 +33,11 @@ import msgspec
 
 from agentlightning.errors import RunError
 from agentlightning.files import disk_errors, flush, write_file
+from agentlightning.training.run_state import Learned, RunState
 from agentlightning.types import JSON
 
 _STEP = re.compile(r"step-(\d+)")
 _STATE = "run_state.json"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RunState:
-    """The state of a run between two steps."""
-
-    step: int = 0
-    """Finished steps."""
-    sampler: JSON = None
-    """The sampler's own state: its position in the tasks."""
-    pending: list[JSON] = field(default_factory=list[JSON])
-    """Groups of rollouts that a later step trains on and that have started already."""
-    best: float | None = None
-    """Best eval reward so far; None: never measured."""
-    best_step: int | None = None
-    """The step with the best eval reward."""
-    evals_without_gain: int = 0
-    """Evaluations in a row without a better reward."""
-    unlogged: dict[str, JSON] | None = None
-    """Metrics of the last finished step while its evaluation is due; None: they are in `metrics.jsonl`."""
-    started: float = 0.0
-    """When the run began, seconds since the epoch."""
-    seconds: float = 0.0
-    """Time spent, over all resumptions."""
-    finished: bool = False
-    """Whether the last step is finished and logged."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Learned:
-    """The contribution of one rollout to a training step. `trained` and `excluded` together are all tokens of its winning attempt."""
-
-    returns: tuple[float | None, ...] = ()
-    """(transitions,) the credit of each transition; None: no return."""
-    advantages: tuple[float | None, ...] = ()
-    """(transitions,) None: the transition was not trained, so it has none."""
-    trained: int = 0
-    """Sampled tokens that were trained."""
-    excluded: dict[str, int] = field(default_factory=dict[str, int])
-    """Sampled tokens that were not trained, by reason."""
 
 
 @dataclass(frozen=True, slots=True)

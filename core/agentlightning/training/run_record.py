@@ -9,7 +9,8 @@ from typing import Any
 from agentlightning.registry.registry import registry
 from agentlightning.training.metrics import Trackers
 from agentlightning.training.progress import Progress
-from agentlightning.training.run_folder import RunFolder, RunState
+from agentlightning.training.run_folder import RunFolder
+from agentlightning.training.run_state import RunState
 from agentlightning.types import JSON
 
 

@@ -116,12 +116,7 @@ async def check_replay(config: Config, plan: TrainingPlan, controls: Controls) -
 
 @asynccontextmanager
 async def open_services(
-    config: Config,
-    plan: TrainingPlan,
-    folder: RunFolder,
-    controls: Controls,
-    *,
-    restore: Path | None = None,
+    config: Config, plan: TrainingPlan, folder: RunFolder, controls: Controls, *, restore: Path | None = None
 ) -> AsyncGenerator[Services]:
     """Open the services of a training run. Heavy work happens in threads. `restore` is the checkpoint of a resumed run."""
     share: Share = {}

@@ -22,8 +22,8 @@ from agentlightning.training.checkpoints import Checkpoints
 from agentlightning.training.controls import Controls
 from agentlightning.training.evaluation import Evaluator, eval_metrics
 from agentlightning.training.metrics import contributions, step_metrics
-from agentlightning.training.run_folder import RunState
 from agentlightning.training.run_record import RunRecord
+from agentlightning.training.run_state import RunState
 from agentlightning.training.services import Services
 from agentlightning.training.step_checks import StepChecks
 from agentlightning.training.step_source import Counts, StepSource

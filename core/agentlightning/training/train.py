@@ -27,8 +27,9 @@ from agentlightning.training.production.replay import ProductionReplay
 from agentlightning.training.production.steps import ReplaySteps
 from agentlightning.training.progress import Progress, Silent, make_progress
 from agentlightning.training.result import write_result
-from agentlightning.training.run_folder import RunFolder, RunState
+from agentlightning.training.run_folder import RunFolder
 from agentlightning.training.run_record import RunRecord
+from agentlightning.training.run_state import RunState
 from agentlightning.training.services import Services, check_replay, open_replay, open_services
 from agentlightning.training.session import Session
 from agentlightning.training.step_checks import StepChecks

@@ -12,7 +12,8 @@ from typer.testing import CliRunner
 from agentlightning.cli.main import build
 from agentlightning.contracts.store import LightningStore
 from agentlightning.registry.registry import registry
-from agentlightning.training.run_folder import Learned, RunFolder
+from agentlightning.training.run_folder import RunFolder
+from agentlightning.training.run_state import Learned
 from agentlightning.types import Call, Completion, Reward, Rollout, Sampling, Span, Task
 
 AGL = Callable[..., tuple[int, str]]

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from agentlightning.errors import RunError
 from agentlightning.files import disk_errors, write_file
-from agentlightning.training.run_folder import Learned, RunFolder, RunState, kept_steps
+from agentlightning.training.run_folder import RunFolder, kept_steps
+from agentlightning.training.run_state import Learned, RunState
 
 
 def make(tmp_path: Path) -> RunFolder:

@@ -1,4 +1,4 @@
-"""The user's side of a run: where it reports progress, and how it is asked to stop."""
+"""The user's side of a run: progress reports, and Ctrl-C."""
 
 from __future__ import annotations
 

@@ -87,7 +87,7 @@ async def _dry_run(job: Job, controls: Controls) -> DryRun:
 
 
 async def measure(job: Job, plan: TrainingPlan, group_size: int, controls: Controls) -> Measured:
-    """Run one group of rollouts and one training step. Raises what a run would raise."""
+    """Run one group of rollouts and one training step. Raises the errors of a run."""
     config = job.config
     await check_replay(config, plan, controls)
     with TemporaryDirectory(prefix="agl-dry-run-") as temporary:
@@ -103,7 +103,7 @@ async def measure(job: Job, plan: TrainingPlan, group_size: int, controls: Contr
                 trajectories = await services.collector.run(rollouts)
             rollout_seconds = time.monotonic() - began
             check_first(trajectories, config.agents)
-            training_seconds = await _try_training(services, plan.algorithm, trajectories, controls.progress)
+            training_seconds = await _try_training(services, plan.algorithm, trajectories)
             controls.progress.phase("writing checkpoint")
             checkpoint.mkdir()
             await services.trainer.save(checkpoint)
@@ -111,12 +111,12 @@ async def measure(job: Job, plan: TrainingPlan, group_size: int, controls: Contr
         return Measured(trajectories, rollout_seconds, training_seconds, checkpoint_bytes, _bytes(folder.path) - checkpoint_bytes)
 
 
-async def _try_training(services: Services, algorithm: Algorithm, trajectories: Sequence[Trajectory], progress: Progress) -> float | None:
+async def _try_training(services: Services, algorithm: Algorithm, trajectories: Sequence[Trajectory]) -> float | None:
     """Try the algorithm's parts and one training step; return the step's seconds, None if there is no reply to train on."""
     algorithm.try_out(trajectories)
     if not any(trajectory.transitions for trajectory in trajectories):
         return None
-    progress.phase("training")
+    services.controls.progress.phase("training")
     # Any advantages and pairs will do: only the work counts, and the weights are discarded.
     loss = loss_of(algorithm) or build_loss("ppo_clip", where="algorithm.loss")
     advantages = [np.ones(len(trajectory.transitions)) for trajectory in trajectories]

@@ -48,5 +48,5 @@ class TrajectoryReader:
     step_rewards: Sequence[StepReward] = ()
 
     def read(self, state: RolloutState, records: Sequence[AttemptRecords]) -> Trajectory:
-        """Return the trajectory of a rollout that has ended. Raises what `rl.trajectory.build.trajectory` raises."""
+        """Return the trajectory of a rollout that has ended. Raises the errors of `rl.trajectory.build.trajectory`."""
         return trajectory(state, records, agents=self.agents, reward_weights=self.reward_weights, step_rewards=self.step_rewards)

@@ -58,6 +58,7 @@ class Services(RolloutServices):
     store: LightningStore
     trainer: Trainer
     weight_sync: WeightSync
+    controls: Controls
     max_staleness: int
     """Steps that may lie between sampling a token and training on it."""
 
@@ -130,7 +131,7 @@ async def open_services(
         exits.callback(weight_sync.clear)
         await weight_sync.serve(trainer.policy)
         collector = await _open_runners(exits, config, plan.agent, store, engine, controls, plan.algorithm.demonstrate)
-        yield Services(engine, collector, rollout_settings(config), store, trainer, weight_sync, config.collection.max_staleness)
+        yield Services(engine, collector, rollout_settings(config), store, trainer, weight_sync, controls, config.collection.max_staleness)
 
 
 @asynccontextmanager

@@ -19,7 +19,6 @@ from agentlightning.errors import EngineError, NonFinite
 from agentlightning.rl.batch.build import Batch
 from agentlightning.rl.loss import LossSettings
 from agentlightning.training.checkpoints import Checkpoints
-from agentlightning.training.controls import Controls
 from agentlightning.training.evaluation import Evaluator, eval_metrics
 from agentlightning.training.metrics import contributions, step_metrics
 from agentlightning.training.run_record import RunRecord
@@ -37,14 +36,13 @@ class Session:
         self,
         services: Services,
         record: RunRecord,
-        controls: Controls,
         *,
         source: StepSource,
         evaluator: Evaluator,
         checkpoints: Checkpoints,
         checks: StepChecks,
     ) -> None:
-        self._services, self._record, self._controls = services, record, controls
+        self._services, self._record, self._controls = services, record, services.controls
         self._source, self._evaluator, self._checkpoints, self._checks = source, evaluator, checkpoints, checks
         self._source_ends = False
         """Whether the source has nothing for another step."""

@@ -48,8 +48,8 @@ class StepChecks:
         if self.mismatch(row):
             notices.append(
                 f"ALARM, step {step}: engine and trainer differ by {row['mismatch_abs']:.4f} in log-probability per token (limit "
-                f"{self.mismatch_alarm:g}), so the trained policy is not the sampled one. Check model and dtype, and that the engine "
-                "serves the last version."
+                f"{self.mismatch_alarm:g}). The trained policy is not the sampled one. Check model and dtype, and that the engine serves "
+                "the last version."
             )
         if row["failed"]:
             first = next(trajectory for trajectory in trajectories if trajectory.status != "succeeded")

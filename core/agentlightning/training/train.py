@@ -168,7 +168,6 @@ async def _open(job: Job, plan: TrainingPlan, folder: RunFolder, start: Start, c
         session = Session(
             services,
             RunRecord(folder, start.state, trackers, controls.progress, steps=config.steps),
-            controls,
             source=source,
             evaluator=Evaluator(services, config.eval, job.eval_tasks),
             checkpoints=Checkpoints(config.checkpoints, folder, services.trainer, controls.progress),

@@ -113,7 +113,7 @@ class WeightSync:
         self.clear()  # of a run that was killed
 
     async def serve(self, policy: Policy) -> dict[str, float]:
-        """Have the engine serve the trainer's policy; return the engine's metrics. Raises what `Trainer.export` and `Engine.load` raise."""
+        """Have the engine serve the trainer's policy; return its metrics. Raises the errors of `Trainer.export` and `Engine.load`."""
         if self.direct:
             return await self._engine.load(policy)
         if policy.version not in self._exported:

@@ -140,14 +140,14 @@ class ProductionReplay:
         trajectories: list[Trajectory] = []
         for rollout in group:
             trajectory, _ = await self._reader.read(rollout.id)
-            if trajectory is None:  # another reward has arrived since
+            if trajectory is None:  # another reward has arrived meanwhile
                 self._table.settle(rollout, State.EXCLUDED, CONTRADICTED)
             else:
                 trajectories.append(trajectory)
         return [replace(trajectory, group=trajectory.task.id, index=index) for index, trajectory in enumerate(trajectories)]
 
     def _tell(self, count: int, size: int, *, aloud: bool) -> None:
-        """Show the user what the run is waiting for."""
+        """Tell the user how many rollouts the step still needs."""
         full, unscored = self._table.groups(size), len(list(self._table.unscored()))
         self._controls.progress.phase("waiting for production")
         self._controls.progress.rollouts(full, count, unscored)

@@ -46,9 +46,9 @@ def register_stores(register: Register) -> None:
 def register_engines(register: Register) -> None:
     """Engines. Target: a class with `Settings` (a frozen dataclass) and
     `async create(model: ModelFiles, settings: Settings, share: Share) -> Engine`. One that can share the trainer's weights has a setting
-    `copy_weights`, which where it is None becomes whether rollouts go on while the trainer steps. With `remote = True` its model is no
-    files of ours:
-    `model.path` is empty, and training is refused."""
+    `copy_weights`, which where it is None becomes whether rollouts go on while the trainer steps. With `remote = True` its model
+    is on another server: `model.path` is empty, and training is refused. One that answers whole requests instead of token ids is an
+    `agentlightning.gateway.call.Forwarder`: its `answerers` and `disconnect` take the place of the gateway's own endpoints."""
 
 
 @hookspec

@@ -11,11 +11,6 @@ def register_stores(register: Register) -> None:
 
 
 @hookimpl
-def register_engines(register: Register) -> None:
-    register("upstream", "agentlightning.gateway.upstream.engine:Upstream", summary="any server that speaks OpenAI's protocol; not trained")
-
-
-@hookimpl
 def register_checks(register: Register) -> None:
     register("gateway", "agentlightning.serving.check:check", summary="listens and answers")
 

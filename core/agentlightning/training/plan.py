@@ -15,7 +15,6 @@ from agentlightning.contracts.engine import EngineSettings
 from agentlightning.contracts.model import ModelFiles
 from agentlightning.contracts.trainer import check_capabilities
 from agentlightning.errors import ConfigError, UnsupportedSetting
-from agentlightning.gateway.upstream.engine import UNTRAINABLE
 from agentlightning.registry.registry import load_object, registry
 from agentlightning.rl.loss import loss_of
 from agentlightning.runner.proxies import reach_loopback
@@ -56,7 +55,10 @@ async def plan_training(config: Config, agent: str | Agent | None, progress: Pro
         reach_loopback()  # before the agent is imported, because its module may create a client
         engine = open_table("engines", config.engine, "engine")
         if engine[0].remote:
-            raise UnsupportedSetting(f"engine {config.engine['name']!r}: {UNTRAINABLE}")
+            raise UnsupportedSetting(
+                f"The weights of engine {config.engine['name']!r} are on another server, and no trainer can change them. Use "
+                "`agl rollout` or `agl serve` with it, or train a model of another engine."
+            )
         engine = engine[0], _own_weights(str(config.engine["name"]), engine[1], config.collection.max_staleness)
         trainer = _trainer(config, algorithm)
         return TrainingPlan(_agent(config, agent), _model(config.model, progress), engine, trainer, algorithm)

@@ -46,7 +46,7 @@ async def test_a_body_that_is_no_reward_is_refused_and_nothing_is_recorded(gatew
     store, attempt, client = gateway
     answer = await client.post("/reward", headers={"x-api-key": attempt.key}, content=body.encode())
     assert answer.status_code == 400
-    assert 'expected a number, or {"reward": number}' in answer.json()["error"]["message"]
+    assert 'Send a number, or {"reward": number}' in answer.json()["error"]["message"]
     assert (await store.records(attempt.id)).rewards == ()
 
 

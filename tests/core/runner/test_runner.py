@@ -183,7 +183,7 @@ async def test_a_return_that_is_no_finite_number_fails_and_says_so(wrong: Any) -
 
     [(state, records)] = await run(solve, "task", on_failure="drop")
     assert state.status == "failed"
-    assert "expected a finite number" in str(state.attempts[0].error)
+    assert "Use a finite number" in str(state.attempts[0].error)
     assert records.rewards == ()
 
 

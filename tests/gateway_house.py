@@ -13,7 +13,7 @@ import pytest
 
 from agentlightning.contracts.store import AttemptRecords
 from agentlightning.gateway import Gateway
-from agentlightning.stores.memory import MemoryStore
+from agentlightning.stores.common import open_store
 from agentlightning.testing.engine import Script, ScriptedEngine
 from agentlightning.testing.tokenizer import make_tokenizer
 from agentlightning.types import LLM, Attempt, Rollout, Sampling, Task, new_id
@@ -39,7 +39,7 @@ class House:
     """Everything that a test of the gateway needs."""
 
     def __init__(self, engine: ScriptedEngine, stack: AsyncExitStack, **options: Any) -> None:
-        self.store, self.engine, self._stack = MemoryStore(), engine, stack
+        self.store, self.engine, self._stack = open_store("memory:"), engine, stack
         self.gateway = Gateway(self.store, engine, **options)
 
     async def attempt(self, sampling: Sampling | None = None, **more: Any) -> Attempt:

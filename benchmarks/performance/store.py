@@ -20,7 +20,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from agentlightning.contracts.store import LightningStore
-from agentlightning.stores.memory import MemoryStore
+from agentlightning.stores.common import open_store
 from agentlightning.types import Rollout, Span, Task
 from agentlightning_sqlite.store import SQLiteStore
 
@@ -98,7 +98,7 @@ def main() -> None:
                 "raw sqlite3, one after the other": lambda together=together: raw(
                     Path(folder) / f"{uuid.uuid4().hex}.db", options.cycles, together
                 ),
-                "memory": lambda together=together: asyncio.run(cycles(MemoryStore(), options.cycles, options.workers, together)),
+                "memory": lambda together=together: asyncio.run(cycles(open_store("memory:"), options.cycles, options.workers, together)),
                 "sqlite, 1 worker": lambda: sqlite(1),
                 f"sqlite, {options.workers} workers": lambda: sqlite(options.workers),
             }
@@ -107,7 +107,7 @@ def main() -> None:
                 for name, run in runs.items():
                     seconds[name].append(run())
             print(f"claim -> {SPANS} spans of 2 KB, {'together' if together else 'one by one'} -> finish, {options.cycles} cycles")
-            rates = {name: options.cycles / statistics.median(each) for name, each in seconds.items()}
+            rates = {name: options.cycles / statistics.median(values) for name, values in seconds.items()}
             for name, rate in rates.items():
                 print(f"  {name:34} {rate:8.0f} cycles/s   {rate / rates['raw sqlite3, one after the other']:6.2f} x raw")
 

@@ -15,7 +15,7 @@ from agentlightning.config.tasks import load_tasks
 from agentlightning.errors import ConfigError
 from agentlightning.gateway import Gateway
 from agentlightning.rl.trajectory.build import trajectory
-from agentlightning.stores.memory import MemoryStore
+from agentlightning.stores.common import open_store
 from agentlightning.testing.engine import ScriptedEngine
 from agentlightning.testing.tokenizer import make_tokenizer
 from agentlightning.types import Reward, Rollout, Sampling, Task
@@ -125,13 +125,13 @@ class TestFiles:
         assert all(number_in(task["answer"]) is not None for task in [*train, *test])
 
     def test_what_is_missing_empty_or_wrong_is_named(self, tmp_path: Path) -> None:
-        with pytest.raises(ConfigError, match="no such folder"):
+        with pytest.raises(ConfigError, match="this folder does not exist"):
             load(tmp_path / "nowhere")
-        with pytest.raises(ConfigError, match=r"train.jsonl: there is no such file"):
+        with pytest.raises(ConfigError, match=r"train.jsonl: this file does not exist"):
             load(tmp_path)
         good = json.dumps({"question": "1+1?", "answer": 2}) + "\n"
         (tmp_path / "train.jsonl").write_text(good)
-        with pytest.raises(ConfigError, match=r"dev.jsonl: there is no such file"):
+        with pytest.raises(ConfigError, match=r"dev.jsonl: this file does not exist"):
             load(tmp_path)
         for text, said in [
             ("", "dev.jsonl is empty"), ("\n\n", "dev.jsonl is empty"), ("{", "dev.jsonl, line 1: JSONDecodeError"),
@@ -151,7 +151,7 @@ class TestFiles:
 async def run(folder: Path, task: dict[str, Any], script: Any) -> tuple[float, Any, Any]:
     """The reward, the trajectory and the records of one rollout of the benchmark's own `solve`."""
     make_tokenizer(folder)
-    store = MemoryStore()
+    store = open_store("memory:")
     gateway = Gateway(store, ScriptedEngine(folder, script))
     await gateway.start()
     try:

@@ -49,7 +49,7 @@ def test_the_example_of_the_readme_uses_names_that_exist() -> None:
 
 
 def test_the_advantage_of_the_contributing_guide_works_as_a_plugin(monkeypatch: pytest.MonkeyPatch) -> None:
-    function, plugin = blocks("CONTRIBUTING.md", "python")
+    function, plugin = blocks("CONTRIBUTING.md", "python")[:2]  # tests/core/testing runs the others
     package, module, entry = ModuleType("my_package"), ModuleType("my_package.median"), ModuleType("my_package.plugin")
     exec(function, module.__dict__)
     exec(plugin, entry.__dict__)
@@ -123,8 +123,8 @@ def test_the_loop_of_the_page_on_production_runs_as_it_stands(tmp_path: Path, mo
         world: dict[str, Any] = {}
         exec(acts, world)
         for number in range(12):
-            answer, attempt_id = world["answer"](f"question {number}")
-            exec(later.replace("1.0", str(float("e" in answer))), {"attempt_id": attempt_id})
+            _, attempt_id = world["answer"](f"question {number}")
+            exec(later.replace("1.0", str(float(number % 2))), {"attempt_id": attempt_id})  # whatever the tiny model answers
         text = re.sub('model = ".*"', f'model = "{tmp_path / "tiny"}"', text)
         text = text.replace("http://127.0.0.1:8000", said["base_url"].removesuffix("/v1")).replace("= 8", "= 2")
         (tmp_path / "learn.toml").write_text(f'folder = "runs"\n{text}')

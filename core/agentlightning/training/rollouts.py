@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from msgspec import structs
+
 from agentlightning.contracts.store import AttemptRecords, RolloutState
 from agentlightning.rl.trajectory.build import trajectory
 from agentlightning.rl.trajectory.step_rewards import StepReward
@@ -31,7 +33,7 @@ class RolloutSettings:
 
     def greedy(self) -> RolloutSettings:
         """The same at temperature 0."""
-        return replace(self, sampling=replace(self.sampling, temperature=0.0))
+        return replace(self, sampling=structs.replace(self.sampling, temperature=0.0))
 
     def repeated(self, times: int) -> RolloutSettings:
         """The same with another seed, for a task that the step has sampled `times` times."""

@@ -16,7 +16,7 @@ from agentlightning.capture.recorder import CALL_HEADER, KEY_HEADER
 from agentlightning.errors import GatewayError
 from agentlightning.gateway import Gateway
 from agentlightning.gateway.sampling import call_seed
-from agentlightning.stores.memory import MemoryStore
+from agentlightning.stores.common import open_store
 from agentlightning.types import Rollout, Sampling, Task
 from gateway_house import CALCULATOR, SEARCH, eventually, user
 
@@ -355,13 +355,13 @@ async def test_a_port_in_use_names_the_port_and_the_way_out(house: Any) -> None:
     h = await house(["x"])
     port = int(h.gateway.base_url.split(":")[-1].split("/")[0])
     with pytest.raises(GatewayError, match=rf"{port}.*choose another, or 0"):
-        await Gateway(MemoryStore(), h.engine, port=port).start()
+        await Gateway(open_store("memory:"), h.engine, port=port).start()
 
 
 async def test_an_address_that_is_not_ours_is_not_blamed_on_the_port(house: Any) -> None:
     h = await house(["x"])
     with pytest.raises(GatewayError, match=r"192\.0\.2\.1") as error:
-        await Gateway(MemoryStore(), h.engine, host="192.0.2.1").start()
+        await Gateway(open_store("memory:"), h.engine, host="192.0.2.1").start()
     assert "Another program" not in str(error.value)
 
 

@@ -350,7 +350,7 @@ def test_a_later_reward_is_checked_and_goes_to_the_store_of_its_attempt(produced
     given = agl.reward_later(attempt, 0.5, name="thumbs", source="a person", store=store)
     with pytest.raises(RewardError, match="Use a finite number"):
         agl.reward_later(attempt, float("nan"), store=store)
-    with pytest.raises(NotFound, match="no attempt 'nobody'"):
+    with pytest.raises(NotFound, match="No attempt 'nobody'"):
         agl.reward_later("nobody", 1.0, store=store)
 
     async def kept() -> Any:

@@ -6,7 +6,6 @@ import asyncio
 import socket
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
-from dataclasses import replace
 from threading import Thread
 from typing import Any
 
@@ -15,6 +14,7 @@ import numpy as np
 import openai
 import pytest
 import uvicorn
+from msgspec.structs import replace
 from starlette.responses import JSONResponse, StreamingResponse
 from upstream_house import PlainServer
 
@@ -24,7 +24,6 @@ from agentlightning.gateway import Gateway
 from agentlightning.rl.batch.build import make_batch
 from agentlightning.rl.trajectory.build import trajectory
 from agentlightning.stores.common import open_store
-from agentlightning.stores.memory import MemoryStore
 from agentlightning.types import Attempt, Rollout, Sampling, Task, new_id
 from agentlightning_upstream.engine import Settings, Upstream
 from agentlightning_upstream.wire import event_name, events
@@ -38,7 +37,7 @@ class Forwarding(House):
     """A gateway that forwards."""
 
     def __init__(self, upstream: Upstream, stack: AsyncExitStack, **options: Any) -> None:
-        self.store, self._stack = MemoryStore(), stack
+        self.store, self._stack = open_store("memory:"), stack
         self.gateway = Gateway(self.store, upstream, **options)
 
 

@@ -11,8 +11,10 @@ import json
 import logging
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, TypeAlias, cast
+
+from msgspec.structs import replace
 
 from agentlightning.contracts.engine import Chunk, Engine
 from agentlightning.gateway.api.schema import Refused

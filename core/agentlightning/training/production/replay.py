@@ -11,7 +11,8 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Collection
-from dataclasses import replace
+
+from msgspec.structs import replace
 
 from agentlightning.contracts.store import RolloutState
 from agentlightning.training.controls import Controls

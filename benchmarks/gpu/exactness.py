@@ -21,7 +21,7 @@ import torch
 from agentlightning.rl.batch.build import Batch, make_batch
 from agentlightning.rl.batch.packs import Pack
 from agentlightning.types import Sampling, Task, Trajectory, Transition, ints
-from agentlightning_torch.engine import Settings, TorchEngine
+from agentlightning_torch.engine import TorchEngine, TorchEngineSettings
 from agentlightning_torch.forward import group_rows, score_forest, score_rows
 from agentlightning_torch.weights import get_weights
 from measuring import DRY, Figures, memory_errors, use_performance_scripts
@@ -82,7 +82,7 @@ def engine(figures: Figures, name: str, files: Any) -> None:
             continue
         with memory_errors(figures, **point):
             share: dict[str, object] = {}
-            served = asyncio.run(TorchEngine.create(files, Settings(dtype=dtype, memory_gb=2), share))
+            served = asyncio.run(TorchEngine.create(files, TorchEngineSettings(dtype=dtype, memory_gb=2), share))
             batch = asyncio.run(sampled(served, group=2 if DRY else 8, tokens=8 if DRY else 128))
             with torch.no_grad():
                 model = get_weights(share, files).model

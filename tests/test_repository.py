@@ -23,7 +23,7 @@ LATE = {"renderers", "transformers", "tokenizers", "matplotlib", "openai", "pyte
 """What a function of core may import; extras bring them (pytest: the contract tests for implementations)."""
 
 LAYERS = (
-    ("types", "errors", "settings", "lazy"),
+    ("types", "errors", "settings", "files", "lazy"),
     ("contracts",),
     ("registry", "stores", "capture"),
     ("rl", "gateway"),

@@ -13,7 +13,7 @@ from pathlib import Path
 from agentlightning.errors import EngineError
 from agentlightning.runner.managed_process import Command, ManagedProcess
 from agentlightning.runner.process_output import LogFile
-from agentlightning.training.weight_sync import WeightCheck, folder_of, judge
+from agentlightning.training.weight_sync import WeightCheck, compare_weights, folder_of
 from agentlightning.types import Policy
 from agentlightning_vllm.server import ADAPTER, NAME, Order, free_port, new_key
 from agentlightning_vllm.wire import Interrupted, Wire
@@ -165,7 +165,7 @@ class Replica:
             self.served = policy
             return {}
         logprobs = await self.wire.score(self.model, check.ids)
-        difference, wrong = judge(check, logprobs, limit=self._fleet.weight_check_limit, before=self._last_check)
+        difference, wrong = compare_weights(check, logprobs, limit=self._fleet.weight_check_limit, before=self._last_check)
         if wrong is not None:
             raise EngineError(f"vLLM server {self.number} loaded version {policy.version} from {policy.uri}, and {wrong}")
         self.served, self._last_check = policy, check

@@ -21,9 +21,9 @@ from agentlightning.rl.arrays import RolloutArrays
 from agentlightning.rl.credit.identical import identical
 from agentlightning.serving.serve import served_model
 from agentlightning.settings import build
-from agentlightning.training.job import train_config
 from agentlightning.training.progress import Silent
 from agentlightning.training.run_folder import RunFolder
+from agentlightning.training.train import train_config
 from agentlightning_torch.testing import tiny_model
 
 ROOT = Path(__file__).parents[2]

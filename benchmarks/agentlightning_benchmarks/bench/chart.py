@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from agentlightning.files import write_file
 from agentlightning.training.chart import GREEDY, SAMPLED, TRAIN
-from agentlightning.training.run_folder import write_file
 
 Curve = Sequence[Sequence[float]]
 """(step, reward) of each step that was measured."""

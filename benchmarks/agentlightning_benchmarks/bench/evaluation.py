@@ -6,14 +6,18 @@ import asyncio
 import time
 
 from agentlightning.config.toml import to_toml
-from agentlightning.training.collector import Collector
-from agentlightning.training.evaluation import eval_metrics, evaluation_rollouts
-from agentlightning.training.job import Job, Run, keep_tasks, run_in_thread, write_result
+from agentlightning.training.controls import Controls, run_in_thread
+from agentlightning.training.evaluation import eval_metrics, eval_rollouts
+from agentlightning.training.job import Job, keep_tasks
 from agentlightning.training.metrics import Trackers
+from agentlightning.training.plan import plan_rollouts
 from agentlightning.training.progress import Progress
-from agentlightning.training.run_folder import RunFolder, RunState
-from agentlightning.training.services import open_stack, plan
-from agentlightning.training.session import check_first
+from agentlightning.training.result import write_result
+from agentlightning.training.run_folder import RunFolder
+from agentlightning.training.run_state import RunState
+from agentlightning.training.services import open_rollout_services
+from agentlightning.training.step_checks import check_first
+from agentlightning.training.train import Run
 
 
 def evaluate(job: Job, *, progress: Progress) -> Run:
@@ -22,21 +26,21 @@ def evaluate(job: Job, *, progress: Progress) -> Run:
 
 
 async def _evaluate(job: Job, progress: Progress, stop: asyncio.Event) -> Run:
-    planned = await plan(job.config, job.agent, progress=progress, train=False)
+    assert job.agent is not None
+    controls = Controls(progress, stop)
+    plan = await plan_rollouts(job.config, job.agent, progress)
     folder = RunFolder.create(job.config.folder, job.config.name)
     with folder.lock():
-        config = keep_tasks(folder, job.config, job)
+        config = keep_tasks(job, folder).config
         folder.write_config(to_toml(config))
         began, started = time.monotonic(), time.time()
         progress.begin(0)
         try:
-            async with open_stack(planned, store=folder.store_address, weights=folder.weights, progress=progress) as stack:
+            async with open_rollout_services(config, plan, folder, controls) as services:
                 progress.phase("evaluating")
-                collector = Collector(
-                    stack.store, stack.runners, stop, progress, agents=config.agents, reward_weights=config.reward_weights
-                )
-                trajectories = await collector.run(evaluation_rollouts(config, job.eval_tasks, 0))
-                check_first(trajectories, None, see=folder.path)
+                rollouts = eval_rollouts(config.eval, job.eval_tasks, services.rollouts, 0)
+                trajectories = await services.collector.run(rollouts)
+                check_first(trajectories, None, folder=folder.path)
         finally:
             progress.end()
         seconds = time.monotonic() - began
@@ -44,5 +48,5 @@ async def _evaluate(job: Job, progress: Progress, stop: asyncio.Event) -> Run:
             trackers.log({"step": 0, "rollouts": len(trajectories), **eval_metrics(trajectories), "seconds": seconds})
         state = RunState(started=started, seconds=seconds, finished=True)
         folder.write_state(state)
-        write_result(folder, config, state)
+        write_result(folder, state, name=config.name, model=config.model, seed=config.seed)
         return Run(folder.path, folder.read_result())

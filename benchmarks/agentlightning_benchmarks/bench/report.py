@@ -14,10 +14,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from agentlightning.files import write_file
 from agentlightning.training.evaluation import KINDS, Kind
-from agentlightning.training.job import Run
 from agentlightning.training.progress import duration
-from agentlightning.training.run_folder import write_file
+from agentlightning.training.train import Run
 from agentlightning_benchmarks.bench.interval import LEVEL, RESAMPLES, bootstrap
 from agentlightning_benchmarks.bench.phases import Order, Phases
 from agentlightning_benchmarks.bench.reading import Measured, Scores, read_run

@@ -38,8 +38,8 @@ def demo(
     """
     from agentlightning.cli.train import print_run
     from agentlightning.config.schema import check_names, load_config
-    from agentlightning.training.job import train_config
     from agentlightning.training.progress import TrainingProgress
+    from agentlightning.training.train import train_config
 
     config = replace(load_config(CONFIG), seed=seed, folder=str(folder))
     if steps is not None:

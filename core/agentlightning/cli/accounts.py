@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from agentlightning.contracts.store import AttemptRecords, RolloutState
 from agentlightning.rl.trajectory.joins import superseded
-from agentlightning.training.run_folder import Learned
+from agentlightning.training.run_state import Learned
 from agentlightning.types import CallStatus, Mode, Rollout, Trajectory
 
 UNACCOUNTED = "unaccounted for"
@@ -72,9 +72,9 @@ def account(state: RolloutState, attempts: Sequence[AttemptRecords], trajectory:
         dropped = _dropped(records, replaced)
         if learned is not None:
             trained += learned.trained
-            left_out.update(learned.left_out)
+            left_out.update(learned.excluded)
             left_out.update(dropped)
-            rest = total - learned.trained - sum(learned.left_out.values()) - dropped.total()
+            rest = total - learned.trained - sum(learned.excluded.values()) - dropped.total()
         elif state.rollout.mode != "train":
             left_out[NOT_TRAINED[state.rollout.mode]] += total
             rest = 0

@@ -16,7 +16,7 @@ from agentlightning.training.progress import TrainingProgress, duration
 
 if TYPE_CHECKING:
     from agentlightning.config.schema import Config
-    from agentlightning.training.dry_run import Scored
+    from agentlightning.training.score import Scored
 
 
 def rollout(
@@ -63,7 +63,7 @@ def rollout(
     reward: a number or `{"reward": number}`. With `--reward exit_code`, exit code 0 earns 1 and any other 0. With `file` it writes the
     reward to the file `AGL_REWARD_FILE`; with `post` it posts it to `AGL_REWARD_URL`.
     """
-    from agentlightning.training.dry_run import rollout_config
+    from agentlightning.training.score import rollout_config
 
     settings = settings_of(config, {"command": command, "reward": reward, "tasks": tasks, "model": model})
     with TrainingProgress() as progress:

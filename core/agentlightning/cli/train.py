@@ -16,7 +16,7 @@ from agentlightning.training.run_folder import RunFolder
 
 if TYPE_CHECKING:
     from agentlightning.training.dry_run import DryRun
-    from agentlightning.training.job import Run
+    from agentlightning.training.train import Run
 
 
 def train(
@@ -67,7 +67,7 @@ def train(
 
             print_dry_run(check(settings, progress=progress), Console())
             return
-        from agentlightning.training.job import train_config
+        from agentlightning.training.train import train_config
 
         done = train_config(settings, resume=run.path if run else None, progress=progress)
     print_run(done, Console())

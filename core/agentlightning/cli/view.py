@@ -12,7 +12,8 @@ from rich.text import Text
 
 from agentlightning.cli.accounts import UNACCOUNTED, Account, total
 from agentlightning.contracts.store import AttemptRecords, RolloutState
-from agentlightning.training.run_folder import Learned, RunFolder
+from agentlightning.training.run_folder import RunFolder
+from agentlightning.training.run_state import Learned
 from agentlightning.types import Trajectory
 
 STYLES = {"succeeded": "green", "failed": "red", "cancelled": "yellow", "running": "cyan", "lost": "yellow", "timed_out": "red"}

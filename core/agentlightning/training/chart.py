@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from agentlightning.training.run_folder import write_file
+from agentlightning.files import write_file
 
 TRAIN, SAMPLED, GREEDY = "#3b6ea5", "#c8502d", "#5a8f3c"
 """Told apart by people who see no red or green as well: the lines also differ in marker and dash."""

@@ -1,127 +1,123 @@
-"""Has runners do rollouts, and reads back what came of them, group by group."""
+"""Queues rollouts for the runners, and returns their trajectories group by group."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from agentlightning.contracts.store import LightningStore, RolloutState
 from agentlightning.errors import AgentError
-from agentlightning.rl.trajectory.build import trajectory
-from agentlightning.rl.trajectory.step_rewards import StepReward
-from agentlightning.training.progress import Progress
+from agentlightning.training.controls import Controls
+from agentlightning.training.rollouts import TrajectoryReader
 from agentlightning.types import Rollout, Trajectory
 
 
-class Stopped(Exception):  # it is no error: somebody asked
-    """The run was asked to stop."""
+@dataclass(slots=True)
+class Group:
+    """Rollouts that were queued together."""
+
+    ids: list[str] = field(default_factory=list[str])
+    """In the order of their start."""
+    trajectories: dict[str, Trajectory] = field(default_factory=dict[str, Trajectory])
+    """Of the rollouts that have ended, by rollout id."""
+    running: set[str] = field(default_factory=set[str])
+
+    @property
+    def ended(self) -> bool:
+        return len(self.trajectories) == len(self.ids)
 
 
 class Collector:
-    """Queues groups of rollouts in a store and waits for the runners; a stop, or the end of the runners, ends the wait."""
+    """Queues groups of rollouts in a store and waits for the runners. Ctrl-C, or the end of the runners, ends the wait."""
 
-    def __init__(
-        self,
-        store: LightningStore,
-        runners: asyncio.Task[None],
-        stop: asyncio.Event,
-        progress: Progress,
-        *,
-        agents: Sequence[str] | None = None,
-        reward_weights: Mapping[str, float] | None = None,
-        step_rewards: Sequence[StepReward] = (),
-    ) -> None:
-        self._store, self._runners, self._stop, self._progress = store, runners, stop, progress
-        self._reading: dict[str, Any] = {"agents": agents, "reward_weights": reward_weights, "step_rewards": step_rewards}
-        """Arguments of `trajectory`."""
+    def __init__(self, store: LightningStore, runners: asyncio.Task[None], reader: TrajectoryReader, controls: Controls) -> None:
+        self._store, self._runners, self._reader, self._controls = store, runners, reader, controls
         self._cursor: int | None = None
-        self._groups: dict[str, list[str]] = {}
-        """Ids of the rollouts of every group that was not handed out yet, in the order of their start."""
+        self._groups: dict[str, Group] = {}
+        """The groups that were not returned yet, by name."""
         self._group_of: dict[str, str] = {}
-        self._running: set[str] = set()
-        self._done: dict[str, Trajectory] = {}
-        self._whole: list[str] = []
-        """Groups of which every rollout has ended, in the order in which they did."""
+        """The group's name, by rollout id."""
+        self._ended: list[str] = []
+        """Names of the groups whose rollouts have all ended, in that order."""
 
     async def start(self, rollouts: Sequence[Rollout]) -> None:
-        """Queue rollouts, whole groups of them."""
+        """Queue complete groups of rollouts."""
         if self._cursor is None:
             self._cursor = await self._store.wait(0, timeout=0)
         for rollout in rollouts:
-            group = rollout.group or rollout.id
-            self._groups.setdefault(group, []).append(rollout.id)
-            self._group_of[rollout.id] = group
+            name = rollout.group or rollout.id
+            self._groups.setdefault(name, Group()).ids.append(rollout.id)
+            self._group_of[rollout.id] = name
         await self._store.add(rollouts)
 
-    async def ended(self) -> tuple[str, list[Trajectory]]:
-        """The group that ended first of those not handed out yet, with its trajectories in their order. Whatever ends the wait earlier
-        cancels everything under way. Raises `Stopped`, or what ended the runners."""
-        while not self._whole:
-            await self._look()
-        return self._take(self._whole[0])
+    async def next_group(self) -> tuple[str, list[Trajectory]]:
+        """Return the name and trajectories of the group that ended first. Cancels all rollouts when the wait fails.
+
+        Raises `Stopped`, or the error that ended the runners.
+        """
+        while not self._ended:
+            await self._follow()
+        name = self._ended[0]
+        return name, self._take(name)
 
     async def run(self, rollouts: Sequence[Rollout]) -> list[Trajectory]:
-        """The trajectories of these rollouts, in their order, when all have ended; groups that were started before go on beside them."""
+        """Queue rollouts and return their trajectories, in order, when all have ended. Groups that started earlier continue meanwhile."""
         await self.start(rollouts)
-        wanted = list(dict.fromkeys(self._group_of[each.id] for each in rollouts))
-        while not set(wanted) <= set(self._whole):
-            await self._look()
-        found = {each.rollout_id: each for group in wanted for each in self._take(group)[1]}
-        return [found[rollout.id] for rollout in rollouts]
+        names = list(dict.fromkeys(self._group_of[rollout.id] for rollout in rollouts))
+        while not set(names) <= set(self._ended):
+            await self._follow()
+        by_id = {trajectory.rollout_id: trajectory for name in names for trajectory in self._take(name)}
+        return [by_id[rollout.id] for rollout in rollouts]
 
-    def _take(self, group: str) -> tuple[str, list[Trajectory]]:
-        self._whole.remove(group)
-        ids = self._groups.pop(group)
-        for each in ids:
-            del self._group_of[each]
-        return group, [self._done.pop(each) for each in ids]
+    async def cancel(self) -> None:
+        """Cancel every rollout that has not ended."""
+        await self._store.cancel(
+            [rollout_id for group in self._groups.values() for rollout_id in group.ids if rollout_id not in group.trajectories]
+        )
 
-    async def _look(self) -> None:
-        """Take in what has changed; wait where nothing has."""
+    def _take(self, name: str) -> list[Trajectory]:
+        self._ended.remove(name)
+        group = self._groups.pop(name)
+        for rollout_id in group.ids:
+            del self._group_of[rollout_id]
+        return [group.trajectories[rollout_id] for rollout_id in group.ids]
+
+    async def _follow(self) -> None:
+        """Read the changes in the store; wait if there are none."""
         try:
             states, self._cursor = await self._store.list(after=self._cursor or 0, order="changed", limit=1000)
-            whole = len(self._whole)
+            ended = len(self._ended)
             for state in states:
-                await self._take_in(state)
-            total, rewards = len(self._group_of), [t.reward for t in self._done.values() if t.reward is not None]
-            tokens = sum(len(transition.response_ids) for each in self._done.values() for transition in each.transitions)
-            self._progress.rollouts(len(self._done), total, len(self._running), float(np.mean(rewards)) if rewards else None, tokens)
-            if not states and len(self._whole) == whole:
-                await self._change(self._cursor)
+                await self._update(state)
+            self._report()
+            if not states and len(self._ended) == ended:
+                await self._controls.wait(self._store.wait(self._cursor, timeout=10), self._runners)
+                if self._runners.done():
+                    raise AgentError("The runners ended while rollouts were queued. See the log for the cause, then resume the run.")
         except BaseException:
             await self.cancel()
             raise
 
-    async def cancel(self) -> None:
-        """Cancel everything under way."""
-        await self._store.cancel([each for each in self._group_of if each not in self._done])
-
-    async def _take_in(self, state: RolloutState) -> None:
+    async def _update(self, state: RolloutState) -> None:
         rollout_id = state.rollout.id
-        group = self._group_of.get(rollout_id)
-        if group is None or rollout_id in self._done:
+        name = self._group_of.get(rollout_id)
+        if name is None or rollout_id in self._groups[name].trajectories:
             return
-        (self._running.add if state.status == "running" else self._running.discard)(rollout_id)
+        group = self._groups[name]
+        (group.running.add if state.status == "running" else group.running.discard)(rollout_id)
         if state.status in ("succeeded", "failed", "cancelled"):
             state, records = await self._store.read(rollout_id)
-            self._done[rollout_id] = trajectory(state, records, **self._reading)
-            if all(each in self._done for each in self._groups[group]):
-                self._whole.append(group)
+            group.trajectories[rollout_id] = self._reader.read(state, records)
+            if group.ended:
+                self._ended.append(name)
 
-    async def _change(self, cursor: int) -> None:
-        change = asyncio.create_task(self._store.wait(cursor, timeout=10))
-        stop = asyncio.create_task(self._stop.wait())
-        try:
-            await asyncio.wait([change, stop, self._runners], return_when=asyncio.FIRST_COMPLETED)
-            if self._stop.is_set():
-                raise Stopped
-            if self._runners.done():
-                self._runners.result()
-                raise AgentError("the runners ended while rollouts were waiting for them")
-        finally:
-            change.cancel()
-            stop.cancel()
-            await asyncio.gather(change, stop, return_exceptions=True)
+    def _report(self) -> None:
+        groups = self._groups.values()
+        trajectories = [trajectory for group in groups for trajectory in group.trajectories.values()]
+        rewards = [trajectory.reward for trajectory in trajectories if trajectory.reward is not None]
+        tokens = sum(len(transition.response_ids) for trajectory in trajectories for transition in trajectory.transitions)
+        running, mean = sum(len(group.running) for group in groups), float(np.mean(rewards)) if rewards else None
+        self._controls.progress.rollouts(len(trajectories), len(self._group_of), running, mean, tokens)

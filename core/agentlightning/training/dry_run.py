@@ -1,46 +1,42 @@
-"""Running without training: a dry run that says what a run will need, and rollouts that are only scored."""
+"""A dry run: one group of rollouts and one training step, measured, and from them the time and disk of the whole run."""
 
 from __future__ import annotations
 
-import asyncio
 import resource
 import shutil
 import sys
 import time
-from collections import Counter
 from collections.abc import Sequence
+from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import numpy as np
 
+from agentlightning.algorithms.base import Algorithm
 from agentlightning.algorithms.dpo import trial_batch
 from agentlightning.config.parts import Part
 from agentlightning.config.schema import Config
-from agentlightning.config.toml import to_toml
-from agentlightning.errors import ConfigError
 from agentlightning.rl.batch.build import make_batch
 from agentlightning.rl.loss import loss_of
-from agentlightning.training.collector import Collector
-from agentlightning.training.evaluation import new_rollout
-from agentlightning.training.job import Job, job_of, run_in_thread
-from agentlightning.training.production import check_source, open_source
+from agentlightning.training.controls import Controls, run_in_thread
+from agentlightning.training.job import Job, job_of
+from agentlightning.training.plan import TrainingPlan, plan_training
 from agentlightning.training.progress import Progress, Silent
 from agentlightning.training.run_folder import RunFolder
-from agentlightning.training.services import Stack, open_stack, plan
-from agentlightning.training.session import check_first
+from agentlightning.training.services import Services, check_replay, open_replay, open_services
+from agentlightning.training.step_checks import check_first
 from agentlightning.types import Trajectory
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DryRun:
-    """What one group of rollouts and one forward and backward pass tell about the run."""
+    """The measurements of one group of rollouts and one training step, and estimates for the run."""
 
     rollouts: int
     reward: float | None
-    """Mean of the group; None: none was scored."""
+    """Mean of the group; None: no rollout was scored."""
     failed: int
     error: str | None
     """Of the first rollout that failed."""
@@ -57,179 +53,128 @@ class DryRun:
     run_seconds: float | None
     """Estimate for all steps with their evaluations."""
     memory_bytes: int
-    """Most that this process has used so far."""
+    """Peak memory of this process so far."""
     checkpoint_bytes: int
     disk_bytes: int
-    """Estimate for the whole run folder."""
+    """Estimate for the complete run folder."""
     free_bytes: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Scored:
-    """What `agl rollout` found."""
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """One group of rollouts and one training step on it."""
 
-    folder: Path
-    rollouts: int
-    scored: int
-    reward: float | None
-    """Mean over the scored rollouts."""
-    statuses: dict[str, int]
-    requests: dict[str, int]
-    sampled_tokens: int | None
-    """None: an upstream told the ids of some replies only, or of none."""
-    seconds: float
-    error: str | None
-    """Of the first rollout that failed."""
+    trajectories: list[Trajectory]
+    rollout_seconds: float
+    training_seconds: float | None
+    """None: nothing was sampled."""
+    checkpoint_bytes: int
+    store_bytes: int
 
 
 def dry_run(config: Config, *, progress: Progress | None = None) -> DryRun:
-    """Check everything that a run needs, with one group of rollouts and one training step on it, in a folder that is thrown away."""
-    job = job_of(config)
-    return run_in_thread(lambda stop: _dry_run(job, progress or Silent(), stop))
-
-
-def rollout_config(config: Config, *, limit: int | None = None, progress: Progress | None = None) -> Scored:
-    """Run the agent once on each task (the eval ones where the config has some) and score it, without training."""
-    job = job_of(config)
-    return run_in_thread(lambda stop: _score(job, limit, progress or Silent(), stop))
-
-
-async def _dry_run(job: Job, progress: Progress, stop: asyncio.Event) -> DryRun:
-    config = job.config
+    """Check everything that a run needs, with one group of rollouts and one training step, in a temporary folder."""
     if config.replay is not None:
-        config = replace(config, replay=replace(config.replay, wait=False))  # what is there is enough to try it
-    algorithm = Part.parse("algorithms", config.algorithm, "algorithm").make()
-    loss = loss_of(algorithm) or Part.parse("losses", "ppo_clip", "algorithm.loss").make()
-    demonstrate = getattr(algorithm, "demonstrate", None)
-    size = getattr(algorithm, "group_size", 1)
-    planned = await plan(config, job.agent, progress=progress, algorithm=algorithm)
-    await check_source(planned, algorithm, progress=progress, stop=stop)
-    trained: float | None = None
+        config = replace(config, replay=replace(config.replay, wait=False))  # the rollouts so far are enough to try it
+    job = job_of(config)
+    return run_in_thread(lambda stop: _dry_run(job, Controls(progress or Silent(), stop)))
+
+
+async def _dry_run(job: Job, controls: Controls) -> DryRun:
+    plan = await plan_training(job.config, job.agent, controls.progress)
+    group_size = plan.algorithm.group_size
+    return estimate(job, group_size, await measure(job, plan, group_size, controls))
+
+
+async def measure(job: Job, plan: TrainingPlan, group_size: int, controls: Controls) -> Measured:
+    """Run one group of rollouts and one training step. Raises the errors of a run."""
+    config = job.config
+    await check_replay(config, plan, controls)
     with TemporaryDirectory(prefix="agl-dry-run-") as temporary:
-        folder = Path(temporary)
-        address = f"sqlite:{folder / 'store.db'}"
-        async with (
-            open_source(planned, algorithm, progress=progress, stop=stop) as source,
-            open_stack(planned, store=address, weights=folder / "weights", progress=progress, demonstrate=demonstrate) as stack,
-        ):
-            assert stack.trainer is not None
+        folder, checkpoint = RunFolder(Path(temporary)), Path(temporary) / "checkpoint"
+        async with AsyncExitStack() as exits:
+            replay = await exits.enter_async_context(open_replay(config, plan, controls))
+            services = await exits.enter_async_context(open_services(config, plan, folder, controls))
             began = time.monotonic()
-            if source is not None:
-                trajectories = await source.next(1, size)
+            if replay is not None:
+                trajectories = await replay.next(1, group_size)
             else:
-                rollouts = [new_rollout(config, job.tasks[0], "train", "dry-run", index, 0) for index in range(size)]
-                trajectories = await _collector(stack, config, progress, stop).run(rollouts)
-            collected = time.monotonic() - began
+                rollouts = [services.rollouts.rollout(job.tasks[0], "train", "dry-run", index, 0) for index in range(group_size)]
+                trajectories = await services.collector.run(rollouts)
+            rollout_seconds = time.monotonic() - began
             check_first(trajectories, config.agents)
-            try_out = getattr(algorithm, "try_out", None)
-            if try_out is not None:
-                try_out(trajectories)
-            transitions = [transition for each in trajectories for transition in each.transitions]
-            if transitions:
-                progress.phase("training")
-                # Made-up advantages and pairs: what counts here is the work, and the weights are thrown away.
-                advantages = [np.ones(len(each.transitions)) for each in trajectories]
-                batch = (
-                    trial_batch(trajectories)
-                    if loss.over_pairs
-                    else make_batch(trajectories, advantages, demonstrations=demonstrate is not None)
-                )
-                began = time.monotonic()
-                await stack.engine.pause()
-                await stack.trainer.step(batch, loss)
-                trained = time.monotonic() - began
-            progress.phase("writing checkpoint")
-            (folder / "checkpoint").mkdir()
-            await stack.trainer.save(folder / "checkpoint")
-        checkpoint = _bytes(folder / "checkpoint")
-        store = _bytes(folder) - checkpoint
-    step = None if trained is None else (collected + trained) * config.tasks_per_step
-    evaluations, evaluated = _evaluated(job)
-    run = None if step is None else step * config.steps + collected / size * evaluated
-    if evaluated and config.replay is not None:
-        run = None  # nobody has seen how long the agent takes
-    rewards = [each.reward for each in trajectories if each.reward is not None]
-    kept = config.checkpoints.last + 1 + (config.steps // config.checkpoints.keep_every if config.checkpoints.keep_every else 0)
+            training_seconds = await _try_training(services, plan.algorithm, trajectories)
+            controls.progress.phase("writing checkpoint")
+            checkpoint.mkdir()
+            await services.trainer.save(checkpoint)
+        checkpoint_bytes = _bytes(checkpoint)
+        return Measured(trajectories, rollout_seconds, training_seconds, checkpoint_bytes, _bytes(folder.path) - checkpoint_bytes)
+
+
+async def _try_training(services: Services, algorithm: Algorithm, trajectories: Sequence[Trajectory]) -> float | None:
+    """Try the algorithm's parts and one training step; return the step's seconds, None if there is no reply to train on."""
+    algorithm.try_out(trajectories)
+    if not any(trajectory.transitions for trajectory in trajectories):
+        return None
+    services.controls.progress.phase("training")
+    # Any advantages and pairs will do: only the work counts, and the weights are discarded.
+    loss = loss_of(algorithm) or Part.parse("losses", "ppo_clip", "algorithm.loss").make()
+    advantages = [np.ones(len(trajectory.transitions)) for trajectory in trajectories]
+    demonstrations = algorithm.demonstrate is not None
+    batch = trial_batch(trajectories) if loss.over_pairs else make_batch(trajectories, advantages, demonstrations=demonstrations)
+    began = time.monotonic()
+    await services.engine.pause()
+    await services.trainer.step(batch, loss)
+    return time.monotonic() - began
+
+
+def estimate(job: Job, group_size: int, measured: Measured) -> DryRun:
+    """Return the measurements with estimates for the run."""
+    config, trajectories = job.config, measured.trajectories
+    transitions = [transition for trajectory in trajectories for transition in trajectory.transitions]
+    rewards = [trajectory.reward for trajectory in trajectories if trajectory.reward is not None]
+    evaluations, eval_rollouts = _evaluations(job)
+    step_seconds = run_seconds = None
+    if measured.training_seconds is not None:
+        step_seconds = (measured.rollout_seconds + measured.training_seconds) * config.tasks_per_step
+        if not eval_rollouts or config.replay is None:  # with a replay nobody has measured the agent
+            run_seconds = step_seconds * config.steps + measured.rollout_seconds / group_size * eval_rollouts
+    keep_every = config.checkpoints.keep_every
+    checkpoints = min(config.checkpoints.last + 1 + (config.steps // keep_every if keep_every else 0), config.steps + 1)
+    rollouts = group_size * config.tasks_per_step * config.steps + eval_rollouts
     return DryRun(
         rollouts=len(trajectories),
         reward=float(np.mean(rewards)) if rewards else None,
-        failed=sum(each.status != "succeeded" for each in trajectories),
-        error=next((each.error for each in trajectories if each.error), None),
+        failed=sum(trajectory.status != "succeeded" for trajectory in trajectories),
+        error=next((trajectory.error for trajectory in trajectories if trajectory.error), None),
         transitions=len(transitions),
-        sampled_tokens=sum(len(each.response_ids) for each in transitions),
-        prompt_tokens=sum(len(each.prompt_ids) for each in transitions),
-        rollout_seconds=collected,
-        training_seconds=trained,
-        step_seconds=step,
+        sampled_tokens=sum(len(transition.response_ids) for transition in transitions),
+        prompt_tokens=sum(len(transition.prompt_ids) for transition in transitions),
+        rollout_seconds=measured.rollout_seconds,
+        training_seconds=measured.training_seconds,
+        step_seconds=step_seconds,
         evaluations=evaluations,
-        run_seconds=run,
+        run_seconds=run_seconds,
         memory_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024),
-        checkpoint_bytes=checkpoint,
-        disk_bytes=checkpoint * min(kept, config.steps + 1) + store // size * (size * config.tasks_per_step * config.steps + evaluated),
+        checkpoint_bytes=measured.checkpoint_bytes,
+        disk_bytes=measured.checkpoint_bytes * checkpoints + measured.store_bytes // group_size * rollouts,
         free_bytes=shutil.disk_usage(_existing(Path(config.folder))).free,
     )
 
 
-def _evaluated(job: Job) -> tuple[int, int]:
-    """Evaluations in a run, and the rollouts in all of them."""
+def _evaluations(job: Job) -> tuple[int, int]:
+    """The evaluations of a run, and the rollouts in all of them."""
     settings = job.config.eval
     if not job.eval_tasks:
         return 0, 0
-    times = 2 + ((job.config.steps - 1) // settings.every if settings.every else 0)
-    return times, times * len(job.eval_tasks[: settings.tasks]) * (settings.samples + settings.greedy)
+    evaluations = 2 + ((job.config.steps - 1) // settings.every if settings.every else 0)
+    return evaluations, evaluations * len(job.eval_tasks[: settings.tasks]) * (settings.samples + settings.greedy)
 
 
 def _bytes(folder: Path) -> int:
-    return sum(each.stat().st_size for each in folder.rglob("*") if each.is_file())
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
 def _existing(path: Path) -> Path:
     path = path.resolve()
-    return next(each for each in (path, *path.parents) if each.exists())
-
-
-async def _score(job: Job, limit: int | None, progress: Progress, stop: asyncio.Event) -> Scored:
-    config = job.config
-    if job.agent is None:
-        raise ConfigError('there is no agent to run: the configuration has a source; give agent = "module:function" and eval_tasks')
-    tasks = (job.eval_tasks or job.tasks)[:limit]
-    planned = await plan(config, job.agent, progress=progress, train=False)
-    folder = RunFolder.create(config.folder, f"{config.name}-rollout")
-    with folder.lock():
-        folder.write_config(to_toml(config))
-        began = time.monotonic()
-        async with open_stack(planned, store=folder.store_address, weights=folder.weights, progress=progress) as stack:
-            rollouts = [new_rollout(config, task, "eval", f"task-{place}", 0, 0) for place, task in enumerate(tasks)]
-            trajectories = await _collector(stack, config, progress, stop).run(rollouts)
-        seconds = time.monotonic() - began
-        report = _report(folder.path, trajectories, seconds)
-        folder.write_result({"name": config.name, "model": config.model, "seed": config.seed, "reward": report.reward, **_plain(report)})
-    return report
-
-
-def _plain(report: Scored) -> dict[str, Any]:
-    plain = {key: getattr(report, key) for key in ("rollouts", "scored", "statuses", "requests", "sampled_tokens", "seconds")}
-    return {key: value for key, value in plain.items() if value is not None}
-
-
-def _report(folder: Path, trajectories: Sequence[Trajectory], seconds: float) -> Scored:
-    rewards = [each.reward for each in trajectories if each.reward is not None]
-    requests = Counter[str]()
-    for each in trajectories:
-        requests.update(each.calls)
-    replies = [len(transition.response_ids) for each in trajectories for transition in each.transitions]
-    return Scored(
-        folder=folder,
-        rollouts=len(trajectories),
-        scored=len(rewards),
-        reward=float(np.mean(rewards)) if rewards else None,
-        statuses=dict(Counter(str(each.status) for each in trajectories)),
-        requests=dict(requests),
-        sampled_tokens=sum(replies) if all(replies) else None,  # a reply of no tokens makes no transition, unless its ids are missing
-        seconds=seconds,
-        error=next((each.error for each in trajectories if each.error), None),
-    )
-
-
-def _collector(stack: Stack, config: Config, progress: Progress, stop: asyncio.Event) -> Collector:
-    return Collector(stack.store, stack.runners, stop, progress, agents=config.agents, reward_weights=config.reward_weights)
+    return next(folder for folder in (path, *path.parents) if folder.exists())

@@ -1,65 +1,80 @@
-"""What is asked of a policy in a step, and how well it did: the rollouts of training and of eval evaluation.
+"""Evaluation: the rollouts on the eval tasks, and their metrics.
 
-An evaluation is the same set of rollouts at every step, so that two of them are compared task by task.
+Every evaluation of a run has the same rollouts, so that two of them compare task by task.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from dataclasses import replace
+from typing import Any, Literal
 
 import numpy as np
 
-from agentlightning.config.schema import Config
-from agentlightning.types import Mode, Rollout, Sampling, Task, Trajectory
+from agentlightning.config.schema import EvalConfig
+from agentlightning.training.rollouts import RolloutSettings
+from agentlightning.training.run_state import RunState
+from agentlightning.training.services import Services
+from agentlightning.types import Rollout, Task, Trajectory
 
 Kind = Literal["sampled", "greedy"]
 KINDS: tuple[Kind, ...] = ("sampled", "greedy")
 
 
-def new_rollout(
-    config: Config, task: Task, mode: Mode, group: str, index: int, step: int, temperature: float | None = None, *, seed: int | None = None
-) -> Rollout:
-    """A rollout as a config has it; without a temperature, at that of training, without a seed, with that of the run."""
-    return Rollout(
-        task=task,
-        mode=mode,
-        group=group,
-        index=index,
-        step=step,
-        seed=config.seed if seed is None else seed,
-        sampling=Sampling(
-            temperature=config.sampling.temperature if temperature is None else temperature, max_tokens=config.sampling.max_tokens
-        ),
-        max_attempts=config.runner.attempts,
-    )
+class Evaluator:
+    """Measures the policy on the eval tasks."""
+
+    def __init__(self, services: Services, settings: EvalConfig, tasks: Sequence[Task]) -> None:
+        self._services, self._settings, self._tasks = services, settings, list(tasks)
+
+    def due(self, step: int, *, last: bool) -> bool:
+        """Return whether a step (0: before the first one) ends with an evaluation."""
+        every = self._settings.every
+        return bool(self._tasks) and (step == 0 or last or bool(every and step % every == 0))
+
+    async def measure(self, step: int) -> list[Trajectory]:
+        """Return the trajectories of an evaluation with the weights as they are."""
+        await self._services.clear_cache()
+        return await self._services.collector.run(eval_rollouts(self._settings, self._tasks, self._services.rollouts, step))
+
+    def judge(self, state: RunState, metrics: dict[str, Any]) -> RunState:
+        """Return the state of the run after an evaluation: whether it is the best so far."""
+        reward = metrics.get("eval.sampled", metrics.get("eval.greedy"))
+        if reward is None:
+            return state
+        if state.best is None or reward > state.best:
+            return replace(state, best=reward, best_step=metrics["step"], evals_without_gain=0)
+        return replace(state, evals_without_gain=state.evals_without_gain + 1)
+
+    def out_of_patience(self, state: RunState) -> bool:
+        """Return whether the eval reward has not risen for `eval.patience` evaluations."""
+        return self._settings.patience is not None and state.evals_without_gain >= self._settings.patience
 
 
-def evaluation_rollouts(config: Config, tasks: Sequence[Task], step: int) -> list[Rollout]:
-    """The rollouts of one eval evaluation: of each task some sampled ones and a greedy one, as `evaluate` says."""
-    settings = config.eval
-    asked: dict[Kind, tuple[int, float]] = {
-        "sampled": (settings.samples, config.sampling.temperature),
-        "greedy": (int(settings.greedy), 0.0),
+def eval_rollouts(settings: EvalConfig, tasks: Sequence[Task], rollouts: RolloutSettings, step: int) -> list[Rollout]:
+    """Return the rollouts of one evaluation: `samples` sampled ones of each task, and a greedy one."""
+    kinds: dict[Kind, tuple[int, RolloutSettings]] = {
+        "sampled": (settings.samples, rollouts),
+        "greedy": (int(settings.greedy), rollouts.greedy()),
     }
     return [
-        new_rollout(config, task, "eval", f"{kind}-{step}-{place}", index, step, temperature)
-        for kind, (count, temperature) in asked.items()
+        sampling.rollout(task, "eval", f"{kind}-{step}-{place}", index, step)
+        for kind, (count, sampling) in kinds.items()
         for place, task in enumerate(tasks[: settings.tasks])
         for index in range(count)
     ]
 
 
 def kind_of(group: str) -> Kind | None:
-    """How a rollout of this group was sampled; None: it belongs to no evaluation."""
+    """Return how the rollouts of a group were sampled; None: they belong to no evaluation."""
     return next((kind for kind in KINDS if group.startswith(f"{kind}-")), None)
 
 
 def eval_metrics(trajectories: Sequence[Trajectory]) -> dict[str, float]:
-    """The numbers of an evaluation, under the names of `metrics.jsonl`; what was never scored is counted, not zero."""
+    """Return the mean rewards of an evaluation, under the names of `metrics.jsonl`. Unscored rollouts are counted, not zero."""
     row: dict[str, float] = {}
     for kind in KINDS:
-        rewards = [each.reward for each in trajectories if kind_of(each.group) == kind]
+        rewards = [trajectory.reward for trajectory in trajectories if kind_of(trajectory.group) == kind]
         scored = [reward for reward in rewards if reward is not None]
         if scored:
             row[f"eval.{kind}"] = float(np.mean(scored))

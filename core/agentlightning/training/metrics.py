@@ -1,11 +1,11 @@
-"""Where metrics go: `metrics.jsonl`, one line for each step, and never a lost line.
+"""Metrics of a step, and `metrics.jsonl`: one line for each step, and never a lost line.
 
-A line holds `step` (steps finished when it was written; 0: before training) and numbers. The names that other parts read:
+A line has `step` (finished steps at that time; 0: before training) and numbers. Other parts read these:
 
 - `reward`: mean reward of the step's training rollouts; `reward_spread`: standard deviation of the groups' mean rewards;
-- `demonstrated_reward`: the same of rollouts whose calls were answered by demonstrations, so that it says nothing of the policy;
-- `eval.sampled`, `eval.greedy`: mean reward on eval tasks, at the steps that measured it;
-- `tokens_per_second`: sampled tokens in a second of rollouts; `trained_tokens`; `seconds`: of the whole step.
+- `demonstrated_reward`: mean reward of rollouts with demonstrations in place of the policy's replies;
+- `eval.sampled`, `eval.greedy`: mean reward on the eval tasks, at the steps with an evaluation;
+- `tokens_per_second`: sampled tokens in a second of rollouts; `trained_tokens`; `seconds`: of the complete step.
 
 A number that was not measured is absent. NaN and infinity become null.
 """
@@ -13,22 +13,103 @@ A number that was not measured is absent. NaN and infinity become null.
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
 
 from agentlightning.errors import RunError
+from agentlightning.files import disk_errors, write_file
 from agentlightning.registry.registry import registry
-from agentlightning.training.run_folder import disk_errors, write_file
-from agentlightning.types import JSON
+from agentlightning.rl.batch.build import Batch
+from agentlightning.rl.trajectory.step_rewards import STEP_SIGNAL
+from agentlightning.training.run_state import Learned
+from agentlightning.types import JSON, Trajectory
 
 NAME = "metrics.jsonl"
 
 
+def step_metrics(trajectories: Sequence[Trajectory], batch: Batch) -> dict[str, Any]:
+    """Return the metrics of a step's trajectories. Rollouts with demonstrations do not count in `reward`, but in `demonstrated_reward`."""
+    transitions = [transition for trajectory in trajectories for transition in trajectory.transitions]
+    row: dict[str, Any] = {
+        "rollouts": len(trajectories),
+        "unscored": sum(trajectory.reward is None for trajectory in trajectories),
+        "failed": sum(trajectory.status != "succeeded" for trajectory in trajectories),
+        "transitions": len(transitions),
+        "sampled_tokens": sum(len(transition.response_ids) for transition in transitions if not transition.demonstrated),
+        "trained_tokens": batch.trained_tokens,
+        "trained_fraction": batch.stats.trained_fraction,
+        "groups": batch.stats.groups,
+        "groups_without_signal": batch.stats.groups_without_signal,
+        **_reward_metrics(trajectories),
+    }
+    signals = {reward.id: reward.name for transition in transitions for reward in transition.rewards if reward.source == STEP_SIGNAL}
+    row |= {f"step_signals.{name}": count for name, count in sorted(Counter(signals.values()).items())}
+    requests = Counter[str]()
+    for trajectory in trajectories:
+        requests.update(trajectory.calls)
+    return row | {f"requests.{status}": count for status, count in sorted(requests.items())}
+
+
+def _reward_metrics(trajectories: Sequence[Trajectory]) -> dict[str, float]:
+    rewards: dict[str, list[float]] = {}
+    """By group."""
+    demonstrated: list[float] = []
+    demonstrated_tokens = 0
+    for trajectory in trajectories:
+        demonstrations = [len(transition.response_ids) for transition in trajectory.transitions if transition.demonstrated]
+        demonstrated_tokens += sum(demonstrations)
+        if trajectory.reward is not None and demonstrations:
+            demonstrated.append(trajectory.reward)
+        elif trajectory.reward is not None:
+            rewards.setdefault(trajectory.group, []).append(trajectory.reward)
+    row: dict[str, float] = {}
+    if rewards:
+        row["reward"] = float(np.mean([reward for group in rewards.values() for reward in group]))
+        row["reward_spread"] = float(np.std([np.mean(group) for group in rewards.values()]))
+    if demonstrated:
+        row |= {"demonstrated_reward": float(np.mean(demonstrated)), "demonstrated_tokens": demonstrated_tokens}
+    return row
+
+
+def contributions(
+    trajectories: Sequence[Trajectory], returns: Sequence[Any], advantages: Sequence[Any], batch: Batch
+) -> dict[str, Learned]:
+    """Return the contribution of each rollout to a step, by id. Every sampled token is trained, or excluded by a named reason."""
+    excluded: dict[str, Counter[str]] = {}
+    for untrained in batch.untrained:
+        excluded.setdefault(untrained.rollout_id, Counter())[untrained.reason] += untrained.tokens
+    counts = np.bincount(batch.transition_rollout[batch.transition[batch.trained]], minlength=len(batch.rollout_ids))
+    trained = dict(zip(batch.rollout_ids, counts.tolist(), strict=True))
+    return {
+        trajectory.rollout_id: Learned(
+            returns=tuple(_finite(value) for value in credit),
+            advantages=tuple(_finite(value) for value in _by_transition(trajectory, advantage)),
+            trained=trained.get(trajectory.rollout_id, 0),
+            excluded=dict(excluded.get(trajectory.rollout_id, {})),
+        )
+        for trajectory, credit, advantage in zip(trajectories, returns, advantages, strict=True)
+    }
+
+
+def _by_transition(trajectory: Trajectory, values: Any) -> Any:
+    """(transitions,) from one number for each transition, or the means of one number for each token."""
+    tokens = [len(transition.response_ids) for transition in trajectory.transitions]
+    if len(values) == len(tokens):
+        return values
+    return [float(np.mean(part)) if len(part) else np.nan for part in np.split(values, np.cumsum(tokens)[:-1])]
+
+
+def _finite(value: Any) -> float | None:
+    return float(value) if np.isfinite(value) else None
+
+
 class JSONLines:
-    """Appends metrics to `metrics.jsonl` in a run folder; each line is on the disk when `log` returns."""
+    """Appends metrics to `metrics.jsonl` in a run folder. A line is on the disk when `log` returns."""
 
     def __init__(self, folder: Path) -> None:
         self.path = Path(folder) / NAME
@@ -51,13 +132,13 @@ class JSONLines:
 
 
 class Trackers:
-    """Every tracker that a config names, and `metrics.jsonl`, which a run always has."""
+    """The trackers of a run: `metrics.jsonl`, and every tracker that its config names."""
 
     def __init__(self, names: Sequence[str], folder: Path) -> None:
         self._trackers: list[Any] = [registry().load("trackers", name)(folder) for name in dict.fromkeys(("jsonl", *names))]
 
     def log(self, metrics: Mapping[str, JSON]) -> None:
-        """One step."""
+        """Log one step."""
         for tracker in self._trackers:
             tracker.log(metrics)
 
@@ -70,23 +151,23 @@ class Trackers:
 
 
 def read_metrics(folder: Path) -> tuple[list[dict[str, Any]], str | None]:
-    """The lines of `metrics.jsonl`, and a sentence about a last line that was torn by a crash (None: there is none).
+    """Return the lines of `metrics.jsonl`, and a sentence about a last line that a crash cut off (None: it is complete).
 
-    Raises `RunError` when another line is broken: that is damage, not a crash.
+    Raises `RunError` if another line is damaged.
     """
     path = Path(folder) / NAME
     if not path.exists():
         return [], None
     lines, torn = _split(path)
     rows = [_row(path, number, line) for number, line in enumerate(lines, 1)]
-    note = f"{path}: the last line is incomplete ({len(torn)} bytes, cut off by a crash) and was left out" if torn else None
+    note = f"{path}: ignoring the last line, which a crash cut off ({len(torn)} bytes)." if torn else None
     return rows, note
 
 
 def cut_metrics(folder: Path, *, after: int | None) -> int:
-    """Move the lines of steps beyond `after`, and a torn last line, to `metrics.jsonl.bak`; returns how many lines moved.
+    """Move the lines of steps beyond `after`, and a last line that was cut off, to `metrics.jsonl.bak`. Return how many lines moved.
 
-    A resumed run makes those steps again; nothing is lost. None: only a torn line is moved.
+    A resumed run repeats those steps. None: only a cut-off line moves.
     """
     path = Path(folder) / NAME
     if not path.exists():
@@ -106,7 +187,7 @@ def cut_metrics(folder: Path, *, after: int | None) -> int:
 
 
 def _split(path: Path) -> tuple[list[bytes], bytes]:
-    """Complete lines, and what stands behind the last line end."""
+    """Return the complete lines, and the bytes after the last line end."""
     with disk_errors("read", path):
         *lines, torn = path.read_bytes().split(b"\n")
     return lines, torn
@@ -116,12 +197,12 @@ def _row(path: Path, number: int, line: bytes) -> dict[str, Any]:
     try:
         return msgspec.json.decode(line, type=dict[str, Any])
     except (msgspec.DecodeError, msgspec.ValidationError) as error:
-        raise RunError(f"{path}, line {number}, is damaged: {error}; remove that line to go on") from error
+        raise RunError(f"{path}, line {number}, is damaged: {error}. Remove that line to continue.") from error
 
 
 def _number(value: Any) -> Any:
-    """numpy's numbers, which metrics are full of."""
+    """Convert a number of numpy."""
     item = getattr(value, "item", None)
     if item is None:
-        raise TypeError(f"metrics hold numbers and texts, not {type(value).__name__}")
+        raise TypeError(f"A metric is a {type(value).__name__}. Log numbers and texts only.")
     return item()

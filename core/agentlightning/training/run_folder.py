@@ -1,24 +1,23 @@
-"""A run folder: everything that one run leaves behind, and all that is needed to go on.
+"""A run folder: everything that one run leaves behind, and all that a resumed run needs.
 
     runs/20261122-133000-demo/
-        config.toml     the whole configuration, as it was used
-        metrics.jsonl   one line for each step (tracking.py)
-        result.json     what came of it
-        reward.png      the curve (chart.py)
+        config.toml     the complete config, as the run used it
+        metrics.jsonl   one line for each step (metrics.py)
+        result.json     the result
+        reward.png      the reward curve (chart.py)
         store.db        every rollout, completion, span and reward
-        state.json      where the run stands
-        batches/step-00012.json      what each rollout contributed to that step
+        state.json      the state of the run
+        batches/step-00012.json      the contribution of each rollout to that step
         checkpoints/step-00012/      loads with `from_pretrained`; its own `run_state.json` makes it resumable
-        weights/version-00012/       while it runs: what the trainer hands to an engine of another process
+        weights/version-00012/       during the run: weights on their way to an engine in another process
 
-A file is there whole or not at all: it is written beside its final place, flushed to the disk and renamed. One process writes a
-run (`lock`); the system drops the lock of a process that died. A step is named by how many steps were finished with it, from 1;
+A file is complete or absent: it is written under another name, flushed to the disk and renamed. One process writes a run
+(`lock`); the operating system drops the lock of a process that died. A step's number is the count of finished steps, from 1;
 step 0 is the state before training.
 """
 
 from __future__ import annotations
 
-import errno
 import os
 import re
 import shutil
@@ -26,63 +25,30 @@ import socket
 import time
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from agentlightning.errors import RunError
+from agentlightning.files import disk_errors, flush, write_file
+from agentlightning.training.run_state import Learned, RunState
 from agentlightning.types import JSON
 
 _STEP = re.compile(r"step-(\d+)")
 _STATE = "run_state.json"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RunState:
-    """Where a run stands."""
-
-    step: int = 0
-    """Steps finished."""
-    sampler: JSON = None
-    """The sampler's own state: its position in the tasks."""
-    best: float | None = None
-    """Best eval reward so far; None: never measured."""
-    best_step: int | None = None
-    """The step that reached it."""
-    started: float = 0.0
-    """When the run began, seconds since the epoch."""
-    seconds: float = 0.0
-    """Time spent in it, over all resumptions."""
-    finished: bool = False
-    extra: dict[str, JSON] = field(default_factory=dict[str, JSON])
-    """What the algorithm keeps besides."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Learned:
-    """What one rollout contributed to a training step. `trained` and `left_out` together are all tokens of its winning attempt."""
-
-    returns: tuple[float | None, ...] = ()
-    """(transitions,) what credit assigned; None: no return."""
-    advantages: tuple[float | None, ...] = ()
-    """(transitions,) None: the transition has none, because it was not trained."""
-    trained: int = 0
-    """Sampled tokens that were trained."""
-    left_out: dict[str, int] = field(default_factory=dict[str, int])
-    """Sampled tokens that were not, by reason."""
-
-
 @dataclass(frozen=True, slots=True)
 class RunFolder:
-    """Paths of a run, and the ways to write them. Every method raises `RunError` when the disk refuses."""
+    """The paths of a run, and methods that read and write them. Every method raises `RunError` if the disk refuses."""
 
     path: Path
 
     @classmethod
     def create(cls, root: Path | str, name: str) -> RunFolder:
-        """Make `root/<time>-<name>`. Two runs of one second get different folders."""
+        """Make `root/<time>-<name>`. Two runs that start in one second get different folders."""
         slug = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.") or "run"
         stem = f"{time.strftime('%Y%m%d-%H%M%S')}-{slug}"
         with disk_errors("make the run folder", Path(root) / stem):
@@ -97,36 +63,36 @@ class RunFolder:
                 folder.checkpoints.mkdir()
                 folder.batches.mkdir()
                 return folder
-        raise RunError(f"cannot make a run folder {stem!r} under {root}: a thousand of them exist")
+        raise RunError(f"Cannot make a run folder {stem!r} under {root}: a thousand of them exist. Choose another name for the run.")
 
     @classmethod
     def open(cls, path: Path | str) -> RunFolder:
-        """A run that exists: its folder, or the folder's name under `runs/`."""
-        for each in (Path(path), Path("runs") / path):
-            if each.is_dir():
-                if not any((each / name).exists() for name in ("config.toml", "store.db", "state.json")):
+        """Return an existing run by its folder, or by the folder's name under `runs/`."""
+        for folder in (Path(path), Path("runs") / path):
+            if folder.is_dir():
+                if not any((folder / name).exists() for name in ("config.toml", "store.db", "state.json")):
                     raise RunError(
-                        f"{each} is no run folder: it has no config.toml, store.db or state.json; runs lie in runs/<time>-<name>/"
+                        f"{folder} is not a run folder: it has no config.toml, store.db or state.json. Name a folder runs/<time>-<name>/."
                     )
-                return cls(each.resolve())
-        known = [run.path.name for run in cls.all(Path("runs"))][-3:]
-        hint = f"the latest in runs/: {', '.join(known)}" if known else "there is no run in ./runs"
-        raise RunError(f"there is no run {str(path)!r}; {hint}")
+                return cls(folder.resolve())
+        latest = [run.path.name for run in cls.all(Path("runs"))][-3:]
+        hint = f"The latest runs are: {', '.join(latest)}." if latest else "The folder ./runs has no run."
+        raise RunError(f"There is no run {str(path)!r}. {hint}")
 
     @classmethod
     def all(cls, root: Path | str) -> list[RunFolder]:
-        """The runs under a folder, oldest first."""
+        """Return the runs under a folder, oldest first."""
         if not Path(root).is_dir():
             return []
-        paths = sorted(each for each in Path(root).iterdir() if re.match(r"\d{8}-\d{6}-", each.name) and each.is_dir())
+        paths = sorted(path for path in Path(root).iterdir() if re.match(r"\d{8}-\d{6}-", path.name) and path.is_dir())
         return [cls(path.resolve()) for path in paths]
 
     @classmethod
     def latest(cls, root: Path | str = "runs") -> RunFolder:
-        """The run that was started last."""
+        """Return the run that started last."""
         runs = cls.all(root)
         if not runs:
-            raise RunError(f"there is no run under {root}; `agl train CONFIG.toml` makes one, and so does `agl demo`")
+            raise RunError(f"There is no run under {root}. `agl train CONFIG.toml` makes one, and so does `agl demo`.")
         return runs[-1]
 
     @property
@@ -155,7 +121,7 @@ class RunFolder:
 
     @property
     def store_address(self) -> str:
-        """What `register_stores` opens."""
+        """The address for `open_store`."""
         return f"sqlite:{self.store}"
 
     @property
@@ -178,7 +144,7 @@ class RunFolder:
 
     @contextmanager
     def lock(self) -> Generator[None]:
-        """Be the one process that writes this run, for the block. `RunError` names the process that has it already."""
+        """Be the one process that writes this run, within the block. Raises `RunError` with the name of another process that does."""
         import fcntl  # POSIX; imported here so that reading a run works everywhere
 
         path = self.path / ".lock"
@@ -190,15 +156,15 @@ class RunFolder:
                     fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 except BlockingIOError:
                     owner = os.pread(handle, 200, 0).decode(errors="replace").strip() or "another process"
-                    raise RunError(f"run {self.name} is being written by {owner}; wait for it, or stop it first") from None
+                    raise RunError(f"Run {self.name} is in use by {owner}. Wait for it to end, or stop it first.") from None
                 os.ftruncate(handle, 0)
                 os.pwrite(handle, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
                 for folder in (self.path, self.checkpoints, self.batches):
-                    for left in folder.glob(".part-*"):  # of a process that died while writing
-                        shutil.rmtree(left) if left.is_dir() else left.unlink()
+                    for part in folder.glob(".part-*"):  # of a process that died while writing
+                        shutil.rmtree(part) if part.is_dir() else part.unlink()
             yield
         finally:
-            os.close(handle)  # releases the lock; the file stays, since removing it would let two processes lock two files
+            os.close(handle)  # releases the lock; the file stays, because removing it would let two processes lock two files
 
     # --- values ---
 
@@ -218,16 +184,16 @@ class RunFolder:
         return _read(self.state, RunState)
 
     def write_batch(self, step: int, learned: Mapping[str, Learned]) -> None:
-        """Keep what each rollout (by id) contributed to a step, for `agl show`."""
-        write_file(self.batches / f"step-{step:05d}.json", msgspec.json.encode(learned))
+        """Keep the contribution of each rollout (by id) to a step, for `agl show`."""
+        write_file(self._batch(step), msgspec.json.encode(learned))
 
     def read_batch(self, step: int) -> dict[str, Learned]:
-        """What `write_batch` kept; empty when the step trained nothing yet."""
-        path = self.batches / f"step-{step:05d}.json"
+        """Return the contributions that `write_batch` kept; empty for a step that was not trained yet."""
+        path = self._batch(step)
         return _read(path, dict[str, Learned]) if path.exists() else {}
 
     def read_batches(self, last: int | None = None) -> dict[str, Learned]:
-        """By rollout id, over all steps, or up to the last one that counts."""
+        """Return the contributions by rollout id, over all steps or up to `last`."""
         learned: dict[str, Learned] = {}
         for step in _steps(self.batches):
             if last is None or step <= last:
@@ -235,13 +201,16 @@ class RunFolder:
         return learned
 
     def steps_of(self) -> dict[str, int]:
-        """The step that took a rollout, by its id."""
+        """Return the step that trained on each rollout, by the rollout's id."""
         return {rollout_id: step for step in _steps(self.batches) for rollout_id in self.read_batch(step)}
+
+    def _batch(self, step: int) -> Path:
+        return self.batches / f"step-{step:05d}.json"
 
     # --- checkpoints ---
 
     def steps(self) -> list[int]:
-        """Steps that have a complete checkpoint, in order."""
+        """Return the steps with a complete checkpoint, in order."""
         return [step for step in _steps(self.checkpoints) if (self.checkpoint(step) / _STATE).is_file()]
 
     def checkpoint(self, step: int) -> Path:
@@ -249,8 +218,8 @@ class RunFolder:
 
     @contextmanager
     def new_checkpoint(self, state: RunState) -> Generator[Path]:
-        """A folder for the trainer to save into. Leaving the block makes it the checkpoint of `state.step`, and `state` the run's;
-        an error inside leaves everything as it was."""
+        """Give the trainer a folder to save into. Leaving the block makes it the checkpoint of `state.step`, and `state` the run's state.
+        An error inside changes nothing."""
         final, part = self.checkpoint(state.step), self.checkpoints / f".part-{state.step:05d}-{os.getpid()}"
         try:
             with disk_errors("write checkpoint", final):
@@ -259,91 +228,48 @@ class RunFolder:
                 part.mkdir()
                 yield part
                 write_file(part / _STATE, _pretty(state))
-                for each in part.rglob("*"):
-                    if each.is_file():
-                        _sync(each)
+                for file in part.rglob("*"):
+                    if file.is_file():
+                        flush(file)
                 if final.exists():  # of a run that was cut back before this step
                     _discard(final)
                 part.rename(final)
-                _sync(self.checkpoints)
+                flush(self.checkpoints)
         finally:
             shutil.rmtree(part, ignore_errors=True)
         self.write_state(state)
 
     def resume_point(self) -> tuple[Path, RunState]:
-        """The newest complete checkpoint and the state that belongs to it."""
+        """Return the newest complete checkpoint and its state."""
         steps = self.steps()
         if not steps:
-            raise RunError(f"run {self.name} has no complete checkpoint to resume from; start it anew with its {self.config}")
+            raise RunError(f"Run {self.name} has no complete checkpoint to resume from. Start it again with {self.config}.")
         path = self.checkpoint(steps[-1])
         return path, _read(path / _STATE, RunState)
 
     def cut_back(self, step: int) -> None:
-        """Remove batches and checkpoints after a step: a resumed run makes them again."""
+        """Remove batches and checkpoints after a step. A resumed run makes them again."""
         with disk_errors("clean the run folder", self.path):
-            for each in _steps(self.checkpoints):
-                if each > step:
-                    _discard(self.checkpoint(each))
-            for each in _steps(self.batches):
-                if each > step:
-                    (self.batches / f"step-{each:05d}.json").unlink()
+            for later in [number for number in _steps(self.checkpoints) if number > step]:
+                _discard(self.checkpoint(later))
+            for later in [number for number in _steps(self.batches) if number > step]:
+                self._batch(later).unlink()
 
     def prune(self, *, best: int | None = None, every: int | None = None, last: int = 2) -> list[int]:
-        """Remove the checkpoints that `kept` does not keep; returns their steps."""
+        """Remove the checkpoints that `kept_steps` does not keep, and return their steps."""
         steps = self.steps()
-        gone = sorted(set(steps) - kept(steps, best=best, every=every, last=last))
+        gone = sorted(set(steps) - kept_steps(steps, best=best, every=every, last=last))
         with disk_errors("remove old checkpoints in", self.checkpoints):
             for step in gone:
                 _discard(self.checkpoint(step))
         return gone
 
 
-def kept(steps: Sequence[int], *, best: int | None = None, every: int | None = None, last: int = 2) -> set[int]:
-    """Which checkpoints stay: the last ones, the best, and every Nth."""
+def kept_steps(steps: Sequence[int], *, best: int | None = None, every: int | None = None, last: int = 2) -> set[int]:
+    """Return the steps whose checkpoints stay: the last ones, the best, and every Nth."""
     keep = set(sorted(steps)[-last:])
     keep |= {step for step in steps if step == best or (every and step % every == 0)}
     return keep
-
-
-def write_file(path: Path, data: bytes) -> None:
-    """Write a file so that it is there whole or not at all, also after a power cut."""
-    part = path.with_name(f".part-{path.name}-{os.getpid()}")
-    with disk_errors("write", path):
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with part.open("wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            part.replace(path)
-            _sync(path.parent)
-        finally:
-            part.unlink(missing_ok=True)
-
-
-@contextmanager
-def disk_errors(what: str, path: Path) -> Generator[None]:
-    """Turn what the system says about a file into a `RunError` that names the cause and the way out."""
-    try:
-        yield
-    except OSError as error:
-        raise RunError(f"cannot {what} {path}: {_cause(error, path)}") from error
-
-
-def _cause(error: OSError, path: Path) -> str:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        existing = next((each for each in (path, *path.parents) if each.exists()), Path("/"))
-        free = shutil.disk_usage(existing).free / 2**20
-        return f"the disk is full ({free:.0f} MiB free); free some space, then go on with `agl train CONFIG.toml --resume RUN`"
-    if error.errno in (errno.EACCES, errno.EPERM):
-        return "permission denied; make the folder writable for this user, or choose another one for the run"
-    if error.errno == errno.EROFS:
-        return "the file system is read-only; choose another folder for the run"
-    if error.errno in (errno.ENOTDIR, errno.EEXIST):
-        return "a file stands where a folder is needed; move it away, or choose another folder for the run"
-    if error.errno == errno.ENOENT:
-        return "it, or a folder above it, does not exist and cannot be made; check the name, or choose another folder"
-    return error.strerror or str(error)
 
 
 def _read(path: Path, kind: Any) -> Any:
@@ -352,7 +278,7 @@ def _read(path: Path, kind: Any) -> Any:
     try:
         return msgspec.json.decode(data, type=kind)
     except (msgspec.DecodeError, msgspec.ValidationError) as error:
-        raise RunError(f"{path} cannot be read as Agent Lightning wrote it: {error}") from error
+        raise RunError(f"{path} is damaged: {error}. Restore the file, or start the run again.") from error
 
 
 def _pretty(value: Any) -> bytes:
@@ -365,16 +291,8 @@ def _steps(folder: Path) -> list[int]:
 
 
 def _discard(folder: Path) -> None:
-    """Remove a folder so that a half-removed one is never taken for a whole one."""
+    """Remove a folder. It gets another name first, so a half-removed one never looks complete."""
     aside = folder.with_name(f".part-{folder.name}-{os.getpid()}")
     shutil.rmtree(aside, ignore_errors=True)
     folder.rename(aside)
     shutil.rmtree(aside)
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -1,4 +1,7 @@
-"""Everything that must run before a rollout can: store, weights, engine, gateway, runners; opened in order, closed in reverse."""
+"""Everything that runs during a training run: store, trainer, engine, gateway and runners; opened in order, closed in reverse.
+
+This is where a config is taken apart: each part below receives its own table, or plain values.
+"""
 
 from __future__ import annotations
 
@@ -6,213 +9,212 @@ import asyncio
 import dataclasses
 import secrets
 import sys
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Collection
 from contextlib import AsyncExitStack, asynccontextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-from agentlightning.config.models import find_model
-from agentlightning.config.parts import Part
 from agentlightning.config.schema import Config, RunnerSettings
 from agentlightning.contracts.engine import Engine
 from agentlightning.contracts.model import ModelFiles, Share
 from agentlightning.contracts.store import LightningStore
-from agentlightning.contracts.trainer import Trainer, check_capabilities
-from agentlightning.errors import ConfigError, UnsupportedSetting
+from agentlightning.contracts.trainer import Trainer
+from agentlightning.errors import StoreError
 from agentlightning.gateway import Gateway
 from agentlightning.gateway.rendering.demonstration import Demonstrate
-from agentlightning.registry.registry import load_object, registry
-from agentlightning.rl.advantage import Needs
-from agentlightning.rl.loss import loss_of
+from agentlightning.gateway.rendering.renderer import load_tokenizer
+from agentlightning.rl.trajectory.step_rewards import step_rewards
 from agentlightning.runner.program import CommandAgent
-from agentlightning.runner.proxies import reach_loopback
-from agentlightning.runner.runner import Agent, Runner, takes_llm
-from agentlightning.runner.worker_pool import WorkerOrder, Workers, reference_of
+from agentlightning.runner.runner import Agent, Runner
+from agentlightning.runner.worker_pool import WorkerOrder, Workers
 from agentlightning.stores.common import open_store
+from agentlightning.training.collector import Collector
+from agentlightning.training.controls import Controls
+from agentlightning.training.plan import Plan, Plugin, TrainingPlan
+from agentlightning.training.production.reading import ReplayReader
+from agentlightning.training.production.replay import ProductionReplay
+from agentlightning.training.production.steps import open_filled, trained_before
 from agentlightning.training.progress import Progress
+from agentlightning.training.rollouts import RolloutSettings, TrajectoryReader
+from agentlightning.training.run_folder import RunFolder
 from agentlightning.training.weight_sync import WeightSync
-from agentlightning.types import new_id
+from agentlightning.types import Sampling, new_id
 
 
 @dataclass(frozen=True, slots=True)
-class Stack:
-    """What is open."""
+class RolloutServices:
+    """The open services of rollouts without training."""
+
+    engine: Engine
+    collector: Collector
+    rollouts: RolloutSettings
+
+
+@dataclass(frozen=True, slots=True)
+class Services(RolloutServices):
+    """The open services of a training run."""
 
     store: LightningStore
-    engine: Engine
-    trainer: Trainer | None
-    weight_sync: WeightSync | None
-    """There where there is a trainer."""
-    gateway: Gateway
-    runners: asyncio.Task[None]
-    """Ends only with an error, or when it is cancelled."""
+    trainer: Trainer
+    weight_sync: WeightSync
+    controls: Controls
+    max_staleness: int
+    """Steps that may lie between sampling a token and training on it."""
+
+    @property
+    def overlap(self) -> bool:
+        """Whether rollouts continue while the trainer steps; the engine then has weights of its own."""
+        return self.max_staleness > 0
+
+    async def clear_cache(self) -> None:
+        """Empty the engine's prefix cache before new rollouts. Cached prefixes change bits, and a resumed run starts without them."""
+        if not self.overlap:
+            await self.engine.load(self.engine.policy)
 
 
-def load_agent(agent: str | Agent, config: Config) -> Agent:
-    """The agent itself, checked; adapters that the config names are installed first."""
-    for adapter in config.adapters:
-        registry().load("adapters", adapter)(config.models)
-    if isinstance(agent, str):
-        agent = load_object(agent)
-    if not callable(agent):
-        raise ConfigError(f"the agent {agent!r} is not a function; expected `async def solve(task, llm) -> float` or the like")
-    takes_llm(agent)
-    return agent
+def rollout_settings(config: Config) -> RolloutSettings:
+    """The settings that the rollouts of a run share."""
+    sampling = Sampling(temperature=config.sampling.temperature, max_tokens=config.sampling.max_tokens)
+    return RolloutSettings(config.seed, sampling, config.runner.attempts)
 
 
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """A config with its plugins found and their settings checked: what can be wrong in it has been said."""
-
-    config: Config
-    agent: str | Agent | None
-    """The agent itself; its name when worker processes run it; None: nothing is to be run."""
-    files: ModelFiles
-    engine: tuple[Any, Any]
-    """Class and settings."""
-    trainer: tuple[Any, Any] | None
-
-
-async def plan(config: Config, agent: str | Agent | None, *, progress: Progress, train: bool = True, algorithm: Any = None) -> Plan:
-    """Check a config and its agent, and find its model, before anything is made. Imports the plugins' libraries and the agent, in a
-    thread. What `algorithm` asks and the trainer does not honour is refused."""
-
-    def check() -> Plan:
-        reach_loopback()  # before the agent is imported, which may make its client then
-        part = Part.parse("engines", config.engine, "engine")
-        engine = part.target, part.make()
-        remote = bool(getattr(engine[0], "remote", False))
-        if remote and train:
-            raise UnsupportedSetting(
-                f"The weights of engine {config.engine['name']!r} are on another server, and no trainer can change them. Use "
-                "`agl rollout` or `agl serve` with it, or train a model of another engine."
-            )
-        if train:
-            engine = engine[0], _own_weights(engine[1], config)
-        part = Part.parse("trainers", config.trainer, "trainer") if train else None
-        trainer = (part.target, part.make()) if part is not None else None
-        if trainer is not None and getattr(trainer[1], "total_steps", 0) is None:
-            trainer = trainer[0], dataclasses.replace(trainer[1], total_steps=config.steps)
-        if trainer is not None:
-            able = trainer[0].offers(trainer[1])
-            needs: Needs = getattr(algorithm, "needs", Needs())
-            check_capabilities(str(config.trainer["name"]), able, loss_of(algorithm), critic=needs.critic)
-            if able.critic and not needs.critic and algorithm is not None:
-                raise UnsupportedSetting(
-                    "trainer.critic is true, and nothing of the algorithm asks a critic; leave it out, or take advantage = 'gae' or "
-                    "credit = 'learned'"
-                )
-        checked: str | Agent | None = None
-        if agent is not None and config.runner.workers:
-            checked = reference_of(agent)
-            load_agent(checked, config)  # in this process too, so that a wrong name is said at once
-        elif agent is not None:
-            checked = load_agent(agent, config)
-        progress.phase("finding model")
-        files = ModelFiles(config.model, "") if remote else find_model(config.model, progress=progress.phase)
-        return Plan(config, checked, files, engine, trainer)
-
-    return await asyncio.to_thread(check)
-
-
-def _own_weights(settings: Any, config: Config) -> Any:
-    """The settings of an engine, with weights of its own where rollouts go on while the trainer steps."""
-    ahead, copies = config.collection.max_staleness, getattr(settings, "copy_weights", True)
-    if copies is None:
-        return dataclasses.replace(settings, copy_weights=ahead > 0)
-    if ahead and not copies:
-        raise UnsupportedSetting(
-            f"collection.max_staleness is {ahead}, so rollouts go on while the trainer steps, and engine.copy_weights is false: the engine "
-            "would serve weights that change under it; leave engine.copy_weights out"
-        )
-    return settings
+def trajectory_reader(config: Config) -> TrajectoryReader:
+    """The reader of a run's trajectories."""
+    return TrajectoryReader(config.agents, config.reward_weights, step_rewards(config.step_rewards))
 
 
 @asynccontextmanager
-async def open_stack(
-    plan: Plan,
-    *,
-    store: str,
-    weights: Path,
-    progress: Progress,
-    demonstrate: Demonstrate | None = None,
-    restore: Path | None = None,
-) -> AsyncGenerator[Stack]:
-    """Open everything of a plan; with `demonstrate` it answers the calls of training rollouts. `weights` is the folder
-    through which a trainer hands its weights to an engine of another process. Heavy work happens in threads."""
-    config = plan.config
+async def open_replay(
+    config: Config, plan: TrainingPlan, controls: Controls, *, trained: Collection[str] = ()
+) -> AsyncGenerator[ProductionReplay | None]:
+    """Open the production replay of a config; None: it has none. `trained`: ids of rollouts that the run has trained already."""
+    if config.replay is None:
+        yield None
+        return
+    store = open_filled(config.replay.store)
+    try:
+        _, tokenizer = await asyncio.to_thread(load_tokenizer, plan.files.name, plan.files.path)
+        earlier = await asyncio.to_thread(trained_before, config.model, Path(config.path or "."))
+        reader = ReplayReader(store, trajectory_reader(config), tokenizer)
+        yield ProductionReplay(
+            reader, controls, compares=plan.algorithm.needs.group, wait=config.replay.wait, trained=earlier | set(trained)
+        )
+    finally:
+        await store.close()
+
+
+async def check_replay(config: Config, plan: TrainingPlan, controls: Controls) -> None:
+    """Raise `StoreError` if a production replay has nothing to train on and does not wait for it."""
+    async with open_replay(config, plan, controls) as replay:
+        if replay is not None and config.replay is not None and not await replay.more():
+            raise StoreError(
+                f"replay.store: there is nothing to train on in {config.replay.store!r}; its production rollouts: "
+                f"{replay.account() or 'none has ended'}. Record rollouts with `agl.rollout(task)` and `agl serve`, score them with "
+                "agl.reward or agl.reward_later, or set replay.wait = true to wait for them."
+            )
+
+
+@asynccontextmanager
+async def open_services(
+    config: Config, plan: TrainingPlan, folder: RunFolder, controls: Controls, *, restore: Path | None = None
+) -> AsyncGenerator[Services]:
+    """Open the services of a training run. Heavy work happens in threads. `restore` is the checkpoint of a resumed run."""
+    share: Share = {}
     async with AsyncExitStack() as exits:
-        opened = open_store(store)
-        exits.push_async_callback(opened.close)
-        files = plan.files
-        share: Share = {}
-        progress.phase("loading model")
-        trainer: Trainer | None = None
-        if plan.trainer is not None:
-            trainer_class, trainer_settings = plan.trainer
-            trainer = opened_trainer = cast(Trainer, await trainer_class.create(files, trainer_settings, share))
-            exits.push_async_callback(opened_trainer.close)
-            if restore is not None:
-                progress.phase("restoring checkpoint")
-                await opened_trainer.restore(restore)
-        engine_class, engine_settings = plan.engine
-        engine: Engine = await engine_class.create(files, engine_settings, share)
-        exits.push_async_callback(engine.close)
-        weight_sync: WeightSync | None = None
-        if trainer is not None:
-            await opened.publish(trainer.policy)
-            weight_sync = WeightSync(trainer, engine, weights)
-            if config.collection.max_staleness and weight_sync.direct and not getattr(engine_settings, "copy_weights", False):
-                raise UnsupportedSetting(
-                    f"collection.max_staleness is {config.collection.max_staleness}, so rollouts go on while the trainer steps, and engine "
-                    f"{config.engine['name']!r} serves the trainer's own weights; leave it at 0, or use engine 'torch'"
-                )
-            exits.callback(weight_sync.clear)
-            await weight_sync.serve(trainer.policy)
-        elif files.path:
-            await engine.load(engine.policy)  # an engine that starts with its first load says now what is wrong
-        token = secrets.token_urlsafe(24)
-        routes: tuple[Any, ...] = ()
-        if config.runner.workers:
-            from starlette.routing import Mount
-
-            from agentlightning.stores.http_server import store_app
-
-            routes = (Mount("/", app=store_app(opened, token)),)
-        gateway = Gateway(opened, engine, port=config.port, extra_routes=routes, demonstrate=demonstrate, models=config.models)
-        await gateway.start()
-        exits.push_async_callback(gateway.stop)
-        runners = asyncio.create_task(_runners(config, plan.agent, opened, gateway, engine, token))
-        exits.push_async_callback(_cancelled, runners)
-        yield Stack(opened, engine, trainer, weight_sync, gateway, runners)
+        store = open_store(folder.store_address)
+        exits.push_async_callback(store.close)
+        trainer = await _open_trainer(exits, plan.trainer, plan.files, share, restore, controls.progress)
+        engine = await _open_engine(exits, plan.engine, plan.files, share)
+        await store.publish(trainer.policy)
+        weight_sync = WeightSync(trainer, engine, folder.weights)
+        exits.callback(weight_sync.clear)
+        await weight_sync.serve(trainer.policy)
+        collector = await _open_runners(exits, config, plan.agent, store, engine, controls, plan.algorithm.demonstrate)
+        yield Services(engine, collector, rollout_settings(config), store, trainer, weight_sync, controls, config.collection.max_staleness)
 
 
-async def _runners(config: Config, agent: str | Agent | None, store: LightningStore, gateway: Gateway, engine: Engine, token: str) -> None:
-    settings: RunnerSettings = config.runner
+@asynccontextmanager
+async def open_rollout_services(config: Config, plan: Plan, folder: RunFolder, controls: Controls) -> AsyncGenerator[RolloutServices]:
+    """Open the services of rollouts without training."""
+    async with AsyncExitStack() as exits:
+        store = open_store(folder.store_address)
+        exits.push_async_callback(store.close)
+        controls.progress.phase("loading model")
+        engine = await _open_engine(exits, plan.engine, plan.files, {})
+        if plan.files.path:
+            await engine.load(engine.policy)  # an engine that starts with its first load reports its errors now
+        collector = await _open_runners(exits, config, plan.agent, store, engine, controls, None)
+        yield RolloutServices(engine, collector, rollout_settings(config))
+
+
+async def _open_trainer(
+    exits: AsyncExitStack, plugin: Plugin, files: ModelFiles, share: Share, restore: Path | None, progress: Progress
+) -> Trainer:
+    progress.phase("loading model")
+    trainer: Trainer = await plugin[0].create(files, plugin[1], share)
+    exits.push_async_callback(trainer.close)
+    if restore is not None:
+        progress.phase("restoring checkpoint")
+        await trainer.restore(restore)
+    return trainer
+
+
+async def _open_engine(exits: AsyncExitStack, plugin: Plugin, files: ModelFiles, share: Share) -> Engine:
+    engine: Engine = await plugin[0].create(files, plugin[1], share)
+    exits.push_async_callback(engine.close)
+    return engine
+
+
+async def _open_runners(
+    exits: AsyncExitStack,
+    config: Config,
+    agent: str | Agent | None,
+    store: LightningStore,
+    engine: Engine,
+    controls: Controls,
+    demonstrate: Demonstrate | None,
+) -> Collector:
+    """Start a gateway and runners; return their collector. `demonstrate` answers training calls in the policy's place."""
+    token = secrets.token_urlsafe(24)
+    routes: tuple[Any, ...] = ()
+    if config.runner.workers:
+        from starlette.routing import Mount
+
+        from agentlightning.stores.http_server import store_app
+
+        routes = (Mount("/", app=store_app(store, token)),)
+    gateway = Gateway(store, engine, port=config.port, extra_routes=routes, demonstrate=demonstrate, models=config.models)
+    await gateway.start()
+    exits.push_async_callback(gateway.stop)
+    if isinstance(agent, str):
+        order = WorkerOrder(
+            agent=agent,
+            store=gateway.base_url.removesuffix("/v1").replace("://", f"://{token}@", 1),
+            model=engine.info.model,
+            base_url=gateway.base_url,
+            adapters=tuple(config.adapters),
+            models=tuple(config.models),
+            settings=dataclasses.asdict(config.runner),
+            path=tuple(path or str(Path.cwd()) for path in sys.path),
+            name=f"worker-{new_id()[-8:]}",
+        )
+        runs = Workers(store, order, config.runner).run()
+    else:
+        runs = _run_here(agent, store, gateway, config.runner)
+    runners = asyncio.create_task(runs)
+    exits.push_async_callback(_cancel, runners)
+    return Collector(store, runners, trajectory_reader(config), controls)
+
+
+async def _run_here(agent: Agent | None, store: LightningStore, gateway: Gateway, settings: RunnerSettings) -> None:
     if agent is None:
-        await asyncio.Event().wait()  # nothing is to be run
+        await asyncio.Event().wait()  # the run has no rollouts of its own
         return
-    if not settings.workers:
-        assert not isinstance(agent, str)
-        with agent if isinstance(agent, CommandAgent) else nullcontext():
-            await Runner(store, agent, gateway.llm, settings).run()
-        return
-    address = gateway.base_url.removesuffix("/v1").replace("://", f"://{token}@", 1)
-    order = WorkerOrder(
-        agent=reference_of(agent),
-        store=address,
-        model=engine.info.model,
-        base_url=gateway.base_url,
-        adapters=tuple(config.adapters),
-        models=tuple(config.models),
-        settings=dataclasses.asdict(settings),
-        path=tuple(path or str(Path.cwd()) for path in sys.path),
-        name=f"worker-{new_id()[-8:]}",
-    )
-    await Workers(store, order, settings).run()
+    with agent if isinstance(agent, CommandAgent) else nullcontext():
+        await Runner(store, agent, gateway.llm, settings).run()
 
 
-async def _cancelled(task: asyncio.Task[None]) -> None:
+async def _cancel(task: asyncio.Task[None]) -> None:
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)

@@ -1,171 +1,172 @@
-"""Which groups of rollouts make up a step: how many run ahead of it, which are filtered and replaced, what in them is not trained.
+"""Groups of rollouts for each step: how many run ahead, which are filtered and resampled, and which of their tokens are stale.
 
-Every group that was started is handed out in exactly one step, or cancelled; one that is filtered is handed out as well, with the reason
-at its transitions, so that nothing sampled goes uncounted. With `max_staleness = 0` a step's groups begin after the step before it.
+Every group that starts is used in exactly one step, or cancelled. A filtered group is used as well, with the reason on its transitions, so
+every sampled token is counted. With `max_staleness = 0` the groups of a step start after the step before it.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, cast
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from agentlightning.config.parts import Part, call, named
-from agentlightning.config.schema import Config
+from agentlightning.config.schema import CollectionConfig
 from agentlightning.config.tasks import Sampler
 from agentlightning.errors import ConfigError
 from agentlightning.rl.trajectory.build import leave_out
-from agentlightning.training.collector import Collector
-from agentlightning.training.evaluation import new_rollout
+from agentlightning.training.services import Services
+from agentlightning.training.step_source import Counts, ReplyLimits, StepSource, excluded_tokens
 from agentlightning.types import JSON, Task, Trajectory, Transition
 
-Counts = dict[str, float]
-REPEAT = 1 << 40
-"""Between the seeds of a task that comes several times in one step."""
+FILTERED = "its group was filtered (collection.filter)"
+STALE = "sampled by a policy that is older than collection.max_staleness"
 
 
 @dataclass(frozen=True, slots=True)
-class Started:
-    """A group under way."""
+class StartedGroup:
+    """A group whose rollouts were queued."""
 
-    task: str
-    """Its id."""
+    task: Task
     step: int
-    """Before which it was started, from 0."""
+    """The step that started it, from 0."""
     place: int
-    """Among the groups that were started then."""
+    """Position among the groups that this step started."""
     repeat: int
-    """How many groups of the same task were started then before it."""
+    """How many groups of the same task this step started before it."""
 
     @property
     def name(self) -> str:
         return f"train-{self.step}-{self.place}"
 
+    def to_json(self) -> JSON:
+        return {"task": self.task.id, "step": self.step, "place": self.place, "repeat": self.repeat}
 
-class Gatherer:
-    """One for each run."""
 
-    def __init__(
-        self, config: Config, collector: Collector, sampler: Sampler, tasks: Mapping[str, Task], *, longest: int | None, left: JSON = ()
-    ) -> None:
-        """`longest`: tokens of the longest path that the trainer takes; None: any. `left` is what `pending` gave before a run was stopped:
-        those groups are started first."""
-        self._config, self._collector, self._sampler, self._tasks = config, collector, sampler, dict(tasks)
-        self._longest = longest
-        keep = config.collection.filter
-        self._keep = None if keep is None else Part.parse("filters", keep, "collection.filter").make()
-        self._left = [Started(**each) for each in left]
-        self._running: dict[str, Started] = {}
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """The step trains on a group."""
+
+
+@dataclass(frozen=True, slots=True)
+class Dropped:
+    """The step counts a group and does not train on it."""
+
+    reason: str
+
+
+class StepGroups(StepSource):
+    """The step source of a run whose runners do the rollouts."""
+
+    name = "rollouts"
+    phase = "rollouts"
+    samples = True
+
+    def __init__(self, services: Services, settings: CollectionConfig, sampler: Sampler, *, tasks_per_step: int, steps: int) -> None:
+        """`steps`: of the run, so that no group starts for a step beyond the last."""
+        self._collector, self._trainer, self._rollouts = services.collector, services.trainer, services.rollouts
+        self._settings, self._sampler = settings, sampler
+        self._tasks_per_step, self._steps = tasks_per_step, steps
+        self._limits = ReplyLimits(settings, services.trainer.capabilities.max_sequence_tokens)
+        self._filter = None if settings.filter is None else Part.parse("filters", settings.filter, "collection.filter").make()
+        self._resumed: list[StartedGroup] = []
+        """Groups of a stopped run, which start first."""
+        self._running: dict[str, StartedGroup] = {}
         self._step, self._places = -1, 0
-        self._seen: Counter[str] = Counter()
+        self._repeats: Counter[str] = Counter()
+        """Groups that the step has started, by task id."""
 
-    @property
-    def pending(self) -> list[JSON]:
-        """The groups that were started and not handed out yet, as JSON."""
-        return [asdict(each) for each in (*self._running.values(), *self._left)]
-
-    async def next(self, step: int, group_size: int, version: Callable[[], int]) -> tuple[list[Trajectory], Counts]:
-        """The trajectories of a step, group by group in the order of their start, and what is counted of them. `version`: of the policy
-        that the step will train."""
-        settings = self._config.collection
-        need, resamples = self._config.tasks_per_step, settings.resample
-        ahead = min(settings.max_staleness, self._config.steps - step - 1) * self._config.tasks_per_step
-        taken: list[tuple[Started, list[Trajectory], bool]] = []
-        while need:
-            await self._start(step, need + ahead - len(self._running), group_size)
-            name, found = await self._collector.ended()
-            kept = self._keep is None or self._kept(found)
-            taken.append((self._running.pop(name), found, kept))
-            if not kept and resamples:
-                resamples -= 1
-            else:
-                need -= 1
-        taken.sort(key=lambda each: (each[0].step, each[0].place))
-        counts: Counts = {}
-        if self._keep is not None:
-            counts["groups_filtered"] = float(sum(not kept for _, _, kept in taken))
-            counts["groups_resampled"] = float(settings.resample - resamples)
-        now = version()
-        marked = [
-            leave_out(each, lambda transition, kept=kept: self._why(transition, kept, now)) for _, found, kept in taken for each in found
+    def resume(self, pending: Sequence[Mapping[str, Any]], tasks: Sequence[Task]) -> None:
+        """Start the groups again that `pending` returned before the run was stopped, except those whose task is gone."""
+        by_id = {task.id: task for task in tasks}
+        self._resumed = [
+            StartedGroup(by_id[group["task"]], group["step"], group["place"], group["repeat"])
+            for group in pending
+            if group["task"] in by_id
         ]
-        if settings.max_staleness:
-            counts["stale_tokens"] = _tokens(marked, STALE)
-        trajectories, dropped = self.fit(marked)
-        return trajectories, counts | dropped
 
-    def _kept(self, group: Sequence[Trajectory]) -> bool:
-        part = self._config.collection.filter
-        kept: Any = call("collection.filter", part, cast("Callable[..., Any]", self._keep), group)
-        kept = cast("Any", kept).item() if isinstance(kept, np.generic) else kept
-        if not isinstance(kept, bool):
-            raise ConfigError(f"collection.filter {named(part)} gave {kept!r:.80}; expected True or False")
-        return kept
+    def pending(self) -> list[JSON]:
+        return [group.to_json() for group in (*self._running.values(), *self._resumed)]
 
-    def fit(self, trajectories: Sequence[Trajectory]) -> tuple[list[Trajectory], Counts]:
-        """The trajectories without replies that are cut off, or too long for the trainer, where `collection` says so; and their tokens."""
-        found = [leave_out(each, self._unfit) for each in trajectories]
-        settings, counts = self._config.collection, Counts()
-        if settings.truncated == "drop":
-            counts["truncated_tokens_dropped"] = _tokens(found, TRUNCATED)
-        if settings.overlong == "drop":
-            counts["overlong_tokens_dropped"] = _tokens(found, OVERLONG)
-        return found, counts
+    def state(self) -> JSON:
+        return self._sampler.state()
+
+    def learn(self, trajectories: Sequence[Trajectory]) -> None:
+        """Tell a curriculum the rewards of its tasks, group by group."""
+        learn = getattr(self._sampler, "learn", None)
+        rewards: dict[tuple[str, str], list[float]] = {}
+        for trajectory in trajectories:
+            if trajectory.reward is not None:
+                rewards.setdefault((trajectory.task.id, trajectory.group), []).append(trajectory.reward)
+        if learn is not None:
+            for (task_id, _), group_rewards in rewards.items():
+                learn(task_id, group_rewards)
+
+    async def next(self, step: int, group_size: int) -> tuple[list[Trajectory], Counts]:
+        ahead = min(self._settings.max_staleness, self._steps - step - 1) * self._tasks_per_step
+        missing, resamples = self._tasks_per_step, 0
+        groups: list[tuple[StartedGroup, list[Trajectory], Kept | Dropped]] = []
+        while missing:
+            await self._start(step, missing + ahead - len(self._running), group_size)
+            name, trajectories = await self._collector.next_group()
+            decision = self.decide(trajectories)
+            groups.append((self._running.pop(name), trajectories, decision))
+            if isinstance(decision, Dropped) and resamples < self._settings.resample:
+                resamples += 1
+            else:
+                missing -= 1
+        groups.sort(key=lambda group: (group[0].step, group[0].place))
+        version = self._trainer.policy.version
+        marked = [self._mark(trajectory, decision, version) for _, group, decision in groups for trajectory in group]
+        counts: Counts = {}
+        if self._filter is not None:
+            counts["groups_filtered"] = float(sum(isinstance(decision, Dropped) for *_, decision in groups))
+            counts["groups_resampled"] = float(resamples)
+        if self._settings.max_staleness:
+            counts["stale_tokens"] = excluded_tokens(marked, STALE)
+        trajectories, limited = self._limits.apply(marked)
+        return trajectories, counts | limited
+
+    def decide(self, group: Sequence[Trajectory]) -> Kept | Dropped:
+        """Decide by `collection.filter` whether a step trains on a group."""
+        if self._filter is None:
+            return Kept()
+        kept: Any = call("collection.filter", self._settings.filter, self._filter, group)
+        if not isinstance(kept, bool | np.bool_):
+            raise ConfigError(
+                f"collection.filter {named(self._settings.filter)} returned {kept!r:.80}. Return True to train on the group, or False."
+            )
+        return Kept() if kept else Dropped(FILTERED)
+
+    def _mark(self, trajectory: Trajectory, decision: Kept | Dropped, version: int) -> Trajectory:
+        """Mark the replies that a policy of `version` does not train on."""
+
+        def reason(transition: Transition) -> str | None:
+            if isinstance(decision, Dropped):
+                return decision.reason
+            versions = transition.versions[transition.versions >= 0]
+            return STALE if len(versions) and version - int(versions.min()) > self._settings.max_staleness else None
+
+        return leave_out(trajectory, reason)
 
     async def _start(self, step: int, count: int, group_size: int) -> None:
+        """Start so many groups: first those of a stopped run, then new ones."""
         if count < 1:
             return
         if step != self._step:
-            self._step, self._places, self._seen = step, 0, Counter[str]()
-        again, self._left = self._left[:count], self._left[count:]
-        groups = [each for each in again if each.task in self._tasks]
-        fresh = self._sampler.next(count - len(groups)) if count > len(groups) else []
-        for task in fresh:
-            self._tasks.setdefault(task.id, task)
-            groups.append(Started(task.id, step, self._places, self._seen[task.id]))
+            self._step, self._places, self._repeats = step, 0, Counter[str]()
+        groups, self._resumed = self._resumed[:count], self._resumed[count:]
+        for task in self._sampler.next(count - len(groups)) if count > len(groups) else []:
+            groups.append(StartedGroup(task, step, self._places, self._repeats[task.id]))
             self._places += 1
-            self._seen[task.id] += 1
-        self._running |= {each.name: each for each in groups}
-        await self._collector.start(
-            [
-                new_rollout(
-                    self._config,
-                    self._tasks[each.task],
-                    "train",
-                    each.name,
-                    index,
-                    each.step,
-                    seed=self._config.seed + each.repeat * REPEAT,
-                )
-                for each in groups
-                for index in range(group_size)
-            ]
-        )
-
-    def _why(self, transition: Transition, kept: bool, version: int) -> str | None:
-        """Why a reply of a group is not trained by a policy of a version; None: it is."""
-        if not kept:
-            return FILTERED
-        known = transition.versions[transition.versions >= 0]
-        return STALE if len(known) and version - int(known.min()) > self._config.collection.max_staleness else None
-
-    def _unfit(self, transition: Transition) -> str | None:
-        settings = self._config.collection
-        if transition.truncated and settings.truncated == "drop":
-            return TRUNCATED
-        length = len(transition.prompt_ids) + len(transition.response_ids)
-        return OVERLONG if settings.overlong == "drop" and self._longest is not None and length > self._longest else None
-
-
-def _tokens(trajectories: Sequence[Trajectory], reason: str) -> float:
-    """Sampled tokens that are not trained for a reason."""
-    return float(sum(len(t.response_ids) for each in trajectories for t in each.transitions if t.reason == reason))
-
-
-FILTERED = "its group was filtered (collection.filter)"
-STALE = "sampled by a policy that is older than collection.max_staleness"
-TRUNCATED = "cut off by its limit of tokens (collection.truncated = 'drop')"
-OVERLONG = "longer than the trainer takes (collection.overlong = 'drop')"
+            self._repeats[task.id] += 1
+        self._running |= {group.name: group for group in groups}
+        rollouts = [
+            self._rollouts.repeated(group.repeat).rollout(group.task, "train", group.name, index, group.step)
+            for group in groups
+            for index in range(group_size)
+        ]
+        await self._collector.start(rollouts)

@@ -17,7 +17,7 @@ from agentlightning.rl.loss import SFTLoss, loss_of
 from agentlightning.rl.trajectory.build import trajectory
 from agentlightning.settings import build
 from agentlightning.stores.common import open_store
-from agentlightning.training.summary import learned, summary
+from agentlightning.training.metrics import contributions, step_metrics
 from agentlightning.types import Call, Completion, Reward, Rollout, Sampling, Task, Trajectory
 
 
@@ -85,11 +85,11 @@ async def test_a_step_accounts_for_every_token_and_calls_no_demonstrated_reward_
     chosen = algorithm.chosen(one)
     values = advantage(chosen)
     batch = make_batch([chosen], [values], demonstrations=True)
-    row = summary([chosen], batch)
+    row = step_metrics([chosen], batch)
     assert (row["demonstrated_reward"], row["demonstrated_tokens"], row["sampled_tokens"], row["trained_tokens"]) == (1.0, 3, 3, 3)
     assert "reward" not in row
     assert row["unscored"] == 0
-    kept = learned([chosen], [values], [values], batch)[one.rollout_id]
+    kept = contributions([chosen], [values], [values], batch)[one.rollout_id]
     sums = account(state, records, one, kept)
     assert (sums.sampled, sums.demonstrated, sums.trained, dict(sums.left_out)) == (6, 3, 3, {"sampled, not demonstrated": 3})
 

@@ -12,7 +12,8 @@ from typer.testing import CliRunner
 from agentlightning.cli.main import build
 from agentlightning.contracts.store import LightningStore
 from agentlightning.registry.registry import registry
-from agentlightning.training.run_folder import Learned, RunFolder
+from agentlightning.training.run_folder import RunFolder
+from agentlightning.training.run_state import Learned
 from agentlightning.types import Call, Completion, Reward, Rollout, Sampling, Span, Task
 
 AGL = Callable[..., tuple[int, str]]
@@ -91,6 +92,6 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[RunFolder, dic
     folder.write_config('model = "no-such-model"\nagents = ["*"]\n')
     store = registry().load("stores", "sqlite")(folder.store_address)
     made = asyncio.run(fill(store))
-    learned = Learned(returns=(1.0, 1.0), advantages=(0.75, None), trained=5, left_out={"no signal": 3})
+    learned = Learned(returns=(1.0, 1.0), advantages=(0.75, None), trained=5, excluded={"no signal": 3})
     folder.write_batch(1, {made["trained"].id: learned})
     return folder, made

@@ -59,14 +59,14 @@ def test_help_loads_neither_torch_nor_a_framework() -> None:
     [
         (["train"], 2, "Give it a config file, or `--resume RUN`"),
         (["train", "missing.toml"], 2, "missing.toml"),
-        (["train", "--resume", "latest"], 1, "there is no run under runs"),
-        (["train", "--resume", "20200101-000000-x"], 1, "there is no run '20200101-000000-x'"),
+        (["train", "--resume", "latest"], 1, "There is no run under runs"),
+        (["train", "--resume", "20200101-000000-x"], 1, "There is no run '20200101-000000-x'"),
         (["train", "--resume", "latest", "--dry-run"], 2, "--resume continues an old one"),
         (["rollout", "missing.toml"], 2, "missing.toml"),
         (["serve"], 2, "needs a run, a model or an upstream"),
         (["serve", "latest", "--model", "m"], 2, "needs a run, a model or an upstream"),
         (["models", "pull", "smollm2-135n"], 2, "smollm2-135m"),
-        (["show"], 1, "there is no run under runs"),
+        (["show"], 1, "There is no run under runs"),
     ],
 )
 def test_bad_input_is_one_clear_message(

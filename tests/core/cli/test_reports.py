@@ -10,8 +10,9 @@ from rich.console import Console
 
 from agentlightning.cli.rollout import print_scored
 from agentlightning.cli.train import print_dry_run, print_run
-from agentlightning.training.dry_run import DryRun, Scored
-from agentlightning.training.job import Run
+from agentlightning.training.dry_run import DryRun
+from agentlightning.training.score import Scored
+from agentlightning.training.train import Run
 
 
 @pytest.fixture

@@ -196,7 +196,7 @@ def test_a_plain_store_file_is_shown_as_well(agl: AGL, run: Filled, tmp_path: Pa
 @pytest.mark.parametrize(
     ("arguments", "code", "says"),
     [
-        (["show", "nothing"], 1, "there is no run 'nothing'; the latest in runs/: "),
+        (["show", "nothing"], 1, "There is no run 'nothing'. The latest runs are: "),
         (["show", "nothing.db"], 1, "there is no store file 'nothing.db'"),
         (["show", "postgres://host/db"], 2, "unknown store 'postgres'; known: "),
         (["show", "latest", "zzzz"], 1, "there is no rollout 'zzzz' in this store"),

@@ -16,9 +16,9 @@ from agentlightning.cli.main import build
 from agentlightning.config.schema import load_config
 from agentlightning.errors import ConfigError, JoinError
 from agentlightning.training.dry_run import dry_run
-from agentlightning.training.job import train_config
 from agentlightning.training.metrics import read_metrics
 from agentlightning.training.run_folder import RunFolder
+from agentlightning.training.train import train_config
 from agentlightning_torch.testing import tiny_model
 
 AGENT = """
@@ -87,7 +87,7 @@ def test_a_program_trains_and_its_run_resumes_from_anywhere(config: Path, tmp_pa
 
 def test_a_dry_run_of_a_program_that_asks_another_model_says_what_it_should_read(config: Path) -> None:
     settings = dataclasses.replace(load_config(config), command="echo 1")
-    with pytest.raises(JoinError, match="a command reads OPENAI_BASE_URL and OPENAI_API_KEY"):
+    with pytest.raises(JoinError, match="A command reads OPENAI_BASE_URL and OPENAI_API_KEY"):
         dry_run(settings)
 
 

@@ -23,8 +23,9 @@ from agentlightning.config.schema import load_config
 from agentlightning.errors import UnsupportedSetting
 from agentlightning.serving.serve import served_model
 from agentlightning.stores.common import open_store
-from agentlightning.training.dry_run import dry_run, rollout_config
+from agentlightning.training.dry_run import dry_run
 from agentlightning.training.progress import Silent
+from agentlightning.training.score import rollout_config
 from agentlightning_torch.testing import tiny_model
 
 

@@ -17,14 +17,16 @@ from openai import AsyncOpenAI
 import agentlightning as agl
 from agentlightning.config.samplers import Curriculum
 from agentlightning.config.tasks import load_tasks
+from agentlightning.contracts.engine import EngineSettings
 from agentlightning.contracts.model import ModelFiles, Share
 from agentlightning.contracts.store import AttemptRecords, RolloutState
 from agentlightning.errors import ConfigError, TrainerError, UnsupportedSetting
 from agentlightning.rl.batch.filters import difficulty, nonzero_variance
 from agentlightning.stores.common import open_store
-from agentlightning.training.job import make_job, train_job
+from agentlightning.training.job import make_job
 from agentlightning.training.metrics import read_metrics
 from agentlightning.training.run_folder import RunFolder
+from agentlightning.training.train import train_job
 from agentlightning.types import Task, Trajectory
 from agentlightning_torch.engine import TorchEngine
 from agentlightning_torch.testing import tiny_model
@@ -174,10 +176,10 @@ def test_tokens_beyond_the_staleness_are_left_out_and_counted(model: str, tmp_pa
     assert step > 3
     reason = "sampled by a policy that is older than collection.max_staleness"
     for each in late:
-        assert learned[each].left_out[reason] > 0, "its first call"
-        assert learned[each].trained + sum(n for why, n in learned[each].left_out.items() if why != reason) > 0, "its second call"
+        assert learned[each].excluded[reason] > 0, "its first call"
+        assert learned[each].trained + sum(n for why, n in learned[each].excluded.items() if why != reason) > 0, "its second call"
     assert rows(done)[step - 1]["stale_tokens"] == sum(
-        learned[each].left_out[reason] for each in learned if reason in learned[each].left_out
+        learned[each].excluded[reason] for each in learned if reason in learned[each].excluded
     )
     assert all(row["stale_tokens"] == 0 for row in rows(done)[:3])
 
@@ -194,7 +196,7 @@ def test_a_stopped_run_starts_again_what_ran_ahead(model: str, tmp_path: Path) -
     settings = {"steps": 5, "collection": {"max_staleness": 2}}
     half = run(job(model, tmp_path, **settings), Steps(stop_after=2))
     assert half.stopped
-    pending = RunFolder.open(half.folder).read_state().extra["pending"]
+    pending = RunFolder.open(half.folder).read_state().pending
     assert len(pending) == 4  # two steps of two groups
     whole = run(job(model, tmp_path, **settings), resume=half.folder)
     assert [row["step"] for row in rows(whole)] == [1, 2, 3, 4, 5]
@@ -205,7 +207,7 @@ def test_a_stopped_run_starts_again_what_ran_ahead(model: str, tmp_path: Path) -
     assert {f"train-{each['step']}-{each['place']}" for each in pending} <= set(taken)
     left = [state for state, _ in every.values() if state.status in ("queued", "running")]
     assert not left
-    assert "pending" not in folder.read_state().extra
+    assert folder.read_state().pending == []
 
 
 async def first_letter(task: Any, llm: agl.LLM) -> float:
@@ -225,8 +227,8 @@ def test_groups_without_signal_are_replaced_up_to_a_budget(model: str, tmp_path:
     kept = [row["groups"] - row["groups_without_signal"] for row in rows(refilled)]
     assert sum(kept) > sum(row["groups"] - row["groups_without_signal"] for row in rows(plain))
     learned = RunFolder.open(refilled.folder).read_batches()
-    assert sum(each.left_out.get("its group was filtered (collection.filter)", 0) for each in learned.values()) > 0
-    assert sum(each.trained + sum(each.left_out.values()) for each in learned.values()) == sum(r["sampled_tokens"] for r in rows(refilled))
+    assert sum(each.excluded.get("its group was filtered (collection.filter)", 0) for each in learned.values()) > 0
+    assert sum(each.trained + sum(each.excluded.values()) for each in learned.values()) == sum(r["sampled_tokens"] for r in rows(refilled))
 
 
 def test_a_run_with_refills_that_was_stopped_goes_on_bitwise(model: str, tmp_path: Path) -> None:
@@ -312,7 +314,10 @@ def test_a_conversation_longer_than_the_trainer_takes_is_an_error_or_left_out_an
         ),
         ({"collection": {"truncated": "punish"}}, r"collection\.truncated is 'punish'"),
         ({"collection": {"overlong": 1}}, r"collection\.overlong is 1"),
-        ({"collection": {"max_staleness": 1}, "engine": {"name": "torch", "copy_weights": False}}, r"engine\.copy_weights is false"),
+        (
+            {"collection": {"max_staleness": 1}, "engine": {"name": "torch", "copy_weights": False}},
+            r"engine\.copy_weights = false does not fit collection\.max_staleness = 1",
+        ),
     ],
 )
 def test_a_bad_setting_of_the_collection_is_one_line_before_any_model_loads(more: dict[str, Any], said: str, tmp_path: Path) -> None:
@@ -322,7 +327,7 @@ def test_a_bad_setting_of_the_collection_is_one_line_before_any_model_loads(more
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class NoCopy:
+class NoCopy(EngineSettings):
     device: str = "cpu"
     dtype: str = "float32"
     max_batch: int = 8

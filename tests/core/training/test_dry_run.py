@@ -10,8 +10,9 @@ import pytest
 
 from agentlightning.config.schema import load_config
 from agentlightning.errors import ConfigError, JoinError
-from agentlightning.training.dry_run import dry_run, rollout_config
+from agentlightning.training.dry_run import dry_run
 from agentlightning.training.run_folder import RunFolder
+from agentlightning.training.score import rollout_config
 from agentlightning_torch.testing import tiny_model
 
 AGENT = """
@@ -75,7 +76,7 @@ def test_scoring_runs_each_task_once_and_keeps_the_store(config: Any) -> None:
 
 def test_a_dry_run_refuses_what_a_run_would_refuse(config: Any, tmp_path: Path) -> None:
     (tmp_path / "silent_agent.py").write_text("async def solve(task):\n    return 1.0\n")
-    with pytest.raises(JoinError, match="no model call of the first step reached the gateway"):
+    with pytest.raises(JoinError, match="No model call of the first step reached the gateway"):
         dry_run(replace(config, agent="silent_agent:solve"))
 
 

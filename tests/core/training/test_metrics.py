@@ -40,7 +40,7 @@ def test_a_torn_last_line_is_left_out_and_named(tmp_path: Path) -> None:
     rows, note = read_metrics(tmp_path)
     assert [row["step"] for row in rows] == [0, 1]
     assert note is not None
-    assert "incomplete" in note
+    assert "ignoring the last line" in note
 
 
 def test_a_broken_line_in_the_middle_is_an_error_that_names_it(tmp_path: Path) -> None:

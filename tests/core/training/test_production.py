@@ -16,12 +16,13 @@ from production_world import TASKS, act, deployed, give_rewards, produce, solve
 
 import agentlightning as agl
 from agentlightning.cli.show import find_source
-from agentlightning.config.schema import Config, ReplayConfig, load_config
+from agentlightning.config.schema import load_config
 from agentlightning.errors import NotFound, RewardError, StoreError
 from agentlightning.stores.common import open_store
 from agentlightning.training.dry_run import dry_run
 from agentlightning.training.metrics import read_metrics
-from agentlightning.training.production import ProductionReplay, learned_before
+from agentlightning.training.production.replay import ProductionReplay
+from agentlightning.training.production.steps import trained_before
 from agentlightning.training.run_folder import RunFolder
 from agentlightning_torch.testing import tiny_model
 
@@ -111,7 +112,7 @@ def test_a_run_on_what_production_left_raises_the_held_out_reward(produced: Prod
     assert eval_metrics["after"] > eval_metrics["before"] + 0.1
     *_, last = rows(run)
     assert (last["step"], run.result["steps"], run.result["finished"]) == (6, 6, False), "96 rollouts are six steps of 16"
-    assert "nothing more to train in the store after step 6" in hears.messages
+    assert "The store has nothing more to train on after step 6." in hears.messages
     assert contents(tmp_path / "agl.db") == before, "the store is only read"
 
 
@@ -126,10 +127,10 @@ def test_every_rollout_is_trained_once_and_its_tokens_are_accounted_for(produced
     assert len(taken) == len(set(taken)) == 40
     assert sum(row["rollouts"] for row in rows(run)) == 40
     for step, row in zip(steps, rows(run), strict=True):
-        assert sum(each.trained + sum(each.left_out.values()) for each in step.values()) == row["sampled_tokens"]
+        assert sum(each.trained + sum(each.excluded.values()) for each in step.values()) == row["sampled_tokens"]
         assert sum(each.trained for each in step.values()) == row["trained_tokens"] > 0
     assert rows(run)[-1]["replay.unscored"] == 56
-    assert "nothing more to train in the store after step 6; left there: 56 without a reward so far" in hears.messages
+    assert "The store has nothing more to train on after step 6. Left there: 56 without a reward so far." in hears.messages
 
 
 def test_what_lies_between_old_replies_and_the_trained_policy_has_its_own_name_and_raises_no_alarm(
@@ -145,7 +146,7 @@ def test_what_lies_between_old_replies_and_the_trained_policy_has_its_own_name_a
     hears = Hears()
     run = agl.train(**settings(produced, store, tmp_path, model=other.path, steps=1, progress=hears))
     assert rows(run)[0]["off_policy_abs"] > 0.05
-    assert any("another policy than the one that is trained sampled these replies" in each for each in hears.messages)
+    assert any("another policy than the trained one sampled these replies" in each for each in hears.messages)
 
 
 def test_a_reward_that_comes_after_a_step_is_trained_in_a_later_one(
@@ -157,7 +158,7 @@ def test_a_reward_that_comes_after_a_step_is_trained_in_a_later_one(
     give_rewards(store, worth[:48])
 
     def later(text: str) -> None:
-        if text.startswith("waiting"):
+        if text.startswith("Waiting"):
             agl.reward_later(worth[0][0], 99.0, store=store)  # of one that was trained: it changes nothing any more
             give_rewards(store, worth[48:64])
 
@@ -170,14 +171,15 @@ def test_a_reward_that_comes_after_a_step_is_trained_in_a_later_one(
     )  # fmt: skip
     assert run.result["finished"]
     assert [row["rollouts"] for row in rows(run)] == [16] * 4
-    assert "waiting for production: 0 of 16 rollouts are there and scored; 48 have no reward so far" in hears.messages
+    assert "Waiting for production: 0 of 16 rollouts have ended and are scored; 48 have no reward so far." in hears.messages
     taken = [set(RunFolder.open(run.folder).read_batch(step)) for step in range(1, 5)]
     assert len(set.union(*taken)) == 64
     assert rows(run)[3]["reward"] <= 1
 
 
 def test_a_run_that_waits_is_stopped_like_any_other_and_goes_on(produced: Produced, store: str, tmp_path: Path) -> None:
-    from agentlightning.training.job import make_job, train_job
+    from agentlightning.training.job import make_job
+    from agentlightning.training.train import train_job
 
     give_rewards(store, produced[2][:48])
     arguments = settings(produced, store, tmp_path, replay={"store": store, "wait": True}, steps=4)
@@ -194,7 +196,8 @@ def test_a_run_that_waits_is_stopped_like_any_other_and_goes_on(produced: Produc
 
 
 def test_a_step_during_which_the_run_is_stopped_is_kept(produced: Produced, store: str, tmp_path: Path) -> None:
-    from agentlightning.training.job import make_job, train_job
+    from agentlightning.training.job import make_job
+    from agentlightning.training.train import train_job
 
     give_rewards(store, produced[2])
     arguments = settings(produced, store, tmp_path, steps=2, algorithm=agl.LightningRL(group_size=8, advantage="reinforce_pp"))
@@ -229,7 +232,8 @@ def test_a_run_that_ended_early_goes_on_when_more_has_come(produced: Produced, s
 
 @pytest.mark.parametrize("advantage", ["grpo", "reinforce_pp"])
 def test_a_stopped_and_resumed_run_is_bitwise_the_one_that_was_not(produced: Produced, store: str, tmp_path: Path, advantage: str) -> None:
-    from agentlightning.training.job import make_job, train_job
+    from agentlightning.training.job import make_job
+    from agentlightning.training.train import train_job
 
     give_rewards(store, produced[2][10:80])
     arguments = settings(produced, store, tmp_path, tasks_per_step=3, algorithm=agl.LightningRL(group_size=5, advantage=advantage))
@@ -250,9 +254,9 @@ def test_a_run_from_a_trained_checkpoint_learns_only_what_came_since(produced: P
     give_rewards(store, produced[2])
     first = agl.train(**settings(produced, store, tmp_path, steps=4, checkpoints={"every": 1, "last": 4}))
     trained = RunFolder.open(first.folder).read_batches().keys()
-    halfway = Config(model=str(RunFolder.open(first.folder).checkpoint(2)), replay=ReplayConfig(store=store))
-    assert learned_before(halfway) == set(RunFolder.open(first.folder).read_batches(2))
-    assert len(learned_before(halfway)) == 32
+    halfway = str(RunFolder.open(first.folder).checkpoint(2))
+    assert trained_before(halfway, Path()) == set(RunFolder.open(first.folder).read_batches(2))
+    assert len(trained_before(halfway, Path())) == 32
     assert len(trained) == 64
     with deployed(store, run=first.folder) as base_url:
         give_rewards(store, produce(store, base_url, 1, TASKS[:2] * 8, seed=5000))
@@ -260,7 +264,7 @@ def test_a_run_from_a_trained_checkpoint_learns_only_what_came_since(produced: P
     learned = RunFolder.open(second.folder).read_batches().keys()
     assert (len(learned), len(learned & trained)) == (48, 0), "32 of before that were not trained, and 16 new ones"
     assert [row["off_policy_abs"] > 0 for row in rows(second)] == [True] * 3
-    with pytest.raises(StoreError, match="there is nothing to train"):
+    with pytest.raises(StoreError, match="there is nothing to train on"):
         agl.train(**settings(produced, store, tmp_path, model=str(second.checkpoint)))
 
 
@@ -325,7 +329,7 @@ def test_what_cannot_be_trained_is_said_in_one_line_before_a_model_loads(produce
     (tmp_path / "runs").mkdir()
     for address, says in [
         (f"sqlite:{tmp_path / 'nowhere.db'}", r"replay\.store: there is no store file '.*nowhere\.db'"),
-        (empty, r"there is nothing to train in '.*empty\.db'; its production rollouts: none has ended\. "),
+        (empty, r"there is nothing to train on in '.*empty\.db'; its production rollouts: none has ended\. "),
         (store, r"its production rollouts: 96 without a reward so far\. "),
         (
             greedy,

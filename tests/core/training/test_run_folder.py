@@ -13,7 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agentlightning.errors import RunError
-from agentlightning.training.run_folder import Learned, RunFolder, RunState, disk_errors, kept, write_file
+from agentlightning.files import disk_errors, write_file
+from agentlightning.training.run_folder import RunFolder, kept_steps
+from agentlightning.training.run_state import Learned, RunState
 
 
 def make(tmp_path: Path) -> RunFolder:
@@ -51,7 +53,7 @@ def test_opening_a_run_that_is_not_there_names_those_that_are(tmp_path: Path, mo
     with pytest.raises(RunError, match=folder.name):
         RunFolder.open("20200101-000000-demo")
     (tmp_path / "holiday").mkdir()
-    with pytest.raises(RunError, match="no run folder"):
+    with pytest.raises(RunError, match="not a run folder"):
         RunFolder.open("holiday")
 
 
@@ -60,7 +62,7 @@ def test_state_and_batches_come_back_as_they_were_written(tmp_path: Path) -> Non
     state = RunState(step=3, sampler={"epoch": 1, "order": [2, 0]}, best=0.5, best_step=2, started=1.5, seconds=9.25)
     folder.write_state(state)
     assert folder.read_state() == state
-    learned = {"a": Learned(returns=(1.0, None), advantages=(0.1 + 0.2, None), trained=7, left_out={"no signal": 2})}
+    learned = {"a": Learned(returns=(1.0, None), advantages=(0.1 + 0.2, None), trained=7, excluded={"no signal": 2})}
     folder.write_batch(1, learned)
     folder.write_batch(2, {"b": Learned(trained=1)})
     assert folder.read_batch(1) == learned
@@ -99,7 +101,7 @@ def test_what_the_disk_refuses_names_cause_and_way_out(tmp_path: Path, number: i
 
 def test_a_file_in_the_place_of_the_runs_folder_is_an_error_that_says_so(tmp_path: Path) -> None:
     (tmp_path / "runs").write_text("")
-    with pytest.raises(RunError, match="a file stands where a folder is needed"):
+    with pytest.raises(RunError, match="a file is in the way of a folder"):
         RunFolder.create(tmp_path / "runs", "demo")
 
 
@@ -145,7 +147,7 @@ def test_cutting_back_removes_what_will_be_made_again(tmp_path: Path) -> None:
 
 @given(st.sets(st.integers(1, 200), max_size=30), st.integers(1, 200), st.none() | st.integers(1, 20), st.integers(1, 4))
 def test_the_last_the_best_and_every_nth_checkpoint_stay(steps: set[int], best: int, every: int | None, last: int) -> None:
-    stay = kept(sorted(steps), best=best, every=every, last=last)
+    stay = kept_steps(sorted(steps), best=best, every=every, last=last)
     assert stay <= steps
     for step in steps:
         newer = sum(other > step for other in steps)

@@ -13,9 +13,12 @@ from hypothesis import strategies as st
 from agentlightning.algorithms.lightning import LightningRL
 from agentlightning.contracts.store import LightningStore
 from agentlightning.stores.common import open_store
-from agentlightning.training.collector import Stopped
-from agentlightning.training.production import Found, ProductionReplay, choose
+from agentlightning.training.controls import Controls, Stopped
+from agentlightning.training.production.reading import ReplayReader
+from agentlightning.training.production.replay import ProductionReplay
+from agentlightning.training.production.states import ReplayRollout, State, choose
 from agentlightning.training.progress import Silent
+from agentlightning.training.rollouts import TrajectoryReader
 from agentlightning.types import Call, Completion, Mode, Reward, Rollout, Sampling, Task
 
 OURS = "0123456789abcdef"
@@ -51,9 +54,16 @@ async def reward(store: LightningStore, rollout_id: str, value: float, name: str
     await store.record([Reward(attempt_id=state.attempts[0].id, value=value, name=name)])
 
 
-def source_of(store: LightningStore, *, compares: bool = False, **more: Any) -> ProductionReplay:
-    settings: dict[str, Any] = {"tokenizer": OURS, "reading": {}, "progress": Silent(), "stop": asyncio.Event(), **more}
-    return ProductionReplay(store, compares=compares, **settings)
+def source_of(
+    store: LightningStore,
+    *,
+    compares: bool = False,
+    reading: TrajectoryReader | None = None,
+    stop: asyncio.Event | None = None,
+    **more: Any,
+) -> ProductionReplay:
+    reader = ReplayReader(store, reading or TrajectoryReader(), OURS)
+    return ProductionReplay(reader, Controls(Silent(), stop or asyncio.Event()), compares=compares, **more)
 
 
 async def ids(source: ProductionReplay, tasks: int, group_size: int) -> list[str]:
@@ -124,7 +134,7 @@ async def test_a_scored_rollout_with_nothing_to_train_counts_in_the_baseline_of_
     found = await source.next(1, 2)
     assert [each.rollout_id for each in found] == [silent, greedy, one, two], "of another model is no baseline"
     assert foreign not in {each.rollout_id for each in found}
-    assert source.counts() == {"replay.waiting": 0, "source.unscored": 0, "source.left_out": 1}
+    assert source.counts() == {"replay.waiting": 0, "replay.unscored": 0, "replay.excluded": 1}
     assert await ids(source_of(store), 5, 1) == [one, two]
 
 
@@ -159,7 +169,7 @@ async def test_what_is_left_is_counted_by_why() -> None:
         "1 without a model call",
         "1 without a reward so far",
     ]
-    assert source.counts() == {"replay.waiting": 0, "source.unscored": 1, "source.left_out": 8}
+    assert source.counts() == {"replay.waiting": 0, "replay.unscored": 1, "replay.excluded": 8}
 
 
 async def test_replies_of_another_tokenizer_in_a_rollout_of_ours_are_left_out_by_name_and_versions_are_none_of_ours() -> None:
@@ -196,6 +206,17 @@ async def test_a_late_reward_makes_a_rollout_ready_and_one_of_a_taken_rollout_ch
     assert not await source.more()
 
 
+async def test_rewards_that_contradict_each_other_by_the_time_of_the_step_exclude_a_rollout() -> None:
+    store = open_store("memory:")
+    first, second = await acted(store, "a", 1.0), await acted(store, "b", 1.0)
+    source = source_of(store)
+    assert await source.more()
+    await reward(store, first, float("nan"))
+    assert await ids(source, 2, 1) == [second]
+    assert source.account() == "1 with rewards that contradict each other, or are no finite numbers"
+    assert not await source.more()
+
+
 async def test_of_one_task_the_rollout_that_ended_first_is_taken_first_whenever_its_reward_came(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ProductionReplay, "SOONEST", 0.0)
     monkeypatch.setattr(ProductionReplay, "LATEST", 0.0)
@@ -212,7 +233,7 @@ async def test_of_one_task_the_rollout_that_ended_first_is_taken_first_whenever_
 async def test_a_reward_with_a_weight_is_waited_for_where_others_are_there() -> None:
     store = open_store("memory:")
     rollout_id = await acted(store, "a", 1.0)
-    source = source_of(store, reading={"reward_weights": {"thumbs": 1.0, "reward-0": 0.5}})
+    source = source_of(store, reading=TrajectoryReader(reward_weights={"thumbs": 1.0, "reward-0": 0.5}))
     assert not await source.more()
     await reward(store, rollout_id, 1.0, "thumbs")
     assert await source.more()
@@ -260,7 +281,7 @@ async def test_waiting_looks_ever_less_often_at_one_without_a_reward(monkeypatch
 async def test_what_was_trained_before_is_passed_over() -> None:
     store = open_store("memory:")
     made = [await acted(store, "a", float(n)) for n in range(4)]
-    assert await ids(source_of(store, taken=made[:3]), 4, 1) == made[3:]
+    assert await ids(source_of(store, trained=made[:3]), 4, 1) == made[3:]
 
 
 @given(
@@ -278,7 +299,7 @@ def test_a_source_that_starts_again_takes_what_one_that_went_on_takes(
             await acted(store, str(task), *([] if value is None else [value]), calls=0 if value == 0.0 and task == 3 else 1)
         going, taken = source_of(store, compares=compares), list[str]()
         while await going.more():
-            again = source_of(store, compares=compares, taken=taken)
+            again = source_of(store, compares=compares, trained=taken)
             assert await again.more()
             step = await ids(going, tasks, size)
             assert step
@@ -292,14 +313,15 @@ def test_a_source_that_starts_again_takes_what_one_that_went_on_takes(
 
 
 def test_groups_are_chosen_by_when_they_were_whole() -> None:
-    def found(*numbers: int) -> list[Found]:
-        return [Found(n, str(n)) for n in numbers]
+    def members(*numbers: int, state: State = State.READY) -> list[ReplayRollout]:
+        return [ReplayRollout(str(n), "", n, state=state) for n in numbers]
 
-    ready = {"a": found(1, 9), "b": found(2, 3, 4, 5), "c": found(6)}
-    assert choose(ready, {}, 2, 2, least=2, whole=True) == {"b": found(2, 3, 4, 5)}
-    assert choose(ready, {}, 9, 2, least=2, whole=True) == {"b": found(2, 3, 4, 5), "a": found(1, 9)}
-    assert choose(ready, {"c": found(7)}, 9, 2, least=2, whole=False) == {"b": found(2, 3, 4, 5), "a": found(1, 9), "c": found(6)}
-    assert choose(ready, {}, 2, 3, least=2, whole=False) == {"b": found(2, 3, 4), "a": found(1, 9)}
+    ready = {"a": members(1, 9), "b": members(2, 3, 4, 5), "c": members(6)}
+    with_baseline = {**ready, "c": [*members(6), *members(7, state=State.BASELINE)]}
+    assert choose(ready, 2, 2, least=2, full_only=True) == {"b": members(2, 3, 4, 5)}
+    assert choose(ready, 9, 2, least=2, full_only=True) == {"b": members(2, 3, 4, 5), "a": members(1, 9)}
+    assert choose(with_baseline, 9, 2, least=2, full_only=False) == {"b": members(2, 3, 4, 5), "a": members(1, 9), "c": members(6)}
+    assert choose(ready, 2, 3, least=2, full_only=False) == {"b": members(2, 3, 4), "a": members(1, 9)}
 
 
 @pytest.mark.parametrize(("advantage", "compares"), [("grpo", True), ("rloo", True), ("reinforce", False), ("reinforce_pp", False)])

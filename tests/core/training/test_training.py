@@ -105,7 +105,7 @@ def test_every_sampled_token_is_trained_or_left_out_by_name(model: str, tmp_path
     run = agl.train(two_turns, tasks=TASKS, **settings(model, tmp_path, steps=1))
     learned = RunFolder.open(run.folder).read_batch(1)
     assert len(learned) == 8
-    assert sum(each.trained + sum(each.left_out.values()) for each in learned.values()) == rows(run)[0]["sampled_tokens"]
+    assert sum(each.trained + sum(each.excluded.values()) for each in learned.values()) == rows(run)[0]["sampled_tokens"]
     assert sum(each.trained for each in learned.values()) == rows(run)[0]["trained_tokens"]
 
 
@@ -145,7 +145,8 @@ class StopAfter:
 
 @pytest.mark.parametrize("trainer", [{"train": "full"}, {"train": "lora", "lora_rank": 4}], ids=["full", "lora"])
 def test_a_stopped_and_resumed_run_has_bitwise_the_metrics_of_one_that_was_not(model: str, tmp_path: Path, trainer: dict[str, Any]) -> None:
-    from agentlightning.training.job import make_job, train_job
+    from agentlightning.training.job import make_job
+    from agentlightning.training.train import train_job
 
     exact = {
         "engine": {"name": "torch", "max_batch": 1},
@@ -293,9 +294,9 @@ async def unscored(task: Any, llm: agl.LLM) -> None:
 @pytest.mark.parametrize(
     ("agent", "error", "says"),
     [
-        (never_calls, JoinError, "no model call of the first step reached the gateway"),
-        (raises, AgentError, r"all 8 rollouts of the first step failed.*KeyError: 'question' at .*test_training.py"),
-        (unscored, AgentError, "no rollout of the first step was scored"),
+        (never_calls, JoinError, "No model call of the first step reached the gateway"),
+        (raises, AgentError, r"All 8 rollouts of the first step failed.*KeyError: 'question' at .*test_training.py"),
+        (unscored, AgentError, "No rollout in the first step received a reward"),
     ],
 )
 def test_what_makes_a_run_pointless_is_said_after_the_first_step(
@@ -319,7 +320,7 @@ def test_a_wrong_setting_is_said_before_anything_starts(model: str, tmp_path: Pa
 
 
 def test_a_run_that_does_not_exist_cannot_be_resumed(model: str, tmp_path: Path) -> None:
-    with pytest.raises(RunError, match="there is no run"):
+    with pytest.raises(RunError, match="There is no run"):
         agl.train(two_turns, tasks=TASKS, resume=tmp_path / "nothing", **settings(model, tmp_path))
 
 
@@ -396,7 +397,7 @@ def test_agents_that_are_not_selected_are_recorded_and_not_trained(model: str, t
     [row] = rows(run)
     assert row["transitions"] == 16
     learned = RunFolder.open(run.folder).read_batch(1)
-    assert all("agent 'check' is not selected" in each.left_out for each in learned.values())
+    assert all("agent 'check' is not selected" in each.excluded for each in learned.values())
     assert 0 < row["trained_tokens"] < row["sampled_tokens"]
     with pytest.raises(ConfigError, match="unknown agent 'wrlte'; did you mean 'write'"):
         agl.train(solve, tasks=TASKS, **settings(model, tmp_path, steps=1, agents=["wrlte"]))
@@ -409,7 +410,8 @@ def test_a_schedule_ends_with_the_run(model: str, tmp_path: Path) -> None:
 
 
 def test_a_run_without_a_checkpoint_starts_again_when_it_is_resumed(model: str, tmp_path: Path) -> None:
-    from agentlightning.training.job import make_job, train_job
+    from agentlightning.training.job import make_job
+    from agentlightning.training.train import train_job
 
     arguments = settings(model, tmp_path)
     del arguments["progress"]
@@ -427,7 +429,8 @@ def test_a_run_without_a_checkpoint_starts_again_when_it_is_resumed(model: str, 
 
 
 def test_ctrl_c_while_a_step_is_measured_loses_nothing_and_the_resumed_run_is_bitwise_the_same(model: str, tmp_path: Path) -> None:
-    from agentlightning.training.job import make_job, train_job
+    from agentlightning.training.job import make_job
+    from agentlightning.training.train import train_job
 
     exact = {
         "engine": {"name": "torch", "max_batch": 1},
@@ -578,7 +581,7 @@ def yes(group: Any) -> Any:
         ({"advantage": "words"}, r"algorithm\.advantage '.*:words' raised ValueError: could not convert .* \(lightning\.py, line"),
         ({"advantage": "broken"}, r"algorithm\.advantage '.*:broken' raised KeyError: 'nothing' \(test_training\.py, line \d+\)"),
         ({"loss": "summed"}, r"loss '.*:summed' gave a tensor of shape \(\) for \d+ tokens; expected the term of each"),
-        ({"filter": "yes"}, r"collection\.filter '.*:yes' gave 'yes'; expected True or False"),
+        ({"filter": "yes"}, r"collection\.filter '.*:yes' returned 'yes'"),
     ],
 )
 def test_a_function_of_ones_own_that_is_wrong_is_named_with_what_was_expected(
@@ -599,7 +602,7 @@ def test_a_function_of_ones_own_that_is_wrong_is_named_with_what_was_expected(
             {"algorithm": {"name": "lightning", "loss": f"{__name__}:one_argument"}},
             r"algorithm\.loss 'one_argument' cannot be called as \(logprob, old, advantage\): too many positional arguments",
         ),
-        ({"algorithm": {"name": "lightning"}, "trainer": {"name": "torch", "critic": True}}, r"trainer\.critic is true, and nothing"),
+        ({"algorithm": {"name": "lightning"}, "trainer": {"name": "torch", "critic": True}}, r"trainer\.critic = true has no effect"),
         ({"algorithm": {"name": "lightning", "advantage": "gae"}}, r"algorithm\.advantage needs a critic, .* set trainer\.critic = true"),
         (
             {"algorithm": {"name": "lightning", "credit": "learned"}},

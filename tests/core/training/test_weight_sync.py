@@ -1,4 +1,4 @@
-"""From the trainer to the engine: which way, what stays on the disk, and what a probe finds."""
+"""From the trainer to the engine: which way, what stays on the disk, and what a weight check finds."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from msgspec.structs import replace
 from agentlightning.contracts.engine import EngineInfo
 from agentlightning.contracts.trainer import Capabilities
 from agentlightning.errors import EngineError, UnsupportedSetting
-from agentlightning.training.weight_sync import WeightCheck, WeightSync, folder_of, judge, weight_check_ids
+from agentlightning.training.weight_sync import WeightCheck, WeightSync, compare_weights, folder_of, weight_check_ids
 from agentlightning.types import Policy, floats
 
 
@@ -74,24 +74,24 @@ async def test_through_files_each_version_is_written_once_and_the_last_two_stay(
 
 
 def test_a_trainer_and_an_engine_without_a_way_in_common_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(UnsupportedSetting, match="hands weights over as memory, and the engine takes file"):
+    with pytest.raises(UnsupportedSetting, match="provides weights as memory, but the engine takes file"):
         weight_sync(Gives("memory:x", "memory"), Takes("file"), tmp_path)
 
 
-def test_a_probe_is_read_as_it_was_written_and_none_is_no_error(tmp_path: Path) -> None:
+def test_a_weight_check_is_read_as_it_was_written_and_none_is_no_error(tmp_path: Path) -> None:
     assert WeightCheck.read(tmp_path) is None
-    probe = WeightCheck(weight_check_ids(50), floats(np.linspace(-9, -0.25, 63)))
-    probe.write(tmp_path)
+    check = WeightCheck(weight_check_ids(50), floats(np.linspace(-9, -0.25, 63)))
+    check.write(tmp_path)
     again = WeightCheck.read(tmp_path)
     assert again is not None
-    assert again.ids.tolist() == probe.ids.tolist()
-    assert again.logprobs.tolist() == probe.logprobs.tolist()
+    assert again.ids.tolist() == check.ids.tolist()
+    assert again.logprobs.tolist() == check.logprobs.tolist()
     (tmp_path / "weight_check.json").write_text("{}")
     with pytest.raises(EngineError, match=r"weight_check\.json cannot be read"):
         WeightCheck.read(tmp_path)
 
 
-def test_the_tokens_of_a_probe_are_the_same_for_each_version_and_within_the_vocabulary() -> None:
+def test_the_tokens_of_a_weight_check_are_the_same_for_each_version_and_within_the_vocabulary() -> None:
     assert weight_check_ids(259).tolist() == weight_check_ids(259).tolist()
     assert len(weight_check_ids(259)) == 64
     assert weight_check_ids(3).max() < 3
@@ -111,22 +111,22 @@ def test_the_tokens_of_a_probe_are_the_same_for_each_version_and_within_the_voca
         (0.1, 1e-5, "nan", "differ from the trainer's"),
     ],
 )
-def test_a_verdict_tells_new_weights_from_those_before_and_from_others(step: float, noise: float, loaded: str, wrong: str | None) -> None:
+def test_a_comparison_tells_new_weights_from_earlier_and_other_ones(step: float, noise: float, loaded: str, wrong: str | None) -> None:
     rng = np.random.default_rng(7)
     ids = weight_check_ids(259)
     old = rng.normal(-8, 1, len(ids) - 1)
     new = old + step * rng.normal(0, 1, len(old))
     source = {"new": new, "old": old, "other": old + 1, "nan": old * np.nan}[loaded]
     served = floats(source + noise * rng.normal(0, 1, len(old)))
-    difference, said = judge(WeightCheck(ids, floats(new)), served, limit=0.2, before=WeightCheck(ids, floats(old)))
+    difference, said = compare_weights(WeightCheck(ids, floats(new)), served, limit=0.2, before=WeightCheck(ids, floats(old)))
     assert (said is None) if wrong is None else (wrong in str(said))
     if loaded == "new":
         assert difference == pytest.approx(noise * 0.8, rel=0.35)
 
 
-def test_a_verdict_without_a_version_before_is_by_the_limit_alone() -> None:
-    probe = WeightCheck(weight_check_ids(9), floats(np.full(63, -2.0)))
-    assert judge(probe, floats(np.full(63, -2.1)), limit=0.2)[1] is None
-    assert "0.3" in str(judge(probe, floats(np.full(63, -2.3)), limit=0.2)[1])
-    with pytest.raises(EngineError, match="scored 3 tokens of a probe of 63"):
-        judge(probe, floats([0, 0, 0]), limit=1)
+def test_a_comparison_without_a_version_before_is_by_the_limit_alone() -> None:
+    check = WeightCheck(weight_check_ids(9), floats(np.full(63, -2.0)))
+    assert compare_weights(check, floats(np.full(63, -2.1)), limit=0.2)[1] is None
+    assert "0.3" in str(compare_weights(check, floats(np.full(63, -2.3)), limit=0.2)[1])
+    with pytest.raises(EngineError, match="scored 3 tokens of a weight check of 63"):
+        compare_weights(check, floats([0, 0, 0]), limit=1)

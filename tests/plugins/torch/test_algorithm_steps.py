@@ -15,8 +15,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from agentlightning.algorithms.lightning import algorithm_from
 from agentlightning.config.models import ModelFiles
+from agentlightning.config.parts import Part
 from agentlightning.rl.advantage import Needs
 from agentlightning.rl.batch.build import Batch
 from agentlightning.rl.loss import LossSettings
@@ -223,7 +223,7 @@ ALGORITHMS: dict[str, Algorithm] = {
 @pytest.mark.parametrize("name", ALGORITHMS)
 async def test_the_gradients_of_a_step_are_those_of_the_formula(name: str, model: ModelFiles) -> None:
     table, advantages, term, weights = ALGORITHMS[name]
-    algorithm = algorithm_from({"name": "lightning", **table})
+    algorithm = Part.parse("algorithms", {"name": "lightning", **table}, "algorithm").make()
     loss = table.get("loss", table)
     by_hand = AutoModelForCausalLM.from_pretrained(model.path, dtype=torch.float64)
     with torch.no_grad():

@@ -15,8 +15,7 @@ import torch
 from openai import AsyncOpenAI
 
 import agentlightning as agl
-from agentlightning.algorithms.lightning import algorithm_from
-from agentlightning.rl.advantage import Needs
+from agentlightning.config.parts import Part
 from agentlightning.stores.common import open_store
 from agentlightning.training.metrics import read_metrics
 from agentlightning.training.run_folder import RunFolder
@@ -55,7 +54,7 @@ async def tool_task(task: Any, llm: agl.LLM) -> float:
 
 def train(model: str, folder: Path, algorithm: dict[str, Any], **more: Any) -> agl.Run:
     algorithm = {"name": "lightning", "group_size": 8, **algorithm}
-    needs = getattr(algorithm_from(algorithm), "needs", Needs())
+    needs = Part.parse("algorithms", algorithm, "algorithm").make().needs
     return agl.train(
         tool_task,
         tasks=TASKS,

@@ -14,9 +14,10 @@ from openai import AsyncOpenAI
 
 import agentlightning as agl
 from agentlightning.contracts.model import ModelFiles
-from agentlightning.training.job import make_job, train_job
+from agentlightning.training.job import make_job
 from agentlightning.training.metrics import read_metrics
 from agentlightning.training.run_folder import RunFolder
+from agentlightning.training.train import train_job
 from agentlightning_torch.testing import tiny_model
 
 TASKS = [{"id": str(n), "text": text} for n, text in enumerate(["abc", "xyz", "hello", "12+3", "why?", "one two"])]
@@ -90,9 +91,9 @@ def test_a_run_trains_pairs_and_names_what_is_in_none(model: ModelFiles, tmp_pat
         trained = [each for each in kept.values() if each.trained]
         assert len(trained) == 2 * row["pairs"]
         assert sorted(each.advantages for each in trained) == [(-1, -1)] * (len(trained) // 2) + [(1, 1)] * (len(trained) // 2)
-        assert sum(each.trained + sum(each.left_out.values()) for each in kept.values()) == row["sampled_tokens"]
+        assert sum(each.trained + sum(each.excluded.values()) for each in kept.values()) == row["sampled_tokens"]
         assert sum(each.trained for each in kept.values()) == row["trained_tokens"]
-        assert {reason.split(":")[0] for each in kept.values() for reason in each.left_out} == {"in no pair"}
+        assert {reason.split(":")[0] for each in kept.values() for reason in each.excluded} == {"in no pair"}
     assert rows(run)[-1]["policy_version"] == 3
 
 
@@ -102,7 +103,7 @@ def test_a_step_without_a_pair_trains_nothing_keeps_its_version_and_says_so(mode
     [row] = rows(run)
     assert (row["pairs"], row["trained_tokens"], row["policy_version"], row["groups"], row["groups_without_signal"]) == (0, 0, 0, 2, 2)
     assert "dpo_accuracy" not in row
-    assert any("step 1: nothing was trained, for of most tokens: in no pair" in said for said in watch.said)
+    assert any("Step 1: no update, most tokens are excluded: in no pair" in said for said in watch.said)
 
 
 @pytest.mark.parametrize(
@@ -130,14 +131,14 @@ def test_of_a_rejection_sampled_run_the_chosen_tokens_alone_are_trained(model: M
         kept = RunFolder.open(run.folder).read_batch(row["step"])
         groups: dict[bool, list[float]] = {True: [], False: []}
         for each in kept.values():
-            assert bool(each.trained) != bool(each.left_out), "all of a rollout, or nothing"
+            assert bool(each.trained) != bool(each.excluded), "all of a rollout, or nothing"
             assert each.returns[0] == each.returns[1]
             assert each.advantages == ((1, 1) if each.trained else (None, None))
             groups[bool(each.trained)].append(each.returns[0] or 0.0)
-            reasons |= set(each.left_out)
+            reasons |= set(each.excluded)
         assert 0 < len(groups[True]) <= 4
         assert min(groups[True]) >= 0.3
-        assert sum(each.trained + sum(each.left_out.values()) for each in kept.values()) == row["sampled_tokens"]
+        assert sum(each.trained + sum(each.excluded.values()) for each in kept.values()) == row["sampled_tokens"]
         assert sum(each.trained for each in kept.values()) == row["trained_tokens"]
     assert reasons == {"the reward of its rollout is below min_reward (0.3)", "not among the best of its group (best = 2)"}
     assert rows(run)[-1]["policy_version"] == 3

@@ -166,7 +166,7 @@ def test_a_run_learns_what_it_is_shown_and_nothing_of_a_wrong_demonstration(
     assert eval_metrics["greedy"]["after"] == 1, "the eval rollouts are sampled, and have learned it"
     kept = RunFolder.open(run.folder).read_batch(1)
     assert sorted(each.trained for each in kept.values()) == [0, 12, 12, 12, 12, 12]
-    left = [each.left_out for each in kept.values() if each.left_out]
+    left = [each.excluded for each in kept.values() if each.excluded]
     assert left == [{"the reward of its rollout is below min_reward (1)": 6}]
     monkeypatch.setenv("COLUMNS", "200")
     shown = CliRunner().invoke(build(), ["show", str(run.folder), "--step", "1", "--mode", "train"]).output
@@ -176,7 +176,8 @@ def test_a_run_learns_what_it_is_shown_and_nothing_of_a_wrong_demonstration(
 
 
 def test_a_stopped_run_resumes_to_bitwise_the_same_metrics(model: ModelFiles, tmp_path: Path):
-    from agentlightning.training.job import make_job, train_job
+    from agentlightning.training.job import make_job
+    from agentlightning.training.train import train_job
 
     class StopAfter:
         def __init__(self) -> None:

@@ -88,7 +88,7 @@ def test_a_server_that_is_killed_in_the_middle_of_a_step_costs_no_rollout(files:
 @pytest.mark.skipif(not REAL, reason="make test-vllm: SmolLM2 on vLLM itself")
 def test_three_steps_of_the_demo_train_on_vllm(python: str, tmp_path: Path) -> None:
     from agentlightning.config.schema import load_config
-    from agentlightning.training.job import train_config
+    from agentlightning.training.train import train_config
     from agentlightning_benchmarks.demo.command import CONFIG
 
     config = load_config(CONFIG)

@@ -1,0 +1,145 @@
+"""The check of a config before anything opens: plugins are found, their settings are built, the agent is imported, the model is on disk."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+from agentlightning.algorithms.base import Algorithm
+from agentlightning.config.models import find_model
+from agentlightning.config.parts import Part
+from agentlightning.config.schema import Config
+from agentlightning.contracts.engine import EngineSettings
+from agentlightning.contracts.model import ModelFiles
+from agentlightning.contracts.trainer import check_capabilities
+from agentlightning.errors import ConfigError, UnsupportedSetting
+from agentlightning.registry.registry import load_object, registry
+from agentlightning.rl.loss import loss_of
+from agentlightning.runner.proxies import reach_loopback
+from agentlightning.runner.runner import Agent, takes_llm
+from agentlightning.runner.worker_pool import reference_of
+from agentlightning.training.progress import Progress
+from agentlightning.types import JSON
+
+Plugin: TypeAlias = tuple[Any, Any]
+"""Class and settings."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """The parts of a config for rollouts, checked and ready to open."""
+
+    agent: str | Agent | None
+    """The agent itself; its name if worker processes run it; None: the run has no rollouts of its own."""
+    files: ModelFiles
+    engine: Plugin
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingPlan(Plan):
+    """The parts of a config for training, checked and ready to open."""
+
+    trainer: Plugin
+    algorithm: Algorithm
+
+
+async def plan_training(config: Config, agent: str | Agent | None, progress: Progress) -> TrainingPlan:
+    """Check a config and its agent. Raises `ConfigError`, also for settings that the trainer does not honour.
+
+    Imports the plugins' libraries and the agent, in a thread.
+    """
+
+    def check() -> TrainingPlan:
+        algorithm = Part.parse("algorithms", config.algorithm, "algorithm").make()
+        reach_loopback()  # before the agent is imported, because its module may create a client
+        engine = _plugin("engines", config.engine, "engine")
+        if engine[0].remote:
+            raise UnsupportedSetting(
+                f"The weights of engine {config.engine['name']!r} are on another server, and no trainer can change them. Use "
+                "`agl rollout` or `agl serve` with it, or train a model of another engine."
+            )
+        engine = engine[0], _own_weights(str(config.engine["name"]), engine[1], config.collection.max_staleness)
+        trainer = _trainer(config, algorithm)
+        return TrainingPlan(_agent(config, agent), _model(config.model, progress), engine, trainer, algorithm)
+
+    return await asyncio.to_thread(check)
+
+
+async def plan_rollouts(config: Config, agent: str | Agent, progress: Progress) -> Plan:
+    """Check a config and its agent for rollouts without training. Raises `ConfigError`."""
+
+    def check() -> Plan:
+        reach_loopback()
+        engine = _plugin("engines", config.engine, "engine")
+        checked = _agent(config, agent)
+        return Plan(checked, ModelFiles(config.model, "") if engine[0].remote else _model(config.model, progress), engine)
+
+    return await asyncio.to_thread(check)
+
+
+def _plugin(kind: str, table: Mapping[str, JSON], where: str) -> Plugin:
+    part = Part.parse(kind, table, where)
+    return part.target, part.make()
+
+
+def _trainer(config: Config, algorithm: Algorithm) -> Plugin:
+    """The trainer's class and settings. Raises `UnsupportedSetting` if it does not honour a setting of the algorithm."""
+    trainer, settings = _plugin("trainers", config.trainer, "trainer")
+    if settings.total_steps is None:
+        settings = dataclasses.replace(settings, total_steps=config.steps)
+    needs = algorithm.needs
+    capabilities = trainer.offers(settings)
+    check_capabilities(str(config.trainer["name"]), capabilities, loss_of(algorithm), critic=needs.critic)
+    if capabilities.critic and not needs.critic:
+        raise UnsupportedSetting(
+            "trainer.critic = true has no effect: neither credit nor advantage uses a critic. "
+            "Remove it, or set advantage = 'gae' or credit = 'learned'."
+        )
+    return trainer, settings
+
+
+def _own_weights(name: str, settings: EngineSettings, max_staleness: int) -> EngineSettings:
+    """The settings of an engine, with weights of its own if rollouts continue while the trainer steps."""
+    if settings.copy_weights is None:
+        return dataclasses.replace(settings, copy_weights=max_staleness > 0)
+    if max_staleness and not settings.copy_weights:
+        if any(field.name == "copy_weights" for field in dataclasses.fields(settings)):
+            raise UnsupportedSetting(
+                f"engine.copy_weights = false does not fit collection.max_staleness = {max_staleness}: rollouts continue while the trainer "
+                "changes the weights. Remove engine.copy_weights."
+            )
+        raise UnsupportedSetting(
+            f"collection.max_staleness is {max_staleness}, but engine {name!r} serves the trainer's own weights, which change during a "
+            "step. Set max_staleness = 0, or use engine 'torch'."
+        )
+    return settings
+
+
+def _agent(config: Config, agent: str | Agent | None) -> str | Agent | None:
+    if agent is None:
+        return None
+    if not config.runner.workers:
+        return _load_agent(agent, config.adapters, config.models)
+    reference = reference_of(agent)
+    _load_agent(reference, config.adapters, config.models)  # in this process too, so that a wrong name is an error now
+    return reference
+
+
+def _load_agent(agent: str | Agent, adapters: tuple[str, ...], models: tuple[str, ...]) -> Agent:
+    """Install the adapters, then import and check the agent."""
+    for adapter in adapters:
+        registry().load("adapters", adapter)(models)
+    if isinstance(agent, str):
+        agent = load_object(agent)
+    if not callable(agent):
+        raise ConfigError(f"The agent {agent!r} is not a function. Define it as `async def solve(task, llm) -> float`, for example.")
+    takes_llm(agent)
+    return agent
+
+
+def _model(name: str, progress: Progress) -> ModelFiles:
+    progress.phase("finding model")
+    return find_model(name, progress=progress.phase)

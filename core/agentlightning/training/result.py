@@ -1,0 +1,47 @@
+"""The result of a run: `result.json` and `reward.png`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from agentlightning.training.chart import reward_chart
+from agentlightning.training.evaluation import KINDS
+from agentlightning.training.metrics import read_metrics
+from agentlightning.training.run_folder import RunFolder
+from agentlightning.training.run_state import RunState
+
+
+def write_result(folder: RunFolder, state: RunState, *, name: str, model: str, seed: int) -> None:
+    """Write the result of a run from its metrics. A number that was not measured is absent."""
+    rows, _ = read_metrics(folder.path)
+    result: dict[str, Any] = {
+        "name": name,
+        "model": model,
+        "seed": seed,
+        "steps": state.step,
+        "finished": state.finished,
+        "seconds": round(state.seconds, 1),
+        "eval": {kind: rewards for kind in KINDS if (rewards := _before_after(rows, kind))},
+    }
+    measured = [row["step"] for row in rows if row["step"] > 0 and any(f"eval.{kind}" in row for kind in KINDS)]
+    if measured:
+        result["measured_after_step"] = measured[-1]
+    if state.best is not None:
+        result["best"] = {"step": state.best_step, "eval": state.best}
+    if steps := folder.steps():
+        step = state.best_step if state.best_step in steps else steps[-1]
+        versions = {row["step"]: row["policy_version"] for row in rows if "policy_version" in row}
+        result |= {"policy_step": step, "policy_version": int(versions.get(step, 0))}
+        result["checkpoint"] = str(folder.checkpoint(step).relative_to(folder.path))
+    folder.write_result(result)
+    reward_chart(rows, folder.chart, title=name)
+
+
+def _before_after(rows: Sequence[Mapping[str, Any]], kind: str) -> dict[str, float]:
+    """The first eval reward if it was before training, and the last one if it was after."""
+    values = [(row["step"], row[f"eval.{kind}"]) for row in rows if f"eval.{kind}" in row]
+    rewards = {"before": values[0][1]} if values and values[0][0] == 0 else {}
+    if values and values[-1][0] > 0:
+        rewards["after"] = values[-1][1]
+    return rewards

@@ -1,0 +1,88 @@
+"""Rollouts without training: the agent runs once on each task, and its rewards are reported."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from agentlightning.config.schema import Config
+from agentlightning.config.toml import to_toml
+from agentlightning.errors import ConfigError
+from agentlightning.training.controls import Controls, run_in_thread
+from agentlightning.training.job import Job, job_of
+from agentlightning.training.plan import plan_rollouts
+from agentlightning.training.progress import Progress, Silent
+from agentlightning.training.run_folder import RunFolder
+from agentlightning.training.services import open_rollout_services
+from agentlightning.types import Trajectory
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scored:
+    """The result of `agl rollout`."""
+
+    folder: Path
+    rollouts: int
+    scored: int
+    reward: float | None
+    """Mean over the scored rollouts."""
+    statuses: dict[str, int]
+    requests: dict[str, int]
+    sampled_tokens: int | None
+    """None: an upstream returned the token ids of some replies only, or of none."""
+    seconds: float
+    error: str | None
+    """Of the first rollout that failed."""
+
+
+def rollout_config(config: Config, *, limit: int | None = None, progress: Progress | None = None) -> Scored:
+    """Run the agent of a config once on each eval task (each training task if it has no eval tasks), without training."""
+    job = job_of(config)
+    return run_in_thread(lambda stop: _score(job, limit, Controls(progress or Silent(), stop)))
+
+
+async def _score(job: Job, limit: int | None, controls: Controls) -> Scored:
+    config = job.config
+    if job.agent is None:
+        raise ConfigError('The config has a replay and no agent to run. Set agent = "module:function" and eval_tasks.')
+    plan = await plan_rollouts(config, job.agent, controls.progress)
+    folder = RunFolder.create(config.folder, f"{config.name}-rollout")
+    with folder.lock():
+        folder.write_config(to_toml(config))
+        began, tasks = time.monotonic(), (job.eval_tasks or job.tasks)[:limit]
+        async with open_rollout_services(config, plan, folder, controls) as services:
+            rollouts = [services.rollouts.rollout(task, "eval", f"task-{place}", 0, 0) for place, task in enumerate(tasks)]
+            trajectories = await services.collector.run(rollouts)
+        report = _report(folder.path, trajectories, time.monotonic() - began)
+        folder.write_result({"name": config.name, "model": config.model, "seed": config.seed, "reward": report.reward, **_plain(report)})
+    return report
+
+
+def _plain(report: Scored) -> dict[str, Any]:
+    plain = {key: getattr(report, key) for key in ("rollouts", "scored", "statuses", "requests", "sampled_tokens", "seconds")}
+    return {key: value for key, value in plain.items() if value is not None}
+
+
+def _report(folder: Path, trajectories: Sequence[Trajectory], seconds: float) -> Scored:
+    rewards = [trajectory.reward for trajectory in trajectories if trajectory.reward is not None]
+    requests = Counter[str]()
+    for trajectory in trajectories:
+        requests.update(trajectory.calls)
+    replies = [len(transition.response_ids) for trajectory in trajectories for transition in trajectory.transitions]
+    return Scored(
+        folder=folder,
+        rollouts=len(trajectories),
+        scored=len(rewards),
+        reward=float(np.mean(rewards)) if rewards else None,
+        statuses=dict(Counter(str(trajectory.status) for trajectory in trajectories)),
+        requests=dict(requests),
+        sampled_tokens=sum(replies) if all(replies) else None,  # a reply of no tokens makes no transition, unless its ids are missing
+        seconds=seconds,
+        error=next((trajectory.error for trajectory in trajectories if trajectory.error), None),
+    )

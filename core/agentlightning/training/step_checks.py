@@ -1,0 +1,92 @@
+"""Checks of a step's rollouts and metrics: errors that make a run pointless, and notices for the user."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from agentlightning.errors import AgentError, JoinError
+from agentlightning.rl.batch.build import ZERO_VARIANCE, Batch
+from agentlightning.rl.trajectory.build import check_joins
+from agentlightning.types import Trajectory
+
+log = logging.getLogger("agentlightning")
+
+
+@dataclass(frozen=True, slots=True)
+class StepChecks:
+    """Checks the steps of a run."""
+
+    agents: Sequence[str] | None
+    """Names or patterns of the agents to train; None: all."""
+    mismatch_alarm: float
+    """Nats per token that engine and trainer may differ by."""
+    folder: Path
+    """Of the run, for hints."""
+
+    def first(self, trajectories: Sequence[Trajectory]) -> None:
+        """Check the first rollouts of a run, as `check_first` does."""
+        check_first(trajectories, self.agents, folder=self.folder)
+
+    def joins(self, trajectories: Sequence[Trajectory]) -> None:
+        """Log the most frequent diagnostics of the first step."""
+        diagnostics = Counter(text for trajectory in trajectories for text in trajectory.diagnostics)
+        for text, count in diagnostics.most_common(5):
+            log.warning("%s (%d times in the first step)", text, count)
+
+    def mismatch(self, row: dict[str, Any]) -> bool:
+        """Return whether engine and trainer differ by more than the alarm allows."""
+        return row.get("mismatch_abs", 0.0) > self.mismatch_alarm
+
+    def notices(self, row: dict[str, Any], trajectories: Sequence[Trajectory], batch: Batch) -> list[str]:
+        """Return the sentences that the user should read about a step, besides its metrics."""
+        step, notices = row["step"], list[str]()
+        if self.mismatch(row):
+            notices.append(
+                f"ALARM, step {step}: engine and trainer differ by {row['mismatch_abs']:.4f} in log-probability per token (limit "
+                f"{self.mismatch_alarm:g}). The trained policy is not the sampled one. Check model and dtype, and that the engine serves "
+                "the last version."
+            )
+        if row["failed"]:
+            first = next(trajectory for trajectory in trajectories if trajectory.status != "succeeded")
+            notices.append(
+                f"Step {step}: {row['failed']} of {row['rollouts']} rollouts did not succeed. The first one {first.status}: {first.error}"
+            )
+        if not row["trained_tokens"]:
+            reasons = Counter(untrained.reason for untrained in batch.untrained).most_common(1)
+            zero_variance = not reasons or reasons[0][0] == ZERO_VARIANCE
+            cause = "every group had identical rewards" if zero_variance else f"most tokens are excluded: {reasons[0][0]}"
+            notices.append(f"Step {step}: no update, {cause}.")
+        if step == 1 and row.get("off_policy_abs", 0.0) > self.mismatch_alarm:
+            notices.append(
+                f"Step 1: another policy than the trained one sampled these replies. Their log-probabilities differ by "
+                f"{row['off_policy_abs']:.4f} per token. A loss with a correction takes this into account."
+            )
+        return notices
+
+
+def check_first(trajectories: Sequence[Trajectory], agents: Sequence[str] | None, *, folder: Path | None = None) -> None:
+    """Raise an error with the likely cause if the first rollouts show that the whole run would learn nothing.
+
+    `AgentError`: all rollouts failed, or none was scored. `JoinError`: no model call reached the gateway.
+    """
+    failed = [trajectory for trajectory in trajectories if trajectory.status != "succeeded" and trajectory.reward is None]
+    if len(failed) == len(trajectories):
+        hint = f" See `agl show {folder}`." if folder else ""
+        raise AgentError(
+            f"All {len(failed)} rollouts of the first step failed. The first one: {failed[0].error or failed[0].status}.{hint}"
+        )
+    if not any(trajectory.reward is not None for trajectory in trajectories):
+        raise AgentError("No rollout in the first step received a reward. Return one from the agent function or call agl.reward(value).")
+    if not any(sum(trajectory.calls.values()) for trajectory in trajectories):
+        check_joins(trajectories, agents)  # says more if a framework recorded calls
+        raise JoinError(
+            "No model call of the first step reached the gateway, so there is nothing to train. Give the agent's model "
+            "base_url=llm.base_url and api_key=llm.api_key, or install its framework's adapter (adapters = [...]). A command reads "
+            "OPENAI_BASE_URL and OPENAI_API_KEY."
+        )
+    check_joins(trajectories, agents)

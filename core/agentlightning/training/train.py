@@ -1,0 +1,221 @@
+"""`agl.train`: from agent, tasks and model to a finished run."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+from agentlightning.algorithms.base import Algorithm
+from agentlightning.config.schema import Config
+from agentlightning.config.tasks import Sampler
+from agentlightning.config.toml import to_toml
+from agentlightning.contracts.store import LightningStore
+from agentlightning.errors import LightningError
+from agentlightning.registry.registry import registry
+from agentlightning.runner.runner import Agent
+from agentlightning.training.checkpoints import Checkpoints
+from agentlightning.training.controls import Controls, Stopped, run_in_thread
+from agentlightning.training.evaluation import Evaluator
+from agentlightning.training.job import Job, job_of, keep_tasks, make_job
+from agentlightning.training.metrics import Trackers, cut_metrics
+from agentlightning.training.plan import TrainingPlan, plan_training
+from agentlightning.training.production.replay import ProductionReplay
+from agentlightning.training.production.steps import ReplaySteps
+from agentlightning.training.progress import Progress, Silent, TrainingProgress
+from agentlightning.training.result import write_result
+from agentlightning.training.run_folder import RunFolder
+from agentlightning.training.run_record import RunRecord
+from agentlightning.training.run_state import RunState
+from agentlightning.training.services import Services, check_replay, open_replay, open_services
+from agentlightning.training.session import Session
+from agentlightning.training.step_checks import StepChecks
+from agentlightning.training.step_groups import StepGroups
+from agentlightning.training.step_source import ReplyLimits, StepSource
+from agentlightning.types import JSON
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A training run that has ended."""
+
+    folder: Path
+    result: dict[str, Any]
+    """The content of `result.json`."""
+    stopped: bool = False
+    """Whether it was stopped before its last step; `resume` continues it."""
+
+    @property
+    def checkpoint(self) -> Path:
+        """The folder of the best weights by eval reward, or of the last ones if no eval was better. Loads with
+        `AutoModelForCausalLM.from_pretrained`."""
+        return self.folder / str(self.result["checkpoint"])
+
+
+def train(
+    agent: Agent | str | None = None,
+    *,
+    tasks: Sequence[JSON] | str | Path | None = None,
+    progress: Progress | bool = True,
+    resume: str | Path | None = None,
+    **settings: Any,
+) -> Run:
+    """Train an agent's model by reinforcement learning, and return the run when it has ended.
+
+    `agent(task, llm) -> float` is any sync or async callable, or `"module:function"`. It returns the reward, or None and calls
+    `agl.reward(value)`. `tasks` and `eval_tasks` are lists of JSON values, or .jsonl files. Further settings are those of `Config`, with
+    the tables as mappings or settings objects: `model`, `steps`, `tasks_per_step`, `algorithm=LightningRL(...)`, `sampling`, `engine`,
+    `trainer`, `runner`, `eval`, `seed`, `name`, `folder`, ... With `replay={"store": ...}` it trains on the rollouts of a deployed agent;
+    it then needs no tasks, and an agent only for `eval_tasks`.
+
+    Runs in a thread with an event loop of its own, so it works in notebooks. The first Ctrl-C stops between two steps; `resume` continues
+    the run. The second Ctrl-C stops at once. Raises a `LightningError` if something is wrong.
+    """
+    return run_job(make_job(agent, tasks=tasks, **settings), resume=resume, progress=progress)
+
+
+async def train_async(
+    agent: Agent | str | None = None,
+    *,
+    tasks: Sequence[JSON] | str | Path | None = None,
+    progress: Progress | bool = True,
+    resume: str | Path | None = None,
+    **settings: Any,
+) -> Run:
+    """Train as `train` does, on the caller's event loop. Cancelling it stops the run and leaves it resumable."""
+    job = make_job(agent, tasks=tasks, **settings)
+    return await train_job(job, progress=_progress(progress), resume=resume, stop=asyncio.Event())
+
+
+def train_config(config: Config, *, resume: str | Path | None = None, progress: Progress | bool = True) -> Run:
+    """Train as `train` does, with every setting from a config (`agl train CONFIG.toml`)."""
+    return run_job(job_of(config), resume=resume, progress=progress)
+
+
+def run_job(job: Job, *, resume: str | Path | None = None, progress: Progress | bool = True) -> Run:
+    """Train as `train` does, with every argument in a job."""
+    return run_in_thread(lambda stop: train_job(job, progress=_progress(progress), resume=resume, stop=stop))
+
+
+async def train_job(job: Job, *, progress: Progress, resume: str | Path | None, stop: asyncio.Event) -> Run:
+    """Restore a run or start a new one, open it, train, and write its result."""
+    config = job.config
+    controls = Controls(progress, stop)
+    plan = await plan_training(config, job.agent, progress)
+    if resume is None:
+        await check_replay(config, plan, controls)
+    sampler = None if config.replay is not None else registry().load("samplers", config.sampler)(job.tasks, config.seed)
+    folder = RunFolder.open(resume) if resume is not None else RunFolder.create(config.folder, config.name)
+    with folder.lock():
+        start = _restore(folder, sampler, resumed=resume is not None)
+        progress.begin(config.steps, start.state.step)
+        if resume is not None:
+            resumed = f"Resuming after step {start.state.step}."
+            progress.message(resumed if start.checkpoint else f"{folder.name} has no checkpoint yet: starting again.")
+        try:
+            async with _open(job, plan, folder, start, controls) as session:
+                stopped = await _train(session, plan.algorithm)
+        finally:
+            progress.end()
+        return Run(folder.path, folder.read_result(), stopped)
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """The position at which a run starts."""
+
+    state: RunState
+    sampler: Sampler | None
+    """At its position in the tasks; None: a production replay has no tasks."""
+    checkpoint: Path | None
+    """None: the run starts with the model's own weights."""
+
+    @property
+    def logged(self) -> int:
+        """The last step whose line stays in the metrics; -1: none. A step whose evaluation is still due is logged after it."""
+        return -1 if self.checkpoint is None else self.state.step - (self.state.unlogged is not None)
+
+
+def _restore(folder: RunFolder, sampler: Sampler | None, *, resumed: bool) -> Start:
+    if not resumed or not folder.steps():
+        return Start(RunState(started=time.time(), sampler=sampler.state() if sampler else {}), sampler, None)
+    checkpoint, state = folder.resume_point()
+    if sampler is not None:
+        sampler.restore(cast("dict[str, JSON]", state.sampler))
+    return Start(state, sampler, checkpoint)
+
+
+@asynccontextmanager
+async def _open(job: Job, plan: TrainingPlan, folder: RunFolder, start: Start, controls: Controls) -> AsyncGenerator[Session]:
+    """Open the session of a run; write the run's result when it closes."""
+    config = job.config
+    async with AsyncExitStack() as exits:
+        trained = folder.read_batches(start.state.step)
+        replay = await exits.enter_async_context(open_replay(config, plan, controls, trained=trained))
+        services = await exits.enter_async_context(open_services(config, plan, folder, controls, restore=start.checkpoint))
+        source = _source(job, services, start, replay)
+        # The folder changes from here on: every error of config and checkpoint has been raised.
+        await _cancel_unfinished(services.store)
+        folder.cut_back(start.state.step)
+        cut_metrics(folder.path, after=start.logged)
+        config = keep_tasks(job, folder).config
+        folder.write_config(to_toml(config))
+        folder.write_state(start.state)
+        trackers = exits.enter_context(Trackers(config.trackers, folder.path))
+        session = Session(
+            services,
+            RunRecord(folder, start.state, trackers, controls.progress, steps=config.steps),
+            source=source,
+            evaluator=Evaluator(services, config.eval, job.eval_tasks),
+            checkpoints=Checkpoints(config.checkpoints, folder, services.trainer, controls.progress),
+            checks=StepChecks(config.agents, config.mismatch_alarm, folder.path),
+        )
+        try:
+            yield session
+        finally:
+            write_result(folder, session.state, name=config.name, model=config.model, seed=config.seed)
+
+
+async def _train(session: Session, algorithm: Algorithm) -> bool:
+    """Run an algorithm to its end; return whether the user stopped it. A run that ends early keeps its finished steps."""
+    try:
+        await session.begin()
+        await algorithm.run(session)
+        await session.end()
+    except (Stopped, asyncio.CancelledError):
+        await session.rescue()
+        return True
+    except LightningError:
+        await session.rescue()
+        raise
+    return False
+
+
+def _source(job: Job, services: Services, start: Start, replay: ProductionReplay | None) -> StepSource:
+    """The source of a run's trajectories, at the position where the run starts."""
+    config = job.config
+    if replay is not None:
+        limits = ReplyLimits(config.collection, services.trainer.capabilities.max_sequence_tokens)
+        return ReplaySteps(replay, limits, tasks_per_step=config.tasks_per_step)
+    assert start.sampler is not None
+    groups = StepGroups(services, config.collection, start.sampler, tasks_per_step=config.tasks_per_step, steps=config.steps)
+    groups.resume(cast("list[dict[str, Any]]", start.state.pending), job.tasks)
+    return groups
+
+
+async def _cancel_unfinished(store: LightningStore) -> None:
+    """Cancel the rollouts of a step that a stopped run did not finish. The resumed run repeats the step."""
+    states, _ = await store.list(status=["queued", "running"], limit=1_000_000)
+    ids = [state.rollout.id for state in states if state.rollout.mode != "production"]
+    if ids:
+        await store.cancel(ids)
+
+
+def _progress(progress: Progress | bool) -> Progress:
+    if isinstance(progress, bool):
+        return TrainingProgress() if progress else Silent()
+    return progress

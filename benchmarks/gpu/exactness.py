@@ -18,7 +18,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from agentlightning.rl.batch.build import Batch, make_batch
+from agentlightning.contracts.batch import Batch
+from agentlightning.rl.batch.build import make_batch
 from agentlightning.rl.batch.packs import Pack
 from agentlightning.types import Sampling, Task, Trajectory, Transition, ints
 from agentlightning_torch.engine import Settings, TorchEngine

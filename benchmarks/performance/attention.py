@@ -22,7 +22,7 @@ from bounds import Report, finish, take_turns
 from conversion import convert, trajectories
 from transformers import AutoModelForCausalLM
 
-from agentlightning.rl.batch.build import Batch
+from agentlightning.contracts.batch import Batch
 from agentlightning_torch.attention import Visible, forest_attention
 from agentlightning_torch.forward import score_forest
 from agentlightning_torch.testing import tiny_model

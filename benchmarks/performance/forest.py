@@ -35,7 +35,8 @@ from bounds import Report, bar, finish
 from transformers import AutoModelForCausalLM
 
 from agentlightning.config.models import find_model
-from agentlightning.rl.batch.build import Batch, make_batch
+from agentlightning.contracts.batch import Batch
+from agentlightning.rl.batch.build import make_batch
 from agentlightning.rl.batch.packs import Pack
 from agentlightning.rl.loss import PPOClip
 from agentlightning.types import Task, Trajectory, Transition

@@ -27,9 +27,10 @@ from agentlightning.config.models import ModelFiles, Share
 from agentlightning.contracts.trainer import Capabilities, check_capabilities
 from agentlightning.errors import ConfigError, TrainerError
 from agentlightning.registry.registry import registry
-from agentlightning.rl.batch.build import Batch
+from agentlightning.contracts.batch import Batch
 from agentlightning.rl.batch.packs import Pack
-from agentlightning.rl.loss import LossSettings, SFTLoss
+from agentlightning.contracts.loss import LossSettings
+from agentlightning.rl.loss import SFTLoss
 from agentlightning.rl.schedule import learning_rate
 from agentlightning.types import Policy
 from agentlightning_torch import checkpoint

@@ -16,9 +16,11 @@ import torch
 from numpy.typing import NDArray
 
 from agentlightning.errors import NonFinite, TrainerError
-from agentlightning.rl.batch.build import Batch
-from agentlightning.rl.correction import Level, sums
-from agentlightning.rl.loss import DPOLoss, LossSettings
+from agentlightning.contracts.batch import Batch
+from agentlightning.contracts.loss import Level
+from agentlightning.rl.correction import sums
+from agentlightning.rl.loss import DPOLoss
+from agentlightning.contracts.loss import LossSettings
 from agentlightning_torch.critic import ValueHead
 from agentlightning_torch.forward import Scores
 from agentlightning_torch.losses import term_of

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from agentlightning.errors import UnsupportedSetting
-from agentlightning.rl.batch.build import Batch
+from agentlightning.contracts.batch import Batch
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -27,8 +27,8 @@ from numpy.typing import NDArray
 from agentlightning.config.models import ModelFiles, Share
 from agentlightning.contracts.trainer import Capabilities, check_capabilities
 from agentlightning.errors import ConfigError, NonFinite, TrainerError, UnsupportedSetting
-from agentlightning.rl.batch.build import Batch
-from agentlightning.rl.loss import LossSettings
+from agentlightning.contracts.batch import Batch
+from agentlightning.contracts.loss import LossSettings
 from agentlightning.rl.schedule import learning_rate
 from agentlightning.runner.managed_process import Process
 from agentlightning.training.weight_sync import WeightCheck, weight_check_ids

@@ -10,7 +10,7 @@ from agentlightning.capture.recorder import Recorder, use
 from agentlightning.contracts.store import AttemptRecords
 from agentlightning.gateway import Gateway
 from agentlightning.rl.trajectory.build import trajectory
-from agentlightning.rl.trajectory.step_rewards import step_rewards
+from agentlightning.config.tables import build_step_rewards
 from agentlightning.stores.memory import MemoryStore
 from agentlightning.types import Rollout, Sampling, Span, Task, Trajectory
 
@@ -58,7 +58,7 @@ class World:
         """What the learner sees, after checking that requests = transitions + named remainder, with the exact tokens. Call it after the
         rollout. `facts`: the configuration's `step_rewards`."""
         state, records = await self.store.read(recorder.rollout.id)
-        made = trajectory(state, records, agents=agents, step_rewards=step_rewards(facts))
+        made = trajectory(state, records, agents=agents, step_rewards=build_step_rewards(facts))
         assert sum(made.calls.values()) == len(records[-1].calls)
         assert made.calls.get("completed", 0) == len({each.call_id for each in made.transitions})
         sampled = {each.id: each for each in records[-1].completions}

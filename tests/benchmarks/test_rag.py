@@ -16,7 +16,7 @@ from agentlightning.config.schema import load_config
 from agentlightning.config.tasks import load_tasks
 from agentlightning.gateway import Gateway
 from agentlightning.rl.trajectory.build import trajectory
-from agentlightning.rl.trajectory.step_rewards import step_rewards
+from agentlightning.config.tables import build_step_rewards
 from agentlightning.stores.memory import MemoryStore
 from agentlightning.testing.engine import ScriptedEngine
 from agentlightning.testing.tokenizer import make_tokenizer
@@ -118,7 +118,7 @@ async def running(tmp_path: Path, script: Any) -> AsyncIterator[Callable[[dict[s
         await recorder.close()
         await store.finish(attempt.id, "succeeded")
         state, records = await store.read(rollout.id)
-        return earned, trajectory(state, records, step_rewards=step_rewards(given))
+        return earned, trajectory(state, records, step_rewards=build_step_rewards(given))
 
     try:
         yield run

@@ -111,11 +111,11 @@ def _step_rewards(config: Mapping[str, Any]) -> tuple[Sequence[Any], tuple[str, 
     if not config.get("step_rewards"):
         return (), ()
     from agentlightning.config.schema import import_from
-    from agentlightning.rl.trajectory.step_rewards import step_rewards
+    from agentlightning.config.tables import build_step_rewards
 
     try:
         import_from(Path(config.get("path", ".")))
-        return step_rewards(config["step_rewards"]), ()
+        return build_step_rewards(config["step_rewards"]), ()
     except Exception as error:  # importing somebody's module may raise anything
         return (), (f"step_rewards of the run are not shown: {error}",)
 

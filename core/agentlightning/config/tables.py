@@ -25,14 +25,14 @@ from agentlightning.errors import ConfigError, LightningError, PluginError
 from agentlightning.registry.registry import Registry, registry, singular
 
 if TYPE_CHECKING:
-    from agentlightning.rl.correction import Correction
-    from agentlightning.rl.loss import LossSettings
+    from agentlightning.contracts.loss import Correction, LossSettings
+    from agentlightning.rl.trajectory.step_rewards import StepReward
 
 T = TypeVar("T")
 _INPUTS = {
     "credits": ("rollouts",),
     "advantages": ("rollouts", "returns"),
-    "losses": ("logprob", "old", "advantage"),
+    "losses": ("logprobs", "old_logprobs", "advantages"),
     "filters": ("group",),
     "step_signals": ("records",),
 }
@@ -91,9 +91,10 @@ def _keywords(function: Callable[..., Any]) -> list[str]:
 def build_loss(part: Any, where: str, plugins: Registry | None = None) -> LossSettings:
     """Loss settings from a name, a table of a name and settings, or the settings themselves.
 
-    A function `(logprob, old, advantage, **settings) -> term` of one's own has the settings of every loss besides those of its own.
+    A function `(logprobs, old_logprobs, advantages, **settings) -> term` of one's own has the settings of every loss besides those of its own.
     """
-    from agentlightning.rl.loss import LossSettings, OwnLoss
+    from agentlightning.contracts.loss import LossSettings
+    from agentlightning.rl.loss import FunctionLoss
 
     if isinstance(part, LossSettings):
         return part
@@ -107,17 +108,17 @@ def build_loss(part: Any, where: str, plugins: Registry | None = None) -> LossSe
         _check_keys(own, [*_keywords(cls), *sorted(of_all)], where)
         mine = bind("losses", {"name": cls, **own}, where)
         every = {key: value for key, value in table.items() if key in of_all}
-        return build(OwnLoss, {"name": name if isinstance(name, str) else cls.__qualname__, "term": mine, **every}, where)
+        return build(FunctionLoss, {"name": name if isinstance(name, str) else cls.__qualname__, "function": mine, **every}, where)
     if not (isinstance(cls, type) and issubclass(cls, LossSettings)):
         raise ConfigError(
-            f"{where} is {_shown(part)}; expected the settings of a loss (a subclass of LossSettings), a function of (logprob, old, "
-            "advantage), or the name of one"
+            f"{where} is {_shown(part)}; expected the settings of a loss (a subclass of LossSettings), a function of (logprobs, "
+            "old_logprobs, advantages), or the name of one"
         )
     return build(cls, table, where)
 
 
 def _build_correction(part: Any, where: str, plugins: Registry | None) -> Correction:
-    from agentlightning.rl.correction import Correction
+    from agentlightning.contracts.loss import Correction
 
     if isinstance(part, Correction):
         return part
@@ -126,6 +127,13 @@ def _build_correction(part: Any, where: str, plugins: Registry | None) -> Correc
     if not (isinstance(cls, type) and issubclass(cls, Correction)):
         raise ConfigError(f"{where} is {_shown(part)}; expected the settings of a correction, or the name of one")
     return build(cls, table, where)
+
+
+def build_step_rewards(values: Mapping[str, float], plugins: Registry | None = None) -> tuple[StepReward, ...]:
+    """The step rewards of a configuration, by the name of a signal or `module:function`. Raises `ConfigError`."""
+    from agentlightning.rl.trajectory.step_rewards import step_rewards
+
+    return step_rewards(values, lambda name: bind("step_signals", name, f"step_rewards.{name}", plugins))
 
 
 def open_table(kind: str, table: Mapping[str, Any], where: str, plugins: Registry | None = None) -> tuple[Any, Any]:

@@ -4,96 +4,91 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
-import numpy as np
-from numpy.typing import NDArray
-
+from agentlightning.contracts.batch import Batch
+from agentlightning.contracts.loss import CustomLoss, LossSettings
 from agentlightning.errors import UnsupportedSetting
-from agentlightning.types import Policy
-
-if TYPE_CHECKING:
-    from agentlightning.rl.batch.build import Batch
-    from agentlightning.rl.loss import LossSettings
+from agentlightning.types import Doubles, Policy
 
 
 @dataclass(frozen=True, slots=True)
 class Capabilities:
-    """What a trainer honours. A setting outside it is refused before the first step (law 11)."""
+    """What a trainer honours. Any other setting is refused before the first step (law 11)."""
 
     losses: frozenset[str]
-    """Names of loss settings."""
+    """Names of losses."""
     uris: frozenset[str]
     """Schemes under which it hands weights over: `memory`, `file`."""
     forest: bool = True
     """Whether it trains the forest; otherwise root-to-leaf rows."""
     extras: frozenset[str] = frozenset()
-    """Which of `kl_coef`, `entropy_coef` and `correction`, settings of every loss, it honours."""
-    own_losses: bool = False
-    """Whether it takes the settings of a loss that bring their `term(logprob, old, advantage)` along."""
+    """The optional settings of every loss that it honours: `kl_coef`, `entropy_coef`, `correction`."""
+    custom_losses: bool = False
+    """Whether it trains a `CustomLoss`."""
     max_sequence_tokens: int | None = None
     """Tokens of the longest conversation that it takes; None: any."""
     lora: bool = False
     critic: bool = False
     """Whether it has a value head: `values`, and `Batch.returns` to learn from."""
-    why_no_critic: str = "it has none"
-    """What to do about it, for the message."""
+    enable_critic: str = "use trainer 'torch'"
+    """How to get a critic, for the error message."""
 
 
-def check_capabilities(name: str, able: Capabilities, loss: LossSettings | None, *, critic: bool) -> None:
-    """`UnsupportedSetting` for what an algorithm asks and trainer `name` does not honour."""
-    if critic and not able.critic:
+def check_capabilities(name: str, capabilities: Capabilities, loss: LossSettings | None, *, critic: bool) -> None:
+    """Raise `UnsupportedSetting` if an algorithm needs something that trainer `name` does not honour."""
+    if critic and not capabilities.critic:
         raise UnsupportedSetting(
-            f"algorithm.credit or algorithm.advantage needs a critic, and trainer {name!r}, as it is set, has no value head: "
-            f"{able.why_no_critic}"
+            f"algorithm.credit or algorithm.advantage needs a critic, and trainer {name!r} has no value head. To get one, "
+            f"{capabilities.enable_critic}."
         )
     if loss is None:
         return
-    if not (able.own_losses if hasattr(loss, "term") else loss.name in able.losses):
+    if not (capabilities.custom_losses if isinstance(loss, CustomLoss) else loss.name in capabilities.losses):
         raise UnsupportedSetting(
-            f"algorithm.loss is {loss.name!r}, which trainer {name!r} does not have; it has: {', '.join(sorted(able.losses))}"
+            f"algorithm.loss is {loss.name!r}, and trainer {name!r} does not have it. Use one of {', '.join(sorted(capabilities.losses))}."
         )
-    for key in sorted(loss.extras - able.extras):
+    for key in sorted(loss.extras - capabilities.extras):
         raise UnsupportedSetting(
-            f"algorithm.loss.{key} is set, and trainer {name!r} does not honour it; leave it out, or use a trainer that does ('torch')"
+            f"algorithm.loss.{key} is set, and trainer {name!r} does not honour it. Remove it, or use a trainer that does ('torch')."
         )
 
 
 class Trainer(Protocol):
-    """Metrics are plain floats; one that was not measured is absent, not zero. The class has `offers(settings) -> Capabilities`, which
-    imports and loads nothing: what is not honoured is refused before a model loads."""
+    """Metrics are plain floats; one that was not measured is absent, not zero. The class also has `offers(settings) -> Capabilities`, which
+    loads nothing, so that unsupported settings are refused before a model loads."""
 
     @property
     def capabilities(self) -> Capabilities: ...
 
     @property
     def policy(self) -> Policy:
-        """What the weights are now."""
+        """The current version of the weights."""
         ...
 
     async def step(self, batch: Batch, loss: LossSettings) -> tuple[Policy, dict[str, float]]:
-        """Train on a batch: `loss.epochs` passes of `loss.minibatches` optimiser steps each. Returns the next version and metrics. A
-        batch without signal (`batch.trained_tokens == 0`) trains nothing and keeps the version. `NonFinite` leaves the weights as
-        they were."""
+        """Train on a batch in `loss.epochs` passes of `loss.minibatches` optimizer steps each. Returns the next version and metrics.
+
+        A batch with nothing to train (`batch.trained_tokens == 0`) keeps the version. `NonFinite` leaves the weights unchanged."""
         ...
 
-    async def values(self, batch: Batch) -> NDArray[np.float64]:
-        """(tokens,) what the critic expects of the return before each trained token; NaN elsewhere. Only of a trainer with a critic."""
+    async def values(self, batch: Batch) -> Doubles:
+        """Return (tokens,) the critic's expected return before each trained token; NaN elsewhere. Only for trainers with a critic."""
         ...
 
     async def save(self, folder: Path) -> None:
-        """Write all state needed to go on bitwise: weights, optimiser, schedule, RNG, version. The folder also loads with plain
+        """Write all state needed to resume bitwise: weights, optimizer, schedule, RNG, version. The folder also loads with plain
         `AutoModelForCausalLM.from_pretrained`."""
         ...
 
     async def export(self, folder: Path) -> Policy:
-        """Write the weights for an engine of another process, with a probe (`agentlightning.training.weight_sync`) in the new folder: a
-        model that `from_pretrained` loads, or for a policy of kind `lora` an adapter as peft writes it. Returns the policy with the
-        folder as its `file:` uri. Only of a trainer whose `uris` have `file`."""
+        """Write the weights for an engine in another process, and a weight check (`agentlightning.training.weight_sync`), into a new
+        folder. The folder holds a model that `from_pretrained` loads, or for a policy of kind `lora` an adapter in peft's format. Returns
+        the policy with the folder as its `file:` uri. Only for trainers whose `uris` include `file`."""
         ...
 
     async def restore(self, folder: Path) -> None:
-        """Take up the state of `save`."""
+        """Restore the state that `save` wrote."""
         ...
 
     async def close(self) -> None: ...

@@ -1,9 +1,13 @@
-"""Settings of the losses. A trainer implements the losses that it names in its `Capabilities`; the formulas stand here.
+"""The losses. A trainer implements those that its `Capabilities` name.
 
-With lp the trainer's log-probability of a sampled token, old its log-probability before the first optimiser step of the batch, rho = exp(lp
-- old), A the token's advantage, w its weight in the batch and c its correction, a loss is the sum over trained tokens of w * (c * term + kl
-* K - entropy * H): K estimates the KL divergence from a reference, H is the entropy of the distribution that the token was sampled from.
-Tokens of groups without signal are in no term of it.
+`logprobs` are the trainer's log-probabilities of the sampled tokens, `old_logprobs` the trainer's before the first optimizer step of the
+batch, and `rollout_logprobs` the engine's at sampling. With rho = exp(logprobs - old_logprobs), A the token's advantage, w its weight in
+the batch and c its correction, a loss is the sum over trained tokens of
+
+    w * (c * term + kl_coef * K - entropy_coef * H)
+
+K estimates the KL divergence from a reference, and H is the entropy of the distribution that the token was sampled from. Tokens of
+zero-variance groups are in no term of it.
 """
 
 from __future__ import annotations
@@ -13,54 +17,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from agentlightning.contracts.loss import CustomLoss, Level, LossSettings
 from agentlightning.errors import ConfigError
-from agentlightning.rl.correction import Correction, Level
-
-
-@dataclass(frozen=True, kw_only=True)
-class LossSettings:
-    """What every loss has."""
-
-    name: str
-    epochs: int = 1
-    """Passes over the batch."""
-    minibatches: int = 1
-    """Optimiser steps in a pass; rollouts are dealt over them in batch order."""
-    kl_coef: float = 0.0
-    """LossAggregation of the divergence from the reference: the model that the run began with (for LoRA the model without its adapter)."""
-    kl_estimator: Literal["k1", "k2", "k3"] = "k3"
-    """K, with d = lp - reference's lp: k1 = d, k2 = d^2 / 2, k3 = exp(-d) - 1 + d. The mean of k1 and of k3 is the divergence, the gradient
-    of k2 is its gradient; that of k1 is 0 on average, so k1 only measures. Source: joschu.net/blog/kl-approx.html."""
-    entropy_coef: float = 0.0
-    """LossAggregation of the entropy, which is raised by it."""
-    correction: Correction | None = None
-    """c, for what lies between who sampled and who trains; absent: 1."""
-
-    @property
-    def ratio_over(self) -> Level:
-        """Whose ratio rho is: the token's own, or the geometric mean over its turn or attempt, with the gradient of the token's."""
-        return "token"
-
-    @property
-    def over_pairs(self) -> bool:
-        """Whether it compares rollouts in pairs, which the batch then has (`Batch.pairs`)."""
-        return False
-
-    @property
-    def extras(self) -> frozenset[str]:
-        """The settings of every loss that are in use; a trainer names those that it honours in its `Capabilities`."""
-        used = {"kl_coef": bool(self.kl_coef), "entropy_coef": bool(self.entropy_coef), "correction": self.correction is not None}
-        return frozenset(name for name, on in used.items() if on)
-
-    def __post_init__(self) -> None:
-        for key in ("kl_coef", "entropy_coef"):
-            if not (getattr(self, key) >= 0 and math.isfinite(getattr(self, key))):
-                raise ConfigError(f"loss.{key} is {getattr(self, key)}; it must be 0 (off) or more")
-        if self.kl_estimator not in ("k1", "k2", "k3"):
-            raise ConfigError(f"loss.kl_estimator is {self.kl_estimator!r}; expected 'k1', 'k2' or 'k3'")
-        for key in ("epochs", "minibatches"):
-            if getattr(self, key) < 1:
-                raise ConfigError(f"loss.{key} is {getattr(self, key)}; it must be at least 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,16 +38,15 @@ class PPOClip(LossSettings):
         super().__post_init__()
         _check_clip(self.clip_low, self.clip_high)
         if self.dual_clip is not None and not self.dual_clip > 1:
-            raise ConfigError(f"loss.dual_clip is {self.dual_clip}; it must be above 1 (3.0 is usual), or absent")
+            raise ConfigError(f"loss.dual_clip is {self.dual_clip}. Set it above 1 (3.0 is usual), or remove it.")
 
 
 @dataclass(frozen=True, kw_only=True)
 class GSPO(LossSettings):
-    """term = -min(rho A, clip(rho, 1 - clip_low, 1 + clip_high) A), where rho = exp(mean of lp - old over the sequence). Source: arXiv
-    2507.18071.
+    """term = -min(rho A, clip(rho, 1 - clip_low, 1 + clip_high) A), where rho = exp(mean of logprobs - old_logprobs over the sequence).
 
-    A sequence is one reply (`turn`), or all replies of an attempt. Which weigh the same is the batch's: with `loss_aggregation =
-    "sequence_mean"` attempts do.
+    A sequence is one reply (`turn`), or all replies of an attempt. `loss_aggregation` decides how much each weighs. Source: arXiv
+    2507.18071.
     """
 
     name: str = "gspo"
@@ -101,7 +58,7 @@ class GSPO(LossSettings):
         super().__post_init__()
         _check_clip(self.clip_low, self.clip_high)
         if self.sequence not in ("turn", "attempt"):
-            raise ConfigError(f"loss.sequence is {self.sequence!r}; expected 'turn' or 'attempt'")
+            raise ConfigError(f"loss.sequence is {self.sequence!r}. Use 'turn' or 'attempt'.")
 
     @property
     def ratio_over(self) -> Level:
@@ -110,7 +67,7 @@ class GSPO(LossSettings):
 
 @dataclass(frozen=True, kw_only=True)
 class CISPO(LossSettings):
-    """term = -stopgrad(clip(rho, 1 - clip_low, 1 + clip_high)) A lp. Source: arXiv 2506.13585."""
+    """term = -stopgrad(clip(rho, 1 - clip_low, 1 + clip_high)) A logprobs. Source: arXiv 2506.13585."""
 
     name: str = "cispo"
     clip_low: float = 1.0
@@ -124,25 +81,28 @@ class CISPO(LossSettings):
 
 @dataclass(frozen=True, kw_only=True)
 class SFTLoss(LossSettings):
-    """term = -A lp, with no ratio: the cross-entropy of demonstrations, whose A is 1."""
+    """term = -A logprobs, with no ratio: the cross-entropy of demonstrations, whose A is 1."""
 
     name: str = "sft"
 
 
 @dataclass(frozen=True, kw_only=True)
-class OwnLoss(LossSettings):
-    """term = a function of one's own, of (logprob, old, advantage), each (tokens,) tensors of the trainer; made by `build_loss`."""
+class FunctionLoss(CustomLoss):
+    """term = a function of `(logprobs, old_logprobs, advantages)`."""
 
-    term: Callable[[Any, Any, Any], Any]
+    function: Callable[[Any, Any, Any], Any]
+
+    def term(self, logprobs: Any, old_logprobs: Any, advantages: Any) -> Any:
+        return self.function(logprobs, old_logprobs, advantages)
 
 
 @dataclass(frozen=True, kw_only=True)
 class DPOLoss(LossSettings):
-    """The mean over pairs of -log sigmoid(z), with z = beta * ((lp_c - ref_c) - (lp_r - ref_r)): lp and ref are the log-probabilities of
-    all that is trained of the chosen and of the rejected rollout, now and by the reference (as for `kl`). Source: arXiv 2305.18290.
+    """The mean over pairs of -log sigmoid(z), with z = beta * ((lp_c - ref_c) - (lp_r - ref_r)). Here lp_c and lp_r are the
+    log-probabilities of all trained tokens of the chosen and of the rejected rollout, ref_c and ref_r the reference's (see `kl_coef`).
 
-    As a sum over tokens: term = -beta * sigmoid(-z) A lp, with A = 1 on what was chosen and -1 on what was rejected, w = 1 / pairs, and z
-    without gradient. Minibatches hold whole pairs; z is of the weights as they are before each gradient.
+    As a sum over tokens: term = -beta * sigmoid(-z) A logprobs, with A = 1 on the chosen rollout and -1 on the rejected one, w = 1 / pairs,
+    and z without gradient. Minibatches hold whole pairs; z uses the weights before each gradient. Source: arXiv 2305.18290.
     """
 
     name: str = "dpo"
@@ -155,21 +115,13 @@ class DPOLoss(LossSettings):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not (self.beta > 0 and math.isfinite(self.beta)):
-            raise ConfigError(f"algorithm.beta is {self.beta}; it must be above 0 (0.1 is usual)")
+            raise ConfigError(f"algorithm.beta is {self.beta}. Set it above 0 (0.1 is usual).")
         for key in sorted(self.extras):
-            raise ConfigError(
-                f"loss.{key} is set, and loss 'dpo' has no term for it: beta alone holds the policy near the reference; leave it out"
-            )
-
-
-def loss_of(algorithm: object) -> LossSettings | None:
-    """The loss among an algorithm's `parts`; None where it says nothing of one."""
-    parts = getattr(algorithm, "parts", None)
-    return next((each for each in parts() if isinstance(each, LossSettings)), None) if parts is not None else None
+            raise ConfigError(f"loss.{key} is set, and loss 'dpo' has no term for it. Remove it; beta keeps the policy near the reference.")
 
 
 def _check_clip(low: float, high: float) -> None:
     if not 0 <= low <= 1:
-        raise ConfigError(f"loss.clip_low is {low}; it must lie between 0 and 1 (0.2 is usual)")
+        raise ConfigError(f"loss.clip_low is {low}. Set it between 0 and 1 (0.2 is usual).")
     if not high >= 0:
-        raise ConfigError(f"loss.clip_high is {high}; it must be 0 or more (0.28 is usual)")
+        raise ConfigError(f"loss.clip_high is {high}. Set it to 0 or more (0.28 is usual).")

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from agentlightning.errors import UnsupportedSetting
-from agentlightning.rl.loss import LossSettings
+from agentlightning.contracts.loss import LossSettings
 from agentlightning_torch.losses.cispo import cispo
 from agentlightning_torch.losses.dpo import dpo
 from agentlightning_torch.losses.gspo import gspo

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from agentlightning.rl.batch.build import Batch
+from agentlightning.contracts.batch import Batch
 from agentlightning.rl.loss import DPOLoss
 
 Doubles = NDArray[np.float64]

@@ -18,7 +18,8 @@ from agentlightning.algorithms.dpo import pairs_of, preferred, trial_batch
 from agentlightning.config.tables import build
 from agentlightning.errors import ConfigError, TrainerError
 from agentlightning.registry.registry import registry
-from agentlightning.rl.batch.build import Batch, make_batch, trainable
+from agentlightning.contracts.batch import Batch
+from agentlightning.rl.batch.build import make_batch, trainable
 from agentlightning.rl.correction.tis import TruncatedImportanceSampling
 from agentlightning.rl.loss import DPOLoss, loss_of
 from agentlightning.types import Task, Trajectory, Transition

@@ -18,7 +18,8 @@ from agentlightning.config.schema import Config, to_toml
 from agentlightning.config.tables import build
 from agentlightning.errors import ConfigError
 from agentlightning.registry.registry import registry
-from agentlightning.rl.batch.build import Batch, make_batch
+from agentlightning.contracts.batch import Batch
+from agentlightning.rl.batch.build import make_batch
 from agentlightning.rl.loss import SFTLoss, loss_of
 from agentlightning.types import Task, Trajectory, Transition
 

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from agentlightning.errors import ConfigError, TrainerError
-from agentlightning.rl.batch.build import Batch, make_batch
+from agentlightning.contracts.batch import Batch
+from agentlightning.rl.batch.build import make_batch
 from agentlightning.types import Task, Trajectory, Transition
 
 

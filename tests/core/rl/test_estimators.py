@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from agentlightning.algorithms.lightning import LightningRL, learner_batch, with_target, with_values
 from agentlightning.errors import ConfigError, RewardError, TrainerError
-from agentlightning.rl.advantage import Estimate, Needs, needs_of
+from agentlightning.rl.advantage import Estimate, needs_of
+from agentlightning.rl.marks import Needs
 from agentlightning.rl.advantage.gae import gae
 from agentlightning.rl.advantage.gigpo import gigpo
 from agentlightning.rl.advantage.grpo import grpo

@@ -14,7 +14,8 @@ from agentlightning.contracts.hookspecs import hookimpl
 from agentlightning.contracts.store import AttemptRecords
 from agentlightning.errors import ConfigError, RewardError
 from agentlightning.registry.registry import Registry
-from agentlightning.rl.trajectory.step_rewards import STEP_SIGNAL, StepReward, step_rewards
+from agentlightning.config.tables import build_step_rewards
+from agentlightning.rl.trajectory.step_rewards import STEP_SIGNAL, StepReward
 from agentlightning.rl.trajectory.step_rewards.tools import tool_empty, tool_failed
 from agentlightning.rl.trajectory.step_rewards.truncated import truncated
 from agentlightning.types import Call, Span, Trajectory
@@ -145,10 +146,10 @@ def test_step_rewards_are_named_facts_or_own_functions() -> None:
             register("refusals", refusals)
 
     plugins = Registry({"p": Plugin()})
-    first, second = step_rewards({"refusals": -1, f"{__name__}:lookups": 0.5}, plugins)
+    first, second = build_step_rewards({"refusals": -1, f"{__name__}:lookups": 0.5}, plugins)
     assert (first.name, first.value, first.signal) == ("refusals", -1, refusals)
     assert (second.name, second.signal.__name__) == (f"{__name__}:lookups", "lookups")
     with pytest.raises(ConfigError, match=r"step_rewards\.refusal: unknown step_signal 'refusal'; did you mean 'refusals'\?"):
-        step_rewards({"refusal": 1}, plugins)
+        build_step_rewards({"refusal": 1}, plugins)
     with pytest.raises(ConfigError, match=r"step_rewards\.refusals is nan; expected a finite number"):
-        step_rewards({"refusals": float("nan")}, plugins)
+        build_step_rewards({"refusals": float("nan")}, plugins)

@@ -15,7 +15,7 @@ from openai import AsyncOpenAI
 
 import agentlightning as agl
 from agentlightning.algorithms.lightning import algorithm_from
-from agentlightning.rl.advantage import Needs
+from agentlightning.rl.marks import Needs
 from agentlightning.stores.common import open_store
 from agentlightning.training.metrics import read_metrics
 from agentlightning.training.run_folder import RunFolder

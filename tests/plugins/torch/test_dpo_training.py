@@ -14,7 +14,8 @@ from transformers import AutoModelForCausalLM
 from agentlightning.algorithms.dpo import preferred
 from agentlightning.config.models import ModelFiles
 from agentlightning.errors import TrainerError
-from agentlightning.rl.batch.build import Batch, make_batch
+from agentlightning.contracts.batch import Batch
+from agentlightning.rl.batch.build import make_batch
 from agentlightning.rl.loss import DPOLoss, PPOClip
 from agentlightning.types import Task, Trajectory, Transition
 from agentlightning_torch.testing import tiny_model

@@ -9,7 +9,8 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from agentlightning.rl.batch.build import Batch, make_batch
+from agentlightning.contracts.batch import Batch
+from agentlightning.rl.batch.build import make_batch
 from agentlightning.rl.batch.packs import Pack
 from agentlightning.types import Task, Trajectory, Transition
 from agentlightning_torch.attention import BLOCK, NAME, Visible, forest_attention

@@ -17,8 +17,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, MistralConfig, Mis
 
 from agentlightning.config.models import ModelFiles
 from agentlightning.errors import ConfigError, NonFinite, TrainerError, UnsupportedSetting
-from agentlightning.rl.batch.build import Batch, make_batch
-from agentlightning.rl.loss import CISPO, LossSettings, PPOClip
+from agentlightning.contracts.batch import Batch
+from agentlightning.rl.batch.build import make_batch
+from agentlightning.rl.loss import CISPO, PPOClip
+from agentlightning.contracts.loss import LossSettings
 from agentlightning.rl.schedule import learning_rate
 from agentlightning.training.weight_sync import WeightCheck, folder_of
 from agentlightning.types import Task, Trajectory, Transition

@@ -25,13 +25,15 @@ from agentlightning.rl.advantage.opo import opo
 from agentlightning.rl.advantage.reinforce_pp import reinforce_pp, reinforce_pp_baseline
 from agentlightning.rl.advantage.rloo import rloo
 from agentlightning.rl.arrays import RolloutArrays
-from agentlightning.rl.batch.build import Batch, make_batch
-from agentlightning.rl.correction import Correction
+from agentlightning.contracts.batch import Batch
+from agentlightning.rl.batch.build import make_batch
+from agentlightning.contracts.loss import Correction
 from agentlightning.rl.correction.icepop import IcePop
 from agentlightning.rl.correction.sequence_masking import SequenceMasking
 from agentlightning.rl.correction.tis import TruncatedImportanceSampling
 from agentlightning.rl.credit.identical import identical
-from agentlightning.rl.loss import CISPO, LossSettings, PPOClip
+from agentlightning.rl.loss import CISPO, PPOClip
+from agentlightning.contracts.loss import LossSettings
 from agentlightning.rl.loss import GSPO as GSPOLoss
 from agentlightning.types import Task, Trajectory, Transition
 from agentlightning_torch.forward import Scores

@@ -12,8 +12,9 @@ import torch
 
 from agentlightning.config.models import ModelFiles, Share
 from agentlightning.contracts.trainer import Capabilities
-from agentlightning.rl.batch.build import Batch, make_batch
-from agentlightning.rl.loss import LossSettings
+from agentlightning.contracts.batch import Batch
+from agentlightning.rl.batch.build import make_batch
+from agentlightning.contracts.loss import LossSettings
 from agentlightning.training.weight_sync import WeightCheck
 from agentlightning.types import Policy, Task, Trajectory, Transition
 from agentlightning_torch.trainer import Settings as TorchSettings

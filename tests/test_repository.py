@@ -23,14 +23,14 @@ LATE = {"renderers", "transformers", "tokenizers", "matplotlib", "openai", "pyte
 """What a function of core may import; extras bring them (pytest: the contract tests for implementations)."""
 
 LAYERS = (
-    ("types", "errors"),
+    ("types", "errors", "lazy"),
     ("contracts",),
-    ("registry", "stores", "capture", "testing"),
+    ("registry", "stores", "capture"),
     ("rl", "gateway"),
     ("config",),
     ("runner",),
     ("training", "algorithms"),
-    ("serving",),
+    ("serving", "testing"),
     ("cli", "__main__"),
 )
 """Folders of core, from the bottom to the top. A module imports its own layer and those below, also under TYPE_CHECKING."""

@@ -7,7 +7,8 @@ import sys
 import time
 from pathlib import Path
 
-from agentlightning.config.models import ModelFiles, find_model
+from agentlightning.config.models import find_model
+from agentlightning.contracts.model import ModelFiles
 from measuring import DRY, OUT, Figures
 
 

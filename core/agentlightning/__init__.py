@@ -11,8 +11,9 @@ Names are loaded when they are first used, so that importing this package costs 
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from agentlightning.lazy import lazy_exports
 
 if TYPE_CHECKING:
     from agentlightning.algorithms.dpo import DPO
@@ -29,33 +30,6 @@ if TYPE_CHECKING:
     from agentlightning.types import LLM, Rollout, Sampling, Span, Task, Trajectory, Transition
 
 __version__ = "0.1.0"
-
-_HOME = {
-    "CISPO": "rl.loss",
-    "DPO": "algorithms.dpo",
-    "LLM": "types",
-    "LightningError": "errors",
-    "LightningRL": "algorithms.lightning",
-    "PPOClip": "rl.loss",
-    "RFT": "algorithms.rft",
-    "Rollout": "types",
-    "Run": "training.job",
-    "RunnerSettings": "config.schema",
-    "SFT": "algorithms.sft",
-    "Sampling": "types",
-    "Span": "types",
-    "Task": "types",
-    "Trajectory": "types",
-    "Transition": "types",
-    "current": "capture.recorder",
-    "hookimpl": "contracts.hookspecs",
-    "note": "capture.recorder",
-    "reward": "capture.recorder",
-    "reward_later": "runner.rollout",
-    "rollout": "runner.rollout",
-    "train": "training.job",
-    "train_async": "training.job",
-}
 
 __all__ = [
     "CISPO",
@@ -84,12 +58,19 @@ __all__ = [
     "train_async",
 ]
 
+_HOMES = {
+    "algorithms.dpo": ["DPO"],
+    "algorithms.lightning": ["LightningRL"],
+    "algorithms.rft": ["RFT"],
+    "algorithms.sft": ["SFT"],
+    "capture.recorder": ["current", "note", "reward"],
+    "config.schema": ["RunnerSettings"],
+    "contracts.hookspecs": ["hookimpl"],
+    "errors": ["LightningError"],
+    "rl.loss": ["CISPO", "PPOClip"],
+    "runner.rollout": ["reward_later", "rollout"],
+    "training.job": ["Run", "train", "train_async"],
+    "types": ["LLM", "Rollout", "Sampling", "Span", "Task", "Trajectory", "Transition"],
+}
 
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module 'agentlightning' has no attribute {name!r}")
-    return getattr(importlib.import_module(f"agentlightning.{_HOME[name]}"), name)
-
-
-def __dir__() -> list[str]:
-    return [*__all__, "__version__"]
+__getattr__, __dir__ = lazy_exports(__name__, _HOMES, also=["__version__"])

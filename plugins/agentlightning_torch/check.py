@@ -8,7 +8,7 @@ import tempfile
 import numpy as np
 import torch
 
-from agentlightning.config.models import Share
+from agentlightning.contracts.model import Share
 from agentlightning.rl.batch.build import make_batch
 from agentlightning.rl.loss import PPOClip
 from agentlightning.types import Sampling, Task, Trajectory, Transition, ints

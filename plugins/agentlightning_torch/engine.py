@@ -24,8 +24,8 @@ from urllib.parse import unquote
 import numpy as np
 import torch
 
-from agentlightning.config.models import ModelFiles, Share
-from agentlightning.contracts.engine import Chunk, EngineInfo, check_request
+from agentlightning.contracts.engine import Chunk, Engine, EngineInfo, EngineSettings, check_request
+from agentlightning.contracts.model import ModelFiles, Share
 from agentlightning.errors import ConfigError, EngineError
 from agentlightning.types import IntArray, Policy, Sampling, floats, ints
 from agentlightning_torch.sampler import Counts, Event, Reply, Sampler
@@ -34,7 +34,7 @@ from agentlightning_torch.weights import Weights, get_weights, is_loaded
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings:
+class Settings(EngineSettings):
     """Settings of the torch engine. `device` and `dtype` are those of the weights, which the trainer shares."""
 
     device: str = "auto"
@@ -73,7 +73,7 @@ class Request(Reply):
         """Written and read in `loop` only."""
 
 
-class TorchEngine:
+class TorchEngine(Engine):
     """See `Engine`."""
 
     Settings = Settings

@@ -7,7 +7,7 @@ from os import PathLike
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from agentlightning.config.models import ModelFiles
+from agentlightning.contracts.model import ModelFiles
 from agentlightning.testing.tokenizer import make_tokenizer
 from agentlightning_torch.weights import no_bars
 

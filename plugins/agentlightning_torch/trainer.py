@@ -23,8 +23,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from agentlightning.config.models import ModelFiles, Share
-from agentlightning.contracts.trainer import Capabilities, check_capabilities
+from agentlightning.contracts.model import ModelFiles, Share
+from agentlightning.contracts.trainer import Capabilities, Trainer, TrainerSettings, check_capabilities
 from agentlightning.errors import ConfigError, TrainerError
 from agentlightning.registry.registry import registry
 from agentlightning.contracts.batch import Batch
@@ -48,7 +48,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings:
+class Settings(TrainerSettings):
     """Of the torch trainer."""
 
     train: str = "full"
@@ -109,7 +109,7 @@ class Settings:
                 raise ConfigError(f"trainer.{name} is {value}; expected {expected}")
 
 
-class TorchTrainer:
+class TorchTrainer(Trainer):
     """See `agentlightning.contracts.trainer.Trainer`."""
 
     Settings = Settings
@@ -129,6 +129,7 @@ class TorchTrainer:
         self.steps = 0
         """Steps that changed the weights; the schedule counts them."""
         self._thread = ThreadPoolExecutor(1, "torch-trainer")
+        self._closed = False
 
     @classmethod
     async def create(cls, model: ModelFiles, settings: Settings, share: Share) -> TorchTrainer:
@@ -163,7 +164,7 @@ class TorchTrainer:
             losses=frozenset({*LOSSES, *_own_losses()}),
             uris=frozenset({"memory", "file"}),
             extras=frozenset({"kl_coef", "entropy_coef", "correction"}),
-            own_losses=True,
+            custom_losses=True,
             max_sequence_tokens=settings.tokens_per_pack,
             lora=True,
             critic=settings.critic,
@@ -190,6 +191,7 @@ class TorchTrainer:
         await self._run(lambda: self._restore(Path(folder)))
 
     async def close(self) -> None:
+        self._closed = True
         await asyncio.to_thread(self._thread.shutdown)
 
     async def _run(self, work: Callable[[], T]) -> T:
@@ -209,6 +211,8 @@ class TorchTrainer:
                     self._forget_gradients()
                     raise TrainerError(f"torch could not do it: {error}") from error
 
+        if self._closed:
+            raise TrainerError("The torch trainer is closed. Take steps before close().")
         future = asyncio.get_running_loop().run_in_executor(self._thread, locked)
         try:
             return await asyncio.shield(future)

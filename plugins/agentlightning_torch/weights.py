@@ -17,7 +17,7 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import logging as bars
 
-from agentlightning.config.models import ModelFiles, Share
+from agentlightning.contracts.model import ModelFiles, Share
 from agentlightning.errors import ConfigError, EngineError
 from agentlightning.types import Policy
 

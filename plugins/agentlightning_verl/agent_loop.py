@@ -29,7 +29,7 @@ from verl.utils.tensordict_utils import list_of_dict_to_tensordict
 
 from agentlightning.config.schema import RunnerSettings
 from agentlightning.config.tables import build, naming
-from agentlightning.contracts.engine import Chunk, EngineInfo
+from agentlightning.contracts.engine import Chunk, Engine, EngineInfo
 from agentlightning.contracts.store import RolloutState
 from agentlightning.errors import AgentError, ConfigError, EngineError, UnsupportedSetting
 from agentlightning.gateway import Gateway
@@ -228,7 +228,7 @@ class LightningAgentLoopManager:
         await tq.async_kv_batch_put(keys=keys, fields=list_of_dict_to_tensordict(fields), tags=tags, partition_id=partition)
 
 
-class ServerEngine:
+class ServerEngine(Engine):
     """verl's servers as an `Engine`. Which weights they have is verl's business; each reply says its version."""
 
     def __init__(self, client: Any, info: EngineInfo, *, seeded: bool) -> None:
@@ -267,7 +267,6 @@ class ServerEngine:
 
     async def pause(self) -> None: ...
     async def resume(self) -> None: ...
-    async def close(self) -> None: ...
 
 
 def read_config(path: str | None) -> AgentConfig:

@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from agentlightning.contracts.trainer import TrainerSettings
 from agentlightning.errors import ConfigError
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings:
+class Settings(TrainerSettings):
     """Of the verl trainer. Credit, advantage, weights and the learning rate of each step are Agent Lightning's; verl has no say in them."""
 
     python: str | None = None

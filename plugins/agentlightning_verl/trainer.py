@@ -24,8 +24,8 @@ from urllib.parse import quote
 import numpy as np
 from numpy.typing import NDArray
 
-from agentlightning.config.models import ModelFiles, Share
-from agentlightning.contracts.trainer import Capabilities, check_capabilities
+from agentlightning.contracts.model import ModelFiles, Share
+from agentlightning.contracts.trainer import Capabilities, Trainer, check_capabilities
 from agentlightning.errors import ConfigError, NonFinite, TrainerError, UnsupportedSetting
 from agentlightning.contracts.batch import Batch
 from agentlightning.contracts.loss import LossSettings
@@ -46,7 +46,7 @@ print(json.dumps({"verl": importlib.metadata.version("verl"), "cuda": __import__
 """
 
 
-class VerlTrainer:
+class VerlTrainer(Trainer):
     """See `agentlightning.contracts.trainer.Trainer`."""
 
     Settings = Settings
@@ -92,7 +92,7 @@ class VerlTrainer:
         (self._folder / "path" / "agentlightning_verl").symlink_to(Path(__file__).parent, target_is_directory=True)
         ours, theirs = socket.socketpair()
         self._connection, self._failed, self._vocabulary = ours, False, 0
-        self._thread = ThreadPoolExecutor(1, "verl-trainer")
+        self._thread, self._closed = ThreadPoolExecutor(1, "verl-trainer"), False
         line = [python, "-m", "agentlightning_verl.process", str(theirs.fileno())]
         with theirs:
             try:
@@ -126,6 +126,9 @@ class VerlTrainer:
         await self._run(lambda: self._restore(Path(folder)))
 
     async def close(self) -> None:
+        if self._closed:
+            return
+        self._closed = True
         self._connection.close()  # upon which the process ends
         for _ in range(50):
             if self._process.code is not None:
@@ -138,6 +141,8 @@ class VerlTrainer:
 
     async def _run(self, work: Any) -> Any:
         """Do it in the trainer's thread. A caller that is cancelled waits for the end: a step that is half done belongs to nobody."""
+        if self._closed:
+            raise TrainerError("The verl trainer is closed. Take steps before close().")
         future = asyncio.get_running_loop().run_in_executor(self._thread, work)
         try:
             return await asyncio.shield(future)

@@ -19,8 +19,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from agentlightning.config.models import ModelFiles, Share
-from agentlightning.contracts.engine import Chunk, EngineInfo, check_request
+from agentlightning.contracts.engine import Chunk, Engine, EngineInfo, check_request
+from agentlightning.contracts.model import ModelFiles, Share
 from agentlightning.errors import ConfigError, EngineError, UnsupportedSetting
 from agentlightning.types import IntArray, Policy, Sampling, floats, ints
 from agentlightning_vllm.environment import find_environment
@@ -38,7 +38,7 @@ REMEMBERED = 100_000
 """Rollouts whose replica is known."""
 
 
-class VllmEngine:
+class VllmEngine(Engine):
     """See `agentlightning.contracts.engine.Engine`. The servers start with the first load."""
 
     Settings = Settings

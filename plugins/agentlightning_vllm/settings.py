@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 from urllib.parse import urlsplit
 
+from agentlightning.contracts.engine import EngineSettings
 from agentlightning.errors import ConfigError
 
 OURS = (
@@ -18,7 +19,7 @@ OURS = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings:
+class Settings(EngineSettings):
     """Of the vLLM engine."""
 
     python: str | None = None
@@ -50,6 +51,11 @@ class Settings:
     weight_check_limit: float | None = None
     """Mean difference in log-probability between engine and trainer, nats a token, above which a load has failed. Absent: 0.005 in float32,
     else 0.15."""
+
+    @property
+    def copy_weights(self) -> bool:
+        """The servers hold weights of their own."""
+        return True
 
     def __post_init__(self) -> None:
         for name in ("devices", "args", "urls"):

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from agentlightning.rl.batch.build import Batch
-from agentlightning.rl.loss import LossSettings
+from agentlightning.gateway.rendering.demonstration import Demonstrate
+from agentlightning.rl.marks import Needs
+from agentlightning.contracts.batch import Batch
+from agentlightning.contracts.loss import LossSettings
 from agentlightning.types import Trajectory
 
 
@@ -54,9 +57,36 @@ class Session(Protocol):
         ...
 
 
-class Algorithm(Protocol):
-    """Anything that drives a training loop, usually a frozen dataclass of settings."""
+class Algorithm(ABC):
+    """Base of everything that drives a training loop: a subclass is a frozen dataclass of settings."""
 
+    group_size: int = 1
+    """Rollouts of each task in a step."""
+    trains_demonstrations: ClassVar[bool] = False
+    """Whether `demonstrate` answers the model calls of training rollouts, and its tokens are trained."""
+
+    @property
+    def needs(self) -> Needs:
+        """Return what the run must offer: groups of rollouts, a critic."""
+        return Needs()
+
+    @property
+    def ignores_step_rewards(self) -> str | None:
+        """Return why rewards of steps would change nothing; None: they count."""
+        return None
+
+    @property
+    def demonstrate(self) -> Demonstrate | None:
+        """Return the function that answers the model calls of training rollouts; None: the engine samples them."""
+        return None
+
+    def parts(self) -> tuple[Any, ...]:
+        """Return the parts with their settings bound and checked, the `LossSettings` among them. Imports no trainer."""
+        return ()
+
+    def try_out(self, trajectories: Sequence[Trajectory]) -> None:
+        """Apply the parts to trajectories and throw the result away, so that a dry run finds their errors."""
+
+    @abstractmethod
     async def run(self, session: Session) -> None:
         """Train until the session's last step, or until it is stopped."""
-        ...

@@ -9,20 +9,21 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
 
 import numpy as np
 
-from agentlightning.algorithms.base import Session
+from agentlightning.algorithms.base import Algorithm, Session
 from agentlightning.errors import ConfigError
-from agentlightning.rl.advantage import Needs
-from agentlightning.rl.batch.build import Batch, DoubleArray, make_batch, trainable
+from agentlightning.rl.marks import Needs
+from agentlightning.contracts.batch import Batch
+from agentlightning.types import Doubles
+from agentlightning.rl.batch.build import make_batch, trainable
 from agentlightning.rl.loss import DPOLoss
 from agentlightning.types import Trajectory
 
 
 @dataclass(frozen=True, kw_only=True)
-class DPO:
+class DPO(Algorithm):
     """Rollouts of the policy as it is, paired within their groups by reward, then a step on the pairs."""
 
     name: str = "dpo"
@@ -36,8 +37,6 @@ class DPO:
     """Passes over the batch."""
     minibatches: int = 1
     """Optimiser steps in a pass; pairs are dealt over them in batch order."""
-
-    ignores_step_rewards: ClassVar[str] = "algorithm 'dpo' pairs rollouts by their outcome"
 
     def __post_init__(self) -> None:
         if self.group_size < 2:
@@ -53,6 +52,10 @@ class DPO:
     def needs(self) -> Needs:
         """Several rollouts of a task."""
         return Needs(group=True)
+
+    @property
+    def ignores_step_rewards(self) -> str:
+        return "algorithm 'dpo' pairs rollouts by their outcome"
 
     def parts(self) -> tuple[DPOLoss]:
         """The loss, checked. Imports no trainer."""
@@ -87,7 +90,7 @@ def pairs_of(trajectories: Sequence[Trajectory], tolerance: float = 0.0) -> list
     return found
 
 
-def preferred(trajectories: Sequence[Trajectory], pairs: Sequence[tuple[int, int]]) -> list[DoubleArray]:
+def preferred(trajectories: Sequence[Trajectory], pairs: Sequence[tuple[int, int]]) -> list[Doubles]:
     """(transitions,) each: 1 on what was chosen, -1 on what was rejected, 0 on what is in no pair; NaN where it was not scored."""
     sign = {k: 1.0 - 2.0 * place for pair in pairs for place, k in enumerate(pair)}
     scored = [np.nan if each.reward is None else sign.get(k, 0.0) for k, each in enumerate(trajectories)]

@@ -9,16 +9,19 @@ from typing import Any, Literal, cast
 
 import numpy as np
 
-from agentlightning.algorithms.base import Session
+from agentlightning.algorithms.base import Algorithm, Session
 from agentlightning.config.tables import bind, build, build_loss, call, named
 from agentlightning.errors import ConfigError
 from agentlightning.registry.registry import registry
-from agentlightning.rl.advantage import Estimate, Needs, needs_of
+from agentlightning.rl.advantage import Estimate, needs_of
+from agentlightning.rl.marks import Needs
 from agentlightning.rl.advantage.per_agent import PerAgent
-from agentlightning.rl.arrays import Doubles, RolloutArrays
-from agentlightning.rl.batch.build import Batch, LossAggregation, make_batch
+from agentlightning.types import Doubles
+from agentlightning.rl.arrays import RolloutArrays
+from agentlightning.contracts.batch import Batch
+from agentlightning.rl.batch.build import LossAggregation, make_batch
 from agentlightning.rl.credit import is_outcome_alone
-from agentlightning.rl.loss import LossSettings
+from agentlightning.contracts.loss import LossSettings
 from agentlightning.types import Trajectory
 
 Part = str | Mapping[str, Any] | Callable[..., Any]
@@ -26,7 +29,7 @@ Part = str | Mapping[str, Any] | Callable[..., Any]
 
 
 @dataclass(frozen=True, kw_only=True)
-class LightningRL:
+class LightningRL(Algorithm):
     """GRPO, Dr.GRPO, RLOO and their kin are settings of it."""
 
     name: str = "lightning"

@@ -9,11 +9,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
 import numpy as np
 
-from agentlightning.algorithms.base import Session
+from agentlightning.algorithms.base import Algorithm, Session
 from agentlightning.algorithms.sft import TOLERANCE, advantage
 from agentlightning.errors import ConfigError
 from agentlightning.rl.batch.build import make_batch
@@ -23,7 +23,7 @@ from agentlightning.types import Trajectory
 
 
 @dataclass(frozen=True, kw_only=True)
-class RFT:
+class RFT(Algorithm):
     """Rollouts of the policy as it is, then a step on those that are good enough."""
 
     name: str = "rft"
@@ -40,8 +40,6 @@ class RFT:
     minibatches: int = 1
     """Optimiser steps in a pass."""
 
-    ignores_step_rewards: ClassVar[str] = "algorithm 'rft' chooses rollouts by their outcome"
-
     def __post_init__(self) -> None:
         for key in ("group_size", "best", "epochs", "minibatches"):
             if getattr(self, key) is not None and getattr(self, key) < 1:
@@ -50,6 +48,10 @@ class RFT:
             raise ConfigError(f"algorithm.min_reward is {self.min_reward}; expected a reward, or -inf where every one is enough")
         if self.loss_aggregation not in ("token_mean", "sequence_mean"):
             raise ConfigError(f"algorithm.loss_aggregation is {self.loss_aggregation!r}; it must be 'token' or 'rollout'")
+
+    @property
+    def ignores_step_rewards(self) -> str:
+        return "algorithm 'rft' chooses rollouts by their outcome"
 
     def parts(self) -> tuple[SFTLoss]:
         """The loss, checked. Imports no trainer."""

@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Literal, cast
 
 import numpy as np
 
-from agentlightning.algorithms.base import Session
+from agentlightning.algorithms.base import Algorithm, Session
 from agentlightning.errors import ConfigError
 from agentlightning.gateway.rendering.demonstration import Demonstrate
 from agentlightning.registry.registry import load_object
@@ -27,11 +27,11 @@ TOLERANCE = 1e-9
 
 
 @dataclass(frozen=True, kw_only=True)
-class SFT:
+class SFT(Algorithm):
     """One rollout for each task of a step, and one gradient step on its demonstrations."""
 
     name: str = "sft"
-    ignores_step_rewards: ClassVar[str] = "algorithm 'sft' learns demonstrations, whatever their steps earn"
+    trains_demonstrations: ClassVar[bool] = True
     demonstrations: str | Demonstrate
     """`module:function`, called with `(task, messages, tools)` for each model call of a training rollout; it returns the assistant's
     message (OpenAI's form), or None: that call is sampled as usual, and not trained on."""
@@ -53,6 +53,10 @@ class SFT:
         if not callable(found):
             raise ConfigError(f"algorithm.demonstrations is {self.demonstrations!r}, a {type(found).__name__}; expected a function")
         return cast(Demonstrate, found)
+
+    @property
+    def ignores_step_rewards(self) -> str:
+        return "algorithm 'sft' learns demonstrations, whatever their steps earn"
 
     def parts(self) -> tuple[Demonstrate, SFTLoss]:
         """Demonstrations and loss, checked. Imports no trainer."""

@@ -5,30 +5,17 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import platformdirs
 
+from agentlightning.contracts.model import ModelFiles
 from agentlightning.errors import ConfigError
 from agentlightning.registry.registry import Registry, registry, unknown
 from agentlightning.types import new_id
 
 Progress = Callable[[str, float | None], None]
 """Called with what is being done and the part done so far, 0 to 1 (None: not known)."""
-
-
-Share = dict[str, object]
-"""One for each run, given to every engine and trainer: where those of one plugin meet (to share weights in one process)."""
-
-
-@dataclass(frozen=True, slots=True)
-class ModelFiles:
-    """A model that `from_pretrained` can load."""
-
-    name: str
-    path: str
-    """A folder, or a hub id."""
 
 
 def cache_folder() -> Path:

@@ -335,15 +335,14 @@ def check_names(config: Config, plugins: Registry | None = None) -> None:
     if "name" not in {each.name for each in fields(algorithm)}:
         del table["name"]
     built = build(algorithm, table, "algorithm")
-    if config.replay is not None and hasattr(algorithm, "demonstrate"):
+    if config.replay is not None and algorithm.trains_demonstrations:
         raise ConfigError(
             f"algorithm {config.algorithm['name']!r} trains demonstrations that it gives while an agent runs, and the replies of a replay "
             "were sampled; use an algorithm that trains those (lightning), or leave replay out"
         )
-    if hasattr(built, "parts"):  # LightningRL and its like: the settings of its parts
-        built.parts()
+    built.parts()
     step_rewards(config.step_rewards, plugins)
-    if config.step_rewards and (why := getattr(built, "ignores_step_rewards", None)) is not None:
+    if config.step_rewards and (why := built.ignores_step_rewards) is not None:
         raise ConfigError(f"step_rewards ({', '.join(config.step_rewards)}) would change nothing: {why}")
 
 

@@ -6,12 +6,14 @@ distribution, and stamps each token with the version that made it.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, ClassVar, Self
 
 import numpy as np
 
+from agentlightning.contracts.model import ModelFiles, Share
 from agentlightning.errors import ContextOverflow, EngineError
 from agentlightning.types import FinishReason, FloatArray, IntArray, Policy, Sampling
 
@@ -44,36 +46,62 @@ class EngineInfo:
     """Schemes of `Policy.uri` from which it loads: `memory`, `file`."""
 
 
-class Engine(Protocol):
-    """Methods may be called from any event loop; heavy work happens in a thread or process of the engine's own."""
+@dataclass(frozen=True, kw_only=True)
+class EngineSettings:
+    """Base of an engine's settings: a subclass is a frozen dataclass, and its fields are the keys of the `[engine]` table."""
 
     @property
-    def info(self) -> EngineInfo: ...
+    def copy_weights(self) -> bool | None:
+        """Whether the engine keeps its own weights while the trainer steps. False: it serves the trainer's own weights, so training with
+        off-policy steps is refused. Declare a field of this name to make it a setting; its None means true when max_staleness > 0."""
+        return False
 
-    @property
-    def policy(self) -> Policy:
-        """What is being served now."""
-        ...
 
+class Engine(ABC):
+    """Base of every engine. Set `info` and `policy` in `__init__`, or override them with properties.
+
+    Callers use any event loop. Heavy work belongs in a thread or process of the engine's own.
+    """
+
+    Settings: ClassVar[type[EngineSettings]] = EngineSettings
+    remote: ClassVar[bool] = False
+    """Whether the model lies on somebody else's server: `ModelFiles.path` is empty then, and training is refused."""
+    info: EngineInfo
+    policy: Policy
+    """The policy that the engine serves now."""
+
+    @classmethod
+    async def create(cls, model: ModelFiles, settings: Any, share: Share) -> Self:
+        """Open the engine for a run. `settings` is an instance of `Settings`. Raises `ConfigError` for settings that cannot work."""
+        raise NotImplementedError(f"{cls.__qualname__} has no `create`. Add one to use this engine in a run.")
+
+    @abstractmethod
     def generate(self, prompt_ids: IntArray, sampling: Sampling, *, rollout: str | None = None) -> AsyncIterator[Chunk]:
-        """Sample one reply. The same `sampling.seed` gives the same tokens when it is the only request in the engine. Closing the
-        iterator aborts. `rollout` is the id of whom the call is: an engine of several parts keeps its calls in one. Raises
-        `ContextOverflow` when the prompt leaves no room for one token, `EngineError` otherwise."""
-        ...
+        """Sample one reply. Closing the iterator aborts it.
 
+        The same `sampling.seed` gives the same tokens when it is the only request in the engine. `rollout` is the id of the caller's
+        rollout; an engine with several replicas keeps the calls of one rollout together. Raises `ContextOverflow` when the prompt leaves no
+        room for one token, and `EngineError` for any other failure.
+        """
+
+    @abstractmethod
     async def load(self, policy: Policy) -> dict[str, float]:
-        """Serve another version. Replies under way are finished first (`pause`), or go on with the new weights, each token stamped with the
-        version that sampled it; caches of the old weights are dropped. Returns what was measured of it, by name; empty where nothing was.
-        Raises `EngineError` when the weights are not served."""
-        ...
+        """Serve another version, and return measurements of the load by name.
 
+        In-flight replies finish first (`pause`), or continue with the new weights. Each token carries the version that sampled it. The
+        caches of the old weights are dropped. Raises `EngineError` when the engine cannot serve the policy.
+        """
+
+    @abstractmethod
     async def pause(self) -> None:
-        """Finish what is under way, then hold new requests until `resume`."""
-        ...
+        """Finish in-flight replies, then hold new requests until `resume`."""
 
-    async def resume(self) -> None: ...
+    @abstractmethod
+    async def resume(self) -> None:
+        """Undo `pause`."""
 
-    async def close(self) -> None: ...
+    async def close(self) -> None:
+        """Release everything. A second call does nothing. Later requests raise `EngineError`."""
 
 
 def check_request(info: EngineInfo, vocabulary: int, prompt_ids: IntArray, sampling: Sampling) -> int:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, ClassVar, Self
 
 from agentlightning.contracts.batch import Batch
 from agentlightning.contracts.loss import CustomLoss, LossSettings
+from agentlightning.contracts.model import ModelFiles, Share
 from agentlightning.errors import UnsupportedSetting
 from agentlightning.types import Doubles, Policy
 
@@ -31,16 +33,16 @@ class Capabilities:
     lora: bool = False
     critic: bool = False
     """Whether it has a value head: `values`, and `Batch.returns` to learn from."""
-    enable_critic: str = "use trainer 'torch'"
-    """How to get a critic, for the error message."""
+    why_no_critic: str = "use trainer 'torch'"
+    """What to do about a missing critic, for the error message."""
 
 
 def check_capabilities(name: str, capabilities: Capabilities, loss: LossSettings | None, *, critic: bool) -> None:
     """Raise `UnsupportedSetting` if an algorithm needs something that trainer `name` does not honour."""
     if critic and not capabilities.critic:
         raise UnsupportedSetting(
-            f"algorithm.credit or algorithm.advantage needs a critic, and trainer {name!r} has no value head. To get one, "
-            f"{capabilities.enable_critic}."
+            f"algorithm.credit or algorithm.advantage needs a critic, and trainer {name!r} has no value head: "
+            f"{capabilities.why_no_critic}"
         )
     if loss is None:
         return
@@ -54,41 +56,66 @@ def check_capabilities(name: str, capabilities: Capabilities, loss: LossSettings
         )
 
 
-class Trainer(Protocol):
-    """Metrics are plain floats; one that was not measured is absent, not zero. The class also has `offers(settings) -> Capabilities`, which
-    loads nothing, so that unsupported settings are refused before a model loads."""
+@dataclass(frozen=True, kw_only=True)
+class TrainerSettings:
+    """Base of a trainer's settings: a subclass is a frozen dataclass, and its fields are the keys of the `[trainer]` table."""
 
     @property
-    def capabilities(self) -> Capabilities: ...
+    def total_steps(self) -> int | None:
+        """Steps of the learning-rate schedule; 0: there is none. Declare a field of this name to make it a setting; the run replaces its
+        None with its own number of steps."""
+        return 0
 
-    @property
-    def policy(self) -> Policy:
-        """The current version of the weights."""
-        ...
 
+class Trainer(ABC):
+    """Base of every trainer. Set `capabilities` and `policy` in `__init__`, or override them with properties.
+
+    Metrics are plain floats. A metric that was not measured is absent, not zero.
+    """
+
+    Settings: ClassVar[type[TrainerSettings]] = TrainerSettings
+    capabilities: Capabilities
+    policy: Policy
+    """The policy that the weights are now."""
+
+    @classmethod
+    @abstractmethod
+    def offers(cls, settings: Any) -> Capabilities:
+        """Capabilities with these settings. Imports and loads nothing, so that a run is refused before a model loads."""
+
+    @classmethod
+    async def create(cls, model: ModelFiles, settings: Any, share: Share) -> Self:
+        """Open the trainer for a run. `settings` is an instance of `Settings`. Raises `ConfigError` for settings that cannot work."""
+        raise NotImplementedError(f"{cls.__qualname__} has no `create`. Add one to use this trainer in a run.")
+
+    @abstractmethod
     async def step(self, batch: Batch, loss: LossSettings) -> tuple[Policy, dict[str, float]]:
-        """Train on a batch in `loss.epochs` passes of `loss.minibatches` optimizer steps each. Returns the next version and metrics.
+        """Train on a batch, and return the next version and metrics: `loss.epochs` passes of `loss.minibatches` optimizer steps each.
 
-        A batch with nothing to train (`batch.trained_tokens == 0`) keeps the version. `NonFinite` leaves the weights unchanged."""
-        ...
+        A batch without a trained token (`batch.trained_tokens == 0`) trains nothing and keeps the version. An error (`NonFinite` for a loss
+        or gradient that is not finite) leaves the weights as they were.
+        """
+
+    @abstractmethod
+    async def save(self, folder: Path) -> None:
+        """Write all state that a bitwise resume needs: weights, optimizer, schedule, RNG, version. `AutoModelForCausalLM.from_pretrained`
+        loads the folder as well."""
+
+    @abstractmethod
+    async def restore(self, folder: Path) -> None:
+        """Take over the state that `save` wrote. Raises `TrainerError` for a folder that does not fit."""
 
     async def values(self, batch: Batch) -> Doubles:
-        """Return (tokens,) the critic's expected return before each trained token; NaN elsewhere. Only for trainers with a critic."""
-        ...
-
-    async def save(self, folder: Path) -> None:
-        """Write all state needed to resume bitwise: weights, optimizer, schedule, RNG, version. The folder also loads with plain
-        `AutoModelForCausalLM.from_pretrained`."""
-        ...
+        """(tokens,) the critic's expected return before each trained token; NaN elsewhere. Only trainers with a critic have it."""
+        raise UnsupportedSetting(f"Trainer {type(self).__name__!r} has no critic. Use an advantage and a credit that need none.")
 
     async def export(self, folder: Path) -> Policy:
-        """Write the weights for an engine in another process, and a weight check (`agentlightning.training.weight_sync`), into a new
-        folder. The folder holds a model that `from_pretrained` loads, or for a policy of kind `lora` an adapter in peft's format. Returns
-        the policy with the folder as its `file:` uri. Only for trainers whose `uris` include `file`."""
-        ...
+        """Write the weights for an engine of another process, and return the policy with the folder as its `file:` uri.
 
-    async def restore(self, folder: Path) -> None:
-        """Restore the state that `save` wrote."""
-        ...
+        The new folder is a model that `from_pretrained` loads, or a peft adapter for a policy of kind `lora`. It also holds a probe
+        (`agentlightning.training.weight_sync`). Only trainers whose `uris` have `file` have it.
+        """
+        raise UnsupportedSetting(f"Trainer {type(self).__name__!r} writes no weights for another process. Use an engine that shares them.")
 
-    async def close(self) -> None: ...
+    async def close(self) -> None:
+        """Release everything. A second call does nothing. Later steps raise `TrainerError`."""

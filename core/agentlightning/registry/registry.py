@@ -70,6 +70,14 @@ class Entry:
             raise PluginError(f"plugin {self.plugin!r} registered {self.what} {self.name!r}: {said}") from error
 
 
+BASES = {
+    "engines": "agentlightning.contracts.engine:Engine",
+    "trainers": "agentlightning.contracts.trainer:Trainer",
+    "algorithms": "agentlightning.algorithms.base:Algorithm",
+}
+"""The base class of each kind that has one. Its defaults are why no caller asks a part for an attribute that may be missing."""
+
+
 class Registry:
     """What all plugins registered, by kind and name."""
 
@@ -129,9 +137,12 @@ class Registry:
 
     def load(self, kind: str, name: str) -> Any:
         """The object registered under a name; `module:attribute` names an object that no plugin registered."""
-        if ":" in name and name not in self._entries[kind] and kind != "stores":
-            return load_object(name)
-        return self.entry(kind, name).load()
+        direct = ":" in name and name not in self._entries[kind] and kind != "stores"
+        target = load_object(name) if direct else self.entry(kind, name).load()
+        base = load_object(BASES[kind]) if kind in BASES else object
+        if kind in BASES and not (isinstance(target, type) and issubclass(target, base)):
+            raise PluginError(f"{singular(kind)} {name!r} is not a subclass of {BASES[kind].replace(':', '.')}. Derive its class from it.")
+        return target
 
     def _broken_note(self) -> str:
         if not self.broken:

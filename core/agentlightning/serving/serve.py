@@ -14,8 +14,9 @@ from typing import TypeAlias
 
 from starlette.routing import Mount
 
-from agentlightning.config.models import ModelFiles, find_model
+from agentlightning.config.models import find_model
 from agentlightning.config.schema import load_config, open_table
+from agentlightning.contracts.model import ModelFiles
 from agentlightning.errors import ConfigError, RunError
 from agentlightning.gateway import Gateway
 from agentlightning.runner.rollout import DEFAULT_STORE

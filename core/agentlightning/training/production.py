@@ -26,7 +26,7 @@ from agentlightning.config.schema import Config, store_file
 from agentlightning.contracts.store import AttemptRecords, LightningStore, RolloutState
 from agentlightning.errors import RewardError, RunError, StoreError
 from agentlightning.gateway.rendering.renderer import load_tokenizer
-from agentlightning.rl.advantage import Needs
+from agentlightning.rl.marks import Needs
 from agentlightning.rl.trajectory.build import trajectory
 from agentlightning.rl.trajectory.step_rewards import step_rewards
 from agentlightning.stores.common import open_store

@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from agentlightning.config.models import ModelFiles, Share, find_model
+from agentlightning.config.models import find_model
 from agentlightning.config.schema import Config, RunnerSettings, open_table
 from agentlightning.contracts.engine import Engine
+from agentlightning.contracts.model import ModelFiles, Share
 from agentlightning.contracts.store import LightningStore
 from agentlightning.contracts.trainer import Trainer, check_capabilities
 from agentlightning.errors import ConfigError, UnsupportedSetting
@@ -22,7 +23,7 @@ from agentlightning.gateway import Gateway
 from agentlightning.gateway.rendering.demonstration import Demonstrate
 from agentlightning.gateway.upstream.engine import UNTRAINABLE
 from agentlightning.registry.registry import load_object, registry
-from agentlightning.rl.advantage import Needs
+from agentlightning.rl.marks import Needs
 from agentlightning.rl.loss import loss_of
 from agentlightning.runner.program import CommandAgent
 from agentlightning.runner.proxies import reach_loopback

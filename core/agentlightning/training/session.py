@@ -25,8 +25,9 @@ from agentlightning.contracts.store import LightningStore
 from agentlightning.contracts.trainer import Trainer
 from agentlightning.errors import AgentError, EngineError, JoinError, NonFinite
 from agentlightning.registry.registry import registry
-from agentlightning.rl.batch.build import ZERO_VARIANCE, Batch
-from agentlightning.rl.loss import LossSettings
+from agentlightning.rl.batch.build import ZERO_VARIANCE
+from agentlightning.contracts.batch import Batch
+from agentlightning.contracts.loss import LossSettings
 from agentlightning.rl.trajectory.build import check_joins
 from agentlightning.rl.trajectory.step_rewards import step_rewards
 from agentlightning.training.collector import Collector, Stopped

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from agentlightning.rl.batch.build import Batch
+from agentlightning.contracts.batch import Batch
 from agentlightning.rl.trajectory.step_rewards import STEP_SIGNAL
 from agentlightning.training.run_folder import Learned
 from agentlightning.types import Trajectory

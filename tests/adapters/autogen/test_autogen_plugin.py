@@ -25,7 +25,7 @@ except MissingExtra as error:
 def test_without_autogen_the_package_imports_and_its_names_say_what_to_install() -> None:
     said = subprocess.run([sys.executable, "-c", WITHOUT], capture_output=True, text=True, check=True).stdout
     assert said == (
-        "agentlightning_autogen.install needs autogen_core, which is not installed; run: pip install 'agentlightning[autogen]'\n"
+        "agentlightning_autogen.install needs autogen_core, which is not installed. Run: pip install 'agentlightning[autogen]'\n"
     )
 
 

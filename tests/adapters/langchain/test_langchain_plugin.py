@@ -25,8 +25,8 @@ except MissingExtra as error:
 def test_without_langchain_the_package_imports_and_its_names_say_what_to_install() -> None:
     said = subprocess.run([sys.executable, "-c", WITHOUT], capture_output=True, text=True, check=True).stdout
     assert said == (
-        "agentlightning_langchain.LightningCallback needs langchain_core, which is not installed; "
-        "run: pip install 'agentlightning[langchain]'\n"
+        "agentlightning_langchain.LightningCallback needs langchain_core, which is not installed. "
+        "Run: pip install 'agentlightning[langchain]'\n"
     )
 
 

@@ -12,6 +12,7 @@ import pytest
 from agentlightning.algorithms.lightning import LightningRL
 from agentlightning.config.schema import Config, ReplayConfig, build, load_config, to_toml
 from agentlightning.config.tables import bind, build_loss, open_table
+from agentlightning.contracts import engine as contracts
 from agentlightning.errors import ConfigError, PluginError
 from agentlightning.registry.registry import Registry
 from agentlightning.rl.arrays import RolloutArrays
@@ -22,14 +23,18 @@ LEAST = 'agent = "m:f"\ntasks = "train.jsonl"\nmodel = "smollm2-135m"\n'
 
 
 @dataclass(frozen=True, kw_only=True)
-class EngineSettings:
+class EngineSettings(contracts.EngineSettings):
     batch: int = 8
     device: Literal["cpu", "cuda"] = "cpu"
     cache: Path | None = None
 
 
-class Engine:
+class Engine(contracts.Engine):
     Settings = EngineSettings
+
+
+class NoSettings(contracts.Engine):
+    Settings = object  # type: ignore[assignment]
 
 
 class Plugin:
@@ -37,7 +42,8 @@ class Plugin:
 
     def register_engines(self, register: Callable[..., None]) -> None:
         register("torch", Engine)
-        register("broken", object)
+        register("broken", NoSettings)
+        register("stranger", object)
 
     def register_trainers(self, register: Callable[..., None]) -> None:
         register("torch", "a_module_that_is_heavy:Trainer")
@@ -270,6 +276,8 @@ def test_an_engines_table_becomes_its_settings() -> None:
         open_table("engines", {"name": "torch", "device": "tpu"}, "engine", plugins())
     with pytest.raises(PluginError, match="no dataclass `Settings`"):
         open_table("engines", {"name": "broken"}, "engine", plugins())
+    with pytest.raises(PluginError, match=r"engine 'stranger' is not a subclass of agentlightning\.contracts\.engine\.Engine\. Derive"):
+        open_table("engines", {"name": "stranger"}, "engine", plugins())
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from agentlightning.contracts.hookspecs import hookimpl
 from agentlightning.contracts.store import RolloutState
 from agentlightning.errors import ConfigError, MissingExtra, PluginError
 from agentlightning.registry import builtin
-from agentlightning.registry.registry import KINDS, Registry, load_object, registry, singular
+from agentlightning.registry.registry import BASES, KINDS, Registry, load_object, registry, singular
 from agentlightning.types import Rollout, Task
 
 HOOKS = [name for name, value in vars(hookspecs).items() if hasattr(value, "agentlightning_spec")]
@@ -44,23 +44,33 @@ def test_every_hook_is_a_register_hook_of_a_kind_or_has_a_lifecycle_test() -> No
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_a_register_hook_registers_is_found_under_its_name(kind: str) -> None:
-    target = object()
+    lazy = BASES.get(kind, "json:dumps")
+    target: Any = type("Mine", (load_object(lazy),), {}) if kind in BASES else object()
 
     class Plugin:
         pass
 
     def implementation(self: Any, register: Any) -> None:
         register("mine", target, summary="one line")
-        register("lazy", "json:dumps")
+        register("lazy", lazy)
 
     setattr(Plugin, f"register_{kind}", hookimpl(implementation))
     plugins = Registry({"p": Plugin()})
     assert plugins.broken == {}
     assert plugins.names(kind) == ["lazy", "mine"]
     assert plugins.load(kind, "mine") is target
-    assert plugins.load(kind, "lazy").__name__ == "dumps"
+    assert plugins.load(kind, "lazy") is load_object(lazy)
     assert [(e.kind, e.name, e.plugin, e.summary) for e in plugins.entries(kind)][1] == (kind, "mine", "p", "one line")
     assert [e.name for e in plugins.entries()] == ["lazy", "mine"]
+
+
+@pytest.mark.parametrize("kind", BASES)
+def test_an_object_that_does_not_derive_from_the_base_of_its_kind_is_refused(kind: str) -> None:
+    plugin = type("Plugin", (), {f"register_{kind}": hookimpl(lambda self, register: register("mine", dict))})()
+    base = BASES[kind].replace(":", ".")
+    for name in ("mine", "builtins:dict", "json:dumps"):
+        with pytest.raises(PluginError, match=rf"'{name}' is not a subclass of {base}\. Derive its class from it\."):
+            Registry({"p": plugin}).load(kind, name)
 
 
 @pytest.mark.parametrize("name", LIFECYCLE)

@@ -15,9 +15,9 @@ import torch
 from openai import AsyncOpenAI
 
 import agentlightning as agl
-from agentlightning.config.models import ModelFiles, Share
 from agentlightning.config.samplers import Curriculum
 from agentlightning.config.tasks import load_tasks
+from agentlightning.contracts.model import ModelFiles, Share
 from agentlightning.contracts.store import AttemptRecords, RolloutState
 from agentlightning.errors import ConfigError, TrainerError, UnsupportedSetting
 from agentlightning.rl.batch.filters import difficulty, nonzero_variance

@@ -526,7 +526,7 @@ class OnlyNamedLosses(TorchTrainer):
 
     @classmethod
     def offers(cls, settings: Any) -> Any:
-        return dataclasses.replace(super().offers(settings), own_losses=False)
+        return dataclasses.replace(super().offers(settings), custom_losses=False)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from agentlightning.algorithms.dpo import preferred
-from agentlightning.config.models import ModelFiles
+from agentlightning.contracts.model import ModelFiles
 from agentlightning.errors import TrainerError
 from agentlightning.contracts.batch import Batch
 from agentlightning.rl.batch.build import make_batch

@@ -14,7 +14,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from agentlightning.config.models import ModelFiles
+from agentlightning.contracts.model import ModelFiles
 from agentlightning.errors import ConfigError, ContextOverflow, EngineError, UnsupportedSetting
 from agentlightning.types import Policy, Sampling, ints
 from agentlightning_torch.engine import Settings, TorchEngine

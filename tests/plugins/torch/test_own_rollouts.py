@@ -13,7 +13,7 @@ import torch
 from openai import AsyncOpenAI
 
 import agentlightning as agl
-from agentlightning.config.models import ModelFiles
+from agentlightning.contracts.model import ModelFiles
 from agentlightning.training.job import make_job, train_job
 from agentlightning.training.metrics import read_metrics
 from agentlightning.training.run_folder import RunFolder

@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 
 import agentlightning as agl
 from agentlightning.cli.main import build
-from agentlightning.config.models import ModelFiles
+from agentlightning.contracts.model import ModelFiles
 from agentlightning.errors import ConfigError
 from agentlightning.rl.batch.build import make_batch
 from agentlightning.rl.loss import SFTLoss

@@ -15,7 +15,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, MistralConfig, MistralForCausalLM
 
-from agentlightning.config.models import ModelFiles
+from agentlightning.contracts.model import ModelFiles
 from agentlightning.errors import ConfigError, NonFinite, TrainerError, UnsupportedSetting
 from agentlightning.contracts.batch import Batch
 from agentlightning.rl.batch.build import make_batch

@@ -13,8 +13,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from agentlightning.config.models import ModelFiles
 from agentlightning.config.tables import build_loss
+from agentlightning.contracts.model import ModelFiles
 from agentlightning.errors import ConfigError, TrainerError, UnsupportedSetting
 from agentlightning.contracts.batch import Batch
 from agentlightning.rl.batch.build import make_batch

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from verl_world import batch_of
 
-from agentlightning.config.models import ModelFiles
 from agentlightning.config.tables import open_table
+from agentlightning.contracts.model import ModelFiles
 from agentlightning.errors import ConfigError, UnsupportedSetting
 from agentlightning_verl.message import Message, receive, send
 from agentlightning_verl.rows import rows_of

@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from verl_world import LR, PYTHON, Both, batch_of
 
 import agentlightning as agl
-from agentlightning.config.models import ModelFiles
+from agentlightning.contracts.model import ModelFiles
 from agentlightning.errors import TrainerError
 from agentlightning.rl.loss import CISPO, PPOClip, SFTLoss
 from agentlightning.training.metrics import read_metrics

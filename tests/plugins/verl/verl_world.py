@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from agentlightning.config.models import ModelFiles, Share
-from agentlightning.contracts.trainer import Capabilities
 from agentlightning.contracts.batch import Batch
-from agentlightning.rl.batch.build import make_batch
 from agentlightning.contracts.loss import LossSettings
+from agentlightning.contracts.model import ModelFiles, Share
+from agentlightning.contracts.trainer import Capabilities, Trainer, TrainerSettings
+from agentlightning.rl.batch.build import make_batch
 from agentlightning.training.weight_sync import WeightCheck
 from agentlightning.types import Policy, Task, Trajectory, Transition
 from agentlightning_torch.trainer import Settings as TorchSettings
@@ -67,11 +67,11 @@ def batch_of(seed: int = 0, *, temperature: float = 1.0, advantages: tuple[float
 
 
 @dataclass(frozen=True, kw_only=True)
-class BothSettings:
+class BothSettings(TrainerSettings):
     lr: float = LR
 
 
-class Both:
+class Both(Trainer):
     """verl's trainer, with the torch trainer beside it on every batch; `seen` has what both said."""
 
     Settings = BothSettings

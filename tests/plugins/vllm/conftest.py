@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from agentlightning.config.models import ModelFiles, Share
+from agentlightning.contracts.model import ModelFiles, Share
 from agentlightning.types import Policy
 from agentlightning_torch.testing import tiny_model
 from agentlightning_torch.trainer import Settings as TrainerSettings

@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from agentlightning.config.models import ModelFiles
+from agentlightning.contracts.model import ModelFiles
 from agentlightning.errors import ConfigError, ContextOverflow, EngineError, UnsupportedSetting
 from agentlightning.runner.managed_process import Process
 from agentlightning.training.weight_sync import folder_of

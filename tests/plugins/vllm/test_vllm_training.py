@@ -13,7 +13,7 @@ import torch
 from openai import AsyncOpenAI
 
 import agentlightning as agl
-from agentlightning.config.models import ModelFiles
+from agentlightning.contracts.model import ModelFiles
 from agentlightning.training.metrics import read_metrics
 
 REAL = bool(os.environ.get("AGL_TEST_VLLM"))

@@ -27,7 +27,7 @@ Demonstrate: TypeAlias = Callable[[JSON, list[dict[str, Any]], list[dict[str, An
 """`(task, messages, tools) -> message`: what a good agent would answer to this very request, in OpenAI's form; None: nobody knows."""
 
 
-class DemonstratingEngine:
+class DemonstratingEngine(Engine):
     """An `Engine` that knows its one reply. Nobody sampled it: it has no logprobs, and no version."""
 
     def __init__(self, engine: Engine, reply: IntArray) -> None:
@@ -46,7 +46,6 @@ class DemonstratingEngine:
 
     async def pause(self) -> None: ...
     async def resume(self) -> None: ...
-    async def close(self) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,12 +7,12 @@ its own key goes no further than the gateway.
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from typing import Any
 from urllib.parse import urlsplit
 
-from agentlightning.contracts.engine import Chunk, EngineInfo
+from agentlightning.contracts.engine import Chunk, Engine, EngineInfo, EngineSettings
+from agentlightning.contracts.model import ModelFiles, Share
 from agentlightning.errors import ConfigError, EngineError, UnsupportedSetting
 from agentlightning.types import IntArray, Policy, Sampling
 
@@ -23,7 +23,7 @@ UNTRAINABLE = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings:
+class Settings(EngineSettings):
     """Where the upstream is."""
 
     url: str
@@ -45,12 +45,11 @@ class Settings:
             raise ConfigError(f"the upstream's key is expected in the environment variable {self.key_env}, which is not set")
 
 
-class Upstream:
+class Upstream(Engine):
     """Stands where an `Engine` stands, for a gateway that forwards what agents ask."""
 
     Settings = Settings
     remote = True
-    """Its model is no files of ours, and cannot be trained."""
 
     def __init__(self, settings: Settings, model: str = "") -> None:
         self.url = settings.url.rstrip("/")
@@ -60,7 +59,7 @@ class Upstream:
         self._key_env = settings.key_env
 
     @classmethod
-    async def create(cls, model: Any, settings: Settings, share: Mapping[str, object]) -> Upstream:
+    async def create(cls, model: ModelFiles, settings: Settings, share: Share) -> Upstream:
         """See `hookspecs.register_engines`; `model.name` is the name that the upstream knows."""
         return cls(settings, model.name)
 
@@ -97,6 +96,3 @@ class Upstream:
 
     async def resume(self) -> None:
         """There is nothing to release."""
-
-    async def close(self) -> None:
-        """There is nothing to close: the gateway holds the connections."""

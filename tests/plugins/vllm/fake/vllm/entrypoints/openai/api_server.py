@@ -17,7 +17,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from agentlightning.config.models import ModelFiles
+from agentlightning.contracts.model import ModelFiles
 from agentlightning.errors import ContextOverflow, EngineError
 from agentlightning.types import Policy, Sampling, ints
 from agentlightning_torch.engine import Settings, TorchEngine

@@ -1,0 +1,17 @@
+"""The model of a run, as engines and trainers get it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+Share = dict[str, object]
+"""One for each run, passed to its engine and its trainer: those of one plugin share weights through it."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFiles:
+    """A model that `from_pretrained` loads."""
+
+    name: str
+    path: str
+    """A folder, or a hub id."""

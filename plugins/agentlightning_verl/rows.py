@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from agentlightning.errors import UnsupportedSetting
 from agentlightning.contracts.batch import Batch
+from agentlightning.errors import UnsupportedSetting
 
 
 @dataclass(frozen=True, slots=True, eq=False)

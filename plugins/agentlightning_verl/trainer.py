@@ -24,11 +24,11 @@ from urllib.parse import quote
 import numpy as np
 from numpy.typing import NDArray
 
+from agentlightning.contracts.batch import Batch
+from agentlightning.contracts.loss import LossSettings
 from agentlightning.contracts.model import ModelFiles, Share
 from agentlightning.contracts.trainer import Capabilities, Trainer, check_capabilities
 from agentlightning.errors import ConfigError, NonFinite, TrainerError, UnsupportedSetting
-from agentlightning.contracts.batch import Batch
-from agentlightning.contracts.loss import LossSettings
 from agentlightning.rl.schedule import learning_rate
 from agentlightning.runner.managed_process import Process
 from agentlightning.training.weight_sync import WeightCheck, weight_check_ids

@@ -7,10 +7,10 @@ from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
 
 from agentlightning.capture.recorder import Recorder, use
+from agentlightning.config.tables import build_step_rewards
 from agentlightning.contracts.store import AttemptRecords
 from agentlightning.gateway import Gateway
 from agentlightning.rl.trajectory.build import trajectory
-from agentlightning.config.tables import build_step_rewards
 from agentlightning.stores.memory import MemoryStore
 from agentlightning.types import Rollout, Sampling, Span, Task, Trajectory
 

@@ -17,11 +17,11 @@ from langchain_openai import ChatOpenAI
 
 from agentlightning.capture.recorder import Recorder, use
 from agentlightning.config.schema import load_config
+from agentlightning.config.tables import build_step_rewards
 from agentlightning.config.tasks import load_tasks
 from agentlightning.errors import ConfigError
 from agentlightning.gateway import Gateway
 from agentlightning.rl.trajectory.build import trajectory
-from agentlightning.config.tables import build_step_rewards
 from agentlightning.stores.memory import MemoryStore
 from agentlightning.testing.engine import ScriptedEngine
 from agentlightning.testing.tokenizer import make_tokenizer

@@ -16,11 +16,10 @@ from typing import Any, Literal, cast, get_args
 
 import tomli_w
 
-from agentlightning.config.tables import bind, build, build_loss, naming, open_table
+from agentlightning.config.tables import bind, build, build_loss, build_step_rewards, naming, open_table
 from agentlightning.config.tasks import is_reference
 from agentlightning.errors import ConfigError
 from agentlightning.registry.registry import Registry, registry
-from agentlightning.rl.trajectory.step_rewards import step_rewards
 from agentlightning.types import JSON
 
 __all__ = [
@@ -341,7 +340,7 @@ def check_names(config: Config, plugins: Registry | None = None) -> None:
             "were sampled; use an algorithm that trains those (lightning), or leave replay out"
         )
     built.parts()
-    step_rewards(config.step_rewards, plugins)
+    build_step_rewards(config.step_rewards, plugins)
     if config.step_rewards and (why := built.ignores_step_rewards) is not None:
         raise ConfigError(f"step_rewards ({', '.join(config.step_rewards)}) would change nothing: {why}")
 

@@ -54,6 +54,11 @@ class LossSettings:
         return "token"
 
     @property
+    def clip_band(self) -> tuple[float, float] | None:
+        """(low, high) of the clip of rho to [1 - low, 1 + high], for metrics; None: it clips nothing."""
+        return None
+
+    @property
     def over_pairs(self) -> bool:
         """Whether it compares rollouts in pairs (`Batch.pairs`)."""
         return False

@@ -41,8 +41,7 @@ def check_capabilities(name: str, capabilities: Capabilities, loss: LossSettings
     """Raise `UnsupportedSetting` if an algorithm needs something that trainer `name` does not honour."""
     if critic and not capabilities.critic:
         raise UnsupportedSetting(
-            f"algorithm.credit or algorithm.advantage needs a critic, and trainer {name!r} has no value head: "
-            f"{capabilities.why_no_critic}"
+            f"algorithm.credit or algorithm.advantage needs a critic, and trainer {name!r} has no value head: {capabilities.why_no_critic}"
         )
     if loss is None:
         return

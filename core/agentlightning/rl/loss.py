@@ -40,6 +40,10 @@ class PPOClip(LossSettings):
         if self.dual_clip is not None and not self.dual_clip > 1:
             raise ConfigError(f"loss.dual_clip is {self.dual_clip}. Set it above 1 (3.0 is usual), or remove it.")
 
+    @property
+    def clip_band(self) -> tuple[float, float]:
+        return self.clip_low, self.clip_high
+
 
 @dataclass(frozen=True, kw_only=True)
 class GSPO(LossSettings):
@@ -61,6 +65,10 @@ class GSPO(LossSettings):
             raise ConfigError(f"loss.sequence is {self.sequence!r}. Use 'turn' or 'attempt'.")
 
     @property
+    def clip_band(self) -> tuple[float, float]:
+        return self.clip_low, self.clip_high
+
+    @property
     def ratio_over(self) -> Level:
         return self.sequence
 
@@ -77,6 +85,10 @@ class CISPO(LossSettings):
     def __post_init__(self) -> None:
         super().__post_init__()
         _check_clip(self.clip_low, self.clip_high)
+
+    @property
+    def clip_band(self) -> tuple[float, float]:
+        return self.clip_low, self.clip_high
 
 
 @dataclass(frozen=True, kw_only=True)

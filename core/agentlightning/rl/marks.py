@@ -7,7 +7,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
-
 F = TypeVar("F", bound=Callable[..., Any])
 Mark = Literal["independent", "uses_critic", "reads_rewards", "outcome_alone"]
 

@@ -19,11 +19,11 @@ from typing import ClassVar
 
 import numpy as np
 
+from agentlightning.contracts.batch import Batch
+from agentlightning.contracts.loss import LossSettings
 from agentlightning.contracts.trainer import Trainer
 from agentlightning.errors import NonFinite, TrainerError, UnsupportedSetting
-from agentlightning.contracts.batch import Batch
 from agentlightning.rl.batch.build import make_batch
-from agentlightning.contracts.loss import LossSettings
 from agentlightning.rl.loss import PPOClip
 from agentlightning.testing.store import refused
 from agentlightning.training.weight_sync import WeightCheck, folder_of

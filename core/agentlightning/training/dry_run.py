@@ -22,7 +22,6 @@ from agentlightning.config.schema import Config, to_toml
 from agentlightning.config.tables import build_loss
 from agentlightning.errors import ConfigError
 from agentlightning.rl.batch.build import make_batch
-from agentlightning.rl.loss import loss_of
 from agentlightning.training.collector import Collector
 from agentlightning.training.evaluation import new_rollout
 from agentlightning.training.job import Job, job_of, run_in_thread
@@ -99,9 +98,9 @@ async def _dry_run(job: Job, progress: Progress, stop: asyncio.Event) -> DryRun:
     if config.replay is not None:
         config = replace(config, replay=replace(config.replay, wait=False))  # what is there is enough to try it
     algorithm = algorithm_from(config.algorithm)
-    loss = loss_of(algorithm) or build_loss("ppo_clip", where="algorithm.loss")
-    demonstrate = getattr(algorithm, "demonstrate", None)
-    size = getattr(algorithm, "group_size", 1)
+    loss = algorithm.loss_settings() or build_loss("ppo_clip", where="algorithm.loss")
+    demonstrate = algorithm.demonstrate
+    size = algorithm.group_size
     planned = await plan(config, job.agent, progress=progress, algorithm=algorithm)
     await check_source(planned, algorithm, progress=progress, stop=stop)
     trained: float | None = None
@@ -121,9 +120,7 @@ async def _dry_run(job: Job, progress: Progress, stop: asyncio.Event) -> DryRun:
                 trajectories = await _collector(stack, config, progress, stop).run(rollouts)
             collected = time.monotonic() - began
             check_first(trajectories, config.agents)
-            try_out = getattr(algorithm, "try_out", None)
-            if try_out is not None:
-                try_out(trajectories)
+            algorithm.try_out(trajectories)
             transitions = [transition for each in trajectories for transition in each.transitions]
             if transitions:
                 progress.phase("training")

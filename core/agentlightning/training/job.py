@@ -140,7 +140,7 @@ async def train_job(job: Job, *, progress: Progress, resume: str | Path | None, 
     """Open everything, train, write the result."""
     config = job.config
     algorithm = algorithm_from(config.algorithm)
-    demonstrate = getattr(algorithm, "demonstrate", None)
+    demonstrate = algorithm.demonstrate
     planned = await plan(config, job.agent, progress=progress, algorithm=algorithm)
     if resume is None:
         await check_source(planned, algorithm, progress=progress, stop=stop)

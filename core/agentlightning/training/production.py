@@ -22,13 +22,13 @@ from typing import Any
 
 import numpy as np
 
+from agentlightning.algorithms.base import Algorithm
 from agentlightning.config.schema import Config, store_file
+from agentlightning.config.tables import build_step_rewards
 from agentlightning.contracts.store import AttemptRecords, LightningStore, RolloutState
 from agentlightning.errors import RewardError, RunError, StoreError
 from agentlightning.gateway.rendering.renderer import load_tokenizer
-from agentlightning.rl.marks import Needs
 from agentlightning.rl.trajectory.build import trajectory
-from agentlightning.rl.trajectory.step_rewards import step_rewards
 from agentlightning.stores.common import open_store
 from agentlightning.training.collector import Stopped
 from agentlightning.training.progress import Progress
@@ -339,7 +339,7 @@ def open_filled(address: str) -> LightningStore:
 
 @asynccontextmanager
 async def open_source(
-    plan: Plan, algorithm: Any, *, progress: Progress, stop: asyncio.Event, taken: Collection[str] = ()
+    plan: Plan, algorithm: Algorithm, *, progress: Progress, stop: asyncio.Event, taken: Collection[str] = ()
 ) -> AsyncGenerator[ProductionReplay | None]:
     """The source that a config names; None: it names none. `taken`: what this run has trained already."""
     config = plan.config
@@ -348,19 +348,18 @@ async def open_source(
         return
     store = open_filled(config.replay.store)
     try:
-        needs: Needs = getattr(algorithm, "needs", Needs())
         _, tokenizer = await asyncio.to_thread(load_tokenizer, plan.files.name, plan.files.path)
         learned = await asyncio.to_thread(learned_before, config)
         yield ProductionReplay(
             store,
             tokenizer=tokenizer,
-            compares=needs.group,
+            compares=algorithm.needs.group,
             wait=config.replay.wait,
             taken=learned | set(taken),
             reading={
                 "agents": config.agents,
                 "reward_weights": config.reward_weights,
-                "step_rewards": step_rewards(config.step_rewards),
+                "step_rewards": build_step_rewards(config.step_rewards),
             },
             progress=progress,
             stop=stop,
@@ -369,7 +368,7 @@ async def open_source(
         await store.close()
 
 
-async def check_source(plan: Plan, algorithm: Any, *, progress: Progress, stop: asyncio.Event) -> None:
+async def check_source(plan: Plan, algorithm: Algorithm, *, progress: Progress, stop: asyncio.Event) -> None:
     """`StoreError` where a run would find nothing to train, and does not wait for it."""
     async with open_source(plan, algorithm, progress=progress, stop=stop) as source:
         if source is not None and not await source.more():

@@ -24,7 +24,6 @@ from agentlightning.gateway.rendering.demonstration import Demonstrate
 from agentlightning.gateway.upstream.engine import UNTRAINABLE
 from agentlightning.registry.registry import load_object, registry
 from agentlightning.rl.marks import Needs
-from agentlightning.rl.loss import loss_of
 from agentlightning.runner.program import CommandAgent
 from agentlightning.runner.proxies import reach_loopback
 from agentlightning.runner.runner import Agent, Runner, takes_llm
@@ -74,7 +73,9 @@ class Plan:
     trainer: tuple[Any, Any] | None
 
 
-async def plan(config: Config, agent: str | Agent | None, *, progress: Progress, train: bool = True, algorithm: Any = None) -> Plan:
+async def plan(
+    config: Config, agent: str | Agent | None, *, progress: Progress, train: bool = True, algorithm: Algorithm | None = None
+) -> Plan:
     """Check a config and its agent, and find its model, before anything is made. Imports the plugins' libraries and the agent, in a
     thread. What `algorithm` asks and the trainer does not honour is refused."""
 
@@ -91,8 +92,11 @@ async def plan(config: Config, agent: str | Agent | None, *, progress: Progress,
             trainer = trainer[0], dataclasses.replace(trainer[1], total_steps=config.steps)
         if trainer is not None:
             able = trainer[0].offers(trainer[1])
-            needs: Needs = getattr(algorithm, "needs", Needs())
-            check_capabilities(str(config.trainer["name"]), able, loss_of(algorithm), critic=needs.critic)
+            needs = algorithm.needs if algorithm is not None else Needs()
+            loss = algorithm.loss_settings() if algorithm is not None else None
+            check_capabilities(
+                str(config.trainer["name"]), able, algorithm.loss_settings() if algorithm is not None else None, critic=needs.critic
+            )
             if able.critic and not needs.critic and algorithm is not None:
                 raise UnsupportedSetting(
                     "trainer.critic is true, and nothing of the algorithm asks a critic; leave it out, or take advantage = 'gae' or "

@@ -19,17 +19,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from agentlightning.config.schema import Config
+from agentlightning.config.tables import build_step_rewards
 from agentlightning.config.tasks import Sampler
+from agentlightning.contracts.batch import Batch
 from agentlightning.contracts.engine import Engine
+from agentlightning.contracts.loss import LossSettings
 from agentlightning.contracts.store import LightningStore
 from agentlightning.contracts.trainer import Trainer
 from agentlightning.errors import AgentError, EngineError, JoinError, NonFinite
 from agentlightning.registry.registry import registry
 from agentlightning.rl.batch.build import ZERO_VARIANCE
-from agentlightning.contracts.batch import Batch
-from agentlightning.contracts.loss import LossSettings
 from agentlightning.rl.trajectory.build import check_joins
-from agentlightning.rl.trajectory.step_rewards import step_rewards
 from agentlightning.training.collector import Collector, Stopped
 from agentlightning.training.evaluation import eval_metrics, evaluation_rollouts
 from agentlightning.training.production import ProductionReplay
@@ -77,7 +77,7 @@ class Session:
         """Whether the source had nothing for a further step."""
         self._collector = Collector(
             store, runners, stop, progress, agents=config.agents, reward_weights=config.reward_weights,
-            step_rewards=step_rewards(config.step_rewards),
+            step_rewards=build_step_rewards(config.step_rewards),
         )  # fmt: skip
         self._ahead = config.collection.max_staleness > 0
         """Whether rollouts go on while the trainer steps; then the engine has weights of its own."""

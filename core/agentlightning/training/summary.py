@@ -36,7 +36,7 @@ def summary(trajectories: Sequence[Trajectory], batch: Batch) -> dict[str, Any]:
         "trained_tokens": batch.trained_tokens,
         "trained_fraction": batch.stats.trained_fraction,
         "groups": batch.stats.groups,
-        "groups_without_signal": batch.stats.groups_without_signal,
+        "zero_variance_groups": batch.stats.zero_variance_groups,
     }
     if rewards:
         row["reward"] = float(np.mean(rewards))

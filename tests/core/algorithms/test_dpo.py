@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 import agentlightning as agl
 from agentlightning.algorithms.dpo import pairs_of, preferred, trial_batch
 from agentlightning.config.tables import build
+from agentlightning.contracts.batch import Batch
 from agentlightning.errors import ConfigError, TrainerError
 from agentlightning.registry.registry import registry
-from agentlightning.contracts.batch import Batch
 from agentlightning.rl.batch.build import make_batch, trainable
 from agentlightning.rl.correction.tis import TruncatedImportanceSampling
 from agentlightning.rl.loss import DPOLoss, loss_of
@@ -81,7 +81,7 @@ def test_a_batch_of_pairs_weighs_each_pair_the_same_and_names_what_is_in_none():
     assert sign == {"g0": {1.0}, "g2": {-1.0}, "h0": {1.0}, "h1": {-1.0}}
     assert set(batch.weight[batch.trained]) == {1 / 2}, "of every token, whatever the length"
     assert {each.rollout_id: each.reason.split(":")[0] for each in batch.untrained} == {"g1": "in no pair", "i0": "in no pair"}
-    assert (batch.stats.groups, batch.stats.groups_without_signal) == (3, 1)
+    assert (batch.stats.groups, batch.stats.zero_variance_groups) == (3, 1)
 
 
 def owner(batch: Batch) -> np.ndarray:
@@ -93,7 +93,7 @@ def test_without_a_pair_nothing_is_trained_and_every_scored_group_is_without_sig
     assert batch.trained_tokens == 0
     assert batch.pairs is not None
     assert batch.pairs.shape == (0, 2)
-    assert (batch.stats.groups, batch.stats.groups_without_signal) == (3, 2)
+    assert (batch.stats.groups, batch.stats.zero_variance_groups) == (3, 2)
 
 
 def test_pairs_that_cannot_be_are_refused():

@@ -16,9 +16,9 @@ from agentlightning.algorithms.rft import chosen
 from agentlightning.algorithms.sft import advantage
 from agentlightning.config.schema import Config, to_toml
 from agentlightning.config.tables import build
+from agentlightning.contracts.batch import Batch
 from agentlightning.errors import ConfigError
 from agentlightning.registry.registry import registry
-from agentlightning.contracts.batch import Batch
 from agentlightning.rl.batch.build import make_batch
 from agentlightning.rl.loss import SFTLoss, loss_of
 from agentlightning.types import Task, Trajectory, Transition

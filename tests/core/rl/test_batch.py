@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from agentlightning.errors import ConfigError, TrainerError
 from agentlightning.contracts.batch import Batch
+from agentlightning.errors import ConfigError, TrainerError
 from agentlightning.rl.batch.build import make_batch
 from agentlightning.types import Task, Trajectory, Transition
 
@@ -158,7 +158,7 @@ def test_every_sampled_token_that_is_not_trained_is_named_with_a_reason():
         ("c3", 1, "earned no credit"),
         ("c4", 1, "no prompt predicts its first token"),
         ("c5", 1, "sampled greedily"),
-        ("q", 2, "group without signal"),
+        ("q", 2, "zero-variance group"),
     ]
     assert batch.token_ids.tolist() == [1, 2, 3, 9, 5]
     assert batch.transition.tolist() == [-1, -1, -1, -1, 0]
@@ -169,7 +169,7 @@ def test_a_group_without_signal_costs_nothing_and_counts_in_the_denominator():
     loud = [trajectory(k, transition(0, [1], [2, 3], id=f"l{k}")) for k in range(2)]
     quiet = [trajectory(k, transition(0, [1], [2, 3], id=f"q{k}"), group="q") for k in range(2)]
     batch = make_batch(loud + quiet, [[1], [-1], [0], [0]])
-    assert batch.stats.groups_without_signal == 1
+    assert batch.stats.zero_variance_groups == 1
     assert batch.stats.trained_fraction == 0.5
     assert batch.weight.sum() == pytest.approx(0.5)
     assert make_batch(loud + quiet, [[1], [-1], [0], [0]], loss_aggregation="token_mean").weight.sum() == pytest.approx(0.5)

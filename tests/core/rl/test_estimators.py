@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from agentlightning.algorithms.lightning import LightningRL, learner_batch, with_target, with_values
 from agentlightning.errors import ConfigError, RewardError, TrainerError
 from agentlightning.rl.advantage import Estimate, needs_of
-from agentlightning.rl.marks import Needs
 from agentlightning.rl.advantage.gae import gae
 from agentlightning.rl.advantage.gigpo import gigpo
 from agentlightning.rl.advantage.grpo import grpo
@@ -29,6 +28,7 @@ from agentlightning.rl.credit.identical import identical
 from agentlightning.rl.credit.last import last
 from agentlightning.rl.credit.learned import learned
 from agentlightning.rl.credit.per_step import per_step
+from agentlightning.rl.marks import Needs
 from agentlightning.types import Reward, Task, Trajectory, Transition
 
 
@@ -282,13 +282,13 @@ def test_a_critic_learns_from_a_group_without_signal_too() -> None:
     batch = learner_batch(
         rollouts, with_target(rollouts, Estimate(advantage, np.full(4, np.nan)), returns), loss_aggregation="sequence_mean", length=None
     )
-    assert (batch.trained_tokens, batch.stats.groups_without_signal) == (4, 1)
+    assert (batch.trained_tokens, batch.stats.zero_variance_groups) == (4, 1)
     assert batch.returns is not None
     assert np.isfinite(batch.returns).sum() == 2
     without = learner_batch(
         RolloutArrays.of(rollouts.trajectories), Estimate(advantage, np.full(4, np.nan)), loss_aggregation="sequence_mean", length=None
     )
-    assert (without.trained_tokens, without.stats.groups_without_signal) == (0, 1)
+    assert (without.trained_tokens, without.stats.zero_variance_groups) == (0, 1)
 
 
 def own_credit(rollouts: RolloutArrays) -> Any:

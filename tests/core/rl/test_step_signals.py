@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 from test_trajectory import attempt, call, completion, read, reward, span
 
+from agentlightning.config.tables import build_step_rewards
 from agentlightning.contracts.hookspecs import hookimpl
 from agentlightning.contracts.store import AttemptRecords
 from agentlightning.errors import ConfigError, RewardError
 from agentlightning.registry.registry import Registry
-from agentlightning.config.tables import build_step_rewards
 from agentlightning.rl.trajectory.step_rewards import STEP_SIGNAL, StepReward
 from agentlightning.rl.trajectory.step_rewards.tools import tool_empty, tool_failed
 from agentlightning.rl.trajectory.step_rewards.truncated import truncated

@@ -20,8 +20,8 @@ from openai import AsyncOpenAI, OpenAI
 from transformers import AutoModelForCausalLM
 
 import agentlightning as agl
-from agentlightning.errors import AgentError, ConfigError, JoinError, LightningError, NonFinite, RunError, UnsupportedSetting
 from agentlightning.contracts.loss import LossSettings
+from agentlightning.errors import AgentError, ConfigError, JoinError, LightningError, NonFinite, RunError, UnsupportedSetting
 from agentlightning.stores.common import open_store
 from agentlightning.training.metrics import read_metrics
 from agentlightning.training.run_folder import RunFolder

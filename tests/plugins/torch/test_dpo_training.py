@@ -12,9 +12,9 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from agentlightning.algorithms.dpo import preferred
+from agentlightning.contracts.batch import Batch
 from agentlightning.contracts.model import ModelFiles
 from agentlightning.errors import TrainerError
-from agentlightning.contracts.batch import Batch
 from agentlightning.rl.batch.build import make_batch
 from agentlightning.rl.loss import DPOLoss, PPOClip
 from agentlightning.types import Task, Trajectory, Transition

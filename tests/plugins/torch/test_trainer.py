@@ -15,12 +15,12 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, MistralConfig, MistralForCausalLM
 
+from agentlightning.contracts.batch import Batch
+from agentlightning.contracts.loss import LossSettings
 from agentlightning.contracts.model import ModelFiles
 from agentlightning.errors import ConfigError, NonFinite, TrainerError, UnsupportedSetting
-from agentlightning.contracts.batch import Batch
 from agentlightning.rl.batch.build import make_batch
 from agentlightning.rl.loss import CISPO, PPOClip
-from agentlightning.contracts.loss import LossSettings
 from agentlightning.rl.schedule import learning_rate
 from agentlightning.training.weight_sync import WeightCheck, folder_of
 from agentlightning.types import Task, Trajectory, Transition

@@ -14,15 +14,15 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from agentlightning.config.tables import build_loss
+from agentlightning.contracts.batch import Batch
+from agentlightning.contracts.loss import LossSettings
 from agentlightning.contracts.model import ModelFiles
 from agentlightning.errors import ConfigError, TrainerError, UnsupportedSetting
-from agentlightning.contracts.batch import Batch
 from agentlightning.rl.batch.build import make_batch
 from agentlightning.rl.correction.icepop import IcePop
 from agentlightning.rl.correction.sequence_masking import SequenceMasking
 from agentlightning.rl.correction.tis import TruncatedImportanceSampling
 from agentlightning.rl.loss import CISPO, GSPO, PPOClip
-from agentlightning.contracts.loss import LossSettings
 from agentlightning.types import Task, Trajectory, Transition
 from agentlightning_torch.testing import tiny_model
 from agentlightning_torch.trainer import Settings, TorchTrainer

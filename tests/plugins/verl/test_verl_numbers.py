@@ -18,6 +18,8 @@ import torch
 from verl_numbers import CLIP, GSPO, LENGTH, VALUE_CLIP, inputs
 from verl_world import PYTHON
 
+from agentlightning.contracts.batch import Batch
+from agentlightning.contracts.loss import Correction, LossSettings
 from agentlightning.rl.advantage import Estimate
 from agentlightning.rl.advantage.gae import gae
 from agentlightning.rl.advantage.grpo import dr_grpo, grpo
@@ -25,15 +27,12 @@ from agentlightning.rl.advantage.opo import opo
 from agentlightning.rl.advantage.reinforce_pp import reinforce_pp, reinforce_pp_baseline
 from agentlightning.rl.advantage.rloo import rloo
 from agentlightning.rl.arrays import RolloutArrays
-from agentlightning.contracts.batch import Batch
 from agentlightning.rl.batch.build import make_batch
-from agentlightning.contracts.loss import Correction
 from agentlightning.rl.correction.icepop import IcePop
 from agentlightning.rl.correction.sequence_masking import SequenceMasking
 from agentlightning.rl.correction.tis import TruncatedImportanceSampling
 from agentlightning.rl.credit.identical import identical
 from agentlightning.rl.loss import CISPO, PPOClip
-from agentlightning.contracts.loss import LossSettings
 from agentlightning.rl.loss import GSPO as GSPOLoss
 from agentlightning.types import Task, Trajectory, Transition
 from agentlightning_torch.forward import Scores

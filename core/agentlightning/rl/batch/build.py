@@ -137,7 +137,9 @@ def _by_transition(trajectory: Trajectory, advantages: Doubles, ends: Ints) -> l
             f"Pass one advantage for each transition, or one for each of its {tokens} sampled tokens."
         )
     if np.isinf(advantages).any():
-        raise TrainerError(f"rollout {trajectory.rollout_id} has an infinite advantage. Use a finite number, or NaN for an unscored rollout.")
+        raise TrainerError(
+            f"rollout {trajectory.rollout_id} has an infinite advantage. Use a finite number, or NaN for an unscored rollout."
+        )
     for t in transitions:
         length = len(t.response_ids)
         if len(t.versions) != length or (t.logprobs is not None and len(t.logprobs) != length):
@@ -194,9 +196,7 @@ def _reason(transition: Transition, uncredited: str | None = None, *, demonstrat
 def _zero_variance_groups(rollouts: Sequence[_Rollout]) -> set[str]:
     """Scored groups in which every advantage that could be trained is zero."""
     scored = {rollout.trajectory.group for rollout in rollouts if rollout.scored}
-    return scored - {
-        rollout.trajectory.group for rollout in rollouts if any(row.reason is None and row.teaches for row in rollout.rows)
-    }
+    return scored - {rollout.trajectory.group for rollout in rollouts if any(row.reason is None and row.teaches for row in rollout.rows)}
 
 
 def _weigh(rollouts: Sequence[_Rollout], loss_aggregation: LossAggregation, length: int, pairs: int) -> None:

@@ -23,6 +23,7 @@ from conversion import convert, trajectories
 from transformers import AutoModelForCausalLM
 
 from agentlightning.contracts.batch import Batch
+from agentlightning.rl.batch.packs import cut_packs
 from agentlightning_torch.attention import Visible, forest_attention
 from agentlightning_torch.forward import score_forest
 from agentlightning_torch.testing import tiny_model
@@ -63,14 +64,14 @@ def main() -> None:
         model = AutoModelForCausalLM.from_pretrained(tiny_model(folder, context=8192).path).eval()
 
     def gradient(batch: Batch) -> None:
-        for pack in batch.packs(options.max_tokens):
+        for pack in cut_packs(batch, options.max_tokens):
             score_forest(model, batch, pack).logprob.sum().backward()
 
     def runs(groups: int) -> dict[str, Callable[[], Any]]:
         found = trajectories(groups * GROUP, TURNS, options.prompt, REPLY, OBSERVATION, group=GROUP, vocabulary=50)
         many = trajectories(MANY * groups * GROUP, TURNS, options.prompt, REPLY, OBSERVATION, group=GROUP, vocabulary=50)
         batch, large = convert(found), convert(many)
-        (pack,) = batch.packs(10**9)
+        (pack,) = cut_packs(batch, 10**9)
         return {
             "attention": attention(pack, dense=False),
             "attention under a dense mask (a quarter)": attention(
@@ -78,7 +79,7 @@ def main() -> None:
             ),
             "gradient": lambda: gradient(batch),
             "conversion": lambda: convert(many),
-            "cutting into packs": lambda: large.packs(options.max_tokens),
+            "cutting into packs": lambda: cut_packs(large, options.max_tokens),
         }
 
     pairs = {groups: runs(groups) for groups in (options.groups, 2 * options.groups)}

@@ -24,12 +24,12 @@ import torch
 from numpy.typing import NDArray
 
 from agentlightning.contracts.batch import Batch
-from agentlightning.contracts.loss import LossSettings
+from agentlightning.contracts.loss import CustomLoss, LossSettings
 from agentlightning.contracts.model import ModelFiles, Share
 from agentlightning.contracts.trainer import Capabilities, Trainer, TrainerSettings, check_capabilities
 from agentlightning.errors import ConfigError, TrainerError
 from agentlightning.registry.registry import registry
-from agentlightning.rl.batch.packs import Pack
+from agentlightning.rl.batch.packs import Pack, cut_packs, leaf_rows
 from agentlightning.rl.loss import SFTLoss
 from agentlightning.rl.schedule import learning_rate
 from agentlightning.types import Policy
@@ -161,7 +161,7 @@ class TorchTrainer(Trainer):
     def offers(cls, settings: Settings) -> Capabilities:
         """See `Trainer`."""
         return Capabilities(
-            losses=frozenset({*LOSSES, *_own_losses()}),
+            losses=frozenset({*LOSSES, *_custom_losses()}),
             uris=frozenset({"memory", "file"}),
             extras=frozenset({"kl_coef", "entropy_coef", "correction"}),
             custom_losses=True,
@@ -281,11 +281,11 @@ class TorchTrainer(Trainer):
     def _scores(self, model: Any, batch: Batch, rollouts: Sequence[int] | None, entropy: bool) -> Iterator[tuple[Scores, int]]:
         """Scores of every pack or group of rows, one at a time, with the tokens computed."""
         budget = self.settings.tokens_per_pack
-        packs = batch.packs(budget, rollouts)  # also refuses what does not fit
+        packs = cut_packs(batch, budget, rollouts)  # also refuses what does not fit
         if self.capabilities.forest:
             work: list[list[Pack]] = [[pack] for pack in packs]
         else:
-            work = group_rows(batch.rows(rollouts), budget)
+            work = group_rows(leaf_rows(batch, rollouts), budget)
         for packs in work:
             tokens = sum(len(p) for p in packs)
             if self.capabilities.forest:
@@ -324,10 +324,10 @@ class TorchTrainer(Trainer):
         self.weights.policy = policy
 
 
-def _own_losses() -> Iterator[str]:
-    """Registered losses that bring their term along; one that cannot be loaded is none."""
+def _custom_losses() -> Iterator[str]:
+    """Names of registered custom losses, without those that cannot be loaded."""
     for entry in registry().entries("losses"):
         with contextlib.suppress(Exception):
-            found = entry.load()
-            if hasattr(found, "term") or inspect.isfunction(found):
+            target = entry.load()
+            if inspect.isfunction(target) or issubclass(target, CustomLoss):
                 yield entry.name

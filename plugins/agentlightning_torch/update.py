@@ -1,7 +1,7 @@
 """One training step on a batch: passes without gradient, the gradients of minibatches, and the metrics.
 
-The loss is a sum over trained tokens with weights that are fixed on the full batch, so any split into packs has the same gradient. Values of
-a whole sequence (GSPO, sequence-level corrections) or of a pair (DPO) come from a pass without gradient, before any pack of it is
+The loss is a sum over trained tokens with weights that are fixed on the full batch, so any split into packs has the same gradient. Values
+of a sequence (GSPO, sequence-level corrections) or of a pair (DPO) come from a pass without gradient, before any pack of it is
 differentiated.
 """
 
@@ -29,8 +29,8 @@ from agentlightning_torch.losses.kl import kl_term
 from agentlightning_torch.losses.value import value_term
 
 Score = Callable[[Sequence[int] | None, bool], Iterator[tuple[Scores, int]]]
-"""`(rollouts, entropy)`: the scores of every pack of some rollouts (None: all), one at a time, with the number of tokens computed. `entropy`:
-with its gradient."""
+"""`(rollouts, entropy)`: the scores of every pack of some rollouts (None: all), one at a time, with the number of tokens computed.
+`entropy`: with its gradient."""
 
 
 @dataclass(slots=True, eq=False)
@@ -101,14 +101,14 @@ class Update:
                 old_logprobs=_take(self.old_logprobs, scores) if self.prepared else scores.logprob.detach(),
                 advantages=_take(self.batch.advantage, scores),
                 sequence_log_ratios=None if sequence_log_ratios is None else _take(sequence_log_ratios, scores),
-                pair_margins=None if pair_margins is None else _take(pair_margins, scores),
+                pair_margins=scores.logprob.new_empty(0) if pair_margins is None else _take(pair_margins, scores),
             )
             loss = self._loss(inputs, scores)
             if not torch.isfinite(loss):
                 completion = self.batch.completion_ids[int(self.batch.transition[index[0]])]
                 raise NonFinite(
-                    f"The loss is {float(loss.detach())} in a pack of {tokens} tokens (completion {completion}). The weights are unchanged; "
-                    "lower trainer.lr or check the rewards."
+                    f"The loss is {float(loss.detach())} in a pack of {tokens} tokens (completion {completion}). "
+                    "Lower trainer.lr or check the rewards; the weights are unchanged."
                 )
             self._add("loss", float(loss.detach()))
             self._measure(inputs, scores)
@@ -164,9 +164,9 @@ class Update:
         return metrics
 
     def _mismatch(self, version: int) -> dict[str, float]:
-        """`mismatch_*` compares trainer and engine on tokens that this very version sampled: `abs` is |old_logprobs - rollout_logprobs|, `kl`
-        is Schulman's k3 estimate of KL(rollout, old). `off_policy_*` is the same on tokens of other versions, which are meant to differ. No
-        engine sampled demonstrations, so they do not count."""
+        """`mismatch_*` compares trainer and engine on tokens that this very version sampled: `abs` is |old_logprobs - rollout_logprobs|,
+        and `kl` is Schulman's k3 estimate of KL(rollout, old). `off_policy_*` is the same on tokens of other versions, which are meant to
+        differ. No engine sampled demonstrations, so they do not count."""
         batch = self.batch
         sampled = batch.trained & np.isfinite(batch.rollout_logprobs)
         if not sampled.any():

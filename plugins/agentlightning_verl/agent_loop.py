@@ -35,6 +35,7 @@ from agentlightning.errors import AgentError, ConfigError, EngineError, Unsuppor
 from agentlightning.gateway import Gateway
 from agentlightning.registry.registry import load_object, registry
 from agentlightning.rl.batch.build import make_batch
+from agentlightning.rl.batch.packs import leaf_rows
 from agentlightning.rl.trajectory.build import trajectory
 from agentlightning.runner.runner import Runner
 from agentlightning.stores.common import open_store
@@ -322,7 +323,7 @@ def samples_of(found: Trajectory) -> list[AgentLoopOutput]:
     greedy = [replace(each, temperature=1.0, trained=True) if not each.temperature else each for each in found.transitions]
     shown = replace(found, transitions=tuple(greedy))
     batch = make_batch([shown], [np.ones(len(shown.transitions))])
-    packs = sorted((each for each in batch.rows() if each.trained.any()), key=lambda each: int(batch.transition[each.index].max()))
+    packs = sorted((each for each in leaf_rows(batch) if each.trained.any()), key=lambda each: int(batch.transition[each.index].max()))
     if not packs:
         why = batch.untrained[0].reason if batch.untrained else "it never called the model"
         raise AgentError(f"rollout {found.rollout_id} has nothing to train: {why}")
@@ -336,7 +337,7 @@ def samples_of(found: Trajectory) -> list[AgentLoopOutput]:
                 prompt_ids=ids[:first].tolist(),
                 response_ids=ids[first:].tolist(),
                 response_mask=mask.astype(int).tolist(),
-                response_logprobs=np.where(mask, batch.logprob[index], 0.0).tolist(),
+                response_logprobs=np.where(mask, batch.rollout_logprobs[index], 0.0).tolist(),
                 reward_score=found.reward,
                 num_turns=2 * len(found.transitions),
                 metrics=AgentLoopMetrics(),

@@ -29,6 +29,7 @@ from agentlightning.contracts.loss import LossSettings
 from agentlightning.contracts.model import ModelFiles, Share
 from agentlightning.contracts.trainer import Capabilities, Trainer, check_capabilities
 from agentlightning.errors import ConfigError, NonFinite, TrainerError, UnsupportedSetting
+from agentlightning.rl.batch.packs import cut_packs
 from agentlightning.rl.schedule import learning_rate
 from agentlightning.runner.managed_process import Process
 from agentlightning.training.weight_sync import WeightCheck, weight_check_ids
@@ -176,7 +177,7 @@ class VerlTrainer(Trainer):
         if not batch.trained_tokens:
             return self.policy, {"tokens": 0.0, "tokens_trained": 0.0, "lr": 0.0}
         settings, began = self.settings, time.perf_counter()
-        batch.packs(settings.tokens_per_pack)  # refuses what does not fit, by name
+        cut_packs(batch, settings.tokens_per_pack)  # refuses what does not fit, by name
         parts = [p for p in (list(range(len(batch.rollout_ids)))[k :: loss.minibatches] for k in range(loss.minibatches)) if p]
         work = [rows_of(batch, part if len(parts) > 1 else None) for part in parts]
         several = loss.epochs * len(parts) > 1
@@ -266,7 +267,7 @@ def _metrics(batch: Batch, done: list[dict[str, float]], places: int, version: i
         "tokens_context": float(len(batch) - batch.trained_tokens),
         "entropy": total["entropy"] / total["count"],
     }
-    known = batch.trained & np.isfinite(batch.logprob) & (batch.version >= 0)
+    known = batch.trained & np.isfinite(batch.rollout_logprobs) & (batch.version >= 0)
     if known.any():
         gap = version - batch.version[known]
         found |= {"version_gap_mean": float(gap.mean()), "version_gap_max": float(gap.max())}

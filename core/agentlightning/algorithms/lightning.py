@@ -143,7 +143,7 @@ class LightningRL(Algorithm):
         returns = call("algorithm.credit", self.credit, _floats, call("algorithm.credit", self.credit, credit, rollouts))
         if returns.shape != (rollouts.transitions,):
             raise ConfigError(
-                f"algorithm.credit {_named(self.credit)} returned an array of shape {returns.shape} for {rollouts.transitions} transitions. "
+                f"algorithm.credit {_named(self.credit)} returned shape {returns.shape} for {rollouts.transitions} transitions. "
                 "Return one number for each."
             )
         return returns
@@ -210,8 +210,8 @@ def with_values(rollouts: RolloutArrays, batch: Batch, values: Doubles) -> Rollo
 
 
 def with_target(rollouts: RolloutArrays, estimate: Estimate, returns: Doubles) -> Estimate:
-    """The estimate in which the critic also learns the returns of a credit that asked it, before the first token of each transition. Targets
-    of the advantage take precedence."""
+    """The estimate in which the critic also learns the returns of a credit that asked it, before the first token of each transition.
+    Targets of the advantage take precedence."""
     sampled = rollouts.tokens > 0
     target, first = estimate.target.copy(), rollouts.offsets[:-1][sampled]
     target[first] = np.where(np.isnan(target[first]), returns[sampled], target[first])

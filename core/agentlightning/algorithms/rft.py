@@ -1,6 +1,7 @@
 """Rejection-sampled fine-tuning: the policy learns its own good rollouts, by cross-entropy on the tokens that it sampled.
 
-A rollout is all or nothing: if it is chosen, all its trainable tokens are trained, and otherwise each is left out by name. Sources: RAFT (arXiv 2304.06767) trains the best of each group, STaR (arXiv 2203.14465) all correct ones.
+A rollout is all or nothing: if it is chosen, all its trainable tokens are trained, and otherwise each is left out by name. Sources: RAFT
+(arXiv 2304.06767) trains the best of each group, STaR (arXiv 2203.14465) all correct ones.
 """
 
 from __future__ import annotations

@@ -33,8 +33,8 @@ class SFT(Algorithm):
     name: str = "sft"
     trains_demonstrations: ClassVar[bool] = True
     demonstrations: str | Demonstrate
-    """`module:function`, called with `(task, messages, tools)` for each model call of a training rollout. It returns the assistant's message
-    in OpenAI's format, or None: then that call is sampled as usual, and not trained."""
+    """`module:function`, called with `(task, messages, tools)` for each model call of a training rollout. It returns the assistant's
+    message in OpenAI's format, or None: then that call is sampled as usual, and not trained."""
     min_reward: float = 1.0
     """Rollouts with less, and unscored ones, are not trained, so that wrong demonstrations are not learned."""
     loss_aggregation: Literal["token_mean", "sequence_mean"] = "token_mean"

@@ -91,7 +91,7 @@ def _keywords(function: Callable[..., Any]) -> list[str]:
 def build_loss(part: Any, where: str, plugins: Registry | None = None) -> LossSettings:
     """Loss settings from a name, a table of a name and settings, or the settings themselves.
 
-    A function `(logprobs, old_logprobs, advantages, **settings) -> term` of one's own has the settings of every loss besides those of its own.
+    A custom function `(logprobs, old_logprobs, advantages, **settings) -> term` has the settings of every loss besides its own.
     """
     from agentlightning.contracts.loss import LossSettings
     from agentlightning.rl.loss import FunctionLoss

@@ -74,21 +74,22 @@ def register_algorithms(register: Register) -> None:
 
 @hookspec
 def register_credits(register: Register) -> None:
-    """Credit assignment. Target: `credit(rollouts, **settings) -> (transitions,) float64 array`; `rollouts` is a
-    `agentlightning.rl.arrays.RolloutArrays`, NaN is no credit. One that reads `rollouts.values` is marked with
-    `agentlightning.rl.advantage.uses_critic`: the critic is asked before it, and learns what it gives."""
+    """Credit assignment. Target: `credit(rollouts, **settings)`, which returns a float64 array (transitions,); NaN is no credit. `rollouts`
+    is an `agentlightning.rl.arrays.RolloutArrays`. Mark a credit that reads `rollouts.values` with `agentlightning.rl.marks.uses_critic`: then
+    the critic computes them first, and learns the returns of the credit."""
 
 
 @hookspec
 def register_advantages(register: Register) -> None:
-    """Advantages. Target: `advantage(rollouts, returns, **settings)`, with `returns` (transitions,) by credit; it gives a float64 array
-    (transitions,) or (tokens,), or an `Estimate`. `agentlightning.rl.advantage` has the marks of those that need groups or a critic."""
+    """Advantages. Target: `advantage(rollouts, returns, **settings)`, with the `returns` (transitions,) of credit. It returns a float64 array
+    (transitions,) or (tokens,), or an `agentlightning.rl.advantage.Estimate`. An unmarked function is assumed to compare the rollouts of a
+    group, so a run with groups of one refuses it. If yours compares none, mark it with `agentlightning.rl.marks.independent`."""
 
 
 @hookspec
 def register_losses(register: Register) -> None:
-    """Settings of losses. Target: a subclass of `LossSettings`, which a trainer that honours it names in its `Capabilities`, or which has
-    `term(logprob, old, advantage)`; or a function of these."""
+    """Losses. Target: a subclass of `LossSettings` that a trainer names in its `Capabilities`, a subclass of
+    `agentlightning.contracts.loss.CustomLoss`, or a function `term(logprobs, old_logprobs, advantages, **settings)`, each (tokens,)."""
 
 
 @hookspec

@@ -73,9 +73,7 @@ class Plan:
     trainer: tuple[Any, Any] | None
 
 
-async def plan(
-    config: Config, agent: str | Agent | None, *, progress: Progress, train: bool = True, algorithm: Algorithm | None = None
-) -> Plan:
+async def plan(config: Config, agent: str | Agent | None, *, progress: Progress, train: bool = True, algorithm: Any = None) -> Plan:
     """Check a config and its agent, and find its model, before anything is made. Imports the plugins' libraries and the agent, in a
     thread. What `algorithm` asks and the trainer does not honour is refused."""
 
@@ -94,9 +92,7 @@ async def plan(
             able = trainer[0].offers(trainer[1])
             needs = algorithm.needs if algorithm is not None else Needs()
             loss = algorithm.loss_settings() if algorithm is not None else None
-            check_capabilities(
-                str(config.trainer["name"]), able, algorithm.loss_settings() if algorithm is not None else None, critic=needs.critic
-            )
+            check_capabilities(str(config.trainer["name"]), able, loss, critic=needs.critic)
             if able.critic and not needs.critic and algorithm is not None:
                 raise UnsupportedSetting(
                     "trainer.critic is true, and nothing of the algorithm asks a critic; leave it out, or take advantage = 'gae' or "

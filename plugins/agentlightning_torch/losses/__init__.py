@@ -6,7 +6,7 @@ A custom loss needs no change here: a subclass of `agentlightning.contracts.loss
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
@@ -33,8 +33,8 @@ class TermInputs:
     """(tokens,)"""
     sequence_log_ratios: torch.Tensor | None = None
     """(tokens,) mean of logprobs - old_logprobs over the token's sequence; None unless the loss has `ratio_over` a sequence."""
-    pair_margins: torch.Tensor | None = None
-    """(tokens,) z of the token's pair; None unless the loss is `over_pairs`."""
+    pair_margins: torch.Tensor = field(default_factory=lambda: torch.empty(0))
+    """(tokens,) z of the token's pair; (0,) unless the loss is `over_pairs`."""
 
     @property
     def log_ratios(self) -> torch.Tensor:
@@ -49,7 +49,7 @@ LOSSES: Mapping[str, Term] = MappingProxyType(
     {
         "ppo_clip": lambda settings, inputs: ppo_clip(settings, inputs.logprobs, inputs.old_logprobs, inputs.advantages),
         "cispo": lambda settings, inputs: cispo(settings, inputs.logprobs, inputs.old_logprobs, inputs.advantages),
-        "gspo": lambda settings, inputs: gspo(settings, inputs.logprobs, inputs.sequence_log_ratios, inputs.advantages),
+        "gspo": lambda settings, inputs: gspo(settings, inputs.logprobs, inputs.log_ratios, inputs.advantages),
         "sft": lambda settings, inputs: sft(settings, inputs.logprobs, inputs.advantages),
         "dpo": lambda settings, inputs: dpo(settings, inputs.logprobs, inputs.pair_margins, inputs.advantages),
     }

@@ -21,7 +21,7 @@ from agentlightning.errors import ConfigError, TrainerError
 from agentlightning.registry.registry import registry
 from agentlightning.rl.batch.build import make_batch, trainable
 from agentlightning.rl.correction.tis import TruncatedImportanceSampling
-from agentlightning.rl.loss import DPOLoss, loss_of
+from agentlightning.rl.loss import DPOLoss
 from agentlightning.types import Task, Trajectory, Transition
 
 
@@ -102,12 +102,12 @@ def test_pairs_that_cannot_be_are_refused():
         ([(0, 1), (0, 2)], "trajectory 0 of 3 stands in 2 places"),
         ([(1, 1)], "trajectory 1 of 3 stands in 2 places"),
         ([(0, 3)], "trajectory 3 of 3 stands in 1 places"),
-        ([(0, 2)], "rollout g2 stands in a pair, and nothing of it can be trained"),
+        ([(0, 2)], "rollout g2 is in a pair, and none of its tokens can be trained"),
     ]:
         with pytest.raises(TrainerError, match=says):
             make_batch(some, preferred(some, pairs), loss_aggregation="pair_mean", pairs=pairs)
     for more in ({"loss_aggregation": "pair_mean"}, {"pairs": [(0, 1)]}):
-        with pytest.raises(ConfigError, match="loss_aggregation 'pair_mean' goes with pairs, and only with them"):
+        with pytest.raises(ConfigError, match="Use 'pair_mean' exactly when you pass pairs"):
             make_batch(some, preferred(some, []), **more)  # type: ignore[arg-type]
 
 
@@ -153,12 +153,12 @@ def test_settings_come_from_a_table_and_what_is_wrong_is_named():
     kind = registry().load("algorithms", "dpo")
     algorithm = build(kind, {"name": "dpo", "group_size": 4, "beta": 0.5, "epochs": 2}, "algorithm")
     assert algorithm == agl.DPO(group_size=4, beta=0.5, epochs=2)
-    assert loss_of(algorithm) == DPOLoss(beta=0.5, epochs=2)
+    assert algorithm.loss_settings() == DPOLoss(beta=0.5, epochs=2)
     for wrong, says in [
-        ({"beta": 0.0}, r"algorithm\.beta is 0\.0; it must be above 0"),
+        ({"beta": 0.0}, r"algorithm\.beta is 0\.0\. Set it above 0"),
         ({"beta": -0.1}, r"algorithm\.beta is -0\.1"),
         ({"beta": math.nan}, r"algorithm\.beta is nan"),
-        ({"group_size": 1}, r"algorithm\.group_size is 1; it must be at least 2"),
+        ({"group_size": 1}, r"algorithm\.group_size is 1\. Set it to at least 2"),
         ({"tolerance": -1.0}, r"algorithm\.tolerance is -1\.0"),
         ({"epochs": 0}, r"algorithm\.epochs is 0"),
         ({"minibatches": 0}, r"algorithm\.minibatches is 0"),
@@ -179,7 +179,7 @@ def test_what_the_loss_has_no_term_for_is_refused_by_name(more: dict[str, Any]):
 def test_the_loss_comes_by_its_algorithm_alone():
     for loss in (DPOLoss(), "agentlightning.rl.loss:DPOLoss"):
         with pytest.raises(
-            ConfigError, match=r"compares rollouts in pairs, and algorithm 'lightning' makes none; use algorithm = \{name = 'dpo'\}"
+            ConfigError, match=r"compares pairs of rollouts, and algorithm 'lightning' makes none. Use algorithm = \{name = 'dpo'\}"
         ):
             agl.LightningRL(loss=loss).parts()
     with pytest.raises(ConfigError, match="unknown loss 'dpo'"):

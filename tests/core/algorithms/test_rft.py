@@ -20,7 +20,7 @@ from agentlightning.contracts.batch import Batch
 from agentlightning.errors import ConfigError
 from agentlightning.registry.registry import registry
 from agentlightning.rl.batch.build import make_batch
-from agentlightning.rl.loss import SFTLoss, loss_of
+from agentlightning.rl.loss import SFTLoss
 from agentlightning.types import Task, Trajectory, Transition
 
 
@@ -97,11 +97,11 @@ def test_settings_come_from_a_table_and_what_is_wrong_is_named():
     kind = registry().load("algorithms", "rft")
     algorithm = build(kind, {"name": "rft", "group_size": 4, "min_reward": 0.5, "best": 1, "minibatches": 2}, "algorithm")
     assert algorithm == agl.RFT(group_size=4, min_reward=0.5, best=1, minibatches=2)
-    assert loss_of(algorithm) == SFTLoss(minibatches=2)
+    assert algorithm.loss_settings() == SFTLoss(minibatches=2)
     for wrong, says in [
-        ({"min_reward": math.nan}, r"algorithm\.min_reward is nan; expected a reward"),
+        ({"min_reward": math.nan}, r"algorithm\.min_reward is nan\. Set it to a reward"),
         ({"min_reward": math.inf}, r"algorithm\.min_reward is inf"),
-        ({"group_size": 0}, r"algorithm\.group_size is 0; it must be at least 1"),
+        ({"group_size": 0}, r"algorithm\.group_size is 0\. Set it to at least 1"),
         ({"best": 0}, r"algorithm\.best is 0"),
         ({"epochs": 0}, r"algorithm\.epochs is 0"),
         ({"minibatches": 0}, r"algorithm\.minibatches is 0"),

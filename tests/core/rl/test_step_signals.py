@@ -130,8 +130,8 @@ def test_what_is_shown_twice_counts_once() -> None:
     ("signal", "said"),
     [
         (lambda records: records.nothing, r"attempt a1: the signal 'own' raised AttributeError"),
-        (lambda records: [True], r"the signal 'own' gave True; expected spans, calls or completions of the attempt's records"),
-        (lambda records: [tool("elsewhere", 0)], r"the signal 'own' gave Span.*expected spans, calls or completions"),
+        (lambda records: [True], r"the signal 'own' returned True. Return spans, calls or completions of the attempt's records"),
+        (lambda records: [tool("elsewhere", 0)], r"the signal 'own' returned Span.*Return spans, calls or completions"),
     ],
 )
 def test_a_fact_that_cannot_be_told_is_an_error_with_its_name(signal: Any, said: str) -> None:
@@ -151,5 +151,5 @@ def test_step_rewards_are_named_facts_or_own_functions() -> None:
     assert (second.name, second.signal.__name__) == (f"{__name__}:lookups", "lookups")
     with pytest.raises(ConfigError, match=r"step_rewards\.refusal: unknown step_signal 'refusal'; did you mean 'refusals'\?"):
         build_step_rewards({"refusal": 1}, plugins)
-    with pytest.raises(ConfigError, match=r"step_rewards\.refusals is nan; expected a finite number"):
+    with pytest.raises(ConfigError, match=r"step_rewards\.refusals is nan\. Set it to a finite number"):
         build_step_rewards({"refusals": float("nan")}, plugins)

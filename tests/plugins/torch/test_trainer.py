@@ -16,7 +16,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, MistralConfig, MistralForCausalLM
 
 from agentlightning.contracts.batch import Batch
-from agentlightning.contracts.loss import LossSettings
+from agentlightning.contracts.loss import CustomLoss, LossSettings
 from agentlightning.contracts.model import ModelFiles
 from agentlightning.errors import ConfigError, NonFinite, TrainerError, UnsupportedSetting
 from agentlightning.rl.batch.build import make_batch
@@ -120,7 +120,7 @@ async def test_the_difference_between_engine_and_trainer_is_measured(files: Mode
     async with training(files) as trainer:
         with torch.no_grad():
             ((scores, _),) = list(trainer._scores(trainer.weights.model, batch, None, False))
-        recorded = batch.logprob.copy()
+        recorded = batch.rollout_logprobs.copy()
         recorded[scores.index] = scores.logprob.numpy()
         agreed = replace(batch, logprob=recorded)
         _, exact = await trainer.step(agreed, PPOClip())
@@ -182,16 +182,16 @@ async def test_minibatches_without_movement_add_up_to_the_full_gradient(files: M
 
 
 @dataclass(frozen=True, kw_only=True)
-class Own(LossSettings):
+class Own(CustomLoss):
     """A user's loss; poisoned from the `after`th pack on."""
 
     name: str = "own"
     after: int = 100
     seen: list = None  # type: ignore[assignment]
 
-    def term(self, logprob, old, advantage):
-        self.seen.append(len(logprob))
-        return -advantage * logprob * (float("nan") if len(self.seen) > self.after else 1.0)
+    def term(self, logprobs, old_logprobs, advantages):
+        self.seen.append(len(logprobs))
+        return -advantages * logprobs * (float("nan") if len(self.seen) > self.after else 1.0)
 
 
 @pytest.mark.parametrize(("epochs", "after"), [(1, 0), (3, 2)])
@@ -199,7 +199,7 @@ async def test_a_loss_that_is_not_finite_leaves_weights_and_moments_untouched(fi
     async with training(files) as trainer:
         await trainer.step(two_turns(), PPOClip())
         before = state(trainer)
-        with pytest.raises(NonFinite, match="the loss is nan"):
+        with pytest.raises(NonFinite, match="The loss is nan"):
             await trainer.step(two_turns(), Own(epochs=epochs, after=after, seen=[]))
         assert same(state(trainer), before)
         assert trainer.policy.version == 1

@@ -19,6 +19,7 @@ from agentlightning.contracts.loss import LossSettings
 from agentlightning.contracts.model import ModelFiles
 from agentlightning.errors import ConfigError, TrainerError, UnsupportedSetting
 from agentlightning.rl.batch.build import make_batch
+from agentlightning.rl.batch.packs import cut_packs
 from agentlightning.rl.correction.icepop import IcePop
 from agentlightning.rl.correction.sequence_masking import SequenceMasking
 from agentlightning.rl.correction.tis import TruncatedImportanceSampling
@@ -216,7 +217,7 @@ async def test_the_ratio_of_a_sequence_is_decided_over_all_its_packs(files: Mode
     for budget in (4096, 20):
         async with training(files, tokens_per_pack=budget) as trainer:
             batch = batch_of(afresh=True)
-            assert len(batch.packs(budget)) == (1 if budget > 100 else 5)
+            assert len(cut_packs(batch, budget)) == (1 if budget > 100 else 5)
             found.append(gradient(trainer, batch, loss, updates=2))
     close(*found)
 
@@ -226,7 +227,7 @@ async def test_corrections_multiply_the_policys_term_and_are_measured(files: Mod
         batch = batch_of()
         with torch.no_grad():
             ((scores, _),) = list(trainer._scores(trainer.weights.model, batch, None, False))
-        recorded = batch.logprob.copy()
+        recorded = batch.rollout_logprobs.copy()
         recorded[scores.index] = scores.logprob.numpy()
         off = np.zeros(len(scores.index))
         off[::3] = 1.5
@@ -253,7 +254,7 @@ async def test_a_masked_reply_is_left_out_whole(files: ModelFiles) -> None:
         batch = batch_of()
         with torch.no_grad():
             ((scores, _),) = list(trainer._scores(trainer.weights.model, batch, None, False))
-        recorded = batch.logprob.copy()
+        recorded = batch.rollout_logprobs.copy()
         recorded[scores.index] = scores.logprob.numpy()
         wrong = scores.index[batch.transition[scores.index] == 0]
         recorded[wrong] -= 0.5

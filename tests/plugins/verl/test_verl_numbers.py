@@ -196,7 +196,7 @@ def test_losses_with_weights_and_corrections_are_those_of_verl(name: str, loss_a
         recorded, old, start = (np.full(len(batch), np.nan) for _ in range(3))
         for array, key in ((recorded, "recorded"), (old, "old"), (start, "now")):
             array[order] = flat(given, given[key])
-        object.__setattr__(batch, "logprob", recorded)  # float64, where a record has float32
+        object.__setattr__(batch, "rollout_logprobs", recorded)  # float64, where a record has float32
         now = torch.from_numpy(start).requires_grad_()
         loss = LOSSES[name]
         if corrected:

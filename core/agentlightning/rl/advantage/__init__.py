@@ -6,8 +6,8 @@ on the full group of scored rollouts, before anything is dropped; a rollout that
 never depends on its own rollout's actions, except for the group means of some published formulas. A group of one, and a zero-variance
 group, have advantage zero (law 7). An advantage that compares nothing is marked `rl.marks.independent`.
 
-Where credit differs by turn A_t = G_t - b_t. b_t is the mean return of the other rollouts in which the same agent has a turn t, at that turn;
-where none has one, it is the mean of the others' first returns G_0.
+Where credit differs by turn A_t = G_t - b_t. b_t is the mean return, at the same agent's turn t, of the other rollouts that have one; if
+none has one, it is the mean of the others' first returns G_0.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -34,13 +35,12 @@ class Row:
     @property
     def unscored(self) -> bool:
         """Whether its advantage is NaN."""
-        advantage = self.advantage
-        return advantage != advantage if isinstance(advantage, float) else bool(np.isnan(advantage).any())
+        return math.isnan(self.advantage) if isinstance(self.advantage, float) else bool(np.isnan(self.advantage).any())
 
     @property
     def teaches(self) -> bool:
         """Whether its advantage is not 0."""
-        return self.advantage != 0 if isinstance(self.advantage, float) else bool(self.advantage.any())
+        return bool(self.advantage.any()) if isinstance(self.advantage, np.ndarray) else self.advantage != 0
 
 
 def token_arrays(forest: Forest, rows: Sequence[Row], *, critic: bool) -> dict[str, Any]:
@@ -70,18 +70,18 @@ def token_arrays(forest: Forest, rows: Sequence[Row], *, critic: bool) -> dict[s
     advantage, weight = np.empty((2, size), np.float64)
     token_ids, parent, position, end, transition, version = np.empty((6, size), np.int32)
     rollout_logprobs, temperature = np.empty((2, size), np.float32)
-    arrays: dict[str, NDArray[Any]] = dict(
-        token_ids=token_ids,
-        parent=parent,
-        position=position,
-        end=end,
-        transition=transition,
-        rollout_logprobs=rollout_logprobs,
-        version=version,
-        temperature=temperature,
-        advantage=advantage,
-        weight=weight,
-    )
+    arrays: dict[str, NDArray[Any]] = {
+        "token_ids": token_ids,
+        "parent": parent,
+        "position": position,
+        "end": end,
+        "transition": transition,
+        "rollout_logprobs": rollout_logprobs,
+        "version": version,
+        "temperature": temperature,
+        "advantage": advantage,
+        "weight": weight,
+    }
     transitions = [row.transition for row in rows]
     if segments:
         np.concatenate([s.tokens for s in segments], out=token_ids)

@@ -34,7 +34,7 @@ class Pack(Value):
         return len(self.index)
 
 
-def packs(batch: Batch, tokens_per_pack: int, rollouts: Sequence[int] | None = None) -> list[Pack]:
+def cut_packs(batch: Batch, tokens_per_pack: int, rollouts: Sequence[int] | None = None) -> list[Pack]:
     """Packs of at most `tokens_per_pack` tokens that together train every token once, or those of `rollouts` only.
 
     Raises `TrainerError` for a single path that is longer.
@@ -51,7 +51,7 @@ def packs(batch: Batch, tokens_per_pack: int, rollouts: Sequence[int] | None = N
     return _cut(pack, tokens_per_pack)
 
 
-def rows(batch: Batch, rollouts: Sequence[int] | None = None) -> list[Pack]:
+def leaf_rows(batch: Batch, rollouts: Sequence[int] | None = None) -> list[Pack]:
     """One row for each path from a root to a leaf. Each token is trained in the first row that has it."""
     pack = _smallest_pack(batch, rollouts)
     if not len(pack):

@@ -1,7 +1,7 @@
 """Corrections of the mismatch between the policy that sampled and the one that trains; one a file.
 
-The ratio r of a token is exp(old_logprobs - rollout_logprobs): it differs from 1 by numerical differences between engine and trainer, and by
-the versions between them. Weights multiply the policy's term and carry no gradient. Demonstrated tokens have weight 1. Denominators stay
+The ratio r of a token is exp(old_logprobs - rollout_logprobs). Numerical differences between engine and trainer move it away from 1, and so
+do the versions between them. Weights multiply the policy's term and carry no gradient. Demonstrated tokens have weight 1. Denominators stay
 those of the full batch.
 """
 

@@ -22,8 +22,8 @@ class Patches:
 
     def family(self, root: type, wraps: Mapping[str, Wrap]) -> None:
         """Wrap these methods wherever a class of the family defines them."""
-        for each in _below(root):
-            self.methods(each, wraps)
+        for cls in _below(root):
+            self.methods(cls, wraps)
         self._watch(root, wraps)
 
     def methods(self, cls: type, wraps: Mapping[str, Wrap]) -> None:
@@ -57,11 +57,11 @@ def _below(root: type) -> Iterator[type]:
     seen: set[type] = set()
     waiting = [root]
     while waiting:
-        each = waiting.pop()
-        if each not in seen:
-            seen.add(each)
-            yield each
-            waiting.extend(each.__subclasses__())
+        cls = waiting.pop()
+        if cls not in seen:
+            seen.add(cls)
+            yield cls
+            waiting.extend(cls.__subclasses__())
 
 
 def _restorer(cls: type, name: str, original: Any) -> Callable[[], None]:

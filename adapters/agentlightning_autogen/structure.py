@@ -103,7 +103,7 @@ Enter: TypeAlias = Callable[[Any, tuple[Any, ...], Mapping[str, Any]], Open | No
 """The part that a call of a method begins, from the object and its arguments; None where it begins none."""
 
 
-def _entries(whole: str, stream: str, enter: Enter, last: type | None) -> dict[str, Wrap]:
+def _entries(run: str, stream: str, enter: Enter, last: type | None) -> dict[str, Wrap]:
     """The wraps of the two ways into a part: one that returns its result, one that streams up to it."""
 
     def entered(self: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Entered | None:
@@ -127,7 +127,7 @@ def _entries(whole: str, stream: str, enter: Enter, last: type | None) -> dict[s
 
         return enter_stream
 
-    return {whole: wrap_whole, stream: wrap_stream}
+    return {run: wrap_whole, stream: wrap_stream}
 
 
 async def _within(part: Entered, doing: Awaitable[Any]) -> Any:
@@ -162,14 +162,14 @@ def _tool(tool: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Open |
 def _workbench_tool(workbench: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Open | None:
     if _inside(workbench):
         return None
-    name, given = kwargs.get("name", args[0] if args else ""), kwargs.get("arguments", args[1] if len(args) > 1 else None)
-    return _begin_tool(str(name), workbench, given, kwargs.get("call_id", args[3] if len(args) > 3 else None))
+    name, arguments = kwargs.get("name", args[0] if args else ""), kwargs.get("arguments", args[1] if len(args) > 1 else None)
+    return _begin_tool(str(name), workbench, arguments, kwargs.get("call_id", args[3] if len(args) > 3 else None))
 
 
-def _begin_tool(name: str, owner: object, given: Any, call_id: str | None) -> Open | None:
+def _begin_tool(name: str, owner: object, arguments: Any, call_id: str | None) -> Open | None:
     part = begin("tool", name, owner, innermost())
     if part is not None:
-        part.attributes["input"] = plain(given)
+        part.attributes["input"] = plain(arguments)
         if call_id is not None:
             part.attributes[TOOL_CALL_ID] = call_id
     return part

@@ -135,13 +135,13 @@ class LightningCallback(BaseCallbackHandler):
     def active(self) -> bool:
         return True
 
-    def complain(self, event: str, error: Exception, given: Mapping[str, Any]) -> None:
+    def complain(self, event: str, error: Exception, event_arguments: Mapping[str, Any]) -> None:
         """Log a fault once of its kind, and note it in the attempt."""
         text = f"the LangChain adapter could not record {event}: {failure(error)}"
         if (kind := f"{event} {type(error).__name__}") not in self._here.complained:
             self._here.complained.add(kind)
             log.error(text, exc_info=error)
-        recorder = self._find(self._runs.get(given.get("parent_run_id")))
+        recorder = self._find(self._runs.get(event_arguments.get("parent_run_id")))
         if recorder is not None:
             with suppress(RuntimeError):  # the event loop of a rollout that has ended is closed
                 recorder.add(Span(attempt_id=recorder.attempt.id, kind="note", name=text, attributes={"source": "langchain"}))
@@ -188,8 +188,8 @@ class LightningCallback(BaseCallbackHandler):
         self, serialized: dict[str, Any], input_str: str, *, run_id: UUID, parent_run_id: UUID | None = None,
         tags: list[str] | None = None, metadata: dict[str, Any] | None = None, inputs: dict[str, Any] | None = None, **kwargs: Any,
     ) -> None:  # fmt: skip
-        given = input_str if inputs is None else inputs
-        self._tool_start(_name(serialized, kwargs), given, run_id, parent_run_id, metadata or {}, kwargs.get("tool_call_id"))
+        tool_input = input_str if inputs is None else inputs
+        self._tool_start(_name(serialized, kwargs), tool_input, run_id, parent_run_id, metadata or {}, kwargs.get("tool_call_id"))
 
     @_safe
     def on_tool_end(self, output: Any, *, run_id: UUID, **kwargs: Any) -> None:
@@ -224,13 +224,13 @@ class LightningCallback(BaseCallbackHandler):
         self._finish(run_id, **_error(error))
 
     def _tool_start(
-        self, name: str, given: Any, run_id: UUID, parent_run_id: UUID | None, metadata: Mapping[str, Any], tool_call_id: str | None
+        self, name: str, tool_input: Any, run_id: UUID, parent_run_id: UUID | None, metadata: Mapping[str, Any], tool_call_id: str | None
     ) -> None:
         parent = self._runs.get(parent_run_id)
         recorder = self._find(parent)
         if recorder is not None:
             run = leaf_run(run_id, "tool", parent, name, metadata, recorder)
-            run.attributes["input"] = plain(given)
+            run.attributes["input"] = plain(tool_input)
             if tool_call_id is not None:
                 run.attributes["tool_call_id"] = tool_call_id
             self._runs.start(recorder, run)
@@ -304,9 +304,9 @@ class Everywhere(LightningCallback):
 
 
 def _name(serialized: Mapping[str, Any] | None, kwargs: Mapping[str, Any]) -> str:
-    given = serialized or {}
-    identity = cast("Sequence[Any]", given.get("id") or ("unnamed",))
-    return str(kwargs.get("name") or given.get("name") or identity[-1])
+    description = serialized or {}
+    identity = cast("Sequence[Any]", description.get("id") or ("unnamed",))
+    return str(kwargs.get("name") or description.get("name") or identity[-1])
 
 
 def _retry(tags: Sequence[str], parent: Run | None) -> int | None:
@@ -323,8 +323,8 @@ def _error(error: BaseException) -> dict[str, JSON]:
 
 
 def _tool_name(tool: Any) -> JSON:
-    given = mapping(tool)
-    return plain(mapping(given.get("function") or given).get("name"))
+    description = mapping(tool)
+    return plain(mapping(description.get("function") or description).get("name"))
 
 
 def _answer(response: LLMResult) -> dict[str, JSON]:

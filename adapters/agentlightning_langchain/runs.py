@@ -59,7 +59,7 @@ class Runs(open_runs.Runs[Run]):
             recorder = run.recorder() if run is not None else None
             if run is None or recorder is None:
                 return []
-            calls = [each for each in self._attempts[recorder].values() if each.kind == "llm"]
+            calls = [run for run in self._attempts[recorder].values() if run.kind == "llm"]
         return [call for call in calls if run in call.above()]
 
 

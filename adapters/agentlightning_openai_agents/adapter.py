@@ -206,17 +206,17 @@ class LightningTracingProcessor(TracingProcessor):
                 run.attributes["tool_call_id"] = tool_call_id
         recorder.add(open_runs.span(run, recorder))
 
-    def _answered(self, run: Run, call: ModelCall, recorder: Recorder, given: AnySpan) -> None:
-        data = given.span_data
+    def _answered(self, run: Run, call: ModelCall, recorder: Recorder, sdk_span: AnySpan) -> None:
+        data = sdk_span.span_data
         run.name = str(call.asked.get("model") or run.name)
         run.attributes.update(content.asked(call.asked))
         run.attributes.update(content.answer(data))
-        run.attributes.update(content.error(given.error))
+        run.attributes.update(content.error(sdk_span.error))
         scope = run.scope()
         if scope is not None and scope.turn is not None:
             run.attributes["turn"] = scope.turn
         self._runs.answered(run, content.tool_calls(data))
-        failed = "the model call failed before a request was sent" if given.error is not None else None
+        failed = "the model call failed before a request was sent" if sdk_span.error is not None else None
         call_id, why = call.end(content.answered_by(data), otherwise=failed)
         if why is not None:
             run.attributes["unjoined"] = why

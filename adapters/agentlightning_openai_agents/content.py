@@ -63,20 +63,20 @@ def told(data: SpanData, *, failed: bool) -> dict[str, JSON]:
     tracing."""
     if isinstance(data, FunctionSpanData) and data.output in (None, []) and data.input is not None and not failed:
         return {**told(data, failed=True), "output": plain(data.output)}
-    given: dict[str, Any] = {}
+    details: dict[str, Any] = {}
     if isinstance(data, AgentSpanData):
-        given = {"tools": data.tools, "handoffs": data.handoffs, "output_type": data.output_type}
+        details = {"tools": data.tools, "handoffs": data.handoffs, "output_type": data.output_type}
     elif isinstance(data, FunctionSpanData):
-        given = {"input": _parsed(data.input), "output": data.output, "mcp": data.mcp_data}
+        details = {"input": _parsed(data.input), "output": data.output, "mcp": data.mcp_data}
     elif isinstance(data, GuardrailSpanData):
         return {"guardrail": True, "triggered": data.triggered}
     elif isinstance(data, HandoffSpanData):
-        given = {"from": data.from_agent, "to": data.to_agent}
+        details = {"from": data.from_agent, "to": data.to_agent}
     elif isinstance(data, MCPListToolsSpanData):
-        given = {"output": data.result}
+        details = {"output": data.result}
     elif isinstance(data, CustomSpanData):
-        given = {"data": data.data}
-    return {key: plain(value) for key, value in given.items() if value is not None and value != []}
+        details = {"data": data.data}
+    return {key: plain(value) for key, value in details.items() if value is not None and value != []}
 
 
 def asked(body: Mapping[str, Any]) -> dict[str, JSON]:
@@ -118,13 +118,13 @@ def tool_calls(data: SpanData) -> list[ToolCall]:
     return [call for item in _output(data) or () for call in _calls(plain(item))]
 
 
-def error(given: SpanError | None) -> dict[str, JSON]:
+def error(error_data: SpanError | None) -> dict[str, JSON]:
     """Why it failed, as text."""
-    if given is None:
+    if error_data is None:
         return {}
-    data = mapping(given["data"])
+    data = mapping(error_data["data"])
     detail = data.get("error") or (json.dumps(plain(data)) if data else None)
-    return {"error": f"{given['message']}: {detail}" if detail else given["message"]}
+    return {"error": f"{error_data['message']}: {detail}" if detail else error_data["message"]}
 
 
 def _output(data: SpanData) -> Sequence[Any] | None:
@@ -135,14 +135,14 @@ def _output(data: SpanData) -> Sequence[Any] | None:
 
 def _calls(item: Any) -> Iterator[ToolCall]:
     """A function call; or the calls of a chat message, or of a response that was made of one."""
-    given = mapping(item)
-    if given.get("type") == "function_call":
-        yield ToolCall(str(given.get("call_id")), str(given.get("name")), str(given.get("arguments")))
-    for inner in cast("Sequence[Any]", given.get("output") or ()) if given.get("object") == "response" else ():
+    item_data = mapping(item)
+    if item_data.get("type") == "function_call":
+        yield ToolCall(str(item_data.get("call_id")), str(item_data.get("name")), str(item_data.get("arguments")))
+    for inner in cast("Sequence[Any]", item_data.get("output") or ()) if item_data.get("object") == "response" else ():
         yield from _calls(inner)
-    for each in cast("Sequence[Any]", given.get("tool_calls") or ()):
-        function = mapping(mapping(each).get("function"))
-        yield ToolCall(str(mapping(each).get("id")), str(function.get("name")), str(function.get("arguments")))
+    for tool_call in cast("Sequence[Any]", item_data.get("tool_calls") or ()):
+        function = mapping(mapping(tool_call).get("function"))
+        yield ToolCall(str(mapping(tool_call).get("id")), str(function.get("name")), str(function.get("arguments")))
 
 
 def _parsed(arguments: str | None) -> Any:
@@ -155,5 +155,5 @@ def _parsed(arguments: str | None) -> Any:
 
 
 def _tool_name(tool: Mapping[str, Any]) -> JSON:
-    given = mapping(tool.get("function") or tool)
-    return plain(given.get("name") or given.get("type"))
+    description = mapping(tool.get("function") or tool)
+    return plain(description.get("name") or description.get("type"))

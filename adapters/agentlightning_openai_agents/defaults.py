@@ -80,21 +80,21 @@ class OutsideRollouts(TracingProcessor):
 
 def put(processor: TracingProcessor) -> None:
     """Put the processor beside the program's own, silence what exports to OpenAI during rollouts, and set the default client."""
-    provider, there = get_trace_provider(), _processors()
-    if there is None:
+    provider, processors = get_trace_provider(), _processors()
+    if processors is None:
         provider.register_processor(processor)
     else:
-        quiet = [OutsideRollouts(each) if _exports(each) else each for each in there]
-        provider.set_processors(quiet if processor in there else [*quiet, processor])
+        quiet = [OutsideRollouts(old) if _exports(old) else old for old in processors]
+        provider.set_processors(quiet if processor in processors else [*quiet, processor])
     if _openai_shared.get_default_openai_client() is None:
         set_default_openai_client(RolloutClient(api_key=default_key), use_for_tracing=False)
 
 
 def remove(processor: TracingProcessor) -> None:
     """Undo `put`; what the program has put in place since then stays."""
-    there = _processors()
-    if there is not None:
-        kept = [each.inner if isinstance(each, OutsideRollouts) else each for each in there if each is not processor]
+    processors = _processors()
+    if processors is not None:
+        kept = [old.inner if isinstance(old, OutsideRollouts) else old for old in processors if old is not processor]
         get_trace_provider().set_processors(kept)
     if isinstance(_openai_shared.get_default_openai_client(), RolloutClient):
         set_default_openai_client(cast("Any", None), use_for_tracing=False)

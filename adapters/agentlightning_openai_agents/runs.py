@@ -51,10 +51,10 @@ class Runs(open_runs.Runs[Run]):
             return None
         with self._lock:
             # A tool of a namespace is traced as `namespace.name`.
-            fitting = [each for each in scope.asked if each.name == run.name or run.name.endswith(f".{each.name}")]
+            fitting = [call for call in scope.asked if call.name == run.name or run.name.endswith(f".{call.name}")]
             if arguments is not None:
-                fitting = [each for each in fitting if each.arguments == arguments]
-            if not fitting or len({each.arguments for each in fitting}) > 1:
+                fitting = [call for call in fitting if call.arguments == arguments]
+            if not fitting or len({call.arguments for call in fitting}) > 1:
                 return None
             scope.asked.remove(fitting[0])
         return fitting[0].id

@@ -21,10 +21,10 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import replace
 
 import numpy as np
 from bounds import Report, finish, take_turns
+from msgspec.structs import replace
 
 from agentlightning.contracts.batch import Batch
 from agentlightning.rl.batch.build import make_batch

@@ -28,7 +28,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from agentlightning.gateway import Gateway
-from agentlightning.stores.memory import MemoryStore
+from agentlightning.stores.common import open_store
 from agentlightning.testing.engine import ScriptedEngine
 from agentlightning.testing.tokenizer import make_tokenizer
 from agentlightning.types import Rollout, Sampling, Task
@@ -67,7 +67,7 @@ async def measure(*asked: Any) -> tuple[float, float]:
 async def main(requests: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
         reply_ids = make_tokenizer(folder).encode("x" * (NEW - 1))
-        store = MemoryStore()
+        store = open_store("memory:")
         engine = ScriptedEngine(folder, [reply_ids] * 10**6, chunk=8)
         canned = b"{}"
 

@@ -20,7 +20,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from agentlightning.contracts.store import LightningStore
-from agentlightning.stores.memory import MemoryStore
+from agentlightning.stores.common import open_store
 from agentlightning.types import Rollout, Span, Task
 from agentlightning_sqlite.store import SQLiteStore
 
@@ -98,7 +98,7 @@ def main() -> None:
                 "raw sqlite3, one after the other": lambda together=together: raw(
                     Path(folder) / f"{uuid.uuid4().hex}.db", options.cycles, together
                 ),
-                "memory": lambda together=together: asyncio.run(cycles(MemoryStore(), options.cycles, options.workers, together)),
+                "memory": lambda together=together: asyncio.run(cycles(open_store("memory:"), options.cycles, options.workers, together)),
                 "sqlite, 1 worker": lambda: sqlite(1),
                 f"sqlite, {options.workers} workers": lambda: sqlite(options.workers),
             }

@@ -73,4 +73,5 @@ _HOMES = {
     "types": ["LLM", "Rollout", "Sampling", "Span", "Task", "Trajectory", "Transition"],
 }
 
-__getattr__, __dir__ = lazy_exports(__name__, _HOMES, also=["__version__"])
+if not TYPE_CHECKING:  # to a type checker a module with `__getattr__` has every name
+    __getattr__, __dir__ = lazy_exports(__name__, _HOMES, also=["__version__"])

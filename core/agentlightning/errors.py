@@ -1,28 +1,28 @@
 """Every error that Agent Lightning raises on purpose.
 
     LightningError
-    ├── ConfigError             a setting is wrong: which one, what was expected
+    ├── ConfigError             a setting is wrong
     │   └── UnsupportedSetting  a backend does not honour a setting
     ├── PluginError             a plugin is broken, unknown, or registered twice
-    │   └── MissingExtra        it exists, its libraries are not installed
+    │   └── MissingExtra        a plugin's libraries are not installed
     ├── TaskError               a task, or a file of tasks, cannot be read
-    ├── WireError               bytes that are not ours, or of a newer schema
+    ├── WireError               foreign or damaged bytes, or another schema
     ├── StoreError              the store refused or failed
     │   ├── NotFound            no such rollout, attempt or policy
-    │   ├── LeaseLost           the attempt is no longer this runner's
+    │   ├── LeaseLost           the attempt is closed or belongs to another runner
     │   └── StoreVersionError   a store file of another version
     ├── EngineError             the engine could not generate or load
     │   └── ContextOverflow     the prompt does not fit the model
     ├── GatewayError            the gateway cannot answer, or cannot listen
-    ├── AgentError              the user's agent: it raised, hung, crashed
-    │   ├── AgentTimeout        it did not return in time
-    │   └── RewardError         its reward is not a finite number, or contradicts itself
+    ├── AgentError              the user's agent raised, hung, or crashed
+    │   ├── AgentTimeout        the agent did not return in time
+    │   └── RewardError         a reward is not a finite number, or contradicts another
     ├── JoinError               model calls and framework spans do not meet
     ├── TrainerError            the trainer could not take the step
     │   └── NonFinite           NaN or infinity in loss or gradient
     └── RunError                a run folder cannot be made, read or resumed
 
-Messages say who, what, what was expected, and the way out.
+A message is two sentences: what is wrong, with the value; what to do.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class TaskError(LightningError, ValueError):
 
 
 class WireError(LightningError, ValueError):
-    """Bytes that are not ours, damaged, or of a newer schema."""
+    """The bytes are foreign, damaged, or of another schema."""
 
 
 class StoreError(LightningError):
@@ -65,7 +65,7 @@ class NotFound(StoreError, LookupError):
 
 
 class LeaseLost(StoreError):
-    """The attempt is closed or was given to another runner."""
+    """The attempt is closed or belongs to another runner."""
 
 
 class StoreVersionError(StoreError):
@@ -93,7 +93,7 @@ class AgentTimeout(AgentError, TimeoutError):
 
 
 class RewardError(AgentError, ValueError):
-    """A reward is not a finite number, or two statements of it differ."""
+    """A reward is not a finite number, or contradicts another."""
 
 
 class JoinError(LightningError):

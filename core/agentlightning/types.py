@@ -1,7 +1,7 @@
-"""The values of Agent Lightning, from a task to a policy. All are frozen; a change makes a new value.
+"""The values of Agent Lightning, from a task to a trajectory. All are frozen; a change creates a new value.
 
-Token ids and versions are int32 arrays, log-probabilities float32 arrays, all read-only. Times are seconds since the
-epoch (float). An id is a UUIDv7 made by whoever makes the value; it is never used for order.
+Token ids and versions are int32 arrays, log-probabilities are float32 arrays, all read-only. Times are seconds since the epoch (float).
+The creator of a value gives it an id, a UUIDv7. Ids never define an order.
 """
 
 from __future__ import annotations
@@ -9,10 +9,13 @@ from __future__ import annotations
 import os
 import time
 import uuid
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
+from functools import cache
 from typing import Any, Literal, TypeAlias, cast
 
+import msgspec
 import numpy as np
+from msgspec.structs import force_setattr
 from numpy.typing import ArrayLike, NDArray
 
 JSON: TypeAlias = Any
@@ -41,12 +44,12 @@ def new_id() -> str:
 
 
 def ints(values: ArrayLike) -> IntArray:
-    """A read-only int32 array; the array itself where it is one already."""
+    """A read-only int32 array; the same object if it already is one."""
     return _frozen(np.asarray(values, dtype=np.int32))
 
 
 def floats(values: ArrayLike) -> FloatArray:
-    """A read-only float32 array; the array itself where it is one already."""
+    """A read-only float32 array; the same object if it already is one."""
     return _frozen(np.asarray(values, dtype=np.float32))
 
 
@@ -58,16 +61,27 @@ def _frozen(array: NDArray[Any]) -> NDArray[Any]:
 
 
 class Value:
-    """Equality by content, arrays and NaN included."""
+    """Equality by content, for dataclasses and structs. Arrays and NaN compare by content too."""
 
     __slots__ = ()
 
     def __eq__(self, other: object) -> bool:
         if type(self) is not type(other):
             return NotImplemented
-        return all(_equal(getattr(self, f.name), getattr(other, f.name)) for f in fields(self))  # type: ignore[arg-type]
+        return all(_equal(getattr(self, name), getattr(other, name)) for name in _field_names(type(self)))
 
     __hash__ = None  # type: ignore[assignment]  # arrays have no hash
+
+
+class WireValue(Value, msgspec.Struct, frozen=True, eq=False, tag=True):
+    """A value that stores write and send, tagged with the name of its class. Change one with `msgspec.structs.replace`."""
+
+
+@cache
+def _field_names(kind: type) -> tuple[str, ...]:
+    if issubclass(kind, msgspec.Struct):
+        return kind.__struct_fields__
+    return tuple(field.name for field in fields(cast(Any, kind)))
 
 
 def _equal(a: Any, b: Any) -> bool:
@@ -80,43 +94,46 @@ def _equal(a: Any, b: Any) -> bool:
     return bool(a == b)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Task(Value):
+# --- tasks, rollouts, attempts ------------------------------------------------------------------------------------------------------------
+
+
+class Task(WireValue, frozen=True):
     """One input for an agent."""
 
     id: str
     input: JSON
-    """What the agent is given."""
+    """The argument of the agent."""
 
 
-@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
-class Sampling(Value):
-    """How a reply is sampled. `logprobs` are always log-softmax(logits / temperature) over the whole vocabulary;
-    at temperature 0 the reply is greedy and logprobs are those of temperature 1."""
+class Sampling(WireValue, frozen=True, kw_only=True):
+    """How a reply is sampled.
+
+    `logprobs` are always log-softmax(logits / temperature) over the full vocabulary. Temperature 0 is greedy, with the logprobs of
+    temperature 1.
+    """
 
     temperature: float = 1.0
     top_p: float = 1.0
     top_k: int = 0
-    """0: the whole vocabulary."""
+    """0: the full vocabulary."""
     max_tokens: int | None = None
-    """Tokens sampled at most; None: up to the model's context."""
+    """Maximum sampled tokens; None: up to the model's context."""
     stop: tuple[str, ...] = ()
-    """Strings that end the reply; they are sampled and hidden."""
+    """Strings that end the reply. They are sampled, and hidden from the agent."""
     stop_ids: tuple[int, ...] = ()
-    """Tokens that end the reply; the one that ended it is part of the response."""
+    """Tokens that end the reply. The final one is part of the response."""
     seed: int | None = None
 
     @property
     def truncated(self) -> bool:
-        """Whether recorded logprobs are not those of the distribution that was sampled from."""
+        """Whether the sampling distribution is narrower than that of the recorded logprobs."""
         return self.temperature > 0 and (self.top_p < 1 or self.top_k > 0)
 
 
-@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
-class Rollout(Value):
+class Rollout(WireValue, frozen=True, kw_only=True):
     """One run of an agent on one task."""
 
-    id: str = field(default_factory=new_id)
+    id: str = msgspec.field(default_factory=new_id)
     task: Task
     mode: Mode
     group: str | None = None
@@ -124,165 +141,165 @@ class Rollout(Value):
     index: int = 0
     """Position in the group, from 0."""
     step: int | None = None
-    """Training step that asked for it, from 0."""
+    """Its training step, from 0."""
     policy: str = "main"
     seed: int = 0
-    """The run's seed; each call derives its own from it."""
+    """The run's seed. Every call derives its own."""
     sampling: Sampling | None = None
-    """Overrides what the agent asks; None (production): the agent's own settings hold."""
+    """Overrides the agent's settings; None (production): keep them."""
     max_attempts: int = 3
-    """Attempts made at most, lost ones included."""
-    created: float = field(default_factory=time.time)
+    """Maximum attempts, lost ones included."""
+    created: float = msgspec.field(default_factory=time.time)
 
 
-@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
-class Attempt(Value):
-    """One try at a rollout. Made by the store when a runner claims."""
+class Attempt(WireValue, frozen=True, kw_only=True):
+    """One try at a rollout. The store creates it when a runner claims."""
 
     id: str
     rollout_id: str
     number: int
     """From 1."""
     key: str
-    """The bearer token that makes a model call this attempt's. Worthless once the attempt is closed."""
+    """The bearer token of this attempt's model calls. It expires when the attempt closes."""
     worker: str
     status: AttemptStatus
     started: float
     finished: float | None = None
     error: str | None = None
-    """Why it did not succeed, for a person."""
+    """Why it did not succeed, in words."""
 
 
-@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
-class Call(Value):
-    """One request that reached the gateway, whatever became of it. The sum of calls is the sum of requests."""
+# --- records ------------------------------------------------------------------------------------------------------------------------------
+
+
+class Call(WireValue, frozen=True, kw_only=True):
+    """One request to the gateway, successful or not. Every request has exactly one call."""
 
     id: str
     attempt_id: str
     index: int
     """Order of arrival in the attempt, from 0."""
     status: CallStatus
-    """`completed`: answered in full. `cancelled`: the client went away. `refused`: a 4xx. `error`: ours or the engine's."""
+    """`completed`: answered in full. `cancelled`: the client disconnected. `refused`: a 4xx. `error`: the gateway's or the engine's."""
     detail: str | None = None
-    """Why, where the status is not `completed`."""
+    """The reason of a status other than `completed`."""
     choices: int = 0
     """Completions recorded under this call."""
     supersedes: str | None = None
-    """The call of which this one is a retry (its answer was not delivered)."""
+    """The call that this one retries, because its answer was not delivered."""
     request_hash: str = ""
-    """Of the canonical request, for joining spans that lost the id."""
+    """Hash of the canonical request, to join spans that lost the id."""
     context: str | None = None
-    """How the prompt was made: `bridged` from an earlier completion, or rendered afresh because it was `first`, or the history
-    was `edited` or `trimmed`, `tools changed`, or `no bridge` exists for the renderer; or it was made by an `upstream`."""
+    """Origin of the prompt. `bridged` continues an earlier completion, and an `upstream` rendered its own. The other names say why
+    the gateway rendered it again: `first`, `edited`, `trimmed`, `tools changed`, `no bridge` (for this renderer)."""
     input: JSON = None
-    """Where a later request may refer to this one instead of repeating it: `messages` (without instructions), which follow the reply
-    of the call `after` (None: they are all)."""
+    """The conversation, if later requests may refer to this call instead of repeating it. `messages` (without instructions) follow the
+    reply of the call `after` (None: they are complete)."""
     started: float = 0.0
     ended: float = 0.0
 
 
-@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
-class Completion(Value):
-    """One sampled reply, exactly as the engine made it."""
+class Completion(WireValue, frozen=True, kw_only=True):
+    """One sampled reply, exactly as the engine returned it."""
 
-    id: str = field(default_factory=new_id)
+    id: str = msgspec.field(default_factory=new_id)
     call_id: str
     attempt_id: str
     choice: int = 0
     policy: str = "main"
     prompt_ids: IntArray
-    """(prompt,) what the engine was given."""
+    """(prompt,) the engine's input."""
     response_ids: IntArray
-    """(response,) everything that was sampled, end marker and hidden stop string included."""
+    """(response,) all sampled tokens, with the end marker and a hidden stop string."""
     logprobs: FloatArray | None
     """(response,) log-softmax(logits / temperature), full vocabulary; None: not measured."""
     versions: IntArray
-    """(response,) version of the policy that sampled each token; -1: no policy of ours did."""
+    """(response,) version of the policy that sampled the token; -1: another model."""
     sampling: Sampling
     finish_reason: FinishReason
     renderer: str = ""
     tokenizer: str = ""
-    """Hash of the tokenizer, so that ids are never read with another one."""
+    """Hash of the tokenizer that the ids belong to."""
     continues: str | None = None
-    """Id of the completion whose tokens this prompt starts with."""
+    """Id of the completion whose tokens start this prompt."""
     conversation: str = ""
-    """Hash of the canonical conversation up to and with this reply; how a later request finds it."""
+    """Hash of the canonical conversation, this reply included. A later request finds it by this hash."""
     message: JSON = None
     """The reply as the agent saw it (role, content, tool_calls)."""
     demonstrated: bool = False
-    """Whether the response was not sampled but given by a demonstration: then it has no logprobs, and its versions are -1."""
+    """Whether a demonstration supplied the response. It has no logprobs, and its versions are -1."""
     missing: str | None = None
-    """Why its token ids are not known (then there are none here, of prompt and response), or its logprobs: a server that is not ours
-    made it, and did not tell."""
-    created: float = field(default_factory=time.time)
+    """Why an upstream server's token ids or logprobs are missing. Without token ids, prompt and response are empty."""
+    created: float = msgspec.field(default_factory=time.time)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "prompt_ids", ints(self.prompt_ids))
-        object.__setattr__(self, "response_ids", ints(self.response_ids))
-        object.__setattr__(self, "versions", ints(self.versions))
+        force_setattr(self, "prompt_ids", ints(self.prompt_ids))
+        force_setattr(self, "response_ids", ints(self.response_ids))
+        force_setattr(self, "versions", ints(self.versions))
         if self.logprobs is not None:
-            object.__setattr__(self, "logprobs", floats(self.logprobs))
+            force_setattr(self, "logprobs", floats(self.logprobs))
             if len(self.logprobs) != len(self.response_ids):
-                raise ValueError(f"completion {self.id}: {len(self.response_ids)} tokens have {len(self.logprobs)} logprobs")
+                raise ValueError(
+                    f"Completion {self.id} has {len(self.response_ids)} tokens and {len(self.logprobs)} logprobs. Give one each."
+                )
         if len(self.versions) != len(self.response_ids):
-            raise ValueError(f"completion {self.id}: {len(self.response_ids)} tokens have {len(self.versions)} versions")
+            raise ValueError(f"Completion {self.id} has {len(self.response_ids)} tokens and {len(self.versions)} versions. Give one each.")
 
 
-@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
-class Span(Value):
-    """Something that happened in an attempt."""
+class Span(WireValue, frozen=True, kw_only=True):
+    """An event in an attempt: a model call, a tool, an agent, a note."""
 
-    id: str = field(default_factory=new_id)
+    id: str = msgspec.field(default_factory=new_id)
     attempt_id: str
     kind: SpanKind
     name: str
-    """Of the agent, the tool, the model; of a note, its text."""
+    """Name of the agent, the tool or the model; the text of a note."""
     parent_id: str | None = None
     call_id: str | None = None
     """The model call of an `llm` span."""
     agent: str | None = None
-    """Who acted: the framework's name for the agent or node."""
-    started: float = field(default_factory=time.time)
+    """The framework's name of the acting agent or node."""
+    started: float = msgspec.field(default_factory=time.time)
     ended: float | None = None
-    attributes: dict[str, JSON] = field(default_factory=dict[str, JSON])
+    attributes: dict[str, JSON] = {}
 
 
-@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
-class Reward(Value):
+class Reward(WireValue, frozen=True, kw_only=True):
     """A number for an attempt, or for one span or model call of it. Appended, never edited."""
 
-    id: str = field(default_factory=new_id)
+    id: str = msgspec.field(default_factory=new_id)
     attempt_id: str
     value: float
     name: str = "reward"
-    """`return` is the number that the agent returned."""
+    """`return` is the agent's return value."""
     span_id: str | None = None
     call_id: str | None = None
     source: str = "agent"
-    """Who says so: `agent`, `runner`, a judge's or a person's name."""
-    created: float = field(default_factory=time.time)
+    """`agent`, `runner`, or the name of a judge or a person."""
+    created: float = msgspec.field(default_factory=time.time)
 
 
 Record: TypeAlias = Call | Completion | Span | Reward
-"""What is recorded in an attempt."""
+"""Everything that an attempt records."""
 
 
-@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
-class Policy(Value):
+# --- the learner --------------------------------------------------------------------------------------------------------------------------
+
+
+class Policy(WireValue, frozen=True, kw_only=True):
     """One version of the weights."""
 
     name: str = "main"
     version: int
     base: str
-    """The model it started from."""
+    """The model that training started from."""
     kind: Literal["full", "lora"] = "full"
     uri: str
-    """Where the weights are: `file:/folder`, `memory:<key>`."""
+    """Location of the weights: `file:/folder`, `memory:<key>`."""
 
 
-@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
-class Transition(Value):
-    """One completion as the learner sees it."""
+class Transition(WireValue, frozen=True, kw_only=True):
+    """One completion in the learner's view."""
 
     completion_id: str
     call_id: str
@@ -292,26 +309,25 @@ class Transition(Value):
     versions: IntArray
     temperature: float
     agent: str | None
-    """None: no adapter said who called."""
+    """The caller; None: no adapter recorded it."""
     index: int
-    """Order in the attempt, from 0: by arrival of the call, then choice."""
+    """Order in the attempt, from 0, by arrival of the call and then by choice."""
     turn: int
-    """How many calls this agent made before, in this attempt."""
+    """Number of earlier calls of this agent in this attempt."""
     rewards: tuple[Reward, ...] = ()
-    """Those of its own call or span."""
+    """Rewards of its own call or span."""
     continues: int | None = None
-    """Index of the transition whose tokens this prompt starts with."""
+    """Index of the transition whose tokens start this prompt."""
     demonstrated: bool = False
-    """Whether the response is a demonstration, which nobody sampled: it belongs in no ratio."""
+    """Whether the response is a demonstration, which belongs in no probability ratio."""
     truncated: bool = False
-    """Whether a limit of tokens, or the context, ended the response."""
+    """Whether a token limit or the context ended the response."""
     trained: bool = True
-    """False: it is context and evidence only; `reason` says why."""
+    """False: it is context and evidence only, for the `reason`."""
     reason: str | None = None
 
 
-@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
-class Trajectory(Value):
+class Trajectory(WireValue, frozen=True, kw_only=True):
     """The transitions of one winning attempt, in order."""
 
     task: Task
@@ -325,19 +341,19 @@ class Trajectory(Value):
     error: str | None = None
     """Why the attempt did not succeed."""
     reward: float | None
-    """The reward of the rollout; None: never scored, which is not zero."""
+    """The reward of the rollout; None: never scored, which differs from zero."""
     rewards: tuple[Reward, ...] = ()
-    """Those of the attempt as a whole."""
+    """Rewards of the entire attempt."""
     transitions: tuple[Transition, ...] = ()
-    calls: dict[str, int] = field(default_factory=dict[str, int])
-    """How many requests ended as what; the sum is the number of requests."""
+    calls: dict[str, int] = {}
+    """Number of requests by status; the sum is the number of requests."""
     diagnostics: tuple[str, ...] = ()
-    """What was left out or could not be joined, by name."""
+    """Records that were excluded or could not be joined, by name."""
 
 
 @dataclass(frozen=True, slots=True)
 class LLM:
-    """What an agent needs to reach its model."""
+    """How an agent reaches its model."""
 
     model: str
     base_url: str

@@ -1,1 +1,1 @@
-"""The embedded store: one SQLite file, used by several processes at once, durable before it acknowledges."""
+"""Registers `sqlite` and `memory` stores. A file is durable and serves several processes; memory is private to one."""

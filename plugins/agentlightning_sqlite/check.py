@@ -1,4 +1,4 @@
-"""Tries the store out, for `agl doctor`."""
+"""The self-test of the SQLite store for `agl doctor`."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from agentlightning_sqlite.store import open_sqlite
 def check() -> str:
     """Write a rollout to a file, claim it, and read it with another connection."""
 
-    async def tried(address: str) -> str:
+    async def test(address: str) -> str:
         store, other = open_sqlite(address), open_sqlite(address)
         try:
             rollout = Rollout(task=Task("task", {"text": "a"}), mode="train")
             await store.add([rollout])
-            attempt = await store.claim("doctor", lease=30)
+            await store.claim("doctor", lease=30)
             state, _ = await other.read(rollout.id)
-            if attempt is None or state.status != "running":
-                raise RuntimeError(f"a rollout that was claimed is read as {state.status}")
+            if state.status != "running":
+                raise RuntimeError(f"A claimed rollout has the status {state.status!r}. Please report this error.")
         finally:
             await store.close()
             await other.close()
-        return f"a rollout was written, claimed, and read by another connection; SQLite {sqlite3.sqlite_version}"
+        return f"wrote, claimed and read a rollout; SQLite {sqlite3.sqlite_version}"
 
     with tempfile.TemporaryDirectory(prefix="agl-doctor-") as folder:
-        return asyncio.run(tried(f"sqlite:{Path(folder) / 'store.db'}"))
+        return asyncio.run(test(f"sqlite:{Path(folder) / 'store.db'}"))

@@ -1,8 +1,4 @@
-"""The store's steps on one connection, synchronous. Who calls them begins and commits the transaction.
-
-Conversations repeat their history: a completion that continues another one of its attempt is kept as the other's place and the tail of
-its prompt, so that bytes grow with new tokens; reading gives back the whole prompt.
-"""
+"""The store's operations on one connection, synchronous. The caller begins and commits the transaction."""
 
 # ruff: noqa: S608  # statements are put together from names and placeholders of this file; values are always parameters
 
@@ -10,36 +6,20 @@ from __future__ import annotations
 
 import sqlite3
 import time
-from collections import OrderedDict
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import replace
-
-import numpy as np
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from typing import TypeVar
 
 from agentlightning.contracts.store import AttemptRecords, RolloutState
-from agentlightning.errors import LeaseLost, NotFound, StoreError
-from agentlightning.stores.memory import check_finish, check_policy, new_attempt, next_status, printable
+from agentlightning.errors import NotFound, StoreError
+from agentlightning.stores.common import check_finish, check_policy, closed_attempt, new_attempt, next_status, printable
 from agentlightning.stores.serialization import decode, encode
-from agentlightning.types import (
-    Attempt,
-    AttemptStatus,
-    Call,
-    Completion,
-    IntArray,
-    Mode,
-    Policy,
-    Record,
-    Reward,
-    Rollout,
-    RolloutStatus,
-    Span,
-)  # fmt: skip
+from agentlightning.types import Attempt, AttemptStatus, Mode, Policy, Rollout, RolloutStatus
+from agentlightning_sqlite.records import RecordTable, Row
+
+T = TypeVar("T")
 
 ATTEMPT = "attempts.id, rollouts.id, number, key, worker, attempts.status, started, finished, error"
 ATTEMPTS = "attempts JOIN rollouts ON rollouts.added = attempts.rollout"
-KINDS = {"Call": Call, "Completion": Completion, "Span": Span, "Reward": Reward}
-CACHED_TOKENS = 4_000_000
-"""Tokens of conversations under way that a writer remembers, at most (16 MB)."""
 
 
 class Ledger:
@@ -48,8 +28,8 @@ class Ledger:
     def __init__(self, connection: sqlite3.Connection, name: str) -> None:
         self.sql, self.name = connection, name
         self.seq = 0
-        """The newest sequence number, once `look` was called in the transaction."""
-        self._tokens: OrderedDict[int, IntArray] = OrderedDict()  # prompt and response by `records.seq`
+        """The newest sequence number, as of the last `look` and the changes after it."""
+        self._records = RecordTable(connection)
 
     def look(self) -> int:
         """Read the newest sequence number."""
@@ -57,8 +37,24 @@ class Ledger:
         return self.seq
 
     def forget(self) -> None:
-        """Drop what was remembered: the transaction that wrote it was rolled back."""
-        self._tokens.clear()
+        """Drop cached rows after a rollback."""
+        self._records.forget()
+
+    def atomically(self, work: Callable[[Ledger], T]) -> T:
+        """Do one operation; if it fails, undo it alone and raise its error. Without a transaction, it is one of its own."""
+        seq = self.seq
+        self.sql.execute("SAVEPOINT operation")
+        try:
+            result = work(self)
+        except BaseException:
+            if self.sql.in_transaction:  # else SQLite gave up the whole transaction
+                self.sql.execute("ROLLBACK TO operation")
+                self.sql.execute("RELEASE operation")
+            self.seq = seq
+            self.forget()
+            raise
+        self.sql.execute("RELEASE operation")
+        return result
 
     # --- the queue -----------------------------------------------------------------------------------------------------------------
 
@@ -81,21 +77,21 @@ class Ledger:
         return claimed
 
     def begin(self, rollout: Rollout, value: bytes, worker: str, lease: float) -> Attempt:
-        known = self.sql.execute("SELECT added, queueable FROM rollouts WHERE id = ?", (rollout.id,)).fetchone()
-        if known is not None:
-            attempts = self._attempts([known[0]]).get(known[0], ())
-            if not known[1] and attempts and attempts[-1].worker == worker and attempts[-1].status == "running":
-                return attempts[-1]  # the same again, by a worker that did not hear the answer
-            raise StoreError(f"rollout {rollout.id} is in the store {self.name} already; `begin` needs a new one")
+        row = self.sql.execute("SELECT added, queueable FROM rollouts WHERE id = ?", (rollout.id,)).fetchone()
+        if row is not None:
+            added, queueable = row
+            attempts = self._attempts([added]).get(added, ())
+            if not queueable and attempts and attempts[-1].worker == worker and attempts[-1].status == "running":
+                return attempts[-1]  # the same call again, from a worker that lost the answer
+            raise StoreError(f"Rollout {rollout.id} already exists in the store {self.name}. Begin a new rollout.")
         return self._start(self._enter(rollout, value, "running"), rollout, worker, lease)
 
     def heartbeat(self, attempt_id: str, lease: float) -> None:
-        held = self.sql.execute(
+        extended = self.sql.execute(
             "UPDATE attempts SET expires = ? WHERE id = ? AND status = 'running'", (time.time() + lease, attempt_id)
         ).rowcount
-        if not held:
-            attempt = self.attempt(attempt_id)
-            raise LeaseLost(f"attempt {attempt_id} of worker {attempt.worker!r} is closed as {attempt.status!r}")
+        if not extended:
+            raise closed_attempt(self.attempt(attempt_id))
 
     def finish(self, attempt_id: str, status: AttemptStatus, error: str | None, retry: bool) -> RolloutState:
         attempt = self.attempt(attempt_id)
@@ -125,7 +121,7 @@ class Ledger:
             self._end(attempt_id, "lost", f"the lease of worker {worker!r} expired", retry=True)
 
     def expiry(self) -> float | None:
-        """When the next lease ends, seconds since the epoch."""
+        """When the next lease ends, in seconds since the epoch."""
         return self.sql.execute("SELECT min(expires) FROM attempts WHERE status = 'running'").fetchone()[0]
 
     def _enter(self, rollout: Rollout, value: bytes, status: RolloutStatus) -> int:
@@ -159,75 +155,18 @@ class Ledger:
 
     # --- records -------------------------------------------------------------------------------------------------------------------
 
-    def record(self, records: Sequence[Record]) -> None:
-        places: dict[str, int] = {}
-        for record in records:
-            if record.attempt_id not in places:
-                places[record.attempt_id] = self._place(record.attempt_id)
-        for record in records:
-            attempt, base, kept = places[record.attempt_id], None, record
-            if isinstance(record, Completion) and record.continues is not None:
-                base, kept = self._shortened(record, attempt)
-            self.sql.execute(
-                "INSERT INTO records (attempt, kind, id, base, value) VALUES (?,?,?,?,?) ON CONFLICT (id, kind) DO NOTHING",
-                (attempt, type(record).__name__, record.id, base, encode(kept)),
-            )
+    def record(self, rows: Sequence[Row]) -> None:
+        places = {attempt_id: self._place(attempt_id) for attempt_id in {row.attempt_id for row in rows}}
+        for row in rows:
+            self._records.insert(places[row.attempt_id], row)
 
-    def _shortened(self, completion: Completion, attempt: int) -> tuple[int | None, Completion]:
-        """The place of the completion whose tokens the prompt starts with, and the rest of the prompt; (None, all) where it does not."""
-        place = self.sql.execute(
-            "SELECT seq FROM records WHERE id = ? AND kind = 'Completion' AND attempt = ?", (completion.continues, attempt)
-        ).fetchone()
-        if place is None or completion.continues == completion.id:
-            return None, completion
-        before = self._all_tokens(place[0])
-        if not np.array_equal(before, completion.prompt_ids[: len(before)]):
-            return None, completion
-        return place[0], replace(completion, prompt_ids=completion.prompt_ids[len(before) :])
-
-    def _all_tokens(self, seq: int) -> IntArray:
-        """Prompt and response of a completion."""
-        missing: list[tuple[int, Completion]] = []
-        place: int | None = seq
-        while place is not None and place not in self._tokens:
-            base, value = self.sql.execute("SELECT base, value FROM records WHERE seq = ?", (place,)).fetchone()
-            missing.append((place, decode(value, Completion)))
-            place = base
-        tokens = self._tokens[place] if place is not None else np.empty(0, np.int32)
-        for place, completion in reversed(missing):
-            tokens = np.concatenate([tokens, completion.prompt_ids, completion.response_ids])
-            self._tokens[place] = tokens
-        self._tokens.move_to_end(seq)
-        total = sum(map(len, self._tokens.values()))
-        while total > CACHED_TOKENS and len(self._tokens) > 1:
-            total -= len(self._tokens.popitem(last=False)[1])
-        return tokens
-
-    def written(self, attempt: Attempt) -> AttemptRecords:
-        """All that an attempt wrote."""
-        found: dict[str, list[Record]] = {kind: [] for kind in KINDS}
-        tokens: dict[int, IntArray] = {}
-        rows = self.sql.execute(
-            "SELECT seq, kind, base, value FROM records WHERE attempt = ? ORDER BY seq", (self._place(attempt.id),)
-        ).fetchall()
-        bases = {base for _, _, base, _ in rows}
-        for seq, kind, base, value in rows:
-            record = decode(value, KINDS[kind])
-            if isinstance(record, Completion):
-                if base is not None:
-                    record = replace(record, prompt_ids=np.concatenate([tokens[base], record.prompt_ids]))
-                if seq in bases:
-                    tokens[seq] = np.concatenate([record.prompt_ids, record.response_ids])
-            found[kind].append(record)
-        return AttemptRecords(
-            attempt=attempt, calls=tuple(found["Call"]), completions=tuple(found["Completion"]), spans=tuple(found["Span"]),
-            rewards=tuple(found["Reward"]),
-        )  # type: ignore[arg-type]  # fmt: skip
+    def records(self, attempt: Attempt) -> AttemptRecords:
+        return self._records.of(self._place(attempt.id), attempt)
 
     def _place(self, attempt_id: str) -> int:
         row = self.sql.execute("SELECT number_in_file FROM attempts WHERE id = ?", (attempt_id,)).fetchone()
         if row is None:
-            raise NotFound(f"no attempt {attempt_id!r} in the store {self.name}")
+            raise self._not_found("attempt", attempt_id)
         return row[0]
 
     # --- reading -------------------------------------------------------------------------------------------------------------------
@@ -235,13 +174,13 @@ class Ledger:
     def attempt(self, attempt_id: str) -> Attempt:
         row = self.sql.execute(f"SELECT {ATTEMPT} FROM {ATTEMPTS} WHERE attempts.id = ?", (attempt_id,)).fetchone()
         if row is None:
-            raise NotFound(f"no attempt {attempt_id!r} in the store {self.name}")
+            raise self._not_found("attempt", attempt_id)
         return _attempt(row)
 
     def attempt_and_rollout(self, column: str, value: str) -> tuple[Rollout, Attempt]:
         row = self.sql.execute(f"SELECT rollouts.value, {ATTEMPT} FROM {ATTEMPTS} WHERE attempts.{column} = ?", (value,)).fetchone()
         if row is None:
-            raise NotFound(f"no attempt {value!r} in the store {self.name}" if column == "id" else "no attempt has this key")
+            raise self._not_found("attempt", value) if column == "id" else unknown_key()
         return decode(row[0], Rollout), _attempt(row[1:])
 
     def state(self, rollout_id: str) -> RolloutState:
@@ -270,7 +209,7 @@ class Ledger:
     def _rollout(self, rollout_id: str) -> tuple[int, str]:
         row = self.sql.execute("SELECT added, status FROM rollouts WHERE id = ?", (rollout_id,)).fetchone()
         if row is None:
-            raise NotFound(f"no rollout {rollout_id!r} in the store {self.name}")
+            raise self._not_found("rollout", rollout_id)
         return row
 
     def _states(self, rows: list[tuple[int, int, RolloutStatus, bytes]]) -> list[RolloutState]:
@@ -282,13 +221,16 @@ class Ledger:
 
     def _attempts(self, places: list[int]) -> dict[int, tuple[Attempt, ...]]:
         """The attempts of rollouts, by `rollouts.added`, in order of their number."""
-        found: dict[int, tuple[Attempt, ...]] = {}
+        attempts: dict[int, tuple[Attempt, ...]] = {}
         for start in range(0, len(places), 500):  # SQLite limits the parameters of a statement
             part = places[start : start + 500]
             query = f"SELECT rollout, {ATTEMPT} FROM {ATTEMPTS} WHERE rollout IN ({','.join('?' * len(part))}) ORDER BY rollout, number"
             for place, *row in self.sql.execute(query, part):
-                found[place] = (*found.get(place, ()), _attempt(row))
-        return found
+                attempts[place] = (*attempts.get(place, ()), _attempt(row))
+        return attempts
+
+    def _not_found(self, noun: str, id: str) -> NotFound:
+        return NotFound(f"No {noun} {id!r} in the store {self.name}. Check the id and the address of the store.")
 
     # --- policies ------------------------------------------------------------------------------------------------------------------
 
@@ -302,6 +244,10 @@ class Ledger:
     def policies(self, name: str | None) -> list[Policy]:
         rows = self.sql.execute("SELECT value FROM policies WHERE ?1 IS NULL OR name = ?1 ORDER BY name, version", (name,))
         return [decode(value, Policy) for (value,) in rows]
+
+
+def unknown_key() -> NotFound:
+    return NotFound("No attempt has this key. Use the key that the rollout's runner received.")
 
 
 def _attempt(row: Sequence[object]) -> Attempt:

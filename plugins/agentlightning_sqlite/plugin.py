@@ -1,4 +1,4 @@
-"""Registers the SQLite store."""
+"""Registers the SQLite store, in a file and in memory."""
 
 from agentlightning.contracts.hookspecs import Register, hookimpl
 
@@ -6,6 +6,7 @@ from agentlightning.contracts.hookspecs import Register, hookimpl
 @hookimpl
 def register_stores(register: Register) -> None:
     register("sqlite", "agentlightning_sqlite.store:open_sqlite", summary="one file, several processes: `sqlite:path`, or a plain path")
+    register("memory", "agentlightning_sqlite.store:open_memory", summary="in this process, not kept: `memory:`")
 
 
 @hookimpl

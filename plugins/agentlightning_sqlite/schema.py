@@ -1,7 +1,7 @@
-"""The file: its tables, its version, and how a connection to it is made.
+"""The database: its tables, its version, and how to connect to it.
 
-`added` and `changed` are drawn from one sequence, the store's order: max(changed) is the newest number, and rows are never deleted.
-Values are bytes of `agentlightning.stores.serialization`; columns beside them are what is searched or changed.
+`added` and `changed` come from one sequence, the order of the store. max(changed) is the newest number; rows are never deleted.
+Values are bytes of `agentlightning.stores.serialization`. The other columns are for searching and changing.
 """
 
 from __future__ import annotations
@@ -13,11 +13,27 @@ from pathlib import Path
 from agentlightning.errors import StoreError, StoreVersionError
 
 APPLICATION = 0x41474C73
-"""`PRAGMA application_id` of our files: "AGLs"."""
-VERSION = 1
-"""`PRAGMA user_version`: of the tables below."""
+"""`PRAGMA application_id` of stores: "AGLs"."""
+VERSION = 2
+"""`PRAGMA user_version`, the version of the tables below."""
+MEMORY = ":memory:"
+"""SQLite's name of a database in memory; each connection has one of its own."""
 BUSY = 30.0
-"""Seconds to wait for other processes before giving up."""
+"""Seconds to wait for locks of other processes."""
+
+ADVICE = {
+    ("SQLITE_FULL",): "The disk is full: free some space and try again.",
+    ("SQLITE_NOTADB",): "The file is not a SQLite database: name another file for the store.",
+    ("SQLITE_CANTOPEN", "SQLITE_READONLY", "SQLITE_PERM", "SQLITE_AUTH"): (
+        "Check that the folder exists, and that you may write the folder and the file."
+    ),
+    ("SQLITE_BUSY", "SQLITE_LOCKED"): (
+        f"Another process has locked it for over {BUSY:.0f} seconds: look for one that stopped in the middle of a write."
+    ),
+    ("SQLITE_CORRUPT",): "The file is damaged: save the readable part with `sqlite3 FILE .recover`.",
+    ("SQLITE_IOERR",): "The disk failed or is full: check the disk and your quota.",
+}
+"""What to do about SQLite's errors, by the start of their names."""
 
 TABLES = """
 CREATE TABLE rollouts (
@@ -55,8 +71,9 @@ CREATE TABLE records (
     attempt INTEGER NOT NULL REFERENCES attempts (number_in_file),
     kind TEXT NOT NULL,
     id TEXT NOT NULL,
-    base INTEGER REFERENCES records (seq),  -- the completion whose prompt and response come before the prompt in `value`
-    value BLOB NOT NULL,                    -- Call, Completion, Span or Reward
+    base INTEGER REFERENCES records (seq),  -- the completion whose prompt and response this one's prompt starts with
+    prompt BLOB,                            -- of a completion: its prompt_ids after those of `base`
+    value BLOB NOT NULL,                    -- Call, Span, Reward, or Completion without its prompt
     UNIQUE (id, kind)
 );
 CREATE INDEX records_by_attempt ON records (attempt, seq);
@@ -69,8 +86,8 @@ CREATE TABLE policies (
 """
 
 
-def connect(path: Path) -> sqlite3.Connection:
-    """A connection that waits for other writers and commits durably. Any one thread at a time may use it."""
+def connect(path: Path | str) -> sqlite3.Connection:
+    """A connection that waits for other writers and commits durably. One thread at a time may use it."""
     connection = sqlite3.connect(path, timeout=BUSY, isolation_level=None, check_same_thread=False, cached_statements=256)
     connection.execute("PRAGMA synchronous = FULL")
     connection.execute("PRAGMA foreign_keys = ON")
@@ -78,11 +95,13 @@ def connect(path: Path) -> sqlite3.Connection:
 
 
 def prepare(path: Path) -> None:
-    """Make the file if there is none, and check that it is one of ours."""
+    """Create a missing file, and check that an existing one is a store."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise StoreError(f"the folder of the store {path} cannot be made: {error.strerror or error}") from error
+        raise StoreError(
+            f"Cannot create the folder of the store {path}: {error.strerror or error}. Choose a path in a folder that you may write."
+        ) from error
     connection: sqlite3.Connection | None = None
     try:
         connection = connect(path)
@@ -90,10 +109,7 @@ def prepare(path: Path) -> None:
             _wal(connection, path)
             connection.execute("BEGIN IMMEDIATE")
             if not _ours(connection, path):  # another process may have been first
-                for statement in TABLES.split(";\n"):
-                    connection.execute(statement)
-                connection.execute(f"PRAGMA application_id = {APPLICATION}")
-                connection.execute(f"PRAGMA user_version = {VERSION}")
+                create_tables(connection)
             connection.execute("COMMIT")
     except sqlite3.Error as error:
         raise translated(error, path) from error
@@ -102,25 +118,33 @@ def prepare(path: Path) -> None:
             connection.close()
 
 
+def create_tables(connection: sqlite3.Connection) -> None:
+    """Fill an empty database, in the transaction that is open."""
+    for statement in TABLES.split(";\n"):
+        connection.execute(statement)
+    connection.execute(f"PRAGMA application_id = {APPLICATION}")
+    connection.execute(f"PRAGMA user_version = {VERSION}")
+
+
 def _ours(connection: sqlite3.Connection, path: Path) -> bool:
     """Whether the file is a store of this version; False when it is empty."""
     (application,) = connection.execute("PRAGMA application_id").fetchone()
     (version,) = connection.execute("PRAGMA user_version").fetchone()
     if application == APPLICATION:
         if version != VERSION:
-            way_out = "upgrade agentlightning" if version > VERSION else "read it with the version of agentlightning that made it"
+            advice = "Upgrade agentlightning" if version > VERSION else "Open it with the agentlightning that created it"
             raise StoreVersionError(
-                f"the store {path} has version {version}, this agentlightning reads version {VERSION}; {way_out}, or name another file"
+                f"The store {path} has version {version}, and this agentlightning reads version {VERSION}. {advice}, or name another file."
             )
         return True
     (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
     if tables:
-        raise StoreError(f"{path} is an SQLite database, but not of agentlightning; name another file for the store")
+        raise StoreError(f"{path} is a SQLite database, but not an Agent Lightning store. Name another file for the store.")
     return False
 
 
 def _wal(connection: sqlite3.Connection, path: Path) -> None:
-    """Switch to write-ahead logging. SQLite does not wait for others here, so this does."""
+    """Switch to write-ahead logging. SQLite does not wait for locks here, so this does."""
     deadline = time.monotonic() + BUSY
     while True:
         try:
@@ -131,24 +155,15 @@ def _wal(connection: sqlite3.Connection, path: Path) -> None:
                 raise
             time.sleep(0.01)
     if mode != "wal":
-        raise StoreError(f"the store {path} cannot use write-ahead logging (it says {mode!r}); put it on a local disk")
+        raise StoreError(f"The store {path} cannot use write-ahead logging (journal mode {mode!r}). Put it on a local disk.")
 
 
-def translated(error: sqlite3.Error, path: Path) -> StoreError:
-    """SQLite's error as ours, with the file and the way out."""
-    name = getattr(error, "sqlite_errorname", "")
-    if name.startswith("SQLITE_FULL"):
-        way_out = "the disk is full; free some space and go on"
-    elif name.startswith("SQLITE_NOTADB"):
-        way_out = "it is no SQLite database; name another file for the store"
-    elif name.startswith(("SQLITE_CANTOPEN", "SQLITE_READONLY", "SQLITE_PERM", "SQLITE_AUTH")):
-        way_out = "check that its folder exists and that file and folder may be written by this user"
-    elif name.startswith(("SQLITE_BUSY", "SQLITE_LOCKED")):
-        way_out = f"another process has held it for over {BUSY:.0f} seconds; is one stopped in the middle of a write?"
-    elif name.startswith("SQLITE_CORRUPT"):
-        way_out = "the file is damaged; `sqlite3 FILE .recover` saves what can be read"
-    elif name.startswith("SQLITE_IOERR"):
-        way_out = "the disk failed or is full; check it and its quota"
-    else:
-        way_out = "this should not happen; please report it"
-    return StoreError(f"the store {path}: {error} ({name or type(error).__name__}); {way_out}")
+def closed(name: Path | str) -> StoreError:
+    return StoreError(f"The store {name} is closed. Open it again.")
+
+
+def translated(error: sqlite3.Error, name: Path | str) -> StoreError:
+    """SQLite's error as a `StoreError` with the store and the way out."""
+    code = getattr(error, "sqlite_errorname", "")
+    advice = next((advice for codes, advice in ADVICE.items() if code.startswith(codes)), "Please report this error.")
+    return StoreError(f"The store {name} failed: {error} ({code or type(error).__name__}). {advice}")

@@ -1,7 +1,7 @@
-"""The threads between event loops and the file: one writes, some read, one watches for what other processes write.
+"""The threads between event loops and the file: one writes, several read, one watches for commits of other processes.
 
-Operations that arrive while a commit is under way are committed together by the next one: durability costs one flush of the disk for
-all of them. Each is acknowledged after the commit; each fails alone.
+Operations that arrive during a commit share the next one, so they share one flush of the disk. Each is acknowledged after the commit,
+and each fails alone.
 """
 
 from __future__ import annotations
@@ -21,14 +21,13 @@ from typing import Any, TypeVar
 
 import watchfiles
 
-from agentlightning.errors import StoreError
-from agentlightning.stores.memory import Changes
+from agentlightning.stores.common import Changes
 from agentlightning_sqlite.ledger import Ledger
-from agentlightning_sqlite.schema import connect, translated
+from agentlightning_sqlite.schema import closed, connect, translated
 
 T = TypeVar("T")
 TOGETHER = 256
-"""Operations in one commit, at most."""
+"""Maximum operations in one commit."""
 
 
 @dataclass(slots=True, eq=False)
@@ -54,11 +53,11 @@ class Writer:
         self._thread.start()
 
     async def run(self, work: Callable[[Ledger], T]) -> T:
-        """Do `work` in a transaction; returns once it is on the disk."""
+        """Do `work` in a transaction, and return once it is on the disk."""
         operation = _Operation(work, asyncio.get_running_loop().create_future())
         with self._lock:
             if self._closed:
-                raise StoreError(f"the store {self.path} is closed; open it again")
+                raise closed(self.path)
             self._queue.put(operation)
         return await operation.future
 
@@ -69,7 +68,7 @@ class Writer:
         self._connection.close()
 
     def _gather(self) -> list[_Operation]:
-        """Wait for an operation, and take what else has come. Empty at the end."""
+        """Wait for an operation, and take all others in the queue. Empty at the end."""
         first = self._queue.get()
         if first is None:
             return []
@@ -93,7 +92,7 @@ class Writer:
             for operation in batch:
                 self._do(operation)
             sql.execute("COMMIT")
-        except Exception as error:  # whatever failed, nobody must be told that it is stored
+        except Exception as error:  # whatever failed, no caller may hear that its data is stored
             if sql.in_transaction:
                 sql.execute("ROLLBACK")
             ledger.forget()
@@ -103,24 +102,17 @@ class Writer:
             return
         if ledger.seq > before:
             self._changes.notify(ledger.seq)
-            with suppress(OSError):  # other processes look now and then all the same
-                os.utime(self._wal)  # they watch it, and after this they see the new state
+            with suppress(OSError):  # without it, other processes notice later
+                os.utime(self._wal)  # they watch this file
 
     def _do(self, operation: _Operation) -> None:
-        """Do one operation; when it fails, undo it alone."""
-        ledger, sql = self._ledger, self._connection
-        seq = ledger.seq
-        sql.execute("SAVEPOINT operation")
+        """Do one operation and keep its result or its error."""
         try:
-            operation.result = operation.work(ledger)
+            operation.result = self._ledger.atomically(operation.work)
         except Exception as error:
-            if not sql.in_transaction:
+            if not self._connection.in_transaction:
                 raise  # SQLite gave up the whole transaction
-            sql.execute("ROLLBACK TO operation")
-            ledger.forget()
-            ledger.seq = seq
             operation.error = translated(error, self.path) if isinstance(error, sqlite3.Error) else error
-        sql.execute("RELEASE operation")
 
     def _answer(self, batch: list[_Operation]) -> None:
         """Wake the callers, each loop once."""
@@ -128,11 +120,11 @@ class Writer:
         for operation in batch:
             loops.setdefault(operation.future.get_loop(), []).append(operation)
         for loop, operations in loops.items():
-            with suppress(RuntimeError):  # the loop was closed, and nobody waits
+            with suppress(RuntimeError):  # the loop is closed
                 loop.call_soon_threadsafe(_resolve, operations)
 
     def close(self) -> None:
-        """Do what was asked for, then stop."""
+        """Finish the queue, then stop."""
         with self._lock:
             if not self._closed:
                 self._closed = True
@@ -142,7 +134,7 @@ class Writer:
 
 def _resolve(operations: list[_Operation]) -> None:
     for operation in operations:
-        if operation.future.done():  # cancelled meanwhile
+        if operation.future.done():  # cancelled
             continue
         if operation.error is not None:
             operation.future.set_exception(operation.error)
@@ -151,7 +143,7 @@ def _resolve(operations: list[_Operation]) -> None:
 
 
 class Readers:
-    """Some threads that read, each through a connection of its own, while the writer writes."""
+    """Threads that read during writes, each through its own connection."""
 
     THREADS = 4
 
@@ -166,7 +158,7 @@ class Readers:
         try:
             future = asyncio.get_running_loop().run_in_executor(self._pool, self._do, work)
         except RuntimeError as error:
-            raise StoreError(f"the store {self.path} is closed; open it again") from error
+            raise closed(self.path) from error
         return await future
 
     def _do(self, work: Callable[[Ledger], T]) -> T:
@@ -191,14 +183,14 @@ class Readers:
 
 
 class Watcher:
-    """Notices what other processes commit, by the events of the log file. Its thread starts with the first one who waits."""
+    """Notices commits of other processes by the events of the log file. Its thread starts with the first waiter."""
 
     PAUSE = 10
-    """Milliseconds over which events are gathered."""
+    """Milliseconds in which events are collected."""
     SETTLING = 0.25
-    """Seconds that the system may take until it reports events."""
+    """Seconds until the system reports events reliably."""
     LOOK_ANYWAY = 5000
-    """Milliseconds without an event after which it looks all the same (a writer killed between commit and signal)."""
+    """Milliseconds without an event before it looks anyway (a writer killed between commit and signal)."""
 
     def __init__(self, path: Path, changes: Changes) -> None:
         self.path, self._changes = path, changes
@@ -208,7 +200,7 @@ class Watcher:
         self._settled = 0.0
 
     def start(self) -> float | None:
-        """Watch from now on. Returns the seconds after which to look again, because events may be missed until then; None: never."""
+        """Watch from now on. Returns the seconds until events are reliable, after which to look again; None once they are."""
         with self._lock:
             if self._thread is None and not self._stop.is_set():
                 self._thread = threading.Thread(target=self._watch, name="agl-sqlite-watcher", daemon=True)
@@ -232,7 +224,7 @@ class Watcher:
                         seen = ledger.seq
                         self._changes.notify(seen)
                 except sqlite3.Error:
-                    self._changes.notify()  # who waits looks for itself, and hears what is wrong
+                    self._changes.notify()  # waiters look for themselves and get the error
         finally:
             connection.close()
 

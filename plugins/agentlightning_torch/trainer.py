@@ -14,13 +14,14 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 from urllib.parse import quote
 
 import numpy as np
 import torch
+from msgspec import structs
 from numpy.typing import NDArray
 
 from agentlightning.contracts.batch import Batch
@@ -147,7 +148,7 @@ class TorchTrainer(Trainer):
                 log.warning("model %r is not plain attention (%s); training uses root-to-leaf rows instead of the forest", model.name, why)
             if settings.train == "lora":
                 weights.model = add_lora(weights.model, settings.lora_rank, settings.lora_alpha, settings.seed)
-                weights.policy = replace(weights.policy, kind="lora")
+                weights.policy = structs.replace(weights.policy, kind="lora")
             optimizer = Optimizer(
                 trained_parameters(weights.model, settings.train),
                 lr=settings.lr,
@@ -251,7 +252,7 @@ class TorchTrainer(Trainer):
         metrics = {**update.metrics(self.policy.version), "lr": lr, "seconds": time.perf_counter() - started}
         metrics["context_repeat"] = update.tokens / update.passes - len(batch)
         metrics["tokens_per_second"] = metrics["tokens"] / metrics["seconds"]
-        self.weights.policy = replace(self.policy, version=self.policy.version + 1)
+        self.weights.policy = structs.replace(self.policy, version=self.policy.version + 1)
         give_back()
         return self.policy, metrics
 
@@ -296,14 +297,14 @@ class TorchTrainer(Trainer):
     def _save(self, folder: Path) -> None:
         critic = {} if self.critic_optimizer is None else self.critic_optimizer.state()
         tensors = {**self.optimizer.state(), **critic, "rng": torch.get_rng_state()}
-        facts = {"policy": asdict(self.policy), "steps": self.steps, "train": self.settings.train}
+        facts = {"policy": structs.asdict(self.policy), "steps": self.steps, "train": self.settings.train}
         checkpoint.write(folder, self.weights.model, self.weights.files.path, checkpoint.State(tensors, facts))
 
     def _export(self, folder: Path) -> Policy:
         probe = weight_check_of(self.weights.model)
         checkpoint.export(folder, self.weights.model, adapter=self.settings.train == "lora")
         probe.write(folder)
-        return replace(self.policy, uri=f"file:{quote(str(folder.resolve()))}")
+        return structs.replace(self.policy, uri=f"file:{quote(str(folder.resolve()))}")
 
     def _restore(self, folder: Path) -> None:
         state = checkpoint.read(folder)

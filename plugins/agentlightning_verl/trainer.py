@@ -16,12 +16,13 @@ import sys
 import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 import numpy as np
+from msgspec import structs
 from numpy.typing import NDArray
 
 from agentlightning.contracts.batch import Batch
@@ -202,7 +203,7 @@ class VerlTrainer(Trainer):
         places = sum(len(rows.ids) for rows in work) * (loss.epochs + several)
         metrics = _metrics(batch, done, places, self.policy.version, len(parts))
         seconds = time.perf_counter() - began
-        self.policy = replace(self.policy, version=self.policy.version + 1)
+        self.policy = structs.replace(self.policy, version=self.policy.version + 1)
         return self.policy, {**metrics, "lr": lr, "seconds": seconds, "tokens_per_second": places / seconds}
 
     def _old(self, batch: Batch, work: list[Rows]) -> NDArray[np.float64]:
@@ -226,14 +227,14 @@ class VerlTrainer(Trainer):
         arrays = {"lengths": np.array([len(ids)]), "temperature": np.ones(1, np.float32), "ids": ids.astype(np.int64)}
         logprobs = self._ask(Message("score", arrays=arrays)).arrays["logprob"][:-1]
         WeightCheck(ids, floats(logprobs)).write(folder)
-        return replace(self.policy, uri=f"file:{quote(str(folder.resolve()))}")
+        return structs.replace(self.policy, uri=f"file:{quote(str(folder.resolve()))}")
 
     def _save(self, folder: Path) -> None:
         part = folder.with_name(f".{folder.name}.verl")
         shutil.rmtree(part, ignore_errors=True)
         self._write(part, adapter="merged")
         self._ask(Message("save", {"folder": str((part / "verl").resolve())}))
-        facts = {"schema": SCHEMA, "policy": asdict(self.policy), "steps": self.steps, "train": self.settings.train}
+        facts = {"schema": SCHEMA, "policy": structs.asdict(self.policy), "steps": self.steps, "train": self.settings.train}
         (part / FACTS).write_text(json.dumps(facts, indent=2), "utf-8")
         shutil.rmtree(folder, ignore_errors=True)
         part.rename(folder)

@@ -15,9 +15,10 @@ import threading
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import aclosing
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
+
+from msgspec.structs import replace
 
 from agentlightning.contracts.engine import Chunk, Engine, EngineInfo, check_request
 from agentlightning.contracts.model import ModelFiles, Share

@@ -5,11 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from adapter_world import World
+from adapter_world import World, open_world
 
-from agentlightning.gateway import Gateway
-from agentlightning.stores.memory import MemoryStore
-from agentlightning.testing.engine import ScriptedEngine
 from agentlightning.testing.tokenizer import make_tokenizer
 
 
@@ -29,8 +26,5 @@ def delay() -> float:
 @pytest.fixture
 async def world(script: Any, delay: float, tokenizer_folder: Path) -> AsyncIterator[World]:
     """`script`, of each framework's own conftest, is what the model says."""
-    store = MemoryStore()
-    gateway = Gateway(store, ScriptedEngine(tokenizer_folder, script, chunk=16, delay=delay, context_length=16384))
-    await gateway.start()
-    yield World(store, gateway)
-    await gateway.stop()
+    async with open_world(tokenizer_folder, script, delay=delay) as world:
+        yield world

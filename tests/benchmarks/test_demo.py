@@ -14,7 +14,7 @@ from agentlightning.config.schema import load_config
 from agentlightning.config.tasks import load_tasks
 from agentlightning.gateway import Gateway
 from agentlightning.rl.trajectory.build import trajectory
-from agentlightning.stores.memory import MemoryStore
+from agentlightning.stores.common import open_store
 from agentlightning.testing.engine import ScriptedEngine
 from agentlightning.testing.tokenizer import make_tokenizer
 from agentlightning.types import Reward, Rollout, Sampling, Task
@@ -89,7 +89,7 @@ def test_the_calculator_computes_and_nothing_else(expression: str, result: str) 
 
 async def test_the_agent_calls_the_calculator_and_answers(tmp_path: Path) -> None:
     make_tokenizer(tmp_path)
-    store = MemoryStore()
+    store = open_store("memory:")
     gateway = Gateway(store, ScriptedEngine(tmp_path, ["CALL calculator(20+22)", "The answer is 42."]))
     await gateway.start()
     try:

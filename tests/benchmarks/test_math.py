@@ -15,7 +15,7 @@ from agentlightning.config.tasks import load_tasks
 from agentlightning.errors import ConfigError
 from agentlightning.gateway import Gateway
 from agentlightning.rl.trajectory.build import trajectory
-from agentlightning.stores.memory import MemoryStore
+from agentlightning.stores.common import open_store
 from agentlightning.testing.engine import ScriptedEngine
 from agentlightning.testing.tokenizer import make_tokenizer
 from agentlightning.types import Reward, Rollout, Sampling, Task
@@ -151,7 +151,7 @@ class TestFiles:
 async def run(folder: Path, task: dict[str, Any], script: Any) -> tuple[float, Any, Any]:
     """The reward, the trajectory and the records of one rollout of the benchmark's own `solve`."""
     make_tokenizer(folder)
-    store = MemoryStore()
+    store = open_store("memory:")
     gateway = Gateway(store, ScriptedEngine(folder, script))
     await gateway.start()
     try:

@@ -17,7 +17,7 @@ from agentlightning.config.tables import build_step_rewards
 from agentlightning.config.tasks import load_tasks
 from agentlightning.gateway import Gateway
 from agentlightning.rl.trajectory.build import trajectory
-from agentlightning.stores.memory import MemoryStore
+from agentlightning.stores.common import open_store
 from agentlightning.testing.engine import ScriptedEngine
 from agentlightning.testing.tokenizer import make_tokenizer
 from agentlightning.types import Reward, Rollout, Sampling, Task, Trajectory
@@ -104,7 +104,7 @@ def test_every_generated_question_can_be_answered_by_searching() -> None:
 async def running(tmp_path: Path, script: Any) -> AsyncIterator[Callable[[dict[str, Any]], Any]]:
     """A gateway with scripted replies; gives a function that runs the agent on a task."""
     make_tokenizer(tmp_path)
-    store = MemoryStore()
+    store = open_store("memory:")
     gateway = Gateway(store, ScriptedEngine(tmp_path, script))
     await gateway.start()
 

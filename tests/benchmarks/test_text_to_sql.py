@@ -22,7 +22,7 @@ from agentlightning.config.tasks import load_tasks
 from agentlightning.errors import ConfigError
 from agentlightning.gateway import Gateway
 from agentlightning.rl.trajectory.build import trajectory
-from agentlightning.stores.memory import MemoryStore
+from agentlightning.stores.common import open_store
 from agentlightning.testing.engine import ScriptedEngine
 from agentlightning.testing.tokenizer import make_tokenizer
 from agentlightning.types import Reward, Rollout, Sampling, Task, Trajectory
@@ -161,7 +161,7 @@ def test_a_result_is_shown_in_a_short_line() -> None:
 async def running(tmp_path: Path, script: Any, **kwargs: Any) -> AsyncIterator[Callable[[dict[str, Any]], Any]]:
     """A gateway with scripted replies; gives a function that runs the agent on a task."""
     make_tokenizer(tmp_path)
-    store = MemoryStore()
+    store = open_store("memory:")
     gateway = Gateway(store, ScriptedEngine(tmp_path, script), **kwargs)
     await gateway.start()
 

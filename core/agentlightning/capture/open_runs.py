@@ -1,7 +1,7 @@
-"""A framework's own runs that are open now, and the spans that they become.
+"""The open runs of a framework, and their spans.
 
-A run is recorded once, at its end, however many handlers reported it. One without a kind is plumbing: it is not recorded, and what is
-below it hangs from the nearest recorded ancestor. An adapter adds what its framework tells to `Run` and `Runs`.
+A run is recorded once, at its end, however many handlers report it. A run without a kind is plumbing: it is not recorded, and its children
+hang from the nearest recorded ancestor. Adapters extend `Run` and `Runs` with the data of their framework.
 """
 
 from __future__ import annotations
@@ -20,26 +20,26 @@ from agentlightning.types import JSON, Span, SpanKind
 
 @dataclass(slots=True, eq=False, weakref_slot=True, kw_only=True)
 class Run:
-    """One run of the framework that has started and not ended."""
+    """One run of the framework between its start and its end."""
 
     id: Hashable
     """The framework's own."""
     name: str
     kind: SpanKind | None
-    """None: plumbing, which is not recorded."""
+    """None: plumbing, not recorded."""
     parent: Self | None
     recorder: ref[Recorder]
     """Weak: a run that never ends must not keep its rollout in memory."""
     agent: str | None = None
-    """Who acts here."""
+    """The agent that acts."""
     started: float = field(default_factory=time.time)
     attributes: dict[str, JSON] = field(default_factory=dict[str, JSON])
     call: ModelCall | None = None
-    """What a model call sends."""
+    """Of a run that calls a model."""
 
     @property
     def span_id(self) -> str:
-        """Of the span that it becomes."""
+        """The id of its span."""
         return str(self.id)
 
     def above(self) -> Iterator[Self]:
@@ -50,7 +50,7 @@ class Run:
             run = run.parent
 
     def recorded(self) -> Self | None:
-        """This run or its nearest ancestor that becomes a span."""
+        """The nearest run with a span: this one, or an ancestor."""
         return self if self.kind is not None else next((run for run in self.above() if run.kind is not None), None)
 
 
@@ -66,12 +66,12 @@ class Runs(Generic[R]):
         self._by_id: WeakValueDictionary[Hashable, R] = WeakValueDictionary()
 
     def get(self, run_id: Hashable | None) -> R | None:
-        """The open run of this id."""
+        """The open run with this id."""
         with self._lock:
             return self._by_id.get(run_id) if run_id is not None else None
 
     def start(self, recorder: Recorder, run: R) -> bool:
-        """Open a run; False when another handler has reported it already."""
+        """Open a run. False: another handler has opened it."""
         with self._lock:
             if run.id in self._by_id:
                 return False
@@ -80,7 +80,7 @@ class Runs(Generic[R]):
         return True
 
     def end(self, run_id: Hashable) -> tuple[R, Recorder] | None:
-        """Close a run; None when it is not open: another handler has ended it, or it ran outside a rollout."""
+        """Close a run. None: it is not open, because another handler closed it or it ran outside a rollout."""
         with self._lock:
             run = self._by_id.pop(run_id, None)
             recorder = run.recorder() if run is not None else None
@@ -91,7 +91,7 @@ class Runs(Generic[R]):
 
 
 def span(run: Run, recorder: Recorder, *, call_id: str | None = None) -> Span:
-    """An ended run, which is not plumbing, as a span."""
+    """The span of an ended run with a kind."""
     above = run.parent.recorded() if run.parent is not None else None
     assert run.kind is not None
     return Span(

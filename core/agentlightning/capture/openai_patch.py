@@ -1,11 +1,11 @@
-"""What the `openai` library sends during a rollout goes to that rollout's gateway, in that attempt's name.
+"""Sends the requests of the `openai` library to the gateway of the current rollout, in the name of its attempt.
 
-One patch for the process, which its adapters share: `BaseClient._build_request` runs once for each try, in the caller's context, for
-plain, asynchronous and Azure clients alike (Azure's do not reach `_prepare_options` of the base). The key goes to the gateway of the
-rollout and to no other address: the address and the key are set together, and only here.
+All adapters of the process share one patch. `BaseClient._build_request` runs once for each try, in the caller's context, for plain,
+asynchronous and Azure clients. (Azure's never reach `_prepare_options` of the base.) The key goes to the gateway of the rollout and to no
+other address: only this file sets both, together.
 
-An adapter opens a `ModelCall` when its framework starts to call a model; the requests that follow in the same context are that call's.
-Joining is telling which of them the answer is of. Nothing is guessed: a call that cannot be joined says why.
+An adapter opens a `ModelCall` when its framework starts to call a model. The next requests in the same context belong to that call. Joining
+finds the request that an answer belongs to. Nothing is guessed: a call without a join has a reason.
 """
 
 from __future__ import annotations
@@ -15,62 +15,58 @@ from collections.abc import Callable, Collection, Generator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
 from functools import cache, wraps
 from threading import Lock
 from typing import Any, TypeAlias, cast
-from urllib.parse import SplitResult, urlsplit
 from uuid import UUID, uuid5
 from weakref import WeakKeyDictionary, ref
 
 from agentlightning.capture.recorder import CALL_HEADER, KEY_HEADER, Recorder, current
+from agentlightning.capture.routing import ClientRequest, ToGateway, destination
 from agentlightning.capture.to_json import mapping
 from agentlightning.types import new_id
 
-LOOPBACK = ("localhost", "127.0.0.1", "::1")
-DEPLOYMENT = re.compile(r"^/?deployments/[^/]+(?=/)")
-"""Where Azure's clients put the name of the model."""
 HEADERS = ("authorization", "api-key", KEY_HEADER.lower(), CALL_HEADER.lower())
-"""Request headers that are ours on the way to a gateway."""
+"""Request headers that this patch sets on the way to a gateway."""
 CALL_ID = re.compile(r"[0-9a-f]{32}")
-"""The form of a call id. Vendors use the field `system_fingerprint` for names of their own (`fp_...`)."""
+"""A call id. Vendors use the field `system_fingerprint` for their own names (`fp_...`)."""
 OF_ROLLOUT = "agentlightning_of_rollout"
-"""Attribute, true of a client that an adapter made to be its framework's default: its requests are the rollout's, whatever they name."""
+"""Attribute of a client that an adapter made its framework's default. Its requests belong to the rollout, whatever they name."""
 
 Unclaimed: TypeAlias = Callable[[Recorder, Any], None]
-"""Told of a request (its options) that went to the gateway while no model call of a framework was open."""
+"""Called with the options of a request that goes to the gateway outside any model call of a framework."""
 
 
 @dataclass(slots=True, eq=False, weakref_slot=True)
 class ModelCall:
-    """One call of a model by a framework, from its start to its end. `start` it where the requests will be made, and `end` it once."""
+    """One model call of a framework. Call `start` in the context that makes the requests, and `end` once."""
 
     adapter: str
-    """Import name of the adapter, which advice names."""
+    """Import name of the adapter, for advice in texts."""
     recorder: ref[Recorder]
     """Weak: a call that never ends must not keep its rollout in memory."""
     id: str = field(default_factory=new_id)
-    """32 hexadecimal digits: the call id that its first request asks for."""
+    """32 hexadecimal digits: the call id of its first request."""
     sent: list[tuple[str | None, str]] = field(default_factory=list[tuple[str | None, str]])
-    """Requests that went to the gateway: (the request, its call id); a retry is the same request again."""
+    """(request, call id) of requests to the gateway. A retry has the same request again."""
     asked: Mapping[str, Any] = field(default_factory=dict[str, Any])
-    """Body of its last request, as the framework made it."""
+    """Body of its last request, in the framework's own words."""
     elsewhere: str | None = None
-    """Where a request went that did not go to the gateway, with the way out."""
+    """The reason why a request did not go to the gateway, with the way out."""
     own: bool = False
-    """Whether its requests are the rollout's, whatever model and address they name."""
+    """True: its requests belong to the rollout, whatever model and address they name."""
     open: bool = True
 
     @classmethod
     def start(cls, adapter: str, recorder: Recorder, id: str | None = None) -> ModelCall:
-        """Open a call: requests made from here on, in this context, belong to it until it ends."""
+        """Open a call. Later requests in this context belong to it until it ends."""
         call = cls(adapter, ref(recorder), id or new_id())
         _open_call.set(call)
         return call
 
     @contextmanager
     def here(self) -> Generator[None]:
-        """Requests made in the block belong to the call. For a stream, whose steps run in the context of whoever consumes it."""
+        """Requests in the block belong to the call. Use it for a stream: its steps run in the context of its consumer."""
         token = _open_call.set(self)
         try:
             yield
@@ -78,10 +74,10 @@ class ModelCall:
             _open_call.reset(token)
 
     def end(self, told: object = None, *, otherwise: str | None = None) -> tuple[str | None, str | None]:
-        """Close the call: the id of the recorded call that was answered, else None and why there is none.
+        """Close the call. Returns the id of the recorded call behind the answer, or None and the reason.
 
-        `told`: what came back as `system_fingerprint` (or in the header), where the framework keeps it. Without it, the id that was sent
-        counts when only one request can have been the one. `otherwise`: why, in the adapter's words, where no request was made.
+        `told`: the answer's `system_fingerprint` (or header), if the framework keeps it. Without it, the id counts only if the call
+        made one request. `otherwise`: the adapter's reason for a call without requests.
         """
         self.open = False
         told = told if isinstance(told, str) and CALL_ID.fullmatch(told) else None
@@ -92,7 +88,7 @@ class ModelCall:
             return None, self._cause(otherwise)
         recorder = self.recorder()
         if recorder is not None and not clients().claim(recorder, call_id):
-            return None, f"a cache: the answer is that of call {call_id}, which another span names already"
+            return None, f"a cache: another span already has this answer (call {call_id})"
         return call_id, None
 
     def _sent(self) -> str | None:
@@ -101,7 +97,7 @@ class ModelCall:
 
     def _cause(self, otherwise: str | None) -> str:
         if self.sent:
-            return f"{len(self.sent)} requests were sent from this model call, and the answer does not say which one it is of"
+            return f"this model call sent {len(self.sent)} requests, and the answer does not name its request"
         return self.elsewhere or otherwise or "no request was seen: a cache, a fake model, or a client other than the `openai` library"
 
 
@@ -109,13 +105,13 @@ _open_call: ContextVar[ModelCall | None] = ContextVar("agentlightning_model_call
 
 
 def model_call() -> ModelCall | None:
-    """The model call that is open here. (An ended one may still be in the variable: its end can be reported from another task.)"""
+    """The model call that is open here, or None. (The variable may hold an ended one: another task may report the end.)"""
     call = _open_call.get()
     return call if call is not None and call.open and call.recorder() is not None else None
 
 
 class Clients:
-    """The patch of the `openai` clients: put on for the first adapter, taken off with the last."""
+    """The patch of the `openai` clients. The first adapter applies it, and the last one removes it."""
 
     def __init__(self) -> None:
         self._lock = Lock()
@@ -125,10 +121,10 @@ class Clients:
         self._claimed: WeakKeyDictionary[Recorder, set[str]] = WeakKeyDictionary()
 
     def install(self, adapter: str, models: Collection[str] = (), *, unclaimed: Unclaimed | None = None) -> None:
-        """Route requests in this adapter's name. Idempotent; `models` are added to those it named before.
+        """Route requests for this adapter. Idempotent: `models` add to its earlier ones.
 
-        Requests for the rollout's model, or to its gateway, go to that gateway whatever address they were built with; `models` are further
-        names, or patterns, of models that stand for it. Other models are left alone, and never see the rollout's key.
+        Requests for the rollout's model, or to its gateway, go to that gateway. `models` are further names, or patterns, for that model.
+        Requests for other models stay as they are, without the rollout's key.
         """
         with self._lock:
             self._models[adapter] = self._models.get(adapter, frozenset()) | ({models} if isinstance(models, str) else set(models))
@@ -138,7 +134,7 @@ class Clients:
                 self._patch()
 
     def uninstall(self, adapter: str) -> None:
-        """Take back what the adapter installed."""
+        """Undo `install` of this adapter."""
         with self._lock:
             self._models.pop(adapter, None)
             self._unclaimed.pop(adapter, None)
@@ -147,7 +143,7 @@ class Clients:
                 self._original = None
 
     def claim(self, recorder: Recorder, call_id: str) -> bool:
-        """Whether this is the first span of the attempt that names the call."""
+        """True for the first span of the attempt that names the call."""
         with self._lock:
             claimed = self._claimed.setdefault(recorder, set())
             if call_id in claimed:
@@ -168,49 +164,44 @@ class Clients:
 
 @cache
 def clients() -> Clients:
-    """This process's. (Cached: the `openai` clients that it patches are the process's as well.)"""
+    """The patch of this process, one for all adapters."""
     return Clients()
 
 
 def route(client: Any, options: Any, models: Collection[str], unclaimed: Collection[Unclaimed] = ()) -> Any:
-    """The options of one request, sent to the gateway where the request is the rollout's own."""
+    """The options of one request, addressed to the gateway if the request belongs to the rollout."""
     call = model_call()
     recorder = (call.recorder() if call is not None else None) or current()
     if recorder is None:
         return options
-    llm, body = recorder.llm, mapping(options.json_data)
-    model = body.get("model")
+    body = mapping(options.json_data)
     if call is not None:
         call.asked = body
-    if not llm.base_url:  # `agl.rollout` without a gateway: spans and rewards are recorded, calls go where they went before
-        if call is not None:
-            call.elsewhere = "the rollout has no gateway; give agl.rollout its address (`gateway`, or AGL_GATEWAY) to record tokens as well"
-        return options
-    home, base = urlsplit(llm.base_url), urlsplit(str(client.base_url))
-    target = urlsplit(str(options.url))
-    absolute = target if target.scheme else None
-    there = _below(absolute or base, home)
-    own = there or getattr(client, OF_ROLLOUT, False) or (call is not None and call.own)
-    if not own and not (isinstance(model, str) and any(fnmatchcase(model, name) for name in (llm.model, *models))):
-        if call is not None:
-            call.elsewhere = (
-                f"another address: the request went to {(absolute or base).netloc} for model {model!r}, not to the rollout's gateway; "
-                f"where that model stands for the one in training: {call.adapter}.install(models=[{model!r}])"
-            )
-        return options
-    path = _path(absolute, home if there else base) if absolute is not None else str(options.url)
-    options.url = llm.base_url.rstrip("/") + "/" + DEPLOYMENT.sub("", path).lstrip("/")
-    if model is not None:
-        options.json_data = {**body, "model": llm.model}
+    of_rollout = bool(getattr(client, OF_ROLLOUT, False)) or (call is not None and call.own)
+    request = ClientRequest(str(options.url), str(client.base_url), body.get("model"), of_rollout)
+    target = destination(request, recorder.llm, models)
+    if isinstance(target, ToGateway):
+        return _to_gateway(client, options, target.url, recorder, call, unclaimed)
+    if call is not None:
+        call.elsewhere = target.reason(call.adapter)
+    return options
+
+
+def _to_gateway(client: Any, options: Any, url: str, recorder: Recorder, call: ModelCall | None, unclaimed: Collection[Unclaimed]) -> Any:
+    """Address a request to the gateway, in the name of the attempt and of its model call."""
+    body = mapping(options.json_data)
+    options.url = url
+    if body.get("model") is not None:
+        options.json_data = {**body, "model": recorder.llm.model}
     if call is None:
         for tell in unclaimed:
             tell(recorder, options)
     options.headers = _headers(options.headers, recorder)
     if _is_async(client):
-        # A client that outlives an event loop (a module-level agent, two runs) must not be left with connections of the old one.
+        # A client that outlives an event loop (a module-level agent, two runs) must not keep connections of the old one.
         options.headers["Connection"] = "close"
     if call is not None:
-        # A try of its own id: the gateway counts each request, and the answer says which one it was.
+        # Every try has an id of its own: the gateway counts each request, and the answer tells which one it answers.
         call_id = uuid5(UUID(call.id), str(len(call.sent))).hex if call.sent else call.id
         call.sent.append((options.idempotency_key, call_id))
         options.headers[CALL_HEADER] = call_id
@@ -237,17 +228,3 @@ def _headers(headers: Any, recorder: Recorder) -> dict[str, Any]:
         "api-key": key,  # Azure's clients would add their own
         KEY_HEADER: key,
     }
-
-
-def _below(url: SplitResult, home: SplitResult) -> bool:
-    return _origin(url) == _origin(home) and (url.path.rstrip("/") + "/").startswith(home.path.rstrip("/") + "/")
-
-
-def _origin(url: SplitResult) -> tuple[str, str, int | None]:
-    host = url.hostname or ""
-    return url.scheme, "loopback" if host in LOOPBACK else host, url.port or {"http": 80, "https": 443}.get(url.scheme)
-
-
-def _path(url: SplitResult, base: SplitResult) -> str:
-    path = url.path.removeprefix(base.path.rstrip("/"))
-    return f"{path}?{url.query}" if url.query else path

@@ -1,7 +1,7 @@
-"""The current rollout, and the one way by which an attempt's spans and rewards reach the store.
+"""The current rollout, and the only way for an attempt's spans and rewards to the store.
 
-`current()` is a context variable: set while a runner runs the agent, inherited by tasks and `asyncio.to_thread`. Records go to a
-bounded buffer with one writer for each attempt; `flush` returns when everything that was added is in the store.
+`current()` is a context variable. The runner sets it, and tasks and `asyncio.to_thread` inherit it. Records go to a bounded buffer with one
+writer for each attempt. `flush` returns when the store has all of them.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from agentlightning.errors import LightningError, RewardError
 from agentlightning.types import JSON, LLM, Attempt, Record, Reward, Rollout, Span
 
 KEY_HEADER = "X-AGL-Key"
-"""Request header by which an adapter's HTTP hook says whose call it is (the attempt's key)."""
+"""Request header from an adapter's HTTP hook: the attempt's key."""
 CALL_HEADER = "X-AGL-Call-Id"
-"""Request header: the id that the call shall have. Response header: the id that it got."""
+"""Request header: the desired id of the call. Response header: its actual id."""
 
 _current: ContextVar[Recorder | None] = ContextVar("agentlightning_recorder", default=None)
 
@@ -31,7 +31,7 @@ class Recorder:
     """Takes an attempt's records from any thread; one task writes them to the store, in order."""
 
     LIMIT = 4096
-    """Records held at most before the adding thread is told so by an error: nothing is dropped in silence."""
+    """Most records in the buffer. One more raises an error in the adding thread, so that nothing is lost in silence."""
 
     def __init__(self, store: LightningStore, rollout: Rollout, attempt: Attempt, llm: LLM) -> None:
         self.store, self.rollout, self.attempt, self.llm = store, rollout, attempt, llm
@@ -44,22 +44,22 @@ class Recorder:
         self._error: BaseException | None = None
         self._closed = False
         self.rewards: list[Reward] = []
-        """Those of the attempt as a whole that passed through here."""
+        """The rewards of the attempt itself, not of a span or call."""
         self._writer = self._loop.create_task(self._write())
 
     def add(self, record: Record) -> None:
         """Queue a record. Safe from any thread."""
         if self._error is not None:
-            raise LightningError(f"attempt {self.attempt.id}: an earlier record could not be stored: {self._error}") from self._error
+            raise LightningError(f"Attempt {self.attempt.id} lost a record: {self._error}. Check the store.") from self._error
         with self._lock:
             if self._closed:
                 raise LightningError(
-                    f"attempt {self.attempt.id} is closed, and a {type(record).__name__.lower()} came after; was a thread or task left "
-                    "running when the agent returned, or timed out?"
+                    f"Attempt {self.attempt.id} is closed, so it takes no {type(record).__name__.lower()}. Check whether a thread or task "
+                    "of the agent still runs after its end."
                 )
             if len(self._buffer) >= self.LIMIT:
                 raise LightningError(
-                    f"attempt {self.attempt.id}: {self.LIMIT} records wait for the store, which does not keep up; is its disk full?"
+                    f"Attempt {self.attempt.id} has {self.LIMIT} records that the store has not taken. Check whether its disk is full."
                 )
             self._buffer.append(record)
             if isinstance(record, Reward) and record.span_id is None and record.call_id is None:
@@ -90,7 +90,7 @@ class Recorder:
                 self._empty.set()
 
     async def flush(self) -> None:
-        """Return when everything that was added is stored. Raises what the store raised."""
+        """Return when the store has every record. Raises the store's error."""
         while self._error is None:
             with self._lock:
                 pending = bool(self._buffer)
@@ -98,10 +98,12 @@ class Recorder:
                 return
             self._notify()
             await self._empty.wait()
-        raise LightningError(f"attempt {self.attempt.id}: {len(self._buffer)} records could not be stored: {self._error}") from self._error
+        raise LightningError(
+            f"Attempt {self.attempt.id} lost {len(self._buffer)} records: {self._error}. Check the store."
+        ) from self._error
 
     async def close(self) -> None:
-        """Flush, then stop the writer. A record that is added later is refused."""
+        """Flush, then stop the writer. Later records raise an error."""
         try:
             while True:
                 await self.flush()
@@ -115,7 +117,7 @@ class Recorder:
 
 
 def current() -> Recorder | None:
-    """The recorder of the rollout that runs here, or None outside one."""
+    """The recorder of the current rollout, or None outside one."""
     return _current.get()
 
 
@@ -130,14 +132,15 @@ def use(recorder: Recorder) -> Generator[Recorder]:
 
 
 def reward(value: float, *, name: str = "reward", span: Span | str | None = None, call: str | None = None, source: str = "agent") -> Reward:
-    """Reward the current attempt, or one step of it: a span (a tool call, a model call), or a model call by its id, which its answer has
-    as `system_fingerprint`.
+    """Reward the current attempt, or one step of it: a span (a tool call, a model call), or a model call by its id (the answer's
+    `system_fingerprint`).
 
-    Raises `RewardError` when the value is not a finite number, or both a span and a call are named, and `LightningError` outside a rollout.
+    Raises `RewardError` for a value that is not a finite number, or for a span together with a call. Raises `LightningError` outside a
+    rollout.
     """
     recorder = _require("reward")
     if span is not None and call is not None:
-        raise RewardError(f"the reward {name!r} names a span and a call; expected one of them, for it counts once")
+        raise RewardError(f"The reward {name!r} names a span and a call. Name one of them, because a reward counts once.")
     span_id = span.id if isinstance(span, Span) else span
     record = Reward(attempt_id=recorder.attempt.id, value=checked_reward(value), name=name, span_id=span_id, call_id=call, source=source)
     recorder.add(record)
@@ -145,7 +148,7 @@ def reward(value: float, *, name: str = "reward", span: Span | str | None = None
 
 
 def note(text: str, **attributes: JSON) -> Span:
-    """Record a note in the current attempt; `agl show` shows it."""
+    """Record a note in the current attempt. `agl show` prints it."""
     recorder = _require("note")
     span = Span(attempt_id=recorder.attempt.id, kind="note", name=text, attributes=attributes)
     recorder.add(span)
@@ -153,22 +156,22 @@ def note(text: str, **attributes: JSON) -> Span:
 
 
 def checked_reward(value: Any) -> float:
-    """The value as a float; `RewardError` when it is not a finite number."""
+    """The value as a float. Raises `RewardError` unless it is a finite number."""
     try:
         if isinstance(value, str | bytes):
             raise TypeError("text is no number")
         number = float(value)
     except Exception as error:  # a tensor of several elements raises a RuntimeError, a huge integer an OverflowError
-        raise RewardError(f"the reward is {value!r:.80}; expected a finite number") from error
+        raise RewardError(f"The reward is {value!r:.80}. Use a finite number.") from error
     if not math.isfinite(number):
-        raise RewardError(f"the reward is {number}; expected a finite number")
+        raise RewardError(f"The reward is {number}. Use a finite number.")
     return number
 
 
-def _require(what: str) -> Recorder:
+def _require(function: str) -> Recorder:
     recorder = current()
     if recorder is None:
         raise LightningError(
-            f"agl.{what}() was called outside a rollout; call it inside the agent function, or within `with agl.rollout(task):`"
+            f"agl.{function}() was called outside a rollout. Call it inside the agent function, or within `with agl.rollout(task):`."
         )
     return recorder

@@ -1,6 +1,6 @@
 """Objects of a framework as plain JSON values, for the attributes of spans.
 
-`plain` never raises and never returns an object of a framework: what has no JSON form becomes its `repr`.
+`plain` never raises and never returns an object of a framework. An object without a JSON form becomes its `repr`.
 """
 
 from __future__ import annotations
@@ -13,23 +13,23 @@ from typing import Any, TypeAlias, cast
 from agentlightning.types import JSON
 
 TEXT = 65_536
-"""Characters kept of one string; what is left out is counted in the text."""
+"""Characters kept of one string. The text counts the rest."""
 DEPTH = 12
 """Levels of nesting kept."""
 OBJECTS = 10_000
 """Lists, mappings and objects kept of one value."""
 
 Special: TypeAlias = Callable[[Any], Any]
-"""A framework's own view of its objects: another value to read in place of this one, or the value itself."""
+"""A framework's own view of its objects: another value in place of this one, or the value itself."""
 
 
 def plain(value: Any, *, special: Special | None = None) -> JSON:
-    """The value as JSON can hold it."""
+    """The value in JSON types."""
     return _Reading(special).plain(value, DEPTH)
 
 
 class _Reading:
-    """One value while it is read. Objects that refer to one another have no end, so their number is counted."""
+    """Reads one value. It counts objects, because objects that refer to one another have no end."""
 
     def __init__(self, special: Special | None) -> None:
         self._special, self._left = special, OBJECTS
@@ -37,7 +37,7 @@ class _Reading:
     def plain(self, value: Any, depth: int) -> JSON:
         try:
             return self._plain(value, depth)
-        except Exception as error:  # a user's object may raise from anything that is asked of it
+        except Exception as error:  # a user's object may raise anywhere
             return f"<{type(value).__name__}: {type(error).__name__} while it was read>"
 
     def _plain(self, value: Any, depth: int) -> JSON:
@@ -61,7 +61,7 @@ class _Reading:
             named = {name: getattr(value, name) for name in cast("Mapping[str, Any]", fields)}
         elif record:
             named = {field.name: getattr(value, field.name) for field in dataclasses.fields(cast("Any", value))}
-        elif value is None or isinstance(value, str | bool | int | float):  # what a special case made of it
+        elif value is None or isinstance(value, str | bool | int | float):  # of a special case
             return _scalar(value)
         else:
             return _text(value)
@@ -82,7 +82,7 @@ def _text(value: Any) -> str:
 
 
 def mapping(value: Any) -> Mapping[str, Any]:
-    """The value where it is a mapping, else an empty one."""
+    """The value if it is a mapping, else an empty one."""
     return cast("Mapping[str, Any]", value) if isinstance(value, Mapping) else {}
 
 

@@ -1,6 +1,6 @@
 """The Engine contract: serves policies, token ids in and out.
 
-An engine owns no text. It samples from log-softmax(logits / temperature), reports the log-probability of each sampled token in that
+An engine knows no text. It samples from log-softmax(logits / temperature), reports the log-probability of each sampled token in that
 distribution, and stamps each token with the version that made it.
 """
 
@@ -20,30 +20,30 @@ from agentlightning.types import FinishReason, FloatArray, IntArray, Policy, Sam
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Chunk:
-    """Some sampled tokens, in order. The last chunk of a reply has `finish`."""
+    """Sampled tokens, in order. The last chunk of a reply has `finish`."""
 
     ids: IntArray
     """(tokens,)"""
     logprobs: FloatArray | None
-    """(tokens,) None: the engine cannot tell."""
+    """(tokens,); None: the engine reports none."""
     version: int
-    """Of the policy that sampled these tokens."""
+    """Version of the policy that sampled these tokens."""
     finish: FinishReason | None = None
     """`stop`: the last token is in `stop_ids`. `length`: `max_tokens` or the context is reached."""
 
 
 @dataclass(frozen=True, slots=True)
 class EngineInfo:
-    """What an engine serves."""
+    """The model that an engine serves."""
 
     model: str
     """The name that agents use."""
     path: str
-    """Folder, or hub id, from which the tokenizer loads."""
+    """Folder or hub id of the tokenizer."""
     context_length: int
     """Tokens of prompt and response together."""
     uris: frozenset[str] = frozenset({"file"})
-    """Schemes of `Policy.uri` from which it loads: `memory`, `file`."""
+    """Schemes of `Policy.uri` that `load` accepts: `memory`, `file`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,7 +105,7 @@ class Engine(ABC):
 
 
 def check_request(info: EngineInfo, vocabulary: int, prompt_ids: IntArray, sampling: Sampling) -> int:
-    """How many tokens may be sampled after a prompt. Raises `ContextOverflow` or `EngineError` for a request that cannot be."""
+    """Return how many tokens may follow a prompt. Raises `ContextOverflow` or `EngineError` for an impossible request."""
     prompt, context, name = np.asarray(prompt_ids), info.context_length, info.model
     if not len(prompt):
         raise EngineError("the prompt is empty; expected at least one token")

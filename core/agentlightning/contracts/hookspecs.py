@@ -1,7 +1,7 @@
 """Every hook that a plugin can implement.
 
-A plugin is a module named by an entry point of the group `agentlightning`. It is light to import: what it registers is named as
-`"module:attribute"` and imported when somebody asks for it by name.
+A plugin is a module, and an entry point of the group `agentlightning` names it. Keep it light to import: register parts as
+`"module:attribute"`, and the registry imports them when somebody asks for their name.
 
     from agentlightning import hookimpl
 
@@ -26,64 +26,63 @@ hookimpl = pluggy.HookimplMarker("agentlightning")
 
 
 class Register(Protocol):
-    """Given to each `register_` hook."""
+    """The argument of each `register_` hook."""
 
     def __call__(self, name: str, target: str | Any, *, summary: str = "", extra: str | None = None, needs: tuple[str, ...] = ()) -> None:
         """Register `target`, an object or `"module:attribute"`, under `name`.
 
-        `summary` is one line for `agl plugins`. `extra` is what `pip install 'agentlightning[extra]'` adds, and `needs` the modules
-        that it brings: where one is missing, asking for `name` says how to install it.
+        `summary` is one line for `agl plugins`. `extra` is for `pip install 'agentlightning[extra]'`, and `needs`
+        the modules that they bring. Where a module is missing, asking for `name` says how to install it.
         """
         ...
 
 
 @hookspec
 def register_stores(register: Register) -> None:
-    """Stores by the scheme of their address. Target: `open(address: str) -> LightningStore`."""
+    """Advantages. Target: `advantage(rollouts, returns, **settings)`, which returns a float64 array (transitions,) or (tokens,), or an
+    `Estimate`. `returns` is the array (transitions,) of the credit. `agentlightning.rl.advantage` has marks for advantages that need
+    groups or a critic."""
 
 
 @hookspec
 def register_engines(register: Register) -> None:
-    """Engines. Target: a class with `Settings` (a frozen dataclass) and
-    `async create(model: ModelFiles, settings: Settings, share: Share) -> Engine`. One that can share the trainer's weights has a setting
-    `copy_weights`, which where it is None becomes whether rollouts go on while the trainer steps. With `remote = True` its model is no
-    files of ours:
-    `model.path` is empty, and training is refused."""
+    """Engines. Target: a subclass of `agentlightning.contracts.engine.Engine` with `create`. Its `Settings` are the keys of `[engine]`.
+
+    An engine that answers whole requests instead of token ids derives from `agentlightning.gateway.call.Forwarder`. Its `answerers` and
+    `disconnect` replace the gateway's own endpoints.
+    """
 
 
 @hookspec
 def register_trainers(register: Register) -> None:
-    """Trainers. Target: a class with `Settings` (a frozen dataclass; its `total_steps`, if it has one that is None, becomes the run's) and
-    `async create(model: ModelFiles, settings: Settings, share: Share) -> Trainer`, and `offers(settings) -> Capabilities`, which loads
-    nothing."""
+    """Trainers. Target: a subclass of `agentlightning.contracts.trainer.Trainer` with `create`. Its `Settings` are the keys of
+    `[trainer]`."""
 
 
 @hookspec
 def register_adapters(register: Register) -> None:
-    """Framework adapters. Target: `install(models=()) -> None`, which makes every agent of the framework recorded; idempotent. `models`:
-    names or patterns of models that stand for the rollout's."""
+    """Framework adapters. Target: `install(models=()) -> None` of an `agentlightning.contracts.adapter.Adapter`."""
 
 
 @hookspec
 def register_algorithms(register: Register) -> None:
-    """Algorithms. Target: a frozen dataclass of settings with `async run(session: Session) -> None`
-    (`agentlightning.algorithms.base`). It may also have `parts()`, which checks its settings and holds its `LossSettings`; `needs`, which
-    says whether it compares rollouts of a task or needs a critic; and `demonstrate`, which answers the model calls of training
-    rollouts."""
+    """Algorithms. Target: a subclass of `agentlightning.algorithms.base.Algorithm`, a frozen dataclass. Its fields are the keys of
+    `[algorithm]`."""
 
 
 @hookspec
 def register_credits(register: Register) -> None:
     """Credit assignment. Target: `credit(rollouts, **settings)`, which returns a float64 array (transitions,); NaN is no credit. `rollouts`
-    is an `agentlightning.rl.arrays.RolloutArrays`. Mark a credit that reads `rollouts.values` with `agentlightning.rl.marks.uses_critic`: then
-    the critic computes them first, and learns the returns of the credit."""
+    is an `agentlightning.rl.arrays.RolloutArrays`. Mark a credit that reads `rollouts.values` with
+    `agentlightning.rl.marks.uses_critic`: the run then asks the critic first, and the critic learns the returns."""
 
 
 @hookspec
 def register_advantages(register: Register) -> None:
-    """Advantages. Target: `advantage(rollouts, returns, **settings)`, with the `returns` (transitions,) of credit. It returns a float64 array
-    (transitions,) or (tokens,), or an `agentlightning.rl.advantage.Estimate`. An unmarked function is assumed to compare the rollouts of a
-    group, so a run with groups of one refuses it. If yours compares none, mark it with `agentlightning.rl.marks.independent`."""
+    """Advantages. Target: `advantage(rollouts, returns, **settings)`, with the `returns` (transitions,) of credit. It returns a float64
+    array (transitions,) or (tokens,), or an `agentlightning.rl.advantage.Estimate`. An unmarked function is assumed to compare the
+    rollouts of a group, so a run with groups of one refuses it. If yours compares none, mark it with
+    `agentlightning.rl.marks.independent`."""
 
 
 @hookspec
@@ -99,60 +98,59 @@ def register_corrections(register: Register) -> None:
 
 @hookspec
 def register_filters(register: Register) -> None:
-    """Which groups of rollouts are trained (`collection.filter`). Target: `keep(group, **settings) -> bool`, with the trajectories of one
-    group."""
+    """Filters of groups (`collection.filter`). Target: `keep(group, **settings) -> bool`; `group` is the trajectories of one group."""
 
 
 @hookspec
 def register_step_signals(register: Register) -> None:
-    """What can be observed of the steps of an attempt, for `step_rewards`. Target: `signal(records) -> iterable`, with the attempt's
-    `agentlightning.contracts.store.AttemptRecords`; it gives the spans, calls or completions that show the signal."""
+    """Step signals, for `step_rewards`. Target: `signal(records) -> iterable` of the spans, calls or completions that show the signal.
+    `records` is the `agentlightning.contracts.store.AttemptRecords` of one attempt."""
 
 
 @hookspec
 def register_samplers(register: Register) -> None:
-    """Orders of tasks. Target: a class made with `(tasks, seed)` that has `next(count)`, `state()` and `restore(state)`; a curriculum also
-    has `learn(task_id, rewards)`, which is told the rewards of each group of a finished step."""
+    """Orders of tasks. Target: a class that is called with `(tasks, seed)` and has `next(count)`, `state()` and `restore(state)`. A
+    curriculum also has `learn(task_id, rewards)`, which gets the rewards of each group after its step."""
 
 
 @hookspec
 def register_models(register: Register) -> None:
-    """Models that can be fetched by name. Target: `fetch(folder: Path, progress) -> None`, which fills `folder` with files that
-    `from_pretrained` loads."""
+    """Models to download by name. Target: `fetch(folder: Path, progress) -> None`, which fills `folder` with files that `from_pretrained`
+    loads."""
 
 
 @hookspec
 def register_renderers(register: Register) -> None:
-    """Renderers for model families that the `renderers` library does not know. Target: a class made with `(tokenizer)` that has
-    `fits(tokenizer) -> bool` (a static method) and the methods of `renderers.Renderer`."""
+    """Renderers for model families that the `renderers` library lacks. Target: a class that is called with `(tokenizer)` and has the
+    methods of `renderers.Renderer` and the static method `fits(tokenizer) -> bool`."""
 
 
 @hookspec
 def register_trackers(register: Register) -> None:
-    """Where metrics go. Target: a class made with `(folder: Path)` that has `log(metrics: dict)` and `close()`."""
+    """Trackers of metrics. Target: a class that is called with `(folder: Path)` and has `log(metrics: dict)` and `close()`."""
 
 
 @hookspec
 def register_commands(register: Register) -> None:
-    """Further commands of `agl`. Target: a function that typer can call, or a `typer.Typer`."""
+    """Commands of `agl`. Target: a function that typer can call, or a `typer.Typer`."""
 
 
 @hookspec
 def register_checks(register: Register) -> None:
-    """Self-tests for `agl doctor`. Target: `check() -> str`, which tries something out in some seconds, in a process of its own, and says
-    what it did; it raises what is wrong, and `ConfigError` or `MissingExtra` where there is nothing to try."""
+    """Self-tests for `agl doctor`. Target: `check() -> str`, which tries something out in a few seconds and returns a sentence about it. It
+    runs in a process of its own. It raises an error for a fault, and `ConfigError` or `MissingExtra` when there is nothing to try."""
 
 
 @hookspec
 def rollout_started(rollout: Rollout) -> None:
-    """A runner has claimed a rollout and is about to run the agent."""
+    """Called when a runner has claimed a rollout, before it runs the agent."""
 
 
 @hookspec
 def rollout_finished(state: RolloutState) -> None:
-    """An attempt at a rollout has ended, and everything that it wrote is in the store."""
+    """Called when an attempt at a rollout has ended, and all its records are in the store."""
 
 
 @hookspec
 def step_finished(metrics: dict[str, Any]) -> None:
-    """A training step has ended; the metrics are those of `metrics.jsonl`."""
+    """Called after a training step, with its row of `metrics.jsonl`."""

@@ -2,19 +2,18 @@
 
 Invariants, held by `agentlightning.testing.store_contract` for every implementation:
 
-- At least once, one winning attempt: an attempt is handed to one claimer; a rollout ends with at most one `succeeded` attempt.
-- What was acknowledged is durable, as far as the implementation promises durability at all.
+- An attempt goes to one claimer. A rollout ends with at most one `succeeded` attempt.
+- Acknowledged data is durable, as far as the implementation promises durability.
 - Order is the store's own sequence (order of acknowledgement), never ids or client clocks.
-- Leases use the store's clock. An attempt whose lease expired is `lost`; its rollout is queued again (until `max_attempts`, then
-  `failed`); what it wrote stays readable.
-- Methods may be called from any thread's event loop, many at a time (the gateway has a loop of its own).
-- Recording is idempotent by id: the first value under an id stays; the same again is accepted in silence.
+- Leases use the store's clock. An attempt whose lease expired is `lost`, and its records stay readable. Its rollout is queued again;
+  after `max_attempts` it is `failed`.
+- Any thread's event loop may call any method concurrently (the gateway has its own loop).
+- Recording is idempotent by id: the first value under an id stays.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from agentlightning.types import (
@@ -29,13 +28,12 @@ from agentlightning.types import (
     Rollout,
     RolloutStatus,
     Span,
-    Value,
+    WireValue,
 )
 
 
-@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
-class RolloutState(Value):
-    """A rollout and where it stands."""
+class RolloutState(WireValue, frozen=True, kw_only=True):
+    """A rollout with its status and attempts."""
 
     rollout: Rollout
     status: RolloutStatus
@@ -46,7 +44,7 @@ class RolloutState(Value):
 
     @property
     def winner(self) -> Attempt | None:
-        """The attempt that counts: the succeeded one, else the last one once the rollout has ended."""
+        """The succeeded attempt; in an ended rollout without one, the last attempt."""
         for attempt in self.attempts:
             if attempt.status == "succeeded":
                 return attempt
@@ -54,9 +52,8 @@ class RolloutState(Value):
         return self.attempts[-1] if ended else None
 
 
-@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
-class AttemptRecords(Value):
-    """Everything that one attempt wrote, each kind in the store's sequence."""
+class AttemptRecords(WireValue, frozen=True, kw_only=True):
+    """All records of one attempt, by kind, in the store's sequence."""
 
     attempt: Attempt
     calls: tuple[Call, ...] = ()
@@ -66,7 +63,7 @@ class AttemptRecords(Value):
 
 
 class LightningStore(Protocol):
-    """See the module for the invariants. Methods raise `NotFound`, `LeaseLost`, or another `StoreError`."""
+    """The module lists the invariants. Methods raise `NotFound`, `LeaseLost`, or another `StoreError`."""
 
     async def add(self, rollouts: Sequence[Rollout]) -> None:
         """Queue rollouts, in order. Idempotent by id."""
@@ -75,12 +72,12 @@ class LightningStore(Protocol):
     async def claim(
         self, worker: str, *, lease: float, limit: int = 1, modes: Collection[Mode] | None = None
     ) -> list[tuple[Rollout, Attempt]]:
-        """Take up to `limit` queued rollouts, oldest first, each as a new running attempt with its own key, for `lease` seconds.
-        Returns at once, with an empty list when nothing is queued. Expired leases are collected first."""
+        """Start a running attempt, with its own key and a lease in seconds, of up to `limit` queued rollouts, oldest first.
+        Collects expired leases first. Returns at once; the list is empty if no rollout is queued."""
         ...
 
     async def begin(self, rollout: Rollout, worker: str, *, lease: float) -> Attempt:
-        """Add a rollout and claim it in one step; it is never queued (how `agl.rollout` records outside a run)."""
+        """Add a rollout and claim it in one step, without queueing it. `agl.rollout` uses this outside a run."""
         ...
 
     async def heartbeat(self, attempt_id: str, *, lease: float) -> None:
@@ -88,17 +85,16 @@ class LightningStore(Protocol):
         ...
 
     async def record(self, records: Sequence[Record]) -> None:
-        """Append; all or none. Idempotent by id. Rewards are accepted for closed attempts, as is whatever comes late:
-        nothing recorded is lost."""
+        """Append all records or none. Idempotent by id. Closed attempts accept late records and rewards."""
         ...
 
     async def finish(self, attempt_id: str, status: AttemptStatus, *, error: str | None = None, retry: bool = False) -> RolloutState:
-        """Close a running attempt. With `retry` (never with `succeeded`) the rollout is queued again while attempts are left.
-        The same status again is accepted; `LeaseLost` when it is closed with another."""
+        """Close a running attempt. `retry` queues the rollout again while attempts are left; `succeeded` excludes it.
+        Accepts the same status twice. Raises `LeaseLost` if the attempt is closed with another status."""
         ...
 
     async def cancel(self, rollout_ids: Sequence[str]) -> int:
-        """Cancel queued and running rollouts, close their attempts; returns how many. Ended ones are left alone."""
+        """Cancel queued and running rollouts, close their attempts, and return their number. Ended rollouts stay as they are."""
         ...
 
     async def attempt(self, *, id: str | None = None, key: str | None = None) -> tuple[Rollout, Attempt]:
@@ -106,11 +102,11 @@ class LightningStore(Protocol):
         ...
 
     async def read(self, rollout_id: str) -> tuple[RolloutState, tuple[AttemptRecords, ...]]:
-        """One rollout and all that its attempts wrote."""
+        """One rollout and the records of all its attempts."""
         ...
 
     async def records(self, attempt_id: str) -> AttemptRecords:
-        """All that one attempt wrote."""
+        """The records of one attempt."""
         ...
 
     async def list(
@@ -124,17 +120,17 @@ class LightningStore(Protocol):
         group: str | None = None,
         order: Literal["added", "changed"] = "added",
     ) -> tuple[list[RolloutState], int]:
-        """A page of rollouts that match, and the cursor for `after` of the next page. `added`: in the order of `add`. `changed`: by
-        `RolloutState.seq`, so that a reader who keeps the cursor sees every change of status at least once."""
+        """A page of matching rollouts, and the cursor for `after` of the next page. `added` uses the order of `add`. `changed` uses
+        `RolloutState.seq`, so a reader that keeps the cursor sees every change of status at least once."""
         ...
 
     async def wait(self, after: int, *, timeout: float | None = None) -> int:
-        """Return the store's sequence number as soon as it is above `after` (a rollout was added or changed status), or the
-        unchanged one at the timeout. Notified, not polled."""
+        """Return the store's sequence number once it exceeds `after` (a rollout was added or changed status), or at the timeout.
+        Implementations notify; they do not poll."""
         ...
 
     async def publish(self, policy: Policy) -> None:
-        """Make a policy known. Idempotent by (name, version); another uri under the same version is a `StoreError`."""
+        """Publish a policy. Idempotent by (name, version); another uri under the same version raises `StoreError`."""
         ...
 
     async def policies(self, name: str | None = None) -> list[Policy]:

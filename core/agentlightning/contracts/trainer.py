@@ -111,7 +111,7 @@ class Trainer(ABC):
     async def export(self, folder: Path) -> Policy:
         """Write the weights for an engine of another process, and return the policy with the folder as its `file:` uri.
 
-        The new folder is a model that `from_pretrained` loads, or a peft adapter for a policy of kind `lora`. It also holds a probe
+        The new folder is a model that `from_pretrained` loads, or a peft adapter for a policy of kind `lora`. It also holds a weight check
         (`agentlightning.training.weight_sync`). Only trainers whose `uris` have `file` have it.
         """
         raise UnsupportedSetting(f"Trainer {type(self).__name__!r} writes no weights for another process. Use an engine that shares them.")

@@ -1,4 +1,4 @@
-"""Whose call it is, and what is known of that attempt. All of it can be rebuilt from the store, so any gateway serves any turn."""
+"""The attempt of a request, with its conversations. The store is enough to rebuild both, so any gateway serves any turn."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from agentlightning.capture.recorder import KEY_HEADER
+from agentlightning.capture.recorder import CALL_HEADER, KEY_HEADER
 from agentlightning.contracts.store import AttemptRecords, LightningStore
 from agentlightning.errors import NotFound
 from agentlightning.gateway.api.schema import Refused
@@ -20,30 +20,45 @@ from agentlightning.gateway.conversation import Conversations
 from agentlightning.types import Attempt, Call, Completion, Rollout, Task, new_id
 
 UNKNOWN = (
-    "this call belongs to no attempt. Say whose it is in one of three ways: use the attempt's key (llm.api_key) as the API key; or send "
-    f"it in the header {KEY_HEADER}, as the adapters do from the current rollout; or, in a process that runs one rollout only, set "
-    "OPENAI_BASE_URL and OPENAI_API_KEY to its llm.base_url and llm.api_key"
+    "This call belongs to no attempt. Choose one of three ways to name its attempt. Use the attempt's key (llm.api_key) as the API key. "
+    f"Or send that key in the header {KEY_HEADER}, as the adapters do. Or set OPENAI_BASE_URL and OPENAI_API_KEY to llm.base_url and "
+    "llm.api_key, in a process that runs one rollout."
 )
 PRODUCTION_LEASE = 3600.0
-"""Seconds that one production call may take."""
+"""Seconds for one production call, at most."""
 
 
 @dataclass(slots=True)
 class Seen:
-    """A request of an attempt."""
+    """A request of an attempt, and how it ended."""
 
     id: str
     request_hash: str
     body: str | None
-    """Hash of its body; None: known from the store only."""
+    """Hash of its body. None: another gateway answered it, and the store has no bodies."""
     delivered: bool = True
     """False: its answer did not reach the agent."""
     superseded: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class Incoming:
+    """A request of an attempt as it arrived."""
+
+    state: AttemptState
+    seen: Seen
+    index: int
+    """`Call.index`."""
+    body: bytes
+    is_retry: bool
+    """Whether the client says so."""
+    started: float
+    """Seconds since the epoch."""
+
+
 @dataclass(slots=True)
 class AttemptState:
-    """What the gateway knows of one attempt."""
+    """One attempt, its calls and its conversations."""
 
     rollout: Rollout
     attempt: Attempt
@@ -57,7 +72,7 @@ class AttemptState:
 
     @classmethod
     def rebuild(cls, rollout: Rollout, records: AttemptRecords) -> AttemptState:
-        """From everything that the attempt wrote."""
+        """Rebuild the state from the records of the attempt."""
         state = cls(rollout, records.attempt)
         completions: dict[str, list[Completion]] = {}
         for completion in records.completions:
@@ -71,22 +86,23 @@ class AttemptState:
         return state
 
     def add(self, call: Call, completions: Iterable[Completion], before: int | None) -> None:
-        """Take in what was recorded; `before`: the messages of the request, where that is known."""
+        """Add a recorded call. `before`: the number of messages in its request; None after a restart."""
         completions = list(completions)
         self.conversations.add(call, completions, before)
         if call.input is not None and completions:
             self.kept[call.id] = call.input, completions[0].message
 
-    def open(self, wanted: str | None, body: bytes) -> tuple[Seen, int]:
-        """Take in a request: its id (the wanted one, unless the attempt has used it) and its index."""
-        usable = wanted is not None and 0 < len(wanted) <= 200 and wanted.isprintable() and wanted not in self.calls
-        seen = Seen(wanted if usable and wanted else new_id(), "", hashlib.sha256(body).hexdigest())
+    def open(self, headers: Mapping[str, str], body: bytes, started: float) -> Incoming:
+        """Count a request. It gets the id that its header asks for, unless the attempt has used that one."""
+        asked, retries = headers.get(CALL_HEADER, ""), headers.get("x-stainless-retry-count", "0")
+        usable = 0 < len(asked) <= 200 and asked.isprintable() and asked not in self.calls
+        seen = Seen(asked if usable else new_id(), "", hashlib.sha256(body).hexdigest())
         self.calls[seen.id] = seen
         index, self.next_index = self.next_index, self.next_index + 1
-        return seen, index
+        return Incoming(self, seen, index, body, retries.isdecimal() and int(retries) > 0, started)
 
     def retried(self, seen: Seen) -> Seen | None:
-        """The latest request with the same body whose answer was not delivered, and that was not retried yet."""
+        """The latest request with the same body that got no answer and has no retry yet."""
         for other in reversed(self.calls.values()):
             same = other.body == seen.body if other.body is not None else other.request_hash == seen.request_hash
             if other is not seen and same and not other.delivered and not other.superseded:
@@ -98,20 +114,19 @@ class AttemptState:
         parts: list[list[dict[str, Any]]] = []
         at: str | None = call
         while at is not None:
-            known = self.kept.get(at)
-            if known is None:
+            if at not in self.kept:
                 return None
-            input, message = known
+            input, message = self.kept[at]
             parts += [[message], input["messages"]]
             at = input["after"]
         return [message for part in reversed(parts) for message in part]
 
 
 class Callers:
-    """Finds the attempt of a request, and keeps what is known of the attempts that are running."""
+    """Finds the attempt of a request, and keeps the states of running attempts."""
 
     LIMIT = 512
-    """Attempts kept at most; the longest unused are forgotten, and rebuilt when they call again."""
+    """Most attempts in memory. The longest idle ones leave first, and come back from the store when they call again."""
 
     def __init__(self, store: LightningStore, *, policy: str, token: str | None = None) -> None:
         self._store, self._policy, self._token = store, policy, token
@@ -119,28 +134,23 @@ class Callers:
         self._loading: dict[str, asyncio.Task[AttemptState]] = {}
 
     async def find(self, headers: Mapping[str, str], body: bytes) -> tuple[AttemptState, bool]:
-        """The attempt, and whether the gateway made it for this request (production). Raises `Refused` (401) when there is none."""
-        state = await self.known(headers)
+        """Find the attempt of a request. True with it: a production call, for which this opened a rollout. Raises `Refused` (401)."""
+        state = await self.attempt(headers)
         if state is not None:
             return state, False
         rollout = Rollout(task=Task(new_id(), _question(body)), mode="production", policy=self._policy, max_attempts=1)
         return AttemptState(rollout, await self._store.begin(rollout, "gateway", lease=PRODUCTION_LEASE)), True
 
-    async def known(self, headers: Mapping[str, str]) -> AttemptState | None:
-        """The attempt of a request; None: it comes with the server's token, and has none. Raises `Refused` (401) for any other."""
-        scheme, _, bearer = headers.get("authorization", "").partition(" ")
-        own = bearer.strip() if scheme.lower() == "bearer" and bearer.strip() else headers.get("x-api-key", "")  # OpenAI's, Anthropic's
-        for key in (own, headers.get(KEY_HEADER.lower(), "")):
-            if key:
-                try:
-                    rollout, attempt = await self._store.attempt(key=key)
-                except NotFound:
-                    continue
-                return await self._state(rollout, attempt)
-        if self._token is not None and hmac.compare_digest(own.encode(), self._token.encode()):
+    async def attempt(self, headers: Mapping[str, str]) -> AttemptState | None:
+        """The attempt of a request, or None for a production call with the server's token. Raises `Refused` (401) for any other key."""
+        owner = await find_attempt(self._store, headers)
+        if owner is not None:
+            return await self._state(*owner)
+        key = next(iter(_keys(headers)), "")
+        if self._token is not None and hmac.compare_digest(key.encode(), self._token.encode()):
             return None
-        served = "" if self._token is None else "wrong API key: use the api_key that `agl serve` printed (AGL_TOKEN sets it). Otherwise, "
-        raise Refused(served + UNKNOWN, status=401, code="invalid_api_key")
+        hint = "" if self._token is None else "The API key is wrong. Use the api_key that `agl serve` printed (AGL_TOKEN sets it). "
+        raise Refused(hint + UNKNOWN, status=401, code="invalid_api_key")
 
     async def _state(self, rollout: Rollout, attempt: Attempt) -> AttemptState:
         state = self._states.get(attempt.id)
@@ -168,28 +178,38 @@ class Callers:
             del self._loading[attempt.id]
 
 
+async def find_attempt(store: LightningStore, headers: Mapping[str, str]) -> tuple[Rollout, Attempt] | None:
+    """The rollout and attempt whose key comes with a request, or None."""
+    for key in _keys(headers):
+        try:
+            return await store.attempt(key=key)
+        except NotFound:
+            continue
+    return None
+
+
+def _keys(headers: Mapping[str, str]) -> list[str]:
+    """The keys of a request: as OpenAI's clients send it, as Anthropic's do, as our adapters do."""
+    scheme, _, bearer = headers.get("authorization", "").partition(" ")
+    keys = (bearer.strip() if scheme.lower() == "bearer" else "", headers.get("x-api-key", ""), headers.get(KEY_HEADER.lower(), ""))
+    return [key for key in keys if key]
+
+
 def check_open(attempt: Attempt) -> None:
     """Raises `Refused` (401) when the attempt is closed."""
     if attempt.status != "running":
         raise Refused(
-            f"attempt {attempt.id} is closed ({attempt.status}), and its key with it; a model call after the end of its rollout is not "
-            "answered. Does something of the agent go on running?",
+            f"Attempt {attempt.id} is closed ({attempt.status}), so its key no longer works. Check whether a thread or task of the agent "
+            "still runs after the end of its rollout.",
             status=401,
             code="invalid_api_key",
         )
 
 
-def remember(state: AttemptState, seen: Seen, call: Call, completions: list[Completion], before: int) -> None:
-    """Take in a call that was recorded."""
-    seen.request_hash = call.request_hash
-    seen.delivered = seen.delivered and call.status in ("completed", "refused")
-    state.add(call, completions, before)
-
-
 def _question(body: bytes) -> object:
-    """What is asked, in whichever form."""
+    """The question of a request, in any form."""
     try:
         fields: dict[str, Any] = msgspec.json.decode(body, type=dict[str, Any])
-    except msgspec.MsgspecError:  # whatever it is, it is refused later with a message
+    except msgspec.MsgspecError:  # the form refuses it later with a message
         return None
     return {name: fields[name] for name in ("instructions", "system", "messages", "input", "prompt") if name in fields} or None

@@ -1,7 +1,7 @@
-"""One call, whoever answers it: whose it is, the answer, the record.
+"""One call from its first byte to its last: find its attempt, answer it, record it.
 
-Every request of a known attempt ends as one `Call` in the store, with a `Completion` for each choice that was sampled, before the last
-byte of its answer leaves.
+Every request of a known attempt ends as one `Call` in the store, with a `Completion` for each sampled choice, before the last byte of its
+answer leaves.
 """
 
 from __future__ import annotations
@@ -9,187 +9,199 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection
-from typing import Any
+from abc import abstractmethod
+from collections.abc import AsyncGenerator, Callable, Collection, Mapping
+from contextlib import aclosing, asynccontextmanager, suppress
+from dataclasses import dataclass
+from typing import Protocol, TypeAlias
 
 from starlette.datastructures import Headers
 from starlette.types import Receive, Scope, Send
 
-from agentlightning.capture.recorder import CALL_HEADER
 from agentlightning.contracts.engine import Engine
 from agentlightning.contracts.store import LightningStore
 from agentlightning.errors import ContextOverflow
-from agentlightning.gateway.api.answers import client_gone, part, read_body, send_json
+from agentlightning.gateway.api.answers import client_gone, part, read_body, send_json, start
 from agentlightning.gateway.api.schema import ChatRequest, Refused
-from agentlightning.gateway.auth import AttemptState, Callers, remember
+from agentlightning.gateway.auth import AttemptState, Callers, Incoming
+from agentlightning.gateway.record import Draft, Recording
 from agentlightning.gateway.sampling import overridden
-from agentlightning.types import Call, CallStatus, Completion
+from agentlightning.types import AttemptStatus, CallStatus
 
 log = logging.getLogger("agentlightning.gateway")
+ENDS: Mapping[CallStatus, AttemptStatus] = {"completed": "succeeded", "cancelled": "cancelled", "refused": "failed", "error": "failed"}
+"""How the attempt of a production call ends."""
+
+
+@dataclass(frozen=True, slots=True)
+class Opening:
+    """The beginning of a streamed answer."""
+
+    data: bytes
+    error: Callable[[Refused], bytes]
+    """The event that ends this stream with an error."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """The last bytes of an answer, or all of them where nothing was streamed. They leave when the call is in the store."""
+
+    data: bytes
+
+
+Step: TypeAlias = Draft | Opening | bytes | Ending
+"""A step of an answer: a fuller record, or bytes for the client. Bytes come after an `Opening`; an `Ending` comes last."""
+
+
+class Answerer(Protocol):
+    """Answers the requests to one path."""
+
+    def answer(self, incoming: Incoming) -> AsyncGenerator[Step]:
+        """Answer in full, step by step. Raises `Refused`, or any other error. Closing it aborts."""
+        ...
+
+    def error(self, refusal: Refused) -> bytes:
+        """The body of an answer that is an error."""
+        ...
+
+
+class Forwarder(Engine):
+    """Base of an engine that answers whole requests, so that no token id goes to it."""
+
+    @abstractmethod
+    def answerers(self, service: Service) -> Mapping[str, Answerer]:
+        """By path. The gateway serves these instead of its own."""
+
+    async def disconnect(self) -> None:
+        """Close the connections. The gateway calls it in its own loop when it stops."""
+
+
+class Service:
+    """The parts that the endpoints of one gateway share."""
+
+    def __init__(self, store: LightningStore, engine: Engine, callers: Callers, models: Collection[str] = ()) -> None:
+        self.store, self.engine, self.callers, self.models = store, engine, callers, tuple(models)
+        self._topics: set[str] = set()
+
+    def warn_once(self, topic: str, text: str, *values: object) -> None:
+        """Log the first warning of a topic."""
+        if topic not in self._topics:
+            self._topics.add(topic)
+            log.warning(f"{text} (This warning appears once.)", *values)
+
+    def warn_overridden(self, state: AttemptState, request: ChatRequest) -> None:
+        """Name the agent's settings that the run overrides."""
+        names = overridden(state.rollout, request)
+        if names:
+            self.warn_once("sampling", "Ignoring the agent's %s. The run's sampling settings apply.", ", ".join(names))
 
 
 class Gone(Exception):
     """The client went away."""
 
 
-class Service:
-    """What the endpoints of one gateway share."""
-
-    def __init__(self, store: LightningStore, engine: Engine, callers: Callers, models: Collection[str] = ()) -> None:
-        self.store, self.engine, self.callers, self.models = store, engine, callers, tuple(models)
-        self._said: set[str] = set()
-
-    def warn_once(self, about: str, text: str, *values: object) -> None:
-        """Log a warning unless there was one about this."""
-        if about not in self._said:
-            self._said.add(about)
-            log.warning(f"{text} (said once)", *values)
-
-    def warn_overridden(self, state: AttemptState, request: ChatRequest) -> None:
-        """Say which settings the agent asks for and does not get."""
-        names = overridden(state.rollout, request)
-        if names:
-            text = "the agent asks for %s; in a rollout the sampling is the run's, so these are overridden"
-            self.warn_once("sampling", text, ", ".join(names))
-
-
 class Endpoint:
-    """One path as an ASGI app. `error` writes the body of an answer that is an error."""
+    """One path as an ASGI app."""
 
-    def __init__(
-        self, service: Service, error: Callable[[Refused], bytes], exchange: Callable[[AttemptState, Headers, bytes, float], Exchange]
-    ) -> None:
-        self._service, self._error, self._exchange = service, error, exchange
+    def __init__(self, service: Service, answerer: Answerer) -> None:
+        self._service, self._answerer = service, answerer
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         started = time.time()
         body = await read_body(receive)
         if body is None:
-            return  # gone before it had asked anything
+            return  # gone before the end of its request
         headers = Headers(scope=scope)
         try:
             state, production = await self._service.callers.find(headers, body)
         except Refused as refusal:
-            await send_json(send, refusal.status, self._error(refusal))
+            await send_json(send, refusal.status, self._answerer.error(refusal))
             return
-        exchange = self._exchange(state, headers, body, started)
+        incoming = state.open(headers, body, started)
+        recording = Recording(self._service.store, incoming)
         gone = asyncio.ensure_future(client_gone(receive))
         state.active += 1
         try:
-            await exchange.run(send, gone)
+            await exchange(self._answerer, incoming, recording, send, gone)
         finally:
             state.active -= 1
             gone.cancel()
             if production:
-                status = {"completed": "succeeded", "cancelled": "cancelled"}.get(exchange.status, "failed")
-                await self._service.store.finish(state.attempt.id, status, error=exchange.detail)  # pyright: ignore[reportArgumentType]
+                await self._service.store.finish(state.attempt.id, ENDS[recording.status], error=recording.detail)
 
 
-class Exchange(ABC):
-    """One request and its answer."""
-
-    def __init__(self, service: Service, state: AttemptState, headers: Headers, body: bytes, started: float) -> None:
-        self.status: CallStatus = "error"
-        self.detail: str | None = None
-        self._store = service.store
-        self._state, self._body, self._started = state, body, started
-        self._seen, self._index = state.open(headers.get(CALL_HEADER), body)
-        retries = headers.get("x-stainless-retry-count", "0")
-        self._is_retry = retries.isdecimal() and int(retries) > 0
-        self._stream_error: Callable[[Refused], bytes] | None = None  # once the first byte of a stream has left
-        self._writing: asyncio.Task[None] | None = None
-        self._context: str | None = None
-        self._request_hash, self._head = "", ""
-        self._histories: list[list[dict[str, Any]]] = []  # what stands before the reply, for each prompt
-
-    @abstractmethod
-    async def _answer(self, send: Send, gone: asyncio.Future[None]) -> None:
-        """Answer in full. Raises what `run` records."""
-
-    @abstractmethod
-    def _error(self, refusal: Refused) -> bytes:
-        """The body of an answer that is an error."""
-
-    @abstractmethod
-    def _completions(self, status: CallStatus) -> list[Completion]:
-        """What was sampled, as it is recorded."""
-
-    def _input(self) -> dict[str, Any] | None:
-        """`Call.input`."""
-        return None
-
-    async def run(self, send: Send, gone: asyncio.Future[None]) -> None:
-        """Answer, or record why not."""
-        try:
-            await self._answer(send, gone)
-        except Refused as refusal:
-            await self._fail(send, refusal.call_status, refusal)
-        except ContextOverflow as error:
-            await self._fail(send, "refused", Refused(str(error), param="messages", code="context_length_exceeded"))
-        except Gone:
-            await self._record("cancelled", "the client went away")
-        except asyncio.CancelledError:
-            await self._record("cancelled", "the gateway was stopped")
-            raise
-        except Exception as error:
-            log.error("call %s of attempt %s failed", self._seen.id, self._state.attempt.id, exc_info=error)
-            text = f"{type(error).__name__}: {error}"
-            await self._fail(send, "error", Refused(text, status=500, type="server_error"))
-
-    async def _deliver(self, gone: asyncio.Future[None]) -> None:
-        """Record the answer, which is about to leave."""
+async def exchange(answerer: Answerer, incoming: Incoming, recording: Recording, send: Send, gone: asyncio.Future[None]) -> None:
+    """Answer a request and record it, or record why not."""
+    draft, stream_error, ending, seen = Draft(), None, b"", incoming.seen
+    try:
+        async with _until(gone), aclosing(answerer.answer(incoming)) as steps:
+            async for step in steps:
+                if isinstance(step, Draft):
+                    draft = step
+                elif isinstance(step, Ending):
+                    ending = step.data
+                elif isinstance(step, Opening):
+                    stream_error = step.error
+                    await send(start(200, b"text/event-stream", seen.id))
+                    await send(part(step.data))
+                else:
+                    await send(part(step))
         if gone.done():
             raise Gone
-        await self._record("completed", None)
-        if gone.done():  # while it was recorded: a retry will supersede it
-            self._seen.delivered = False
-
-    async def _fail(self, send: Send, status: CallStatus, refusal: Refused) -> None:
-        """Record a request that gets an error for an answer, and send it: as a status, or as an event where the answer had begun."""
-        try:
-            await self._record(status, str(refusal))
-        except Exception as error:
-            log.error("call %s of attempt %s could not be recorded", self._seen.id, self._state.attempt.id, exc_info=error)
-            refusal = Refused(f"the store could not record this call: {error}", status=500, type="server_error")
-            self._seen.delivered = False
-        if self._stream_error is not None:
-            await send(part(self._stream_error(refusal), more=False))
+        await recording.write(draft, "completed")
+        if gone.done():  # while the store wrote: a retry will supersede it
+            seen.delivered = False
+        await (send_json(send, 200, ending, seen.id) if stream_error is None else send(part(ending, more=False)))
+    except Gone:
+        await recording.write(draft, "cancelled", "the client went away")
+    except asyncio.CancelledError:
+        await recording.write(draft, "cancelled", "the gateway was stopped")
+        raise
+    except Exception as error:
+        refusal = await _recorded(recording, draft, incoming, _refusal(error, incoming))
+        if stream_error is not None:
+            await send(part(stream_error(refusal), more=False))
         else:
-            await send_json(send, refusal.status, self._error(refusal), self._seen.id, refusal.headers)
+            await send_json(send, refusal.status, answerer.error(refusal), seen.id, refusal.headers)
 
-    async def _record(self, status: CallStatus, detail: str | None) -> None:
-        """Write the call and its completions, once: what was cancelled while it was being written stands as it was begun."""
-        if status in ("cancelled", "error"):  # at once: a retry may come while it is being written
-            self._seen.delivered = False
-        if self._writing is None:
-            self.status, self.detail = status, detail
-            self._writing = asyncio.create_task(self._write(status, detail))
-        try:
-            # shielded: a server that stops must not leave a call half recorded
-            await asyncio.shield(self._writing)
-        except Exception:
-            self._writing = None
-            raise
 
-    async def _write(self, status: CallStatus, detail: str | None) -> None:
-        superseded = self._state.retried(self._seen) if self._is_retry else None
-        completions = self._completions(status)
-        call = Call(
-            id=self._seen.id,
-            attempt_id=self._state.attempt.id,
-            index=self._index,
-            status=status,
-            detail=detail,
-            choices=len(completions),
-            supersedes=None if superseded is None else superseded.id,
-            request_hash=self._request_hash,
-            context=self._context,
-            input=self._input() if status == "completed" else None,
-            started=self._started,
-            ended=time.time(),
-        )
-        await self._store.record([*completions, call])
-        if superseded is not None:
-            superseded.superseded = True
-        remember(self._state, self._seen, call, completions, len(self._histories[0]) if self._histories else 0)
+@asynccontextmanager
+async def _until(gone: asyncio.Future[None]) -> AsyncGenerator[None]:
+    """Stop the block when the client goes away, and raise `Gone`."""
+    limit = asyncio.timeout(None)
+
+    def stop(_: asyncio.Future[None]) -> None:
+        with suppress(RuntimeError):  # the block has ended
+            limit.reschedule(0.0)
+
+    gone.add_done_callback(stop)
+    try:
+        async with limit:
+            yield
+    except TimeoutError:
+        if limit.expired():
+            raise Gone from None
+        raise
+    finally:
+        gone.remove_done_callback(stop)
+
+
+def _refusal(error: Exception, incoming: Incoming) -> Refused:
+    """The error as the client gets it."""
+    if isinstance(error, Refused):
+        return error
+    if isinstance(error, ContextOverflow):
+        return Refused(str(error), param="messages", code="context_length_exceeded")
+    log.error("Call %s of attempt %s failed.", incoming.seen.id, incoming.state.attempt.id, exc_info=error)
+    return Refused(f"{type(error).__name__}: {error}", status=500, type="server_error")
+
+
+async def _recorded(recording: Recording, draft: Draft, incoming: Incoming, refusal: Refused) -> Refused:
+    """Record a call that failed. Returns the error for the client: this one, or that of the store."""
+    try:
+        await recording.write(draft, refusal.call_status, str(refusal))
+    except Exception as error:
+        log.error("Call %s of attempt %s is not in the store.", incoming.seen.id, incoming.state.attempt.id, exc_info=error)
+        incoming.seen.delivered = False
+        return Refused(f"The store did not record this call: {error}", status=500, type="server_error")
+    return refusal

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, cast
 
 import msgspec
@@ -21,9 +22,9 @@ Message = Mapping[str, Any]
 
 
 def head_hash(policy: str, tools: Sequence[JSON] | None, format: Any = None) -> str:
-    """Hash of what a conversation is held with. `format`: what `ChatRequest.format` says of the reply."""
-    held = [policy, list(tools or ()), *([] if format is None else [msgspec.to_builtins(format)])]
-    return _digest(json.dumps(held, sort_keys=True))
+    """Hash of the terms of a conversation: policy, tools, and the reply format (`ChatRequest.format`)."""
+    terms = [policy, list(tools or ()), *([] if format is None else [msgspec.to_builtins(format)])]
+    return _digest(json.dumps(terms, sort_keys=True))
 
 
 def chain(messages: Iterable[Message]) -> list[str]:
@@ -36,9 +37,40 @@ def chain(messages: Iterable[Message]) -> list[str]:
     return hashes
 
 
-def request_hash(head: str, hashes: Sequence[str]) -> str:
-    """`Call.request_hash`: of the canonical request, from `head_hash` and `chain`; who knows messages and tools can compute it too."""
-    return f"{head}.{hashes[-1] if hashes else ''}"
+@dataclass(frozen=True, slots=True)
+class History:
+    """The messages before the replies of one request. A request for text completions has a history for each prompt."""
+
+    head: str
+    """See `head_hash`."""
+    messages: tuple[list[dict[str, Any]], ...]
+    hashes: tuple[list[str], ...]
+    """See `chain`; aligned with `messages`."""
+
+    @classmethod
+    def of(cls, head: str, *messages: list[dict[str, Any]]) -> History:
+        """Hash the messages of one request."""
+        return cls(head, messages, tuple(chain(history) for history in messages))
+
+    @property
+    def request_hash(self) -> str:
+        """`Call.request_hash`: of the canonical request. Anybody with the messages and tools can compute it."""
+        return f"{self.head}.{'.'.join(hashes[-1] for hashes in self.hashes)}"
+
+    def conversation(self, index: int, reply: Message) -> str:
+        """`Completion.conversation`: of one history with a reply to it."""
+        return f"{self.head}.{chain([*self.messages[index], reply])[-1]}"
+
+
+@dataclass(frozen=True, slots=True)
+class Match:
+    """The recorded reply that a request continues, or the reason why it continues none."""
+
+    context: str
+    """`bridged`, or a reason of `Call.context`."""
+    reply: Completion | None = None
+    end: int = 0
+    """Messages of the request up to and with that reply."""
 
 
 class _Calls:
@@ -87,48 +119,49 @@ def _digest(text: str) -> str:
 
 
 class Conversations:
-    """The conversations of one attempt. Whatever it knows stands in the store's records too."""
+    """The recorded conversations of one attempt. The store's records are enough to rebuild it."""
 
     def __init__(self) -> None:
         self._replies: dict[str, Completion] = {}
-        """By the hash of the chain and the head that it was held with."""
+        """By `Completion.conversation`."""
         self._chains: set[str] = set()
-        self._said: dict[str, int | None] = {}
-        """Replies by themselves, with how many messages stood before them where that is known."""
-        self._asked: set[str] = set()
+        self._positions: dict[str, int | None] = {}
+        """By the hash of a reply alone: the number of messages before it, None after a restart."""
+        self._requests: set[str] = set()
 
     def add(self, call: Call, completions: Iterable[Completion], before: int | None = None) -> None:
-        """Take in an answered call; `before`: the messages of its request."""
-        self._asked.add(call.request_hash.rpartition(".")[2])
+        """Add an answered call. `before`: the number of messages in its request."""
+        self._requests.add(call.request_hash.rpartition(".")[2])
         for completion in completions:
             if len(completion.response_ids) and completion.message is not None:
                 self._replies[completion.conversation] = completion
                 self._chains.add(completion.conversation.rpartition(".")[2])
-                self._said[_digest(canonical(completion.message))] = before
+                self._positions[_digest(canonical(completion.message))] = before
 
-    def find(self, head: str, messages: Sequence[Message], hashes: Sequence[str]) -> tuple[Completion | None, int, str]:
-        """The reply that this request continues, the messages up to and with it, and the context: `bridged`, or why there is none.
+    def find(self, history: History) -> Match:
+        """Find the reply that a request continues.
 
         Only the last assistant message can match: a bridge takes no assistant message that was not sampled.
         """
+        [messages], [hashes] = history.messages, history.hashes
         last = next((i for i in range(len(messages) - 1, -1, -1) if messages[i]["role"] == "assistant"), None)
         if last is None or not self._chains:
-            return None, 0, "first"
-        found = self._replies.get(f"{head}.{hashes[last]}")
-        if found is not None:
-            return (found, last + 1, "bridged") if last + 1 < len(messages) else (None, 0, "no bridge")
+            return Match("first")
+        reply = self._replies.get(f"{history.head}.{hashes[last]}")
+        if reply is not None:
+            return Match("bridged", reply, last + 1) if last + 1 < len(messages) else Match("no bridge")
         if hashes[last] in self._chains:
-            return None, 0, "tools changed"
-        return None, 0, self._cause(messages, hashes)
+            return Match("tools changed")
+        return Match(self._cause(messages, hashes))
 
     def _cause(self, messages: Sequence[Message], hashes: Sequence[str]) -> str:
         for i in range(len(messages) - 1, -1, -1):
             if messages[i]["role"] != "assistant":
                 continue
-            own = _digest(canonical(messages[i]))
-            if own in self._said:
-                before = self._said[own]
+            reply = _digest(canonical(messages[i]))
+            if reply in self._positions:
+                before = self._positions[reply]
                 return "trimmed" if before is None or i < before else "edited"
-            if i and hashes[i - 1] in self._asked:
+            if i and hashes[i - 1] in self._requests:
                 return "edited"
         return "first"

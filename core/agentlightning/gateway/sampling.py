@@ -1,4 +1,4 @@
-"""Sampling belongs to the rollout: what a call is sampled with, and the seed that is its own."""
+"""The sampling of a call and its seed. Sampling belongs to the rollout."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ def call_seed(rollout: Rollout, call: int, choice: int) -> int:
 
 
 def choose_sampling(rollout: Rollout, request: ChatRequest, stop_ids: tuple[int, ...], call: int, choice: int) -> Sampling:
-    """What one choice is sampled with. In a rollout that has its own sampling the agent keeps its stop strings and a lower limit of
-    tokens; in production the agent's settings hold. Raises `Refused` for settings that cannot be honoured."""
+    """The sampling of one choice. A rollout with its own sampling takes stop strings and a lower token limit from the agent. In production
+    the agent's settings apply. Raises `Refused` for settings that no engine honours."""
     own = rollout.sampling
     if own is not None:
         limits = [limit for limit in (own.max_tokens, request.limit) if limit is not None]
@@ -33,7 +33,7 @@ def choose_sampling(rollout: Rollout, request: ChatRequest, stop_ids: tuple[int,
         )
     if request.penalties:
         name = request.penalties[0]
-        raise Refused(f"{name} is not supported: the engine samples from the model's own distribution; leave it out", param=name)
+        raise Refused(f"{name} is not supported, because the engine samples from the model's own distribution. Leave it out.", param=name)
     seed = secrets.randbits(62) if request.seed is None else request.seed + choice
     return Sampling(
         temperature=1.0 if request.temperature is None else request.temperature,
@@ -47,7 +47,7 @@ def choose_sampling(rollout: Rollout, request: ChatRequest, stop_ids: tuple[int,
 
 
 def overridden(rollout: Rollout, request: ChatRequest) -> list[str]:
-    """Settings that the agent asked for and does not get."""
+    """The agent's settings that the rollout overrides."""
     if rollout.sampling is None:
         return []
     names = [

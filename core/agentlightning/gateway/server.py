@@ -1,51 +1,50 @@
-"""The gateway as an ASGI app, and as a server in a thread and event loop of its own: an agent that blocks cannot stop its own model."""
+"""The gateway as an ASGI app, and as a server in its own thread and event loop, so that a blocking agent cannot stop its own model."""
 
 from __future__ import annotations
 
 import asyncio
 import socket
-import time
-from collections.abc import AsyncGenerator, Collection, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Sequence
 from contextlib import asynccontextmanager
 from errno import EADDRINUSE
-from functools import partial
 from threading import Thread
+from typing import TypedDict, Unpack
 
 import uvicorn
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
+from starlette.types import ASGIApp
 
 from agentlightning.contracts.engine import Engine
 from agentlightning.contracts.store import LightningStore
 from agentlightning.errors import GatewayError
-from agentlightning.gateway.api.answers import encode
+from agentlightning.gateway.api.answers import json_response
 from agentlightning.gateway.api.anthropic_count_tokens import PATH as COUNT_PATH
 from agentlightning.gateway.api.anthropic_count_tokens import TokenCounter
 from agentlightning.gateway.api.anthropic_messages import MessagesForm
+from agentlightning.gateway.api.cards import Cards
 from agentlightning.gateway.api.openai_chat import ChatForm
 from agentlightning.gateway.api.openai_completions import CompletionsForm
 from agentlightning.gateway.api.openai_responses import ResponsesForm
 from agentlightning.gateway.api.protocol import Form
-from agentlightning.gateway.api.rewards import PATH, RewardEndpoint
-from agentlightning.gateway.api.schema import Refused, check_model
+from agentlightning.gateway.api.rewards import PATH as REWARD_PATH
+from agentlightning.gateway.api.rewards import RewardEndpoint
+from agentlightning.gateway.api.schema import Refused
 from agentlightning.gateway.auth import Callers
-from agentlightning.gateway.call import Endpoint
+from agentlightning.gateway.call import Endpoint, Forwarder, Service
 from agentlightning.gateway.rendering.demonstration import Demonstrate
 from agentlightning.gateway.rendering.renderer import Rendering, load_rendering
-from agentlightning.gateway.sampled_call import Sampled, SamplingService
-from agentlightning.gateway.upstream.engine import Upstream
-from agentlightning.gateway.upstream.forward import PATHS as FORWARDED
-from agentlightning.gateway.upstream.forward import Forward, ForwardService
+from agentlightning.gateway.sampled_call import SampledAnswerer
 from agentlightning.types import LLM, Attempt
 
 SHUTDOWN = 5
-"""Seconds that calls under way have when the server stops; then they are cancelled, and recorded so."""
+"""Seconds for in-flight calls when the server stops. Then they are cancelled and recorded as such."""
 RECORDING = 5
-"""Seconds that a slow store has for that."""
+"""Seconds for a slow store to record them."""
 KEEP_ALIVE = 75
-"""Seconds that an idle connection stays open: longer than any client keeps one."""
+"""Seconds that an idle connection stays open. No client keeps one longer."""
 
 
 class _Loader:
@@ -62,111 +61,67 @@ class _Loader:
         return await asyncio.shield(self._task)
 
 
-def gateway_app(
-    store: LightningStore,
-    engine: Engine,
-    *,
-    renderer: str = "auto",
-    extra_routes: Sequence[BaseRoute] = (),
-    token: str | None = None,
-    demonstrate: Demonstrate | None = None,
-    models: Collection[str] = (),
-) -> Starlette:
-    """The gateway as an ASGI app, for one event loop.
+class Options(TypedDict, total=False):
+    """Settings of a gateway."""
 
-    `renderer`: `auto`, or the name of one (registered, or of the `renderers` library). `token`: calls with this API key and no attempt
-    are production: each becomes a rollout of its own, sampled as it asks. `demonstrate`: answers the calls of training rollouts in place of
-    the engine. `models`: names, or patterns, by which agents may ask for the model besides its own. An engine that is an `Upstream` gets
-    the requests of agents as they are.
-    """
-    callers = Callers(store, policy=engine.policy.name, token=token)
-    created = int(time.time())
+    renderer: str
+    """`auto` (the default), or a renderer by name: registered, or of the `renderers` library."""
+    extra_routes: Sequence[BaseRoute]
+    token: str | None
+    """Calls with this API key and no attempt are production. Each becomes a rollout of its own, sampled as it asks."""
+    demonstrate: Demonstrate | None
+    """Answers the calls of training rollouts in place of the engine."""
+    models: Collection[str]
+    """Further names, or patterns, for the model."""
 
-    def card() -> dict[str, object]:
-        return {"id": engine.info.model, "object": "model", "created": created, "owned_by": "agentlightning"}
 
-    async def cards(request: Request) -> Response:
-        return _json({"object": "list", "data": [card()] if engine.info.model else []})
-
-    async def model(request: Request) -> Response:
-        name = request.path_params["name"]
-        try:
-            check_model(name, engine.info.model, engine.policy.name, models)
-        except Refused as refusal:
-            return _json(refusal.body, refusal.status)
-        return _json({**card(), "id": name})
-
-    async def healthz(request: Request) -> Response:
-        policy = engine.policy
-        return _json({"status": "ok", "model": engine.info.model, "policy": policy.name, "version": policy.version})
-
-    async def unknown(request: Request, error: Exception) -> Response:
-        status: int = getattr(error, "status_code", 404)
-        message = f"{request.method} {request.url.path} is not served; this gateway serves {served}"
-        return _json(Refused(message, code="unknown_url").body, status)
-
-    forms: tuple[Form, ...] = (ChatForm(), ResponsesForm(), CompletionsForm(), MessagesForm())
-    forwarding = ForwardService(store, engine, callers, models) if isinstance(engine, Upstream) else None
-    if forwarding is not None:
-        endpoints, counters = {path: Endpoint(forwarding, ChatForm().error, partial(Forward, forwarding, path)) for path in FORWARDED}, {}
+def gateway_app(store: LightningStore, engine: Engine, **options: Unpack[Options]) -> Starlette:
+    """The gateway as an ASGI app, for one event loop. A `Forwarder` gets the requests of agents unchanged."""
+    models = options.get("models", ())
+    service = Service(store, engine, Callers(store, policy=engine.policy.name, token=options.get("token")), models)
+    endpoints: dict[str, ASGIApp | Callable[[Request], Awaitable[Response]]]
+    if isinstance(engine, Forwarder):
+        endpoints = {path: Endpoint(service, answerer) for path, answerer in engine.answerers(service).items()}
     else:
-        service = SamplingService(store, engine, callers, _Loader(engine, renderer), demonstrate, models)
-        endpoints = {form.path: Endpoint(service, form.error, partial(Sampled, service, form)) for form in forms}
-        counters = {COUNT_PATH: TokenCounter(service).count}
-    served = f"POST {', '.join([*endpoints, *counters, PATH])} and GET /v1/models"
+        rendering, demonstrate = _Loader(engine, options.get("renderer", "auto")), options.get("demonstrate")
+        forms: tuple[Form, ...] = (ChatForm(), ResponsesForm(), CompletionsForm(), MessagesForm())
+        endpoints = {form.path: Endpoint(service, SampledAnswerer(service, form, rendering, demonstrate)) for form in forms}
+        endpoints[COUNT_PATH] = TokenCounter(service, rendering).count
+    endpoints[REWARD_PATH] = RewardEndpoint(store).answer
     routes: list[BaseRoute] = [
         *(Route(path, endpoint, methods=["POST"]) for path, endpoint in endpoints.items()),
-        Route(PATH, RewardEndpoint(store).answer, methods=["POST"]),
-        *(Route(path, counter, methods=["POST"]) for path, counter in counters.items()),
-        Route("/v1/models", cards),
-        Route("/v1/models/{name:path}", model),
-        Route("/healthz", healthz),
-        *extra_routes,
+        *Cards(engine, models).routes,
+        *options.get("extra_routes", ()),
     ]
+
+    async def unknown(request: Request, error: Exception) -> Response:
+        text = f"This gateway does not serve {request.method} {request.url.path}. Use POST {', '.join(endpoints)} or GET /v1/models."
+        return json_response(Refused(text, code="unknown_url").body, getattr(error, "status_code", 404))
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncGenerator[None]:
         yield
-        if forwarding is not None:
-            await forwarding.close()
+        if isinstance(engine, Forwarder):
+            await engine.disconnect()
 
     return Starlette(routes=routes, exception_handlers={404: unknown, 405: unknown}, lifespan=lifespan)
 
 
-def _json(value: object, status: int = 200) -> Response:
-    return Response(encode(value), status, media_type="application/json")
-
-
 class Gateway:
-    """Serves an engine to agents, and records into a store what they ask and get. See `gateway_app` for the settings.
-
-    `port` 0 takes a free one.
-    """
+    """Serves an engine to agents and records their calls in a store. Port 0 takes a free one."""
 
     def __init__(
-        self,
-        store: LightningStore,
-        engine: Engine,
-        *,
-        host: str = "127.0.0.1",
-        port: int = 0,
-        renderer: str = "auto",
-        extra_routes: Sequence[BaseRoute] = (),
-        token: str | None = None,
-        demonstrate: Demonstrate | None = None,
-        models: Collection[str] = (),
+        self, store: LightningStore, engine: Engine, *, host: str = "127.0.0.1", port: int = 0, **options: Unpack[Options]
     ) -> None:
-        self._app = gateway_app(
-            store, engine, renderer=renderer, extra_routes=extra_routes, token=token, demonstrate=demonstrate, models=models
-        )
+        self._app = gateway_app(store, engine, **options)
         self._engine, self._host, self._port = engine, host, port
         self._server: uvicorn.Server | None = None
         self._thread: Thread | None = None
 
     async def start(self) -> None:
-        """Listen and serve. Raises `GatewayError` when the address cannot be had."""
+        """Listen and serve. Raises `GatewayError` when the address is not free."""
         if self._server is not None:
-            raise GatewayError("the gateway is started already")
+            raise GatewayError("The gateway is already running. Stop it first.")
         listener = _listen(self._host, self._port)
         self._port = listener.getsockname()[1]
         config = uvicorn.Config(
@@ -185,11 +140,11 @@ class Gateway:
         while not server.started:
             if not self._thread.is_alive():
                 self._server = None
-                raise GatewayError(f"the gateway on {self._host}:{self._port} ended before it served; see the log")
+                raise GatewayError(f"The gateway on {self._host}:{self._port} stopped during its start. See the log.")
             await asyncio.sleep(0.005)
 
     async def stop(self) -> None:
-        """Stop listening; calls under way have a few seconds to end. Idempotent."""
+        """Stop listening. In-flight calls have a few seconds to end. Idempotent."""
         server, thread, self._server = self._server, self._thread, None
         if server is None or thread is None:
             return
@@ -198,14 +153,14 @@ class Gateway:
 
     @property
     def base_url(self) -> str:
-        """Where agents find it: `http://host:port/v1`."""
+        """The address for agents: `http://host:port/v1`."""
         if self._server is None:
-            raise GatewayError("the gateway has no address yet; start it first")
+            raise GatewayError("The gateway has no address yet. Start it first.")
         host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self._host, self._host)  # noqa: S104 (compared, not listened on)
         return f"http://{f'[{host}]' if ':' in host else host}:{self._port}/v1"
 
     def llm(self, attempt: Attempt) -> LLM:
-        """What the agent of this attempt needs to reach its model."""
+        """Model name, address and key for the agent of an attempt."""
         return LLM(self._engine.info.model, self.base_url, attempt.key)
 
 
@@ -219,8 +174,8 @@ def _listen(host: str, port: int) -> socket.socket:
         listener.listen(2048)
     except OSError as error:
         listener.close()
-        way_out = f"; another program may use port {port}: choose another, or 0 for a free one" if error.errno == EADDRINUSE else ""
-        raise GatewayError(f"the gateway cannot listen on {host}:{port}: {error.strerror or error}{way_out}") from error
+        hint = f" Another program may use port {port}: choose another, or 0 for a free one." if error.errno == EADDRINUSE else ""
+        raise GatewayError(f"The gateway cannot listen on {host}:{port}: {error.strerror or error}.{hint}") from error
     return listener
 
 
@@ -233,7 +188,7 @@ def _serve(server: uvicorn.Server, listener: socket.socket) -> None:
 
 async def _serve_and_record(server: uvicorn.Server, listener: socket.socket) -> None:
     await server.serve(sockets=[listener])
-    # the calls that it cancelled are being recorded, which the end of the loop would cut off
+    # the end of the loop would cut off the records of the calls that it cancelled
     others = asyncio.all_tasks() - {asyncio.current_task()}
     if others:
         await asyncio.wait(others, timeout=RECORDING)

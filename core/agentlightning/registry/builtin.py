@@ -5,14 +5,8 @@ from agentlightning.contracts.hookspecs import Register, hookimpl
 
 @hookimpl
 def register_stores(register: Register) -> None:
-    register("memory", "agentlightning.stores.memory:open_memory", summary="in this process, gone with it: `memory:`")
     register("http", "agentlightning.stores.http_client:open_http", summary="a store behind `agl serve`: `http://host:port`")
     register("https", "agentlightning.stores.http_client:open_http", summary="the same over TLS")
-
-
-@hookimpl
-def register_engines(register: Register) -> None:
-    register("upstream", "agentlightning.gateway.upstream.engine:Upstream", summary="any server that speaks OpenAI's protocol; not trained")
 
 
 @hookimpl

@@ -1,7 +1,7 @@
-"""Finds plugins, and opens what they registered only when it is asked for.
+"""Finds plugins, and imports a registered object when somebody asks for its name.
 
-One broken plugin is reported by name and left out; it never takes the rest down. A name that is known but whose libraries are
-missing says what to install; an unknown name says the nearest known one.
+A broken plugin is reported by name and skipped; the others work. A name whose libraries are missing says what to install. An unknown name
+suggests the nearest registered one.
 """
 
 from __future__ import annotations
@@ -44,30 +44,30 @@ class Entry:
 
     @property
     def what(self) -> str:
-        """What one of the kind is called."""
+        """The kind in the singular."""
         return singular(self.kind)
 
     @property
     def missing(self) -> tuple[str, ...]:
-        """The modules it needs that are not installed."""
+        """Modules in `needs` that are not installed."""
         return tuple(name for name in self.needs if not _installed(name))
 
     @property
     def install(self) -> str:
-        """The command that installs what is missing."""
+        """The command that installs the missing modules."""
         return f"pip install 'agentlightning[{self.extra}]'" if self.extra else f"pip install {' '.join(self.needs)}"
 
     def load(self) -> Any:
-        """The registered object itself."""
+        """Import the registered object. Raises `MissingExtra` or `PluginError`."""
         if self.missing:
-            raise MissingExtra(f"{self.what} {self.name!r} needs {', '.join(self.missing)}, which is not installed; run: {self.install}")
+            raise MissingExtra(f"{self.what} {self.name!r} needs {', '.join(self.missing)}, which is not installed. Run: {self.install}")
         if not isinstance(self.target, str):
             return self.target
         try:
             return load_object(self.target)
         except Exception as error:
-            said = str(error) if isinstance(error, ConfigError) else f"{self.target} cannot be imported: {type(error).__name__}: {error}"
-            raise PluginError(f"plugin {self.plugin!r} registered {self.what} {self.name!r}: {said}") from error
+            reason = str(error) if isinstance(error, ConfigError) else f"{self.target} cannot be imported: {type(error).__name__}: {error}"
+            raise PluginError(f"Plugin {self.plugin!r} registered {self.what} {self.name!r}, which does not load: {reason}") from error
 
 
 BASES = {
@@ -79,24 +79,24 @@ BASES = {
 
 
 class Registry:
-    """What all plugins registered, by kind and name."""
+    """The entries of all plugins, by kind and name."""
 
     def __init__(self, plugins: Mapping[str, Any]) -> None:
         self.manager = pluggy.PluginManager(GROUP)
         self.manager.add_hookspecs(hookspecs)
         self.broken: dict[str, str] = {}
-        """Plugins left out, and why."""
+        """The reason of each plugin that was skipped."""
         self._entries: dict[str, dict[str, Entry]] = {kind: {} for kind in KINDS}
         for name, plugin in plugins.items():
             self.add(name, plugin)
 
     def add(self, name: str, plugin: Any) -> None:
-        """Take in a plugin: a module, an object with hook implementations, or an entry point of one."""
+        """Add a plugin: a module, an object with hook implementations, or an entry point of one."""
         staged: list[Entry] = []
         try:
             module = plugin.load() if isinstance(plugin, importlib.metadata.EntryPoint) else plugin
             self.manager.register(module, name)
-            self.manager.check_pending()  # a hook that does not exist: a name that was misspelt
+            self.manager.check_pending()  # finds a misspelt hook
             for kind in KINDS:
                 implementation = getattr(module, f"register_{kind}", None)
                 if implementation is not None:
@@ -122,21 +122,21 @@ class Registry:
         return register
 
     def entries(self, kind: str | None = None) -> Iterator[Entry]:
-        """Everything registered, in order of kind and name."""
-        for each in KINDS if kind is None else (kind,):
-            yield from (self._entries[each][name] for name in sorted(self._entries[each]))
+        """Yield the entries, in order of kind and name."""
+        for kind_name in KINDS if kind is None else (kind,):
+            yield from (self._entries[kind_name][name] for name in sorted(self._entries[kind_name]))
 
     def names(self, kind: str) -> list[str]:
         return sorted(self._entries[kind])
 
     def entry(self, kind: str, name: str) -> Entry:
-        """The entry under a name; a `ConfigError` names the nearest known one."""
+        """Return the entry of a name. The `ConfigError` for an unknown name suggests the nearest one."""
         if name in self._entries[kind]:
             return self._entries[kind][name]
         raise ConfigError(unknown(singular(kind), name, self.names(kind)) + self._broken_note())
 
     def load(self, kind: str, name: str) -> Any:
-        """The object registered under a name; `module:attribute` names an object that no plugin registered."""
+        """Return the object of a name. `module:attribute` names an object that no plugin registered."""
         direct = ":" in name and name not in self._entries[kind] and kind != "stores"
         target = load_object(name) if direct else self.entry(kind, name).load()
         base = load_object(BASES[kind]) if kind in BASES else object
@@ -147,11 +147,11 @@ class Registry:
     def _broken_note(self) -> str:
         if not self.broken:
             return ""
-        return "; plugins left out because they are broken: " + ", ".join(f"{n} ({why})" for n, why in self.broken.items())
+        return "; skipped plugins: " + ", ".join(f"{n} ({why})" for n, why in self.broken.items())
 
     @property
     def hook(self) -> Any:
-        """Calls the lifecycle hooks: `registry().hook.step_finished(metrics=...)`. One that raises is a warning with the plugin's name."""
+        """The lifecycle hooks: `registry().hook.step_finished(metrics=...)`. An error in one is a warning with the plugin's name."""
         return _Hooks(self.manager)
 
 
@@ -165,10 +165,10 @@ class _Hooks:
         def call(**arguments: Any) -> None:
             for implementation in reversed(caller.get_hookimpls()):
                 try:
-                    implementation.function(*(arguments[each] for each in implementation.argnames))
+                    implementation.function(*(arguments[argument] for argument in implementation.argnames))
                 except Exception as error:
-                    said = f"plugin {implementation.plugin_name!r}: its hook {name} raised {type(error).__name__}: {error}"
-                    warnings.warn(said, RuntimeWarning, stacklevel=2)
+                    message = f"plugin {implementation.plugin_name!r}: its hook {name} raised {type(error).__name__}: {error}"
+                    warnings.warn(message, RuntimeWarning, stacklevel=2)
 
         return call
 
@@ -182,39 +182,39 @@ def _installed(module: str) -> bool:
 
 @cache
 def registry() -> Registry:
-    """The plugins of this process: every entry point of the group `agentlightning`. (Cached: entry points do not change.)"""
+    """Return the registry of this process, with every entry point of the group `agentlightning`. (Cached: entry points do not change.)"""
     points = importlib.metadata.entry_points(group=GROUP)
     return Registry({point.name: point for point in points})
 
 
 def singular(kind: str) -> str:
-    """`engines`: `engine`; `losses`: `loss`."""
+    """Return the singular: `engine` of `engines`, `loss` of `losses`."""
     return kind.removesuffix("es") if kind.endswith("sses") else kind.removesuffix("s")
 
 
-def unknown(what: str, name: str, known: list[str]) -> str:
+def unknown(what: str, name: str, names: list[str]) -> str:
     """`unknown engine 'toch'; did you mean 'torch'? known: torch, vllm`."""
-    near = difflib.get_close_matches(name, known, n=1)
+    near = difflib.get_close_matches(name, names, n=1)
     hint = f"; did you mean {near[0]!r}?" if near else ";"
-    return f"unknown {what} {name!r}{hint} known: {', '.join(known) or 'none'}"
+    return f"unknown {what} {name!r}{hint} known: {', '.join(names) or 'none'}"
 
 
 def load_object(reference: str) -> Any:
-    """The object that `module:attribute` names. `ConfigError` when it cannot be imported or found."""
+    """Return the object that `module:attribute` names. Raises `ConfigError` for one that does not exist."""
     module_name, _, attribute = reference.partition(":")
     if not module_name or not attribute:
-        raise ConfigError(f"{reference!r} does not name an object; expected 'module:attribute'")
+        raise ConfigError(f"{reference!r} does not name an object. Write it as 'module:attribute'.")
     try:
         value: Any = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         if error.name is not None and (module_name == error.name or module_name.startswith(error.name + ".")):
             raise ConfigError(
-                f"{reference!r}: there is no module {error.name!r} on the import path; is the folder it lies in the current one?"
+                f"{reference!r}: there is no module {error.name!r} on the import path. Run from the folder that holds it, or install it."
             ) from error
         raise
     for part in attribute.split("."):
         if not hasattr(value, part):
-            known = [name for name in dir(value) if not name.startswith("_")]
-            raise ConfigError(f"{reference!r}: " + unknown(f"name in module {module_name!r}", part, known[:40]))
+            names = [name for name in dir(value) if not name.startswith("_")]
+            raise ConfigError(f"{reference!r}: " + unknown(f"name in module {module_name!r}", part, names[:40]))
         value = getattr(value, part)
     return value

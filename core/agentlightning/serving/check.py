@@ -9,7 +9,7 @@ import httpx
 
 from agentlightning.contracts.engine import Engine, EngineInfo
 from agentlightning.gateway.server import Gateway
-from agentlightning.stores.memory import MemoryStore
+from agentlightning.stores.common import open_store
 from agentlightning.types import Policy
 
 
@@ -24,7 +24,7 @@ def check() -> str:
     """Start the gateway on the loopback, and ask it how it is."""
 
     async def tried() -> str:
-        gateway = Gateway(MemoryStore(), cast(Engine, _Nothing()))
+        gateway = Gateway(open_store("memory:"), cast(Engine, _Nothing()))
         await gateway.start()
         try:
             async with httpx.AsyncClient(trust_env=False) as client:

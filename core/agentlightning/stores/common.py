@@ -1,18 +1,147 @@
-"""Opens the store that an address names."""
+"""What every store shares: opening by address, the change feed, and the checks of the contract."""
 
 from __future__ import annotations
 
+import asyncio
+import secrets
+import time
+from collections.abc import Awaitable, Callable, Generator
+from contextlib import contextmanager
 from pathlib import Path
+from threading import Lock
 
 from agentlightning.contracts.store import LightningStore
+from agentlightning.errors import LeaseLost, StoreError
 from agentlightning.registry.registry import registry
+from agentlightning.types import Attempt, AttemptStatus, Policy, Rollout, RolloutStatus, new_id
 
 
 def open_store(address: str) -> LightningStore:
-    """The store at `scheme:rest`; a path (no colon; or one that starts with `.`, `/` or `~`; or a file that exists) is a SQLite file.
-    `ConfigError` for a scheme that nothing registered."""
+    """Open the store at `scheme:rest`, or at a path, which is a SQLite file.
+
+    A path has no colon, starts with `.`, `/` or `~`, or names an existing file. Raises `ConfigError` for an unknown scheme.
+    """
     scheme, colon, _ = address.partition(":")
     is_path = not colon or address.startswith((".", "/", "~")) or Path(address).is_file()
     if is_path and scheme not in registry().names("stores"):
         scheme = "sqlite"
     return registry().load("stores", scheme)(address)
+
+
+# --- the change feed ---------------------------------------------------------------------------------------------------------------
+
+
+class Changes:
+    """Wakes coroutines that wait for a sequence number, on any thread's event loop."""
+
+    def __init__(self) -> None:
+        self._lock = Lock()
+        self._waiters: dict[asyncio.Future[None], int] = {}
+
+    @contextmanager
+    def waiter(self, after: int) -> Generator[asyncio.Future[None]]:
+        """A future of the running loop that completes with the first change above `after`."""
+        future = asyncio.get_running_loop().create_future()
+        with self._lock:
+            self._waiters[future] = after
+        try:
+            yield future
+        finally:
+            with self._lock:
+                self._waiters.pop(future, None)
+            future.cancel()
+
+    def notify(self, seq: int | None = None) -> None:
+        """Wake the waiters for less than `seq`; None wakes all. Safe from any thread."""
+        with self._lock:
+            due = [future for future, after in self._waiters.items() if seq is None or after < seq]
+            for future in due:
+                del self._waiters[future]
+        for future in due:
+            loop = future.get_loop()
+            if not loop.is_closed():
+                loop.call_soon_threadsafe(_resolve, future)
+
+
+def _resolve(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
+
+
+async def wait_for_change(
+    changes: Changes, look: Callable[[], Awaitable[tuple[int, float | None]]], after: int, timeout: float | None
+) -> int:
+    """Implement `LightningStore.wait`.
+
+    `look` collects expired leases. It returns the sequence number, and the seconds until the next unannounced look (the next
+    lease expires) or None.
+    """
+    deadline = None if timeout is None else time.monotonic() + timeout
+    while True:
+        with changes.waiter(after) as woken:  # registered before the look, so no change is missed
+            seq, expiry = await look()
+            left = None if deadline is None else deadline - time.monotonic()
+            if seq > after or (left is not None and left <= 0):
+                return seq
+            await asyncio.wait([woken], timeout=min((seconds for seconds in (left, expiry) if seconds is not None), default=None))
+
+
+# --- checks ------------------------------------------------------------------------------------------------------------------------
+
+
+def new_attempt(rollout: Rollout, number: int, worker: str) -> Attempt:
+    """A running attempt with a new key."""
+    return Attempt(
+        id=new_id(), rollout_id=rollout.id, number=number, key=f"agl-{secrets.token_urlsafe(24)}", worker=worker, status="running",
+        started=time.time(),
+    )  # fmt: skip
+
+
+def next_status(ended: AttemptStatus, *, again: bool) -> RolloutStatus:
+    """The status of a rollout whose attempt ended as `ended`; `again` queues it for another attempt unless it succeeded."""
+    if ended == "succeeded":
+        return "succeeded"
+    if again:
+        return "queued"
+    return "cancelled" if ended == "cancelled" else "failed"
+
+
+def check_finish(attempt: Attempt, status: AttemptStatus, retry: bool) -> bool:
+    """Whether `finish` changes anything. Raises `StoreError` for an impossible end, `LeaseLost` if the attempt ended otherwise."""
+    if status == "running" or (retry and status == "succeeded"):
+        raise StoreError(
+            f"Attempt {attempt.id} cannot finish as {status!r}{' with retry' if retry else ''}. "
+            "Give the status that it ended with, and retry only an attempt that did not succeed."
+        )
+    if attempt.status == "running":
+        return True
+    if attempt.status != status:
+        raise closed_attempt(attempt)
+    return False
+
+
+def closed_attempt(attempt: Attempt) -> LeaseLost:
+    """The error for an attempt that is no longer running."""
+    return LeaseLost(
+        f"Attempt {attempt.id} of worker {attempt.worker!r} is closed as {attempt.status!r}. Stop working on it and claim another rollout."
+    )
+
+
+def check_lease(lease: float) -> None:
+    """Raise `StoreError` unless the lease lasts."""
+    if not lease > 0:
+        raise StoreError(f"A lease of {lease} seconds ends at once. Give more than 0.")
+
+
+def check_policy(published: Policy, policy: Policy) -> None:
+    """Raise `StoreError` for another uri under a published version."""
+    if published.uri != policy.uri:
+        raise StoreError(
+            f"Policy {policy.name!r} version {policy.version} is already published with uri {published.uri!r}. "
+            f"Give {policy.uri!r} a new version."
+        )
+
+
+def printable(text: str | None) -> str | None:
+    """The text with backslash escapes where UTF-8 cannot hold it, as in file names and foreign output."""
+    return None if text is None else text.encode("utf-8", "backslashreplace").decode()

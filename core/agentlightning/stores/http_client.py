@@ -1,8 +1,8 @@
 """A store behind HTTP, and the table of calls that client and server share.
 
-A call is a POST to `/store/v1/<method>` with `Authorization: Bearer <token>`; arguments, results and errors are bytes of `wire`. Every
-call may be sent again after a lost answer: those whose repetition would do or answer something else (`once`) carry an id of their own, by
-which the server gives the first answer again.
+A call is a POST to `/store/v1/<method>` with `Authorization: Bearer <token>`. Arguments, results and errors are bytes of `serialization`.
+The client repeats a call after a lost answer. If a repetition would change something (`once`), the call carries an id, and the server
+repeats its first answer to that id.
 """
 
 from __future__ import annotations
@@ -21,55 +21,57 @@ import httpx
 
 from agentlightning.contracts.store import AttemptRecords, RolloutState
 from agentlightning.errors import LeaseLost, LightningError, NotFound, StoreError, StoreVersionError, WireError
-from agentlightning.stores.memory import printable
+from agentlightning.stores.common import printable
 from agentlightning.stores.serialization import decode, encode
 from agentlightning.types import Attempt, AttemptStatus, Mode, Policy, Record, Rollout, RolloutStatus, new_id
 
 PREFIX = "/store/v1"
 REQUEST_HEADER = "X-AGL-Request-Id"
-"""The id of a call that must be answered once."""
+"""Header with the id of a `once` call."""
 LONG_POLL = 20.0
-"""Seconds that one `wait` request lasts at most; shorter than proxies cut connections."""
+"""Maximum seconds of one `wait` request; proxies cut longer connections."""
 
 
 @dataclass(frozen=True, slots=True)
 class Method:
-    """One call: the types of its arguments, in order, and of its result."""
+    """One call of the contract."""
 
     arguments: Any
+    """Types of its arguments, in order."""
     result: Any
+    keywords: tuple[str, ...] = ()
+    """Names of the last arguments, which the contract takes by keyword."""
     once: bool = False
 
 
 METHODS = MappingProxyType(
     {
         "add": Method(tuple[list[Rollout]], None),
-        "claim": Method(tuple[str, float, int, list[Mode] | None], list[tuple[Rollout, Attempt]], once=True),
-        "begin": Method(tuple[Rollout, str, float], Attempt),
-        "heartbeat": Method(tuple[str, float], None),
+        "claim": Method(tuple[str, float, int, list[Mode] | None], list[tuple[Rollout, Attempt]], ("lease", "limit", "modes"), once=True),
+        "begin": Method(tuple[Rollout, str, float], Attempt, ("lease",)),
+        "heartbeat": Method(tuple[str, float], None, ("lease",)),
         "record": Method(tuple[list[Record]], None),
-        "finish": Method(tuple[str, AttemptStatus, str | None, bool], RolloutState, once=True),
+        "finish": Method(tuple[str, AttemptStatus, str | None, bool], RolloutState, ("error", "retry"), once=True),
         "cancel": Method(tuple[list[str]], int, once=True),
-        "attempt": Method(tuple[str | None, str | None], tuple[Rollout, Attempt]),
+        "attempt": Method(tuple[str | None, str | None], tuple[Rollout, Attempt], ("id", "key")),
         "read": Method(tuple[str], tuple[RolloutState, tuple[AttemptRecords, ...]]),
         "records": Method(tuple[str], AttemptRecords),
         "list": Method(
-            tuple[
-                int, int, list[RolloutStatus] | None, Mode | None, int | None, str | None, Literal["added", "changed"]
-            ],  # after, limit, status, mode, step, group, order
+            tuple[int, int, list[RolloutStatus] | None, Mode | None, int | None, str | None, Literal["added", "changed"]],
             tuple[list[RolloutState], int],
+            ("after", "limit", "status", "mode", "step", "group", "order"),
         ),
-        "wait": Method(tuple[int, float | None], int),
+        "wait": Method(tuple[int, float | None], int, ("timeout",)),
         "publish": Method(tuple[Policy], None),
         "policies": Method(tuple[str | None], list[Policy]),
     }
 )
 ERRORS = MappingProxyType({error.__name__: error for error in (StoreError, NotFound, LeaseLost, StoreVersionError, WireError)})
-"""What a call can raise; any other error of the server arrives as a `StoreError`."""
+"""Errors of calls; any other error of the server arrives as a `StoreError`."""
 
 
 class StoreClient:
-    """A `LightningStore` behind HTTP. Connection errors are retried for `patience` seconds."""
+    """A `LightningStore` behind HTTP. Retries connection errors for `patience` seconds."""
 
     def __init__(self, url: str, token: str, *, patience: float = 30.0) -> None:
         self.url, self._token, self._patience = url.rstrip("/"), token, patience
@@ -80,9 +82,9 @@ class StoreClient:
         return f"StoreClient({self.url!r})"
 
     def _client(self) -> httpx.AsyncClient:
-        """Connections belong to an event loop; each loop has its own."""
+        """The connections of the running event loop."""
         if self._closed:
-            raise StoreError(f"the client of the store at {self.url} is closed; open another one")
+            raise StoreError(f"The client of the store at {self.url} is closed. Open another one.")
         loop = asyncio.get_running_loop()
         if loop not in self._clients:
             self._clients[loop] = httpx.AsyncClient(
@@ -90,7 +92,7 @@ class StoreClient:
                 headers={"Authorization": f"Bearer {self._token}", "Content-Type": "application/octet-stream"},
                 timeout=httpx.Timeout(LONG_POLL + 10, connect=5),
                 limits=httpx.Limits(max_connections=None, max_keepalive_connections=32),
-                trust_env=False,  # the address was given; a proxy of the environment is for other traffic
+                trust_env=False,  # proxies of the environment are for other traffic
             )
         return self._clients[loop]
 
@@ -111,7 +113,8 @@ class StoreClient:
                 reason = f"HTTP {answer.status_code}"
             if time.monotonic() + pause > deadline:
                 raise StoreError(
-                    f"the store at {self.url} did not answer `{name}` within {self._patience:.0f} seconds ({reason}); is it running there?"
+                    f"The store at {self.url} did not answer `{name}` within {self._patience:.0f} seconds ({reason}). "
+                    "Check that it runs at that address."
                 ) from failure
             await asyncio.sleep(pause)
             pause = min(2 * pause, 2.0)
@@ -120,12 +123,12 @@ class StoreClient:
         if answer.status_code == 200:
             return None if method.result is None else decode(answer.content, method.result)
         if answer.status_code == 401:
-            raise StoreError(f"the store at {self.url} refused the token; give the one that it was started with, or set AGL_TOKEN")
+            raise StoreError(f"The store at {self.url} refused the token. Give the token that `agl serve` printed, or set AGL_TOKEN.")
         try:
             kind, message = decode(answer.content, tuple[str, str])
         except WireError:
             raise StoreError(
-                f"what answers at {self.url} is no store: `{name}` gave HTTP {answer.status_code}; check host and port"
+                f"The server at {self.url} is not a store: it answered `{name}` with HTTP {answer.status_code}. Check host and port."
             ) from None
         error: type[LightningError] = ERRORS.get(kind, StoreError)
         raise error(message)
@@ -190,7 +193,7 @@ class StoreClient:
         return await self._call("policies", name)
 
     async def close(self) -> None:
-        """Close this loop's connections; those of other loops end with their loops. The store itself stays open."""
+        """Close the running loop's connections. Those of other loops end with their loops; the store itself stays open."""
         self._closed = True
         client = self._clients.pop(asyncio.get_running_loop(), None)
         if client is not None:
@@ -198,12 +201,12 @@ class StoreClient:
 
 
 def open_http(address: str) -> StoreClient:
-    """The store at `http://token@host:port` (or https); without a token in it, that of the variable `AGL_TOKEN`."""
+    """Open the store at `http://token@host:port` (or https). The token can also come from the variable `AGL_TOKEN`."""
     parts = urlsplit(address)
     token = unquote(parts.username or "") or os.environ.get("AGL_TOKEN", "")
     host = parts.netloc.rpartition("@")[2]
     if parts.scheme not in ("http", "https") or not host:
-        raise StoreError(f"the address {address!r} of a store; expected http://token@host:port")
+        raise StoreError(f"{address!r} is not the address of a store. Write http://token@host:port.")
     if not token:
-        raise StoreError(f"the store at {host} needs a token; write http://TOKEN@{host}, or set AGL_TOKEN to what `agl serve` printed")
+        raise StoreError(f"The store at {host} needs a token. Write http://TOKEN@{host}, or set AGL_TOKEN to it. `agl serve` prints it.")
     return StoreClient(f"{parts.scheme}://{host}{parts.path}", token)

@@ -1,6 +1,6 @@
-"""Any store over HTTP, for one who holds the token. `client.METHODS` is the table of calls.
+"""Serves any store over HTTP to clients with the token. `http_client.METHODS` is the table of calls.
 
-Attempt keys are part of the answers; so is everything that was recorded: the token is worth the whole store.
+Keep the token secret: the answers contain attempt keys and all records.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from agentlightning.stores.http_client import ERRORS, LONG_POLL, METHODS, PREFIX
 from agentlightning.stores.serialization import decode, encode
 
 ANSWERS = 4096
-"""Answers kept for repeated requests, at most."""
+"""Maximum answers kept for repeated requests."""
 
 logger = logging.getLogger(__name__)
 
@@ -33,22 +33,22 @@ class StoreServer:
 
     def __init__(self, store: LightningStore, token: str) -> None:
         if not token:
-            raise ConfigError("a store is served with a token that is not empty; make one with secrets.token_urlsafe()")
+            raise ConfigError("The token of the store is empty. Create one with secrets.token_urlsafe().")
         self.store = store
         self._secret = _hash(f"Bearer {token}")
         self._answers: OrderedDict[tuple[str, str], asyncio.Task[Response]] = OrderedDict()
 
     async def answer(self, request: Request) -> Response:
         if not secrets.compare_digest(_hash(request.headers.get("Authorization", "")), self._secret):
-            return _failure(401, StoreError("the token is missing or wrong"))
+            return _failure(401, StoreError("The token is missing or wrong. Send it as `Authorization: Bearer TOKEN`."))
         name = request.path_params["method"]
         if name not in METHODS:
-            return _failure(404, WireError(f"this store does not know the call {name!r}; known: {', '.join(METHODS)}"))
+            return _failure(404, WireError(f"This store has no call {name!r}. Use one of {', '.join(METHODS)}."))
         body = await request.body()
         request_id = request.headers.get(REQUEST_HEADER)
         if not METHODS[name].once or request_id is None:
             return await self._answer(name, body)
-        # a task of its own: it goes on when the client goes away, and a repetition finds its answer
+        # its own task continues after a disconnect, so a repetition gets its answer
         task = self._answers.get((name, request_id))
         if task is None:
             task = self._answers[name, request_id] = asyncio.create_task(self._answer(name, body))
@@ -62,29 +62,17 @@ class StoreServer:
             return Response(encode(result), media_type="application/octet-stream")
         except LightningError as error:
             return _failure(404 if isinstance(error, NotFound) else 409 if isinstance(error, LeaseLost) else 400, error)
-        except Exception as error:  # the boundary: the client gets a named error, the log all of it
-            logger.exception("the call %r failed", name)
+        except Exception as error:  # the boundary: the client gets a named error, the log the traceback
+            logger.exception("The store failed in the call %r.", name)
             return _failure(500, error)
 
     async def _do(self, name: str, arguments: tuple[Any, ...]) -> Any:
-        store = self.store
-        match name, arguments:
-            case "claim", (worker, lease, limit, modes):
-                return await store.claim(worker, lease=lease, limit=limit, modes=modes)
-            case "begin", (rollout, worker, lease):
-                return await store.begin(rollout, worker, lease=lease)
-            case "heartbeat", (attempt_id, lease):
-                return await store.heartbeat(attempt_id, lease=lease)
-            case "finish", (attempt_id, status, error, retry):
-                return await store.finish(attempt_id, status, error=error, retry=retry)
-            case "attempt", (attempt_id, key):
-                return await store.attempt(id=attempt_id, key=key)
-            case "list", (after, limit, status, mode, step, group, order):
-                return await store.list(after=after, limit=limit, status=status, mode=mode, step=step, group=group, order=order)
-            case "wait", (after, timeout):
-                return await store.wait(after, timeout=LONG_POLL if timeout is None else min(timeout, LONG_POLL))
-            case _:  # add, record, cancel, read, records, publish, policies
-                return await getattr(store, name)(*arguments)
+        keywords = METHODS[name].keywords
+        positional = len(arguments) - len(keywords)
+        named = dict(zip(keywords, arguments[positional:], strict=True))
+        if name == "wait":
+            named["timeout"] = LONG_POLL if named["timeout"] is None else min(named["timeout"], LONG_POLL)
+        return await getattr(self.store, name)(*arguments[:positional], **named)
 
 
 def _hash(text: str) -> bytes:
@@ -93,12 +81,11 @@ def _hash(text: str) -> bytes:
 
 def _failure(status: int, error: Exception) -> Response:
     kind = next((cls.__name__ for cls in type(error).__mro__ if cls.__name__ in ERRORS), "StoreError")
-    message = str(error) if isinstance(error, LightningError) else f"the server failed: {type(error).__name__}: {error}"
+    message = str(error) if isinstance(error, LightningError) else f"The server failed: {type(error).__name__}: {error}. Read its log."
     body = encode((kind, message.encode("utf-8", "backslashreplace").decode()))
     return Response(body, status_code=status, media_type="application/octet-stream")
 
 
 def store_app(store: LightningStore, token: str) -> Starlette:
-    """An ASGI app that serves `store` under `/store/v1/` to whoever has `token`. Mount it at the root of a larger app, after its own
-    routes."""
+    """An ASGI app that serves `store` under `/store/v1/` to clients with `token`. Mount it last, at the root of a larger app."""
     return Starlette(routes=[Route(f"{PREFIX}/{{method}}", StoreServer(store, token).answer, methods=["POST"])])

@@ -1,42 +1,28 @@
 """Values to bytes and back. `decode(encode(value), kind)` equals `value`, NaN, empty arrays and huge integers included.
 
 A message is a header of 12 bytes, little-endian: magic `AGLw`, schema (uint16), reserved (uint16, 0), CRC-32 of the body (uint32). The
-body is MessagePack. A value of the model is the pair (name of its kind, map of its fields); arrays are raw little-endian int32 or
-float32. Content that comes from outside (task inputs, messages, attributes) is whatever JSON can hold, and nothing else.
+body is MessagePack: msgspec writes each value as a map of its fields with its class name under `type`. Arrays are raw little-endian int32
+or float32. Content from outside (task inputs, messages, attributes) is anything that JSON can hold, and nothing else.
 """
 
 from __future__ import annotations
 
-import types
 import zlib
-from collections.abc import Callable
-from dataclasses import is_dataclass, replace
 from functools import cache
 from struct import Struct
-from typing import Any, TypeVar, Union, cast, get_args, get_origin, overload
+from typing import Any, TypeVar, cast, get_args, get_origin, overload
 
 import msgspec
 import numpy as np
+from msgspec.structs import replace
+from numpy.typing import NDArray
 
 from agentlightning.contracts.store import AttemptRecords, RolloutState
 from agentlightning.errors import WireError
-from agentlightning.types import (
-    JSON,
-    Attempt,
-    Call,
-    Completion,
-    Policy,
-    Reward,
-    Rollout,
-    Sampling,
-    Span,
-    Task,
-    Trajectory,
-    Transition,
-)  # fmt: skip
+from agentlightning.types import JSON, Call, Completion, Rollout, Span, Task, Trajectory, WireValue
 
-SCHEMA = 1
-"""What this version writes, and the newest that it reads."""
+SCHEMA = 2
+"""The schema that this version writes and reads."""
 MAGIC = b"AGLw"
 HEADER = Struct("<4sHHI")
 
@@ -44,23 +30,19 @@ T = TypeVar("T")
 Ext = msgspec.msgpack.Ext
 
 _INT32, _FLOAT32, _BIG_INT, _BROKEN_TEXT = 1, 2, 3, 4  # extension codes; 5 is reserved for content other than text
-
-_KINDS: dict[str, type] = {
-    kind.__name__: kind
-    for kind in (
-        Task, Sampling, Rollout, Attempt, Call, Completion, Span, Reward, Policy, Transition, Trajectory, RolloutState, AttemptRecords,
-    )
-}  # fmt: skip
+_ARRAYS = {np.dtype(np.int32): (_INT32, "<i4"), np.dtype(np.float32): (_FLOAT32, "<f4")}
+_LITTLE_ENDIAN = dict(_ARRAYS.values())
+_MAX_DIGITS = 4300
 
 
 def encode(value: Any) -> bytes:
-    """The bytes of a value of the model, a plain scalar, or a list or tuple of these. `WireError` when it cannot be written."""
+    """The bytes of a `WireValue`, an array, a plain scalar, or a list or tuple of these. Raises `WireError` for anything else."""
     try:
-        body = _encoder().encode(_tagged(value))
+        body = _ENCODER.encode(_with_content(value))
     except (TypeError, ValueError, OverflowError, NotImplementedError, RecursionError) as error:
         if isinstance(error, WireError):
             raise
-        raise WireError(f"a {type(value).__name__} cannot be written: {error}; expected the types that the model declares") from error
+        raise WireError(f"Cannot write a {type(value).__name__}: {error}. Give its fields the types that the class declares.") from error
     return HEADER.pack(MAGIC, SCHEMA, 0, zlib.crc32(body)) + body
 
 
@@ -69,110 +51,65 @@ def decode(data: bytes, kind: type[T]) -> T: ...
 @overload
 def decode(data: bytes, kind: Any) -> Any: ...
 def decode(data: bytes, kind: Any) -> Any:
-    """The value of type `kind` (as in `list[Span]` or `tuple[Rollout, Attempt]`) that `encode` made these bytes of.
+    """The value of type `kind` (as in `list[Span]` or `tuple[Rollout, Attempt]`) that `encode` wrote.
 
-    Raises `WireError` when they are not ours, damaged, of a newer schema, or hold something else.
+    Raises `WireError` for foreign or damaged bytes, another schema, or a value of another type.
     """
     if len(data) < HEADER.size or data[: len(MAGIC)] != MAGIC:
-        raise WireError(f"these {len(data)} bytes are not Agent Lightning's: expected them to start with {MAGIC!r}")
+        raise WireError(f"These {len(data)} bytes are not Agent Lightning's. Send bytes that start with {MAGIC!r}.")
     _, schema, _, checksum = HEADER.unpack_from(data)
-    if schema > SCHEMA:
-        raise WireError(
-            f"the bytes have schema {schema}, and this version of agentlightning reads up to schema {SCHEMA}; "
-            "upgrade agentlightning here, or write with the older version"
-        )
+    if schema != SCHEMA:
+        advice = "Upgrade agentlightning here" if schema > SCHEMA else "Upgrade agentlightning where the bytes were written"
+        raise WireError(f"The bytes have schema {schema}, and this agentlightning reads schema {SCHEMA}. {advice}.")
     body = memoryview(data)[HEADER.size :]
-    if schema < 1 or zlib.crc32(body) != checksum:
-        raise WireError(f"the bytes are damaged: the checksum of {len(body)} bytes does not match")
+    if zlib.crc32(body) != checksum:
+        raise WireError(f"The bytes are damaged: the checksum of {len(body)} bytes does not match. Send or write them again.")
     try:
-        return _built(kind, _decoder(_shape(kind)).decode(body))
+        return _decoder(kind).decode(body)
     except (msgspec.MsgspecError, TypeError, ValueError, RecursionError) as error:
         if isinstance(error, WireError):
             raise
-        raise WireError(f"the bytes do not hold {_name(kind)}: {error}") from error
+        raise WireError(f"The bytes do not hold {_name(kind)}: {error}. Read them as the type that was written.") from error
 
 
-def portable(value: T) -> T:
-    """The value with a copy of its content, checked: what it becomes on the wire stays equal, and nobody can edit the copy.
+# --- arrays ------------------------------------------------------------------------------------------------------------------------
 
-    `WireError` names the content that JSON cannot hold."""
-    return _portable(value, escape=False)
+
+def _enc_hook(value: Any) -> Any:
+    if not isinstance(value, np.ndarray):
+        raise NotImplementedError(f"it holds a {type(value).__qualname__}")
+    array = cast("NDArray[Any]", value)
+    if array.ndim != 1 or array.dtype not in _ARRAYS:
+        raise WireError(f"Cannot write an array of {array.dtype} with {array.ndim} dimensions. Give int32 or float32 with one.")
+    code, little_endian = _ARRAYS[array.dtype]
+    return Ext(code, array.astype(little_endian).tobytes())
+
+
+def _array(data: memoryview, little_endian: str) -> NDArray[Any]:
+    array = np.frombuffer(bytes(data), little_endian)  # a copy: aligned, and the message itself is not kept alive
+    native = array.astype(array.dtype.newbyteorder("="), copy=False)
+    native.flags.writeable = False
+    return native
+
+
+def _dec_hook(kind: Any, value: Any) -> Any:
+    if _dtype(kind) is None or getattr(value, "dtype", None) != _dtype(kind):
+        raise TypeError(f"expected {_name(kind)}, got {getattr(value, 'dtype', type(value).__name__)}")
+    return value
+
+
+@cache
+def _dtype(kind: Any) -> np.dtype[Any] | None:
+    """The dtype of an array type. Reads its arguments, because some versions of numpy and Python resolve the alias first."""
+    shape_and_dtype = get_args(kind) if get_origin(kind) is np.ndarray else ()
+    return np.dtype(get_args(shape_and_dtype[1])[0]) if len(shape_and_dtype) == 2 else None
 
 
 # --- content -----------------------------------------------------------------------------------------------------------------------
 
 
-def _portable(value: Any, escape: bool) -> Any:
-    if isinstance(value, tuple):
-        return tuple(_portable(each, escape) for each in cast("tuple[Any, ...]", value))
-    kind: Any = value.__class__
-    fields = _CONTENT.get(kind)
-    if fields is None:
-        return value
-    changes: dict[str, Any] = {}
-    for name, is_json in fields:
-        old = getattr(value, name)
-        if is_json:
-            try:
-                changes[name] = _json(old, escape)
-            except (_ForeignError, RecursionError) as error:
-                identity = f"{type(value).__name__} {getattr(value, 'id', '')}".strip()
-                raise WireError(f"{identity}: {name}{error if isinstance(error, _ForeignError) else ' refers to itself'}") from error
-        else:
-            changes[name] = _portable(old, escape)
-    return replace(value, **changes)
-
-
-class _ForeignError(Exception):
-    """Something that JSON cannot hold; the message is the path to it."""
-
-
-def _json(value: JSON, escape: bool) -> JSON:
-    """A copy of JSON content. With `escape`, what MessagePack cannot hold becomes an extension."""
-    kind = cast(Any, type(value))
-    if kind is str:
-        if escape and not value.isascii() and _broken(value):
-            return Ext(_BROKEN_TEXT, value.encode("utf-8", "surrogatepass"))
-        return value
-    if value is None or kind is bool or kind is float:
-        return value
-    if kind is int:
-        return Ext(_BIG_INT, str(value).encode()) if escape and not -(2**63) <= value < 2**64 else value
-    if kind is dict:
-        copy: dict[str, Any] = {}
-        for key, each in value.items():
-            if not isinstance(key, str) or _broken(key):
-                raise _ForeignError(f" has the key {key!r}; expected a string that UTF-8 can hold")
-            try:
-                copy[str(key)] = _json(each, escape)
-            except _ForeignError as error:
-                raise _ForeignError(f"[{key!r}]{error}") from None
-        return copy
-    if kind is list or kind is tuple:
-        items: list[Any] = []
-        for index, each in enumerate(value):
-            try:
-                items.append(_json(each, escape))
-            except _ForeignError as error:
-                raise _ForeignError(f"[{index}]{error}") from None
-        return items
-    subclassed: tuple[Any, ...] = (str, int, float, dict, list, tuple)  # np.float64, StrEnum, OrderedDict, a named tuple
-    for plain in subclassed:
-        if isinstance(value, plain):
-            return _json(plain(value), escape)
-    raise _ForeignError(f" is a {kind.__module__}.{kind.__qualname__}; expected what JSON can hold (text, numbers, lists, dicts, None)")
-
-
-def _broken(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return True
-    return False
-
-
 _CONTENT: dict[type, tuple[tuple[str, bool], ...]] = {
-    # which fields hold JSON (True), or values that hold some (False)
+    # the fields that hold JSON (True), or values with such fields (False)
     Task: (("input", True),),
     Rollout: (("task", False),),
     Call: (("input", True),),
@@ -184,117 +121,96 @@ _CONTENT: dict[type, tuple[tuple[str, bool], ...]] = {
 }
 
 
-# --- MessagePack -------------------------------------------------------------------------------------------------------------------
-
-
-def _tagged(value: Any) -> Any:
-    """The value with each outermost dataclass as (kind, fields); those inside are known by the types of the fields."""
+def _with_content(value: Any) -> Any:
+    """The value with its content checked, and in a form that MessagePack can hold."""
     if isinstance(value, (list, tuple)):
-        return [_tagged(each) for each in cast("list[Any]", value)]
-    if is_dataclass(value):
-        name = type(value).__name__
-        if _KINDS.get(name) is not type(value):
-            raise WireError(f"a {name} has no place on the wire; known: {', '.join(_KINDS)}")
-        return (name, _portable(value, escape=True))
-    return value
+        return [_with_content(item) for item in cast("list[Any]", value)]
+    kind: Any = value.__class__
+    fields = _CONTENT.get(kind)
+    if fields is None:
+        return value
+    return replace(value, **{name: (_checked if is_json else _nested)(value, name) for name, is_json in fields})
 
 
-def _enc_hook(value: Any) -> Any:
-    if isinstance(value, np.ndarray):
-        array = cast("np.ndarray[Any, np.dtype[Any]]", value)
-        if array.ndim == 1 and array.dtype == np.int32:
-            return Ext(_INT32, array.astype("<i4").tobytes())
-        if array.ndim == 1 and array.dtype == np.float32:
-            return Ext(_FLOAT32, array.astype("<f4").tobytes())
-        raise WireError(f"an array of {array.dtype} with {array.ndim} dimensions; expected int32 or float32 with one")
-    raise NotImplementedError(f"it holds a {type(value).__qualname__}")
+def _nested(value: WireValue, name: str) -> Any:
+    return _with_content(getattr(value, name))
+
+
+def _checked(value: WireValue, name: str) -> JSON:
+    try:
+        return _json(getattr(value, name))
+    except (_ForeignError, RecursionError) as error:
+        problem = str(error) if isinstance(error, _ForeignError) else " refers to itself"
+        identity = f"{type(value).__name__} {getattr(value, 'id', '')}"
+        raise WireError(f"{identity}: {name}{problem}. Give what JSON can hold: text, numbers, lists, dicts, None.") from error
+
+
+class _ForeignError(Exception):
+    """Content that JSON cannot hold. The message is its path and its type."""
+
+
+def _json(value: JSON) -> JSON:
+    """A copy of JSON content. Huge integers and text that UTF-8 cannot hold become extensions."""
+    kind = cast(Any, type(value))
+    if kind is str:
+        return value if value.isascii() or not _broken(value) else Ext(_BROKEN_TEXT, value.encode("utf-8", "surrogatepass"))
+    if value is None or kind is bool or kind is float:
+        return value
+    if kind is int:
+        return value if -(2**63) <= value < 2**64 else Ext(_BIG_INT, str(value).encode())
+    if kind is dict:
+        copy: dict[str, Any] = {}
+        for key, item in value.items():
+            if not isinstance(key, str) or _broken(key):
+                raise _ForeignError(f" has the key {key!r}, which is not a string in UTF-8")
+            copy[str(key)] = _item(key, item)
+        return copy
+    if kind is list or kind is tuple:
+        return [_item(index, item) for index, item in enumerate(value)]
+    subclassed: tuple[Any, ...] = (str, int, float, dict, list, tuple)  # np.float64, StrEnum, OrderedDict, a named tuple
+    for plain in subclassed:
+        if isinstance(value, plain):
+            return _json(plain(value))
+    raise _ForeignError(f" is a {kind.__module__}.{kind.__qualname__}")
+
+
+def _item(key: str | int, item: JSON) -> JSON:
+    try:
+        return _json(item)
+    except _ForeignError as error:
+        raise _ForeignError(f"[{key!r}]{error}") from None
+
+
+def _broken(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return True
+    return False
+
+
+# --- msgspec -----------------------------------------------------------------------------------------------------------------------
+
+
+_ENCODER = msgspec.msgpack.Encoder(enc_hook=_enc_hook)
 
 
 def _ext_hook(code: int, data: memoryview) -> Any:
-    if code in (_INT32, _FLOAT32):
-        # a copy: aligned, and the message itself is not kept alive
-        little = np.frombuffer(bytes(data), "<i4" if code == _INT32 else "<f4")
-        native = little.astype(np.int32 if code == _INT32 else np.float32, copy=False)
-        native.flags.writeable = False
-        return native
+    if code in _LITTLE_ENDIAN:
+        return _array(data, _LITTLE_ENDIAN[code])
     if code == _BIG_INT:
         digits = bytes(data).decode("ascii")
-        if len(digits) > 4300:
-            raise WireError(f"an integer of {len(digits)} digits; at most 4300 are read")
+        if len(digits) > _MAX_DIGITS:
+            raise WireError(f"The bytes hold an integer of {len(digits)} digits. Write at most {_MAX_DIGITS}.")
         return int(digits)
     if code == _BROKEN_TEXT:
         return bytes(data).decode("utf-8", "surrogatepass")
-    raise WireError(f"unknown extension {code}; expected 1 to 4")
-
-
-def _dec_hook(kind: Any, value: Any) -> Any:
-    expected = _dtype(kind)
-    if expected is None or getattr(value, "dtype", None) != expected:
-        raise WireError(f"expected {_name(kind)}, found a {type(value).__name__}")
-    return value
-
-
-@cache
-def _dtype(kind: Any) -> Any:
-    """Of the elements of an array type; None: it is none. Not compared with `IntArray`, which later versions of numpy hand on resolved."""
-    shape_and_dtype = get_args(kind) if get_origin(kind) is np.ndarray else ()
-    return get_args(shape_and_dtype[1])[0] if len(shape_and_dtype) == 2 else None
-
-
-@cache
-def _encoder() -> msgspec.msgpack.Encoder:
-    return msgspec.msgpack.Encoder(enc_hook=_enc_hook)
+    raise WireError(f"The bytes hold the unknown extension {code}. Upgrade agentlightning here.")
 
 
 @cache
 def _decoder(kind: Any) -> msgspec.msgpack.Decoder[Any]:
     return msgspec.msgpack.Decoder(kind, ext_hook=_ext_hook, dec_hook=_dec_hook)
-
-
-# --- typed reading -----------------------------------------------------------------------------------------------------------------
-
-
-def _members(kind: Any) -> tuple[Any, ...] | None:
-    """The members of a union, or None."""
-    return get_args(kind) if get_origin(kind) in (Union, types.UnionType) else None
-
-
-@cache
-def _shape(kind: Any) -> Any:
-    """`kind` with each value of the model replaced by (name, bytes not read yet)."""
-    members = _members(kind)
-    if members is not None:
-        shapes = {_shape(each) for each in members}
-        return Union[tuple(shapes)]  # noqa: UP007  # built while running
-    if is_dataclass(kind):
-        return tuple[str, msgspec.Raw]
-    origin = get_origin(kind)
-    if origin is list:
-        return list[_shape(get_args(kind)[0])]
-    if origin is tuple:
-        return tuple[tuple(each if each is Ellipsis else _shape(each) for each in get_args(kind))]  # type: ignore[misc]
-    return kind
-
-
-def _built(kind: Any, value: Any) -> Any:
-    """Read the values that `_shape` left as bytes."""
-    members = _members(kind)
-    if value is None:
-        return None
-    if is_dataclass(kind) or (members is not None and any(is_dataclass(each) for each in members)):
-        name, raw = value
-        found = _KINDS.get(name)
-        if found is None:
-            raise WireError(f"unknown kind {name!r}; known: {', '.join(_KINDS)}")
-        if found is not kind and found not in (members or ()):
-            raise WireError(f"expected {_name(kind)}, found {name}")
-        return _decoder(found).decode(raw)
-    arguments, make = get_args(kind), cast("Callable[[Any], Any] | None", get_origin(kind))
-    if make is list or (make is tuple and arguments[-1] is Ellipsis):
-        return make(_built(arguments[0], each) for each in value)
-    if make is tuple:
-        return tuple(_built(each, item) for each, item in zip(arguments, value, strict=True))
-    return value
 
 
 def _name(kind: Any) -> str:

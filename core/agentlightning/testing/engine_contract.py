@@ -16,10 +16,11 @@ import asyncio
 import math
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, ClassVar, cast
 
 import numpy as np
+from msgspec import structs
 
 from agentlightning.contracts.engine import Chunk, Engine
 from agentlightning.errors import ContextOverflow, EngineError
@@ -43,12 +44,12 @@ async def ask(engine: Engine, prompt: list[int], *, started: asyncio.Event | Non
     logprobs: list[float] = []
     versions: list[int] = []
     finish: FinishReason | None = None
-    known = True
+    complete = True
     async with aclosing(_stream(engine, prompt, **sampling)) as chunks:
         async for chunk in chunks:
             assert finish is None, "a chunk came after the one with `finish`"
             assert chunk.logprobs is None or len(chunk.logprobs) == len(chunk.ids), "a chunk has one log-probability for each token"
-            known = known and chunk.logprobs is not None
+            complete = complete and chunk.logprobs is not None
             ids += chunk.ids.tolist()
             logprobs += [] if chunk.logprobs is None else chunk.logprobs.tolist()
             versions += [chunk.version] * len(chunk.ids)
@@ -56,7 +57,7 @@ async def ask(engine: Engine, prompt: list[int], *, started: asyncio.Event | Non
             if started is not None:
                 started.set()
     assert finish is not None, "the last chunk of a reply has `finish`"
-    return Reply(ids, logprobs if known else None, versions, finish)
+    return Reply(ids, logprobs if complete else None, versions, finish)
 
 
 def _stream(engine: Engine, prompt: list[int], **sampling: Any) -> AsyncGenerator[Chunk]:
@@ -78,7 +79,7 @@ class EngineContract:
 
     async def next_policy(self, engine: Engine) -> Policy:
         """Return the policy of the next version. Override it where the engine needs real weights behind it."""
-        return replace(engine.policy, version=engine.policy.version + 1)
+        return structs.replace(engine.policy, version=engine.policy.version + 1)
 
     # --- replies -------------------------------------------------------------------------------------------------------------------
 
@@ -154,8 +155,8 @@ class EngineContract:
             return asyncio.run(ask(engine, self.prompt, max_tokens=4, temperature=0.0))
 
         async with asyncio.timeout(self.patience):
-            there, here = await asyncio.gather(asyncio.to_thread(elsewhere), ask(engine, self.prompt, max_tokens=4, temperature=0.0))
-        assert len(there.ids) == len(here.ids) > 0
+            remote, local = await asyncio.gather(asyncio.to_thread(elsewhere), ask(engine, self.prompt, max_tokens=4, temperature=0.0))
+        assert len(remote.ids) == len(local.ids) > 0
 
     async def test_closing_the_iterator_frees_its_place(self, engine: Engine) -> None:
         async with asyncio.timeout(self.patience):

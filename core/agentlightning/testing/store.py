@@ -1,4 +1,4 @@
-"""The contract of `LightningStore` as tests that any implementation runs on itself.
+"""The contract of `LightningStore` as tests for any implementation.
 
     class TestMyStore(StoreContract):
         @pytest.fixture
@@ -7,7 +7,7 @@
             yield store
             await store.close()
 
-The tests are coroutines: pytest-asyncio in auto mode runs them, or a mark on the class (`pytestmark = pytest.mark.asyncio`).
+The tests are coroutines. Run them with pytest-asyncio in auto mode, or mark the class with `pytestmark = pytest.mark.asyncio`.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ import threading
 import time
 from collections.abc import Generator
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
+from msgspec.structs import replace
 
 from agentlightning.contracts.store import LightningStore, RolloutState
 from agentlightning.errors import LeaseLost, NotFound, StoreError, WireError
@@ -31,7 +31,7 @@ LEASE = 60.0
 
 @contextmanager
 def refused(error: type[Exception]) -> Generator[None]:
-    """The block raises `error`."""
+    """Fail unless the block raises `error`."""
     try:
         yield
     except error:
@@ -40,13 +40,13 @@ def refused(error: type[Exception]) -> Generator[None]:
 
 
 def rollouts(count: int, **settings: Any) -> list[Rollout]:
-    """Rollouts of as many tasks."""
+    """Rollouts of `count` tasks, one of each."""
     fields: dict[str, Any] = {"mode": "train", **settings}
     return [Rollout(task=Task(f"t{i}", {"question": i}), **fields) for i in range(count)]
 
 
 def completion(attempt_id: str, prompt: list[int], response: list[int], **settings: Any) -> Completion:
-    """A reply of a few tokens."""
+    """A completion with these tokens."""
     fields: dict[str, Any] = {
         "call_id": new_id(),
         "logprobs": -np.arange(len(response), dtype=np.float32),
@@ -64,7 +64,7 @@ def span(attempt_id: str, **settings: Any) -> Span:
 
 
 class StoreContract:
-    """Subclass it and give it a fixture `store`, an empty one for each test."""
+    """Subclass it and define a fixture `store` that returns an empty store."""
 
     # --- the queue -----------------------------------------------------------------------------------------------------------------
 
@@ -191,7 +191,7 @@ class StoreContract:
         assert state.winner is not None
         assert state.winner.id == new.id
         assert "slow" in (of_old.attempt.error or "")
-        assert of_old.spans[1] == late  # what it wrote, late as well, stays readable
+        assert of_old.spans[1] == late  # its records stay readable, late ones too
         assert of_new.spans == ()
 
     async def test_leases_that_expire_max_attempts_times_fail_the_rollout(self, store: LightningStore) -> None:
@@ -278,7 +278,7 @@ class StoreContract:
         with refused(NotFound):
             await store.read("nobody")
 
-    async def test_what_is_recorded_is_not_edited_through_the_callers_content(self, store: LightningStore) -> None:
+    async def test_a_callers_later_edits_do_not_change_records(self, store: LightningStore) -> None:
         await store.add(rollouts(1))
         ((_, attempt),) = await store.claim("w", lease=LEASE)
         content = {"steps": [1]}
@@ -294,14 +294,14 @@ class StoreContract:
         await store.record([late])
         assert (await store.records(attempt.id)).rewards == (late,)
 
-    async def test_a_conversation_comes_back_with_whole_prompts(self, store: LightningStore) -> None:
+    async def test_a_conversation_comes_back_with_full_prompts(self, store: LightningStore) -> None:
         await store.add(rollouts(2))
         ((_, attempt), (_, other)) = await store.claim("w", lease=LEASE, limit=2)
         turns: list[Completion] = [completion(attempt.id, [1, 2, 3], [4, 5])]
-        for turn in range(6):
+        for number in range(6):
             last = turns[-1]
-            prompt = [*last.prompt_ids.tolist(), *last.response_ids.tolist(), 100 + turn]
-            turns.append(completion(attempt.id, prompt, [200 + turn], continues=last.id))
+            prompt = [*last.prompt_ids.tolist(), *last.response_ids.tolist(), 100 + number]
+            turns.append(completion(attempt.id, prompt, [200 + number], continues=last.id))
         branch = completion(attempt.id, [1, 2, 3, 4, 5, 9], [7], continues=turns[0].id)
         exact = completion(attempt.id, [1, 2, 3, 4, 5], [8], continues=turns[0].id)
         edited = completion(attempt.id, [1, 2, 0, 4, 5, 9], [7], continues=turns[0].id)  # no prefix after all
@@ -310,8 +310,8 @@ class StoreContract:
         itself = completion(attempt.id, [1], [7], id="me", continues="me")
         foreign = completion(other.id, [1, 2, 3, 4, 5, 9], [7], continues=turns[0].id)
         await store.record(turns[:3])
-        for each in turns[3:]:
-            await store.record([each])
+        for turn in turns[3:]:
+            await store.record([turn])
         await store.record([branch, exact, edited, shorter, unknown, itself, foreign])
         assert (await store.records(attempt.id)).completions == (*turns, branch, exact, edited, shorter, unknown, itself)
         assert (await store.records(other.id)).completions == (foreign,)
@@ -377,7 +377,7 @@ class StoreContract:
         for change in ("add", "claim", "finish", "claim", "cancel"):
             waiting = [asyncio.ensure_future(store.wait(seq, timeout=10)) for _ in range(3)]
             await asyncio.sleep(0.05)
-            assert not any(each.done() for each in waiting)
+            assert not any(future.done() for future in waiting)
             match change:
                 case "add":
                     await store.add([rollout])
@@ -394,7 +394,7 @@ class StoreContract:
             assert new > seq
             seq = new
         assert sorted(delays)[2] < 0.1, delays  # the median: a busy machine may be late once
-        assert await store.wait(seq - 1) == seq  # what has happened is not waited for
+        assert await store.wait(seq - 1) == seq  # a past change returns at once
 
     async def test_wait_sees_a_lease_expire(self, store: LightningStore) -> None:
         await store.add(rollouts(1))

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from msgspec import structs
 from numpy.typing import NDArray
 
 from agentlightning.contracts.batch import Batch
@@ -69,12 +70,12 @@ class TableTrainer(Trainer):
         if not np.isfinite([value, norm]).all():
             raise NonFinite(f"The loss is {value} and the gradient's norm {norm}. Lower trainer.lr.")
         self.logits = self.logits + self.settings.lr * gradient
-        self.policy = replace(self.policy, version=self.policy.version + 1)
+        self.policy = structs.replace(self.policy, version=self.policy.version + 1)
         return self.policy, {"tokens_trained": float(len(index)), "loss": value, "grad_norm": norm}
 
     async def save(self, folder: Path) -> None:
         np.save(folder / "logits.npy", self.logits)
-        (folder / "policy.json").write_text(json.dumps(asdict(self.policy)), "utf-8")
+        (folder / "policy.json").write_text(json.dumps(structs.asdict(self.policy)), "utf-8")
 
     async def restore(self, folder: Path) -> None:
         try:

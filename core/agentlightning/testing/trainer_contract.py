@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
+from msgspec import structs
 
 from agentlightning.contracts.batch import Batch
 from agentlightning.contracts.loss import LossSettings
@@ -113,7 +114,7 @@ class TrainerContract:
         async with self.trainer() as trainer:
             before = trainer.policy
             policy, metrics = await trainer.step(self.batch(), self.loss)
-            assert policy == trainer.policy == replace(before, version=before.version + 1, uri=policy.uri)
+            assert policy == trainer.policy == structs.replace(before, version=before.version + 1, uri=policy.uri)
             _, later = await trainer.step(self.batch(), self.loss)
             assert trainer.policy.version == before.version + 2
             assert of_weights(metrics) != of_weights(later), "the step did not change the weights"
@@ -212,7 +213,7 @@ class TrainerContract:
                 return
             await trainer.step(self.batch(), self.loss)
             policy = await trainer.export(tmp_path / "weights")
-            assert policy == replace(trainer.policy, uri=policy.uri)
+            assert policy == structs.replace(trainer.policy, uri=policy.uri)
             assert policy.uri.startswith("file:")
             assert folder_of(policy) == tmp_path / "weights"
             assert WeightCheck.read(tmp_path / "weights") is not None

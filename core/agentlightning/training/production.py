@@ -16,11 +16,12 @@ from bisect import insort
 from collections import Counter, deque
 from collections.abc import AsyncGenerator, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from msgspec.structs import replace
 
 from agentlightning.algorithms.base import Algorithm
 from agentlightning.config.schema import Config, store_file

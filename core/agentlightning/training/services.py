@@ -21,7 +21,6 @@ from agentlightning.contracts.trainer import Trainer, check_capabilities
 from agentlightning.errors import ConfigError, UnsupportedSetting
 from agentlightning.gateway import Gateway
 from agentlightning.gateway.rendering.demonstration import Demonstrate
-from agentlightning.gateway.upstream.engine import UNTRAINABLE
 from agentlightning.registry.registry import load_object, registry
 from agentlightning.rl.marks import Needs
 from agentlightning.runner.program import CommandAgent
@@ -82,7 +81,10 @@ async def plan(config: Config, agent: str | Agent | None, *, progress: Progress,
         engine = open_table("engines", config.engine, "engine")
         remote = bool(getattr(engine[0], "remote", False))
         if remote and train:
-            raise UnsupportedSetting(f"engine {config.engine['name']!r}: {UNTRAINABLE}")
+            raise UnsupportedSetting(
+                f"The weights of engine {config.engine['name']!r} are on another server, and no trainer can change them. Use "
+                "`agl rollout` or `agl serve` with it, or train a model of another engine."
+            )
         if train:
             engine = engine[0], _own_weights(engine[1], config)
         trainer = open_table("trainers", config.trainer, "trainer") if train else None

@@ -23,7 +23,7 @@ from starlette.routing import Route
 
 import agentlightning as agl
 from agentlightning.capture.openai_patch import clients, route
-from agentlightning.stores.memory import MemoryStore
+from agentlightning.stores.common import open_store
 from agentlightning_langchain import LightningCallback, install, uninstall
 
 
@@ -228,7 +228,7 @@ def test_the_client_of_an_ended_event_loop_goes_on_in_the_next(world: World) -> 
 async def test_a_rollout_without_a_gateway_leaves_every_request_as_it_is(judge: tuple[str, list[Any]]) -> None:
     address, seen = judge
     install(models=["gpt-4o-*"])
-    store = MemoryStore()
+    store = open_store("memory:")
     async with agl.rollout("task", store=store) as rollout:
         await ChatOpenAI(model="gpt-4o-mini", base_url=address, api_key="own-key", max_retries=0).ainvoke("question")
     [(headers, body)] = seen

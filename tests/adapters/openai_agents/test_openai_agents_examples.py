@@ -29,8 +29,8 @@ from starlette.routing import Mount
 
 from agentlightning.gateway import Gateway
 from agentlightning.rl.trajectory.build import trajectory
+from agentlightning.stores.common import open_store
 from agentlightning.stores.http_server import store_app
-from agentlightning.stores.memory import MemoryStore
 from agentlightning.testing.engine import ScriptedEngine
 from agentlightning.types import Sampling
 
@@ -225,7 +225,7 @@ class TestGuardrails:
 async def test_a_launcher_of_one_line_records_a_program_in_a_process_of_its_own(
     said: str, examples: Path, tokenizer_folder: Path, tmp_path: Path
 ) -> None:
-    store = MemoryStore()
+    store = open_store("memory:")
     engine = ScriptedEngine(tokenizer_folder, lambda text, sampling: joking(Prompt(text)), context_length=16384)
     gateway = Gateway(store, engine, extra_routes=[Mount("/", app=store_app(store, "token"))])
     await gateway.start()

@@ -5,13 +5,13 @@ from __future__ import annotations
 import copy
 import math
 import random
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 import agentlightning as agl
 from agentlightning.algorithms.dpo import pairs_of, preferred, trial_batch

@@ -16,7 +16,7 @@ from agentlightning.registry.registry import registry
 from agentlightning.rl.batch.build import make_batch
 from agentlightning.rl.loss import SFTLoss
 from agentlightning.rl.trajectory.build import trajectory
-from agentlightning.stores.memory import MemoryStore
+from agentlightning.stores.common import open_store
 from agentlightning.training.summary import learned, summary
 from agentlightning.types import Call, Completion, Reward, Rollout, Sampling, Task, Trajectory
 
@@ -27,7 +27,7 @@ def demonstrate(task: Any, messages: Any, tools: Any) -> None:
 
 async def made(*kinds: str, reward: float | None = 1.0, group: str = "g") -> Any:
     """A finished rollout with one call of each kind (`demonstrated`, `sampled`), and its trajectory."""
-    store = MemoryStore()
+    store = open_store("memory:")
     rollout = Rollout(task=Task(group, None), mode="train", group=group, step=0, sampling=Sampling())
     attempt = await store.begin(rollout, "test", lease=60)
     for index, kind in enumerate(kinds):

@@ -68,7 +68,7 @@ class Plugin:
 def test_a_check_runs_in_a_process_of_its_own_and_says_what_it_did() -> None:
     found = check("sqlite")
     assert found.state == "works"
-    assert "written, claimed, and read" in found.said
+    assert "wrote, claimed and read a rollout" in found.said
     assert found.seconds > 0
     assert "agentlightning_sqlite.check" not in sys.modules
 

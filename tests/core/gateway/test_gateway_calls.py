@@ -11,14 +11,14 @@ import httpx
 import numpy as np
 import openai
 import pytest
-from gateway_house import CALCULATOR, SEARCH, eventually, user
 
 from agentlightning.capture.recorder import CALL_HEADER, KEY_HEADER
 from agentlightning.errors import GatewayError
 from agentlightning.gateway import Gateway
 from agentlightning.gateway.sampling import call_seed
-from agentlightning.stores.memory import MemoryStore
+from agentlightning.stores.common import open_store
 from agentlightning.types import Rollout, Sampling, Task
+from gateway_house import CALCULATOR, SEARCH, eventually, user
 
 HI = [user("hi")]
 
@@ -114,7 +114,7 @@ async def test_the_rollout_decides_the_sampling_and_says_so_once(house: Any, cap
     samplings = [c.sampling for c in (await h.records(attempt)).completions]
     assert [(s.temperature, s.top_p, s.max_tokens, s.stop) for s in samplings] == [(0.9, 1.0, 4, ("X",)), (0.9, 1.0, 30, ("X",))]
     assert samplings[0].seed not in (1, samplings[1].seed)
-    warnings = [r.getMessage() for r in caplog.records if "overridden" in r.getMessage()]
+    warnings = [r.getMessage() for r in caplog.records if "Ignoring the agent's" in r.getMessage()]
     assert len(warnings) == 1
     assert "presence_penalty" in warnings[0]
 
@@ -270,7 +270,7 @@ async def test_an_unknown_model_is_404_and_the_known_one_is_listed(house: Any) -
     assert (await client.models.retrieve("scripted")).owned_by == "agentlightning"
     with pytest.raises(openai.NotFoundError):
         await client.models.retrieve("other/one")
-    with pytest.raises(openai.NotFoundError, match=r"/v1/embeddings is not served.*/v1/responses"):
+    with pytest.raises(openai.NotFoundError, match=r"does not serve POST /v1/embeddings.*/v1/responses"):
         await client.embeddings.create(model="scripted", input="x")
     async with httpx.AsyncClient() as plain:
         assert (await plain.get(h.gateway.base_url.replace("/v1", "/healthz"))).json()["status"] == "ok"
@@ -355,14 +355,14 @@ async def test_a_port_in_use_names_the_port_and_the_way_out(house: Any) -> None:
     h = await house(["x"])
     port = int(h.gateway.base_url.split(":")[-1].split("/")[0])
     with pytest.raises(GatewayError, match=rf"{port}.*choose another, or 0"):
-        await Gateway(MemoryStore(), h.engine, port=port).start()
+        await Gateway(open_store("memory:"), h.engine, port=port).start()
 
 
 async def test_an_address_that_is_not_ours_is_not_blamed_on_the_port(house: Any) -> None:
     h = await house(["x"])
     with pytest.raises(GatewayError, match=r"192\.0\.2\.1") as error:
-        await Gateway(MemoryStore(), h.engine, host="192.0.2.1").start()
-    assert "another program" not in str(error.value)
+        await Gateway(open_store("memory:"), h.engine, host="192.0.2.1").start()
+    assert "Another program" not in str(error.value)
 
 
 async def test_a_tokenizer_that_is_not_there_is_an_error_with_the_folder(house: Any, tmp_path: Any) -> None:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections import Counter
 from typing import Any
 
 import httpx
 import openai
 import pytest
-from gateway_house import House, eventually, user
 
 from agentlightning.errors import ContextOverflow, EngineError, StoreError
 from agentlightning.types import Attempt, Sampling
+from gateway_house import House, eventually, user
 
 HI = [user("hi")]
 LONG = "a long reply that takes its time"
@@ -61,6 +62,31 @@ async def test_a_client_that_goes_away_cancels_its_generation(house: Any, stream
         assert completion.finish_reason == "cancelled"
         assert 0 < len(completion.response_ids) < len(LONG)
         assert LONG.startswith(h.text(completion.response_ids))
+
+
+async def test_a_client_that_goes_away_before_the_engine_is_asked_is_recorded_at_once(house: Any) -> None:
+    waits, goes_on = threading.Event(), threading.Event()
+
+    def demonstrate(task: Any, messages: Any, tools: Any) -> None:
+        waits.set()
+        goes_on.wait(30)
+
+    h = await house(lambda prompt, sampling: "hello", options={"demonstrate": demonstrate})
+    attempt = await h.attempt()
+    task = asyncio.create_task(h.client(attempt).chat.completions.create(model="scripted", messages=HI))
+    await asyncio.to_thread(waits.wait, 10)
+    task.cancel()
+
+    async def recorded() -> bool:
+        return bool((await h.records(attempt)).calls)
+
+    try:
+        await eventually(recorded)
+    finally:
+        goes_on.set()
+    [call] = (await h.records(attempt)).calls
+    assert (call.status, call.detail, call.context) == ("cancelled", "the client went away", "first")
+    assert h.engine.asked == []
 
 
 async def _asked(h: House, tokens: int) -> bool:

@@ -9,12 +9,12 @@ from typing import Any
 import anthropic
 import httpx
 import pytest
-from gateway_house import CALCULATOR, SEARCH, House, eventually, slowly, user
 from pydantic import BaseModel
 
 from agentlightning.capture.recorder import CALL_HEADER
 from agentlightning.gateway import Gateway
 from agentlightning.types import Attempt, Completion, Sampling
+from gateway_house import CALCULATOR, SEARCH, House, eventually, slowly, user
 
 HI = [user("hi")]
 
@@ -269,12 +269,12 @@ IMAGE = {"type": "image", "source": {"type": "base64", "media_type": "image/png"
     [
         ({"messages": [{"role": "user", "content": [{"type": "text", "text": "x"}, IMAGE]}]}, r"messages\[0\].content\[1\] is 'image'"),
         ({"messages": [{"role": "user", "content": [{"type": "tool_result", "tool_use_id": "a", "content": [IMAGE]}]}]}, "'image'"),
-        ({"messages": [user("x"), {"role": "assistant", "content": "The answer is ("}]}, "end with a user message"),
+        ({"messages": [user("x"), {"role": "assistant", "content": "The answer is ("}]}, "End with a user message"),
         ({"messages": [{"role": "robot", "content": "x"}]}, "'robot'"),
         ({"messages": []}, "messages is empty"),
-        ({"tools": [{"type": "web_search_20250305", "name": "web_search"}]}, "'web_search_20250305' of a server"),
-        ({"tools": TOOLS, "tool_choice": {"type": "tool", "name": "other"}}, "none of the tools"),
-        ({"tools": TOOLS, "tool_choice": {"type": "some"}}, "expected auto, any, tool or none"),
+        ({"tools": [{"type": "web_search_20250305", "name": "web_search"}]}, "server tool 'web_search_20250305'"),
+        ({"tools": TOOLS, "tool_choice": {"type": "tool", "name": "other"}}, "Name one of the tools"),
+        ({"tools": TOOLS, "tool_choice": {"type": "some"}}, "Use auto, any, tool or none"),
         ({"stop_sequences": [""]}, "empty string"),
         ({"max_tokens": 0}, "max_tokens is 0"),
         ({"extra_body": {"temperature": 9}}, "temperature is 9"),

@@ -9,13 +9,13 @@ from typing import Any
 import httpx
 import openai
 import pytest
-from gateway_house import House, eventually
 from pydantic import BaseModel
 
 from agentlightning.capture.recorder import CALL_HEADER
 from agentlightning.errors import EngineError
 from agentlightning.gateway import Gateway
 from agentlightning.types import Attempt, Completion, Sampling
+from gateway_house import House, eventually
 
 CALCULATOR: dict[str, Any] = {
     "type": "function",
@@ -269,7 +269,7 @@ async def test_settings_that_no_open_model_has_means_for_are_said_once(house: An
             )
         await ask(h, attempt, "hi", reasoning={"summary": "auto"}, truncation="disabled")
     assert (answer.truncation, answer.reasoning.effort) == ("disabled", None)
-    said = [r.getMessage().partition(", which")[0].removeprefix("the agent asks for ") for r in caplog.records]
+    said = [r.getMessage().partition(". This")[0].removeprefix("Ignoring the agent's ") for r in caplog.records]
     assert [each.partition(" (")[0] for each in said] == [
         "reasoning.effort",
         "text.verbosity",

@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import openai
 import pytest
-from gateway_house import CALCULATOR, user
 
 from agentlightning.rl.batch.build import DEMONSTRATED, make_batch
 from agentlightning.rl.trajectory.build import trajectory
 from agentlightning.types import Sampling, Task
+from gateway_house import CALCULATOR, user
 
 CALL = {"function": {"name": "calculator", "arguments": json.dumps({"expression": "3+4"})}}
 
@@ -137,23 +137,23 @@ def breaks(*_: Any) -> Any:
     ("demonstrate", "why"),
     [
         (breaks, "it raised KeyError: 'gold'"),
-        (lambda *_: "text", "it is a str; expected an assistant message"),
+        (lambda *_: "text", "it is a str, not an assistant message"),
         (lambda *_: {"role": "user", "content": "x"}, "its role is 'user'"),
         (lambda *_: says(""), "neither content nor tool calls"),
         (
             lambda *_: says(None, {"function": {"name": "launch", "arguments": {}}}),
-            "the tool 'launch'; the request offers calculator",
+            "the tool 'launch', and the request offers calculator",
         ),
-        (lambda *_: says(None, {"name": "calculator"}), "its tool call 0 is {'name': 'calculator'}; expected"),
-        (lambda *_: says("a" * 60), "it has 61 tokens, and a reply may have 32 here"),
-        (lambda *_: says("ends<|im_end|>early"), "it holds the mark that ends a reply"),
+        (lambda *_: says(None, {"name": "calculator"}), "its tool call 0 is {'name': 'calculator'}, not"),
+        (lambda *_: says("a" * 60), "it has 61 tokens, and the limit is 32"),
+        (lambda *_: says("ends<|im_end|>early"), "it has an end mark"),
         (lambda *_: says("CALL calculator(x)"), "the agent would read it as '' with the calls"),
     ],
 )
 async def test_what_cannot_be_a_reply_is_refused_with_the_reason_and_recorded_as_such(house, demonstrate: Any, why: str):
     at = await house(never, options={"demonstrate": demonstrate})
     attempt = await at.attempt(Sampling(max_tokens=32))
-    with pytest.raises(openai.BadRequestError, match=r"the demonstration for task .* cannot be given") as raised:
+    with pytest.raises(openai.BadRequestError, match=r"The demonstration for task .* is not usable") as raised:
         await ask(at, attempt, [user("?")], tools=[CALCULATOR])
     assert why in str(raised.value)
     records = await at.records(attempt)

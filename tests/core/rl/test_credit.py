@@ -1,10 +1,9 @@
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 from by_rollout import by_rollout
+from msgspec.structs import replace
 
 from agentlightning.errors import ConfigError
 from agentlightning.rl.credit.discounted import discounted as flat_discounted

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec import structs
 
 from agentlightning.algorithms.lightning import LightningRL, learner_batch, with_target, with_values
 from agentlightning.errors import ConfigError, RewardError, TrainerError
@@ -193,7 +194,7 @@ def test_generalised_advantages_are_their_definition_over_tokens_and_transitions
 
 def test_what_is_not_trained_is_no_step_of_the_critic_and_its_reward_goes_to_what_came_before() -> None:
     t = rollout(0, 1.0, ("a", (2,)), ("b", (3,), (0.5,)))
-    t = replace(t, transitions=(t.transitions[0], replace(t.transitions[1], trained=False, reason="another agent")))
+    t = structs.replace(t, transitions=(t.transitions[0], structs.replace(t.transitions[1], trained=False, reason="another agent")))
     rollouts = replace(RolloutArrays.of([t]), values=np.array([0.1, 0.2, np.nan, np.nan, np.nan]))
     made = gae(rollouts, per_step(rollouts), lam=1.0, whiten=False)
     np.testing.assert_allclose(made.advantage, [1.5 - 0.1, 1.5 - 0.2, np.nan, np.nan, np.nan])
@@ -249,7 +250,7 @@ def test_learned_credit_is_the_lambda_return_of_the_critics_values(shapes: list[
 
 def test_learned_credit_of_what_is_not_scored_or_not_trained_and_of_choices() -> None:
     ts = [rollout(0, None, ("a", (2,))), rollout(1, 1.0, ("a", (1,)), ("b", (1, 1), (0.25, 0.5))), rollout(2, 0.5, ("a", (1,)))]
-    ts[2] = replace(ts[2], transitions=(replace(ts[2].transitions[0], trained=False, reason="sampled greedily"),))
+    ts[2] = structs.replace(ts[2], transitions=(structs.replace(ts[2].transitions[0], trained=False, reason="sampled greedily"),))
     rollouts = replace(RolloutArrays.of(ts), values=np.array([np.nan, np.nan, 0.1, 0.2, 0.4, np.nan]))
     made = learned(rollouts, lam=0.5)
     last = [0.25 + 1, 0.5 + 1]

@@ -18,13 +18,13 @@ from typing import Any
 import pytest
 
 from agentlightning.config.schema import RunnerSettings
-from agentlightning.contracts.store import AttemptRecords, RolloutState
+from agentlightning.contracts.store import AttemptRecords, LightningStore, RolloutState
 from agentlightning.errors import AgentError, ConfigError, RewardError
 from agentlightning.gateway import Gateway
 from agentlightning.runner import program
 from agentlightning.runner.program import CommandAgent, read_reward
 from agentlightning.runner.runner import Runner
-from agentlightning.stores.memory import MemoryStore
+from agentlightning.stores.common import open_store
 from agentlightning.testing.engine import ScriptedEngine
 from agentlightning.testing.tokenizer import make_tokenizer
 from agentlightning.types import LLM, Rollout, Sampling, Task
@@ -52,7 +52,7 @@ def swept(tmp_path: Path) -> Iterator[None]:
 class Shop:
     """A store, the real gateway over a scripted engine, and a runner for one command."""
 
-    def __init__(self, store: MemoryStore, gateway: Gateway, folder: Path) -> None:
+    def __init__(self, store: LightningStore, gateway: Gateway, folder: Path) -> None:
         self.store, self.gateway, self.folder = store, gateway, folder
 
     async def run(self, line: str, *tasks: Any, reward: Any = "stdout", **settings: Any) -> list[tuple[RolloutState, AttemptRecords]]:
@@ -81,7 +81,7 @@ class Shop:
 
 @pytest.fixture
 async def shop(tokenizer_folder: Path, tmp_path: Path) -> AsyncIterator[Shop]:
-    store = MemoryStore()
+    store = open_store("memory:")
     gateway = Gateway(store, ScriptedEngine(tokenizer_folder, lambda prompt, sampling: "it is five"))
     await gateway.start()
     yield Shop(store, gateway, tmp_path)

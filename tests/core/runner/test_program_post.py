@@ -8,15 +8,16 @@ from pathlib import Path
 import httpx
 import pytest
 
+from agentlightning.contracts.store import LightningStore
 from agentlightning.gateway import Gateway
-from agentlightning.stores.memory import MemoryStore
+from agentlightning.stores.common import open_store
 from agentlightning.testing.engine import ScriptedEngine
 from agentlightning.types import Attempt, Rollout, Task
 
 
 @pytest.fixture
-async def gateway(tmp_path: Path) -> AsyncIterator[tuple[MemoryStore, Attempt, httpx.AsyncClient]]:
-    store = MemoryStore()
+async def gateway(tmp_path: Path) -> AsyncIterator[tuple[LightningStore, Attempt, httpx.AsyncClient]]:
+    store = open_store("memory:")
     served = Gateway(store, ScriptedEngine(tmp_path, []), token="the token")
     await served.start()
     attempt = await store.begin(Rollout(task=Task("1", 1), mode="train"), "test", lease=60)
@@ -25,7 +26,7 @@ async def gateway(tmp_path: Path) -> AsyncIterator[tuple[MemoryStore, Attempt, h
     await served.stop()
 
 
-Gate = tuple[MemoryStore, Attempt, httpx.AsyncClient]
+Gate = tuple[LightningStore, Attempt, httpx.AsyncClient]
 
 
 @pytest.mark.parametrize("header", ["Authorization", "x-api-key", "X-AGL-Key"])
@@ -46,7 +47,7 @@ async def test_a_body_that_is_no_reward_is_refused_and_nothing_is_recorded(gatew
     store, attempt, client = gateway
     answer = await client.post("/reward", headers={"x-api-key": attempt.key}, content=body.encode())
     assert answer.status_code == 400
-    assert 'expected a number, or {"reward": number}' in answer.json()["error"]["message"]
+    assert 'Send a number, or {"reward": number}' in answer.json()["error"]["message"]
     assert (await store.records(attempt.id)).rewards == ()
 
 

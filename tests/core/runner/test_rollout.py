@@ -17,7 +17,6 @@ from agentlightning.errors import ConfigError
 from agentlightning.gateway import Gateway
 from agentlightning.rl.trajectory.build import trajectory
 from agentlightning.stores.common import open_store
-from agentlightning.stores.memory import MemoryStore
 from agentlightning.testing.engine import ScriptedEngine
 from agentlightning.testing.tokenizer import make_tokenizer
 
@@ -77,7 +76,7 @@ def test_an_exception_goes_on_and_the_attempt_says_what_it_was(tmp_path: Path) -
 
 async def test_the_async_form_and_a_gateway_over_the_same_store_record_the_tokens(tmp_path: Path) -> None:
     make_tokenizer(tmp_path)
-    store = MemoryStore()
+    store = open_store("memory:")
     gateway = Gateway(store, ScriptedEngine(tmp_path, ["hello"]))
     await gateway.start()
     try:
@@ -98,7 +97,7 @@ async def test_the_async_form_and_a_gateway_over_the_same_store_record_the_token
 
 
 def test_a_block_may_take_longer_than_its_lease() -> None:
-    store = MemoryStore()
+    store = open_store("memory:")
     with agl.rollout("task", store=store, lease=0.3) as rollout:
         time.sleep(0.8)
         assert asyncio.run(store.claim("a runner, which collects expired leases", lease=60)) == []
@@ -108,7 +107,7 @@ def test_a_block_may_take_longer_than_its_lease() -> None:
 
 
 async def test_a_record_that_cannot_be_stored_fails_the_attempt_and_is_raised() -> None:
-    store = MemoryStore()
+    store = open_store("memory:")
 
     async def full(records: Any) -> None:
         raise agl.LightningError("the disk is full")

@@ -15,8 +15,9 @@ from agentlightning.config.schema import RunnerSettings
 from agentlightning.contracts.store import RolloutState
 from agentlightning.errors import ConfigError, StoreError
 from agentlightning.runner.runner import Runner, takes_llm
-from agentlightning.stores.memory import MemoryStore
+from agentlightning.stores.common import open_store
 from agentlightning.types import LLM, Attempt, Call, Rollout, Span, Task
+from agentlightning_sqlite.store import SQLiteStore
 
 
 def llm(attempt: Attempt) -> LLM:
@@ -25,7 +26,7 @@ def llm(attempt: Attempt) -> LLM:
 
 async def run(agent: Any, *tasks: Any, **settings: Any) -> list[tuple[RolloutState, Any]]:
     """Run an agent on tasks until all rollouts have ended; the states and records of their winners."""
-    store = MemoryStore()
+    store = open_store("memory:")
     rollouts = [Rollout(task=Task(str(n), task), mode="train", max_attempts=settings.get("attempts", 3)) for n, task in enumerate(tasks)]
     await store.add(rollouts)
     runner = asyncio.create_task(Runner(store, agent, llm, RunnerSettings(**settings)).run())
@@ -134,7 +135,7 @@ async def test_penalise_gives_a_failed_rollout_the_penalty() -> None:
 
 @pytest.mark.parametrize("policy", ["retry", "penalise"])
 async def test_records_that_cannot_be_stored_close_the_attempt_and_try_again(policy: Any) -> None:
-    class Full(MemoryStore):
+    class Full(SQLiteStore):
         async def record(self, records: Any) -> None:
             if any(isinstance(record, Span) for record in records):
                 raise StoreError("the disk is full")
@@ -183,7 +184,7 @@ async def test_a_return_that_is_no_finite_number_fails_and_says_so(wrong: Any) -
 
     [(state, records)] = await run(solve, "task", on_failure="drop")
     assert state.status == "failed"
-    assert "expected a finite number" in str(state.attempts[0].error)
+    assert "Use a finite number" in str(state.attempts[0].error)
     assert records.rewards == ()
 
 
@@ -198,7 +199,7 @@ async def test_an_async_agent_that_hangs_is_timed_out() -> None:
 
 
 async def test_a_sync_agent_that_hangs_is_timed_out_its_thread_abandoned_and_counted() -> None:
-    store, go_on = MemoryStore(), threading.Event()
+    store, go_on = open_store("memory:"), threading.Event()
     await store.add([Rollout(task=Task("1", None), mode="train")])
     runner = Runner(store, lambda task: go_on.wait(30), llm, RunnerSettings(timeout=0.05, on_failure="drop"))
     task = asyncio.create_task(runner.run())
@@ -236,7 +237,7 @@ async def test_a_cancellation_of_the_agents_own_is_its_failure(threaded: bool) -
 
 
 async def test_a_store_that_refuses_one_heartbeat_loses_no_attempt(caplog: pytest.LogCaptureFixture) -> None:
-    class Busy(MemoryStore):
+    class Busy(SQLiteStore):
         beats = 0
 
         async def heartbeat(self, attempt_id: str, *, lease: float) -> None:
@@ -266,7 +267,7 @@ async def test_a_store_that_refuses_one_heartbeat_loses_no_attempt(caplog: pytes
 
 
 async def test_a_stopped_runner_gives_its_rollouts_back() -> None:
-    store, started = MemoryStore(), asyncio.Event()
+    store, started = open_store("memory:"), asyncio.Event()
     await store.add([Rollout(task=Task("1", None), mode="train")])
 
     async def solve(task: Any) -> float:
@@ -284,7 +285,7 @@ async def test_a_stopped_runner_gives_its_rollouts_back() -> None:
 
 
 async def test_an_attempt_that_was_lost_stops_its_agent_and_changes_nothing() -> None:
-    store = MemoryStore()
+    store = open_store("memory:")
     await store.add([Rollout(task=Task("1", None), mode="train")])
     stopped, started = asyncio.Event(), asyncio.Event()
 
@@ -309,7 +310,7 @@ async def test_an_attempt_that_was_lost_stops_its_agent_and_changes_nothing() ->
 
 
 async def test_idle_runners_claim_at_once_when_something_is_queued() -> None:
-    store, began = MemoryStore(), time.monotonic()
+    store, began = open_store("memory:"), time.monotonic()
 
     async def solve(task: Any) -> float:
         return 1.0

@@ -189,7 +189,7 @@ def test_a_run_and_an_upstream_together_are_refused(capsys: pytest.CaptureFixtur
     for arguments, expected in (
         (["latest", "--upstream", "http://host/v1"], "either a run"),
         (["--model", "m", "--upstream-key-env", "X"], "give its address as --upstream URL"),
-        (["--upstream", "host"], "expected the base_url"),
+        (["--upstream", "host"], "Set it to the base_url"),
     ):
         monkeypatch.setattr(sys, "argv", ["agl", "serve", *arguments])
         with pytest.raises(SystemExit):
@@ -224,7 +224,7 @@ def test_a_port_in_use_is_named(served: dict[str, str], capsys: pytest.CaptureFi
     with pytest.raises(SystemExit) as exit:
         main()
     assert exit.value.code == 1
-    assert f"another program may use port {port}" in " ".join(capsys.readouterr().err.split())
+    assert f"Another program may use port {port}" in " ".join(capsys.readouterr().err.split())
 
 
 def test_a_run_is_served_with_the_version_that_was_trained_under_the_name_that_it_was_trained_as(tmp_path: Path) -> None:

@@ -15,11 +15,12 @@ import uvicorn
 
 from agentlightning.contracts.store import LightningStore
 from agentlightning.errors import ConfigError, NotFound, StoreError, WireError
+from agentlightning.stores.common import open_store
 from agentlightning.stores.http_client import LONG_POLL, METHODS, StoreClient, open_http
 from agentlightning.stores.http_server import store_app
-from agentlightning.stores.memory import MemoryStore
 from agentlightning.stores.serialization import encode
 from agentlightning.testing.store import StoreContract, rollouts
+from agentlightning_sqlite.store import SQLiteStore
 
 TOKEN = "sesame"
 
@@ -47,7 +48,7 @@ class Served:
 
 @pytest.fixture
 def served() -> Iterator[Served]:
-    with Served(store_app(MemoryStore(), TOKEN)) as server:
+    with Served(store_app(open_store("memory:"), TOKEN)) as server:
         yield server
 
 
@@ -65,7 +66,7 @@ def test_every_method_of_the_contract_is_served() -> None:
 
 
 async def test_calls_are_repeated_after_a_lost_answer_and_claim_the_same_attempts() -> None:
-    memory = MemoryStore()
+    memory = open_store("memory:")
     with Served(store_app(memory, TOKEN)) as server:
         proxy = await LossyProxy.start(server.port)
         client = StoreClient(f"http://127.0.0.1:{proxy.port}", TOKEN)
@@ -132,7 +133,7 @@ async def test_a_server_that_starts_later_is_waited_for() -> None:
     adding = asyncio.ensure_future(client.add(rollouts(1)))
     await asyncio.sleep(0.2)
     assert not adding.done()
-    with Served(store_app(MemoryStore(), TOKEN), port):
+    with Served(store_app(open_store("memory:"), TOKEN), port):
         await adding
         await client.close()
     impatient = StoreClient(f"http://127.0.0.1:{port}", TOKEN, patience=0.2)
@@ -149,8 +150,8 @@ async def test_a_wrong_token_is_refused_before_anything_is_read(served: Served) 
     async with httpx.AsyncClient() as bare:
         answer = await bare.post(f"{served.url}/store/v1/list", content=b"")
         assert answer.status_code == 401
-    with pytest.raises(ConfigError, match="not empty"):
-        store_app(MemoryStore(), "")
+    with pytest.raises(ConfigError, match="is empty"):
+        store_app(open_store("memory:"), "")
 
 
 async def test_bad_requests_get_named_errors(served: Served) -> None:
@@ -162,7 +163,7 @@ async def test_bad_requests_get_named_errors(served: Served) -> None:
         assert (await bare.post("/close", content=encode(()))).status_code == 404
         assert (await bare.get("/list")).status_code == 405
     client = StoreClient(served.url, TOKEN)
-    with pytest.raises(NotFound, match="no rollout 'nobody' in the memory store"):
+    with pytest.raises(NotFound, match="No rollout 'nobody' in the store"):
         await client.read("nobody")
     with pytest.raises(WireError):
         await client.claim("w", lease="long")  # type: ignore[arg-type]
@@ -176,21 +177,21 @@ async def test_another_service_at_the_address_is_named() -> None:
 
     with Served(hello) as server:
         client = StoreClient(server.url, TOKEN)
-        with pytest.raises(StoreError, match="is no store"):
+        with pytest.raises(StoreError, match="is not a store"):
             await client.policies()
         await client.close()
 
 
 async def test_an_error_of_the_store_arrives_with_its_name_and_the_rest_as_a_store_error(caplog: pytest.LogCaptureFixture) -> None:
-    class Broken(MemoryStore):
+    class Broken(SQLiteStore):
         async def policies(self, name: str | None = None) -> Any:
             raise ZeroDivisionError("oops")
 
     with Served(store_app(Broken(), TOKEN)) as server:
         client = StoreClient(server.url, TOKEN)
-        with pytest.raises(StoreError, match="the server failed: ZeroDivisionError: oops"):
+        with pytest.raises(StoreError, match="The server failed: ZeroDivisionError: oops"):
             await client.policies()
-        assert "the call 'policies' failed" in caplog.text
+        assert "failed in the call 'policies'" in caplog.text
         await client.close()
 
 
@@ -199,7 +200,7 @@ def test_an_address_carries_host_port_and_token(monkeypatch: pytest.MonkeyPatch)
     assert open_http("http://a%2Fb@host:80").url == "http://host:80"
     with pytest.raises(StoreError, match="set AGL_TOKEN"):
         open_http("http://host:80")
-    with pytest.raises(StoreError, match="expected http://token@host:port"):
+    with pytest.raises(StoreError, match="Write http://token@host:port"):
         open_http("ftp://host")
     monkeypatch.setenv("AGL_TOKEN", "t")
     assert open_http("https://host").url == "https://host"

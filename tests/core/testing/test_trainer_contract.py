@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from msgspec import structs
 
 from agentlightning.contracts.trainer import Capabilities
 from agentlightning.errors import LightningError
@@ -65,7 +66,7 @@ class StepsOnNothing(TableTrainer):
     async def step(self, batch: Any, loss: Any) -> Any:
         policy, metrics = await super().step(batch, loss)
         if not batch.trained_tokens:
-            self.policy = policy = replace(policy, version=policy.version + 1)
+            self.policy = policy = structs.replace(policy, version=policy.version + 1)
         return policy, metrics
 
 
@@ -110,7 +111,7 @@ class Accepting(TableTrainer):
         return
 
 
-class WithoutProbe(TableTrainer):
+class WithoutWeightCheck(TableTrainer):
     @classmethod
     def offers(cls, settings: Any) -> Capabilities:
         return replace(super().offers(settings), uris=frozenset({"file"}))
@@ -118,7 +119,7 @@ class WithoutProbe(TableTrainer):
     async def export(self, folder: Path) -> Policy:
         folder.mkdir(parents=True, exist_ok=True)
         await self.save(folder)
-        return replace(self.policy, uri=f"file:{folder}")
+        return structs.replace(self.policy, uri=f"file:{folder}")
 
 
 class Undead(TableTrainer):
@@ -138,7 +139,7 @@ BROKEN = {
     "values": Guessing,
     "same_next_step": Forgetful,
     "without_a_checkpoint": Accepting,
-    "probe": WithoutProbe,
+    "weight_check": WithoutWeightCheck,
     "closed": Undead,
 }
 """For each test of the contract a trainer that it catches."""

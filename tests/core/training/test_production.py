@@ -344,9 +344,9 @@ def test_what_cannot_be_trained_is_said_in_one_line_before_a_model_loads(produce
 def test_a_later_reward_is_checked_and_goes_to_the_store_of_its_attempt(produced: Produced, store: str) -> None:
     attempt, _ = produced[2][0]
     given = agl.reward_later(attempt, 0.5, name="thumbs", source="a person", store=store)
-    with pytest.raises(RewardError, match="expected a finite number"):
+    with pytest.raises(RewardError, match="Use a finite number"):
         agl.reward_later(attempt, float("nan"), store=store)
-    with pytest.raises(NotFound, match="no attempt 'nobody'"):
+    with pytest.raises(NotFound, match="No attempt 'nobody'"):
         agl.reward_later("nobody", 1.0, store=store)
 
     async def kept() -> Any:

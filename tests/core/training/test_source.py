@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agentlightning.algorithms.lightning import LightningRL
-from agentlightning.stores.memory import MemoryStore
+from agentlightning.contracts.store import LightningStore
+from agentlightning.stores.common import open_store
 from agentlightning.training.collector import Stopped
 from agentlightning.training.production import Found, ProductionReplay, choose
 from agentlightning.training.progress import Silent
@@ -21,7 +22,7 @@ OURS = "0123456789abcdef"
 
 
 async def acted(
-    store: MemoryStore,
+    store: LightningStore,
     task: str,
     *rewards: float,
     calls: int = 1,
@@ -45,12 +46,12 @@ async def acted(
     return rollout.id
 
 
-async def reward(store: MemoryStore, rollout_id: str, value: float, name: str = "reward") -> None:
+async def reward(store: LightningStore, rollout_id: str, value: float, name: str = "reward") -> None:
     state, _ = await store.read(rollout_id)
     await store.record([Reward(attempt_id=state.attempts[0].id, value=value, name=name)])
 
 
-def source_of(store: MemoryStore, *, compares: bool = False, **more: Any) -> ProductionReplay:
+def source_of(store: LightningStore, *, compares: bool = False, **more: Any) -> ProductionReplay:
     settings: dict[str, Any] = {"tokenizer": OURS, "reading": {}, "progress": Silent(), "stop": asyncio.Event(), **more}
     return ProductionReplay(store, compares=compares, **settings)
 
@@ -60,7 +61,7 @@ async def ids(source: ProductionReplay, tasks: int, group_size: int) -> list[str
 
 
 async def test_rollouts_come_in_the_order_of_their_end_each_once_and_the_last_step_takes_the_rest() -> None:
-    store = MemoryStore()
+    store = open_store("memory:")
     made = [await acted(store, f"task {n}", 1.0) for n in range(5)]
     await acted(store, "training", 1.0, mode="train")
     source = source_of(store)
@@ -73,7 +74,7 @@ async def test_rollouts_come_in_the_order_of_their_end_each_once_and_the_last_st
 
 
 async def test_the_store_is_read_only_as_far_as_a_step_needs() -> None:
-    store = MemoryStore()
+    store = open_store("memory:")
     for n in range(10):
         await acted(store, f"task {n}", 1.0)
     read = store.read
@@ -89,7 +90,7 @@ async def test_the_store_is_read_only_as_far_as_a_step_needs() -> None:
 
 
 async def test_an_algorithm_that_compares_waits_for_whole_groups_and_takes_smaller_ones_in_the_end() -> None:
-    store = MemoryStore()
+    store = open_store("memory:")
     a = [await acted(store, "a", float(n)) for n in range(2)]
     b = [await acted(store, "b", float(n)) for n in range(3)]
     alone = await acted(store, "alone", 1.0)
@@ -107,14 +108,14 @@ async def test_an_algorithm_that_compares_waits_for_whole_groups_and_takes_small
 
 
 async def test_two_groups_of_a_task_in_one_step_are_one_larger_group() -> None:
-    store = MemoryStore()
+    store = open_store("memory:")
     made = [await acted(store, "a", float(n)) for n in range(4)]
     found = await source_of(store, compares=True).next(2, 2)
     assert [(each.rollout_id, each.group, each.index) for each in found] == [(each, "a", n) for n, each in enumerate(made)]
 
 
 async def test_a_scored_rollout_with_nothing_to_train_counts_in_the_baseline_of_its_group_and_takes_no_place_elsewhere() -> None:
-    store = MemoryStore()
+    store = open_store("memory:")
     silent = await acted(store, "a", 0.0, calls=0)
     foreign = await acted(store, "a", 0.0, tokenizer="another")
     greedy = await acted(store, "a", 0.0, sampling=Sampling(temperature=0))
@@ -128,7 +129,7 @@ async def test_a_scored_rollout_with_nothing_to_train_counts_in_the_baseline_of_
 
 
 async def test_what_is_left_is_counted_by_why() -> None:
-    store = MemoryStore()
+    store = open_store("memory:")
     await acted(store, "a")
     await acted(store, "a", 1.0, status="failed")
     await acted(store, "a", float("nan"))
@@ -162,7 +163,7 @@ async def test_what_is_left_is_counted_by_why() -> None:
 
 
 async def test_replies_of_another_tokenizer_in_a_rollout_of_ours_are_left_out_by_name_and_versions_are_none_of_ours() -> None:
-    store = MemoryStore()
+    store = open_store("memory:")
     rollout_id = await acted(store, "a", 1.0)
     _, [records] = await store.read(rollout_id)
     call = Call(id="other", attempt_id=records.attempt.id, index=1, status="completed", choices=1)
@@ -182,7 +183,7 @@ async def test_replies_of_another_tokenizer_in_a_rollout_of_ours_are_left_out_by
 
 
 async def test_a_late_reward_makes_a_rollout_ready_and_one_of_a_taken_rollout_changes_nothing() -> None:
-    store = MemoryStore()
+    store = open_store("memory:")
     late, early = await acted(store, "a"), await acted(store, "b", 1.0)
     source = source_of(store)
     assert await ids(source, 1, 1) == [early]
@@ -198,7 +199,7 @@ async def test_a_late_reward_makes_a_rollout_ready_and_one_of_a_taken_rollout_ch
 async def test_of_one_task_the_rollout_that_ended_first_is_taken_first_whenever_its_reward_came(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ProductionReplay, "SOONEST", 0.0)
     monkeypatch.setattr(ProductionReplay, "LATEST", 0.0)
-    store = MemoryStore()
+    store = open_store("memory:")
     first, second, third = [await acted(store, "a") for _ in range(3)]
     source = source_of(store, compares=True)
     await reward(store, third, 1.0)
@@ -209,7 +210,7 @@ async def test_of_one_task_the_rollout_that_ended_first_is_taken_first_whenever_
 
 
 async def test_a_reward_with_a_weight_is_waited_for_where_others_are_there() -> None:
-    store = MemoryStore()
+    store = open_store("memory:")
     rollout_id = await acted(store, "a", 1.0)
     source = source_of(store, reading={"reward_weights": {"thumbs": 1.0, "reward-0": 0.5}})
     assert not await source.more()
@@ -221,7 +222,7 @@ async def test_a_reward_with_a_weight_is_waited_for_where_others_are_there() -> 
 
 async def test_it_waits_for_rollouts_by_notice_and_for_rewards_by_looking_again(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ProductionReplay, "SOONEST", 0.02)
-    store = MemoryStore()
+    store = open_store("memory:")
     late = await acted(store, "a")
     source = source_of(store, wait=True)
     assert await source.more(), "more may always come"
@@ -237,7 +238,7 @@ async def test_it_waits_for_rollouts_by_notice_and_for_rewards_by_looking_again(
 
 async def test_waiting_looks_ever_less_often_at_one_without_a_reward(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ProductionReplay, "SOONEST", 0.01)
-    store, stop = MemoryStore(), asyncio.Event()
+    store, stop = open_store("memory:"), asyncio.Event()
     await acted(store, "a")
     read, looks = store.read, list[float]()
 
@@ -257,7 +258,7 @@ async def test_waiting_looks_ever_less_often_at_one_without_a_reward(monkeypatch
 
 
 async def test_what_was_trained_before_is_passed_over() -> None:
-    store = MemoryStore()
+    store = open_store("memory:")
     made = [await acted(store, "a", float(n)) for n in range(4)]
     assert await ids(source_of(store, taken=made[:3]), 4, 1) == made[3:]
 
@@ -272,7 +273,7 @@ def test_a_source_that_starts_again_takes_what_one_that_went_on_takes(
     rollouts: list[tuple[int, float | None]], tasks: int, size: int, compares: bool
 ) -> None:
     async def both() -> None:
-        store = MemoryStore()
+        store = open_store("memory:")
         for task, value in rollouts:
             await acted(store, str(task), *([] if value is None else [value]), calls=0 if value == 0.0 and task == 3 else 1)
         going, taken = source_of(store, compares=compares), list[str]()

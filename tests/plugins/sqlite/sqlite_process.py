@@ -54,7 +54,7 @@ async def drain(store: SQLiteStore, name: str) -> None:
 
 
 async def watch(store: SQLiteStore, name: str) -> None:
-    """Say each new sequence number as soon as it is known."""
+    """Print every new sequence number as soon as it is known."""
     seq = 0
     while True:
         say("seq", seq)

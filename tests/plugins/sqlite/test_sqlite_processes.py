@@ -29,7 +29,7 @@ def line(process: subprocess.Popen[str]) -> list[str]:
 
 async def test_nothing_acknowledged_is_lost_when_a_writer_is_killed(tmp_path: Path) -> None:
     path = tmp_path / "agl.db"
-    said: defaultdict[str, list[list[str]]] = defaultdict(list)
+    acknowledged: defaultdict[str, list[list[str]]] = defaultdict(list)
     for number in range(4):
         process = start("write", path, f"w{number}")
         assert line(process) == ["ready"]
@@ -43,22 +43,22 @@ async def test_nothing_acknowledged_is_lost_when_a_writer_is_killed(tmp_path: Pa
         assert process.wait() == -signal.SIGKILL
         process.stdout.close()
         for word, *rest in lines:
-            said[word].append(rest)
-    assert len(said["finished"]) > 20, "the writers did too little for this test to say anything"
+            acknowledged[word].append(rest)
+    assert len(acknowledged["finished"]) > 20, "the writers did too little for this test to say anything"
     store = SQLiteStore(path)
     states, _ = await store.list(limit=100_000)
     attempts = {attempt.id: attempt for state in states for attempt in state.attempts}
-    assert {id for (id,) in said["added"]} <= {state.rollout.id for state in states}
-    claims = [attempt for _, attempt in said["claimed"]]
+    assert {id for (id,) in acknowledged["added"]} <= {state.rollout.id for state in states}
+    claims = [attempt for _, attempt in acknowledged["claimed"]]
     assert len(claims) == len(set(claims))
     assert set(claims) <= attempts.keys()
-    assert all(attempts[id].status == "succeeded" for (id,) in said["finished"])
+    assert all(attempts[id].status == "succeeded" for (id,) in acknowledged["finished"])
     assert all(len(state.attempts) <= 1 for state in states)  # leases of 600 s: nothing is handed out again
-    for attempt_id in {attempt for attempt, _, _ in said["recorded"]}:
+    for attempt_id in {attempt for attempt, _, _ in acknowledged["recorded"]}:
         written = await store.records(attempt_id)
         sizes = {completion.id: len(completion.prompt_ids) for completion in written.completions}
         assert len(written.spans) == len(written.completions)  # all or none
-        for completion, size in ((c, int(n)) for attempt, c, n in said["recorded"] if attempt == attempt_id):
+        for completion, size in ((c, int(n)) for attempt, c, n in acknowledged["recorded"] if attempt == attempt_id):
             assert sizes[completion] == size
     await store.close()
     assert sqlite3.connect(path).execute("PRAGMA integrity_check").fetchone() == ("ok",)

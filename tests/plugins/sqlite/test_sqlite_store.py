@@ -18,6 +18,7 @@ from agentlightning.errors import StoreError, StoreVersionError
 from agentlightning.registry.registry import registry
 from agentlightning.testing.store import StoreContract, completion, rollouts, span
 from agentlightning.types import Completion
+from agentlightning_sqlite.schema import VERSION
 from agentlightning_sqlite.store import SQLiteStore, open_sqlite
 
 
@@ -54,33 +55,33 @@ async def test_bytes_of_a_conversation_grow_with_its_new_tokens(tmp_path: Path) 
         await store.add(rollouts(1))
         ((_, attempt),) = await store.claim("w", lease=60)
         last: Completion | None = None
-        made: list[Completion] = []
+        conversation: list[Completion] = []
         for turn in range(turns):
             history = [] if last is None else np.concatenate([last.prompt_ids, last.response_ids]).tolist()
             new = list(range(turn * 1000, turn * 1000 + 100))
             last = completion(attempt.id, history + new, [turn] * 100, continues=last.id if joined and last else None)
-            made.append(last)
+            conversation.append(last)
             await store.record([last])
-        assert (await store.records(attempt.id)).completions == tuple(made)
+        assert (await store.records(attempt.id)).completions == tuple(conversation)
         await store.close()
         with sqlite3.connect(tmp_path / f"{turns}{joined}.db") as sql:
-            return sql.execute("SELECT sum(length(value)) FROM records").fetchone()[0]
+            return sql.execute("SELECT sum(length(value) + length(prompt)) FROM records").fetchone()[0]
 
     assert await size(40, True) < 2.2 * await size(20, True)
     assert await size(40, False) > 3.5 * await size(20, False)
 
 
 async def test_a_prompt_is_whole_after_the_writer_forgot_the_conversation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("agentlightning_sqlite.ledger.CACHED_TOKENS", 5)
+    monkeypatch.setattr("agentlightning_sqlite.records.CACHED_TOKENS", 5)
     store = SQLiteStore(tmp_path / "agl.db")
     await store.add(rollouts(1))
     ((_, attempt),) = await store.claim("w", lease=60)
-    made = [completion(attempt.id, [1, 2, 3], [4])]
+    conversation = [completion(attempt.id, [1, 2, 3], [4])]
     for turn in range(5):
-        history = np.concatenate([made[-1].prompt_ids, made[-1].response_ids]).tolist()
-        made.append(completion(attempt.id, [*history, turn], [9], continues=made[-1].id))
-        await store.record(made[-2:])
-    assert (await store.records(attempt.id)).completions == tuple(made)
+        history = np.concatenate([conversation[-1].prompt_ids, conversation[-1].response_ids]).tolist()
+        conversation.append(completion(attempt.id, [*history, turn], [9], continues=conversation[-1].id))
+        await store.record(conversation[-2:])
+    assert (await store.records(attempt.id)).completions == tuple(conversation)
     await store.close()
 
 
@@ -90,28 +91,28 @@ async def test_one_operation_that_fails_takes_no_other_with_it(tmp_path: Path) -
     ((_, attempt),) = await store.claim("w", lease=60)
     written = [span(attempt.id) for _ in range(20)]
     results = await asyncio.gather(
-        *(store.record([each, span("nobody")] if i % 2 else [each]) for i, each in enumerate(written)), return_exceptions=True
+        *(store.record([record, span("nobody")] if i % 2 else [record]) for i, record in enumerate(written)), return_exceptions=True
     )
     assert [isinstance(result, StoreError) for result in results] == [bool(i % 2) for i in range(20)]
-    assert {s.id for s in (await store.records(attempt.id)).spans} == {each.id for each in written[::2]}
+    assert {s.id for s in (await store.records(attempt.id)).spans} == {record.id for record in written[::2]}
     await store.close()
 
 
 async def test_a_file_of_another_version_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "agl.db"
     await SQLiteStore(path).close()
-    for version, way_out in ((2, "upgrade agentlightning"), (0, "with the version of agentlightning that made it")):
+    for version, way_out in ((VERSION + 1, "Upgrade agentlightning"), (VERSION - 1, "Open it with the agentlightning that created it")):
         sql = sqlite3.connect(path)
         sql.execute(f"PRAGMA user_version = {version}")
         sql.close()
-        with pytest.raises(StoreVersionError, match=rf"agl\.db has version {version}, .* reads version 1; .*{way_out}"):
+        with pytest.raises(StoreVersionError, match=rf"agl\.db has version {version}, .* reads version {VERSION}\. {way_out}"):
             SQLiteStore(path)
 
 
 def test_a_file_that_is_something_else_is_refused_and_left_alone(tmp_path: Path) -> None:
     text = tmp_path / "notes.txt"
     text.write_text("not a database, " * 500)
-    with pytest.raises(StoreError, match=r"notes\.txt.*no SQLite database; name another file"):
+    with pytest.raises(StoreError, match=r"notes\.txt.*not a SQLite database: name another file"):
         SQLiteStore(text)
     assert text.read_text() == "not a database, " * 500
     foreign = tmp_path / "other.db"
@@ -119,20 +120,20 @@ def test_a_file_that_is_something_else_is_refused_and_left_alone(tmp_path: Path)
     sql.execute("CREATE TABLE theirs (a)")
     sql.close()
     before = foreign.read_bytes()
-    with pytest.raises(StoreError, match=r"other\.db is an SQLite database, but not of agentlightning"):
+    with pytest.raises(StoreError, match=r"other\.db is a SQLite database, but not an Agent Lightning store"):
         SQLiteStore(foreign)
     assert foreign.read_bytes() == before
 
 
 def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
-    with pytest.raises(StoreError, match=r"the folder of the store .*file/agl\.db cannot be made"):
+    with pytest.raises(StoreError, match=r"Cannot create the folder of the store .*file/agl\.db"):
         SQLiteStore(tmp_path / "file" / "agl.db")
-    with pytest.raises(StoreError, match="check that its folder exists"):
+    with pytest.raises(StoreError, match="Check that the folder exists"):
         SQLiteStore(tmp_path)
     if os.geteuid() != 0:
         (tmp_path / "shut").mkdir(mode=0o500)
-        with pytest.raises(StoreError, match=r"shut/agl\.db.*may be written by this user"):
+        with pytest.raises(StoreError, match=r"shut/agl\.db.*you may write the folder"):
             SQLiteStore(tmp_path / "shut" / "agl.db")
 
 
@@ -142,12 +143,12 @@ async def test_a_full_disk_is_an_error_that_names_the_file_and_the_store_goes_on
     ((_, attempt),) = await store.claim("w", lease=60)
     kept = span(attempt.id)
     await store.record([kept])
-    await store._writer.run(lambda ledger: ledger.sql.execute("PRAGMA max_page_count = 30").fetchone() and None)
+    await store._access.write(lambda ledger: ledger.sql.execute("PRAGMA max_page_count = 30").fetchone() and None)
     big = [span(attempt.id, attributes={"x": "y" * 1_000_000}) for _ in range(2)]
-    with pytest.raises(StoreError, match=r"agl\.db.*the disk is full; free some space"):
+    with pytest.raises(StoreError, match=r"agl\.db.*The disk is full: free some space"):
         await store.record(big)
     assert (await store.records(attempt.id)).spans == (kept,)
-    await store._writer.run(lambda ledger: ledger.sql.execute("PRAGMA max_page_count = 1000000").fetchone() and None)
+    await store._access.write(lambda ledger: ledger.sql.execute("PRAGMA max_page_count = 1000000").fetchone() and None)
     await store.record(big)
     assert (await store.records(attempt.id)).spans == (kept, *big)
     await store.close()
@@ -159,6 +160,7 @@ import asyncio, resource, sys
 from pathlib import Path
 from agentlightning.errors import StoreError
 from agentlightning.testing.store import rollouts
+from agentlightning_sqlite.schema import VERSION
 from agentlightning_sqlite.store import SQLiteStore
 
 async def main():
@@ -182,7 +184,7 @@ asyncio.run(main())
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "agl.db")], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     assert "agl.db" in done.stdout
-    assert "the disk" in done.stdout
+    assert "The disk" in done.stdout
     assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] != 400_000
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from msgspec import structs
 from transformers import AutoModelForCausalLM
 
 from agentlightning.contracts.model import ModelFiles
@@ -307,7 +308,7 @@ async def test_an_engine_with_weights_of_its_own_takes_the_trainers_between_two_
         with trained.lock, torch.no_grad():  # a step of the trainer, for which nobody waits
             for number, parameter in enumerate(optimizer_sees.values()):
                 parameter.add_(0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(number)).to(parameter))
-            trained.policy = replace(trained.policy, version=1)
+            trained.policy = structs.replace(trained.policy, version=1)
         while engine.counts.decoded < 40:
             await asyncio.sleep(0.001)
         assert engine.policy.version == 0

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
+from msgspec import structs
 
 from agentlightning.contracts.model import ModelFiles
 from agentlightning.testing.engine_contract import EngineContract
@@ -36,7 +36,7 @@ class TestTorchEngine(EngineContract):
     async def next_policy(self, engine: Any) -> Policy:
         """The weights that the engine shares have moved on."""
         weights = engine._weights
-        weights.policy = replace(weights.policy, version=weights.policy.version + 1)
+        weights.policy = structs.replace(weights.policy, version=weights.policy.version + 1)
         return weights.policy
 
 

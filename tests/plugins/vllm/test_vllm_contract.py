@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from vllm_world import World
 
 from agentlightning.contracts.model import ModelFiles, Share
 from agentlightning.testing.engine_contract import EngineContract
@@ -17,7 +18,6 @@ from agentlightning_torch.trainer import Settings as TrainerSettings
 from agentlightning_torch.trainer import TorchTrainer
 from agentlightning_vllm.engine import VllmEngine
 from agentlightning_vllm.settings import Settings
-from conftest import World
 
 
 @pytest.fixture(scope="class")

@@ -1,4 +1,4 @@
-"""What the answers of every form share: JSON, server-sent events, token counts, log-probabilities, and how bytes come and leave."""
+"""Parts of the answers in every form: JSON, server-sent events, token counts, log-probabilities, and ASGI messages."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import msgspec
+from starlette.responses import Response
 from starlette.types import Message, Receive, Send
 
 from agentlightning.capture.recorder import CALL_HEADER
@@ -14,11 +15,16 @@ from agentlightning.types import FloatArray
 
 encode = msgspec.json.Encoder().encode
 DONE = b"data: [DONE]\n\n"
-"""How a stream of chat completions or completions ends."""
+"""The end of a stream of chat completions or completions."""
+
+
+def json_response(value: object, status: int = 200) -> Response:
+    """An answer for Starlette."""
+    return Response(encode(value), status, media_type="application/json")
 
 
 def event(value: Any, name: str | None = None) -> bytes:
-    """A server-sent event, with a name where the form has named ones."""
+    """A server-sent event, with a name in the forms that name events."""
     data = b"data: " + encode(value) + b"\n\n"
     return data if name is None else b"event: " + name.encode() + b"\n" + data
 
@@ -34,8 +40,8 @@ def sampled(replies: Sequence[Reply]) -> int:
 
 
 def token_logprobs(reply: Reply, start: int, end: int, *, every: bool = False) -> list[dict[str, Any]] | None:
-    """Of the visible tokens from `start` to `end`, in OpenAI's form; None where the engine could not tell. `every`: of the mark that ended
-    the reply as well, so that they are aligned with its token ids."""
+    """Of the visible tokens from `start` to `end`, in OpenAI's form; None: the engine has none. `every` adds the end mark, so that they are
+    aligned with the token ids."""
     scores: FloatArray | None = reply.logprobs
     if scores is None:
         return None
@@ -51,7 +57,7 @@ def token_logprobs(reply: Reply, start: int, end: int, *, every: bool = False) -
 
 
 async def read_body(receive: Receive) -> bytes | None:
-    """The body, or None when the client went away before its end."""
+    """The body, or None if the client went away before its end."""
     parts: list[bytes] = []
     while True:
         message = await receive()

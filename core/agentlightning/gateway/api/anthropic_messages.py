@@ -1,9 +1,8 @@
 """`/v1/messages`: Anthropic's form, read into the canonical request.
 
-What the gateway answered comes back in the next request as the same conversation: tool calls keep their ids, thinking is left out (the
-model's template decides what becomes of it), and arguments that are no JSON object travel as `{"INVALID_JSON": text}`, both ways. A
-result's `is_error` has no place in the canonical form: its text says what went wrong. A `thinking` setting asks to see what a reasoning
-model thinks; how much it thinks is the model's own affair, and no budget is enforced.
+An answer comes back in the next request as the same conversation. Tool calls keep their ids. Messages drop thinking, and a bridge keeps its
+tokens. Arguments that are not a JSON object travel as `{"INVALID_JSON": text}`, both ways. The canonical form has no `is_error`: a result
+describes its error as text. A `thinking` setting shows the thoughts of a reasoning model. It sets no budget.
 """
 
 from __future__ import annotations
@@ -64,7 +63,7 @@ class OfferedTool(msgspec.Struct):
 
 
 class ToolChoice(msgspec.Struct):
-    """Whether the reply must call a tool."""
+    """The rule for tool calls in the reply."""
 
     type: str
     name: str | None = None
@@ -72,7 +71,7 @@ class ToolChoice(msgspec.Struct):
 
 
 class Thinking(msgspec.Struct):
-    """Whether the agent wants to see what the model thinks."""
+    """Whether the answer shows the model's thoughts."""
 
     type: str
 
@@ -123,7 +122,7 @@ class MessagesForm:
         """See `Form.parse`."""
         asked = decode_body(_decoder, body)
         if asked.max_tokens is None:
-            raise Refused("max_tokens is missing; expected how many tokens the reply may have", param="max_tokens")
+            raise Refused("max_tokens is missing. Set the limit of the reply.", param="max_tokens")
         return Asked(canonical_request(asked), lambda about: MessagesAnswer(about, asked.stop_sequences or (), asked.shows_thinking))
 
     def error(self, refusal: Refused) -> bytes:
@@ -132,7 +131,7 @@ class MessagesForm:
 
 
 def read_request(body: bytes) -> ChatRequest:
-    """The canonical request in a body that need not say `max_tokens`. Raises `Refused`."""
+    """The canonical request of a body, with or without `max_tokens`. Raises `Refused`."""
     return canonical_request(decode_body(_decoder, body))
 
 
@@ -140,16 +139,16 @@ def canonical_request(asked: MessagesRequest) -> ChatRequest:
     """The request in the canonical form, checked. Raises `Refused`."""
     for name in ("container", "mcp_servers"):
         if getattr(asked, name):
-            raise Refused(f"{name} is not supported: the gateway runs no tools of its own; offer tools that the agent runs", param=name)
+            raise Refused(f"{name} is not supported, because the gateway runs no tools. Offer tools that the agent runs.", param=name)
     if not asked.messages:
-        raise Refused("messages is empty; expected at least one message", param="messages")
+        raise Refused("messages is empty. Send at least one.", param="messages")
     if asked.messages[-1].role == "assistant":
         raise Refused(
-            "the last message is the assistant's; a reply that goes on from it is not supported, so end with a user message",
+            "The last message is the assistant's, and the gateway cannot continue it. End with a user message.",
             param="messages",
         )
     if any(not stop for stop in asked.stop_sequences or ()):
-        raise Refused("stop_sequences holds an empty string", param="stop_sequences")
+        raise Refused("stop_sequences has an empty string. Remove it.", param="stop_sequences")
     choice = asked.tool_choice
     request = ChatRequest(
         model=asked.model,
@@ -183,12 +182,12 @@ def _messages(asked: MessagesRequest) -> list[Message]:
         elif turn.role == "user":
             messages += _user(turn.content, where)
         else:
-            raise Refused(f"{where}.role is {turn.role!r}; expected user, assistant or system", param=f"{where}.role")
+            raise Refused(f"{where}.role is {turn.role!r}. Use user, assistant or system.", param=f"{where}.role")
     return messages
 
 
 def _user(content: str | list[Block], where: str) -> list[Message]:
-    """Results of tools, each a message of its own, and what the user says between them."""
+    """Results of tools, each as its own message, and the user's text between them."""
     if isinstance(content, str):
         return [Message("user", content)]
     messages: list[Message] = []
@@ -196,7 +195,7 @@ def _user(content: str | list[Block], where: str) -> list[Message]:
         at = f"{where}.content[{i}]"
         if block.type == "tool_result":
             if block.tool_use_id is None:
-                raise Refused(f"{at}.tool_use_id is missing; expected the id of the tool_use that it answers", param=at)
+                raise Refused(f"{at}.tool_use_id is missing. Add the id of the tool_use.", param=at)
             messages.append(Message("tool", _text(block.content, f"{at}.content"), tool_call_id=block.tool_use_id))
         else:
             text = _block_text(block, at)
@@ -217,7 +216,7 @@ def _assistant(content: str | list[Block], where: str) -> Message:
         if block.type == "tool_use":
             input: Any = block.input
             if block.id is None or block.name is None or not isinstance(input, dict):
-                raise Refused(f"{at}: a tool_use needs id, name and an input that is an object", param=at)
+                raise Refused(f"{at} is not a complete tool_use. Add id, name, and an input object.", param=at)
             calls.append(ToolCall(Function(block.name, _arguments(cast("dict[str, Any]", input))), block.id))
         elif block.type not in ("thinking", "redacted_thinking"):
             text += _block_text(block, at)
@@ -237,15 +236,15 @@ def _text(content: str | Sequence[Block] | None, where: str) -> str:
 
 def _block_text(block: Block, where: str) -> str:
     if block.type != "text" or block.text is None:
-        raise Refused(f"{where} is {block.type!r}; only text content is supported for now", param=where)
+        raise Refused(f"{where} is {block.type!r}. Send text: only text content is supported.", param=where)
     return block.text
 
 
 def _tool(tool: OfferedTool, where: str) -> Tool:
     if tool.type not in (None, "custom"):
         raise Refused(
-            f"{where} is the tool {tool.type!r} of a server, which the gateway does not run; only tools that the agent runs are supported "
-            "(a name and an input_schema, no type)",
+            f"{where} is the server tool {tool.type!r}, and the gateway runs no tools. Offer tools that the agent runs, with a name and an "
+            "input_schema and without a type.",
             param=f"{where}.type",
         )
     return Tool(ToolFunction(tool.name, tool.description, tool.input_schema, tool.strict))
@@ -254,10 +253,10 @@ def _tool(tool: OfferedTool, where: str) -> Tool:
 def _tool_choice(choice: ToolChoice, names: Sequence[str]) -> str | dict[str, Any]:
     if choice.type != "tool":
         if choice.type not in CHOICES:
-            raise Refused(f"tool_choice.type is {choice.type!r}; expected auto, any, tool or none", param="tool_choice.type")
+            raise Refused(f"tool_choice.type is {choice.type!r}. Use auto, any, tool or none.", param="tool_choice.type")
         return CHOICES[choice.type]
     if choice.name not in names:
-        raise Refused(f"tool_choice.name is {choice.name!r}, which is none of the tools {list(names)}", param="tool_choice.name")
+        raise Refused(f"tool_choice.name is {choice.name!r}. Name one of the tools {list(names)}.", param="tool_choice.name")
     return {"type": "function", "function": {"name": choice.name}}
 
 
@@ -265,5 +264,5 @@ def _format(config: OutputConfig | None) -> ResponseFormat | None:
     if config is None or config.format is None:
         return None
     if config.format.type != "json_schema":
-        raise Refused(f"output_config.format.type is {config.format.type!r}; expected json_schema", param="output_config.format.type")
+        raise Refused(f"output_config.format.type is {config.format.type!r}. Use json_schema.", param="output_config.format.type")
     return ResponseFormat("json_schema", JsonSchema("output", config.format.schema))

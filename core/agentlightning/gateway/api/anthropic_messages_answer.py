@@ -1,7 +1,6 @@
-"""What leaves `/v1/messages`: Anthropic's message, or its events in their order.
+"""`/v1/messages`: Anthropic's form, written: a message, or its events in Anthropic's order.
 
-Blocks are numbered in the order in which they open, and each is closed before the next one opens: thinking where the agent asks to see it,
-then text, then tool calls.
+Blocks have numbers in their order. Each ends before the next begins: thinking if the agent asks for it, then text, then tool calls.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from agentlightning.gateway.api.schema import Refused
 from agentlightning.gateway.rendering.replies import Piece, Reply
 
 INVALID_JSON = "INVALID_JSON"
-"""The one key of a tool's input when what the model wrote is no JSON object; its value is what it wrote."""
+"""The only key of a tool's input whose text is not a JSON object. Its value is that text."""
 ERRORS = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
 REASONS = {"stop": "end_turn", "length": "max_tokens", "tool_calls": "tool_use"}
 
@@ -90,7 +89,7 @@ class MessagesAnswer:
         return {"stop_reason": "stop_sequence" if stopped_by else reason, "stop_sequence": stopped_by}
 
     def _open_text(self, reply: Reply) -> bytes:
-        """The block of text, behind what was thought before it."""
+        """The begin of the text block, after the thinking."""
         thought = self._thinking(reply.parsed("open").reasoning) if self._shows_thinking else b""
         self._text_open = True
         return thought + _event("content_block_start", index=self._next, content_block={"type": "text", "text": ""})
@@ -103,7 +102,7 @@ class MessagesAnswer:
         return opening + _event("content_block_delta", index=self._next, delta={"type": "thinking_delta", "thinking": text}) + self._close()
 
     def _close(self) -> bytes:
-        """The end of the block that is open."""
+        """The end of the open block."""
         self._text_open = False
         index, self._next = self._next, self._next + 1
         return _event("content_block_stop", index=index)
@@ -118,7 +117,7 @@ def _tool_use(call: dict[str, Any]) -> dict[str, Any]:
 
 
 def _input(call: dict[str, Any]) -> dict[str, Any]:
-    """The arguments as the object that Anthropic's form demands."""
+    """The arguments as an object, which Anthropic's form requires."""
     written: str = call["function"]["arguments"]
     try:
         value: Any = json.loads(written)

@@ -1,4 +1,4 @@
-"""`/v1/chat/completions`: OpenAI's chat form. Its request is the canonical one; its messages are written as they are recorded."""
+"""`/v1/chat/completions`: OpenAI's chat form. Its request is the canonical one, and its messages are those of the record."""
 
 from __future__ import annotations
 

@@ -1,5 +1,6 @@
-"""`/v1/completions`: OpenAI's legacy form, which continues text or token ids as they are. Nothing is rendered, so an agent that writes its
-own prompts has every token in its hand; each prompt begins a chain of its own.
+"""`/v1/completions`: OpenAI's legacy form. It continues text or token ids as they are, so the agent controls every token of its prompts.
+
+Each prompt begins a chain of its own.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ class CompletionsRequest(msgspec.Struct):
 
 _decoder = msgspec.json.Decoder(CompletionsRequest)
 LEGACY_LIMIT = 16
-"""`max_tokens` where the request has none: this form's own default."""
+"""The default of `max_tokens` in this form."""
 
 
 class CompletionsForm:
@@ -57,7 +58,7 @@ class CompletionsForm:
         _check(request)
         chat = ChatRequest(
             model=request.model,
-            messages=[Message("user", "")],  # stands for the prompts, so that the checks of all forms hold
+            messages=[Message("user", "")],  # in place of the prompts, so that the checks of all forms apply
             stream=request.stream,
             stream_options=request.stream_options,
             n=request.n,
@@ -87,15 +88,15 @@ class CompletionsForm:
 def _check(request: CompletionsRequest) -> None:
     if request.echo:
         raise Refused(
-            "echo is not supported: the engine tells nothing of the prompt's tokens; put the prompt in front yourself", param="echo"
+            "echo is not supported, because the engine reports nothing about prompt tokens. Put the prompt in front yourself.", param="echo"
         )
     if request.suffix:
-        raise Refused("suffix is not supported: the engine only continues a prompt", param="suffix")
+        raise Refused("suffix is not supported, because the engine only continues a prompt. Leave it out.", param="suffix")
     if request.best_of is not None and request.best_of != (request.n or 1):
-        raise Refused("best_of is not supported: every reply that is sampled is answered; use n and choose yourself", param="best_of")
+        raise Refused("best_of is not supported. Ask for n replies and choose yourself.", param="best_of")
     if request.logprobs is not None and request.logprobs > 1:
         raise Refused(
-            f"logprobs is {request.logprobs}: the engine reports the sampled token's alone; use logprobs=1 (or 0)", param="logprobs"
+            f"logprobs is {request.logprobs}, but the engine reports only the sampled token's. Use logprobs=1 (or 0).", param="logprobs"
         )
 
 
@@ -109,7 +110,7 @@ def _prompts(request: CompletionsRequest) -> tuple[str | tuple[int, ...], ...]:
         return (tuple(ids),)
     several = [item if isinstance(item, str) else tuple(item) for item in prompt if not isinstance(item, int)]
     if not prompt or len(several) != len(prompt) or len({type(item) for item in several}) > 1:
-        raise Refused("prompt is neither a text, a list of token ids, a list of texts nor a list of lists of token ids", param="prompt")
+        raise Refused("prompt mixes texts and token ids, or is empty. Send a text, token ids, or a list of either.", param="prompt")
     return tuple(several)
 
 
@@ -121,12 +122,12 @@ class CompletionsAnswer:
         self._with_logprobs, self._with_ids = bool(request.logprobs), bool(request.return_token_ids)
         self._with_usage = request.stream_options is not None and bool(request.stream_options.include_usage)
         self._shown: dict[int, int] = {}  # characters of each choice that were streamed
-        self._offsets: dict[int, int] = {}  # characters of each choice whose tokens were told
+        self._offsets: dict[int, int] = {}  # characters of each choice whose tokens were sent
 
     def body(self, replies: Sequence[Reply], messages: Sequence[dict[str, Any]]) -> bytes:
         """See `Answer.body`."""
         choices = [
-            self._choice(index, reply, str(message["content"] or ""), 0, len(reply.ids), _reason(reply), first=True)
+            self._choice(index, reply, Piece(0, len(reply.ids), str(message["content"] or "")), _reason(reply), first=True)
             for index, (reply, message) in enumerate(zip(replies, messages, strict=True))
         ]
         return encode({**self._base(), "choices": choices, "usage": self._usage(replies)})
@@ -140,7 +141,7 @@ class CompletionsAnswer:
         if not piece.text and not self._with_ids and not self._with_logprobs:
             return b""
         first, self._shown[index] = index not in self._shown, self._shown.get(index, 0) + len(piece.text)
-        return self._chunk([self._choice(index, reply, piece.text, piece.start, piece.end, None, first=first)])
+        return self._chunk([self._choice(index, reply, piece, None, first=first)])
 
     def last(self, replies: Sequence[Reply], messages: Sequence[dict[str, Any]]) -> bytes:
         """See `Answer.last`."""
@@ -170,21 +171,21 @@ class CompletionsAnswer:
             more.setdefault("usage", None)
         return event({**self._base(), "choices": choices, **more})
 
-    def _choice(self, index: int, reply: Reply, text: str, start: int, end: int, reason: str | None, *, first: bool) -> dict[str, Any]:
+    def _choice(self, index: int, reply: Reply, piece: Piece, reason: str | None, *, first: bool) -> dict[str, Any]:
         choice: dict[str, Any] = {
             "index": index,
-            "text": text,
-            "logprobs": self._logprobs(index, reply, start, end),
+            "text": piece.text,
+            "logprobs": self._logprobs(index, reply, piece.start, piece.end),
             "finish_reason": reason,
         }
         if self._with_ids:
-            choice["token_ids"] = reply.ids[start:end]
+            choice["token_ids"] = reply.ids[piece.start : piece.end]
             if first:
                 choice["prompt_token_ids"] = reply.prompt_ids.tolist()
         return choice
 
     def _logprobs(self, index: int, reply: Reply, start: int, end: int) -> dict[str, Any] | None:
-        """Of the tokens from `start` to `end`, as lists beside each other."""
+        """Of the tokens from `start` to `end`, as aligned lists."""
         content = token_logprobs(reply, start, end, every=self._with_ids) if self._with_logprobs else None
         if content is None:
             return None
@@ -200,8 +201,8 @@ class CompletionsAnswer:
         }
 
     def _usage(self, replies: Sequence[Reply]) -> dict[str, int]:
-        each = len(replies) // self._prompts  # a prompt counts once, however many choices it has
-        prompt, completion = sum(len(reply.prompt_ids) for reply in replies[::each]), sampled(replies)
+        choices = len(replies) // self._prompts  # a prompt counts once, however many choices it has
+        prompt, completion = sum(len(reply.prompt_ids) for reply in replies[::choices]), sampled(replies)
         return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
 
 

@@ -1,9 +1,8 @@
 """`/v1/responses`: OpenAI's Responses form, read.
 
-Items become chat messages: a message of the assistant and the function calls after it are one message, as they were one reply. Whatever
-the gateway added to its items (ids, status, log-probabilities) counts for nothing when they come back, so a history made of them is the
-conversation that was sampled, and is bridged. Reasoning items are left out of the messages: a bridge keeps the sampled reasoning tokens,
-and a prompt that is rendered afresh has none.
+Items become chat messages. An assistant message and the function calls after it are one message, because they were one reply. Ids, status
+and log-probabilities of returned items do not count, so their history is the sampled conversation, and is bridged. Messages have no
+reasoning items: a bridge keeps the sampled reasoning tokens, and a freshly rendered prompt has none.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ from agentlightning.gateway.auth import AttemptState
 
 
 class Item(msgspec.Struct):
-    """One item of the input; which fields count depends on its type."""
+    """One item of the input. Its type decides which fields count."""
 
     type: str = "message"
     role: str | None = None
@@ -45,7 +44,7 @@ class Item(msgspec.Struct):
 
 
 class ResponseTool(msgspec.Struct):
-    """A tool as this form has it: what chat completions have under `function` stands at the top."""
+    """A tool in this form: the fields of a chat completion's `function` are at the top."""
 
     type: str
     name: str = ""
@@ -111,13 +110,13 @@ _NAMES = {
     "response_format.type": "text.format.type",
     "response_format.json_schema": "text.format",
 }
-"""What this form calls the fields that chat completions call otherwise."""
+"""Names in this form of fields with another name in chat completions."""
 ELSEWHERE = {
-    "background": "ask without it and wait, or stream",
-    "conversation": "use previous_response_id, or send the whole input",
-    "prompt": "write the instructions and the input out",
+    "background": "Leave it out and wait, or stream.",
+    "conversation": "Use previous_response_id, or send the whole input.",
+    "prompt": "Write out the instructions and the input.",
 }
-"""Fields that refer to what OpenAI keeps, with the way out."""
+"""Fields that refer to data at OpenAI, with the way out."""
 ROLES = ("system", "developer", "user", "assistant")
 LOGPROBS = "message.output_text.logprobs"
 
@@ -152,7 +151,7 @@ class ResponsesForm:
             return_token_ids=request.return_token_ids,
         )
         check_request(chat)
-        echo = _raw.decode(body)  # tools, text and the like are answered as they were asked
+        echo = _raw.decode(body)  # the answer repeats tools, text and the like
         return Asked(
             chat,
             lambda about: ResponsesAnswer(about, chat, echo),
@@ -170,33 +169,33 @@ class ResponsesForm:
 def _check(request: ResponsesRequest) -> None:
     for name, way_out in ELSEWHERE.items():
         if getattr(request, name):
-            raise Refused(f"{name} is not supported here: {way_out}", param=name)
+            raise Refused(f"{name} is not supported here. {way_out}", param=name)
     if not request.input and request.previous_response_id is None:
-        raise Refused("input is empty; expected text, or at least one item", param="input")
+        raise Refused("input is empty. Send text or at least one item.", param="input")
     if request.max_output_tokens is not None and request.max_output_tokens < 1:
-        raise Refused(f"max_output_tokens is {request.max_output_tokens}; expected at least 1", param="max_output_tokens")
+        raise Refused(f"max_output_tokens is {request.max_output_tokens}. Set it to at least 1.", param="max_output_tokens")
     if request.truncation not in (None, "auto", "disabled"):
-        raise Refused(f"truncation is {request.truncation!r}; expected auto or disabled", param="truncation")
+        raise Refused(f"truncation is {request.truncation!r}. Use auto or disabled.", param="truncation")
 
 
 def _unmet(request: ResponsesRequest) -> tuple[str, ...]:
     asked = {
         "reasoning.effort": request.reasoning is not None and request.reasoning.effort is not None,
         "text.verbosity": request.text is not None and request.text.verbosity is not None,
-        "truncation='auto' (a conversation that is too long is refused)": request.truncation == "auto",
+        "truncation='auto' (a conversation beyond the context is an error)": request.truncation == "auto",
     }
     return tuple(name for name, is_asked in asked.items() if is_asked)
 
 
 def _previous(response: str | None, state: AttemptState) -> list[Message]:
-    """The conversation that ended with an earlier response of this attempt. Its instructions are not carried over, as at OpenAI."""
+    """The conversation that ended with an earlier response of this attempt, without its instructions, as at OpenAI."""
     if response is None:
         return []
     history = state.history(response.removeprefix(PREFIX))
     if history is None:
         raise Refused(
-            f"the previous response {response!r} is not known: it belongs to another attempt (each call with a server's token is one), it "
-            "was made with store=false, or it was not answered in full; send the whole conversation as input",
+            f"The gateway has no response {response!r}. It may belong to another attempt (each call with a server's token is one), "
+            "have store=false, or be incomplete. Instead of its id, send the whole conversation as input.",
             param="previous_response_id",
             code="previous_response_not_found",
         )
@@ -215,23 +214,22 @@ def _messages(input: str | list[Item]) -> list[Message]:
                 continue
             case "message":
                 if item.role not in ROLES:
-                    raise Refused(f"{where}.role is {item.role!r}; expected one of {', '.join(ROLES)}", param=f"{where}.role")
+                    raise Refused(f"{where}.role is {item.role!r}. Use one of {', '.join(ROLES)}.", param=f"{where}.role")
                 messages.append(Message(item.role, _text(item.content, f"{where}.content")))
             case "function_call":
                 if item.name is None or item.call_id is None:
-                    raise Refused(f"{where} is a function_call; expected name and call_id", param=where)
+                    raise Refused(f"{where} is a function_call without name or call_id. Add both.", param=where)
                 if not open_reply:
                     messages.append(Message("assistant"))
                 asked = messages[-1].tool_calls or []
                 messages[-1].tool_calls = [*asked, ToolCall(Function(item.name, item.arguments), item.call_id)]
             case "function_call_output":
                 if item.call_id is None:
-                    raise Refused(f"{where}.call_id is missing", param=f"{where}.call_id")
+                    raise Refused(f"{where}.call_id is missing. Add the id of the function call.", param=f"{where}.call_id")
                 messages.append(Message("tool", _text(item.output, f"{where}.output"), tool_call_id=item.call_id))
             case _:
                 raise Refused(
-                    f"{where} is {item.type!r}; supported are message, function_call, function_call_output and reasoning (which is left "
-                    "out of the prompt)",
+                    f"{where} is {item.type!r}. Use message, function_call, function_call_output or reasoning (which the prompt omits).",
                     param=where,
                 )
         open_reply = messages[-1].role == "assistant"
@@ -245,7 +243,7 @@ def _text(content: str | list[dict[str, Any]] | None, where: str) -> str | list[
     for i, part in enumerate(content):
         text = part.get("refusal" if part.get("type") == "refusal" else "text")
         if part.get("type") not in ("input_text", "output_text", "text", "refusal") or not isinstance(text, str):
-            raise Refused(f"{where}[{i}] is {part.get('type')!r}; only text content is supported for now", param=f"{where}[{i}]")
+            raise Refused(f"{where}[{i}] is {part.get('type')!r}. Send text: only text content is supported.", param=f"{where}[{i}]")
         parts.append(Part("text", text))
     return parts
 
@@ -253,7 +251,7 @@ def _text(content: str | list[dict[str, Any]] | None, where: str) -> str | list[
 def _tool(tool: ResponseTool) -> Tool:
     if tool.type != "function":
         raise Refused(
-            f"tools has one of type {tool.type!r}: tools that OpenAI hosts do not exist here; offer a function that does the same",
+            f"tools has the type {tool.type!r}, but this gateway hosts no tools. Offer a function in its place.",
             param="tools",
         )
     return Tool(ToolFunction(tool.name, tool.description, tool.parameters, tool.strict))

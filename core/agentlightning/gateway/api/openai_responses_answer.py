@@ -21,8 +21,8 @@ class ResponsesAnswer:
         self._about, self._echo = about, echo
         self._with_logprobs, self._with_ids = bool(request.logprobs), bool(request.return_token_ids)
         self._events = 0
-        self._output: list[dict[str, Any]] = []  # items that were streamed to their end
-        self._text: str | None = None  # of the message that is being streamed
+        self._output: list[dict[str, Any]] = []  # completed items of the stream
+        self._text: str | None = None  # of the open message
         self._started = 0  # tokens whose log-probabilities were streamed
         self._replies: Sequence[Reply] = ()
 
@@ -59,8 +59,8 @@ class ResponsesAnswer:
                 parts += [self._delta(reply, rest, len(reply.ids))] if rest else []
                 parts.append(self._close_message(item))
             elif item["type"] == "reasoning":
-                known = any(each["type"] == "reasoning" for each in self._output)
-                parts += [] if known or self._text is not None else [self._reasoning(reply, message["reasoning_content"])]
+                streamed = any(earlier["type"] == "reasoning" for earlier in self._output)
+                parts += [] if streamed or self._text is not None else [self._reasoning(reply, message["reasoning_content"])]
             else:
                 parts.append(self._function_call(item))
         response = self._response(reply, self._output)
@@ -105,7 +105,7 @@ class ResponsesAnswer:
         return {"id": f"rs_{reply.id}", "type": "reasoning", "summary": [], "content": content}
 
     def _response(self, reply: Reply, output: list[dict[str, Any]], status: str | None = None) -> dict[str, Any]:
-        """The response with these items; `status` where it has not ended well."""
+        """The response with these items. `status`: of one that has not ended, or failed."""
         cut = reply.finish == "length" and status is None
         asked, created = self._echo, int(self._about.created)
         response = {
@@ -146,7 +146,7 @@ class ResponsesAnswer:
         return data
 
     def _item_event(self, type: str, id: str, **fields: Any) -> bytes:
-        """An event inside the item that is being streamed."""
+        """An event inside the open item."""
         return self._event(f"response.{type}", item_id=id, output_index=len(self._output), **fields)
 
     def _added(self, item: dict[str, Any]) -> bytes:

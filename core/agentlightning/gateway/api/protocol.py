@@ -1,6 +1,6 @@
-"""What a wire form is: how a request is read into the canonical one, and how its answer is written. Nothing here knows an exchange.
+"""A wire form: it reads a body into the canonical request, and writes the answer. It knows nothing else of a call.
 
-A form is added by a file of its own that implements `Form`, and a line in `server.py`.
+To add a form, implement `Form` in a file of its own and add a line to `server.py`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from agentlightning.gateway.rendering.replies import Piece, Reply
 
 @dataclass(frozen=True, slots=True)
 class About:
-    """What an answer says of its call."""
+    """The fields of an answer that name its call."""
 
     call_id: str
     model: str
@@ -25,10 +25,10 @@ class About:
 
 
 class Answer(Protocol):
-    """Writes the answer of one call: `body`, or `first`, then `piece` as often as there is one, then `last` or `error`.
+    """Writes the answer of one call: `body`, or `first`, then `piece` for each piece, then `last` or `error`.
 
-    `replies` are the choices; `messages`, aligned with them, what `Reply.message` makes of each: role, content, perhaps
-    `reasoning_content` and `tool_calls`, in the form of OpenAI's chat completions.
+    `replies` are the choices. `messages`, aligned with them, come from `Reply.message`: role, content, perhaps `reasoning_content` and
+    `tool_calls`, in the form of OpenAI's chat completions.
     """
 
     def body(self, replies: Sequence[Reply], messages: Sequence[dict[str, Any]]) -> bytes:
@@ -36,19 +36,19 @@ class Answer(Protocol):
         ...
 
     def first(self, replies: Sequence[Reply]) -> bytes:
-        """The events that open a stream; sent with the first piece, whose tokens the replies hold already."""
+        """The events that open a stream. They leave with the first piece, and the replies have its tokens already."""
         ...
 
     def piece(self, index: int, reply: Reply, piece: Piece) -> bytes:
-        """The events of one piece of one choice; nothing where the agent would see nothing."""
+        """The events of one piece of one choice. Empty if the agent would see nothing."""
         ...
 
     def last(self, replies: Sequence[Reply], messages: Sequence[dict[str, Any]]) -> bytes:
-        """What is left (tool calls, reasons, usage), and the end of the stream in the way of this form."""
+        """The rest (tool calls, finish reasons, usage) and the end of the stream."""
         ...
 
     def error(self, refusal: Refused) -> bytes:
-        """The events that end a stream that had begun and cannot be completed."""
+        """The events that end a stream with an error."""
         ...
 
 
@@ -57,15 +57,15 @@ class Asked:
     """A request, read."""
 
     request: ChatRequest
-    """In the canonical form. Whether to stream, the limits and the number of choices stand here for every form."""
+    """In the canonical form. It holds streaming, limits and the number of choices for every form."""
     answer: Callable[[About], Answer]
     """Makes the writer of its answer."""
     prompts: tuple[str | tuple[int, ...], ...] = ()
-    """Texts or token ids to continue as they are, instead of the messages; `request.n` choices of each, in order."""
+    """Texts or token ids to continue, instead of the messages: `request.n` choices of each, in order."""
     keep_from: int | None = None
-    """Messages from this index on are recorded with the call, so that a later request can refer to them; None: it cannot."""
+    """The record keeps messages from this index on, so that a later request can refer to them. None: it keeps none."""
     unmet: tuple[str, ...] = ()
-    """Settings of the request, by name, that an open model has no means for. The call is answered without them, and that is said once."""
+    """Settings that the model does not support. The answer ignores them, with one warning for each."""
 
 
 class Form(Protocol):
@@ -73,11 +73,11 @@ class Form(Protocol):
 
     @property
     def path(self) -> str:
-        """Where it is served, as in `/v1/chat/completions`."""
+        """The path, such as `/v1/chat/completions`."""
         ...
 
     def parse(self, body: bytes, state: AttemptState) -> Asked:
-        """Read a request of this attempt. Raises `Refused`; what holds for every form is checked by `schema.check_request`."""
+        """Read a request of this attempt. Raises `Refused`. `schema.check_request` has the checks of every form."""
         ...
 
     def error(self, refusal: Refused) -> bytes:

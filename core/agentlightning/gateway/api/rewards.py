@@ -1,4 +1,4 @@
-"""`POST /v1/reward`: a reward from a program that shares nothing with this process but an attempt's key."""
+"""`POST /v1/reward`: a reward from another program. An attempt's key is all that it needs."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
-from agentlightning.capture.recorder import KEY_HEADER, checked_reward
+from agentlightning.capture.recorder import checked_reward
 from agentlightning.contracts.store import LightningStore
-from agentlightning.errors import NotFound, RewardError
-from agentlightning.gateway.api.answers import encode
+from agentlightning.errors import RewardError
+from agentlightning.gateway.api.answers import json_response
 from agentlightning.gateway.api.schema import Refused
-from agentlightning.gateway.auth import UNKNOWN, check_open
+from agentlightning.gateway.auth import UNKNOWN, check_open, find_attempt
 from agentlightning.types import Reward
 
 PATH = "/v1/reward"
-EXPECTED = 'expected a number, or {"reward": number} with a "name" where there are several'
+EXPECTED = 'Send a number, or {"reward": number} with a "name" for one of several rewards.'
 
 
 class _Posted(msgspec.Struct, forbid_unknown_fields=True):
@@ -24,7 +24,7 @@ class _Posted(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class RewardEndpoint:
-    """Records the reward of the attempt whose key comes with it. Its answer is sent when the store has it."""
+    """Records a reward for the attempt whose key comes with it. It answers when the store has the reward."""
 
     def __init__(self, store: LightningStore) -> None:
         self._store = store
@@ -35,21 +35,16 @@ class RewardEndpoint:
             reward = _parse(attempt_id, await request.body())
             await self._store.record([reward])
         except Refused as refusal:
-            return Response(encode(refusal.body), refusal.status, media_type="application/json")
-        return Response(encode({"id": reward.id, "reward": reward.value, "name": reward.name}), media_type="application/json")
+            return json_response(refusal.body, refusal.status)
+        return json_response({"id": reward.id, "reward": reward.value, "name": reward.name})
 
     async def _attempt(self, request: Request) -> str:
-        """The attempt; it must be running, for its key is worthless after."""
-        bearer = request.headers.get("authorization", "").partition(" ")[2].strip()
-        for key in (bearer, request.headers.get("x-api-key", ""), request.headers.get(KEY_HEADER, "")):
-            if key:
-                try:
-                    _, attempt = await self._store.attempt(key=key)
-                except NotFound:
-                    continue
-                check_open(attempt)
-                return attempt.id
-        raise Refused(UNKNOWN, status=401, code="invalid_api_key")
+        """The attempt of a key. Raises `Refused` unless it is running."""
+        owner = await find_attempt(self._store, request.headers)
+        if owner is None:
+            raise Refused(UNKNOWN, status=401, code="invalid_api_key")
+        check_open(owner[1])
+        return owner[1].id
 
 
 def _parse(attempt_id: str, body: bytes) -> Reward:
@@ -58,4 +53,4 @@ def _parse(attempt_id: str, body: bytes) -> Reward:
         value = posted if isinstance(posted, float) else posted.reward
         return Reward(attempt_id=attempt_id, value=checked_reward(value), name=posted.name if isinstance(posted, _Posted) else "reward")
     except (msgspec.DecodeError, RewardError) as error:
-        raise Refused(f"{body[:80].decode(errors='replace')!r} is no reward: {error}; {EXPECTED}", param="reward") from error
+        raise Refused(f"{body[:80].decode(errors='replace')!r} is no reward: {error}. {EXPECTED}", param="reward") from error

@@ -1,4 +1,4 @@
-"""Requests as the gateway takes them: typed, unknown fields tolerated, and what cannot be honoured refused in OpenAI's form."""
+"""The canonical request. It has types, tolerates unknown fields, and refuses unsupported settings in OpenAI's form."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Refused(Exception):
 
     @property
     def call_status(self) -> Literal["refused", "error"]:
-        """What the call ends as: an `error` where the fault is not the request's, so that nobody blames the agent for it."""
+        """`Call.status`: an `error` is no fault of the request, so nobody blames the agent for it."""
         return "refused" if self.status < 500 else "error"
 
     @property
@@ -31,13 +31,13 @@ class Refused(Exception):
 
 
 def check_model(asked: str, model: str, policy: str, stand_ins: Collection[str] = ()) -> None:
-    """Raises `Refused` for a name that is neither the model's nor the policy's, and fits none of the patterns that stand for it."""
+    """Raises `Refused` for a name that fits neither the model, the policy, nor a pattern in `stand_ins`."""
     if asked in (model, policy) or any(fnmatchcase(asked, pattern) for pattern in stand_ins):
         return
     names = ", ".join([repr(model) if model == policy else f"{model!r}, also as {policy!r} (its policy)", *map(repr, stand_ins)])
     raise Refused(
-        f"the model {asked!r} does not exist here; this gateway serves {names}. Where the agent's code names another model and cannot be "
-        f"changed, set models = [{asked!r}]",
+        f"The model {asked!r} does not exist here. This gateway serves {names}. If your agent hard-codes a model name, set "
+        f"models = [{asked!r}].",
         status=404, param="model", code="model_not_found",
     )  # fmt: skip
 
@@ -104,7 +104,7 @@ class JsonSchema(msgspec.Struct, omit_defaults=True):
 
 
 class ResponseFormat(msgspec.Struct, omit_defaults=True):
-    """What the reply shall be: `text`, `json_object`, or `json_schema`."""
+    """The format of the reply: `text`, `json_object`, or `json_schema`."""
 
     type: str = "text"
     json_schema: JsonSchema | None = None
@@ -197,71 +197,73 @@ def decode_body(decoder: msgspec.json.Decoder[T], body: bytes) -> T:
     except msgspec.ValidationError as error:
         match = re.search(r" - at `\$\.?(.*)`$", str(error))
         missing = re.search(r"missing required field `(\w+)`", str(error))
-        raise Refused(f"the request is not valid: {error}", param=(match or missing or [None, None])[1]) from error
+        raise Refused(f"The request is not valid: {error}.", param=(match or missing or [None, None])[1]) from error
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise Refused(f"the body is not JSON: {error}") from error
+        raise Refused(f"The body is not JSON: {error}. Send a JSON object.") from error
 
 
 def check_request(request: ChatRequest) -> None:
-    """Refuse what cannot be honoured, whatever form it came in. Fields are named as in OpenAI's chat form."""
+    """Refuse unsupported settings of any form. Errors name fields as OpenAI's chat form does."""
     if not request.messages:
-        raise Refused("messages is empty; expected at least one message", param="messages")
+        raise Refused("messages is empty. Send at least one.", param="messages")
     for i, message in enumerate(request.messages):
         _check_message(message, f"messages[{i}]")
     for name, low, high in RANGES:
         value = getattr(request, name)
         if value is not None and not low <= value <= high:
-            raise Refused(f"{name} is {value}; expected {low} to {high}", param=name)
+            raise Refused(f"{name} is {value}. Set it from {low} to {high}.", param=name)
     if request.top_p == 0:
-        raise Refused("top_p is 0; expected above 0 (for greedy replies set temperature to 0)", param="top_p")
+        raise Refused("top_p is 0. Set it above 0; for greedy replies set temperature to 0.", param="top_p")
     if request.functions or request.function_call:
-        raise Refused("functions and function_call are not supported; use tools and tool_choice", param="functions")
+        raise Refused("functions and function_call are not supported. Use tools and tool_choice.", param="functions")
     if request.top_logprobs:
-        raise Refused(
-            "top_logprobs above 0 is not supported: the engine reports the sampled token's alone; use logprobs", param="top_logprobs"
-        )
+        raise Refused("top_logprobs is above 0, but the engine reports only the sampled token's. Use logprobs.", param="top_logprobs")
     if request.format is not None and request.format.type not in ("json_object", "json_schema"):
         raise Refused(
-            f"response_format.type is {request.format.type!r}; expected text, json_object or json_schema", param="response_format.type"
+            f"response_format.type is {request.format.type!r}. Use text, json_object or json_schema.", param="response_format.type"
         )
     if request.format is not None and request.format.type == "json_schema" and request.format.json_schema is None:
-        raise Refused("response_format.json_schema is missing; expected a name and a schema", param="response_format.json_schema")
+        raise Refused("response_format.json_schema is missing. Add a name and a schema.", param="response_format.json_schema")
     if any(modality != "text" for modality in request.modalities or ()):
-        raise Refused("modalities other than text are not supported", param="modalities")
+        raise Refused("modalities has more than text, and only text is supported. Leave it out.", param="modalities")
     if any(not stop for stop in request.stops):
-        raise Refused("stop holds an empty string", param="stop")
+        raise Refused("stop has an empty string. Remove it.", param="stop")
     for i, tool in enumerate(request.tools or ()):
         if tool.type != "function":
-            raise Refused(f"tools[{i}].type is {tool.type!r}; only functions are supported", param=f"tools[{i}].type")
+            raise Refused(f"tools[{i}].type is {tool.type!r}. Use function.", param=f"tools[{i}].type")
     forced_tool(request)
 
 
 def _check_message(message: Message, where: str) -> None:
     if message.role not in ROLES:
-        raise Refused(f"{where}.role is {message.role!r}; expected one of {', '.join(ROLES)}", param=f"{where}.role")
+        raise Refused(f"{where}.role is {message.role!r}. Use one of {', '.join(ROLES)}.", param=f"{where}.role")
     for i, part in enumerate(message.content if isinstance(message.content, list) else ()):
         if part.type != "text" or part.text is None:
-            raise Refused(f"{where}.content[{i}] is {part.type!r}; only text content is supported for now", param=f"{where}.content[{i}]")
+            raise Refused(
+                f"{where}.content[{i}] is {part.type!r}. Send text: only text content is supported.", param=f"{where}.content[{i}]"
+            )
     if message.tool_calls and message.role != "assistant":
-        raise Refused(f"{where}.tool_calls: only an assistant calls tools", param=f"{where}.tool_calls")
+        raise Refused(
+            f"{where} has tool_calls, but its role is {message.role!r}. Only an assistant calls tools.", param=f"{where}.tool_calls"
+        )
 
 
 ANY_TOOL: Literal[""] = ""
-"""`forced_tool` of a request that demands a call, of whichever tool."""
+"""`forced_tool` of a request that demands a call of any tool."""
 
 
 def forced_tool(request: ChatRequest) -> str | None:
-    """The tool that the reply must call, `ANY_TOOL`, or None. Raises `Refused` where there is no such tool."""
+    """The tool that the reply must call, `ANY_TOOL`, or None. Raises `Refused` for a tool that the request does not offer."""
     choice, names = request.tool_choice, [tool.function.name for tool in request.tools or ()]
     if choice is None or choice in ("auto", "none"):
         return None
     if choice == "required":
         if not names:
-            raise Refused("tool_choice is 'required', and there are no tools; offer some, or leave it out", param="tool_choice")
+            raise Refused("tool_choice is 'required', but the request has no tools. Offer tools, or leave it out.", param="tool_choice")
         return names[0] if len(names) == 1 else ANY_TOOL
     function: Any = choice.get("function") if isinstance(choice, dict) else None
     if not isinstance(function, dict) or function.get("name") not in names:  # pyright: ignore[reportUnknownMemberType]
-        raise Refused(f"tool_choice {choice!r} is neither auto, none, required nor one of the tools {names}", param="tool_choice")
+        raise Refused(f"tool_choice is {choice!r}. Use auto, none, required or one of the tools {names}.", param="tool_choice")
     return str(function["name"])  # pyright: ignore[reportUnknownArgumentType]
 
 

@@ -1,7 +1,7 @@
 """A renderer for ChatML models that the `renderers` library does not know, with tools as text.
 
-Without tools a conversation renders to exactly the bytes of the tokenizer's own template, its default system prompt included. What was
-sampled is never rendered again: a bridge starts with exactly the earlier prompt and response.
+Without tools a conversation renders to exactly the bytes of the tokenizer's own template, with its default system prompt. Sampled tokens
+are never rendered again: a bridge starts with exactly the earlier prompt and response.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ REPLY = f"{START}assistant\n"
 
 
 class ChatMLRenderer:
-    """Implements `renderers.Renderer`; further `read_text`, `write_text` and `prefill`, which the gateway uses where there are any."""
+    """Implements `renderers.Renderer`. Its further methods `read_text`, `write_text` and `prefill` are optional for renderers."""
 
     supports_tools = True
     is_prefix_stable = True
@@ -31,7 +31,7 @@ class ChatMLRenderer:
 
     @staticmethod
     def fits(tokenizer: Any) -> bool:
-        """Whether the template of this tokenizer is plain ChatML without tools of its own."""
+        """True for a tokenizer whose template is plain ChatML without tools."""
         ids = [tokenizer.convert_tokens_to_ids(mark) for mark in (START, END)]
         if any(not isinstance(i, int) or i == tokenizer.unk_token_id for i in ids):
             return False
@@ -41,8 +41,8 @@ class ChatMLRenderer:
         probe = [{"role": role, "content": f" {role}\n "} for role in ("user", "assistant", "user")]
         renderer = ChatMLRenderer(tokenizer)
         return all(
-            renderer._text(each) == tokenizer.apply_chat_template(each, tokenize=False, add_generation_prompt=True)
-            for each in (probe, [{"role": "system", "content": "s"}, *probe])
+            renderer._text(messages) == tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+            for messages in (probe, [{"role": "system", "content": "s"}, *probe])
         )
 
     def render(self, messages: Sequence[Any], *, tools: Sequence[Any] | None = None, add_generation_prompt: bool = False) -> RenderedTokens:
@@ -81,8 +81,7 @@ class ChatMLRenderer:
         *,
         tools: Sequence[Any] | None = None,
     ) -> RenderedTokens | None:
-        """See `renderers.Renderer.bridge_to_next_turn`. A response that was cut, by its length or by a stop string, gets the mark that
-        ends a turn as context."""
+        """See `renderers.Renderer.bridge_to_next_turn`. A response without the mark that ends a turn gets it as context."""
         if not new_messages or any(message["role"] not in ("user", "tool", "system") for message in new_messages):
             return None
         previous = [*previous_prompt_ids, *previous_completion_ids]
@@ -92,22 +91,22 @@ class ChatMLRenderer:
         return self._tokens(previous, [("\n", -1), *pieces, (REPLY, -1)], new_messages)
 
     def read_text(self, text: str, tools: Sequence[Mapping[str, Any]] | None, *, prefix: str, end: End) -> tuple[str, tuple[ToolCall, ...]]:
-        """Content and tool calls of a reply, or of the part of it that has come so far."""
+        """Content and tool calls of a reply, or of its beginning."""
         return read_reply(text, tools, prefix=prefix, end=end)
 
     def write_text(self, message: Mapping[str, Any], tools: Sequence[Mapping[str, Any]]) -> str:
-        """The assistant's message as the model would have written it, without the mark that ends it."""
+        """The text of an assistant message in the model's own form, without the end mark."""
         return write_calls(_content(message), message.get("tool_calls") or (), tools)
 
     def prefill(self, tool: str | None) -> str:
-        """The text that, at the end of a prompt, makes the reply a call of this tool; of any tool with None."""
+        """The end of a prompt that makes the reply a call of this tool; None: of any tool."""
         return call_prefix(tool)
 
     def _text(self, messages: Sequence[Any]) -> str:
         return "".join(text for text, _ in self._pieces(messages, None)) + REPLY
 
     def _pieces(self, messages: Sequence[Any], tools: Sequence[Any] | None) -> list[tuple[str, int]]:
-        """Text and index of message; each piece starts at a mark, so pieces can be encoded one by one."""
+        """(text, index of its message). Every piece starts at a mark, so pieces encode one by one."""
         own = bool(messages) and messages[0]["role"] == "system"
         system = _content(messages[0]) if own else self._system
         if tools:
@@ -146,9 +145,9 @@ def _content(message: Any) -> str:
 
 
 def _default_system(tokenizer: Any) -> str | None:
-    """The system prompt that the template adds where a conversation has none."""
+    """The system prompt that the template adds to a conversation without one."""
     if not getattr(tokenizer, "chat_template", None):
         return None
     text: str = tokenizer.apply_chat_template([{"role": "user", "content": "x"}], tokenize=False)
-    head, found, _ = text.partition(f"{END}\n{START}user\n")
-    return head.removeprefix(f"{START}system\n") if found and head.startswith(f"{START}system\n") else None
+    head, mark, _ = text.partition(f"{END}\n{START}user\n")
+    return head.removeprefix(f"{START}system\n") if mark and head.startswith(f"{START}system\n") else None

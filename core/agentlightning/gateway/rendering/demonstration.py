@@ -1,6 +1,6 @@
-"""Demonstrations in place of samples: the reply that a call shall get, as the very tokens that this model would have written it with.
+"""Demonstrations in place of samples: the desired reply to a call, in the tokens that this model would use.
 
-What the agent reads is what the tokens say: a demonstration that would be read back as another message is refused, never repaired.
+The agent reads exactly these tokens. A demonstration that reads back as another message is refused, never repaired.
 """
 
 from __future__ import annotations
@@ -11,8 +11,10 @@ import json
 import logging
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, TypeAlias, cast
+
+from msgspec.structs import replace
 
 from agentlightning.contracts.engine import Chunk, Engine
 from agentlightning.gateway.api.schema import Refused
@@ -24,11 +26,11 @@ from agentlightning.types import JSON, IntArray, Policy, Rollout, Sampling, ints
 log = logging.getLogger("agentlightning.gateway")
 
 Demonstrate: TypeAlias = Callable[[JSON, list[dict[str, Any]], list[dict[str, Any]]], dict[str, Any] | None]
-"""`(task, messages, tools) -> message`: what a good agent would answer to this very request, in OpenAI's form; None: nobody knows."""
+"""`(task, messages, tools) -> message`: a good reply to this request, in OpenAI's form. None: there is none."""
 
 
 class DemonstratingEngine(Engine):
-    """An `Engine` that knows its one reply. Nobody sampled it: it has no logprobs, and no version."""
+    """An `Engine` with one fixed reply. Nobody sampled it, so it has no logprobs and no version."""
 
     def __init__(self, engine: Engine, reply: IntArray) -> None:
         self.info, self.policy = engine.info, engine.policy
@@ -50,27 +52,27 @@ class DemonstratingEngine(Engine):
 
 @dataclass(frozen=True, slots=True)
 class Demonstrated:
-    """A request that a demonstration shall answer."""
+    """A request for a demonstration."""
 
     rollout: Rollout
     rendering: Rendering
     messages: Sequence[dict[str, Any]]
-    """As the agent sent them."""
+    """From the agent."""
     rendered: Sequence[dict[str, Any]]
-    """As they stand in the prompt."""
+    """In the prompt."""
     tools: Sequence[dict[str, Any]]
     reply: Reply
-    """To be given; says prompt, sampling and what the reply must go on from."""
+    """Still empty, with its prompt, sampling and prefix."""
 
 
 async def demonstration(demonstrate: Demonstrate, request: Demonstrated, engine: Engine) -> DemonstratingEngine | None:
-    """The engine that answers a request with its demonstration; None where there is none, so that it is sampled. Raises `Refused`
-    where the demonstration cannot be what this model would have written."""
-    given = [copy.deepcopy(each) for each in (request.rollout.task.input, list(request.messages), list(request.tools))]
+    """An engine that answers a request with its demonstration; None if there is none. Raises `Refused` for a demonstration that this model
+    cannot write."""
+    arguments = copy.deepcopy((request.rollout.task.input, list(request.messages), list(request.tools)))
     try:
-        message: Any = await asyncio.to_thread(demonstrate, *given)
+        message: Any = await asyncio.to_thread(demonstrate, *arguments)
     except Exception as error:
-        log.error("the demonstration for task %s failed", request.rollout.task.id, exc_info=error)
+        log.error("The demonstration for task %s failed.", request.rollout.task.id, exc_info=error)
         raise _refused(request, f"it raised {type(error).__name__}: {error}") from error
     if message is None:
         return None
@@ -79,39 +81,39 @@ async def demonstration(demonstrate: Demonstrate, request: Demonstrated, engine:
     limit, room = request.reply.sampling.max_tokens, engine.info.context_length - len(request.reply.prompt_ids)
     if len(ids) > room or (limit is not None and len(ids) > limit):
         least = room if limit is None else min(room, limit)
-        raise _refused(request, f"it has {len(ids)} tokens, and a reply may have {least} here; make it shorter, or allow more")
+        raise _refused(request, f"it has {len(ids)} tokens, and the limit is {least}")
     answering = DemonstratingEngine(engine, ints(ids))
     await _check_read_back(request, wanted, answering)
     return answering
 
 
 def unsampled(sampling: Sampling) -> Sampling:
-    """The sampling of a reply that was not sampled: its loss is the cross-entropy of the model's own distribution."""
+    """The sampling of a demonstration: its loss is the cross-entropy of the model's own distribution."""
     return replace(sampling, temperature=1.0, top_p=1.0, top_k=0)
 
 
 def _refused(request: Demonstrated, why: str) -> Refused:
-    return Refused(f"the demonstration for task {request.rollout.task.id} cannot be given: {why}", code="demonstration")
+    return Refused(f"The demonstration for task {request.rollout.task.id} is not usable: {why}. Correct it.", code="demonstration")
 
 
 def _checked(request: Demonstrated, message: Any) -> dict[str, Any]:
     """The assistant's message in OpenAI's form, arguments as JSON text."""
     if not isinstance(message, Mapping):
-        raise _refused(request, f"it is a {type(message).__name__}; expected an assistant message as a dict, or None")
-    given = cast("Mapping[str, Any]", message)
-    content, role = given.get("content"), given.get("role", "assistant")
+        raise _refused(request, f"it is a {type(message).__name__}, not an assistant message as a dict, or None")
+    fields = cast("Mapping[str, Any]", message)
+    content, role = fields.get("content"), fields.get("role", "assistant")
     if role != "assistant" or not (content is None or isinstance(content, str)):
-        raise _refused(request, f"its role is {role!r} and its content a {type(content).__name__}; expected 'assistant' and text (or None)")
-    known = [tool["function"]["name"] for tool in request.tools]
+        raise _refused(request, f"its role is {role!r} and its content a {type(content).__name__}, not 'assistant' and text (or None)")
+    names = [tool["function"]["name"] for tool in request.tools]
     calls: list[dict[str, Any]] = []
-    for number, call in enumerate(cast("list[Any]", given.get("tool_calls") or [])):
+    for number, call in enumerate(cast("list[Any]", fields.get("tool_calls") or [])):
         try:
             name, arguments = call["function"]["name"], call["function"]["arguments"]
         except (TypeError, KeyError) as error:
             form = '{"function": {"name": ..., "arguments": ...}}'
-            raise _refused(request, f"its tool call {number} is {call!r:.100}; expected {form}, as OpenAI has it") from error
-        if name not in known:
-            raise _refused(request, f"it calls the tool {name!r}; the request offers {', '.join(known) or 'none'}")
+            raise _refused(request, f"its tool call {number} is {call!r:.100}, not {form} as in OpenAI's form") from error
+        if name not in names:
+            raise _refused(request, f"it calls the tool {name!r}, and the request offers {', '.join(names) or 'none'}")
         text = arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
         calls.append({"id": f"demonstrated-{number}", "type": "function", "function": {"name": name, "arguments": text}})
     if not content and not calls:
@@ -120,30 +122,30 @@ def _checked(request: Demonstrated, message: Any) -> dict[str, Any]:
 
 
 def _written(request: Demonstrated, message: dict[str, Any]) -> list[int]:
-    """The ids of the reply, up to and with the mark that ends it."""
+    """The ids of the reply, with its end mark."""
     rendering, prefix = request.rendering, request.reply.prefix
     if hasattr(rendering.renderer, "write_text"):
         text: str = rendering.renderer.write_text(message, list(request.tools))
         if not text.startswith(prefix):
-            raise _refused(request, f"it starts with {text[:40]!r}, and the request demands that it goes on from {prefix!r}")
+            raise _refused(request, f"it starts with {text[:40]!r}, and the request demands {prefix!r}")
         ids = rendering.encode(text[len(prefix) :])
         if any(token in rendering.stop_ids for token in ids):
-            raise _refused(request, "it holds the mark that ends a reply, in the middle of its text")
+            raise _refused(request, "it has an end mark in the middle of its text")
         return [*ids, rendering.stop_ids[0]]
     tools = list(request.tools) or None
     before: list[int] = rendering.renderer.render_ids(list(request.rendered), tools=tools, add_generation_prompt=True)
-    whole: list[int] = rendering.renderer.render_ids([*request.rendered, message], tools=tools, add_generation_prompt=False)
-    after = whole[len(before) :]
+    complete: list[int] = rendering.renderer.render_ids([*request.rendered, message], tools=tools, add_generation_prompt=False)
+    after = complete[len(before) :]
     end = next((place for place, token in enumerate(after) if token in rendering.stop_ids), None)
-    if whole[: len(before)] != before or end is None:
-        raise _refused(request, f"the renderer {rendering.name!r} does not write it as a reply to its own prompt")
+    if complete[: len(before)] != before or end is None:
+        raise _refused(request, f"the renderer {rendering.name!r} cannot write it as a reply to its prompt")
     return after[: end + 1]
 
 
 async def _check_read_back(request: Demonstrated, wanted: dict[str, Any], engine: DemonstratingEngine) -> None:
-    """Whether the agent will read what was demonstrated."""
-    given = request.reply
-    trial = Reply(given.rendering, given.prompt_ids, given.sampling, given.tools, given.prefix, given.single)
+    """Raises `Refused` unless the agent reads the same message."""
+    reply = request.reply
+    trial = Reply(reply.rendering, reply.prompt_ids, reply.sampling, reply.tools, reply.prefix, reply.single)
     async with aclosing(trial.run(engine)) as pieces:
         async for _ in pieces:
             pass

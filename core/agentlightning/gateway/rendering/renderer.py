@@ -19,7 +19,7 @@ from agentlightning.types import Completion, IntArray, ints
 
 @dataclass(frozen=True, slots=True)
 class Parsed:
-    """A reply as messages have it."""
+    """The content of a reply."""
 
     content: str
     calls: tuple[ToolCall, ...] = ()
@@ -42,11 +42,11 @@ class Rendering:
         return bool(getattr(self.renderer, "supports_tools", True))
 
     def prompt(self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Any]) -> IntArray:
-        """(prompt,) the whole conversation, ready for a reply."""
+        """(prompt,) the conversation, ready for a reply."""
         return ints(self.renderer.render_ids(list(messages), tools=list(tools) or None, add_generation_prompt=True))
 
     def bridge(self, earlier: Completion, messages: Sequence[Mapping[str, Any]], tools: Sequence[Any]) -> IntArray | None:
-        """(prompt,) what was sampled, then the new messages; None where the renderer knows no way."""
+        """(prompt,) the sampled tokens, then the new messages. None: the renderer cannot bridge them."""
         if (earlier.renderer, earlier.tokenizer) != (self.name, self.hash):
             return None
         before, sampled = earlier.prompt_ids.tolist(), earlier.response_ids.tolist()
@@ -56,9 +56,9 @@ class Rendering:
         return ints(rendered.token_ids)
 
     def prefill(self, tool: str | None) -> str:
-        """The text that makes a reply a call of this tool; of any tool with None."""
+        """The text that makes a reply a call of this tool; None: of any tool."""
         if not hasattr(self.renderer, "prefill"):
-            raise Refused(f"tool_choice cannot be enforced by the renderer {self.name!r}; use 'auto'", param="tool_choice")
+            raise Refused(f"The renderer {self.name!r} cannot enforce tool_choice. Use 'auto'.", param="tool_choice")
         return self.renderer.prefill(tool)
 
     def encode(self, text: str) -> list[int]:
@@ -66,14 +66,14 @@ class Rendering:
 
     def decode(self, ids: Sequence[int]) -> str:
         backend = getattr(self.tokenizer, "backend_tokenizer", None)
-        if backend is not None:  # the same without the checks around it, which cost more than the decoding of one chunk
+        if backend is not None:  # without checks that cost more than the decoding of one chunk
             return backend.decode(list(ids), skip_special_tokens=False)
         return self.tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False)
 
     def parse(
         self, ids: Sequence[int], text: str, prompt: IntArray, tools: Sequence[Any], *, prefix: str = "", end: End, hidden: str | None
     ) -> Parsed:
-        """Read a reply. `text` is what is visible of `ids`; `hidden` is the stop string that ended it."""
+        """Read a reply. `text` is the visible part of `ids`; `hidden` is the stop string that ended it."""
         if hasattr(self.renderer, "read_text"):
             content, calls = self.renderer.read_text(text, list(tools), prefix=prefix, end=end)
             return Parsed(content, calls)
@@ -91,18 +91,18 @@ def _json(arguments: Any) -> str:
 
 
 def load_rendering(info: EngineInfo, base: str, name: str, plugins: Registry | None = None) -> Rendering:
-    """Load the tokenizer of a model and choose its renderer (blocking). `name`: `auto`, or a renderer that is registered or that the
-    `renderers` library has. `base`: the model that the served one was trained from."""
+    """Load the tokenizer of a model and choose its renderer (blocking). `name`: `auto`, a registered renderer, or one of the `renderers`
+    library. `base`: the model before training."""
     tokenizer, digest = load_tokenizer(info.model, info.path)
-    found, renderer = _choose(tokenizer, (info.path, info.model, base), name, plugins or registry())
-    return Rendering(found, tokenizer, renderer, digest, tuple(renderer.get_stop_token_ids()))
+    chosen, renderer = _choose(tokenizer, (info.path, info.model, base), name, plugins or registry())
+    return Rendering(chosen, tokenizer, renderer, digest, tuple(renderer.get_stop_token_ids()))
 
 
 def load_tokenizer(model: str, path: str) -> tuple[Any, str]:
     """The tokenizer of a model, and its hash (blocking)."""
     missing = [module for module in ("renderers", "transformers") if importlib.util.find_spec(module) is None]
     if missing:
-        raise MissingExtra(f"the gateway needs {', '.join(missing)} to render messages; run: pip install 'agentlightning[serve]'")
+        raise MissingExtra(f"The gateway needs {', '.join(missing)} to render messages. Run: pip install 'agentlightning[serve]'")
     from transformers import AutoTokenizer
 
     auto: Any = AutoTokenizer
@@ -110,8 +110,8 @@ def load_tokenizer(model: str, path: str) -> tuple[Any, str]:
         tokenizer = auto.from_pretrained(path)
     except Exception as error:
         raise GatewayError(
-            f"the tokenizer of model {model!r} cannot be loaded from {path!r}: {error}; expected a folder or hub id that "
-            "AutoTokenizer.from_pretrained loads"
+            f"The tokenizer of model {model!r} does not load from {path!r}: {error}. Use a folder or hub id that "
+            "AutoTokenizer.from_pretrained loads."
         ) from error
     backend = getattr(tokenizer, "backend_tokenizer", None)
     content: str = backend.to_str() if backend is not None else repr(sorted(tokenizer.get_vocab().items()))
@@ -124,11 +124,11 @@ def _choose(tokenizer: Any, models: Sequence[str], name: str, plugins: Registry)
     if name in plugins.names("renderers"):
         return name, plugins.load("renderers", name)(tokenizer)
     if name == "auto":
-        known = [library.MODEL_RENDERER_MAP[model] for model in models if model in library.MODEL_RENDERER_MAP]
-        for entry in plugins.entries("renderers") if not known else ():
+        names = [library.MODEL_RENDERER_MAP[model] for model in models if model in library.MODEL_RENDERER_MAP]
+        for entry in plugins.entries("renderers") if not names else ():
             if not entry.missing and entry.load().fits(tokenizer):
                 return entry.name, entry.load()(tokenizer)
-        name = known[0] if known else "default"
+        name = names[0] if names else "default"
     try:
         config = configs.config_from_name(name)
     except ValueError as error:

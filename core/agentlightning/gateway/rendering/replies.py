@@ -1,4 +1,4 @@
-"""One reply while it is generated: every sampled token is kept; text comes out whole, without what a stop string hides."""
+"""One reply during its generation. It keeps every sampled token. Its text has no half characters, and ends before a stop string."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ class Detokenizer:
     def __init__(self, decode: Callable[[Sequence[int]], str]) -> None:
         self._decode = decode
         self._ids: list[int] = []
-        self._start = self._read = 0  # what is decoded again for its context; what has become text
+        self._start = self._read = 0  # ids from here are decoded again for context; ids to here are text
 
     def feed(self, ids: Sequence[int], *, final: bool = False) -> str:
-        """The text that is certain after these ids; with `final` all that is left."""
+        """The text that is certain after these ids; with `final` all the rest."""
         self._ids.extend(ids)
         if self._read == len(self._ids):
             return ""
-        known = self._decode(self._ids[self._start : self._read])
+        before = self._decode(self._ids[self._start : self._read])
         # a character has at most four bytes, so at most three tokens at the end wait for the rest of theirs
-        end, text = len(self._ids), known
+        end, text = len(self._ids), before
         for waiting in range(0, 1 if final else min(4, len(self._ids) - self._read)):
             end = len(self._ids) - waiting
             text = self._decode(self._ids[self._start : end])
@@ -42,18 +42,18 @@ class Detokenizer:
                 return ""
             # what comes before the last three is broken; these may yet begin a character
         self._start, self._read = self._read, end
-        return text[len(known) :]
+        return text[len(before) :]
 
 
 @dataclass(slots=True)
 class Piece:
-    """What one chunk of the engine adds to a reply."""
+    """The part of a reply from one chunk of the engine."""
 
     start: int
     end: int
     """Tokens of the reply, from and to."""
     text: str
-    """Content that became certain."""
+    """New content that is certain."""
 
 
 @dataclass(slots=True)
@@ -65,16 +65,16 @@ class Reply:
     sampling: Sampling
     tools: Sequence[Any]
     prefix: str = ""
-    """The end of the prompt that the reply must go on from (a forced tool call)."""
+    """See `Prompt.prefix`."""
     single: bool = False
-    """Whether at most one tool call is answered."""
+    """True: the answer has at most one tool call."""
     raw: bool = False
-    """Whether its text is answered as it is, instead of being read as a message."""
+    """True: its text is the answer, instead of a message."""
     id: str = field(default_factory=new_id)
-    """Of its completion: the same however often it is written."""
+    """Of its completion, so that a second write is the same record."""
     ids: list[int] = field(default_factory=list[int])
     text: str = ""
-    """What is visible: no end mark, nothing from the stop string on."""
+    """The visible part: no end mark, nothing from the stop string on."""
     finish: FinishReason | None = None
     _scores: list[FloatArray | None] = field(default_factory=list["FloatArray | None"])
     _versions: list[IntArray] = field(default_factory=list[IntArray])
@@ -105,17 +105,17 @@ class Reply:
 
     def _find_stop(self, before: int) -> bool:
         """Cut the text at the first stop string, looking only where new text can have completed one."""
-        found: tuple[int, str] | None = None
+        earliest: tuple[int, str] | None = None
         for stop in self.sampling.stop:
             at = self.text.find(stop, max(0, before - len(stop) + 1))
-            if at >= 0 and (found is None or at < found[0]):
-                found = (at, stop)
-        if found is not None:
-            self.text, self._hidden = self.text[: found[0]], found[1]
-        return found is not None
+            if at >= 0 and (earliest is None or at < earliest[0]):
+                earliest = (at, stop)
+        if earliest is not None:
+            self.text, self._hidden = self.text[: earliest[0]], earliest[1]
+        return earliest is not None
 
     def _needed(self, before: str, start: int, new: list[int]) -> int:
-        """How many of the new tokens complete the stop string; the engine would have stopped there."""
+        """The number of new tokens that complete the stop string. The engine would have stopped there."""
         full = self.rendering.decode
         target = f"{self.text}{self._hidden}"
         for count in range(1, len(new)):
@@ -124,7 +124,7 @@ class Reply:
         return len(new)
 
     def _grown(self) -> str:
-        """Content that has become certain since the last time."""
+        """Content that is certain since the last call."""
         if self.finish is None and not hasattr(self.rendering.renderer, "read_text") and self.tools:
             return ""
         content = self.parsed("open").content if self.finish is None else self.read().content
@@ -134,7 +134,7 @@ class Reply:
         return new
 
     def _held(self, text: str) -> int:
-        """Length of the end of the text that may be the beginning of a stop string."""
+        """Length of a text end that may begin a stop string."""
         longest = max((len(stop) for stop in self.sampling.stop), default=1) - 1
         for size in range(min(longest, len(text)), 0, -1):
             if any(stop.startswith(text[-size:]) for stop in self.sampling.stop):
@@ -153,7 +153,7 @@ class Reply:
         return self.parsed("whole" if self.finish == "stop" else "cut")
 
     def message(self) -> dict[str, Any]:
-        """The reply as a message in OpenAI's form. Ids of tool calls follow from the seed, so that a repeated run repeats them."""
+        """The reply as a message in OpenAI's form. Ids of tool calls follow from the seed, so a repeated run repeats them."""
         parsed = self.read()
         message: dict[str, Any] = {"role": "assistant", "content": parsed.content or (None if parsed.calls else "")}
         if parsed.reasoning:
@@ -172,12 +172,12 @@ class Reply:
 
     @property
     def stopped_by(self) -> str | None:
-        """The stop string that ended it, which is not part of the text."""
+        """The stop string that ended it. The text does not contain it."""
         return self._hidden
 
     @property
     def logprobs(self) -> FloatArray | None:
-        """(response,) None where the engine could not tell one of them."""
+        """(response,) None: the engine did not report all of them."""
         if any(scores is None for scores in self._scores):
             return None
         return np.concatenate([np.empty(0, np.float32), *cast("list[FloatArray]", self._scores)])
@@ -188,6 +188,6 @@ class Reply:
         return ints(np.concatenate([np.empty(0, np.int32), *self._versions]))
 
     def shown(self, start: int, end: int) -> range:
-        """Of these tokens those that are not the mark that ended the reply."""
+        """The indices of these tokens without the end mark."""
         marked = self.finish is not None and bool(self.ids) and self.ids[-1] in self.sampling.stop_ids
         return range(start, min(end, len(self.ids) - marked))

@@ -1,7 +1,6 @@
-"""What a prompt asks for in words: tools, for models whose template knows none (a section after the system message, and calls of one
-line each), and the format of replies.
+"""Prompt text for tools and reply formats, for models whose template has none: a section after the system message, and calls of one line.
 
-What `write_calls` writes, `read_reply` reads back as the same calls. Only names of offered tools are calls; any other line is text.
+`read_reply` reads back the same calls that `write_calls` writes. Only names of offered tools are calls; any other line is text.
 """
 
 from __future__ import annotations
@@ -23,20 +22,20 @@ CALL = "CALL"
 JSON_REPLY = "Reply with one JSON object and nothing else."
 
 End: TypeAlias = Literal["whole", "cut", "open"]
-"""How a text ends: by itself, because it was cut, or not yet."""
+"""The end of a text: its own, a cut, or none yet."""
 
 
 @dataclass(frozen=True, slots=True)
 class ToolCall:
-    """One call that the model asked for."""
+    """One tool call of the model."""
 
     name: str
     arguments: str
-    """JSON; or the raw text where the model was made to call and wrote no valid argument."""
+    """JSON, or the raw text of a forced call without a valid argument."""
 
 
 def describe_tools(tools: Sequence[Mapping[str, Any]]) -> str:
-    """The section of the system message; `tools` in OpenAI's form."""
+    """The section of the system message. `tools` are in OpenAI's form."""
     lines = [HEADING]
     for tool in map(_function, tools):
         description = str(tool.get("description") or "").strip().split("\n")[0]
@@ -49,7 +48,7 @@ def describe_tools(tools: Sequence[Mapping[str, Any]]) -> str:
 
 
 def write_calls(content: str, calls: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] | None) -> str:
-    """An assistant's message with tool calls (OpenAI's form), as the model would have written it."""
+    """An assistant message with tool calls (OpenAI's form), in the model's own text form."""
     plain = {tool["name"]: _plain(tool) for tool in map(_function, tools or ())}
     lines = [content] if content else []
     for call in map(_function, calls):
@@ -59,7 +58,7 @@ def write_calls(content: str, calls: Sequence[Mapping[str, Any]], tools: Sequenc
 
 
 def call_prefix(name: str | None) -> str:
-    """What a reply starts with that must call this tool, or with None any of them: then the model writes the name."""
+    """The start of a reply that must call this tool. With None the model writes the name."""
     return f"{CALL} " if name is None else f"{CALL} {name}("
 
 
@@ -68,12 +67,12 @@ def read_reply(
 ) -> tuple[str, tuple[ToolCall, ...]]:
     """Content and tool calls of a reply. `prefix` (of `call_prefix`) was part of the prompt.
 
-    The last line of a reply that was `cut` is text, unless the model was made to call. While a reply is `open` its last line is left
-    out as long as it may become a call, so that the content only ever grows.
+    The last line of a `cut` reply is text, unless its call is forced. The content of an `open` reply omits a last line that may become a
+    call, so that the content only ever grows.
     """
     if not tools:
         return text, ()
-    known = {tool["name"]: tool for tool in map(_function, tools)}
+    offered = {tool["name"]: tool for tool in map(_function, tools)}
     lines = (prefix + text).split("\n")
     kept: list[str] = []
     calls: list[ToolCall] = []
@@ -82,7 +81,7 @@ def read_reply(
         last = number == len(lines) - 1
         if last and end == "open" and (forced or _may_become_call(line)):
             break
-        call = None if last and end == "cut" and not forced else _read_call(line, known, forced=forced)
+        call = None if last and end == "cut" and not forced else _read_call(line, offered, forced=forced)
         if call is None:
             kept.append(line)
         else:
@@ -92,7 +91,7 @@ def read_reply(
 
 
 def json_text(value: Any) -> str:
-    """JSON with its characters as they are; escaped where one of them is half a character, which UTF-8 cannot hold."""
+    """JSON with its own characters, or escaped if one of them is half a character, which UTF-8 cannot encode."""
     text = json.dumps(value, ensure_ascii=False)
     try:
         text.encode()
@@ -110,7 +109,7 @@ def describe_format(format: ResponseFormat) -> str:
 
 
 def ask_for_format(messages: Sequence[dict[str, Any]], format: ResponseFormat | None) -> list[dict[str, Any]]:
-    """The messages with the format asked for at the end of the system message, the same in every turn."""
+    """The messages with the reply format at the end of the system message, the same in every turn."""
     if format is None:
         return list(messages)
     text, first = describe_format(format), messages[0]
@@ -124,10 +123,10 @@ def _may_become_call(line: str) -> bool:
     return f"{CALL} ".startswith(line) or line.startswith(f"{CALL} ")
 
 
-def _read_call(line: str, known: Mapping[str, Mapping[str, Any]], *, forced: bool) -> ToolCall | None:
+def _read_call(line: str, offered: Mapping[str, Mapping[str, Any]], *, forced: bool) -> ToolCall | None:
     word, _, rest = line.strip().partition(" ")
     name, bracket, argument = rest.strip().partition("(")
-    tool = known.get(name.rstrip())
+    tool = offered.get(name.rstrip())
     if word != CALL or tool is None or not bracket or not (argument.endswith(")") or forced):
         return None
     name, argument = name.rstrip(), argument.removesuffix(")").strip()

@@ -9,11 +9,11 @@ from __future__ import annotations
 import logging
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
 from fnmatch import fnmatchcase
 from itertools import pairwise
 
 import numpy as np
+from msgspec.structs import replace
 
 from agentlightning.contracts.store import AttemptRecords, RolloutState
 from agentlightning.errors import ConfigError, JoinError, LightningError, NotFound

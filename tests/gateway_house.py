@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
+from pathlib import Path
 from typing import Any
 
 import openai
+import pytest
 
 from agentlightning.contracts.store import AttemptRecords
 from agentlightning.gateway import Gateway
-from agentlightning.stores.memory import MemoryStore
-from agentlightning.testing.engine import ScriptedEngine
+from agentlightning.stores.common import open_store
+from agentlightning.testing.engine import Script, ScriptedEngine
+from agentlightning.testing.tokenizer import make_tokenizer
 from agentlightning.types import LLM, Attempt, Rollout, Sampling, Task, new_id
 
 CALCULATOR = {
@@ -35,7 +39,7 @@ class House:
     """Everything that a test of the gateway needs."""
 
     def __init__(self, engine: ScriptedEngine, stack: AsyncExitStack, **options: Any) -> None:
-        self.store, self.engine, self._stack = MemoryStore(), engine, stack
+        self.store, self.engine, self._stack = open_store("memory:"), engine, stack
         self.gateway = Gateway(self.store, engine, **options)
 
     async def attempt(self, sampling: Sampling | None = None, **more: Any) -> Attempt:
@@ -56,6 +60,27 @@ class House:
 
     def text(self, ids: Any) -> str:
         return self.engine.tokenizer.decode(list(ids))
+
+
+@pytest.fixture(scope="session")
+def tokenizer_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("tokenizer")
+    make_tokenizer(folder, merges=[("t", "h"), ("th", "e")])
+    return folder
+
+
+@pytest.fixture
+async def house(tokenizer_folder: Path) -> AsyncIterator[Any]:
+    """`house(script, ...)`: a started gateway; stopped after the test."""
+    async with AsyncExitStack() as stack:
+
+        async def make(script: Script, *, options: dict[str, Any] | None = None, **engine: Any) -> House:
+            started = House(ScriptedEngine(tokenizer_folder, script, **engine), stack, **(options or {}))
+            await started.gateway.start()
+            stack.push_async_callback(started.gateway.stop)
+            return started
+
+        yield make
 
 
 def user(text: str) -> dict[str, str]:

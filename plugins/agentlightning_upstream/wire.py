@@ -1,6 +1,6 @@
-"""What an upstream answers: read for the record, and stripped of what the agent did not ask for. One reader for each form.
+"""The answers of an upstream, read for the record and stripped of fields that the agent did not ask for. One reader for each form.
 
-Readers keep what came, and nothing else: token ids that did not come for every piece of a reply are none at all.
+A reply has token ids only if they came for every piece of it.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import msgspec
 from agentlightning.types import FinishReason
 
 Fields = dict[str, Any]
+_fields = msgspec.json.Decoder(dict[str, Any])
 FINISHED: dict[Any, FinishReason] = {"stop": "stop", "length": "length", "tool_calls": "tool_calls", "function_call": "tool_calls"}
 
 
@@ -23,36 +24,36 @@ class Choice:
 
     prompt_ids: list[int] | None = None
     ids: list[int] | None = None
-    scores: list[float] | None = None
-    """Log-probabilities as the upstream gave them."""
+    logprobs: list[float] | None = None
+    """As the upstream returned them."""
     content: str = ""
     reasoning: str = ""
     calls: dict[int, Fields] = field(default_factory=dict[int, Fields])
     finish: FinishReason | None = None
     broken: bool = False
-    """Whether text came without its token ids."""
+    """True: text came without its token ids."""
 
     def add(self, delta: Fields) -> None:
-        """Take in a message, or a part of one."""
+        """Add a message, or a part of one."""
         self.content += delta.get("content") or ""
         self.reasoning += delta.get("reasoning_content") or delta.get("reasoning") or ""
         for place, call in enumerate(cast("Iterable[Fields]", delta.get("tool_calls") or ())):
-            known = self.calls.setdefault(call.get("index", place), {"id": "", "name": "", "arguments": ""})
+            fields = self.calls.setdefault(call.get("index", place), {"id": "", "name": "", "arguments": ""})
             function: Fields = call.get("function") or {}
-            known["id"] = call.get("id") or known["id"]
-            known["name"] += function.get("name") or ""
-            known["arguments"] += function.get("arguments") or ""
+            fields["id"] = call.get("id") or fields["id"]
+            fields["name"] += function.get("name") or ""
+            fields["arguments"] += function.get("arguments") or ""
 
     def add_ids(self, ids: list[int] | None, text: str | None) -> None:
-        """Take in the ids of a part, which has this text."""
+        """Add the ids of a part with this text."""
         if ids is not None:
             self.ids = [*(self.ids or ()), *ids]
         elif text:
             self.broken = True
 
-    def add_scores(self, scores: Iterable[Any]) -> None:
-        """Take in log-probabilities; None among them: not measured."""
-        self.scores = [*(self.scores or ()), *(float("nan") if each is None else float(each) for each in scores)]
+    def add_logprobs(self, logprobs: Iterable[Any]) -> None:
+        """Add log-probabilities. None becomes NaN: the upstream did not measure it."""
+        self.logprobs = [*(self.logprobs or ()), *(float("nan") if logprob is None else float(logprob) for logprob in logprobs)]
 
     def message(self) -> Fields:
         """In OpenAI's form."""
@@ -70,21 +71,21 @@ class Choice:
 class Reader:
     """Reads the answer to one request of chat completions or completions."""
 
-    def __init__(self, call_id: str, path: str, wanted: int, *, shows_ids: bool, shows_logprobs: bool) -> None:
+    def __init__(self, call_id: str, path: str, count: int, *, shows_ids: bool, shows_logprobs: bool) -> None:
         self.choices: dict[int, Choice] = {}
         self.counted: int | None = None
         """Tokens of all replies, as the upstream counts them."""
-        self._call_id, self._chat, self._wanted = call_id, path.endswith("/chat/completions"), wanted
+        self._call_id, self._chat, self._count = call_id, path.endswith("/chat/completions"), count
         self._shows_ids, self._shows_logprobs = shows_ids, shows_logprobs
         self._prompt_ids: list[int] | None = None
 
     @property
     def done(self) -> bool:
         """Whether every reply has ended."""
-        return len(self.choices) >= self._wanted and all(each.finish is not None for each in self.choices.values())
+        return len(self.choices) >= self._count and all(choice.finish is not None for choice in self.choices.values())
 
     def take(self, answer: Fields) -> Fields:
-        """Read a body, or an event; what the agent gets of it."""
+        """Read a body, or an event. Returns the agent's part of it."""
         if answer.get("prompt_token_ids") is not None:
             self._prompt_ids = answer["prompt_token_ids"]
         if answer.get("usage"):
@@ -98,15 +99,15 @@ class Reader:
 
     def _take_choice(self, part: Fields) -> None:
         choice = self.choices.setdefault(part.get("index", len(self.choices)), Choice())
-        said: Fields = part.get("message") or part.get("delta") or {} if self._chat else {"content": part.get("text")}
-        choice.add(said)
-        choice.add_ids(part.get("token_ids"), said.get("content"))
+        message: Fields = part.get("message") or part.get("delta") or {} if self._chat else {"content": part.get("text")}
+        choice.add(message)
+        choice.add_ids(part.get("token_ids"), message.get("content"))
         choice.prompt_ids = part.get("prompt_token_ids") or choice.prompt_ids or self._prompt_ids
-        scores: Fields = part.get("logprobs") or {}
-        if self._chat and scores.get("content"):
-            choice.add_scores(each.get("logprob") for each in scores["content"])
-        elif not self._chat and scores.get("token_logprobs"):
-            choice.add_scores(scores["token_logprobs"])
+        logprobs: Fields = part.get("logprobs") or {}
+        if self._chat and logprobs.get("content"):
+            choice.add_logprobs(token.get("logprob") for token in logprobs["content"])
+        elif not self._chat and logprobs.get("token_logprobs"):
+            choice.add_logprobs(logprobs["token_logprobs"])
         if part.get("finish_reason"):
             choice.finish = FINISHED.get(part["finish_reason"], "error")
         if not self._shows_ids:
@@ -117,7 +118,7 @@ class Reader:
 
 
 class ResponseReader:
-    """Reads the answer to one request of responses, which carries no token ids."""
+    """Reads the answer to one request of responses. This form carries no token ids."""
 
     def __init__(self) -> None:
         self.choices: dict[int, Choice] = {}
@@ -129,7 +130,7 @@ class ResponseReader:
         return bool(self.choices)
 
     def take(self, answer: Fields) -> Fields:
-        """Read a body, or an event; what the agent gets of it."""
+        """Read a body, or an event. Returns the agent's part of it."""
         event = answer.get("type")
         response: Any = answer if answer.get("object") == "response" else answer.get("response")
         if isinstance(response, dict) and event in (None, "response.completed", "response.incomplete", "response.failed"):
@@ -152,12 +153,12 @@ class ResponseReader:
 
 
 async def events(parts: AsyncIterator[bytes]) -> AsyncIterator[tuple[bytes, Any]]:
-    """Server-sent events of a stream of bytes: each as it came (with its blank line), and its data as JSON; None: it has no such data."""
+    """Server-sent events of a stream of bytes: the raw event with its blank line, and its data as JSON (None: no JSON)."""
     lines: list[bytes] = []
     rest = b""
     async for part in parts:
-        *whole, rest = (rest + part).split(b"\n")
-        for line in whole:
+        *complete, rest = (rest + part).split(b"\n")
+        for line in complete:
             line = line.removesuffix(b"\r")
             if line:
                 lines.append(line)
@@ -180,6 +181,14 @@ def _event(lines: list[bytes]) -> tuple[bytes, Any]:
 
 
 def event_name(raw: bytes) -> str | None:
-    """The name of an event, where it has one."""
-    found = [line for line in raw.split(b"\n") if line.startswith(b"event:")]
-    return found[0].removeprefix(b"event:").strip().decode(errors="replace") if found else None
+    """The name of an event, or None."""
+    names = [line for line in raw.split(b"\n") if line.startswith(b"event:")]
+    return names[0].removeprefix(b"event:").strip().decode(errors="replace") if names else None
+
+
+def json_object(data: bytes) -> Fields | None:
+    """The data as a JSON object, or None."""
+    try:
+        return _fields.decode(data)
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        return None

@@ -6,7 +6,6 @@ import asyncio
 import socket
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
-from dataclasses import replace
 from threading import Thread
 from typing import Any
 
@@ -15,20 +14,20 @@ import numpy as np
 import openai
 import pytest
 import uvicorn
-from gateway_house import CALCULATOR, House, eventually, slowly, user
+from msgspec.structs import replace
 from starlette.responses import JSONResponse, StreamingResponse
 from upstream_house import PlainServer
 
 from agentlightning.capture.recorder import CALL_HEADER
 from agentlightning.errors import ConfigError, UnsupportedSetting
 from agentlightning.gateway import Gateway
-from agentlightning.gateway.upstream.engine import Settings, Upstream
-from agentlightning.gateway.upstream.wire import event_name, events
 from agentlightning.rl.batch.build import make_batch
 from agentlightning.rl.trajectory.build import trajectory
 from agentlightning.stores.common import open_store
-from agentlightning.stores.memory import MemoryStore
 from agentlightning.types import Attempt, Rollout, Sampling, Task, new_id
+from agentlightning_upstream.engine import Settings, Upstream
+from agentlightning_upstream.wire import event_name, events
+from gateway_house import CALCULATOR, House, eventually, slowly, user
 
 HI = [user("hi")]
 KEY = "sk-upstream-secret"
@@ -38,7 +37,7 @@ class Forwarding(House):
     """A gateway that forwards."""
 
     def __init__(self, upstream: Upstream, stack: AsyncExitStack, **options: Any) -> None:
-        self.store, self._stack = MemoryStore(), stack
+        self.store, self._stack = open_store("memory:"), stack
         self.gateway = Gateway(self.store, upstream, **options)
 
 
@@ -278,13 +277,13 @@ async def test_logprobs_are_missing_where_the_upstream_does_not_take_the_whole_s
     await front.client(attempt).chat.completions.create(model="theirs", messages=HI)
     [completion] = (await front.records(attempt)).completions
     assert (completion.prompt_ids.tolist(), completion.response_ids.tolist(), completion.logprobs) == ([1, 5], [7, 2], None)
-    assert "its own defaults may have held" in (completion.missing or "")
+    assert "its own defaults may apply" in (completion.missing or "")
 
 
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"logprobs": {"content": [{"token": "x", "logprob": -0.5}]}}, "no logprobs: the upstream gave 1 for 2 tokens"),
+        ({"logprobs": {"content": [{"token": "x", "logprob": -0.5}]}}, "no logprobs: the upstream returned 1 for 2 tokens"),
         ({"token_ids": [7]}, "token ids missing: the upstream counted 2 tokens and returned 1 ids"),
         ({"token_ids": None}, "token ids missing: the upstream returned none"),
     ],
@@ -378,7 +377,7 @@ async def test_an_upstream_that_is_not_there_is_named(forward: Any) -> None:
 
 
 async def test_an_upstream_that_takes_too_long_is_a_timeout(forward: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("agentlightning.gateway.upstream.forward.TIMEOUT", httpx.Timeout(0.2))
+    monkeypatch.setattr("agentlightning_upstream.connection.TIMEOUT", httpx.Timeout(0.2))
     front = await forward(PlainServer("slow", delay=1.0))
     attempt = await front.attempt()
     with pytest.raises(openai.APIError, match="did not answer in time"):
@@ -394,7 +393,7 @@ async def test_a_stream_that_ends_early_or_with_an_error_is_an_error_and_keeps_w
     ends = iter([[piece], [piece, 'data: {"error": {"message": "out of memory"}}\n\n']])
     front = await forward(PlainServer(answer=lambda body: StreamingResponse(iter(next(ends)), media_type="text/event-stream")))
     attempt = await front.attempt()
-    for said in ("before a reply had ended", "out of memory"):
+    for said in ("before the end of a reply", "out of memory"):
         with pytest.raises(openai.APIError, match=said):
             async for _ in await front.client(attempt).chat.completions.create(model="theirs", messages=HI, stream=True):
                 pass
@@ -481,7 +480,7 @@ async def test_a_path_that_the_upstream_lacks_and_one_that_is_not_forwarded_are_
         answer = await client.post("/messages", json={})
         assert (await client.get("/models")).json()["data"][0]["id"] == "theirs"
     assert answer.status_code == 404
-    assert "/v1/messages is not served" in answer.json()["error"]["message"]
+    assert "does not serve POST /v1/messages" in answer.json()["error"]["message"]
 
 
 async def test_the_model_is_the_upstreams_under_either_name_and_any_where_none_is_set(forward: Any) -> None:
@@ -539,7 +538,7 @@ async def test_many_calls_at_once_are_each_answered_and_recorded(ours: Any) -> N
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"url": "localhost:8000"}, "expected the base_url"),
+        ({"url": "localhost:8000"}, "Set it to the base_url"),
         ({"url": "http://user:pass@host/v1"}, "more than an address"),
         ({"url": "http://host/v1", "key_env": "NOT_SET_ANYWHERE"}, "NOT_SET_ANYWHERE, which is not set"),
     ],

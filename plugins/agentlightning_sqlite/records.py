@@ -1,0 +1,116 @@
+"""The records of attempts in the table `records`.
+
+A conversation repeats its history. A completion that continues another one of its attempt is stored as a reference to that one and the
+tail of its prompt, so the file grows with new tokens only. Reading restores the full prompt.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from msgspec.structs import replace
+
+from agentlightning.contracts.store import AttemptRecords
+from agentlightning.stores.serialization import decode, encode
+from agentlightning.types import Attempt, Call, Completion, IntArray, Record, Reward, Span, ints
+
+KINDS: dict[str, type[Record]] = {kind.__name__: kind for kind in (Call, Completion, Span, Reward)}
+CACHED_TOKENS = 4_000_000
+"""Maximum tokens of conversations in progress that a writer keeps in memory (16 MB)."""
+NO_TOKENS = ints([])
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A record as bytes; the prompt of a completion is separate. Later changes of the caller's content do not reach it."""
+
+    attempt_id: str
+    kind: str
+    id: str
+    value: bytes
+    continues: str | None = None
+    prompt: IntArray | None = None
+    """(prompt,) None: no completion."""
+
+    @classmethod
+    def of(cls, record: Record) -> Row:
+        """Encode a record. Raises `WireError` for content that JSON cannot hold."""
+        kind = type(record).__name__
+        if not isinstance(record, Completion):
+            return cls(record.attempt_id, kind, record.id, encode(record))
+        value = encode(replace(record, prompt_ids=NO_TOKENS))
+        return cls(record.attempt_id, kind, record.id, value, record.continues, record.prompt_ids)
+
+
+class RecordTable:
+    """Reads and writes the table through one connection. `place` is `attempts.number_in_file`."""
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self._sql = connection
+        self._tokens: OrderedDict[int, IntArray] = OrderedDict()  # prompt and response by `records.seq`
+
+    def forget(self) -> None:
+        """Drop cached tokens after a rollback."""
+        self._tokens.clear()
+
+    def insert(self, place: int, row: Row) -> None:
+        """Append a record; the first value under an id stays."""
+        base, prompt = (None, None) if row.prompt is None else self._tail(place, row, row.prompt)
+        self._sql.execute(
+            "INSERT INTO records (attempt, kind, id, base, prompt, value) VALUES (?,?,?,?,?,?) ON CONFLICT (id, kind) DO NOTHING",
+            (place, row.kind, row.id, base, None if prompt is None else encode(prompt), row.value),
+        )
+
+    def _tail(self, place: int, row: Row, prompt: IntArray) -> tuple[int | None, IntArray]:
+        """The completion whose tokens the prompt starts with, and the rest of the prompt; (None, prompt) if there is none."""
+        if row.continues is None or row.continues == row.id:
+            return None, prompt
+        base = self._sql.execute(
+            "SELECT seq FROM records WHERE id = ? AND kind = 'Completion' AND attempt = ?", (row.continues, place)
+        ).fetchone()
+        if base is None:
+            return None, prompt
+        start = self._conversation(base[0])
+        if not np.array_equal(start, prompt[: len(start)]):
+            return None, prompt
+        return base[0], prompt[len(start) :]
+
+    def _conversation(self, seq: int) -> IntArray:
+        """Prompt and response of a completion, from the cache or from its chain of bases."""
+        uncached: list[tuple[int, IntArray, IntArray]] = []
+        base: int | None = seq
+        while base is not None and base not in self._tokens:
+            row_seq = base
+            base, prompt, value = self._sql.execute("SELECT base, prompt, value FROM records WHERE seq = ?", (row_seq,)).fetchone()
+            uncached.append((row_seq, decode(prompt, IntArray), decode(value, Completion).response_ids))
+        tokens = NO_TOKENS if base is None else self._tokens[base]
+        for row_seq, prompt, response in reversed(uncached):
+            self._tokens[row_seq] = tokens = np.concatenate([tokens, prompt, response])
+        self._tokens.move_to_end(seq)
+        total = sum(map(len, self._tokens.values()))
+        while total > CACHED_TOKENS and len(self._tokens) > 1:
+            total -= len(self._tokens.popitem(last=False)[1])
+        return tokens
+
+    def of(self, place: int, attempt: Attempt) -> AttemptRecords:
+        """All records of an attempt, with full prompts."""
+        by_kind: dict[str, list[Any]] = {kind: [] for kind in KINDS}
+        conversations: dict[int, IntArray] = {}
+        rows = self._sql.execute("SELECT seq, kind, base, prompt, value FROM records WHERE attempt = ? ORDER BY seq", (place,)).fetchall()
+        bases = {base for _, _, base, _, _ in rows}
+        for seq, kind, base, prompt, value in rows:
+            record = decode(value, KINDS[kind])
+            if isinstance(record, Completion):
+                tail: IntArray = decode(prompt, IntArray)
+                record = replace(record, prompt_ids=tail if base is None else np.concatenate([conversations[base], tail]))
+                if seq in bases:
+                    conversations[seq] = np.concatenate([record.prompt_ids, record.response_ids])
+            by_kind[kind].append(record)
+        return AttemptRecords(
+            attempt=attempt, calls=tuple(by_kind["Call"]), completions=tuple(by_kind["Completion"]), spans=tuple(by_kind["Span"]),
+            rewards=tuple(by_kind["Reward"]),
+        )  # fmt: skip

@@ -1,0 +1,82 @@
+"""The engine `upstream`: another OpenAI-compatible server as the model. It takes messages, so no token id goes to it.
+
+The key of the upstream comes from the environment and goes to the upstream alone. The agent's own key stays in the gateway.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass
+from urllib.parse import urlsplit
+
+from agentlightning.contracts.engine import Chunk, EngineInfo, EngineSettings
+from agentlightning.contracts.model import ModelFiles, Share
+from agentlightning.errors import ConfigError, EngineError, UnsupportedSetting
+from agentlightning.gateway.call import Answerer, Forwarder, Service
+from agentlightning.types import IntArray, Policy, Sampling
+from agentlightning_upstream.connection import Connection
+from agentlightning_upstream.forward import PATHS, ForwardAnswerer
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings(EngineSettings):
+    """The address of the upstream."""
+
+    url: str
+    """The base_url of an OpenAI client: `http://host:8000/v1`."""
+    key_env: str | None = None
+    """The environment variable with its API key. Leave it out for a server without keys."""
+
+    def __post_init__(self) -> None:
+        parts = urlsplit(self.url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ConfigError(
+                f"The upstream's url is {self.url!r}. Set it to the base_url of an OpenAI-compatible server, such as http://host:8000/v1."
+            )
+        if parts.username or parts.password or parts.query:
+            raise ConfigError("The upstream's url holds more than an address. Put the key into an environment variable, and set key_env.")
+        if self.key_env is not None and not os.environ.get(self.key_env):
+            raise ConfigError(f"key_env names the environment variable {self.key_env}, which is not set. Set it to the upstream's key.")
+
+
+class Upstream(Forwarder):
+    """Forwards requests, and has no weights."""
+
+    Settings = Settings
+    remote = True
+
+    def __init__(self, settings: Settings, model: str = "") -> None:
+        url = settings.url.rstrip("/")
+        self.info = EngineInfo(model, "", 0, frozenset())
+        """With an empty model name agents name the model themselves."""
+        self.policy = Policy(version=-1, base=model, uri=f"upstream:{url}")
+        self._connection = Connection(url, os.environ[settings.key_env] if settings.key_env is not None else None, settings.key_env)
+
+    @classmethod
+    async def create(cls, model: ModelFiles, settings: Settings, share: Share) -> Upstream:
+        """See `hookspecs.register_engines`. `model.name` is the upstream's name for the model."""
+        return cls(settings, model.name)
+
+    def answerers(self, service: Service) -> Mapping[str, Answerer]:
+        """See `Forwarder.answerers`."""
+        return {path: ForwardAnswerer(service, self._connection, path) for path in PATHS}
+
+    async def disconnect(self) -> None:
+        """See `Forwarder.disconnect`."""
+        await self._connection.close()
+
+    async def generate(self, prompt_ids: IntArray, sampling: Sampling, *, rollout: str | None = None) -> AsyncIterator[Chunk]:
+        """Raises `EngineError`: an upstream takes no token ids."""
+        raise EngineError(f"The upstream {self._connection.url} takes messages, not token ids. Send requests through the gateway.")
+        yield
+
+    async def load(self, policy: Policy) -> dict[str, float]:
+        """Raises `UnsupportedSetting`: nobody here changes the weights of an upstream."""
+        raise UnsupportedSetting("The weights of an upstream are on another server, and no trainer can change them. Use another engine.")
+
+    async def pause(self) -> None:
+        """Do nothing: the upstream needs no pause."""
+
+    async def resume(self) -> None:
+        """Do nothing: see `pause`."""

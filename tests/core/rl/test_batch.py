@@ -9,36 +9,7 @@ from agentlightning.contracts.batch import Batch
 from agentlightning.errors import ConfigError, TrainerError
 from agentlightning.rl.batch.build import make_batch
 from agentlightning.rl.batch.packs import cut_packs, leaf_rows, transition_rows
-from agentlightning.types import Task, Trajectory, Transition
-
-
-def transition(index, prompt, response, **settings) -> Transition:
-    defaults = {
-        "completion_id": settings.pop("id", f"c{index}"),
-        "call_id": f"call{index}",
-        "logprobs": np.linspace(-1, -0.5, len(response), dtype=np.float32),
-        "versions": np.full(len(response), 3, np.int32),
-        "temperature": 1.0,
-        "agent": None,
-        "turn": index,
-    }
-    return Transition(
-        index=index, prompt_ids=np.array(prompt, np.int32), response_ids=np.array(response, np.int32), **{**defaults, **settings}
-    )
-
-
-def trajectory(index, *transitions, group="g", reward: float | None = 1.0) -> Trajectory:
-    return Trajectory(
-        task=Task(group, None),
-        rollout_id=f"{group}r{index}",
-        attempt_id=f"{group}a{index}",
-        group=group,
-        index=index,
-        mode="train",
-        status="succeeded",
-        reward=reward,
-        transitions=transitions,
-    )
+from world import trajectory, transition
 
 
 def path(batch: Batch, token: int) -> list[int]:

@@ -122,7 +122,7 @@ async def test_the_difference_between_engine_and_trainer_is_measured(files: Mode
             ((scores, _),) = list(trainer._scores(trainer.weights.model, batch, None, False))
         recorded = batch.rollout_logprobs.copy()
         recorded[scores.index] = scores.logprob.numpy()
-        agreed = replace(batch, logprob=recorded)
+        agreed = replace(batch, rollout_logprobs=recorded)
         _, exact = await trainer.step(agreed, PPOClip())
     assert exact["mismatch_abs_max"] < 1e-6
     assert exact["mismatch_kl"] < 1e-9
@@ -219,7 +219,7 @@ async def test_a_gradient_that_is_not_finite_leaves_weights_and_moments_untouche
 
 async def test_an_unknown_loss_is_refused_by_name(files: ModelFiles):
     async with training(files) as trainer:
-        with pytest.raises(UnsupportedSetting, match="'gpso', which trainer 'torch' does not have; it has: cispo, dpo, gspo, ppo_clip"):
+        with pytest.raises(UnsupportedSetting, match="'gpso', and trainer 'torch' does not have it. Use one of cispo, dpo, gspo, ppo_clip"):
             await trainer.step(two_turns(), LossSettings(name="gpso"))
         assert {"ppo_clip", "cispo"} <= trainer.capabilities.losses
 
@@ -326,7 +326,7 @@ async def test_a_model_with_sliding_windows_is_trained_on_rows(tmp_path: Path, c
 
 async def test_a_conversation_longer_than_a_pack_is_refused_and_nothing_changes(files: ModelFiles):
     async with training(files, tokens_per_pack=30) as trainer:
-        with pytest.raises(TrainerError, match="raise tokens_per_pack"):
+        with pytest.raises(TrainerError, match="Raise tokens_per_pack"):
             await trainer.step(two_turns(), PPOClip())
         assert trainer.policy.version == 0
 

@@ -232,7 +232,7 @@ async def test_corrections_multiply_the_policys_term_and_are_measured(files: Mod
         off = np.zeros(len(scores.index))
         off[::3] = 1.5
         recorded[scores.index] -= off.astype(np.float32)
-        batch = replace(batch, logprob=recorded)
+        batch = replace(batch, rollout_logprobs=recorded)
         plain = gradient(trainer, batch, CISPO())
         for correction, factor in (
             (TruncatedImportanceSampling(clip=2.0), np.where(off > 0, 2.0, 1.0)),
@@ -258,13 +258,13 @@ async def test_a_masked_reply_is_left_out_whole(files: ModelFiles) -> None:
         recorded[scores.index] = scores.logprob.numpy()
         wrong = scores.index[batch.transition[scores.index] == 0]
         recorded[wrong] -= 0.5
-        _, metrics = await trainer.step(replace(batch, logprob=recorded), CISPO(correction=SequenceMasking(low=0.9, high=1.1)))
+        _, metrics = await trainer.step(replace(batch, rollout_logprobs=recorded), CISPO(correction=SequenceMasking(low=0.9, high=1.1)))
         assert metrics["correction_dropped"] == pytest.approx(len(wrong) / len(scores.index))
 
 
-def squared(logprob: torch.Tensor, old: torch.Tensor, advantage: torch.Tensor, *, scale: float = 1.0) -> torch.Tensor:
+def squared(logprobs: torch.Tensor, old_logprobs: torch.Tensor, advantages: torch.Tensor, *, scale: float = 1.0) -> torch.Tensor:
     """A loss of one's own, as a function."""
-    return -scale * advantage * logprob - (logprob - old).square()
+    return -scale * advantages * logprobs - (logprobs - old_logprobs).square()
 
 
 async def test_a_loss_of_ones_own_is_a_function_with_settings_besides_those_of_every_loss(files: ModelFiles) -> None:

@@ -173,8 +173,8 @@ def update(batch: Batch, loss: LossSettings, old: np.ndarray, now: torch.Tensor)
             yield Scores(some, values[torch.from_numpy(some)], nothing[: len(some), 0], nothing[: len(some)]), len(some)
 
     made = Update(batch, loss, score, score)
-    made.known = True
-    made._pass(score, None, made.old)
+    made.prepared = True
+    made.old_logprobs = made._pass(score, None)
     made._correct(index)
     made.norms.append(1.0)
     return made

@@ -3,6 +3,8 @@
 # make test-range   the torch plugin's tests with the oldest transformers that it allows
 # make test-vllm    the vLLM engine's tests on vLLM itself, in an environment of its own (3 GB)
 # make test-verl    the verl trainer's tests on verl itself, in an environment of its own (.venv-verl, 3 GB)
+# make test-gpu-scripts   every script of benchmarks/gpu at toy size on this machine's CPU, a minute
+# make wheel   build the wheel into dist/, install it in a clean environment and try it
 # make setup   what both need, into .venv (done by itself)
 #
 # Needs python3 (3.11 or newer) with pip. Other Python: make PYTHON=python3.12 ...
@@ -13,7 +15,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 PIP    := $(BIN)/python -m pip -qq --disable-pip-version-check --no-input
 
-.PHONY: help setup demo test test-range test-vllm test-verl lint format clean
+.PHONY: help setup demo test test-range test-vllm test-verl test-gpu-scripts wheel lint format clean
 
 help: # the comment at the top of this file
 	@sed -n "/^#/!q; s/^# \{0,1\}//p" Makefile
@@ -64,5 +66,17 @@ $(VENV)-verl/.installed: pyproject.toml constraints.txt
 test-verl: setup $(VENV)-verl/.installed
 	@AGL_TEST_VERL="$$(pwd)/$(VENV)-verl/bin/python" $(BIN)/python -m pytest -v -s tests/plugins/verl
 
+test-gpu-scripts: setup
+	@AGL_TEST_GPU_SCRIPTS=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/benchmarks/test_gpu.py -k each_script
+
+# Light dependencies alone: what core needs, and nothing of an extra. It runs outside the checkout, so nothing is imported from here.
+wheel: setup
+	@rm -rf dist $(VENV)-wheel
+	@$(PIP) wheel --no-deps -w dist .
+	@$(PYTHON) -m venv --without-pip $(VENV)-wheel
+	@$(BIN)/python -m pip --python $(VENV)-wheel/bin/python -qq --no-input --disable-pip-version-check install dist/*.whl
+	@root=$$(pwd) && wheel=$$root/$(VENV)-wheel/bin && cd "$$(mktemp -d)" && "$$wheel/agl" doctor && "$$wheel/agl" bench && \
+		"$$wheel/python" -I "$$root/tests/try_wheel.py"
+
 clean:
-	rm -rf $(VENV) $(VENV)-verl .pytest_cache .ruff_cache .hypothesis dist
+	rm -rf $(VENV) $(VENV)-verl $(VENV)-wheel .pytest_cache .ruff_cache .hypothesis dist

@@ -12,7 +12,33 @@ def register_commands(register: Register) -> None:
         extra="demo",
         needs=("langchain", "langgraph", "langchain_openai", "simpleeval", "torch", "transformers", "matplotlib"),
     )
-    register("bench", "agentlightning_benchmarks.bench.command:bench", summary="run a benchmark of the paper: math, rag, text-to-sql")
+    register("bench", "agentlightning_benchmarks.bench.command:bench", summary="list the benchmarks, or run one")
+
+
+@hookimpl
+def register_benchmarks(register: Register) -> None:
+    training = ("torch", "transformers", "matplotlib")
+    register(
+        "math",
+        "agentlightning_benchmarks.math.tasks:BENCHMARK",
+        summary="AutoGen: word problems with a calculator",
+        extra="bench",
+        needs=("autogen_agentchat", "autogen_ext", "simpleeval", *training),
+    )
+    register(
+        "rag",
+        "agentlightning_benchmarks.rag.tasks:BENCHMARK",
+        summary="OpenAI Agents SDK: multi-hop questions with a search tool",
+        extra="bench",
+        needs=("agents", "bm25s", *training),
+    )
+    register(
+        "text-to-sql",
+        "agentlightning_benchmarks.text_to_sql.tasks:BENCHMARK",
+        summary="LangGraph: write, execute, check, rewrite",
+        extra="bench",
+        needs=("langgraph", "langchain_openai", *training),
+    )
 
 
 @hookimpl

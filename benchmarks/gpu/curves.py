@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from agentlightning.config.schema import Config, load_config
+from agentlightning.registry.registry import registry
 from agentlightning.training.job import Job, Run, job_of, run_job
 from agentlightning.training.metrics import read_metrics
 from agentlightning.training.progress import TrainingProgress
@@ -76,7 +77,7 @@ def train(job: Job) -> Run:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("curve", choices=("demo", *catalog.BENCHMARKS))
+    parser.add_argument("curve", choices=("demo", *registry().names("benchmarks")))
     parser.add_argument("model", choices=("smollm2", "qwen05"))
     parser.add_argument("--data", help="a folder with real tasks; generated ones where it is absent")
     parser.add_argument("--engine", help="in place of torch")
@@ -87,8 +88,8 @@ def main() -> None:
     steps = [{"step": row["step"], **{name: row[name] for name in KEPT if row.get(name) is not None}} for row in rows]
     kept = ("steps", "finished", "seconds", "eval", "measured_after_step")
     tasks = "real" if options.data and Path(options.data).is_dir() else "generated"
-    made = {"curve": options.curve, "model": options.model, "tasks": tasks, "engine": options.engine or "torch"}
-    figures = {**made, "trainer": options.trainer or "torch", **{key: run.result[key] for key in kept if key in run.result}}
+    setup = {"curve": options.curve, "model": options.model, "tasks": tasks, "engine": options.engine or "torch"}
+    figures = {**setup, "trainer": options.trainer or "torch", **{key: run.result[key] for key in kept if key in run.result}}
     Figures().add(**figures, metrics=steps)
     if run.stopped:
         raise SystemExit(130)

@@ -87,8 +87,8 @@ def engine(figures: Figures, name: str, files: Any) -> None:
             batch = asyncio.run(sampled(served, group=2 if DRY else 8, tokens=8 if DRY else 128))
             with torch.no_grad():
                 model = get_weights(share, files).model
-                made = [score_forest(model, batch, pack) for pack in cut_packs(batch, MAX_TOKENS)]
-            off = np.concatenate([np.abs(s.logprob.double().cpu().numpy() - batch.rollout_logprobs[s.index]) for s in made])
+                scored = [score_forest(model, batch, pack) for pack in cut_packs(batch, MAX_TOKENS)]
+            off = np.concatenate([np.abs(s.logprob.double().cpu().numpy() - batch.rollout_logprobs[s.index]) for s in scored])
             asyncio.run(served.close())
             figures.add(**point, tokens=len(off), mean=float(off.mean()), max=float(off.max()))
 
@@ -124,8 +124,8 @@ async def sampled(engine: TorchEngine, *, group: int, tokens: int) -> Batch:
             transitions=(transition,),
         )
 
-    made = await asyncio.gather(*(reply(index) for index in range(group)))
-    return make_batch(list(made), [np.ones(1) for _ in made])
+    replies = await asyncio.gather(*(reply(index) for index in range(group)))
+    return make_batch(list(replies), [np.ones(1) for _ in replies])
 
 
 def main() -> None:

@@ -24,7 +24,7 @@ def arrive(index: Index | None, pieces: Path | None, out: Path) -> dict[str, lis
     for parcel in dict.fromkeys((*index.parcels, *PARCELS)):
         if absent := assemble(index, parcel, pieces, out / "parcels" / parcel):
             missing[parcel] = absent
-            print(f"parcel {parcel}: waits for {some(absent)}", flush=True)
+            print(f"parcel {parcel}: waits for {shortened(absent)}", flush=True)
         else:
             print(f"parcel {parcel}: here", flush=True)
     return missing
@@ -56,8 +56,8 @@ def install(out: Path, missing: dict[str, list[str]], index: Index | None) -> st
     paths = [path for path in sys.path if path.endswith(("site-packages", "dist-packages"))]
     (site / "machine.pth").write_text("".join(f"{path}\n" for path in paths))
     pip = [sys.executable, "-m", "pip", "--python", str(python), "install", "-q", "--no-index", "--no-deps", "--no-cache-dir"]
-    if found := sorted(map(str, wheels.glob("*.whl"))):
-        call([*pip, *found])
+    if files := sorted(map(str, wheels.glob("*.whl"))):
+        call([*pip, *files])
     call([*pip, "--no-build-isolation", "--editable", str(ROOT)])
     try:
         call([str(python), "-c", "import torch, transformers, peft, agentlightning.cli.main"])
@@ -83,6 +83,6 @@ def call(command: list[str]) -> None:
         raise PiecesError(f"{' '.join(command[:6])} ... failed: {(answer.stderr or answer.stdout)[-600:].strip()}")
 
 
-def some(names: list[str], most: int = 4) -> str:
+def shortened(names: list[str], most: int = 4) -> str:
     """Names for one line of text."""
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

@@ -15,9 +15,9 @@ from typing import Any
 PROGRAM = "import json, torch; print(json.dumps([torch.__version__, torch.version.cuda, torch.cuda.is_available()]))"
 
 
-def probe() -> dict[str, Any]:
-    """The machine as JSON. What cannot be found out is absent."""
-    found: dict[str, Any] = {
+def probe(*, import_torch: bool = True) -> dict[str, Any]:
+    """Return the machine as JSON, without the keys that it cannot tell. Only an import of torch, some seconds, tells about CUDA."""
+    facts: dict[str, Any] = {
         "python": platform.python_version(),
         "platform": f"{sys.platform}-{platform.machine()}",
         "glibc": platform.libc_ver()[1] or None,
@@ -25,15 +25,17 @@ def probe() -> dict[str, Any]:
         "gpus": gpus(),
         "packages": dict(sorted(packages().items())),
     }
-    version = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=False)
-    if version.returncode == 0:
-        found["torch"], found["cuda"], found["cuda_works"] = json.loads(version.stdout.splitlines()[-1])
-    return {key: value for key, value in found.items() if value is not None}
+    if import_torch:
+        version = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=False)
+        if version.returncode == 0:
+            facts["torch"], facts["cuda"], facts["cuda_works"] = json.loads(version.stdout.splitlines()[-1])
+    return {key: value for key, value in facts.items() if value is not None}
 
 
 def packages() -> dict[str, str]:
     """Version of every installed package, by its normalised name."""
-    return {normal(name): each.version for each in importlib.metadata.distributions() if (name := each.metadata["Name"])}
+    installed = importlib.metadata.distributions()
+    return {normal(name): package.version for package in installed if (name := package.metadata["Name"])}
 
 
 def normal(name: str) -> str:

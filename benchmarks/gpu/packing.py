@@ -121,12 +121,13 @@ def fetch_wheels(machine: dict[str, Any], folder: Path, new_pip: Path) -> None:
         wanted = list(requirements())
         flags = ("--dry-run", "--ignore-installed", "--report", report, "--target", Path(temporary) / "t", "-c", keep)
         pip("install", *flags, *target, *wanted, path=new_pip)
-        chosen = {normal(each["metadata"]["name"]): each["metadata"]["version"] for each in json.loads(report.read_text())["install"]}
+        packages = [package["metadata"] for package in json.loads(report.read_text())["install"]]
+        chosen = {normal(package["name"]): package["version"] for package in packages}
         lacking = [f"{name}=={version}" for name, version in sorted(chosen.items()) if not _has(present, name, version)]
         say(f"wheels: downloading {len(lacking)} of {len(chosen)}; the machine has the others")
         if lacking:
             pip("download", "--no-deps", "--dest", folder, *target, *lacking, path=new_pip)
-    (folder / "wheels.txt").write_text("".join(f"{each}\n" for each in lacking))
+    (folder / "wheels.txt").write_text("".join(f"{package}\n" for package in lacking))
 
 
 def _has(present: dict[str, str], name: str, version: str) -> bool:

@@ -37,14 +37,14 @@ def end_leftovers(out: Path) -> None:
 
 def _ancestors() -> set[int]:
     """This process and those above it, which carry the mark where somebody exported it."""
-    found, pid = set[int](), os.getpid()
-    while pid and pid not in found:
-        found.add(pid)
+    ancestors, pid = set[int](), os.getpid()
+    while pid and pid not in ancestors:
+        ancestors.add(pid)
         try:
             pid = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
         except (OSError, IndexError, ValueError):
             break
-    return found
+    return ancestors
 
 
 def run_command(command: Sequence[str], folder: Path, variables: dict[str, str], seconds: float) -> int | None:

@@ -129,7 +129,7 @@ def tests(lines: Sequence[Line]) -> str:
 def exactness(lines: Sequence[Line]) -> str:
     """Differences, in nats and relative."""
     rows = []
-    for line, figure in each(lines):
+    for line, figure in figures_of(lines):
         way = figure.get("way", figure.get("what", ""))
         cells = [number(figure.get(key), "{:.1e}") for key in ("mean", "max", "gradient")]
         rows.append((figure["model"], figure.get("dtype", ""), way, *cells, figure.get("error", ""), card(line), at(line)))
@@ -139,7 +139,7 @@ def exactness(lines: Sequence[Line]) -> str:
 def engine(lines: Sequence[Line]) -> str:
     """Sampled tokens per second."""
     rows = []
-    for line, figure in each(lines):
+    for line, figure in figures_of(lines):
         cells = (number(figure.get("decode_tokens_per_s"), "{:,.0f}"), gib(figure.get("peak_bytes")))
         place = (figure["model"], f"{figure['context']:,}", str(figure["group"]), str(figure["reply"]))
         rows.append((*place, *cells, figure.get("error", ""), card(line), at(line)))
@@ -149,7 +149,7 @@ def engine(lines: Sequence[Line]) -> str:
 def trainer(lines: Sequence[Line]) -> str:
     """Tokens per second, forest beside rows."""
     points: dict[tuple[Any, ...], dict[str, Line]] = defaultdict(dict)
-    for line, figure in each(lines):
+    for line, figure in figures_of(lines):
         points[figure["model"], figure["context"], figure["group"], card(line), at(line)][figure["way"]] = figure
     rows = []
     for (model, context, group, gpu, head), ways in points.items():
@@ -232,7 +232,7 @@ SECTIONS: tuple[tuple[str, str, str | tuple[str, ...], Any], ...] = (
 )
 
 
-def each(lines: Sequence[Line]) -> Iterator[tuple[Line, Line]]:
+def figures_of(lines: Sequence[Line]) -> Iterator[tuple[Line, Line]]:
     """Every figure with the result that it belongs to."""
     for line in lines:
         for figure in line["figures"]:
@@ -269,13 +269,13 @@ def draw(lines: Sequence[Line], path: Path) -> bool:
     figure: Any = Figure(figsize=(4.6 * columns, 3.4 * rows), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
     panels = list(figure.subplots(rows, columns, squeeze=False).flat)
-    for panel, (line, made) in zip(panels, measured, strict=False):
+    for panel, (line, curve) in zip(panels, measured, strict=False):
         for label, name in TITLES.items():
-            points = [(row["step"], row[name]) for row in made["metrics"] if name in row]
+            points = [(row["step"], row[name]) for row in curve["metrics"] if name in row]
             if points:
                 panel.plot(*zip(*points, strict=True), marker="o", markersize=4, linestyle="--" if label == "greedy" else "-", label=label)
         panel.set_title(
-            f"{made['curve']}, {made['model']}, {made['tasks']} tasks\n{made['engine']} / {made['trainer']}, {card(line)}", fontsize=8
+            f"{curve['curve']}, {curve['model']}, {curve['tasks']} tasks\n{curve['engine']} / {curve['trainer']}, {card(line)}", fontsize=8
         )
         panel.set(xlabel="training steps", ylabel="eval reward", ylim=(-0.03, 1.03))
         panel.xaxis.get_major_locator().set_params(integer=True)

@@ -74,9 +74,9 @@ def read_results(path: Path) -> list[dict[str, Any]]:
     lines: list[dict[str, Any]] = []
     for number, text in enumerate(raw, 1):
         # Behind a line that a crash cut off stands the next one where two files were joined.
-        whole = text[max(text.rfind(START), 0) :]
+        last = text[max(text.rfind(START), 0) :]
         try:
-            line = json.loads(whole)
+            line = json.loads(last)
             if _is_result(line):
                 lines.append(line)
                 continue

@@ -29,7 +29,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from installing import ROOT, arrive, install, some
+from installing import ROOT, arrive, install, shortened
 from machine import commit, probe
 from pieces import PiecesError, read_index
 from processes import ALIVE, GRACE, MARK, end_leftovers, killed_after, mark_children, run_command
@@ -147,10 +147,10 @@ def work(steps: Sequence[Step], options: argparse.Namespace) -> int:
 
 def identity(options: argparse.Namespace) -> dict[str, Any]:
     """What every result says about where it was measured."""
-    found = probe()
-    named = ("torch", "transformers", "peft", "vllm", "verl", "numpy")
-    versions = {name: found["packages"][name] for name in named if name in found["packages"]}
-    kept = {key: found[key] for key in ("python", "gpus", "cuda", "cpus") if key in found}
+    machine = probe(import_torch=not options.dry)
+    packages = ("torch", "transformers", "peft", "vllm", "verl", "numpy")
+    versions = {name: machine["packages"][name] for name in packages if name in machine["packages"]}
+    kept = {key: machine[key] for key in ("python", "gpus", "cuda", "cpus") if key in machine}
     return {**kept, "versions": versions, "dry": options.dry, **({"commit": head} if (head := commit(ROOT) or options.commit) else {})}
 
 
@@ -158,7 +158,7 @@ def hindrance(step: Step, place: Place | None, missing: dict[str, list[str]]) ->
     """Why a step cannot be done now; None: it can."""
     for parcel in ("wheels", *step.parcels):
         if parcel in missing:
-            return f"missing pieces: {some(missing[parcel])}"
+            return f"missing pieces: {shortened(missing[parcel])}"
     if step.module is not None and place is not None:
         code = f"import importlib.util, sys; sys.exit(importlib.util.find_spec({step.module!r}) is None)"
         if subprocess.run([place.python, "-c", code], check=False).returncode:

@@ -56,7 +56,7 @@ def arrays(rollouts: int, turns: int, group: int, tokens: int) -> RolloutArrays:
         returns=rng.integers(0, 2, rollouts).astype(np.float64),
         group=np.arange(rollouts) // group,
         rollout=rollout,
-        reward=np.where(rng.random(size) < 0.3, rng.random(size), 0.0),
+        rewards=np.where(rng.random(size) < 0.3, rng.random(size), 0.0),
         tokens=np.full(size, tokens),
     )
 
@@ -64,7 +64,7 @@ def arrays(rollouts: int, turns: int, group: int, tokens: int) -> RolloutArrays:
 def trajectories(rollouts: RolloutArrays) -> list[Trajectory]:
     """What gives these arrays, but for prompts."""
     nothing = np.empty(0, np.int32)
-    found: list[Trajectory] = []
+    attempts: list[Trajectory] = []
     for number, (start, stop) in enumerate(zip(rollouts.first[:-1], rollouts.first[1:], strict=True)):
         transitions = [
             Transition(
@@ -84,7 +84,7 @@ def trajectories(rollouts: RolloutArrays) -> list[Trajectory]:
             )
             for turn, place in enumerate(range(start, stop))
         ]
-        found.append(
+        attempts.append(
             Trajectory(
                 task=Task(str(rollouts.group[number]), None),
                 rollout_id=str(number),
@@ -97,22 +97,22 @@ def trajectories(rollouts: RolloutArrays) -> list[Trajectory]:
                 transitions=tuple(transitions),
             )
         )
-    return found
+    return attempts
 
 
 def loop(rollouts: RolloutArrays, gamma: float, lam: float) -> np.ndarray:
     """(tokens,) GAE with the outcome at the last token of a rollout."""
     assert rollouts.values is not None
-    made = np.zeros(len(rollouts.values))
+    advantages = np.zeros(len(rollouts.values))
     ends = rollouts.offsets[rollouts.first]
     for number, (start, stop) in enumerate(zip(ends[:-1].tolist(), ends[1:].tolist(), strict=True)):
         following = after = 0.0
         for token in range(stop - 1, start - 1, -1):
             reward = rollouts.returns[number] if token == stop - 1 else 0.0
             following = reward + gamma * after - rollouts.values[token] + gamma * lam * following
-            made[token] = following
+            advantages[token] = following
             after = rollouts.values[token]
-    return made
+    return advantages
 
 
 def sliced(function: Callable[[], Any]) -> tuple[Callable[[], None], int]:
@@ -139,7 +139,18 @@ def main() -> None:
     parser.add_argument("--repeat", type=int, default=40)
     options = parser.parse_args()
     rollouts = arrays(options.rollouts, options.turns, options.group, options.tokens)
-    parts = {kind: {entry.name: entry for entry in registry().entries(kind)} for kind in ("credits", "advantages")}
+    missed = compare_parts(rollouts, options.repeat)
+    compare_gae(rollouts, max(2, options.repeat // 8))
+    finish(missed)
+
+
+def part(kind: str, name: str) -> Callable[..., Any]:
+    """Return a registered credit or advantage."""
+    return registry().load(kind, name)
+
+
+def compare_parts(rollouts: RolloutArrays, repeat: int) -> list[str]:
+    """Measure credit and advantage beside the mean and subtraction of a group, and return the bounds that they miss."""
     outcome, group, rollout, reward = rollouts.returns, rollouts.group, rollouts.rollout, rollouts.rewards
     of_transition = group[rollout]
 
@@ -152,49 +163,49 @@ def main() -> None:
         return (outcome - mean[group])[rollout]
 
     def pair(credit: str, advantage: str) -> Callable[[], Any]:
-        earned, compared = parts["credits"][credit].load(), parts["advantages"][advantage].load()
+        earned, compared = part("credits", credit), part("advantages", advantage)
         return lambda: compared(rollouts, earned(rollouts))
 
-    runs = {"mean and subtraction": over_transitions, "the same of whole rollouts": over_rollouts}
+    plain, whole_rollouts = "mean and subtraction", "the same of whole rollouts"
+    runs = {plain: over_transitions, whole_rollouts: over_rollouts}
     runs |= {f"{credit} + {advantage}": pair(credit, advantage) for credit, advantage in PAIRS}
     slices = {name: sliced(run) for name, run in runs.items()}
-    taken = take_turns({name: run for name, (run, _) in slices.items()}, options.repeat)
-    seconds = {name: [each / slices[name][1] for each in some] for name, some in taken.items()}
+    slice_seconds = take_turns({name: run for name, (run, _) in slices.items()}, repeat)
+    seconds = {name: [value / slices[name][1] for value in values] for name, values in slice_seconds.items()}
     report = Report(
         f"credit and advantage: {len(rollouts)} rollouts, {rollouts.transitions} transitions", ("fastest", "median", "x of rollouts")
     )
-    plain = seconds["mean and subtraction"]
-    for name, each in seconds.items():
-        best, median = (1e6 * value for value in (min(each), statistics.median(each)))
+    best = {name: min(values) for name, values in seconds.items()}
+    for name, values in seconds.items():
         report.add(
             name,
-            f"{best:.0f} us",
-            f"{median:.0f} us",
-            f"{min(each) / min(seconds['the same of whole rollouts']):.1f}",
-            ratio=None if each is plain else min(each) / min(plain),
+            f"{1e6 * best[name]:.0f} us",
+            f"{1e6 * statistics.median(values):.0f} us",
+            f"{best[name] / best[whole_rollouts]:.1f}",
+            ratio=None if name == plain else best[name] / best[plain],
             most=MOST if " + " in name else None,
         )
-    missed = report.show()
+    return report.show()
 
-    made = trajectories(rollouts)
-    rng = np.random.default_rng(1)
-    judged = replace(rollouts, values=rng.random(int(rollouts.tokens.sum())))
-    gae = parts["advantages"]["gae"].load()
-    returns = parts["credits"]["identical"].load()(judged)
+
+def compare_gae(rollouts: RolloutArrays, repeat: int) -> None:
+    """Check GAE against a plain loop, and print the seconds of both, and of building the arrays."""
+    attempts = trajectories(rollouts)
+    judged = replace(rollouts, values=np.random.default_rng(1).random(int(rollouts.tokens.sum())))
+    gae, returns = part("advantages", "gae"), part("credits", "identical")(judged)
     ours, theirs = gae(judged, returns, gamma=0.99, lam=0.95, whiten=False).advantage, loop(judged, 0.99, 0.95)
     if not np.allclose(ours, theirs, rtol=0, atol=1e-9):
         raise SystemExit(f"GAE differs from the loop by {np.abs(ours - theirs).max():.1e}")
-    apart = {
-        "RolloutArrays from trajectories": lambda: RolloutArrays.of(made),
+    runs = {
+        "RolloutArrays from trajectories": lambda: RolloutArrays.of(attempts),
         "GAE, a plain loop": lambda: loop(judged, 0.99, 0.95),
         "GAE": lambda: gae(judged, returns, gamma=0.99, lam=0.95, whiten=False),
     }
-    seconds = take_turns(apart, max(2, options.repeat // 8))
+    seconds = take_turns(runs, repeat)
     report = Report(f"apart: building the arrays, and GAE over {len(ours):,} tokens")
-    for name, each in seconds.items():
-        report.times(name, each, seconds["GAE, a plain loop"] if name == "GAE" else None)
+    for name, values in seconds.items():
+        report.times(name, values, seconds["GAE, a plain loop"] if name == "GAE" else None)
     report.show()
-    finish(missed)
 
 
 if __name__ == "__main__":

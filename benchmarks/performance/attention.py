@@ -4,7 +4,7 @@
     python benchmarks/performance/attention.py --groups 2 --prompt 32    # smaller; the bound is made for the default
 
 Groups share nothing, so twice as many are twice the work; a mask over all tokens of a pack would make it four times. For attention alone
-all groups lie in one pack, however many they are; the gradient is computed in packs of --max-tokens, as in training. Seconds are those of
+all groups lie in one pack, however many they are; the gradient is computed in packs, as in training. Seconds are those of
 this thread. The dense mask stands beside as what is avoided, with a quarter of the groups and without a bound. Conversion and the cutting
 into packs, which cost little, have sixteen times as many groups.
 """
@@ -14,12 +14,13 @@ from __future__ import annotations
 import argparse
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 from bounds import Report, finish, take_turns
-from conversion import convert, trajectories
+from conversion import Shape, convert, trajectories
 from transformers import AutoModelForCausalLM
 
 from agentlightning.contracts.batch import Batch
@@ -56,7 +57,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--groups", type=int, default=16, help="and twice as many")
     parser.add_argument("--prompt", type=int, default=256, help="tokens that a group shares")
-    parser.add_argument("--max-tokens", type=int, default=4096, help="of a pack")
+    parser.add_argument("--tokens-per-pack", type=int, default=4096, help="of a pack")
     parser.add_argument("--repeat", type=int, default=15)
     options = parser.parse_args()
     torch.set_num_threads(1)  # whose seconds are measured
@@ -64,26 +65,29 @@ def main() -> None:
         model = AutoModelForCausalLM.from_pretrained(tiny_model(folder, context=8192).path).eval()
 
     def gradient(batch: Batch) -> None:
-        for pack in cut_packs(batch, options.max_tokens):
+        for pack in cut_packs(batch, options.tokens_per_pack):
             score_forest(model, batch, pack).logprob.sum().backward()
 
     def runs(groups: int) -> dict[str, Callable[[], Any]]:
-        found = trajectories(groups * GROUP, TURNS, options.prompt, REPLY, OBSERVATION, group=GROUP, vocabulary=50)
-        many = trajectories(MANY * groups * GROUP, TURNS, options.prompt, REPLY, OBSERVATION, group=GROUP, vocabulary=50)
-        batch, large = convert(found), convert(many)
+        shape = Shape(
+            rollouts=groups * GROUP, turns=TURNS, prompt=options.prompt, reply=REPLY, observation=OBSERVATION, group=GROUP, vocabulary=50
+        )
+        rollouts, many = trajectories(shape), trajectories(replace(shape, rollouts=MANY * groups * GROUP))
+        batch, large = convert(rollouts), convert(many)
         (pack,) = cut_packs(batch, 10**9)
         return {
             "attention": attention(pack, dense=False),
             "attention under a dense mask (a quarter)": attention(
-                convert(found[: max(1, groups // 4) * GROUP]).packs(10**9)[0], dense=True
+                cut_packs(convert(rollouts[: max(1, groups // 4) * GROUP]), 10**9)[0], dense=True
             ),
             "gradient": lambda: gradient(batch),
             "conversion": lambda: convert(many),
-            "cutting into packs": lambda: cut_packs(large, options.max_tokens),
+            "cutting into packs": lambda: cut_packs(large, options.tokens_per_pack),
         }
 
     pairs = {groups: runs(groups) for groups in (options.groups, 2 * options.groups)}
-    seconds = take_turns({f"{name}, {groups} groups": run for groups, some in pairs.items() for name, run in some.items()}, options.repeat)
+    named = {f"{name}, {groups} groups": run for groups, variants in pairs.items() for name, run in variants.items()}
+    seconds = take_turns(named, options.repeat)
     report = Report("seconds for twice the groups", (f"{options.groups} groups", f"{2 * options.groups} groups"))
     for name in pairs[options.groups]:
         small, large = (min(seconds[f"{name}, {groups} groups"]) for groups in pairs)

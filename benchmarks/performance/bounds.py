@@ -57,13 +57,13 @@ class Report:
         held = ratio is None or ((most is None or ratio <= most) and (least is None or ratio >= least))
         if not held:
             self.missed.append(f"{name}: {ratio:.2f}, {bound} is wanted")
-        said = "" if not bound else "held" if held else "[red]missed"
-        self.rows.append([name, *cells, "" if ratio is None else f"{ratio:.2f}", bound, said])
+        verdict = "" if not bound else "held" if held else "[red]missed"
+        self.rows.append([name, *cells, "" if ratio is None else f"{ratio:.2f}", bound, verdict])
 
     def times(self, name: str, seconds: list[float], reference: list[float] | None = None, most: float | None = None) -> None:
         """A row of milliseconds, with the ratio to those of the reference."""
         ratio = None if reference is None else min(seconds) / min(reference)
-        self.add(name, *(f"{1e3 * each:.2f} ms" for each in (min(seconds), statistics.median(seconds))), ratio=ratio, most=most)
+        self.add(name, *(f"{1e3 * value:.2f} ms" for value in (min(seconds), statistics.median(seconds))), ratio=ratio, most=most)
 
     def show(self) -> list[str]:
         """Print it and return what was missed."""

@@ -20,11 +20,12 @@ every tenfold growth of the captured tokens, and the work is linear when that is
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 from bounds import Report, finish, take_turns
-from msgspec.structs import replace
+from msgspec import structs
 
 from agentlightning.contracts.batch import Batch
 from agentlightning.rl.batch.build import make_batch
@@ -37,80 +38,90 @@ GROWTH = 10.1
 
 
 def frozen(*parts: np.ndarray) -> np.ndarray:
-    made = np.concatenate(parts)
-    made.flags.writeable = False
-    return made
+    array = np.concatenate(parts)
+    array.flags.writeable = False
+    return array
 
 
-def trajectories(
-    rollouts: int,
-    turns: int,
-    prompt: int,
-    reply: int,
-    observation: int,
-    *,
-    agents: int = 1,
-    group: int = 1,
-    continues: bool = True,
-    vocabulary: int = 49152,
-) -> list[Trajectory]:
-    """`group` rollouts share a prompt; `agents` take turns, each with its own history."""
+@dataclass(frozen=True, kw_only=True)
+class Shape:
+    """How large the trajectories are; sizes are tokens."""
+
+    rollouts: int
+    turns: int
+    """Calls of the model in a rollout."""
+    prompt: int
+    reply: int
+    observation: int
+    """Added by somebody else between two turns."""
+    agents: int = 1
+    """They take turns, each with its own history."""
+    group: int = 1
+    """Rollouts that share a prompt."""
+    continues: bool = True
+    """Whether a transition names the reply that its prompt continues."""
+    vocabulary: int = 49152
+
+
+def trajectories(shape: Shape) -> list[Trajectory]:
+    """Return the rollouts of a shape, the same on every call."""
     rng = np.random.default_rng(0)
-    found: list[Trajectory] = []
-    for number in range(rollouts):
-        if number % group == 0:
-            shared = [rng.integers(0, vocabulary, prompt, np.int32) for _ in range(agents)]
-        history, last = list(shared), [-1] * agents
-        transitions: list[Transition] = []
-        for index in range(turns):
-            agent = index % agents
-            response = frozen(rng.integers(0, vocabulary, reply, np.int32))
-            prompt_ids = frozen(history[agent])
-            transitions.append(
-                Transition(
-                    completion_id=f"{number}.{index}",
-                    call_id=f"{number}.{index}",
-                    prompt_ids=prompt_ids,
-                    response_ids=response,
-                    logprobs=frozen(rng.normal(-1, 0.1, reply).astype(np.float32)),
-                    versions=frozen(np.zeros(reply, np.int32)),
-                    temperature=1.0,
-                    agent="AB"[agent],
-                    index=index,
-                    turn=index // agents,
-                    continues=last[agent] if continues and last[agent] >= 0 else None,
-                )
-            )
-            last[agent] = index
-            history[agent] = frozen(prompt_ids, response, rng.integers(0, vocabulary, observation, np.int32))
-        found.append(
+    rollouts: list[Trajectory] = []
+    for number in range(shape.rollouts):
+        if number % shape.group == 0:
+            prompts = [rng.integers(0, shape.vocabulary, shape.prompt, np.int32) for _ in range(shape.agents)]
+        rollouts.append(
             Trajectory(
-                task=Task(f"{number // group:06}", None),
+                task=Task(f"{number // shape.group:06}", None),
                 rollout_id=str(number),
                 attempt_id=str(number),
-                group=f"{number // group:06}",
-                index=number % group,
+                group=f"{number // shape.group:06}",
+                index=number % shape.group,
                 mode="train",
                 status="succeeded",
                 reward=float(number % 2),
-                transitions=tuple(transitions),
+                transitions=tuple(turns_of(shape, number, prompts, rng)),
             )
         )
-    return found
+    return rollouts
 
 
-def convert(found: Sequence[Trajectory]) -> Batch:
-    """With advantages that leave no group without signal."""
-    return make_batch(found, [np.full(len(t.transitions), 1.0 if t.index % 2 else -1.0) for t in found])
+def turns_of(shape: Shape, number: int, prompts: Sequence[np.ndarray], rng: np.random.Generator) -> Iterator[Transition]:
+    """Yield the transitions of one rollout, which begins with a prompt for each agent."""
+    history, last = list(prompts), [-1] * shape.agents
+    for index in range(shape.turns):
+        agent = index % shape.agents
+        response = frozen(rng.integers(0, shape.vocabulary, shape.reply, np.int32))
+        prompt_ids = frozen(history[agent])
+        yield Transition(
+            completion_id=f"{number}.{index}",
+            call_id=f"{number}.{index}",
+            prompt_ids=prompt_ids,
+            response_ids=response,
+            logprobs=frozen(rng.normal(-1, 0.1, shape.reply).astype(np.float32)),
+            versions=frozen(np.zeros(shape.reply, np.int32)),
+            temperature=1.0,
+            agent="AB"[agent],
+            index=index,
+            turn=index // shape.agents,
+            continues=last[agent] if shape.continues and last[agent] >= 0 else None,
+        )
+        last[agent] = index
+        history[agent] = frozen(prompt_ids, response, rng.integers(0, shape.vocabulary, shape.observation, np.int32))
 
 
-def one_pass(found: Sequence[Trajectory]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(captured tokens,) each: ids, log-probabilities (NaN on prompts), and whether a token was sampled."""
+def convert(rollouts: Sequence[Trajectory]) -> Batch:
+    """Make a batch, with advantages that leave no group without signal."""
+    return make_batch(rollouts, [np.full(len(t.transitions), 1.0 if t.index % 2 else -1.0) for t in rollouts])
+
+
+def one_pass(rollouts: Sequence[Trajectory]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return ids, log-probabilities (NaN on prompts), and whether a token was sampled; each (captured tokens,)."""
     ids: list[np.ndarray] = []
     logprobs: list[np.ndarray] = []
     masks: list[np.ndarray] = []
-    for each in found:
-        for t in each.transitions:
+    for rollout in rollouts:
+        for t in rollout.transitions:
             ids += [t.prompt_ids, t.response_ids]
             logprobs += [np.full(len(t.prompt_ids), np.nan, np.float32), t.logprobs]
             masks += [np.zeros(len(t.prompt_ids), np.bool_), np.ones(len(t.response_ids), np.bool_)]
@@ -122,6 +133,10 @@ def chains(batch: Batch) -> int:
     return int((batch.end == np.arange(1, len(batch) + 1)).sum())
 
 
+def _without_continues(trajectory: Trajectory) -> Trajectory:
+    return structs.replace(trajectory, transitions=tuple(structs.replace(turn, continues=None) for turn in trajectory.transitions))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rollouts", type=int, default=64)
@@ -131,56 +146,70 @@ def main() -> None:
     parser.add_argument("--observation", type=int, default=200, help="tokens that somebody else adds between two turns")
     parser.add_argument("--repeat", type=int, default=30)
     options = parser.parse_args()
-    size = options.rollouts, options.turns, options.prompt, options.reply
-    alone = trajectories(*size, options.observation)
-    # an agent that has every second turn makes half the history: a longer prompt gives as many tokens again
-    longer = options.prompt + options.turns * (options.reply + options.observation) // 4
+    shape = Shape(
+        rollouts=options.rollouts, turns=options.turns, prompt=options.prompt, reply=options.reply, observation=options.observation
+    )
+    finish(compare_seconds(shape, options.repeat) + compare_work(shape))
+
+
+def compare_seconds(shape: Shape, repeat: int) -> list[str]:
+    """Measure `make_batch` beside the reference, and return the bounds that it misses."""
+    alone = trajectories(shape)
+    # An agent with every second turn has half the history: a longer prompt gives as many tokens again.
+    longer = shape.prompt + shape.turns * (shape.reply + shape.observation) // 4
     variants = {
         "one agent": alone,
-        "two agents": trajectories(options.rollouts, options.turns, longer, options.reply, options.observation, agents=2),
-        "groups of eight": trajectories(*size, options.observation, group=8),
-        "no `continues`": [replace(t, transitions=tuple(replace(each, continues=None) for each in t.transitions)) for t in alone],
+        "two agents": trajectories(replace(shape, prompt=longer, agents=2)),
+        "groups of eight": trajectories(replace(shape, group=8)),
+        "no `continues`": [
+            structs.replace(t, transitions=tuple(structs.replace(turn, continues=None) for turn in t.transitions)) for t in alone
+        ],
     }
     missed: list[str] = []
-    for name, found in variants.items():
-        batch = convert(found)
-        expected = options.rollouts * (2 if name == "two agents" and options.turns > 1 else 1)
+    for name, rollouts in variants.items():
+        batch = convert(rollouts)
+        expected = shape.rollouts * (2 if name == "two agents" and shape.turns > 1 else 1)
         if chains(batch) != expected:
             raise SystemExit(f"{name}: {chains(batch)} chains; expected {expected}")
         seconds = take_turns(
-            {"the reference": lambda found=found: one_pass(found), name: lambda found=found: convert(found)}, options.repeat
+            {"the reference": lambda rollouts=rollouts: one_pass(rollouts), name: lambda rollouts=rollouts: convert(rollouts)}, repeat
         )
         stats = batch.stats
         report = Report(
-            f"{name}: {stats.captured_tokens:,} captured tokens in {sum(len(t.transitions) for t in found)} transitions, "
+            f"{name}: {stats.captured_tokens:,} captured tokens in {sum(len(t.transitions) for t in rollouts)} transitions, "
             f"{len(batch):,} in the forest, {chains(batch)} chains"
         )
         report.times("one pass that concatenates", seconds["the reference"])
         report.times("make_batch", seconds[name], seconds["the reference"], MOST if name != "no `continues`" else None)
         missed += report.show()
+    return missed
 
+
+def compare_work(shape: Shape) -> list[str]:
+    """Count the work for ten times the tokens, and return the bounds that it misses."""
     report = Report("the work counted: tokens compared + copied, for ten times the tokens", ("captured", "compared", "copied"))
-    size = options.rollouts // 8 or 1, options.turns, options.prompt // 4, options.reply // 4
-    for what, settings, times in (
+    small_shape = replace(
+        shape, rollouts=shape.rollouts // 8 or 1, prompt=shape.prompt // 4, reply=shape.reply // 4, observation=shape.observation // 4
+    )
+    for title, settings, (rollouts, turns) in (
         ("one agent", {}, (10, 1)),
         ("two agents", {"agents": 2}, (10, 1)),
         ("groups of eight", {"group": 8}, (10, 1)),
-        ("one group", {"group": 10 * size[0]}, (10, 1)),
+        ("one group", {"group": 10 * small_shape.rollouts}, (10, 1)),
         ("no `continues`", {"continues": False}, (10, 1)),
         ("one agent", {}, (1, 10)),
     ):
-        small, large = (
-            convert(trajectories(size[0] * rollouts, size[1] * turns, *size[2:], options.observation // 4, **settings)).stats
-            for rollouts, turns in ((1, 1), times)
-        )
+        base = replace(small_shape, **settings)
+        grown = replace(base, rollouts=base.rollouts * rollouts, turns=base.turns * turns)
+        small, large = (convert(trajectories(size)).stats for size in (base, grown))
         work = (large.compared_tokens + large.copied_tokens) / (small.compared_tokens + small.copied_tokens)
         report.add(
-            f"{what}, ten times the {'rollouts' if times[0] > 1 else 'turns'}",
+            f"{title}, ten times the {'rollouts' if rollouts > 1 else 'turns'}",
             *(f"{getattr(large, name) / getattr(small, name):.2f} x" for name in ("captured_tokens", "compared_tokens", "copied_tokens")),
             ratio=work * 10 / (large.captured_tokens / small.captured_tokens),
             most=GROWTH,
         )
-    finish(missed + report.show())
+    return report.show()
 
 
 if __name__ == "__main__":

@@ -64,7 +64,7 @@ def agent_of(luck: float, tokens: Sequence[int], seen: Callable[[int, float], No
             messages += [{"role": "assistant", "content": first.choices[0].message.content}, {"role": "user", "content": "go on"}]
             second = await client.chat.completions.create(model=llm.model, messages=messages, max_tokens=tokens[1])
         text = second.choices[0].message.content or ""
-        skill = sum(each.isalpha() for each in text[: tokens[1]]) / tokens[1]
+        skill = sum(letter.isalpha() for letter in text[: tokens[1]]) / tokens[1]
         agl.reward(skill, name="skill", call=second.system_fingerprint)
         seen(rollout.step or 0, skill)
         return lucky + skill
@@ -72,19 +72,8 @@ def agent_of(luck: float, tokens: Sequence[int], seen: Callable[[int, float], No
     return agent
 
 
-def learn(
-    credit: Any,
-    model: str,
-    *,
-    seed: int,
-    luck: float,
-    tokens: Sequence[int],
-    steps: int,
-    tasks: int,
-    group: int,
-    advance: Callable[[], None],
-) -> list[float]:
-    """Mean skill of the rollouts of each step of one run."""
+def learn(credit: Any, model: str, seed: int, options: argparse.Namespace, advance: Callable[[], None]) -> list[float]:
+    """Return the mean skill of the rollouts of each step of one run; `options` are those of `main`."""
     skills: dict[int, list[float]] = defaultdict(list)
 
     def seen(step: int, skill: float) -> None:
@@ -93,21 +82,21 @@ def learn(
 
     with tempfile.TemporaryDirectory() as folder:
         agl.train(
-            agent_of(luck, tokens, seen),
-            tasks=TASKS[:tasks],
+            agent_of(options.luck, options.tokens, seen),
+            tasks=TASKS[: options.tasks],
             model=model,
             folder=folder,
             seed=seed,
-            steps=steps,
-            tasks_per_step=tasks,
-            algorithm={"name": "lightning", "group_size": group, "credit": credit, "advantage": "rloo"},
+            steps=options.steps,
+            tasks_per_step=options.tasks,
+            algorithm={"name": "lightning", "group_size": options.group, "credit": credit, "advantage": "rloo"},
             trainer={"name": "torch", "lr": 3e-3},
             engine={"name": "torch", "device": "cpu", "dtype": "float32"},
             checkpoints={"every": 0},
             trackers=[],
             progress=False,
         )
-    return [float(np.mean(skills[step])) for step in range(steps)]
+    return [float(np.mean(skills[step])) for step in range(options.steps)]
 
 
 def report(curves: dict[str, Curves], luck: float, console: Console) -> None:
@@ -117,20 +106,20 @@ def report(curves: dict[str, Curves], luck: float, console: Console) -> None:
     for column in ("step", *curves):
         table.add_column(column, justify="right", min_width=0 if column == "step" else 18)
     for step in range(steps):
-        table.add_row(str(step + 1), *(f"{each[:, step].mean():.3f} ± {each[:, step].std():.3f}" for each in curves.values()))
+        table.add_row(str(step + 1), *(f"{curve[:, step].mean():.3f} ± {curve[:, step].std():.3f}" for curve in curves.values()))
     console.print(table)
     last = min(LAST, steps)
     summary = Table(
         "credit", "step 1", f"last {last} steps", "gained", "ratio", "in each seed", title=f"what was learned, over {seeds} seeds"
     )
     least: float | None = None
-    for name, each in curves.items():
-        ends = each[:, -last:].mean(axis=1)
-        gained = ends - each[:, 0]
+    for name, curve in curves.items():
+        ends = curve[:, -last:].mean(axis=1)
+        gained = ends - curve[:, 0]
         least = float(gained.mean()) if least is None else least
         in_each = ", ".join(f"{value:+.3f}" for value in gained)
         ratio = f"{gained.mean() / least:.1f}" if least > 0 else "-"
-        summary.add_row(name, f"{each[:, 0].mean():.3f}", f"{ends.mean():.3f}", f"{gained.mean():+.3f}", ratio, in_each)
+        summary.add_row(name, f"{curve[:, 0].mean():.3f}", f"{ends.mean():.3f}", f"{gained.mean():+.3f}", ratio, in_each)
     console.print(summary)
 
 
@@ -142,12 +131,12 @@ def draw(curves: dict[str, Curves], luck: float, path: Path) -> None:
     figure: Any = Figure(figsize=(8, 4.6), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
     axes: Any = figure.add_subplot()
-    for (name, each), style in zip(curves.items(), ("--", "-"), strict=True):
-        at = np.arange(1, each.shape[1] + 1)
-        axes.fill_between(at, each.min(axis=0), each.max(axis=0), color=COLORS[name], alpha=0.15, linewidth=0)
+    for (name, curve), style in zip(curves.items(), ("--", "-"), strict=True):
+        at = np.arange(1, curve.shape[1] + 1)
+        axes.fill_between(at, curve.min(axis=0), curve.max(axis=0), color=COLORS[name], alpha=0.15, linewidth=0)
         last = min(LAST, len(at))
-        label = f"credit {name}: {each[:, 0].mean():.2f} to {each[:, -last:].mean():.2f} (mean of the last {last} steps)"
-        axes.plot(at, each.mean(axis=0), color=COLORS[name], linestyle=style, linewidth=2, marker=".", label=label)
+        label = f"credit {name}: {curve[:, 0].mean():.2f} to {curve[:, -last:].mean():.2f} (mean of the last {last} steps)"
+        axes.plot(at, curve.mean(axis=0), color=COLORS[name], linestyle=style, linewidth=2, marker=".", label=label)
     seeds = next(iter(curves.values())).shape[0]
     axes.set(
         title=f"Two turns, a luck of ±{luck:g} in the first, skill in the second",
@@ -173,7 +162,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--chart", type=Path, help="a PNG to draw the curves into")
     options = parser.parse_args(arguments)
     if min(options.steps, options.seeds, options.group - 1) < 1:
-        parser.error("--steps and --seeds are at least 1, --group at least 2, for the advantage compares the rollouts of a group")
+        parser.error(
+            "--steps and --seeds must be at least 1. --group must be at least 2, because the advantage compares the rollouts of a group."
+        )
     torch.set_num_threads(1)  # more gain nothing at this size
     console = Console(width=100)
     bar = (SpinnerColumn(), *Progress.get_default_columns(), TimeElapsedColumn())
@@ -184,20 +175,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for seed in range(options.seeds):
             for name, credit in CREDITS.items():
                 progress.update(job, description=f"credit {name}, seed {seed}")
-                curves[name].append(
-                    learn(
-                        credit,
-                        model,
-                        seed=seed,
-                        luck=options.luck,
-                        tokens=options.tokens,
-                        steps=options.steps,
-                        tasks=options.tasks,
-                        group=options.group,
-                        advance=lambda: progress.advance(job),
-                    )
-                )
-    arrays = {name: np.array(each) for name, each in curves.items()}  # (seeds, steps)
+                curves[name].append(learn(credit, model, seed, options, lambda: progress.advance(job)))
+    arrays = {name: np.array(runs) for name, runs in curves.items()}  # (seeds, steps)
     report(arrays, options.luck, console)
     if options.chart is not None:
         draw(arrays, options.luck, options.chart)

@@ -5,7 +5,7 @@
     python benchmarks/performance/forest.py --rollouts 2 --turns 2 --prompt 64    # smaller; bounds are made for the default
 
 The rollouts share their prompt; a turn adds 100 tokens, 50 sampled and 50 observed. A step is what the trainer does: PPO's loss on packs of
-at most --max-tokens tokens, backward through all of them, AdamW. The modes take turns; their steps are so small that all see the same
+at most --tokens-per-pack tokens, backward through all of them, AdamW. The modes take turns; their steps are so small that all see the same
 weights. The gradient differs by: relative, from one row per transition, the largest over the parameters.
 
 Memory is measured in a process of its own for each mode: how much a step adds, at its peak, to what the process holds after a small
@@ -24,7 +24,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -58,7 +58,7 @@ def rollouts(count: int, turns: int, prompt: int, reply: int, observation: int, 
     """One group, with advantages that sum to zero."""
     rng = np.random.default_rng(0)
     shared = rng.integers(0, vocabulary, prompt)
-    found: list[Trajectory] = []
+    trajectories: list[Trajectory] = []
     for index in range(count):
         history, transitions = shared, list[Transition]()
         for turn in range(turns):
@@ -80,7 +80,7 @@ def rollouts(count: int, turns: int, prompt: int, reply: int, observation: int, 
             )
             history = np.concatenate([history, response, rng.integers(0, vocabulary, observation)])
         name = str(index)
-        found.append(
+        trajectories.append(
             Trajectory(
                 task=Task("t", None),
                 rollout_id=name,
@@ -93,7 +93,7 @@ def rollouts(count: int, turns: int, prompt: int, reply: int, observation: int, 
                 transitions=tuple(transitions),
             )
         )
-    return make_batch(found, [np.full(turns, 1.0 if k % 2 else -1.0) for k in range(count)])
+    return make_batch(trajectories, [np.full(turns, 1.0 if k % 2 else -1.0) for k in range(count)])
 
 
 @dataclass
@@ -167,14 +167,14 @@ def peak(options: argparse.Namespace, mode: str) -> int:
     bench = Bench.load(options)
     batch = bench.batch(options)
     small = rollouts(1, 1, 16, 16, 0, bench.model.config.get_text_config().vocab_size)
-    for each in (small, batch):
+    for batch_of_size in (small, batch):
         if bench.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats()
             before = torch.cuda.memory_allocated()
         else:
             Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
             before = _kilobytes("VmRSS")
-        bench.gradient(each, work_of(mode, each, options.tokens_per_pack), mode == FOREST)
+        bench.gradient(batch_of_size, work_of(mode, batch_of_size, options.tokens_per_pack), mode == FOREST)
         bench.optimizer.step(LR)
     return torch.cuda.max_memory_allocated() - before if bench.device.type == "cuda" else 1024 * (_kilobytes("VmHWM") - before)
 
@@ -202,7 +202,7 @@ def main() -> None:
     parser.add_argument("--prompt", type=int, default=512, help="tokens that the rollouts share")
     parser.add_argument("--reply", type=int, default=50, help="tokens sampled in a turn")
     parser.add_argument("--observation", type=int, default=50, help="tokens added between turns")
-    parser.add_argument("--max-tokens", type=int, default=4096, help="tokens computed at once")
+    parser.add_argument("--tokens-per-pack", type=int, default=4096, help="tokens computed at once")
     parser.add_argument("--train", default="full", help="full or top:N")
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
@@ -213,72 +213,105 @@ def main() -> None:
         print(peak(options, options.peak_of))
         return
 
-    seconds: dict[str, list[float]] = {mode: [] for mode in MODES}
     with bar() as progress:
         task = progress.add_task("memory", total=len(MODES) * (options.repeat + 1))
+
+        def tell(text: str) -> None:
+            progress.update(task, description=text)
+            progress.advance(task)
+
         peaks: dict[str, int | None] = {}
         for mode in MODES:
-            progress.update(task, description=f"memory of {mode}")
+            tell(f"memory of {mode}")
             peaks[mode] = memory(mode)
-            progress.advance(task)
         bench = Bench.load(options)
         batch = bench.batch(options)
         work = {mode: work_of(mode, batch, options.tokens_per_pack) for mode in MODES}
         small = rollouts(1, 1, 16, 16, 0, bench.model.config.get_text_config().vocab_size)
-        gradients: dict[str, dict[str, torch.Tensor]] = {}
         for mode in MODES:  # warm up, so that no step is the first
             bench.gradient(small, work_of(mode, small, options.tokens_per_pack), mode == FOREST)
             bench.optimizer.zero()
-        for turn in range(options.repeat):
-            for mode in MODES:
-                progress.update(task, description=mode)
-                bench.wait()
-                started = time.perf_counter()
-                bench.gradient(batch, work[mode], mode == FOREST)
-                bench.wait()
-                took = time.perf_counter() - started
-                if not turn:
-                    gradients[mode] = {n: p.grad.detach().clone() for n, p in bench.parameters.items() if p.grad is not None}
-                started = time.perf_counter()
-                bench.optimizer.step(LR)
-                bench.wait()
-                seconds[mode].append(took + time.perf_counter() - started)
-                progress.advance(task)
+        steps = take_steps(bench, batch, work, options.repeat, tell)
+    finish(report(options, bench, batch, work, steps, peaks))
 
+
+@dataclass
+class Steps:
+    """The measured steps of each mode."""
+
+    seconds: dict[str, list[float]]
+    gradients: dict[str, dict[str, torch.Tensor]]
+    """Of the first step."""
+
+
+def take_steps(bench: Bench, batch: Batch, work: dict[str, list[list[Pack]]], repeat: int, tell: Callable[[str], None]) -> Steps:
+    """Take steps of all modes in turns."""
+    steps = Steps({mode: [] for mode in MODES}, {})
+    for turn in range(repeat):
+        for mode in MODES:
+            tell(mode)
+            bench.wait()
+            started = time.perf_counter()
+            bench.gradient(batch, work[mode], mode == FOREST)
+            bench.wait()
+            took = time.perf_counter() - started
+            if not turn:
+                steps.gradients[mode] = {n: p.grad.detach().clone() for n, p in bench.parameters.items() if p.grad is not None}
+            started = time.perf_counter()
+            bench.optimizer.step(LR)
+            bench.wait()
+            steps.seconds[mode].append(took + time.perf_counter() - started)
+    return steps
+
+
+def report(
+    options: argparse.Namespace,
+    bench: Bench,
+    batch: Batch,
+    work: dict[str, list[list[Pack]]],
+    steps: Steps,
+    peaks: dict[str, int | None],
+) -> list[str]:
+    """Print the table, and return the bounds that are missed."""
     card = torch.cuda.get_device_name() if bench.device.type == "cuda" else None
     most = next((value for name, value in PEAKS.items() if card and all(word in card for word in name.split())), None)
     speeds = ("tokens/s", "of bf16 peak") if card else ()
-    report = Report(
+    table = Report(
         f"{options.model}, {options.rollouts} rollouts x {options.turns} turns, {options.prompt} shared tokens, {options.reply} + "
         f"{options.observation} new ones a turn, {options.train}, {card or 'cpu'}, at most {options.tokens_per_pack} tokens at once",
         ("tokens", "x of forest", "memory", "x of forest", "fastest", "median", "gradient differs", *speeds),
     )
-    best = {mode: min(each) for mode, each in seconds.items()}
+    best = {mode: min(seconds) for mode, seconds in steps.seconds.items()}
     for mode in MODES:
         tokens = sum(len(pack) for group in work[mode] for pack in group)
-        trained = gradients[TRANSITIONS].items()
-        differs = max(float((gradients[mode][n] - g).norm() / g.norm().clamp_min(1e-12)) for n, g in trained)
+        trained = steps.gradients[TRANSITIONS].items()
+        differs = max(float((steps.gradients[mode][n] - g).norm() / g.norm().clamp_min(1e-12)) for n, g in trained)
         own, forests = peaks[mode], peaks[FOREST]
         share = f"{bench.operations(batch, work[mode]) / best[mode] / most:.1%}" if most and options.train == "full" else ""
-        report.add(
+        table.add(
             mode,
             f"{tokens:,}",
             f"{tokens / sum(len(pack) for group in work[FOREST] for pack in group):.2f}",
             "" if own is None else f"{own / 2**20:,.0f} MiB",
             "" if not own or not forests else f"{own / forests:.2f}",
             f"{best[mode]:.2f} s",
-            f"{statistics.median(seconds[mode]):.2f} s",
+            f"{statistics.median(steps.seconds[mode]):.2f} s",
             f"{differs:.0e}",
             *((f"{tokens / best[mode]:,.0f}", share) if card else ()),
             ratio=best[mode] / best[FOREST],
             least=FASTER.get(mode),
         )
-    missed = report.show()
-    for mode in (ROWS, TRANSITIONS):
-        own, forests = peaks[mode], peaks[FOREST]
-        if own and forests and forests > own:
-            missed.append(f"memory: the forest has {forests / own:.2f} times that of {mode}; at most 1 is wanted")
-    finish(missed)
+    return table.show() + more_memory(peaks)
+
+
+def more_memory(peaks: dict[str, int | None]) -> list[str]:
+    """Return the modes that need less memory than the forest, in words."""
+    forests = peaks[FOREST]
+    return [
+        f"memory: the forest has {forests / own:.2f} times that of {mode}; at most 1 is wanted"
+        for mode in (ROWS, TRANSITIONS)
+        if (own := peaks[mode]) and forests and forests > own
+    ]
 
 
 if __name__ == "__main__":

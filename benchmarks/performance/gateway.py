@@ -81,11 +81,11 @@ async def main(requests: int) -> None:
 
         async def keys(count: int) -> list[str]:
             """One attempt for each request: a call is then the first of its attempt, or its second."""
-            made: list[str] = []
+            keys: list[str] = []
             for i in range(count):
                 rollout = Rollout(task=Task(str(i), None), mode="train", sampling=Sampling(max_tokens=NEW))
-                made.append((await store.begin(rollout, "bench", lease=600)).key)
-            return made
+                keys.append((await store.begin(rollout, "bench", lease=600)).key)
+            return keys
 
         def body(*messages: dict[str, Any]) -> dict[str, Any]:
             return {"model": engine.info.model, "messages": list(messages)}
@@ -122,8 +122,8 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--requests", type=int, default=400)
     parser.add_argument("--client", action="store_true", help=argparse.SUPPRESS)
-    given = parser.parse_args()
-    if given.client:
+    options = parser.parse_args()
+    if options.client:
         print(json.dumps(asyncio.run(ask(*json.load(sys.stdin)))))
     else:
-        asyncio.run(main(given.requests))
+        asyncio.run(main(options.requests))

@@ -107,7 +107,7 @@ def main() -> None:
                 for name, run in runs.items():
                     seconds[name].append(run())
             print(f"claim -> {SPANS} spans of 2 KB, {'together' if together else 'one by one'} -> finish, {options.cycles} cycles")
-            rates = {name: options.cycles / statistics.median(each) for name, each in seconds.items()}
+            rates = {name: options.cycles / statistics.median(values) for name, values in seconds.items()}
             for name, rate in rates.items():
                 print(f"  {name:34} {rate:8.0f} cycles/s   {rate / rates['raw sqlite3, one after the other']:6.2f} x raw")
 

@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,9 @@ import pytest
 from typer.testing import CliRunner
 
 from agentlightning.cli.main import build
-from agentlightning.errors import MissingExtra
-from agentlightning.registry.registry import Entry
+from agentlightning.contracts.hookspecs import hookimpl
+from agentlightning.errors import MissingExtra, PluginError
+from agentlightning.registry.registry import Registry, registry
 from agentlightning.training.run_folder import RunFolder
 from agentlightning_benchmarks.bench import catalog, chart
 from agentlightning_benchmarks.bench.report import differences
@@ -27,6 +28,7 @@ SOURCE = """
 from pathlib import Path
 from openai import AsyncOpenAI
 from agentlightning.errors import ConfigError
+from agentlightning_benchmarks.bench.benchmark import Benchmark
 
 
 def train_tasks():
@@ -39,7 +41,7 @@ def test_tasks():
 
 def load(data):
     if not (data / "train.jsonl").is_file():
-        raise ConfigError(f"{data / 'train.jsonl'}: there is no such file")
+        raise ConfigError(f"{data / 'train.jsonl'}: this file does not exist")
     return [{"id": "real", "text": "r"}], [{"id": f"real-{n}", "text": "r"} for n in range(40)]
 
 
@@ -53,6 +55,17 @@ async def solve(task, llm):
         answer = await client.chat.completions.create(model=llm.model, messages=messages, max_tokens=6)
     text = answer.choices[0].message.content or ""
     return sum(a == b for a, b in zip(text, "good")) / 4
+
+
+BENCHMARK = Benchmark(folder=Path(__file__).parent, load=load)
+"""
+PLUGIN = """
+from agentlightning import hookimpl
+
+
+@hookimpl
+def register_benchmarks(register):
+    register("tiny", "NAME.tasks:BENCHMARK", summary="a benchmark of somebody else")
 """
 COMMON = """
 agent = "NAME.tasks:solve"
@@ -76,9 +89,14 @@ Bench = Callable[..., tuple[int, str]]
 
 @pytest.fixture(scope="module")
 def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A benchmark like those of the project, in a package of its own."""
+    """A third-party package as pip installs it: one folder, with its entry point beside it."""
     folder = tmp_path_factory.mktemp("installed") / "bench_of_a_test"
     folder.mkdir()
+    metadata = folder.parent / "bench_of_a_test-1.0.dist-info"
+    metadata.mkdir()
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: bench-of-a-test\nVersion: 1.0\n")
+    (metadata / "entry_points.txt").write_text(f"[agentlightning]\n{folder.name} = {folder.name}.plugin\n")
+    (folder / "plugin.py").write_text(PLUGIN.replace("NAME", folder.name))
     model = tiny_model(folder.parent / "tiny").path
     (folder / "__init__.py").touch()
     (folder / "tasks.py").write_text(SOURCE)
@@ -88,13 +106,12 @@ def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def bench(package: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Bench:
+def bench(package: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Bench]:
     """Run `agl bench ...`; the exit code and all that it wrote."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(package.parent))
-    entry = Entry("benchmarks", "tiny", f"{package.name}.tasks:load", "test", "", "bench", ())
-    monkeypatch.setitem(catalog.BENCHMARKS, "tiny", entry)
     monkeypatch.setenv("COLUMNS", "160")
+    registry.cache_clear()
 
     def call(*arguments: str) -> tuple[int, str]:
         result = CliRunner().invoke(build(), ["bench", *arguments])
@@ -102,7 +119,8 @@ def bench(package: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Ben
             raise result.exception
         return result.exit_code, result.output
 
-    return call
+    yield call
+    registry.cache_clear()
 
 
 def only(root: Path) -> Path:
@@ -157,11 +175,11 @@ def test_a_benchmark_warms_up_trains_measures_and_reports_every_number(bench: Be
 
 
 def test_the_training_after_a_warm_start_takes_its_tasks_in_another_order(package: Path, bench: Bench):
-    entry = catalog.find("tiny")
-    warm = catalog.warm_start(entry, "cpu", 3)
+    benchmark = catalog.find("tiny")
+    warm = catalog.warm_start(benchmark, "cpu", 3)
     assert warm is not None
     assert warm.seed != 3
-    assert warm.seed != getattr(catalog.warm_start(entry, "cpu", 4), "seed", None)
+    assert warm.seed != getattr(catalog.warm_start(benchmark, "cpu", 4), "seed", None)
 
 
 def test_evaluation_alone_trains_nothing_and_reports_in_the_same_form(bench: Bench, package: Path, tmp_path: Path):
@@ -184,7 +202,7 @@ def test_real_files_are_trained_on_and_measured_on_32_tasks(bench: Bench, tmp_pa
     data = tmp_path / "data"
     code, output = bench("tiny", "--data", str(data), "--steps", "1")
     assert code == 2
-    assert f"{data / 'train.jsonl'}: there is no such file" in output
+    assert f"{data / 'train.jsonl'}: this file does not exist" in output
     assert not (tmp_path / "runs").exists(), "a benchmark that cannot start leaves no folder"
     data.mkdir()
     (data / "train.jsonl").touch()
@@ -200,15 +218,15 @@ def test_real_files_are_trained_on_and_measured_on_32_tasks(bench: Bench, tmp_pa
     ("arguments", "says"),
     [
         (["tinny"], "unknown benchmark 'tinny'; did you mean 'tiny'?"),
-        ([], "needs the name of a benchmark"),
-        (["tiny", "--resume", "x"], "leave out NAME"),
+        (["--steps", "2"], "--steps needs the name of a benchmark: math, rag, text-to-sql, tiny"),
+        (["tiny", "--resume", "x"], "Leave out NAME"),
         (["--resume", "nowhere"], "is no folder of a benchmark"),
         (["tiny", "--model", "smollm"], "unknown model 'smollm'"),
         (["tiny", "--model", "."], "has no config.json"),
         (["tiny", "--preset", "gpu"], "has no preset 'gpu'"),
-        (["tiny", "--seed", "1", "--seed", "1"], "--seed 1 is given twice"),
-        (["tiny", "--eval-only", "--steps", "2"], "--steps says nothing"),
-        (["tiny", "--test-suite"], "give their folder with --data DIR"),
+        (["tiny", "--seed", "1", "--seed", "1"], "--seed 1 is there twice"),
+        (["tiny", "--eval-only", "--steps", "2"], "--steps has no effect"),
+        (["tiny", "--test-suite"], "Give their folder with --data DIR"),
         (["tiny", "--test-suite", "--data", "."], "has no test suite"),
     ],
 )
@@ -220,10 +238,26 @@ def test_what_is_wrong_with_the_arguments_is_said_before_anything_is_made(bench:
 
 
 def test_a_benchmark_whose_libraries_are_missing_names_them_and_how_to_install_them(monkeypatch: pytest.MonkeyPatch):
-    entry = Entry("benchmarks", "far", "nowhere.tasks:load", "test", "", "bench", ("no_such_library",))
-    monkeypatch.setitem(catalog.BENCHMARKS, "far", entry)
+    class Plugin:
+        @hookimpl
+        def register_benchmarks(self, register: Any) -> None:
+            register("far", "nowhere.tasks:BENCHMARK", extra="bench", needs=("no_such_library",))
+            register("function", print)
+
+    monkeypatch.setattr(catalog, "registry", lambda: Registry({"test": Plugin()}))
     with pytest.raises(MissingExtra, match=r"benchmark 'far' needs no_such_library.*pip install 'agentlightning\[bench\]'"):
         catalog.find("far")
+    with pytest.raises(PluginError, match=r"'test' registered benchmark 'function' as builtin_function.*Register an agentlightning_bench"):
+        catalog.find("function")
+
+
+def test_without_a_name_the_benchmarks_are_listed_those_of_other_packages_too(bench: Bench):
+    code, output = bench()
+    assert code == 0
+    rows = {line.split()[0]: line for line in output.splitlines() if line}
+    assert rows.keys() >= {"math", "rag", "text-to-sql", "tiny"}
+    assert "a benchmark of somebody else" in rows["tiny"]
+    assert "bench_of_a_test" in rows["tiny"]
 
 
 @pytest.mark.slow
@@ -231,12 +265,9 @@ def test_after_ctrl_c_it_goes_on_where_it_stopped(package: Path, bench: Bench, t
     script = tmp_path / "script.py"
     script.write_text(
         "import signal, sys\n"
-        "from agentlightning.registry.registry import Entry\n"
         "from agentlightning.cli.main import build\n"
-        "from agentlightning_benchmarks.bench import catalog\n"
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a test run in the background passes on that it is ignored
         f"sys.path.insert(0, {str(package.parent)!r})\n"
-        f"catalog.BENCHMARKS['tiny'] = Entry('benchmarks', 'tiny', '{package.name}.tasks:load', 'test', '', 'bench', ())\n"
         "build()(['bench', 'tiny', '--steps', '400'])\n"
     )
     process = subprocess.Popen(
@@ -286,8 +317,8 @@ def test_the_mean_curve_stands_only_where_every_seed_was_measured():
 
 
 def test_every_preset_of_the_project_is_a_configuration_that_holds():
-    names = [name for name in catalog.BENCHMARKS if name != "tiny"]
-    assert sorted(names) == ["math", "rag", "text-to-sql"]
+    names = registry().names("benchmarks")
+    assert names == ["math", "rag", "text-to-sql"]
     for name in names:
         entry = catalog.find(name)
         for size in ("cpu", "gpu"):

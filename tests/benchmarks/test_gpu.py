@@ -175,10 +175,11 @@ def test_a_step_that_the_end_of_a_call_interrupts_is_continued(
     monkeypatch.setattr(gpu.working, "GRACE", 0.5)
     monkeypatch.setattr(gpu.working, "SHORTEST", 1)
     monkeypatch.setattr(gpu.working, "LEAST", 0.5)
-    code = "import os, time\nif os.path.exists('begun'): " + MEASURE % 2 + "\nelse: open('begun', 'w'); time.sleep(600)"
+    code = "import os, time\nif os.path.exists('second'): " + MEASURE % 2 + "\nelse: time.sleep(600)"
     steps = [step(gpu, "long", code), step(gpu, "next", MEASURE % 1)]
     assert gpu.working.work(steps, options(tmp_path, seconds=5)) == 3
     assert [(line["step"], line["status"]) for line in lines(tmp_path)] == [("long", "interrupted")]
+    (tmp_path / "steps" / "long" / "second").touch()
     assert gpu.working.work(steps, options(tmp_path)) == 0
     assert [(line["step"], line["status"]) for line in lines(tmp_path)][1:] == [("long", "ok"), ("next", "ok")]
 
@@ -359,13 +360,26 @@ def test_the_steps_have_names_of_their_own_and_scripts_that_exist(gpu: SimpleNam
     assert all(each.minutes <= 15 for each in steps)
 
 
-@pytest.mark.slow
-def test_each_script_runs_at_toy_size_and_its_figures_are_reported(gpu: SimpleNamespace, tmp_path: Path) -> None:
-    seen: dict[str, Any] = {}
+def scripts(gpu: SimpleNamespace) -> dict[str, Any]:
+    """The first step of each script, by the script's name."""
+    first: dict[str, Any] = {}
     for each in gpu.steps.STEPS:
         if each.module is None:
-            seen.setdefault(each.command[0], each)
-    assert gpu.working.work(list(seen.values()), options(tmp_path)) == 0, [line.get("error") for line in lines(tmp_path)]
+            first.setdefault(Path(each.command[0]).stem, each)
+    return first
+
+
+def test_a_script_runs_at_toy_size_with_the_model_of_another(gpu: SimpleNamespace, tmp_path: Path) -> None:
+    steps = scripts(gpu)
+    assert gpu.working.work([steps["models"], steps["engine_speed"]], options(tmp_path)) == 0, lines(tmp_path)
+    model, engine = (line["figures"][0] for line in lines(tmp_path))
+    assert (model["model"], engine["tokens"]) == ("smollm2", 8)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not os.environ.get("AGL_TEST_GPU_SCRIPTS"), reason="a minute of one core; run: make test-gpu-scripts")
+def test_each_script_runs_at_toy_size_and_its_figures_are_reported(gpu: SimpleNamespace, tmp_path: Path) -> None:
+    assert gpu.working.work(list(scripts(gpu).values()), options(tmp_path)) == 0, [line.get("error") for line in lines(tmp_path)]
     measured = {line["step"]: line["figures"] for line in lines(tmp_path)}
     assert measured["tests-torch"][-1]["passed"] > 5
     exact = [figure for figure in measured["exactness-smollm2"] if figure["dtype"] == "float32"]
@@ -376,19 +390,9 @@ def test_each_script_runs_at_toy_size_and_its_figures_are_reported(gpu: SimpleNa
     assert (forest["way"], rows["way"]) == ("forest", "rows")
     assert forest["tokens"] < rows["tokens"]
     assert measured["demo"][-1]["eval"].keys() == {"sampled", "greedy"}
-    page = subprocess.run(
-        [sys.executable, GPU / "report", tmp_path / "results.jsonl", "--out", tmp_path / "docs" / "gpu.md"],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    text = (tmp_path / "docs" / "gpu.md").read_text()
-    assert "Toy sizes on a CPU" in text
-    for title in ("## Tests", "## Exactness", "## Engine", "## Trainer", "## Learning", "![Mean reward"):
-        assert title in text
-    assert (tmp_path / "docs" / "gpu-curves.png").read_bytes().startswith(b"\x89PNG")
-    assert "gpu.md and " in page.stdout
-    assert text.index("## Learning") < text.index("![Mean reward")
+    answer = report(tmp_path / "results.jsonl", "--out", tmp_path / "docs" / "gpu.md")
+    assert answer.returncode == 0, answer.stderr
+    check_page(tmp_path / "docs", "Toy sizes on a CPU")
 
 
 # the report
@@ -402,6 +406,37 @@ def result(name: str, *figures: dict[str, Any], status: str = "ok", **more: Any)
 
 def report(path: Path, *more: str | Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, GPU / "report", path, *more], capture_output=True, text=True, check=False)
+
+
+def check_page(folder: Path, text: str) -> None:
+    """Every section is there, and the chart comes last."""
+    page = (folder / "gpu.md").read_text()
+    for part in (text, "## Tests", "## Exactness", "## Engine", "## Trainer", "## Learning", "![Mean reward"):
+        assert part in page
+    assert page.index("## Learning") < page.index("![Mean reward")
+    assert (folder / "gpu-curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_page_has_a_section_for_every_kind_of_step_and_a_chart(tmp_path: Path) -> None:
+    point = {"model": "smollm2", "context": 64, "group": 2}
+    curve = {"curve": "demo", "model": "smollm2", "tasks": "generated", "engine": "torch", "trainer": "torch", "steps": 1, "finished": True}
+    metrics = [{"step": 0, "eval.sampled": 0.1, "eval.greedy": 0.2}, {"step": 1, "reward": 0.3, "eval.sampled": 0.4, "eval.greedy": 0.5}]
+    measured = {kind: {"before": 0.1, "after": 0.4} for kind in ("sampled", "greedy")}
+    rows = [
+        result("tests-torch", {"passed": 9, "seconds": 3}),
+        result("exactness-smollm2", {"model": "smollm2", "dtype": "float32", "way": "forest", "mean": 1e-7, "max": 2e-6, "gradient": 3e-5}),
+        result("engine-smollm2", {**point, "reply": 4, "tokens": 8, "decode_tokens_per_s": 5.0, "peak_bytes": None}),
+        result("trainer-smollm2", {**point, "way": "forest", "seconds": 1.0, "tokens": 90, "trained_tokens_per_s": 9.0}),
+        result("demo", {**curve, "seconds": 60, "eval": measured, "metrics": metrics}),
+    ]
+    path = tmp_path / "results.jsonl"
+    path.write_text("\n".join(rows))
+    answer = report(path, "--out", tmp_path / "docs" / "gpu.md")
+    assert answer.returncode == 0, answer.stderr
+    assert "gpu.md and " in answer.stdout
+    check_page(tmp_path / "docs", "| smollm2 | float32 | forest | 1.0e-07 | 2.0e-06 | 3.0e-05 |")
+    page = (tmp_path / "docs" / "gpu.md").read_text()
+    assert "| demo | smollm2 | generated | torch / torch | 1 | 0.100 | 0.400 | 0.100 | 0.400 | 1.0 |" in page
 
 
 def test_each_figure_has_its_gpu_and_commit_and_what_was_not_measured_says_so(tmp_path: Path) -> None:
@@ -485,7 +520,7 @@ def test_what_is_packed_is_what_the_extra_needs_beyond_the_machine(gpu: SimpleNa
 
 
 def test_a_probe_can_be_packed_for(gpu: SimpleNamespace, tmp_path: Path) -> None:
-    path = tmp_path / "weight_check.json"
+    path = tmp_path / "probe.json"
     path.write_text(subprocess.run([GPU / "run", "--probe"], capture_output=True, text=True, check=True).stdout)
     machine = gpu.packing.read_machine(path)
     assert machine["python"].count(".") == 2
@@ -494,7 +529,7 @@ def test_a_probe_can_be_packed_for(gpu: SimpleNamespace, tmp_path: Path) -> None
 
 @pytest.mark.parametrize("content", [None, "[]", "{}", '{"python": "3", "platform": "linux-x86_64", "packages": {}}'])
 def test_a_file_that_describes_no_machine_is_named(gpu: SimpleNamespace, tmp_path: Path, content: str | None) -> None:
-    path = tmp_path / "weight_check.json"
+    path = tmp_path / "probe.json"
     if content is not None:
         path.write_text(content)
     with pytest.raises(gpu.pieces.PiecesError, match=r"probe\.json"):

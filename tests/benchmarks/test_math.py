@@ -125,13 +125,13 @@ class TestFiles:
         assert all(number_in(task["answer"]) is not None for task in [*train, *test])
 
     def test_what_is_missing_empty_or_wrong_is_named(self, tmp_path: Path) -> None:
-        with pytest.raises(ConfigError, match="no such folder"):
+        with pytest.raises(ConfigError, match="this folder does not exist"):
             load(tmp_path / "nowhere")
-        with pytest.raises(ConfigError, match=r"train.jsonl: there is no such file"):
+        with pytest.raises(ConfigError, match=r"train.jsonl: this file does not exist"):
             load(tmp_path)
         good = json.dumps({"question": "1+1?", "answer": 2}) + "\n"
         (tmp_path / "train.jsonl").write_text(good)
-        with pytest.raises(ConfigError, match=r"dev.jsonl: there is no such file"):
+        with pytest.raises(ConfigError, match=r"dev.jsonl: this file does not exist"):
             load(tmp_path)
         for text, said in [
             ("", "dev.jsonl is empty"), ("\n\n", "dev.jsonl is empty"), ("{", "dev.jsonl, line 1: JSONDecodeError"),

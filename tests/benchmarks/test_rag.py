@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import runpy
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -25,11 +26,12 @@ from agentlightning_benchmarks.rag import tasks as rag_tasks
 from agentlightning_benchmarks.rag.agent import MAX_TURNS, NOTHING, Library
 from agentlightning_benchmarks.rag.demonstrate import demonstrate
 from agentlightning_benchmarks.rag.index import open_index
-from agentlightning_benchmarks.rag.questions import RELATIONS
+from agentlightning_benchmarks.rag.questions import relations
 from agentlightning_benchmarks.rag.solve import solve
-from agentlightning_benchmarks.rag.world import SIZES, corpus_file, make_world
+from agentlightning_benchmarks.rag.world import FILE, corpus_file, read_world
 
 FOLDER = Path(rag_tasks.__file__).parent
+GENERATOR = FOLDER.parents[1] / "worlds" / "rag.py"
 TOOLS = [{"type": "function", "function": {"name": "search"}}]
 
 
@@ -38,15 +40,19 @@ def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AGL_CACHE", str(tmp_path / "cache"))
 
 
+def test_the_generator_writes_the_file_of_the_world_byte_for_byte() -> None:
+    assert runpy.run_path(str(GENERATOR))["world_file"]() == FILE.read_bytes()
+
+
 def names(split: str) -> set[str]:
     """What the facts of a split can name, but for the common words that answer both."""
-    world = make_world(split).entities  # type: ignore[arg-type]
+    world = read_world()[split]  # type: ignore[index]
     return {*world, *(each.facts["river"] for each in world.values() if each.kind == "town")}
 
 
 def test_train_and_test_share_no_entity_no_phrasing_and_no_question() -> None:
     assert not names("train") & names("test")
-    for relation in RELATIONS.values():
+    for relation in relations().values():
         assert not set(relation.asked["train"]) & set(relation.asked["test"])
         assert not set(relation.named["train"]) & set(relation.named["test"])
     train, test = rag_tasks.train_tasks(), rag_tasks.test_tasks()
@@ -62,19 +68,19 @@ def test_generated_tasks_are_different_and_always_the_same() -> None:
     assert train == rag_tasks.make_tasks("train", 2000)
     assert len({task["question"] for task in train}) == 2000
     assert [len(task["decomposition"]) for task in train + test] == [1, 2] * 1032
-    assert len({hop["question"].split(" >> ")[1] for task in train for hop in task["decomposition"]}) == len(RELATIONS)
+    assert len({hop["question"].split(" >> ")[1] for task in train for hop in task["decomposition"]}) == len(relations())
 
 
 def test_the_facts_of_the_world_fit_together_and_stand_in_its_corpus() -> None:
     passages = {each["title"]: each["text"] for each in map(json.loads, corpus_file().read_text().splitlines())}
-    assert len(passages) == sum(sum(size.values()) for size in SIZES.values())
-    for split in SIZES:
-        world = make_world(split).entities
+    assert len(passages) == sum(len(half) for half in read_world().values())
+    for split in read_world():
+        world = read_world()[split]
         for entity in world.values():
             assert all(value in passages[entity.name] for value in entity.facts.values())
             for relation, value in entity.facts.items():
-                assert (value in world) == bool(RELATIONS[relation].named["train"])
-                assert RELATIONS[relation].of == entity.kind
+                assert (value in world) == bool(relations()[relation].named["train"])
+                assert relations()[relation].of == entity.kind
 
 
 def demonstrated(task: dict[str, Any]) -> tuple[list[str], list[dict[str, Any]]]:

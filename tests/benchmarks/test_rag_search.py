@@ -122,18 +122,18 @@ def test_a_damaged_index_is_named(tmp_path: Path) -> None:
     open_index(path)
     folder = next((tmp_path / "cache" / "rag").glob("index-*"))
     (folder / "data.csc.index.npy").write_bytes(b"")
-    with pytest.raises(ConfigError, match=rf"{folder.name}.*delete the folder"):
+    with pytest.raises(ConfigError, match=rf"{folder.name}.*Delete the folder"):
         index_module.open_index.__wrapped__(path)
 
 
 @pytest.mark.parametrize(
     ("lines", "message"),
     [
-        ([], "corpus.jsonl: the file is empty; expected passages"),
+        ([], "corpus.jsonl: the file is empty. Expected passages"),
         (["", " "], "corpus.jsonl: the file is empty"),
         ([PASSAGES[0], "", "{oops"], r"corpus.jsonl, line 3: not JSON: .* \(column 2\): {oops"),
-        ([PASSAGES[0], [1, 2]], r"corpus.jsonl, line 2: \[1, 2\]; expected a JSON object"),
-        ([{"title": "t", "text": "x"}], "line 1: has no 'id'"),
+        ([PASSAGES[0], [1, 2]], r"corpus.jsonl, line 2: \[1, 2\]. Expected a JSON object"),
+        ([{"title": "t", "text": "x"}], "line 1: 'id' is missing"),
         ([{"id": "a", "title": "t", "text": ""}], "line 1: 'text' is ''"),
         ([{"id": "a", "title": 7, "text": "x"}], "line 1: 'title' is 7"),
         ([{"id": "a", "title": "t", "text": "x\ud800y"}], "line 1: 'text' holds half a character"),
@@ -179,10 +179,10 @@ def test_real_files_become_tasks(tmp_path: Path) -> None:
         ({"supporting_ids": ["a", "zz"]}, "train.jsonl, line 2: 'supporting_ids' has 'zz', which is no passage"),
         ({"id": "q1"}, r"train.jsonl, line 2: the id 'q1' is that of .*train.jsonl, line 1 too"),
         ({"answer": None}, "train.jsonl, line 2: 'answer' is None"),
-        ({"answer_aliases": "Voller"}, "train.jsonl, line 2: 'answer_aliases' is 'Voller'; expected a list"),
+        ({"answer_aliases": "Voller"}, "train.jsonl, line 2: 'answer_aliases' is 'Voller'. Expected a list"),
         ({"answer_aliases": [3]}, r"train.jsonl, line 2: 'answer_aliases\[0\]' is 3"),
-        ({"decomposition": [{"question": "x"}]}, r"line 2: 'decomposition\[0\]': has no 'answer'"),
-        ({"decomposition": ["x"]}, r"line 2: 'decomposition\[0\]' is 'x'; expected an object"),
+        ({"decomposition": [{"question": "x"}]}, r"line 2: 'decomposition\[0\]': 'answer' is missing"),
+        ({"decomposition": ["x"]}, r"line 2: 'decomposition\[0\]' is 'x'. Expected an object"),
     ],
 )
 def test_a_wrong_question_is_an_error_that_names_file_and_line(tmp_path: Path, wrong: dict[str, Any], message: str) -> None:
@@ -192,15 +192,15 @@ def test_a_wrong_question_is_an_error_that_names_file_and_line(tmp_path: Path, w
 
 
 def test_missing_files_are_named(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"nowhere: there is no such folder; expected one with train.jsonl, dev.jsonl and corpus.jsonl"):
+    with pytest.raises(ConfigError, match=r"nowhere: this folder does not exist\. Expected one with train.jsonl, dev.jsonl and"):
         load(tmp_path / "nowhere")
     data = folder(tmp_path, train=[QUESTION], dev=[QUESTION], corpus=PASSAGES)
     for name in ("train.jsonl", "dev.jsonl", "corpus.jsonl"):
         kept = (data / name).read_bytes()
         (data / name).unlink()
-        with pytest.raises(ConfigError, match=f"{name}: there is no such file"):
+        with pytest.raises(ConfigError, match=f"{name}: this file does not exist"):
             load(data)
         (data / name).write_bytes(kept)
     (data / "dev.jsonl").write_text("\n")
-    with pytest.raises(ConfigError, match=r"dev.jsonl: the file is empty; expected questions"):
+    with pytest.raises(ConfigError, match=r"dev.jsonl: the file is empty. Expected questions"):
         load(data)

@@ -30,8 +30,8 @@ from agentlightning_benchmarks.text_to_sql import tasks as sql_tasks
 from agentlightning_benchmarks.text_to_sql.agent import CHECK, REWRITE, WRITE, build_agent, is_right, query_in, show
 from agentlightning_benchmarks.text_to_sql.database import Result, execute
 from agentlightning_benchmarks.text_to_sql.demonstrate import attempted, demonstrate
-from agentlightning_benchmarks.text_to_sql.domains import DOMAINS, FIRST, LAST, SYLLABLES
-from agentlightning_benchmarks.text_to_sql.forms import FORMS
+from agentlightning_benchmarks.text_to_sql.domains import vocabulary
+from agentlightning_benchmarks.text_to_sql.forms import read_forms
 from agentlightning_benchmarks.text_to_sql.generate import CONTENTS, database, make_schema, make_tasks
 from agentlightning_benchmarks.text_to_sql.reward import has_order, reward
 from agentlightning_benchmarks.text_to_sql.solve import solve
@@ -49,10 +49,10 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 # Generated tasks
 
 
-def vocabulary(split: Any) -> set[str]:
+def database_words(split: Any) -> set[str]:
     """Tables, columns and texts of a split's databases."""
     words: set[str] = set()
-    for lines in DOMAINS[split].values():
+    for lines in vocabulary()[split].domains.values():
         for line in lines:
             head, *columns = (part.strip() for part in line.split("|"))
             words |= set(head.split())
@@ -63,10 +63,10 @@ def vocabulary(split: Any) -> set[str]:
 
 def test_train_and_test_share_no_table_column_or_text() -> None:
     # What names a row is a name in both; what is left in common is told here.
-    assert vocabulary("train") & vocabulary("test") == {"name", "title"}
-    for table in (SYLLABLES, FIRST, LAST):
-        assert not set(table["train"]) & set(table["test"])
-    assert all(len({*form.phrasings}) >= 3 for form in FORMS)
+    assert database_words("train") & database_words("test") == {"name", "title"}
+    for part in ("syllables", "first_names", "last_names"):
+        assert not set(getattr(vocabulary()["train"], part)) & set(getattr(vocabulary()["test"], part))
+    assert all(len({*form.phrasings}) >= 3 for form in read_forms().forms)
     shown, train, test = sql_tasks.shown_tasks(), sql_tasks.train_tasks(), sql_tasks.test_tasks()
     assert not {task["schema"] for task in shown} & {task["schema"] for task in [*train, *test]}
     assert not {task["schema"] for task in train} & {task["schema"] for task in test}
@@ -112,7 +112,7 @@ def test_a_gold_query_is_right_and_that_of_another_question_is_not() -> None:
 
 
 def test_one_row_above_has_no_rows_below() -> None:
-    for domain in DOMAINS["train"]:
+    for domain in vocabulary()["train"].domains:
         schema = make_schema("train", domain, 0)
         parent, child = schema.tables[0], schema.tables[1]
         for number in range(CONTENTS):
@@ -346,7 +346,7 @@ def test_the_folder_that_spiders_authors_hand_out_is_read_as_it_is(data: Path) -
     _, (task,) = sql_tasks.load(theirs)
     assert reward(task, "SELECT 1") == 1
     (theirs / "database" / "pets").rename(theirs / "database" / "cats")
-    with pytest.raises(ConfigError, match=r"train_spider\.json: the database 'pets' is not in .*spider_data/database;"):
+    with pytest.raises(ConfigError, match=r"train_spider\.json: the database 'pets' is not in .*spider_data/database\."):
         sql_tasks.load(theirs)
 
 

@@ -128,13 +128,13 @@ def test_a_query_that_loops_ends_in_its_time(pets: Path, query: str) -> None:
     began = time.monotonic()
     result = execute(pets, query, seconds=0.2)
     assert result.error == "it took more than 0.2 s"
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 60, "it would run for minutes"
 
 
 def test_a_quick_query_is_not_held_up_by_its_limit(pets: Path) -> None:
     began = time.monotonic()
     assert execute(pets, "SELECT 1", seconds=60).rows == ((1,),)
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < 50, "it waits for no limit"
 
 
 def test_a_result_with_too_many_rows_is_an_error(pets: Path) -> None:

@@ -123,8 +123,8 @@ def test_the_loop_of_the_page_on_production_runs_as_it_stands(tmp_path: Path, mo
         world: dict[str, Any] = {}
         exec(acts, world)
         for number in range(12):
-            answer, attempt_id = world["answer"](f"question {number}")
-            exec(later.replace("1.0", str(float("e" in answer))), {"attempt_id": attempt_id})
+            _, attempt_id = world["answer"](f"question {number}")
+            exec(later.replace("1.0", str(float(number % 2))), {"attempt_id": attempt_id})  # whatever the tiny model answers
         text = re.sub('model = ".*"', f'model = "{tmp_path / "tiny"}"', text)
         text = text.replace("http://127.0.0.1:8000", said["base_url"].removesuffix("/v1")).replace("= 8", "= 2")
         (tmp_path / "learn.toml").write_text(f'folder = "runs"\n{text}')

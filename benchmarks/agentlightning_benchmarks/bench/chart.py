@@ -54,10 +54,10 @@ def draw(result: Mapping[str, Any], path: Path) -> bool:
 
 def _panel(axes: Any, lines: Sequence[tuple[str, str, str, str, str]], curves: Mapping[str, Sequence[Curve]], title: str) -> None:
     for name, color, dash, marker, label in lines:
-        found = curves.get(name, ())
-        for curve in found if len(found) > 1 else ():
+        points = curves.get(name, ())
+        for curve in points if len(points) > 1 else ():
             axes.plot(*zip(*curve, strict=True), color=color, linestyle=dash, linewidth=0.8, alpha=0.4)
-        mean = mean_curve(found)
+        mean = mean_curve(points)
         if mean:
             change = f": {mean[0][1]:.2f} to {mean[-1][1]:.2f}" if len(mean) > 1 else f": {mean[0][1]:.2f}"
             axes.plot(*zip(*mean, strict=True), color=color, linestyle=dash, marker=marker, markersize=5, linewidth=2, label=label + change)

@@ -63,7 +63,7 @@ class Phases:
 def create(order: Order, root: Path) -> Path:
     """Make the folder of a benchmark."""
     stem = f"bench-{order.benchmark}-{time.strftime('%Y%m%d-%H%M%S')}"
-    path = next(each for n in range(1, 1000) if not (each := root / (stem if n == 1 else f"{stem}-{n}")).exists())
+    path = next(path_of_number for n in range(1, 1000) if not (path_of_number := root / (stem if n == 1 else f"{stem}-{n}")).exists())
     write_file(path / ORDER, msgspec.json.format(msgspec.json.encode(order), indent=2) + b"\n")
     return path
 
@@ -73,15 +73,15 @@ def open_order(path: Path) -> Order:
     try:
         return msgspec.json.decode((path / ORDER).read_bytes(), type=Order)
     except FileNotFoundError as error:
-        raise RunError(f"{path} is no folder of a benchmark: it has no {ORDER}; `agl bench` prints the folder that it makes") from error
+        raise RunError(f"{path} is no folder of a benchmark: it has no {ORDER}. `agl bench` prints the folder that it makes.") from error
     except (OSError, msgspec.DecodeError) as error:
         raise RunError(f"{path / ORDER} cannot be read: {error}") from error
 
 
 def run_seed(order: Order, seed: int, folder: Path, say: Callable[[str], None]) -> Phases:
     """Do what one seed still lacks."""
-    entry = catalog.find(order.benchmark)
-    config = replace(catalog.preset(entry, order.preset), seed=seed, folder=str(folder))
+    benchmark = catalog.find(order.benchmark)
+    config = replace(catalog.preset(benchmark, order.preset), seed=seed, folder=str(folder))
     config = replace(config, name=f"{order.benchmark}-{'evaluation-' if order.eval_only else ''}seed-{seed}")
     if order.data is not None and order.preset == "cpu":
         config = replace(config, eval=replace(config.eval, tasks=catalog.REAL_TASKS))
@@ -97,7 +97,7 @@ def run_seed(order: Order, seed: int, folder: Path, say: Callable[[str], None]) 
         with TrainingProgress() as progress:
             return Phases(seed, None, evaluate(_job(order, config), progress=progress))
     warm: Run | None = None
-    warm_config = catalog.warm_start(entry, order.preset, seed)
+    warm_config = catalog.warm_start(benchmark, order.preset, seed)
     if warm_config is not None:
         name = f"{order.benchmark}-warm-start-seed-{seed}"
         warm_config = replace(warm_config, folder=str(folder), name=name, model=order.model or warm_config.model)

@@ -115,8 +115,8 @@ def _write(path: Path, rows: Rows) -> None:
 def _gsm8k(train: Rows, test: Rows) -> dict[str, Rows]:
     """The answer stands after `####`, behind the solution."""
 
-    def rows(split: str, given: Rows) -> Iterator[dict[str, Any]]:
-        for number, row in enumerate(given):
+    def rows(split: str, rows_of_split: Rows) -> Iterator[dict[str, Any]]:
+        for number, row in enumerate(rows_of_split):
             _, mark, answer = row["answer"].rpartition("####")
             if not mark:
                 raise ValueError(f"{split} row {number}: no #### before the answer")
@@ -129,23 +129,23 @@ def _musique(train: Rows, test: Rows) -> dict[str, Rows]:
     """The corpus is every paragraph that a question brings, once."""
     corpus: dict[tuple[str, str], str] = {}
 
-    def row(given: dict[str, Any]) -> dict[str, Any]:
+    def row(question: dict[str, Any]) -> dict[str, Any]:
         supporting: list[str] = []
-        for paragraph in given["paragraphs"]:
+        for paragraph in question["paragraphs"]:
             key = (paragraph["title"], paragraph["paragraph_text"])
             id = corpus.setdefault(key, f"m{len(corpus):06}")
             if paragraph["is_supporting"]:
                 supporting.append(id)
         return {
-            "id": given["id"],
-            "question": given["question"],
-            "answer": given["answer"],
-            "answer_aliases": given["answer_aliases"],
+            "id": question["id"],
+            "question": question["question"],
+            "answer": question["answer"],
+            "answer_aliases": question["answer_aliases"],
             "supporting_ids": supporting,
-            "decomposition": [{"question": hop["question"], "answer": hop["answer"]} for hop in given["question_decomposition"]],
+            "decomposition": [{"question": hop["question"], "answer": hop["answer"]} for hop in question["question_decomposition"]],
         }
 
-    questions = {"train.jsonl": [row(each) for each in train], "dev.jsonl": [row(each) for each in test]}
+    questions = {"train.jsonl": [row(line) for line in train], "dev.jsonl": [row(line) for line in test]}
     return {**questions, "corpus.jsonl": ({"id": id, "title": title, "text": text} for (title, text), id in corpus.items())}
 
 

@@ -40,8 +40,8 @@ class Measured:
 
     def steps(self, kind: Kind) -> tuple[int | None, int | None]:
         """The first and the last step that were measured: 0, and the last one after it."""
-        found = [step for step, _ in self.curve(f"eval.{kind}")]
-        return (0 if 0 in found else None), max((step for step in found if step > 0), default=None)
+        measured = [step for step, _ in self.curve(f"eval.{kind}")]
+        return (0 if 0 in measured else None), max((step for step in measured if step > 0), default=None)
 
 
 def read_run(folder: Path) -> Measured:
@@ -63,15 +63,15 @@ async def _read(run: RunFolder) -> Measured:
                 break
             for state in states:
                 state, records = await store.read(state.rollout.id)
-                made = trajectory(state, records, **settings) if state.winner is not None else None
-                measured.account += account(state, records, made, batches.get(state.rollout.id))
+                attempt = trajectory(state, records, **settings) if state.winner is not None else None
+                measured.account += account(state, records, attempt, batches.get(state.rollout.id))
                 measured.rollouts[state.rollout.mode] += 1
                 rollout, kind = state.rollout, kind_of(state.rollout.group or "")
-                if rollout.mode == "eval" and kind is not None and made is not None and state.status in ("succeeded", "failed"):
+                if rollout.mode == "eval" and kind is not None and attempt is not None and state.status in ("succeeded", "failed"):
                     # an evaluation that was stopped is made again, and the later one counts
-                    counted[kind, rollout.step or 0, rollout.task.id, rollout.index] = made
+                    counted[kind, rollout.step or 0, rollout.task.id, rollout.index] = attempt
     finally:
         await store.close()
-    for (kind, step, task, _), made in sorted(counted.items(), key=lambda each: each[0][3]):
-        measured.scores[kind].setdefault(step, {}).setdefault(task, []).append(made.reward)
+    for (kind, step, task, _), attempt in sorted(counted.items(), key=lambda item: item[0][3]):
+        measured.scores[kind].setdefault(step, {}).setdefault(task, []).append(attempt.reward)
     return measured

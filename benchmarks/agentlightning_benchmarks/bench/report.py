@@ -27,16 +27,16 @@ RESULT = "result.json"
 
 def make_result(order: Order, done: Sequence[Phases], folder: Path) -> dict[str, Any]:
     """Everything that the runs of a benchmark measured."""
-    runs = [_seed(each, folder) for each in done]
+    runs = [_seed(phases, folder) for phases in done]
     measured = [run for run in runs if "tasks" in run]
     change: dict[str, Any] = {}
     for kind in KINDS:
-        found = bootstrap(differences(measured, kind)) if measured else None
-        if found is not None:
-            change[kind] = {**asdict(found), "rises": found.rises, "level": LEVEL, "resamples": RESAMPLES}
+        interval = bootstrap(differences(measured, kind)) if measured else None
+        if interval is not None:
+            change[kind] = {**asdict(interval), "rises": interval.rises, "level": LEVEL, "resamples": RESAMPLES}
     return {
         **{key: value for key, value in asdict(order).items() if value is not None},
-        "finished": len(done) == len(order.seeds) and not any(each.stopped for each in done),
+        "finished": len(done) == len(order.seeds) and not any(phases.stopped for phases in done),
         "seconds": round(sum(run["seconds"] for run in runs), 1),
         **({"change": change} if change else {}),
         "runs": runs,
@@ -67,16 +67,16 @@ def _mean(rewards: Sequence[float | None] | None) -> float | None:
 
 
 def _seed(phases: Phases, folder: Path) -> dict[str, Any]:
-    found: dict[str, Any] = {"seed": phases.seed, "seconds": 0.0}
+    result: dict[str, Any] = {"seed": phases.seed, "seconds": 0.0}
     if phases.warm_start is not None:
-        found["warm_start"] = _run(phases.warm_start, folder)
-        found["seconds"] += found["warm_start"]["seconds"]
+        result["warm_start"] = _run(phases.warm_start, folder)
+        result["seconds"] += result["warm_start"]["seconds"]
     if phases.run is not None:
         measured = read_run(phases.run.folder)
         own = _run(phases.run, folder, measured)
-        found |= {**own, "seconds": found["seconds"] + own["seconds"], "seconds_of_training": own["seconds"]}
-        found["tasks"] = _tasks(measured)
-    return found
+        result |= {**own, "seconds": result["seconds"] + own["seconds"], "seconds_of_training": own["seconds"]}
+        result["tasks"] = _tasks(measured)
+    return result
 
 
 def _run(run: Run, folder: Path, measured: Measured | None = None) -> dict[str, Any]:

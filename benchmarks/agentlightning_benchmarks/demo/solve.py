@@ -36,5 +36,5 @@ def reward(messages: list[Any], task: dict[str, Any]) -> float:
     last = own[-1] if own else None
     if not worked or not isinstance(last, AIMessage):
         return 0.0
-    said, right = number_in(str(last.content)), number_in(str(task["answer"]))
-    return 1.0 if said is not None and said == right else CALLED
+    answer, right = number_in(str(last.content)), number_in(str(task["answer"]))
+    return 1.0 if answer is not None and answer == right else CALLED

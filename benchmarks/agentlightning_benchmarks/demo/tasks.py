@@ -94,5 +94,5 @@ def eval_tasks() -> list[dict[str, Any]]:
 
 def number_in(text: str) -> float | None:
     """The last number in a text; commas between thousands are read over."""
-    found = re.findall(r"-?\d+(?:\.\d+)?", text.replace(",", ""))
-    return float(found[-1]) if found else None
+    numbers = re.findall(r"-?\d+(?:\.\d+)?", text.replace(",", ""))
+    return float(numbers[-1]) if numbers else None

@@ -15,22 +15,22 @@ def reward(text: str | None, answer: float | int | str) -> float:
     Commas between thousands, a dollar sign before and any unit or percent sign behind are read over (1,000; $5; 50% is 50), a fraction is
     its value (3/4). An answer given with d decimals is met by what rounds to it; a whole one only by itself.
     """
-    said = None if text is None else number_in(text)
+    number = None if text is None else number_in(text)
     right = number_in(str(answer))
-    if said is None or right is None:
+    if number is None or right is None:
         return 0.0
     decimals = len(str(answer).partition(".")[2])
     tolerance = 1e-6 * max(1.0, abs(right)) if not decimals else 0.5 * 10.0**-decimals + 1e-9
-    return 1.0 if abs(said - right) <= tolerance else 0.0
+    return 1.0 if abs(number - right) <= tolerance else 0.0
 
 
 def number_in(text: str) -> float | None:
     """The number that a text gives as its answer: the first after the last "answer is", else the last one. None: it has none."""
     marks = list(ANSWER.finditer(text))
     stated = NUMBER.findall(" " + text[marks[-1].end() :]) if marks else []
-    found = stated[:1] or NUMBER.findall(" " + text)[-1:]
-    if not found:
+    numbers = stated[:1] or NUMBER.findall(" " + text)[-1:]
+    if not numbers:
         return None
-    top, _, bottom = re.sub(r"[,$\s]", "", found[0]).partition("/")
+    top, _, bottom = re.sub(r"[,$\s]", "", numbers[0]).partition("/")
     value = float(top.replace("--", "")) / float(bottom or 1)
     return value if math.isfinite(value) else None

@@ -27,10 +27,10 @@ def model_client(model: str, base_url: str) -> OpenAIChatCompletionClient:
 async def solve(task: dict[str, Any], llm: agl.LLM) -> float:
     """`task` has `question` and `answer`. 1 for the right answer, else 0."""
     agent = build_agent(LightningChatCompletionClient(model_client(llm.model, llm.base_url)))
-    return reward(said(await agent.run(task=task["question"])), task["answer"])
+    return reward(answer_text(await agent.run(task=task["question"])), task["answer"])
 
 
-def said(result: TaskResult) -> str | None:
+def answer_text(result: TaskResult) -> str | None:
     """The agent's answer; None where it was still calling the calculator when its calls were used up."""
     last = result.messages[-1]
     return last.content if isinstance(last, TextMessage) and last.source == "solver" else None

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from agentlightning.errors import ConfigError
+from agentlightning_benchmarks.bench.benchmark import Benchmark
 from agentlightning_benchmarks.math.agent import calculator
 from agentlightning_benchmarks.math.reward import number_in
 from agentlightning_benchmarks.math.templates import NAMES, TEMPLATES, THINGS
@@ -38,7 +39,7 @@ def make_tasks(split: Split, count: int) -> list[dict[str, Any]]:
     each come round in turn. (Two of three of several: too many groups in which a small model is never right, and nothing to learn from.)"""
     rng = random.Random(f"math:{split}")  # noqa: S311  # no secret is made here
     tasks: dict[str, dict[str, Any]] = {}
-    kinds = [[each for each in TEMPLATES[split] if (operations(each[0]) == 1) == one] for one in (True, False)]
+    kinds = [[template for template in TEMPLATES[split] if (operations(template[0]) == 1) == one] for one in (True, False)]
     orders: list[list[tuple[str, str]]] = [[], []]
     while len(tasks) < count:
         kind = len(tasks) % 2
@@ -80,17 +81,17 @@ def draw(form: str, rng: random.Random) -> dict[str, int]:
 def load(data: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Train and test tasks of a folder with real files. Raises `ConfigError`, which names the file and the line."""
     if not data.is_dir():
-        raise ConfigError(f"{data}: there is no such folder; expected one with {FILES}")
+        raise ConfigError(f"{data}: this folder does not exist. Expected one with {FILES}.")
     train, test = (_read(data / name) for name in ("train.jsonl", "dev.jsonl"))
     return train, test
 
 
 def _read(path: Path) -> list[dict[str, Any]]:
     if not path.is_file():
-        raise ConfigError(f"{path}: there is no such file; expected a folder with {FILES}")
+        raise ConfigError(f"{path}: this file does not exist. Expected a folder with {FILES}.")
     tasks = list(_tasks(path))
     if not tasks:
-        raise ConfigError(f"{path} is empty; expected a folder with {FILES}")
+        raise ConfigError(f"{path} is empty. Expected a folder with {FILES}.")
     return tasks
 
 
@@ -98,7 +99,7 @@ def _tasks(path: Path) -> Iterator[dict[str, Any]]:
     try:
         lines = path.read_text(encoding="utf-8").split("\n")  # `splitlines` also cuts inside questions
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} cannot be read: {error}; expected a folder with {FILES}") from error
+        raise ConfigError(f"{path} cannot be read: {error}. Expected a folder with {FILES}.") from error
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
@@ -106,9 +107,12 @@ def _tasks(path: Path) -> Iterator[dict[str, Any]]:
             row = json.loads(line)
             question, answer = row["question"], str(row["answer"])
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ConfigError(f"{path}, line {number}: {type(error).__name__}: {error}; expected {FILES}") from error
+            raise ConfigError(f"{path}, line {number}: {type(error).__name__}: {error}. Expected {FILES}.") from error
         if not isinstance(question, str) or not question.strip() or number_in(answer) is None:
             raise ConfigError(
-                f"{path}, line {number}: the question is no text, or the answer {answer!r:.40} holds no number; expected {FILES}"
+                f"{path}, line {number}: the question is no text, or the answer {answer!r:.40} holds no number. Expected {FILES}."
             )
         yield {"id": str(row.get("id", f"{path.stem}-{number}")), "question": question, "answer": answer}
+
+
+BENCHMARK = Benchmark(folder=Path(__file__).parent, load=load)

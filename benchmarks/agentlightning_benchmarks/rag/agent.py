@@ -31,8 +31,8 @@ class Library:
 
     def search(self, query: str) -> str:
         """The passages that fit a query best, the best first, one a line. Any text gets an answer."""
-        found = self.index.search(query, self.top_k)
-        return "\n".join(passage.shown(self.words) for passage in found) or NOTHING
+        passages = self.index.search(query, self.top_k)
+        return "\n".join(passage.shown(self.words) for passage in passages) or NOTHING
 
 
 @function_tool

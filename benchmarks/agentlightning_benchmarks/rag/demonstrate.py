@@ -22,8 +22,8 @@ def demonstrate(
         return None
     if len(turn) > len(hops):
         return None
-    for number, (query, found) in enumerate(turn):
-        if query != query_of(hops, number) or not _holds(found, hops[number]["answer"]):
+    for number, (query, result) in enumerate(turn):
+        if query != query_of(hops, number) or not _holds(result, hops[number]["answer"]):
             return None
     if len(turn) == len(hops):
         return {"role": "assistant", "content": f"{MARK} {task['answer']}"}
@@ -50,13 +50,13 @@ def searches(messages: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
     """Query and result of each search since the last user message."""
     last = max((index for index, message in enumerate(messages) if message["role"] == "user"), default=-1)
     queries: dict[str, str] = {}
-    made: list[tuple[str, str]] = []
+    results: list[tuple[str, str]] = []
     for message in messages[last + 1 :]:
         for call in message.get("tool_calls") or ():
             queries[str(call["id"])] = str(json.loads(call["function"]["arguments"]).get("query"))
         if message["role"] == "tool":
-            made.append((queries.get(str(message.get("tool_call_id")), ""), str(message.get("content"))))
-    return made
+            results.append((queries.get(str(message.get("tool_call_id")), ""), str(message.get("content"))))
+    return results
 
 
 def _holds(text: str, answer: str) -> bool:

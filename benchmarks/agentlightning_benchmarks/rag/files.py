@@ -21,14 +21,14 @@ class Line:
     def text(self, key: str) -> str:
         """A field that must be text with something in it."""
         if key not in self.fields:
-            raise ConfigError(f"{self.where}: has no {key!r}; expected text")
+            raise ConfigError(f"{self.where}: {key!r} is missing. Expected text.")
         return checked_text(self.fields[key], f"{self.where}: {key!r}")
 
     def many(self, key: str) -> list[Any]:
         """A field that is a list where it is there."""
         value: Any = self.fields.get(key)
         if value is not None and not isinstance(value, list):
-            raise ConfigError(f"{self.where}: {key!r} is {value!r:.60}; expected a list")
+            raise ConfigError(f"{self.where}: {key!r} is {value!r:.60}. Expected a list.")
         return cast("list[Any]", value or [])
 
 
@@ -37,24 +37,24 @@ def read_lines(path: Path, holds: str) -> Iterator[Line]:
     try:
         data = path.read_bytes()
     except OSError as error:
-        raise ConfigError(f"{path}: cannot be read: {error.strerror or error}; expected {holds}, one JSON object a line") from error
-    found = False
+        raise ConfigError(f"{path}: cannot be read: {error.strerror or error}. Expected {holds}, one JSON object a line.") from error
+    has_lines = False
     for number, line in enumerate(data.removeprefix(b"\xef\xbb\xbf").split(b"\n"), 1):
         if line.strip():
-            found = True
+            has_lines = True
             yield _parse(line, f"{path}, line {number}")
-    if not found:
-        raise ConfigError(f"{path}: the file is empty; expected {holds}, one JSON object a line")
+    if not has_lines:
+        raise ConfigError(f"{path}: the file is empty. Expected {holds}, one JSON object a line.")
 
 
 def checked_text(value: Any, where: str) -> str:
     """The value, if it is text with something in it that can be sent."""
     if not isinstance(value, str) or not value.strip():
-        raise ConfigError(f"{where} is {value!r:.60}; expected text")
+        raise ConfigError(f"{where} is {value!r:.60}. Expected text.")
     try:
         value.encode()
     except UnicodeEncodeError as error:
-        raise ConfigError(f"{where} holds half a character (a lone surrogate) at position {error.start}; write it anew") from error
+        raise ConfigError(f"{where} holds half a character (a lone surrogate) at position {error.start}. Write it again.") from error
     return value
 
 
@@ -62,12 +62,12 @@ def _parse(line: bytes, where: str) -> Line:
     try:
         value: Any = json.loads(line.decode())
     except UnicodeDecodeError as error:
-        raise ConfigError(f"{where}: not UTF-8 at byte {error.start + 1}; save the file as UTF-8") from error
+        raise ConfigError(f"{where}: not UTF-8 at byte {error.start + 1}. Save the file as UTF-8.") from error
     except json.JSONDecodeError as error:
         shown = line.decode().strip()
         raise ConfigError(f"{where}: not JSON: {error.msg} (column {error.colno}): {shown[:60]}") from error
     except RecursionError as error:
         raise ConfigError(f"{where}: nested too deeply") from error
     if not isinstance(value, dict):
-        raise ConfigError(f"{where}: {value!r:.60}; expected a JSON object")
+        raise ConfigError(f"{where}: {value!r:.60}. Expected a JSON object.")
     return Line(where, cast("dict[str, Any]", value))

@@ -57,10 +57,10 @@ class Index:
 
     def search(self, query: str, top_k: int) -> list[Passage]:
         """At most `top_k` passages that share a word with the query, the best first; of equals the earlier in the corpus."""
-        known = [word for word in words_of(query[:MAX_QUERY]) if word in self._scorer.vocab_dict]
-        if not known:
+        indexed = [word for word in words_of(query[:MAX_QUERY]) if word in self._scorer.vocab_dict]
+        if not indexed:
             return []
-        scores = self._scorer.get_scores(known)  # (passages,)
+        scores = self._scorer.get_scores(indexed)  # (passages,)
         best = np.argsort(-scores, kind="stable")[:top_k]
         return [self.passages[i] for i in best if scores[i] > 0]
 
@@ -80,13 +80,13 @@ def open_index(corpus: str) -> Index:
     try:
         scorer = bm25s.BM25.load(folder, mmap=True, show_progress=False)
     except (OSError, ValueError, KeyError, EOFError, TypeError) as error:
-        raise ConfigError(f"{folder}: this index of {path} is damaged: {error}; delete the folder, and it is made again") from error
+        raise ConfigError(f"{folder}: this index of {path} is damaged: {error}. Delete the folder; the next run makes it again.") from error
     return Index(passages, scorer)
 
 
 def words_of(text: str) -> list[str]:
     """The words that are searched for: lower case, without accents, without those that every text has."""
-    plain = "".join(each for each in unicodedata.normalize("NFKD", text) if not unicodedata.combining(each))
+    plain = "".join(character for character in unicodedata.normalize("NFKD", text) if not unicodedata.combining(character))
     return [word for word in re.findall(r"\w+", plain.lower()) if word not in STOPWORDS_EN]
 
 
@@ -96,7 +96,7 @@ def _passages(path: Path) -> list[Passage]:
     for line in read_lines(path, "passages with id, title and text"):
         passage = Passage(line.text("id"), line.text("title") if line.fields.get("title") else "", line.text("text"))
         if passage.id in places:
-            raise ConfigError(f"{line.where}: the id {passage.id!r} is that of {places[passage.id]} too; ids must differ")
+            raise ConfigError(f"{line.where}: the id {passage.id!r} is that of {places[passage.id]} too. Ids must differ.")
         places[passage.id] = line.where
         passages.append(passage)
     return passages

@@ -38,10 +38,10 @@ def normalise(text: str) -> list[str]:
     return re.sub(r"\b(a|an|the)\b", " ", text.lower().translate(PUNCTUATION)).split()
 
 
-def token_f1(said: str, right: str) -> float:
+def token_f1(answer: str, right: str) -> float:
     """Harmonic mean of precision and recall of words, 0 to 1. Of answers without a word that counts (`A`): 1 when both are such."""
-    said_words, right_words = normalise(said), normalise(right)
+    said_words, right_words = normalise(answer), normalise(right)
     if not said_words or not right_words:
-        return float(bool(said.strip()) and said_words == right_words)
+        return float(bool(answer.strip()) and said_words == right_words)
     common = (Counter(said_words) & Counter(right_words)).total()
     return 2 * common / (len(said_words) + len(right_words))

@@ -11,4 +11,4 @@ from agentlightning_benchmarks.rag.agent import NOTHING, search
 
 def nothing_found(records: AttemptRecords) -> Iterator[Span]:
     """The searches that found no passage."""
-    return (each for each in records.spans if (each.kind, each.name, each.attributes.get("output")) == ("tool", search.name, NOTHING))
+    return (span for span in records.spans if (span.kind, span.name, span.attributes.get("output")) == ("tool", search.name, NOTHING))

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from agentlightning.errors import ConfigError
+from agentlightning_benchmarks.bench.benchmark import Benchmark
 from agentlightning_benchmarks.rag.files import Line, checked_text, read_lines
 from agentlightning_benchmarks.rag.index import open_index
 from agentlightning_benchmarks.rag.questions import one_hop, two_hops
@@ -52,10 +53,10 @@ def load(data: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     Raises `ConfigError`, which names the file and the line.
     """
     if not data.is_dir():
-        raise ConfigError(f"{data}: there is no such folder; expected one with {FILES}")
+        raise ConfigError(f"{data}: this folder does not exist. Expected one with {FILES}.")
     for name in ("corpus.jsonl", "train.jsonl", "dev.jsonl"):
         if not (data / name).is_file():
-            raise ConfigError(f"{data / name}: there is no such file; expected a folder with {FILES}")
+            raise ConfigError(f"{data / name}: this file does not exist. Expected a folder with {FILES}.")
     path = (data / "corpus.jsonl").resolve()
     ids = {passage.id for passage in open_index(str(path)).passages}
     corpus = {"path": str(path), **SHOWN_REAL}
@@ -72,22 +73,22 @@ def _task(line: Line, ids: set[str]) -> tuple[str, dict[str, Any]]:
     for id in line.many("supporting_ids"):
         if id not in ids:
             raise ConfigError(
-                f"{line.where}: 'supporting_ids' has {id!r:.60}, which is no passage of the corpus; do the files fit together?"
+                f"{line.where}: 'supporting_ids' has {id!r:.60}, which is no passage of the corpus. Check that the files belong together."
             )
     return line.where, {
         "id": line.text("id"),
         "question": line.text("question"),
         "answer": line.text("answer"),
         "answer_aliases": [
-            checked_text(each, f"{line.where}: 'answer_aliases[{i}]'") for i, each in enumerate(line.many("answer_aliases"))
+            checked_text(value, f"{line.where}: 'answer_aliases[{i}]'") for i, value in enumerate(line.many("answer_aliases"))
         ],
-        "decomposition": [_hop(each, f"{line.where}: 'decomposition[{i}]'") for i, each in enumerate(line.many("decomposition"))],
+        "decomposition": [_hop(value, f"{line.where}: 'decomposition[{i}]'") for i, value in enumerate(line.many("decomposition"))],
     }
 
 
 def _hop(value: Any, where: str) -> dict[str, str]:
     if not isinstance(value, dict):
-        raise ConfigError(f"{where} is {value!r:.60}; expected an object with question and answer")
+        raise ConfigError(f"{where} is {value!r:.60}. Expected an object with question and answer.")
     hop = Line(where, cast("dict[str, Any]", value))
     return {"question": hop.text("question"), "answer": hop.text("answer")}
 
@@ -96,6 +97,9 @@ def _different(tasks: Iterable[tuple[str, dict[str, Any]]]) -> Iterator[dict[str
     places: dict[str, str] = {}
     for where, task in tasks:
         if task["id"] in places:
-            raise ConfigError(f"{where}: the id {task['id']!r} is that of {places[task['id']]} too; ids must differ")
+            raise ConfigError(f"{where}: the id {task['id']!r} is that of {places[task['id']]} too. Ids must differ.")
         places[task["id"]] = where
         yield task
+
+
+BENCHMARK = Benchmark(folder=Path(__file__).parent, load=load)

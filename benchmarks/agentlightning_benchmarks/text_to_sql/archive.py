@@ -29,7 +29,7 @@ def unpack(path: Path, top: str) -> Path:
     try:
         digest = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
     except OSError as error:
-        raise ConfigError(f"{path}: the databases cannot be read: {error.strerror or error}; expected a zip of SQLite files") from error
+        raise ConfigError(f"{path}: the databases cannot be read: {error.strerror or error}. Expected a zip of SQLite files.") from error
     folder = cache_folder() / "text_to_sql" / f"{path.stem}-{digest}"
     if folder.is_dir():
         return folder
@@ -39,13 +39,13 @@ def unpack(path: Path, top: str) -> Path:
         with zipfile.ZipFile(path) as archive:
             members = [member for member in archive.infolist() if not member.is_dir()]
             if not members:
-                raise ConfigError(f"{path}: the zip is empty; expected {top}/<database>/<name>.sqlite")
+                raise ConfigError(f"{path}: the zip is empty. Expected {top}/<database>/<name>.sqlite.")
             for member in members:
                 _unpack(archive, member, part, path, top)
         if not folder.exists():
             part.rename(folder)
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
-        raise ConfigError(f"{path}: the zip is broken: {error}; expected a zip of SQLite files") from error
+        raise ConfigError(f"{path}: the zip is broken: {error}. Expected a zip of SQLite files.") from error
     except OSError as error:
         if not folder.is_dir():  # another process may have been faster
             raise ConfigError(f"{path}: the databases cannot be unpacked into {folder}: {error.strerror or error}") from error
@@ -57,14 +57,14 @@ def unpack(path: Path, top: str) -> Path:
 def _unpack(archive: zipfile.ZipFile, member: zipfile.ZipInfo, folder: Path, path: Path, top: str) -> None:
     name = MEMBER.fullmatch(member.filename)
     if name is None or name["top"] != top or (member.external_attr >> 16) & 0o170000 == SYMLINK:
-        raise ConfigError(f"{path}: the zip holds {member.filename!r}; expected only files {top}/<database>/<name>.sqlite")
+        raise ConfigError(f"{path}: the zip holds {member.filename!r}. Expected only files {top}/<database>/<name>.sqlite.")
     if member.file_size > LARGEST:
-        raise ConfigError(f"{path}: {member.filename} would have {member.file_size} bytes; expected {LARGEST} at most")
+        raise ConfigError(f"{path}: {member.filename} would have {member.file_size} bytes. Expected {LARGEST} at most.")
     target = folder / name["database"] / name["file"]
     target.parent.mkdir(exist_ok=True)
     with archive.open(member) as source, target.open("xb") as file:  # zipfile reads no more than `file_size`, and checks the sum
         head = source.read(len(HEADER))
         if head != HEADER:
-            raise ConfigError(f"{path}: {member.filename} is no SQLite database; expected a file that starts with 'SQLite format 3'")
+            raise ConfigError(f"{path}: {member.filename} is no SQLite database. Expected a file that starts with 'SQLite format 3'.")
         file.write(head)
         shutil.copyfileobj(source, file)

@@ -66,16 +66,16 @@ def execute(path: str | Path, query: str, *, seconds: float = SECONDS, rows: int
             cursor = connection.execute(query)
             if cursor.description is None:
                 return Result(error="this is no query")
-            found: list[Row] = []
+            fetched: list[Row] = []
             size = 0
             for row in cursor:
-                found.append(row)
+                fetched.append(row)
                 size += sum(len(value) for value in row if isinstance(value, str | bytes))
-                if len(found) > rows:
+                if len(fetched) > rows:
                     return Result(error=f"more than {rows} rows")
                 if size > BYTES:
                     return Result(error=f"more than {BYTES // 10**6} MB")
-            return Result(tuple(found), len(cursor.description))
+            return Result(tuple(fetched), len(cursor.description))
         except MemoryError:
             return Result(error="it took more memory than there is")
         except (sqlite3.Error, sqlite3.Warning, ValueError, OverflowError) as error:  # a surrogate in the text is a ValueError
@@ -93,8 +93,8 @@ def execute(path: str | Path, query: str, *, seconds: float = SECONDS, rows: int
 def schema_text(path: str | Path, limit: int = 4000) -> str:
     """Tables with their columns, then the foreign keys, a line each. Lines after `limit` characters are left out, and counted."""
     with _reading(path) as connection:
-        found = connection.execute("SELECT name FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite_%' ORDER BY rowid")
-        tables: list[str] = [name for (name,) in found]
+        names = connection.execute("SELECT name FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite_%' ORDER BY rowid")
+        tables: list[str] = [name for (name,) in names]
         lines = [f"{_name(table)}({', '.join(_name(column) for column in _columns(connection, table))})" for table in tables]
         lines += [line for table in tables for line in _foreign_keys(connection, table)]
     kept: list[str] = []
@@ -114,8 +114,8 @@ def _foreign_keys(connection: sqlite3.Connection, table: str) -> Iterator[str]:
     for column, other, target in keys:
         # A key that names no column means the other table's primary key; some databases have keys to tables that are not there.
         targets = [target] if target else _columns(connection, other)[:1]
-        for each in targets:
-            yield f"{_name(table)}.{_name(column)} = {_name(other)}.{_name(each)}"
+        for referenced in targets:
+            yield f"{_name(table)}.{_name(column)} = {_name(other)}.{_name(referenced)}"
 
 
 def _name(name: str) -> str:
@@ -127,7 +127,7 @@ def _reading(path: str | Path) -> Generator[sqlite3.Connection]:
     """A connection that cannot write, to a file that is a database."""
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: there is no such database; expected an SQLite file")
+        raise FileNotFoundError(f"{path}: there is no such database. Expected an SQLite file.")
     try:
         uri = f"file:{quote(str(path.resolve()))}?mode=ro&immutable=1"
         connection = sqlite3.connect(uri, uri=True, isolation_level=None, cached_statements=0)

@@ -20,8 +20,8 @@ from typing import Any
 from agentlightning.config.models import cache_folder
 from agentlightning.types import new_id
 from agentlightning_benchmarks.text_to_sql.database import schema_text
-from agentlightning_benchmarks.text_to_sql.domains import DOMAINS, FIRST, LAST, SYLLABLES, Split
-from agentlightning_benchmarks.text_to_sql.forms import AGGREGATES, DIRECTIONS, ROUND, Form
+from agentlightning_benchmarks.text_to_sql.domains import Split, vocabulary
+from agentlightning_benchmarks.text_to_sql.forms import Form, read_forms
 
 CONTENTS = 2
 """Of each schema: the one that questions are asked about, and further ones on which a right query is right as well, so that a lucky
@@ -55,13 +55,13 @@ class Schema:
 def make_schema(split: Split, domain: str, number: int, seed: int = 0) -> Schema:
     """Variant `number` of a domain."""
     rng = random.Random(f"{split}:{domain}:{number}:{seed}")  # noqa: S311  # no secret is made here
-    lines = DOMAINS[split][domain]
+    lines = vocabulary()[split].domains[domain]
     lines = lines[: rng.randint(2, len(lines))]
     tables: list[Table] = []
     for line in lines:
         head, *described = (part.strip() for part in line.split("|"))
         plural, singular = head.split()
-        (first, *rest) = [(name.strip(), kind.strip()) for name, _, kind in (each.partition(":") for each in described)]
+        (first, *rest) = [(name.strip(), kind.strip()) for name, _, kind in (column.partition(":") for column in described)]
         kept = rng.sample(rest, rng.randint(min(2, len(rest)), len(rest)))
         tables.append(
             Table(
@@ -122,7 +122,7 @@ def make_tasks(split: Split, count: int, variants: int, domains: Sequence[str] |
     """`count` different tasks on `variants` schemas of each domain (None: of the split's); the same arguments give the same ones. Schemas
     and forms come round in turn."""
     rng = random.Random(f"{split}:{seed}")  # noqa: S311
-    schemas = [make_schema(split, domain, number, seed) for number in range(variants) for domain in domains or DOMAINS[split]]
+    schemas = [make_schema(split, domain, number, seed) for number in range(variants) for domain in domains or vocabulary()[split].domains]
     contents: list[sqlite3.Connection] = []
     for schema in schemas:
         contents.append(sqlite3.connect(":memory:"))
@@ -131,13 +131,13 @@ def make_tasks(split: Split, count: int, variants: int, domains: Sequence[str] |
     texts = [schema_text(path) for path in paths]
     further = [[str(database(schema, number)) for number in range(1, CONTENTS)] for schema in schemas]
     tasks: dict[tuple[str, str], dict[str, Any]] = {}
-    order: list[Form] = []
+    forms, order = read_forms().round, list[Form]()
     place = 0
     while len(tasks) < count:
         place = (place + 1) % len(schemas)
         asked = None
         while asked is None:
-            order = order or rng.sample(ROUND, len(ROUND))
+            order = order or rng.sample(forms, len(forms))
             asked = ask(order.pop(), schemas[place], contents[place], rng)
         question, query = asked
         if (texts[place], question) not in tasks:
@@ -157,35 +157,35 @@ def make_tasks(split: Split, count: int, variants: int, domains: Sequence[str] |
 def ask(form: Form, schema: Schema, content: sqlite3.Connection, rng: random.Random) -> tuple[str, str] | None:
     """A question of a form and the query that answers it; None where the form does not fit the schema, or has no answer there."""
     place = rng.randrange("{P}" in form.query, len(schema.tables))
-    known = _words(schema, place, content, rng, unique=form.unique)
+    terms = _words(schema, place, content, rng, unique=form.unique)
     phrasing = rng.choice(form.phrasings)
     wanted = {name for _, name, _, _ in Formatter().parse(form.query + phrasing) if name}
-    if not wanted <= known.keys():
+    if not wanted <= terms.keys():
         return None
-    query = form.query.format_map(known)
+    query = form.query.format_map(terms)
     rows = content.execute(query).fetchall()
     if not rows or rows in ([(0,)], [(None,)]):
         return None
-    return phrasing.format_map(known), query
+    return phrasing.format_map(terms), query
 
 
 def _words(schema: Schema, place: int, content: sqlite3.Connection, rng: random.Random, *, unique: bool) -> Mapping[str, Any]:
     """What can be said of a table and of those above it."""
     table = schema.tables[place]
-    known: dict[str, Any] = {"T": table.name, "thing": table.singular}
-    known |= _column(table, "N", "NV", table.columns[:1], content, rng)
-    known |= _column(table, "C", "V", [each for each in table.columns[1:] if not _is_number(each[1])], content, rng)
-    known |= _column(
-        table, "X", "K", [each for each in table.columns if _is_number(each[1]) and (not unique or _spread(each[1]))], content, rng
+    terms: dict[str, Any] = {"T": table.name, "thing": table.singular}
+    terms |= _column(table, "N", "NV", table.columns[:1], content, rng)
+    terms |= _column(table, "C", "V", [column for column in table.columns[1:] if not _is_number(column[1])], content, rng)
+    terms |= _column(
+        table, "X", "K", [column for column in table.columns if _is_number(column[1]) and (not unique or _spread(column[1]))], content, rng
     )
-    function, words = rng.choice(AGGREGATES)
-    direction, most = rng.choice(DIRECTIONS)
-    known |= {"F": function, "word": rng.choice(words), "D": direction, "most": rng.choice(most)}
+    function, words = rng.choice(read_forms().aggregates)
+    direction, most = rng.choice(read_forms().directions)
+    terms |= {"F": function, "word": rng.choice(words), "D": direction, "most": rng.choice(most)}
     if place >= 1:
         parent = schema.tables[place - 1]
-        known |= {"P": parent.name, "parent": parent.singular, "fk": table.link}
-        known |= _column(parent, "PN", "PV", parent.columns[:1], content, rng)
-    return known
+        terms |= {"P": parent.name, "parent": parent.singular, "fk": table.link}
+        terms |= _column(parent, "PN", "PV", parent.columns[:1], content, rng)
+    return terms
 
 
 def _column(
@@ -217,14 +217,15 @@ def _values(kind: str, count: int, split: Split, rng: random.Random) -> list[str
     if _is_number(kind):
         return list(rng.sample(_range(kind), count) if _spread(kind) else rng.choices(_range(kind), k=count))
     if kind == "person":
-        people = [f"{first} {last}" for first in FIRST[split] for last in LAST[split]]
+        names = vocabulary()[split]
+        people = [f"{first} {last}" for first in names.first_names for last in names.last_names]
         return list(rng.sample(people, count))
     if kind == "word":
         words: dict[str, None] = {}
         while len(words) < count:
-            words["".join(rng.choices(SYLLABLES[split], k=rng.randint(2, 3))).capitalize()] = None
+            words["".join(rng.choices(vocabulary()[split].syllables, k=rng.randint(2, 3))).capitalize()] = None
         return list(words)
-    return list(rng.choices([each.strip() for each in kind.split(",")], k=count))
+    return list(rng.choices([text.strip() for text in kind.split(",")], k=count))
 
 
 def _links(count: int, above: int, rng: random.Random) -> list[int]:

@@ -35,13 +35,13 @@ def reward(task: dict[str, Any], query: str) -> float:
 
 def right(database: str, query: str, gold: str) -> bool:
     """Whether a query gives the gold query's result on one database."""
-    found = execute(database, query)
-    if found.error is not None:
+    result = execute(database, query)
+    if result.error is not None:
         return False
     expected = execute(database, gold)
     if expected.error is not None:
-        raise ConfigError(f"{database}: the gold query fails: {expected.error}; expected a query that this database can answer: {gold}")
-    return equal(found, expected, ordered=has_order(gold))
+        raise ConfigError(f"{database}: the gold query fails: {expected.error}. Expected a query that this database can answer: {gold}.")
+    return equal(result, expected, ordered=has_order(gold))
 
 
 def has_order(query: str) -> bool:
@@ -77,7 +77,7 @@ def _fits(rows: Sequence[Row], wanted: Sequence[Row], columns: int, ordered: boo
             if column in chosen or contents[column] in tried:
                 continue
             tried.add(contents[column])
-            part = [tuple(row[each] for each in (*chosen, column)) for row in rows]
+            part = [tuple(row[place] for place in (*chosen, column)) for row in rows]
             if (part == goal if ordered else Counter(part) == Counter(goal)) and search((*chosen, column)):
                 return True
         return False

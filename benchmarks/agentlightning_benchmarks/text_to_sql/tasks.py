@@ -11,9 +11,10 @@ from typing import Any
 
 from agentlightning.config.tasks import load_tasks
 from agentlightning.errors import ConfigError, TaskError
+from agentlightning_benchmarks.bench.benchmark import Benchmark
 from agentlightning_benchmarks.text_to_sql.archive import unpack
 from agentlightning_benchmarks.text_to_sql.database import schema_text
-from agentlightning_benchmarks.text_to_sql.domains import DOMAINS
+from agentlightning_benchmarks.text_to_sql.domains import vocabulary
 from agentlightning_benchmarks.text_to_sql.generate import make_tasks
 
 Tasks = list[dict[str, Any]]
@@ -21,13 +22,13 @@ Tasks = list[dict[str, Any]]
 
 def shown_tasks() -> Tasks:
     """What the warm start of the small preset demonstrates: 800 questions on the databases of ten domains, six variants of each."""
-    return make_tasks("train", 800, 6, list(DOMAINS["train"])[:10])
+    return make_tasks("train", 800, 6, list(vocabulary()["train"].domains)[:10])
 
 
 def train_tasks() -> Tasks:
     """What it trains on: as many, on ten other domains. On schemas that it was shown a model knows the words by heart, so that a reward
     there says little of what it can do on a new one."""
-    return make_tasks("train", 800, 6, list(DOMAINS["train"])[10:])
+    return make_tasks("train", 800, 6, list(vocabulary()["train"].domains)[10:])
 
 
 def test_tasks() -> Tasks:
@@ -42,9 +43,9 @@ def load(data: Path, *, test_suite: bool = False) -> tuple[Tasks, Tasks]:
     """Train and test tasks of a folder with `train.jsonl`, `dev.jsonl` and `database.zip`, or with `train_spider.json`, `dev.json` and
     `database/`, as Spider's authors hand them out; for a test suite also `test_suite_variants.zip`. A zip is unpacked once, into the cache
     folder. Raises `ConfigError`, which names the file."""
-    train, dev = (_there(data, *names) for names in (("train.jsonl", "train_spider.json"), ("dev.jsonl", "dev.json")))
+    train, dev = (_existing(data, *names) for names in (("train.jsonl", "train_spider.json"), ("dev.jsonl", "dev.json")))
     questions = _rows(train), _rows(dev)
-    place = _there(data, "database.zip", "database")
+    place = _existing(data, "database.zip", "database")
     databases = place if place.is_dir() else unpack(place, "database")
     variants = unpack(data / "test_suite_variants.zip", "test_suite") if test_suite else None
     schemas: dict[str, str] = {}
@@ -54,7 +55,7 @@ def load(data: Path, *, test_suite: bool = False) -> tuple[Tasks, Tasks]:
     )
 
 
-def _there(data: Path, ours: str, authors: str) -> Path:
+def _existing(data: Path, ours: str, authors: str) -> Path:
     """Of two names for the same, the one that is there; ours, where neither is."""
     return data / authors if (data / authors).exists() and not (data / ours).exists() else data / ours
 
@@ -63,12 +64,12 @@ def _rows(path: Path) -> Tasks:
     try:
         rows: list[Any] = [task.input for task in load_tasks(path)]
     except TaskError as error:
-        raise ConfigError(f"{error}; expected Spider's questions, an object with db_id, question and query on each line") from error
+        raise ConfigError(f"{error}. Expected Spider's questions, an object with db_id, question and query on each line.") from error
     for number, row in enumerate(rows, 1):
         fields: dict[str, Any] = row if isinstance(row, dict) else {}
         wrong = [key for key in ("db_id", "question", "query") if not isinstance(fields.get(key), str)]
         if wrong:
-            raise ConfigError(f"{path}, question {number}: {', '.join(wrong)} missing or no text; expected db_id, question and query")
+            raise ConfigError(f"{path}, question {number}: {', '.join(wrong)} missing or no text. Expected db_id, question and query.")
     return rows
 
 
@@ -77,7 +78,7 @@ def _task(row: dict[str, Any], path: Path, databases: Path, place: Path, variant
     file = databases / name / f"{name}.sqlite"
     if name not in schemas:
         if not name or Path(name).name != name or not (databases / name).is_dir():
-            raise ConfigError(f"{path}: the database {name!r} is not in {place}; expected database/{name}/{name}.sqlite")
+            raise ConfigError(f"{path}: the database {name!r} is not in {place}. Expected database/{name}/{name}.sqlite.")
         try:
             schemas[name] = schema_text(file)
         except OSError as error:
@@ -85,9 +86,12 @@ def _task(row: dict[str, Any], path: Path, databases: Path, place: Path, variant
     task = {key: row[key] for key in ("id", "question", "query", "hardness") if key in row}
     task |= {"schema": schemas[name], "database": str(file)}
     if variants is not None:
-        task["variants"] = [str(each) for each in sorted((variants / name).glob("*.sqlite"))]
+        task["variants"] = [str(variant) for variant in sorted((variants / name).glob("*.sqlite"))]
         if not task["variants"]:
             raise ConfigError(
-                f"{path}: no variants of {name!r} in {path.with_name('test_suite_variants.zip')}; expected test_suite/{name}/*.sqlite"
+                f"{path}: no variants of {name!r} in {path.with_name('test_suite_variants.zip')}. Expected test_suite/{name}/*.sqlite."
             )
     return task
+
+
+BENCHMARK = Benchmark(folder=Path(__file__).parent, load=load)

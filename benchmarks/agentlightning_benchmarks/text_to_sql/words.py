@@ -40,7 +40,7 @@ def _plain(piece: str) -> str:
 def _defined(pieces: list[str]) -> Iterator[str]:
     """The names before `AS (`, `AS MATERIALIZED (` and the like, and before a list of columns before these."""
     for i, piece in enumerate(pieces):
-        after = [each for each in pieces[i + 1 : i + 4] if each not in ("not", "materialized")]
+        after = [word for word in pieces[i + 1 : i + 4] if word not in ("not", "materialized")]
         if piece != "as" or i == 0 or after[:1] != ["("]:
             continue
         name, depth = i - 1, 0

@@ -136,6 +136,12 @@ def register_commands(register: Register) -> None:
 
 
 @hookspec
+def register_benchmarks(register: Register) -> None:
+    """Benchmarks for `agl bench NAME`. Target: an `agentlightning_benchmarks.bench.benchmark.Benchmark`, which names the folder of its
+    presets and reads real tasks."""
+
+
+@hookspec
 def register_checks(register: Register) -> None:
     """Self-tests for `agl doctor`. Target: `check() -> str`, which tries something out in a few seconds and returns a sentence about it. It
     runs in a process of its own. It raises an error for a fault, and `ConfigError` or `MissingExtra` when there is nothing to try."""

@@ -25,7 +25,7 @@ GROUP = "agentlightning"
 KINDS = (
     "stores", "engines", "trainers", "adapters", "algorithms", "step_signals", "credits", "advantages", "losses", "corrections", "filters",
     "samplers",
-    "models", "renderers", "trackers", "commands", "checks",
+    "models", "renderers", "trackers", "commands", "benchmarks", "checks",
 )  # fmt: skip
 
 

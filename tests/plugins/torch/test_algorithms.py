@@ -1,5 +1,7 @@
-"""Each algorithm teaches the tiny model the tiny tool task: greedy reward from under 0.3 to over 0.8, on fixed seeds; without ratios the
-sampled reward to over 0.6."""
+"""Whole runs on the tiny tool task: two learn, from a greedy reward under 0.3 to over 0.8 on fixed seeds, and one keeps its records.
+
+`test_algorithm_steps.py` compares one step of every algorithm with its formula.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +10,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from openai import AsyncOpenAI
@@ -22,14 +23,6 @@ from agentlightning.training.run_folder import RunFolder
 from agentlightning_torch.testing import tiny_model
 
 TASKS = [{"id": str(n), "text": text} for n, text in enumerate(["abc", "xyz", "hello", "12+3", "why?", "one two"])]
-ALGORITHMS: dict[str, dict[str, Any]] = {
-    "grpo": {"advantage": "grpo"},
-    "rloo": {"advantage": "rloo"},
-    "cispo": {"advantage": "rloo", "loss": {"name": "cispo", "minibatches": 2}},
-    "gspo": {"advantage": "grpo", "loss": {"name": "gspo", "minibatches": 2}},
-    "ppo": {"advantage": {"name": "gae", "lam": 0.95}, "loss": {"name": "ppo_clip", "epochs": 2, "minibatches": 2}},
-    "learned": {"credit": {"name": "learned", "lam": 0.5}, "advantage": "rloo"},
-}
 
 
 @pytest.fixture(scope="module")
@@ -84,47 +77,23 @@ def train(model: str, folder: Path, algorithm: dict[str, Any], **more: Any) -> a
     )
 
 
-@pytest.mark.parametrize("name", ALGORITHMS)
-def test_an_algorithm_raises_the_greedy_reward_of_the_tiny_tool_task(name: str, model: str, tmp_path: Path) -> None:
-    run = train(model, tmp_path, ALGORITHMS[name])
+def test_ppo_with_a_critic_raises_the_greedy_reward_of_the_tiny_tool_task(model: str, tmp_path: Path) -> None:
+    loss = {"name": "ppo_clip", "epochs": 2, "minibatches": 2}
+    run = train(model, tmp_path, {"advantage": {"name": "gae", "lam": 0.95}, "loss": loss})
     greedy = run.result["eval"]["greedy"]
-    print(name, run.result["eval"], run.result["seconds"])
     assert greedy["before"] < 0.3
     assert greedy["after"] > 0.8
     rows = [row for row in read_metrics(run.folder)[0] if "loss" in row]
-    if name == "ppo":
-        assert all({"value_loss", "explained_variance"} <= row.keys() for row in rows if row["step"] > 1)
-    if name == "learned":
-        losses = [row["value_loss"] for row in rows]
-        assert np.mean(losses[-4:]) < 0.5 * np.mean(losses[:2])
+    assert all({"value_loss", "explained_variance"} <= row.keys() for row in rows if row["step"] > 1)
 
 
 def test_rollouts_that_run_two_steps_ahead_teach_it_as_well(model: str, tmp_path: Path) -> None:
     algorithm = {"advantage": "rloo", "loss": {"name": "ppo_clip", "correction": {"name": "tis"}}}
     run = train(model, tmp_path, algorithm, collection={"max_staleness": 2}, steps=20)
     greedy = run.result["eval"]["greedy"]
-    print(run.result["eval"], run.result["seconds"])
     assert greedy["before"] < 0.3
     assert greedy["after"] > 0.8
     assert max(row["version_gap_max"] for row in read_metrics(run.folder)[0] if "version_gap_max" in row) == 2
-
-
-@pytest.mark.parametrize(
-    ("algorithm", "lr", "steps"),
-    [
-        ({"name": "rft", "min_reward": 0.3, "best": 2, "minibatches": 3}, 3e-3, 12),
-        ({"name": "dpo", "beta": 0.03, "minibatches": 4}, 2e-3, 10),
-    ],
-    ids=["rft", "dpo"],
-)
-def test_an_algorithm_without_ratios_raises_the_sampled_reward(
-    algorithm: dict[str, Any], lr: float, steps: int, model: str, tmp_path: Path
-) -> None:
-    run = train(model, tmp_path, algorithm, steps=steps, trainer={"name": "torch", "lr": lr})
-    sampled = run.result["eval"]["sampled"]
-    print(algorithm["name"], run.result["eval"], run.result["seconds"])
-    assert sampled["before"] < 0.3
-    assert sampled["after"] > 0.6
 
 
 async def records(folder: RunFolder) -> list[tuple[str, list[str], float]]:

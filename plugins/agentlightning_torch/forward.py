@@ -188,7 +188,7 @@ def _scores(
         frozen = not any(parameter.requires_grad for parameter in head.parameters())
         logprob, entropy = read(head, own, vocabulary, chosen, temperature, with_entropy, frozen)
     else:
-        logprob, entropy = read(lambda some: some, logits[where], vocabulary, chosen, temperature, with_entropy)
+        logprob, entropy = read(lambda rows: rows, logits[where], vocabulary, chosen, temperature, with_entropy)
     return Scores(index.astype(np.int64), logprob, entropy, own.detach())
 
 

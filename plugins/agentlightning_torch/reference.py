@@ -28,6 +28,6 @@ class Reference:
             return
         if self._copy is None:
             with no_bars():
-                found = AutoModelForCausalLM.from_pretrained(weights.files.path, dtype=weights.dtype, attn_implementation="sdpa")
-            self._copy = found.to(weights.device).eval().requires_grad_(False)
+                copy = AutoModelForCausalLM.from_pretrained(weights.files.path, dtype=weights.dtype, attn_implementation="sdpa")
+            self._copy = copy.to(weights.device).eval().requires_grad_(False)
         yield self._copy

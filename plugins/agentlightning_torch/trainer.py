@@ -125,7 +125,7 @@ class TorchTrainer(Trainer):
         self.critic_optimizer: Optimizer | None = None
         if settings.critic:
             self.critic = ValueHead(hidden_size(weights.model), settings.seed).to(weights.device)
-            parameters = {f"critic.{name}": each for name, each in self.critic.named_parameters()}
+            parameters = {f"critic.{name}": parameter for name, parameter in self.critic.named_parameters()}
             self.critic_optimizer = Optimizer(parameters, lr=settings.critic_lr, clip_norm=settings.clip_norm)
         self.steps = 0
         """Steps that changed the weights; the schedule counts them."""
@@ -234,19 +234,19 @@ class TorchTrainer(Trainer):
         update = self._update(batch, loss)
         update.prepare()
         optimizers = [self.optimizer, *([self.critic_optimizer] if self.critic_optimizer and batch.returns is not None else [])]
-        before = [each.state() for each in optimizers] if update.several or len(optimizers) > 1 else []
+        before = [optimizer.state() for optimizer in optimizers] if update.several or len(optimizers) > 1 else []
         lr = learning_rate(self.settings.lr, self.settings.schedule, self.settings.warmup_steps, self.settings.total_steps, self.steps)
         try:
             for _ in range(loss.epochs):
                 for part in range(len(update.parts)):
                     update.gradient(part)
                     update.norms.append(self.optimizer.step(lr))
-                    for each in optimizers[1:]:
-                        each.step(self.settings.critic_lr)
+                    for optimizer in optimizers[1:]:
+                        optimizer.step(self.settings.critic_lr)
         except BaseException:
             self._forget_gradients()
-            for each, state in zip(optimizers, before, strict=False):
-                each.load(state)
+            for optimizer, state in zip(optimizers, before, strict=False):
+                optimizer.load(state)
             raise
         self.steps += 1
         metrics = {**update.metrics(self.policy.version), "lr": lr, "seconds": time.perf_counter() - started}

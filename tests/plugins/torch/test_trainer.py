@@ -219,7 +219,9 @@ async def test_a_gradient_that_is_not_finite_leaves_weights_and_moments_untouche
 
 async def test_an_unknown_loss_is_refused_by_name(files: ModelFiles):
     async with training(files) as trainer:
-        with pytest.raises(UnsupportedSetting, match="'gpso', and trainer 'torch' does not have it. Use one of cispo, dpo, gspo, ppo_clip"):
+        with pytest.raises(
+            UnsupportedSetting, match=r"'gpso', and trainer 'torch' does not have it\. Use one of cispo, dpo, gspo, ppo_clip"
+        ):
             await trainer.step(two_turns(), LossSettings(name="gpso"))
         assert {"ppo_clip", "cispo"} <= trainer.capabilities.losses
 

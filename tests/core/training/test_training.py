@@ -574,10 +574,10 @@ def yes(group: Any) -> Any:
 @pytest.mark.parametrize(
     ("more", "said"),
     [
-        ({"credit": "one_number"}, r"algorithm\.credit '.*:one_number' gave an array of shape \(1,\) for 16 transitions"),
+        ({"credit": "one_number"}, r"algorithm\.credit '.*:one_number' returned shape \(1,\) for 16 transitions"),
         ({"advantage": "words"}, r"algorithm\.advantage '.*:words' raised ValueError: could not convert .* \(lightning\.py, line"),
         ({"advantage": "broken"}, r"algorithm\.advantage '.*:broken' raised KeyError: 'nothing' \(test_training\.py, line \d+\)"),
-        ({"loss": "summed"}, r"loss '.*:summed' gave a tensor of shape \(\) for \d+ tokens; expected the term of each"),
+        ({"loss": "summed"}, r"loss '.*:summed' returned a tensor of shape \(\) for \d+ tokens\. Return the term of each"),
         ({"filter": "yes"}, r"collection\.filter '.*:yes' gave 'yes'; expected True or False"),
     ],
 )
@@ -611,14 +611,14 @@ def test_a_function_of_ones_own_that_is_wrong_is_named_with_what_was_expected(
         ),
         (
             {"algorithm": {"name": "lightning", "loss": "gspo"}, "trainer": {"name": "verl"}},
-            r"algorithm\.loss is 'gspo', which trainer 'verl'",
+            r"algorithm\.loss is 'gspo', and trainer 'verl'",
         ),
         ({"algorithm": {"name": "lightning", "advantage": "gae"}, "trainer": {"name": "verl"}}, "verl's critic is not used"),
         ({"algorithm": {"name": "lightning", "group_size": 1}}, r"group_size is 1, and algorithm\.advantage 'grpo' compares"),
         ({"algorithm": {"name": "lightning", "loss": {"name": "cispo", "clip_high": -0.1}}}, r"loss\.clip_high is -0\.1"),
         ({"algorithm": {"name": "lightning", "advantage": "gppo"}}, "grpo"),
         ({"algorithm": {"name": "lightning", "loss": "dpo"}}, "unknown loss 'dpo'"),
-        ({"algorithm": {"name": "dpo"}, "trainer": {"name": "verl"}}, r"algorithm\.loss is 'dpo', which trainer 'verl' does not have"),
+        ({"algorithm": {"name": "dpo"}, "trainer": {"name": "verl"}}, r"algorithm\.loss is 'dpo', and trainer 'verl' does not have"),
         ({"algorithm": {"name": "dpo", "beta": 0.0}}, r"algorithm\.beta is 0\.0\. Set it above 0"),
         ({"algorithm": {"name": "dpo", "group_size": 1}}, r"algorithm\.group_size is 1\. Set it to at least 2"),
         ({"algorithm": {"name": "dpo", "kl_coef": 0.1}}, r"unknown key 'kl_coef' in \[algorithm\]"),

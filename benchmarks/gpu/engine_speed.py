@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from agentlightning.types import Sampling, ints
-from agentlightning_torch.engine import Settings, TorchEngine
+from agentlightning_torch.engine import TorchEngine, TorchEngineSettings
 from measuring import DRY, Figures, memory_errors, peak_memory, reset_peak
 from models import model_files
 
@@ -39,7 +39,7 @@ def main() -> None:
     name = parser.parse_args(sys.argv[1:]).model
     figures, files = Figures(), model_files(name)
     share: dict[str, Any] = {}
-    engine = asyncio.run(TorchEngine.create(files, Settings(max_batch=max(GROUPS)), share))
+    engine = asyncio.run(TorchEngine.create(files, TorchEngineSettings(max_batch=max(GROUPS)), share))
     asyncio.run(sample(engine, 1, 16, 0))  # warm up
     for context in CONTEXTS:
         for group in GROUPS:

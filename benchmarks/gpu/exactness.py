@@ -22,7 +22,7 @@ from agentlightning.contracts.batch import Batch
 from agentlightning.rl.batch.build import make_batch
 from agentlightning.rl.batch.packs import Pack, cut_packs, leaf_rows, transition_rows
 from agentlightning.types import Sampling, Task, Trajectory, Transition, ints
-from agentlightning_torch.engine import Settings, TorchEngine
+from agentlightning_torch.engine import TorchEngine, TorchEngineSettings
 from agentlightning_torch.forward import group_rows, score_forest, score_rows
 from agentlightning_torch.weights import get_weights
 from measuring import DRY, Figures, memory_errors, use_performance_scripts
@@ -83,7 +83,7 @@ def engine(figures: Figures, name: str, files: Any) -> None:
             continue
         with memory_errors(figures, **point):
             share: dict[str, object] = {}
-            served = asyncio.run(TorchEngine.create(files, Settings(dtype=dtype, memory_gb=2), share))
+            served = asyncio.run(TorchEngine.create(files, TorchEngineSettings(dtype=dtype, memory_gb=2), share))
             batch = asyncio.run(sampled(served, group=2 if DRY else 8, tokens=8 if DRY else 128))
             with torch.no_grad():
                 model = get_weights(share, files).model

@@ -19,7 +19,7 @@ from transformers import AutoTokenizer, GenerationConfig
 
 from agentlightning.config.models import find_model
 from agentlightning.types import Sampling, ints
-from agentlightning_torch.engine import Settings, TorchEngine
+from agentlightning_torch.engine import TorchEngine, TorchEngineSettings
 from agentlightning_torch.weights import get_weights
 
 Work = list[tuple[list[int], int]]
@@ -76,7 +76,7 @@ def main() -> None:
     arguments = parser.parse_args()
     files, share = find_model(arguments.model), {}
     model = get_weights(share, files).model
-    engine = asyncio.run(TorchEngine.create(files, Settings(), share))
+    engine = asyncio.run(TorchEngine.create(files, TorchEngineSettings(), share))
     work = requests(AutoTokenizer.from_pretrained(files.path), arguments.requests)
     ways: dict[str, Callable[[], int]] = {
         "torch engine": lambda: asyncio.run(ours(engine, work)),

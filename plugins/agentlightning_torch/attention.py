@@ -1,9 +1,9 @@
 """Attention over a forest: token `j` is visible to token `i` exactly when `j <= i < end[j]`.
 
-On a CPU the forest is cut into blocks, runs of tokens below one segment. A block attends to itself; and since the descendants of a segment
-stand side by side behind it, all of them attend to it at once, without a mask. The parts are put together by their log-sum-exp, so that
-each pair of tokens is computed once, branches cost nothing to one another, and nothing is gathered. On a GPU FlexAttention does the same
-from the comparison itself. The model is switched to this attention for the time of a pass and back, so that an engine never meets it.
+On a CPU the forest is cut into blocks, runs of tokens below one segment. A block attends to itself. The descendants of a segment are
+contiguous behind it, so all of them attend to it at once, without a mask. The parts are joined by their log-sum-exp: each pair of tokens
+is computed once, branches cost nothing to one another, and nothing is gathered. On a GPU, FlexAttention uses the comparison itself. The
+model has this attention during a pass only, so an engine never runs it.
 """
 
 from __future__ import annotations
@@ -23,23 +23,23 @@ from agentlightning.rl.batch.packs import Pack, runs
 
 NAME = "agentlightning_forest"
 BLOCK = 64
-"""Tokens that one block holds where it has branches; 16 to 64 were fastest on a CPU, from 1280 to 6500 tokens."""
+"""Tokens of a block with branches. 16 to 64 were fastest on a CPU, from 1280 to 6500 tokens."""
 FLEX_MULTIPLE = 128
-"""FlexAttention's block; packs are padded to it, so that fewer shapes are compiled."""
+"""FlexAttention's block. Packs are padded to it, which compiles fewer shapes."""
 
 Part = tuple[slice, slice, torch.Tensor | None, bool]
-"""Queries, keys, what is added to their products, and whether the part is causal."""
+"""Queries, keys, the mask added to their products, and whether the part is causal."""
 
 
 class Visible:
-    """Which token of a pack sees which; made once, used by every layer."""
+    """Which tokens of a pack see which. Made once, used by every layer."""
 
     def __init__(self, pack: Pack, device: torch.device, *, block: int = BLOCK, flex: bool | None = None) -> None:
         self.flex: Any = None
         self.mask: torch.Tensor | None = None
-        """(tokens, tokens), where neither FlexAttention nor the parts are to be had."""
+        """(tokens, tokens), on devices without FlexAttention and parts."""
         self.parts: list[Part] = []
-        """Blocks with themselves, which cover all queries, and then with what is above them."""
+        """First each block with itself, which covers all queries; then each block with its descendants."""
         if device.type == "cuda" if flex is None else flex:
             self.flex = _block_mask(torch.from_numpy(pack.end.copy()).to(device), device)
         elif device.type != "cpu":
@@ -59,14 +59,14 @@ class Visible:
 
 
 def _sees(pack: Pack, first: int, stop: int) -> NDArray[np.bool_]:
-    """(stop - first, stop - first) which of these tokens sees which."""
+    """(stop - first, stop - first) true if the row's token sees the column's."""
     tokens = np.arange(first, stop)
     return (tokens <= tokens[:, None]) & (tokens[:, None] < pack.end[first:stop])
 
 
 def _blocks(pack: Pack, block: int) -> Iterator[tuple[int, int, int]]:
-    """First token, one past the last, and one past the last descendant of blocks, in order: whole subtrees below one segment while they
-    fit, else one segment alone."""
+    """Blocks in order, as first token, one past the last, one past the last descendant. A block is several subtrees below one segment if
+    they fit, else one segment."""
     tree = runs(pack.parent, pack.position)
     ends = pack.end[tree.first + tree.length - 1].astype(np.int64)
     segment, run, above = 0, -1, -1
@@ -98,7 +98,7 @@ def _block_mask(end: torch.Tensor, device: torch.device) -> Any:
 
 @cache
 def _flex_attention(compiled: bool) -> Any:
-    """FlexAttention; compiled once for all (it is the kernel that is cached, not a result)."""
+    """FlexAttention, compiled once. (The cache holds the kernel, not a result.)"""
     from torch.nn.attention.flex_attention import flex_attention
 
     return torch.compile(flex_attention) if compiled else flex_attention
@@ -110,21 +110,20 @@ def forest_attention(
     key: torch.Tensor,
     value: torch.Tensor,
     attention_mask: Any,
-    *,
-    forest: Visible,
-    scaling: float | None = None,
-    dropout: float = 0.0,
-    **kwargs: Any,
+    **options: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Attention in the form that transformers' models call. `query` is (1, heads, tokens, size), keys and values (1, kv heads, ...).
+    """Attention for transformers' models. `query` is (1, heads, tokens, size), `key` and `value` (1, kv heads, tokens, size). `options`
+    must have `forest`, a `Visible`, and may have `scaling`.
 
-    Raises `NotImplementedError` where a layer asks for more than plain attention.
+    Raises `NotImplementedError` for a layer of other than plain attention.
     """
     for name in ("sliding_window", "softcap", "s_aux", "position_bias"):
-        if kwargs.get(name) is not None:
+        if options.get(name) is not None:
             raise NotImplementedError(f"attention with {name}")
-    if dropout:
+    if options.get("dropout"):
         raise NotImplementedError("attention with dropout")
+    forest: Visible = options["forest"]
+    scaling: float | None = options.get("scaling")
     if forest.parts:
         return _Parts.apply(query, key, value, forest.parts, scaling).transpose(1, 2).contiguous(), None
     grouped = query.shape[1] != key.shape[1]
@@ -137,27 +136,27 @@ def forest_attention(
 
 
 class _Parts(torch.autograd.Function):
-    """Attention in parts. With P_ij = exp(s_ij - L_i), where L is the log-sum-exp over all parts, output and gradients are sums over the
-    parts; torch's kernel for the CPU tells L of a part, and takes any L for the gradients. Source: arXiv 2205.14135, 2310.01889."""
+    """Attention in parts. Let P_ij = exp(s_ij - L_i), with L the log-sum-exp over all parts: then output and gradients are sums over the
+    parts. torch's CPU kernel returns L of a part, and takes any L for the gradients. Source: arXiv 2205.14135, 2310.01889."""
 
     @staticmethod
     def forward(
         ctx: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, parts: list[Part], scale: float | None
     ) -> torch.Tensor:
-        """`query` is (1, heads, tokens, size); keys and values may have fewer heads, each for several of the query's."""
+        """`query` is (1, heads, tokens, size). `key` and `value` may have fewer heads, each for several of the query's."""
         out, total = torch.empty_like(query), query.new_empty(query.shape[:-1], dtype=torch.promote_types(query.dtype, torch.float32))
         k, v = _for_all_heads(query, key), _for_all_heads(query, value)
         for queries, keys, hidden, causal in parts:
-            some, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+            part, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
                 query[:, :, queries], k[:, :, keys], v[:, :, keys], 0.0, causal, attn_mask=_as(hidden, query), scale=scale
             )
             place, sofar = out[:, :, queries], total[:, :, queries]
             if queries == keys:
-                place.copy_(some)
+                place.copy_(part)
                 sofar.copy_(lse)
             else:
                 both = torch.logaddexp(sofar, lse)
-                place.mul_((sofar - both).exp_()[..., None]).add_(some.mul_((lse - both).exp_()[..., None]))
+                place.mul_((sofar - both).exp_()[..., None]).add_(part.mul_((lse - both).exp_()[..., None]))
                 sofar.copy_(both)
         ctx.save_for_backward(query, key, value, out, total)
         ctx.parts, ctx.scale = parts, scale
@@ -168,9 +167,9 @@ class _Parts(torch.autograd.Function):
         """The gradients of query, key and value."""
         query, key, value, out, total = ctx.saved_tensors
         k, v = _for_all_heads(query, key), _for_all_heads(query, value)
-        found = [torch.zeros_like(x) for x in (query, k, v)]
+        gradients = [torch.zeros_like(x) for x in (query, k, v)]
         for queries, keys, hidden, causal in ctx.parts:
-            some = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
+            parts = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
                 grads[0][:, :, queries],
                 query[:, :, queries],
                 k[:, :, keys],
@@ -182,10 +181,10 @@ class _Parts(torch.autograd.Function):
                 attn_mask=_as(hidden, query),
                 scale=ctx.scale,
             )
-            for sofar, each, where in zip(found, some, (queries, keys, keys), strict=True):
-                sofar[:, :, where] += each
-        of_key, of_value = (x.unflatten(1, (key.shape[1], -1)).sum(2) for x in found[1:])
-        return found[0], of_key, of_value, None, None
+            for gradient, part, where in zip(gradients, parts, (queries, keys, keys), strict=True):
+                gradient[:, :, where] += part
+        of_key, of_value = (x.unflatten(1, (key.shape[1], -1)).sum(2) for x in gradients[1:])
+        return gradients[0], of_key, of_value, None, None
 
 
 def _for_all_heads(query: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
@@ -198,7 +197,7 @@ def _as(hidden: torch.Tensor | None, like: torch.Tensor) -> torch.Tensor | None:
 
 @contextmanager
 def using_forest(model: Any) -> Iterator[None]:
-    """Let a transformers model attend over a forest within the block."""
+    """Switch a transformers model to forest attention inside the block."""
     if NAME not in ALL_ATTENTION_FUNCTIONS:
         ALL_ATTENTION_FUNCTIONS.register(NAME, forest_attention)
     before = model.config._attn_implementation

@@ -1,4 +1,4 @@
-"""Tries engine and trainer out, for `agl doctor`."""
+"""The torch check of `agl doctor`: sample and take a step."""
 
 from __future__ import annotations
 
@@ -12,8 +12,7 @@ from agentlightning.contracts.model import Share
 from agentlightning.rl.batch.build import make_batch
 from agentlightning.rl.loss import PPOClip
 from agentlightning.types import Sampling, Task, Trajectory, Transition, ints
-from agentlightning_torch.engine import Settings as EngineSettings
-from agentlightning_torch.engine import TorchEngine
+from agentlightning_torch.engine import TorchEngine, TorchEngineSettings
 from agentlightning_torch.testing import tiny_model
 from agentlightning_torch.trainer import Settings, TorchTrainer
 
@@ -21,13 +20,13 @@ PROMPT = tuple(range(5, 25))
 
 
 def check() -> str:
-    """Sample two replies from a tiny model, take a step on them, and compare what engine and trainer say of them."""
+    """Sample two replies from a tiny model, take a step on them, and compare the log-probabilities of engine and trainer."""
 
-    async def tried(folder: str) -> str:
+    async def sample_and_step(folder: str) -> str:
         share: Share = {}
         files = tiny_model(folder)
         trainer = await TorchTrainer.create(files, Settings(lr=1e-3), share)
-        engine = await TorchEngine.create(files, EngineSettings(), share)
+        engine = await TorchEngine.create(files, TorchEngineSettings(), share)
         try:
             trajectories = [await _sampled(engine, index) for index in range(2)]
             await engine.pause()
@@ -38,7 +37,7 @@ def check() -> str:
         weights, difference = trainer.weights, metrics["mismatch_abs"]
         limit = 1e-3 if weights.dtype == torch.float32 else 0.1
         if not difference < limit:
-            raise RuntimeError(f"engine and trainer differ by {difference:.3g} in log-probability (expected below {limit:g})")
+            raise RuntimeError(f"Engine and trainer differ by {difference:.3g} in log-probability. Expected below {limit:g}.")
         kind = str(weights.dtype).removeprefix("torch.")
         shape = "forest" if trainer.capabilities.forest else "rows"
         return (
@@ -46,7 +45,7 @@ def check() -> str:
         )
 
     with tempfile.TemporaryDirectory(prefix="agl-doctor-") as folder:
-        return asyncio.run(tried(folder))
+        return asyncio.run(sample_and_step(folder))
 
 
 async def _sampled(engine: TorchEngine, index: int) -> Trajectory:

@@ -1,7 +1,7 @@
-"""A checkpoint is a folder that `AutoModelForCausalLM.from_pretrained` loads, with the trainer's own state beside the model.
+"""A checkpoint is a folder for `AutoModelForCausalLM.from_pretrained`, with the trainer's own state next to the model.
 
-It is written under another name and renamed when it is whole, so a folder under its own name is always whole. No pickle: tensors are
-safetensors, the rest is JSON.
+It is written under another name and renamed when it is complete, so a checkpoint is never partial. No pickle: tensors are safetensors, the
+rest is JSON.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ SPARE = 64 * 2**20
 
 @dataclass(frozen=True, slots=True, eq=False)
 class State:
-    """What a trainer needs to go on bitwise, apart from the frozen weights."""
+    """The state for a bitwise resume, except for frozen weights."""
 
     tensors: dict[str, torch.Tensor]
     """Trained weights in full precision, moments, and `rng` (torch's, on the CPU)."""
@@ -39,7 +39,7 @@ class State:
 
 
 def write(folder: Path, model: Any, tokenizer_path: str, state: State) -> None:
-    """Write a checkpoint in place of whatever was under this name. `TrainerError` when the disk refuses; then the old one stands."""
+    """Write or replace a checkpoint. Raises `TrainerError` if the disk refuses; then the old one stays."""
     part = folder.with_name(f".{folder.name}.{new_id()}")
     old = folder.with_name(f".{folder.name}.{new_id()}")
     try:
@@ -48,7 +48,9 @@ def write(folder: Path, model: Any, tokenizer_path: str, state: State) -> None:
         need = sum(t.numel() * t.element_size() for t in (*weights.values(), *state.tensors.values())) + SPARE
         free = shutil.disk_usage(part).free
         if free < need:
-            raise TrainerError(f"checkpoint {str(folder)!r} needs {need / 1e9:.1f} GB and the disk has {free / 1e9:.1f} GB free; make room")
+            raise TrainerError(
+                f"Checkpoint {str(folder)!r} needs {need / 1e9:.1f} GB, but the disk has {free / 1e9:.1f} GB free. Make room."
+            )
         with no_bars():
             plain(model).save_pretrained(part, state_dict=weights)
         _save_tokenizer(tokenizer_path, part)
@@ -59,7 +61,7 @@ def write(folder: Path, model: Any, tokenizer_path: str, state: State) -> None:
         part.rename(folder)
     except (OSError, SafetensorError) as error:
         raise TrainerError(
-            f"checkpoint {str(folder)!r} could not be written: {error}; is the disk full, or the folder read-only?"
+            f"Checkpoint {str(folder)!r} could not be written: {error}. Check the disk's space and the folder's permissions."
         ) from error
     finally:
         shutil.rmtree(part, ignore_errors=True)
@@ -68,27 +70,31 @@ def write(folder: Path, model: Any, tokenizer_path: str, state: State) -> None:
 
 
 def export(folder: Path, model: Any, *, adapter: bool) -> None:
-    """Write the weights alone for an engine: the LoRA adapter as it is, or the whole model. `TrainerError` when the disk refuses."""
+    """Write the weights for an engine: the LoRA adapter or the full model. Raises `TrainerError` if the disk refuses."""
     try:
         with no_bars():
             model.save_pretrained(folder) if adapter else plain(model).save_pretrained(folder)
     except (OSError, SafetensorError) as error:
-        raise TrainerError(f"the weights could not be written for the engine to {str(folder)!r}: {error}; is the disk full?") from error
+        raise TrainerError(
+            f"The weights for the engine could not be written to {str(folder)!r}: {error}. Check the disk's space."
+        ) from error
 
 
 def read(folder: Path) -> State:
-    """The state beside the model. `TrainerError` when the folder is no checkpoint of ours, or a newer one."""
+    """Read the trainer's state. Raises `TrainerError` for a folder without one, or of another version."""
     try:
         facts = json.loads((folder / FACTS).read_text("utf-8"))
         if facts.pop("schema") != SCHEMA:
-            raise TrainerError(f"checkpoint {str(folder)!r} was written by another version of agentlightning; install that one to go on")
+            raise TrainerError(
+                f"Checkpoint {str(folder)!r} was written by another version of agentlightning. Install that version to resume."
+            )
         return State(load_file(folder / TENSORS), facts)
     except (OSError, SafetensorError, ValueError, KeyError) as error:
-        raise TrainerError(f"no checkpoint to go on from in {str(folder)!r}: {type(error).__name__}: {error}") from error
+        raise TrainerError(f"{str(folder)!r} is no checkpoint to resume: {type(error).__name__}: {error}. Choose another.") from error
 
 
 def _save_tokenizer(path: str, folder: Path) -> None:
-    """Put the tokenizer beside the model; a model folder without one has none to put."""
+    """Copy the tokenizer to the checkpoint, if the model's folder has one."""
     from transformers import AutoTokenizer
 
     if Path(path).is_dir() and not any((Path(path) / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json")):

@@ -1,7 +1,7 @@
 """A value head on the policy's last hidden state.
 
-It reads that state without passing a gradient back: what the critic learns does not change the policy, which shares its weights with the
-engine. It has an optimiser of its own, and its weights are float32. The last layer starts at zero, so a fresh critic expects nothing.
+It passes no gradient back, so the critic does not change the policy, and the policy's weights stay shared with the engine. It has its own
+optimizer and float32 weights. The last layer starts at zero, so a fresh critic predicts 0.
 """
 
 from __future__ import annotations
@@ -31,5 +31,5 @@ class ValueHead(nn.Module):
 
 
 def hidden_size(model: Any) -> int:
-    """Of what the model's head reads."""
+    """Size of the hidden state before the model's head."""
     return int(plain(model).get_output_embeddings().weight.shape[1])

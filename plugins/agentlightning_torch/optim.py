@@ -1,7 +1,7 @@
 """Which parameters are trained, and one AdamW step on them.
 
-A step either changes weights and moments, or raises `NonFinite` and changes neither. Weights of 16 bits have a float32 master copy here,
-which is what the steps change.
+A step either changes weights and moments, or raises `NonFinite` and changes neither. For 16-bit weights, the steps change a float32 master
+copy.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ HALVES = (torch.bfloat16, torch.float16)
 
 
 def trained_parameters(model: Any, train: str) -> dict[str, torch.nn.Parameter]:
-    """Mark what is trained and return it by name. `full`: everything; `top:N`: the last N blocks and the final norm (embeddings stay,
-    and with them a head that is tied to them); `lora`: the adapter that the model has."""
+    """Mark the trained parameters and return them by name. `full`: all; `top:N`: the last N blocks and the final norm, without embeddings
+    and a head tied to them; `lora`: the model's adapter."""
     if train == "full":
         chosen = set(dict(model.named_parameters()))
     elif train == "lora":
@@ -35,9 +35,9 @@ def _top(model: Any, count: int) -> set[str]:
     decoder = model.get_decoder()
     layers = getattr(decoder, "layers", None)
     if layers is None:
-        raise ConfigError(f"train is 'top:{count}', but {type(model).__name__} has no list of layers; use 'full' or 'lora'")
+        raise ConfigError(f"train is 'top:{count}', but {type(model).__name__} has no list of layers. Use 'full' or 'lora'.")
     if count > len(layers):
-        raise ConfigError(f"train is 'top:{count}', but the model has {len(layers)} layers; use 'full' for all of them")
+        raise ConfigError(f"train is 'top:{count}', but the model has {len(layers)} layers. Use 'full' for all of them.")
     modules = [*layers[-count:], *([decoder.norm] if hasattr(decoder, "norm") else [])]
     mine = {id(p) for module in modules for p in module.parameters()}
     return {name for name, p in model.named_parameters() if id(p) in mine}
@@ -45,7 +45,7 @@ def _top(model: Any, count: int) -> set[str]:
 
 def add_lora(model: Any, rank: int, alpha: float, seed: int) -> Any:
     """The model within peft, with a fresh adapter on every linear layer but the head."""
-    import peft  # nine seconds on a slow machine, so only where it is used
+    import peft  # slow to import, so for adapters only
 
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -79,12 +79,12 @@ class Optimizer:
             p.grad = None
 
     def step(self, lr: float) -> float:
-        """Step with the gradients that are there, and return their norm before clipping."""
+        """Step with the present gradients. Returns their norm before clipping."""
         grads = [p.grad.float() if p.grad.dtype in HALVES else p.grad for p in self.parameters.values() if p.grad is not None]
         norm = float(torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g) for g in grads])))
         if not math.isfinite(norm):
             self.zero()
-            raise NonFinite(f"the norm of the gradient is {norm}; the weights are as before. A lower lr or clip_norm may help")
+            raise NonFinite(f"The norm of the gradient is {norm}. The weights are unchanged. Try a lower lr or clip_norm.")
         scale = min(1.0, self.clip_norm / (norm + 1e-6))
         for name, p in self.parameters.items():
             if p.grad is not None:
@@ -102,19 +102,19 @@ class Optimizer:
 
     def state(self) -> dict[str, torch.Tensor]:
         """Copies of weights (in full precision) and moments, by name."""
-        found: dict[str, torch.Tensor] = {}
+        state: dict[str, torch.Tensor] = {}
         for name, master in self.masters.items():
-            found[f"weight.{name}"] = master.detach().clone()
+            state[f"weight.{name}"] = master.detach().clone()
             for kind, value in self.adam.state.get(master, {}).items():
-                found[f"{kind}.{name}"] = value.detach().clone()
-        return found
+                state[f"{kind}.{name}"] = value.detach().clone()
+        return state
 
     def load(self, state: dict[str, torch.Tensor]) -> None:
-        """Take up what `state` gave. Raises `KeyError`, before anything has changed, when it is that of other parameters."""
+        """Restore a `state`. Raises `KeyError` for a state of other parameters, before anything changes."""
         weights = {name: state[f"weight.{name}"] for name in self.masters}
         for name, master in self.masters.items():
             if weights[name].shape != master.shape:
-                raise KeyError(f"{name} has shape {tuple(weights[name].shape)} there and {tuple(master.shape)} here")
+                raise KeyError(f"{name} has shape {tuple(weights[name].shape)} in the checkpoint and {tuple(master.shape)} in this model")
         self.adam.state.clear()
         with torch.no_grad():
             for name, master in self.masters.items():
@@ -130,11 +130,11 @@ class Optimizer:
 
 @torch.no_grad()
 def merged_state(model: Any) -> dict[str, torch.Tensor]:
-    """The state of the plain model with a LoRA adapter added in; the model itself does not change by a bit."""
+    """The state of the plain model with its LoRA adapter merged in. The model itself does not change by a bit."""
     inner = plain(model)
     if inner is model:
         return dict(model.state_dict())
-    found: dict[str, torch.Tensor] = {}
+    merged: dict[str, torch.Tensor] = {}
     layers = {name: module for name, module in inner.named_modules() if hasattr(module, "get_delta_weight")}
     for name, value in inner.state_dict().items():
         if ".lora_" in name:
@@ -142,5 +142,5 @@ def merged_state(model: Any) -> dict[str, torch.Tensor]:
         owner, _, kind = name.rpartition(".base_layer.")
         if owner in layers and kind == "weight":
             value = value + layers[owner].get_delta_weight(model.active_adapter).to(value.dtype)
-        found[f"{owner}.{kind}" if owner else name] = value
-    return found
+        merged[f"{owner}.{kind}" if owner else name] = value
+    return merged

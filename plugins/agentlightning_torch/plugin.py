@@ -1,4 +1,4 @@
-"""What the torch plugin registers."""
+"""The torch plugin."""
 
 from agentlightning.contracts.hookspecs import Register, hookimpl
 

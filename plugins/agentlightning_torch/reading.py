@@ -1,5 +1,5 @@
-"""Log-probability and entropy of tokens, read off the states that predict them in chunks: of the size of a vocabulary for every token
-nothing is kept. For the gradient the logits are made again; where only the states learn from it, its direction is found at once instead.
+"""Log-probability and entropy of tokens, from the hidden states that predict them, in chunks. Nothing of vocabulary size is kept for every
+token. The backward pass recomputes the logits; with a frozen head, the forward pass computes the gradient's direction instead.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 CHUNK = 1 << 24
-"""Logits that are there at once."""
+"""Logits in memory at once."""
 
 
 def read(
@@ -24,32 +24,32 @@ def read(
     entropy: bool,
     frozen: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Log-probability of each token and entropy of what it was drawn from, (tokens,), of the kind of `temperature`.
+    """Log-probability of each token and entropy of its distribution, both (tokens,) with the dtype of `temperature`.
 
-    `head` makes logits (…, vocabulary) of states (…, size); `states` is (tokens, size), `chosen` the tokens, and `temperature` that of
-    each. `entropy`: with its gradient. `frozen`: `head` has nothing to learn.
+    `head` maps states (…, size) to logits (…, vocabulary). `states` is (tokens, size), `chosen` and `temperature` are (tokens,).
+    `entropy`: entropy has a gradient. `frozen`: `head` has no trained parameter.
     """
 
-    def one(some: torch.Tensor, tokens: torch.Tensor, heat: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        every = torch.log_softmax(head(some).to(heat.dtype) / heat[:, None], -1)
+    def one(rows: torch.Tensor, tokens: torch.Tensor, heat: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        every = torch.log_softmax(head(rows).to(heat.dtype) / heat[:, None], -1)
         with nullcontext() if entropy else torch.no_grad():
             uncertain = -(every.exp() * every).sum(-1)
         return every.gather(1, tokens[:, None])[:, 0], uncertain
 
-    rows = max(1, CHUNK // vocabulary)
-    chunks = list(zip(states.split(rows), chosen.split(rows), temperature.split(rows), strict=True))
+    size = max(1, CHUNK // vocabulary)
+    chunks = list(zip(states.split(size), chosen.split(size), temperature.split(size), strict=True))
     if len(chunks) == 1 or not torch.is_grad_enabled():
-        found = [one(*chunk) for chunk in chunks]
+        results = [one(*chunk) for chunk in chunks]
     elif frozen and not entropy:
-        found = [_AtOnce.apply(one, *chunk) for chunk in chunks]
+        results = [_AtOnce.apply(one, *chunk) for chunk in chunks]
     else:
-        found = [checkpoint(one, *chunk, use_reentrant=False) for chunk in chunks]
-    logprobs, uncertain = zip(*found, strict=True)
+        results = [checkpoint(one, *chunk, use_reentrant=False) for chunk in chunks]
+    logprobs, uncertain = zip(*results, strict=True)
     return torch.cat(logprobs), torch.cat(uncertain)
 
 
 class _AtOnce(torch.autograd.Function):
-    """Log-probabilities whose gradient has one direction for each state, (tokens, size): it is kept in place of the logits."""
+    """Log-probabilities that keep the gradient's direction of each state, (tokens, size), in place of the logits."""
 
     @staticmethod
     def forward(ctx: Any, one: Any, states: torch.Tensor, chosen: torch.Tensor, temperature: torch.Tensor) -> tuple[torch.Tensor, ...]:

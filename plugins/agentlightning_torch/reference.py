@@ -1,4 +1,4 @@
-"""The policy that a run began with, for the KL divergence: the model without its LoRA adapter, or a second copy of it."""
+"""The run's first policy, for the KL divergence: the model without its LoRA adapter, or a second copy of it."""
 
 from __future__ import annotations
 
@@ -28,6 +28,6 @@ class Reference:
             return
         if self._copy is None:
             with no_bars():
-                copy = AutoModelForCausalLM.from_pretrained(weights.files.path, dtype=weights.dtype, attn_implementation="sdpa")
-            self._copy = copy.to(weights.device).eval().requires_grad_(False)
+                model = AutoModelForCausalLM.from_pretrained(weights.files.path, dtype=weights.dtype, attn_implementation="sdpa")
+            self._copy = model.to(weights.device).eval().requires_grad_(False)
         yield self._copy

@@ -1,8 +1,8 @@
 """Continuous batching, without threads or event loops: `step` gives each live reply one more token.
 
-Each reply has one row of `Slots`, holding keys and values of all its tokens but the last. A step first lets waiting replies join
-(copying what another sequence has computed already, then prefilling the rest but the last token), then runs the last token of
-every row together. When the weights change, everything that was computed with the old ones is computed again.
+Each reply has one row of `Slots` with keys and values of all its tokens but the last. A step first lets waiting replies join: it copies
+their common prefix with another sequence and prefills the rest. Then it runs the last token of every row together. A change of the weights
+recomputes everything.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ import torch
 from agentlightning.errors import EngineError
 from agentlightning.types import FinishReason, Sampling
 from agentlightning_torch.draw import draw
-from agentlightning_torch.prefix import Entry, Prefixes, Tokens, common
-from agentlightning_torch.slots import Decode, Prefill, Shape, Slots, forward
+from agentlightning_torch.prefix import CachedPrefix, PrefixCache, Tokens, common
+from agentlightning_torch.slots import Decode, KVShape, Prefill, Slots, forward
 from agentlightning_torch.weights import Weights
 
 PREFILL = 2048
-"""Tokens prefilled in one forward at most."""
+"""Largest number of tokens in one prefill pass."""
 WORTH_WAITING = 16
-"""Tokens. A reply waits for another's prefill when it can copy so many more afterwards."""
+"""A reply waits for another's prefill if it can then copy this many more tokens."""
 
 
 class Reply:
-    """One reply under way."""
+    """One in-flight reply."""
 
     def __init__(self, prompt: Tokens, sampling: Sampling, limit: int) -> None:
         self.sampling = sampling
@@ -58,8 +58,8 @@ class Reply:
 
 
 @dataclass(frozen=True, slots=True)
-class Event:
-    """A token that was sampled."""
+class SampledToken:
+    """One token of a reply."""
 
     reply: Reply
     token: int
@@ -70,42 +70,42 @@ class Event:
 
 @dataclass(slots=True)
 class Counts:
-    """What was computed, in tokens."""
+    """Tokens computed so far, and decode steps."""
 
     prefilled: int = 0
     copied: int = 0
-    """Of prompts, instead of being prefilled."""
+    """Prompt tokens copied from another sequence instead of prefilled."""
     decoded: int = 0
     steps: int = 0
 
 
 class Sampler:
-    """Used by one thread at a time. `memory`: bytes for keys and values, those of ended replies included."""
+    """The replies of one engine. Use it in one thread at a time. `memory` is the bytes for keys and values, with the prefix cache."""
 
-    def __init__(self, weights: Weights, shape: Shape, *, max_batch: int, memory: int) -> None:
+    def __init__(self, weights: Weights, shape: KVShape, *, max_batch: int, memory: int) -> None:
         self.waiting: deque[Reply] = deque()
         self.live: list[Reply] = []
         """By row."""
         self.counts = Counts()
         self._weights, self._shape, self._max_batch, self._memory = weights, shape, max_batch, memory
         self._slots = Slots(shape)
-        self._prefixes = Prefixes(shape.token_bytes)
+        self._prefixes = PrefixCache(shape.token_bytes)
         self._generation = weights.generation
         self._ending: list[Reply] = []
-        """Their last token was sampled and is not handed out yet."""
+        """Replies with a last token that `step` has not returned yet."""
 
     def add(self, reply: Reply) -> None:
         self.waiting.append(reply)
 
     def drop(self, reply: Reply) -> None:
-        """Forget a reply, wherever it is; nothing where it has ended."""
+        """Remove a reply, live or waiting; ended replies are ignored."""
         if reply.row >= 0:
             self._leave(reply)
         elif reply in self.waiting:
             self.waiting.remove(reply)
 
     def fail(self) -> list[Reply]:
-        """Forget everything, and say which replies are lost."""
+        """Clear everything. Returns the lost replies."""
         lost = list(dict.fromkeys([*self.live, *self.waiting, *self._ending]))
         for reply in lost:
             reply.row, reply.cached = -1, 0
@@ -117,12 +117,12 @@ class Sampler:
         return lost
 
     def forget(self) -> None:
-        """Drop what was computed; live replies are computed again."""
+        """Drop all keys and values; live replies are recomputed."""
         self._prefixes.clear()
         for reply in self.live:
             reply.cached = 0
 
-    def step(self, *, admit: bool) -> list[Event]:
+    def step(self, *, admit: bool) -> list[SampledToken]:
         """One more token for each live reply. `admit`: let waiting ones join."""
         with self._weights.lock:
             if self._generation != self._weights.generation:
@@ -140,15 +140,17 @@ class Sampler:
             logits = forward(self._weights.model, ids, positions, attend, last_only=False)
             tokens, logprobs = draw(logits, [r.sampling for r in self.live], [r.noise for r in self.live])
             version = self._weights.policy.version
-        # One row's NaN is everybody's: it comes from the weights.
+        # A NaN comes from the weights, so it concerns every row.
         if not np.isfinite(logprobs).all():
-            raise EngineError(f"the model's logits are not finite at version {version}; the weights have diverged")
+            raise EngineError(
+                f"The logits are not finite at version {version}: the weights diverged. Resume an earlier checkpoint with a lower lr."
+            )
         self.counts.steps += 1
         self.counts.decoded += len(self.live)
-        events: list[Event] = []
+        events: list[SampledToken] = []
         for reply, token, logprob in zip(self.live, tokens, logprobs, strict=True):
             reply.cached = reply.length
-            events.append(Event(reply, token, logprob, version, reply.append(token)))
+            events.append(SampledToken(reply, token, logprob, version, reply.append(token)))
         self._ending = [event.reply for event in events if event.finish]
         for reply in self._ending:
             self._leave(reply)
@@ -156,7 +158,7 @@ class Sampler:
         return events
 
     def _admit(self) -> bool:
-        """Give rows to waiting replies, first come first served. A reply whose prompt another one is about to prefill waits for it."""
+        """Give rows to waiting replies, first come first served. A reply waits if another one is about to prefill its prompt."""
         joined: list[Reply] = []
         for reply in list(self.waiting):
             longest = max([reply.length, *(other.length for other in self.live)])
@@ -165,7 +167,7 @@ class Sampler:
                 break
             need = reply.length - 1
             shared, entry = self._prefixes.find(reply.tokens[:need])
-            source: Entry | Reply | None = entry
+            source: CachedPrefix | Reply | None = entry
             for other in self.live:
                 n = common(other.tokens[: other.cached], reply.tokens[:need])
                 if n > shared:
@@ -176,13 +178,13 @@ class Sampler:
             joined.append(reply)
         return bool(joined)
 
-    def _join(self, reply: Reply, source: Entry | Reply | None, shared: int) -> None:
-        # Before anything can fail, so that `fail` finds it.
+    def _join(self, reply: Reply, source: CachedPrefix | Reply | None, shared: int) -> None:
+        # first of all, so `fail` finds it
         self.waiting.remove(reply)
         reply.row = len(self.live)
         self.live.append(reply)
-        if isinstance(source, Entry):
-            self._prefixes.touch(source)  # the last that making room drops; even then it can be copied here
+        if isinstance(source, CachedPrefix):
+            self._prefixes.touch(source)  # the last one to be dropped; even then it can be copied here
         self._fit(max(other.length for other in self.live), joining=1)
         if isinstance(source, Reply):
             self._slots.write(reply.row, *self._slots.read(source.row, shared))
@@ -192,7 +194,7 @@ class Sampler:
         self.counts.copied += shared
 
     def _prefill(self) -> None:
-        """Compute all tokens of live replies but the last."""
+        """Compute keys and values of live replies, except for their last tokens."""
         while behind := [reply for reply in self.live if reply.cached < reply.length - 1]:
             room = PREFILL
             pieces: list[tuple[int, int, int]] = []
@@ -209,7 +211,7 @@ class Sampler:
             self.counts.prefilled += len(ids)
 
     def _make_room(self) -> None:
-        """Let every row grow by a token. Where memory does not suffice, the last row goes back to waiting, its tokens kept."""
+        """Let every row grow by a token. Without enough memory, the last row waits again and keeps its tokens."""
         longest = max(reply.length for reply in self.live)
         while len(self.live) > 1 and self._slots.cost(len(self.live), longest) > self._memory:
             last = self.live.pop()
@@ -219,8 +221,8 @@ class Sampler:
         self._fit(longest)
 
     def _fit(self, longest: int, *, joining: int = 0) -> None:
-        """Make room for the live rows, of which the last `joining` hold nothing yet; when that means copying, for those that will follow
-        as well."""
+        """Make room for the live rows; the last `joining` of them are still empty. If that takes copying, make room for the waiting ones
+        too."""
         rows = len(self.live)
         hoped = min(self._max_batch, rows + len(self.waiting))
         if self._slots.cost(hoped, longest) > self._memory:
@@ -229,7 +231,7 @@ class Sampler:
             self._prefixes.trim(self._memory - self._slots.bytes)
 
     def _leave(self, reply: Reply) -> None:
-        """Free a row: keep what it computed, move the last row into its place."""
+        """Free a row: cache its keys and values, move the last row into its place."""
         row, last = reply.row, self.live[-1]
         self._prefixes.add(reply.tokens[: reply.cached], lambda n: self._slots.read(row, n), self._memory - self._slots.bytes)
         if last is not reply:

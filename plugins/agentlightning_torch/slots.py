@@ -1,8 +1,8 @@
-"""Keys and values of the sequences that are being sampled, one row each, and the attention that reads them.
+"""The KV cache of the live sequences, one row each, and the attention that reads it.
 
-Tokens of all rows go through the model as one sequence of a batch of one; only attention knows which row a token belongs to. It
-is plugged in by name through transformers' `AttentionInterface`, so any model whose layers are plain attention works, with or
-without adapters, and no `Cache` class is needed. Rows are dense: live sequences are rows 0 to n - 1, so a decode step reads a view.
+Tokens of all rows go through the model as one sequence in a batch of one; attention alone knows each token's row. transformers'
+`AttentionInterface` plugs it in by name. So every model of plain attention layers works, with or without adapters, and without a `Cache`
+class. Rows are dense: live sequences are rows 0 to n - 1, so a decode step reads a view.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ PAGE = 128
 
 
 @dataclass(frozen=True, slots=True)
-class Shape:
-    """Of what one layer keeps for a token; the same in all layers."""
+class KVShape:
+    """What each layer stores for a token."""
 
     layers: int
     heads: int
@@ -41,14 +41,14 @@ class Shape:
 
 
 class Slots:
-    """Keys and values, (layers, rows, heads, capacity, dim). Grows as asked; never shrinks below what is live."""
+    """Keys and values, (layers, rows, heads, capacity, dim). Grows on demand; keeps the live rows."""
 
-    def __init__(self, shape: Shape) -> None:
+    def __init__(self, shape: KVShape) -> None:
         self.shape = shape
         self.keys, self.values = self._new(0, 0)
 
     def _new(self, rows: int, capacity: int) -> tuple[Tensor, Tensor]:
-        # Zeros, for what lies behind a row's end is multiplied by a probability of zero, and must not be NaN.
+        # Zeros: values behind a row's end are multiplied by probability zero, and must not be NaN.
         s = self.shape
         sizes = (s.layers, rows, s.heads, capacity)
         return torch.zeros(*sizes, s.key, dtype=s.dtype, device=s.device), torch.zeros(*sizes, s.value, dtype=s.dtype, device=s.device)
@@ -58,12 +58,12 @@ class Slots:
         return self.keys.shape[1] * self.keys.shape[3] * self.shape.token_bytes
 
     def cost(self, rows: int, length: int) -> int:
-        """Bytes that `fit` would need at least."""
+        """The least bytes for `fit`."""
         return rows * -(-length // PAGE) * PAGE * self.shape.token_bytes
 
     def fit(self, rows: int, length: int, *, keep: int, hoped: int) -> bool:
-        """Make room for so many rows of that length, and say whether that took copying: then it is made for `hoped` rows. The first
-        `keep` rows stay."""
+        """Make room for `rows` rows of `length` tokens; the first `keep` rows stay. Returns whether that took copying: then the room is
+        for `hoped` rows."""
         old_rows, old_capacity = self.keys.shape[1], self.keys.shape[3]
         if rows <= old_rows and length <= old_capacity:
             return False
@@ -80,14 +80,14 @@ class Slots:
         return self.keys[:, row, :, :length], self.values[:, row, :, :length]
 
     def write(self, row: int, keys: Tensor, values: Tensor) -> None:
-        """Begin a row with these."""
+        """Start a row with these keys and values, (layers, heads, length, dim)."""
         length = keys.shape[2]
         self.keys[:, row, :, :length] = keys
         self.values[:, row, :, :length] = values
 
 
 class Prefill:
-    """Attention of a forward over several pieces (row, start, count), one behind the other."""
+    """Attention of a forward pass over several pieces (row, start, count), one after the other."""
 
     def __init__(self, slots: Slots, pieces: Sequence[tuple[int, int, int]]) -> None:
         self.slots, self.pieces = slots, pieces
@@ -113,13 +113,13 @@ class Prefill:
 
 
 class Decode:
-    """Attention of a forward over one token of each of the first n rows, at the given positions."""
+    """Attention of a forward pass over one token in each of the first n rows, at these positions."""
 
     def __init__(self, slots: Slots, positions: Tensor, longest: int) -> None:
         device = slots.shape.device
         self.slots, self.positions, self.longest = slots, positions, longest
         self.rows = torch.arange(len(positions), device=device)
-        # (rows, 1, 1, longest) true where a token may look
+        # (rows, 1, 1, longest) true on visible tokens
         self.mask = (torch.arange(longest, device=device) <= positions[:, None])[:, None, None] if len(positions) > 1 else None
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float, _: dict[str, Any]) -> Tensor:
@@ -127,7 +127,7 @@ class Decode:
         keys, values = self.slots.keys[layer], self.slots.values[layer]
         keys[self.rows, :, self.positions] = k[0].transpose(0, 1)
         values[self.rows, :, self.positions] = v[0].transpose(0, 1)
-        # Query heads that share a key head stand in the place of query tokens, so nothing is repeated or copied.
+        # Query heads of one key head take the place of query tokens, so nothing is copied.
         grouped = q[0].transpose(0, 1).reshape(rows, heads, -1, q.shape[-1])  # (rows, heads, group, dim)
         past_k, past_v = keys[:rows, :, : self.longest], values[:rows, :, : self.longest]
         out = functional.scaled_dot_product_attention(grouped, past_k, past_v, self.mask, scale=scale)
@@ -135,7 +135,7 @@ class Decode:
 
 
 def forward(model: Any, ids: np.ndarray, positions: np.ndarray, attend: Any, *, last_only: bool) -> Tensor:
-    """Logits (tokens, vocabulary), or (1, vocabulary) of the last token. Called with the weights' lock held."""
+    """Logits (tokens, vocabulary), or (1, vocabulary) of the last token. Hold the weights' lock to call it."""
     device = model.device
     config = model.config
     before = config._attn_implementation
@@ -153,8 +153,8 @@ def forward(model: Any, ids: np.ndarray, positions: np.ndarray, attend: Any, *, 
         config._attn_implementation = before
 
 
-def probe(model: Any, name: str) -> Shape:
-    """Look at what the model's layers ask of attention. Raises `UnsupportedSetting` for a model whose layers are not plain attention."""
+def probe(model: Any, name: str) -> KVShape:
+    """The KV shape of a model, from a trial run. Raises `UnsupportedSetting` unless all layers are plain attention."""
     seen: list[tuple[int, Tensor, Tensor, dict[str, Any]]] = []
 
     def attend(layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float, more: dict[str, Any]) -> Tensor:
@@ -177,13 +177,13 @@ def probe(model: Any, name: str) -> Shape:
     shapes = {(k.shape[1], k.shape[-1], v.shape[-1], k.dtype, k.device) for _, k, v, _ in seen}
     if len(shapes) != 1:
         raise _unsupported(name, "its layers differ in heads or dimension")
-    return Shape(len(seen), *shapes.pop())
+    return KVShape(len(seen), *shapes.pop())
 
 
 def _unsupported(name: str, why: str) -> UnsupportedSetting:
     return UnsupportedSetting(
-        f"the torch engine serves decoder models of plain full attention (Llama, Qwen, SmolLM and their like); {name!r} is not one: {why}. "
-        "Use another model, or another engine"
+        f"The torch engine serves decoder models with plain full attention (Llama, Qwen, SmolLM). {name!r} is not one: {why}. "
+        "Use another model or another engine."
     )
 
 
@@ -192,13 +192,13 @@ def _attention(
 ) -> tuple[Tensor, None]:
     attend = more.pop("agl_attend", None)
     if attend is None:
-        raise RuntimeError("the model was run in one thread while the engine ran it in another; hold `Weights.lock` to run it")
+        raise RuntimeError("Another thread ran the model while the engine did. Hold `Weights.lock` to run it.")
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     return attend(module.layer_idx, query, key, value, scale, more), None
 
 
 def _causal(start: int, count: int, device: torch.device) -> Tensor:
-    """(count, start + count) true where a token may look."""
+    """(count, start + count) true on visible tokens."""
     return torch.ones(count, start + count, dtype=torch.bool, device=device).tril(start)
 
 

@@ -1,4 +1,4 @@
-"""A tiny model for tests: random weights, the tokenizer of `agentlightning.testing.tokenizer`."""
+"""A tiny model for tests, with random weights and the tokenizer of `agentlightning.testing.tokenizer`."""
 
 from __future__ import annotations
 
@@ -18,14 +18,11 @@ def tiny_model(
     seed: int = 0,
     hidden: int = 64,
     layers: int = 2,
-    heads: int = 4,
-    kv_heads: int = 2,
     context: int = 512,
-    dtype: torch.dtype = torch.float32,
 ) -> ModelFiles:
-    """Save a Llama with random weights in `folder`. The same arguments give the same weights; torch's own seed is left alone.
+    """Save a Llama with random float32 weights in `folder`. The same arguments give the same weights; torch's global seed stays.
 
-    The weights are drawn wide (deviation 0.1), so that attention and the next-token distribution are far from uniform.
+    The weights are drawn wide (deviation 0.1), so attention and the next-token distribution are far from uniform.
     """
     tokenizer = make_tokenizer(folder)
     config = LlamaConfig(
@@ -33,8 +30,8 @@ def tiny_model(
         hidden_size=hidden,
         intermediate_size=2 * hidden,
         num_hidden_layers=layers,
-        num_attention_heads=heads,
-        num_key_value_heads=kv_heads,
+        num_attention_heads=4,
+        num_key_value_heads=2,
         max_position_embeddings=context,
         initializer_range=0.1,
         bos_token_id=tokenizer.bos_token_id,
@@ -43,7 +40,7 @@ def tiny_model(
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = LlamaForCausalLM(config).to(dtype)
+        model = LlamaForCausalLM(config)
     with no_bars():
         model.save_pretrained(str(folder))
     return ModelFiles("tiny", str(folder))

@@ -1,7 +1,7 @@
-"""One copy of a model's weights for everything in a run that uses them.
+"""One copy of a model's weights for the engine and the trainer of a run.
 
-Whoever runs the model or changes it holds `lock`. Whoever changed the weights sets `policy` before letting the lock go; that raises
-`generation`, by which the engine knows that what it has cached was computed with other weights.
+Hold `lock` to run the model or to change it. After a change, set `policy` before you release the lock: that raises `generation`, and the
+engine drops its cache.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 class FairLock:
     """A reentrant lock that goes to waiting threads in turn.
 
-    The engine takes it again right after each decode step; with `threading.RLock` a trainer could wait for it for ever.
+    The engine takes it again right after each decode step. With `threading.RLock` a trainer could wait forever.
     """
 
     def __init__(self) -> None:
@@ -38,7 +38,7 @@ class FairLock:
 
     def __enter__(self) -> None:
         if self._owner != threading.get_ident():
-            with self._turn:  # whoever waits below keeps the turn, so the last owner queues behind it
+            with self._turn:  # a waiting thread keeps the turn, so the last owner queues behind it
                 self._lock.acquire()
             self._owner = threading.get_ident()
         self._depth += 1
@@ -51,11 +51,11 @@ class FairLock:
 
 
 class Weights:
-    """A model in eval mode and the policy that its weights are."""
+    """A model in eval mode, with the policy of its weights."""
 
     def __init__(self, model: PreTrainedModel, policy: Policy, files: ModelFiles, device: torch.device, dtype: torch.dtype) -> None:
         self.model: Any = model
-        """A transformers `PreTrainedModel`, or the peft `PeftModel` that a trainer put in its place."""
+        """A transformers `PreTrainedModel`, or a trainer's peft `PeftModel` in its place."""
         self.files = files
         self.device = device
         self.dtype = dtype
@@ -65,7 +65,7 @@ class Weights:
 
     @property
     def policy(self) -> Policy:
-        """What the weights are now."""
+        """The policy of the current weights."""
         return self._policy
 
     @policy.setter
@@ -74,13 +74,13 @@ class Weights:
         self.generation += 1
 
     def copy(self) -> Weights:
-        """The same weights once more; `take` brings them up to date."""
+        """A copy of the weights; `take` updates it."""
         with self.lock:
             twin = copy.deepcopy(self.model).eval().requires_grad_(False)
             return Weights(twin, self.policy, self.files, self.device, self.dtype)
 
     def take(self, source: Weights) -> None:
-        """Become what `source` is, of which these are a copy: only what is trained there can have changed."""
+        """Update this copy of `source`: the trained parameters alone can differ."""
         with source.lock, self.lock, torch.no_grad():
             mine = dict(self.model.named_parameters())
             for name, theirs in source.model.named_parameters():
@@ -89,14 +89,16 @@ class Weights:
             self.policy = source.policy
 
     def load_state(self, folder: str | Path) -> None:
-        """Take the weights of a folder made by `save_pretrained`: a whole model, or a LoRA adapter. The caller sets `policy`.
+        """Load a folder from `save_pretrained`: a full model or a LoRA adapter. The caller sets `policy`.
 
-        Raises `EngineError` when the folder holds no such weights or those of another model; then nothing has changed.
+        Raises `EngineError` for a folder without weights, or with another model's; then nothing has changed.
         """
         folder = Path(folder)
         adapter = (folder / "adapter_config.json").is_file()
         if not adapter and not (folder / "config.json").is_file():
-            raise EngineError(f"no weights in {str(folder)!r}: it has neither config.json nor adapter_config.json")
+            raise EngineError(
+                f"{str(folder)!r} holds no weights: config.json and adapter_config.json are missing. Give a folder from `save_pretrained`."
+            )
         with self.lock:
             try:
                 if adapter:
@@ -106,24 +108,26 @@ class Weights:
             except EngineError:
                 raise
             except Exception as error:
-                raise EngineError(f"the weights in {str(folder)!r} cannot be loaded into {self.files.name!r}: {error}") from error
+                raise EngineError(f"The weights in {str(folder)!r} cannot be loaded into {self.files.name!r}: {error}") from error
             self.generation += 1
 
     def _load_full(self, folder: Path) -> None:
         if not isinstance(self.model, PreTrainedModel):
-            raise EngineError(f"{str(folder)!r} holds a whole model, but a LoRA adapter is being trained on {self.files.name!r}")
+            raise EngineError(
+                f"{str(folder)!r} holds a full model, but this run trains a LoRA adapter on {self.files.name!r}. Load an adapter."
+            )
         with no_bars():
             new = AutoModelForCausalLM.from_pretrained(folder, dtype=self.dtype).state_dict()
         old = self.model.state_dict()
         wrong = sorted(new.keys() ^ old.keys()) or [name for name in new if new[name].shape != old[name].shape]
         if wrong:
-            raise EngineError(f"{str(folder)!r} is another model than {self.files.name!r}: {wrong[0]} differs")
+            raise EngineError(f"{str(folder)!r} is not {self.files.name!r}: {wrong[0]} differs. Load weights of the same model.")
         with torch.no_grad():
             for name, value in new.items():
                 old[name].copy_(value)
 
     def _load_adapter(self, folder: Path) -> None:
-        import peft  # nine seconds on a slow machine, so only where an adapter is used
+        import peft  # slow to import, so for adapters only
 
         if isinstance(self.model, PreTrainedModel):
             self.model = peft.PeftModel.from_pretrained(self.model, str(folder)).eval()
@@ -133,10 +137,10 @@ class Weights:
 
 
 def get_weights(share: Share, files: ModelFiles, *, device: str = "auto", dtype: str = "auto") -> Weights:
-    """The run's weights of a model; loaded by the first who asks.
+    """The run's weights of a model, loaded by the first call.
 
-    `auto` is the GPU in bfloat16 where CUDA is present, else the CPU in float32. Raises `ConfigError` when the model cannot be
-    loaded, or is in use already with another device or dtype.
+    `auto` is the GPU in bfloat16 with CUDA, else the CPU in float32. Raises `ConfigError` if the model cannot be loaded, or is loaded with
+    another device or dtype.
     """
     place = _device(device)
     number = _dtype(dtype, place)
@@ -146,20 +150,24 @@ def get_weights(share: Share, files: ModelFiles, *, device: str = "auto", dtype:
         asked = {"device": (device, place, weights.device), "dtype": (dtype, number, weights.dtype)}
         for name, (setting, wanted, present) in asked.items():
             if setting != "auto" and wanted != present:
-                raise ConfigError(f"{name} is {setting!r}, but engine and trainer share the weights, which are on {present}; use one value")
+                raise ConfigError(
+                    f"{name} is {setting!r}, but the engine and trainer share weights with {name} {str(present)!r}. Use one value for both."
+                )
         return weights
     try:
         with no_bars():
             model = AutoModelForCausalLM.from_pretrained(files.path, dtype=number, attn_implementation="sdpa")
     except (OSError, ValueError) as error:
-        raise ConfigError(f"model {files.name!r} cannot be loaded from {files.path!r}: {error}") from error
+        raise ConfigError(
+            f"Model {files.name!r} cannot be loaded from {files.path!r}: {error}. Expected a folder or hub id for transformers."
+        ) from error
     weights = Weights(model.to(place).eval(), Policy(version=0, base=files.name, uri=f"memory:{key}"), files, place, number)
     share[key] = weights
     return weights
 
 
 def is_loaded(share: Share, files: ModelFiles) -> bool:
-    """Whether somebody has loaded a model's weights already."""
+    """Whether a model's weights are loaded."""
     return _key(files) in share
 
 
@@ -169,7 +177,7 @@ def _key(files: ModelFiles) -> str:
 
 @contextlib.contextmanager
 def no_bars() -> Iterator[None]:
-    """Keep the progress bars of transformers out of ours."""
+    """Hide the progress bars of transformers."""
     shown = bars.is_progress_bar_enabled()
     bars.disable_progress_bar()
     try:
@@ -182,9 +190,9 @@ def no_bars() -> Iterator[None]:
 def _device(name: str) -> torch.device:
     try:
         device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
-        torch.empty(0, device=device)  # asks the driver; a device that parses may still be absent
+        torch.empty(0, device=device)  # asks the driver: a valid name may be of an absent device
     except (RuntimeError, AssertionError) as error:
-        raise ConfigError(f"device {name!r} cannot be used: {error}; expected 'auto', 'cpu' or 'cuda'") from error
+        raise ConfigError(f"device {name!r} cannot be used: {error}. Expected 'auto', 'cpu' or 'cuda'.") from error
     if device.type == "cuda" and device.index is None:
         device = torch.device("cuda", torch.cuda.current_device())
     return device
@@ -194,5 +202,5 @@ def _dtype(name: str, device: torch.device) -> torch.dtype:
     if name == "auto":
         return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
     if name not in DTYPES:
-        raise ConfigError(f"dtype {name!r} is unknown; expected 'auto' or one of {', '.join(DTYPES)}")
+        raise ConfigError(f"dtype {name!r} is unknown. Expected 'auto' or one of {', '.join(DTYPES)}.")
     return DTYPES[name]

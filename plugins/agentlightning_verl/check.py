@@ -1,14 +1,14 @@
-"""Looks whether verl is there, for `agl doctor`. (Ray and the workers take a quarter of a minute to start.)"""
+"""The verl check of `agl doctor`: find verl. (Ray and the workers take 15 s to start.)"""
 
 from __future__ import annotations
 
 import sys
 
-from agentlightning_verl.trainer import find_verl
+from agentlightning_verl.environment import find_verl
 
 
 def check() -> str:
-    """Find verl in this environment. `ConfigError` where it is not."""
+    """Find verl in this environment. Raises `ConfigError` if it is missing."""
     python, cuda = find_verl(None)
     assert python == sys.executable
-    return f"verl is in this environment, and sees {'a GPU' if cuda else 'no GPU: it trains on the CPU'}"
+    return f"verl is installed here and sees {'a GPU' if cuda else 'no GPU, so it trains on the CPU'}"

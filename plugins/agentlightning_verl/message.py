@@ -1,4 +1,4 @@
-"""Messages between the trainer and verl's process: facts as JSON and arrays as numpy writes them, each message with its length before it.
+"""Messages between the trainer and verl's process: a length, then fields as JSON and arrays in numpy's format.
 
 No pickle. Both sides import this module, so it needs numpy only.
 """
@@ -28,7 +28,7 @@ class Message:
 
 
 def send(connection: socket.socket, message: Message) -> None:
-    """Write one message, whole."""
+    """Write one message."""
     buffer = io.BytesIO()
     facts = np.frombuffer(json.dumps({"kind": message.kind, **message.facts}).encode(), np.uint8)
     np.savez(buffer, **{FACTS: facts}, **dict(message.arrays))  # type: ignore[arg-type]
@@ -38,15 +38,15 @@ def send(connection: socket.socket, message: Message) -> None:
 
 
 def receive(connection: socket.socket) -> Message | None:
-    """Read one message; None: the other side is gone."""
+    """Read one message. None: the other side closed."""
     head = _read(connection, LENGTH.size)
     if head is None:
         return None
     body = _read(connection, LENGTH.unpack(head)[0])
     if body is None:
         return None
-    with np.load(io.BytesIO(body), allow_pickle=False) as found:
-        arrays = {name: found[name] for name in found.files}
+    with np.load(io.BytesIO(body), allow_pickle=False) as archive:
+        arrays = {name: archive[name] for name in archive.files}
     facts = json.loads(arrays.pop(FACTS).tobytes())
     return Message(facts.pop("kind"), facts, arrays)
 

@@ -1,11 +1,11 @@
-"""What the verl plugin registers."""
+"""The verl plugin."""
 
 from agentlightning.contracts.hookspecs import Register, hookimpl
 
 
 @hookimpl
 def register_trainers(register: Register) -> None:
-    # verl itself may lie in an environment of its own; what is imported here needs nothing that core has not
+    # verl may have its own environment; this module needs core alone
     register("verl", "agentlightning_verl.trainer:VerlTrainer", summary="verl's FSDP2 workers under Ray: several GPUs and nodes, or a CPU")
 
 

@@ -1,5 +1,8 @@
-"""verl's process: it starts Ray and the workers, and does what the trainer asks, one message after another. Run in verl's environment as
-`python -m agentlightning_verl.process FILE`, with FILE the number of the socket; it ends when the socket does."""
+"""verl's process: it starts Ray and the workers, and answers the trainer's messages one by one.
+
+Run it in verl's environment as `python -m agentlightning_verl.process FILE`, with the file number of the socket. It ends when the socket
+closes.
+"""
 
 from __future__ import annotations
 
@@ -45,7 +48,7 @@ class Group:
 
     def _config(self, cpu: bool) -> TrainingWorkerConfig:
         facts, half = self.facts, "fp32" if cpu else "bf16"
-        packed = not cpu and find_spec("flash_attn") is not None  # else rows are padded, with PyTorch's own attention
+        packed = not cpu and find_spec("flash_attn") is not None  # otherwise rows are padded, with PyTorch's attention
         lora = {"lora_rank": facts["lora_rank"], "lora_alpha": facts["lora_alpha"]} if facts["train"] == "lora" else {}
         return TrainingWorkerConfig(
             model_type="language_model",
@@ -82,10 +85,10 @@ class Group:
         )
 
     def score(self, message: Message) -> Message:
-        """(places,) the log-probability of the token after each place."""
+        """(places,) log-probability of the next token."""
         data, rows = self._data(message.arrays)
-        found = self._result(self.workers.infer_batch(data))["log_probs"]
-        return Message("scored", arrays={"logprob": np.concatenate([each.float().numpy() for each in found.unbind()[:rows]])})
+        logprobs = self._result(self.workers.infer_batch(data))["log_probs"]
+        return Message("scored", arrays={"logprob": np.concatenate([row.float().numpy() for row in logprobs.unbind()[:rows]])})
 
     def update(self, message: Message) -> Message:
         """One optimiser step."""
@@ -94,8 +97,8 @@ class Group:
         data, _ = self._data(message.arrays)
         tu.assign_non_tensor(data, **facts["loss"])
         metrics = tu.get(self._result(self.workers.train_batch(data)), "metrics")
-        found = {name.removeprefix("agl/"): _flat(value) for name, value in metrics.items() if name.startswith("agl/")}
-        measured = {name: max(values) if name.endswith("_max") else sum(values) for name, values in found.items()}
+        own = {name.removeprefix("agl/"): _flat(value) for name, value in metrics.items() if name.startswith("agl/")}
+        measured = {name: max(values) if name.endswith("_max") else sum(values) for name, values in own.items()}
         return Message("updated", {**measured, "grad_norm": float(metrics["grad_norm"])})
 
     def write(self, message: Message) -> Message:
@@ -111,7 +114,7 @@ class Group:
         return Message("restored")
 
     def _data(self, arrays: Any) -> tuple[Any, int]:
-        """The rows, with empty ones added so that every worker has as many; and how many there were."""
+        """The rows and their number. Empty rows are added until every worker has equally many."""
         data = tensors(arrays)
         rows = len(arrays["lengths"])
         extra = -rows % self.size
@@ -127,8 +130,8 @@ class Group:
 
 
 def _flat(value: Any) -> list[float]:
-    """Metrics come as one list for each worker."""
-    return list(chain.from_iterable(_flat(each) for each in value)) if isinstance(value, list | tuple) else [float(value)]
+    """Flatten verl's metrics, one list for each worker."""
+    return list(chain.from_iterable(_flat(item) for item in value)) if isinstance(value, list | tuple) else [float(value)]
 
 
 def main() -> None:

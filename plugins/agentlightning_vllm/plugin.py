@@ -1,11 +1,11 @@
-"""What the vLLM plugin registers."""
+"""The vLLM plugin."""
 
 from agentlightning.contracts.hookspecs import Register, hookimpl
 
 
 @hookimpl
 def register_engines(register: Register) -> None:
-    # vLLM itself may lie in an environment of its own; what is needed here is the model's configuration
+    # vLLM may have its own environment; this process reads the model's configuration
     register(
         "vllm",
         "agentlightning_vllm.engine:VllmEngine",
@@ -17,7 +17,7 @@ def register_engines(register: Register) -> None:
 
 @hookimpl
 def register_commands(register: Register) -> None:
-    register("engines", "agentlightning_vllm.command:app", summary="Install engines that need an environment of their own.")
+    register("engines", "agentlightning_vllm.command:app", summary="Install engines that need their own environment.")
 
 
 @hookimpl

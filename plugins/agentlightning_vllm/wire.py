@@ -1,7 +1,7 @@
-"""What is said to one vLLM server over HTTP.
+"""HTTP requests to one vLLM server.
 
-The wire is depended on, never vLLM's classes, which move between versions. `Interrupted` means that the server went away, or may have: the
-request can be made again once it is back. Whatever else goes wrong is an `EngineError` of its own.
+This module depends on the endpoints, never on vLLM's classes, which move between versions. `Interrupted` means that the server went away,
+or may have: the engine retries the request once it is back. Every other failure is an `EngineError`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from agentlightning.errors import ContextOverflow, EngineError
 from agentlightning.types import FloatArray, IntArray, Sampling, floats, ints
 
 
-class Interrupted(Exception):  # it is no error: the server is brought back, and the request made again
+class Interrupted(Exception):  # no error: the server restarts, and the engine retries the request
     """The server went away."""
 
 
@@ -31,25 +31,25 @@ class Wire:
             headers={"authorization": f"Bearer {key}"} if key else {},
             timeout=httpx.Timeout(silence, connect=10.0, pool=None),
             limits=httpx.Limits(max_connections=None, max_keepalive_connections=64),
-            trust_env=False,  # a proxy of the system is not for a server of ours
+            trust_env=False,  # a system proxy cannot reach our server
         )
 
     async def close(self) -> None:
         await self._client.aclose()
 
     async def healthy(self) -> bool:
-        """Whether it answers, and its engine lives."""
+        """Whether the server answers and its engine lives."""
         try:
             return (await self._client.get("/health", timeout=10.0)).status_code == 200
         except httpx.HTTPError:
             return False
 
     async def models(self) -> list[dict[str, Any]]:
-        """What it serves."""
+        """The served models, as OpenAI's API lists them."""
         return (await self._ask("GET", "/v1/models"))["data"]
 
     async def complete(self, model: str, prompt_ids: IntArray, sampling: Sampling, limit: int, version: int) -> AsyncGenerator[Chunk]:
-        """Sample up to `limit` tokens. Closing it aborts."""
+        """Sample up to `limit` tokens. Closing the generator aborts the request."""
         body = {
             "model": model,
             "prompt": prompt_ids.tolist(),
@@ -59,7 +59,7 @@ class Wire:
             "top_k": sampling.top_k,
             "seed": None if sampling.seed is None else sampling.seed % 2**63,
             "stop_token_ids": list(sampling.stop_ids),
-            "ignore_eos": True,  # what ends a reply is said by the gateway
+            "ignore_eos": True,  # the gateway decides what ends a reply
             "logprobs": 0,
             "return_token_ids": True,
             "skip_special_tokens": False,
@@ -80,41 +80,43 @@ class Wire:
         raise Interrupted("the reply ended without a reason")
 
     async def score(self, model: str, ids: IntArray) -> FloatArray:
-        """(tokens - 1,) log-probabilities, at temperature 1, of each token but the first after those before it."""
+        """(tokens - 1,) log-probability of each token but the first, given the tokens before it, at temperature 1."""
         body = {"model": model, "prompt": ids.tolist(), "max_tokens": 1, "temperature": 1.0, "prompt_logprobs": 0}
         answer = await self._ask("POST", "/v1/completions", body)
-        found: Sequence[dict[str, dict[str, float]] | None] = answer["choices"][0]["prompt_logprobs"]
-        return floats([each[str(token)]["logprob"] for each, token in zip(found[1:], ids[1:].tolist(), strict=True) if each is not None])
+        places: Sequence[dict[str, dict[str, float]] | None] = answer["choices"][0]["prompt_logprobs"]
+        return floats(
+            [place[str(token)]["logprob"] for place, token in zip(places[1:], ids[1:].tolist(), strict=True) if place is not None]
+        )
 
     async def pause(self) -> None:
-        """Have it finish what is under way, also of others, and take in nothing."""
+        """Let the server finish all in-flight requests, and hold new ones."""
         await self._ask("POST", "/pause", mode="wait")
 
     async def resume(self) -> None:
         await self._ask("POST", "/resume")
 
     async def reload(self, folder: str) -> None:
-        """Take the weights of a folder."""
+        """Load the weights of a folder."""
         await self._ask("POST", "/collective_rpc", {"method": "reload_weights", "kwargs": {"weights_path": folder}})
 
     async def adapt(self, name: str, folder: str) -> None:
-        """Take the LoRA adapter of a folder, in place of the one under this name."""
+        """Load the LoRA adapter of a folder, in place of the one with this name."""
         await self._ask("POST", "/v1/load_lora_adapter", {"lora_name": name, "lora_path": folder, "load_inplace": True})
 
     async def forget(self) -> None:
-        """Drop keys and values of prefixes."""
+        """Drop the prefix cache."""
         await self._ask("POST", "/reset_prefix_cache")
 
     async def stamp(self, version: int) -> None:
-        """Tell it which version it serves."""
+        """Set the version that the server reports."""
         await self._ask("POST", "/update_weight_version", {"new_version": str(version)})
 
     async def stamped(self) -> str:
-        """The version that it was told."""
+        """The version from the last `stamp`."""
         return str((await self._ask("GET", "/weight_info"))["weight_version"])
 
     async def sleep(self) -> None:
-        """Leave the GPU: weights to the machine's memory."""
+        """Leave the GPU: move the weights to the machine's memory."""
         await self._ask("POST", "/sleep", level="1")
 
     async def wake(self) -> None:
@@ -131,10 +133,10 @@ class Wire:
         try:
             return msgspec.json.decode(response.content)
         except msgspec.DecodeError:
-            return response.text  # a confirmation in words
+            return response.text  # a confirmation
 
     def _chunk(self, data: bytes, version: int) -> Chunk | None:
-        """One event of a stream; None: it has no tokens."""
+        """One event of a stream; None if it has no tokens."""
         event = msgspec.json.decode(data)
         if "error" in event:
             raise self._refusal("/v1/completions", int(event["error"].get("code") or 500), event["error"])
@@ -146,32 +148,34 @@ class Wire:
             raise Interrupted(f"the server ended the reply: {finish}")
         scores = (choice["logprobs"] or {}).get("token_logprobs") or []
         if len(scores) != len(ids):
-            raise EngineError(f"vLLM at {self.url} sent {len(ids)} tokens with {len(scores)} log-probabilities; expected one for each")
+            raise EngineError(
+                f"vLLM at {self.url} sent {len(ids)} tokens with {len(scores)} log-probabilities. Expected one for each token."
+            )
         return Chunk(ints(ids), floats(scores), version, finish) if ids or finish else None
 
     def _failure(self, path: str, status: int, content: bytes) -> Exception:
         try:
-            said: Any = msgspec.json.decode(content)["error"]
+            error: Any = msgspec.json.decode(content)["error"]
         except (msgspec.DecodeError, TypeError, KeyError):
-            said = content.decode(errors="replace")
-        return self._refusal(path, status, said)
+            error = content.decode(errors="replace")
+        return self._refusal(path, status, error)
 
-    def _refusal(self, path: str, status: int, said: Any) -> Exception:
-        message = str(said.get("message", said)) if isinstance(said, dict) else str(said)
+    def _refusal(self, path: str, status: int, error: Any) -> Exception:
+        message = str(error.get("message", error)) if isinstance(error, dict) else str(error)
         message = f"vLLM at {self.url} answered {path} with {status}: {message[:600]}"
-        if isinstance(said, dict) and said.get("param") == "input_tokens":
+        if isinstance(error, dict) and error.get("param") == "input_tokens":
             return ContextOverflow(message)
         if status == 404 and not path.startswith("/v1/"):
-            return EngineError(f"{message}; start it with VLLM_SERVER_DEV_MODE=1 in its environment")
+            return EngineError(f"{message}. Start it with VLLM_SERVER_DEV_MODE=1 in its environment.")
         if status in (401, 403):
-            return EngineError(f"{message}; engine.key_env names the environment variable of its key")
+            return EngineError(f"{message}. Name the environment variable of its key in engine.key_env.")
         if status >= 500 and path == "/v1/completions":
-            return Interrupted(message)  # its engine may have died; whether it lives is asked before the request is made again
+            return Interrupted(message)  # its engine may have died; the retry asks first whether it lives
         return EngineError(message)
 
 
 async def _events(response: httpx.Response) -> AsyncGenerator[bytes]:
-    """The JSON of each event of a stream. Only a line feed ends a line: text may hold what else Unicode takes for the end of one."""
+    """The JSON of each event of a stream. Only a line feed ends a line: text may hold Unicode's other line ends."""
     left = b""
     async for part in response.aiter_bytes():
         *lines, left = (left + part).split(b"\n")

@@ -25,20 +25,20 @@ DEFAULT_STORE = "sqlite:agl.db"
 
 
 class rollout:  # noqa: N801  # used like a function: `with agl.rollout(task) as r:`
-    """Record what happens in the block as one rollout of a task.
+    """Record the block as one rollout of a task.
 
         with agl.rollout({"question": "2+3?"}) as r:      # or `async with`
             answer = my_agent.invoke(..., config={"callbacks": [LightningCallback()]})
             r.reward(score(answer))
 
-    Spans, rewards and notes go into `store` (an address or a `LightningStore`; otherwise `AGL_STORE`, otherwise `./agl.db`). Model calls
-    are recorded with their tokens when they go to a gateway over the same store (`agl serve`): give its address as `gateway` or
-    `AGL_GATEWAY`; a store address `http://...` is a gateway's already. `r.llm` is what the agent's model needs then.
+    Spans, rewards and notes go into `store`, an address or a `LightningStore`. The default is `AGL_STORE`, then `./agl.db`.
 
-    An exception in the block closes the attempt as `failed` and goes on. A record that could not be stored does the same.
+    Model calls are recorded with their tokens if they go through a gateway of the same store (`agl serve`). Give its address as `gateway`
+    or `AGL_GATEWAY`; a store address `http://...` is also its gateway's. Configure the agent's model with `r.llm`.
 
-    The attempt is held by `lease` seconds at a time, for as long as the block takes (`async with`: an event loop that is blocked for
-    longer than that loses it).
+    An exception in the block closes the attempt as `failed` and propagates. So does a record that could not be stored.
+
+    The attempt renews its lease of `lease` seconds until the block ends. In an `async with`, do not block the event loop for longer.
     """
 
     def __init__(
@@ -68,12 +68,12 @@ class rollout:  # noqa: N801  # used like a function: `with agl.rollout(task) as
 
     @property
     def attempt_id(self) -> str:
-        """What `agl.reward_later` needs."""
+        """The attempt's id, for `agl.reward_later`."""
         return self._open().attempt.id
 
     @property
     def llm(self) -> LLM:
-        """Model, address and key by which the agent's calls are recorded as this rollout's."""
+        """Model, address and key for the agent's calls."""
         return self._open().llm
 
     def reward(self, value: float, *, name: str = "reward", source: str = "agent") -> Reward:
@@ -83,7 +83,7 @@ class rollout:  # noqa: N801  # used like a function: `with agl.rollout(task) as
 
     def _open(self) -> Recorder:
         if self._recorder is None:
-            raise RuntimeError("agl.rollout(...) is a context manager; use it as `with agl.rollout(task) as r:`")
+            raise RuntimeError("agl.rollout(...) has not started. Use it as `with agl.rollout(task) as r:`.")
         return self._recorder
 
     async def _begin(self) -> Recorder:
@@ -103,9 +103,9 @@ class rollout:  # noqa: N801  # used like a function: `with agl.rollout(task) as
             try:
                 await store.heartbeat(attempt_id, lease=self._lease)
             except LeaseLost:
-                return  # closing the attempt says so
+                return  # closing the attempt reports it
             except StoreError as error:
-                log.warning("the lease of attempt %s could not be extended, trying again: %s", attempt_id, error)
+                log.warning("The lease of attempt %s could not be extended; trying again. %s", attempt_id, error)
 
     async def _end(self, error: BaseException | None) -> None:
         recorder = self._open()
@@ -115,8 +115,8 @@ class rollout:  # noqa: N801  # used like a function: `with agl.rollout(task) as
                 await recorder.close()
             except Exception as raised:
                 lost = raised
-            why = "; ".join(f"{type(each).__name__}: {each}" for each in (error, lost) if each is not None)
-            await recorder.store.finish(recorder.attempt.id, "failed" if why else "succeeded", error=why or None)
+            reason = "; ".join(f"{type(raised).__name__}: {raised}" for raised in (error, lost) if raised is not None)
+            await recorder.store.finish(recorder.attempt.id, "failed" if reason else "succeeded", error=reason or None)
             if lost is not None:
                 if error is None:
                     raise lost
@@ -166,12 +166,12 @@ class rollout:  # noqa: N801  # used like a function: `with agl.rollout(task) as
 def reward_later(
     attempt_id: str, value: float, *, name: str = "reward", source: str = "agent", store: LightningStore | str | None = None
 ) -> Reward:
-    """Reward an attempt after its end: from any process, a week later.
+    """Reward an attempt after its end, from any process, even a week later.
 
-        agl.reward_later(attempt_id, 1.0, source="customer")      # `r.attempt_id`, kept beside the answer
+        agl.reward_later(attempt_id, 1.0, source="customer")      # store `r.attempt_id` with the answer
 
-    Returns when the store (as `agl.rollout` finds it) has the reward. Raises `RewardError` when the value is not a finite number,
-    `NotFound` for an attempt that is not in this store.
+    Returns when the store has the reward; `store` is as in `agl.rollout`. Raises `RewardError` for a value that is not a finite number, and
+    `NotFound` for an attempt of another store.
     """
     record = Reward(attempt_id=attempt_id, value=checked_reward(value), name=name, source=source)
 
@@ -214,7 +214,7 @@ class _LoopThread:
 
 
 def _gateway_of(store: LightningStore | str) -> str | None:
-    """A store behind `agl serve` stands beside its gateway."""
+    """The gateway of a store behind `agl serve`: the same address."""
     if not isinstance(store, str) or not store.startswith(("http://", "https://")):
         return None
     scheme, _, rest = store.partition("://")

@@ -1,7 +1,7 @@
-"""Claims rollouts, runs the agent, reports. CPU work, anywhere that the store and the gateway can be reached.
+"""Claims rollouts, runs the agent, reports. CPU work, on any machine that reaches the store and the gateway.
 
-Every claimed attempt is closed with a status that says what happened: an agent that raises, hangs, or returns something that is no
-reward is an attempt that did not succeed, and the failure policy says what becomes of it. Nothing that was recorded is lost.
+Every claimed attempt is closed with a status. If the agent raises, hangs, or returns no reward, the attempt fails, and the failure policy
+decides about a retry. Nothing recorded is lost.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from agentlightning.types import JSON, LLM, Attempt, AttemptStatus, Mode, Reward
 
 log = logging.getLogger(__name__)
 Agent = Callable[..., Any]
-"""Called with the task's input, and with an `LLM` where it takes a second argument; sync or async. Returns the reward, or None."""
+"""Called with the task's input, and with an `LLM` if it takes a second argument; sync or async. Returns the reward, or None."""
 
 
 def worker_name() -> str:
@@ -53,7 +53,7 @@ class Runner:
         self.store, self.settings, self.modes = store, settings, modes
         self.name = name or worker_name()
         self.abandoned = 0
-        """Threads of synchronous agents that outlived their timeout and could not be stopped."""
+        """Threads of synchronous agents that run on after their timeout."""
         self._agent, self._takes_llm = agent, takes_llm(agent)
         self._llm = llm
         self._running: set[asyncio.Task[None]] = set()
@@ -61,11 +61,11 @@ class Runner:
 
     @property
     def running(self) -> int:
-        """Rollouts under way."""
+        """The number of running rollouts."""
         return len(self._running)
 
     async def run(self) -> None:
-        """Claim and run until cancelled; then the attempts under way are closed as `cancelled`."""
+        """Claim and run until cancelled; then close the running attempts as `cancelled`."""
         try:
             cursor = 0
             while True:
@@ -80,18 +80,18 @@ class Runner:
                 if not claimed:
                     cursor = await self._something_new(cursor)
         finally:
-            under_way = list(self._running)
-            for task in under_way:
+            running = list(self._running)
+            for task in running:
                 task.cancel()
-            await asyncio.gather(*under_way, return_exceptions=True)
+            await asyncio.gather(*running, return_exceptions=True)
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._running.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
-            self._broken.append(error)  # the store refused to close an attempt: nobody else would say so
+            self._broken.append(error)  # the store refused to close an attempt, and nobody else reports it
 
     async def _something_new(self, cursor: int) -> int:
-        """Wait until a rollout may be claimed: the store changed, one of ours ended, or a lease may have expired."""
+        """Wait until the store changed, one of our rollouts ended, or a lease may have expired."""
         change = asyncio.create_task(self.store.wait(cursor, timeout=self.settings.lease / 4))
         try:
             await asyncio.wait([change, *self._running], return_when=asyncio.FIRST_COMPLETED)
@@ -108,18 +108,18 @@ class Runner:
         error: str | None = None
         try:
             with use(recorder):
-                # A copy: an agent that changes its task must not change that of its group.
+                # a copy: an agent may change its task, but not its group's
                 result = await self._call(copy.deepcopy(rollout.task.input), recorder.llm)
             if result is not None:
                 recorder.add(Reward(attempt_id=attempt.id, value=checked_reward(result), name="return"))
             await recorder.flush()
-            rollout_reward(recorder.rewards, status="succeeded")  # says where two statements of the reward contradict each other
+            rollout_reward(recorder.rewards, status="succeeded")  # raises if two rewards contradict each other
             status = "succeeded"
         except asyncio.CancelledError as raised:
             task = asyncio.current_task()
             if task is not None and task.cancelling():
                 status, error = "cancelled", "the runner was stopped"
-            else:  # nobody cancelled this task: it is the agent's own, as of a token of its framework
+            else:  # the agent's framework raised it; nobody cancelled this task
                 status, error = "failed", _explain(raised)
         except AgentTimeout as timeout:
             status, error = "timed_out", str(timeout)
@@ -132,7 +132,7 @@ class Runner:
         try:
             await self._close(rollout, attempt, recorder, status, error)
         except LeaseLost:
-            return  # somebody else has it now; what this one wrote stays readable
+            return  # another runner has it now; the records of this attempt stay
 
     async def _close(self, rollout: Rollout, attempt: Attempt, recorder: Recorder, status: AttemptStatus, error: str | None) -> None:
         failed = status in ("failed", "timed_out")
@@ -141,15 +141,15 @@ class Runner:
             if penalised:
                 recorder.add(Reward(attempt_id=attempt.id, value=self.settings.penalty, name="penalty", source="runner"))
             await recorder.close()
-        except Exception as raised:  # the store's failure, whatever the agent did
+        except Exception as raised:  # the store failed, whatever the agent did
             status, failed, penalised = "failed", True, False
-            error = "; ".join(said for said in (error, _explain(raised)) if said)
+            error = "; ".join(filter(None, (error, _explain(raised))))
         retry = status == "cancelled" or (failed and not penalised and self.settings.on_failure != "drop")
         state = await self.store.finish(attempt.id, status, error=error, retry=retry)
         registry().hook.rollout_finished(state=state)
 
     async def _infrastructure(self, attempt: Attempt) -> bool:
-        """Whether a model call of the attempt got an error that is the engine's or ours: then its failure says nothing of the agent."""
+        """Whether a model call failed in the engine or the gateway: then the agent is not to blame."""
         records = await self.store.records(attempt.id)
         retried = {call.supersedes for call in records.calls}
         return any(call.status == "error" and call.id not in retried for call in records.calls)
@@ -164,7 +164,7 @@ class Runner:
                     task.cancel()
                 return
             except StoreError as error:
-                log.warning("the lease of attempt %s could not be extended, trying again: %s", attempt.id, error)
+                log.warning("The lease of attempt %s could not be extended; trying again. %s", attempt.id, error)
 
     async def _call(self, task_input: JSON, llm: LLM) -> Any:
         arguments = (task_input, llm) if self._takes_llm else (task_input,)
@@ -180,7 +180,7 @@ class Runner:
             raise
 
     async def _in_thread(self, call: Callable[[], Any]) -> Any:
-        """Run a synchronous agent in a thread of its own: one that hangs must not take a place in a pool."""
+        """Run a synchronous agent in its own thread: one that hangs must not block a pool."""
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Any] = loop.create_future()
         context = contextvars.copy_context()
@@ -212,14 +212,16 @@ class Runner:
                 raise self._timeout() from error
             raise
 
-    def _timeout(self, stopped: BaseException | None = None) -> AgentTimeout:
-        said = f"the agent did not return within {self.settings.timeout:g} s; raise runner.timeout, or look with `agl show` where it hangs"
-        # What the agent noted when it was cancelled tells more.
-        return AgentTimeout("; ".join([said, *getattr(stopped, "__notes__", ())]))
+    def _timeout(self, cancelled: BaseException | None = None) -> AgentTimeout:
+        """The error of a timeout, with the notes of the agent's cancellation."""
+        text = (
+            f"The agent did not return within {self.settings.timeout:g} s. Raise runner.timeout, or find out with `agl show` why it hangs."
+        )
+        return AgentTimeout(" ".join([text, *getattr(cancelled, "__notes__", ())]))
 
 
 def takes_llm(agent: Agent) -> bool:
-    """Whether the agent is called with `(task, llm)` rather than `(task)`. `ConfigError` when it takes neither."""
+    """Whether the agent takes `(task, llm)`, not `(task)`. Raises `ConfigError` if it takes neither."""
     try:
         signature = inspect.signature(agent)
     except (TypeError, ValueError):
@@ -230,20 +232,18 @@ def takes_llm(agent: Agent) -> bool:
         except TypeError:
             continue
         return len(arguments) == 2
-    raise ConfigError(
-        f"the agent {getattr(agent, '__qualname__', agent)!r} takes {signature}; expected (task, llm) or (task), and nothing else required"
-    )
+    raise ConfigError(f"The agent {getattr(agent, '__qualname__', agent)!r} takes {signature}. Expected (task, llm) or (task) alone.")
 
 
 def is_async(agent: Agent) -> bool:
-    """Whether calling the agent gives something to await."""
+    """Whether calling the agent returns an awaitable."""
     while isinstance(agent, functools.partial):
         agent = agent.func
     return inspect.iscoroutinefunction(agent) or inspect.iscoroutinefunction(getattr(agent, "__call__", None))  # noqa: B004
 
 
 def _explain(error: BaseException) -> str:
-    """What was raised and where, in the user's own code, for `agl show`."""
+    """The error and its line in the user's own code, for `agl show`."""
     frames = traceback.extract_tb(error.__traceback__)
     where = f" at {frames[-1].filename}:{frames[-1].lineno}" if frames else ""
     own = [frame for frame in frames if "site-packages" not in frame.filename and "agentlightning" not in frame.filename]

@@ -1,8 +1,8 @@
-"""Worker processes for agents that block or crash: each is a `Runner` over the store's HTTP address.
+"""Worker processes for agents that block or crash: each is a `Runner` on the store's HTTP address.
 
-A worker is told `module:function` and addresses as JSON on its standard input, never a pickle, and ends when that input closes, so no
-worker outlives the process that started it. One that dies is replaced, and its attempts are given back at once; one whose attempt is
-far beyond its timeout (its event loop is blocked) is killed.
+A worker reads `module:function` and addresses as JSON from its standard input, never a pickle. It ends when that input closes, so no
+worker outlives the process that started it. A worker that dies is replaced, and its attempts are returned at once. A worker is killed if an
+attempt is far beyond its timeout: its event loop is blocked.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ log = logging.getLogger("agentlightning.runner.worker_pool")
 
 @dataclass(frozen=True, kw_only=True)
 class WorkerOrder:
-    """What a worker process is told."""
+    """The settings of a worker process."""
 
     agent: str
     """`module:function`"""
@@ -44,22 +44,22 @@ class WorkerOrder:
     base_url: str
     adapters: tuple[str, ...]
     models: tuple[str, ...]
-    """Names that stand for the model."""
+    """Names of the model in the agent's code."""
     settings: dict[str, Any]
     path: tuple[str, ...]
-    """Import path of the parent, so that the same modules are found."""
+    """The parent's import path."""
     name: str
 
 
 def reference_of(agent: str | Callable[..., Any]) -> str:
-    """`module:function` of an agent that worker processes can import; `ConfigError` for one that they cannot."""
+    """`module:function` of an agent. Raises `ConfigError` if worker processes cannot import it."""
     if isinstance(agent, str):
         return agent
     module, name = getattr(agent, "__module__", None), getattr(agent, "__qualname__", None)
     if module is None or name is None or "<" in name or module == "__main__":
         raise ConfigError(
-            f"the agent {name or agent!r} cannot be imported by worker processes (it is a closure, a lambda, or lives in the script that "
-            "was started); put it at the top level of a module and pass 'module:function', or use runner.workers = 0"
+            f"Worker processes cannot import the agent {name or agent!r}: it is a closure, a lambda, or in the main script. Put it at "
+            "the top level of a module and pass 'module:function', or set runner.workers = 0."
         )
     return f"{module}:{name}"
 
@@ -68,15 +68,15 @@ class Workers:
     """Keeps `settings.workers` processes running until cancelled."""
 
     GRACE = 10.0
-    """Seconds beyond the timeout after which a worker counts as blocked."""
+    """Seconds beyond the timeout, after which a worker counts as blocked."""
     CRASHES = 3
-    """Workers in a row that died without having claimed a rollout, after which starting them is given up."""
+    """Workers in a row that may die before they claim a rollout."""
 
     def __init__(self, store: LightningStore, order: WorkerOrder, settings: RunnerSettings) -> None:
         self._store, self._order, self._settings = store, order, settings
 
     async def run(self) -> None:
-        """Raises what made starting workers pointless."""
+        """Run until cancelled. Raises `AgentError` if workers die one after the other."""
         keepers = [asyncio.create_task(self._keep(number)) for number in range(self._settings.workers)]
         try:
             done, _ = await asyncio.wait(keepers, return_when=asyncio.FIRST_COMPLETED)
@@ -103,23 +103,23 @@ class Workers:
             finally:
                 watch.cancel()
                 await _end(process)
-            await self._give_back(order.name, "failed", f"worker process {order.name} died with exit code {code}")
+            await self._give_back(order.name, "failed", f"Worker process {order.name} died with exit code {code}.")
             useless = 0 if await self._claimed(order.name) else useless + 1
-            log.warning("worker process %s died with exit code %s; starting another", order.name, code)
+            log.warning("Worker process %s died with exit code %s. Starting another.", order.name, code)
             if useless >= self.CRASHES:
                 raise AgentError(
-                    f"{useless} worker processes in a row died (exit code {code}) before claiming a rollout; their output above says why"
+                    f"{useless} workers in a row died with exit code {code} before claiming a rollout. Read their output above."
                 )
 
     async def _watch(self, name: str, process: Process) -> None:
-        """Keep the leases of a living worker, whose agent may block its heartbeat, and kill it when an attempt is far too late."""
+        """Extend a living worker's leases: its agent may block the heartbeat. Kill it if an attempt is far too late."""
         beat = 0.0
         while True:
             await asyncio.sleep(1)
             now, due = time.time(), time.monotonic() - beat > self._settings.lease / 3
             for attempt in await self._running(name):
                 if now - attempt.started > self._settings.timeout + self.GRACE:
-                    late = f"the agent blocked its worker process beyond the timeout of {self._settings.timeout:g} s and was killed"
+                    late = f"The agent blocked its worker process beyond the timeout of {self._settings.timeout:g} s, so it was killed."
                     await self._give_back(name, "timed_out", late)
                     process.kill()
                     return
@@ -154,7 +154,7 @@ async def _start(order: WorkerOrder) -> Process:
 
 
 async def _end(process: Process) -> None:
-    """Close its input, which asks it to end; then insist."""
+    """Close its input to end it; kill it after 3 s."""
     if process.returncode is not None:
         return
     if process.stdin is not None:
@@ -184,7 +184,7 @@ async def _work(order: WorkerOrder) -> None:
     def until_input_closes() -> None:
         sys.stdin.buffer.read()
         loop.call_soon_threadsafe(task.cancel)
-        # An agent that blocks the loop cannot hear it.
+        # an agent that blocks the loop delays the cancellation
         threading.Timer(2, os._exit, [0]).start()
 
     threading.Thread(target=until_input_closes, daemon=True).start()
@@ -198,7 +198,7 @@ def main() -> None:
     """Entry of a worker process."""
     import signal
 
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all workers; the parent decides
     order = msgspec.json.decode(sys.stdin.buffer.readline(), type=WorkerOrder)
     for entry in reversed(order.path):
         if entry not in sys.path:

@@ -277,7 +277,7 @@ async def test_the_model_is_reached_past_a_proxy(shop: Shop, monkeypatch: pytest
 
 
 async def test_a_command_outside_its_context_starts_nothing(tmp_path: Path) -> None:
-    with pytest.raises(AgentError, match="inside `with CommandAgent"):
+    with pytest.raises(AgentError, match="Use it as `with CommandAgent"):
         await CommandAgent("touch started", folder=tmp_path)(None, LLM("m", "http://127.0.0.1:1/v1", "key"))
     await asyncio.sleep(0.2)
     assert not (tmp_path / "started").exists()
@@ -311,7 +311,7 @@ async def test_a_program_that_prints_no_reward_has_failed_and_its_words_are_in_t
     status, rewards, error = await shop.one("sh -c 'echo all done; echo careful >&2'")
     assert (status, rewards) == ("failed", [])
     for part in (
-        "the last line of its standard output is 'all done'",
+        "The last line of its standard output is 'all done'",
         "reward = 'exit_code'",
         "stderr ends:\ncareful",
         "stdout ends:\nall done",
@@ -361,13 +361,13 @@ async def test_the_reward_may_stand_in_a_file(shop: Shop) -> None:
     assert await shop.one("sh -c 'echo 0.125 > \"$AGL_REWARD_FILE\"; echo talk'", reward="file") == ("succeeded", [0.125], "")
     status, _, error = await shop.one("sh -c 'echo 1'", reward="file")
     assert status == "failed"
-    assert "the file AGL_REWARD_FILE cannot be read: No such file" in error
+    assert "The file AGL_REWARD_FILE cannot be read: No such file" in error
 
 
 async def test_a_program_that_should_post_and_does_not_has_failed(shop: Shop) -> None:
     status, _, error = await shop.one("sh -c 'echo 1'", reward="post")
     assert status == "failed"
-    assert "had posted no reward to AGL_REWARD_URL" in error
+    assert "must post one to AGL_REWARD_URL" in error
 
 
 # --- the end of a program
@@ -453,17 +453,17 @@ asyncio.run(main())
 """
 KILLED_AT_THE_START = """
 import os, signal
-from agentlightning.runner import program
+from agentlightning.runner.managed_process import ManagedProcess
 
-start = program._Process._start
+start = ManagedProcess._start
 
-async def killed(self):
-    await start(self)
+def killed(self, command):
+    start(self, command)
     while not os.path.exists("pids") or len(open("pids").read().split()) < 4:  # the loop does not run on
         pass
     os.kill(os.getpid(), signal.SIGKILL)
 
-program._Process._start = killed
+ManagedProcess._start = killed
 """
 
 
@@ -525,9 +525,9 @@ async def test_a_second_cancellation_does_not_leave_a_program_behind(tmp_path: P
         ("", "command is empty"),
         ("sh -c 'echo", "cannot be split into words: No closing quotation"),
         ("pyton agent.py", "the program 'pyton' is not found on PATH"),
-        ("python-of-nobody agent.py", "not found on PATH; this Python is "),
+        ("python-of-nobody agent.py", "not found on PATH. This Python is "),
         ("./agent.sh", r"the program '\./agent\.sh' is not an executable file"),
-        ("A=1 sh agent.sh", "a command runs without a shell"),
+        ("A=1 sh agent.sh", "A command runs without a shell"),
     ],
 )
 def test_a_command_that_cannot_run_is_refused(tmp_path: Path, line: str, says: str) -> None:
@@ -540,5 +540,5 @@ def test_a_program_beside_the_configuration_is_found_there(tmp_path: Path) -> No
     (tmp_path / "agent.sh").write_text("#!/bin/sh\necho 1\n")
     os.chmod(tmp_path / "agent.sh", 0o755)
     assert CommandAgent("./agent.sh", folder=tmp_path).folder == tmp_path
-    with pytest.raises(ConfigError, match="there is no folder"):
+    with pytest.raises(ConfigError, match="does not exist"):
         CommandAgent("sh agent.sh", folder=tmp_path / "nowhere")

@@ -121,7 +121,7 @@ def test_options_replace_what_a_configuration_says(config: Path, tmp_path: Path)
 def test_a_program_that_fails_shows_its_own_words(config: Path) -> None:
     code, output = agl(str(config), "--command", "sh -c 'echo no such luck >&2; exit 3'", "--limit", "1")
     assert code == 1
-    assert "first failure: the command exited with code 3; stderr ends:\nno such luck" in output
+    assert "first failure: The command exited with code 3; stderr ends:\nno such luck" in output
 
 
 @pytest.mark.parametrize(

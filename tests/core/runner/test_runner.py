@@ -344,7 +344,7 @@ def test_an_agent_that_takes_neither_task_nor_task_and_llm_is_refused() -> None:
     def solve(task: Any, llm: Any, more: Any) -> float:
         return 1.0
 
-    with pytest.raises(ConfigError, match=r"expected \(task, llm\) or \(task\)"):
+    with pytest.raises(ConfigError, match=r"Expected \(task, llm\) or \(task\)"):
         takes_llm(solve)
     assert takes_llm(lambda task, llm: 1.0)
     assert not takes_llm(lambda task: 1.0)

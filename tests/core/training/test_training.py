@@ -274,7 +274,7 @@ def test_a_closure_cannot_go_to_worker_processes_and_the_error_says_so(model: st
     async def solve(task: Any, llm: agl.LLM) -> float:
         return 1.0
 
-    with pytest.raises(ConfigError, match="cannot be imported by worker processes"):
+    with pytest.raises(ConfigError, match="Worker processes cannot import the agent"):
         agl.train(solve, tasks=TASKS, **settings(model, tmp_path, runner={"workers": 1}))
 
 

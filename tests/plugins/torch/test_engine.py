@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM
 from agentlightning.contracts.model import ModelFiles
 from agentlightning.errors import ConfigError, ContextOverflow, EngineError, UnsupportedSetting
 from agentlightning.types import Policy, Sampling, ints
-from agentlightning_torch.engine import Settings, TorchEngine
+from agentlightning_torch.engine import TorchEngine, TorchEngineSettings
 from agentlightning_torch.optim import add_lora, trained_parameters
 from agentlightning_torch.sampler import Reply, Sampler
 from agentlightning_torch.slots import probe
@@ -26,7 +26,7 @@ from agentlightning_torch.testing import tiny_model
 from agentlightning_torch.weights import FairLock, Weights, get_weights
 
 VOCABULARY = 259
-FLOAT32 = Settings(dtype="float32")
+FLOAT32 = TorchEngineSettings(dtype="float32")
 """What is compared with a plain forward pass, on a GPU as well."""
 
 
@@ -336,10 +336,10 @@ async def test_a_policy_on_disk_is_loaded_and_a_wrong_one_refused(engine, tmp_pa
     np.testing.assert_allclose(logprobs, expected(AutoModelForCausalLM.from_pretrained(other.path), prompt(30), ids), atol=1e-4)
     wrong = tiny_model(tmp_path / "wrong", hidden=32)
     for uri, said in (
-        (f"file:{wrong.path}", "another model"),
-        (f"file:{tmp_path}/none", "no weights"),
+        (f"file:{wrong.path}", "is not 'tiny'"),
+        (f"file:{tmp_path}/none", "holds no weights"),
         ("memory:elsewhere", "in memory are"),
-        ("nccl:x", "expected `file:`"),
+        ("nccl:x", "Expected `file:`"),
     ):
         with pytest.raises(EngineError, match=said):
             await engine.load(Policy(version=5, base="tiny", uri=uri))
@@ -367,7 +367,7 @@ async def test_an_adapter_is_served_and_merged_in_nothing(engine, tmp_path):
 
 
 async def test_little_memory_makes_replies_wait_and_changes_none(files):
-    small = await TorchEngine.create(files, Settings(memory_gb=1.2e6 / 2**30, dtype="float32"), {})  # 128 tokens of a row are 66 kB
+    small = await TorchEngine.create(files, TorchEngineSettings(memory_gb=1.2e6 / 2**30, dtype="float32"), {})  # 128 tokens take 66 kB
     big = await TorchEngine.create(files, FLOAT32, {})
     asked = [(prompt(20 + n, seed=n), {"seed": n, "max_tokens": 150}) for n in range(12)]
     few = await asyncio.gather(*(ask(small, ids, **settings) for ids, settings in asked))
@@ -443,7 +443,7 @@ def test_engine_and_trainer_share_one_copy_and_cannot_ask_for_two(files):
     share = {}
     weights = get_weights(share, files, device="cpu")
     assert get_weights(share, files, dtype="float32") is weights
-    with pytest.raises(ConfigError, match=r"dtype is 'float64'.*on torch.float32"):
+    with pytest.raises(ConfigError, match=r"dtype is 'float64'.*dtype 'torch.float32'"):
         get_weights(share, files, dtype="float64")
     with pytest.raises(ConfigError, match="'cpux' cannot be used"):
         get_weights({}, files, device="cpux")
@@ -462,13 +462,13 @@ async def test_a_model_that_is_not_plain_attention_is_refused_by_name(files, tmp
     (tmp_path / "config.json").write_text(json.dumps({**config, **change}))
     (tmp_path / "model.safetensors").write_bytes((Path(files.path) / "model.safetensors").read_bytes())
     with pytest.raises(UnsupportedSetting, match=r"'odd' is not one: it uses sliding"):
-        await TorchEngine.create(ModelFiles("odd", str(tmp_path)), Settings(), {})
+        await TorchEngine.create(ModelFiles("odd", str(tmp_path)), TorchEngineSettings(), {})
 
 
 @pytest.mark.parametrize("settings", [{"max_batch": 0}, {"memory_gb": 0.0}])
 def test_settings_that_cannot_work_are_refused(settings):
     with pytest.raises(ConfigError, match=rf"engine\.{next(iter(settings))}"):
-        Settings(**settings)
+        TorchEngineSettings(**settings)
 
 
 def sampler_of(files: ModelFiles, tokens: int) -> Sampler:

@@ -57,7 +57,7 @@ def test_an_interpreter_without_pip_is_told_how_to_get_it(offline, monkeypatch, 
     bare.write_text("#!/bin/sh\necho 'No module named pip' >&2\nexit 1\n")
     bare.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(bare))
-    with pytest.raises(ConfigError, match=r"python has none; run: .*-m ensurepip"):
+    with pytest.raises(ConfigError, match=r"python has no pip to fetch .*Run: .*-m ensurepip"):
         find()
 
 

@@ -13,8 +13,7 @@ from agentlightning.contracts.model import ModelFiles
 from agentlightning.testing.engine_contract import EngineContract
 from agentlightning.testing.trainer_contract import TrainerContract
 from agentlightning.types import Policy
-from agentlightning_torch.engine import Settings as EngineSettings
-from agentlightning_torch.engine import TorchEngine
+from agentlightning_torch.engine import TorchEngine, TorchEngineSettings
 from agentlightning_torch.testing import tiny_model
 from agentlightning_torch.trainer import Settings as TrainerSettings
 from agentlightning_torch.trainer import TorchTrainer
@@ -29,7 +28,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> ModelFiles:
 class TestTorchEngine(EngineContract):
     @pytest.fixture
     async def engine(self, files: ModelFiles) -> AsyncIterator[TorchEngine]:
-        engine = await TorchEngine.create(files, EngineSettings(device="cpu", dtype="float32"), {})
+        engine = await TorchEngine.create(files, TorchEngineSettings(device="cpu", dtype="float32"), {})
         yield engine
         await engine.close()
 

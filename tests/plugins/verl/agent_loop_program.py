@@ -19,7 +19,7 @@ from verl.utils import tensordict_utils as tu
 from verl.workers.rollout.replica import TokenOutput
 
 from agentlightning.types import Sampling, ints
-from agentlightning_torch.engine import Settings, TorchEngine
+from agentlightning_torch.engine import TorchEngine, TorchEngineSettings
 from agentlightning_torch.testing import tiny_model
 from agentlightning_torch.weights import get_weights
 from agentlightning_verl.agent_loop import LightningAgentLoopManager
@@ -47,7 +47,7 @@ class Client:
 
     def __init__(self, path: str) -> None:
         files = tiny_model(path)
-        self.engine = TorchEngine(get_weights({}, files, device="cpu", dtype="float32"), Settings())
+        self.engine = TorchEngine(get_weights({}, files, device="cpu", dtype="float32"), TorchEngineSettings())
         self.asked: list[str] = []
 
     async def generate(self, request_id: str, *, prompt_ids: list[int], sampling_params: dict[str, Any]) -> TokenOutput:

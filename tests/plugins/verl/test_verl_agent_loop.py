@@ -94,5 +94,5 @@ for path in (None, "/no/such.toml"):
     lines = [line for line in ran.stdout.splitlines() if "Error" in line or "Setting" in line]
     assert "UnsupportedSetting actor_rollout_ref.rollout samples with top_p 0.9" in lines[0]
     assert "top_k 20" in lines[1]
-    assert "agent_loop_config_path names no file" in lines[2]
-    assert "/no/such.toml: the agent's configuration cannot be read" in lines[3]
+    assert "agent_loop_config_path is empty" in lines[2]
+    assert "/no/such.toml: The agent's configuration cannot be read" in lines[3]

@@ -8,7 +8,7 @@ from verl_world import PYTHON
 from agentlightning.contracts.model import ModelFiles
 from agentlightning.testing.trainer_contract import TrainerContract
 from agentlightning_torch.testing import tiny_model
-from agentlightning_verl.settings import Settings
+from agentlightning_verl.settings import VerlSettings
 from agentlightning_verl.trainer import VerlTrainer
 
 pytestmark = [
@@ -29,4 +29,4 @@ class TestVerlTrainer(TrainerContract):
         self.files = files
 
     async def make(self) -> VerlTrainer:
-        return await VerlTrainer.create(self.files, Settings(python=PYTHON, lr=1e-3, device="cpu", tokens_per_pack=200), {})
+        return await VerlTrainer.create(self.files, VerlSettings(python=PYTHON, lr=1e-3, device="cpu", tokens_per_pack=200), {})

@@ -15,7 +15,7 @@ from agentlightning.contracts.model import ModelFiles
 from agentlightning.errors import ConfigError, UnsupportedSetting
 from agentlightning_verl.message import Message, receive, send
 from agentlightning_verl.rows import rows_of
-from agentlightning_verl.settings import Settings
+from agentlightning_verl.settings import VerlSettings
 from agentlightning_verl.trainer import VerlTrainer
 
 
@@ -77,14 +77,14 @@ def test_two_temperatures_in_one_conversation_are_refused() -> None:
     temperature = batch.temperature.copy()
     temperature[np.flatnonzero(batch.trained)[0]] = 0.5
     object.__setattr__(batch, "temperature", temperature)
-    with pytest.raises(UnsupportedSetting, match=r"one temperature for each conversation, and one of this batch has 0\.5, 1\.0"):
+    with pytest.raises(UnsupportedSetting, match=r"takes one temperature for each conversation, and one of this batch has 0\.5, 1\.0"):
         rows_of(batch)
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"workers": 0}, "trainer.workers is 0; expected at least 1"),
+        ({"workers": 0}, "trainer.workers is 0. Expected at least 1."),
         ({"nodes": 2}, "needs a Ray cluster"),
         ({"train": "top:8"}, "'full' or 'lora' (top layers alone: trainer 'torch')"),
         ({"lr": 3.0}, "trainer.lr is 3.0"),
@@ -95,7 +95,7 @@ def test_two_temperatures_in_one_conversation_are_refused() -> None:
 )
 def test_a_wrong_setting_is_named(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        Settings(**settings)
+        VerlSettings(**settings)
     assert message in str(caught.value)
 
 
@@ -106,12 +106,12 @@ def test_a_setting_of_verls_that_would_be_ignored_is_refused_by_name(key: str) -
 
 
 async def test_a_python_without_verl_is_named_with_the_way_out(tmp_path: Any) -> None:
-    with pytest.raises(ConfigError, match="is no program; expected a Python that has it"):
-        await VerlTrainer.create(ModelFiles("m", "m"), Settings(python="/no/python"), {})
+    with pytest.raises(ConfigError, match=r"is no program\. Run: pip install"):
+        await VerlTrainer.create(ModelFiles("m", "m"), VerlSettings(python="/no/python"), {})
     bare = tmp_path / "python"
     bare.write_text("#!/bin/sh\necho 'PackageNotFoundError: verl' >&2\nexit 1\n")
     bare.chmod(0o755)
-    with pytest.raises(ConfigError, match=r"has no verl \(PackageNotFoundError: verl\); .*pip install 'agentlightning\[torch,verl\]'"):
-        await VerlTrainer.create(ModelFiles("m", "m"), Settings(python=str(bare)), {})
+    with pytest.raises(ConfigError, match=r"has no verl \(PackageNotFoundError: verl\)\. Run: pip install 'agentlightning\[torch,verl\]'"):
+        await VerlTrainer.create(ModelFiles("m", "m"), VerlSettings(python=str(bare)), {})
     with pytest.raises(ConfigError, match="needs total_steps"):
-        await VerlTrainer.create(ModelFiles("m", "m"), Settings(schedule="cosine"), {})
+        await VerlTrainer.create(ModelFiles("m", "m"), VerlSettings(schedule="cosine"), {})

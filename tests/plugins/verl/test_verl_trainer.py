@@ -26,7 +26,7 @@ from agentlightning.training.weight_sync import WeightCheck
 from agentlightning_torch.testing import tiny_model
 from agentlightning_torch.trainer import Settings as TorchSettings
 from agentlightning_torch.trainer import TorchTrainer
-from agentlightning_verl.settings import Settings
+from agentlightning_verl.settings import VerlSettings
 from agentlightning_verl.trainer import VerlTrainer
 
 pytestmark = [pytest.mark.skipif(PYTHON is None, reason="make test-verl: verl in an environment of its own"), pytest.mark.timeout(600)]
@@ -44,7 +44,7 @@ async def pair(files: ModelFiles) -> AsyncIterator[Any]:
 
     async def made(**settings: Any) -> tuple[VerlTrainer, TorchTrainer]:
         torch.set_num_threads(1)
-        verl = await VerlTrainer.create(files, Settings(python=PYTHON, lr=LR, device="cpu", **settings), {})
+        verl = await VerlTrainer.create(files, VerlSettings(python=PYTHON, lr=LR, device="cpu", **settings), {})
         opened.append(verl)
         shared = {key: value for key, value in settings.items() if key not in ("workers", "train")}
         opened.append(await TorchTrainer.create(files, TorchSettings(lr=LR, device="cpu", dtype="float32", **shared), {}))
@@ -109,7 +109,7 @@ async def test_a_checkpoint_goes_on_as_if_nothing_had_been(pair: Any, files: Mod
     AutoModelForCausalLM.from_pretrained(tmp_path / "checkpoint")
     assert AutoTokenizer.from_pretrained(tmp_path / "checkpoint").eos_token_id is not None
     (tmp_path / "bare").mkdir()
-    with pytest.raises(TrainerError, match="no checkpoint to go on from"):
+    with pytest.raises(TrainerError, match="is no checkpoint to resume"):
         await verl.restore(tmp_path / "bare")
 
 
@@ -133,7 +133,7 @@ async def test_a_lora_adapter_is_trained_exported_and_merged_into_the_checkpoint
 async def test_a_process_that_is_killed_is_an_error_that_shows_its_log(pair: Any) -> None:
     verl, _ = await pair()
     os.kill(verl._process.pid, signal.SIGKILL)
-    with pytest.raises(TrainerError, match=r"verl's process failed to update: .*its log .*verl\.log ends"):
+    with pytest.raises(TrainerError, match=r"verl's process failed to update: .*Its log .*verl\.log ends"):
         await verl.step(batch_of(), PPOClip())
 
 

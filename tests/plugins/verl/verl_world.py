@@ -19,7 +19,7 @@ from agentlightning.training.weight_sync import WeightCheck
 from agentlightning.types import Policy, Task, Trajectory, Transition
 from agentlightning_torch.trainer import Settings as TorchSettings
 from agentlightning_torch.trainer import TorchTrainer
-from agentlightning_verl.settings import Settings as VerlSettings
+from agentlightning_verl.settings import VerlSettings
 from agentlightning_verl.trainer import VerlTrainer
 
 PYTHON = os.environ.get("AGL_TEST_VERL")

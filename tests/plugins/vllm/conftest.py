@@ -18,7 +18,7 @@ from agentlightning_torch.testing import tiny_model
 from agentlightning_torch.trainer import Settings as TrainerSettings
 from agentlightning_torch.trainer import TorchTrainer
 from agentlightning_vllm.engine import VllmEngine
-from agentlightning_vllm.settings import Settings
+from agentlightning_vllm.settings import VllmSettings
 
 REAL = os.environ.get("AGL_TEST_VLLM")
 
@@ -67,7 +67,7 @@ async def make(python: str, files: ModelFiles, tmp_path: Path) -> AsyncIterator[
         trainer = await TorchTrainer.create(files, TrainerSettings(train=train, dtype="float32", device="cpu"), share)
         if "urls" not in settings:
             settings.setdefault("python", python)
-        engine = await VllmEngine.create(files, Settings(**settings), share)
+        engine = await VllmEngine.create(files, VllmSettings(**settings), share)
         worlds.append(World(trainer, engine, tmp_path / f"weights-{len(worlds)}"))
         worlds[-1].folder.mkdir()
         return worlds[-1]

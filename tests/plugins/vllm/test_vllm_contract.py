@@ -17,7 +17,7 @@ from agentlightning.types import Policy
 from agentlightning_torch.trainer import Settings as TrainerSettings
 from agentlightning_torch.trainer import TorchTrainer
 from agentlightning_vllm.engine import VllmEngine
-from agentlightning_vllm.settings import Settings
+from agentlightning_vllm.settings import VllmSettings
 
 
 @pytest.fixture(scope="class")
@@ -29,7 +29,7 @@ def shared_world(python: str, files: ModelFiles, tmp_path_factory: pytest.TempPa
         torch.set_num_threads(1)
         share: Share = {}
         trainer = await TorchTrainer.create(files, TrainerSettings(dtype="float32", device="cpu"), share)
-        world = World(trainer, await VllmEngine.create(files, Settings(python=python), share), folder)
+        world = World(trainer, await VllmEngine.create(files, VllmSettings(python=python), share), folder)
         await world.serve()
         return world
 

@@ -16,14 +16,15 @@ from safetensors.torch import load_file, save_file
 
 from agentlightning.contracts.model import ModelFiles
 from agentlightning.errors import ConfigError, ContextOverflow, EngineError, UnsupportedSetting
-from agentlightning.runner.managed_process import Process
+from agentlightning.runner.managed_process import Command, ManagedProcess
+from agentlightning.runner.process_output import LogFile
 from agentlightning.training.weight_sync import folder_of
 from agentlightning.types import Policy, Sampling, ints
 from agentlightning_torch.engine import TorchEngine
 from agentlightning_vllm.engine import VllmEngine
 from agentlightning_vllm.environment import find_environment
 from agentlightning_vllm.server import Order, free_port, lora_rank
-from agentlightning_vllm.settings import Settings
+from agentlightning_vllm.settings import VllmSettings
 from agentlightning_vllm.wire import Wire
 
 REAL = bool(os.environ.get("AGL_TEST_VLLM"))
@@ -127,7 +128,7 @@ async def test_a_load_that_was_sabotaged_is_an_error_and_the_next_one_is_not(mak
     file = folder_of(policy) / "model.safetensors"
     weights = load_file(file)
     save_file({name: value * 1.1 for name, value in weights.items()}, file, {"format": "pt"})
-    with pytest.raises(EngineError, match=r"given version 1 .* differ from the trainer's by .* nats"):
+    with pytest.raises(EngineError, match=r"loaded version 1 .* differ from the trainer's by .* nats"):
         await world.engine.load(policy)
     assert world.engine.policy.version == 0
     # those of the version before: a small step away, which no fixed limit could tell
@@ -229,7 +230,7 @@ async def test_servers_sleep_while_the_engine_is_paused(make: Any, gpu_python: s
 
 
 async def test_a_sleep_without_a_gpu_is_refused_by_name(make: Any) -> None:
-    with pytest.raises(UnsupportedSetting, match=r"engine\.sleep gives a GPU's memory"):
+    with pytest.raises(UnsupportedSetting, match=r"engine\.sleep frees a GPU"):
         await make(sleep=True)
 
 
@@ -248,7 +249,7 @@ async def test_a_lora_adapter_is_served_on_its_base(make: Any) -> None:
     os.kill(world.engine.replicas[0].pid, signal.SIGKILL)
     again = await ask(world.engine, prompt(30), temperature=0, max_tokens=20)
     assert again[0] == ids
-    with pytest.raises(EngineError, match="kind 'lora', and was asked for one of kind 'full'"):
+    with pytest.raises(EngineError, match="serves a lora policy and cannot load a full one"):
         await world.engine.load(Policy(version=2, base="tiny", uri=f"file:{world.folder}"))
 
 
@@ -285,10 +286,11 @@ async def test_a_running_server_is_given_the_weights_and_given_them_again_when_s
     port = free_port()
     monkeypatch.setenv("THEIR_KEY", "sesame")
 
-    def started() -> Process:
-        order = Order(Settings(), find_environment(python), files.path, 512, "float32")
+    def started() -> ManagedProcess:
+        order = Order(VllmSettings(), find_environment(python), files.path, 512, "float32")
         base = Policy(version=0, base="tiny", uri=f"file:{files.path}")
-        return Process(order.arguments(base, files.path, None, port), order.variables("sesame", 0), tmp_path / "theirs.log")
+        command = Command(arguments=order.arguments(base, files.path, None, port), environment=order.variables("sesame", 0))
+        return ManagedProcess(command, LogFile(tmp_path / "theirs.log"))
 
     server = started()
     try:
@@ -325,7 +327,7 @@ async def _healthy(port: int) -> bool:
 
 async def test_a_server_that_cannot_start_says_why(make: Any) -> None:
     world = await make(args=["--no-such-argument"])
-    with pytest.raises(EngineError, match=r"exited with code \d+; its log .* ends:[\s\S]*no-such-argument"):
+    with pytest.raises(EngineError, match=r"exited with code \d+\. Its log .* ends:[\s\S]*no-such-argument"):
         await world.serve()
     log = next(world.engine.logs.glob("*.log"))
     await world.engine.close()
@@ -335,47 +337,47 @@ async def test_a_server_that_cannot_start_says_why(make: Any) -> None:
 async def test_nobody_at_an_address_is_an_error_that_names_it(make: Any) -> None:
     port = free_port()
     world = await make(urls=[f"http://127.0.0.1:{port}"])
-    with pytest.raises(EngineError, match=f"no vLLM server answers at http://127.0.0.1:{port}"):
+    with pytest.raises(EngineError, match=f"No vLLM server answers at http://127.0.0.1:{port}"):
         await world.serve()
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"replicas": 0}, "engine.replicas is 0; expected at least 1"),
-        ({"devices": ["0"], "replicas": 2}, "one for each of the 2 replicas"),
-        ({"args": ["--port=1"]}, "'--port=1', which the engine sets itself"),
-        ({"args": ["--max_model_len", "5"]}, "sets itself"),
-        ({"urls": ["ftp://x"]}, "expected an address as http"),
-        ({"urls": ["http://x"], "replicas": 2}, "engine.replicas is of servers that are started here"),
+        ({"replicas": 0}, "engine.replicas is 0. Expected at least 1."),
+        ({"devices": ["0"], "replicas": 2}, "one entry for each of the 2 replicas"),
+        ({"args": ["--port=1"]}, "'--port=1', an argument of the engine's own"),
+        ({"args": ["--max_model_len", "5"]}, "an argument of the engine's own"),
+        ({"urls": ["ftp://x"]}, "Expected an address like http"),
+        ({"urls": ["http://x"], "replicas": 2}, "engine.replicas has no effect on the running servers"),
         ({"urls": ["http://x"], "key_env": "AGL_NO_SUCH"}, "AGL_NO_SUCH is not set"),
-        ({"key_env": "HOME"}, "engine.urls names none"),
-        ({"weight_check_limit": 0.0}, "engine.weight_check_limit is 0.0; expected above 0"),
-        ({"dtype": "int8"}, "expected 'auto', 'float32'"),
+        ({"key_env": "HOME"}, "engine.urls is empty"),
+        ({"weight_check_limit": 0.0}, "engine.weight_check_limit is 0.0. Expected above 0."),
+        ({"dtype": "int8"}, "Expected 'auto', 'float32'"),
     ],
 )
 def test_a_wrong_setting_is_named_before_anything_starts(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        Settings(**settings)
+        VllmSettings(**settings)
     assert message in str(caught.value)
 
 
 async def test_a_python_without_vllm_and_a_context_that_is_too_long_are_named(files: ModelFiles, python: str, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"is no program; expected a Python that has vLLM"):
-        await VllmEngine.create(files, Settings(python="/no/such/python"), {})
+    with pytest.raises(ConfigError, match=r"is no program\. Expected a Python with vLLM"):
+        await VllmEngine.create(files, VllmSettings(python="/no/such/python"), {})
     bare = tmp_path / "bare"
     bare.write_text("#!/bin/sh\necho '{}'\n")
     bare.chmod(0o755)
-    with pytest.raises(ConfigError, match=r"has no vLLM; .*install"):
-        await VllmEngine.create(files, Settings(python=str(bare)), {})
+    with pytest.raises(ConfigError, match=r"has no vLLM\..*install"):
+        await VllmEngine.create(files, VllmSettings(python=str(bare)), {})
     bare.write_text('#!/bin/sh\necho \'{"vllm": "0.19.1"}\'\n')
-    with pytest.raises(ConfigError, match=r"has vLLM 0\.19\.1, which does not speak what is needed; expected 0\.32 or newer"):
-        await VllmEngine.create(files, Settings(python=str(bare)), {})
-    with pytest.raises(ConfigError, match=r"engine\.context is 100000, and the context of 'tiny' is 512"):
-        await VllmEngine.create(files, Settings(python=python, context=100_000), {})
+    with pytest.raises(ConfigError, match=r"has vLLM 0\.19\.1, which lacks the needed endpoints\. Expected 0\.32 or newer"):
+        await VllmEngine.create(files, VllmSettings(python=str(bare)), {})
+    with pytest.raises(ConfigError, match=r"engine\.context is 100000, but 'tiny' has a context of 512"):
+        await VllmEngine.create(files, VllmSettings(python=python, context=100_000), {})
 
 
 def test_the_rank_that_a_server_is_started_for_holds_the_adapters() -> None:
     assert [lora_rank(each) for each in (1, 2, 8, 9, 16, 33, 512)] == [1, 8, 8, 16, 16, 64, 512]
-    with pytest.raises(EngineError, match="rank 512 at most, and this one has 513"):
+    with pytest.raises(EngineError, match="rank 513, and vLLM serves at most 512"):
         lora_rank(513)

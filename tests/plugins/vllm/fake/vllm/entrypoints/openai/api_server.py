@@ -20,7 +20,7 @@ from starlette.routing import Route
 from agentlightning.contracts.model import ModelFiles
 from agentlightning.errors import ContextOverflow, EngineError
 from agentlightning.types import Policy, Sampling, ints
-from agentlightning_torch.engine import Settings, TorchEngine
+from agentlightning_torch.engine import TorchEngine, TorchEngineSettings
 from agentlightning_torch.weights import Weights, get_weights
 
 torch.set_num_threads(1)
@@ -32,7 +32,7 @@ class Fake:
         share: dict[str, Any] = {}
         self.weights: Weights = get_weights(share, ModelFiles("fake", arguments.model), dtype=arguments.dtype)
         self.weights.model.register_forward_pre_hook(lambda *_: time.sleep(0.004))  # a reply stays under way while a test does something
-        self.engine = TorchEngine(self.weights, Settings())
+        self.engine = TorchEngine(self.weights, TorchEngineSettings())
         self.stamp, self.asleep, self.adapter = "default", False, False
 
     async def load(self, folder: str, kind: Any) -> None:

@@ -1,6 +1,6 @@
-"""The CPU as a platform of verl: for machines without an accelerator, and for tests. verl finds it by `VERL_USE_EXTERNAL_MODULES`.
+"""The CPU as a platform of verl, without an accelerator and in tests. verl finds it by `VERL_USE_EXTERNAL_MODULES`.
 
-This module, `worker` and `group` are imported in verl's environment only.
+Import this module, `worker` and `process` in verl's environment only.
 """
 
 from __future__ import annotations

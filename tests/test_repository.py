@@ -34,12 +34,6 @@ LAYERS = (
     ("cli", "__main__"),
 )
 """Folders of core, from the bottom to the top. A module imports its own layer and those below, also under TYPE_CHECKING."""
-TO_MEND = {
-    ("contracts/trainer.py", "agentlightning.rl.batch.build"),
-    ("contracts/trainer.py", "agentlightning.rl.loss"),
-    ("rl/trajectory/step_rewards/__init__.py", "agentlightning.config.parts"),
-}
-"""Imports that still point up. None may be added."""
 
 
 @dataclass(frozen=True)
@@ -183,7 +177,7 @@ def test_imports_inside_core_point_down() -> None:
         for each in imports(file):
             if any(rank(target) > rank(unit(file)) for target in core_targets(each)):
                 found.add((file.relative_to(here).as_posix(), each.module))
-    assert found == TO_MEND
+    assert found == set()
 
 
 def test_nothing_of_core_needs_the_fakes() -> None:

@@ -18,8 +18,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from agentlightning.rl.batch.build import Batch, make_batch
-from agentlightning.rl.batch.packs import Pack
+from agentlightning.contracts.batch import Batch
+from agentlightning.rl.batch.build import make_batch
+from agentlightning.rl.batch.packs import Pack, cut_packs, leaf_rows, transition_rows
 from agentlightning.types import Sampling, Task, Trajectory, Transition, ints
 from agentlightning_torch.engine import TorchEngine, TorchEngineSettings
 from agentlightning_torch.forward import group_rows, score_forest, score_rows
@@ -43,8 +44,8 @@ def scores(model: Any, batch: Batch, way: str) -> tuple[np.ndarray, dict[str, to
 
     def work() -> Sequence[Sequence[Pack]]:
         if way == "forest":
-            return [[pack] for pack in batch.packs(MAX_TOKENS)]
-        return group_rows(batch.rows() if way == "rows" else batch.transition_rows(), MAX_TOKENS)
+            return [[pack] for pack in cut_packs(batch, MAX_TOKENS)]
+        return group_rows(leaf_rows(batch) if way == "rows" else transition_rows(batch), MAX_TOKENS)
 
     for packs in work():
         scored = score_forest(model, batch, packs[0]) if way == "forest" else score_rows(model, batch, packs)
@@ -86,8 +87,8 @@ def engine(figures: Figures, name: str, files: Any) -> None:
             batch = asyncio.run(sampled(served, group=2 if DRY else 8, tokens=8 if DRY else 128))
             with torch.no_grad():
                 model = get_weights(share, files).model
-                scored = [score_forest(model, batch, pack) for pack in batch.packs(MAX_TOKENS)]
-            off = np.concatenate([np.abs(s.logprob.double().cpu().numpy() - batch.logprob[s.index]) for s in scored])
+                scored = [score_forest(model, batch, pack) for pack in cut_packs(batch, MAX_TOKENS)]
+            off = np.concatenate([np.abs(s.logprob.double().cpu().numpy() - batch.rollout_logprobs[s.index]) for s in scored])
             asyncio.run(served.close())
             figures.add(**point, tokens=len(off), mean=float(off.mean()), max=float(off.max()))
 

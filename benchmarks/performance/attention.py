@@ -23,7 +23,8 @@ from bounds import Report, finish, take_turns
 from conversion import Shape, convert, trajectories
 from transformers import AutoModelForCausalLM
 
-from agentlightning.rl.batch.build import Batch
+from agentlightning.contracts.batch import Batch
+from agentlightning.rl.batch.packs import cut_packs
 from agentlightning_torch.attention import Visible, forest_attention
 from agentlightning_torch.forward import score_forest
 from agentlightning_torch.testing import tiny_model
@@ -64,7 +65,7 @@ def main() -> None:
         model = AutoModelForCausalLM.from_pretrained(tiny_model(folder, context=8192).path).eval()
 
     def gradient(batch: Batch) -> None:
-        for pack in batch.packs(options.tokens_per_pack):
+        for pack in cut_packs(batch, options.tokens_per_pack):
             score_forest(model, batch, pack).logprob.sum().backward()
 
     def runs(groups: int) -> dict[str, Callable[[], Any]]:
@@ -73,15 +74,15 @@ def main() -> None:
         )
         rollouts, many = trajectories(shape), trajectories(replace(shape, rollouts=MANY * groups * GROUP))
         batch, large = convert(rollouts), convert(many)
-        (pack,) = batch.packs(10**9)
+        (pack,) = cut_packs(batch, 10**9)
         return {
             "attention": attention(pack, dense=False),
             "attention under a dense mask (a quarter)": attention(
-                convert(rollouts[: max(1, groups // 4) * GROUP]).packs(10**9)[0], dense=True
+                cut_packs(convert(rollouts[: max(1, groups // 4) * GROUP]), 10**9)[0], dense=True
             ),
             "gradient": lambda: gradient(batch),
             "conversion": lambda: convert(many),
-            "cutting into packs": lambda: large.packs(options.tokens_per_pack),
+            "cutting into packs": lambda: cut_packs(large, options.tokens_per_pack),
         }
 
     pairs = {groups: runs(groups) for groups in (options.groups, 2 * options.groups)}

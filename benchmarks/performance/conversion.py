@@ -27,7 +27,8 @@ import numpy as np
 from bounds import Report, finish, take_turns
 from msgspec import structs
 
-from agentlightning.rl.batch.build import Batch, make_batch
+from agentlightning.contracts.batch import Batch
+from agentlightning.rl.batch.build import make_batch
 from agentlightning.types import Task, Trajectory, Transition
 
 MOST = 2.0

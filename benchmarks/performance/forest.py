@@ -35,8 +35,9 @@ from bounds import Report, bar, finish
 from transformers import AutoModelForCausalLM
 
 from agentlightning.config.models import find_model
-from agentlightning.rl.batch.build import Batch, make_batch
-from agentlightning.rl.batch.packs import Pack
+from agentlightning.contracts.batch import Batch
+from agentlightning.rl.batch.build import make_batch
+from agentlightning.rl.batch.packs import Pack, cut_packs, leaf_rows, transition_rows
 from agentlightning.rl.loss import PPOClip
 from agentlightning.types import Task, Trajectory, Transition
 from agentlightning_torch.forward import Scores, group_rows, score_forest, score_rows
@@ -157,8 +158,8 @@ class Bench:
 def work_of(mode: str, batch: Batch, tokens_per_pack: int) -> list[list[Pack]]:
     """What is computed at once."""
     if mode == FOREST:
-        return [[pack] for pack in batch.packs(tokens_per_pack)]
-    return group_rows(batch.rows() if mode == ROWS else batch.transition_rows(), tokens_per_pack)
+        return [[pack] for pack in cut_packs(batch, tokens_per_pack)]
+    return group_rows(leaf_rows(batch) if mode == ROWS else transition_rows(batch), tokens_per_pack)
 
 
 def peak(options: argparse.Namespace, mode: str) -> int:

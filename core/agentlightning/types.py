@@ -22,6 +22,9 @@ JSON: TypeAlias = Any
 """Any value that JSON can hold."""
 IntArray: TypeAlias = NDArray[np.int32]
 FloatArray: TypeAlias = NDArray[np.float32]
+Doubles: TypeAlias = NDArray[np.float64]
+Ints: TypeAlias = NDArray[np.int64]
+Bools: TypeAlias = NDArray[np.bool_]
 
 Mode = Literal["train", "eval", "production"]
 SpanKind = Literal["llm", "tool", "agent", "note"]

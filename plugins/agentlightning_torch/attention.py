@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch.nn.functional import scaled_dot_product_attention
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from agentlightning.rl.batch.packs import Pack, segments
+from agentlightning.rl.batch.packs import Pack, runs
 
 NAME = "agentlightning_forest"
 BLOCK = 64
@@ -67,7 +67,7 @@ def _sees(pack: Pack, first: int, stop: int) -> NDArray[np.bool_]:
 def _blocks(pack: Pack, block: int) -> Iterator[tuple[int, int, int]]:
     """Blocks in order, as first token, one past the last, one past the last descendant. A block is several subtrees below one segment if
     they fit, else one segment."""
-    tree = segments(pack.parent, pack.position)
+    tree = runs(pack.parent, pack.position)
     ends = pack.end[tree.first + tree.length - 1].astype(np.int64)
     segment, run, above = 0, -1, -1
     while segment < len(tree.first):

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from agentlightning.rl.batch.build import Batch
+from agentlightning.contracts.batch import Batch
 from agentlightning.rl.batch.packs import Pack
 from agentlightning.training.weight_sync import WeightCheck, weight_check_ids
 from agentlightning_torch.attention import FLEX_MULTIPLE, Visible, using_forest
@@ -188,7 +188,7 @@ def _scores(
         frozen = not any(parameter.requires_grad for parameter in head.parameters())
         logprob, entropy = read(head, own, vocabulary, chosen, temperature, with_entropy, frozen)
     else:
-        logprob, entropy = read(lambda some: some, logits[where], vocabulary, chosen, temperature, with_entropy)
+        logprob, entropy = read(lambda rows: rows, logits[where], vocabulary, chosen, temperature, with_entropy)
     return Scores(index.astype(np.int64), logprob, entropy, own.detach())
 
 

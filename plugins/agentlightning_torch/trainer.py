@@ -24,13 +24,14 @@ import torch
 from msgspec import structs
 from numpy.typing import NDArray
 
+from agentlightning.contracts.batch import Batch
+from agentlightning.contracts.loss import CustomLoss, LossSettings
 from agentlightning.contracts.model import ModelFiles, Share
 from agentlightning.contracts.trainer import Capabilities, Trainer, check_capabilities
 from agentlightning.errors import ConfigError, TrainerError
 from agentlightning.registry.registry import registry
-from agentlightning.rl.batch.build import Batch
-from agentlightning.rl.batch.packs import Pack
-from agentlightning.rl.loss import LossSettings, SFTLoss
+from agentlightning.rl.batch.packs import Pack, cut_packs, leaf_rows
+from agentlightning.rl.loss import SFTLoss
 from agentlightning.rl.schedule import learning_rate
 from agentlightning.types import Policy
 from agentlightning_torch import checkpoint
@@ -63,7 +64,7 @@ class TorchTrainer(Trainer):
         self.critic_optimizer: Optimizer | None = None
         if settings.critic:
             self.critic = ValueHead(hidden_size(weights.model), settings.seed).to(weights.device)
-            parameters = {f"critic.{name}": each for name, each in self.critic.named_parameters()}
+            parameters = {f"critic.{name}": parameter for name, parameter in self.critic.named_parameters()}
             self.critic_optimizer = Optimizer(parameters, lr=settings.critic_lr, clip_norm=settings.clip_norm)
         self.steps = 0
         """Steps that changed the weights; the schedule counts them."""
@@ -100,10 +101,10 @@ class TorchTrainer(Trainer):
     def offers(cls, settings: Settings) -> Capabilities:
         """See `Trainer`."""
         return Capabilities(
-            losses=frozenset({*LOSSES, *_own_losses()}),
+            losses=frozenset({*LOSSES, *_custom_losses()}),
             uris=frozenset({"memory", "file"}),
             extras=frozenset({"kl_coef", "entropy_coef", "correction"}),
-            own_losses=True,
+            custom_losses=True,
             max_sequence_tokens=settings.tokens_per_pack,
             lora=True,
             critic=settings.critic,
@@ -172,19 +173,19 @@ class TorchTrainer(Trainer):
         update = self._update(batch, loss)
         update.prepare()
         optimizers = [self.optimizer, *([self.critic_optimizer] if self.critic_optimizer and batch.returns is not None else [])]
-        before = [each.state() for each in optimizers] if update.several or len(optimizers) > 1 else []
+        before = [optimizer.state() for optimizer in optimizers] if update.several or len(optimizers) > 1 else []
         lr = learning_rate(self.settings.lr, self.settings.schedule, self.settings.warmup_steps, self.settings.total_steps, self.steps)
         try:
             for _ in range(loss.epochs):
                 for part in range(len(update.parts)):
                     update.gradient(part)
                     update.norms.append(self.optimizer.step(lr))
-                    for each in optimizers[1:]:
-                        each.step(self.settings.critic_lr)
+                    for optimizer in optimizers[1:]:
+                        optimizer.step(self.settings.critic_lr)
         except BaseException:
             self._forget_gradients()
-            for each, state in zip(optimizers, before, strict=False):
-                each.load(state)
+            for optimizer, state in zip(optimizers, before, strict=False):
+                optimizer.load(state)
             raise
         self.steps += 1
         metrics = {**update.metrics(self.policy.version), "lr": lr, "seconds": time.perf_counter() - started}
@@ -220,11 +221,11 @@ class TorchTrainer(Trainer):
     def _scores(self, model: Any, batch: Batch, rollouts: Sequence[int] | None, entropy: bool) -> Iterator[tuple[Scores, int]]:
         """Scores of every pack or group of rows, one at a time, with the tokens computed."""
         budget = self.settings.tokens_per_pack
-        packs = batch.packs(budget, rollouts)  # also refuses what does not fit
+        packs = cut_packs(batch, budget, rollouts)  # also refuses what does not fit
         if self.capabilities.forest:
             work: list[list[Pack]] = [[pack] for pack in packs]
         else:
-            work = group_rows(batch.rows(rollouts), budget)
+            work = group_rows(leaf_rows(batch, rollouts), budget)
         for packs in work:
             tokens = sum(len(p) for p in packs)
             if self.capabilities.forest:
@@ -263,10 +264,10 @@ class TorchTrainer(Trainer):
         self.weights.policy = policy
 
 
-def _own_losses() -> Iterator[str]:
-    """Registered losses that bring their term along; one that cannot be loaded is none."""
+def _custom_losses() -> Iterator[str]:
+    """Names of registered custom losses, without those that cannot be loaded."""
     for entry in registry().entries("losses"):
         with contextlib.suppress(Exception):
-            found = entry.load()
-            if hasattr(found, "term") or inspect.isfunction(found):
+            target = entry.load()
+            if inspect.isfunction(target) or issubclass(target, CustomLoss):
                 yield entry.name

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from agentlightning.contracts.batch import Batch
 from agentlightning.errors import UnsupportedSetting
-from agentlightning.rl.batch.build import Batch
+from agentlightning.rl.batch.packs import leaf_rows
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -27,14 +28,14 @@ class Rows:
     token: NDArray[np.int64]
     """Index in the batch of the token predicted here; -1 without a trained one."""
 
-    def arrays(self, batch: Batch, scale: float, old: NDArray[np.float64] | None, version: int) -> dict[str, NDArray[np.generic]]:
+    def arrays(self, batch: Batch, scale: float, old_logprobs: NDArray[np.float64] | None, version: int) -> dict[str, NDArray[np.generic]]:
         """The values of each place for a step of policy version `version`; 0 without a trained token."""
         trained = self.token >= 0
 
         def of(values: NDArray[np.generic]) -> NDArray[np.float64]:
             return np.where(trained, np.asarray(values, np.float64)[self.token], 0.0)
 
-        recorded = of(batch.logprob)
+        rollout_logprobs = of(batch.rollout_logprobs)
         return {
             "lengths": self.lengths,
             "temperature": self.temperature,
@@ -42,16 +43,16 @@ class Rows:
             "mask": trained,
             "advantage": of(batch.advantage),
             "weight": of(batch.weight) * scale,
-            "sampled": trained & np.isfinite(recorded),
+            "sampled": trained & np.isfinite(rollout_logprobs),
             "fresh": trained & (of(batch.version) == version),
-            "recorded": np.nan_to_num(recorded),
-            **({} if old is None else {"old": of(old)}),
+            "rollout_logprobs": np.nan_to_num(rollout_logprobs),
+            **({} if old_logprobs is None else {"old_logprobs": of(old_logprobs)}),
         }
 
 
 def rows_of(batch: Batch, rollouts: Sequence[int] | None = None) -> Rows:
     """The rows of these rollouts (None: all) with a trained token."""
-    packs = [pack for pack in batch.rows(rollouts) if pack.trained.any()]
+    packs = [pack for pack in leaf_rows(batch, rollouts) if pack.trained.any()]
     lengths = np.array([len(pack) for pack in packs], np.int64)
     index = np.concatenate([pack.index for pack in packs]).astype(np.int64)
     trained = np.concatenate([pack.trained for pack in packs])

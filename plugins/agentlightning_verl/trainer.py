@@ -24,11 +24,12 @@ import numpy as np
 from msgspec import structs
 from numpy.typing import NDArray
 
+from agentlightning.contracts.batch import Batch
+from agentlightning.contracts.loss import LossSettings
 from agentlightning.contracts.model import ModelFiles, Share
 from agentlightning.contracts.trainer import Capabilities, Trainer, check_capabilities
 from agentlightning.errors import ConfigError, NonFinite, TrainerError, UnsupportedSetting
-from agentlightning.rl.batch.build import Batch
-from agentlightning.rl.loss import LossSettings
+from agentlightning.rl.batch.packs import cut_packs
 from agentlightning.rl.schedule import learning_rate
 from agentlightning.runner.managed_process import Command, ManagedProcess
 from agentlightning.runner.process_output import LogFile
@@ -177,7 +178,7 @@ class VerlTrainer(Trainer):
         if not batch.trained_tokens:
             return self.policy, {"tokens": 0.0, "tokens_trained": 0.0, "lr": 0.0}
         settings, began = self.settings, time.perf_counter()
-        batch.packs(settings.tokens_per_pack)  # names a sequence that does not fit
+        cut_packs(batch, settings.tokens_per_pack)  # names a sequence that does not fit
         parts = [p for p in (list(range(len(batch.rollout_ids)))[k :: loss.minibatches] for k in range(loss.minibatches)) if p]
         work = [rows_of(batch, part if len(parts) > 1 else None) for part in parts]
         several = loss.epochs * len(parts) > 1
@@ -282,7 +283,7 @@ def _metrics(batch: Batch, updates: list[dict[str, float]], places: int, parts: 
 
 def _version_gaps(batch: Batch, version: int) -> dict[str, float]:
     """How many versions ago the trained tokens were sampled."""
-    recorded = batch.trained & np.isfinite(batch.logprob) & (batch.version >= 0)
+    recorded = batch.trained & np.isfinite(batch.rollout_logprobs) & (batch.version >= 0)
     if not recorded.any():
         return {}
     gap = version - batch.version[recorded]

@@ -109,10 +109,10 @@ def _loss(model_output: dict[str, Any], data: TensorDict, dp_group: Any = None) 
     """The sum of weight * term over this worker's trained tokens, times the workers: FSDP takes the mean over them."""
     logprob = model_output["log_probs"].values()
     loss, clip = data["loss"], {key: data[key] for key in ("clip_low", "clip_high", "dual_clip") if key in data}
-    mask, weight, advantage, recorded, sampled, fresh = (
-        data[name].values().to(logprob.device) for name in ("mask", "weight", "advantage", "recorded", "sampled", "fresh")
+    mask, weight, advantage, rollout_logprobs, sampled, fresh = (
+        data[name].values().to(logprob.device) for name in ("mask", "weight", "advantage", "rollout_logprobs", "sampled", "fresh")
     )
-    old = data["old"].values().to(logprob) if "old" in data else logprob.detach()
+    old_logprobs = data["old_logprobs"].values().to(logprob) if "old_logprobs" in data else logprob.detach()
     weight, advantage = weight.to(logprob), advantage.to(logprob)
     if loss == "sft":
         value = -(weight * advantage * logprob * mask).sum() * data["dp_size"]
@@ -120,7 +120,7 @@ def _loss(model_output: dict[str, Any], data: TensorDict, dp_group: Any = None) 
         config = _actor(clip.get("clip_low", 0.2), clip.get("clip_high", 0.2), clip.get("dual_clip") or OFF)
         config.global_batch_info["dp_size"] = data["dp_size"]
         value, _ = get_policy_loss_fn({"ppo_clip": "vanilla", "cispo": "cispo"}[loss])(
-            old_log_prob=old[None],
+            old_log_prob=old_logprobs[None],
             log_prob=logprob[None],
             advantages=advantage[None],
             response_mask=mask[None],
@@ -129,7 +129,7 @@ def _loss(model_output: dict[str, Any], data: TensorDict, dp_group: Any = None) 
             rollout_is_weights=weight[None],
         )
     with torch.no_grad():
-        ratio, gap = torch.exp(logprob - old)[mask], old - recorded.to(old)
+        ratio, gap = torch.exp(logprob - old_logprobs)[mask], old_logprobs - rollout_logprobs.to(old_logprobs)
         outside = (ratio < 1 - clip.get("clip_low", OFF)) | (ratio > 1 + clip.get("clip_high", OFF))
         measured = {
             "loss": float(value) / data["dp_size"],

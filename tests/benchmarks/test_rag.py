@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 
 from agentlightning.capture.recorder import Recorder, use
+from agentlightning.config.parts import build_step_rewards
 from agentlightning.config.schema import load_config
 from agentlightning.config.tasks import load_tasks
 from agentlightning.gateway import Gateway
 from agentlightning.rl.trajectory.build import trajectory
-from agentlightning.rl.trajectory.step_rewards import step_rewards
 from agentlightning.stores.common import open_store
 from agentlightning.testing.engine import ScriptedEngine
 from agentlightning.testing.tokenizer import make_tokenizer
@@ -124,7 +124,7 @@ async def running(tmp_path: Path, script: Any) -> AsyncIterator[Callable[[dict[s
         await recorder.close()
         await store.finish(attempt.id, "succeeded")
         state, records = await store.read(rollout.id)
-        return earned, trajectory(state, records, step_rewards=step_rewards(given))
+        return earned, trajectory(state, records, step_rewards=build_step_rewards(given))
 
     try:
         yield run

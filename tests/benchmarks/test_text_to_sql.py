@@ -16,12 +16,12 @@ import pytest
 from langchain_openai import ChatOpenAI
 
 from agentlightning.capture.recorder import Recorder, use
+from agentlightning.config.parts import build_step_rewards
 from agentlightning.config.schema import load_config
 from agentlightning.config.tasks import load_tasks
 from agentlightning.errors import ConfigError
 from agentlightning.gateway import Gateway
 from agentlightning.rl.trajectory.build import trajectory
-from agentlightning.rl.trajectory.step_rewards import step_rewards
 from agentlightning.stores.common import open_store
 from agentlightning.testing.engine import ScriptedEngine
 from agentlightning.testing.tokenizer import make_tokenizer
@@ -177,7 +177,7 @@ async def running(tmp_path: Path, script: Any, **kwargs: Any) -> AsyncIterator[C
         await recorder.close()
         await store.finish(attempt.id, "succeeded")
         state, records = await store.read(rollout.id)
-        return earned, trajectory(state, records, agents=tuple(agents) if agents else None, step_rewards=step_rewards(facts or {}))
+        return earned, trajectory(state, records, agents=tuple(agents) if agents else None, step_rewards=build_step_rewards(facts or {}))
 
     try:
         yield run

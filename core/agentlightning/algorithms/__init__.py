@@ -1,1 +1,1 @@
-"""What drives a training loop besides LightningRL (`rl/lightning.py`), one algorithm in a file."""
+"""Training loops, one algorithm a file."""

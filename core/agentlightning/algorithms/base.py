@@ -1,4 +1,4 @@
-"""What an algorithm is, and what a run gives it."""
+"""The contract of algorithms: a training loop, and the session that it drives."""
 
 from __future__ import annotations
 
@@ -7,22 +7,21 @@ from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
+from agentlightning.contracts.batch import Batch
+from agentlightning.contracts.loss import LossSettings
 from agentlightning.gateway.rendering.demonstration import Demonstrate
-from agentlightning.rl.advantage import Needs
-from agentlightning.rl.batch.build import Batch
-from agentlightning.rl.loss import LossSettings
+from agentlightning.rl.marks import Needs
 from agentlightning.settings import BaseSettings
-from agentlightning.types import Trajectory
+from agentlightning.types import Doubles, Trajectory
 
 
 class Session(Protocol):
-    """One run, as an algorithm sees it. The methods are called in this order in every step."""
+    """One run, as an algorithm sees it. Call the methods in this order in every step."""
 
     @property
     def max_staleness(self) -> int:
-        """Steps that may lie between sampling a token and training on it; 0 means none."""
+        """Optimizer steps that may lie between sampling a token and training on it; 0 means none."""
         ...
 
     def say(self, text: str) -> None:
@@ -30,14 +29,14 @@ class Session(Protocol):
         ...
 
     def steps(self) -> Iterator[int]:
-        """Yield the steps that are left, from 0. Ends early when the run is stopped or no longer gets better."""
+        """Yield the steps that are left, from 0. Ends early when the run is stopped or no longer improves."""
         ...
 
     async def collect(self, step: int, group_size: int) -> list[Trajectory]:
         """Return the trajectories of a step: `group_size` rollouts of each of its tasks."""
         ...
 
-    async def values(self, batch: Batch) -> NDArray[np.float64]:
+    async def values(self, batch: Batch) -> Doubles:
         """Return (tokens,) the critic's expected return before each sampled token; NaN on context."""
         ...
 
@@ -54,7 +53,7 @@ class Session(Protocol):
         batch: Batch,
         metrics: dict[str, float],
     ) -> None:
-        """Record a step: its metrics, the contribution of each rollout, and evaluation and checkpoint where they are due."""
+        """Record a step: its metrics, the contribution of each rollout, and evaluation and checkpoint when they are due."""
         ...
 
 
@@ -86,9 +85,18 @@ class Algorithm(BaseSettings, ABC):
         """Return the parts with their settings bound and checked, the `LossSettings` among them. Imports no trainer."""
         return ()
 
+    def loss_settings(self) -> LossSettings | None:
+        """Return the loss among the parts; None: the trainer needs to support none."""
+        return next((part for part in self.parts() if isinstance(part, LossSettings)), None)
+
     def try_out(self, trajectories: Sequence[Trajectory]) -> None:
         """Apply the parts to trajectories and throw the result away, so that a dry run finds their errors."""
 
     @abstractmethod
     async def run(self, session: Session) -> None:
         """Train until the session's last step, or until it is stopped."""
+
+
+def returns_of(trajectories: Sequence[Trajectory]) -> list[Doubles]:
+    """(transitions,) for trajectory trajectory: its reward; NaN where it was never scored. The returns of algorithms without credit."""
+    return [np.full(len(trajectory.transitions), np.nan if trajectory.reward is None else trajectory.reward) for trajectory in trajectories]

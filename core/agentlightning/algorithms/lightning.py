@@ -10,70 +10,72 @@ import numpy as np
 
 from agentlightning.algorithms.base import Algorithm, Session
 from agentlightning.config.parts import Part, PartValue, call, named
+from agentlightning.contracts.batch import Batch
+from agentlightning.contracts.loss import LossSettings
 from agentlightning.errors import ConfigError
-from agentlightning.rl.advantage import Estimate, Needs, needs_of
+from agentlightning.rl.advantage import Estimate
 from agentlightning.rl.advantage.per_agent import PerAgent
-from agentlightning.rl.arrays import Doubles, RolloutArrays
-from agentlightning.rl.batch.build import Batch, LossAggregation, make_batch
-from agentlightning.rl.credit import is_outcome_alone
-from agentlightning.rl.loss import LossSettings
+from agentlightning.rl.arrays import RolloutArrays
+from agentlightning.rl.batch.build import LossAggregation, make_batch
+from agentlightning.rl.marks import Needs, marks_of, needs_of_advantage, needs_of_credit
 from agentlightning.settings import FiniteFloat, PositiveInt, of_kind
-from agentlightning.types import Trajectory
+from agentlightning.types import Doubles, Trajectory
 
 
 @dataclass(frozen=True, kw_only=True)
 class LightningRL(Algorithm):
-    """GRPO, Dr.GRPO, RLOO and their kin are settings of it."""
+    """GRPO, Dr.GRPO, RLOO, PPO and the like are settings of it."""
 
     name: str = "lightning"
     group_size: PositiveInt = 8
     """Rollouts of each task in a step."""
     credit: Annotated[PartValue, of_kind("credits")] = "identical"
-    """How much of the episode's return each transition earned."""
+    """How much of the rollout's return each transition earned."""
     advantage: Annotated[PartValue, of_kind("advantages")] = "grpo"
     """Each return compared with others. A table without `name` has one for each agent: `{write = "grpo", check = "rloo", "*" = "rloo"}`."""
     agent_weights: dict[str, FiniteFloat] = field(default_factory=dict[str, float])
-    """What the advantages of an agent (a name or pattern; the first that fits) are multiplied by; 1 for those that are not here. A credit
-    could scale returns, but then no baseline of another agent would fit them."""
+    """Factors of the advantages, by agent (a name or pattern; the first match counts); 1 for other agents. They scale advantages and not
+    returns, so that they leave the baselines of other agents alone."""
     loss: Annotated[PartValue | LossSettings, of_kind("losses")] = "ppo_clip"
     loss_aggregation: Literal["sequence_mean", "token_mean", "constant_length"] = "sequence_mean"
-    """What a token weighs: each rollout's tokens sum to one; every token the same; divided by the constant `length`."""
+    """The weight of a token: each rollout's tokens sum to one; all tokens weigh the same; each weighs 1 / `length`."""
     length: PositiveInt | None = None
     """L of `loss_aggregation = "constant_length"`."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if (self.loss_aggregation == "constant_length") != (self.length is not None):
-            problem = f"algorithm.length is {self.length} and algorithm.loss_aggregation is {self.loss_aggregation!r}"
-            raise ConfigError(f"{problem}. Set length with loss_aggregation = 'constant_length', and only with it.")
+            raise ConfigError(
+                f"algorithm.length is {self.length} and algorithm.loss_aggregation is {self.loss_aggregation!r}. "
+                "Set length exactly when loss_aggregation is 'constant_length'."
+            )
 
     def parts(self) -> tuple[Callable[..., Any], Callable[..., Any], LossSettings]:
-        """Credit, advantage and loss, with their settings bound and checked. Imports no trainer."""
+        """Credit, advantage and loss."""
         credit, advantage = self._credit(), self._advantage()
-        if needs_of(advantage).group and self.group_size < 2:
+        if needs_of_advantage(advantage).group and self.group_size < 2:
             raise ConfigError(
                 f"algorithm.group_size is {self.group_size}, and algorithm.advantage {_named(self.advantage)} compares the rollouts of a "
-                "group; use 2 or more, or an advantage that compares none (reinforce, reinforce_pp, gae)"
+                "group. Set group_size to 2 or more, or use an advantage that compares none: reinforce, reinforce_pp, gae, or your own "
+                "function with the mark agentlightning.rl.marks.independent."
             )
         loss = Part.parse("losses", self.loss, "algorithm.loss").make()
         if loss.over_pairs:
             raise ConfigError(
-                f"algorithm.loss {loss.name!r} compares rollouts in pairs, and algorithm 'lightning' makes none; "
-                "use algorithm = {name = 'dpo'}"
+                f"algorithm.loss {loss.name!r} compares pairs of rollouts, and algorithm 'lightning' makes none. "
+                "Use algorithm = {name = 'dpo'}."
             )
         return credit, advantage, loss
 
     @property
     def needs(self) -> Needs:
-        """What credit and advantage ask of the run."""
-        return needs_of(self._credit()) | needs_of(self._advantage())
+        return needs_of_credit(self._credit()) | needs_of_advantage(self._advantage())
 
     @property
     def ignores_step_rewards(self) -> str | None:
-        """Why rewards of steps would change nothing; None: they count."""
-        if not is_outcome_alone(self._credit()) or needs_of(self._advantage()).rewards:
+        if "outcome_alone" not in marks_of(self._credit()) or needs_of_advantage(self._advantage()).rewards:
             return None
-        return f"algorithm.credit {_named(self.credit)} uses no rewards of steps; take one that does (per_step, discounted, learned)"
+        return f"algorithm.credit {_named(self.credit)} does not read them. Use a credit that does (per_step, discounted, learned)."
 
     def _credit(self) -> Callable[..., Any]:
         return Part.parse("credits", self.credit, "algorithm.credit").make()
@@ -82,112 +84,135 @@ class LightningRL(Algorithm):
         part = self.advantage
         if isinstance(part, Mapping) and "name" not in part:
             if not part:
-                raise ConfigError("algorithm.advantage is an empty table; expected a name, or one for each agent")
-            parts = cast("Mapping[str, Any]", part).items()
-            return PerAgent({key: Part.parse("advantages", each, f"algorithm.advantage.{key}").make() for key, each in parts})
+                raise ConfigError("algorithm.advantage is an empty table. Name an advantage, or one for each agent.")
+            by_agent = cast("Mapping[str, Any]", part).items()
+            return PerAgent({agent: Part.parse("advantages", one, f"algorithm.advantage.{agent}").make() for agent, one in by_agent})
         return Part.parse("advantages", part, "algorithm.advantage").make()
 
     async def run(self, session: Session) -> None:
-        """Train until the session's last step, or until it is stopped."""
         credit, advantage, loss = self.parts()
-        early, critic = needs_of(credit).critic, self.needs.critic
+        credit_asks, critic = needs_of_credit(credit).critic, self.needs.critic
         if session.max_staleness and loss.correction is None:
             session.say(
-                f"tokens may be {session.max_staleness} steps old when they are trained, and nothing corrects for that; "
-                'algorithm.loss.correction = "tis" does'
+                f"collection.max_staleness is {session.max_staleness}, and no correction accounts for off-policy tokens. "
+                'Set algorithm.loss.correction = "tis".'
             )
         for step in session.steps():
             trajectories = await session.collect(step, self.group_size)
             rollouts = RolloutArrays.of(trajectories)
-            if early:
+            if credit_asks:
                 rollouts = await ask_critic(session, rollouts, rollouts.returns[rollouts.rollout])
             returns = self.returns(rollouts, credit)
-            if critic and not early:
+            if critic and not credit_asks:
                 rollouts = await ask_critic(session, rollouts, returns)
             estimate = self.estimate(rollouts, returns, advantage)
-            if early:
+            if credit_asks:
                 estimate = with_target(rollouts, estimate, returns)
             batch = learner_batch(rollouts, estimate, loss_aggregation=self.loss_aggregation, length=self.length)
+            nonzero = nonzero_advantages(rollouts, estimate)
+            if step == 0 and nonzero == 0:
+                session.say(self._nothing_to_learn(step, trajectories))
             metrics = await session.update(batch, loss)
+            if nonzero is not None:
+                metrics["nonzero_advantages"] = nonzero
             await session.finish_step(step, trajectories, rollouts.split(returns), rollouts.split(estimate.advantage), batch, metrics)
 
     def try_out(self, trajectories: Sequence[Trajectory]) -> None:
-        """Credit and advantage of some trajectories, where no critic is asked: what they cannot do is said now."""
+        """Without a critic only: the dry run asks none."""
         credit, advantage, _ = self.parts()
         if not self.needs.critic:
             rollouts = RolloutArrays.of(trajectories)
             self.estimate(rollouts, self.returns(rollouts, credit), advantage)
 
     def returns(self, rollouts: RolloutArrays, credit: Callable[..., Any]) -> Doubles:
-        """(transitions,) what a credit gives, checked."""
+        """(transitions,) the returns of credit, checked."""
         returns = call("algorithm.credit", self.credit, _floats, call("algorithm.credit", self.credit, credit, rollouts))
         if returns.shape != (rollouts.transitions,):
             raise ConfigError(
-                f"algorithm.credit {_named(self.credit)} gave an array of shape {returns.shape} for {rollouts.transitions} transitions; "
-                "expected one number for each"
+                f"algorithm.credit {_named(self.credit)} returned shape {returns.shape} for {rollouts.transitions} transitions. "
+                "Return one number for each."
             )
         return returns
 
     def estimate(self, rollouts: RolloutArrays, returns: Doubles, advantage: Callable[..., Any]) -> Estimate:
-        """What an advantage gives, checked, with the weights of the agents."""
-        made = call("algorithm.advantage", self.advantage, advantage, rollouts, returns)
-        if not isinstance(made, Estimate):
-            made = Estimate(call("algorithm.advantage", self.advantage, _floats, made), np.full(int(rollouts.tokens.sum()), np.nan))
-        estimate = made
+        """The advantages, checked, with the weights of the agents."""
+        estimate = call("algorithm.advantage", self.advantage, advantage, rollouts, returns)
+        if not isinstance(estimate, Estimate):
+            no_target = np.full(int(rollouts.tokens.sum()), np.nan)
+            estimate = Estimate(call("algorithm.advantage", self.advantage, _floats, estimate), no_target)
         try:
             per_token = rollouts.per_token(estimate.advantage)
         except ValueError as error:
-            raise ConfigError(f"algorithm.advantage {_named(self.advantage)} gave {error}") from error
+            raise ConfigError(f"algorithm.advantage {_named(self.advantage)} returned {error}") from error
         if not self.agent_weights:
             return estimate
-        weight, left = np.ones(rollouts.transitions), np.ones(rollouts.transitions, np.bool_)
-        for pattern, value in self.agent_weights.items():
-            chosen = left & rollouts.acts(pattern)
-            weight[chosen], left = value, left & ~chosen
+        weight, unmatched = np.ones(rollouts.transitions), np.ones(rollouts.transitions, np.bool_)
+        for pattern, factor in self.agent_weights.items():
+            chosen = unmatched & rollouts.acts(pattern)
+            weight[chosen], unmatched = factor, unmatched & ~chosen
         return replace(estimate, advantage=per_token * np.repeat(weight, rollouts.tokens))
 
-
-async def ask_critic(session: Session, rollouts: RolloutArrays, returns: Doubles) -> RolloutArrays:
-    """The rollouts with the critic's values; it is not asked about transitions whose return is NaN."""
-    scored = make_batch(rollouts.trajectories, [np.where(np.isnan(each), np.nan, 1.0) for each in rollouts.split(returns)])
-    return with_values(rollouts, scored, await session.values(scored))
-
-
-def with_target(rollouts: RolloutArrays, estimate: Estimate, returns: Doubles) -> Estimate:
-    """With what the critic learns of a credit that asked it: the return, before the first token of each transition. What the advantage
-    gives it to learn comes first."""
-    some = rollouts.tokens > 0
-    target, first = estimate.target.copy(), rollouts.offsets[:-1][some]
-    target[first] = np.where(np.isnan(target[first]), returns[some], target[first])
-    return replace(estimate, target=target)
-
-
-def with_values(rollouts: RolloutArrays, batch: Batch, values: Doubles) -> RolloutArrays:
-    """The rollouts with what the critic said of each token of a batch of them; what it was not asked for is not to be trained."""
-    number = {t.completion_id: k for k, t in enumerate(t for each in rollouts.trajectories for t in each.transitions)}
-    offsets, found = rollouts.offsets, np.full(int(rollouts.tokens.sum()), np.nan)
-    chosen = np.zeros(rollouts.transitions, np.bool_)
-    for name, said in batch.by_transition(values).items():
-        k = number[name]
-        chosen[k] = True
-        found[offsets[k] : offsets[k + 1]] = said
-    return replace(rollouts.only(chosen), values=found)
+    def _nothing_to_learn(self, step: int, trajectories: Sequence[Trajectory]) -> str:
+        rewards = {trajectory.reward for trajectory in trajectories if trajectory.reward is not None}
+        why = f"every rollout has the reward {rewards.pop():g}" if len(rewards) == 1 else f"their rewards are {_few(rewards)}"
+        return (
+            f"Step {step + 1}: every advantage is zero, so the policy learns nothing from this step ({why}). Check that rewards differ "
+            f"within a group, and that advantage {_named(self.advantage)} fits group_size = {self.group_size}."
+        )
 
 
 def learner_batch(rollouts: RolloutArrays, estimate: Estimate, *, loss_aggregation: LossAggregation, length: int | None) -> Batch:
-    """The batch of an estimate, with values and targets where there is a critic."""
-    split = rollouts.split
-    if rollouts.values is None:
-        return make_batch(rollouts.trajectories, split(estimate.advantage), loss_aggregation=loss_aggregation, length=length)
-    critic = list(zip(split(rollouts.values), split(estimate.target), strict=True))
-    return make_batch(rollouts.trajectories, split(estimate.advantage), loss_aggregation=loss_aggregation, length=length, critic=critic)
+    """The batch of an estimate, with values and targets if there is a critic."""
+    critic = None
+    if rollouts.values is not None:
+        critic = list(zip(rollouts.split(rollouts.values), rollouts.split(estimate.target), strict=True))
+    advantages = rollouts.split(estimate.advantage)
+    return make_batch(rollouts.trajectories, advantages, loss_aggregation=loss_aggregation, length=length, critic=critic)
+
+
+def nonzero_advantages(rollouts: RolloutArrays, estimate: Estimate) -> float | None:
+    """The part of the trainable tokens with an advantage that is not zero; None if there are none."""
+    advantages = rollouts.per_token(estimate.advantage)[np.repeat(rollouts.trained, rollouts.tokens)]
+    advantages = advantages[np.isfinite(advantages)]
+    return float(np.count_nonzero(advantages) / len(advantages)) if len(advantages) else None
+
+
+async def ask_critic(session: Session, rollouts: RolloutArrays, returns: Doubles) -> RolloutArrays:
+    """The rollouts with the critic's values; transitions with the return NaN have none."""
+    scored = make_batch(rollouts.trajectories, [np.where(np.isnan(part), np.nan, 1.0) for part in rollouts.split(returns)])
+    return with_values(rollouts, scored, await session.values(scored))
+
+
+def with_values(rollouts: RolloutArrays, batch: Batch, values: Doubles) -> RolloutArrays:
+    """The rollouts with the critic's value of each token of a batch of them. Transitions outside the batch are not trained."""
+    index = {t.completion_id: k for k, t in enumerate(t for trajectory in rollouts.trajectories for t in trajectory.transitions)}
+    offsets, by_token = rollouts.offsets, np.full(int(rollouts.tokens.sum()), np.nan)
+    chosen = np.zeros(rollouts.transitions, np.bool_)
+    for completion_id, response in batch.by_transition(values).items():
+        k = index[completion_id]
+        chosen[k] = True
+        by_token[offsets[k] : offsets[k + 1]] = response
+    return replace(rollouts.only(chosen), values=by_token)
+
+
+def with_target(rollouts: RolloutArrays, estimate: Estimate, returns: Doubles) -> Estimate:
+    """The estimate in which the critic also learns the returns of a credit that asked it, before the first token of each transition.
+    Targets of the advantage take precedence."""
+    sampled = rollouts.tokens > 0
+    target, first = estimate.target.copy(), rollouts.offsets[:-1][sampled]
+    target[first] = np.where(np.isnan(target[first]), returns[sampled], target[first])
+    return replace(estimate, target=target)
 
 
 def _floats(values: Any) -> Doubles:
     return np.asarray(values, np.float64)
 
 
+def _few(rewards: set[float]) -> str:
+    return ", ".join(f"{reward:g}" for reward in sorted(rewards)[:5]) + (", ..." if len(rewards) > 5 else "")
+
+
 def _named(part: Any) -> str:
     if isinstance(part, Mapping) and "name" not in part:
-        return ", ".join(f"{key} = {named(each)}" for key, each in cast("Mapping[str, Any]", part).items())
+        return ", ".join(f"{agent} = {named(one)}" for agent, one in cast("Mapping[str, Any]", part).items())
     return named(part)

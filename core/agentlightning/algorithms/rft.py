@@ -1,7 +1,7 @@
 """Rejection-sampled fine-tuning: the policy learns its own good rollouts, by cross-entropy on the tokens that it sampled.
 
-What a rollout teaches is all or nothing: it is chosen and every token of it that can be trained is, or each is left out by name. Sources:
-RAFT (arXiv 2304.06767) trains the best of each group, STaR (arXiv 2203.14465) all that are right.
+A rollout is all or nothing: if it is chosen, all its trainable tokens are trained, and otherwise each is left out by name. Sources: RAFT
+(arXiv 2304.06767) trains the best of each group, STaR (arXiv 2203.14465) all correct ones.
 """
 
 from __future__ import annotations
@@ -10,10 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-import numpy as np
 from msgspec import Meta
 
-from agentlightning.algorithms.base import Algorithm, Session
+from agentlightning.algorithms.base import Algorithm, Session, returns_of
 from agentlightning.algorithms.sft import TOLERANCE, advantage
 from agentlightning.rl.batch.build import make_batch
 from agentlightning.rl.loss import SFTLoss
@@ -24,56 +23,54 @@ from agentlightning.types import Trajectory
 
 @dataclass(frozen=True, kw_only=True)
 class RFT(Algorithm):
-    """Rollouts of the policy as it is, then a step on those that are good enough."""
+    """Collect rollouts, and take a step on those that are good enough."""
 
     name: str = "rft"
     group_size: PositiveInt = 8
     """Rollouts of each task in a step."""
     min_reward: Annotated[float, Meta(le=MAX, description="-inf accepts every reward")] = 1.0
-    """A rollout with less teaches nothing; -inf: every reward is enough. One that was not scored teaches nothing either."""
+    """Rollouts with less, and unscored ones, are not trained; -inf: every reward is enough."""
     best: PositiveInt | None = None
-    """Of those that have it, how many of each group are trained; of equal ones the first. Absent: all."""
+    """Train this many of each group at most, of equal ones the first. Absent: all."""
     loss_aggregation: Literal["token_mean", "sequence_mean"] = "token_mean"
-    """What a token weighs: every token the same; each rollout's tokens sum to one."""
+    """The weight of a token: all tokens weigh the same; each rollout's tokens sum to one."""
     epochs: PositiveInt = 1
     """Passes over the batch."""
     minibatches: PositiveInt = 1
-    """Optimiser steps in a pass."""
+    """Optimizer steps in a pass."""
 
     @property
     def ignores_step_rewards(self) -> str:
-        return "algorithm 'rft' chooses rollouts by their outcome"
+        return "algorithm 'rft' chooses rollouts by their own reward."
 
     def parts(self) -> tuple[SFTLoss]:
-        """The loss, checked. Imports no trainer."""
+        """The loss."""
         return (SFTLoss(epochs=self.epochs, minibatches=self.minibatches),)
 
     async def run(self, session: Session) -> None:
-        """Train until the session's last step, or until it is stopped."""
         (loss,) = self.parts()
         for step in session.steps():
             collected = await session.collect(step, self.group_size)
             trajectories = chosen(collected, min_reward=self.min_reward, best=self.best)
-            returns = [np.full(len(each.transitions), np.nan if each.reward is None else each.reward) for each in trajectories]
-            advantages = [advantage(each) for each in trajectories]
+            advantages = [advantage(trajectory) for trajectory in trajectories]
             batch = make_batch(trajectories, advantages, loss_aggregation=self.loss_aggregation)
             metrics = await session.update(batch, loss)
-            await session.finish_step(step, trajectories, returns, advantages, batch, metrics)
+            await session.finish_step(step, trajectories, returns_of(trajectories), advantages, batch, metrics)
 
 
 def chosen(trajectories: Sequence[Trajectory], *, min_reward: float, best: int | None = None) -> list[Trajectory]:
-    """The trajectories in their order; nothing is trained of those with less than `min_reward`, and of those with at least `best` better
+    """The trajectories in their order. Those with less than `min_reward` are not trained, and neither are those with at least `best` better
     ones (or equal and earlier ones) in their group."""
-    ranks: dict[str, int] = {}
-    found = list(trajectories)
-    for k in sorted(range(len(found)), key=lambda k: (-(found[k].reward or 0.0), found[k].index, found[k].attempt_id)):
-        each = found[k]
-        if each.reward is None:
+    rank: dict[str, int] = {}
+    chosen = list(trajectories)
+    for k in sorted(range(len(chosen)), key=lambda k: (-(chosen[k].reward or 0.0), chosen[k].index, chosen[k].attempt_id)):
+        trajectory = chosen[k]
+        if trajectory.reward is None:
             continue
-        if each.reward < min_reward - TOLERANCE:
-            found[k] = leave_out(each, lambda _: f"the reward of its rollout is below min_reward ({min_reward:g})")
+        if trajectory.reward < min_reward - TOLERANCE:
+            chosen[k] = leave_out(trajectory, lambda _: f"the reward of its rollout is below min_reward ({min_reward:g})")
             continue
-        rank = ranks[each.group] = ranks.get(each.group, 0) + 1
-        if best is not None and rank > best:
-            found[k] = leave_out(each, lambda _: f"not among the best of its group (best = {best})")
-    return found
+        rank[trajectory.group] = rank.get(trajectory.group, 0) + 1
+        if best is not None and rank[trajectory.group] > best:
+            chosen[k] = leave_out(trajectory, lambda _: f"not among the best of its group (best = {best})")
+    return chosen

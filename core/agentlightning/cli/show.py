@@ -110,12 +110,12 @@ def _step_rewards(config: Mapping[str, Any]) -> tuple[Sequence[Any], tuple[str, 
     """Return the run's step rewards, for `trajectory`; none, and a note, if they cannot be read any more."""
     if not config.get("step_rewards"):
         return (), ()
+    from agentlightning.config.parts import build_step_rewards
     from agentlightning.config.schema import import_from
-    from agentlightning.rl.trajectory.step_rewards import step_rewards
 
     try:
         import_from(Path(config.get("path", ".")))
-        return step_rewards(config["step_rewards"]), ()
+        return build_step_rewards(config["step_rewards"]), ()
     except Exception as error:  # a user's module may raise anything
         return (), (f"the run's step_rewards are not shown: {error}",)
 

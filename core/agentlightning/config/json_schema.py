@@ -19,10 +19,9 @@ import msgspec
 
 from agentlightning.config.parts import keywords
 from agentlightning.config.schema import Config
+from agentlightning.contracts.loss import Correction, LossSettings
 from agentlightning.errors import PluginError
 from agentlightning.registry.registry import Entry, Registry, registry
-from agentlightning.rl.correction import Correction
-from agentlightning.rl.loss import LossSettings
 from agentlightning.settings import MAX, is_required, type_hints, union_choices
 
 Schema = dict[str, Any]

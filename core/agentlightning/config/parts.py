@@ -14,11 +14,12 @@ from typing import Any, TypeAlias, cast
 
 import numpy as np
 
+from agentlightning.contracts.loss import Correction, LossSettings
 from agentlightning.errors import ConfigError, LightningError, PluginError
 from agentlightning.registry.registry import Registry, registry, singular
 from agentlightning.rl.arrays import RolloutArrays
-from agentlightning.rl.correction import Correction
-from agentlightning.rl.loss import LossSettings, OwnLoss
+from agentlightning.rl.loss import FunctionLoss
+from agentlightning.rl.trajectory.step_rewards import StepReward, step_rewards
 from agentlightning.settings import build, check_keys, convert, in_table, join_key, type_hints
 
 PartValue: TypeAlias = str | Mapping[str, Any] | Callable[..., Any]
@@ -26,7 +27,7 @@ PartValue: TypeAlias = str | Mapping[str, Any] | Callable[..., Any]
 INPUTS = {
     "credits": ("rollouts",),
     "advantages": ("rollouts", "returns"),
-    "losses": ("logprob", "old", "advantage"),
+    "losses": ("logprobs", "old_logprobs", "advantages"),
     "filters": ("group",),
     "step_signals": ("records",),
 }
@@ -38,7 +39,7 @@ EMPTY_INPUTS: dict[str, Callable[[], tuple[Any, ...]]] = {
 }
 """The same for no rollouts at all, on which a function is tried."""
 EXPECTED = {
-    "losses": "the name of a loss, a subclass of LossSettings, or a function of (logprob, old, advantage)",
+    "losses": "the name of a loss, a subclass of LossSettings, or a function of (logprobs, old_logprobs, advantages)",
     "corrections": "the name of a correction, or a subclass of Correction",
 }
 
@@ -136,15 +137,15 @@ class Part:
             settings["name"] = self.name
         return settings
 
-    def _make_loss_of_function(self) -> OwnLoss:
-        """A function `(logprob, old, advantage, **settings) -> term` has the settings of every loss besides its own."""
+    def _make_loss_of_function(self) -> FunctionLoss:
+        """A function `(logprobs, old_logprobs, advantages, **settings) -> term` has the settings of every loss besides its own."""
         settings = self._with_parts()
         common = {setting.name for setting in fields(LossSettings)} - {"name"}
         own = {key: value for key, value in settings.items() if key not in common}
         check_keys(own, [*keywords(self.target), *sorted(common)], self.where)
         term = replace(self, settings=own)._bind()
         shared = {key: value for key, value in settings.items() if key in common}
-        return build(OwnLoss, {"name": self.name or self.target.__qualname__, "term": term, **shared}, self.where)
+        return build(FunctionLoss, {"name": self.name or self.target.__qualname__, "function": term, **shared}, self.where)
 
 
 def keywords(function: Callable[..., Any]) -> list[str]:
@@ -203,3 +204,8 @@ def _try(function: Callable[..., Any], inputs: tuple[Any, ...]) -> None:
             raise
         except Exception:
             return
+
+
+def build_step_rewards(values: Mapping[str, float], plugins: Registry | None = None) -> tuple[StepReward, ...]:
+    """Return the step rewards of a configuration, by the name of a signal or `module:function`. Raises `ConfigError`."""
+    return step_rewards(values, lambda name: Part.parse("step_signals", name, f"step_rewards.{name}", plugins).make())

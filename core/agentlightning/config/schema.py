@@ -15,11 +15,10 @@ from typing import Annotated, Any, Literal
 
 from msgspec import Meta
 
-from agentlightning.config.parts import Part, naming
+from agentlightning.config.parts import Part, build_step_rewards, naming
 from agentlightning.config.tasks import is_reference
 from agentlightning.errors import ConfigError
 from agentlightning.registry.registry import Registry, registry
-from agentlightning.rl.trajectory.step_rewards import step_rewards
 from agentlightning.settings import (
     MAX,
     BaseSettings,
@@ -312,7 +311,7 @@ def check_names(config: Config, plugins: Registry | None = None) -> None:
         plugins.load("samplers", config.sampler)
     if config.collection.filter is not None:
         Part.parse("filters", config.collection.filter, "collection.filter", plugins).make()
-    step_rewards(config.step_rewards, plugins)
+    build_step_rewards(config.step_rewards, plugins)
     algorithm = Part.parse("algorithms", config.algorithm, "algorithm", plugins).make()
     if config.replay is not None and algorithm.trains_demonstrations:
         raise ConfigError(

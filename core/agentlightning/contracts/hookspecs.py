@@ -82,21 +82,23 @@ def register_algorithms(register: Register) -> None:
 
 @hookspec
 def register_credits(register: Register) -> None:
-    """Credit assignment. Target: `credit(rollouts, **settings) -> (transitions,) float64 array`, where NaN means no credit. `rollouts` is a
-    `agentlightning.rl.arrays.RolloutArrays`. Mark a credit that reads `rollouts.values` with `agentlightning.rl.advantage.uses_critic`: the
-    run then asks the critic first, and the critic learns the returns."""
+    """Credit assignment. Target: `credit(rollouts, **settings)`, which returns a float64 array (transitions,); NaN is no credit. `rollouts`
+    is an `agentlightning.rl.arrays.RolloutArrays`. Mark a credit that reads `rollouts.values` with
+    `agentlightning.rl.marks.uses_critic`: the run then asks the critic first, and the critic learns the returns."""
 
 
 @hookspec
 def register_advantages(register: Register) -> None:
-    """Advantages. Target: `advantage(rollouts, returns, **settings)`, with `returns` (transitions,) by credit; it gives a float64 array
-    (transitions,) or (tokens,), or an `Estimate`. `agentlightning.rl.advantage` has the marks of those that need groups or a critic."""
+    """Advantages. Target: `advantage(rollouts, returns, **settings)`, with the `returns` (transitions,) of credit. It returns a float64
+    array (transitions,) or (tokens,), or an `agentlightning.rl.advantage.Estimate`. An unmarked function is assumed to compare the
+    rollouts of a group, so a run with groups of one refuses it. If yours compares none, mark it with
+    `agentlightning.rl.marks.independent`."""
 
 
 @hookspec
 def register_losses(register: Register) -> None:
-    """Losses. Target: a subclass of `LossSettings`, or a function `(logprob, old, advantage, **settings) -> term`. The subclass has a
-    method `term` with these arguments, or a trainer names it in its `Capabilities`."""
+    """Losses. Target: a subclass of `LossSettings` that a trainer names in its `Capabilities`, a subclass of
+    `agentlightning.contracts.loss.CustomLoss`, or a function `term(logprobs, old_logprobs, advantages, **settings)`, each (tokens,)."""
 
 
 @hookspec

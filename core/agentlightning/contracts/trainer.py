@@ -5,60 +5,54 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import Any, ClassVar, Self
 
-import numpy as np
-from numpy.typing import NDArray
-
+from agentlightning.contracts.batch import Batch
+from agentlightning.contracts.loss import CustomLoss, LossSettings
 from agentlightning.contracts.model import ModelFiles, Share
 from agentlightning.errors import UnsupportedSetting
 from agentlightning.settings import BaseSettings
-from agentlightning.types import Policy
-
-if TYPE_CHECKING:
-    from agentlightning.rl.batch.build import Batch
-    from agentlightning.rl.loss import LossSettings
+from agentlightning.types import Doubles, Policy
 
 
 @dataclass(frozen=True, slots=True)
 class Capabilities:
-    """What a trainer honours. A setting outside it is refused before the first step (law 11)."""
+    """What a trainer honours. Any other setting is refused before the first step (law 11)."""
 
     losses: frozenset[str]
-    """Names of loss settings."""
+    """Names of losses."""
     uris: frozenset[str]
     """Schemes under which it hands weights over: `memory`, `file`."""
     forest: bool = True
     """Whether it trains the forest; otherwise root-to-leaf rows."""
     extras: frozenset[str] = frozenset()
-    """Which of `kl_coef`, `entropy_coef` and `correction`, settings of every loss, it honours."""
-    own_losses: bool = False
-    """Whether it takes the settings of a loss that bring their `term(logprob, old, advantage)` along."""
+    """The optional settings of every loss that it honours: `kl_coef`, `entropy_coef`, `correction`."""
+    custom_losses: bool = False
+    """Whether it trains a `CustomLoss`."""
     max_sequence_tokens: int | None = None
     """Tokens of the longest conversation that it takes; None: any."""
     lora: bool = False
     critic: bool = False
     """Whether it has a value head: `values`, and `Batch.returns` to learn from."""
-    why_no_critic: str = "it has none"
-    """What to do about it, for the message."""
+    why_no_critic: str = "use trainer 'torch'"
+    """What to do about a missing critic, for the error message."""
 
 
-def check_capabilities(name: str, able: Capabilities, loss: LossSettings | None, *, critic: bool) -> None:
-    """`UnsupportedSetting` for what an algorithm asks and trainer `name` does not honour."""
-    if critic and not able.critic:
+def check_capabilities(name: str, capabilities: Capabilities, loss: LossSettings | None, *, critic: bool) -> None:
+    """Raise `UnsupportedSetting` if an algorithm needs something that trainer `name` does not honour."""
+    if critic and not capabilities.critic:
         raise UnsupportedSetting(
-            f"algorithm.credit or algorithm.advantage needs a critic, and trainer {name!r}, as it is set, has no value head: "
-            f"{able.why_no_critic}"
+            f"algorithm.credit or algorithm.advantage needs a critic, and trainer {name!r} has no value head: {capabilities.why_no_critic}"
         )
     if loss is None:
         return
-    if not (able.own_losses if hasattr(loss, "term") else loss.name in able.losses):
+    if not (capabilities.custom_losses if isinstance(loss, CustomLoss) else loss.name in capabilities.losses):
         raise UnsupportedSetting(
-            f"algorithm.loss is {loss.name!r}, which trainer {name!r} does not have; it has: {', '.join(sorted(able.losses))}"
+            f"algorithm.loss is {loss.name!r}, and trainer {name!r} does not have it. Use one of {', '.join(sorted(capabilities.losses))}."
         )
-    for key in sorted(loss.extras - able.extras):
+    for key in sorted(loss.extras - capabilities.extras):
         raise UnsupportedSetting(
-            f"algorithm.loss.{key} is set, and trainer {name!r} does not honour it; leave it out, or use a trainer that does ('torch')"
+            f"algorithm.loss.{key} is set, and trainer {name!r} does not honour it. Remove it, or use a trainer that does ('torch')."
         )
 
 
@@ -98,7 +92,7 @@ class Trainer(ABC):
 
     @abstractmethod
     async def step(self, batch: Batch, loss: LossSettings) -> tuple[Policy, dict[str, float]]:
-        """Train on a batch, and return the next version and metrics: `loss.epochs` passes of `loss.minibatches` optimiser steps each.
+        """Train on a batch, and return the next version and metrics: `loss.epochs` passes of `loss.minibatches` optimizer steps each.
 
         A batch without a trained token (`batch.trained_tokens == 0`) trains nothing and keeps the version. An error (`NonFinite` for a loss
         or gradient that is not finite) leaves the weights as they were.
@@ -106,14 +100,14 @@ class Trainer(ABC):
 
     @abstractmethod
     async def save(self, folder: Path) -> None:
-        """Write all state that a bitwise resume needs: weights, optimiser, schedule, RNG, version. `AutoModelForCausalLM.from_pretrained`
+        """Write all state that a bitwise resume needs: weights, optimizer, schedule, RNG, version. `AutoModelForCausalLM.from_pretrained`
         loads the folder as well."""
 
     @abstractmethod
     async def restore(self, folder: Path) -> None:
         """Take over the state that `save` wrote. Raises `TrainerError` for a folder that does not fit."""
 
-    async def values(self, batch: Batch) -> NDArray[np.float64]:
+    async def values(self, batch: Batch) -> Doubles:
         """(tokens,) the critic's expected return before each trained token; NaN elsewhere. Only trainers with a critic have it."""
         raise UnsupportedSetting(f"Trainer {type(self).__name__!r} has no critic. Use an advantage and a credit that need none.")
 

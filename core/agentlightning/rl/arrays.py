@@ -1,7 +1,7 @@
-"""Trajectories as arrays, on which credit and advantage compute.
+"""Trajectories as arrays, the input of credit and advantage.
 
-Rollouts, transitions and tokens stand in the order of the trajectories; the transitions of a rollout lie side by side, and so do the
-choices of a call and the tokens of a response. All arrays are read-only.
+Rollouts, transitions and tokens keep the order of the trajectories. The transitions of a rollout are adjacent, and so are the choices of a
+call and the tokens of a response. All arrays are read-only.
 """
 
 from __future__ import annotations
@@ -15,16 +15,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from agentlightning.types import Trajectory
-
-Doubles = NDArray[np.float64]
-Ints = NDArray[np.int64]
-Bools = NDArray[np.bool_]
+from agentlightning.types import Bools, Doubles, Ints, Trajectory
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class RolloutArrays:
-    """Of the winning attempts of some rollouts."""
+    """The winning attempts of some rollouts as arrays."""
 
     returns: Doubles
     """(rollouts,) NaN: never scored."""
@@ -35,13 +31,13 @@ class RolloutArrays:
     agent: Ints
     """(transitions,) index in `agents`."""
     turn: Ints
-    """(transitions,) how many calls the agent made before."""
+    """(transitions,) calls that the agent made before."""
     call: Ints
     """(transitions,) index of the call, ascending; the choices of one call share it."""
     rewards: Doubles
     """(transitions,) sum of the rewards of its own call or span."""
     call_rewards: Doubles
-    """(calls,) the same for all choices of a call, each reward once."""
+    """(calls,) the same over all choices of a call, each reward once."""
     rewarded: Bools
     """(transitions,) whether it has a reward of its own, be it 0."""
     tokens: Ints
@@ -52,9 +48,9 @@ class RolloutArrays:
     succeeded: Bools | None = None
     """(rollouts,) whether the winning attempt succeeded; None: all."""
     trajectories: tuple[Trajectory, ...] = ()
-    """Where the arrays come from; empty where they were made in another way."""
+    """The source of the arrays; empty after `from_arrays`."""
     values: Doubles | None = None
-    """(tokens,) what the critic expects of the return before each token; there where an advantage asks for it."""
+    """(tokens,) the critic's expected return before each token; None unless credit or advantage uses a critic."""
     first: Ints = field(init=False)
     """(rollouts + 1,) first transition of each rollout; the last one is the number of transitions."""
     transition_group: Ints = field(init=False)
@@ -71,20 +67,20 @@ class RolloutArrays:
         agents: dict[str | None, int] = {}
         rows: list[tuple[int, int, int, int, float, bool, int, bool]] = []
         call_rewards: list[float] = []
-        for number, each in enumerate(trajectories):
-            groups.setdefault(each.group, len(groups))
+        for rollout, trajectory in enumerate(trajectories):
+            groups.setdefault(trajectory.group, len(groups))
             call_id: str | None = None
-            seen: set[str] = set()
-            for t in each.transitions:
+            counted: set[str] = set()
+            for t in trajectory.transitions:
                 if t.call_id != call_id:
-                    call_id, seen = t.call_id, set()
+                    call_id, counted = t.call_id, set()
                     call_rewards.append(0.0)
-                own = math.fsum(r.value for r in t.rewards) if t.rewards else 0.0
+                reward = math.fsum(r.value for r in t.rewards) if t.rewards else 0.0
                 if t.rewards:
-                    call_rewards[-1] = math.fsum([call_rewards[-1], *(r.value for r in t.rewards if r.id not in seen)])
-                    seen.update(r.id for r in t.rewards)
+                    call_rewards[-1] = math.fsum([call_rewards[-1], *(r.value for r in t.rewards if r.id not in counted)])
+                    counted.update(r.id for r in t.rewards)
                 agent = agents.setdefault(t.agent, len(agents))
-                rows.append((number, agent, t.turn, len(call_rewards) - 1, own, bool(t.rewards), len(t.response_ids), t.trained))
+                rows.append((rollout, agent, t.turn, len(call_rewards) - 1, reward, bool(t.rewards), len(t.response_ids), t.trained))
         columns = list(zip(*rows, strict=True)) if rows else [()] * 8
         return cls(
             returns=_frozen([np.nan if t.reward is None else t.reward for t in trajectories], np.float64),
@@ -114,22 +110,22 @@ class RolloutArrays:
         rewards: ArrayLike | None = None,
         tokens: ArrayLike | None = None,
     ) -> RolloutArrays:
-        """Of one agent, one choice a call. `returns` and `group` are (rollouts,), the others (transitions,); without them no transition has
-        a reward of its own, a response is one token long, and turns count the transitions of a rollout."""
+        """Arrays of one agent with one choice a call. `returns` and `group` are (rollouts,), the others (transitions,). By default no
+        transition has a reward of its own, a response is one token long, and turns count the transitions of a rollout."""
         owner = np.asarray(rollout, np.int64)
         size = len(owner)
-        numbers = np.arange(size)
-        own = np.zeros(size) if rewards is None else np.asarray(rewards, np.float64)
+        index = np.arange(size)
+        step_rewards = np.zeros(size) if rewards is None else np.asarray(rewards, np.float64)
         return cls(
             returns=_frozen(returns, np.float64),
             group=_frozen(group, np.int64),
             rollout=_frozen(owner, np.int64),
             agent=_frozen(np.zeros(size), np.int64),
-            turn=_frozen(numbers - _starts(owner, len(np.asarray(returns)))[owner] if turn is None else turn, np.int64),
-            call=_frozen(numbers, np.int64),
-            rewards=_frozen(own, np.float64),
-            call_rewards=_frozen(own, np.float64),
-            rewarded=_frozen(own != 0, np.bool_),
+            turn=_frozen(index - _starts(owner, len(np.asarray(returns)))[owner] if turn is None else turn, np.int64),
+            call=_frozen(index, np.int64),
+            rewards=_frozen(step_rewards, np.float64),
+            call_rewards=_frozen(step_rewards, np.float64),
+            rewarded=_frozen(step_rewards != 0, np.bool_),
             tokens=_frozen(np.ones(size) if tokens is None else tokens, np.int64),
             trained=_frozen(np.ones(size), np.bool_),
         )
@@ -148,28 +144,28 @@ class RolloutArrays:
         return np.append(0, np.cumsum(self.tokens))
 
     def acts(self, pattern: str) -> Bools:
-        """(transitions,) whether its agent's name fits a pattern (`fnmatch`); nobody's fits `*` alone."""
+        """(transitions,) whether the agent's name matches a pattern (`fnmatch`); a transition without an agent matches `*` alone."""
         fits = [pattern == "*" if name is None else fnmatchcase(name, pattern) for name in self.agents]
         return np.array([*fits, False], np.bool_)[self.agent]
 
     def only(self, chosen: Bools) -> RolloutArrays:
-        """The same, with no transition but the chosen ones to be trained."""
+        """The same arrays, in which only the chosen transitions are trained."""
         return replace(self, trained=self.trained & chosen)
 
     def per_token(self, values: ArrayLike) -> Doubles:
-        """(tokens,) from (transitions,) or (tokens,). `ValueError` for another shape."""
-        made = np.asarray(values, np.float64)
-        if made.shape == (self.transitions,):
-            return np.repeat(made, self.tokens)
-        if made.shape != (int(self.tokens.sum()),):
+        """(tokens,) from (transitions,) or (tokens,). Raises `ValueError` for another shape."""
+        array, tokens = np.asarray(values, np.float64), int(self.tokens.sum())
+        if array.shape == (self.transitions,):
+            return np.repeat(array, self.tokens)
+        if array.shape != (tokens,):
             raise ValueError(
-                f"an array of shape {made.shape} for {self.transitions} transitions with {int(self.tokens.sum())} tokens; expected one "
-                "number for each transition, or one for each token"
+                f"an array of shape {array.shape} for {self.transitions} transitions with {tokens} tokens. "
+                "Return one number for each transition, or one for each token."
             )
-        return made
+        return array
 
     def split(self, values: Doubles) -> list[Doubles]:
-        """For each trajectory its part of (transitions,) or (tokens,)."""
+        """The part of each trajectory, from (transitions,) or (tokens,)."""
         if not len(self):
             return []
         ends = self.first[1:-1]
@@ -180,7 +176,7 @@ class RolloutArrays:
 
 
 def _starts(owner: Ints, owners: int) -> Ints:
-    """(owners + 1,) first place of each owner's, which lie side by side; the last one is the number of places."""
+    """(owners + 1,) first index of each owner's adjacent entries; the last one is the number of entries."""
     return _frozen(np.append(0, np.cumsum(np.bincount(owner, minlength=owners))), np.int64)
 
 

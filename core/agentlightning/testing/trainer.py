@@ -11,11 +11,11 @@ import numpy as np
 from msgspec import structs
 from numpy.typing import NDArray
 
+from agentlightning.contracts.batch import Batch
+from agentlightning.contracts.loss import LossSettings
 from agentlightning.contracts.model import ModelFiles, Share
 from agentlightning.contracts.trainer import Capabilities, Trainer, TrainerSettings, check_capabilities
 from agentlightning.errors import NonFinite, TrainerError, UnsupportedSetting
-from agentlightning.rl.batch.build import Batch
-from agentlightning.rl.loss import LossSettings
 from agentlightning.types import Policy
 
 

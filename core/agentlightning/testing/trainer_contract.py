@@ -20,10 +20,12 @@ from typing import ClassVar
 import numpy as np
 from msgspec import structs
 
+from agentlightning.contracts.batch import Batch
+from agentlightning.contracts.loss import LossSettings
 from agentlightning.contracts.trainer import Trainer
 from agentlightning.errors import NonFinite, TrainerError, UnsupportedSetting
-from agentlightning.rl.batch.build import Batch, make_batch
-from agentlightning.rl.loss import LossSettings, PPOClip
+from agentlightning.rl.batch.build import make_batch
+from agentlightning.rl.loss import PPOClip
 from agentlightning.testing.store import refused
 from agentlightning.training.weight_sync import WeightCheck, folder_of
 from agentlightning.types import Task, Trajectory, Transition, floats, ints

@@ -8,10 +8,10 @@ from contextlib import asynccontextmanager
 from os import PathLike
 
 from agentlightning.capture.recorder import Recorder, use
+from agentlightning.config.parts import build_step_rewards
 from agentlightning.contracts.store import AttemptRecords, LightningStore
 from agentlightning.gateway import Gateway
 from agentlightning.rl.trajectory.build import trajectory
-from agentlightning.rl.trajectory.step_rewards import step_rewards
 from agentlightning.stores.common import open_store
 from agentlightning.testing.engine import Script, ScriptedEngine
 from agentlightning.types import Rollout, Sampling, Span, Task, Trajectory
@@ -79,7 +79,7 @@ class World:
         Checks that every request became transitions or stands in a named remainder, with the exact tokens.
         """
         state, records = await self.store.read(recorder.rollout.id)
-        learned = trajectory(state, records, agents=agents, step_rewards=step_rewards(facts))
+        learned = trajectory(state, records, agents=agents, step_rewards=build_step_rewards(facts))
         assert sum(learned.calls.values()) == len(records[-1].calls)
         assert learned.calls.get("completed", 0) == len({transition.call_id for transition in learned.transitions})
         sampled = {completion.id: completion for completion in records[-1].completions}

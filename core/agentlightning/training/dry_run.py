@@ -19,7 +19,6 @@ from agentlightning.algorithms.dpo import trial_batch
 from agentlightning.config.parts import Part
 from agentlightning.config.schema import Config
 from agentlightning.rl.batch.build import make_batch
-from agentlightning.rl.loss import loss_of
 from agentlightning.training.controls import Controls, run_in_thread
 from agentlightning.training.job import Job, job_of
 from agentlightning.training.plan import TrainingPlan, plan_training
@@ -118,7 +117,7 @@ async def _try_training(services: Services, algorithm: Algorithm, trajectories: 
         return None
     services.controls.progress.phase("training")
     # Any advantages and pairs will do: only the work counts, and the weights are discarded.
-    loss = loss_of(algorithm) or Part.parse("losses", "ppo_clip", "algorithm.loss").make()
+    loss = algorithm.loss_settings() or Part.parse("losses", "ppo_clip", "algorithm.loss").make()
     advantages = [np.ones(len(trajectory.transitions)) for trajectory in trajectories]
     demonstrations = algorithm.demonstrate is not None
     batch = trial_batch(trajectories) if loss.over_pairs else make_batch(trajectories, advantages, demonstrations=demonstrations)

@@ -21,10 +21,10 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from agentlightning.contracts.batch import Batch
 from agentlightning.errors import RunError
 from agentlightning.files import disk_errors, write_file
 from agentlightning.registry.registry import registry
-from agentlightning.rl.batch.build import Batch
 from agentlightning.rl.trajectory.step_rewards import STEP_SIGNAL
 from agentlightning.training.run_state import Learned
 from agentlightning.types import JSON, Trajectory
@@ -44,7 +44,7 @@ def step_metrics(trajectories: Sequence[Trajectory], batch: Batch) -> dict[str, 
         "trained_tokens": batch.trained_tokens,
         "trained_fraction": batch.stats.trained_fraction,
         "groups": batch.stats.groups,
-        "groups_without_signal": batch.stats.groups_without_signal,
+        "zero_variance_groups": batch.stats.zero_variance_groups,
         **_reward_metrics(trajectories),
     }
     signals = {reward.id: reward.name for transition in transitions for reward in transition.rewards if reward.source == STEP_SIGNAL}

@@ -17,7 +17,6 @@ from agentlightning.contracts.model import ModelFiles
 from agentlightning.contracts.trainer import check_capabilities
 from agentlightning.errors import ConfigError, UnsupportedSetting
 from agentlightning.registry.registry import load_object, registry
-from agentlightning.rl.loss import loss_of
 from agentlightning.runner.proxies import reach_loopback
 from agentlightning.runner.runner import Agent, takes_llm
 from agentlightning.runner.worker_pool import reference_of
@@ -92,7 +91,7 @@ def _trainer(config: Config, algorithm: Algorithm) -> Plugin:
         settings = dataclasses.replace(settings, total_steps=config.steps)
     needs = algorithm.needs
     capabilities = trainer.offers(settings)
-    check_capabilities(str(config.trainer["name"]), capabilities, loss_of(algorithm), critic=needs.critic)
+    check_capabilities(str(config.trainer["name"]), capabilities, algorithm.loss_settings(), critic=needs.critic)
     if capabilities.critic and not needs.critic:
         raise UnsupportedSetting(
             "trainer.critic = true has no effect: neither credit nor advantage uses a critic. "

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from agentlightning.config.parts import build_step_rewards
 from agentlightning.config.schema import Config, RunnerSettings
 from agentlightning.contracts.engine import Engine
 from agentlightning.contracts.model import ModelFiles, Share
@@ -24,7 +25,6 @@ from agentlightning.errors import StoreError
 from agentlightning.gateway import Gateway
 from agentlightning.gateway.rendering.demonstration import Demonstrate
 from agentlightning.gateway.rendering.renderer import load_tokenizer
-from agentlightning.rl.trajectory.step_rewards import step_rewards
 from agentlightning.runner.program import CommandAgent
 from agentlightning.runner.runner import Agent, Runner
 from agentlightning.runner.worker_pool import WorkerOrder, Workers
@@ -81,7 +81,7 @@ def rollout_settings(config: Config) -> RolloutSettings:
 
 def trajectory_reader(config: Config) -> TrajectoryReader:
     """The reader of a run's trajectories."""
-    return TrajectoryReader(config.agents, config.reward_weights, step_rewards(config.step_rewards))
+    return TrajectoryReader(config.agents, config.reward_weights, build_step_rewards(config.step_rewards))
 
 
 @asynccontextmanager

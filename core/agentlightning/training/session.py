@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from agentlightning.contracts.batch import Batch
+from agentlightning.contracts.loss import LossSettings
 from agentlightning.errors import EngineError, NonFinite
-from agentlightning.rl.batch.build import Batch
-from agentlightning.rl.loss import LossSettings
 from agentlightning.training.checkpoints import Checkpoints
 from agentlightning.training.evaluation import Evaluator, eval_metrics
 from agentlightning.training.metrics import contributions, step_metrics

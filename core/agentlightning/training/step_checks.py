@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from agentlightning.contracts.batch import Batch
 from agentlightning.errors import AgentError, JoinError
-from agentlightning.rl.batch.build import ZERO_VARIANCE, Batch
+from agentlightning.rl.batch.build import ZERO_VARIANCE
 from agentlightning.rl.trajectory.build import check_joins
 from agentlightning.types import Trajectory
 

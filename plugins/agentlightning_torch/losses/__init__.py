@@ -1,38 +1,72 @@
 """The losses that the trainer knows, by the name of their settings (`agentlightning.rl.loss`), one file each.
 
-A loss of one's own needs no change here: a subclass of `LossSettings` that has the method `term(logprob, old, advantage)` brings it along.
+A custom loss needs no change here: a subclass of `agentlightning.contracts.loss.CustomLoss` brings its own `term`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
 import torch
 
-from agentlightning.errors import UnsupportedSetting
-from agentlightning.rl.loss import LossSettings
+from agentlightning.contracts.loss import CustomLoss, LossSettings
+from agentlightning.errors import TrainerError, UnsupportedSetting
 from agentlightning_torch.losses.cispo import cispo
 from agentlightning_torch.losses.dpo import dpo
 from agentlightning_torch.losses.gspo import gspo
 from agentlightning_torch.losses.ppo_clip import ppo_clip
 from agentlightning_torch.losses.sft import sft
 
-Term = Callable[[Any, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
-"""`(settings, logprob, old, advantage) -> term`, each (tokens,); the loss is the sum of weight * term."""
 
-LOSSES: Mapping[str, Term] = MappingProxyType({"ppo_clip": ppo_clip, "cispo": cispo, "gspo": gspo, "sft": sft, "dpo": dpo})
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class TermInputs:
+    """The trained tokens of a pack, as a loss sees them. Only `logprobs` carries a gradient."""
+
+    logprobs: torch.Tensor
+    """(tokens,) of the current weights."""
+    old_logprobs: torch.Tensor
+    """(tokens,) of the weights before the first optimizer step."""
+    advantages: torch.Tensor
+    """(tokens,)"""
+    sequence_log_ratios: torch.Tensor | None = None
+    """(tokens,) mean of logprobs - old_logprobs over the token's sequence; None unless the loss has `ratio_over` a sequence."""
+    pair_margins: torch.Tensor = field(default_factory=lambda: torch.empty(0))
+    """(tokens,) z of the token's pair; (0,) unless the loss is `over_pairs`."""
+
+    @property
+    def log_ratios(self) -> torch.Tensor:
+        """(tokens,) log rho: of the token, or of its sequence."""
+        return self.logprobs.detach() - self.old_logprobs if self.sequence_log_ratios is None else self.sequence_log_ratios
 
 
-def term_of(settings: LossSettings) -> Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]:
-    """The loss's term as a function of `(logprob, old, advantage)`. `UnsupportedSetting` when nobody knows it."""
-    own = getattr(settings, "term", None)
-    if own is not None:
-        return own
-    if settings.name not in LOSSES:
+Term = Callable[[Any, TermInputs], torch.Tensor]
+"""`(settings, inputs) -> (tokens,)`; the loss is the sum of weight * term."""
+
+LOSSES: Mapping[str, Term] = MappingProxyType(
+    {
+        "ppo_clip": lambda settings, inputs: ppo_clip(settings, inputs.logprobs, inputs.old_logprobs, inputs.advantages),
+        "cispo": lambda settings, inputs: cispo(settings, inputs.logprobs, inputs.old_logprobs, inputs.advantages),
+        "gspo": lambda settings, inputs: gspo(settings, inputs.logprobs, inputs.log_ratios, inputs.advantages),
+        "sft": lambda settings, inputs: sft(settings, inputs.logprobs, inputs.advantages),
+        "dpo": lambda settings, inputs: dpo(settings, inputs.logprobs, inputs.pair_margins, inputs.advantages),
+    }
+)
+
+
+def term(loss: LossSettings, inputs: TermInputs) -> torch.Tensor:
+    """(tokens,) the term of each token. Raises `UnsupportedSetting` for an unknown loss, `TrainerError` for a custom loss that returns
+    another shape."""
+    if isinstance(loss, CustomLoss):
+        result = loss.term(inputs.logprobs, inputs.old_logprobs, inputs.advantages)
+        if not isinstance(result, torch.Tensor) or result.shape != inputs.logprobs.shape:
+            shown = f"a tensor of shape {tuple(result.shape)}" if isinstance(result, torch.Tensor) else repr(result)[:80]
+            raise TrainerError(f"loss {loss.name!r} returned {shown} for {len(inputs.logprobs)} tokens. Return the term of each token.")
+        return result
+    if loss.name not in LOSSES:
         raise UnsupportedSetting(
-            f"loss {settings.name!r} is unknown to trainer 'torch'; it knows {', '.join(sorted(LOSSES))}, and any settings class "
-            "with a method `term(logprob, old, advantage)`"
+            f"loss {loss.name!r} is unknown to trainer 'torch'. Use one of {', '.join(sorted(LOSSES))}, or derive your own from CustomLoss."
         )
-    return lambda logprob, old, advantage: LOSSES[settings.name](settings, logprob, old, advantage)
+    return LOSSES[loss.name](loss, inputs)

@@ -7,7 +7,7 @@ import torch
 from agentlightning.rl.loss import CISPO
 
 
-def cispo(settings: CISPO, logprob: torch.Tensor, old: torch.Tensor, advantage: torch.Tensor) -> torch.Tensor:
+def cispo(settings: CISPO, logprobs: torch.Tensor, old_logprobs: torch.Tensor, advantages: torch.Tensor) -> torch.Tensor:
     """(tokens,) each."""
-    weight = torch.exp(logprob.detach() - old).clamp(1 - settings.clip_low, 1 + settings.clip_high)
-    return -weight * advantage * logprob
+    weight = torch.exp(logprobs.detach() - old_logprobs).clamp(1 - settings.clip_low, 1 + settings.clip_high)
+    return -weight * advantages * logprobs

@@ -1,30 +1,27 @@
-"""Direct preference optimisation, token by token. The formula and its source stand in `agentlightning.rl.loss.DPOLoss`."""
+"""Direct preference optimisation, token by token. `agentlightning.rl.loss.DPOLoss` has the formula and its source."""
 
 from __future__ import annotations
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
-from agentlightning.rl.batch.build import Batch
+from agentlightning.contracts.batch import Batch
 from agentlightning.rl.loss import DPOLoss
-
-Doubles = NDArray[np.float64]
-
-
-def dpo(settings: DPOLoss, logprob: torch.Tensor, margin: torch.Tensor, advantage: torch.Tensor) -> torch.Tensor:
-    """(tokens,) each; `margin` is z of the token's pair. It has the gradient of the loss, and the value 0: a loss is that of a pair."""
-    return -settings.beta * torch.sigmoid(-margin) * advantage * (logprob - logprob.detach())
+from agentlightning.types import Doubles, IntArray
 
 
-def margins(batch: Batch, beta: float, gain: Doubles) -> tuple[Doubles, Doubles]:
-    """(pairs,) z of each pair, and (tokens,) of each token's; `gain` is (tokens,) lp - ref, NaN where it is not known."""
-    assert batch.pairs is not None
+def dpo(settings: DPOLoss, logprobs: torch.Tensor, pair_margins: torch.Tensor, advantages: torch.Tensor) -> torch.Tensor:
+    """(tokens,) each; `pair_margins` is z of the token's pair. The gradient is the loss's, the value is 0: only a pair has a loss."""
+    return -settings.beta * torch.sigmoid(-pair_margins) * advantages * (logprobs - logprobs.detach())
+
+
+def margins(batch: Batch, pairs: IntArray, beta: float, gain: Doubles) -> tuple[Doubles, Doubles]:
+    """(pairs,) z of each pair, and (tokens,) of each token's; `gain` is (tokens,) logprobs - reference_logprobs, NaN where unknown."""
     trained = batch.trained
     rollout = batch.transition_rollout[batch.transition[trained]]
     total = np.bincount(rollout, gain[trained], minlength=len(batch.rollout_ids))
-    z = beta * (total[batch.pairs[:, 0]] - total[batch.pairs[:, 1]])
+    z: Doubles = beta * (total[pairs[:, 0]] - total[pairs[:, 1]])
     of_rollout, of_token = np.zeros(len(total)), np.zeros(len(batch))
-    of_rollout[batch.pairs] = z[:, None]
+    of_rollout[pairs] = z[:, None]
     of_token[trained] = of_rollout[rollout]
     return z, of_token

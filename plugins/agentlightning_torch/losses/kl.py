@@ -5,12 +5,12 @@ from __future__ import annotations
 import torch
 
 BOUND = 20.0
-"""At which d is cut before it is raised, as in verl."""
+"""d is clipped here before exp, as in verl."""
 
 
-def kl_term(estimator: str, logprob: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
+def kl_term(estimator: str, logprobs: torch.Tensor, reference_logprobs: torch.Tensor) -> torch.Tensor:
     """(tokens,) each."""
-    d = logprob - reference
+    d = logprobs - reference_logprobs
     if estimator == "k1":
         return d
     if estimator == "k2":

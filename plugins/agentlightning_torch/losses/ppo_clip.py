@@ -7,12 +7,12 @@ import torch
 from agentlightning.rl.loss import PPOClip
 
 
-def ppo_clip(settings: PPOClip, logprob: torch.Tensor, old: torch.Tensor, advantage: torch.Tensor) -> torch.Tensor:
+def ppo_clip(settings: PPOClip, logprobs: torch.Tensor, old_logprobs: torch.Tensor, advantages: torch.Tensor) -> torch.Tensor:
     """(tokens,) each."""
-    ratio = torch.exp(logprob - old)
+    ratio = torch.exp(logprobs - old_logprobs)
     clipped = ratio.clamp(1 - settings.clip_low, 1 + settings.clip_high)
-    term = -torch.minimum(ratio * advantage, clipped * advantage)
+    term = -torch.minimum(ratio * advantages, clipped * advantages)
     if settings.dual_clip is not None:
-        bound = -settings.dual_clip * advantage
-        term = torch.where(advantage < 0, torch.minimum(term, bound), term)
+        bound = -settings.dual_clip * advantages
+        term = torch.where(advantages < 0, torch.minimum(term, bound), term)
     return term

@@ -7,6 +7,6 @@ import torch
 from agentlightning.rl.loss import SFTLoss
 
 
-def sft(settings: SFTLoss, logprob: torch.Tensor, old: torch.Tensor, advantage: torch.Tensor) -> torch.Tensor:
+def sft(settings: SFTLoss, logprobs: torch.Tensor, advantages: torch.Tensor) -> torch.Tensor:
     """(tokens,) each."""
-    return -advantage * logprob
+    return -advantages * logprobs

@@ -1,4 +1,4 @@
-"""What the critic's error costs."""
+"""The critic's loss."""
 
 from __future__ import annotations
 

@@ -11,9 +11,10 @@ from msgspec.structs import replace
 from tensordict import NonTensorData, NonTensorStack, TensorDict
 from verl.experimental.agent_loop.agent_loop import AgentLoopMetrics, AgentLoopOutput
 
+from agentlightning.contracts.batch import Batch
 from agentlightning.errors import AgentError
-from agentlightning.rl.batch.build import Batch, make_batch
-from agentlightning.rl.batch.packs import Pack
+from agentlightning.rl.batch.build import make_batch
+from agentlightning.rl.batch.packs import Pack, leaf_rows
 from agentlightning.types import Trajectory
 
 PRIVATE = ("uid", "global_steps", "validate", "agent_name", "priority", "__rollout_n__", "__do_sample__", "tools_kwargs")
@@ -53,7 +54,7 @@ def samples_of(trajectory: Trajectory) -> list[AgentLoopOutput]:
     # verl scores validation by greedy replies, so it needs their rows too
     transitions = [step if step.temperature else replace(step, temperature=1.0, trained=True) for step in trajectory.transitions]
     batch = make_batch([replace(trajectory, transitions=tuple(transitions))], [np.ones(len(transitions))])
-    packs = [pack for pack in batch.rows() if pack.trained.any()]
+    packs = [pack for pack in leaf_rows(batch) if pack.trained.any()]
     if not packs:
         reason = batch.untrained[0].reason if batch.untrained else "it never called the model"
         raise AgentError(f"Rollout {trajectory.rollout_id} has nothing to train: {reason}")
@@ -70,7 +71,7 @@ def _sample(pack: Pack, batch: Batch, reward: float, *, turns: int) -> AgentLoop
         prompt_ids=ids[:first].tolist(),
         response_ids=ids[first:].tolist(),
         response_mask=mask.astype(int).tolist(),
-        response_logprobs=np.where(mask, batch.logprob[index], 0.0).tolist(),
+        response_logprobs=np.where(mask, batch.rollout_logprobs[index], 0.0).tolist(),
         reward_score=reward,
         num_turns=turns,
         metrics=AgentLoopMetrics(),

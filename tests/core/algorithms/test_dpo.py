@@ -15,28 +15,15 @@ from msgspec.structs import replace
 
 import agentlightning as agl
 from agentlightning.algorithms.dpo import pairs_of, preferred, trial_batch
+from agentlightning.contracts.batch import Batch
 from agentlightning.errors import ConfigError, TrainerError
 from agentlightning.registry.registry import registry
-from agentlightning.rl.batch.build import Batch, make_batch, trainable
+from agentlightning.rl.batch.build import make_batch, trainable
 from agentlightning.rl.correction.tis import TruncatedImportanceSampling
-from agentlightning.rl.loss import DPOLoss, loss_of
+from agentlightning.rl.loss import DPOLoss
 from agentlightning.settings import build
-from agentlightning.types import Task, Trajectory, Transition
-
-
-def rollout(index: int, reward: float | None, group: str = "g", replies: int = 1, *, logprobs: bool = True) -> Trajectory:
-    transitions = tuple(
-        Transition(
-            completion_id=f"{group}{index}.{turn}", call_id="", prompt_ids=np.array([1, 5, turn], np.int32),
-            response_ids=np.array([10 + index, 20, 2], np.int32), logprobs=np.full(3, -0.5, np.float32) if logprobs else None,
-            versions=np.zeros(3, np.int32), temperature=1.0, agent=None, index=turn, turn=turn,
-        )
-        for turn in range(replies)
-    )  # fmt: skip
-    return Trajectory(
-        task=Task(group, None), rollout_id=f"{group}{index}", attempt_id=f"{group}{index}", group=group, index=index, mode="train",
-        status="succeeded", reward=reward, transitions=transitions,
-    )  # fmt: skip
+from agentlightning.types import Trajectory
+from world import rollout
 
 
 def batch_of(trajectories: list[Trajectory], tolerance: float = 1e-6) -> Batch:
@@ -80,7 +67,7 @@ def test_a_batch_of_pairs_weighs_each_pair_the_same_and_names_what_is_in_none():
     assert sign == {"g0": {1.0}, "g2": {-1.0}, "h0": {1.0}, "h1": {-1.0}}
     assert set(batch.weight[batch.trained]) == {1 / 2}, "of every token, whatever the length"
     assert {each.rollout_id: each.reason.split(":")[0] for each in batch.untrained} == {"g1": "in no pair", "i0": "in no pair"}
-    assert (batch.stats.groups, batch.stats.groups_without_signal) == (3, 1)
+    assert (batch.stats.groups, batch.stats.zero_variance_groups) == (3, 1)
 
 
 def owner(batch: Batch) -> np.ndarray:
@@ -92,7 +79,7 @@ def test_without_a_pair_nothing_is_trained_and_every_scored_group_is_without_sig
     assert batch.trained_tokens == 0
     assert batch.pairs is not None
     assert batch.pairs.shape == (0, 2)
-    assert (batch.stats.groups, batch.stats.groups_without_signal) == (3, 2)
+    assert (batch.stats.groups, batch.stats.zero_variance_groups) == (3, 2)
 
 
 def test_pairs_that_cannot_be_are_refused():
@@ -101,12 +88,12 @@ def test_pairs_that_cannot_be_are_refused():
         ([(0, 1), (0, 2)], "trajectory 0 of 3 stands in 2 places"),
         ([(1, 1)], "trajectory 1 of 3 stands in 2 places"),
         ([(0, 3)], "trajectory 3 of 3 stands in 1 places"),
-        ([(0, 2)], "rollout g2 stands in a pair, and nothing of it can be trained"),
+        ([(0, 2)], "rollout g2 is in a pair, and none of its tokens can be trained"),
     ]:
         with pytest.raises(TrainerError, match=says):
             make_batch(some, preferred(some, pairs), loss_aggregation="pair_mean", pairs=pairs)
     for more in ({"loss_aggregation": "pair_mean"}, {"pairs": [(0, 1)]}):
-        with pytest.raises(ConfigError, match="loss_aggregation 'pair_mean' goes with pairs, and only with them"):
+        with pytest.raises(ConfigError, match="Use 'pair_mean' exactly when you pass pairs"):
             make_batch(some, preferred(some, []), **more)  # type: ignore[arg-type]
 
 
@@ -152,7 +139,7 @@ def test_settings_come_from_a_table_and_what_is_wrong_is_named():
     kind = registry().load("algorithms", "dpo")
     algorithm = build(kind, {"name": "dpo", "group_size": 4, "beta": 0.5, "epochs": 2}, "algorithm")
     assert algorithm == agl.DPO(group_size=4, beta=0.5, epochs=2)
-    assert loss_of(algorithm) == DPOLoss(beta=0.5, epochs=2)
+    assert algorithm.loss_settings() == DPOLoss(beta=0.5, epochs=2)
     for wrong, says in [
         ({"beta": 0.0}, r"algorithm\.beta is 0\.0\. Use a finite number above 0 \(0\.1 is usual\)"),
         ({"beta": -0.1}, r"algorithm\.beta is -0\.1"),
@@ -178,7 +165,7 @@ def test_what_the_loss_has_no_term_for_is_refused_by_name(more: dict[str, Any]):
 def test_the_loss_comes_by_its_algorithm_alone():
     for loss in (DPOLoss(), "agentlightning.rl.loss:DPOLoss"):
         with pytest.raises(
-            ConfigError, match=r"compares rollouts in pairs, and algorithm 'lightning' makes none; use algorithm = \{name = 'dpo'\}"
+            ConfigError, match=r"compares pairs of rollouts, and algorithm 'lightning' makes none. Use algorithm = \{name = 'dpo'\}"
         ):
             agl.LightningRL(loss=loss).parts()
     with pytest.raises(ConfigError, match="unknown loss 'dpo'"):

@@ -16,10 +16,11 @@ from agentlightning.algorithms.rft import chosen
 from agentlightning.algorithms.sft import advantage
 from agentlightning.config.schema import Config
 from agentlightning.config.toml import to_toml
+from agentlightning.contracts.batch import Batch
 from agentlightning.errors import ConfigError
 from agentlightning.registry.registry import registry
-from agentlightning.rl.batch.build import Batch, make_batch
-from agentlightning.rl.loss import SFTLoss, loss_of
+from agentlightning.rl.batch.build import make_batch
+from agentlightning.rl.loss import SFTLoss
 from agentlightning.settings import build
 from agentlightning.types import Task, Trajectory, Transition
 
@@ -97,7 +98,7 @@ def test_settings_come_from_a_table_and_what_is_wrong_is_named():
     kind = registry().load("algorithms", "rft")
     algorithm = build(kind, {"name": "rft", "group_size": 4, "min_reward": 0.5, "best": 1, "minibatches": 2}, "algorithm")
     assert algorithm == agl.RFT(group_size=4, min_reward=0.5, best=1, minibatches=2)
-    assert loss_of(algorithm) == SFTLoss(minibatches=2)
+    assert algorithm.loss_settings() == SFTLoss(minibatches=2)
     for wrong, says in [
         ({"min_reward": math.nan}, r"algorithm\.min_reward is nan\. Use a finite number \(-inf accepts every reward\)"),
         ({"min_reward": math.inf}, r"algorithm\.min_reward is inf"),

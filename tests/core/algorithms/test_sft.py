@@ -13,7 +13,7 @@ from agentlightning.cli.accounts import account
 from agentlightning.errors import ConfigError
 from agentlightning.registry.registry import registry
 from agentlightning.rl.batch.build import make_batch
-from agentlightning.rl.loss import SFTLoss, loss_of
+from agentlightning.rl.loss import SFTLoss
 from agentlightning.rl.trajectory.build import trajectory
 from agentlightning.settings import build
 from agentlightning.stores.common import open_store
@@ -99,10 +99,10 @@ def test_settings_come_from_a_table_and_what_is_wrong_is_named():
     table = {"name": "sft", "demonstrations": f"{__name__}:demonstrate", "min_reward": 0.5, "loss_aggregation": "sequence_mean"}
     algorithm = build(kind, table, "algorithm")
     assert algorithm.demonstrate is demonstrate or algorithm.demonstrate.__name__ == "demonstrate"
-    assert loss_of(algorithm) == SFTLoss()
+    assert algorithm.loss_settings() == SFTLoss()
     for wrong, says in [
         ({"loss_aggregation": "constant_length"}, "loss_aggregation"),
-        ({"demonstrations": "nowhere"}, "expected 'module:function'"),
+        ({"demonstrations": "nowhere"}, "Set it to 'module:function'"),
         ({"min_rewards": 1}, "unknown key 'min_rewards'"),
     ]:
         with pytest.raises(ConfigError, match=says):

@@ -14,7 +14,6 @@ from agentlightning.contracts.engine import Chunk, Engine, EngineInfo, EngineSet
 from agentlightning.contracts.gate import Gate
 from agentlightning.contracts.hookspecs import Register
 from agentlightning.contracts.model import ModelFiles, Share
-from agentlightning.rl.advantage import compares_groups
 from agentlightning.rl.arrays import RolloutArrays
 from agentlightning.testing.engine_contract import EngineContract
 from agentlightning.types import IntArray, Policy, Sampling, floats, ints
@@ -70,7 +69,6 @@ def other_adapters(client: Any) -> tuple[LightningTracingProcessor, LightningCha
 # An advantage
 
 
-@compares_groups
 def median(rollouts: RolloutArrays, returns: NDArray[np.float64], *, scale: float = 1.0) -> NDArray[np.float64]:
     return (returns - float(np.nanmedian(returns))) * scale
 

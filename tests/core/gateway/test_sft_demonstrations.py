@@ -182,7 +182,7 @@ async def test_a_demonstration_never_enters_a_ratio_and_a_sample_never_the_imita
     assert [(left.tokens, left.reason) for left in imitation.untrained] == [(sampled, "sampled, not demonstrated")]
     trained = imitation.trained
     assert imitation.token_ids[trained].tolist() == made.transitions[0].response_ids.tolist()
-    assert np.isnan(imitation.logprob).all()
+    assert np.isnan(imitation.rollout_logprobs).all()
     assert (imitation.version == -1).all()
     assert imitation.weight[trained].tolist() == [1 / shown] * shown
 

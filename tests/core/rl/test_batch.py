@@ -5,38 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from agentlightning.contracts.batch import Batch
 from agentlightning.errors import ConfigError, TrainerError
-from agentlightning.rl.batch.build import Batch, make_batch
-from agentlightning.types import Task, Trajectory, Transition
-
-
-def transition(index, prompt, response, **settings) -> Transition:
-    defaults = {
-        "completion_id": settings.pop("id", f"c{index}"),
-        "call_id": f"call{index}",
-        "logprobs": np.linspace(-1, -0.5, len(response), dtype=np.float32),
-        "versions": np.full(len(response), 3, np.int32),
-        "temperature": 1.0,
-        "agent": None,
-        "turn": index,
-    }
-    return Transition(
-        index=index, prompt_ids=np.array(prompt, np.int32), response_ids=np.array(response, np.int32), **{**defaults, **settings}
-    )
-
-
-def trajectory(index, *transitions, group="g", reward: float | None = 1.0) -> Trajectory:
-    return Trajectory(
-        task=Task(group, None),
-        rollout_id=f"{group}r{index}",
-        attempt_id=f"{group}a{index}",
-        group=group,
-        index=index,
-        mode="train",
-        status="succeeded",
-        reward=reward,
-        transitions=transitions,
-    )
+from agentlightning.rl.batch.build import make_batch
+from agentlightning.rl.batch.packs import cut_packs, leaf_rows, transition_rows
+from world import trajectory, transition
 
 
 def path(batch: Batch, token: int) -> list[int]:
@@ -62,7 +35,7 @@ def test_a_shared_prompt_stands_once_and_each_reply_is_its_own():
     assert batch.advantage.tolist() == [0, 0, 0, 1, 1, -1, -1]
     assert batch.weight.tolist() == [0, 0, 0, 0.25, 0.25, 0.25, 0.25]
     assert batch.version.tolist() == [-1, -1, -1, 3, 3, 3, 3]
-    assert np.isnan(batch.logprob[:3]).all()
+    assert np.isnan(batch.rollout_logprobs[:3]).all()
     assert batch.rollout_ids == ("gr0", "gr1")
     assert batch.groups == ("g",)
 
@@ -97,7 +70,7 @@ def test_interleaved_sub_agents_make_two_chains(known: bool):
     ]
     batch = make_batch([trajectory(0, *each)], [[1, 1, 1, 1]])
     assert batch.token_ids.tolist() == [1, 1, 10, 11, 5, 12, 2, 2, 20, 21, 6, 22]
-    assert len(batch.rows()) == 2
+    assert len(leaf_rows(batch)) == 2
 
 
 def test_best_of_n_with_identical_prompts_and_replies_loses_nothing():
@@ -157,7 +130,7 @@ def test_every_sampled_token_that_is_not_trained_is_named_with_a_reason():
         ("c3", 1, "earned no credit"),
         ("c4", 1, "no prompt predicts its first token"),
         ("c5", 1, "sampled greedily"),
-        ("q", 2, "group without signal"),
+        ("q", 2, "zero-variance group"),
     ]
     assert batch.token_ids.tolist() == [1, 2, 3, 9, 5]
     assert batch.transition.tolist() == [-1, -1, -1, -1, 0]
@@ -168,12 +141,12 @@ def test_a_group_without_signal_costs_nothing_and_counts_in_the_denominator():
     loud = [trajectory(k, transition(0, [1], [2, 3], id=f"l{k}")) for k in range(2)]
     quiet = [trajectory(k, transition(0, [1], [2, 3], id=f"q{k}"), group="q") for k in range(2)]
     batch = make_batch(loud + quiet, [[1], [-1], [0], [0]])
-    assert batch.stats.groups_without_signal == 1
+    assert batch.stats.zero_variance_groups == 1
     assert batch.stats.trained_fraction == 0.5
     assert batch.weight.sum() == pytest.approx(0.5)
     assert make_batch(loud + quiet, [[1], [-1], [0], [0]], loss_aggregation="token_mean").weight.sum() == pytest.approx(0.5)
     empty = make_batch(quiet, [[0], [0]])
-    assert (len(empty), empty.trained_tokens, empty.packs(8), empty.rows()) == (0, 0, [], [])
+    assert (len(empty), empty.trained_tokens, cut_packs(empty, 8), leaf_rows(empty)) == (0, 0, [], [])
     assert len(make_batch([], [])) == 0
 
 
@@ -186,7 +159,7 @@ def test_a_scored_rollout_that_never_called_the_model_counts_in_the_denominator(
 def test_constant_weights_need_a_length():
     each = [trajectory(0, transition(0, [1], [2, 3]))]
     assert make_batch(each, [[1]], loss_aggregation="constant_length", length=10).weight.tolist() == [0, 0.1, 0.1]
-    with pytest.raises(ConfigError, match="needs length"):
+    with pytest.raises(ConfigError, match="Set length"):
         make_batch(each, [[1]], loss_aggregation="constant_length")
     with pytest.raises(ConfigError, match="'rolout'"):
         make_batch(each, [[1]], loss_aggregation="rolout")  # type: ignore[arg-type]
@@ -202,7 +175,7 @@ def test_arrays_that_do_not_fit_are_refused_by_name():
         make_batch(each, [[1]], critic=[(np.zeros(2), np.zeros(1))])
     with pytest.raises(TrainerError, match="infinite"):
         make_batch(each, [[np.inf]])
-    with pytest.raises(TrainerError, match="expected one for each"):
+    with pytest.raises(TrainerError, match="Pass one array for each"):
         make_batch(each, [])
     with pytest.raises(TrainerError, match="c0 has 2 tokens, 2 versions and 1 logprobs"):
         make_batch([trajectory(0, transition(0, [1], [2, 3], logprobs=np.array([-1], np.float32)))], [[1]])
@@ -230,23 +203,23 @@ def test_advantages_values_and_returns_of_tokens_stand_at_their_tokens():
 
 def test_a_single_path_longer_than_a_pack_is_refused_by_name():
     batch = make_batch([trajectory(0, transition(0, [1, 2, 3], [4, 5]))], [[1]])
-    assert len(batch.packs(5)) == 1
-    with pytest.raises(TrainerError, match=r"completion c0 of rollout gr0 ends 5 tokens after its root, and a pack holds 4"):
-        batch.packs(4)
+    assert len(cut_packs(batch, 5)) == 1
+    with pytest.raises(TrainerError, match=r"completion c0 of rollout gr0 ends 5 tokens after its root, and tokens_per_pack is 4"):
+        cut_packs(batch, 4)
 
 
 def test_packs_are_cut_where_they_share_least():
     """Two groups of two, each of 4 shared and 2 x 2 own tokens: a budget of 8 repeats nothing."""
     each = [trajectory(k, transition(0, [g, 1, 2, 3], [4, 5], id=f"{g}{k}"), group=f"g{g}") for g in (8, 9) for k in range(2)]
     batch = make_batch(each, [[1], [-1], [1], [-1]])
-    assert [len(p) for p in batch.packs(16)] == [16]
-    assert [len(p) for p in batch.packs(15)] == [8, 8]
-    assert [len(p) for p in batch.packs(7)] == [6, 6, 6, 6]
+    assert [len(p) for p in cut_packs(batch, 16)] == [16]
+    assert [len(p) for p in cut_packs(batch, 15)] == [8, 8]
+    assert [len(p) for p in cut_packs(batch, 7)] == [6, 6, 6, 6]
 
 
 def test_packs_of_some_rollouts_hold_only_what_these_need():
     each = [trajectory(k, transition(0, [1, 2], [3 + k], id=f"c{k}")) for k in range(3)]
-    (pack,) = make_batch(each, [[1], [-1], [2]]).packs(10, rollouts=[0, 2])
+    (pack,) = cut_packs(make_batch(each, [[1], [-1], [2]]), 10, rollouts=[0, 2])
     assert pack.index.tolist() == [0, 1, 2, 4]
     assert pack.parent.tolist() == [-1, 0, 1, 1]
     assert pack.end.tolist() == [4, 4, 3, 4]
@@ -255,6 +228,6 @@ def test_packs_of_some_rollouts_hold_only_what_these_need():
 
 def test_one_row_for_each_transition_repeats_the_history():
     batch = make_batch([trajectory(0, transition(0, [1, 2], [3, 4]), transition(1, [1, 2, 3, 4, 5], [6]))], [[1, 1]])
-    assert [batch.token_ids[r.index].tolist() for r in batch.transition_rows()] == [[1, 2, 3, 4], [1, 2, 3, 4, 5, 6]]
-    assert [r.trained.sum() for r in batch.transition_rows()] == [2, 1]
-    assert [len(r) for r in batch.rows()] == [6]
+    assert [batch.token_ids[r.index].tolist() for r in transition_rows(batch)] == [[1, 2, 3, 4], [1, 2, 3, 4, 5, 6]]
+    assert [r.trained.sum() for r in transition_rows(batch)] == [2, 1]
+    assert [len(r) for r in leaf_rows(batch)] == [6]

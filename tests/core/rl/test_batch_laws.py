@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agentlightning.rl.batch.build import make_batch
+from agentlightning.rl.batch.packs import cut_packs, leaf_rows, transition_rows
 from agentlightning.types import Task, Trajectory, Transition
 
 
@@ -105,7 +106,7 @@ def test_every_sampled_token_stands_after_exactly_its_own_prompt_or_is_named(giv
         assert batch.token_ids[line].tolist() == [*t.prompt_ids.tolist(), *t.response_ids.tolist()]
         assert line[len(t.prompt_ids) :] == tokens.tolist()
         assert batch.position[line].tolist() == list(range(len(line)))
-        np.testing.assert_array_equal(batch.logprob[tokens], t.logprobs)
+        np.testing.assert_array_equal(batch.rollout_logprobs[tokens], t.logprobs)
         np.testing.assert_array_equal(batch.version[tokens], t.versions)
         assert (batch.temperature[tokens] == np.float32(t.temperature)).all()
         assert (batch.advantage[tokens] == advantage).all()
@@ -119,7 +120,7 @@ def test_every_sampled_token_stands_after_exactly_its_own_prompt_or_is_named(giv
 def test_arrays_have_one_length_and_end_is_the_attention_mask(given_):
     batch = make_batch(*given_)
     size = len(batch)
-    for name in ("parent", "position", "end", "transition", "logprob", "version", "temperature", "advantage", "weight"):
+    for name in ("parent", "position", "end", "transition", "rollout_logprobs", "version", "temperature", "advantage", "weight"):
         assert len(getattr(batch, name)) == size
     for token in range(size):
         visible = [j for j in range(size) if j <= token < batch.end[j]]
@@ -158,7 +159,7 @@ def test_weights_are_those_of_the_full_batch_however_rollouts_fragment(given_, l
 def test_every_split_trains_every_token_once_below_all_its_ancestors(given_, spare):
     batch = make_batch(*given_)
     budget = int(batch.position.max(initial=0)) + 1 + spare
-    for split in (batch.packs(budget), batch.rows(), batch.transition_rows()):
+    for split in (cut_packs(batch, budget), leaf_rows(batch), transition_rows(batch)):
         trained = np.concatenate([np.empty(0, np.int32), *(p.index[p.trained] for p in split)])
         assert sorted(trained.tolist()) == np.flatnonzero(batch.trained).tolist()
         for pack in split:
@@ -167,6 +168,6 @@ def test_every_split_trains_every_token_once_below_all_its_ancestors(given_, spa
             np.testing.assert_array_equal(pack.position, batch.position[pack.index])
             for token in range(len(pack)):
                 assert [j for j in range(len(pack)) if j <= token < pack.end[j]] == ancestors(pack.parent, token)
-    for pack in batch.packs(budget):
+    for pack in cut_packs(batch, budget):
         assert len(pack) <= budget
         assert all(pack.trained[token : pack.end[token]].any() for token in range(len(pack)))  # no context without a use

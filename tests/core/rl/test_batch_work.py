@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from agentlightning.rl.batch.build import Batch, make_batch
+from agentlightning.contracts.batch import Batch
+from agentlightning.rl.batch.build import make_batch
 from agentlightning.types import Task, Trajectory, Transition
 
 

@@ -13,7 +13,7 @@ from msgspec import structs
 
 from agentlightning.algorithms.lightning import LightningRL, learner_batch, with_target, with_values
 from agentlightning.errors import ConfigError, RewardError, TrainerError
-from agentlightning.rl.advantage import Estimate, Needs, needs_of
+from agentlightning.rl.advantage import Estimate
 from agentlightning.rl.advantage.gae import gae
 from agentlightning.rl.advantage.gigpo import gigpo
 from agentlightning.rl.advantage.grpo import grpo
@@ -29,6 +29,7 @@ from agentlightning.rl.credit.identical import identical
 from agentlightning.rl.credit.last import last
 from agentlightning.rl.credit.learned import learned
 from agentlightning.rl.credit.per_step import per_step
+from agentlightning.rl.marks import Needs, needs_of_advantage, needs_of_credit
 from agentlightning.types import Reward, Task, Trajectory, Transition
 
 
@@ -85,14 +86,14 @@ def test_maxrl_divides_by_the_mean_of_the_group() -> None:
 
 def test_maxrl_refuses_a_group_whose_mean_is_not_positive_by_name() -> None:
     rollouts = RolloutArrays.of([rollout(0, -1.0, ("a",)), rollout(1, 0.5, ("a",))])
-    with pytest.raises(RewardError, match=r"rollouts g0, g1 is -0\.25; give rewards of 0 or more"):
+    with pytest.raises(RewardError, match=r"rollouts g0, g1 is -0\.25\. Use rewards of 0 or more"):
         maxrl(rollouts, identical(rollouts))
 
 
 def test_a_constant_baseline_is_taken_off_and_needs_no_group() -> None:
     rollouts = RolloutArrays.from_arrays(returns=[1.0, np.nan, 0.25], group=[0, 1, 2], rollout=[0, 0, 1, 2])
     np.testing.assert_array_equal(reinforce(rollouts, identical(rollouts), baseline=0.5), [0.5, 0.5, np.nan, -0.25])
-    assert needs_of(reinforce) == Needs()
+    assert needs_of_advantage(reinforce) == Needs()
     with pytest.raises(ConfigError, match=r"advantage\.baseline"):
         reinforce(rollouts, identical(rollouts), baseline=np.inf)
 
@@ -201,7 +202,7 @@ def test_what_is_not_trained_is_no_step_of_the_critic_and_its_reward_goes_to_wha
 
 def test_generalised_advantages_without_values_are_refused() -> None:
     rollouts = RolloutArrays.from_arrays(returns=[1.0], group=[0], rollout=[0])
-    with pytest.raises(TrainerError, match="needs the values of a critic"):
+    with pytest.raises(TrainerError, match="needs a critic"):
         gae(rollouts, identical(rollouts))
     for bad in ({"gamma": 1.5}, {"lam": -0.1}, {"over": "turns"}):
         with pytest.raises(ConfigError, match=f"advantage.{next(iter(bad))}"):
@@ -255,8 +256,8 @@ def test_learned_credit_of_what_is_not_scored_or_not_trained_and_of_choices() ->
     last = [0.25 + 1, 0.5 + 1]
     first = 0.75 - np.mean([0.25, 0.5]) + 0.5 * np.mean([0.2, 0.4]) + 0.5 * np.mean(last)  # before it all choices' rewards count
     np.testing.assert_allclose(made, [np.nan, first, *last, 0.5])
-    assert needs_of(learned).critic
-    with pytest.raises(TrainerError, match="needs the values of a critic"):
+    assert needs_of_credit(learned).critic
+    with pytest.raises(TrainerError, match="needs a critic"):
         learned(replace(rollouts, values=None))
     for bad in ({"gamma": 1.5}, {"lam": -0.1}):
         with pytest.raises(ConfigError, match=f"credit.{next(iter(bad))}"):
@@ -282,13 +283,13 @@ def test_a_critic_learns_from_a_group_without_signal_too() -> None:
     batch = learner_batch(
         rollouts, with_target(rollouts, Estimate(advantage, np.full(4, np.nan)), returns), loss_aggregation="sequence_mean", length=None
     )
-    assert (batch.trained_tokens, batch.stats.groups_without_signal) == (4, 1)
+    assert (batch.trained_tokens, batch.stats.zero_variance_groups) == (4, 1)
     assert batch.returns is not None
     assert np.isfinite(batch.returns).sum() == 2
     without = learner_batch(
         RolloutArrays.of(rollouts.trajectories), Estimate(advantage, np.full(4, np.nan)), loss_aggregation="sequence_mean", length=None
     )
-    assert (without.trained_tokens, without.stats.groups_without_signal) == (0, 1)
+    assert (without.trained_tokens, without.stats.zero_variance_groups) == (0, 1)
 
 
 def own_credit(rollouts: RolloutArrays) -> Any:
@@ -389,7 +390,7 @@ def test_each_agent_has_the_advantage_that_is_named_for_it() -> None:
     assert advantage[names.index("other")] == 0.0  # alone among its own tokens, so nothing to normalise by
     with pytest.raises(ConfigError, match=r"names 'write', 'check', and agent 'other' is trained as well"):
         PerAgent({"write": grpo, "check": rloo})(rollouts, returns)
-    assert PerAgent({"a": rloo, "b": gae}).needs == Needs(group=True, critic=True)
+    assert needs_of_advantage(PerAgent({"a": rloo, "b": gae})) == Needs(group=True, critic=True)
 
 
 def test_the_advantages_of_an_agent_are_weighted() -> None:
@@ -404,14 +405,17 @@ def test_the_advantages_of_an_agent_are_weighted() -> None:
 def test_an_advantage_of_another_shape_is_refused_by_name() -> None:
     rollouts = RolloutArrays.from_arrays(returns=[1.0, 0.0], group=[0, 0], rollout=[0, 1], tokens=[3, 4])
     algorithm = LightningRL(advantage="rloo")
-    with pytest.raises(ConfigError, match=r"algorithm\.advantage 'rloo' gave an array of shape \(3,\) for 2 transitions with 7 tokens"):
+    with pytest.raises(ConfigError, match=r"algorithm\.advantage 'rloo' returned an array of shape \(3,\) for 2 transitions with 7 tokens"):
         algorithm.estimate(rollouts, identical(rollouts), lambda *_: np.zeros(3))
 
 
 @pytest.mark.parametrize(
     ("table", "said"),
     [
-        ({"group_size": 1}, r"group_size is 1, and algorithm\.advantage 'grpo' compares the rollouts of a group; use 2 or more"),
+        (
+            {"group_size": 1},
+            r"group_size is 1, and algorithm\.advantage 'grpo' compares the rollouts of a group. Set group_size to 2 or more",
+        ),
         ({"group_size": 0, "advantage": "reinforce"}, "group_size is 0"),
         ({"group_size": 1, "advantage": {"write": "reinforce", "check": "rloo"}}, "write = 'reinforce', check = 'rloo'.* compares"),
         ({"advantage": {}}, "advantage is an empty table"),

@@ -10,11 +10,12 @@ from typing import Any
 import pytest
 from test_trajectory import attempt, call, completion, read, reward, span
 
+from agentlightning.config.parts import build_step_rewards
 from agentlightning.contracts.hookspecs import hookimpl
 from agentlightning.contracts.store import AttemptRecords
 from agentlightning.errors import ConfigError, RewardError
 from agentlightning.registry.registry import Registry
-from agentlightning.rl.trajectory.step_rewards import STEP_SIGNAL, StepReward, step_rewards
+from agentlightning.rl.trajectory.step_rewards import STEP_SIGNAL, StepReward
 from agentlightning.rl.trajectory.step_rewards.tools import tool_empty, tool_failed
 from agentlightning.rl.trajectory.step_rewards.truncated import truncated
 from agentlightning.types import Call, Span, Trajectory
@@ -129,8 +130,8 @@ def test_what_is_shown_twice_counts_once() -> None:
     ("signal", "said"),
     [
         (lambda records: records.nothing, r"attempt a1: the signal 'own' raised AttributeError"),
-        (lambda records: [True], r"the signal 'own' gave True; expected spans, calls or completions of the attempt's records"),
-        (lambda records: [tool("elsewhere", 0)], r"the signal 'own' gave Span.*expected spans, calls or completions"),
+        (lambda records: [True], r"the signal 'own' returned True. Return spans, calls or completions of the attempt's records"),
+        (lambda records: [tool("elsewhere", 0)], r"the signal 'own' returned Span.*Return spans, calls or completions"),
     ],
 )
 def test_a_fact_that_cannot_be_told_is_an_error_with_its_name(signal: Any, said: str) -> None:
@@ -145,10 +146,10 @@ def test_step_rewards_are_named_facts_or_own_functions() -> None:
             register("refusals", refusals)
 
     plugins = Registry({"p": Plugin()})
-    first, second = step_rewards({"refusals": -1, f"{__name__}:lookups": 0.5}, plugins)
+    first, second = build_step_rewards({"refusals": -1, f"{__name__}:lookups": 0.5}, plugins)
     assert (first.name, first.value, first.signal) == ("refusals", -1, refusals)
     assert (second.name, second.signal.__name__) == (f"{__name__}:lookups", "lookups")
     with pytest.raises(ConfigError, match=r"step_rewards\.refusal: unknown step_signal 'refusal'; did you mean 'refusals'\?"):
-        step_rewards({"refusal": 1}, plugins)
-    with pytest.raises(ConfigError, match=r"step_rewards\.refusals is nan; expected a finite number"):
-        step_rewards({"refusals": float("nan")}, plugins)
+        build_step_rewards({"refusal": 1}, plugins)
+    with pytest.raises(ConfigError, match=r"step_rewards\.refusals is nan\. Set it to a finite number"):
+        build_step_rewards({"refusals": float("nan")}, plugins)

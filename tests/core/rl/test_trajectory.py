@@ -174,7 +174,7 @@ def test_a_rollout_that_was_cancelled_in_the_queue_is_an_unscored_trajectory() -
 
 
 def test_a_rollout_that_runs_has_no_trajectory_yet() -> None:
-    with pytest.raises(LightningError, match="when it has ended"):
+    with pytest.raises(LightningError, match="until it has ended"):
         trajectory(state(attempt("running"), status="running"), ())
 
 
@@ -345,7 +345,7 @@ def test_a_selected_agent_that_has_not_acted_yet_is_a_warning(caplog: pytest.Log
     joined = [span("l0", call_id="c0", agent="write")]
     check_joins([read(spans=joined, agents=["write", "rewrite"])], ["write", "rewrite"])
     assert [each.getMessage() for each in caplog.records] == [
-        "agents: unknown agent 'rewrite'; did you mean 'write'? known: write; nothing of it is trained unless it acts later"
+        "agents: unknown agent 'rewrite'; did you mean 'write'? known: write; it is not trained unless it acts later"
     ]
 
 

@@ -216,7 +216,7 @@ async def first_letter(task: Any, llm: agl.LLM) -> float:
     return 1.0 if task["text"] in ("abc", "xyz") else sum(each.isalpha() for each in text[:8]) / 8
 
 
-def test_groups_without_signal_are_replaced_up_to_a_budget(model: str, tmp_path: Path) -> None:
+def test_zero_variance_groups_are_replaced_up_to_a_budget(model: str, tmp_path: Path) -> None:
     refilled = run(job(model, tmp_path, first_letter, steps=3, collection={"filter": "nonzero_variance", "resample": 2}))
     for row in rows(refilled):
         assert row["groups"] == 2 + row["groups_resampled"]
@@ -224,8 +224,8 @@ def test_groups_without_signal_are_replaced_up_to_a_budget(model: str, tmp_path:
         assert row["groups_resampled"] == min(2, row["groups_filtered"])
     assert sum(row["groups_resampled"] for row in rows(refilled)) >= 2, "each epoch of six tasks has two without signal"
     plain = run(job(model, tmp_path, first_letter, steps=3))
-    kept = [row["groups"] - row["groups_without_signal"] for row in rows(refilled)]
-    assert sum(kept) > sum(row["groups"] - row["groups_without_signal"] for row in rows(plain))
+    kept = [row["groups"] - row["zero_variance_groups"] for row in rows(refilled)]
+    assert sum(kept) > sum(row["groups"] - row["zero_variance_groups"] for row in rows(plain))
     learned = RunFolder.open(refilled.folder).read_batches()
     assert sum(each.excluded.get("its group was filtered (collection.filter)", 0) for each in learned.values()) > 0
     assert sum(each.trained + sum(each.excluded.values()) for each in learned.values()) == sum(r["sampled_tokens"] for r in rows(refilled))

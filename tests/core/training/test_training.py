@@ -20,8 +20,8 @@ from openai import AsyncOpenAI, OpenAI
 from transformers import AutoModelForCausalLM
 
 import agentlightning as agl
+from agentlightning.contracts.loss import CustomLoss
 from agentlightning.errors import AgentError, ConfigError, JoinError, LightningError, NonFinite, RunError, UnsupportedSetting
-from agentlightning.rl.loss import LossSettings
 from agentlightning.stores.common import open_store
 from agentlightning.training.metrics import read_metrics
 from agentlightning.training.run_folder import RunFolder
@@ -529,20 +529,20 @@ class OnlyNamedLosses(TorchTrainer):
 
     @classmethod
     def offers(cls, settings: Any) -> Any:
-        return dataclasses.replace(super().offers(settings), own_losses=False)
+        return dataclasses.replace(super().offers(settings), custom_losses=False)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class OwnTerm(LossSettings):
+class OwnTerm(CustomLoss):
     name: str = "own_term"
 
-    def term(self, logprob: Any, old: Any, advantage: Any) -> Any:
-        return -advantage * logprob
+    def term(self, logprobs: Any, old_logprobs: Any, advantages: Any) -> Any:
+        return -advantages * logprobs
 
 
 def test_a_loss_with_a_term_of_its_own_is_refused_where_the_trainer_takes_none(model: str, tmp_path: Path) -> None:
     trainer = {"name": f"{__name__}:OnlyNamedLosses", "lr": 1e-3}
-    with pytest.raises(UnsupportedSetting, match=r"algorithm\.loss is 'own_term', which trainer .* does not have; it has: .*ppo_clip"):
+    with pytest.raises(UnsupportedSetting, match=r"algorithm\.loss is 'own_term', and trainer .* does not have it\. Use one of .*ppo_clip"):
         agl.train(
             two_turns,
             tasks=TASKS,
@@ -577,10 +577,10 @@ def yes(group: Any) -> Any:
 @pytest.mark.parametrize(
     ("more", "said"),
     [
-        ({"credit": "one_number"}, r"algorithm\.credit '.*:one_number' gave an array of shape \(1,\) for 16 transitions"),
+        ({"credit": "one_number"}, r"algorithm\.credit '.*:one_number' returned shape \(1,\) for 16 transitions"),
         ({"advantage": "words"}, r"algorithm\.advantage '.*:words' raised ValueError: could not convert .* \(lightning\.py, line"),
         ({"advantage": "broken"}, r"algorithm\.advantage '.*:broken' raised KeyError: 'nothing' \(test_training\.py, line \d+\)"),
-        ({"loss": "summed"}, r"loss '.*:summed' gave a tensor of shape \(\) for \d+ tokens; expected the term of each"),
+        ({"loss": "summed"}, r"loss '.*:summed' returned a tensor of shape \(\) for \d+ tokens\. Return the term of each"),
         ({"filter": "yes"}, r"collection\.filter '.*:yes' returned 'yes'"),
     ],
 )
@@ -614,16 +614,16 @@ def test_a_function_of_ones_own_that_is_wrong_is_named_with_what_was_expected(
         ),
         (
             {"algorithm": {"name": "lightning", "loss": "gspo"}, "trainer": {"name": "verl"}},
-            r"algorithm\.loss is 'gspo', which trainer 'verl'",
+            r"algorithm\.loss is 'gspo', and trainer 'verl'",
         ),
         ({"algorithm": {"name": "lightning", "advantage": "gae"}, "trainer": {"name": "verl"}}, "verl's critic is not used"),
         ({"algorithm": {"name": "lightning", "group_size": 1}}, r"group_size is 1, and algorithm\.advantage 'grpo' compares"),
         ({"algorithm": {"name": "lightning", "loss": {"name": "cispo", "clip_high": -0.1}}}, r"loss\.clip_high is -0\.1"),
         ({"algorithm": {"name": "lightning", "advantage": "gppo"}}, "grpo"),
         ({"algorithm": {"name": "lightning", "loss": "dpo"}}, "unknown loss 'dpo'"),
-        ({"algorithm": {"name": "dpo"}, "trainer": {"name": "verl"}}, r"algorithm\.loss is 'dpo', which trainer 'verl' does not have"),
-        ({"algorithm": {"name": "dpo", "beta": 0.0}}, r"algorithm\.beta is 0\.0; it must be above 0"),
-        ({"algorithm": {"name": "dpo", "group_size": 1}}, r"algorithm\.group_size is 1; it must be at least 2"),
+        ({"algorithm": {"name": "dpo"}, "trainer": {"name": "verl"}}, r"algorithm\.loss is 'dpo', and trainer 'verl' does not have"),
+        ({"algorithm": {"name": "dpo", "beta": 0.0}}, r"algorithm\.beta is 0\.0\. Set it above 0"),
+        ({"algorithm": {"name": "dpo", "group_size": 1}}, r"algorithm\.group_size is 1\. Set it to at least 2"),
         ({"algorithm": {"name": "dpo", "kl_coef": 0.1}}, r"unknown key 'kl_coef' in \[algorithm\]"),
         ({"algorithm": {"name": "rft", "min_reward": float("nan")}}, r"algorithm\.min_reward is nan"),
         ({"algorithm": {"name": "rft", "min_rewards": 0.5}}, r"unknown key 'min_rewards' in \[algorithm\]; did you mean 'min_reward'"),

@@ -17,9 +17,9 @@ from transformers import AutoModelForCausalLM
 
 from agentlightning.config.models import ModelFiles
 from agentlightning.config.parts import Part
-from agentlightning.rl.advantage import Needs
-from agentlightning.rl.batch.build import Batch
-from agentlightning.rl.loss import LossSettings
+from agentlightning.contracts.batch import Batch
+from agentlightning.contracts.loss import LossSettings
+from agentlightning.rl.marks import Needs
 from agentlightning.types import Task, Trajectory, Transition
 from agentlightning_torch.testing import tiny_model
 from agentlightning_torch.trainer import Settings, TorchTrainer

@@ -12,9 +12,11 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from agentlightning.algorithms.dpo import preferred
+from agentlightning.contracts.batch import Batch
 from agentlightning.contracts.model import ModelFiles
 from agentlightning.errors import TrainerError
-from agentlightning.rl.batch.build import Batch, make_batch
+from agentlightning.rl.batch.build import make_batch
+from agentlightning.rl.batch.packs import cut_packs
 from agentlightning.rl.loss import DPOLoss, PPOClip
 from agentlightning.types import Task, Trajectory, Transition
 from agentlightning_torch.testing import tiny_model
@@ -125,7 +127,7 @@ async def training(model: ModelFiles, **settings: Any) -> AsyncIterator[tuple[To
 )
 async def test_the_gradient_is_that_of_the_plain_formula(model: ModelFiles, tokens_per_pack: int, epochs: int, parts: list[list[int]]):
     batch, loss = batch_of(PAIRS), DPOLoss(beta=0.4, epochs=epochs, minibatches=len(parts))
-    assert (len(batch.packs(tokens_per_pack)) == 1) == (tokens_per_pack > 100)
+    assert (len(cut_packs(batch, tokens_per_pack)) == 1) == (tokens_per_pack > 100)
     reference = AutoModelForCausalLM.from_pretrained(model.path, dtype=torch.float64)
     by_hand = moved(AutoModelForCausalLM.from_pretrained(model.path, dtype=torch.float64))
     expected, seen, losses = [], [], []

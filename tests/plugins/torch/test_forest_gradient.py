@@ -9,8 +9,9 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from agentlightning.rl.batch.build import Batch, make_batch
-from agentlightning.rl.batch.packs import Pack
+from agentlightning.contracts.batch import Batch
+from agentlightning.rl.batch.build import make_batch
+from agentlightning.rl.batch.packs import Pack, cut_packs, leaf_rows, transition_rows
 from agentlightning.types import Task, Trajectory, Transition
 from agentlightning_torch.attention import BLOCK, NAME, Visible, forest_attention
 from agentlightning_torch.forward import forest_agrees, group_rows, score_forest, score_rows
@@ -114,18 +115,18 @@ def test_forest_rows_and_transition_rows_have_one_gradient(train: str, seed: int
                 torch.nn.init.normal_(p, std=0.1)  # zero at first, which would leave half of the gradients zero
     trained_parameters(model, train)
     batch = random_batch(seed)
-    reference = gradient(model, batch, group_rows(batch.transition_rows(), 100), score_rows)
-    assert difference(gradient(model, batch, group_rows(batch.rows(), 100), score_rows), reference) < 1e-10
-    assert difference(gradient(model, batch, [[p] for p in batch.packs(10_000)], forest()), reference) < 1e-10
+    reference = gradient(model, batch, group_rows(transition_rows(batch), 100), score_rows)
+    assert difference(gradient(model, batch, group_rows(leaf_rows(batch), 100), score_rows), reference) < 1e-10
+    assert difference(gradient(model, batch, [[p] for p in cut_packs(batch, 10_000)], forest()), reference) < 1e-10
 
 
 @pytest.mark.parametrize("seed", range(3))
 def test_packs_of_any_size_have_one_gradient(seed: int):
     model, batch = tiny_llama(), random_batch(seed)
-    reference = gradient(model, batch, [[p] for p in batch.packs(10_000)], forest())
+    reference = gradient(model, batch, [[p] for p in cut_packs(batch, 10_000)], forest())
     longest = int(batch.position.max()) + 1
     for budget in (longest, longest + 7, 2 * longest):
-        packs = batch.packs(budget)
+        packs = cut_packs(batch, budget)
         assert len(packs) > 1
         assert difference(gradient(model, batch, [[p] for p in packs], forest()), reference) < 1e-10
 
@@ -133,7 +134,7 @@ def test_packs_of_any_size_have_one_gradient(seed: int):
 @pytest.mark.parametrize("block", [1, 5, 16, 64])
 def test_blocks_of_any_size_give_what_the_dense_mask_gives(block: int):
     model, batch = tiny_llama(), random_batch(4)
-    work = [[p] for p in batch.packs(10_000)]
+    work = [[p] for p in cut_packs(batch, 10_000)]
     (pack,) = work[0]
     assert len(Visible(pack, torch.device("cpu"), block=10_000).parts) == 1
     assert len(Visible(pack, torch.device("cpu"), block=block).parts) > 1
@@ -142,7 +143,7 @@ def test_blocks_of_any_size_give_what_the_dense_mask_gives(block: int):
 
 def test_the_parts_have_each_pair_of_the_mask_once_and_begin_with_all_queries():
     batch = random_batch(5)
-    (pack,) = batch.packs(10_000)
+    (pack,) = cut_packs(batch, 10_000)
     i, j = np.arange(len(pack))[:, None], np.arange(len(pack))
     for block in (1, 7, 30, 10_000):
         seen, begun = np.zeros((len(pack), len(pack)), int), np.zeros(len(pack), bool)
@@ -155,7 +156,7 @@ def test_the_parts_have_each_pair_of_the_mask_once_and_begin_with_all_queries():
 
 
 def test_attention_in_parts_is_attention_under_the_dense_mask():
-    (pack,) = random_batch(5).packs(10_000)
+    (pack,) = cut_packs(random_batch(5), 10_000)
     generator = torch.Generator().manual_seed(0)
     shapes = [(1, heads, len(pack), 8) for heads in (4, 2, 2, 4)]
     *inputs, grad = (torch.randn(shape, generator=generator, dtype=torch.float64).requires_grad_() for shape in shapes)
@@ -171,7 +172,7 @@ def test_attention_in_parts_is_attention_under_the_dense_mask():
 
 def test_flex_attention_sees_the_same():
     model, batch = tiny_llama(), random_batch(6)
-    work = [[p] for p in batch.packs(10_000)]
+    work = [[p] for p in cut_packs(batch, 10_000)]
     with torch.no_grad():  # on a CPU it has no gradient
         flex, dense = (score_forest(model, batch, work[0][0], flex=flex).logprob for flex in (True, False))
     torch.testing.assert_close(flex, dense, rtol=1e-10, atol=1e-12)
@@ -180,7 +181,7 @@ def test_flex_attention_sees_the_same():
 def test_the_model_is_as_before_after_a_pass():
     model, batch = tiny_llama(), random_batch(0)
     before = model.config._attn_implementation
-    score_forest(model, batch, batch.packs(10_000)[0])
+    score_forest(model, batch, cut_packs(batch, 10_000)[0])
     assert model.config._attn_implementation == before != NAME
 
 
@@ -199,8 +200,8 @@ def test_a_head_that_scales_its_logits_is_scaled_here_too():
 
     settings = {"vocab_size": 40, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
     model, batch = GraniteForCausalLM(GraniteConfig(**settings, logits_scaling=8.0)).eval().double(), random_batch(3)
-    (pack,) = batch.packs(10_000)
-    row = next(r for r in batch.rows() if r.trained.any())
+    (pack,) = cut_packs(batch, 10_000)
+    row = next(r for r in leaf_rows(batch) if r.trained.any())
     with torch.no_grad():
         logits = model(input_ids=torch.from_numpy(batch.token_ids[row.index].astype(np.int64))[None]).logits[0]
         forest, rows = score_forest(model, batch, pack), score_rows(model, batch, [row])

@@ -101,7 +101,7 @@ def test_a_step_without_a_pair_trains_nothing_keeps_its_version_and_says_so(mode
     watch = Watch()
     run = agl.train(always_right, tasks=TASKS, **settings(model, tmp_path, steps=1, progress=watch))
     [row] = rows(run)
-    assert (row["pairs"], row["trained_tokens"], row["policy_version"], row["groups"], row["groups_without_signal"]) == (0, 0, 0, 2, 2)
+    assert (row["pairs"], row["trained_tokens"], row["policy_version"], row["groups"], row["zero_variance_groups"]) == (0, 0, 0, 2, 2)
     assert "dpo_accuracy" not in row
     assert any("Step 1: no update, most tokens are excluded: in no pair" in said for said in watch.said)
 

@@ -15,10 +15,12 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, MistralConfig, MistralForCausalLM
 
+from agentlightning.contracts.batch import Batch
+from agentlightning.contracts.loss import CustomLoss, LossSettings
 from agentlightning.contracts.model import ModelFiles
 from agentlightning.errors import ConfigError, NonFinite, TrainerError, UnsupportedSetting
-from agentlightning.rl.batch.build import Batch, make_batch
-from agentlightning.rl.loss import CISPO, LossSettings, PPOClip
+from agentlightning.rl.batch.build import make_batch
+from agentlightning.rl.loss import CISPO, PPOClip
 from agentlightning.rl.schedule import learning_rate
 from agentlightning.training.weight_sync import WeightCheck, folder_of
 from agentlightning.types import Task, Trajectory, Transition
@@ -118,9 +120,9 @@ async def test_the_difference_between_engine_and_trainer_is_measured(files: Mode
     async with training(files) as trainer:
         with torch.no_grad():
             ((scores, _),) = list(trainer._scores(trainer.weights.model, batch, None, False))
-        recorded = batch.logprob.copy()
+        recorded = batch.rollout_logprobs.copy()
         recorded[scores.index] = scores.logprob.numpy()
-        agreed = replace(batch, logprob=recorded)
+        agreed = replace(batch, rollout_logprobs=recorded)
         _, exact = await trainer.step(agreed, PPOClip())
     assert exact["mismatch_abs_max"] < 1e-6
     assert exact["mismatch_kl"] < 1e-9
@@ -180,16 +182,16 @@ async def test_minibatches_without_movement_add_up_to_the_full_gradient(files: M
 
 
 @dataclass(frozen=True, kw_only=True)
-class Own(LossSettings):
+class Own(CustomLoss):
     """A user's loss; poisoned from the `after`th pack on."""
 
     name: str = "own"
     after: int = 100
     seen: list = None  # type: ignore[assignment]
 
-    def term(self, logprob, old, advantage):
-        self.seen.append(len(logprob))
-        return -advantage * logprob * (float("nan") if len(self.seen) > self.after else 1.0)
+    def term(self, logprobs, old_logprobs, advantages):
+        self.seen.append(len(logprobs))
+        return -advantages * logprobs * (float("nan") if len(self.seen) > self.after else 1.0)
 
 
 @pytest.mark.parametrize(("epochs", "after"), [(1, 0), (3, 2)])
@@ -197,7 +199,7 @@ async def test_a_loss_that_is_not_finite_leaves_weights_and_moments_untouched(fi
     async with training(files) as trainer:
         await trainer.step(two_turns(), PPOClip())
         before = state(trainer)
-        with pytest.raises(NonFinite, match="the loss is nan"):
+        with pytest.raises(NonFinite, match="The loss is nan"):
             await trainer.step(two_turns(), Own(epochs=epochs, after=after, seen=[]))
         assert same(state(trainer), before)
         assert trainer.policy.version == 1
@@ -217,7 +219,9 @@ async def test_a_gradient_that_is_not_finite_leaves_weights_and_moments_untouche
 
 async def test_an_unknown_loss_is_refused_by_name(files: ModelFiles):
     async with training(files) as trainer:
-        with pytest.raises(UnsupportedSetting, match="'gpso', which trainer 'torch' does not have; it has: cispo, dpo, gspo, ppo_clip"):
+        with pytest.raises(
+            UnsupportedSetting, match=r"'gpso', and trainer 'torch' does not have it\. Use one of cispo, dpo, gspo, ppo_clip"
+        ):
             await trainer.step(two_turns(), LossSettings(name="gpso"))
         assert {"ppo_clip", "cispo"} <= trainer.capabilities.losses
 
@@ -324,7 +328,7 @@ async def test_a_model_with_sliding_windows_is_trained_on_rows(tmp_path: Path, c
 
 async def test_a_conversation_longer_than_a_pack_is_refused_and_nothing_changes(files: ModelFiles):
     async with training(files, tokens_per_pack=30) as trainer:
-        with pytest.raises(TrainerError, match="raise tokens_per_pack"):
+        with pytest.raises(TrainerError, match="Raise tokens_per_pack"):
             await trainer.step(two_turns(), PPOClip())
         assert trainer.policy.version == 0
 

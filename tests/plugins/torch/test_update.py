@@ -14,13 +14,16 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from agentlightning.config.parts import Part
+from agentlightning.contracts.batch import Batch
+from agentlightning.contracts.loss import LossSettings
 from agentlightning.contracts.model import ModelFiles
 from agentlightning.errors import ConfigError, TrainerError, UnsupportedSetting
-from agentlightning.rl.batch.build import Batch, make_batch
+from agentlightning.rl.batch.build import make_batch
+from agentlightning.rl.batch.packs import cut_packs
 from agentlightning.rl.correction.icepop import IcePop
 from agentlightning.rl.correction.sequence_masking import SequenceMasking
 from agentlightning.rl.correction.tis import TruncatedImportanceSampling
-from agentlightning.rl.loss import CISPO, GSPO, LossSettings, PPOClip
+from agentlightning.rl.loss import CISPO, GSPO, PPOClip
 from agentlightning.types import Task, Trajectory, Transition
 from agentlightning_torch.testing import tiny_model
 from agentlightning_torch.trainer import Settings, TorchTrainer
@@ -214,7 +217,7 @@ async def test_the_ratio_of_a_sequence_is_decided_over_all_its_packs(files: Mode
     for budget in (4096, 20):
         async with training(files, tokens_per_pack=budget) as trainer:
             batch = batch_of(afresh=True)
-            assert len(batch.packs(budget)) == (1 if budget > 100 else 5)
+            assert len(cut_packs(batch, budget)) == (1 if budget > 100 else 5)
             found.append(gradient(trainer, batch, loss, updates=2))
     close(*found)
 
@@ -224,12 +227,12 @@ async def test_corrections_multiply_the_policys_term_and_are_measured(files: Mod
         batch = batch_of()
         with torch.no_grad():
             ((scores, _),) = list(trainer._scores(trainer.weights.model, batch, None, False))
-        recorded = batch.logprob.copy()
+        recorded = batch.rollout_logprobs.copy()
         recorded[scores.index] = scores.logprob.numpy()
         off = np.zeros(len(scores.index))
         off[::3] = 1.5
         recorded[scores.index] -= off.astype(np.float32)
-        batch = replace(batch, logprob=recorded)
+        batch = replace(batch, rollout_logprobs=recorded)
         plain = gradient(trainer, batch, CISPO())
         for correction, factor in (
             (TruncatedImportanceSampling(clip=2.0), np.where(off > 0, 2.0, 1.0)),
@@ -251,17 +254,17 @@ async def test_a_masked_reply_is_left_out_whole(files: ModelFiles) -> None:
         batch = batch_of()
         with torch.no_grad():
             ((scores, _),) = list(trainer._scores(trainer.weights.model, batch, None, False))
-        recorded = batch.logprob.copy()
+        recorded = batch.rollout_logprobs.copy()
         recorded[scores.index] = scores.logprob.numpy()
         wrong = scores.index[batch.transition[scores.index] == 0]
         recorded[wrong] -= 0.5
-        _, metrics = await trainer.step(replace(batch, logprob=recorded), CISPO(correction=SequenceMasking(low=0.9, high=1.1)))
+        _, metrics = await trainer.step(replace(batch, rollout_logprobs=recorded), CISPO(correction=SequenceMasking(low=0.9, high=1.1)))
         assert metrics["correction_dropped"] == pytest.approx(len(wrong) / len(scores.index))
 
 
-def squared(logprob: torch.Tensor, old: torch.Tensor, advantage: torch.Tensor, *, scale: float = 1.0) -> torch.Tensor:
+def squared(logprobs: torch.Tensor, old_logprobs: torch.Tensor, advantages: torch.Tensor, *, scale: float = 1.0) -> torch.Tensor:
     """A loss of one's own, as a function."""
-    return -scale * advantage * logprob - (logprob - old).square()
+    return -scale * advantages * logprobs - (logprobs - old_logprobs).square()
 
 
 async def test_a_loss_of_ones_own_is_a_function_with_settings_besides_those_of_every_loss(files: ModelFiles) -> None:

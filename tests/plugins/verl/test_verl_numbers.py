@@ -18,6 +18,8 @@ import torch
 from verl_numbers import CLIP, GSPO, LENGTH, VALUE_CLIP, inputs
 from verl_world import PYTHON
 
+from agentlightning.contracts.batch import Batch
+from agentlightning.contracts.loss import Correction, LossSettings
 from agentlightning.rl.advantage import Estimate
 from agentlightning.rl.advantage.gae import gae
 from agentlightning.rl.advantage.grpo import dr_grpo, grpo
@@ -25,13 +27,12 @@ from agentlightning.rl.advantage.opo import opo
 from agentlightning.rl.advantage.reinforce_pp import reinforce_pp, reinforce_pp_baseline
 from agentlightning.rl.advantage.rloo import rloo
 from agentlightning.rl.arrays import RolloutArrays
-from agentlightning.rl.batch.build import Batch, make_batch
-from agentlightning.rl.correction import Correction
+from agentlightning.rl.batch.build import make_batch
 from agentlightning.rl.correction.icepop import IcePop
 from agentlightning.rl.correction.sequence_masking import SequenceMasking
 from agentlightning.rl.correction.tis import TruncatedImportanceSampling
 from agentlightning.rl.credit.identical import identical
-from agentlightning.rl.loss import CISPO, LossSettings, PPOClip
+from agentlightning.rl.loss import CISPO, PPOClip
 from agentlightning.rl.loss import GSPO as GSPOLoss
 from agentlightning.types import Task, Trajectory, Transition
 from agentlightning_torch.forward import Scores
@@ -172,8 +173,8 @@ def update(batch: Batch, loss: LossSettings, old: np.ndarray, now: torch.Tensor)
             yield Scores(some, values[torch.from_numpy(some)], nothing[: len(some), 0], nothing[: len(some)]), len(some)
 
     made = Update(batch, loss, score, score)
-    made.known = True
-    made._pass(score, None, made.old)
+    made.prepared = True
+    made.old_logprobs = made._pass(score, None)
     made._correct(index)
     made.norms.append(1.0)
     return made
@@ -195,7 +196,7 @@ def test_losses_with_weights_and_corrections_are_those_of_verl(name: str, loss_a
         recorded, old, start = (np.full(len(batch), np.nan) for _ in range(3))
         for array, key in ((recorded, "recorded"), (old, "old"), (start, "now")):
             array[order] = flat(given, given[key])
-        object.__setattr__(batch, "logprob", recorded)  # float64, where a record has float32
+        object.__setattr__(batch, "rollout_logprobs", recorded)  # float64, where a record has float32
         now = torch.from_numpy(start).requires_grad_()
         loss = LOSSES[name]
         if corrected:

@@ -62,8 +62,8 @@ def test_rows_have_every_trained_token_once_one_place_before_it() -> None:
         assert rows.ids[start] == batch.token_ids[0]
     arrays = rows.arrays(batch, 2.0, None, 0)
     assert arrays["weight"].sum() == pytest.approx(2 * batch.weight.sum())
-    assert "old" not in arrays
-    assert np.isfinite(arrays["recorded"]).all()
+    assert "old_logprobs" not in arrays
+    assert np.isfinite(arrays["rollout_logprobs"]).all()
 
 
 def test_rows_of_some_rollouts_train_those_alone() -> None:

@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from agentlightning.contracts.batch import Batch
+from agentlightning.contracts.loss import LossSettings
 from agentlightning.contracts.model import ModelFiles, Share
 from agentlightning.contracts.trainer import Capabilities, Trainer, TrainerSettings
-from agentlightning.rl.batch.build import Batch, make_batch
-from agentlightning.rl.loss import LossSettings
+from agentlightning.rl.batch.build import make_batch
 from agentlightning.training.weight_sync import WeightCheck
 from agentlightning.types import Policy, Task, Trajectory, Transition
 from agentlightning_torch.trainer import Settings as TorchSettings

@@ -4,32 +4,29 @@ from __future__ import annotations
 
 import numpy as np
 
-from agentlightning.rl.advantage import compares_groups
 from agentlightning.rl.advantage.groups import Groups, check, check_eps
-from agentlightning.rl.arrays import Doubles, RolloutArrays
+from agentlightning.rl.arrays import RolloutArrays
+from agentlightning.types import Doubles
 
 
-@compares_groups
 def grpo(
     rollouts: RolloutArrays, returns: Doubles, *, std: bool = True, ddof: int = 1, eps: float = 1e-6, tolerance: float = 1e-6
 ) -> Doubles:
     """A = (R - m) / (s + eps), with m and s mean and deviation of the group's rollouts. Source: arXiv 2402.03300; `ddof` 1 as in verl.
 
-    Where credit differs by turn A_t = (G_t - b_t) / (s + eps), with s the deviation of the rollouts' first returns G_0; where these are
-    equal within the tolerance nothing is divided.
+    Where credit differs by turn A_t = (G_t - b_t) / (s + eps), with s the deviation of the rollouts' first returns G_0. If these are
+    equal within the tolerance, nothing is divided.
     """
     check(ddof in (0, 1), "ddof", ddof, "0 or 1")
     check_eps(eps)
     groups = Groups.of(rollouts, returns, tolerance)
-    raw = groups.less_mean() if groups.plain else groups.less_others()
-    if not std:
-        return raw
-    deviation = groups.deviation(ddof)
-    raw /= groups.of_transitions(np.where(groups.signal & (deviation > tolerance), deviation + eps, 1.0))
-    return raw
+    advantage = groups.minus_mean()
+    if std:
+        deviation = groups.deviation(ddof)
+        advantage /= groups.of_transitions(np.where(groups.varies & (deviation > tolerance), deviation + eps, 1.0))
+    return advantage
 
 
-@compares_groups
 def dr_grpo(rollouts: RolloutArrays, returns: Doubles, *, tolerance: float = 1e-6) -> Doubles:
     """A = R - m; where credit differs by turn A_t = G_t - b_t. Its constant length is `loss_aggregation = "constant_length"`.
 

@@ -1,21 +1,20 @@
-"""The baseline that has the least variance where gradients grow with length."""
+"""The baseline of least variance if gradients grow with length."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from agentlightning.rl.advantage import compares_groups
 from agentlightning.rl.advantage.groups import Groups
-from agentlightning.rl.arrays import Doubles, RolloutArrays
+from agentlightning.rl.arrays import RolloutArrays
+from agentlightning.types import Doubles
 
 
-@compares_groups
 def opo(rollouts: RolloutArrays, returns: Doubles, *, tolerance: float = 1e-6) -> Doubles:
     """A_t = G_t - b, b = sum L G_0 / sum L over the rollouts of the group, with L the sampled tokens of each. Source: arXiv 2505.23585.
 
-    The published baseline depends on its own rollout. A rollout that never called the model has length 0, and so no part in it.
+    The published baseline depends on its own rollout. A rollout that never called the model has length 0, so it does not count.
     """
     groups = Groups.of(rollouts, returns, tolerance)
     length = np.bincount(rollouts.rollout, rollouts.tokens, len(rollouts)).astype(np.float64)
-    baseline = groups.sum(length * groups.totals) / np.maximum(groups.sum(length), 1)
-    return groups.less(baseline[rollouts.group])
+    baseline = groups.sum(length * groups.first_return) / np.maximum(groups.sum(length), 1)
+    return groups.minus(baseline[rollouts.group])

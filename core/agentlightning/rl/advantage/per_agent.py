@@ -1,4 +1,4 @@
-"""An advantage of its own for each agent."""
+"""A separate advantage for each agent."""
 
 from __future__ import annotations
 
@@ -8,41 +8,43 @@ from typing import Any
 import numpy as np
 
 from agentlightning.errors import ConfigError
-from agentlightning.rl.advantage import Estimate, Needs, needs_of
-from agentlightning.rl.arrays import Doubles, RolloutArrays
+from agentlightning.rl.advantage import Estimate
+from agentlightning.rl.arrays import RolloutArrays
+from agentlightning.rl.marks import Mark, marks_of
+from agentlightning.types import Doubles
 
 Advantage = Callable[[RolloutArrays, Doubles], Any]
 
 
 class PerAgent:
-    """Names or patterns (`fnmatch`) of agents, each with its advantage; the first that fits counts.
+    """Names or patterns (`fnmatch`) of agents, each with its advantage; the first match counts.
 
-    Baselines stay over the rollouts of the full group; what is taken over tokens (`reinforce_pp`, `gae`) is taken over the agent's own.
+    Baselines stay over the rollouts of the full group. Statistics over tokens (`reinforce_pp`, `gae`) are over the agent's own tokens.
     """
 
-    def __init__(self, parts: Mapping[str, Advantage]) -> None:
-        self.parts = dict(parts)
-        self.needs = Needs()
-        for each in self.parts.values():
-            self.needs |= needs_of(each)
+    def __init__(self, advantages: Mapping[str, Advantage]) -> None:
+        self.advantages = dict(advantages)
+        marks = [marks_of(advantage) for advantage in self.advantages.values()]
+        alone: frozenset[Mark] = frozenset({"independent"}) if all("independent" in of_one for of_one in marks) else frozenset()
+        self.marks = alone | (frozenset[Mark]().union(*marks) - {"independent"})
 
     def __call__(self, rollouts: RolloutArrays, returns: Doubles) -> Estimate:
-        """Raises `ConfigError` for an agent that is trained and fits no name."""
+        """Raises `ConfigError` for an agent that is trained and matches no name."""
         advantage = np.full(int(rollouts.tokens.sum()), np.nan)
         target = advantage.copy()
-        left = rollouts.trained.copy()
-        for pattern, part in self.parts.items():
-            chosen = left & rollouts.acts(pattern)
-            left &= ~chosen
-            made = part(rollouts.only(chosen), returns)
-            estimate = made if isinstance(made, Estimate) else Estimate(made, np.full(len(target), np.nan))
-            mine = np.repeat(chosen, rollouts.tokens)
-            advantage[mine] = rollouts.per_token(estimate.advantage)[mine]
-            target[mine] = estimate.target[mine]
-        if (left & np.isfinite(returns)).any():
-            name = rollouts.agents[int(rollouts.agent[left][0])]
+        unmatched = rollouts.trained.copy()
+        for pattern, function in self.advantages.items():
+            chosen = unmatched & rollouts.acts(pattern)
+            unmatched &= ~chosen
+            result = function(rollouts.only(chosen), returns)
+            estimate = result if isinstance(result, Estimate) else Estimate(result, np.full(len(target), np.nan))
+            tokens = np.repeat(chosen, rollouts.tokens)
+            advantage[tokens] = rollouts.per_token(estimate.advantage)[tokens]
+            target[tokens] = estimate.target[tokens]
+        if (unmatched & np.isfinite(returns)).any():
+            name = rollouts.agents[int(rollouts.agent[unmatched][0])]
             raise ConfigError(
-                f"algorithm.advantage names {', '.join(map(repr, self.parts))}, and agent {name!r} is trained as well; add it, or "
-                "'*' for all others"
+                f"algorithm.advantage names {', '.join(map(repr, self.advantages))}, and agent {name!r} is trained as well. Add it, or "
+                "'*' for all others."
             )
         return Estimate(advantage, target)

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import numpy as np
 
-from agentlightning.rl.advantage import compares_groups
 from agentlightning.rl.advantage.groups import Groups
-from agentlightning.rl.arrays import Doubles, RolloutArrays
+from agentlightning.rl.arrays import RolloutArrays
+from agentlightning.types import Doubles
 
 
-@compares_groups
 def rloo(rollouts: RolloutArrays, returns: Doubles, *, tolerance: float = 1e-6) -> Doubles:
     """A = R - mean of the others = G / (G - 1) (R - m), with G rollouts in the group; where credit differs by turn A_t = G_t - b_t.
     Source: arXiv 2402.14740."""
     groups = Groups.of(rollouts, returns, tolerance)
-    if not groups.plain:
-        return groups.less_others()
-    return groups.less_mean() * groups.of_transitions(groups.size / np.maximum(groups.size - 1, 1))
+    if not groups.identical:
+        return groups.minus_others()
+    return groups.minus_mean() * groups.of_transitions(groups.size / np.maximum(groups.size - 1, 1))

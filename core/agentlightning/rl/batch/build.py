@@ -1,15 +1,11 @@
-"""The batch is a forest of tokens: context once, every sampled token with recorded logprobs trained exactly once, or named in `untrained`.
+"""Makes the batch of a step: context once, every sampled token with rollout_logprobs trained exactly once, or named in `untrained`.
 A batch of demonstrations trains every demonstrated token exactly once instead; no batch holds both.
 
-Arrays stand in depth-first order. Token `j` is visible to token `i` exactly when `j <= i < end[j]`, and the log-probability of token
-`i` comes from the logits at `parent[i]`. Weights are fixed here, on the full batch, so that no split of the batch changes a gradient.
 The order is (task, group, index, call), so that a permuted input makes the same batch.
 """
 
 from __future__ import annotations
 
-import math
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias, get_args
@@ -17,154 +13,34 @@ from typing import Literal, TypeAlias, get_args
 import numpy as np
 from numpy.typing import ArrayLike
 
+from agentlightning.contracts.batch import Batch, Stats, Untrained
 from agentlightning.errors import ConfigError, TrainerError
-from agentlightning.rl.batch import packs
-from agentlightning.rl.batch.filling import Advantage, DoubleArray, token_arrays
+from agentlightning.rl.batch.filling import Advantage, Row, token_arrays
 from agentlightning.rl.batch.forest import Forest
-from agentlightning.rl.batch.packs import Pack
 from agentlightning.rl.trajectory.pairs import UNPAIRED, in_order
-from agentlightning.types import FloatArray, IntArray, Trajectory, Transition, Value, ints
+from agentlightning.types import Doubles, IntArray, Ints, Trajectory, Transition, ints
 
 LossAggregation: TypeAlias = Literal["sequence_mean", "token_mean", "constant_length", "pair_mean"]
 DEMONSTRATED = "demonstrated, not sampled: it belongs in no ratio"
 SAMPLED = "sampled, not demonstrated"
-ZERO_VARIANCE = "group without signal"
+ZERO_VARIANCE = "zero-variance group"
 
 
-@dataclass(frozen=True, slots=True)
-class Untrained:
-    """Sampled tokens that are not trained, and why."""
+@dataclass(slots=True, eq=False)
+class _Rollout:
+    """A trajectory on its way into the batch."""
 
-    completion_id: str
-    rollout_id: str
-    agent: str | None
-    tokens: int
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class Stats:
-    """Counts over the full input of a batch."""
-
-    rollouts: int = 0
-    scored_rollouts: int = 0
-    """R of the weights: those with an advantage, or with a reward and no call of the model."""
-    groups: int = 0
-    groups_without_signal: int = 0
-    """Scored groups in which every advantage is zero; they count in every denominator, and are computed only for a critic."""
-    captured_tokens: int = 0
-    """Prompt and response of every transition."""
-    sampled_tokens: int = 0
-    """Of every response, demonstrated ones included."""
-    scored_tokens: int = 0
-    """N of the weights: sampled tokens that could be trained, those of groups without signal included."""
-    trained_tokens: int = 0
-    compared_tokens: int = 0
-    """Work of the conversion: tokens compared, and tokens copied into the forest."""
-    copied_tokens: int = 0
+    trajectory: Trajectory
+    rows: list[Row]
+    scored: bool
+    """Whether it has an advantage, or a reward and no call of the model."""
+    tokens: int = 0
+    """Tokens that could be trained, zero-variance groups included."""
 
     @property
-    def trained_fraction(self) -> float:
-        """The part of the sampled tokens that is trained."""
-        return self.trained_tokens / self.sampled_tokens if self.sampled_tokens else 0.0
-
-
-@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
-class Batch(Value):
-    """A forest of tokens. Arrays are (tokens,) unless they say otherwise; context has transition -1."""
-
-    token_ids: IntArray
-    parent: IntArray
-    """Index of the token before it; -1 at a root."""
-    position: IntArray
-    """Distance from the root: the position id."""
-    end: IntArray
-    """One past the last descendant."""
-    transition: IntArray
-    """Index of the transition that sampled it; -1 on context."""
-    logprob: FloatArray
-    """As recorded when it was sampled: log-softmax(logits / temperature); NaN on context and on demonstrations."""
-    version: IntArray
-    """Of the policy that sampled it; -1 on context and on demonstrations."""
-    temperature: FloatArray
-    """NaN on context."""
-    advantage: DoubleArray
-    """0 on context."""
-    weight: DoubleArray
-    """Of its term in the loss; 0 on context."""
-
-    completion_ids: tuple[str, ...]
-    """(transitions,)"""
-    transition_rollout: IntArray
-    """(transitions,) index of the rollout."""
-    rollout_ids: tuple[str, ...]
-    """(rollouts,) those with a trained token, in order."""
-    attempt_ids: tuple[str, ...]
-    """(rollouts,)"""
-    rollout_group: IntArray
-    """(rollouts,) index of the group."""
-    groups: tuple[str, ...]
-    """(groups,)"""
-    untrained: tuple[Untrained, ...] = ()
-    stats: Stats = Stats()
-
-    value: DoubleArray | None = None
-    """What the critic expected before the token was sampled; NaN on context. There, as `returns`, where an algorithm has a critic."""
-    returns: DoubleArray | None = None
-    """What the critic learns; NaN where it learns nothing."""
-    pairs: IntArray | None = None
-    """(pairs, 2) indices of a chosen rollout, with advantage 1, and of a rejected one, with -1; there where a loss compares them."""
-
-    def __len__(self) -> int:
-        return len(self.token_ids)
-
-    @property
-    def trained(self) -> packs.Bools:
-        """Which tokens are trained."""
-        return self.transition >= 0
-
-    @property
-    def trained_tokens(self) -> int:
-        return self.stats.trained_tokens
-
-    def _whole(self, rollouts: Sequence[int] | None = None) -> Pack:
-        trained = self.trained
-        if rollouts is not None:
-            chosen = np.isin(self.transition_rollout, np.asarray(rollouts, np.int32))
-            trained = trained & np.append(chosen, False)[self.transition]
-        return packs.whole(trained, self.parent, self.position, self.end)
-
-    def packs(self, tokens_per_pack: int, rollouts: Sequence[int] | None = None) -> list[Pack]:
-        """Sub-forests of at most `tokens_per_pack` tokens that together train every token once; only those of some rollouts, when given.
-
-        `TrainerError` names a single path that is longer.
-        """
-        pack = self._whole(rollouts)
-        if len(pack) and int(pack.position.max()) >= tokens_per_pack:
-            token = int(pack.index[int(pack.position.argmax())])
-            name = int(self.transition[token])
-            rollout = int(self.transition_rollout[name])
-            raise TrainerError(
-                f"completion {self.completion_ids[name]} of rollout {self.rollout_ids[rollout]} ends {int(self.position[token]) + 1} "
-                f"tokens after its root, and a pack holds {tokens_per_pack}; raise tokens_per_pack, or leave such replies out: "
-                'collection.overlong = "drop"'
-            )
-        return packs.cut(pack, tokens_per_pack)
-
-    def rows(self, rollouts: Sequence[int] | None = None) -> list[Pack]:
-        """Root-to-leaf rows: each sampled token is trained in exactly one of them."""
-        return packs.rows(self._whole(rollouts))
-
-    def by_transition(self, values: DoubleArray) -> dict[str, DoubleArray]:
-        """(response,) of each transition, by its completion's id, from (tokens,)."""
-        places = np.flatnonzero(self.trained)
-        places = places[np.argsort(self.transition[places], kind="stable")]  # the tokens of a response stand in their order
-        ends = np.cumsum(np.bincount(self.transition[places], minlength=len(self.completion_ids)))
-        return dict(zip(self.completion_ids, np.split(values[places], ends[:-1]), strict=True))
-
-    def transition_rows(self) -> list[Pack]:
-        """One row for each transition, as trainers without a forest have it: the reference of tests and benchmarks."""
-        return packs.transition_rows(self._whole(), self.transition)
+    def trained(self) -> bool:
+        """Whether any of its rows is trained."""
+        return any(row.reason is None for row in self.rows)
 
 
 def make_batch(
@@ -174,7 +50,7 @@ def make_batch(
     loss_aggregation: LossAggregation = "sequence_mean",
     length: int | None = None,
     demonstrations: bool = False,
-    critic: Sequence[tuple[DoubleArray, DoubleArray]] | None = None,
+    critic: Sequence[tuple[Doubles, Doubles]] | None = None,
     pairs: Sequence[tuple[int, int]] | None = None,
 ) -> Batch:
     """Make the batch of some trajectories.
@@ -183,208 +59,123 @@ def make_batch(
     the scored rollouts: `sequence_mean`: the tokens of each rollout share 1/R equally; `token_mean`: 1/N; `constant_length`: 1/(R *
     length); `pair_mean`: 1/P, with P the pairs. With `demonstrations` the demonstrated transitions are trained and the sampled ones left
     out, else the other way round. `critic[k]`: value and return of each sampled token of trajectory k. `pairs`: indices of trajectories,
-    chosen and rejected; what is in none is left out. Raises `ConfigError` for a weight that cannot be, `TrainerError` for arrays that do
-    not fit one another, and for a pair of which one has nothing to train."""
-    if loss_aggregation not in get_args(LossAggregation):
-        raise ConfigError(f"loss_aggregation is {loss_aggregation!r}; expected one of {get_args(LossAggregation)}")
-    if (loss_aggregation == "pair_mean") != (pairs is not None):
-        raise ConfigError("loss_aggregation 'pair_mean' goes with pairs, and only with them")
-    if loss_aggregation == "constant_length" and (length is None or length < 1):
-        raise ConfigError(f"loss_aggregation 'constant_length' needs length, the tokens of a rollout that weigh 1; it is {length}")
+    chosen and rejected; trajectories in no pair are left out.
+
+    Raises `ConfigError` for an impossible aggregation. Raises `TrainerError` for arrays that do not fit one another, and for a pair in
+    which one rollout has nothing to train."""
+    _check_aggregation(loss_aggregation, length, pairs)
     if len(trajectories) != len(advantages):
-        raise TrainerError(f"{len(trajectories)} trajectories have {len(advantages)} arrays of advantages; expected one for each")
-    values = [_aligned(t, a) for t, a in zip(trajectories, advantages, strict=True)]
-    order = sorted(
-        range(len(values)),
-        key=lambda k: (trajectories[k].task.id, trajectories[k].group, trajectories[k].index, trajectories[k].attempt_id),
+        raise TrainerError(f"{len(trajectories)} trajectories have {len(advantages)} arrays of advantages. Pass one array for each.")
+    order = sorted(range(len(trajectories)), key=lambda k: _place(trajectories[k]))
+    rollouts = [_rollout(trajectories[k], advantages[k], None if critic is None else critic[k]) for k in order]
+    ordered_pairs = None if pairs is None else in_order(pairs, order)
+    _find_reasons(rollouts, demonstrations, ordered_pairs)
+    flat_groups = _zero_variance_groups(rollouts)
+    _weigh(rollouts, loss_aggregation, length or 1, len(ordered_pairs or ()))
+    if critic is None:  # a critic learns from every group
+        for row in (row for rollout in rollouts if rollout.trajectory.group in flat_groups for row in rollout.rows):
+            row.reason = row.reason or ZERO_VARIANCE
+    forest, rows = _insert(rollouts)
+    trained = [rollout for rollout in rollouts if rollout.trained]
+    groups = {group: index for index, group in enumerate(dict.fromkeys(rollout.trajectory.group for rollout in trained))}
+    owner = [index for index, rollout in enumerate(trained) for row in rollout.rows if row.reason is None]
+    return Batch(
+        **token_arrays(forest, rows, critic=critic is not None),
+        pairs=None if ordered_pairs is None else _pair_indices(ordered_pairs, rollouts),
+        completion_ids=tuple(row.transition.completion_id for row in rows),
+        transition_rollout=np.array(owner, np.int32),
+        rollout_ids=tuple(rollout.trajectory.rollout_id for rollout in trained),
+        attempt_ids=tuple(rollout.trajectory.attempt_id for rollout in trained),
+        rollout_group=np.array([groups[rollout.trajectory.group] for rollout in trained], np.int32),
+        groups=tuple(groups),
+        untrained=_untrained(rollouts),
+        stats=_stats(rollouts, forest, rows, len(flat_groups)),
     )
-    said = None if critic is None else [_tokenwise(trajectories[k], critic[k]) for k in order]
-    paired = None if pairs is None else in_order(pairs, order)
-    return _Maker([trajectories[k] for k in order], [values[k] for k in order], demonstrations, said, paired).make(loss_aggregation, length)
 
 
 def trainable(trajectory: Trajectory) -> bool:
-    """Whether anything of it can be trained, once it has an advantage."""
-    return any(_reason(each, None, demonstrations=False, finite=False) is None for each in trajectory.transitions)
+    """Whether any transition can be trained, once it has an advantage."""
+    return any(_reason(transition, demonstrations=False, finite=False) is None for transition in trajectory.transitions)
 
 
-class _Maker:
-    """One use of `make_batch`, on trajectories in their final order."""
-
-    def __init__(
-        self,
-        trajectories: list[Trajectory],
-        advantages: list[list[Advantage]],
-        demonstrations: bool,
-        critic: list[list[tuple[DoubleArray, DoubleArray]]] | None,
-        pairs: list[tuple[int, int]] | None,
-    ) -> None:
-        self.trajectories = trajectories
-        self.advantages = advantages
-        self.critic = critic
-        self.pairs = pairs
-        self.untrained: list[Untrained] = []
-        missing = [[_unknown(a) for a in values] for values in advantages]
-        self.scored = [not all(m) if m else t.reward is not None for t, m in zip(trajectories, missing, strict=True)]
-        recorded = [t.logprobs for each in trajectories for t in each.transitions if t.logprobs is not None]
-        finite = not recorded or bool(np.isfinite(np.concatenate(recorded)).all())
-        self.reasons = [
-            [
-                _reason(t, ("earned no credit" if scored else "not scored") if nothing else None, demonstrations, finite)
-                for t, nothing in zip(each.transitions, some, strict=True)
-            ]
-            for each, some, scored in zip(trajectories, missing, self.scored, strict=True)
-        ]
-        if pairs is not None:
-            paired = {k for pair in pairs for k in pair}
-            self.reasons = [each if k in paired else [why or UNPAIRED for why in each] for k, each in enumerate(self.reasons)]
-        signal: Counter[str] = Counter()
-        for t, values, why in zip(trajectories, advantages, self.reasons, strict=True):
-            signal[t.group] += sum(1 for a, reason in zip(values, why, strict=True) if reason is None and _any(a))
-        self.groups = {t.group for t in trajectories}
-        self.flat = {t.group for t, scored in zip(trajectories, self.scored, strict=True) if scored and not signal[t.group]}
-        """Groups without signal."""
-        self.quiet = set[str]() if critic is not None else self.flat
-        """Those that are not computed: a critic learns from every group."""
-        self.trainable = [
-            sum(len(t.response_ids) for t, reason in zip(each.transitions, why, strict=True) if reason is None)
-            for each, why in zip(trajectories, self.reasons, strict=True)
-        ]
-        """Tokens that could be trained, per rollout, before the filter on signal."""
-
-    def make(self, loss_aggregation: LossAggregation, length: int | None) -> Batch:
-        """Build the forest, then write what belongs to its tokens."""
-        forest = Forest()
-        trained: list[tuple[Transition, Advantage, float]] = []  # with the advantage and the weight of its tokens
-        critic: list[tuple[DoubleArray, DoubleArray]] = []
-        owner: list[int] = []
-        rollouts: list[Trajectory] = []
-        places: dict[int, int] = {}
-        scored, every, pairs = sum(self.scored), sum(self.trainable), len(self.pairs or ())
-        for k, (each, values, reasons, tokens) in enumerate(
-            zip(self.trajectories, self.advantages, self.reasons, self.trainable, strict=True)
-        ):
-            inserted: dict[int, int] = {}
-            denominator = {
-                "sequence_mean": scored * tokens,
-                "token_mean": every,
-                "constant_length": scored * (length or 1),
-                "pair_mean": pairs,
-            }[loss_aggregation]
-            for place, (transition, value, reason) in enumerate(zip(each.transitions, values, reasons, strict=True)):
-                if reason is None and each.group in self.quiet:
-                    reason = ZERO_VARIANCE
-                if reason is not None:
-                    self._leave(each, transition, reason)
-                    continue
-                name = inserted[transition.index] = len(trained)
-                before = _lineage(each, transition, inserted)
-                forest.insert(name, len(rollouts), transition.prompt_ids, transition.response_ids, before)
-                trained.append((transition, value, 1 / denominator))
-                if self.critic is not None:
-                    critic.append(self.critic[k][place])
-                owner.append(len(rollouts))
-            if inserted:
-                places[k] = len(rollouts)
-                rollouts.append(each)
-        groups = tuple(dict.fromkeys(t.group for t in rollouts))
-        group_of = {group: index for index, group in enumerate(groups)}
-        return Batch(
-            **token_arrays(forest, trained, critic if self.critic is not None else None),
-            pairs=self._pairs(places),
-            completion_ids=tuple(t.completion_id for t, _, _ in trained),
-            transition_rollout=np.array(owner, np.int32),
-            rollout_ids=tuple(t.rollout_id for t in rollouts),
-            attempt_ids=tuple(t.attempt_id for t in rollouts),
-            rollout_group=np.array([group_of[t.group] for t in rollouts], np.int32),
-            groups=groups,
-            untrained=tuple(self.untrained),
-            stats=self._stats(forest, sum(len(t.response_ids) for t, _, _ in trained)),
-        )
-
-    def _pairs(self, places: dict[int, int]) -> IntArray | None:
-        """(pairs, 2) from the place of each rollout that has a trained token."""
-        if self.pairs is None:
-            return None
-        for k in (k for pair in self.pairs for k in pair if k not in places):
-            raise TrainerError(f"rollout {self.trajectories[k].rollout_id} stands in a pair, and nothing of it can be trained")
-        return ints(np.array([[places[k] for k in pair] for pair in self.pairs]).reshape(-1, 2))
-
-    def _leave(self, trajectory: Trajectory, transition: Transition, reason: str) -> None:
-        if len(transition.response_ids):
-            left = Untrained(transition.completion_id, trajectory.rollout_id, transition.agent, len(transition.response_ids), reason)
-            self.untrained.append(left)
-
-    def _stats(self, forest: Forest, trained_tokens: int) -> Stats:
-        every = [t for each in self.trajectories for t in each.transitions]
-        sampled = sum(len(t.response_ids) for t in every)
-        return Stats(
-            rollouts=len(self.trajectories),
-            scored_rollouts=int(sum(self.scored)),
-            groups=len(self.groups),
-            groups_without_signal=len(self.flat),
-            captured_tokens=sum(len(t.prompt_ids) for t in every) + sampled,
-            sampled_tokens=sampled,
-            scored_tokens=sum(self.trainable),
-            trained_tokens=trained_tokens,
-            compared_tokens=forest.compared,
-            copied_tokens=forest.copied,
-        )
+def _check_aggregation(loss_aggregation: str, length: int | None, pairs: object | None) -> None:
+    if loss_aggregation not in get_args(LossAggregation):
+        raise ConfigError(f"loss_aggregation is {loss_aggregation!r}. Use one of {', '.join(get_args(LossAggregation))}.")
+    if (loss_aggregation == "pair_mean") != (pairs is not None):
+        raise ConfigError(f"loss_aggregation is {loss_aggregation!r}. Use 'pair_mean' exactly when you pass pairs.")
+    if loss_aggregation == "constant_length" and (length is None or length < 1):
+        raise ConfigError(f"loss_aggregation is 'constant_length' and length is {length}. Set length to the tokens that weigh 1.")
 
 
-def _aligned(trajectory: Trajectory, advantages: ArrayLike) -> list[Advantage]:
-    """Checked advantages of one trajectory, by transition (law 4)."""
-    values = np.asarray(advantages, np.float64)
-    transitions = trajectory.transitions
-    ends = np.cumsum([len(t.response_ids) for t in transitions], dtype=np.int64)
-    if values.shape not in ((len(transitions),), (int(ends[-1]) if len(ends) else 0,)):
+def _place(trajectory: Trajectory) -> tuple[str, str, int, str]:
+    return trajectory.task.id, trajectory.group, trajectory.index, trajectory.attempt_id
+
+
+def _rollout(trajectory: Trajectory, advantages: ArrayLike, critic: tuple[Doubles, Doubles] | None) -> _Rollout:
+    """The rows of a trajectory, with arrays whose shapes were checked (law 4)."""
+    ends = np.cumsum([len(t.response_ids) for t in trajectory.transitions], dtype=np.int64)
+    by_transition = _by_transition(trajectory, np.asarray(advantages, np.float64), ends)
+    if critic is None:
+        rows = [Row(t, advantage, None, None) for t, advantage in zip(trajectory.transitions, by_transition, strict=True)]
+    else:
+        for name, array in zip(("values", "returns"), critic, strict=True):
+            if array.shape != (int(ends[-1]) if len(ends) else 0,):
+                raise TrainerError(
+                    f"rollout {trajectory.rollout_id} has {name} of shape {array.shape}. Pass one for each of its sampled tokens."
+                )
+        values, returns = (np.split(array, ends[:-1]) for array in critic)
+        rows = [Row(*parts) for parts in zip(trajectory.transitions, by_transition, values, returns, strict=False)]
+    return _Rollout(trajectory, rows, not all(row.unscored for row in rows) if rows else trajectory.reward is not None)
+
+
+def _by_transition(trajectory: Trajectory, advantages: Doubles, ends: Ints) -> list[Advantage]:
+    """The advantages of each transition, from (transitions,) or (tokens,)."""
+    transitions, tokens = trajectory.transitions, int(ends[-1]) if len(ends) else 0
+    if advantages.shape not in ((len(transitions),), (tokens,)):
         raise TrainerError(
-            f"rollout {trajectory.rollout_id} has {len(transitions)} transitions and advantages of shape {values.shape}; "
-            f"expected one advantage for each transition, or one for each of the {int(ends[-1]) if len(ends) else 0} sampled tokens"
+            f"rollout {trajectory.rollout_id} has {len(transitions)} transitions and advantages of shape {advantages.shape}. "
+            f"Pass one advantage for each transition, or one for each of its {tokens} sampled tokens."
         )
-    if np.isinf(values).any():
-        raise TrainerError(f"rollout {trajectory.rollout_id} has an infinite advantage; expected a number, or NaN where it was not scored")
+    if np.isinf(advantages).any():
+        raise TrainerError(
+            f"rollout {trajectory.rollout_id} has an infinite advantage. Use a finite number, or NaN for an unscored rollout."
+        )
     for t in transitions:
         length = len(t.response_ids)
         if len(t.versions) != length or (t.logprobs is not None and len(t.logprobs) != length):
             raise TrainerError(
-                f"completion {t.completion_id} has {len(t.response_ids)} tokens, {len(t.versions)} versions and "
-                f"{'no' if t.logprobs is None else len(t.logprobs)} logprobs; expected one of each for every token"
+                f"completion {t.completion_id} has {length} tokens, {len(t.versions)} versions and "
+                f"{'no' if t.logprobs is None else len(t.logprobs)} logprobs. Record one of each for every token."
             )
-    if len(values) == len(transitions):
-        return values.tolist()
-    found = np.split(values, ends[:-1])
-    for t, some in zip(transitions, found, strict=True):
-        if np.isnan(some).any() and not np.isnan(some).all():
+    if len(advantages) == len(transitions):
+        return advantages.tolist()
+    by_transition = np.split(advantages, ends[:-1])
+    for t, response in zip(transitions, by_transition, strict=True):
+        missing = int(np.isnan(response).sum())
+        if 0 < missing < len(response):
             raise TrainerError(
-                f"completion {t.completion_id} has an advantage for {int(np.isfinite(some).sum())} of its {len(some)} tokens; expected one "
-                "for all of them, or NaN throughout where it is not trained"
+                f"completion {t.completion_id} has an advantage for {len(response) - missing} of its {len(response)} tokens. Give all of "
+                "them one, or NaN to all to leave it out."
             )
-    return list(found)
+    return list(by_transition)
 
 
-def _tokenwise(trajectory: Trajectory, critic: tuple[DoubleArray, DoubleArray]) -> list[tuple[DoubleArray, DoubleArray]]:
-    """Values and returns by transition."""
-    ends = np.cumsum([len(t.response_ids) for t in trajectory.transitions], dtype=np.int64)
-    for name, array in zip(("values", "returns"), critic, strict=True):
-        if array.shape != (int(ends[-1]) if len(ends) else 0,):
-            raise TrainerError(f"rollout {trajectory.rollout_id} has {name} of shape {array.shape}; expected one for each sampled token")
-    return list(zip(*(np.split(each, ends[:-1]) for each in critic), strict=True)) if len(ends) else []
+def _find_reasons(rollouts: Sequence[_Rollout], demonstrations: bool, pairs: Sequence[tuple[int, int]] | None) -> None:
+    """Set why rows are not trained, and count the tokens that could be."""
+    recorded = [row.transition.logprobs for rollout in rollouts for row in rollout.rows if row.transition.logprobs is not None]
+    finite = not recorded or bool(np.isfinite(np.concatenate(recorded)).all())
+    paired = None if pairs is None else {k for pair in pairs for k in pair}
+    for k, rollout in enumerate(rollouts):
+        uncredited = "earned no credit" if rollout.scored else "not scored"
+        unpaired = UNPAIRED if paired is not None and k not in paired else None
+        for row in rollout.rows:
+            reason = _reason(row.transition, uncredited if row.unscored else None, demonstrations=demonstrations, finite=finite)
+            row.reason = reason or unpaired
+        rollout.tokens = sum(len(row.transition.response_ids) for row in rollout.rows if row.reason is None)
 
 
-def _unknown(advantage: Advantage) -> bool:
-    """Whether any of it is NaN."""
-    return bool(np.isnan(advantage).any()) if isinstance(advantage, np.ndarray) else math.isnan(advantage)
-
-
-def _any(advantage: Advantage) -> bool:
-    """Whether any of it is not 0."""
-    return bool(advantage.any()) if isinstance(advantage, np.ndarray) else advantage != 0
-
-
-def _reason(transition: Transition, uncredited: str | None, demonstrations: bool, finite: bool) -> str | None:
-    """Why a transition cannot be trained; None: it can. `uncredited`: why it has no advantage. `finite`: whether it is known
-    that recorded logprobs are numbers."""
+def _reason(transition: Transition, uncredited: str | None = None, *, demonstrations: bool, finite: bool) -> str | None:
+    """Why a transition cannot be trained; None: it can. `uncredited`: why it has no advantage. `finite`: all logprobs are numbers."""
     if not transition.trained:
         return transition.reason or "not selected for training"
     if transition.demonstrated != demonstrations:
@@ -402,9 +193,81 @@ def _reason(transition: Transition, uncredited: str | None, demonstrations: bool
     return None if len(transition.response_ids) else "no token was sampled"
 
 
+def _zero_variance_groups(rollouts: Sequence[_Rollout]) -> set[str]:
+    """Scored groups in which every advantage that could be trained is zero."""
+    scored = {rollout.trajectory.group for rollout in rollouts if rollout.scored}
+    return scored - {rollout.trajectory.group for rollout in rollouts if any(row.reason is None and row.teaches for row in rollout.rows)}
+
+
+def _weigh(rollouts: Sequence[_Rollout], loss_aggregation: LossAggregation, length: int, pairs: int) -> None:
+    """Set the weights. Denominators count all scored rollouts, whatever is left out after this."""
+    scored, tokens = sum(rollout.scored for rollout in rollouts), sum(rollout.tokens for rollout in rollouts)
+    for rollout in rollouts:
+        denominator = {
+            "sequence_mean": scored * rollout.tokens,
+            "token_mean": tokens,
+            "constant_length": scored * length,
+            "pair_mean": pairs,
+        }[loss_aggregation]
+        for row in rollout.rows:
+            row.weight = 1 / denominator if row.reason is None else 0.0
+
+
+def _insert(rollouts: Sequence[_Rollout]) -> tuple[Forest, list[Row]]:
+    """Put the trained rows into a forest."""
+    forest, trained, owner = Forest(), list[Row](), 0
+    for rollout in rollouts:
+        inserted: dict[int, int] = {}
+        for row in rollout.rows:
+            if row.reason is None:
+                t = row.transition
+                forest.insert(len(trained), owner, t.prompt_ids, t.response_ids, _lineage(rollout.trajectory, t, inserted))
+                inserted[t.index] = len(trained)
+                trained.append(row)
+        owner += bool(inserted)
+    return forest, trained
+
+
 def _lineage(trajectory: Trajectory, transition: Transition, inserted: dict[int, int]) -> int | None:
     """The nearest transition in the lineage that is in the forest."""
     before = transition.continues
     while before is not None and before not in inserted:
         before = next((t.continues for t in trajectory.transitions if t.index == before), None)
     return None if before is None else inserted[before]
+
+
+def _pair_indices(pairs: Sequence[tuple[int, int]], rollouts: Sequence[_Rollout]) -> IntArray:
+    """(pairs, 2) indices in the batch."""
+    index = {k: index for index, k in enumerate(k for k, rollout in enumerate(rollouts) if rollout.trained)}
+    members = [k for pair in pairs for k in pair]
+    for k in members:
+        if k not in index:
+            name = rollouts[k].trajectory.rollout_id
+            raise TrainerError(f"rollout {name} is in a pair, and none of its tokens can be trained. Leave the pair out.")
+    return ints(np.array([index[k] for k in members]).reshape(-1, 2))
+
+
+def _untrained(rollouts: Sequence[_Rollout]) -> tuple[Untrained, ...]:
+    return tuple(
+        Untrained(t.completion_id, rollout.trajectory.rollout_id, t.agent, len(t.response_ids), row.reason)
+        for rollout in rollouts
+        for row in rollout.rows
+        if row.reason is not None and len((t := row.transition).response_ids)
+    )
+
+
+def _stats(rollouts: Sequence[_Rollout], forest: Forest, trained: Sequence[Row], zero_variance_groups: int) -> Stats:
+    transitions = [row.transition for rollout in rollouts for row in rollout.rows]
+    sampled = sum(len(t.response_ids) for t in transitions)
+    return Stats(
+        rollouts=len(rollouts),
+        scored_rollouts=sum(rollout.scored for rollout in rollouts),
+        groups=len({rollout.trajectory.group for rollout in rollouts}),
+        zero_variance_groups=zero_variance_groups,
+        captured_tokens=sum(len(t.prompt_ids) for t in transitions) + sampled,
+        sampled_tokens=sampled,
+        scored_tokens=sum(rollout.tokens for rollout in rollouts),
+        trained_tokens=sum(len(row.transition.response_ids) for row in trained),
+        compared_tokens=forest.compared,
+        copied_tokens=forest.copied,
+    )

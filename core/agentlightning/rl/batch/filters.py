@@ -1,4 +1,4 @@
-"""Filters: which groups of rollouts are trained. Each takes the trajectories of one group and says whether it is kept."""
+"""Filters of groups. Each takes the trajectories of one group and returns whether to keep it."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from agentlightning.types import Trajectory
 
 
 def nonzero_variance(group: Sequence[Trajectory], *, tolerance: float = 1e-6) -> bool:
-    """Whether the rewards of a group differ: a group in which all are equal teaches nothing. Source: dynamic sampling of DAPO, arXiv
+    """Whether the rewards of a group differ. A group of equal rewards teaches nothing. Source: dynamic sampling of DAPO, arXiv
     2503.14476."""
-    _check("tolerance", tolerance, tolerance >= 0, "a number of 0 or more")
-    rewards = [each.reward for each in group if each.reward is not None]
+    _check("tolerance", tolerance, tolerance >= 0, "it to 0 or more")
+    rewards = [trajectory.reward for trajectory in group if trajectory.reward is not None]
     return len(rewards) > 1 and max(rewards) - min(rewards) > tolerance
 
 
 def difficulty(group: Sequence[Trajectory], *, low: float = 0.1, high: float = 0.9) -> bool:
-    """Whether a group's mean reward lies in [low, high]: neither too hard nor too easy. A group that was never scored does not."""
+    """Whether a group's mean reward lies in [low, high]: neither too hard nor too easy. Drops groups that were never scored."""
     _check("low and high", (low, high), low <= high, "low <= high")
-    rewards = [each.reward for each in group if each.reward is not None]
+    rewards = [trajectory.reward for trajectory in group if trajectory.reward is not None]
     return bool(rewards) and low <= float(np.mean(rewards)) <= high
 
 
 def _check(name: str, value: object, good: bool, expected: str) -> None:
     if not good:
-        raise ConfigError(f"collection.filter.{name} is {value}; expected {expected}")
+        raise ConfigError(f"collection.filter.{name} is {value}. Set {expected}.")

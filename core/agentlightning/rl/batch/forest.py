@@ -1,8 +1,8 @@
-"""Puts transitions into a forest in which a context token stands once and a sampled token is always a node of its own.
+"""A forest in which a context token stands once and every sampled token is a node of its own.
 
 A forest is kept as segments, runs of tokens without a branch between them. Context may run through sampled tokens only of its own
 attempt; across attempts only context merges. Each insertion compares the prompt once with the tokens on its path (`compared`) and
-adds what is new (`copied`), so that the whole is linear in the captured tokens.
+adds the new ones (`copied`), so the work is linear in the captured tokens.
 """
 
 from __future__ import annotations
@@ -81,8 +81,8 @@ class Forest:
         if continues is None:
             return self.root
         before, reply, leaf = self._paths[continues]
-        known = len(before)
-        if leaf.stop <= len(prompt) and self._equal(prompt[:known], before) and self._equal(prompt[known : leaf.stop], reply):
+        middle = len(before)
+        if leaf.stop <= len(prompt) and self._equal(prompt[:middle], before) and self._equal(prompt[middle : leaf.stop], reply):
             return leaf
         return self.root
 
@@ -119,12 +119,12 @@ class Forest:
         return length
 
     def _equal(self, a: IntArray, b: IntArray) -> bool:
-        """Whether two arrays of one length are equal, as is expected of them: with nothing to gain from an early end."""
+        """Whether two arrays of one length are equal. They usually are, so an early end would gain nothing."""
         self.compared += len(a)
-        return a.tobytes() == b.tobytes() if a.dtype == b.dtype else np.array_equal(a, b)  # of the short ways the fastest
+        return a.tobytes() == b.tobytes() if a.dtype == b.dtype else np.array_equal(a, b)  # the fastest way
 
     def _split(self, segment: Segment, offset: int) -> Segment:
-        """Cut a segment in two and return the head. The object stays the tail, so that who knows its end still does."""
+        """Cut a segment in two and return the head. The object stays the tail, so references to its end stay valid."""
         head = Segment(segment.tokens[:offset], segment.start, None, segment.attempt, segment.transition, segment.offset)
         assert segment.parent is not None
         segment.parent.replace(segment, head)
@@ -136,10 +136,10 @@ class Forest:
 
     def segments(self) -> list[Segment]:
         """All segments, depth first; sets `index`."""
-        found = list(self._depth_first())
-        for index, segment in enumerate(found):
+        ordered = list(self._depth_first())
+        for index, segment in enumerate(ordered):
             segment.index = index
-        return found
+        return ordered
 
     def _depth_first(self) -> Iterator[Segment]:
         stack = self.root.children[::-1]
@@ -153,7 +153,8 @@ def structure(segments: list[Segment], parent: IntArray, position: IntArray, end
     """Write `parent`, `position` and `end` of every token of depth-first segments."""
     if not segments:
         return
-    starts, lengths = (np.array(each, np.int64) for each in ([s.start for s in segments], [len(s.tokens) for s in segments]))
+    starts = np.array([s.start for s in segments], np.int64)
+    lengths = np.array([len(s.tokens) for s in segments], np.int64)
     ends = np.cumsum(lengths)
     firsts = ends - lengths
     above = np.array([s.parent.index if s.parent is not None and s.parent.stop else -1 for s in segments], np.int64)
@@ -163,7 +164,7 @@ def structure(segments: list[Segment], parent: IntArray, position: IntArray, end
     for own, other in zip(range(len(segments) - 1, -1, -1), above[::-1].tolist(), strict=True):
         if other >= 0 and subtree[own] > subtree[other]:
             subtree[other] = subtree[own]
-    # As sums of what changes from one token to the next: so no other arrays of their size are needed.
+    # Both are sums of the change from one token to the next, so they need no other arrays of their size.
     for array, step, first, last in ((position, 1, starts, starts + lengths - 1), (end, 0, np.array(subtree), np.array(subtree))):
         array[:] = step
         array[firsts] = first - np.append(0, last[:-1])

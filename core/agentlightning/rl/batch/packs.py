@@ -1,23 +1,19 @@
-"""Cuts a forest into packs: sub-forests in which every token has all its ancestors, and every trained token is trained in exactly one.
+"""Cuts a batch into packs: sub-forests in which every token has all its ancestors, and every trained token is trained in exactly one.
 
-A pack names its tokens by their index in the batch. Packs of a token budget, root-to-leaf rows and rows of one transition each are
-all packs; they differ in how often they repeat an ancestor.
+A pack names its tokens by their index in the batch. Packs of a token budget, root-to-leaf rows and rows of one transition each are all
+packs; they differ in how often they repeat an ancestor.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
-from agentlightning.types import IntArray, Value
-
-Bools = NDArray[np.bool_]
-Ints = NDArray[np.int64]
-
-
-_NOTHING: tuple[int, list[int]] = (0, [])
+from agentlightning.contracts.batch import Batch
+from agentlightning.errors import TrainerError
+from agentlightning.types import Bools, IntArray, Ints, Value
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -25,9 +21,9 @@ class Pack(Value):
     """A sub-forest of a batch. All arrays are (tokens,)."""
 
     index: IntArray
-    """Place of each token in the arrays of the batch, ascending."""
+    """Index of each token in the batch, ascending."""
     parent: IntArray
-    """Place in this pack of the token before it; -1 at a root."""
+    """Index in this pack of the token before it; -1 at a root."""
     position: IntArray
     end: IntArray
     """One past its last descendant, in this pack."""
@@ -38,33 +34,83 @@ class Pack(Value):
         return len(self.index)
 
 
+def cut_packs(batch: Batch, tokens_per_pack: int, rollouts: Sequence[int] | None = None) -> list[Pack]:
+    """Packs of at most `tokens_per_pack` tokens that together train every token once, or those of `rollouts` only.
+
+    Raises `TrainerError` for a single path that is longer.
+    """
+    pack = _smallest_pack(batch, rollouts)
+    if len(pack) and int(pack.position.max()) >= tokens_per_pack:
+        token = int(pack.index[int(pack.position.argmax())])
+        transition = int(batch.transition[token])
+        raise TrainerError(
+            f"completion {batch.completion_ids[transition]} of rollout {batch.rollout_ids[int(batch.transition_rollout[transition])]} ends "
+            f"{int(batch.position[token]) + 1} tokens after its root, and tokens_per_pack is {tokens_per_pack}. Raise tokens_per_pack, or "
+            'drop such replies with collection.overlong = "drop".'
+        )
+    return _cut(pack, tokens_per_pack)
+
+
+def leaf_rows(batch: Batch, rollouts: Sequence[int] | None = None) -> list[Pack]:
+    """One row for each path from a root to a leaf. Each token is trained in the first row that has it."""
+    pack = _smallest_pack(batch, rollouts)
+    if not len(pack):
+        return []
+    tree = runs(pack.parent, pack.position)
+    leaf = np.ones(len(tree.first), np.bool_)
+    leaf[tree.parent[tree.parent >= 0]] = False
+    seen = np.zeros(len(pack), np.bool_)
+    paths: list[Pack] = []
+    for run in np.flatnonzero(leaf):
+        index = tree.tokens(tree.path(int(run)))
+        paths.append(_row(pack, index, pack.trained[index] & ~seen[index]))
+        seen[index] = True
+    return paths
+
+
+def transition_rows(batch: Batch) -> list[Pack]:
+    """One row for each transition: its prompt, then its response. Trainers without a forest compute these; here they are a reference for
+    tests and benchmarks."""
+    pack = _smallest_pack(batch, None)
+    tree = runs(pack.parent, pack.position)
+    owner = batch.transition[pack.index]
+    last = dict(zip(owner[pack.trained].tolist(), np.flatnonzero(pack.trained).tolist(), strict=True))  # last token of each response
+    paths: list[Pack] = []
+    for transition in sorted(last):
+        run = int(np.searchsorted(tree.first, last[transition], side="right")) - 1
+        index = tree.tokens(tree.path(run))
+        index = index[index <= last[transition]]
+        paths.append(_row(pack, index, pack.trained[index] & (owner[index] == transition)))
+    return paths
+
+
 @dataclass(frozen=True, slots=True, eq=False)
-class Segments:
-    """Runs of tokens without a branch between them, depth first. All arrays are (segments,)."""
+class Runs:
+    """Runs of tokens without a branch between them, depth first. All arrays are (runs,)."""
 
     first: Ints
+    """Index of the first token."""
     length: Ints
     parent: Ints
-    """-1 at a root."""
-    before: Ints
+    """Index of the run above; -1 at a root."""
+    depth: Ints
     """Tokens above the first."""
 
-    def path(self, segment: int) -> list[int]:
-        """The segments from the root to this one."""
-        found: list[int] = []
-        while segment >= 0:
-            found.append(segment)
-            segment = int(self.parent[segment])
-        return found[::-1]
+    def path(self, run: int) -> list[int]:
+        """The runs from the root to this one."""
+        path: list[int] = []
+        while run >= 0:
+            path.append(run)
+            run = int(self.parent[run])
+        return path[::-1]
 
-    def tokens(self, segments: list[int]) -> Ints:
-        """Indices of the tokens of some segments, in their order."""
-        ranges: list[Ints] = [np.arange(self.first[s], self.first[s] + self.length[s], dtype=np.int64) for s in segments]
-        return np.concatenate(ranges)
+    def tokens(self, members: list[int]) -> Ints:
+        """Indices of the tokens of some runs, in their order."""
+        return np.concatenate([np.arange(self.first[run], self.first[run] + self.length[run], dtype=np.int64) for run in members])
 
 
-def segments(parent: IntArray, position: IntArray) -> Segments:
-    """The segments of a forest."""
+def runs(parent: IntArray, position: IntArray) -> Runs:
+    """The runs of a forest."""
     index = np.arange(len(parent))
     children = np.bincount(parent + 1, minlength=len(parent) + 1)[1:]
     starts = (parent != index - 1) | (parent < 0)
@@ -72,10 +118,21 @@ def segments(parent: IntArray, position: IntArray) -> Segments:
     first = np.flatnonzero(starts)
     owner = np.cumsum(starts) - 1
     above = parent[first].astype(np.int64)
-    return Segments(first, np.diff(np.append(first, len(parent))), np.where(above < 0, -1, owner[above]), position[first].astype(np.int64))
+    return Runs(first, np.diff(np.append(first, len(parent))), np.where(above < 0, -1, owner[above]), position[first].astype(np.int64))
 
 
-def take(index: Ints, trained: Bools, parent: IntArray, position: IntArray, end: IntArray) -> Pack:
+def _smallest_pack(batch: Batch, rollouts: Sequence[int] | None) -> Pack:
+    """The smallest pack that trains the tokens of some rollouts (None: all)."""
+    trained = batch.trained
+    if rollouts is not None:
+        chosen = np.isin(batch.transition_rollout, np.asarray(rollouts, np.int32))
+        trained = trained & np.append(chosen, False)[batch.transition]
+    count = np.append(0, np.cumsum(trained))
+    index = np.flatnonzero(count[batch.end] > count[:-1])
+    return _take(index, trained[index], batch.parent, batch.position, batch.end)
+
+
+def _take(index: Ints, trained: Bools, parent: IntArray, position: IntArray, end: IntArray) -> Pack:
     """The pack of some tokens of a forest, given in ascending order together with all their ancestors."""
     above = parent[index]
     inner = np.where(above < 0, -1, np.searchsorted(index, above))
@@ -84,44 +141,38 @@ def take(index: Ints, trained: Bools, parent: IntArray, position: IntArray, end:
     )
 
 
-def whole(trained: Bools, parent: IntArray, position: IntArray, end: IntArray) -> Pack:
-    """The smallest pack that trains the tokens of a mask."""
-    count = np.append(0, np.cumsum(trained))
-    index = np.flatnonzero(count[end] > count[:-1])
-    return take(index, trained[index], parent, position, end)
-
-
-def cut(pack: Pack, tokens_per_pack: int) -> list[Pack]:
+def _cut(pack: Pack, tokens_per_pack: int) -> list[Pack]:
     """Packs of at most `tokens_per_pack` tokens, cut where they share least. No path of `pack` may be longer.
 
-    From the leaves up, subtrees below one segment are put together as long as they fit under it; of the groups that do not fit
-    together all but the smallest are closed there, and only those repeat what stands above.
+    From the leaves up, subtrees below one run are joined as long as they fit under it. Of the groups that do not fit together, all but
+    the smallest are closed there, and only those repeat their ancestors.
     """
     if len(pack) <= tokens_per_pack:
         return [pack] if len(pack) else []
-    tree = segments(pack.parent, pack.position)
-    waiting: list[list[tuple[int, list[int]]]] = [[] for _ in range(len(tree.first) + 1)]  # the last one: above the roots
+    tree = runs(pack.parent, pack.position)
+    open_groups: list[list[tuple[int, list[int]]]] = [[] for _ in range(len(tree.first) + 1)]  # by run; the last one: above the roots
     closed: list[list[int]] = []
-    for segment in reversed(range(len(tree.first))):
-        size = int(tree.length[segment])
-        groups = sorted(_fit(waiting[segment], tokens_per_pack - int(tree.before[segment]) - size), key=lambda group: group[0])
-        closed.extend(tree.path(segment) + group for _, group in groups[1:])
-        rest, below = groups[0] if groups else _NOTHING
-        waiting[int(tree.parent[segment])].append((size + rest, [segment, *below]))
-    closed.extend(group for _, group in _fit(waiting[-1], tokens_per_pack))
+    for run in reversed(range(len(tree.first))):
+        length = int(tree.length[run])
+        groups = sorted(_first_fit(open_groups[run], tokens_per_pack - int(tree.depth[run]) - length), key=lambda group: group[0])
+        closed.extend(tree.path(run) + members for _, members in groups[1:])
+        size, members = groups[0] if groups else (0, [])
+        open_groups[int(tree.parent[run])].append((length + size, [run, *members]))
+    closed.extend(members for _, members in _first_fit(open_groups[-1], tokens_per_pack))
 
-    packs: list[Pack] = []
+    pieces: list[Pack] = []
     seen = np.zeros(len(tree.first), np.bool_)
     for group in sorted(sorted(group) for group in closed):
         fresh = np.repeat(~seen[group], tree.length[group])
         seen[group] = True
         index = tree.tokens(group)
-        packs.append(_within(pack, index, pack.trained[index] & fresh))
-    return packs
+        inner = _take(index, pack.trained[index] & fresh, pack.parent, pack.position, pack.end)
+        pieces.append(Pack(pack.index[index], inner.parent, inner.position, inner.end, inner.trained))
+    return pieces
 
 
-def _fit(items: list[tuple[int, list[int]]], room: int) -> list[tuple[int, list[int]]]:
-    """Put items into as few groups as first-fit does, in the order of the tree."""
+def _first_fit(items: list[tuple[int, list[int]]], room: int) -> list[tuple[int, list[int]]]:
+    """Join items (size, runs) into as few groups as first-fit does, in the order of the tree."""
     groups: list[tuple[int, list[int]]] = []
     for size, members in reversed(items):  # they came in reversed order
         for place, (used, group) in enumerate(groups):
@@ -131,41 +182,6 @@ def _fit(items: list[tuple[int, list[int]]], room: int) -> list[tuple[int, list[
         else:
             groups.append((size, members))
     return groups
-
-
-def _within(pack: Pack, index: Ints, trained: Bools) -> Pack:
-    """A pack of some tokens of a pack."""
-    inner = take(index, trained, pack.parent, pack.position, pack.end)
-    return Pack(pack.index[index], inner.parent, inner.position, inner.end, inner.trained)
-
-
-def rows(pack: Pack) -> list[Pack]:
-    """One row for each path from a root to a leaf, each trained token trained in the first row that has it."""
-    if not len(pack):
-        return []
-    tree = segments(pack.parent, pack.position)
-    leaf = np.ones(len(tree.first), np.bool_)
-    leaf[tree.parent[tree.parent >= 0]] = False
-    seen = np.zeros(len(pack), np.bool_)
-    found: list[Pack] = []
-    for segment in np.flatnonzero(leaf):
-        index = tree.tokens(tree.path(int(segment)))
-        found.append(_row(pack, index, pack.trained[index] & ~seen[index]))
-        seen[index] = True
-    return found
-
-
-def transition_rows(pack: Pack, transition: IntArray) -> list[Pack]:
-    """One row for each transition: its prompt, then its response, the only tokens trained there."""
-    tree = segments(pack.parent, pack.position)
-    last = dict(zip(transition[pack.trained].tolist(), np.flatnonzero(pack.trained).tolist(), strict=True))  # the last one stays
-    found: list[Pack] = []
-    for name in sorted(last):
-        segment = int(np.searchsorted(tree.first, last[name], side="right")) - 1
-        index = tree.tokens(tree.path(segment))
-        index = index[index <= last[name]]
-        found.append(_row(pack, index, pack.trained[index] & (transition[index] == name)))
-    return found
 
 
 def _row(pack: Pack, index: Ints, trained: Bools) -> Pack:

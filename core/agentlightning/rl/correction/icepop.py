@@ -1,14 +1,15 @@
-"""Tokens on which engine and trainer disagree are left out."""
+"""IcePop: tokens outside a band of ratios are masked."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
+from agentlightning.contracts.loss import Correction
 from agentlightning.errors import ConfigError
-from agentlightning.rl.correction import Correction, Doubles, ratio
+from agentlightning.rl.correction import ratio
+from agentlightning.types import Doubles, Ints
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,12 +24,12 @@ class IcePop(Correction):
         super().__post_init__()
         check_band(self.low, self.high)
 
-    def weights(self, log_ratio: Doubles, sequence: NDArray[np.int64]) -> Doubles:
-        found = ratio(log_ratio)
-        return np.where((found >= self.low) & (found <= self.high), found, 0.0)
+    def weights(self, log_ratio: Doubles, sequence: Ints) -> Doubles:
+        ratios = ratio(log_ratio)
+        return np.where((ratios >= self.low) & (ratios <= self.high), ratios, 0.0)
 
 
 def check_band(low: float, high: float) -> None:
-    """`ConfigError` for a band that does not hold 1."""
+    """Raise `ConfigError` for a band without 1 in it."""
     if not 0 < low <= 1 <= high:
-        raise ConfigError(f"loss.correction.low and high are {low} and {high}; expected 0 < low <= 1 <= high (0.5 and 2.0)")
+        raise ConfigError(f"loss.correction.low and high are {low} and {high}. Set 0 < low <= 1 <= high (0.5 and 2.0 are usual).")

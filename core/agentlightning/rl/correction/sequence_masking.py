@@ -1,4 +1,4 @@
-"""Whole replies, or attempts, on which engine and trainer disagree are left out."""
+"""Sequence-level masking: replies or attempts outside a band of ratios are masked as a unit."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
-from agentlightning.rl.correction import BOUND, Correction, Doubles, Level, sums
+from agentlightning.contracts.loss import Correction, Level
+from agentlightning.rl.correction import BOUND, sums
 from agentlightning.rl.correction.icepop import check_band
+from agentlightning.types import Doubles, Ints
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +32,6 @@ class SequenceMasking(Correction):
     def over(self) -> Level:
         return self.level
 
-    def weights(self, log_ratio: Doubles, sequence: NDArray[np.int64]) -> Doubles:
-        found = sums(np.clip(log_ratio, -BOUND, BOUND), sequence, mean=self.mean)
-        return ((found >= np.log(self.low)) & (found <= np.log(self.high))).astype(np.float64)
+    def weights(self, log_ratio: Doubles, sequence: Ints) -> Doubles:
+        log_ratios = sums(np.clip(log_ratio, -BOUND, BOUND), sequence, mean=self.mean)
+        return ((log_ratios >= np.log(self.low)) & (log_ratios <= np.log(self.high))).astype(np.float64)

@@ -7,9 +7,10 @@ from typing import Annotated
 
 import numpy as np
 from msgspec import Meta
-from numpy.typing import NDArray
 
-from agentlightning.rl.correction import Correction, Doubles, Level, ratio, sums
+from agentlightning.contracts.loss import Correction, Level
+from agentlightning.rl.correction import ratio, sums
+from agentlightning.types import Doubles, Ints
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +25,7 @@ class TruncatedImportanceSampling(Correction):
     def over(self) -> Level:
         return self.level
 
-    def weights(self, log_ratio: Doubles, sequence: NDArray[np.int64]) -> Doubles:
+    def weights(self, log_ratio: Doubles, sequence: Ints) -> Doubles:
         if self.level != "token":
             log_ratio = sums(log_ratio, sequence, mean=False)
         return np.minimum(ratio(log_ratio), self.clip)

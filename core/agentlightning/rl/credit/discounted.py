@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from agentlightning.rl.arrays import Doubles, RolloutArrays
+from agentlightning.rl.arrays import RolloutArrays
 from agentlightning.rl.credit.to_go import check_gamma, to_go
+from agentlightning.types import Doubles
 
 
 def discounted(rollouts: RolloutArrays, *, gamma: float = 0.95) -> Doubles:

@@ -1,9 +1,10 @@
-"""Every transition earns the outcome."""
+"""Every transition earns the reward of the rollout."""
 
 from __future__ import annotations
 
-from agentlightning.rl.arrays import Doubles, RolloutArrays
-from agentlightning.rl.credit import outcome_alone
+from agentlightning.rl.arrays import RolloutArrays
+from agentlightning.rl.marks import outcome_alone
+from agentlightning.types import Doubles
 
 
 @outcome_alone

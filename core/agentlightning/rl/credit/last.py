@@ -1,16 +1,17 @@
-"""The last call earns the outcome."""
+"""The last call earns the reward of the rollout."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from agentlightning.rl.arrays import Doubles, RolloutArrays
-from agentlightning.rl.credit import outcome_alone
+from agentlightning.rl.arrays import RolloutArrays
+from agentlightning.rl.marks import outcome_alone
+from agentlightning.types import Doubles
 
 
 @outcome_alone
 def last(rollouts: RolloutArrays) -> Doubles:
     """G = R at the last call of the attempt, in all its choices; the calls before it earn nothing and are not trained."""
-    calls = np.full(len(rollouts), -1, np.int64)
-    calls[rollouts.rollout] = rollouts.call  # of several the last one stays
-    return np.where(calls[rollouts.rollout] == rollouts.call, rollouts.returns[rollouts.rollout], np.nan)
+    last_call = np.full(len(rollouts), -1, np.int64)
+    last_call[rollouts.rollout] = rollouts.call  # calls ascend, so the last one remains
+    return np.where(last_call[rollouts.rollout] == rollouts.call, rollouts.returns[rollouts.rollout], np.nan)

@@ -40,9 +40,9 @@ class Tree:
         """Who acted: as the span says, or its nearest agent."""
         if span.agent is not None:
             return span.agent
-        for each in (span, *self.above(span)):
-            if each.kind == "agent":
-                return each.agent or each.name
+        for level in (span, *self.above(span)):
+            if level.kind == "agent":
+                return level.agent or level.name
         return None
 
 
@@ -95,13 +95,13 @@ def join(calls: Sequence[Call], spans: Sequence[Span]) -> Joins:
                 f"not joined: {len(candidates)} calls and {len(waiting)} spans have the same request and no call id, so their order is in "
                 f"doubt (calls {', '.join(call.id for call in candidates)})"
             )
-    return Joins({call_id: tuple(each) for call_id, each in joined.items()}, alias, tuple(diagnostics))
+    return Joins({call_id: tuple(members) for call_id, members in joined.items()}, alias, tuple(diagnostics))
 
 
 def superseded(calls: Sequence[Call]) -> dict[str, str]:
     """Each superseded call, with the call that was answered in its place at last."""
-    known = {call.id for call in calls}
-    after = {call.supersedes: call.id for call in calls if call.supersedes in known and call.supersedes != call.id}
+    recorded = {call.id for call in calls}
+    after = {call.supersedes: call.id for call in calls if call.supersedes in recorded and call.supersedes != call.id}
     alias: dict[str, str] = {}
     for first in after:
         last, seen = first, {first}
@@ -117,8 +117,8 @@ def asked_tools(message: Any) -> set[str]:
     calls = cast("dict[str, Any]", message).get("tool_calls") if isinstance(message, dict) else None
     if not isinstance(calls, list):
         return set()
-    found = [cast("dict[str, Any]", each).get("id") for each in cast("list[Any]", calls) if isinstance(each, dict)]
-    return {each for each in found if isinstance(each, str)}
+    ids = [cast("dict[str, Any]", call).get("id") for call in cast("list[Any]", calls) if isinstance(call, dict)]
+    return {tool_id for tool_id in ids if isinstance(tool_id, str)}
 
 
 def _overlap(spans: Sequence[Span]) -> bool:
@@ -128,7 +128,7 @@ def _overlap(spans: Sequence[Span]) -> bool:
 
 def _never_arrived(span: Span) -> str:
     why = "; likely a cache answered it, or the model's base_url is not the gateway's"
-    said = span.attributes.get("unjoined") or span.attributes.get("error")  # the adapter's own words, where it has any
-    if said:
-        why = f": {said}"
+    note = span.attributes.get("unjoined") or span.attributes.get("error")  # the adapter's own words, if it has any
+    if note:
+        why = f": {note}"
     return f"the model call of span {span.name!r} ({span.id}) {NEVER_ARRIVED}{why}"

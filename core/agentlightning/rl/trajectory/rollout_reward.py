@@ -43,8 +43,8 @@ def rollout_reward(
         penalties = [r.value for r in rewards if r.source == "runner"]
         if penalties:
             return penalties[-1], []
-        said = f"not scored: the attempt is {status!r}"
-        return None, [said + (f", so its {len(rewards)} rewards are no outcome" if rewards else "")]
+        note = f"not scored: the attempt is {status!r}"
+        return None, [note + (f", so its {len(rewards)} rewards are no outcome" if rewards else "")]
     last = {r.name: r.value for r in rewards}
     if RETURN in last and EMITTED in last:
         if not math.isclose(last[RETURN], last[EMITTED], rel_tol=1e-9, abs_tol=1e-12):

@@ -1,7 +1,7 @@
-"""Step signals: what the records of an attempt show of its steps, and the rewards that a configuration makes of them; one subject a file.
+"""Step signals: observations of an attempt's steps, and the rewards that a configuration makes of them; one subject a file.
 
-A signal is a function of an attempt's records; it gives the spans, calls or completions that show it. Its rewards are made when the records
-are read and are written nowhere, so a store can be read again with other values. The same records give the same rewards, ids included.
+A signal is a function of an attempt's records. It returns the spans, calls or completions that show it. Its rewards are made when the
+records are read and are never stored, so a store can be read again with other values. The same records give the same rewards and ids.
 """
 
 from __future__ import annotations
@@ -12,46 +12,41 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias, cast
 
-from agentlightning.config.parts import Part
 from agentlightning.contracts.store import AttemptRecords
 from agentlightning.errors import ConfigError, RewardError
-from agentlightning.registry.registry import Registry
 from agentlightning.types import Call, Completion, Reward, Span
 
 Shows: TypeAlias = Span | Call | Completion
 StepSignal: TypeAlias = Callable[[AttemptRecords], Iterable[Shows]]
 STEP_SIGNAL = "step_signal"
-"""Source of a reward that was made of a signal."""
+"""Source of a reward that a step signal made."""
 
 
 @dataclass(frozen=True, slots=True)
 class StepReward:
-    """What each step that shows a signal earns."""
+    """The reward of each step that shows a signal."""
 
     name: str
     value: float
     signal: StepSignal
 
     def observed(self, records: AttemptRecords) -> Iterator[tuple[Reward, str | None]]:
-        """A reward for each span, call or completion that shows the signal, once; with the id of a completion that is meant alone, not its
-        call. Raises `RewardError` where the signal cannot be told."""
-        seen: set[str] = set()
-        for each in self._shown(records):
-            if each.id not in seen:
-                seen.add(each.id)
-                yield self._reward(each, records.attempt.id), each.id if isinstance(each, Completion) else None
+        """A reward for each span, call or completion that shows the signal, once; with the id of a completion that earns it alone, not its
+        whole call. Raises `RewardError` if the signal fails."""
+        for step in {step.id: step for step in self._shown(records)}.values():
+            yield self._reward(step, records.attempt.id), step.id if isinstance(step, Completion) else None
 
     def _shown(self, records: AttemptRecords) -> list[Shows]:
         try:
             shown = list(self.signal(records))
         except Exception as error:
             raise RewardError(f"attempt {records.attempt.id}: the signal {self.name!r} raised {type(error).__name__}: {error}") from error
-        known = {each.id for each in (*records.spans, *records.calls, *records.completions)}
-        for each in cast("list[Any]", shown):
-            if not isinstance(each, Span | Call | Completion) or each.id not in known:
+        recorded = {record.id for record in (*records.spans, *records.calls, *records.completions)}
+        for step in cast("list[Any]", shown):
+            if not isinstance(step, Span | Call | Completion) or step.id not in recorded:
                 raise RewardError(
-                    f"attempt {records.attempt.id}: the signal {self.name!r} gave {each!r:.80}; "
-                    "expected spans, calls or completions of the attempt's records"
+                    f"attempt {records.attempt.id}: the signal {self.name!r} returned {step!r:.80}. "
+                    "Return spans, calls or completions of the attempt's records."
                 )
         return shown
 
@@ -74,11 +69,11 @@ class StepReward:
         )
 
 
-def step_rewards(table: Mapping[str, float], plugins: Registry | None = None) -> tuple[StepReward, ...]:
-    """What a configuration's `step_rewards` say: by the name of a signal, or `module:function`, what it earns. Raises `ConfigError`."""
-    for name, value in table.items():
+def step_rewards(values: Mapping[str, float], signal_of: Callable[[str], StepSignal]) -> tuple[StepReward, ...]:
+    """The step rewards of a configuration: by the name of a signal, what it earns. `signal_of` finds the function of a name.
+
+    Raises `ConfigError`."""
+    for name, value in values.items():
         if not math.isfinite(value):
-            raise ConfigError(f"step_rewards.{name} is {value}; expected a finite number")
-    return tuple(
-        StepReward(name, value, Part.parse("step_signals", name, f"step_rewards.{name}", plugins).make()) for name, value in table.items()
-    )
+            raise ConfigError(f"step_rewards.{name} is {value}. Set it to a finite number.")
+    return tuple(StepReward(name, value, signal_of(name)) for name, value in values.items())

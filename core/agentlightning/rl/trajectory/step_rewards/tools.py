@@ -17,7 +17,7 @@ def tool_failed(records: AttemptRecords) -> Iterator[Span]:
     """The tools that ended with an error; of one that failed because another did, which its code had used, the outer one alone."""
     tree = Tree(records.spans)
     for span in _tools(records):
-        user = next((each for each in tree.above(span) if each.kind in ("tool", "agent")), None)
+        user = next((level for level in tree.above(span) if level.kind in ("tool", "agent")), None)
         if "error" in span.attributes and not (user is not None and user.kind == "tool" and "error" in user.attributes):
             yield span
 

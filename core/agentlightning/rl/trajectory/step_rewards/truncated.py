@@ -10,4 +10,4 @@ from agentlightning.types import Completion
 
 def truncated(records: AttemptRecords) -> Iterator[Completion]:
     """The replies that a limit of tokens ended."""
-    return (each for each in records.completions if each.finish_reason == "length")
+    return (completion for completion in records.completions if completion.finish_reason == "length")

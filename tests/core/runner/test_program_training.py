@@ -127,9 +127,9 @@ def test_a_program_that_fails_shows_its_own_words(config: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        ([], "needs a configuration file; without one --command, --tasks, --model must be given as well"),
-        (["--command", "sh x.sh", "--model", "m"], "without one --tasks must be given as well"),
-        (["--command", "sh x.sh", "--tasks", "t.jsonl", "--model", "m", "--reward", "luck"], "reward is 'luck' (text); expected 'stdout'"),
+        ([], "has no config file and no --command, --tasks, --model. Add them"),
+        (["--command", "sh x.sh", "--model", "m"], "has no config file and no --tasks. Add them"),
+        (["--command", "sh x.sh", "--tasks", "t.jsonl", "--model", "m", "--reward", "luck"], "reward is 'luck'. Use 'stdout'"),
         (["--command", "nobody-has-this", "--tasks", "t.jsonl", "--model", "m"], "the program 'nobody-has-this' is not found on PATH"),
         (["--command", "sh x.sh", "--tasks", "t.jsonl", "--model", "no-such-model"], "unknown model 'no-such-model'"),
     ],
@@ -148,11 +148,11 @@ def test_what_is_missing_or_wrong_is_one_clear_message(
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ('agent = "m:f"\n', "agent and command are both given"),
-        ('adapters = ["langchain"]\n', r"adapters is \['langchain'\], and a command is a process of its own"),
-        ('agents = ["write"]\n', r"agents is \['write'\], and a command"),
-        ("reward = 'luck'\n", "reward is 'luck' .*; expected 'stdout' or 'exit_code' or 'file' or 'post'"),
-        ("[runner]\nworkers = 2\n", r"runner\.workers is 2; a command runs in processes of its own"),
+        ('agent = "m:f"\n', "agent and command are both set"),
+        ('adapters = ["langchain"]\n', r"adapters is \['langchain'\], but adapters cannot see the agents of a command"),
+        ('agents = ["write"]\n', r"agents is \['write'\], but adapters cannot see"),
+        ("reward = 'luck'\n", "reward is 'luck'\. Use 'stdout', 'exit_code', 'file' or 'post'"),
+        ("[runner]\nworkers = 2\n", r"runner\.workers is 2, but a command runs in processes of its own"),
     ],
 )
 def test_a_setting_that_a_command_does_not_honour_is_refused(tmp_path: Path, text: str, says: str) -> None:
@@ -166,5 +166,5 @@ def test_a_configuration_has_an_agent_or_a_command_and_only_a_command_says_where
     with pytest.raises(ConfigError, match="missing 'agent' at the top level"):
         load_config(tmp_path / "run.toml")
     (tmp_path / "run.toml").write_text('agent = "m:f"\nreward = "file"\ntasks = "t.jsonl"\nmodel = "m"\n')
-    with pytest.raises(ConfigError, match="reward is 'file', which says where a command's reward comes from"):
+    with pytest.raises(ConfigError, match="reward is 'file', but only a command takes it"):
         load_config(tmp_path / "run.toml")

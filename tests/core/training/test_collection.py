@@ -282,7 +282,7 @@ def test_replies_that_were_cut_off_are_left_out_where_the_policy_says_so(model: 
 def test_a_conversation_longer_than_the_trainer_takes_is_an_error_or_left_out_and_counted(model: str, tmp_path: Path) -> None:
     limit = 52  # between the first turn and the second one
     trainer = {"name": "torch", "lr": 1e-3, "tokens_per_pack": limit}
-    with pytest.raises(TrainerError, match=r"raise tokens_per_pack.*or leave such replies out: collection\.overlong = \"drop\""):
+    with pytest.raises(TrainerError, match=r"Raise tokens_per_pack.*collection\.overlong = \"drop\""):
         run(job(model, tmp_path, steps=1, trainer=trainer))
     done = run(job(model, tmp_path, steps=1, trainer=trainer, collection={"overlong": "drop"}))
     [row] = rows(done)
@@ -301,8 +301,8 @@ def test_a_conversation_longer_than_the_trainer_takes_is_an_error_or_left_out_an
 @pytest.mark.parametrize(
     ("more", "said"),
     [
-        ({"collection": {"max_staleness": -1}}, r"collection\.max_staleness is -1; it must be at least 0"),
-        ({"collection": {"resample": 3}}, r"collection\.resample is 3, and nothing is filtered"),
+        ({"collection": {"max_staleness": -1}}, r"collection\.max_staleness is -1\. Use a whole number of at least 0"),
+        ({"collection": {"resample": 3}}, r"collection\.resample is 3, but nothing is filtered"),
         ({"collection": {"filter": "nonzero_varianc"}}, r"collection\.filter: .*did you mean 'nonzero_variance'"),
         (
             {"collection": {"filter": {"name": "difficulty", "low": 0.9, "high": 0.1}}},
@@ -331,9 +331,7 @@ class NoCopy(EngineSettings):
     device: str = "cpu"
     dtype: str = "float32"
     max_batch: int = 8
-
-    def memory(self, device: torch.device) -> int:
-        return 1 << 28
+    memory_gb: float = 0.25
 
 
 class Sharing(TorchEngine):

@@ -55,7 +55,7 @@ def too_short(rollouts: Any, returns: Any) -> Any:
 
 
 def test_a_dry_run_says_what_an_advantage_of_ones_own_does_wrong(config: Any) -> None:
-    with pytest.raises(ConfigError, match=r"algorithm\.advantage '.*:too_short' gave an array of shape \(1,\) for 8 transitions"):
+    with pytest.raises(ConfigError, match=r"algorithm\.advantage '.*:too_short' returned an array of shape \(1,\) for 8 transitions"):
         dry_run(replace(config, algorithm={"name": "lightning", "advantage": f"{__name__}:too_short"}))
 
 

@@ -15,7 +15,7 @@ import torch
 from production_world import TASKS, act, deployed, give_rewards, produce, solve
 
 import agentlightning as agl
-from agentlightning.cli.show import find_source
+from agentlightning.cli.show import find_records
 from agentlightning.config.schema import load_config
 from agentlightning.errors import NotFound, RewardError, StoreError
 from agentlightning.stores.common import open_store
@@ -289,12 +289,12 @@ def test_what_a_run_found_elsewhere_is_shown_with_it(
     show(str(run.folder), one[-8:])
     said = capsys.readouterr().out
     assert "production, step 2" in said
-    assert find_source(str(run.folder)).production == store
+    assert find_records(str(run.folder)).production == store
     (tmp_path / "agl.db").unlink()
     show(str(run.folder))
     both = capsys.readouterr()
     assert "4 eval rollouts" in both.out
-    assert "what the run found elsewhere is not shown: replay.store: there is no store file" in both.err
+    assert "the replayed rollouts are not shown: replay.store: there is no store file" in both.err
     assert not (tmp_path / "agl.db").exists()
 
 

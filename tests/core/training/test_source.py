@@ -162,7 +162,7 @@ async def test_what_is_left_is_counted_by_why() -> None:
         "1 not to be trained (recorded with another tokenizer than that of the model that is trained)",
         "1 not to be trained (recorded without saying with which tokenizer)",
         "1 not to be trained (sampled greedily)",
-        "1 not to be trained (sampled with top_p or top_k, so its logprobs are not those of what it was sampled from)",
+        "1 not to be trained (sampled with top_p or top_k, so its logprobs are not those of the sampling distribution)",
         "1 not to be trained (the upstream tells no ids)",
         "1 that ended as 'failed'",
         "1 with rewards that contradict each other, or are no finite numbers",

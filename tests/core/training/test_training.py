@@ -600,7 +600,7 @@ def test_a_function_of_ones_own_that_is_wrong_is_named_with_what_was_expected(
     [
         (
             {"algorithm": {"name": "lightning", "loss": f"{__name__}:one_argument"}},
-            r"algorithm\.loss 'one_argument' cannot be called as \(logprob, old, advantage\): too many positional arguments",
+            r"algorithm\.loss 'one_argument' cannot be called as \(logprobs, old_logprobs, advantages\): too many positional arguments",
         ),
         ({"algorithm": {"name": "lightning"}, "trainer": {"name": "torch", "critic": True}}, r"trainer\.critic = true has no effect"),
         ({"algorithm": {"name": "lightning", "advantage": "gae"}}, r"algorithm\.advantage needs a critic, .* set trainer\.critic = true"),
@@ -622,8 +622,8 @@ def test_a_function_of_ones_own_that_is_wrong_is_named_with_what_was_expected(
         ({"algorithm": {"name": "lightning", "advantage": "gppo"}}, "grpo"),
         ({"algorithm": {"name": "lightning", "loss": "dpo"}}, "unknown loss 'dpo'"),
         ({"algorithm": {"name": "dpo"}, "trainer": {"name": "verl"}}, r"algorithm\.loss is 'dpo', and trainer 'verl' does not have"),
-        ({"algorithm": {"name": "dpo", "beta": 0.0}}, r"algorithm\.beta is 0\.0\. Set it above 0"),
-        ({"algorithm": {"name": "dpo", "group_size": 1}}, r"algorithm\.group_size is 1\. Set it to at least 2"),
+        ({"algorithm": {"name": "dpo", "beta": 0.0}}, r"algorithm\.beta is 0\.0\. Use a finite number above 0"),
+        ({"algorithm": {"name": "dpo", "group_size": 1}}, r"algorithm\.group_size is 1\. Use a whole number of at least 2"),
         ({"algorithm": {"name": "dpo", "kl_coef": 0.1}}, r"unknown key 'kl_coef' in \[algorithm\]"),
         ({"algorithm": {"name": "rft", "min_reward": float("nan")}}, r"algorithm\.min_reward is nan"),
         ({"algorithm": {"name": "rft", "min_rewards": 0.5}}, r"unknown key 'min_rewards' in \[algorithm\]; did you mean 'min_reward'"),

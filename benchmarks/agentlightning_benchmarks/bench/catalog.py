@@ -1,4 +1,4 @@
-"""The registered benchmarks: their presets, warm starts and jobs."""
+"""The registered benchmarks: their presets, warm-ups and jobs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from agentlightning_benchmarks.bench.benchmark import Benchmark
 REAL_TASKS = 32
 """Test tasks of real files that the CPU preset is measured on."""
 AFTER_WARM_START = 1_000_000
-"""Added to the seed of a warm start, so that the training after it begins with other tasks."""
+"""Added to the seed of a warm-up, so that the training after it begins with other tasks."""
 
 
 def find(name: str) -> Benchmark:

@@ -44,7 +44,7 @@ def draw(result: Mapping[str, Any], path: Path) -> bool:
         left.set_ylim(-0.03, 1.05)
     left.set_ylabel("mean reward")
     seeds = len(result["runs"])
-    warm = ", after a supervised warm start" if any("warm_start" in run for run in result["runs"]) else ""
+    warm = ", after a supervised warm-up" if any("warm_start" in run for run in result["runs"]) else ""
     figure.suptitle(f"{result['benchmark']}, preset {result['preset']}, {seeds} seed{'s' * (seeds > 1)}{warm}", fontsize=12)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")

@@ -29,19 +29,24 @@ class Preset(StrEnum):
 class Options:
     """The arguments of `agl bench`."""
 
-    name: Annotated[str | None, typer.Argument(metavar="NAME", help="A benchmark; without one, list them.", show_default=False)] = None
-    preset: Annotated[Preset | None, typer.Option(help="Size: two CPU cores, or one GPU.", show_default="cpu")] = None
-    data: Annotated[Path | None, typer.Option(metavar="DIR|NAME", help="Real tasks: a folder, or gsm8k, musique.", show_default=False)] = (
+    name: Annotated[str | None, typer.Argument(metavar="NAME", help="Benchmark name. Leave it out to list them.", show_default=False)] = (
         None
     )
+    preset: Annotated[Preset | None, typer.Option(help="Size: two CPU cores, or one GPU.", show_default="cpu")] = None
+    data: Annotated[
+        Path | None, typer.Option(metavar="DIR|NAME", help="Real tasks: a folder, `gsm8k`, or `musique`.", show_default=False)
+    ] = None
     eval_only: Annotated[bool, typer.Option("--eval-only", help="Evaluate the model without training it.")] = False
     model: Annotated[
-        str | None, typer.Option(help="Start from this model: a registered one, or a checkpoint's folder.", show_default="the preset's")
+        str | None,
+        typer.Option(help="Start from this model: a name from `agl models list`, or a checkpoint folder.", show_default="the preset's"),
     ] = None
     seed: Annotated[list[int] | None, typer.Option(min=0, help="Repeat the option to run several seeds.", show_default="0")] = None
-    steps: Annotated[int | None, typer.Option(min=1, help="Training steps after the warm start.", show_default="the preset's")] = None
-    test_suite: Annotated[bool, typer.Option("--test-suite", help="text-to-sql: score on all variants of a real database.")] = False
-    folder: Annotated[Path | None, typer.Option(help="Parent of the benchmark's folder.", show_default="runs")] = None
+    steps: Annotated[int | None, typer.Option(min=1, help="Training steps after the warm-up.", show_default="the preset's")] = None
+    test_suite: Annotated[bool, typer.Option("--test-suite", help="text-to-sql only: score on every variant of each Spider database.")] = (
+        False
+    )
+    folder: Annotated[Path | None, typer.Option(help="Write the benchmark folder here.", show_default="runs")] = None
     resume: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Resume a benchmark.", show_default=False)] = None
 
     def used(self) -> list[str]:
@@ -69,19 +74,19 @@ def takes_options(function: Callable[[Options], None]) -> Callable[..., None]:
 
 @takes_options
 def bench(options: Options) -> None:
-    """Run a benchmark: train its agent, and evaluate it on the test tasks before, during and after. Without a name, list the benchmarks.
+    """Run a benchmark: train its agent, and evaluate it on the test tasks before, during, and after. Without a name, list the benchmarks.
 
-    Leaves `runs/bench-NAME-<time>/` with `result.json` (every number), `reward.png` (train and test curve) and the runs themselves. If the
-    small model earns no reward at first, a supervised warm start comes first. Curve and numbers start after it, and say so.
+    Writes `runs/bench-NAME-<time>/` with `result.json` (every number), `reward.png` (train and test curve), and the runs themselves. The
+    CPU presets of `rag` and `text-to-sql` begin with a supervised warm-up. The curve and the numbers start after it.
 
     **Examples**
 
     `agl bench math` trains on generated tasks, in minutes, on two cores.
 
-    `agl bench rag --seed 0 --seed 1 --seed 2` runs three seeds, and reports the 95% interval of the change.
+    `agl bench rag --seed 0 --seed 1 --seed 2` runs three seeds, and reports the 95% confidence interval of the change.
 
-    `agl bench math --data gsm8k --steps 2` runs the same agent on real questions. If no folder has this name, it downloads the public
-    data set once.
+    `agl bench math --data gsm8k --steps 2` runs the same agent on real questions. If there is no such folder, the data set is downloaded
+    once. `musique` works the same way for `rag`. Spider needs a folder that you download yourself.
 
     `agl bench text-to-sql --eval-only` evaluates the untrained model.
 

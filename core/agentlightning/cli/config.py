@@ -13,12 +13,12 @@ from agentlightning.errors import ConfigError
 def config(schema: Annotated[bool, typer.Option("--schema", help="Print the JSON schema of config files.")] = False) -> None:
     """Print the JSON schema of config files, so that your editor completes and checks them.
 
-    The schema has the settings of every installed plugin.
+    The schema includes the settings of every installed plugin.
 
     **Example**
 
     `agl config --schema > config.schema.json`, then write `#:schema ./config.schema.json` as the first line of config.toml. Editors that
-    use taplo, such as VS Code with Even Better TOML, read this line.
+    use taplo, such as VS Code with the Even Better TOML extension, read this line.
     """
     if not schema:
         raise ConfigError("`agl config` has nothing to print. Add --schema.")

@@ -18,7 +18,7 @@ STYLES = {"works": "green", "missing": "yellow", "broken": "bold red"}
 def doctor() -> None:
     """Show hardware, recommend an engine and trainer, and test the installed plugins.
 
-    Each test takes some seconds. The exit code is 1 if an installed plugin fails.
+    Each test takes a few seconds. The exit code is 1 if an installed plugin fails.
 
     **Example**
 

@@ -20,7 +20,7 @@ app = typer.Typer(no_args_is_help=True, help="List and download models.")
 
 @app.command("list")
 def list_models() -> None:
-    """List the models that you can download by name, and their state in the cache.
+    """List models you can download by name, and show which are cached.
 
     A config file names one of these, a folder that `from_pretrained` loads, or a hub id (`owner/name`).
 

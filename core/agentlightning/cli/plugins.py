@@ -10,9 +10,9 @@ from agentlightning.registry.registry import KINDS, Registry, registry
 
 
 def plugins() -> None:
-    """List the installed plugins and their parts, and how to install missing libraries.
+    """List installed plugins and their parts, and show how to install missing libraries.
 
-    A plugin is a package with an entry point of the group `agentlightning`; CONTRIBUTING.md shows how to write one.
+    A plugin is a package with an entry point in the `agentlightning` group. To write one, see CONTRIBUTING.md in the source repository.
 
     **Example**
 

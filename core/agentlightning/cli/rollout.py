@@ -25,7 +25,9 @@ def rollout(
     ] = None,
     command: Annotated[
         str | None,
-        typer.Option(metavar="LINE", help="Run a program for each task, in any language, instead of an agent.", show_default=False),
+        typer.Option(
+            metavar="LINE", help="Run this command for each task instead of a Python agent. Any language works.", show_default=False
+        ),
     ] = None,
     reward: Annotated[
         str | None,
@@ -46,7 +48,8 @@ def rollout(
 ) -> None:
     """Run the agent on its tasks and score it, without training.
 
-    Use it to develop an agent, or to evaluate a checkpoint. Each eval task gets one rollout; without eval tasks, each training task does.
+    Use it to develop an agent, or to evaluate a checkpoint. Each eval task gets one rollout. Without eval tasks, each training task gets
+    one.
 
     **Examples**
 
@@ -54,14 +57,16 @@ def rollout(
 
     `agl rollout config.toml --model runs/20261122-133000-demo/checkpoints/step-00012` evaluates a checkpoint.
 
-    `agl rollout --command "python their_agent.py" --tasks tasks.jsonl --model smollm2-135m` needs no config file.
+    `agl rollout --command "python your_agent.py" --tasks tasks.jsonl --model smollm2-135m` needs no config file.
 
     **Commands**
 
-    Each task runs in its own process. The process reads the task as JSON from standard input or `AGL_TASK`. Its model is in
-    `OPENAI_BASE_URL`, `OPENAI_API_KEY` (or `ANTHROPIC_BASE_URL`, `ANTHROPIC_API_KEY`) and `AGL_MODEL`. Its last printed line is the
-    reward: a number or `{"reward": number}`. With `--reward exit_code`, exit code 0 earns 1 and any other 0. With `file` it writes the
-    reward to the file `AGL_REWARD_FILE`; with `post` it posts it to `AGL_REWARD_URL`.
+    Each task runs in its own process. The process reads the task as JSON from standard input or `AGL_TASK`. It connects to the model with
+    `OPENAI_BASE_URL` and `OPENAI_API_KEY` (or `ANTHROPIC_BASE_URL` and `ANTHROPIC_API_KEY`). `AGL_MODEL` is the model's name.
+
+    Its last printed line is the reward: a number or `{"reward": number}`. With `--reward exit_code`, exit code 0 earns a reward of 1, and
+    any other earns 0. With `file`, it writes the reward to the file named by `AGL_REWARD_FILE`. With `post`, it POSTs the reward to
+    `AGL_REWARD_URL`.
     """
     from agentlightning.training.score import rollout_config
 

@@ -26,7 +26,7 @@ Host = Annotated[str, typer.Option(help="Address to listen on. 0.0.0.0 lets othe
 Port = Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on (0 = any free port).")]
 Store = Annotated[
     str | None,
-    typer.Option(metavar="ADDRESS", help="Record calls here. Default: AGL_STORE, or ./agl.db. A run's own store stays as it is."),
+    typer.Option(metavar="ADDRESS", help="Record calls here. Default: AGL_STORE, or ./agl.db. The run's own store is not changed."),
 ]
 
 
@@ -39,9 +39,9 @@ def serve(
     port: Port = 8000,
     store: Store = None,
 ) -> None:
-    """Serve a trained model, any model, or another server as an OpenAI endpoint, and record the calls. Ctrl-C stops it.
+    """Serve a trained model over the OpenAI and Anthropic APIs, and record the calls. Ctrl-C stops it.
 
-    Prints the key. Set `AGL_TOKEN` to choose it.
+    `--model` serves any other model. `--upstream` forwards calls to another server. Prints the API key. Set `AGL_TOKEN` to choose your own.
 
     **Examples**
 
@@ -49,7 +49,7 @@ def serve(
 
     `agl serve --model smollm2-135m --port 9000` serves a model; `agl.rollout(task, store="http://KEY@HOST:9000")` records there.
 
-    `agl serve --upstream http://127.0.0.1:8080/v1` records the calls to a running server.
+    `agl serve --upstream http://127.0.0.1:8080/v1` forwards calls to a running server and records them.
     """
     if sum(argument is not None for argument in (run, upstream or model)) != 1:
         raise ConfigError("`agl serve` needs a run, a model or an upstream. Use `agl serve RUN`, `--model NAME` or `--upstream URL`.")

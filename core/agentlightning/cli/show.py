@@ -47,7 +47,7 @@ def show(
     limit: Annotated[int, typer.Option(min=0, help="Show the last N rows (0 = all). Totals always cover everything.")] = 40,
     tokens: Annotated[bool, typer.Option("--tokens", help="With ROLLOUT: show every token with its id and log-probability.")] = False,
 ) -> None:
-    """List a run's rollouts and account for every sampled token, or show one rollout as a tree.
+    """List a run's rollouts with a tally of trained and excluded tokens, or show one rollout as a tree.
 
     **Examples**
 
@@ -59,7 +59,7 @@ def show(
 
     `agl show latest 5f0c9a1e --tokens` adds every token with its log-probability.
 
-    `agl show agl.db --status failed` reads a store that `agl.rollout(task)` recorded into.
+    `agl show agl.db --status failed` lists the failed rollouts in a store recorded with `agl.rollout(task)`.
     """
     source = find_records(run)
     console = Console()

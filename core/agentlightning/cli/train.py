@@ -27,7 +27,7 @@ def train(
     ] = None,
     dry_run: Annotated[
         bool,
-        typer.Option("--dry-run", help="Try one group of rollouts and one step, and estimate the run."),
+        typer.Option("--dry-run", help="Run one group and one step, then estimate memory, time, and disk."),
     ] = False,
 ) -> None:
     """Train an agent from a config file.
@@ -37,7 +37,7 @@ def train(
 
     **Examples**
 
-    `agl train config.toml --dry-run` checks the settings, and estimates memory, time and disk.
+    `agl train config.toml --dry-run` checks the settings by running one group, and estimates memory, time, and disk.
 
     `agl train config.toml` trains.
 
@@ -47,9 +47,9 @@ def train(
 
     **Config files**
 
-    `agent = "my_agent:solve"`, `tasks = "train.jsonl"`, `eval_tasks = "val.jsonl"`, `model = "smollm2-135m"` and `steps = 10` are
-    enough. The config.toml of any run shows every setting. Set `command = "python their_agent.py"` instead of `agent` to train the model
-    of a program in any language; see `agl rollout --help`.
+    Five settings are enough: `agent = "my_agent:solve"`, `tasks = "train.jsonl"`, `eval_tasks = "val.jsonl"`, `model = "smollm2-135m"`,
+    and `steps = 10`. The config.toml of any run shows every setting. To train with a program in any language, set
+    `command = "python your_agent.py"` instead of `agent`. See `agl rollout --help`.
     """
     if resume is not None and dry_run:
         raise ConfigError("--dry-run checks a new run, but --resume continues an old one. Remove one of them.")

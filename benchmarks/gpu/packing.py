@@ -1,6 +1,6 @@
 """Fills a folder with everything that a GPU machine without a network lacks, cut into pieces.
 
-    benchmarks/gpu/pack FOLDER [--data DATA] [--machine WEIGHT_CHECK.json]
+    benchmarks/gpu/pack FOLDER [--data DATA] [--machine MACHINE.json]
 
 Parcels, in the order in which they should travel:
   wheels    packages that the machine lacks
@@ -9,7 +9,7 @@ Parcels, in the order in which they should travel:
   qwen05    Qwen2.5-Coder-0.5B-Instruct, its 4-bit GGUF file
 
 Without --machine the pieces fit machine.json: Python 3.12 on x86-64 Linux with torch 2.11, transformers and peft. For another machine, run
-`benchmarks/gpu/run --probe > WEIGHT_CHECK.json` there first. Downloads about 650 MB with pip.
+`benchmarks/gpu/run --probe > MACHINE.json` there first. Downloads about 650 MB with pip.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def main() -> None:
         "--data", type=Path, metavar="DATA", help="a folder with gsm8k/, musique/ and spider/; without it no real tasks travel"
     )
     parser.add_argument(
-        "--machine", type=Path, metavar="WEIGHT_CHECK.json", default=HERE / "machine.json", help="what `run --probe` printed"
+        "--machine", type=Path, metavar="MACHINE.json", default=HERE / "machine.json", help="what `run --probe` printed"
     )
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))

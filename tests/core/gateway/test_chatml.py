@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from gateway_house import CALCULATOR, SEARCH, user
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agentlightning.gateway.rendering.chatml import ChatMLRenderer
 from agentlightning.gateway.rendering.tool_text import describe_tools, read_reply, write_calls
+from gateway_house import CALCULATOR, SEARCH, user
 
 SMOL = (
     "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}{{ '<|im_start|>system\nYou are helpful"

@@ -7,9 +7,9 @@ from typing import Any
 
 import openai
 import pytest
-from gateway_house import eventually
 
 from agentlightning.types import Sampling
+from gateway_house import eventually
 
 
 async def test_a_text_is_continued_as_it_is_and_recorded_exactly(house: Any) -> None:

@@ -5,10 +5,9 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from gateway_house import CALCULATOR, SEARCH, House, user
-
 from agentlightning.gateway import Gateway
 from agentlightning.types import Attempt, Completion, Sampling
+from gateway_house import CALCULATOR, SEARCH, House, user
 
 THE = "the"
 

@@ -7,6 +7,7 @@ import logging
 from typing import Any
 
 import pytest
+
 from gateway_house import CALCULATOR, SEARCH, user
 
 FORMAT: dict[str, Any] = {

@@ -8,12 +8,12 @@ from typing import Any
 
 import openai
 import pytest
-from gateway_house import CALCULATOR, House, user
 
 from agentlightning.contracts.engine import EngineInfo
 from agentlightning.errors import ConfigError
 from agentlightning.gateway.rendering.renderer import load_rendering
 from agentlightning.testing.tokenizer import make_tokenizer
+from gateway_house import CALCULATOR, House, user
 
 QWEN = ["<think>", "</think>", "<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>"]
 CALL = '<think>\nhm\n</think>\n\nSure.\n<tool_call>\n{"name": "calculator", "arguments": {"expression": "3+4"}}\n</tool_call>'

@@ -47,9 +47,7 @@ def main() -> None:
     parser.add_argument(
         "--data", type=Path, metavar="DATA", help="a folder with gsm8k/, musique/ and spider/; without it no real tasks travel"
     )
-    parser.add_argument(
-        "--machine", type=Path, metavar="MACHINE.json", default=HERE / "machine.json", help="what `run --probe` printed"
-    )
+    parser.add_argument("--machine", type=Path, metavar="MACHINE.json", default=HERE / "machine.json", help="what `run --probe` printed")
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     try:

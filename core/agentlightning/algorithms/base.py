@@ -21,7 +21,7 @@ class Session(Protocol):
 
     @property
     def max_staleness(self) -> int:
-        """Optimizer steps that may lie between sampling a token and training on it; 0 means none."""
+        """Training steps that may lie between sampling a token and training on it; 0 means none."""
         ...
 
     def say(self, text: str) -> None:

@@ -49,9 +49,7 @@ class Register(Protocol):
 
 @hookspec
 def register_stores(register: Register) -> None:
-    """Advantages. Target: `advantage(rollouts, returns, **settings)`, which returns a float64 array (transitions,) or (tokens,), or an
-    `Estimate`. `returns` is the array (transitions,) of the credit. `agentlightning.rl.advantage` has marks for advantages that need
-    groups or a critic."""
+    """Stores, by the scheme of their address. Target: `open(address: str) -> LightningStore`."""
 
 
 @hookspec

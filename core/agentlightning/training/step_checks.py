@@ -60,8 +60,9 @@ class StepChecks:
         if not row["trained_tokens"]:
             reasons = Counter(untrained.reason for untrained in batch.untrained).most_common(1)
             zero_variance = not reasons or reasons[0][0] == ZERO_VARIANCE
-            cause = "every group had identical rewards" if zero_variance else f"most tokens are excluded: {reasons[0][0]}"
-            notices.append(f"Step {step}: no update, {cause}.")
+            cause = "every advantage is zero" if zero_variance else f"most tokens are excluded: {reasons[0][0]}"
+            if step > 1 or row.get("nonzero_advantages") != 0.0:  # LightningRL explains a first step without a signal itself
+                notices.append(f"Step {step}: no update, {cause}.")
         if step == 1 and row.get("off_policy_abs", 0.0) > self.mismatch_alarm:
             notices.append(
                 f"Step 1: another policy than the trained one sampled these replies. Their log-probabilities differ by "

@@ -19,6 +19,7 @@ from rich.text import Text
 
 from agentlightning.cli.accounts import account, finished_step
 from agentlightning.cli.view import STYLES, RecordsSource, Shown, ShownMode, print_sums, short
+from agentlightning.config.schema import store_file
 from agentlightning.contracts.store import AttemptRecords, LightningStore, RolloutState
 from agentlightning.errors import ConfigError, LightningError, NotFound, StoreError
 from agentlightning.registry.registry import registry
@@ -79,6 +80,11 @@ def show(
 def find_records(name: str) -> RecordsSource:
     """Return the records that an argument names: of a run, a store file, or a store's address."""
     if "://" in name or name.partition(":")[0] in registry().names("stores"):
+        file = store_file(name)
+        if name.startswith("sqlite:") and file is not None and not file.is_file():  # opening it would create it
+            raise StoreError(
+                f"there is no store file {str(file)!r}. Name a run (`latest`), or a file that `agl.rollout(task)` recorded into."
+            )
         return RecordsSource(name)
     if name == "latest" and not RunFolder.all("runs"):
         recorded = os.environ.get("AGL_STORE") or ("agl.db" if Path("agl.db").is_file() else None)
@@ -87,7 +93,7 @@ def find_records(name: str) -> RecordsSource:
     if Path(name).is_file():
         return RecordsSource(f"sqlite:{Path(name).resolve()}")
     if name.endswith(".db"):
-        raise StoreError(f"there is no store file {name!r}. Name a run (`latest`), or a file that `agl.rollout(task)` recorded into.")
+        raise StoreError(_no_file(name))
     run = RunFolder.latest() if name == "latest" else RunFolder.open(name)
     config = _config(run)
     if not run.store.is_file():
@@ -96,6 +102,10 @@ def find_records(name: str) -> RecordsSource:
     settings = {"agents": config.get("agents"), "reward_weights": config.get("reward_weights"), "step_rewards": observed}
     production = config.get("replay", {}).get("store")
     return RecordsSource(run.store_address, run, run.read_batches(), settings, config.get("model"), production, notes)
+
+
+def _no_file(name: str) -> str:
+    return f"there is no store file {name!r}. Name a run (`latest`), or a file that `agl.rollout(task)` recorded into."
 
 
 def _config(run: RunFolder) -> dict[str, Any]:

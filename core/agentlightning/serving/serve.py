@@ -105,7 +105,8 @@ def served_model(run: Path | None, name: str | None, progress: Progress) -> Serv
     folder = RunFolder.open(run)
     result = folder.read_result() if folder.result.exists() else {}
     if "checkpoint" not in result:
-        raise RunError(f"run {folder.name} has no trained weights yet. Continue it with `agl train --resume {folder.name}`.")
+        advice = f"If it is a stopped training run, continue it with `agl train --resume {folder.name}`."
+        raise RunError(f"run {folder.name} has no trained weights. {advice}")
     config = load_config(folder.config)
     path = folder.path / str(result["checkpoint"])
     policy = Policy(version=int(result["policy_version"]), base=config.model, uri=f"file:{path}")

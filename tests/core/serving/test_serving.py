@@ -188,7 +188,7 @@ def test_serve_forwards_to_an_upstream_under_the_names_that_it_has(served: dict[
 
 def test_a_run_and_an_upstream_together_are_refused(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     for arguments, expected in (
-        (["latest", "--upstream", "http://host/v1"], "needs a run, a model or an upstream"),
+        (["latest", "--upstream", "http://host/v1"], "takes one of RUN and --upstream"),
         (["--model", "m", "--upstream-key-env", "X"], "Add --upstream URL"),
         (["--upstream", "host"], "Set it to the base_url"),
     ):

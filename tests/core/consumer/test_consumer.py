@@ -16,7 +16,9 @@ WRONG = {("mistakes.py", n) for n, line in enumerate((HERE / "mistakes.py").read
 
 
 def pyright(folder: Path) -> tuple[set[tuple[str, int]], str]:
-    (folder / "pyrightconfig.json").write_text('{"typeCheckingMode": "strict", "pythonVersion": "3.11"}')
+    (folder / "pyrightconfig.json").write_text(
+        f'{{"typeCheckingMode": "strict", "pythonVersion": "{sys.version_info.major}.{sys.version_info.minor}"}}'
+    )
     command = [sys.executable, "-m", "pyright", "-p", str(folder), "--pythonpath", sys.executable, "--outputjson"]
     output = subprocess.run(command, capture_output=True, text=True, cwd=folder).stdout
     errors = [entry for entry in json.loads(output)["generalDiagnostics"] if entry["severity"] == "error"]

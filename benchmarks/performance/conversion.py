@@ -161,9 +161,7 @@ def compare_seconds(shape: Shape, repeat: int) -> list[str]:
         "one agent": alone,
         "two agents": trajectories(replace(shape, prompt=longer, agents=2)),
         "groups of eight": trajectories(replace(shape, group=8)),
-        "no `continues`": [
-            structs.replace(t, transitions=tuple(structs.replace(turn, continues=None) for turn in t.transitions)) for t in alone
-        ],
+        "no `continues`": [_without_continues(trajectory) for trajectory in alone],
     }
     missed: list[str] = []
     for name, rollouts in variants.items():

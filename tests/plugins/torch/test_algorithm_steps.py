@@ -21,7 +21,6 @@ from agentlightning.contracts.batch import Batch
 from agentlightning.contracts.loss import LossSettings
 from agentlightning.rl.marks import Needs
 from agentlightning.types import Task, Trajectory, Transition
-from agentlightning_torch.testing import tiny_model
 from agentlightning_torch.trainer import Settings, TorchTrainer
 
 GROUPS = "gggghhh"
@@ -30,19 +29,6 @@ VALUE = 0.3
 """What the critic expects everywhere."""
 STEP = 0.3
 """Learning rate of the plain steps between two gradients."""
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> ModelFiles:
-    return tiny_model(tmp_path_factory.mktemp("model") / "tiny")
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def rollouts() -> list[Trajectory]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -19,26 +19,12 @@ from agentlightning.rl.batch.build import make_batch
 from agentlightning.rl.batch.packs import cut_packs
 from agentlightning.rl.loss import DPOLoss, PPOClip
 from agentlightning.types import Task, Trajectory, Transition
-from agentlightning_torch.testing import tiny_model
 from agentlightning_torch.trainer import Settings, TorchTrainer
 
 PAIRS = [(0, 1), (3, 2), (4, 5)]
 """Two of one group, and one of another."""
 STEP = 0.3
 """Learning rate of the plain steps that the gradients are compared along."""
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> ModelFiles:
-    return tiny_model(tmp_path_factory.mktemp("model") / "tiny")
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def rollouts() -> list[Trajectory]:

@@ -4,12 +4,10 @@ learn, and resume bitwise."""
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from openai import AsyncOpenAI
 
 import agentlightning as agl
@@ -18,22 +16,8 @@ from agentlightning.training.job import make_job
 from agentlightning.training.metrics import read_metrics
 from agentlightning.training.run_folder import RunFolder
 from agentlightning.training.train import train_job
-from agentlightning_torch.testing import tiny_model
 
 TASKS = [{"id": str(n), "text": text} for n, text in enumerate(["abc", "xyz", "hello", "12+3", "why?", "one two"])]
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> ModelFiles:
-    return tiny_model(tmp_path_factory.mktemp("model") / "tiny")
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 async def letters(task: Any, llm: agl.LLM) -> float:

@@ -191,7 +191,8 @@ class Call(WireValue, frozen=True, kw_only=True):
     """Hash of the canonical request, to join spans that lost the id."""
     context: str | None = None
     """Origin of the prompt. `bridged` continues an earlier completion, and an `upstream` rendered its own. The other names say why
-    the gateway rendered it again: `first`, `edited`, `trimmed`, `tools changed`, `no bridge` (for this renderer)."""
+    the gateway rendered it afresh: `first`; the agent's `edited`, `trimmed`, `tools changed`, `repeated` (ends with the reply); the
+    template's `rewritten: thinking`, `rewritten: tools`, `rewritten: template`; `renderer changed`."""
     input: JSON = None
     """The conversation, if later requests may refer to this call instead of repeating it. `messages` (without instructions) follow the
     reply of the call `after` (None: they are complete)."""

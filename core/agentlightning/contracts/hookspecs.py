@@ -129,8 +129,9 @@ def register_models(register: Register) -> None:
 
 @hookspec
 def register_renderers(register: Register) -> None:
-    """Renderers for model families that the `renderers` library lacks. Target: a class that is called with `(tokenizer)` and has the
-    methods of `renderers.Renderer` and the static method `fits(tokenizer) -> bool`."""
+    """Renderers for models whose chat template does not say how the model writes. Target: a subclass of
+    `agentlightning.gateway.rendering.renderer.Renderer` that is called with `(tokens, settings)`. A static method
+    `fits(tokenizer) -> bool` lets `renderer = "auto"` choose it."""
 
 
 @hookspec

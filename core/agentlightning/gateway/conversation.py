@@ -149,10 +149,21 @@ class Conversations:
             return Match("first")
         reply = self._replies.get(f"{history.head}.{hashes[last]}")
         if reply is not None:
-            return Match("bridged", reply, last + 1) if last + 1 < len(messages) else Match("no bridge")
+            return Match("bridged", reply, last + 1) if last + 1 < len(messages) else Match("repeated")
         if hashes[last] in self._chains:
             return Match("tools changed")
         return Match(self._cause(messages, hashes))
+
+    def with_reasoning(self, history: History) -> list[Message]:
+        """The messages, with the reasoning of recorded replies that the agent dropped."""
+        [messages], [hashes] = history.messages, history.hashes
+        restored: list[Message] = []
+        for message, digest in zip(messages, hashes, strict=True):
+            reply = self._replies.get(f"{history.head}.{digest}") if message["role"] == "assistant" else None
+            sampled = reply.message if reply is not None and isinstance(reply.message, dict) else {}
+            reasoning = None if message.get("reasoning_content") else sampled.get("reasoning_content")
+            restored.append({**message, "reasoning_content": reasoning} if reasoning else message)
+        return restored
 
     def _cause(self, messages: Sequence[Message], hashes: Sequence[str]) -> str:
         for i in range(len(messages) - 1, -1, -1):

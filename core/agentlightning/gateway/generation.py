@@ -12,7 +12,7 @@ from agentlightning.gateway.api.protocol import Asked
 from agentlightning.gateway.conversation import History
 from agentlightning.gateway.prompt import Prompt
 from agentlightning.gateway.rendering.demonstration import Demonstrate, Demonstrated, demonstration, unsampled
-from agentlightning.gateway.rendering.renderer import Rendering
+from agentlightning.gateway.rendering.renderer import Conversation, Rendering
 from agentlightning.gateway.rendering.replies import Piece, Reply
 from agentlightning.gateway.rendering.tool_text import ask_for_format
 from agentlightning.gateway.sampling import choose_sampling
@@ -44,7 +44,7 @@ def plan_generation(
     single, raw = request.parallel_tool_calls is False, bool(asked.prompts)
     for prompt in prompts:
         for _ in range(request.n or 1):
-            sampling = choose_sampling(rollout, request, rendering.stop_ids, call, len(replies))
+            sampling = choose_sampling(rollout, request, rendering.stop_ids, call, len(replies), rendering.renderer.stop_strings)
             replies.append(Reply(rendering, prompt.ids, sampling, request.offered(), prompt.prefix, single, raw))
     return Generation(history, rendering, prompts, tuple(replies), engine)
 
@@ -52,8 +52,8 @@ def plan_generation(
 async def demonstrated(generation: Generation, demonstrate: Demonstrate, rollout: Rollout, asked: Asked) -> Generation:
     """The same call with its demonstration as the engine, where there is one."""
     [messages], reply = generation.history.messages, generation.replies[0]
-    rendered = ask_for_format(messages, asked.request.format)
-    request = Demonstrated(rollout, generation.rendering, messages, rendered, reply.tools, reply)
+    conversation = Conversation(ask_for_format(messages, asked.request.format), reply.tools)
+    request = Demonstrated(rollout, generation.rendering, messages, conversation, reply)
     engine = await demonstration(demonstrate, request, generation.engine)
     if engine is None:
         return generation

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 from agentlightning.contracts.engine import EngineInfo
 from agentlightning.gateway.api.protocol import Asked
 from agentlightning.gateway.api.schema import ANY_TOOL, ChatRequest, Refused, forced_tool
 from agentlightning.gateway.conversation import Conversations, History, head_hash
-from agentlightning.gateway.rendering.renderer import Rendering
+from agentlightning.gateway.rendering.renderer import Conversation, Rendering
 from agentlightning.gateway.rendering.tool_text import ask_for_format
 from agentlightning.types import Completion, IntArray, ints
 
@@ -37,31 +39,35 @@ def read_history(policy: str, asked: Asked) -> History:
     return History.of(head, *([[_prompt_message(prompt)] for prompt in asked.prompts] or [request.history()]))
 
 
-def plan_prompts(rendering: Rendering, asked: Asked, history: History, conversations: Conversations) -> tuple[Prompt, ...]:
-    """The prompts of a request: one, or one for each text to continue. Raises `Refused`."""
+def plan_prompts(rendering: Rendering, asked: Asked, history: History, conversations: Conversations, when: float) -> tuple[Prompt, ...]:
+    """The prompts of a request: one, or one for each text to continue. `when`: the start of the attempt, in seconds since the epoch. Raises
+    `Refused`."""
     if not asked.prompts:
-        return (plan_prompt(rendering, asked.request, history, conversations),)
+        return (plan_prompt(rendering, asked.request, history, conversations, when),)
     return tuple(Prompt(ints(_encoded(prompt, rendering)), "first") for prompt in asked.prompts)
 
 
-def plan_prompt(rendering: Rendering, request: ChatRequest, history: History, conversations: Conversations) -> Prompt:
-    """The prompt of a conversation. Raises `Refused` for tools that the renderer does not know."""
-    tools = request.offered()
-    if tools and not rendering.calls_tools:
-        raise Refused(
-            f"The renderer {rendering.name!r} of this model reads no tool calls. Send the request without tools, or serve another model.",
-            param="tools",
-        )
-    tool = forced_tool(request)
-    prefix = "" if tool is None else rendering.prefill(None if tool == ANY_TOOL else tool)
-    tail = rendering.encode(prefix) if prefix else []
+def plan_prompt(rendering: Rendering, request: ChatRequest, history: History, conversations: Conversations, when: float) -> Prompt:
+    """The prompt of a conversation: the sampled tokens that it continues and what follows, or its messages rendered afresh. Raises `Refused`
+    in the words of the chat template."""
     [messages] = history.messages
     match = conversations.find(history)
-    bridge = None if match.reply is None else rendering.bridge(match.reply, messages[match.end :], tools)
-    if bridge is not None:
-        return Prompt(_joined(bridge, tail), match.context, prefix, match.reply, match.end)
-    context = match.context if match.reply is None else "no bridge"
-    return Prompt(_joined(rendering.prompt(ask_for_format(messages, request.format), tools), tail), context, prefix)
+    conversation = read_conversation(request, conversations.with_reasoning(history), when)
+    tool = forced_tool(request)
+    prefix = "" if tool is None else rendering.renderer.prefill(None if tool == ANY_TOOL else tool, conversation)
+    tail = rendering.encode(prefix) if prefix else []
+    context = match.context
+    if match.reply is not None:
+        added = len(conversation.messages) - len(messages)
+        bridge, context = rendering.bridge(match.reply, conversation, match.end + added)
+        if bridge is not None:
+            return Prompt(_joined(bridge, tail), context, prefix, match.reply, match.end)
+    return Prompt(ints([*rendering.renderer.prompt(conversation), *tail]), context, prefix)
+
+
+def read_conversation(request: ChatRequest, messages: Sequence[Mapping[str, Any]], when: float) -> Conversation:
+    """What the prompt of a request is rendered from: its messages with the reply format, and its tools."""
+    return Conversation(ask_for_format([dict(message) for message in messages], request.format), request.offered(), datetime.fromtimestamp(when))
 
 
 def check_length(prompt: Prompt, info: EngineInfo) -> None:

@@ -41,7 +41,7 @@ class SampledAnswerer:
         check_open(state.attempt)
         check_model(asked.request.model, service.engine.info.model, rollout.policy, service.models)
         rendering = await self.rendering()
-        prompts = plan_prompts(rendering, asked, history, state.conversations)
+        prompts = plan_prompts(rendering, asked, history, state.conversations, state.attempt.started)
         draft = replace(draft, context=prompts[0].context, input=call_input(history, prompts[0], asked.keep_from, state))
         yield draft
         for prompt in prompts:

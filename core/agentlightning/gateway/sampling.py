@@ -16,7 +16,9 @@ def call_seed(rollout: Rollout, call: int, choice: int) -> int:
     return int.from_bytes(hashlib.sha256(json.dumps(parts).encode()).digest()[:8], "big") >> 1
 
 
-def choose_sampling(rollout: Rollout, request: ChatRequest, stop_ids: tuple[int, ...], call: int, choice: int) -> Sampling:
+def choose_sampling(
+    rollout: Rollout, request: ChatRequest, stop_ids: tuple[int, ...], call: int, choice: int, ends: tuple[str, ...] = ()
+) -> Sampling:
     """The sampling of one choice. A rollout with its own sampling takes stop strings and a lower token limit from the agent. In production
     the agent's settings apply. Raises `Refused` for settings that no engine honours."""
     own = rollout.sampling
@@ -27,7 +29,7 @@ def choose_sampling(rollout: Rollout, request: ChatRequest, stop_ids: tuple[int,
             top_p=own.top_p,
             top_k=own.top_k,
             max_tokens=min(limits, default=None),
-            stop=tuple(dict.fromkeys((*request.stops, *own.stop))),
+            stop=tuple(dict.fromkeys((*request.stops, *own.stop, *ends))),
             stop_ids=tuple(dict.fromkeys((*stop_ids, *own.stop_ids))),
             seed=call_seed(rollout, call, choice),
         )
@@ -40,7 +42,7 @@ def choose_sampling(rollout: Rollout, request: ChatRequest, stop_ids: tuple[int,
         top_p=1.0 if request.top_p is None else request.top_p,
         top_k=request.top_k or 0,
         max_tokens=request.limit,
-        stop=request.stops,
+        stop=tuple(dict.fromkeys((*request.stops, *ends))),
         stop_ids=stop_ids,
         seed=seed,
     )

@@ -35,7 +35,8 @@ from agentlightning.gateway.api.schema import Refused
 from agentlightning.gateway.auth import Callers
 from agentlightning.gateway.call import Endpoint, Forwarder, Service
 from agentlightning.gateway.rendering.demonstration import Demonstrate
-from agentlightning.gateway.rendering.renderer import Rendering, load_rendering
+from agentlightning.gateway.rendering.load import load_rendering
+from agentlightning.gateway.rendering.renderer import Rendering, RenderingSettings
 from agentlightning.gateway.sampled_call import SampledAnswerer
 from agentlightning.types import LLM, Attempt
 
@@ -50,13 +51,13 @@ KEEP_ALIVE = 75
 class _Loader:
     """Loads the rendering at the first request, once, in a thread."""
 
-    def __init__(self, engine: Engine, name: str) -> None:
-        self._engine, self._name = engine, name
+    def __init__(self, engine: Engine, settings: RenderingSettings) -> None:
+        self._engine, self._settings = engine, settings
         self._task: asyncio.Task[Rendering] | None = None
 
     async def __call__(self) -> Rendering:
         if self._task is None or (self._task.done() and (self._task.cancelled() or self._task.exception() is not None)):
-            work = asyncio.to_thread(load_rendering, self._engine.info, self._engine.policy.base, self._name)
+            work = asyncio.to_thread(load_rendering, self._engine.info, self._settings)
             self._task = asyncio.create_task(work)
         return await asyncio.shield(self._task)
 
@@ -64,8 +65,7 @@ class _Loader:
 class Options(TypedDict, total=False):
     """Settings of a gateway."""
 
-    renderer: str
-    """`auto` (the default), or a renderer by name: registered, or of the `renderers` library."""
+    rendering: RenderingSettings
     extra_routes: Sequence[BaseRoute]
     token: str | None
     """Calls with this API key and no attempt are production. Each becomes a rollout of its own, sampled as it asks."""
@@ -83,7 +83,7 @@ def gateway_app(store: LightningStore, engine: Engine, **options: Unpack[Options
     if isinstance(engine, Forwarder):
         endpoints = {path: Endpoint(service, answerer) for path, answerer in engine.answerers(service).items()}
     else:
-        rendering, demonstrate = _Loader(engine, options.get("renderer", "auto")), options.get("demonstrate")
+        rendering, demonstrate = _Loader(engine, options.get("rendering", RenderingSettings())), options.get("demonstrate")
         forms: tuple[Form, ...] = (ChatForm(), ResponsesForm(), CompletionsForm(), MessagesForm())
         endpoints = {form.path: Endpoint(service, SampledAnswerer(service, form, rendering, demonstrate)) for form in forms}
         endpoints[COUNT_PATH] = TokenCounter(service, rendering).count

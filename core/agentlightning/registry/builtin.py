@@ -15,17 +15,6 @@ def register_checks(register: Register) -> None:
 
 
 @hookimpl
-def register_renderers(register: Register) -> None:
-    register(
-        "chatml",
-        "agentlightning.gateway.rendering.chatml:ChatMLRenderer",
-        summary="ChatML models that the `renderers` library does not know; tools as a text protocol",
-        extra="serve",
-        needs=("renderers", "transformers"),
-    )
-
-
-@hookimpl
 def register_credits(register: Register) -> None:
     register("identical", "agentlightning.rl.credit.identical:identical", summary="every transition gets the episode's return")
     register("last", "agentlightning.rl.credit.last:last", summary="the last call gets the return, the others are not trained")

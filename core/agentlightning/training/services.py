@@ -24,7 +24,7 @@ from agentlightning.contracts.trainer import Trainer
 from agentlightning.errors import StoreError
 from agentlightning.gateway import Gateway
 from agentlightning.gateway.rendering.demonstration import Demonstrate
-from agentlightning.gateway.rendering.renderer import load_tokenizer
+from agentlightning.gateway.rendering.load import load_tokenizer
 from agentlightning.runner.program import CommandAgent
 from agentlightning.runner.runner import Agent, Runner
 from agentlightning.runner.worker_pool import WorkerOrder, Workers

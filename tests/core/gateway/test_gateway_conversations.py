@@ -107,7 +107,7 @@ async def test_a_changed_history_is_rendered_afresh_and_says_why(house: Any) -> 
     await ask(h, attempt, [*one, first])
     await ask(h, attempt, [user("new"), {"role": "assistant", "content": "an example"}, user("now")])
     assert await contexts(h, attempt) == [
-        "first", "bridged", "edited", "edited", "trimmed", "tools changed", "no bridge", "first"
+        "first", "bridged", "edited", "edited", "trimmed", "tools changed", "repeated", "first"
     ]  # fmt: skip
     assert [c.continues is not None for c in (await h.records(attempt)).completions] == [False, True] + [False] * 6
 

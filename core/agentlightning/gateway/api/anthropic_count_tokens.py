@@ -5,6 +5,7 @@ The prompt is that of a call: a conversation that continues a recorded reply cou
 
 from __future__ import annotations
 
+import time
 from collections.abc import Awaitable, Callable
 
 from starlette.requests import Request
@@ -39,10 +40,10 @@ class TokenCounter:
 
     async def _count(self, state: AttemptState | None, body: bytes) -> int:
         request, engine = read_request(body), self._service.engine
-        policy, conversations = engine.policy.name, Conversations()
+        policy, conversations, started = engine.policy.name, Conversations(), time.time()
         if state is not None:
             check_open(state.attempt)
-            policy, conversations = state.rollout.policy, state.conversations
+            policy, conversations, started = state.rollout.policy, state.conversations, state.attempt.started
         check_model(request.model, engine.info.model, policy, self._service.models)
         history = History.of(head_hash(policy, request.offered(), request.format), request.history())
-        return len(plan_prompt(await self._rendering(), request, history, conversations).ids)
+        return len(plan_prompt(await self._rendering(), request, history, conversations, started).ids)

@@ -19,7 +19,7 @@ from msgspec.structs import replace
 from agentlightning.contracts.engine import Chunk, Engine
 from agentlightning.gateway.api.schema import Refused
 from agentlightning.gateway.conversation import canonical
-from agentlightning.gateway.rendering.renderer import Rendering
+from agentlightning.gateway.rendering.renderer import Conversation, Rendering
 from agentlightning.gateway.rendering.replies import Reply
 from agentlightning.types import JSON, IntArray, Policy, Rollout, Sampling, ints
 
@@ -58,9 +58,8 @@ class Demonstrated:
     rendering: Rendering
     messages: Sequence[dict[str, Any]]
     """From the agent."""
-    rendered: Sequence[dict[str, Any]]
+    conversation: Conversation
     """In the prompt."""
-    tools: Sequence[dict[str, Any]]
     reply: Reply
     """Still empty, with its prompt, sampling and prefix."""
 
@@ -68,7 +67,7 @@ class Demonstrated:
 async def demonstration(demonstrate: Demonstrate, request: Demonstrated, engine: Engine) -> DemonstratingEngine | None:
     """An engine that answers a request with its demonstration; None if there is none. Raises `Refused` for a demonstration that this model
     cannot write."""
-    arguments = copy.deepcopy((request.rollout.task.input, list(request.messages), list(request.tools)))
+    arguments = copy.deepcopy((request.rollout.task.input, list(request.messages), list(request.conversation.tools)))
     try:
         message: Any = await asyncio.to_thread(demonstrate, *arguments)
     except Exception as error:
@@ -104,7 +103,7 @@ def _checked(request: Demonstrated, message: Any) -> dict[str, Any]:
     content, role = fields.get("content"), fields.get("role", "assistant")
     if role != "assistant" or not (content is None or isinstance(content, str)):
         raise _refused(request, f"its role is {role!r} and its content a {type(content).__name__}, not 'assistant' and text (or None)")
-    names = [tool["function"]["name"] for tool in request.tools]
+    names = [tool["function"]["name"] for tool in request.conversation.tools]
     calls: list[dict[str, Any]] = []
     for number, call in enumerate(cast("list[Any]", fields.get("tool_calls") or [])):
         try:
@@ -124,22 +123,15 @@ def _checked(request: Demonstrated, message: Any) -> dict[str, Any]:
 def _written(request: Demonstrated, message: dict[str, Any]) -> list[int]:
     """The ids of the reply, with its end mark."""
     rendering, prefix = request.rendering, request.reply.prefix
-    if hasattr(rendering.renderer, "write_text"):
-        text: str = rendering.renderer.write_text(message, list(request.tools))
-        if not text.startswith(prefix):
-            raise _refused(request, f"it starts with {text[:40]!r}, and the request demands {prefix!r}")
-        ids = rendering.encode(text[len(prefix) :])
-        if any(token in rendering.stop_ids for token in ids):
-            raise _refused(request, "it has an end mark in the middle of its text")
-        return [*ids, rendering.stop_ids[0]]
-    tools = list(request.tools) or None
-    before: list[int] = rendering.renderer.render_ids(list(request.rendered), tools=tools, add_generation_prompt=True)
-    complete: list[int] = rendering.renderer.render_ids([*request.rendered, message], tools=tools, add_generation_prompt=False)
-    after = complete[len(before) :]
-    end = next((place for place, token in enumerate(after) if token in rendering.stop_ids), None)
-    if complete[: len(before)] != before or end is None:
+    text = rendering.renderer.written(request.conversation, message)
+    if text is None:
         raise _refused(request, f"the renderer {rendering.name!r} cannot write it as a reply to its prompt")
-    return after[: end + 1]
+    if not text.startswith(prefix):
+        raise _refused(request, f"it starts with {text[:40]!r}, and the request demands {prefix!r}")
+    ids = rendering.encode(text[len(prefix) :])
+    if any(token in rendering.stop_ids for token in ids):
+        raise _refused(request, "it has an end mark in the middle of its text")
+    return [*ids, rendering.stop_ids[0]]
 
 
 async def _check_read_back(request: Demonstrated, wanted: dict[str, Any], engine: DemonstratingEngine) -> None:

@@ -1,20 +1,19 @@
-"""Messages to token ids and back: a tokenizer with the renderer that fits its model, loaded at the first request."""
+"""Messages to token ids and back, for one model: the base of renderers, and what the gateway keeps of one."""
 
 from __future__ import annotations
 
-import hashlib
-import importlib
-import importlib.util
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, cast
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, Literal, TypeAlias
 
-from agentlightning.contracts.engine import EngineInfo
-from agentlightning.errors import ConfigError, GatewayError, MissingExtra
 from agentlightning.gateway.api.schema import Refused
-from agentlightning.gateway.rendering.tool_text import End, ToolCall, json_text
-from agentlightning.registry.registry import Registry, registry, unknown
+from agentlightning.gateway.rendering.tokens import Tokens
+from agentlightning.gateway.rendering.tool_text import End, ToolCall
 from agentlightning.types import Completion, IntArray, ints
+
+HistoryMode: TypeAlias = Literal["template", "exact"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,114 +23,119 @@ class Parsed:
     content: str
     calls: tuple[ToolCall, ...] = ()
     reasoning: str | None = None
+    problem: str | None = None
+    """Why a part that looks like a tool call is text."""
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """What a prompt is rendered from."""
+
+    messages: Sequence[Mapping[str, Any]]
+    """In OpenAI's form. The reasoning of earlier replies is in `reasoning_content`."""
+    tools: Sequence[Any] = ()
+    """As the agent sent them."""
+    when: datetime | None = None
+    """The date that the template may print."""
+    arguments: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    """Of the template, from this request."""
+    unfinished: bool = False
+    """True: the last message is the beginning of the reply."""
+
+
+@dataclass(frozen=True, slots=True)
+class Bridge:
+    """The ids that follow a sampled reply, or the reason why the prompt is rendered afresh."""
+
+    ids: tuple[int, ...] | None
+    """(new tokens,) after the sampled ones."""
+    cause: str = "bridged"
+
+
+@dataclass(frozen=True, slots=True)
+class RenderingSettings:
+    """How a run renders messages."""
+
+    renderer: str = "auto"
+    """`auto`, `template`, `chatml`, a family of the `renderers` library, or `"module:function"`."""
+    chat_template: str | None = None
+    """Jinja text instead of the tokenizer's own."""
+    template_arguments: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    """Variables of the template, such as `{"enable_thinking": False}`."""
+    history: HistoryMode = "template"
+    """`template`: earlier turns as the template writes them now. `exact`: earlier turns as they were sampled, always."""
+    special_tokens: bool = False
+    """Whether the characters of special tokens in messages become special tokens."""
+
+
+class Renderer(ABC):
+    """Base of renderers: one model's prompts, and the reading of its replies. Made with `(tokens, settings)`."""
+
+    name: str
+    stop_ids: tuple[int, ...]
+    """Ids that end a reply. The first one ends a demonstration."""
+    stop_strings: tuple[str, ...] = ()
+    """Ends of several tokens."""
+    streams_calls: bool = True
+    """Whether `parse` reads the beginning of a reply with tools. Otherwise its text arrives at the end."""
+    notes: tuple[str, ...] = ()
+    """What the user should know about this model and template, a sentence or two each."""
+
+    @abstractmethod
+    def prompt(self, conversation: Conversation) -> list[int]:
+        """(prompt,) the conversation, ready for a reply. Raises `Refused`."""
+
+    @abstractmethod
+    def bridge(self, earlier: Completion, conversation: Conversation, end: int) -> Bridge:
+        """The ids after the prompt and response of `earlier`, whose reply is the message before `end`. Raises `Refused`."""
+
+    def prefill(self, tool: str | None, conversation: Conversation) -> str:
+        """The text that makes a reply a call of this tool; None: of any tool. Raises `Refused`."""
+        raise Refused(f"The renderer {self.name!r} cannot enforce tool_choice. Use 'auto'.", param="tool_choice")
+
+    @abstractmethod
+    def parse(
+        self, ids: Sequence[int], text: str, prompt: IntArray, tools: Sequence[Any], *, prefix: str = "", end: End, hidden: str | None
+    ) -> Parsed:
+        """Read a reply. `text` is the visible part of `ids`, `hidden` the stop string that ended it, `prefix` the end of the prompt."""
+
+    @abstractmethod
+    def written(self, conversation: Conversation, message: Mapping[str, Any]) -> str | None:
+        """The text of this message as a reply to the conversation, without its end mark. None: it cannot be one."""
 
 
 @dataclass(frozen=True, slots=True)
 class Rendering:
     """One tokenizer and its renderer."""
 
-    name: str
-    tokenizer: Any
-    renderer: Any
+    tokens: Tokens
+    renderer: Renderer
     hash: str
     """Of the tokenizer."""
-    stop_ids: tuple[int, ...]
 
     @property
-    def calls_tools(self) -> bool:
-        return bool(getattr(self.renderer, "supports_tools", True))
+    def name(self) -> str:
+        return self.renderer.name
 
-    def prompt(self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Any]) -> IntArray:
-        """(prompt,) the conversation, ready for a reply."""
-        return ints(self.renderer.render_ids(list(messages), tools=list(tools) or None, add_generation_prompt=True))
+    @property
+    def tokenizer(self) -> Any:
+        return self.tokens.tokenizer
 
-    def bridge(self, earlier: Completion, messages: Sequence[Mapping[str, Any]], tools: Sequence[Any]) -> IntArray | None:
-        """(prompt,) the sampled tokens, then the new messages. None: the renderer cannot bridge them."""
+    @property
+    def stop_ids(self) -> tuple[int, ...]:
+        return self.renderer.stop_ids
+
+    def bridge(self, earlier: Completion, conversation: Conversation, end: int) -> tuple[IntArray | None, str]:
+        """((prompt,), `Call.context`): the sampled tokens, then the new messages. None: the reason is in the context."""
         if (earlier.renderer, earlier.tokenizer) != (self.name, self.hash):
-            return None
-        before, sampled = earlier.prompt_ids.tolist(), earlier.response_ids.tolist()
-        rendered = self.renderer.bridge_to_next_turn(before, sampled, list(messages), tools=list(tools) or None)
-        if rendered is None or rendered.token_ids[: len(before) + len(sampled)] != before + sampled:
-            return None
-        return ints(rendered.token_ids)
-
-    def prefill(self, tool: str | None) -> str:
-        """The text that makes a reply a call of this tool; None: of any tool."""
-        if not hasattr(self.renderer, "prefill"):
-            raise Refused(f"The renderer {self.name!r} cannot enforce tool_choice. Use 'auto'.", param="tool_choice")
-        return self.renderer.prefill(tool)
+            return None, "renderer changed"
+        bridge = self.renderer.bridge(earlier, conversation, end)
+        if bridge.ids is None:
+            return None, bridge.cause
+        return ints([*earlier.prompt_ids.tolist(), *earlier.response_ids.tolist(), *bridge.ids]), bridge.cause
 
     def encode(self, text: str) -> list[int]:
-        return self.tokenizer.encode(text, add_special_tokens=False)
+        return self.tokens.encode(text)
 
     def decode(self, ids: Sequence[int]) -> str:
-        backend = getattr(self.tokenizer, "backend_tokenizer", None)
-        if backend is not None:  # without checks that cost more than the decoding of one chunk
-            return backend.decode(list(ids), skip_special_tokens=False)
-        return self.tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False)
-
-    def parse(
-        self, ids: Sequence[int], text: str, prompt: IntArray, tools: Sequence[Any], *, prefix: str = "", end: End, hidden: str | None
-    ) -> Parsed:
-        """Read a reply. `text` is the visible part of `ids`; `hidden` is the stop string that ended it."""
-        if hasattr(self.renderer, "read_text"):
-            content, calls = self.renderer.read_text(text, list(tools), prefix=prefix, end=end)
-            return Parsed(content, calls)
-        reply = self.renderer.parse_response(list(ids), tools=list(tools) or None, prompt_ids=prompt.tolist())
-        content = reply.content.partition(hidden)[0] if hidden else reply.content
-        if not tools:
-            return Parsed(content, (), reply.reasoning_content)
-        good = [call for call in reply.tool_calls if call.status == "ok" and call.name]
-        calls = tuple(ToolCall(call.name, _json(call.arguments)) for call in good)
-        return Parsed(content, calls, reply.reasoning_content)
-
-
-def _json(arguments: Any) -> str:
-    return arguments if isinstance(arguments, str) else json_text(arguments or {})
-
-
-def load_rendering(info: EngineInfo, base: str, name: str, plugins: Registry | None = None) -> Rendering:
-    """Load the tokenizer of a model and choose its renderer (blocking). `name`: `auto`, a registered renderer, or one of the `renderers`
-    library. `base`: the model before training."""
-    tokenizer, digest = load_tokenizer(info.model, info.path)
-    chosen, renderer = _choose(tokenizer, (info.path, info.model, base), name, plugins or registry())
-    return Rendering(chosen, tokenizer, renderer, digest, tuple(renderer.get_stop_token_ids()))
-
-
-def load_tokenizer(model: str, path: str) -> tuple[Any, str]:
-    """The tokenizer of a model, and its hash (blocking)."""
-    missing = [module for module in ("renderers", "transformers") if importlib.util.find_spec(module) is None]
-    if missing:
-        raise MissingExtra(f"The gateway needs {', '.join(missing)} to render messages. Run: pip install 'agentlightning[serve]'")
-    from transformers import AutoTokenizer
-
-    auto: Any = AutoTokenizer
-    try:
-        tokenizer = auto.from_pretrained(path)
-    except Exception as error:
-        raise GatewayError(
-            f"The tokenizer of model {model!r} does not load from {path!r}: {error}. Use a folder or hub id that "
-            "AutoTokenizer.from_pretrained loads."
-        ) from error
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    content: str = backend.to_str() if backend is not None else repr(sorted(tokenizer.get_vocab().items()))
-    return tokenizer, hashlib.sha256(content.encode()).hexdigest()[:16]
-
-
-def _choose(tokenizer: Any, models: Sequence[str], name: str, plugins: Registry) -> tuple[str, Any]:
-    library = cast(Any, importlib.import_module("renderers.base"))
-    configs = cast(Any, importlib.import_module("renderers.configs"))
-    if name in plugins.names("renderers"):
-        return name, plugins.load("renderers", name)(tokenizer)
-    if name == "auto":
-        names = [library.MODEL_RENDERER_MAP[model] for model in models if model in library.MODEL_RENDERER_MAP]
-        for entry in plugins.entries("renderers") if not names else ():
-            if not entry.missing and entry.load().fits(tokenizer):
-                return entry.name, entry.load()(tokenizer)
-        name = names[0] if names else "default"
-    try:
-        config = configs.config_from_name(name)
-    except ValueError as error:
-        library._populate_registry()
-        raise ConfigError(unknown("renderer", name, sorted({*plugins.names("renderers"), *library.RENDERER_REGISTRY}))) from error
-    return name, library.create_renderer(tokenizer, config)
+        return self.tokens.decode(ids)

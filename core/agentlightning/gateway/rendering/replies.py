@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
 import numpy as np
@@ -125,7 +125,7 @@ class Reply:
 
     def _grown(self) -> str:
         """Content that is certain since the last call."""
-        if self.finish is None and not hasattr(self.rendering.renderer, "read_text") and self.tools:
+        if self.finish is None and not self.rendering.renderer.streams_calls and self.tools:
             return ""
         content = self.parsed("open").content if self.finish is None else self.read().content
         if self.finish is None:
@@ -143,10 +143,10 @@ class Reply:
 
     def parsed(self, end: End) -> Parsed:
         """The reply so far as content and tool calls."""
-        if self.raw or (not self.tools and hasattr(self.rendering.renderer, "read_text")):
+        if self.raw:
             return Parsed(self.text)
-        parsed = self.rendering.parse(self.ids, self.text, self.prompt_ids, self.tools, prefix=self.prefix, end=end, hidden=self._hidden)
-        return Parsed(parsed.content, parsed.calls[:1], parsed.reasoning) if self.single else parsed
+        parsed = self.rendering.renderer.parse(self.ids, self.text, self.prompt_ids, self.tools, prefix=self.prefix, end=end, hidden=self._hidden)
+        return replace(parsed, calls=parsed.calls[:1]) if self.single else parsed
 
     def read(self) -> Parsed:
         """The reply as the agent gets it."""

@@ -8,13 +8,14 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias, cast
+from typing import Any, Literal, Protocol, TypeAlias, cast
 
 from agentlightning.gateway.api.schema import ResponseFormat
 
 HEADING = "Tools:"
 TOOL = "{name}({parameters}): {description}"
 USAGE = "To use a tool, reply with one line: CALL tool(argument)"
+OWN_USAGE = "To use a tool, reply with a call in this form, with the arguments as its schema says:"
 SEVERAL = "The argument of a tool with several parameters is a JSON object."
 CALL = "CALL"
 # The brackets matter: without the closing one, SmolLM2-135M goes on to write the result itself (greedy reward of the demo 0.34, with
@@ -34,8 +35,33 @@ class ToolCall:
     """JSON, or the raw text of a forced call without a valid argument."""
 
 
-def describe_tools(tools: Sequence[Mapping[str, Any]]) -> str:
-    """The section of the system message. `tools` are in OpenAI's form."""
+class Shown(Protocol):
+    """A format that can show a call."""
+
+    def example(self) -> str: ...
+
+
+class TextCalls:
+    """The text protocol as a format of calls. See `CallFormat`."""
+
+    def prefill(self, tool: str | None) -> str:
+        """The text that makes a reply a call of this tool; None: of any tool."""
+        return call_prefix(tool)
+
+    def example(self) -> str:
+        """A call, to show the model."""
+        return f"{CALL} tool(argument)"
+
+    def read(self, text: str, tools: Sequence[Mapping[str, Any]], *, prefix: str, end: End) -> tuple[str, tuple[ToolCall, ...]]:
+        """Content and tool calls of a reply, or of its beginning."""
+        return read_reply(text, tools, prefix=prefix, end=end)
+
+
+def describe_tools(tools: Sequence[Mapping[str, Any]], format: Shown | None = None) -> str:
+    """The section of the system message. `tools` are in OpenAI's form, and `format` is that of the calls."""
+    if format is not None and not isinstance(format, TextCalls):
+        shown = "\n".join(json.dumps(_function(tool), ensure_ascii=False) for tool in tools)
+        return f"{HEADING}\n{shown}\n{OWN_USAGE}\n{format.example()}"
     lines = [HEADING]
     for tool in map(_function, tools):
         description = str(tool.get("description") or "").strip().split("\n")[0]

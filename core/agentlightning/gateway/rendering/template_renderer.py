@@ -1,0 +1,281 @@
+"""A renderer for any chat template. It derives everything from the template and the tokenizer, and checks what it derives.
+
+A prompt is the template's own rendering. A later turn continues the sampled tokens: the conversation is rendered with a marker in place of
+the reply, and the text that the template writes after the reply, up to the next one, is encoded and appended. This is right where the
+text before the marker equals the earlier prompt, or differs only in an empty frame such as `<think></think>`. Where the template rewrites
+history (it drops the reasoning of an earlier turn, or moves the tools), the prompt is rendered afresh and says why.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from agentlightning.gateway.api.schema import Refused
+from agentlightning.gateway.rendering.probe import Traits, common_prefix, probe
+from agentlightning.gateway.rendering.renderer import Bridge, Conversation, Parsed, Renderer, RenderingSettings
+from agentlightning.gateway.rendering.template import ChatTemplate
+from agentlightning.gateway.rendering.tokens import Guarded, Tokens
+from agentlightning.gateway.rendering.tool_format import CallFormat, Read
+from agentlightning.gateway.rendering.tool_text import End, TextCalls, describe_tools, write_calls
+from agentlightning.types import Completion, IntArray
+
+EMPTY_FRAME = re.compile(r"(\s|<[^<>\n]*>|\[/?[A-Z_]+\])*")
+TAIL = 48
+"""Tokens at the end of a prompt that can open the reasoning."""
+
+
+class TemplateRenderer(Renderer):
+    """See the module. Raises `Refused` for a template that renders no conversation."""
+
+    def __init__(self, tokens: Tokens, settings: RenderingSettings, eos: Sequence[int] = (), *, name: str = "template") -> None:
+        self.name, self._tokens, self._settings = name, tokens, settings
+        template = ChatTemplate(tokens.tokenizer, settings.chat_template, settings.template_arguments)
+        self.traits = probe(template)
+        self.format: CallFormat | TextCalls = self.traits.calls or TextCalls()
+        text_protocol = self.traits.calls is None
+        describes = text_protocol or not self.traits.shows_tools
+        self.template = replace(
+            template,
+            accepts=self.traits.accepts,
+            says_tools=(lambda tools: describe_tools(tools, self.format)) if describes else None,
+            writes_calls=write_calls if text_protocol else None,
+        )
+        self.stop_ids, self.stop_strings, notes = stops(tokens, self.traits, eos)
+        if text_protocol:
+            notes.append("The chat template has no tool calls. Tools are text in the system message, and a call is a line CALL tool(argument).")
+        elif describes:
+            notes.append("The chat template shows no tools. The system message describes them.")
+        self.notes = tuple(notes)
+
+    # --- prompts ---
+
+    def prompt(self, conversation: Conversation) -> list[int]:
+        """See `Renderer.prompt`."""
+        guarded, conversation = self._guarded(conversation)
+        if conversation.unfinished:
+            return self._tokens.encode(self._unfinished(conversation), guarded)
+        return self._tokens.encode(self._text(conversation, conversation.messages), guarded)
+
+    def bridge(self, earlier: Completion, conversation: Conversation, end: int) -> Bridge:
+        """See `Renderer.bridge`."""
+        guarded, conversation = self._guarded(conversation)
+        before, reply, new = conversation.messages[: end - 1], conversation.messages[end - 1], conversation.messages[end:]
+        marks = _marks(json.dumps([conversation.messages, conversation.tools], default=str))
+        calls = bool(reply.get("tool_calls")) and not isinstance(self.format, TextCalls)
+        marked = _marked(reply, marks, calls=calls)
+        text = self._text(conversation, [*before, marked, *new])
+        tail = self._after_reply(text, marks, calls)
+        if tail is None:
+            return Bridge(None, "rewritten: template")
+        if self._settings.history == "template":
+            cause = self._rewritten(conversation, before, text, marks, bool(reply.get("reasoning_content")))
+            if cause is not None:
+                return Bridge(None, f"rewritten: {cause}")
+        return Bridge(tuple(self._continued(earlier, tail, guarded)))
+
+    def _text(self, conversation: Conversation, messages: Sequence[Mapping[str, Any]], *, reply: bool = True, tools: bool = True) -> str:
+        offered = conversation.tools if tools else ()
+        return self.template.text(messages, offered, reply=reply, when=conversation.when, arguments=conversation.arguments)
+
+    def _guarded(self, conversation: Conversation) -> tuple[Guarded | None, Conversation]:
+        if self._settings.special_tokens:
+            return None, conversation
+        guarded = self._tokens.guard()
+        messages = [guarded.message(message) for message in conversation.messages]
+        return guarded, replace(conversation, messages=messages, tools=guarded.value(list(conversation.tools)))
+
+    def _unfinished(self, conversation: Conversation) -> str:
+        """The text up to the end of the last message, which the reply continues."""
+        *before, last = conversation.messages
+        marks = _marks(json.dumps([conversation.messages, conversation.tools], default=str))
+        text = self._text(conversation, [*before, {**last, "content": marks[1]}], reply=False)
+        return text.partition(marks[1])[0] + str(last.get("content") or "")
+
+    def _after_reply(self, text: str, marks: tuple[str, str, str], calls: bool) -> str | None:
+        """The text that follows the reply in a marked rendering. None: the reply is not there."""
+        frames, (_, content, argument) = self.traits.frames, marks
+        if calls and argument in text:
+            after = text.rpartition(argument)[2]
+            if frames.call_closing:
+                at = after.find(frames.call_closing)
+                return after[at:] if at >= 0 else None
+            tail = self.traits.calls.value_tail if self.traits.calls is not None else ""
+            return after[len(tail) :] if after.startswith(tail) else None
+        if content not in text:
+            return None
+        return text.rpartition(content)[2].removeprefix(frames.content[1])
+
+    def _rewritten(
+        self, conversation: Conversation, before: Sequence[Mapping[str, Any]], text: str, marks: tuple[str, str, str], reasoned: bool
+    ) -> str | None:
+        """What the template changes in the history that the earlier prompt had."""
+        if reasoned and marks[0] not in text:
+            return "thinking"
+        if self._intact(conversation, before, text, tools=True):
+            return None
+        if any(message.get("reasoning_content") for message in before):
+            plain = [{key: value for key, value in message.items() if key != "reasoning_content"} for message in before]
+            if self._intact(conversation, plain, text, tools=True):
+                return "thinking"
+        return "tools" if conversation.tools else "template"
+
+    def _intact(self, conversation: Conversation, before: Sequence[Mapping[str, Any]], text: str, *, tools: bool) -> bool:
+        prompt = self._text(conversation, before, tools=tools)
+        if text.startswith(prompt):
+            return True
+        try:
+            history = self._text(conversation, before, reply=False, tools=tools)
+        except Refused:
+            history = prompt
+        if len(history) < len(prompt) and prompt.startswith(history) and text.startswith(history):
+            return True
+        rest = prompt[common_prefix(prompt, text) :].rstrip()
+        return EMPTY_FRAME.fullmatch(rest.removesuffix(self.traits.header)) is not None
+
+    def _continued(self, earlier: Completion, tail: str, guarded: Guarded | None) -> list[int]:
+        """The ids of the text after a reply. An end mark that the model wrote is not written again."""
+        response: list[int] = earlier.response_ids.tolist()
+        last = self._tokens.added.get(response[-1]) if response else None
+        if last is not None and response[-1] in self.stop_ids and tail.lstrip().startswith(str(last.content)):
+            ids = self._tokens.encode(tail.lstrip(), guarded)  # with the mark, which may swallow the whitespace after it
+            if ids and ids[0] == response[-1]:
+                return ids[1:]
+        ends = [mark.strip() for mark in (self.traits.frames.closing, self.traits.frames.later_closing)]
+        if last is not None and str(last.content) == ends[0] and ends[1] and tail.lstrip().startswith(ends[1]):
+            return self._tokens.encode(tail.lstrip(), guarded)[1:]  # the last turn of a conversation ends with another mark
+        for stop in self.stop_strings:
+            if self._tokens.decode(response).endswith(stop) and tail.lstrip().startswith(stop):
+                return self._tokens.encode(tail.lstrip().removeprefix(stop), guarded)
+        return self._tokens.encode(tail, guarded)
+
+    # --- replies ---
+
+    def prefill(self, tool: str | None, conversation: Conversation) -> str:
+        """See `Renderer.prefill`. Reasoning that the prompt opens is closed first."""
+        start, reasoning = self.format.prefill(tool), self.traits.frames.reasoning
+        if not start:
+            raise Refused("This model names a tool without any mark before it. Name the tool in tool_choice.", param="tool_choice")
+        if reasoning is not None and self._opens(self._text(conversation, conversation.messages)):
+            return f"{reasoning[1]}{start}"
+        return start
+
+    def parse(
+        self, ids: Sequence[int], text: str, prompt: IntArray, tools: Sequence[Any], *, prefix: str = "", end: End, hidden: str | None
+    ) -> Parsed:
+        """See `Renderer.parse`."""
+        reasoning, body = None, text
+        if prefix:
+            frames = self.traits.frames
+            start = prefix.removeprefix(frames.reasoning[1]) if frames.reasoning is not None else prefix
+            read = self._read(body, tools, prefix=start, end=end)
+            return Parsed(read.content, read.calls, None, read.problem)
+        if self.traits.frames.reasoning is not None:
+            opened = self._opens(self._tokens.decode(prompt[-TAIL:].tolist()))
+            reasoning, body = self._split(text, opened, end)
+        read = self._read(body, tools, prefix="", end=end)
+        return Parsed(self._content(read.content, end), read.calls, reasoning or None, read.problem)
+
+    def _read(self, body: str, tools: Sequence[Any], *, prefix: str, end: End) -> Read:
+        if isinstance(self.format, TextCalls):
+            content, calls = self.format.read(body, tools, prefix=prefix, end=end)
+            return Read(content, calls)
+        if not prefix:
+            return self.format.read(body, tools, end=end)
+        read = self.format.read(prefix + body, tools, end=end)
+        return read if read.calls or end == "open" else Read(body, (), read.problem)
+
+    def _opens(self, prompt: str) -> bool:
+        """Whether the prompt opens the reasoning, so that the reply starts in it."""
+        reasoning = self.traits.frames.reasoning
+        return reasoning is not None and bool(reasoning[0].strip()) and prompt.rstrip().endswith(reasoning[0].strip())
+
+    def _split(self, text: str, opened: bool, end: End) -> tuple[str | None, str]:
+        """(reasoning, the rest) of a reply."""
+        assert self.traits.frames.reasoning is not None
+        opening, closing = (mark.strip() for mark in self.traits.frames.reasoning)
+        rest = text.lstrip()
+        if not opened:
+            if not rest.startswith(opening):
+                return None, "" if end == "open" and opening.startswith(rest) else text
+            rest = rest[len(opening) :]
+        thought, mark, body = rest.partition(closing)
+        if not mark:
+            return thought.strip("\n"), ""
+        return thought.strip("\n"), body.lstrip("\n").removeprefix(self.traits.header if self.traits.several_messages else "")
+
+    def _content(self, content: str, end: End) -> str:
+        lead, close = (mark.strip() for mark in self.traits.frames.content)
+        stripped = content.lstrip()
+        if lead and stripped.startswith(lead):
+            content = stripped[len(lead) :].lstrip("\n")
+        elif lead and end == "open" and lead.startswith(stripped):
+            return ""
+        if close:
+            content = content.partition(close)[0]
+            if end == "open":
+                content = content[: len(content) - next((n for n in range(len(close), 0, -1) if content.endswith(close[:n])), 0)]
+        return content
+
+    def written(self, conversation: Conversation, message: Mapping[str, Any]) -> str | None:
+        """See `Renderer.written`."""
+        if isinstance(self.format, TextCalls):
+            text = write_calls(str(message.get("content") or ""), message.get("tool_calls") or (), conversation.tools)
+            opened = self.traits.frames.reasoning is not None and self._opens(self._text(conversation, conversation.messages))
+            return f"{self.traits.frames.reasoning[1]}{text}" if opened and self.traits.frames.reasoning is not None else text
+        frames = self.traits.frames
+        prompt = self._text(conversation, conversation.messages)
+        text, start = self._text(conversation, [*conversation.messages, message], reply=False), ""
+        if frames.reasoning is not None and self._opens(prompt):
+            prompt, start = prompt.rstrip().removesuffix(frames.reasoning[0].strip()), frames.reasoning[1]
+        size = common_prefix(prompt, text)
+        if not EMPTY_FRAME.fullmatch(prompt[size:]):
+            return None
+        reply, closing = start + text[size:], frames.call_closing if message.get("tool_calls") else frames.closing
+        if closing.strip():
+            at = reply.rfind(closing.strip())
+            return None if at < 0 else reply[:at].removesuffix(closing[: len(closing) - len(closing.lstrip())])
+        return reply
+
+
+def stops(tokens: Tokens, traits: Traits, eos: Sequence[int]) -> tuple[tuple[int, ...], tuple[str, ...], list[str]]:
+    """(stop ids, stop strings, notes) from `generation_config.json` (`eos`), the tokenizer's end token, and the template's mark."""
+    own = tokens.tokenizer.eos_token_id
+    ids = list(dict.fromkeys([*eos, *([own] if isinstance(own, int) else [])]))
+    marks = list(dict.fromkeys(mark.strip() for mark in (traits.frames.closing, traits.frames.call_closing) if mark.strip()))
+    written = [(mark, tokens.by_text.get(mark)) for mark in marks]
+    notes: list[str] = []
+    if not marks or any(id in ids for _, id in written):
+        return tuple(ids), (), notes
+    names = ", ".join(repr(tokens.decode([id])) for id in ids) or "no token"
+    if eos:
+        notes.append(
+            f"The chat template ends a turn with {marks[0]!r}, and generation_config.json ends a reply with {names}. Replies end with both."
+        )
+    token_ids = [id for _, id in written if id is not None]
+    return tuple(dict.fromkeys([*token_ids, *ids])), tuple(mark for mark, id in written if id is None), notes
+
+
+def _marks(conversation: str) -> tuple[str, str, str]:
+    """Markers of reasoning, content and an argument that the conversation does not have."""
+    stem = "aglmark"
+    while stem in conversation:
+        stem += "x"
+    return f"{stem}a", f"{stem}b", f"{stem}c"
+
+
+def _marked(reply: Mapping[str, Any], marks: tuple[str, str, str], *, calls: bool) -> dict[str, Any]:
+    """A reply with markers as reasoning, content and last argument. Not `calls`: its tool calls are part of the content."""
+    marked = {**reply, "content": marks[1]}
+    if reply.get("reasoning_content"):
+        marked["reasoning_content"] = marks[0]
+    if not calls:
+        marked.pop("tool_calls", None)
+    else:
+        *earlier, last = reply["tool_calls"]
+        last = {**last, "function": {**last["function"], "arguments": json.dumps({"aglargument": marks[2]})}}
+        marked["tool_calls"] = [*earlier, last]
+    return marked

@@ -48,8 +48,8 @@ def plan_prompts(rendering: Rendering, asked: Asked, history: History, conversat
 
 
 def plan_prompt(rendering: Rendering, request: ChatRequest, history: History, conversations: Conversations, when: float) -> Prompt:
-    """The prompt of a conversation: the sampled tokens that it continues and what follows, or its messages rendered afresh. Raises `Refused`
-    in the words of the chat template."""
+    """The prompt of a conversation: the sampled tokens that it continues and what follows, or its messages rendered afresh. Raises
+    `Refused` in the words of the chat template."""
     [messages] = history.messages
     match = conversations.find(history)
     conversation = read_conversation(request, conversations.with_reasoning(history), when)
@@ -67,7 +67,9 @@ def plan_prompt(rendering: Rendering, request: ChatRequest, history: History, co
 
 def read_conversation(request: ChatRequest, messages: Sequence[Mapping[str, Any]], when: float) -> Conversation:
     """What the prompt of a request is rendered from: its messages with the reply format, and its tools."""
-    return Conversation(ask_for_format([dict(message) for message in messages], request.format), request.offered(), datetime.fromtimestamp(when))
+    return Conversation(
+        ask_for_format([dict(message) for message in messages], request.format), request.offered(), datetime.fromtimestamp(when)
+    )
 
 
 def check_length(prompt: Prompt, info: EngineInfo) -> None:

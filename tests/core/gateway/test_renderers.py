@@ -6,12 +6,12 @@ import json
 from pathlib import Path
 from typing import Any
 
-import openai
 import pytest
 
 from agentlightning.contracts.engine import EngineInfo
 from agentlightning.errors import ConfigError
-from agentlightning.gateway.rendering.renderer import load_rendering
+from agentlightning.gateway.rendering.load import load_rendering
+from agentlightning.gateway.rendering.renderer import RenderingSettings
 from agentlightning.testing.tokenizer import make_tokenizer
 from gateway_house import CALCULATOR, House, user
 
@@ -28,7 +28,9 @@ def qwen_folder(tmp_path: Path) -> Path:
 
 
 async def test_a_family_of_the_library_calls_tools_reasons_and_bridges(house: Any, qwen_folder: Path) -> None:
-    h: House = await house(lambda prompt, sampling: "It is 7." if "tool_response" in prompt else CALL, options={"renderer": "qwen3"})
+    h: House = await house(
+        lambda prompt, sampling: "It is 7." if "tool_response" in prompt else CALL, options={"rendering": RenderingSettings("qwen3")}
+    )
     object.__setattr__(h.engine.info, "path", str(qwen_folder))
     attempt = await h.attempt()
     client = h.client(attempt)
@@ -60,7 +62,7 @@ async def test_a_family_of_the_library_calls_tools_reasons_and_bridges(house: An
 
 
 async def test_reasoning_is_not_streamed_as_content(house: Any, qwen_folder: Path) -> None:
-    h: House = await house(["<think>\nlong thought\n</think>\n\nshort answer"], options={"renderer": "qwen3"}, chunk=1)
+    h: House = await house(["<think>\nlong thought\n</think>\n\nshort answer"], options={"rendering": RenderingSettings("qwen3")}, chunk=1)
     object.__setattr__(h.engine.info, "path", str(qwen_folder))
     client = h.client(await h.attempt())
     stream = await client.chat.completions.create(model="scripted", messages=[user("q")], stream=True)
@@ -69,21 +71,6 @@ async def test_reasoning_is_not_streamed_as_content(house: Any, qwen_folder: Pat
     assert len([piece for piece in pieces if piece]) > 3
 
 
-async def test_tools_that_would_vanish_without_a_word_are_refused(house: Any) -> None:
-    h: House = await house(["x"], options={"renderer": "default"})
-    client = h.client(await h.attempt())
-    with pytest.raises(openai.BadRequestError, match="'default' of this model reads no tool calls"):
-        await client.chat.completions.create(model="scripted", messages=[user("q")], tools=[CALCULATOR])
-    answer = await client.chat.completions.create(model="scripted", messages=[user("q")])
-    assert answer.choices[0].message.content == "x"
-
-
 def test_an_unknown_renderer_is_named_with_the_nearest(tokenizer_folder: Path) -> None:
     with pytest.raises(ConfigError, match="did you mean 'chatml'"):
-        load_rendering(EngineInfo("m", str(tokenizer_folder), 10), "b", "chatmll")
-
-
-def test_the_model_that_it_was_trained_from_decides_the_renderer(qwen_folder: Path) -> None:
-    info = EngineInfo("mine", str(qwen_folder), 10)
-    assert load_rendering(info, "Qwen/Qwen3-0.6B", "auto").name == "qwen3"
-    assert load_rendering(info, "somebody/else", "auto").name == "chatml"
+        load_rendering(EngineInfo("m", str(tokenizer_folder), 10), RenderingSettings("chatmll"))

@@ -9,6 +9,7 @@ import numpy as np
 import openai
 import pytest
 
+from agentlightning.gateway.rendering.renderer import RenderingSettings
 from agentlightning.rl.batch.build import DEMONSTRATED, make_batch
 from agentlightning.rl.trajectory.build import trajectory
 from agentlightning.types import Sampling, Task
@@ -100,7 +101,7 @@ async def test_streamed_demonstrations_are_the_same(house):
 
 
 async def test_a_renderer_of_the_library_writes_the_demonstration_with_its_own_template(house):
-    at = await house(never, options={"demonstrate": lambda *_: says("fine"), "renderer": "default"})
+    at = await house(never, options={"demonstrate": lambda *_: says("fine"), "rendering": RenderingSettings("default")})
     attempt = await at.attempt()
     await ask(at, attempt, [user("how?")])
     [made] = (await at.records(attempt)).completions

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from agentlightning.gateway.api.schema import Refused
 from agentlightning.gateway.rendering.renderer import Bridge, Conversation, Parsed, Renderer
 from agentlightning.gateway.rendering.tokens import Tokens
 from agentlightning.gateway.rendering.tool_text import End, ToolCall, json_text
-from agentlightning.gateway.api.schema import Refused
 from agentlightning.types import Completion, IntArray
 
 
@@ -65,7 +65,8 @@ class LibraryRenderer(Renderer):
     def _tools(self, conversation: Conversation) -> list[Any] | None:
         if conversation.tools and not getattr(self._family, "supports_tools", True):
             raise Refused(
-                f"The renderer {self.name!r} reads no tool calls. Set renderer = 'template', or send the request without tools.", param="tools"
+                f"The renderer {self.name!r} reads no tool calls. Set renderer = 'template', or send the request without tools.",
+                param="tools",
             )
         return list(conversation.tools) or None
 

@@ -8,6 +8,7 @@ import importlib.util
 import json
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,7 +16,7 @@ from agentlightning.contracts.engine import EngineInfo
 from agentlightning.errors import ConfigError, GatewayError, MissingExtra
 from agentlightning.gateway.api.schema import Refused
 from agentlightning.gateway.rendering.library_renderer import LibraryRenderer
-from agentlightning.gateway.rendering.probe import REPLY, THOUGHT, TOOLS, USER, call
+from agentlightning.gateway.rendering.probe import REPLY, RESULT_MESSAGE, THOUGHT, TOOLS, USER, call
 from agentlightning.gateway.rendering.renderer import Conversation, Renderer, Rendering, RenderingSettings
 from agentlightning.gateway.rendering.template import CHATML, ChatTemplate
 from agentlightning.gateway.rendering.template_renderer import TemplateRenderer
@@ -85,8 +86,6 @@ def choose(tokens: Tokens, settings: RenderingSettings, eos: Sequence[int], plug
     """
     name = settings.renderer
     if name == "chatml":
-        from dataclasses import replace
-
         return TemplateRenderer(tokens, replace(settings, chat_template=CHATML), eos, name=name)
     if ":" in name:
         return _custom(name, tokens, settings)
@@ -100,7 +99,7 @@ def choose(tokens: Tokens, settings: RenderingSettings, eos: Sequence[int], plug
         raise ConfigError(str(error)) from error
     if name == "auto" and (renderer.traits.several_messages or renderer.traits.calls is None):
         for entry in plugins.entries("renderers"):
-            if not entry.missing and getattr(entry.load(), "fits", lambda _: False)(tokens.tokenizer):
+            if not entry.missing and hasattr(entry.load(), "fits") and entry.load().fits(tokens.tokenizer):
                 return entry.load()(tokens, settings)
         family = _fitting(renderer.template, tokens, eos) if renderer.traits.shows_tools else None
         return renderer if family is None else family
@@ -140,7 +139,7 @@ def _fitting(template: ChatTemplate, tokens: Tokens, eos: Sequence[int]) -> Rend
         Conversation([USER]),
         Conversation([{"role": "system", "content": "aglsystem"}, USER, plain, USER]),
         Conversation([USER], TOOLS),
-        Conversation([USER, {**asks, "reasoning_content": THOUGHT}, {"role": "tool", "tool_call_id": asks["tool_calls"][0]["id"], "content": "r"}], TOOLS),
+        Conversation([USER, {**asks, "reasoning_content": THOUGHT}, RESULT_MESSAGE], TOOLS),
     ]
     for name in sorted(library.RENDERER_REGISTRY):
         if name in ("auto", "default"):

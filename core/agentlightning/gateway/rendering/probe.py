@@ -6,7 +6,6 @@ Nothing here knows the name of a model. Each probe renders a short conversation 
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -20,7 +19,7 @@ USER = {"role": "user", "content": "aglquestion"}
 REPLY, THOUGHT, RESULT = "aglreply", "aglthought", "aglresult"
 NAMES = ("agl_tool_a", "agl_tool_b")
 VALUES = {"agl_key_a": "aglvalue1", "agl_key_b": "aglvalue2"}
-TOOLS = [TOOL, {**TOOL, "function": {**TOOL["function"], "name": NAMES[1]}}]  # pyright: ignore[reportGeneralTypeIssues, reportUnknownVariableType]
+TOOLS: list[dict[str, Any]] = [TOOL, {**TOOL, "function": {**TOOL["function"], "name": NAMES[1]}}]
 REASONING_KEYS = ("reasoning_content", "reasoning", "thinking")
 TAG = re.compile(r"<[^<>\n]+>|\[[A-Z_/]+\]")
 
@@ -100,6 +99,9 @@ def _result(number: int = 0) -> dict[str, Any]:
     return {"role": "tool", "tool_call_id": f"call_agl_{number}", "name": NAMES[number], "content": RESULT}
 
 
+RESULT_MESSAGE = _result()
+
+
 def _accepts(template: ChatTemplate) -> Accepts:
     def works(accepts: Accepts, messages: Sequence[Any], *texts: str, tools: Sequence[Any] = ()) -> bool:
         text = _text(replace(template, accepts=accepts), messages, tools)
@@ -123,7 +125,9 @@ def _accepts(template: ChatTemplate) -> Accepts:
     if not works(accepts, [USER, asks, _result()], RESULT, tools=TOOLS):
         asked = {"role": "assistant", "content": REPLY}
         accepts = _accepting_calls(template, accepts, asks, works) or accepts
-        if not works(accepts, [USER, asks, _result()], RESULT, tools=TOOLS) and not works(accepts, [USER, asked, _result()], RESULT, tools=needed):
+        if not works(accepts, [USER, asks, _result()], RESULT, tools=TOOLS) and not works(
+            accepts, [USER, asked, _result()], RESULT, tools=needed
+        ):
             accepts = replace(accepts, tool_role=False)
     best = _text(replace(template, accepts=accepts), [USER, asks, _result()], TOOLS)
     for other in (replace(accepts, empty_content=None), replace(accepts, arguments_as_text=True)):
@@ -153,9 +157,15 @@ def _header(template: ChatTemplate, tools: Sequence[Any]) -> str:
     return prompt[len(history) :] if history is not None and prompt.startswith(history) else ""
 
 
+def shared(one: str, other: str) -> str:
+    """The common beginning of two texts."""
+    size = next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
+    return one[:size]
+
+
 def common_prefix(one: str, other: str) -> int:
     """Length of the common beginning, back to the start of a tag that it cuts."""
-    size = len(os.path.commonprefix([one, other]))
+    size = len(shared(one, other))
     if size < max(len(one), len(other)):
         for opening, closing in (("<", ">"), ("[", "]")):
             last = one.rfind(opening, 0, size)
@@ -278,7 +288,7 @@ def _call_text(template: ChatTemplate, frames: Frames, calls: list[dict[str, Any
             body, closing = body[:-1], frames.closing[:1] + closing
     else:  # the end of a turn is the next one's beginning, or another mark
         name = calls[-1]["function"]["name"]
-        ends = os.path.commonprefix([text[text.find(name, common_prefix(prompt, text)) :] for text in (last or "", followed)])
+        ends = shared(*(text[text.find(name, common_prefix(prompt, text)) :] for text in (last or "", followed)))
         header = TAG.match(_header(template, TOOLS).strip())
         if header is not None:
             ends = ends.partition(header[0])[0]
@@ -365,13 +375,12 @@ def _tagged(body: str, none: str | None, at: int, stop: int) -> CallFormat | Non
     empty = none[none.index(NAMES[0]) + len(NAMES[0]) :] if none is not None and NAMES[0] in none else None
     size = 0
     if empty is not None:
-        size = len(os.path.commonprefix([rest[::-1], empty[::-1]]))
+        size = len(shared(rest[::-1], empty[::-1]))
         while size and len(rest) - size > 0 and not rest[len(rest) - size :].lstrip().startswith(("<", "[", "}", "]")):
             size -= 1
-    closing = os.path.commonprefix([rest[: len(rest) - size] or rest, to_next]) or rest[: len(rest) - size]
+    closing = shared(rest[: len(rest) - size] or rest, to_next) or rest[: len(rest) - size]
     opening = to_next[len(closing) :]
     head = to_first.removesuffix(opening) if opening and to_first.endswith(opening) else to_first
     if not (closing.strip() and middle.strip()):
         return None
-    opening = opening if head != to_first or not opening.strip() else opening
     return CallFormat("tagged", body[:at], None, rest[len(closing) :], body[:at], head, argument=(opening, middle, closing))

@@ -145,7 +145,9 @@ class Reply:
         """The reply so far as content and tool calls."""
         if self.raw:
             return Parsed(self.text)
-        parsed = self.rendering.renderer.parse(self.ids, self.text, self.prompt_ids, self.tools, prefix=self.prefix, end=end, hidden=self._hidden)
+        parsed = self.rendering.renderer.parse(
+            self.ids, self.text, self.prompt_ids, self.tools, prefix=self.prefix, end=end, hidden=self._hidden
+        )
         return replace(parsed, calls=parsed.calls[:1]) if self.single else parsed
 
     def read(self) -> Parsed:

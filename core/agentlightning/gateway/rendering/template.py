@@ -25,7 +25,7 @@ CHATML = (
 )
 """The template of `renderer = "chatml"`, which works for a model without one."""
 
-TOOL = {
+TOOL: dict[str, Any] = {
     "type": "function",
     "function": {
         "name": "agl_tool_a",
@@ -199,7 +199,7 @@ def _mapping(arguments: str) -> Any:
         value = json.loads(arguments or "{}")
     except ValueError:
         return arguments
-    return value if isinstance(value, dict) else arguments
+    return cast(Any, value) if isinstance(value, dict) else arguments
 
 
 def _short(id: Any) -> str:

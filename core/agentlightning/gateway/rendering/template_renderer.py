@@ -9,9 +9,11 @@ history (it drops the reasoning of an earlier turn, or moves the tools), the pro
 from __future__ import annotations
 
 import json
+import logging
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from agentlightning.gateway.api.schema import Refused
@@ -24,6 +26,12 @@ from agentlightning.gateway.rendering.tool_text import End, TextCalls, describe_
 from agentlightning.types import Completion, IntArray
 
 EMPTY_FRAME = re.compile(r"(\s|<[^<>\n]*>|\[/?[A-Z_]+\])*")
+TEXT_NOTE = (
+    "The chat template of this model has no tool calls. The gateway describes tools in the system message, and the model calls one with a "
+    "line CALL tool(argument)."
+)
+SHOWN_NOTE = "The chat template of this model shows no tools. The gateway describes them in the system message."
+log = logging.getLogger("agentlightning.gateway")
 TAIL = 48
 """Tokens at the end of a prompt that can open the reasoning."""
 
@@ -41,20 +49,22 @@ class TemplateRenderer(Renderer):
         self.template = replace(
             template,
             accepts=self.traits.accepts,
-            says_tools=(lambda tools: describe_tools(tools, self.format)) if describes else None,
+            says_tools=partial(describe_tools, format=self.format) if describes else None,
             writes_calls=write_calls if text_protocol else None,
         )
         self.stop_ids, self.stop_strings, notes = stops(tokens, self.traits, eos)
-        if text_protocol:
-            notes.append("The chat template has no tool calls. Tools are text in the system message, and a call is a line CALL tool(argument).")
-        elif describes:
-            notes.append("The chat template shows no tools. The system message describes them.")
         self.notes = tuple(notes)
+        self.tool_note = TEXT_NOTE if text_protocol else SHOWN_NOTE if describes else ""
+        """What the user should know when an agent offers tools."""
+        self._noted = False
 
     # --- prompts ---
 
     def prompt(self, conversation: Conversation) -> list[int]:
         """See `Renderer.prompt`."""
+        if conversation.tools and self.tool_note and not self._noted:
+            self._noted = True
+            log.warning("%s (This warning appears once.)", self.tool_note)
         guarded, conversation = self._guarded(conversation)
         if conversation.unfinished:
             return self._tokens.encode(self._unfinished(conversation), guarded)
@@ -243,8 +253,8 @@ class TemplateRenderer(Renderer):
 
 def stops(tokens: Tokens, traits: Traits, eos: Sequence[int]) -> tuple[tuple[int, ...], tuple[str, ...], list[str]]:
     """(stop ids, stop strings, notes) from `generation_config.json` (`eos`), the tokenizer's end token, and the template's mark."""
-    own = tokens.tokenizer.eos_token_id
-    ids = list(dict.fromkeys([*eos, *([own] if isinstance(own, int) else [])]))
+    own: Any = tokens.tokenizer.eos_token_id
+    ids: list[int] = list(dict.fromkeys([*eos, *([own] if isinstance(own, int) else [])]))
     marks = list(dict.fromkeys(mark.strip() for mark in (traits.frames.closing, traits.frames.call_closing) if mark.strip()))
     written = [(mark, tokens.by_text.get(mark)) for mark in marks]
     notes: list[str] = []

@@ -187,7 +187,8 @@ class CallFormat:
 
     def _tagged(self, text: str, position: int, name: str, tool: Mapping[str, Any]) -> tuple[ToolCall, int]:
         opening, middle, closing = self.argument
-        properties: Mapping[str, Any] = (tool.get("parameters") or {}).get("properties") or {}
+        schema = cast("Mapping[str, Any]", tool.get("parameters") or {})
+        properties = cast("Mapping[str, Any]", schema.get("properties") or {})
         head = re.compile(r"\s*" + loose(self.name_suffix)).match(text, position)
         if head is None:
             raise Broken(f"the call of {name} lacks {self.name_suffix.strip()!r} after the name")
@@ -250,7 +251,7 @@ def _json_at(text: str, position: int) -> tuple[dict[str, Any], int]:
     except (ValueError, RecursionError) as error:
         raise Broken(f"the tool call is not JSON: {error}") from error
     if not isinstance(value, dict):
-        raise Broken(f"the tool call is {str(cast(Any, value))[:40]!r} instead of a JSON object")
+        raise Broken(f"the tool call is {str(value)[:40]!r} instead of a JSON object")
     return cast("dict[str, Any]", value), stop
 
 
@@ -291,14 +292,6 @@ def _bracketed(text: str, position: int) -> int | None:
             if depth == 0:
                 return i + 1
     return None
-
-
-def _rests(text: str, position: int) -> bool:
-    return not text[position:].strip()
-
-
-def _begins(mark: str, rest: str) -> bool:
-    return "".join(mark.split()).startswith("".join(rest.split()))
 
 
 def _blanks(text: str, *, back: bool) -> str:

@@ -217,11 +217,11 @@ def test_real_files_are_trained_on_and_measured_on_32_tasks(bench: Bench, tmp_pa
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["tinny"], "unknown benchmark 'tinny'; did you mean 'tiny'?"),
+        (["tinny"], "Unknown benchmark 'tinny'. Did you mean 'tiny'?"),
         (["--steps", "2"], "--steps needs the name of a benchmark: math, rag, text-to-sql, tiny"),
         (["tiny", "--resume", "x"], "Leave out NAME"),
         (["--resume", "nowhere"], "is no folder of a benchmark"),
-        (["tiny", "--model", "smollm"], "unknown model 'smollm'"),
+        (["tiny", "--model", "smollm"], "Unknown model 'smollm'"),
         (["tiny", "--model", "."], "has no config.json"),
         (["tiny", "--preset", "gpu"], "has no preset 'gpu'"),
         (["tiny", "--seed", "1", "--seed", "1"], "--seed 1 is there twice"),

@@ -73,7 +73,7 @@ class Part:
         settings = dict(cast("Mapping[str, Any]", value)) if isinstance(value, Mapping) else {}
         name = settings.pop("name", None) if isinstance(value, Mapping) else value
         if name is None:
-            raise ConfigError(f"missing 'name' {in_table(where)}. Set it to text.")
+            raise ConfigError(f"Missing 'name' {in_table(where)}. Set it to text.")
         if not isinstance(name, str):
             if isinstance(value, Mapping) and not callable(name):
                 raise ConfigError(f"{where}.name is {name!r:.80}. Use text.")
@@ -84,9 +84,9 @@ class Part:
     def check(self) -> None:
         """Raise `ConfigError` for an object of the wrong kind, an unknown key, or a function that the run could not call."""
         if self.kind in ("engines", "trainers"):
-            if not is_dataclass(getattr(self.target, "Settings", None)):
-                problem = f"{singular(self.kind)} {self.name!r} has no dataclass `Settings`, so its settings cannot be read"
-                raise PluginError(f"{problem}. Its plugin must add one.")
+            if not is_dataclass(self.target.Settings):
+                problem = f"`Settings` of {singular(self.kind)} {self.name!r} is {self.target.Settings!r:.80}"
+                raise PluginError(f"{problem}. Its plugin must make it a dataclass.")
         elif self.kind in ("losses", "corrections"):
             base = LossSettings if self.kind == "losses" else Correction
             if not (
@@ -176,7 +176,7 @@ def call(where: str, part: Any, function: Callable[..., Any], *arguments: Any) -
     except Exception as error:
         frame = traceback.extract_tb(error.__traceback__)[-1]
         place = f"{Path(frame.filename).name}, line {frame.lineno}"
-        raise PluginError(f"{where} {named(part)} raised {type(error).__name__}: {error} ({place})") from error
+        raise PluginError(f"{where} {named(part)} raised {type(error).__name__}: {error} ({place}). Fix it there.") from error
 
 
 def named(part: Any) -> str:

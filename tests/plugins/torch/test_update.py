@@ -272,7 +272,7 @@ async def test_a_loss_of_ones_own_is_a_function_with_settings_besides_those_of_e
     loss = Part.parse("losses", table, "algorithm.loss").make()
     assert (loss.epochs, loss.entropy_coef, loss.extras) == (2, 0.1, {"entropy_coef", "correction"})
     for wrong in ({"scal": 1.0}, {"epoch": 2}):
-        with pytest.raises(ConfigError, match=f"unknown key '{next(iter(wrong))}'"):
+        with pytest.raises(ConfigError, match=f"Unknown key '{next(iter(wrong))}'"):
             Part.parse("losses", {"name": f"{__name__}:squared", **wrong}, "algorithm.loss").make()
     async with training(files) as trainer:
         batch = batch_of()

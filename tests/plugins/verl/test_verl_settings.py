@@ -101,7 +101,7 @@ def test_a_wrong_setting_is_named(settings: dict[str, Any], message: str) -> Non
 
 @pytest.mark.parametrize("key", ["adv_estimator", "critic", "ref", "kl_loss_coef", "entropy_coeff", "loss_agg_mode"])
 def test_a_setting_of_verls_that_would_be_ignored_is_refused_by_name(key: str) -> None:
-    with pytest.raises(ConfigError, match=f"unknown key '{key}' in .trainer."):
+    with pytest.raises(ConfigError, match=f"Unknown key '{key}' in .trainer."):
         Part.parse("trainers", {"name": "verl", key: 1}, "trainer").make()
 
 

@@ -32,7 +32,7 @@ def load_tasks(source: str | Path | Iterable[JSON]) -> list[Task]:
         value: Any = load_object(source)
         value = value() if callable(value) else value
         if isinstance(value, str | bytes | dict) or not isinstance(value, Iterable):
-            raise TaskError(f"{source} is a {type(value).__name__}. Use a list of tasks, or a function that returns one.")
+            raise TaskError(f"{source} is a {type(cast(Any, value)).__name__}. Use a list of tasks, or a function that returns one.")
         return _tasks((f"task {number} of {source}", item) for number, item in enumerate(cast("Iterable[Any]", value)))
     return _tasks(_read(Path(source)))
 

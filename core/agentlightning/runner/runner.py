@@ -16,7 +16,7 @@ import os
 import socket
 import threading
 import traceback
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from typing import Any
 
 from agentlightning.capture.recorder import Recorder, checked_reward, use
@@ -25,7 +25,7 @@ from agentlightning.contracts.store import LightningStore
 from agentlightning.errors import AgentError, AgentTimeout, ConfigError, LeaseLost, StoreError
 from agentlightning.registry.registry import registry
 from agentlightning.rl.trajectory.rollout_reward import rollout_reward
-from agentlightning.types import JSON, LLM, Attempt, AttemptStatus, Mode, Reward, Rollout
+from agentlightning.types import JSON, LLM, Attempt, AttemptStatus, Reward, Rollout
 
 log = logging.getLogger(__name__)
 Agent = Callable[..., Any]
@@ -48,9 +48,8 @@ class Runner:
         settings: RunnerSettings,
         *,
         name: str | None = None,
-        modes: Collection[Mode] | None = None,
     ) -> None:
-        self.store, self.settings, self.modes = store, settings, modes
+        self.store, self.settings = store, settings
         self.name = name or worker_name()
         self.abandoned = 0
         """Threads of synchronous agents that run on after their timeout."""
@@ -72,7 +71,7 @@ class Runner:
                 if self._broken:
                     raise self._broken[0]
                 free = self.settings.concurrency - len(self._running)
-                claimed = await self.store.claim(self.name, lease=self.settings.lease, limit=free, modes=self.modes) if free else []
+                claimed = await self.store.claim(self.name, lease=self.settings.lease, limit=free) if free else []
                 for rollout, attempt in claimed:
                     task = asyncio.create_task(self._attempt(rollout, attempt), name=f"attempt-{attempt.id}")
                     self._running.add(task)
@@ -155,16 +154,9 @@ class Runner:
         return any(call.status == "error" and call.id not in retried for call in records.calls)
 
     async def _heartbeat(self, attempt: Attempt, task: asyncio.Task[Any] | None) -> None:
-        while True:
-            await asyncio.sleep(self.settings.lease / 3)
-            try:
-                await self.store.heartbeat(attempt.id, lease=self.settings.lease)
-            except LeaseLost:
-                if task is not None:
-                    task.cancel()
-                return
-            except StoreError as error:
-                log.warning("The lease of attempt %s could not be extended; trying again. %s", attempt.id, error)
+        await keep_lease(self.store, attempt.id, self.settings.lease)
+        if task is not None:
+            task.cancel()
 
     async def _call(self, task_input: JSON, llm: LLM) -> Any:
         arguments = (task_input, llm) if self._takes_llm else (task_input,)
@@ -218,6 +210,18 @@ class Runner:
             f"The agent did not return within {self.settings.timeout:g} s. Raise runner.timeout, or find out with `agl show` why it hangs."
         )
         return AgentTimeout(" ".join([text, *getattr(cancelled, "__notes__", ())]))
+
+
+async def keep_lease(store: LightningStore, attempt_id: str, lease: float) -> None:
+    """Extend an attempt's lease of `lease` seconds again and again. Returns when the attempt is no longer running."""
+    while True:
+        await asyncio.sleep(lease / 3)
+        try:
+            await store.heartbeat(attempt_id, lease=lease)
+        except LeaseLost:
+            return
+        except StoreError as error:
+            log.warning("The lease of attempt %s could not be extended; trying again. %s", attempt_id, error)
 
 
 def takes_llm(agent: Agent) -> bool:

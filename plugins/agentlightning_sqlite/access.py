@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from threading import Lock
 from typing import Protocol, TypeVar
@@ -70,7 +71,7 @@ class MemoryAccess:
     async def write(self, work: Callable[[Ledger], T]) -> T:
         with self._lock:
             before = self._ledger.seq
-            result = self._do(work)
+            result = self._do(partial(self._ledger.atomically, work))
             after = self._ledger.seq
         if after > before:
             self._changes.notify(after)
@@ -78,13 +79,13 @@ class MemoryAccess:
 
     async def read(self, work: Callable[[Ledger], T]) -> T:
         with self._lock:
-            return self._do(work)
+            return self._do(partial(work, self._ledger))
 
-    def _do(self, work: Callable[[Ledger], T]) -> T:
+    def _do(self, operation: Callable[[], T]) -> T:
         if self._closed:
             raise closed(MEMORY)
         try:
-            return self._ledger.atomically(work)
+            return operation()
         except sqlite3.Error as error:
             raise translated(error, MEMORY) from error
 

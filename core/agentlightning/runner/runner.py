@@ -17,6 +17,7 @@ import socket
 import threading
 import traceback
 from collections.abc import Callable
+from concurrent.futures import Future
 from typing import Any
 
 from agentlightning.capture.recorder import Recorder, checked_reward, use
@@ -173,33 +174,24 @@ class Runner:
 
     async def _in_thread(self, call: Callable[[], Any]) -> Any:
         """Run a synchronous agent in its own thread: one that hangs must not block a pool."""
-        loop = asyncio.get_running_loop()
-        future: asyncio.Future[Any] = loop.create_future()
+        future: Future[Any] = Future()
+        future.set_running_or_notify_cancel()  # a timeout abandons the thread, and cannot cancel it
         context = contextvars.copy_context()
-
-        def settle(result: Any, error: BaseException | None) -> None:
-            if future.done():
-                return
-            if error is None:
-                future.set_result(result)
-            else:
-                future.set_exception(error)
 
         def body() -> None:
             try:
-                result, error = context.run(call), None
+                future.set_result(context.run(call))
             except (StopIteration, KeyboardInterrupt) as raised:  # a future cannot hold these
-                result, error = None, AgentError(f"{type(raised).__name__}: {raised}")
+                future.set_exception(AgentError(f"{type(raised).__name__}: {raised}"))
             except BaseException as raised:
-                result, error = None, raised
-            if not loop.is_closed():
-                loop.call_soon_threadsafe(settle, result, error)
+                future.set_exception(raised)
 
         threading.Thread(target=body, name="agentlightning-agent", daemon=True).start()
+        result = asyncio.wrap_future(future)
         try:
-            return await asyncio.wait_for(future, self.settings.timeout)
+            return await asyncio.wait_for(result, self.settings.timeout)
         except TimeoutError as error:
-            if future.cancelled():
+            if result.cancelled():
                 self.abandoned += 1
                 raise self._timeout() from error
             raise

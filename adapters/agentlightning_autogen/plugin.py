@@ -1,4 +1,4 @@
-"""What the AutoGen adapter registers. Light: the adapter itself is imported when somebody asks for it."""
+"""Registers the AutoGen adapter. Cheap to import: the adapter itself is imported on first use."""
 
 from __future__ import annotations
 

@@ -24,5 +24,5 @@ if TYPE_CHECKING:
 
 __all__ = ["LightningCallback", "current_span_id", "install", "uninstall"]
 
-if not TYPE_CHECKING:  # to a type checker a module with `__getattr__` has every name
+if not TYPE_CHECKING:  # for type checkers, a module with `__getattr__` has every name
     __getattr__, __dir__ = lazy_exports(__name__, {"adapter": __all__}, extra="langchain")

@@ -1,4 +1,4 @@
-"""What the LangChain adapter registers. Light: the adapter itself is imported when somebody asks for it."""
+"""Registers the LangChain adapter. Cheap to import: the adapter itself is imported on first use."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the adapter of the OpenAI Agents SDK registers. Light: the adapter itself is imported when somebody asks for it."""
+"""Registers the OpenAI Agents SDK adapter. Cheap to import: the adapter itself is imported on first use."""
 
 from __future__ import annotations
 

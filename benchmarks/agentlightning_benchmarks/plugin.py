@@ -1,4 +1,4 @@
-"""Commands of the benchmarks, and what can be observed of their agents."""
+"""Registers the benchmark commands, the benchmarks, and their step signals."""
 
 from agentlightning.contracts.hookspecs import Register, hookimpl
 

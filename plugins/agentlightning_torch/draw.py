@@ -1,4 +1,4 @@
-"""Draw one token for each row of logits, with its log-probability. Row by row, so a reply does not depend on its neighbours."""
+"""Draws one token per row of logits, with its log-probability. Rows are independent, so a reply does not depend on its neighbours."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The torch plugin."""
+"""Registers the torch engine, trainer, and models."""
 
 from agentlightning.contracts.hookspecs import Register, hookimpl
 

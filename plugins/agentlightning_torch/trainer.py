@@ -1,8 +1,7 @@
 """The torch trainer: takes gradient steps on weights that it shares with the engine of this process.
 
-Its work runs in a thread of its own, one job at a time, and holds the weights' lock while it reads or changes them. The loss of a step is
-the sum of weight * term over the trained tokens, whatever packs it is computed in. A step that fails leaves weights and moments as they
-were.
+Its jobs run one at a time in its own thread, which holds the weights' lock while it reads or changes them. A step's loss is the sum of
+weight * term over the trained tokens, however they are packed. A failed step leaves weights and moments unchanged.
 """
 
 from __future__ import annotations
@@ -67,13 +66,13 @@ class TorchTrainer(Trainer):
             parameters = {f"critic.{name}": parameter for name, parameter in self.critic.named_parameters()}
             self.critic_optimizer = Optimizer(parameters, lr=settings.critic_lr, clip_norm=settings.clip_norm)
         self.steps = 0
-        """Steps that changed the weights; the schedule counts them."""
+        """Number of steps that changed the weights, for the schedule."""
         self._thread = ThreadPoolExecutor(1, "torch-trainer")
         self._closed = False
 
     @classmethod
     async def create(cls, model: ModelFiles, settings: Settings, share: Share) -> TorchTrainer:
-        """Load the model, or meet the engine's, and mark what is trained. Raises `ConfigError`."""
+        """Load the model, or share the engine's, and mark the trained parameters. Raises `ConfigError`."""
         if settings.schedule != "constant" and settings.total_steps is None:
             raise ConfigError(f"trainer.schedule {settings.schedule!r} needs total_steps, which only a run can fill in by itself")
         return await asyncio.to_thread(cls._create, model, settings, share)
@@ -135,8 +134,10 @@ class TorchTrainer(Trainer):
         await asyncio.to_thread(self._thread.shutdown)
 
     async def _run(self, work: Callable[[], T]) -> T:
-        """Do it in the trainer's thread, with the weights to itself. A caller that is cancelled waits for the end all the same: a step
-        that is half done belongs to nobody."""
+        """Run a job in the trainer's thread, with exclusive use of the weights.
+
+        A cancelled caller still waits for the end, because nobody can use half a step.
+        """
 
         def locked() -> T:
             with self.weights.lock:
@@ -219,9 +220,9 @@ class TorchTrainer(Trainer):
             self.critic_optimizer.zero()
 
     def _scores(self, model: Any, batch: Batch, rollouts: Sequence[int] | None, entropy: bool) -> Iterator[tuple[Scores, int]]:
-        """Scores of every pack or group of rows, one at a time, with the tokens computed."""
+        """Yield the scores of every pack or group of rows, one at a time, with the number of computed tokens."""
         budget = self.settings.tokens_per_pack
-        packs = cut_packs(batch, budget, rollouts)  # also refuses what does not fit
+        packs = cut_packs(batch, budget, rollouts)  # also rejects conversations that do not fit
         if self.capabilities.forest:
             work: list[list[Pack]] = [[pack] for pack in packs]
         else:
@@ -265,7 +266,7 @@ class TorchTrainer(Trainer):
 
 
 def _custom_losses() -> Iterator[str]:
-    """Names of registered custom losses, without those that cannot be loaded."""
+    """Return the names of registered custom losses, without those that fail to load."""
     for entry in registry().entries("losses"):
         with contextlib.suppress(Exception):
             target = entry.load()

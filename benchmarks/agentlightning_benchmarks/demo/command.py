@@ -1,4 +1,4 @@
-"""`agl demo`."""
+"""The command `agl demo`."""
 
 from __future__ import annotations
 

@@ -2,15 +2,15 @@
 
     import agentlightning_autogen
 
-    agentlightning_autogen.install()                       # every call in this process is recorded, with no change in the program
+    agentlightning_autogen.install()                       # records every call in this process, without code changes
 
-or, for one model client among several,
+or, for a single model client,
 
     from agentlightning_autogen import LightningChatCompletionClient
 
     client = LightningChatCompletionClient(OpenAIChatCompletionClient(model="gpt-4o"))
 
-Nothing is imported from AutoGen before one of the names below is used.
+AutoGen is imported only when you use one of the names below.
 """
 
 from __future__ import annotations

@@ -9,4 +9,4 @@ def check() -> str:
     """Install the adapter twice, as a program may do."""
     install()
     install()
-    return f"AutoGen {version('autogen-agentchat')} is recorded"
+    return f"records AutoGen {version('autogen-agentchat')}"

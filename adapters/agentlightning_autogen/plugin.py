@@ -12,7 +12,7 @@ def register_adapters(register: Register) -> None:
     register(
         "autogen",
         "agentlightning_autogen.adapter:install",
-        summary="AutoGen: teams, agents and tools as spans, each model call joined to its tokens",
+        summary="records AutoGen teams, agents, and tools, and links each model call to its tokens",
         extra="autogen",
         needs=NEEDS,
     )

@@ -2,15 +2,15 @@
 
     from agentlightning_langchain import LightningCallback
 
-    agent.invoke(inputs, config={"callbacks": [LightningCallback()]})   # this call is recorded
+    agent.invoke(inputs, config={"callbacks": [LightningCallback()]})   # records this call
 
-or, with no change in the agent at all,
+or, without changing the agent,
 
     import agentlightning_langchain
 
-    agentlightning_langchain.install()                                  # every call in this process is recorded
+    agentlightning_langchain.install()                                  # records every call in this process
 
-Nothing is imported from LangChain before one of the names below is used.
+LangChain is imported only when you use one of the names below.
 """
 
 from __future__ import annotations

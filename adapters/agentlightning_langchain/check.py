@@ -9,4 +9,4 @@ def check() -> str:
     """Install the adapter twice, as a program may do."""
     install()
     install()
-    return f"LangChain {version('langchain-core')} is recorded"
+    return f"records LangChain {version('langchain-core')}"

@@ -12,7 +12,7 @@ def register_adapters(register: Register) -> None:
     register(
         "langchain",
         "agentlightning_langchain.adapter:install",
-        summary="LangChain and LangGraph: agents, nodes and tools as spans, each model call joined to its tokens",
+        summary="records LangChain and LangGraph agents, nodes, and tools, and links each model call to its tokens",
         extra="langchain",
         needs=NEEDS,
     )

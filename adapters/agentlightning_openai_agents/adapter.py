@@ -31,16 +31,16 @@ from agentlightning_openai_agents.runs import Run, Runs
 log = logging.getLogger(__name__)
 NAME = "agentlightning_openai_agents"
 DISABLED = (
-    "tracing is disabled (set_tracing_disabled, OPENAI_AGENTS_DISABLE_TRACING or RunConfig.tracing_disabled), so the OpenAI Agents SDK "
-    "tells nothing: model calls are recorded without agent, turn and tools. Leave it on in rollouts; install() keeps traces from OpenAI"
+    "Tracing of the OpenAI Agents SDK is disabled (set_tracing_disabled, OPENAI_AGENTS_DISABLE_TRACING, or RunConfig.tracing_disabled). "
+    "Model calls are recorded without agent, turn, and tools. Enable tracing during rollouts. install() sends no traces to OpenAI."
 )
 REPLACED = (
-    "the trace processors of the OpenAI Agents SDK were replaced (set_trace_processors) after agentlightning_openai_agents.install(): "
-    "model calls are recorded without agent, turn and tools. Call install() afterwards, or hand LightningTracingProcessor() over as well"
+    "set_trace_processors replaced the OpenAI Agents SDK's trace processors after agentlightning_openai_agents.install(). Model calls are "
+    "recorded without agent, turn, and tools. Call install() afterwards, or include LightningTracingProcessor()."
 )
 WITHHELD = (
-    "the content of traces is switched off (RunConfig.trace_include_sensitive_data, OPENAI_AGENTS_TRACE_INCLUDE_SENSITIVE_DATA): spans "
-    "have no inputs and outputs, and tools no tool_call_id. Tokens are recorded all the same"
+    "Trace content is disabled (RunConfig.trace_include_sensitive_data, OPENAI_AGENTS_TRACE_INCLUDE_SENSITIVE_DATA). Spans have no inputs "
+    "and outputs, and tools have no tool_call_id. Tokens are still recorded."
 )
 AnySpan: TypeAlias = Span[Any]
 

@@ -9,4 +9,4 @@ def check() -> str:
     """Install the adapter twice, as a program may do."""
     install()
     install()
-    return f"the OpenAI Agents SDK {version('openai-agents')} is recorded"
+    return f"records the OpenAI Agents SDK {version('openai-agents')}"

@@ -36,7 +36,7 @@ async def default_key() -> str:
     if key is None:
         recorder = current()
         if recorder is None or not recorder.llm.base_url:
-            raise OpenAIError("no API key: set OPENAI_API_KEY, or call agents.set_default_openai_key; only in a rollout is none needed")
+            raise OpenAIError("No API key is set. Set OPENAI_API_KEY, or call agents.set_default_openai_key. Rollouts need no key.")
     return key or "the rollout's key is set when a request is sent"
 
 

@@ -12,7 +12,7 @@ def register_commands(register: Register) -> None:
         extra="demo",
         needs=("langchain", "langgraph", "langchain_openai", "simpleeval", "torch", "transformers", "matplotlib"),
     )
-    register("bench", "agentlightning_benchmarks.bench.command:bench", summary="list the benchmarks, or run one")
+    register("bench", "agentlightning_benchmarks.bench.command:bench", summary="list benchmarks, or run one")
 
 
 @hookimpl

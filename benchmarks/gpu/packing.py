@@ -62,7 +62,7 @@ def read_machine(path: Path) -> dict[str, Any]:
         machine = json.loads(path.read_text(encoding="utf-8"))
         _ = [machine["python"].split(".")[1], machine["platform"].split("-")[1], int(machine["glibc"].split(".")[1])]
         if not all(isinstance(version, str) for version in machine["packages"].values()):
-            raise TypeError("a version is no text")
+            raise TypeError("a version is not text")
         return machine
     except OSError as error:
         raise PiecesError(f"{path} cannot be read: {error.strerror}. Give the file that `benchmarks/gpu/run --probe` printed.") from error

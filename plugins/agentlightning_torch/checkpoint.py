@@ -90,7 +90,9 @@ def read(folder: Path) -> State:
             )
         return State(load_file(folder / TENSORS), facts)
     except (OSError, SafetensorError, ValueError, KeyError) as error:
-        raise TrainerError(f"{str(folder)!r} is no checkpoint to resume: {type(error).__name__}: {error}. Choose another.") from error
+        raise TrainerError(
+            f"{str(folder)!r} is not a checkpoint that can resume: {type(error).__name__}: {error}. Choose another."
+        ) from error
 
 
 def _save_tokenizer(path: str, folder: Path) -> None:

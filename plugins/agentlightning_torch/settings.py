@@ -12,7 +12,7 @@ from agentlightning.contracts.trainer import TrainerSettings
 from agentlightning.errors import ConfigError
 from agentlightning.settings import Beta, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
-TRAINED = "'full', 'lora' or 'top:N' (such as 'top:8')"
+TRAINED = "'full', 'lora', or 'top:N' (such as 'top:8')"
 
 
 @dataclass(frozen=True, kw_only=True)

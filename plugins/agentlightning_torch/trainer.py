@@ -74,7 +74,7 @@ class TorchTrainer(Trainer):
     async def create(cls, model: ModelFiles, settings: Settings, share: Share) -> TorchTrainer:
         """Load the model, or share the engine's, and mark the trained parameters. Raises `ConfigError`."""
         if settings.schedule != "constant" and settings.total_steps is None:
-            raise ConfigError(f"trainer.schedule {settings.schedule!r} needs total_steps, which only a run can fill in by itself")
+            raise ConfigError(f"trainer.schedule {settings.schedule!r} needs total_steps outside a run. Set trainer.total_steps.")
         return await asyncio.to_thread(cls._create, model, settings, share)
 
     @classmethod
@@ -83,7 +83,7 @@ class TorchTrainer(Trainer):
         with weights.lock:
             why = forest_agrees(weights.model, weights.device, weights.dtype)
             if why is not None:
-                log.warning("model %r is not plain attention (%s); training uses root-to-leaf rows instead of the forest", model.name, why)
+                log.warning("Model %r cannot be trained as a forest (%s). Training uses root-to-leaf rows.", model.name, why)
             if settings.train == "lora":
                 weights.model = add_lora(weights.model, settings.lora_rank, settings.lora_alpha, settings.seed)
                 weights.policy = structs.replace(weights.policy, kind="lora")
@@ -146,11 +146,11 @@ class TorchTrainer(Trainer):
                 except torch.OutOfMemoryError as error:
                     self._forget_gradients()
                     raise TrainerError(
-                        f"out of memory: {error}; lower trainer.tokens_per_pack ({self.settings.tokens_per_pack})"
+                        f"Out of memory: {error}. Lower trainer.tokens_per_pack ({self.settings.tokens_per_pack})."
                     ) from error
                 except RuntimeError as error:
                     self._forget_gradients()
-                    raise TrainerError(f"torch could not do it: {error}") from error
+                    raise TrainerError(f"The step failed in torch: {error}. Check trainer.device and trainer.dtype.") from error
 
         if self._closed:
             raise TrainerError("The torch trainer is closed. Take steps before close().")
@@ -165,9 +165,7 @@ class TorchTrainer(Trainer):
         check_capabilities("torch", self.capabilities, loss, critic=batch.returns is not None)
         if loss.over_pairs != (batch.pairs is not None):
             has = "no pairs" if batch.pairs is None else "pairs"
-            raise TrainerError(
-                f"loss {loss.name!r} was given a batch with {has}; pairs go with a loss that compares them, and only with it"
-            )
+            raise TrainerError(f"Loss {loss.name!r} received a batch with {has}. Use pairs with a loss that compares them, and only then.")
         if not batch.trained_tokens:
             return self.policy, {"tokens": 0.0, "tokens_trained": 0.0, "lr": 0.0}
         started = time.perf_counter()
@@ -252,14 +250,16 @@ class TorchTrainer(Trainer):
         if (policy.base, train) != (self.policy.base, self.settings.train):
             raise TrainerError(
                 f"checkpoint {str(folder)!r} is of {policy.base!r} trained as {train!r}, but this run trains {self.policy.base!r} as "
-                f"{self.settings.train!r}"
+                f"{self.settings.train!r}. Use the checkpoint's settings."
             )
         try:
             self.optimizer.load(state.tensors)
             if self.critic_optimizer is not None:
                 self.critic_optimizer.load(state.tensors)
         except (KeyError, RuntimeError) as error:
-            raise TrainerError(f"checkpoint {str(folder)!r} holds other parameters than are trained: {error}") from error
+            raise TrainerError(
+                f"checkpoint {str(folder)!r} has different parameters than this run trains: {error}. Use the run's own settings."
+            ) from error
         torch.set_rng_state(state.tensors["rng"])
         self.steps = state.facts["steps"]
         self.weights.policy = policy

@@ -66,7 +66,7 @@ class Forwarded:
         if self.plan.inexact is not None:
             return None, f"no logprobs: {self.plan.inexact}"
         if self.level:
-            return None, "no logprobs: the upstream does not take all sampling settings, so its own defaults may apply"
+            return None, "no logprobs: the upstream rejected some sampling settings, so its own defaults may apply"
         logprobs, ids = choice.logprobs or [], choice.ids or []
         if len(logprobs) != len(ids):
             return None, f"no logprobs: the upstream returned {len(logprobs)} for {len(ids)} tokens"

@@ -10,7 +10,7 @@ def register_trainers(register: Register) -> None:
         "verl",
         "agentlightning_verl.trainer:VerlTrainer",
         settings="agentlightning_verl.settings:VerlSettings",
-        summary="verl's FSDP2 workers under Ray: several GPUs and nodes, or a CPU",
+        summary="trains on verl's FSDP2 workers under Ray: several GPUs and nodes, or a CPU",
     )
 
 

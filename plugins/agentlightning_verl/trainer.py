@@ -171,7 +171,7 @@ class VerlTrainer(Trainer):
             if answer is not None:
                 reason = answer.facts["error"].strip().splitlines()[-1]
             else:
-                reason = "it does not answer" if self._process.code is None else f"it {self._process.how}"
+                reason = "it stopped answering" if self._process.code is None else f"it {self._process.how}"
             raise TrainerError(f"verl's process failed to {message.kind}: {reason}. Its log {self._log.path} ends:\n{self._log.tail()}")
         return answer
 
@@ -239,7 +239,9 @@ class VerlTrainer(Trainer):
             facts = json.loads((folder / FACTS).read_text("utf-8"))
             policy, train = Policy(**facts["policy"]), facts["train"]
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise TrainerError(f"{str(folder)!r} is no checkpoint to resume: {type(error).__name__}: {error}. Choose another.") from error
+            raise TrainerError(
+                f"{str(folder)!r} is not a checkpoint that can resume: {type(error).__name__}: {error}. Choose another."
+            ) from error
         if not (folder / "verl").is_dir():
             raise TrainerError(f"Checkpoint {str(folder)!r} was not written by trainer 'verl'. Resume with the trainer that wrote it.")
         if (policy.base, train) != (self.policy.base, self.settings.train):

@@ -188,7 +188,7 @@ class VllmEngine(Engine):
             try:
                 policy = replica.served
                 if policy is None:
-                    raise Interrupted("it is not up")
+                    raise Interrupted("it is not running")
                 stream = replica.wire.complete(
                     replica.model, ints([*prompt.tolist(), *sent]), _seeded(sampling, len(sent)), limit - len(sent), policy.version
                 )

@@ -48,7 +48,7 @@ def find_environment(python: str | None = None) -> Environment:
     if python is not None:
         chosen = shutil.which(python)
         if chosen is None:
-            raise ConfigError(f"engine.python is {python!r}, which is no program. Expected a Python with vLLM.")
+            raise ConfigError(f"engine.python is {python!r}, which is not a program. Expected a Python with vLLM.")
     elif importlib.util.find_spec("vllm") is not None:
         chosen = sys.executable
     elif (own.parent.parent / "installed").is_file():
@@ -73,7 +73,9 @@ def _versions(python: str) -> dict[str, str]:
     try:
         return ask_python(python, ASK)
     except (OSError, ValueError) as error:
-        raise ConfigError(f"engine.python: {python!r} does not tell its version of vLLM: {error}. Expected a Python with vLLM.") from error
+        raise ConfigError(
+            f"engine.python is {python!r}, but its vLLM version cannot be read: {error}. Expected a Python with vLLM."
+        ) from error
 
 
 def _checked(environment: Environment) -> Environment:

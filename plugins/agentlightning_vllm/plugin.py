@@ -10,7 +10,7 @@ def register_engines(register: Register) -> None:
         "vllm",
         "agentlightning_vllm.engine:VllmEngine",
         settings="agentlightning_vllm.settings:VllmSettings",
-        summary="serves through vLLM: on GPUs, several replicas, or on a CPU",
+        summary="serves with vLLM, in one or more replicas, on GPUs or a CPU",
         extra="serve",
         needs=("transformers",),
     )

@@ -69,7 +69,7 @@ class Replica:
     @property
     def wire(self) -> Wire:
         if self._wire is None:
-            raise Interrupted("it is not up")
+            raise Interrupted("it is not running")
         return self._wire
 
     @property
@@ -133,7 +133,7 @@ class Replica:
     async def _refresh(self, policy: Policy) -> dict[str, float]:
         await self.wake()
         if (stamp := await self.wire.stamped()) != str(policy.version):
-            raise Interrupted(f"somebody else restarted it: it has version {stamp!r}")
+            raise Interrupted(f"it was restarted from outside, with version {stamp!r}")
         await self.wire.forget()
         return {}
 

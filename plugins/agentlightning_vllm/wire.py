@@ -77,7 +77,7 @@ class Wire:
                             return
         except httpx.TransportError as error:
             raise Interrupted(f"{type(error).__name__}: {error}") from error
-        raise Interrupted("the reply ended without a reason")
+        raise Interrupted("the reply ended early")
 
     async def score(self, model: str, ids: IntArray) -> FloatArray:
         """Return each token's log-probability except the first's, given the previous tokens, at temperature 1; (tokens - 1,)."""

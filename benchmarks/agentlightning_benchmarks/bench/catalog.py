@@ -48,7 +48,7 @@ def warm_start(benchmark: Benchmark, name: str, seed: int) -> Config | None:
 def job(benchmark: Benchmark, config: Config, *, real: str | None, test_suite: bool) -> Job:
     """Return the job of a config. `real` is a folder of real tasks that replace the config's own."""
     if test_suite and real is None:
-        raise ConfigError("--test-suite scores on the variants of real databases. Give their folder with --data DIR.")
+        raise ConfigError("--test-suite needs Spider's databases. Pass their folder with --data DIR.")
     if real is None:
         return job_of(config)
     train, test = _load(benchmark, Path(real), test_suite)
@@ -59,7 +59,7 @@ def job(benchmark: Benchmark, config: Config, *, real: str | None, test_suite: b
 
 def _load(benchmark: Benchmark, folder: Path, test_suite: bool) -> tuple[list[Any], list[Any]]:
     if benchmark.load is None:
-        raise ConfigError("This benchmark reads no real tasks. Leave out --data.")
+        raise ConfigError("This benchmark has no real tasks. Leave out --data.")
     if not test_suite:
         return benchmark.load(folder)
     if "test_suite" not in inspect.signature(benchmark.load).parameters:

@@ -32,7 +32,7 @@ class Options:
     name: Annotated[str | None, typer.Argument(metavar="NAME", help="Benchmark name. Leave it out to list them.", show_default=False)] = (
         None
     )
-    preset: Annotated[Preset | None, typer.Option(help="Size: two CPU cores, or one GPU.", show_default="cpu")] = None
+    preset: Annotated[Preset | None, typer.Option(help="Settings for two CPU cores or one GPU.", show_default="cpu")] = None
     data: Annotated[
         Path | None, typer.Option(metavar="DIR|NAME", help="Real tasks: a folder, `gsm8k`, or `musique`.", show_default=False)
     ] = None
@@ -81,9 +81,9 @@ def bench(options: Options) -> None:
 
     **Examples**
 
-    `agl bench math` trains on generated tasks, in minutes, on two cores.
+    `agl bench math` trains on generated tasks. It takes about ten minutes on two cores.
 
-    `agl bench rag --seed 0 --seed 1 --seed 2` runs three seeds, and reports the 95% confidence interval of the change.
+    `agl bench rag --seed 0 --seed 1 --seed 2` runs three seeds and reports the 95% confidence interval of the change.
 
     `agl bench math --data gsm8k --steps 2` runs the same agent on real questions. If there is no such folder, the data set is downloaded
     once. `musique` works the same way for `rag`. Spider needs a folder that you download yourself.
@@ -97,7 +97,7 @@ def bench(options: Options) -> None:
     used = options.used()
     if options.resume is not None:
         if used:
-            raise ConfigError(f"--resume continues with the arguments of the first start. Leave out {', '.join(used)}.")
+            raise ConfigError(f"--resume uses the original arguments. Leave out {', '.join(used)}.")
         path = options.resume.resolve()
         work(open_order(path), path)
     elif options.name is not None:
@@ -135,7 +135,7 @@ def order_of(options: Options, name: str) -> Any:
 
     seeds, model = tuple(options.seed or [0]), options.model
     if len(set(seeds)) < len(seeds):
-        raise ConfigError(f"--seed {max(seeds, key=seeds.count)} is there twice. The same seed gives the same result; leave one out.")
+        raise ConfigError(f"--seed {max(seeds, key=seeds.count)} is given twice. The same seed gives the same result, so leave one out.")
     return Order(
         benchmark=name,
         preset=str(options.preset or Preset.cpu),

@@ -75,7 +75,7 @@ def open_order(path: Path) -> Order:
     try:
         return msgspec.json.decode((path / ORDER).read_bytes(), type=Order)
     except FileNotFoundError as error:
-        raise RunError(f"{path} is no folder of a benchmark: it has no {ORDER}. `agl bench` prints the folder that it makes.") from error
+        raise RunError(f"{path} is not a benchmark folder: it has no {ORDER}. Use the folder that `agl bench` printed.") from error
     except (OSError, msgspec.DecodeError) as error:
         raise RunError(f"{path / ORDER} cannot be read: {error}") from error
 

@@ -31,8 +31,8 @@ SOURCES = {
 NAMES = {"math": "gsm8k", "rag": "musique", "text-to-sql": "spider"}
 """Data set names by benchmark."""
 SPIDER = (
-    "Spider's databases are handed out by its authors as one zip, behind a page that asks first (https://yale-lily.github.io/spider): "
-    "download and unpack it, and give the folder with train_spider.json, dev.json and database/ with --data DIR"
+    "Spider cannot be downloaded automatically. Download and unpack the zip from its authors (https://yale-lily.github.io/spider). "
+    "Pass the folder with train_spider.json, dev.json, and database/ with --data DIR."
 )
 Rows = Iterable[dict[str, Any]]
 
@@ -65,15 +65,17 @@ def _fetch(name: str, folder: Path) -> None:
             except (httpx.HTTPError, OSError) as error:
                 cause = (str(error) or type(error).__name__).splitlines()[0]
                 raise ConfigError(
-                    f"{base}{file} cannot be fetched: {cause}; {name} needs a network once. Without one, fetch its files elsewhere, and "
-                    "give their folder with --data DIR"
+                    f"{base}{file} cannot be downloaded: {cause}. Connect to the network once, or download the files of {name} elsewhere "
+                    "and pass their folder with --data DIR."
                 ) from error
         train, test = (part / file for file in files)
         try:
             for file, rows in CONVERTERS[name](_lines(train), _lines(test)).items():
                 _write(part / f"{file}.new", rows)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ConfigError(f"{base}: what was fetched has not the form of {name}: {type(error).__name__}: {error}") from error
+            raise ConfigError(
+                f"The files from {base} are not in the format of {name}: {type(error).__name__}: {error}. Pass a folder with --data DIR."
+            ) from error
         for file in (train, test):
             file.unlink()
         for file in part.glob("*.new"):

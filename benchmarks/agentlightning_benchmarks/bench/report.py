@@ -136,13 +136,13 @@ def print_result(result: Mapping[str, Any], console: Console) -> None:
     warm = next((run["warm_start"] for run in result["runs"] if "warm_start" in run), None)
     if warm is not None:
         shown = f"{warm['tokens']['trained']:,} demonstrated tokens in {warm['steps']} steps"
-        console.print(f"curve and numbers start after a supervised warm-up ({shown} for the first seed); its time is counted")
+        console.print(f"The curve and numbers start after a supervised warm-up ({shown} for the first seed). The times include it.")
     for kind, change in result.get("change", {}).items():
         paired = f"{change['pairs']:,} pairs of test task and seed" + (f", {change['unpaired']} unpaired" if change["unpaired"] else "")
-        verdict = ("it rises", "green") if change["rises"] else ("no rise is shown", "yellow")
+        verdict = ("significant", "green") if change["rises"] else ("not significant", "yellow")
         console.print(
             Text.assemble(
-                f"{kind}: after − before {change['mean']:+.3f}, 95% interval {change['low']:+.3f} to {change['high']:+.3f} ({paired}): ",
+                f"{kind}: change {change['mean']:+.3f}, 95% confidence interval {change['low']:+.3f} to {change['high']:+.3f} ({paired}): ",
                 verdict,
             ),
             soft_wrap=True,

@@ -113,7 +113,7 @@ def _tasks(path: Path) -> Iterator[dict[str, Any]]:
             raise ConfigError(f"{path}, line {number}: {type(error).__name__}: {error}. Expected {FILES}.") from error
         if not isinstance(question, str) or not question.strip() or number_in(answer) is None:
             raise ConfigError(
-                f"{path}, line {number}: the question is no text, or the answer {answer!r:.40} holds no number. Expected {FILES}."
+                f"{path}, line {number}: the question is not text, or the answer {answer!r:.40} has no number. Expected {FILES}."
             )
         yield {"id": str(row.get("id", f"{path.stem}-{number}")), "question": question, "answer": answer}
 

@@ -38,14 +38,14 @@ def read_lines(path: Path, holds: str) -> Iterator[Line]:
     try:
         data = path.read_bytes()
     except OSError as error:
-        raise ConfigError(f"{path}: cannot be read: {error.strerror or error}. Expected {holds}, one JSON object a line.") from error
+        raise ConfigError(f"{path}: cannot be read: {error.strerror or error}. Expected {holds}, one JSON object per line.") from error
     has_lines = False
     for number, line in enumerate(data.removeprefix(b"\xef\xbb\xbf").split(b"\n"), 1):
         if line.strip():
             has_lines = True
             yield _parse(line, f"{path}, line {number}")
     if not has_lines:
-        raise ConfigError(f"{path}: the file is empty. Expected {holds}, one JSON object a line.")
+        raise ConfigError(f"{path}: the file is empty. Expected {holds}, one JSON object per line.")
 
 
 def checked_text(value: Any, where: str) -> str:
@@ -55,7 +55,7 @@ def checked_text(value: Any, where: str) -> str:
     try:
         value.encode()
     except UnicodeEncodeError as error:
-        raise ConfigError(f"{where} holds half a character (a lone surrogate) at position {error.start}. Write it again.") from error
+        raise ConfigError(f"{where} contains half a character (a lone surrogate) at position {error.start}. Write it again.") from error
     return value
 
 
@@ -66,9 +66,11 @@ def _parse(line: bytes, where: str) -> Line:
         raise ConfigError(f"{where}: not UTF-8 at byte {error.start + 1}. Save the file as UTF-8.") from error
     except json.JSONDecodeError as error:
         shown = line.decode().strip()
-        raise ConfigError(f"{where}: not JSON: {error.msg} (column {error.colno}): {shown[:60]}") from error
+        raise ConfigError(
+            f"{where}: not JSON: {error.msg} (column {error.colno}): {shown[:60]}. Write one JSON object per line."
+        ) from error
     except RecursionError as error:
-        raise ConfigError(f"{where}: nested too deeply") from error
+        raise ConfigError(f"{where}: nested too deeply. Write a flat JSON object.") from error
     if not isinstance(value, dict):
         raise ConfigError(f"{where}: {value!r:.60}. Expected a JSON object.")
     return Line(where, cast("dict[str, Any]", value))

@@ -80,7 +80,7 @@ def open_index(corpus: str) -> Index:
     try:
         scorer = bm25s.BM25.load(folder, mmap=True, show_progress=False)
     except (OSError, ValueError, KeyError, EOFError, TypeError) as error:
-        raise ConfigError(f"{folder}: this index of {path} is damaged: {error}. Delete the folder; the next run makes it again.") from error
+        raise ConfigError(f"{folder}: this index of {path} is damaged: {error}. Delete the folder. The next run rebuilds it.") from error
     return Index(passages, scorer)
 
 
@@ -96,7 +96,7 @@ def _passages(path: Path) -> list[Passage]:
     for line in read_lines(path, "passages with id, title and text"):
         passage = Passage(line.text("id"), line.text("title") if line.fields.get("title") else "", line.text("text"))
         if passage.id in places:
-            raise ConfigError(f"{line.where}: the id {passage.id!r} is that of {places[passage.id]} too. Ids must differ.")
+            raise ConfigError(f"{line.where}: the id {passage.id!r} also occurs in {places[passage.id]}. Use unique ids.")
         places[passage.id] = line.where
         passages.append(passage)
     return passages
@@ -110,7 +110,7 @@ def _build(path: Path, passages: Sequence[Passage], folder: Path) -> None:
     texts = tqdm(passages, desc=f"reading {path.name}", disable=not seen, leave=False)
     words = [words_of(f"{passage.title} {passage.text}") for passage in texts]
     if not any(words):
-        raise ConfigError(f"{path}: no passage has a word that can be searched for")
+        raise ConfigError(f"{path}: no passage has a searchable word. Add words other than stop words.")
     scorer = bm25s.BM25()
     scorer.index(words, create_empty_token=False, show_progress=seen)
     part = folder.with_name(f".{folder.name}.{new_id()}")

@@ -71,7 +71,7 @@ def _task(line: Line, ids: set[str]) -> tuple[str, dict[str, Any]]:
     for id in line.many("supporting_ids"):
         if id not in ids:
             raise ConfigError(
-                f"{line.where}: 'supporting_ids' has {id!r:.60}, which is no passage of the corpus. Check that the files belong together."
+                f"{line.where}: 'supporting_ids' has {id!r:.60}, which is not in the corpus. Check that the files belong together."
             )
     return line.where, {
         "id": line.text("id"),
@@ -95,7 +95,7 @@ def _different(tasks: Iterable[tuple[str, dict[str, Any]]]) -> Iterator[dict[str
     places: dict[str, str] = {}
     for where, task in tasks:
         if task["id"] in places:
-            raise ConfigError(f"{where}: the id {task['id']!r} is that of {places[task['id']]} too. Ids must differ.")
+            raise ConfigError(f"{where}: the id {task['id']!r} also occurs in {places[task['id']]}. Use unique ids.")
         places[task["id"]] = where
         yield task
 

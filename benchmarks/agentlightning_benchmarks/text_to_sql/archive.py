@@ -49,7 +49,9 @@ def unpack(path: Path, top: str) -> Path:
         raise ConfigError(f"{path}: the zip is broken: {error}. Expected a zip of SQLite files.") from error
     except OSError as error:
         if not folder.is_dir():  # another process may have finished first
-            raise ConfigError(f"{path}: the databases cannot be unpacked into {folder}: {error.strerror or error}") from error
+            raise ConfigError(
+                f"{path}: the databases cannot be unpacked into {folder}: {error.strerror or error}. Check its disk space and permissions."
+            ) from error
     finally:
         shutil.rmtree(part, ignore_errors=True)
     return folder
@@ -60,12 +62,12 @@ def _unpack(archive: zipfile.ZipFile, member: zipfile.ZipInfo, folder: Path, pat
     if name is None or name["top"] != top or (member.external_attr >> 16) & 0o170000 == SYMLINK:
         raise ConfigError(f"{path}: the zip holds {member.filename!r}. Expected only files {top}/<database>/<name>.sqlite.")
     if member.file_size > LARGEST:
-        raise ConfigError(f"{path}: {member.filename} would have {member.file_size} bytes. Expected {LARGEST} at most.")
+        raise ConfigError(f"{path}: {member.filename} would have {member.file_size} bytes. Expected at most {LARGEST}.")
     target = folder / name["database"] / name["file"]
     target.parent.mkdir(exist_ok=True)
     with archive.open(member) as source, target.open("xb") as file:  # zipfile reads at most `file_size` bytes and checks the CRC
         head = source.read(len(HEADER))
         if head != HEADER:
-            raise ConfigError(f"{path}: {member.filename} is no SQLite database. Expected a file that starts with 'SQLite format 3'.")
+            raise ConfigError(f"{path}: {member.filename} is not an SQLite database. Expected a file that starts with 'SQLite format 3'.")
         file.write(head)
         shutil.copyfileobj(source, file)

@@ -138,7 +138,7 @@ def _reading(path: str | Path) -> Generator[sqlite3.Connection]:
         try:
             connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
         except sqlite3.Error as error:
-            raise OSError(f"{path}: this is no SQLite database: {error}") from error
+            raise OSError(f"{path}: this is not an SQLite database: {error}") from error
         connection.text_factory = _text
         for limit, value in LIMITS.items():
             connection.setlimit(limit, value)

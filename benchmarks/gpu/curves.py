@@ -83,8 +83,8 @@ def main() -> None:
     parser.add_argument("curve", choices=("demo", *registry().names("benchmarks")))
     parser.add_argument("model", choices=("smollm2", "qwen05"))
     parser.add_argument("--data", help="folder with real tasks (default: generated ones)")
-    parser.add_argument("--engine", help="in place of torch")
-    parser.add_argument("--trainer", help="in place of torch")
+    parser.add_argument("--engine", help="engine (default: torch)")
+    parser.add_argument("--trainer", help="trainer (default: torch)")
     options = parser.parse_args(sys.argv[1:])
     run = train(make_job(options, model_files(options.model)))
     rows = read_metrics(run.folder)[0]

@@ -24,8 +24,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="benchmarks/gpu/report", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("results", type=Path, metavar="RESULTS.jsonl", help="what benchmarks/gpu/run wrote")
-    parser.add_argument("--out", type=Path, metavar="PAGE.md", help="write the page here, and gpu-curves.png beside it")
+    parser.add_argument("results", type=Path, metavar="RESULTS.jsonl", help="results file from benchmarks/gpu/run")
+    parser.add_argument("--out", type=Path, metavar="PAGE.md", help="write the page here, and gpu-curves.png next to it")
     options = parser.parse_args()
     try:
         lines = read_results(options.results)

@@ -80,7 +80,7 @@ PASSAGES: dict[Kind, tuple[str, ...]] = {
 
 def make_world(split: Split) -> list[Entity]:
     """Generate the half of one split."""
-    rng = random.Random(f"world:{split}")  # noqa: S311  # no secret is made here
+    rng = random.Random(f"world:{split}")  # noqa: S311  # not for secrets
     size = SIZES[split]
     towns = _invented("town", split, size["town"])
     rivers = _invented("river", split, size["town"] // 2)

@@ -85,7 +85,7 @@ class Sampler:
     def __init__(self, weights: Weights, shape: KVShape, *, max_batch: int, memory: int) -> None:
         self.waiting: deque[Reply] = deque()
         self.live: list[Reply] = []
-        """By row."""
+        """Live replies by row."""
         self.counts = Counts()
         self._weights, self._shape, self._max_batch, self._memory = weights, shape, max_batch, memory
         self._slots = Slots(shape)

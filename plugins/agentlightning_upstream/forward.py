@@ -70,7 +70,7 @@ class ForwardAnswerer:
             check_model(str(name), model, policy, self.service.models)
         elif name == policy:  # an adapter's request in a rollout that names no model
             raise Refused(
-                f"The model {policy!r} is the name of a policy, and this gateway knows no model of {self.connection.url} for it. "
+                f"The model {policy!r} is a policy name, and no model of {self.connection.url} is set for it. "
                 "Name one with `agl serve --upstream URL --model NAME` or agl.rollout(task, model=NAME).",
                 status=404, param="model", code="model_not_found",
             )  # fmt: skip

@@ -1,4 +1,4 @@
-"""Find a Python with verl: `trainer.python`, or this one."""
+"""Finds a Python with verl: `trainer.python`, or this one."""
 
 from __future__ import annotations
 

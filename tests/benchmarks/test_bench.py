@@ -226,7 +226,7 @@ def test_real_files_are_trained_on_and_measured_on_32_tasks(bench: Bench, tmp_pa
         (["tiny", "--preset", "gpu"], "has no preset 'gpu'"),
         (["tiny", "--seed", "1", "--seed", "1"], "--seed 1 is given twice"),
         (["tiny", "--eval-only", "--steps", "2"], "--steps has no effect"),
-        (["tiny", "--test-suite"], "Give their folder with --data DIR"),
+        (["tiny", "--test-suite"], "Pass their folder with --data DIR"),
         (["tiny", "--test-suite", "--data", "."], "has no test suite"),
     ],
 )

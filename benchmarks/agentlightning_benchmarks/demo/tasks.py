@@ -67,7 +67,7 @@ ANSWERS = {
 
 def make_tasks(split: Split, count: int, seed: int = 0) -> list[dict[str, Any]]:
     """Return `count` different tasks of a split. The same arguments give the same tasks. Templates rotate."""
-    rng = random.Random(f"{split}:{seed}")  # noqa: S311  # no secret is made here
+    rng = random.Random(f"{split}:{seed}")  # noqa: S311  # not for secrets
     tasks: dict[str, dict[str, Any]] = {}
     order: list[int] = []
     while len(tasks) < count:

@@ -40,7 +40,7 @@ def make_tasks(split: Split, count: int) -> list[dict[str, Any]]:
     Problems with one calculation alternate with longer ones, and their templates rotate. With two thirds long problems, a small model earns
     no reward in too many groups.
     """
-    rng = random.Random(f"math:{split}")  # noqa: S311  # no secret is made here
+    rng = random.Random(f"math:{split}")  # noqa: S311  # not for secrets
     tasks: dict[str, dict[str, Any]] = {}
     kinds = [[template for template in TEMPLATES[split] if (operations(template[0]) == 1) == one] for one in (True, False)]
     orders: list[list[tuple[str, str]]] = [[], []]

@@ -40,7 +40,7 @@ def test_tasks() -> list[dict[str, Any]]:
 
 def make_tasks(split: Split, count: int) -> list[dict[str, Any]]:
     """Return `count` different tasks of a split, always the same ones. Their hops follow `HOPS`."""
-    rng = random.Random(f"tasks:{split}")  # noqa: S311  # no secret is made here
+    rng = random.Random(f"tasks:{split}")  # noqa: S311  # not for secrets
     hops = [HOPS[number % len(HOPS)] for number in range(count)]
     drawn = {kind: iter(rng.sample(list(ask(split)), hops.count(kind))) for kind, ask in ((1, one_hop), (2, two_hops))}
     corpus = {"path": str(corpus_file()), **SHOWN}

@@ -128,7 +128,7 @@ def _reading(path: str | Path) -> Generator[sqlite3.Connection]:
     """Open a read-only connection to a database file."""
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: there is no such database. Expected an SQLite file.")
+        raise FileNotFoundError(f"{path}: the database does not exist. Expected an SQLite file.")
     try:
         uri = f"file:{quote(str(path.resolve()))}?mode=ro&immutable=1"
         connection = sqlite3.connect(uri, uri=True, isolation_level=None, cached_statements=0)

@@ -53,7 +53,7 @@ class Schema:
 
 def make_schema(split: Split, domain: str, number: int, seed: int = 0) -> Schema:
     """Return variant `number` of a domain."""
-    rng = random.Random(f"{split}:{domain}:{number}:{seed}")  # noqa: S311  # no secret is made here
+    rng = random.Random(f"{split}:{domain}:{number}:{seed}")  # noqa: S311  # not for secrets
     lines = vocabulary()[split].domains[domain]
     lines = lines[: rng.randint(2, len(lines))]
     tables: list[Table] = []

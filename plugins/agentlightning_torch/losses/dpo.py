@@ -1,4 +1,4 @@
-"""Direct preference optimisation, token by token. `agentlightning.rl.loss.DPOLoss` has the formula and its source."""
+"""Direct preference optimisation, per token. `agentlightning.rl.loss.DPOLoss` has the formula and its source."""
 
 from __future__ import annotations
 

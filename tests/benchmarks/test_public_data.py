@@ -110,7 +110,7 @@ def test_without_a_network_the_way_out_is_said(server: Path, monkeypatch: pytest
 
 
 def test_spider_says_where_its_databases_are() -> None:
-    with pytest.raises(ConfigError, match=r"yale-lily.*train_spider\.json, dev\.json and database/"):
+    with pytest.raises(ConfigError, match=r"yale-lily.*train_spider\.json, dev\.json, and database/"):
         data_folder("text-to-sql", Path("spider"))
 
 

@@ -1,4 +1,4 @@
-"""Two ways to reach the tables: a file by threads, or memory under one lock."""
+"""Two ways to reach the tables: threads for a file, or one lock for memory."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ class Access(Protocol):
     """Runs operations on the tables, from any thread's event loop."""
 
     async def write(self, work: Callable[[Ledger], T]) -> T:
-        """Do `work` in a transaction, and return once it is as durable as the database."""
+        """Run `work` in a transaction, and return once it is as durable as the database."""
         ...
 
     async def read(self, work: Callable[[Ledger], T]) -> T:
-        """Do `work` on one unchanging view of the tables."""
+        """Run `work` on one unchanging view of the tables."""
         ...
 
     def watch(self) -> float | None:
-        """Report changes from now on. Returns the seconds after which to look again, because events may be missed until then."""
+        """Report changes from now on. Return the seconds until the caller should check again, because events may be missed until then."""
         ...
 
     async def close(self) -> None: ...
@@ -57,7 +57,7 @@ class FileAccess:
 
 
 class MemoryAccess:
-    """A database of its own in this process. Each operation runs in the thread of its caller, under one lock."""
+    """A private database in this process. Each operation runs in its caller's thread, under one lock."""
 
     def __init__(self, changes: Changes) -> None:
         self._changes = changes
@@ -90,7 +90,7 @@ class MemoryAccess:
             raise translated(error, MEMORY) from error
 
     def watch(self) -> None:
-        """Nothing to do: every change passes through `write`."""
+        """Do nothing. Every change passes through `write`."""
 
     async def close(self) -> None:
         with self._lock:

@@ -13,6 +13,7 @@ def register_engines(register: Register) -> None:
         summary="serves through vLLM: on GPUs, several replicas, or on a CPU",
         extra="serve",
         needs=("transformers",),
+        elsewhere=("vllm",),
     )
 
 

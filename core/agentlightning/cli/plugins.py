@@ -33,6 +33,8 @@ def report(plugins: Registry, console: Console) -> None:
             if entry.missing:
                 ready = Text(f"no: {', '.join(entry.missing)}", style="yellow")
                 commands.setdefault(entry.install, []).append(entry.name)
+            elif entry.not_here:
+                ready = Text(f"{', '.join(entry.not_here)} is not here: see `agl doctor`", style="yellow")
             table.add_row(kind if number == 0 else "", Text(entry.name, style="bold"), Text(entry.summary), entry.plugin, ready)
     console.print(table)
     for command, names in commands.items():

@@ -151,7 +151,7 @@ async def _replayed(source: RecordsSource, name: str = "") -> list[Shown]:
     """Return the replayed rollouts of a run, with the steps that trained them; only ids that end with `name`."""
     if source.production is None or source.run is None:
         return []
-    from agentlightning.training.production.steps import open_filled
+    from agentlightning.training.production.opening import open_filled
 
     steps = {rollout_id: step for rollout_id, step in source.run.steps_of().items() if rollout_id.endswith(name)}
     rows = list[Shown]()

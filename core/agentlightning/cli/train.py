@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from agentlightning.errors import ConfigError
+from agentlightning.errors import ConfigError, RunError
 from agentlightning.training.progress import TrainingProgress, before_after_table, duration
 from agentlightning.training.run_folder import RunFolder
 
@@ -54,6 +54,8 @@ def train(
     if resume is not None and dry_run:
         raise ConfigError("--dry-run checks a new run, but --resume continues an old one. Remove one of them.")
     run = open_training(resume) if resume is not None else None
+    if run is not None and not run.state.exists():
+        raise RunError(f"Run {run.name} has no state.json, so there is no training to resume. Name a run of `agl train`.")
     if config is None:
         if run is None:
             raise ConfigError("`agl train` has nothing to train. Give it a config file, or `--resume RUN`.")
@@ -76,16 +78,11 @@ def train(
 
 
 def open_training(name: str, root: Path | str = "runs") -> RunFolder:
-    """The training run that an argument names; `latest` passes over what `agl rollout` left."""
-    if name == "latest":
-        runs = [run for run in RunFolder.all(root) if run.state.exists()]
-        return runs[-1] if runs else RunFolder.latest(root)
-    return RunFolder.open(name)
-
-
-def open_run(name: str, root: Path | str = "runs") -> RunFolder:
-    """The run that an argument names."""
-    return RunFolder.latest(root) if name == "latest" else RunFolder.open(name)
+    """Return the training run that an argument names; `latest` skips the folders of `agl rollout`."""
+    if name != "latest":
+        return RunFolder.open(name)
+    runs = [run for run in RunFolder.all(root) if run.state.exists()]
+    return runs[-1] if runs else RunFolder.latest(root)
 
 
 def shown_path(path: Path) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from agentlightning.config.tasks import check_count, check_same, fingerprint, not_empty
+from agentlightning.config.tasks import Sampler, check_count, check_same, fingerprint
 from agentlightning.types import JSON, Task
 
 FLOOR = 0.05
@@ -15,13 +15,12 @@ RECENT = 0.5
 """What the last group of a task weighs in its mean variance."""
 
 
-class Curriculum:
+class Curriculum(Sampler):
     """A task's chance is proportional to the variance of its rewards, p (1 - p) where they are 0 and 1; one that was not seen yet counts as
     the most instructive one. A step's tasks are different ones, as long as there are enough. Source: learnability in arXiv 2408.15099."""
 
     def __init__(self, tasks: Sequence[Task], seed: int = 0) -> None:
-        self.tasks = not_empty(tasks)
-        self.seed = seed
+        super().__init__(tasks, seed)
         self._draws = 0
         self._variance: dict[str, float] = {}
 

@@ -9,9 +9,10 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NoReturn, Protocol, cast
+from typing import Any, NoReturn, cast
 
 import numpy as np
 
@@ -26,17 +27,15 @@ def load_tasks(source: str | Path | Iterable[JSON]) -> list[Task]:
     A `.jsonl` file holds one JSON value on each line (empty lines are passed over), a `.json` file one list of them. A value may be a
     `Task` already. Raises `TaskError`, or `ConfigError` for a `module:attribute` that cannot be found.
     """
-    if isinstance(source, Path):
-        return _tasks(_read(source))
-    if not isinstance(source, str):
-        return _tasks((f"task {number}", value) for number, value in enumerate(source))
-    if is_reference(source):
-        value: Any = load_object(source)
-        value = value() if callable(value) else value
-        if isinstance(value, str | bytes | dict) or not isinstance(value, Iterable):
-            raise TaskError(f"{source} is a {_kind(value)}; expected a list of tasks, or a function that makes one")
-        return _tasks((f"task {number} of {source}", item) for number, item in enumerate(cast("Iterable[Any]", value)))
-    return _tasks(_read(Path(source)))
+    if isinstance(source, Path) or (isinstance(source, str) and not is_reference(source)):
+        return _tasks(_read(Path(source)))
+    values: Any = load_object(source) if isinstance(source, str) else source
+    values = values() if isinstance(source, str) and callable(values) else values
+    if isinstance(values, str | bytes | dict) or not isinstance(values, Iterable):
+        name = source if isinstance(source, str) else "tasks"
+        raise TaskError(f"{name} is a {_kind(values)}. Use a list of tasks, or name a file or a function that returns one.")
+    of_source = f" of {source}" if isinstance(source, str) else ""
+    return _tasks((f"task {number}{of_source}", item) for number, item in enumerate(cast("Iterable[Any]", values)))
 
 
 def is_reference(source: str) -> bool:
@@ -159,27 +158,34 @@ def _no_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is no JSON number")
 
 
-class Sampler(Protocol):
-    """An order of tasks. Made with `(tasks, seed)`."""
+class Sampler(ABC):
+    """Base of every sampler, an order of tasks."""
 
+    def __init__(self, tasks: Sequence[Task], seed: int = 0) -> None:
+        """Raises `TaskError` if there are no tasks."""
+        self.tasks, self.seed = not_empty(tasks), seed
+
+    @abstractmethod
     def next(self, count: int) -> list[Task]:
-        """The next tasks to be started: those of a step together; one by one where groups are replaced."""
-        ...
+        """Return the next tasks to start: those of a step together, and one by one when groups are resampled."""
 
+    @abstractmethod
     def state(self) -> dict[str, JSON]:
-        """Where it stands, as JSON."""
-        ...
+        """Return the position, as JSON."""
 
+    @abstractmethod
     def restore(self, state: dict[str, JSON]) -> None:
-        """Go on from there. `ConfigError` when the tasks are others."""
-        ...
+        """Continue from a position. Raises `ConfigError` if the tasks differ."""
+
+    def learn(self, task_id: str, rewards: Sequence[float]) -> None:
+        """Use the rewards of a group to choose later tasks. By default they change nothing."""
 
 
-class InOrder:
+class InOrder(Sampler):
     """As they were given, again and again."""
 
     def __init__(self, tasks: Sequence[Task], seed: int = 0) -> None:
-        self.tasks = not_empty(tasks)
+        super().__init__(tasks, seed)
         self._position = 0
 
     def next(self, count: int) -> list[Task]:
@@ -196,15 +202,14 @@ class InOrder:
         self._position = int(state["position"])
 
 
-class Epochs:
+class Epochs(Sampler):
     """A new random order each epoch, without replacement.
 
     A step may take the last tasks of one epoch and the first of the next; those are then others, as long as there are enough tasks.
     """
 
     def __init__(self, tasks: Sequence[Task], seed: int = 0) -> None:
-        self.tasks = not_empty(tasks)
-        self.seed = seed
+        super().__init__(tasks, seed)
         self._start(0, [], 0)
 
     def _start(self, epoch: int, held: list[int], need: int) -> None:

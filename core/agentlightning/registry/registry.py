@@ -42,6 +42,8 @@ class Entry:
     needs: tuple[str, ...] = ()
     settings: str | type[Any] | None = None
     """The settings class of an engine or a trainer, light to import."""
+    elsewhere: tuple[str, ...] = ()
+    """Modules that may lie in another environment."""
 
     @property
     def what(self) -> str:
@@ -52,6 +54,11 @@ class Entry:
     def missing(self) -> tuple[str, ...]:
         """Modules in `needs` that are not installed."""
         return tuple(name for name in self.needs if not _installed(name))
+
+    @property
+    def not_here(self) -> tuple[str, ...]:
+        """Modules in `elsewhere` that this environment lacks."""
+        return tuple(name for name in self.elsewhere if not _installed(name))
 
     @property
     def install(self) -> str:
@@ -79,6 +86,7 @@ BASES = {
     "engines": "agentlightning.contracts.engine:Engine",
     "trainers": "agentlightning.contracts.trainer:Trainer",
     "algorithms": "agentlightning.algorithms.base:Algorithm",
+    "samplers": "agentlightning.config.tasks:Sampler",
 }
 """The base class of each kind that has one. Its defaults are why no caller asks a part for an attribute that may be missing."""
 
@@ -129,8 +137,9 @@ class Registry:
             extra: str | None = None,
             needs: tuple[str, ...] = (),
             settings: str | type[Any] | None = None,
+            elsewhere: tuple[str, ...] = (),
         ) -> None:
-            staged.append(Entry(kind, name, target, plugin, summary, extra, needs, settings))
+            staged.append(Entry(kind, name, target, plugin, summary, extra, needs, settings, elsewhere))
 
         return register
 

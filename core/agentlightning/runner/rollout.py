@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from agentlightning.capture.recorder import Recorder, checked_reward, reward, use
 from agentlightning.config.tasks import load_tasks
 from agentlightning.contracts.store import LightningStore
-from agentlightning.errors import LeaseLost, StoreError
+from agentlightning.errors import ConfigError, LeaseLost, StoreError
 from agentlightning.runner.runner import worker_name
 from agentlightning.stores.common import open_store
 from agentlightning.types import JSON, LLM, Mode, Reward, Rollout
@@ -193,6 +193,10 @@ def reward_later(
 
 
 def _store_of(store: LightningStore | str | None) -> LightningStore | str:
+    if not isinstance(store, str | LightningStore | None):
+        raise ConfigError(
+            f"store is {store!r:.80}. Use a store's address, such as 'sqlite:agl.db' or 'http://host:8000', or an open store."
+        )
     return store or os.environ.get("AGL_STORE") or DEFAULT_STORE
 
 

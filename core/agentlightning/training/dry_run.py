@@ -22,9 +22,10 @@ from agentlightning.rl.batch.build import make_batch
 from agentlightning.training.controls import Controls, run_in_thread
 from agentlightning.training.job import Job, job_of
 from agentlightning.training.plan import TrainingPlan, plan_training
+from agentlightning.training.production.opening import check_replay, open_replay
 from agentlightning.training.progress import Progress, Silent
 from agentlightning.training.run_folder import RunFolder
-from agentlightning.training.services import Services, check_replay, open_replay, open_services
+from agentlightning.training.services import Services, open_services
 from agentlightning.training.step_checks import check_first
 from agentlightning.types import Trajectory
 
@@ -96,7 +97,7 @@ async def measure(job: Job, plan: TrainingPlan, group_size: int, controls: Contr
             services = await exits.enter_async_context(open_services(config, plan, folder, controls))
             began = time.monotonic()
             if replay is not None:
-                trajectories = await replay.next(1, group_size)
+                trajectories = await replay.take(1, group_size)
             else:
                 rollouts = [services.rollouts.rollout(job.tasks[0], "train", "dry-run", index, 0) for index in range(group_size)]
                 trajectories = await services.collector.run(rollouts)

@@ -25,7 +25,7 @@ from agentlightning.training.run_record import RunRecord
 from agentlightning.training.run_state import RunState
 from agentlightning.training.services import Services
 from agentlightning.training.step_checks import StepChecks
-from agentlightning.training.step_source import Counts, StepSource
+from agentlightning.training.step_source import Counts, ReplyLimits, StepSource
 from agentlightning.types import Trajectory
 
 
@@ -38,12 +38,14 @@ class Session:
         record: RunRecord,
         *,
         source: StepSource,
+        limits: ReplyLimits,
         evaluator: Evaluator,
         checkpoints: Checkpoints,
         checks: StepChecks,
     ) -> None:
         self._services, self._record, self._controls = services, record, services.controls
-        self._source, self._evaluator, self._checkpoints, self._checks = source, evaluator, checkpoints, checks
+        self._source, self._limits = source, limits
+        self._evaluator, self._checkpoints, self._checks = evaluator, checkpoints, checks
         self._source_ends = False
         """Whether the source has nothing for another step."""
         self._counts: Counts = {}
@@ -83,7 +85,9 @@ class Session:
             await self._services.clear_cache()
         self._controls.progress.phase(self._source.phase)
         with self._timed(self._source.name):
-            trajectories, self._counts = await self._source.next(step, group_size)
+            collected, counts = await self._source.next(step, group_size)
+        trajectories, limited = self._limits.apply(collected)
+        self._counts = counts | limited
         if step == self.state.step == 0:
             self._checks.first(trajectories)
             self._checks.joins(trajectories)

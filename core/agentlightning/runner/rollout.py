@@ -194,9 +194,7 @@ def reward_later(
 
 def _store_of(store: LightningStore | str | None) -> LightningStore | str:
     if not isinstance(store, str | LightningStore | None):
-        raise ConfigError(
-            f"store is {store!r:.80}. Use a store's address, such as 'sqlite:agl.db' or 'http://host:8000', or an open store."
-        )
+        raise ConfigError(f"store is {store!r:.80}. Use a store's address ('sqlite:agl.db', 'http://host:8000') or an open store.")
     return store or os.environ.get("AGL_STORE") or DEFAULT_STORE
 
 

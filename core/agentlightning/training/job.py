@@ -41,7 +41,8 @@ def make_job(
     """Return the job of `train`'s arguments."""
     if "store" in settings:
         raise ConfigError(
-            'train has no setting store: each run keeps store.db in its own folder. To train on recorded rollouts, use replay={"store": ...}.'
+            "train has no setting store: each run keeps store.db in its own folder. "
+            'To train on recorded rollouts, use replay={"store": ...}.'
         )
     arguments = {"agent": agent, "tasks": tasks, "eval_tasks": eval_tasks}
     names = {

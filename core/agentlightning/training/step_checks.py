@@ -59,8 +59,8 @@ class StepChecks:
             )
         if step == 1 and row.get("nonzero_advantages") == 0.0:
             notices.append(
-                f"Step 1: every advantage is zero, so the policy learns nothing from this step ({_rewards(trajectories)}). Check that rewards "
-                "differ within a group, and that algorithm.advantage fits algorithm.group_size."
+                f"Step 1: every advantage is zero, so the policy learns nothing from this step ({_rewards(trajectories)}). "
+                "Check that rewards differ within a group, and that algorithm.advantage fits algorithm.group_size."
             )
         elif not row["trained_tokens"]:
             reasons = Counter(untrained.reason for untrained in batch.untrained).most_common(1)

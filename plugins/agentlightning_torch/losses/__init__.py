@@ -67,7 +67,7 @@ def term(loss: LossSettings, inputs: TermInputs) -> torch.Tensor:
             raise TrainerError(f"loss {loss.name!r} returned {shown} for {len(inputs.logprobs)} tokens. Return the term of each token.")
         if inputs.logprobs.requires_grad and not result.requires_grad:
             raise TrainerError(
-                f"loss {loss.name!r} returned a term without a gradient, so nothing would be trained. Compute it from logprobs without detach."
+                f"loss {loss.name!r} returned a term without a gradient, so it trains nothing. Compute it from logprobs, without detach."
             )
         return result
     if loss.name not in LOSSES:

@@ -24,7 +24,7 @@ from agentlightning.gateway import Gateway
 from agentlightning.runner.rollout import DEFAULT_STORE
 from agentlightning.stores.common import open_store
 from agentlightning.stores.http_server import store_app
-from agentlightning.training.progress import Progress, Silent
+from agentlightning.training.progress import Progress
 from agentlightning.training.run_folder import RunFolder
 from agentlightning.types import Policy
 
@@ -66,7 +66,7 @@ def serve(
     """
 
     async def serve_until_stopped() -> None:
-        async with _serving(model, host, port, store, progress or Silent()) as served:
+        async with _serving(model, host, port, store, progress or Progress()) as served:
             ready(served)
             await _until_interrupted()
 

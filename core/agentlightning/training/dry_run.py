@@ -23,7 +23,7 @@ from agentlightning.training.controls import Controls, run_in_thread
 from agentlightning.training.job import Job, job_of
 from agentlightning.training.plan import TrainingPlan, plan_training
 from agentlightning.training.production.opening import check_replay, open_replay
-from agentlightning.training.progress import Progress, Silent
+from agentlightning.training.progress import Progress
 from agentlightning.training.run_folder import RunFolder
 from agentlightning.training.services import Services, open_services
 from agentlightning.training.step_checks import check_first
@@ -77,7 +77,7 @@ def dry_run(config: Config, *, progress: Progress | None = None) -> DryRun:
     if config.replay is not None:
         config = replace(config, replay=replace(config.replay, wait=False))  # the rollouts so far are enough to try it
     job = job_of(config)
-    return run_in_thread(lambda stop: _dry_run(job, Controls(progress or Silent(), stop)))
+    return run_in_thread(lambda stop: _dry_run(job, Controls(progress or Progress(), stop)))
 
 
 async def _dry_run(job: Job, controls: Controls) -> DryRun:

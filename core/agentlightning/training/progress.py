@@ -9,7 +9,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from threading import RLock
-from typing import Any, Protocol
+from typing import Any
 
 import rich.progress
 from rich.console import Console, RenderableType
@@ -27,46 +27,29 @@ COLUMNS: tuple[tuple[str, str, str], ...] = (
 """Metric, heading and format of the table of steps; a metric that no step has gets no column."""
 
 
-class Progress(Protocol):
-    """The calls of the training loop."""
+class Progress:
+    """What the training loop reports, and where. This base shows nothing."""
 
     def begin(self, steps: int, start: int = 0) -> None:
         """A run of `steps` steps begins, `start` of which are done."""
-        ...
 
     def phase(self, name: str, part: float | None = None) -> None:
         """A phase begins or continues: `loading model`, `rollouts`, `training`, `evaluating`. `part`: 0 to 1; None: not known."""
-        ...
 
     def rollouts(self, done: int, total: int, running: int, mean_reward: float | None = None, tokens: int | None = None) -> None:
         """The rollouts of this phase so far; `tokens`: sampled in this phase so far."""
-        ...
 
     def step(self, metrics: Mapping[str, Any]) -> None:
         """A step has ended, with the metrics of `metrics.jsonl`."""
-        ...
 
     def message(self, text: str) -> None:
         """Print a text that stays on the screen."""
-        ...
 
     def end(self) -> None:
         """The run has ended, well or not. May be called twice."""
-        ...
 
 
-class Silent:
-    """Shows nothing."""
-
-    def begin(self, steps: int, start: int = 0) -> None: ...
-    def phase(self, name: str, part: float | None = None) -> None: ...
-    def rollouts(self, done: int, total: int, running: int, mean_reward: float | None = None, tokens: int | None = None) -> None: ...
-    def step(self, metrics: Mapping[str, Any]) -> None: ...
-    def message(self, text: str) -> None: ...
-    def end(self) -> None: ...
-
-
-class TrainingProgress:
+class TrainingProgress(Progress):
     """Live on a terminal, plain lines otherwise. Writes to stderr, so that stdout stays for results."""
 
     ROWS = 6

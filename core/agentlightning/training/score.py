@@ -17,7 +17,7 @@ from agentlightning.errors import ConfigError
 from agentlightning.training.controls import Controls, run_in_thread
 from agentlightning.training.job import Job, job_of
 from agentlightning.training.plan import plan_rollouts
-from agentlightning.training.progress import Progress, Silent
+from agentlightning.training.progress import Progress
 from agentlightning.training.run_folder import RunFolder
 from agentlightning.training.services import open_rollout_services
 from agentlightning.types import Trajectory
@@ -44,7 +44,7 @@ class Scored:
 def rollout_config(config: Config, *, limit: int | None = None, progress: Progress | None = None) -> Scored:
     """Run the agent of a config once on each eval task (each training task if it has no eval tasks), without training."""
     job = job_of(config)
-    return run_in_thread(lambda stop: _score(job, limit, Controls(progress or Silent(), stop)))
+    return run_in_thread(lambda stop: _score(job, limit, Controls(progress or Progress(), stop)))
 
 
 async def _score(job: Job, limit: int | None, controls: Controls) -> Scored:

@@ -25,7 +25,7 @@ from agentlightning.training.job import Job, job_of, keep_tasks, make_job
 from agentlightning.training.metrics import Trackers, cut_metrics
 from agentlightning.training.plan import TrainingPlan, plan_training
 from agentlightning.training.production.opening import check_replay, open_replay
-from agentlightning.training.progress import Progress, Silent, TrainingProgress
+from agentlightning.training.progress import Progress, TrainingProgress
 from agentlightning.training.result import write_result
 from agentlightning.training.run_folder import RunFolder
 from agentlightning.training.run_record import RunRecord
@@ -214,5 +214,5 @@ async def _cancel_unfinished(store: LightningStore) -> None:
 
 def _progress(progress: Progress | bool) -> Progress:
     if isinstance(progress, bool):
-        return TrainingProgress() if progress else Silent()
+        return TrainingProgress() if progress else Progress()
     return progress

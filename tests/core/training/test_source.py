@@ -19,7 +19,7 @@ from agentlightning.training.controls import Controls, Stopped
 from agentlightning.training.production.reading import ReplayReader
 from agentlightning.training.production.replay import ProductionReplay
 from agentlightning.training.production.states import ReplayRollout, State, choose
-from agentlightning.training.progress import Silent
+from agentlightning.training.progress import Progress
 from agentlightning.training.rollouts import ReadTrajectory
 from agentlightning.types import Call, Completion, Mode, Reward, Rollout, Sampling, Task
 
@@ -65,7 +65,7 @@ def source_of(
     **more: Any,
 ) -> ProductionReplay:
     reader = ReplayReader(store, reading, OURS)
-    return ProductionReplay(reader, Controls(Silent(), stop or asyncio.Event()), compares=compares, tasks_per_step=1, **more)
+    return ProductionReplay(reader, Controls(Progress(), stop or asyncio.Event()), compares=compares, tasks_per_step=1, **more)
 
 
 async def ids(source: ProductionReplay, tasks: int, group_size: int) -> list[str]:

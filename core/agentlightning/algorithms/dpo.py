@@ -44,7 +44,6 @@ class DPO(Algorithm):
 
     @property
     def needs(self) -> Needs:
-        """Several rollouts of a task."""
         return Needs(group=True)
 
     @property
@@ -52,7 +51,6 @@ class DPO(Algorithm):
         return "algorithm 'dpo' pairs rollouts by their own reward."
 
     def parts(self) -> tuple[DPOLoss]:
-        """The loss."""
         return (DPOLoss(beta=self.beta, epochs=self.epochs, minibatches=self.minibatches),)
 
     async def run(self, session: Session) -> None:

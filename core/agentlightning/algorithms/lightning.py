@@ -51,7 +51,6 @@ class LightningRL(Algorithm):
             )
 
     def parts(self) -> tuple[Callable[..., Any], Callable[..., Any], LossSettings]:
-        """Credit, advantage and loss."""
         credit, advantage = self._credit(), self._advantage()
         if needs_of_advantage(advantage).group and self.group_size < 2:
             raise ConfigError(

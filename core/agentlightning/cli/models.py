@@ -29,9 +29,7 @@ def list_models() -> None:
     `agl models list`
     """
     console = Console()
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for heading in ("name", "description", "in the cache"):
-        table.add_column(heading)
+    table = Table("name", "description", "in the cache", box=None, pad_edge=False, header_style="bold")
     for entry in registry().entries("models"):
         folder = cache_folder() / "models" / entry.name
         state = Text("not yet", style="dim")

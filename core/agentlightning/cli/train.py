@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from agentlightning.errors import ConfigError, RunError
@@ -109,9 +109,7 @@ def print_run(run: Run, console: Console) -> None:
 
 def print_dry_run(report: DryRun, console: Console) -> None:
     """What one group of rollouts and one step on it tell about the run."""
-    table = Table(title="Dry run: nothing was trained", title_justify="left", show_header=False)
-    table.add_column(style="bold")
-    table.add_column()
+    table = Table(Column(style="bold"), Column(), title="Dry run: nothing was trained", title_justify="left", show_header=False)
     reward = "not scored" if report.reward is None else f"mean reward {report.reward:.3f}"
     failed = f", {report.failed} failed" if report.failed else ""
     for name, value in (

@@ -13,7 +13,7 @@ from typing import Any
 
 import rich.progress
 from rich.console import Console, RenderableType
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 COLUMNS: tuple[tuple[str, str, str], ...] = (
@@ -195,10 +195,8 @@ class _Board(rich.progress.Progress):
 def steps_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     """Return a table of steps, with a column for each metric that at least one step has."""
     columns = [column for column in COLUMNS if any(_is_number(row.get(column[0])) for row in rows)]
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("step", justify="right")
-    for _, heading, _ in columns:
-        table.add_column(heading, justify="right")
+    headings = (Column(heading, justify="right") for heading in ("step", *(heading for _, heading, _ in columns)))
+    table = Table(*headings, box=None, pad_edge=False, header_style="bold")
     for row in rows:
         cells = [format(row[key], form) if _is_number(row.get(key)) else "" for key, _, form in columns]
         table.add_row(str(row.get("step", "")), *cells)
@@ -207,10 +205,8 @@ def steps_table(rows: Sequence[Mapping[str, Any]]) -> Table:
 
 def before_after_table(result: Mapping[str, Any]) -> Table:
     """Return the table of `result.json`'s `eval`: sampled and greedy reward, before and after."""
-    table = Table(title="Mean reward on eval tasks", title_justify="left")
-    table.add_column("")
-    for heading in ("before", "after", "change"):
-        table.add_column(heading, justify="right")
+    headings = (Column(heading, justify="right") for heading in ("before", "after", "change"))
+    table = Table("", *headings, title="Mean reward on eval tasks", title_justify="left")
     eval_metrics: Mapping[str, Any] = result.get("eval") or {}
     for kind in ("sampled", "greedy"):
         measured: Mapping[str, Any] = eval_metrics.get(kind) or {}

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from agentlightning.algorithms import base
 from agentlightning.contracts.batch import Batch
 from agentlightning.contracts.loss import LossSettings
 from agentlightning.errors import EngineError, NonFinite
@@ -29,8 +30,8 @@ from agentlightning.training.step_source import Counts, ReplyLimits, StepSource
 from agentlightning.types import Trajectory
 
 
-class Session:
-    """The run that `Algorithm.run` receives."""
+class Session(base.Session):
+    """The run that `Algorithm.run` receives; its protocol documents the methods that an algorithm calls."""
 
     def __init__(
         self,
@@ -56,15 +57,13 @@ class Session:
         self._between_steps = True
         """Whether the weights are those of `state.step`."""
 
-    # --- an algorithm calls these, in this order ---
+    # --- an algorithm calls these ---
 
     @property
     def max_staleness(self) -> int:
-        """Steps that may lie between sampling a token and training on it."""
         return self._services.max_staleness
 
     def steps(self) -> Iterator[int]:
-        """Yield the steps that are left, from 0. Ends early when the run is stopped or no longer gets better."""
         for step in range(self.state.step, self._record.steps):
             if self._evaluator.out_of_patience(self.state):
                 self.say(
@@ -80,7 +79,6 @@ class Session:
             yield step
 
     async def collect(self, step: int, group_size: int) -> list[Trajectory]:
-        """Return the trajectories of a step: `group_size` rollouts of each of its tasks, group by group."""
         if self._source.samples:
             await self._services.clear_cache()
         self._controls.progress.phase(self._source.phase)
@@ -94,16 +92,13 @@ class Session:
         return trajectories
 
     def say(self, text: str) -> None:
-        """Show a line to the user."""
         self._controls.progress.message(text)
 
     async def values(self, batch: Batch) -> NDArray[np.float64]:
-        """Return (tokens,) the critic's expected return before each sampled token; NaN on context."""
         self._controls.progress.phase("training")
         return await self._services.trainer.values(batch)
 
     async def update(self, batch: Batch, loss: LossSettings) -> dict[str, float]:
-        """Train on a batch, serve the new weights, and return the trainer's metrics."""
         engine, trainer = self._services.engine, self._services.trainer
         self._controls.progress.phase("training")
         with self._timed("training"):
@@ -138,7 +133,6 @@ class Session:
         batch: Batch,
         metrics: dict[str, float],
     ) -> None:
-        """Record a step: its metrics, the contribution of each rollout, and evaluation and checkpoint where they are due."""
         finished = step + 1
         row: dict[str, Any] = {"step": finished, **step_metrics(trajectories, batch), **self._counts, **metrics}
         row.pop("tokens_per_second", None)  # the trainer's, of training: here it is the speed of sampling

@@ -30,15 +30,12 @@ from agentlightning.types import Mode, RolloutStatus
 
 def show(
     run: Annotated[
-        str,
-        typer.Argument(metavar="[RUN]", help="A run's folder or name, `latest`, a store file (agl.db), or a store's address."),
+        str, typer.Argument(metavar="[RUN]", help="A run's folder or name, `latest`, a store file (agl.db), or a store's address.")
     ] = "latest",
-    rollout: Annotated[
-        str | None, typer.Argument(metavar="[ROLLOUT]", help="Show one rollout: its id, or the end of its id.", show_default=False)
-    ] = None,
-    step: Annotated[int | None, typer.Option(help="Show only this step, as numbered in metrics.jsonl.", show_default=False)] = None,
-    mode: Annotated[Mode | None, typer.Option(help="Show only this mode.", show_default=False)] = None,
-    status: Annotated[RolloutStatus | None, typer.Option(help="Show only this status.", show_default=False)] = None,
+    rollout: Annotated[str | None, typer.Argument(metavar="[ROLLOUT]", help="Show one rollout: its id, or the end of its id.")] = None,
+    step: Annotated[int | None, typer.Option(help="Show only this step, as numbered in metrics.jsonl.")] = None,
+    mode: Annotated[Mode | None, typer.Option(help="Show only this mode.")] = None,
+    status: Annotated[RolloutStatus | None, typer.Option(help="Show only this status.")] = None,
     limit: Annotated[int, typer.Option(min=0, help="Show the last N rows (0 = all). Totals always cover everything.")] = 40,
     tokens: Annotated[bool, typer.Option("--tokens", help="With ROLLOUT: show every token with its id and log-probability.")] = False,
 ) -> None:

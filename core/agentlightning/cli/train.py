@@ -20,15 +20,9 @@ if TYPE_CHECKING:
 
 
 def train(
-    config: Annotated[Path | None, typer.Argument(metavar="[CONFIG.toml]", help="The config file.", show_default=False)] = None,
-    resume: Annotated[
-        str | None,
-        typer.Option(metavar="RUN", help="Resume a run: its folder, its name, or `latest`.", show_default=False),
-    ] = None,
-    dry_run: Annotated[
-        bool,
-        typer.Option("--dry-run", help="Run one group and one step, then estimate memory, time, and disk."),
-    ] = False,
+    config: Annotated[Path | None, typer.Argument(metavar="[CONFIG.toml]", help="The config file.")] = None,
+    resume: Annotated[str | None, typer.Option(metavar="RUN", help="Resume a run: its folder, its name, or `latest`.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Run one group and one step, then estimate memory, time, and disk.")] = False,
 ) -> None:
     """Train an agent from a config file.
 

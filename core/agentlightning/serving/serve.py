@@ -19,7 +19,7 @@ from agentlightning.config.parts import Part
 from agentlightning.config.schema import load_config
 from agentlightning.contracts.engine import Engine
 from agentlightning.contracts.model import ModelFiles
-from agentlightning.errors import ConfigError, RunError
+from agentlightning.errors import RunError
 from agentlightning.gateway import Gateway
 from agentlightning.runner.rollout import DEFAULT_STORE
 from agentlightning.stores.common import open_store
@@ -95,13 +95,11 @@ async def _serving(model: ServedModel, host: str, port: int, store: str | None, 
 
 
 def served_model(run: Path | None, name: str | None, progress: Progress) -> ServedModel:
-    """Return the best weights of a run, or a model by name with the default engine."""
-    if (run is None) == (name is None):
-        raise ConfigError("`agl serve` needs either a run or a model. Use `agl serve RUN` or `agl serve --model NAME`.")
-    if name is not None:
+    """Return the best weights of a run, or without a run a model by name with the default engine."""
+    if run is None:
+        assert name is not None
         progress.phase("finding model")
         return ServedModel(find_model(name, progress=progress.phase), {"name": "torch"}, None)
-    assert run is not None
     folder = RunFolder.open(run)
     result = folder.read_result() if folder.result.exists() else {}
     if "checkpoint" not in result:

@@ -65,11 +65,6 @@ class TrainingProgress(Progress):
         self._step_times: list[float] = []
         self._phase = ""
 
-    @property
-    def console(self) -> Console:
-        """The console for messages; printing through it does not disturb the live picture."""
-        return self._console
-
     def begin(self, steps: int, start: int = 0) -> None:
         with self._lock:
             self._steps, self._done = steps, start

@@ -100,7 +100,7 @@ def run(job: Any, steps: Steps | None = None, resume: Path | None = None) -> agl
 
 
 def rows(run: agl.Run) -> list[dict[str, Any]]:
-    return [row for row in read_metrics(run.folder)[0] if row["step"]]
+    return [row for row in read_metrics(run.folder) if row["step"]]
 
 
 def measured(run: agl.Run) -> list[dict[str, Any]]:

@@ -71,7 +71,7 @@ def settings(produced: Produced, store: str, folder: Path, **more: Any) -> dict[
 
 
 def rows(run: agl.Run) -> list[dict[str, Any]]:
-    return read_metrics(run.folder)[0]
+    return read_metrics(run.folder)
 
 
 def measured(run: agl.Run) -> list[dict[str, Any]]:

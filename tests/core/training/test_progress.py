@@ -54,7 +54,7 @@ def test_on_a_terminal_steps_rollouts_rate_and_time_left_are_shown() -> None:
     progress.rollouts(3, 32, 29, 0.25, 1200)
     clock.now += 4
     file.truncate(0)
-    progress.console.print(progress.picture())
+    Console(file=file, force_terminal=True, width=120).print(progress.picture())
     last = file.getvalue()
     progress.end()
     progress.end()

@@ -11,6 +11,7 @@ import pytest
 from test_trajectory import attempt, call, completion, read, reward, span
 
 from agentlightning.config.parts import build_step_rewards
+from agentlightning.config.schema import Config
 from agentlightning.contracts.hookspecs import hookimpl
 from agentlightning.contracts.store import AttemptRecords
 from agentlightning.errors import ConfigError, RewardError
@@ -151,5 +152,8 @@ def test_step_rewards_are_named_facts_or_own_functions() -> None:
     assert (second.name, second.signal.__name__) == (f"{__name__}:lookups", "lookups")
     with pytest.raises(ConfigError, match=r"step_rewards\.refusal: unknown step_signal 'refusal'; did you mean 'refusals'\?"):
         build_step_rewards({"refusal": 1}, plugins)
-    with pytest.raises(ConfigError, match=r"step_rewards\.refusals is nan\. Set it to a finite number"):
-        build_step_rewards({"refusals": float("nan")}, plugins)
+
+
+def test_a_step_reward_is_a_finite_number() -> None:
+    with pytest.raises(ConfigError, match=r"step_rewards\.truncated is nan\. Use a finite number"):
+        convert({"truncated": float("nan")}, type_hints(Config)["step_rewards"], "step_rewards")

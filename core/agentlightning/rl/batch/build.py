@@ -6,6 +6,7 @@ The order is (task, group, index, call), so that a permuted input makes the same
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias, get_args
@@ -17,13 +18,13 @@ from agentlightning.contracts.batch import Batch, Stats, Untrained
 from agentlightning.errors import ConfigError, TrainerError
 from agentlightning.rl.batch.filling import Advantage, Row, token_arrays
 from agentlightning.rl.batch.forest import Forest
-from agentlightning.rl.trajectory.pairs import UNPAIRED, in_order
 from agentlightning.types import Doubles, IntArray, Ints, Trajectory, Transition, ints
 
 LossAggregation: TypeAlias = Literal["sequence_mean", "token_mean", "constant_length", "pair_mean"]
 DEMONSTRATED = "demonstrated, not sampled: it belongs in no ratio"
 SAMPLED = "sampled, not demonstrated"
 ZERO_VARIANCE = "zero-variance group"
+UNPAIRED = "in no pair: no rollout was left in its group whose reward differs enough"
 
 
 @dataclass(slots=True, eq=False)
@@ -68,7 +69,7 @@ def make_batch(
         raise TrainerError(f"{len(trajectories)} trajectories have {len(advantages)} arrays of advantages. Pass one array for each.")
     order = sorted(range(len(trajectories)), key=lambda k: _place(trajectories[k]))
     rollouts = [_rollout(trajectories[k], advantages[k], None if critic is None else critic[k]) for k in order]
-    ordered_pairs = None if pairs is None else in_order(pairs, order)
+    ordered_pairs = None if pairs is None else _in_order(pairs, order)
     _find_reasons(rollouts, demonstrations, ordered_pairs)
     flat_groups = _zero_variance_groups(rollouts)
     _weigh(rollouts, loss_aggregation, length or 1, len(ordered_pairs or ()))
@@ -109,6 +110,17 @@ def _check_aggregation(loss_aggregation: str, length: int | None, pairs: object 
 
 def _place(trajectory: Trajectory) -> tuple[str, str, int, str]:
     return trajectory.task.id, trajectory.group, trajectory.index, trajectory.attempt_id
+
+
+def _in_order(pairs: Sequence[tuple[int, int]], order: Sequence[int]) -> list[tuple[int, int]]:
+    """Return pairs of indices, chosen and rejected, as places in `order`, sorted. Each index stands in at most one pair."""
+    place = {index: place for place, index in enumerate(order)}
+    for index, times in Counter(index for pair in pairs for index in pair).items():
+        if index not in place or times > 1:
+            raise TrainerError(
+                f"Trajectory {index} of {len(order)} is in {times} places of the pairs. Use indices of trajectories, each at most once."
+            )
+    return sorted((place[chosen], place[rejected]) for chosen, rejected in pairs)
 
 
 def _rollout(trajectory: Trajectory, advantages: ArrayLike, critic: tuple[Doubles, Doubles] | None) -> _Rollout:

@@ -63,8 +63,8 @@ def open_filled(address: str) -> LightningStore:
     file = store_file(address)
     if file is not None and not file.is_file():
         raise StoreError(
-            f"replay.store: there is no store file {str(file)!r}. `agl serve` and `agl.rollout` write it to AGL_STORE, or to agl.db in the "
-            "folder where they run; name that file."
+            f"replay.store: there is no store file {str(file)!r}. Name the file that `agl serve` and `agl.rollout` write: AGL_STORE, or "
+            "agl.db in the folder where they run."
         )
     return open_store(address)
 

@@ -19,6 +19,7 @@ from agentlightning.registry.registry import Registry
 from agentlightning.rl.trajectory.step_rewards import STEP_SIGNAL, StepReward
 from agentlightning.rl.trajectory.step_rewards.tools import tool_empty, tool_failed
 from agentlightning.rl.trajectory.step_rewards.truncated import truncated
+from agentlightning.settings import convert, type_hints
 from agentlightning.types import Call, Span, Trajectory
 
 

@@ -18,6 +18,7 @@ from agentlightning.algorithms.base import Algorithm
 from agentlightning.algorithms.dpo import trial_batch
 from agentlightning.config.parts import Part
 from agentlightning.config.schema import Config
+from agentlightning.files import folder_bytes
 from agentlightning.rl.batch.build import make_batch
 from agentlightning.training.controls import Controls, run_in_thread
 from agentlightning.training.job import Job, job_of
@@ -103,7 +104,7 @@ async def measure(job: Job, plan: TrainingPlan, group_size: int, controls: Contr
             checkpoint.mkdir()
             await services.trainer.save(checkpoint)
         transitions = [transition for trajectory in trajectories for transition in trajectory.transitions]
-        checkpoint_bytes = _bytes(checkpoint)
+        checkpoint_bytes = folder_bytes(checkpoint)
         return Measured(
             rollouts=len(trajectories),
             reward=mean_reward(trajectories),
@@ -116,7 +117,7 @@ async def measure(job: Job, plan: TrainingPlan, group_size: int, controls: Contr
             training_seconds=training_seconds,
             memory_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024),
             checkpoint_bytes=checkpoint_bytes,
-            store_bytes=_bytes(folder.path) - checkpoint_bytes,
+            store_bytes=folder_bytes(folder.path) - checkpoint_bytes,
         )
 
 
@@ -162,10 +163,6 @@ def _eval_rollouts(job: Job) -> int:
     settings = job.config.eval
     evaluations = 2 + ((job.config.steps - 1) // settings.every if settings.every else 0)
     return evaluations * len(job.eval_tasks[: settings.tasks]) * (settings.samples + settings.greedy)
-
-
-def _bytes(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
 def _existing(path: Path) -> Path:

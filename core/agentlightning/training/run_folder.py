@@ -71,17 +71,18 @@ class RunFolder:
         stem = f"{time.strftime('%Y%m%d-%H%M%S')}-{slug}"
         with disk_errors("make the run folder", Path(root) / stem):
             Path(root).mkdir(parents=True, exist_ok=True)
-            for number in range(1, 1000):
-                path = Path(root) / (stem if number == 1 else f"{stem}-{number}")
+            path, number = Path(root) / stem, 1
+            while True:
                 try:
                     path.mkdir()
+                    break
                 except FileExistsError:
-                    continue
-                folder = cls(path.resolve())
-                folder.checkpoints.mkdir()
-                folder.batches.mkdir()
-                return folder
-        raise RunError(f"Cannot make a run folder {stem!r} under {root}: a thousand of them exist. Choose another name for the run.")
+                    number += 1
+                    path = Path(root) / f"{stem}-{number}"
+            folder = cls(path.resolve())
+            folder.checkpoints.mkdir()
+            folder.batches.mkdir()
+            return folder
 
     @classmethod
     def open(cls, path: Path | str) -> RunFolder:

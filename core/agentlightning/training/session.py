@@ -19,7 +19,6 @@ from agentlightning.algorithms import base
 from agentlightning.contracts.batch import Batch
 from agentlightning.contracts.loss import LossSettings
 from agentlightning.errors import EngineError, NonFinite
-from agentlightning.training.checkpoints import Checkpoints
 from agentlightning.training.evaluation import Evaluator, eval_metrics
 from agentlightning.training.metrics import contributions, step_metrics
 from agentlightning.training.run_record import RunRecord
@@ -41,12 +40,13 @@ class Session(base.Session):
         source: StepSource,
         limits: ReplyLimits,
         evaluator: Evaluator,
-        checkpoints: Checkpoints,
         checks: StepChecks,
+        steps: int,
     ) -> None:
+        """`steps`: of the complete run."""
         self._services, self._record, self._controls = services, record, services.controls
-        self._source, self._limits = source, limits
-        self._evaluator, self._checkpoints, self._checks = evaluator, checkpoints, checks
+        self._source, self._limits, self._evaluator, self._checks = source, limits, evaluator, checks
+        self._steps = steps
         self._source_ends = False
         """Whether the source has nothing for another step."""
         self._counts: Counts = {}
@@ -64,7 +64,7 @@ class Session(base.Session):
         return self._services.max_staleness
 
     def steps(self) -> Iterator[int]:
-        for step in range(self.state.step, self._record.steps):
+        for step in range(self.state.step, self._steps):
             if self._evaluator.out_of_patience(self.state):
                 self.say(
                     f"Stopping early after step {step}: the eval reward has not risen for {self.state.evals_without_gain} evaluations."
@@ -152,8 +152,8 @@ class Session(base.Session):
         self._between_steps = True
         self._source_ends = not await self._source.more()
         await self._evaluate_and_log(row)
-        if self._checkpoints.due(self.state, last=self._is_last(finished)):
-            await self._checkpoints.write(self.state)
+        if self._record.checkpoint_due(last=self._is_last(finished)):
+            await self._record.write_checkpoint()
 
     # --- the run calls these, around the algorithm ---
 
@@ -174,7 +174,7 @@ class Session(base.Session):
     async def end(self) -> None:
         """Cancel the groups that run ahead of the last step, and write the last checkpoint."""
         await self._services.collector.cancel()
-        await self._checkpoints.write(self.state)
+        await self._record.write_checkpoint()
 
     async def rescue(self) -> None:
         """Write a checkpoint of the finished steps after the run was stopped or failed.
@@ -182,12 +182,12 @@ class Session(base.Session):
         In the middle of an optimizer step it writes nothing: a resumed run starts from the checkpoint before.
         """
         if self._between_steps and self.state.step > 0:
-            await self._checkpoints.write(self.state)
+            await self._record.write_checkpoint()
 
     # --- inside ---
 
     def _is_last(self, finished: int) -> bool:
-        return finished == self._record.steps or self._source_ends
+        return finished == self._steps or self._source_ends
 
     async def _evaluate_and_log(self, row: dict[str, Any]) -> None:
         """Evaluate if it is due, then log the step. A run that is stopped during the evaluation keeps the row in its state."""
@@ -206,7 +206,8 @@ class Session(base.Session):
         self._save(unlogged=None)
 
     def _save(self, *, unlogged: dict[str, Any] | None) -> None:
-        self._record.save(sampler=self._source.state(), pending=self._source.pending(), unlogged=unlogged)
+        finished = self.state.step == self._steps and unlogged is None
+        self._record.save(sampler=self._source.state(), pending=self._source.pending(), unlogged=unlogged, finished=finished)
 
     @contextmanager
     def _timed(self, name: str) -> Generator[None]:

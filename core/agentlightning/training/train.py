@@ -18,7 +18,6 @@ from agentlightning.contracts.store import LightningStore
 from agentlightning.errors import LightningError
 from agentlightning.registry.registry import registry
 from agentlightning.runner.runner import Agent
-from agentlightning.training.checkpoints import Checkpoints
 from agentlightning.training.controls import Controls, Stopped, run_in_thread
 from agentlightning.training.evaluation import Evaluator
 from agentlightning.training.job import Job, job_of, keep_tasks, make_job
@@ -167,12 +166,12 @@ async def _open(job: Job, plan: TrainingPlan, folder: RunFolder, start: Start, c
         trackers = exits.enter_context(Trackers(config.trackers, folder.path))
         session = Session(
             services,
-            RunRecord(folder, start.state, trackers, controls.progress, steps=config.steps),
+            RunRecord(folder, start.state, trackers, services.trainer, config.checkpoints, controls.progress),
             source=source,
             limits=ReplyLimits(config.collection, services.trainer.capabilities.max_sequence_tokens),
             evaluator=Evaluator(services, config.eval, job.eval_tasks),
-            checkpoints=Checkpoints(config.checkpoints, folder, services.trainer, controls.progress),
             checks=StepChecks(config.agents, config.mismatch_alarm, folder.path),
+            steps=config.steps,
         )
         try:
             yield session

@@ -85,7 +85,7 @@ def find_records(name: str) -> RecordsSource:
     run = RunFolder.latest() if name == "latest" else RunFolder.open(name)
     config = _config(run)
     if not run.store.is_file():
-        raise StoreError(f"run {run.name} has no store.db, because nothing was recorded yet. Start it again with `agl train`.")
+        raise StoreError(f"Run {run.name} has no store.db, because nothing was recorded yet. Start it again with `agl train`.")
     observed, notes = _step_rewards(config)
     settings = {"agents": config.get("agents"), "reward_weights": config.get("reward_weights"), "step_rewards": observed}
     production = config.get("replay", {}).get("store")
@@ -95,7 +95,7 @@ def find_records(name: str) -> RecordsSource:
 def _check_file(file: Path | None) -> None:
     """Raise `StoreError` for a store file that does not exist, because opening it would create it."""
     if file is not None and not file.is_file():
-        raise StoreError(f"there is no store file {str(file)!r}. Name a run (`latest`), or a file that `agl.rollout(task)` recorded into.")
+        raise StoreError(f"There is no store file {str(file)!r}. Name a run (`latest`), or a file that `agl.rollout(task)` recorded into.")
 
 
 def _config(run: RunFolder) -> dict[str, Any]:
@@ -159,7 +159,7 @@ async def _find(store: LightningStore, name: str) -> str:
         return matches[0]
     if matches:
         raise NotFound(f"{name!r} fits {len(matches)} rollouts: {', '.join(matches[:4])} ... Give more of the id.")
-    raise NotFound(f"there is no rollout {name!r} in this store. `agl show RUN` lists the rollouts.")
+    raise NotFound(f"There is no rollout {name!r} in this store. `agl show RUN` lists the rollouts.")
 
 
 async def _all(source: RecordsSource, step: int | None, mode: Mode | None, status: RolloutStatus | None) -> list[Shown]:

@@ -71,25 +71,25 @@ def train(
         raise typer.Exit(130)
 
 
-def open_training(name: str, root: Path | str = "runs") -> RunFolder:
+def open_training(name: str) -> RunFolder:
     """Return the training run that an argument names; `latest` skips the folders of `agl rollout`."""
     if name != "latest":
         return RunFolder.open(name)
-    runs = [run for run in RunFolder.all(root) if run.state.exists()]
-    return runs[-1] if runs else RunFolder.latest(root)
+    runs = [run for run in RunFolder.all("runs") if run.state.exists()]
+    return runs[-1] if runs else RunFolder.latest()
 
 
 def shown_path(path: Path) -> str:
-    """As a person in this folder would type it."""
+    """Return a path as you would type it in this folder."""
     return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
 
 
 def print_run(run: Run, console: Console) -> None:
-    """What came of a run, where it is, and what to do next."""
+    """Print the result of a run, its folder, and the next commands."""
     folder = shown_path(run.folder)
     if run.stopped:
-        console.print(Text.assemble(("stopped", "yellow"), f" after step {run.result.get('steps', 0)}; what is finished is kept"))
-        console.print(f"go on with:  agl train --resume {folder}", soft_wrap=True, highlight=False)
+        console.print(Text.assemble(("stopped", "yellow"), f" after step {run.result.get('steps', 0)}. All finished steps are kept."))
+        console.print(f"continue with:  agl train --resume {folder}", soft_wrap=True, highlight=False)
         return
     if run.result.get("eval"):
         console.print(before_after_table(run.result))
@@ -102,7 +102,7 @@ def print_run(run: Run, console: Console) -> None:
 
 
 def print_dry_run(report: DryRun, console: Console) -> None:
-    """What one group of rollouts and one step on it tell about the run."""
+    """Print the measurements and estimates of a dry run."""
     table = Table(Column(style="bold"), Column(), title="Dry run: nothing was trained", title_justify="left", show_header=False)
     reward = "not scored" if report.reward is None else f"mean reward {report.reward:.3f}"
     failed = f", {report.failed} failed" if report.failed else ""
@@ -120,7 +120,7 @@ def print_dry_run(report: DryRun, console: Console) -> None:
     if report.error:
         console.print(Text.assemble(("first failure: ", "bold red"), report.error), soft_wrap=True)
     if report.disk_bytes > report.free_bytes:
-        console.print("the disk is too small for this run: free some space, or keep fewer checkpoints", style="bold red", soft_wrap=True)
+        console.print("The disk is too small for this run. Free some space, or keep fewer checkpoints.", style="bold red", soft_wrap=True)
 
 
 def _bytes(count: int) -> str:

@@ -54,11 +54,11 @@ class Served:
 def serve(
     model: ServedModel,
     *,
-    host: str = "127.0.0.1",
-    port: int = 8000,
-    store: str | None = None,
-    progress: Progress | None = None,
-    ready: Callable[[Served], None] = lambda served: None,
+    host: str,
+    port: int,
+    store: str | None,
+    progress: Progress,
+    ready: Callable[[Served], None],
 ) -> None:
     """Serve a model and the store that its calls are recorded in, until Ctrl-C. `ready` is called once, with the addresses.
 
@@ -66,7 +66,7 @@ def serve(
     """
 
     async def serve_until_stopped() -> None:
-        async with _serving(model, host, port, store, progress or Progress()) as served:
+        async with _serving(model, host, port, store, progress) as served:
             ready(served)
             await _until_interrupted()
 
@@ -104,7 +104,7 @@ def served_model(run: Path | None, name: str | None, progress: Progress) -> Serv
     result = folder.read_result() if folder.result.exists() else {}
     if "checkpoint" not in result:
         advice = f"If it is a stopped training run, continue it with `agl train --resume {folder.name}`."
-        raise RunError(f"run {folder.name} has no trained weights. {advice}")
+        raise RunError(f"Run {folder.name} has no trained weights. {advice}")
     config = load_config(folder.config)
     path = folder.path / str(result["checkpoint"])
     policy = Policy(version=int(result["policy_version"]), base=config.model, uri=f"file:{path}")

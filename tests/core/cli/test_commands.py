@@ -68,7 +68,7 @@ def test_help_loads_neither_torch_nor_a_framework() -> None:
         (["serve", "latest", "--model", "m"], 2, "takes one of RUN and --model"),
         (["models", "pull", "smollm2-135n"], 2, "smollm2-135m"),
         (["show"], 1, "There is no run under runs"),
-        (["show", "sqlite:typo.db"], 1, "there is no store file 'typo.db'"),
+        (["show", "sqlite:typo.db"], 1, "There is no store file 'typo.db'"),
     ],
 )
 def test_bad_input_is_one_clear_message(

@@ -131,7 +131,7 @@ def test_what_is_shown_twice_counts_once() -> None:
 @pytest.mark.parametrize(
     ("signal", "said"),
     [
-        (lambda records: records.nothing, r"attempt a1: the signal 'own' raised AttributeError"),
+        (lambda records: records.nothing, r"Attempt a1: the signal 'own' raised AttributeError"),
         (lambda records: [True], r"the signal 'own' returned True. Return spans, calls or completions of the attempt's records"),
         (lambda records: [tool("elsewhere", 0)], r"the signal 'own' returned Span.*Return spans, calls or completions"),
     ],

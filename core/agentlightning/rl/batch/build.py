@@ -133,7 +133,7 @@ def _rollout(trajectory: Trajectory, advantages: ArrayLike, critic: tuple[Double
         for name, array in zip(("values", "returns"), critic, strict=True):
             if array.shape != (int(ends[-1]) if len(ends) else 0,):
                 raise TrainerError(
-                    f"rollout {trajectory.rollout_id} has {name} of shape {array.shape}. Pass one for each of its sampled tokens."
+                    f"Rollout {trajectory.rollout_id} has {name} of shape {array.shape}. Pass one for each of its sampled tokens."
                 )
         values, returns = (np.split(array, ends[:-1]) for array in critic)
         rows = [Row(*parts) for parts in zip(trajectory.transitions, by_transition, values, returns, strict=False)]
@@ -145,18 +145,18 @@ def _by_transition(trajectory: Trajectory, advantages: Doubles, ends: Ints) -> l
     transitions, tokens = trajectory.transitions, int(ends[-1]) if len(ends) else 0
     if advantages.shape not in ((len(transitions),), (tokens,)):
         raise TrainerError(
-            f"rollout {trajectory.rollout_id} has {len(transitions)} transitions and advantages of shape {advantages.shape}. "
+            f"Rollout {trajectory.rollout_id} has {len(transitions)} transitions and advantages of shape {advantages.shape}. "
             f"Pass one advantage for each transition, or one for each of its {tokens} sampled tokens."
         )
     if np.isinf(advantages).any():
         raise TrainerError(
-            f"rollout {trajectory.rollout_id} has an infinite advantage. Use a finite number, or NaN for an unscored rollout."
+            f"Rollout {trajectory.rollout_id} has an infinite advantage. Use a finite number, or NaN for an unscored rollout."
         )
     for t in transitions:
         length = len(t.response_ids)
         if len(t.versions) != length or (t.logprobs is not None and len(t.logprobs) != length):
             raise TrainerError(
-                f"completion {t.completion_id} has {length} tokens, {len(t.versions)} versions and "
+                f"Completion {t.completion_id} has {length} tokens, {len(t.versions)} versions and "
                 f"{'no' if t.logprobs is None else len(t.logprobs)} logprobs. Record one of each for every token."
             )
     if len(advantages) == len(transitions):
@@ -166,7 +166,7 @@ def _by_transition(trajectory: Trajectory, advantages: Doubles, ends: Ints) -> l
         missing = int(np.isnan(response).sum())
         if 0 < missing < len(response):
             raise TrainerError(
-                f"completion {t.completion_id} has an advantage for {len(response) - missing} of its {len(response)} tokens. Give all of "
+                f"Completion {t.completion_id} has an advantage for {len(response) - missing} of its {len(response)} tokens. Give all of "
                 "them one, or NaN to all to leave it out."
             )
     return list(by_transition)
@@ -255,7 +255,7 @@ def _pair_indices(pairs: Sequence[tuple[int, int]], rollouts: Sequence[_Rollout]
     for k in members:
         if k not in index:
             name = rollouts[k].trajectory.rollout_id
-            raise TrainerError(f"rollout {name} is in a pair, and none of its tokens can be trained. Leave the pair out.")
+            raise TrainerError(f"Rollout {name} is in a pair, and none of its tokens can be trained. Leave the pair out.")
     return ints(np.array([index[k] for k in members]).reshape(-1, 2))
 
 

@@ -21,7 +21,7 @@ def check_finite(rewards: Sequence[Reward]) -> None:
     """Raise `RewardError` for the first reward that is not a finite number, because a client may have recorded anything."""
     for reward in rewards:
         if not math.isfinite(reward.value):
-            name = f"attempt {reward.attempt_id}: the reward {reward.name!r} from {reward.source!r}"
+            name = f"Attempt {reward.attempt_id}: the reward {reward.name!r} from {reward.source!r}"
             raise RewardError(f"{name} is {reward.value}. Use a finite number.")
 
 
@@ -47,7 +47,7 @@ def rollout_reward(
     if RETURN in last and EMITTED in last:
         if not math.isclose(last[RETURN], last[EMITTED], rel_tol=1e-9, abs_tol=1e-12):
             raise RewardError(
-                f"attempt {rewards[0].attempt_id}: the agent returned {last[RETURN]} and emitted the reward {last[EMITTED]}. "
+                f"Attempt {rewards[0].attempt_id}: the agent returned {last[RETURN]} and emitted the reward {last[EMITTED]}. "
                 "Return None, or emit it under another name."
             )
         del last[EMITTED]

@@ -39,12 +39,12 @@ class StepReward:
         try:
             shown = list(self.signal(records))
         except Exception as error:
-            raise RewardError(f"attempt {records.attempt.id}: the signal {self.name!r} raised {type(error).__name__}: {error}") from error
+            raise RewardError(f"Attempt {records.attempt.id}: the signal {self.name!r} raised {type(error).__name__}: {error}") from error
         recorded = {record.id for record in (*records.spans, *records.calls, *records.completions)}
         for step in cast("list[Any]", shown):
             if not isinstance(step, Span | Call | Completion) or step.id not in recorded:
                 raise RewardError(
-                    f"attempt {records.attempt.id}: the signal {self.name!r} returned {step!r:.80}. "
+                    f"Attempt {records.attempt.id}: the signal {self.name!r} returned {step!r:.80}. "
                     "Return spans, calls or completions of the attempt's records."
                 )
         return shown

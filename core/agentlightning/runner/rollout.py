@@ -192,7 +192,7 @@ def reward_later(
     return record
 
 
-def _store_of(store: LightningStore | str | None) -> LightningStore | str:
+def _store_of(store: Any) -> LightningStore | str:
     if not isinstance(store, str | LightningStore | None):
         raise ConfigError(f"store is {store!r:.80}. Use a store's address ('sqlite:agl.db', 'http://host:8000') or an open store.")
     return store or os.environ.get("AGL_STORE") or DEFAULT_STORE

@@ -87,7 +87,7 @@ def main() -> None:
     parser.add_argument("--trainer", help="trainer (default: torch)")
     options = parser.parse_args(sys.argv[1:])
     run = train(make_job(options, model_files(options.model)))
-    rows = read_metrics(run.folder)[0]
+    rows = read_metrics(run.folder)
     steps = [{"step": row["step"], **{name: row[name] for name in KEPT if row.get(name) is not None}} for row in rows]
     kept = ("steps", "finished", "seconds", "eval", "measured_after_step")
     tasks = "real" if options.data and Path(options.data).is_dir() else "generated"

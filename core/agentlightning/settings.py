@@ -25,6 +25,7 @@ NonNegativeInt = Annotated[int, Meta(ge=0)]
 FiniteFloat = Annotated[float, Meta(ge=-MAX, le=MAX)]
 PositiveFloat = Annotated[float, Meta(gt=0)]
 NonNegativeFloat = Annotated[float, Meta(ge=0)]
+FiniteNonNegative = Annotated[float, Meta(ge=0, le=MAX)]
 UnitInterval = Annotated[float, Meta(ge=0, le=1)]
 Beta = Annotated[float, Meta(ge=0, lt=1)]
 WORDS: dict[Any, str] = {int: "a whole number", float: "a number", str: "text", bool: "true or false", Path: "a path", Any: "a value"}

@@ -11,6 +11,7 @@ def register_trainers(register: Register) -> None:
         "agentlightning_verl.trainer:VerlTrainer",
         settings="agentlightning_verl.settings:VerlSettings",
         summary="trains on verl's FSDP2 workers under Ray: several GPUs and nodes, or a CPU",
+        elsewhere=("verl",),
     )
 
 

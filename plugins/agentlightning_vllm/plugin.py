@@ -13,6 +13,7 @@ def register_engines(register: Register) -> None:
         summary="serves with vLLM, in one or more replicas, on GPUs or a CPU",
         extra="serve",
         needs=("transformers",),
+        elsewhere=("vllm",),
     )
 
 

@@ -21,7 +21,7 @@ from agentlightning.rl.arrays import RolloutArrays
 from agentlightning.rl.credit.identical import identical
 from agentlightning.serving.serve import served_model
 from agentlightning.settings import build
-from agentlightning.training.progress import Silent
+from agentlightning.training.progress import Progress
 from agentlightning.training.run_folder import RunFolder
 from agentlightning.training.train import train_config
 from agentlightning_torch.testing import tiny_model
@@ -150,4 +150,4 @@ def test_the_loop_of_the_page_on_production_runs_as_it_stands(tmp_path: Path, mo
     assert run.result["steps"] == 2, "twelve rollouts are a step of eight and one of four"
     assert len(trained) == 12
     assert sum(each.trained for each in trained.values()) > 0
-    assert served_model(run.folder, None, Silent())[2] is not None
+    assert served_model(run.folder, None, Progress())[2] is not None

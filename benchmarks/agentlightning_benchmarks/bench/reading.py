@@ -53,7 +53,7 @@ async def _read(run: RunFolder) -> Measured:
     config = tomllib.loads(run.config.read_text())
     settings = {"agents": config.get("agents") or None, "reward_weights": config.get("reward_weights")}
     batches = run.read_batches()
-    measured = Measured(read_metrics(run.path)[0], {kind: {} for kind in KINDS}, Account())
+    measured = Measured(read_metrics(run.path), {kind: {} for kind in KINDS}, Account())
     counted: dict[tuple[Kind, int, str, int], Trajectory] = {}
     store, cursor = open_store(run.store_address), 0
     try:

@@ -19,7 +19,7 @@ from agentlightning.errors import ConfigError, LightningError, PluginError
 from agentlightning.registry.registry import Registry, registry, singular
 from agentlightning.rl.arrays import RolloutArrays
 from agentlightning.rl.loss import FunctionLoss
-from agentlightning.rl.trajectory.step_rewards import StepReward, step_rewards
+from agentlightning.rl.trajectory.step_rewards import StepReward
 from agentlightning.settings import build, check_keys, convert, in_table, join_key, type_hints
 
 PartValue: TypeAlias = str | Mapping[str, Any] | Callable[..., Any]
@@ -205,4 +205,5 @@ def _try(function: Callable[..., Any], inputs: tuple[Any, ...]) -> None:
 
 def build_step_rewards(values: Mapping[str, float], plugins: Registry | None = None) -> tuple[StepReward, ...]:
     """Return the step rewards of a configuration, by the name of a signal or `module:function`. Raises `ConfigError`."""
-    return step_rewards(values, lambda name: Part.parse("step_signals", name, f"step_rewards.{name}", plugins).make())
+    signals = {name: Part.parse("step_signals", name, f"step_rewards.{name}", plugins).make() for name in values}
+    return tuple(StepReward(name, value, signals[name]) for name, value in values.items())

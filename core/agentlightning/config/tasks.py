@@ -24,17 +24,17 @@ def load_tasks(source: str | Path | Iterable[JSON]) -> list[Task]:
     A `.jsonl` file has one JSON value on each line, and skips empty lines. A `.json` file is a list of values. A value may be a `Task`.
     Raises `TaskError`, or `ConfigError` for a `module:attribute` that does not exist.
     """
-    if isinstance(source, Path):
-        return _tasks(_read(source))
-    if not isinstance(source, str):
-        return _tasks((f"task {number}", value) for number, value in enumerate(source))
-    if is_reference(source):
-        value: Any = load_object(source)
-        value = value() if callable(value) else value
-        if isinstance(value, str | bytes | dict) or not isinstance(value, Iterable):
-            raise TaskError(f"{source} is a {type(cast(Any, value)).__name__}. Use a list of tasks, or a function that returns one.")
-        return _tasks((f"task {number} of {source}", item) for number, item in enumerate(cast("Iterable[Any]", value)))
-    return _tasks(_read(Path(source)))
+    if isinstance(source, Path) or (isinstance(source, str) and not is_reference(source)):
+        return _tasks(_read(Path(source)))
+    values: Any = load_object(source) if isinstance(source, str) else source
+    values = values() if isinstance(source, str) and callable(values) else values
+    if isinstance(values, str | bytes | dict) or not isinstance(values, Iterable):
+        name = source if isinstance(source, str) else "tasks"
+        raise TaskError(
+            f"{name} is a {type(cast(Any, values)).__name__}. Use a list of tasks, or name a file or a function that returns one."
+        )
+    of_source = f" of {source}" if isinstance(source, str) else ""
+    return _tasks((f"task {number}{of_source}", item) for number, item in enumerate(cast("Iterable[Any]", values)))
 
 
 def is_reference(source: str) -> bool:

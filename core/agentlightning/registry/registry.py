@@ -42,6 +42,8 @@ class Entry:
     needs: tuple[str, ...] = ()
     settings: str | type[Any] | None = None
     """The settings class of an engine or a trainer, light to import."""
+    elsewhere: tuple[str, ...] = ()
+    """Modules that may lie in another environment."""
 
     @property
     def what(self) -> str:
@@ -52,6 +54,11 @@ class Entry:
     def missing(self) -> tuple[str, ...]:
         """Modules in `needs` that are not installed."""
         return tuple(name for name in self.needs if not _installed(name))
+
+    @property
+    def not_here(self) -> tuple[str, ...]:
+        """Modules in `elsewhere` that this environment lacks."""
+        return tuple(name for name in self.elsewhere if not _installed(name))
 
     @property
     def install(self) -> str:

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 from agentlightning.capture.recorder import Recorder, checked_reward, reward, use
 from agentlightning.config.tasks import load_tasks
 from agentlightning.contracts.store import LightningStore
+from agentlightning.errors import ConfigError
 from agentlightning.runner.runner import keep_lease, worker_name
 from agentlightning.stores.common import open_store
 from agentlightning.types import JSON, LLM, Mode, Reward, Rollout
@@ -187,7 +188,9 @@ async def _opened(store: LightningStore | str) -> AsyncGenerator[LightningStore]
         await opened.close()
 
 
-def _store_of(store: LightningStore | str | None) -> LightningStore | str:
+def _store_of(store: Any) -> LightningStore | str:
+    if not isinstance(store, str | LightningStore | None):
+        raise ConfigError(f"store is {store!r:.80}. Use a store's address ('sqlite:agl.db', 'http://host:8000') or an open store.")
     return store or os.environ.get("AGL_STORE") or DEFAULT_STORE
 
 

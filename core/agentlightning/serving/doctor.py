@@ -109,45 +109,26 @@ def machine() -> Machine:
 
 def advise(this: Machine) -> Advice:
     """Recommend an engine and a trainer for a machine, and the commands that install them."""
-    has = this.packages
-    commands: list[str] = []
+    commands = {
+        "torch": "pip install 'agentlightning[torch]'",
+        "vllm": "pip install 'agentlightning[vllm]'  # in an environment of its own, named as engine.python",
+        "verl": "pip install 'agentlightning[torch,verl]'",
+    }
+    engine = trainer = "torch"
+    frozen, training = BYTES_FROZEN, 1
+    memory = min((gpu.memory for gpu in this.gpus), default=this.memory or 0)
     if not this.gpus:
-        if "torch" not in has:
-            commands.append("pip install 'agentlightning[torch]'")
-        memory = this.memory or 0
-        return Advice(
-            "torch",
-            "torch",
-            "without a GPU, engine and trainer share one copy of the weights in this process",
-            SHARE * memory / BYTES_FULL / 1e9,
-            SHARE * memory / 4 / 1e9,  # float32
-            tuple(commands),
-        )
-    memory = min(gpu.memory for gpu in this.gpus)
-    if len(this.gpus) == 1:
-        if "torch" not in has:
-            commands.append("pip install 'agentlightning[torch]'")
-        return Advice(
-            "torch",
-            "torch",
-            "one GPU: engine and trainer share one copy of the weights; many rollouts at once are faster with engine vllm (sleep = true)",
-            SHARE * memory / BYTES_FULL / 1e9,
-            SHARE * memory / BYTES_FROZEN / 1e9,
-            tuple(commands),
-        )
-    if "vllm" not in has:
-        commands.append("pip install 'agentlightning[vllm]'  # in an environment of its own, named as engine.python")
-    if "verl" not in has:
-        commands.append("pip install 'agentlightning[torch,verl]'")
-    training = len(this.gpus) - len(this.gpus) // 2
-    return Advice(
-        "vllm",
-        "verl",
-        f"{len(this.gpus)} GPUs: vLLM serves on {len(this.gpus) // 2}, verl shards the training over {training}",
-        SHARE * memory * training / BYTES_FULL / 1e9,
-        SHARE * memory * training / BYTES_FROZEN / 1e9,
-        tuple(commands),
-    )
+        frozen = 4  # float32
+        why = "without a GPU, engine and trainer share one copy of the weights in this process"
+    elif len(this.gpus) == 1:
+        why = "one GPU: engine and trainer share one copy of the weights; many rollouts at once are faster with engine vllm (sleep = true)"
+    else:
+        engine, trainer, serving = "vllm", "verl", len(this.gpus) // 2
+        training = len(this.gpus) - serving
+        why = f"{len(this.gpus)} GPUs: vLLM serves on {serving}, verl shards the training over {training}"
+    parameters = SHARE * memory * training / 1e9
+    missing = [commands[name] for name in dict.fromkeys((engine, trainer)) if name not in this.packages]
+    return Advice(engine, trainer, why, parameters / BYTES_FULL, parameters / frozen, tuple(missing))
 
 
 def check(name: str, plugins: Registry | None = None) -> Checked:

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from agentlightning.config.parts import call
 from agentlightning.contracts.loss import CustomLoss, LossSettings
 from agentlightning.errors import TrainerError, UnsupportedSetting
 from agentlightning_torch.losses.cispo import cispo
@@ -59,13 +60,18 @@ LOSSES: Mapping[str, Term] = MappingProxyType(
 def term(loss: LossSettings, inputs: TermInputs) -> torch.Tensor:
     """Return each token's term, (tokens,).
 
-    Raises `UnsupportedSetting` for an unknown loss, and `TrainerError` for a custom loss with another shape.
+    Raises `UnsupportedSetting` for an unknown loss, `PluginError` for a custom loss that fails, and `TrainerError` for one with another
+    shape or without a gradient.
     """
     if isinstance(loss, CustomLoss):
-        result = loss.term(inputs.logprobs, inputs.old_logprobs, inputs.advantages)
+        result = call("algorithm.loss", loss.name, loss.term, inputs.logprobs, inputs.old_logprobs, inputs.advantages)
         if not isinstance(result, torch.Tensor) or result.shape != inputs.logprobs.shape:
             shown = f"a tensor of shape {tuple(result.shape)}" if isinstance(result, torch.Tensor) else repr(result)[:80]
             raise TrainerError(f"loss {loss.name!r} returned {shown} for {len(inputs.logprobs)} tokens. Return the term of each token.")
+        if inputs.logprobs.requires_grad and not result.requires_grad:
+            raise TrainerError(
+                f"loss {loss.name!r} returned a term without a gradient, so it trains nothing. Compute it from logprobs, without detach."
+            )
         return result
     if loss.name not in LOSSES:
         raise UnsupportedSetting(

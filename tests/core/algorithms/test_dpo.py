@@ -85,10 +85,10 @@ def test_without_a_pair_nothing_is_trained_and_every_scored_group_is_without_sig
 def test_pairs_that_cannot_be_are_refused():
     some = [rollout(0, 1.0), rollout(1, 0.0), rollout(2, 0.0, logprobs=False)]
     for pairs, says in [
-        ([(0, 1), (0, 2)], "trajectory 0 of 3 stands in 2 places"),
-        ([(1, 1)], "trajectory 1 of 3 stands in 2 places"),
-        ([(0, 3)], "trajectory 3 of 3 stands in 1 places"),
-        ([(0, 2)], "rollout g2 is in a pair, and none of its tokens can be trained"),
+        ([(0, 1), (0, 2)], "Trajectory 0 of 3 is in 2 places"),
+        ([(1, 1)], "Trajectory 1 of 3 is in 2 places"),
+        ([(0, 3)], "Trajectory 3 of 3 is in 1 places"),
+        ([(0, 2)], "Rollout g2 is in a pair, and none of its tokens can be trained"),
     ]:
         with pytest.raises(TrainerError, match=says):
             make_batch(some, preferred(some, pairs), loss_aggregation="pair_mean", pairs=pairs)

@@ -12,8 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import agentlightning as agl
-from agentlightning.algorithms.rft import chosen
-from agentlightning.algorithms.sft import advantage
+from agentlightning.algorithms.sft import advantage, chosen
 from agentlightning.config.schema import Config
 from agentlightning.config.toml import to_toml
 from agentlightning.contracts.batch import Batch

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import agentlightning as agl
-from agentlightning.algorithms.sft import advantage
+from agentlightning.algorithms.sft import advantage, chosen
 from agentlightning.cli.accounts import account
 from agentlightning.errors import ConfigError
 from agentlightning.registry.registry import registry
@@ -53,8 +53,8 @@ def sft(**settings: Any) -> agl.SFT:
 
 
 def batch_of(algorithm: agl.SFT, *trajectories: Trajectory) -> Any:
-    chosen = [algorithm.chosen(each) for each in trajectories]
-    return make_batch(chosen, [advantage(each) for each in chosen], loss_aggregation=algorithm.loss_aggregation, demonstrations=True)
+    kept = chosen(trajectories, min_reward=algorithm.min_reward)
+    return make_batch(kept, [advantage(each) for each in kept], loss_aggregation=algorithm.loss_aggregation, demonstrations=True)
 
 
 async def test_only_rollouts_that_earned_enough_are_learned_from():
@@ -82,14 +82,14 @@ async def test_weights_are_those_of_tokens_or_of_rollouts():
 async def test_a_step_accounts_for_every_token_and_calls_no_demonstrated_reward_the_policys():
     state, records, one = await made("demonstrated", "sampled")
     algorithm = sft()
-    chosen = algorithm.chosen(one)
-    values = advantage(chosen)
-    batch = make_batch([chosen], [values], demonstrations=True)
-    row = step_metrics([chosen], batch)
+    (kept_one,) = chosen([one], min_reward=algorithm.min_reward)
+    values = advantage(kept_one)
+    batch = make_batch([kept_one], [values], demonstrations=True)
+    row = step_metrics([kept_one], batch)
     assert (row["demonstrated_reward"], row["demonstrated_tokens"], row["sampled_tokens"], row["trained_tokens"]) == (1.0, 3, 3, 3)
     assert "reward" not in row
     assert row["unscored"] == 0
-    kept = contributions([chosen], [values], [values], batch)[one.rollout_id]
+    kept = contributions([kept_one], [values], [values], batch)[one.rollout_id]
     sums = account(state, records, one, kept)
     assert (sums.sampled, sums.demonstrated, sums.trained, dict(sums.left_out)) == (6, 3, 3, {"sampled, not demonstrated": 3})
 

@@ -204,7 +204,7 @@ def test_advantages_values_and_returns_of_tokens_stand_at_their_tokens():
 def test_a_single_path_longer_than_a_pack_is_refused_by_name():
     batch = make_batch([trajectory(0, transition(0, [1, 2, 3], [4, 5]))], [[1]])
     assert len(cut_packs(batch, 5)) == 1
-    with pytest.raises(TrainerError, match=r"completion c0 of rollout gr0 ends 5 tokens after its root, and tokens_per_pack is 4"):
+    with pytest.raises(TrainerError, match=r"Completion c0 of rollout gr0 ends 5 tokens after its root, and tokens_per_pack is 4"):
         cut_packs(batch, 4)
 
 

@@ -5,6 +5,7 @@ import pytest
 from by_rollout import by_rollout
 from msgspec.structs import replace
 
+from agentlightning.algorithms.lightning import LightningRL
 from agentlightning.errors import ConfigError
 from agentlightning.rl.credit.discounted import discounted as flat_discounted
 from agentlightning.rl.credit.identical import identical as flat_identical
@@ -100,11 +101,8 @@ def test_a_reward_of_a_whole_call_counts_once_for_the_calls_before() -> None:
     assert per_step([t])[0].tolist() == [1.0, 1.0, 1.0]
 
 
+@pytest.mark.parametrize("credit", ["discounted", "per_step", "learned"])
 @pytest.mark.parametrize("gamma", [-0.1, 1.1, float("nan")])
-def test_a_gamma_outside_zero_and_one_is_refused(gamma: float) -> None:
-    with pytest.raises(ConfigError, match=r"credit\.gamma"):
-        discounted([], gamma=gamma)
-    with pytest.raises(ConfigError, match=r"credit\.gamma"):
-        per_step([], gamma=gamma)
-    with pytest.raises(ConfigError, match=r"credit\.rollout_weight"):
-        per_step([], rollout_weight=float("inf"))
+def test_a_gamma_outside_zero_and_one_is_refused(credit: str, gamma: float) -> None:
+    with pytest.raises(ConfigError, match=r"algorithm\.credit\.gamma is .*\. Use a number from 0 to 1\."):
+        LightningRL(credit={"name": credit, "gamma": gamma}).parts()

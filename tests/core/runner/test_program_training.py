@@ -73,7 +73,7 @@ def config(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> Path
 
 def test_a_program_trains_and_its_run_resumes_from_anywhere(config: Path, tmp_path: Path) -> None:
     run = train_config(load_config(config), progress=False)
-    rows, _ = read_metrics(run.folder)
+    rows = read_metrics(run.folder)
     assert [row["step"] for row in rows] == [1, 2]
     for row in rows:
         assert (row["rollouts"], row["failed"], row["unscored"]) == (6, 0, 0)
@@ -82,7 +82,7 @@ def test_a_program_trains_and_its_run_resumes_from_anywhere(config: Path, tmp_pa
     kept = load_config(RunFolder.open(run.folder).config)
     assert kept.command == f"{sys.executable} their_agent.py"
     more = train_config(dataclasses.replace(kept, steps=3), resume=run.folder, progress=False)
-    assert [row["step"] for row in read_metrics(more.folder)[0]] == [1, 2, 3]
+    assert [row["step"] for row in read_metrics(more.folder)] == [1, 2, 3]
 
 
 def test_a_dry_run_of_a_program_that_asks_another_model_says_what_it_should_read(config: Path) -> None:

@@ -149,6 +149,12 @@ def test_an_unknown_scheme_is_refused_with_the_known_ones(tmp_path: Path, monkey
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_store_that_is_none_is_refused_with_what_to_pass(tmp_path: Path) -> None:
+    for store in (3, tmp_path / "agl.db"):
+        with pytest.raises(ConfigError, match=r"store is .*\. Use a store's address"):
+            agl.rollout("task", store=store)  # type: ignore[arg-type]
+
+
 def test_rewards_outside_a_rollout_say_where_they_belong() -> None:
     with pytest.raises(agl.LightningError, match=r"with agl.rollout\(task\)"):
         agl.reward(1.0)

@@ -21,8 +21,8 @@ from agentlightning.errors import NotFound, RewardError, StoreError
 from agentlightning.stores.common import open_store
 from agentlightning.training.dry_run import dry_run
 from agentlightning.training.metrics import read_metrics
+from agentlightning.training.production.opening import trained_before
 from agentlightning.training.production.replay import ProductionReplay
-from agentlightning.training.production.steps import trained_before
 from agentlightning.training.run_folder import RunFolder
 from agentlightning_torch.testing import tiny_model
 
@@ -71,7 +71,7 @@ def settings(produced: Produced, store: str, folder: Path, **more: Any) -> dict[
 
 
 def rows(run: agl.Run) -> list[dict[str, Any]]:
-    return read_metrics(run.folder)[0]
+    return read_metrics(run.folder)
 
 
 def measured(run: agl.Run) -> list[dict[str, Any]]:

@@ -21,7 +21,7 @@ from transformers import AutoModelForCausalLM
 
 import agentlightning as agl
 from agentlightning.contracts.loss import CustomLoss
-from agentlightning.errors import AgentError, ConfigError, JoinError, LightningError, NonFinite, RunError, UnsupportedSetting
+from agentlightning.errors import AgentError, ConfigError, JoinError, LightningError, NonFinite, RunError, TaskError, UnsupportedSetting
 from agentlightning.stores.common import open_store
 from agentlightning.training.metrics import read_metrics
 from agentlightning.training.run_folder import RunFolder
@@ -76,7 +76,7 @@ def settings(model: str, folder: Path, **more: Any) -> dict[str, Any]:
 
 
 def rows(run: agl.Run) -> list[dict[str, Any]]:
-    return read_metrics(run.folder)[0]
+    return read_metrics(run.folder)
 
 
 def test_a_run_trains_and_leaves_everything_behind(model: str, tmp_path: Path) -> None:
@@ -287,6 +287,10 @@ async def raises(task: Any, llm: agl.LLM) -> float:
     raise KeyError("question")
 
 
+async def returns_nan(task: Any, llm: agl.LLM) -> float:
+    return float("nan")
+
+
 async def unscored(task: Any, llm: agl.LLM) -> None:
     await two_turns(task, llm)
 
@@ -296,6 +300,7 @@ async def unscored(task: Any, llm: agl.LLM) -> None:
     [
         (never_calls, JoinError, "No model call of the first step reached the gateway"),
         (raises, AgentError, r"All 8 rollouts of the first step failed.*KeyError: 'question' at .*test_training.py"),
+        (returns_nan, AgentError, r"All 8 rollouts.*The reward is nan\. Use a finite number[^.]*\. See `agl show"),
         (unscored, AgentError, "No rollout in the first step received a reward"),
     ],
 )
@@ -316,6 +321,10 @@ def test_a_wrong_setting_is_said_before_anything_starts(model: str, tmp_path: Pa
         agl.train(two_turns, tasks=TASKS, stepz=3, **settings(model, tmp_path))
     with pytest.raises(ConfigError, match=r"Unknown key 'learning_rate' in \[trainer\]"):
         agl.train(two_turns, tasks=TASKS, **settings(model, tmp_path, trainer={"name": "torch", "learning_rate": 1}))
+    with pytest.raises(ConfigError, match=r"train has no setting store: each run keeps store\.db.*use replay="):
+        agl.train(two_turns, tasks=TASKS, store="agl.db", **settings(model, tmp_path))
+    with pytest.raises(TaskError, match=r"tasks is a dict\. Use a list of tasks"):
+        agl.train(two_turns, tasks={"question": "2+3?"}, **settings(model, tmp_path))
     assert not RunFolder.all(tmp_path), "a run that cannot start leaves no folder"
 
 

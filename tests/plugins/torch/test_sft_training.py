@@ -130,7 +130,7 @@ def settings(model: ModelFiles, folder: Path, **more: Any) -> dict[str, Any]:
 
 
 def rows(run: agl.Run) -> list[dict[str, Any]]:
-    return read_metrics(run.folder)[0]
+    return read_metrics(run.folder)
 
 
 def test_a_run_learns_what_it_is_shown_and_nothing_of_a_wrong_demonstration(

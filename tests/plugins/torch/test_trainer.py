@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,9 +19,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, MistralConfig, Mis
 from agentlightning.contracts.batch import Batch
 from agentlightning.contracts.loss import CustomLoss, LossSettings
 from agentlightning.contracts.model import ModelFiles
-from agentlightning.errors import ConfigError, NonFinite, TrainerError, UnsupportedSetting
+from agentlightning.errors import ConfigError, NonFinite, PluginError, TrainerError, UnsupportedSetting
 from agentlightning.rl.batch.build import make_batch
-from agentlightning.rl.loss import CISPO, PPOClip
+from agentlightning.rl.loss import CISPO, FunctionLoss, PPOClip
 from agentlightning.rl.schedule import learning_rate
 from agentlightning.training.weight_sync import WeightCheck, folder_of
 from agentlightning.types import Task, Trajectory, Transition
@@ -206,6 +207,19 @@ async def test_a_loss_that_is_not_finite_leaves_weights_and_moments_untouched(fi
         _, metrics = await trainer.step(two_turns(), Own(seen=[]))  # and goes on
         assert trainer.policy.version == 2
         assert math.isfinite(metrics["loss"])
+
+
+@pytest.mark.parametrize(
+    ("term", "error", "says"),
+    [
+        (lambda logprobs, *_: logprobs.detach(), TrainerError, "loss 'own' returned a term without a gradient"),
+        (lambda logprobs, *_: logprobs.missing, PluginError, r"algorithm\.loss 'own' raised AttributeError: .*missing.*line"),
+    ],
+)
+async def test_a_loss_of_ones_own_that_cannot_train_is_named(files: ModelFiles, term: Any, error: type[Exception], says: str):
+    async with training(files) as trainer:
+        with pytest.raises(error, match=says):
+            await trainer.step(two_turns(), FunctionLoss(name="own", function=term))
 
 
 async def test_a_gradient_that_is_not_finite_leaves_weights_and_moments_untouched(files: ModelFiles):

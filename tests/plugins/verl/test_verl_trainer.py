@@ -169,7 +169,7 @@ def test_a_run_trains_with_verl_and_every_step_is_the_torch_trainers(files: Mode
         eval={"every": 2, "samples": 4},
         progress=False,
     )
-    rows = read_metrics(run.folder)[0]
+    rows = read_metrics(run.folder)
     print(*(f"step {row['step']} reward {row['reward']:.3f}" for row in rows if "reward" in row), run.result["eval"], sep="\n")
     assert len(Both.seen) >= 5
     for number, seen in enumerate(Both.seen):

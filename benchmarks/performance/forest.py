@@ -18,10 +18,9 @@ On a GPU the table also shows tokens/s and the share of the card's bf16 peak. Th
 from __future__ import annotations
 
 import argparse
+import multiprocessing
 import os
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -184,14 +183,15 @@ def _kilobytes(name: str) -> int:
     return int(line.split()[1])
 
 
-def memory(mode: str) -> int | None:
+def memory(options: argparse.Namespace, mode: str) -> int | None:
     """Return the same, measured in a separate process, or None if that is impossible."""
     if not torch.cuda.is_available() and not Path("/proc/self/clear_refs").exists():
         return None
-    command = [sys.executable, __file__, *sys.argv[1:], "--peak-of", mode]
     # Give each array its own pages, so that heap fragmentation does not count.
-    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}
-    return int(subprocess.run(command, check=True, capture_output=True, text=True, env=environment).stdout.split()[-1])
+    os.environ["MALLOC_MMAP_THRESHOLD_"] = "65536"
+    # The processes fork from one that has imported torch and done nothing else.
+    with multiprocessing.get_context("forkserver").Pool(1) as process:
+        return process.apply(peak, (options, mode))
 
 
 def main() -> None:
@@ -207,11 +207,7 @@ def main() -> None:
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--dtype", choices=("float32", "float64", "bfloat16"), help="default: bfloat16 on a GPU, float32 on a CPU")
-    parser.add_argument("--peak-of", choices=MODES, help="print only the peak increase of a step in this mode, in bytes")
     options = parser.parse_args()
-    if options.peak_of:
-        print(peak(options, options.peak_of))
-        return
 
     with bar() as progress:
         task = progress.add_task("memory", total=len(MODES) * (options.repeat + 1))
@@ -223,7 +219,7 @@ def main() -> None:
         peaks: dict[str, int | None] = {}
         for mode in MODES:
             tell(f"memory of {mode}")
-            peaks[mode] = memory(mode)
+            peaks[mode] = memory(options, mode)
         bench = Bench.load(options)
         batch = bench.batch(options)
         work = {mode: work_of(mode, batch, options.tokens_per_pack) for mode in MODES}

@@ -11,7 +11,9 @@ from agentlightning.rl.credit.discounted import discounted as flat_discounted
 from agentlightning.rl.credit.identical import identical as flat_identical
 from agentlightning.rl.credit.last import last as flat_last
 from agentlightning.rl.credit.per_step import per_step as flat_per_step
-from agentlightning.types import Reward, Task, Trajectory, Transition
+from agentlightning.testing import rollouts
+from agentlightning.testing.rollouts import transition
+from agentlightning.types import Reward, Trajectory, Transition
 
 identical, last, discounted, per_step = map(by_rollout, (flat_identical, flat_last, flat_discounted, flat_per_step))
 
@@ -21,32 +23,9 @@ def trajectory(reward: float | None, *own: float | list[float], status: str = "s
     transitions: list[Transition] = []
     for turn, rewards in enumerate(own):
         for value in rewards if isinstance(rewards, list) else [rewards]:
-            transitions.append(
-                Transition(
-                    completion_id=f"x{len(transitions)}",
-                    call_id=f"c{turn}",
-                    prompt_ids=np.array([1], np.int32),
-                    response_ids=np.array([2], np.int32),
-                    logprobs=np.array([-1.0], np.float32),
-                    versions=np.array([0], np.int32),
-                    temperature=1.0,
-                    agent=None,
-                    index=len(transitions),
-                    turn=turn,
-                    rewards=(Reward(attempt_id="a", value=value),) if value else (),
-                )
-            )
-    return Trajectory(
-        task=Task("t", None),
-        rollout_id="r",
-        attempt_id="a",
-        group="g",
-        index=0,
-        mode="train",
-        status=status,  # type: ignore[arg-type]
-        reward=reward,
-        transitions=tuple(transitions),
-    )
+            earned = (Reward(attempt_id="a", value=value),) if value else ()
+            transitions.append(transition(len(transitions), [1], [2], call_id=f"c{turn}", turn=turn, rewards=earned))
+    return rollouts.trajectory(0, *transitions, reward=reward, status=status)
 
 
 def test_identical_credit_gives_every_transition_the_outcome() -> None:

@@ -30,7 +30,8 @@ from agentlightning.rl.credit.last import last
 from agentlightning.rl.credit.learned import learned
 from agentlightning.rl.credit.per_step import per_step
 from agentlightning.rl.marks import Needs, needs_of_advantage, needs_of_credit
-from agentlightning.types import Reward, Task, Trajectory, Transition
+from agentlightning.testing.rollouts import trajectory, transition
+from agentlightning.types import Reward, Trajectory, Transition
 
 
 def rollout(
@@ -46,16 +47,13 @@ def rollout(
         history = np.concatenate([history, np.array(added, np.int32)])
         for length, value in zip(lengths, own, strict=True):
             made.append(
-                Transition(
-                    completion_id=f"{group}{index}.{len(made)}",
+                transition(
+                    len(made),
+                    history,
+                    [3] * length,
+                    id=f"{group}{index}.{len(made)}",
                     call_id=f"{group}{index}.{number}",
-                    prompt_ids=history,
-                    response_ids=np.full(length, 3, np.int32),
-                    logprobs=np.full(length, -1.0, np.float32),
-                    versions=np.zeros(length, np.int32),
-                    temperature=1.0,
                     agent=agent,
-                    index=len(made),
                     turn=turns.get(agent, 0),
                     rewards=(Reward(attempt_id="a", value=value),) if value else (),
                     continues=before,
@@ -63,17 +61,7 @@ def rollout(
             )
         history = np.concatenate([history, made[-1].response_ids])
         turns[agent] = turns.get(agent, 0) + 1
-    return Trajectory(
-        task=Task(group, None),
-        rollout_id=f"{group}{index}",
-        attempt_id="a",
-        group=group,
-        index=index,
-        mode="train",
-        status=status,  # type: ignore[arg-type]
-        reward=reward,
-        transitions=tuple(made),
-    )
+    return trajectory(index, *made, group=group, reward=reward, status=status)
 
 
 def test_maxrl_divides_by_the_mean_of_the_group() -> None:

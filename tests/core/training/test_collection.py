@@ -5,13 +5,12 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from openai import AsyncOpenAI
 
 import agentlightning as agl
@@ -29,23 +28,9 @@ from agentlightning.training.run_folder import RunFolder
 from agentlightning.training.train import train_job
 from agentlightning.types import Task, Trajectory
 from agentlightning_torch.engine import TorchEngine
-from agentlightning_torch.testing import tiny_model
 from agentlightning_torch.weights import get_weights
 
 TASKS = [{"id": str(n), "text": text} for n, text in enumerate(["abc", "xyz", "hello", "12+3", "why?", "one two"])]
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return tiny_model(tmp_path_factory.mktemp("model") / "tiny").path
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 class Steps:

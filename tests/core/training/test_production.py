@@ -5,13 +5,11 @@ from __future__ import annotations
 import asyncio
 import shutil
 import sqlite3
-from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from production_world import TASKS, act, deployed, give_rewards, produce, solve
 
 import agentlightning as agl
@@ -46,14 +44,6 @@ def store(produced: Produced, tmp_path: Path) -> str:
     """A copy of the store."""
     shutil.copy(produced[1], tmp_path / "agl.db")
     return f"sqlite:{tmp_path / 'agl.db'}"
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def settings(produced: Produced, store: str, folder: Path, **more: Any) -> dict[str, Any]:

@@ -16,18 +16,16 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, MistralConfig, MistralForCausalLM
 
-from agentlightning.contracts.batch import Batch
 from agentlightning.contracts.loss import CustomLoss, LossSettings
 from agentlightning.contracts.model import ModelFiles
 from agentlightning.errors import ConfigError, NonFinite, PluginError, TrainerError, UnsupportedSetting
-from agentlightning.rl.batch.build import make_batch
 from agentlightning.rl.loss import CISPO, FunctionLoss, PPOClip
 from agentlightning.rl.schedule import learning_rate
 from agentlightning.training.weight_sync import WeightCheck, folder_of
-from agentlightning.types import Task, Trajectory, Transition
 from agentlightning_torch import checkpoint
 from agentlightning_torch.testing import tiny_model
 from agentlightning_torch.trainer import Settings, TorchTrainer
+from world import two_turns
 
 
 @pytest.fixture(scope="module")
@@ -42,46 +40,6 @@ async def training(files: ModelFiles, **settings) -> AsyncIterator[TorchTrainer]
         yield trainer
     finally:
         await trainer.close()
-
-
-def two_turns(seed: int = 0, advantages: tuple[float, ...] = (1.0, -1.0, 0.5, -0.5)) -> Batch:
-    """Rollouts of two turns each below one prompt of 20 tokens."""
-    rng = np.random.default_rng(seed)
-    shared = rng.integers(5, 60, 20)
-    found = []
-    for index in range(len(advantages)):
-        history, transitions = shared, []
-        for turn in range(2):
-            response = rng.integers(5, 60, 6)
-            transitions.append(
-                Transition(
-                    completion_id=f"c{index}.{turn}",
-                    call_id="",
-                    prompt_ids=history.astype(np.int32),
-                    response_ids=response.astype(np.int32),
-                    logprobs=np.full(6, -4.0, np.float32),
-                    versions=np.zeros(6, np.int32),
-                    temperature=1.0,
-                    agent=None,
-                    index=turn,
-                    turn=turn,
-                )
-            )
-            history = np.concatenate([history, response, rng.integers(5, 60, 4)])
-        found.append(
-            Trajectory(
-                task=Task("t", None),
-                rollout_id=f"r{index}",
-                attempt_id=f"a{index}",
-                group="g",
-                index=index,
-                mode="train",
-                status="succeeded",
-                reward=1.0,
-                transitions=tuple(transitions),
-            )
-        )
-    return make_batch(found, [np.full(2, a) for a in advantages])
 
 
 def state(trainer: TorchTrainer) -> dict[str, torch.Tensor]:

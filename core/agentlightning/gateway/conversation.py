@@ -160,7 +160,7 @@ class Conversations:
         restored: list[Message] = []
         for message, digest in zip(messages, hashes, strict=True):
             reply = self._replies.get(f"{history.head}.{digest}") if message["role"] == "assistant" else None
-            sampled: dict[str, Any] = cast(Any, reply.message) if reply is not None and reply.message is not None else {}
+            sampled: dict[str, Any] = reply.message if reply is not None and reply.message is not None else {}
             reasoning = None if message.get("reasoning_content") else sampled.get("reasoning_content")
             restored.append({**message, "reasoning_content": reasoning} if reasoning else message)
         return restored

@@ -18,6 +18,7 @@ from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp
 
 from agentlightning.contracts.engine import Engine
+from agentlightning.contracts.rendering import RenderingSettings
 from agentlightning.contracts.store import LightningStore
 from agentlightning.errors import GatewayError
 from agentlightning.gateway.api.answers import json_response
@@ -36,7 +37,7 @@ from agentlightning.gateway.auth import Callers
 from agentlightning.gateway.call import Endpoint, Forwarder, Service
 from agentlightning.gateway.rendering.demonstration import Demonstrate
 from agentlightning.gateway.rendering.load import load_rendering
-from agentlightning.gateway.rendering.renderer import Rendering, RenderingSettings
+from agentlightning.gateway.rendering.renderer import Rendering
 from agentlightning.gateway.sampled_call import SampledAnswerer
 from agentlightning.types import LLM, Attempt
 
@@ -51,7 +52,7 @@ KEEP_ALIVE = 75
 class _Loader:
     """Loads the rendering at the first request, once, in a thread."""
 
-    def __init__(self, engine: Engine, settings: RenderingSettings) -> None:
+    def __init__(self, engine: Engine, settings: RenderingSettings | None) -> None:
         self._engine, self._settings = engine, settings
         self._task: asyncio.Task[Rendering] | None = None
 
@@ -65,7 +66,8 @@ class _Loader:
 class Options(TypedDict, total=False):
     """Settings of a gateway."""
 
-    rendering: RenderingSettings
+    rendering: RenderingSettings | None
+    """How messages become tokens. Absent: as the model's folder says, else the defaults."""
     extra_routes: Sequence[BaseRoute]
     token: str | None
     """Calls with this API key and no attempt are production. Each becomes a rollout of its own, sampled as it asks."""
@@ -83,7 +85,7 @@ def gateway_app(store: LightningStore, engine: Engine, **options: Unpack[Options
     if isinstance(engine, Forwarder):
         endpoints = {path: Endpoint(service, answerer) for path, answerer in engine.answerers(service).items()}
     else:
-        rendering, demonstrate = _Loader(engine, options.get("rendering", RenderingSettings())), options.get("demonstrate")
+        rendering, demonstrate = _Loader(engine, options.get("rendering")), options.get("demonstrate")
         forms: tuple[Form, ...] = (ChatForm(), ResponsesForm(), CompletionsForm(), MessagesForm())
         endpoints = {form.path: Endpoint(service, SampledAnswerer(service, form, rendering, demonstrate)) for form in forms}
         endpoints[COUNT_PATH] = TokenCounter(service, rendering).count

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from agentlightning.contracts.rendering import RenderingSettings
 from agentlightning.gateway.rendering.load import choose
-from agentlightning.gateway.rendering.renderer import Renderer, RenderingSettings
+from agentlightning.gateway.rendering.renderer import Renderer
 from agentlightning.gateway.rendering.tokens import Tokens
 from agentlightning.registry.registry import registry
 from agentlightning.testing.tokenizer import make_tokenizer

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from agentlightning.contracts.engine import EngineInfo
+from agentlightning.contracts.rendering import RenderingSettings
 from agentlightning.errors import ConfigError
 from agentlightning.gateway.rendering.load import load_rendering
-from agentlightning.gateway.rendering.renderer import RenderingSettings
 from agentlightning.testing.tokenizer import make_tokenizer
 from gateway_house import CALCULATOR, House, user
 
@@ -72,5 +72,5 @@ async def test_reasoning_is_not_streamed_as_content(house: Any, qwen_folder: Pat
 
 
 def test_an_unknown_renderer_is_named_with_the_nearest(tokenizer_folder: Path) -> None:
-    with pytest.raises(ConfigError, match="did you mean 'chatml'"):
+    with pytest.raises(ConfigError, match="Did you mean 'chatml'"):
         load_rendering(EngineInfo("m", str(tokenizer_folder), 10), RenderingSettings("chatmll"))

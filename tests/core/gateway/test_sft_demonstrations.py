@@ -9,7 +9,7 @@ import numpy as np
 import openai
 import pytest
 
-from agentlightning.gateway.rendering.renderer import RenderingSettings
+from agentlightning.contracts.rendering import RenderingSettings
 from agentlightning.rl.batch.build import DEMONSTRATED, make_batch
 from agentlightning.rl.trajectory.build import trajectory
 from agentlightning.types import Sampling, Task

@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Any, cast
 
 from agentlightning.contracts.engine import EngineInfo
+from agentlightning.contracts.rendering import RenderingSettings, saved_rendering
 from agentlightning.errors import ConfigError, GatewayError, MissingExtra
 from agentlightning.gateway.api.schema import Refused
 from agentlightning.gateway.rendering.library_renderer import LibraryRenderer
 from agentlightning.gateway.rendering.probe import REPLY, RESULT_MESSAGE, THOUGHT, TOOLS, USER, call
-from agentlightning.gateway.rendering.renderer import Conversation, Renderer, Rendering, RenderingSettings
+from agentlightning.gateway.rendering.renderer import Conversation, Renderer, Rendering
 from agentlightning.gateway.rendering.template import CHATML, ChatTemplate
 from agentlightning.gateway.rendering.template_renderer import TemplateRenderer
 from agentlightning.gateway.rendering.tokens import Tokens
@@ -30,7 +31,7 @@ OWN = ("auto", "template", "chatml")
 def load_rendering(info: EngineInfo, settings: RenderingSettings | None = None, plugins: Registry | None = None) -> Rendering:
     """Load the tokenizer of a model and choose its renderer (blocking). Raises `ConfigError`, or `GatewayError` for files that do not
     load."""
-    settings = settings or RenderingSettings()
+    settings = settings or saved_rendering(Path(info.path))
     tokenizer, digest = load_tokenizer(info.model, info.path)
     tokens = Tokens(tokenizer)
     renderer = choose(tokens, settings, end_ids(info.path), plugins or registry())

@@ -6,14 +6,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, Literal, TypeAlias
+from typing import Any
 
 from agentlightning.gateway.api.schema import Refused
 from agentlightning.gateway.rendering.tokens import Tokens
 from agentlightning.gateway.rendering.tool_text import End, ToolCall
 from agentlightning.types import Completion, IntArray, ints
-
-HistoryMode: TypeAlias = Literal["template", "exact"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,22 +48,6 @@ class Bridge:
     ids: tuple[int, ...] | None
     """(new tokens,) after the sampled ones."""
     cause: str = "bridged"
-
-
-@dataclass(frozen=True, slots=True)
-class RenderingSettings:
-    """How a run renders messages."""
-
-    renderer: str = "auto"
-    """`auto`, `template`, `chatml`, a family of the `renderers` library, or `"module:function"`."""
-    chat_template: str | None = None
-    """Jinja text instead of the tokenizer's own."""
-    template_arguments: Mapping[str, Any] = field(default_factory=dict[str, Any])
-    """Variables of the template, such as `{"enable_thinking": False}`."""
-    history: HistoryMode = "template"
-    """`template`: earlier turns as the template writes them now. `exact`: earlier turns as they were sampled, always."""
-    special_tokens: bool = False
-    """Whether the characters of special tokens in messages become special tokens."""
 
 
 class Renderer(ABC):

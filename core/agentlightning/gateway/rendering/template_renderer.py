@@ -16,9 +16,10 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+from agentlightning.contracts.rendering import RenderingSettings
 from agentlightning.gateway.api.schema import Refused
 from agentlightning.gateway.rendering.probe import Traits, common_prefix, probe
-from agentlightning.gateway.rendering.renderer import Bridge, Conversation, Parsed, Renderer, RenderingSettings
+from agentlightning.gateway.rendering.renderer import Bridge, Conversation, Parsed, Renderer
 from agentlightning.gateway.rendering.template import ChatTemplate
 from agentlightning.gateway.rendering.tokens import Guarded, Tokens
 from agentlightning.gateway.rendering.tool_format import CallFormat, Read

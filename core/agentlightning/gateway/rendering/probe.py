@@ -21,6 +21,7 @@ NAMES = ("agl_tool_a", "agl_tool_b")
 VALUES = {"agl_key_a": "aglvalue1", "agl_key_b": "aglvalue2"}
 TOOLS: list[dict[str, Any]] = [TOOL, {**TOOL, "function": {**TOOL["function"], "name": NAMES[1]}}]
 REASONING_KEYS = ("reasoning_content", "reasoning", "thinking")
+CUT_TAG = re.compile(r"(<[^<>\s]*|\[[A-Z_/]*)\Z")
 TAG = re.compile(r"<[^<>\n]+>|\[[A-Z_/]+\]")
 
 
@@ -166,12 +167,8 @@ def shared(one: str, other: str) -> str:
 def common_prefix(one: str, other: str) -> int:
     """Length of the common beginning, back to the start of a tag that it cuts."""
     size = len(shared(one, other))
-    if size < max(len(one), len(other)):
-        for opening, closing in (("<", ">"), ("[", "]")):
-            last = one.rfind(opening, 0, size)
-            if last >= 0 and one.find(closing, last, size) < 0 and size - last < 40:
-                size = last
-    return size
+    cut = CUT_TAG.search(one, max(0, size - 40), size) if size < min(len(one), len(other)) else None
+    return size if cut is None else cut.start()
 
 
 def _frames(template: ChatTemplate, tools: Sequence[Any]) -> Frames:

@@ -290,7 +290,7 @@ def _marks(conversation: str) -> tuple[str, str, str]:
 
 def _marked(reply: Mapping[str, Any], marks: tuple[str, str, str], *, calls: bool) -> dict[str, Any]:
     """A reply with markers as reasoning, content and last argument. Not `calls`: its tool calls are part of the content."""
-    marked = {**reply, "content": marks[1]}
+    marked = {**reply} if calls else {**reply, "content": marks[1]}
     if reply.get("reasoning_content"):
         marked["reasoning_content"] = marks[0]
     if not calls:

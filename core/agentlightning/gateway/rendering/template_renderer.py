@@ -164,8 +164,9 @@ class TemplateRenderer(Renderer):
             return self._tokens.encode(tail.lstrip(), guarded)[1:]  # the last turn of a conversation ends with another mark
         for stop in self.stop_strings:
             if self._tokens.decode(response).endswith(stop) and tail.lstrip().startswith(stop):
-                return self._tokens.encode(tail.lstrip().removeprefix(stop), guarded)
-        return self._tokens.encode(tail, guarded)
+                tail = tail.lstrip().removeprefix(stop)
+                break
+        return self._tokens.encode_after(response[-1] if response else None, tail, guarded)
 
     # --- replies ---
 

@@ -81,7 +81,7 @@ class CallFormat:
             except Broken:
                 values = call["arguments"]
             if self.kind == "python" and isinstance(values, dict):
-                cores.append(f"{call['name']}({', '.join(f'{key}={value!r}' for key, value in values.items())})")
+                cores.append(f"{call['name']}({', '.join(f'{key}={value!r}' for key, value in cast('dict[str, Any]', values).items())})")
             else:
                 cores.append(json_text({self.name_key: call["name"], self.arguments_key: values}))
         section = f"{self.before}{(self.between or '').join(cores)}{self.after}"

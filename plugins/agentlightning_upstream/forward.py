@@ -14,7 +14,7 @@ import httpx
 import msgspec
 
 from agentlightning.gateway.api.answers import encode, event
-from agentlightning.gateway.api.schema import ChatRequest, Refused, check_model, decode_body
+from agentlightning.gateway.api.schema import ChatRequest, Refused, check_model, read_fields
 from agentlightning.gateway.auth import Incoming, check_open
 from agentlightning.gateway.call import Ending, Opening, Service, Step
 from agentlightning.gateway.conversation import History, head_hash
@@ -25,7 +25,6 @@ from agentlightning_upstream.request import Planned, planned
 from agentlightning_upstream.wire import Fields, Reader, ResponseReader, event_name, events, json_object
 
 PATHS = ("/v1/chat/completions", "/v1/responses", "/v1/completions")
-_fields = msgspec.json.Decoder(dict[str, Any])
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +42,7 @@ class ForwardAnswerer:
     async def answer(self, incoming: Incoming) -> AsyncGenerator[Step]:
         """See `Answerer.answer`."""
         rollout, model = incoming.state.rollout, self.service.engine.info.model
-        body = decode_body(_fields, incoming.body)
+        body = read_fields(incoming.body)
         request = _canonical(body) if self.path == "/v1/chat/completions" else None
         history = None if request is None else _history(rollout.policy, request)
         draft = Draft(history, "upstream")

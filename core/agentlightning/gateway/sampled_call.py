@@ -6,6 +6,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 from agentlightning.gateway.api.protocol import About, Asked, Form
 from agentlightning.gateway.api.schema import Refused, check_model
@@ -23,7 +24,7 @@ class SampledAnswerer:
     """Answers requests in one wire form. See `Answerer`."""
 
     service: Service
-    form: Form
+    form: Form[Any]
     rendering: Callable[[], Awaitable[Rendering]]
     demonstrate: Demonstrate | None = None
 

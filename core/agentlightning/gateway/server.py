@@ -8,7 +8,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Seq
 from contextlib import asynccontextmanager
 from errno import EADDRINUSE
 from threading import Thread
-from typing import TypedDict, Unpack
+from typing import Any, TypedDict, Unpack
 
 import uvicorn
 from starlette.applications import Starlette
@@ -84,7 +84,7 @@ def gateway_app(store: LightningStore, engine: Engine, **options: Unpack[Options
         endpoints = {path: Endpoint(service, answerer) for path, answerer in engine.answerers(service).items()}
     else:
         rendering, demonstrate = _Loader(engine, options.get("renderer", "auto")), options.get("demonstrate")
-        forms: tuple[Form, ...] = (ChatForm(), ResponsesForm(), CompletionsForm(), MessagesForm())
+        forms: tuple[Form[Any], ...] = (ChatForm(), ResponsesForm(), CompletionsForm(), MessagesForm())
         endpoints = {form.path: Endpoint(service, SampledAnswerer(service, form, rendering, demonstrate)) for form in forms}
         endpoints[COUNT_PATH] = TokenCounter(service, rendering).count
     endpoints[REWARD_PATH] = RewardEndpoint(store).answer

@@ -5,11 +5,13 @@ To add a form, implement `Form` in a file of its own and add a line to `server.p
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
-from agentlightning.gateway.api.schema import ChatRequest, Refused
+from agentlightning.gateway.api.answers import encode
+from agentlightning.gateway.api.schema import ChatRequest, Refused, convert, read_fields
 from agentlightning.gateway.auth import AttemptState
 from agentlightning.gateway.rendering.replies import Piece, Reply
 
@@ -68,18 +70,33 @@ class Asked:
     """Settings that the model does not support. The answer ignores them, with one warning for each."""
 
 
-class Form(Protocol):
-    """One wire form."""
+R = TypeVar("R")
 
-    @property
-    def path(self) -> str:
-        """The path, such as `/v1/chat/completions`."""
-        ...
+
+class Form(ABC, Generic[R]):
+    """Base of a wire form."""
+
+    path: ClassVar[str]
+    """The path, such as `/v1/chat/completions`."""
+    body: type[R]
+    """The type of its body."""
+    names: ClassVar[Mapping[str, str]] = {}
+    """Names in this form of fields with another name in the canonical request. Errors use them."""
+
+    @abstractmethod
+    def read(self, request: R, fields: dict[str, Any], state: AttemptState) -> Asked:
+        """Read a request of this attempt; `fields` is its raw body. Raises `Refused`. `ChatRequest.of` has the checks of every form."""
 
     def parse(self, body: bytes, state: AttemptState) -> Asked:
-        """Read a request of this attempt. Raises `Refused`. `schema.check_request` has the checks of every form."""
-        ...
+        """Read a body. Raises `Refused`."""
+        fields = read_fields(body)
+        return self.read(convert(fields, self.body), fields, state)
 
     def error(self, refusal: Refused) -> bytes:
         """The body of an answer that is an error, as JSON."""
-        ...
+        body, param = refusal.body, refusal.param or ""
+        if param in self.names:
+            message: str = body["error"]["message"]
+            name = self.names[param]
+            body["error"] |= {"param": name, "message": name + message.removeprefix(param) if message.startswith(param) else message}
+        return encode(body)

@@ -110,36 +110,54 @@ class ResponseFormat(msgspec.Struct, omit_defaults=True):
     json_schema: JsonSchema | None = None
 
 
-class ChatRequest(msgspec.Struct):
-    """The body of `/v1/chat/completions`."""
+class Settings(msgspec.Struct, kw_only=True):
+    """Fields of every form."""
 
     model: str
-    messages: list[Message]
     stream: bool | None = None
-    stream_options: StreamOptions | None = None
-    n: int | None = None
-    tools: list[Tool] | None = None
-    tool_choice: str | dict[str, Any] | None = None
-    parallel_tool_calls: bool | None = None
     stop: str | list[str] | None = None
     max_tokens: int | None = None
-    max_completion_tokens: int | None = None
     temperature: float | None = None
     top_p: float | None = None
     top_k: int | None = None
     seed: int | None = None
-    logprobs: bool | None = None
-    top_logprobs: int | None = None
-    response_format: ResponseFormat | None = None
+    return_token_ids: bool | None = None
+
+
+class ChoiceSettings(Settings, kw_only=True):
+    """Fields of the forms that answer with choices."""
+
+    stream_options: StreamOptions | None = None
+    n: int | None = None
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
     logit_bias: dict[str, float] | None = None
+
+
+class ChatRequest(ChoiceSettings, kw_only=True):
+    """The body of `/v1/chat/completions`."""
+
+    messages: list[Message]
+    tools: list[Tool] | None = None
+    tool_choice: str | dict[str, Any] | None = None
+    parallel_tool_calls: bool | None = None
+    max_completion_tokens: int | None = None
+    logprobs: bool | None = None
+    top_logprobs: int | None = None
+    response_format: ResponseFormat | None = None
     reasoning_effort: str | None = None
     verbosity: str | None = None
     modalities: list[str] | None = None
     functions: list[Any] | None = None
     function_call: Any = None
-    return_token_ids: bool | None = None
+
+    @classmethod
+    def of(cls, request: Settings, messages: list[Message], **fields: Any) -> ChatRequest:
+        """The canonical request for a body of another form. Raises `Refused`, see `check_request`."""
+        shared = {name: getattr(request, name) for name in ChoiceSettings.__struct_fields__ if hasattr(request, name)}
+        chat = cls(messages=messages, **shared | fields)
+        check_request(chat)
+        return chat
 
     @property
     def limit(self) -> int | None:
@@ -172,7 +190,7 @@ class ChatRequest(msgspec.Struct):
         return [_plain(message) for message in self.messages]
 
 
-_decoder = msgspec.json.Decoder(ChatRequest)
+_fields = msgspec.json.Decoder(dict[str, Any])
 ROLES = ("system", "developer", "user", "assistant", "tool")
 RANGES: tuple[tuple[str, float, float], ...] = (
     ("n", 1, 128), ("temperature", 0, 2), ("top_p", 0, 1), ("max_tokens", 1, 2**31), ("max_completion_tokens", 1, 2**31),
@@ -183,23 +201,21 @@ RANGES: tuple[tuple[str, float, float], ...] = (
 T = TypeVar("T")
 
 
-def parse_request(body: bytes) -> ChatRequest:
-    """The request in a body of OpenAI's chat form. Raises `Refused` that names the field."""
-    request = decode_body(_decoder, body)
-    check_request(request)
-    return request
-
-
-def decode_body(decoder: msgspec.json.Decoder[T], body: bytes) -> T:
-    """The body as the type of a decoder, of any form. Raises `Refused` that names the field."""
+def read_fields(body: bytes) -> dict[str, Any]:
+    """The fields of a body. Raises `Refused`."""
     try:
-        return decoder.decode(body)
-    except msgspec.ValidationError as error:
-        match = re.search(r" - at `\$\.?(.*)`$", str(error))
-        missing = re.search(r"missing required field `(\w+)`", str(error))
-        raise Refused(f"The request is not valid: {error}.", param=(match or missing or [None, None])[1]) from error
+        return _fields.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise Refused(f"The body is not JSON: {error}. Send a JSON object.") from error
+
+
+def convert(fields: dict[str, Any], type: type[T]) -> T:
+    """The fields of a body as a type. Raises `Refused` that names the field."""
+    try:
+        return msgspec.convert(fields, type)
+    except msgspec.ValidationError as error:
+        match = re.search(r" - at `\$\.?(.*)`$", str(error)) or re.search(r"missing required field `(\w+)`", str(error))
+        raise Refused(f"The request is not valid: {error}.", param=match and match[1]) from error
 
 
 def check_request(request: ChatRequest) -> None:

@@ -14,7 +14,8 @@ import httpx
 import msgspec
 
 from agentlightning.gateway.api.answers import encode, event
-from agentlightning.gateway.api.schema import ChatRequest, Refused, check_model, read_fields
+from agentlightning.gateway.api.body import read_fields
+from agentlightning.gateway.api.schema import ChatRequest, Refused, check_model
 from agentlightning.gateway.auth import Incoming, check_open
 from agentlightning.gateway.call import Ending, Opening, Service, Step
 from agentlightning.gateway.conversation import History, head_hash

@@ -21,7 +21,8 @@ from starlette.types import Receive, Scope, Send
 from agentlightning.contracts.engine import Engine
 from agentlightning.contracts.store import LightningStore
 from agentlightning.errors import ContextOverflow
-from agentlightning.gateway.api.answers import client_gone, part, read_body, send_json, start
+from agentlightning.gateway.api.answers import client_gone, part, send_json, start
+from agentlightning.gateway.api.body import MAX_BODY, read_body
 from agentlightning.gateway.api.schema import ChatRequest, Refused
 from agentlightning.gateway.auth import AttemptState, Callers, Incoming
 from agentlightning.gateway.record import Draft, Recording
@@ -79,8 +80,10 @@ class Forwarder(Engine):
 class Service:
     """The parts that the endpoints of one gateway share."""
 
-    def __init__(self, store: LightningStore, engine: Engine, callers: Callers, models: Collection[str] = ()) -> None:
-        self.store, self.engine, self.callers, self.models = store, engine, callers, tuple(models)
+    def __init__(
+        self, store: LightningStore, engine: Engine, callers: Callers, models: Collection[str] = (), max_body: int = MAX_BODY
+    ) -> None:
+        self.store, self.engine, self.callers, self.models, self.max_body = store, engine, callers, tuple(models), max_body
         self._topics: set[str] = set()
 
     def warn_once(self, topic: str, text: str, *values: object) -> None:
@@ -107,16 +110,21 @@ class Endpoint:
         self._service, self._answerer = service, answerer
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        started = time.time()
-        body = await read_body(receive)
-        if body is None:
-            return  # gone before the end of its request
-        headers = Headers(scope=scope)
+        started, headers = time.time(), Headers(scope=scope)
         try:
-            state, production = await self._service.callers.find(headers, body)
+            state = await self._service.callers.attempt(headers)
         except Refused as refusal:
             await send_json(send, refusal.status, self._answerer.error(refusal))
             return
+        try:
+            body = await read_body(receive, headers, self._service.max_body)
+        except Refused as refusal:
+            body = refusal
+        if body is None:
+            return  # gone before the end of its request
+        production = state is None
+        if state is None:
+            state = await self._service.callers.begin(b"" if isinstance(body, Refused) else body)
         incoming = state.open(headers, body, started)
         recording = Recording(self._service.store, incoming)
         gone = asyncio.ensure_future(client_gone(receive))
@@ -134,6 +142,8 @@ async def exchange(answerer: Answerer, incoming: Incoming, recording: Recording,
     """Answer a request and record it, or record why not."""
     draft, stream_error, ending, seen = Draft(), None, b"", incoming.seen
     try:
+        if incoming.unread is not None:
+            raise incoming.unread
         async with _until(gone), aclosing(answerer.answer(incoming)) as steps:
             async for step in steps:
                 if isinstance(step, Draft):

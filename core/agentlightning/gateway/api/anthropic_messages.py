@@ -15,6 +15,8 @@ import msgspec
 
 from agentlightning.gateway.api.answers import encode
 from agentlightning.gateway.api.anthropic_messages_answer import INVALID_JSON, MessagesAnswer, error_body
+from agentlightning.gateway.api.body import convert, read_fields
+from agentlightning.gateway.api.checks import check_request
 from agentlightning.gateway.api.protocol import Asked, Form
 from agentlightning.gateway.api.schema import (
     ChatRequest,
@@ -27,8 +29,6 @@ from agentlightning.gateway.api.schema import (
     Tool,
     ToolCall,
     ToolFunction,
-    convert,
-    read_fields,
 )  # fmt: skip
 from agentlightning.gateway.auth import AttemptState
 
@@ -112,7 +112,7 @@ class MessagesForm(Form[MessagesRequest]):
 
     path = "/v1/messages"
     body = MessagesRequest
-    names: ClassVar[Mapping[str, str]] = {"stop": "stop_sequences"}
+    names: ClassVar[Mapping[str, str]] = {"stop$": "stop_sequences", r"(tools\[\d+\])\.function\.parameters": r"\1.input_schema"}
 
     def read(self, request: MessagesRequest, fields: dict[str, Any], state: AttemptState) -> Asked:
         """See `Form.read`."""
@@ -123,16 +123,18 @@ class MessagesForm(Form[MessagesRequest]):
 
     def error(self, refusal: Refused) -> bytes:
         """See `Form.error`."""
-        return encode(error_body(refusal))
+        return encode(error_body(self.renamed(refusal)))
 
 
 def read_request(body: bytes) -> ChatRequest:
     """The canonical request of a body, with or without `max_tokens`. Raises `Refused`."""
-    return canonical_request(convert(read_fields(body), MessagesRequest))
+    request = canonical_request(convert(read_fields(body), MessagesRequest))
+    check_request(request)
+    return request
 
 
 def canonical_request(asked: MessagesRequest) -> ChatRequest:
-    """The request in the canonical form, checked. Raises `Refused`."""
+    """The request in the canonical form. Raises `Refused`."""
     for name in ("container", "mcp_servers"):
         if getattr(asked, name):
             raise Refused(f"{name} is not supported, because the gateway runs no tools. Offer tools that the agent runs.", param=name)

@@ -16,7 +16,7 @@ from agentlightning.gateway.rendering.replies import Piece, Reply
 
 INVALID_JSON = "INVALID_JSON"
 """The only key of a tool's input whose text is not a JSON object. Its value is that text."""
-ERRORS = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
+ERRORS = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 413: "request_too_large", 429: "rate_limit_error"}
 REASONS = {"stop": "end_turn", "length": "max_tokens", "tool_calls": "tool_use"}
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from agentlightning.gateway.api.answers import finish_reason, token_logprobs
 from agentlightning.gateway.api.choices import ChoicesAnswer
 from agentlightning.gateway.api.protocol import Asked, Form
-from agentlightning.gateway.api.schema import ChatRequest, check_request
+from agentlightning.gateway.api.schema import ChatRequest
 from agentlightning.gateway.auth import AttemptState
 from agentlightning.gateway.rendering.replies import Piece, Reply
 
@@ -21,7 +21,6 @@ class ChatForm(Form[ChatRequest]):
 
     def read(self, request: ChatRequest, fields: dict[str, Any], state: AttemptState) -> Asked:
         """See `Form.read`."""
-        check_request(request)
         unmet = tuple(name for name in ("reasoning_effort", "verbosity") if getattr(request, name) is not None)
         return Asked(request, lambda about: ChatAnswer(about, request), unmet=unmet)
 

@@ -35,7 +35,7 @@ class CompletionsForm(Form[CompletionsRequest]):
 
     path = "/v1/completions"
     body = CompletionsRequest
-    names: ClassVar[Mapping[str, str]] = {"messages": "prompt"}
+    names: ClassVar[Mapping[str, str]] = {"messages$": "prompt"}
 
     def read(self, request: CompletionsRequest, fields: dict[str, Any], state: AttemptState) -> Asked:
         """See `Form.read`."""

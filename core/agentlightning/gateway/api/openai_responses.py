@@ -106,10 +106,11 @@ class ResponsesForm(Form[ResponsesRequest]):
     path = "/v1/responses"
     body = ResponsesRequest
     names: ClassVar[Mapping[str, str]] = {
-        "messages": "input",
+        "messages$": "input",
         "max_completion_tokens": "max_output_tokens",
-        "response_format.type": "text.format.type",
-        "response_format.json_schema": "text.format",
+        r"response_format\.type": "text.format.type",
+        r"response_format\.json_schema": "text.format",
+        r"(tools\[\d+\])\.function\.parameters": r"\1.parameters",
     }
 
     def read(self, request: ResponsesRequest, fields: dict[str, Any], state: AttemptState) -> Asked:

@@ -5,13 +5,16 @@ To add a form, implement `Form` in a file of its own and add a line to `server.p
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 from agentlightning.gateway.api.answers import encode
-from agentlightning.gateway.api.schema import ChatRequest, Refused, convert, read_fields
+from agentlightning.gateway.api.body import convert, read_fields
+from agentlightning.gateway.api.checks import check_request
+from agentlightning.gateway.api.schema import ChatRequest, Refused
 from agentlightning.gateway.auth import AttemptState
 from agentlightning.gateway.rendering.replies import Piece, Reply
 
@@ -81,22 +84,29 @@ class Form(ABC, Generic[R]):
     body: type[R]
     """The type of its body."""
     names: ClassVar[Mapping[str, str]] = {}
-    """Names in this form of fields with another name in the canonical request. Errors use them."""
+    """Names in this form of fields with another name in the canonical request (a pattern for their beginning). Errors use them."""
 
     @abstractmethod
     def read(self, request: R, fields: dict[str, Any], state: AttemptState) -> Asked:
-        """Read a request of this attempt; `fields` is its raw body. Raises `Refused`. `ChatRequest.of` has the checks of every form."""
+        """Read a request of this attempt; `fields` is its raw body. Raises `Refused`."""
 
     def parse(self, body: bytes, state: AttemptState) -> Asked:
-        """Read a body. Raises `Refused`."""
+        """Read a body, and check it as that of every form is. Raises `Refused`."""
         fields = read_fields(body)
-        return self.read(convert(fields, self.body), fields, state)
+        asked = self.read(convert(fields, self.body), fields, state)
+        check_request(asked.request)
+        return asked
 
     def error(self, refusal: Refused) -> bytes:
         """The body of an answer that is an error, as JSON."""
-        body, param = refusal.body, refusal.param or ""
-        if param in self.names:
-            message: str = body["error"]["message"]
-            name = self.names[param]
-            body["error"] |= {"param": name, "message": name + message.removeprefix(param) if message.startswith(param) else message}
-        return encode(body)
+        return encode(self.renamed(refusal).body)
+
+    def renamed(self, refusal: Refused) -> Refused:
+        """The same error with this form's names."""
+        param, text = refusal.param or "", str(refusal)
+        for pattern, name in self.names.items():
+            here = re.sub(f"^{pattern}", name, param)
+            if here != param:
+                text = here + text.removeprefix(param) if text.startswith(param) else text
+                return Refused(text, status=refusal.status, param=here, code=refusal.code, type=refusal.type)
+        return refusal

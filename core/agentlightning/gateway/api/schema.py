@@ -1,11 +1,10 @@
-"""The canonical request. It has types, tolerates unknown fields, and refuses unsupported settings in OpenAI's form."""
+"""The canonical request: its types. `checks` refuses unsupported settings."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection
 from fnmatch import fnmatchcase
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import msgspec
 
@@ -153,11 +152,9 @@ class ChatRequest(ChoiceSettings, kw_only=True):
 
     @classmethod
     def of(cls, request: Settings, messages: list[Message], **fields: Any) -> ChatRequest:
-        """The canonical request for a body of another form. Raises `Refused`, see `check_request`."""
+        """The canonical request for a body of another form."""
         shared = {name: getattr(request, name) for name in ChoiceSettings.__struct_fields__ if hasattr(request, name)}
-        chat = cls(messages=messages, **shared | fields)
-        check_request(chat)
-        return chat
+        return cls(messages=messages, **shared | fields)
 
     @property
     def limit(self) -> int | None:
@@ -190,78 +187,17 @@ class ChatRequest(ChoiceSettings, kw_only=True):
         return [_plain(message) for message in self.messages]
 
 
-_fields = msgspec.json.Decoder(dict[str, Any])
-ROLES = ("system", "developer", "user", "assistant", "tool")
-RANGES: tuple[tuple[str, float, float], ...] = (
-    ("n", 1, 128), ("temperature", 0, 2), ("top_p", 0, 1), ("max_tokens", 1, 2**31), ("max_completion_tokens", 1, 2**31),
-    ("top_k", 0, 2**31),
-)  # fmt: skip
-
-
-T = TypeVar("T")
-
-
-def read_fields(body: bytes) -> dict[str, Any]:
-    """The fields of a body. Raises `Refused`."""
-    try:
-        return _fields.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise Refused(f"The body is not JSON: {error}. Send a JSON object.") from error
-
-
-def convert(fields: dict[str, Any], type: type[T]) -> T:
-    """The fields of a body as a type. Raises `Refused` that names the field."""
-    try:
-        return msgspec.convert(fields, type)
-    except msgspec.ValidationError as error:
-        match = re.search(r" - at `\$\.?(.*)`$", str(error)) or re.search(r"missing required field `(\w+)`", str(error))
-        raise Refused(f"The request is not valid: {error}.", param=match and match[1]) from error
-
-
-def check_request(request: ChatRequest) -> None:
-    """Refuse unsupported settings of any form. Errors name fields as OpenAI's chat form does."""
-    if not request.messages:
-        raise Refused("messages is empty. Send at least one.", param="messages")
-    for i, message in enumerate(request.messages):
-        _check_message(message, f"messages[{i}]")
-    for name, low, high in RANGES:
-        value = getattr(request, name)
-        if value is not None and not low <= value <= high:
-            raise Refused(f"{name} is {value}. Set it from {low} to {high}.", param=name)
-    if request.top_p == 0:
-        raise Refused("top_p is 0. Set it above 0; for greedy replies set temperature to 0.", param="top_p")
-    if request.functions or request.function_call:
-        raise Refused("functions and function_call are not supported. Use tools and tool_choice.", param="functions")
-    if request.top_logprobs:
-        raise Refused("top_logprobs is above 0, but the engine reports only the sampled token's. Use logprobs.", param="top_logprobs")
-    if request.format is not None and request.format.type not in ("json_object", "json_schema"):
-        raise Refused(
-            f"response_format.type is {request.format.type!r}. Use text, json_object or json_schema.", param="response_format.type"
-        )
-    if request.format is not None and request.format.type == "json_schema" and request.format.json_schema is None:
-        raise Refused("response_format.json_schema is missing. Add a name and a schema.", param="response_format.json_schema")
-    if any(modality != "text" for modality in request.modalities or ()):
-        raise Refused("modalities has more than text, and only text is supported. Leave it out.", param="modalities")
-    if any(not stop for stop in request.stops):
-        raise Refused("stop has an empty string. Remove it.", param="stop")
-    for i, tool in enumerate(request.tools or ()):
-        if tool.type != "function":
-            raise Refused(f"tools[{i}].type is {tool.type!r}. Use function.", param=f"tools[{i}].type")
-    forced_tool(request)
-
-
-def _check_message(message: Message, where: str) -> None:
-    if message.role not in ROLES:
-        raise Refused(f"{where}.role is {message.role!r}. Use one of {', '.join(ROLES)}.", param=f"{where}.role")
-    for i, part in enumerate(message.content if isinstance(message.content, list) else ()):
-        if part.type != "text" or part.text is None:
-            raise Refused(
-                f"{where}.content[{i}] is {part.type!r}. Send text: only text content is supported.", param=f"{where}.content[{i}]"
-            )
-    if message.tool_calls and message.role != "assistant":
-        raise Refused(
-            f"{where} has tool_calls, but its role is {message.role!r}. Only an assistant calls tools.", param=f"{where}.tool_calls"
-        )
+def _plain(message: Message) -> dict[str, Any]:
+    content = message.content
+    text = "".join(part.text or "" for part in content) if isinstance(content, list) else content or ""
+    plain: dict[str, Any] = {"role": "system" if message.role == "developer" else message.role, "content": text}
+    if message.tool_calls:
+        plain["tool_calls"] = msgspec.to_builtins(message.tool_calls)
+    if message.tool_call_id is not None:
+        plain["tool_call_id"] = message.tool_call_id
+    if message.name is not None and message.role == "tool":
+        plain["name"] = message.name
+    return plain
 
 
 ANY_TOOL: Literal[""] = ""
@@ -281,16 +217,3 @@ def forced_tool(request: ChatRequest) -> str | None:
     if not isinstance(function, dict) or function.get("name") not in names:  # pyright: ignore[reportUnknownMemberType]
         raise Refused(f"tool_choice is {choice!r}. Use auto, none, required or one of the tools {names}.", param="tool_choice")
     return str(function["name"])  # pyright: ignore[reportUnknownArgumentType]
-
-
-def _plain(message: Message) -> dict[str, Any]:
-    content = message.content
-    text = "".join(part.text or "" for part in content) if isinstance(content, list) else content or ""
-    plain: dict[str, Any] = {"role": "system" if message.role == "developer" else message.role, "content": text}
-    if message.tool_calls:
-        plain["tool_calls"] = msgspec.to_builtins(message.tool_calls)
-    if message.tool_call_id is not None:
-        plain["tool_call_id"] = message.tool_call_id
-    if message.name is not None and message.role == "tool":
-        plain["name"] = message.name
-    return plain

@@ -19,7 +19,7 @@ PATH = "/v1/reward"
 EXPECTED = 'Send a number, or {"reward": number} with a "name" for one of several rewards.'
 
 
-class _Posted(msgspec.Struct, forbid_unknown_fields=True):
+class Posted(msgspec.Struct, forbid_unknown_fields=True):
     reward: float
     name: str = "reward"
 
@@ -51,8 +51,8 @@ class RewardEndpoint:
 
 def _parse(attempt_id: str, body: bytes) -> Reward:
     try:
-        posted = msgspec.json.decode(body, type=float | _Posted)
+        posted = msgspec.json.decode(body, type=float | Posted)
         value = posted if isinstance(posted, float) else posted.reward
-        return Reward(attempt_id=attempt_id, value=checked_reward(value), name=posted.name if isinstance(posted, _Posted) else "reward")
+        return Reward(attempt_id=attempt_id, value=checked_reward(value), name=posted.name if isinstance(posted, Posted) else "reward")
     except (*FAULTS, RewardError) as error:
         raise Refused(f"{body[:80].decode(errors='replace')!r} is no reward: {error}. {EXPECTED}", param="reward") from error

@@ -22,7 +22,7 @@ from agentlightning.gateway.conversation import History, head_hash
 from agentlightning.gateway.record import Draft
 from agentlightning_upstream.completions import Forwarded
 from agentlightning_upstream.connection import Connection
-from agentlightning_upstream.request import Planned, planned
+from agentlightning_upstream.request import Planned, overridable, planned
 from agentlightning_upstream.wire import Fields, Reader, ResponseReader, event_name, events, json_object
 
 PATHS = ("/v1/chat/completions", "/v1/responses", "/v1/completions")
@@ -50,8 +50,7 @@ class ForwardAnswerer:
         yield draft
         check_open(incoming.state.attempt)
         self._check_model(body, rollout.policy)
-        if request is not None:
-            self.service.warn_overridden(incoming.state, request)
+        self.service.warn_overridden(incoming.state, overridable(body))
         plan = planned(self.path, body, rollout, incoming.index, model)
         try:
             response, level = await self.connection.send(self.path, plan, self.service.warn_once)

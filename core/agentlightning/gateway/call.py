@@ -13,7 +13,7 @@ from abc import abstractmethod
 from collections.abc import AsyncGenerator, Callable, Collection, Mapping
 from contextlib import aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass
-from typing import Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 from starlette.datastructures import Headers
 from starlette.types import Receive, Scope, Send
@@ -23,7 +23,7 @@ from agentlightning.contracts.store import LightningStore
 from agentlightning.errors import ContextOverflow
 from agentlightning.gateway.api.answers import client_gone, part, send_json, start
 from agentlightning.gateway.api.body import MAX_BODY, read_body
-from agentlightning.gateway.api.schema import ChatRequest, Refused
+from agentlightning.gateway.api.schema import Refused
 from agentlightning.gateway.auth import AttemptState, Callers, Incoming
 from agentlightning.gateway.record import Draft, Recording
 from agentlightning.gateway.sampling import overridden
@@ -32,6 +32,8 @@ from agentlightning.types import AttemptStatus, CallStatus
 log = logging.getLogger("agentlightning.gateway")
 ENDS: Mapping[CallStatus, AttemptStatus] = {"completed": "succeeded", "cancelled": "cancelled", "refused": "failed", "error": "failed"}
 """How the attempt of a production call ends."""
+MAX_TOPICS = 500
+"""Warnings of one gateway, at most, because agents choose the names in them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,15 +90,20 @@ class Service:
 
     def warn_once(self, topic: str, text: str, *values: object) -> None:
         """Log the first warning of a topic."""
-        if topic not in self._topics:
-            self._topics.add(topic)
+        if self._is_new(topic):
             log.warning(f"{text} (This warning appears once.)", *values)
 
-    def warn_overridden(self, state: AttemptState, request: ChatRequest) -> None:
-        """Name the agent's settings that the run overrides."""
-        names = overridden(state.rollout, request)
+    def warn_overridden(self, state: AttemptState, fields: Mapping[str, Any]) -> None:
+        """Name the agent's settings that the run overrides, each once. `fields`: the raw body."""
+        names = [name for name in overridden(state.rollout, fields) if self._is_new(f"sampling:{name}")]
         if names:
-            self.warn_once("sampling", "Ignoring the agent's %s. The run's sampling settings apply.", ", ".join(names))
+            log.warning("Ignoring the agent's %s. The run's sampling settings apply. (This warning appears once.)", ", ".join(names))
+
+    def _is_new(self, topic: str) -> bool:
+        if topic in self._topics or len(self._topics) >= MAX_TOPICS:
+            return False
+        self._topics.add(topic)
+        return True
 
 
 class Gone(Exception):

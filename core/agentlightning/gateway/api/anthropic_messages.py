@@ -98,6 +98,7 @@ class MessagesRequest(Settings, kw_only=True):
     output_config: OutputConfig | None = None
     container: Any = None
     mcp_servers: Any = None
+    thread: Any = None
 
     @property
     def shows_thinking(self) -> bool:
@@ -135,6 +136,11 @@ def read_request(body: bytes) -> ChatRequest:
 
 def canonical_request(asked: MessagesRequest) -> ChatRequest:
     """The request in the canonical form. Raises `Refused`."""
+    if asked.thread:
+        raise Refused(
+            "thread is not supported, because the gateway keeps no messages. Send the whole conversation.",
+            param="thread", code="thread_unsupported_request",
+        )  # fmt: skip
     for name in ("container", "mcp_servers"):
         if getattr(asked, name):
             raise Refused(f"{name} is not supported, because the gateway runs no tools. Offer tools that the agent runs.", param=name)

@@ -23,7 +23,8 @@ REASONS = {"stop": "end_turn", "length": "max_tokens", "tool_calls": "tool_use"}
 def error_body(refusal: Refused) -> dict[str, Any]:
     """An error in Anthropic's form."""
     kind = ERRORS.get(refusal.status, "api_error" if refusal.status >= 500 else "invalid_request_error")
-    return {"type": "error", "error": {"type": kind, "message": str(refusal)}}
+    details = {"details": {"error_code": refusal.code}} if refusal.code == "thread_unsupported_request" else {}  # clients go on without it
+    return {"type": "error", "error": {"type": kind, "message": str(refusal), **details}}
 
 
 class MessagesAnswer:

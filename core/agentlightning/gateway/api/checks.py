@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from contextlib import suppress
 
 from agentlightning.gateway.api.body import MAX_DEPTH, check_depth
 from agentlightning.gateway.api.json_schema import check_schema
 from agentlightning.gateway.api.schema import ChatRequest, Message, Refused, forced_tool
 
-ROLES = ("system", "developer", "user", "assistant", "tool")
+ROLES = ("system", "developer", "user", "assistant", "tool", "function")
 RANGES: tuple[tuple[str, float, float], ...] = (
-    ("n", 1, 128), ("temperature", 0, 2), ("top_p", 0, 1), ("max_tokens", 1, 2**31), ("max_completion_tokens", 1, 2**31),
-    ("top_k", 0, 2**31),
+    ("n", 1, 128), ("temperature", 0, 2), ("top_p", 0, 1), ("max_tokens", 1, 2**31 - 1), ("max_completion_tokens", 1, 2**31 - 1),
+    ("top_k", -1, 2**31 - 1),
 )  # fmt: skip
 
 
@@ -30,8 +31,9 @@ def check_request(request: ChatRequest) -> None:
         raise Refused("top_p is 0. Set it above 0; for greedy replies set temperature to 0.", param="top_p")
     if request.functions or request.function_call:
         raise Refused("functions and function_call are not supported. Use tools and tool_choice.", param="functions")
-    if request.top_logprobs:
-        raise Refused("top_logprobs is above 0, but the engine reports only the sampled token's. Use logprobs.", param="top_logprobs")
+    if any(not 0 <= id < 2**31 for id in request.stop_token_ids or ()):
+        raise Refused("stop_token_ids has a number that is no token id. Send ids of tokens.", param="stop_token_ids")
+    _check_template_settings(request)
     if request.format is not None and request.format.type not in ("json_object", "json_schema"):
         raise Refused(
             f"response_format.type is {request.format.type!r}. Use text, json_object or json_schema.", param="response_format.type"
@@ -51,20 +53,44 @@ def check_request(request: ChatRequest) -> None:
     forced_tool(request)
 
 
+def _check_template_settings(request: ChatRequest) -> None:
+    settings = request.template_settings
+    if not settings.get("continue_final_message"):
+        return
+    if request.add_generation_prompt:
+        raise Refused(
+            "continue_final_message and add_generation_prompt are both true. Set one of them to false.", param="continue_final_message"
+        )
+    if request.messages[-1].role != "assistant":
+        raise Refused(
+            f"continue_final_message is true, but the last message is of the role {request.messages[-1].role!r}. End with an assistant "
+            "message.",
+            param="continue_final_message",
+        )
+
+
+def check_template_settings(request: ChatRequest, honoured: Collection[str] = ()) -> None:
+    """Refuse the settings of the chat template that a renderer does not honour, because without them the prompt would be another."""
+    for name, value in request.template_settings.items():
+        if name not in honoured:
+            raise Refused(f"{name} is {value!r}, and the renderer of this model does not support it. Leave it out.", param=name)
+
+
 def _check_message(message: Message, where: str) -> None:
     if message.role not in ROLES:
         raise Refused(f"{where}.role is {message.role!r}. Use one of {', '.join(ROLES)}.", param=f"{where}.role")
     for i, part in enumerate(message.content if isinstance(message.content, list) else ()):
-        if part.type != "text" or part.text is None:
+        if (part.refusal if part.type == "refusal" else part.text if part.type == "text" else None) is None:
             raise Refused(
                 f"{where}.content[{i}] is {part.type!r}. Send text: only text content is supported.", param=f"{where}.content[{i}]"
             )
+    if message.function_call is not None:
+        _check_arguments(message.function_call.arguments, f"{where}.function_call.arguments")
     for i, call in enumerate(message.tool_calls or ()):
         _check_arguments(call.function.arguments, f"{where}.tool_calls[{i}].function.arguments")
-    if message.tool_calls and message.role != "assistant":
-        raise Refused(
-            f"{where} has tool_calls, but its role is {message.role!r}. Only an assistant calls tools.", param=f"{where}.tool_calls"
-        )
+    for name in ("tool_calls", "function_call"):
+        if getattr(message, name) and message.role != "assistant":
+            raise Refused(f"{where} has {name}, but its role is {message.role!r}. Only an assistant calls tools.", param=f"{where}.{name}")
 
 
 def _check_arguments(arguments: str, where: str) -> None:

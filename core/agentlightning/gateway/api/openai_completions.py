@@ -59,10 +59,6 @@ def _check(request: CompletionsRequest) -> None:
         raise Refused("suffix is not supported, because the engine only continues a prompt. Leave it out.", param="suffix")
     if request.best_of is not None and request.best_of != (request.n or 1):
         raise Refused("best_of is not supported. Ask for n replies and choose yourself.", param="best_of")
-    if request.logprobs is not None and request.logprobs > 1:
-        raise Refused(
-            f"logprobs is {request.logprobs}, but the engine reports only the sampled token's. Use logprobs=1 (or 0).", param="logprobs"
-        )
 
 
 def _prompts(request: CompletionsRequest) -> tuple[str | tuple[int, ...], ...]:

@@ -79,7 +79,6 @@ class ResponsesRequest(Settings, kw_only=True):
     max_output_tokens: int | None = None
     text: TextConfig | None = None
     include: list[str] | None = None
-    top_logprobs: int | None = None
     previous_response_id: str | None = None
     store: bool | None = None
     metadata: dict[str, Any] | None = None
@@ -125,7 +124,6 @@ class ResponsesForm(Form[ResponsesRequest]):
             parallel_tool_calls=request.parallel_tool_calls,
             max_completion_tokens=request.max_output_tokens,
             logprobs=LOGPROBS in (request.include or ()),
-            top_logprobs=request.top_logprobs,
             response_format=_format(request.text),
         )
         return Asked(

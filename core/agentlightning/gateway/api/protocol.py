@@ -8,13 +8,14 @@ from __future__ import annotations
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 from agentlightning.gateway.api.answers import encode
 from agentlightning.gateway.api.body import convert, read_fields
 from agentlightning.gateway.api.checks import check_request
-from agentlightning.gateway.api.schema import ChatRequest, Refused
+from agentlightning.gateway.api.parameters import unknown
+from agentlightning.gateway.api.schema import ChatRequest, Refused, Settings
 from agentlightning.gateway.auth import AttemptState
 from agentlightning.gateway.rendering.replies import Piece, Reply
 
@@ -71,9 +72,11 @@ class Asked:
     """The record keeps messages from this index on, so that a later request can refer to them. None: it keeps none."""
     unmet: tuple[str, ...] = ()
     """Settings that the model does not support. The answer ignores them, with one warning for each."""
+    fields: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    """The raw body."""
 
 
-R = TypeVar("R")
+R = TypeVar("R", bound=Settings)
 
 
 class Form(ABC, Generic[R]):
@@ -95,7 +98,7 @@ class Form(ABC, Generic[R]):
         fields = read_fields(body)
         asked = self.read(convert(fields, self.body), fields, state)
         check_request(asked.request)
-        return asked
+        return replace(asked, fields=fields, unmet=(*asked.unmet, *unknown(fields, self.body.__struct_fields__)))
 
     def error(self, refusal: Refused) -> bytes:
         """The body of an answer that is an error, as JSON."""

@@ -61,16 +61,26 @@ class Part(msgspec.Struct):
 
     type: str
     text: str | None = None
+    refusal: str | None = None
 
 
 class Message(msgspec.Struct):
-    """One message."""
+    """One message. `function_call` and the role `function` are OpenAI's older form of a tool call and its result."""
 
     role: str
     content: str | list[Part] | None = None
     tool_calls: list[ToolCall] | None = None
     tool_call_id: str | None = None
     name: str | None = None
+    refusal: str | None = None
+    function_call: Function | None = None
+
+    @property
+    def text(self) -> str:
+        """Its content; where there is none, the refusal in its place."""
+        if isinstance(self.content, list):
+            return "".join(part.text or part.refusal or "" for part in self.content) or self.refusal or ""
+        return self.content or self.refusal or ""
 
 
 class ToolFunction(msgspec.Struct, omit_defaults=True):
@@ -120,6 +130,11 @@ class Settings(msgspec.Struct, kw_only=True):
     top_p: float | None = None
     top_k: int | None = None
     seed: int | None = None
+    stop_token_ids: list[int] | None = None
+    ignore_eos: bool | None = None
+    continue_final_message: bool | None = None
+    add_generation_prompt: bool | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
     return_token_ids: bool | None = None
 
 
@@ -128,9 +143,6 @@ class ChoiceSettings(Settings, kw_only=True):
 
     stream_options: StreamOptions | None = None
     n: int | None = None
-    presence_penalty: float | None = None
-    frequency_penalty: float | None = None
-    logit_bias: dict[str, float] | None = None
 
 
 class ChatRequest(ChoiceSettings, kw_only=True):
@@ -142,7 +154,6 @@ class ChatRequest(ChoiceSettings, kw_only=True):
     parallel_tool_calls: bool | None = None
     max_completion_tokens: int | None = None
     logprobs: bool | None = None
-    top_logprobs: int | None = None
     response_format: ResponseFormat | None = None
     reasoning_effort: str | None = None
     verbosity: str | None = None
@@ -172,9 +183,11 @@ class ChatRequest(ChoiceSettings, kw_only=True):
         return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
 
     @property
-    def penalties(self) -> list[str]:
-        """The settings given that change the distribution in a way that no engine is asked to."""
-        return [name for name in ("presence_penalty", "frequency_penalty", "logit_bias") if getattr(self, name)]
+    def template_settings(self) -> dict[str, Any]:
+        """The settings that change how the chat template renders the messages, without those that ask for the default."""
+        defaults: dict[str, Any] = {"continue_final_message": False, "add_generation_prompt": True, "chat_template_kwargs": {}}
+        asked = {name: getattr(self, name) for name in defaults}
+        return {name: value for name, value in asked.items() if value is not None and value != defaults[name]}
 
     def offered(self) -> list[dict[str, Any]]:
         """The tools that the model may call, as the renderer takes them."""
@@ -183,19 +196,25 @@ class ChatRequest(ChoiceSettings, kw_only=True):
         return [msgspec.to_builtins(tool) for tool in self.tools or ()]
 
     def history(self) -> list[dict[str, Any]]:
-        """The messages as plain values: content as text, absent fields absent, `developer` as `system`."""
-        return [_plain(message) for message in self.messages]
+        """The messages as plain values: content as text, absent fields absent, `developer` as `system`, functions as tools."""
+        plain: list[dict[str, Any]] = []
+        function_id: str | None = None  # of the latest `function_call`: the older form has no ids
+        for i, message in enumerate(self.messages):
+            function_id = f"function_{i}" if message.function_call is not None else function_id
+            plain.append(_plain(message, function_id))
+        return plain
 
 
-def _plain(message: Message) -> dict[str, Any]:
-    content = message.content
-    text = "".join(part.text or "" for part in content) if isinstance(content, list) else content or ""
-    plain: dict[str, Any] = {"role": "system" if message.role == "developer" else message.role, "content": text}
+def _plain(message: Message, function_id: str | None) -> dict[str, Any]:
+    plain: dict[str, Any] = {"role": {"developer": "system", "function": "tool"}.get(message.role, message.role), "content": message.text}
     if message.tool_calls:
         plain["tool_calls"] = msgspec.to_builtins(message.tool_calls)
-    if message.tool_call_id is not None:
-        plain["tool_call_id"] = message.tool_call_id
-    if message.name is not None and message.role == "tool":
+    elif message.function_call is not None and function_id is not None:
+        plain["tool_calls"] = [msgspec.to_builtins(ToolCall(message.function_call, function_id))]
+    answers = message.tool_call_id or (function_id if message.role == "function" else None)
+    if answers is not None:
+        plain["tool_call_id"] = answers
+    if message.name is not None and plain["role"] == "tool":
         plain["name"] = message.name
     return plain
 

@@ -50,6 +50,10 @@ class Ending:
     """The last bytes of an answer, or all of them where nothing was streamed. They leave when the call is in the store."""
 
     data: bytes
+    failure: str | None = None
+    """The error that the answer itself is: the call is recorded as `error` with it."""
+    content_type: bytes = b"application/json"
+    """Of an answer that was not streamed."""
 
 
 Step: TypeAlias = Draft | Opening | bytes | Ending
@@ -147,7 +151,7 @@ class Endpoint:
 
 async def exchange(answerer: Answerer, incoming: Incoming, recording: Recording, send: Send, gone: asyncio.Future[None]) -> None:
     """Answer a request and record it, or record why not."""
-    draft, stream_error, ending, seen = Draft(), None, b"", incoming.seen
+    draft, stream_error, ending, seen = Draft(), None, Ending(b""), incoming.seen
     try:
         if incoming.unread is not None:
             raise incoming.unread
@@ -156,7 +160,7 @@ async def exchange(answerer: Answerer, incoming: Incoming, recording: Recording,
                 if isinstance(step, Draft):
                     draft = step
                 elif isinstance(step, Ending):
-                    ending = step.data
+                    ending = step
                 elif isinstance(step, Opening):
                     stream_error = step.error
                     await send(start(200, b"text/event-stream", seen.id))
@@ -165,10 +169,12 @@ async def exchange(answerer: Answerer, incoming: Incoming, recording: Recording,
                     await send(part(step))
         if gone.done():
             raise Gone
-        await recording.write(draft, "completed")
+        await recording.write(draft, "completed" if ending.failure is None else "error", ending.failure)
         if gone.done():  # while the store wrote: a retry will supersede it
             seen.delivered = False
-        await (send_json(send, 200, ending, seen.id) if stream_error is None else send(part(ending, more=False)))
+        if stream_error is None:
+            await send(start(200, ending.content_type, seen.id, len(ending.data)))
+        await send(part(ending.data, more=False))
     except Gone:
         await recording.write(draft, "cancelled", "the client went away")
     except asyncio.CancelledError:

@@ -27,7 +27,7 @@ class ChoicesAnswer(Answer):
         self._with_usage = request.stream_options is not None and bool(request.stream_options.include_usage)
 
     @abstractmethod
-    def _whole(self, index: int, reply: Reply, message: dict[str, Any]) -> dict[str, Any]:
+    def _complete(self, index: int, reply: Reply, message: dict[str, Any]) -> dict[str, Any]:
         """The whole choice."""
 
     @abstractmethod
@@ -44,7 +44,7 @@ class ChoicesAnswer(Answer):
 
     def body(self, replies: Sequence[Reply], messages: Sequence[dict[str, Any]]) -> bytes:
         """See `Answer.body`."""
-        choices = [self._whole(i, reply, message) for i, (reply, message) in enumerate(zip(replies, messages, strict=True))]
+        choices = [self._complete(i, reply, message) for i, (reply, message) in enumerate(zip(replies, messages, strict=True))]
         return encode({**self._base(self.kind), "choices": choices, "usage": self._usage(replies), **self._prompt(replies)})
 
     def first(self, replies: Sequence[Reply]) -> bytes:

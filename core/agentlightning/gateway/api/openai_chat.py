@@ -35,7 +35,7 @@ class ChatAnswer(ChoicesAnswer):
         opening = {"role": "assistant", "content": "", "refusal": None}
         return b"".join(self._chunk([_delta(i, opening)], **(self._prompt(replies) if i == 0 else {})) for i in range(len(replies)))
 
-    def _whole(self, index: int, reply: Reply, message: dict[str, Any]) -> dict[str, Any]:
+    def _complete(self, index: int, reply: Reply, message: dict[str, Any]) -> dict[str, Any]:
         return {
             "index": index,
             "message": {**message, "refusal": None},

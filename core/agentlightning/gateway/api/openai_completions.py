@@ -85,7 +85,7 @@ class CompletionsAnswer(ChoicesAnswer):
         self._shown: dict[int, int] = {}  # characters of each choice that were streamed
         self._offsets: dict[int, int] = {}  # characters of each choice whose tokens were sent
 
-    def _whole(self, index: int, reply: Reply, message: dict[str, Any]) -> dict[str, Any]:
+    def _complete(self, index: int, reply: Reply, message: dict[str, Any]) -> dict[str, Any]:
         piece = Piece(0, len(reply.ids), str(message["content"] or ""))
         return {**self._piece(index, reply, piece), "finish_reason": _reason(reply)}
 

@@ -30,7 +30,7 @@ def unhonoured(fields: Mapping[str, Any]) -> tuple[str, ...]:
     return (*names, *(["logprobs"] if several else []))
 
 
-def unknown(fields: Mapping[str, Any], known: Collection[str]) -> tuple[str, ...]:
+def unknown(fields: Mapping[str, Any], own: Collection[str]) -> tuple[str, ...]:
     """The parameters in a body that this gateway does not know."""
-    names = [name for name, value in fields.items() if value is not None and name not in known and name not in NEUTRAL]
+    names = [name for name, value in fields.items() if value is not None and name not in own and name not in NEUTRAL]
     return tuple(name for name in names if name not in WITHOUT_EFFECT and not name.startswith("guided_"))

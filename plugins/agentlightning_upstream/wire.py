@@ -1,6 +1,6 @@
 """The answers of an upstream, read for the record. One reader for each form. The bytes themselves go on to the agent.
 
-A reply has token ids only if they came for every piece of it.
+Each API has its own reader. A reply has token ids only if every piece of it came with them.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ FINAL = ("response.completed", "response.incomplete", "response.failed")
 
 
 class Reader:
-    """Reads the answer to one request of chat completions or completions."""
+    """Reads the answer to one chat completions or completions request."""
 
     def __init__(self, path: str, count: int, *, hidden: tuple[str, ...] = ()) -> None:
         """`count`: replies to come. `hidden`: fields that only the record asked for."""
@@ -30,7 +30,7 @@ class Reader:
 
     @property
     def done(self) -> bool:
-        """Whether every reply has ended."""
+        """Return True if every reply has ended."""
         return len(self.choices) >= self._count and all(choice.finish is not None for choice in self.choices.values())
 
     def take(self, answer: Fields) -> None:
@@ -87,7 +87,7 @@ def _without(fields: dict[str, msgspec.Raw], names: tuple[str, ...]) -> bool:
 
 
 class ResponseReader:
-    """Reads the answer to one request of responses. This form carries no token ids."""
+    """Reads the answer to one responses request. This API has no token ids."""
 
     def __init__(self) -> None:
         self.choices: dict[int, Choice] = {}
@@ -95,7 +95,7 @@ class ResponseReader:
 
     @property
     def done(self) -> bool:
-        """Whether the reply has ended."""
+        """Return True if the reply has ended."""
         return bool(self.choices)
 
     def take(self, answer: Fields) -> None:
@@ -136,7 +136,7 @@ def failure(answer: Fields) -> str | None:
 
 
 def json_object(data: bytes) -> Fields | None:
-    """The data as a JSON object, or None."""
+    """Return the data as a JSON object, or None."""
     try:
         return _fields.decode(data)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):

@@ -120,7 +120,7 @@ class LightningAgentLoopManager:
 
     async def _prompt(self, row: dict[str, Any], validate: bool) -> None:
         """Run all rollouts of one prompt, then tell verl its status."""
-        uid, partition = row["uid"], "eval" if validate else "train"
+        uid, partition = row["uid"], "val" if validate else "train"  # verl's names
         await tq.async_kv_put(key=uid, partition_id=partition, tag={"status": "running"})
         try:
             states = [await future for future in await self._begin(row, validate)]

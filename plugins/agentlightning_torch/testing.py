@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from os import PathLike
+from typing import Any
 
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -24,7 +25,7 @@ def tiny_model(
 
     The weights are drawn wide (deviation 0.1), so attention and the next-token distribution are far from uniform.
     """
-    tokenizer = make_tokenizer(folder)
+    tokenizer: Any = make_tokenizer(folder)
     config = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=hidden,

@@ -3,6 +3,8 @@
 Import this module, `worker` and `process` in verl's environment only.
 """
 
+# verl has an environment of its own.
+# pyright: reportMissingImports=false
 from __future__ import annotations
 
 import contextlib

@@ -4,6 +4,8 @@ Run it in verl's environment as `python -m agentlightning_verl.process FILE`, wi
 closes.
 """
 
+# verl has an environment of its own.
+# pyright: reportMissingImports=false
 from __future__ import annotations
 
 import socket

@@ -1,5 +1,7 @@
 """verl's training worker with our loss, and with weights as files. Import it in verl's environment only."""
 
+# verl has an environment of its own.
+# pyright: reportMissingImports=false
 from __future__ import annotations
 
 import contextlib

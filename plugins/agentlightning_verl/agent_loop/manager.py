@@ -1,5 +1,7 @@
 """Runs the rollouts of verl's prompts, in a thread and loop of its own."""
 
+# verl has an environment of its own.
+# pyright: reportMissingImports=false
 from __future__ import annotations
 
 import asyncio

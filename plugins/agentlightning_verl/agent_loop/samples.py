@@ -1,5 +1,7 @@
 """verl's prompts as tasks, and our trajectories as verl's samples."""
 
+# verl has an environment of its own.
+# pyright: reportMissingImports=false
 from __future__ import annotations
 
 from collections.abc import Mapping

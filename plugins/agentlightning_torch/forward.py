@@ -1,7 +1,7 @@
-"""Log-probabilities of the trained tokens of packs.
+"""Computes log-probabilities of the trained tokens of packs.
 
-The log-probability of a token comes from the logits at its parent, divided by the temperature at which it was sampled. The model is in
-eval mode: dropout would make trainer and engine disagree. The head runs only where a trained token is predicted.
+A token's log-probability comes from the logits at its parent, divided by its sampling temperature. The model is in eval mode, because
+dropout would make trainer and engine disagree. The head runs only where it predicts a trained token.
 """
 
 from __future__ import annotations
@@ -22,32 +22,32 @@ from agentlightning_torch.attention import FLEX_MULTIPLE, Visible, using_forest
 from agentlightning_torch.reading import read
 
 PLAIN_HEAD = "_agentlightning_plain_head"
-"""Attribute of a model: what `_has_plain_head` found."""
+"""Model attribute with the result of `_has_plain_head`."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Scores:
-    """What the model says of the trained tokens of some packs."""
+    """The model's outputs for trained tokens of some packs."""
 
     index: NDArray[np.int64]
-    """(trained,) index of the token in the batch."""
+    """(trained,) indices of the tokens in the batch."""
     logprob: torch.Tensor
-    """(trained,) with gradient, at least float32."""
+    """(trained,) log-probabilities with gradient, at least float32."""
     entropy: torch.Tensor
-    """(trained,) of the distribution that the token was sampled from, nats; with gradient where it is asked for."""
+    """(trained,) entropy in nats of the distribution that each token was sampled from; with gradient on request."""
     hidden: torch.Tensor
-    """(trained, hidden) the state that predicts the token; without gradient."""
+    """(trained, hidden) the state that predicts each token; without gradient."""
 
 
 def plain(model: Any) -> Any:
-    """The transformers model itself, also inside peft."""
+    """Return the transformers model itself, also from inside peft."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 def score_forest(
     model: Any, batch: Batch, pack: Pack, *, block: int | None = None, flex: bool | None = None, entropy: bool = False
 ) -> Scores:
-    """Scores of one pack, computed as a forest. `entropy`: with its gradient."""
+    """Compute the scores of one pack as a forest. With `entropy`, the entropy has a gradient."""
     device = next(model.parameters()).device
     if device.type == "cuda":
         pack = _padded(pack)
@@ -65,7 +65,7 @@ def score_forest(
 
 
 def score_rows(model: Any, batch: Batch, rows: Sequence[Pack], *, entropy: bool = False) -> Scores:
-    """Scores of some rows, each a single path, padded on the right to the longest. `entropy`: with its gradient."""
+    """Compute the scores of rows, each a single path, right-padded to the longest. With `entropy`, the entropy has a gradient."""
     device = next(model.parameters()).device
     longest = max(len(r) for r in rows)
     ids = np.zeros((len(rows), longest), np.int64)
@@ -84,7 +84,7 @@ def score_rows(model: Any, batch: Batch, rows: Sequence[Pack], *, entropy: bool 
 
 
 def group_rows(rows: Sequence[Pack], tokens_per_pack: int) -> list[list[Pack]]:
-    """Rows that train something, longest first, in groups that hold at most `tokens_per_pack` with their padding."""
+    """Group the rows with trained tokens, longest first. Each group holds at most `tokens_per_pack` tokens with padding."""
     groups: list[list[Pack]] = []
     for row in sorted((r for r in rows if r.trained.any()), key=len, reverse=True):
         if groups and len(groups[-1][0]) * (len(groups[-1]) + 1) <= tokens_per_pack:
@@ -95,9 +95,9 @@ def group_rows(rows: Sequence[Pack], tokens_per_pack: int) -> list[list[Pack]]:
 
 
 def forest_agrees(model: Any, device: torch.device, dtype: torch.dtype) -> str | None:
-    """None when the model gives a small forest the logits that it gives its rows; else why a forest cannot be used."""
+    """Return None if a small forest gets the same logits as its rows. Else return the reason why the model cannot use a forest."""
     rng = np.random.default_rng(0)
-    # two replies of 3 tokens below one prompt of 6, in the order of a forest
+    # two replies of 3 tokens below one prompt of 6, in forest order
     parent = np.array([-1, 0, 1, 2, 3, 4, 5, 6, 7, 5, 9, 10], np.int32)
     position = np.array([0, 1, 2, 3, 4, 5, 6, 7, 8, 6, 7, 8], np.int32)
     end = np.array([12] * 6 + [9] * 3 + [12] * 3, np.int32)
@@ -114,7 +114,7 @@ def forest_agrees(model: Any, device: torch.device, dtype: torch.dtype) -> str |
             ).logits[0, second]
         with torch.no_grad():
             row = model(input_ids=ids[second][None], use_cache=False).logits[0]
-    except Exception as error:  # a model may refuse in any way; the rows are then what works
+    except Exception as error:  # a model may raise anything; rows still work
         return f"{type(error).__name__}: {error}"
     tolerance = 1e-3 if torch.finfo(dtype).eps < 1e-6 else 0.1
     difference = float((forest - row).abs().max() / row.abs().max().clamp_min(1e-9))
@@ -122,7 +122,7 @@ def forest_agrees(model: Any, device: torch.device, dtype: torch.dtype) -> str |
 
 
 def weight_check_of(model: Any) -> WeightCheck:
-    """What the model makes of the tokens of a probe, at temperature 1."""
+    """Return the model's outputs for the tokens of a probe, at temperature 1."""
     ids = weight_check_ids(plain(model).config.get_text_config().vocab_size)
     with torch.no_grad():
         logits = model(input_ids=_tensor(ids, next(model.parameters()).device)[None], use_cache=False).logits[0, :-1].float()
@@ -132,7 +132,7 @@ def weight_check_of(model: Any) -> WeightCheck:
 
 @contextmanager
 def head_input(model: Any) -> Iterator[list[torch.Tensor]]:
-    """What the model's head is given within the block: the last hidden state where logits are computed, and only there."""
+    """Collect the head's inputs within the block: the last hidden state, only where logits are computed."""
     seen: list[torch.Tensor] = []
 
     def look(module: Any, arguments: tuple[torch.Tensor, ...]) -> None:
@@ -146,8 +146,10 @@ def head_input(model: Any) -> Iterator[list[torch.Tensor]]:
 
 
 def _predicting(model: Any, keep: torch.Tensor, **inputs: Any) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """The states (places, size) that predict what comes after the tokens `keep` of every row, and their logits, which are made only where
-    they are more than the head of these states."""
+    """Return the states (places, size) that predict the tokens after `keep` in every row, and their logits.
+
+    Logits are computed only if they are more than the head of these states.
+    """
     lean = _has_plain_head(model)
     with using_forest(plain(model)) if "forest" in inputs else nullcontext():
         if lean:
@@ -158,7 +160,7 @@ def _predicting(model: Any, keep: torch.Tensor, **inputs: Any) -> tuple[torch.Te
 
 
 def _has_plain_head(model: Any) -> bool:
-    """Whether a model's logits are its head of the decoder's last states and nothing else (no scale, no cap); found out once."""
+    """Return True if a model's logits are just the head of the decoder's last states (no scale, no cap). Tested once."""
     inner = plain(model)
     if not hasattr(inner, PLAIN_HEAD):
         ids = torch.arange(4, device=next(model.parameters()).device)[None]
@@ -177,7 +179,7 @@ def _scores(
     place: NDArray[np.int64],
     with_entropy: bool,
 ) -> Scores:
-    """From states and logits (places, ...), of which `place` predicts the token `index`."""
+    """Compute scores from states and logits (places, ...). `place` predicts the token `index`."""
     states, logits = predicting
     head = plain(model).get_output_embeddings()
     where, chosen = _tensor(place, states.device), _tensor(batch.token_ids[index], states.device)
@@ -197,7 +199,7 @@ def _tensor(array: NDArray[Any], device: torch.device) -> torch.Tensor:
 
 
 def _padded(pack: Pack) -> Pack:
-    """The pack with roots of one token each behind it, up to the multiple that FlexAttention compiles for."""
+    """Return the pack, padded with one-token roots to the multiple that FlexAttention compiles for."""
     extra = -len(pack) % FLEX_MULTIPLE
     size = len(pack)
     return Pack(

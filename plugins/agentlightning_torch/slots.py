@@ -1,8 +1,10 @@
 """The KV cache of the live sequences, one row each, and the attention that reads it.
 
-Tokens of all rows go through the model as one sequence in a batch of one; attention alone knows each token's row. transformers'
-`AttentionInterface` plugs it in by name. So every model of plain attention layers works, with or without adapters, and without a `Cache`
-class. Rows are dense: live sequences are rows 0 to n - 1, so a decode step reads a view.
+Tokens of all rows pass through the model as one sequence in a batch of one. Only attention knows each token's row. transformers'
+`AttentionInterface` plugs it in by name, so every model with plain attention layers works, with or without adapters, and without a `Cache`
+class.
+
+Rows are dense: live sequences are rows 0 to n - 1, so a decode step reads a view.
 """
 
 from __future__ import annotations
@@ -21,12 +23,12 @@ from agentlightning.errors import UnsupportedSetting
 
 ATTENTION = "agentlightning_slots"
 PAGE = 128
-"""Rows grow by this many tokens."""
+"""Rows grow in steps of this many tokens."""
 
 
 @dataclass(frozen=True, slots=True)
 class KVShape:
-    """What each layer stores for a token."""
+    """What each layer stores per token."""
 
     layers: int
     heads: int
@@ -48,7 +50,7 @@ class Slots:
         self.keys, self.values = self._new(0, 0)
 
     def _new(self, rows: int, capacity: int) -> tuple[Tensor, Tensor]:
-        # Zeros: values behind a row's end are multiplied by probability zero, and must not be NaN.
+        # Zeros, because values after a row's end are multiplied by probability zero and must not be NaN.
         s = self.shape
         sizes = (s.layers, rows, s.heads, capacity)
         return torch.zeros(*sizes, s.key, dtype=s.dtype, device=s.device), torch.zeros(*sizes, s.value, dtype=s.dtype, device=s.device)
@@ -58,12 +60,14 @@ class Slots:
         return self.keys.shape[1] * self.keys.shape[3] * self.shape.token_bytes
 
     def cost(self, rows: int, length: int) -> int:
-        """The least bytes for `fit`."""
+        """The minimum bytes for `fit`."""
         return rows * -(-length // PAGE) * PAGE * self.shape.token_bytes
 
     def fit(self, rows: int, length: int, *, keep: int, hoped: int) -> bool:
-        """Make room for `rows` rows of `length` tokens; the first `keep` rows stay. Returns whether that took copying: then the room is
-        for `hoped` rows."""
+        """Make room for `rows` rows of `length` tokens, keeping the first `keep` rows.
+
+        Return True if this needed a copy. The room is then for `hoped` rows.
+        """
         old_rows, old_capacity = self.keys.shape[1], self.keys.shape[3]
         if rows <= old_rows and length <= old_capacity:
             return False
@@ -76,7 +80,7 @@ class Slots:
         return True
 
     def read(self, row: int, length: int) -> tuple[Tensor, Tensor]:
-        """Views of a row's keys and values, (layers, heads, length, dim)."""
+        """Return views of a row's keys and values, (layers, heads, length, dim)."""
         return self.keys[:, row, :, :length], self.values[:, row, :, :length]
 
     def write(self, row: int, keys: Tensor, values: Tensor) -> None:
@@ -87,7 +91,7 @@ class Slots:
 
 
 class Prefill:
-    """Attention of a forward pass over several pieces (row, start, count), one after the other."""
+    """Attend in a forward pass over several pieces (row, start, count), one after the other."""
 
     def __init__(self, slots: Slots, pieces: Sequence[tuple[int, int, int]]) -> None:
         self.slots, self.pieces = slots, pieces
@@ -113,7 +117,7 @@ class Prefill:
 
 
 class Decode:
-    """Attention of a forward pass over one token in each of the first n rows, at these positions."""
+    """Attend in a forward pass over one token in each of the first n rows, at these positions."""
 
     def __init__(self, slots: Slots, positions: Tensor, longest: int) -> None:
         device = slots.shape.device
@@ -135,7 +139,7 @@ class Decode:
 
 
 def forward(model: Any, ids: np.ndarray, positions: np.ndarray, attend: Any, *, last_only: bool) -> Tensor:
-    """Logits (tokens, vocabulary), or (1, vocabulary) of the last token. Hold the weights' lock to call it."""
+    """Return logits (tokens, vocabulary), or (1, vocabulary) of the last token. The caller holds the weights' lock."""
     device = model.device
     config = model.config
     before = config._attn_implementation
@@ -154,7 +158,7 @@ def forward(model: Any, ids: np.ndarray, positions: np.ndarray, attend: Any, *, 
 
 
 def probe(model: Any, name: str) -> KVShape:
-    """The KV shape of a model, from a trial run. Raises `UnsupportedSetting` unless all layers are plain attention."""
+    """Return a model's KV shape, from a trial run. Raises `UnsupportedSetting` unless all layers are plain attention."""
     seen: list[tuple[int, Tensor, Tensor, dict[str, Any]]] = []
 
     def attend(layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float, more: dict[str, Any]) -> Tensor:
@@ -198,7 +202,7 @@ def _attention(
 
 
 def _causal(start: int, count: int, device: torch.device) -> Tensor:
-    """(count, start + count) true on visible tokens."""
+    """Return a (count, start + count) mask, true on visible tokens."""
     return torch.ones(count, start + count, dtype=torch.bool, device=device).tril(start)
 
 

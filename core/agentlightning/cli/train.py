@@ -58,10 +58,11 @@ def train(
         if run is None:
             raise ConfigError("`agl train` has nothing to train. Give it a config file, or `--resume RUN`.")
         config = run.config
+    from agentlightning.config.parts import naming
     from agentlightning.config.schema import load_config
 
     settings = load_config(config)
-    with TrainingProgress() as progress:
+    with naming(config), TrainingProgress() as progress:
         if dry_run:
             from agentlightning.training.dry_run import dry_run as check
 

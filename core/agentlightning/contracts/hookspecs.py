@@ -117,8 +117,7 @@ def register_step_signals(register: Register) -> None:
 
 @hookspec
 def register_samplers(register: Register) -> None:
-    """Orders of tasks. Target: a class that is called with `(tasks, seed)` and has `next(count)`, `state()` and `restore(state)`. A
-    curriculum also has `learn(task_id, rewards)`, which gets the rewards of each group after its step."""
+    """Orders of tasks. Target: a subclass of `agentlightning.config.samplers.Sampler`."""
 
 
 @hookspec

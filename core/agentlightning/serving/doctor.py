@@ -32,7 +32,7 @@ BYTES_FULL, BYTES_FROZEN = 16, 2
 """A parameter in training: its weight and gradient in 16 bits, and in 32 bits a master copy and two moments of Adam's. In float32, as on a
 CPU, the same: weight, gradient and two moments of 4 bytes. A frozen one, as below LoRA or in an engine, has 16 bits on a GPU."""
 SHARE = 0.6
-"""Of the memory, for parameters: the rest is for activations, keys and values."""
+"""Fraction of the memory for parameters. Activations, keys and values need the rest."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,18 +45,18 @@ class GPU:
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """What there is."""
+    """Hardware and packages of a machine."""
 
     system: str
     python: str
     cores: int
     memory: int | None
-    """Bytes; None: the system does not tell."""
+    """Bytes; None: unknown."""
     disk_free: int
     """Bytes, where this process runs."""
     gpus: tuple[GPU, ...]
     driver: str | None
-    """Of NVIDIA."""
+    """Version of the NVIDIA driver."""
     packages: dict[str, str]
     """Versions, by name."""
 
@@ -71,12 +71,12 @@ class Advice:
     lora: float
     """With LoRA."""
     commands: tuple[str, ...]
-    """What to install for it."""
+    """Commands that install the missing packages."""
 
 
 @dataclass(frozen=True, slots=True)
 class Checked:
-    """What came of a check."""
+    """The result of a check."""
 
     name: str
     state: Literal["works", "missing", "broken"]
@@ -85,7 +85,7 @@ class Checked:
 
 
 def machine() -> Machine:
-    """Look around. Asks the NVIDIA driver's program, and imports nothing heavy."""
+    """Inspect this machine. Runs `nvidia-smi`, and imports nothing heavy."""
     gpus, driver = find_gpus()
     memory: int | None = None
     with suppress(ValueError, OSError, AttributeError):
@@ -108,7 +108,7 @@ def machine() -> Machine:
 
 
 def advise(this: Machine) -> Advice:
-    """Which engine and trainer fit a machine, and what to install."""
+    """Recommend an engine and a trainer for a machine, and the commands that install them."""
     has = this.packages
     commands: list[str] = []
     if not this.gpus:
@@ -171,7 +171,7 @@ def check(name: str, plugins: Registry | None = None) -> Checked:
 
 
 def find_gpus() -> tuple[tuple[GPU, ...], str | None]:
-    """The NVIDIA GPUs that the driver shows, and its version; none where there is no driver."""
+    """Return the NVIDIA GPUs and the version of their driver; none without a driver."""
     program = shutil.which("nvidia-smi")
     if program is None:
         return (), None
@@ -186,7 +186,7 @@ def find_gpus() -> tuple[tuple[GPU, ...], str | None]:
 
 
 def main() -> None:
-    """One check, in this Python."""
+    """Run one check in this Python."""
     try:
         result = {"state": "works", "message": registry().load("checks", sys.argv[1])()}
     except (MissingExtra, ConfigError) as error:

@@ -6,7 +6,6 @@ This is where a config is taken apart: each part below receives its own table, o
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import secrets
 import sys
 from collections.abc import AsyncGenerator, Collection
@@ -195,7 +194,7 @@ async def _open_runners(
             base_url=gateway.base_url,
             adapters=tuple(config.adapters),
             models=tuple(config.models),
-            settings=dataclasses.asdict(config.runner),
+            settings=config.runner,
             path=tuple(path or str(Path.cwd()) for path in sys.path),
             name=f"worker-{new_id()[-8:]}",
         )

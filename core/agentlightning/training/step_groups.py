@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from agentlightning.config.parts import Part, call, named
+from agentlightning.config.samplers import Sampler
 from agentlightning.config.schema import CollectionConfig
-from agentlightning.config.tasks import Sampler
 from agentlightning.errors import ConfigError
 from agentlightning.rl.trajectory.build import leave_out
 from agentlightning.training.services import Services
@@ -95,15 +95,13 @@ class StepGroups(StepSource):
         return self._sampler.state()
 
     def learn(self, trajectories: Sequence[Trajectory]) -> None:
-        """Tell a curriculum the rewards of its tasks, group by group."""
-        learn = getattr(self._sampler, "learn", None)
+        """Tell the sampler the rewards of its tasks, group by group."""
         rewards: dict[tuple[str, str], list[float]] = {}
         for trajectory in trajectories:
             if trajectory.reward is not None:
                 rewards.setdefault((trajectory.task.id, trajectory.group), []).append(trajectory.reward)
-        if learn is not None:
-            for (task_id, _), group_rewards in rewards.items():
-                learn(task_id, group_rewards)
+        for (task_id, _), group_rewards in rewards.items():
+            self._sampler.learn(task_id, group_rewards)
 
     async def next(self, step: int, group_size: int) -> tuple[list[Trajectory], Counts]:
         ahead = min(self._settings.max_staleness, self._steps - step - 1) * self._tasks_per_step

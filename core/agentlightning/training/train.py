@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any, cast
 
 from agentlightning.algorithms.base import Algorithm
+from agentlightning.config.samplers import Sampler
 from agentlightning.config.schema import Config
-from agentlightning.config.tasks import Sampler
 from agentlightning.config.toml import to_toml
 from agentlightning.contracts.store import LightningStore
 from agentlightning.errors import LightningError

@@ -148,8 +148,8 @@ def test_settings_come_from_a_table_and_what_is_wrong_is_named():
         ({"tolerance": -1.0}, r"algorithm\.tolerance is -1\.0"),
         ({"epochs": 0}, r"algorithm\.epochs is 0"),
         ({"minibatches": 0}, r"algorithm\.minibatches is 0"),
-        ({"kl_coef": 0.1}, "unknown key 'kl_coef' in .algorithm."),
-        ({"loss_aggregation": "token_mean"}, "unknown key 'loss_aggregation' in .algorithm."),
+        ({"kl_coef": 0.1}, "Unknown key 'kl_coef' in .algorithm."),
+        ({"loss_aggregation": "token_mean"}, "Unknown key 'loss_aggregation' in .algorithm."),
     ]:
         with pytest.raises(ConfigError, match=says) as raised:
             build(kind, {"name": "dpo", **wrong}, "algorithm")
@@ -168,7 +168,7 @@ def test_the_loss_comes_by_its_algorithm_alone():
             ConfigError, match=r"compares pairs of rollouts, and algorithm 'lightning' makes none. Use algorithm = \{name = 'dpo'\}"
         ):
             agl.LightningRL(loss=loss).parts()
-    with pytest.raises(ConfigError, match="unknown loss 'dpo'"):
+    with pytest.raises(ConfigError, match="Unknown loss 'dpo'"):
         agl.LightningRL(loss="dpo").parts()
 
 

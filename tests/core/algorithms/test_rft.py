@@ -107,7 +107,7 @@ def test_settings_come_from_a_table_and_what_is_wrong_is_named():
         ({"epochs": 0}, r"algorithm\.epochs is 0"),
         ({"minibatches": 0}, r"algorithm\.minibatches is 0"),
         ({"loss_aggregation": "constant_length"}, r"algorithm\.loss_aggregation is 'constant_length'"),
-        ({"kl_coef": 0.1}, "unknown key 'kl_coef' in .algorithm."),
+        ({"kl_coef": 0.1}, "Unknown key 'kl_coef' in .algorithm."),
     ]:
         with pytest.raises(ConfigError, match=says) as raised:
             build(kind, {"name": "rft", **wrong}, "algorithm")

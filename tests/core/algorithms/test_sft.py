@@ -103,11 +103,11 @@ def test_settings_come_from_a_table_and_what_is_wrong_is_named():
     for wrong, says in [
         ({"loss_aggregation": "constant_length"}, "loss_aggregation"),
         ({"demonstrations": "nowhere"}, "Set it to 'module:function'"),
-        ({"min_rewards": 1}, "unknown key 'min_rewards'"),
+        ({"min_rewards": 1}, "Unknown key 'min_rewards'"),
     ]:
         with pytest.raises(ConfigError, match=says):
             build(kind, {**table, **wrong}, "algorithm")
-    with pytest.raises(ConfigError, match="there is no module"):
+    with pytest.raises(ConfigError, match="No module"):
         build(kind, {**table, "demonstrations": "no_such_module:f"}, "algorithm").parts()
-    with pytest.raises(ConfigError, match="missing 'demonstrations'"):
+    with pytest.raises(ConfigError, match="Missing 'demonstrations'"):
         build(kind, {"name": "sft"}, "algorithm")

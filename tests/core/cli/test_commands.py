@@ -85,7 +85,16 @@ def test_a_wrong_key_in_the_configuration_names_the_right_one(agl: AGL, tmp_path
     (tmp_path / "config.toml").write_text('agent = "a:b"\ntasks = "t.jsonl"\nmodel = "m"\nstep = 3\n')
     code, output = agl("train", str(tmp_path / "config.toml"))
     assert code == 2
-    assert "did you mean 'steps'" in output
+    assert "Did you mean 'steps'" in output
+
+
+def test_a_wrong_key_of_the_trainer_names_the_file(agl: AGL, tmp_path: Path) -> None:
+    config = tmp_path / "config.toml"
+    config.write_text('agent = "a:b"\ntasks = "t.jsonl"\nmodel = "smollm2-135m"\n[trainer]\nlearning_rate = 1\n')
+    (tmp_path / "t.jsonl").write_text("1\n")
+    code, output = agl("train", str(config))
+    assert code == 2
+    assert f"{config}: Unknown key 'learning_rate' in [trainer]." in " ".join(output.split())
 
 
 def command(**hooks: object) -> Registry:

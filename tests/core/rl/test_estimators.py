@@ -419,7 +419,7 @@ def test_an_advantage_of_another_shape_is_refused_by_name() -> None:
         ({"group_size": 0, "advantage": "reinforce"}, "group_size is 0"),
         ({"group_size": 1, "advantage": {"write": "reinforce", "check": "rloo"}}, "write = 'reinforce', check = 'rloo'.* compares"),
         ({"advantage": {}}, "advantage is an empty table"),
-        ({"advantage": {"write": "gpro"}}, r"advantage\.write: no advantage 'gpro'|unknown advantage 'gpro'"),
+        ({"advantage": {"write": "gpro"}}, r"advantage\.write: no advantage 'gpro'|Unknown advantage 'gpro'"),
         ({"advantage": "gea"}, "gae"),
         ({"advantage": {"name": "gae", "lam": 2}}, r"advantage\.lam is 2"),
         ({"advantage": {"name": "gigpo", "omega": -1}}, r"advantage\.omega is -1"),

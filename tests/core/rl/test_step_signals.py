@@ -149,7 +149,7 @@ def test_step_rewards_are_named_facts_or_own_functions() -> None:
     first, second = build_step_rewards({"refusals": -1, f"{__name__}:lookups": 0.5}, plugins)
     assert (first.name, first.value, first.signal) == ("refusals", -1, refusals)
     assert (second.name, second.signal.__name__) == (f"{__name__}:lookups", "lookups")
-    with pytest.raises(ConfigError, match=r"step_rewards\.refusal: unknown step_signal 'refusal'; did you mean 'refusals'\?"):
+    with pytest.raises(ConfigError, match=r"step_rewards\.refusal: Unknown step signal 'refusal'\. Did you mean 'refusals'\?"):
         build_step_rewards({"refusal": 1}, plugins)
     with pytest.raises(ConfigError, match=r"step_rewards\.refusals is nan\. Set it to a finite number"):
         build_step_rewards({"refusals": float("nan")}, plugins)

@@ -303,14 +303,14 @@ def test_a_conversation_longer_than_the_trainer_takes_is_an_error_or_left_out_an
     [
         ({"collection": {"max_staleness": -1}}, r"collection\.max_staleness is -1\. Use a whole number of at least 0"),
         ({"collection": {"resample": 3}}, r"collection\.resample is 3, but nothing is filtered"),
-        ({"collection": {"filter": "nonzero_varianc"}}, r"collection\.filter: .*did you mean 'nonzero_variance'"),
+        ({"collection": {"filter": "nonzero_varianc"}}, r"collection\.filter: .*Did you mean 'nonzero_variance'"),
         (
             {"collection": {"filter": {"name": "difficulty", "low": 0.9, "high": 0.1}}},
             r"collection\.filter\.low and high is \(0\.9, 0\.1\)",
         ),
         (
             {"collection": {"filter": {"name": "nonzero_variance", "toler": 1}}},
-            r"unknown key 'toler' in \[collection\.filter\]; did you mean 'tolerance'",
+            r"Unknown key 'toler' in \[collection\.filter\]\. Did you mean 'tolerance'",
         ),
         ({"collection": {"truncated": "punish"}}, r"collection\.truncated is 'punish'"),
         ({"collection": {"overlong": 1}}, r"collection\.overlong is 1"),
@@ -398,5 +398,5 @@ def test_a_curriculum_goes_on_where_it_was() -> None:
     one.next(2)
     other.restore(one.state())
     assert [t.id for _ in range(5) for t in one.next(3)] == [t.id for _ in range(5) for t in other.next(3)]
-    with pytest.raises(ConfigError, match="not those that this run was started with"):
+    with pytest.raises(ConfigError, match="differ from those that this run started with"):
         Curriculum(tasks[:3]).restore(one.state())

@@ -166,9 +166,9 @@ async def test_what_is_preferred_becomes_likelier_than_the_rejected_against_the_
 async def test_pairs_and_the_loss_that_compares_them_go_together(model: ModelFiles):
     some = rollouts()
     async with training(model) as (trainer, found):
-        with pytest.raises(TrainerError, match="loss 'dpo' was given a batch with no pairs"):
+        with pytest.raises(TrainerError, match="Loss 'dpo' received a batch with no pairs"):
             await trainer.step(make_batch(some, [np.ones(2)] * len(some)), DPOLoss())
-        with pytest.raises(TrainerError, match="loss 'ppo_clip' was given a batch with pairs"):
+        with pytest.raises(TrainerError, match="Loss 'ppo_clip' received a batch with pairs"):
             await trainer.step(batch_of(PAIRS), PPOClip())
         policy, metrics = await trainer.step(batch_of([]), DPOLoss())
         assert (policy.version, metrics["tokens_trained"], found) == (0, 0, [])

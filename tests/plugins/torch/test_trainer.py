@@ -279,7 +279,7 @@ async def test_a_checkpoint_loads_with_plain_transformers_and_gives_the_same_log
 async def test_a_checkpoint_that_does_not_fit_is_refused_by_name(files: ModelFiles, tmp_path: Path):
     async with training(files, train="top:1") as trainer:
         await trainer.save(tmp_path / "c")
-        with pytest.raises(TrainerError, match="is no checkpoint to resume"):
+        with pytest.raises(TrainerError, match="is not a checkpoint that can resume"):
             await trainer.restore(tmp_path / "nothing")
         (tmp_path / "file").write_text("")
         with pytest.raises(TrainerError, match="could not be written"):

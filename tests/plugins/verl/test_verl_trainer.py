@@ -109,7 +109,7 @@ async def test_a_checkpoint_goes_on_as_if_nothing_had_been(pair: Any, files: Mod
     AutoModelForCausalLM.from_pretrained(tmp_path / "checkpoint")
     assert AutoTokenizer.from_pretrained(tmp_path / "checkpoint").eos_token_id is not None
     (tmp_path / "bare").mkdir()
-    with pytest.raises(TrainerError, match="is no checkpoint to resume"):
+    with pytest.raises(TrainerError, match="is not a checkpoint that can resume"):
         await verl.restore(tmp_path / "bare")
 
 

@@ -111,7 +111,7 @@ def check_joins(trajectories: Iterable[Trajectory], agents: Sequence[str] | None
     if len(unmatched) == len(agents):
         raise ConfigError("agents: " + unknown("agent", unmatched[0], seen))
     for pattern in unmatched:
-        log.warning("agents: %s; it is not trained unless it acts later", unknown("agent", pattern, seen))
+        log.warning("agents: %s It is not trained unless it acts later.", unknown("agent", pattern, seen))
 
 
 def _bare(state: RolloutState, attempt_id: str, status: AttemptStatus, *diagnostics: str) -> Trajectory:

@@ -16,8 +16,6 @@ from agentlightning.types import Rollout, Sampling, Task, new_id
 SHOUTING = (
     "{% for m in messages %}{{ m.role }}: {{ m.content }}{{ mark }}\n{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}"
 )
-    "{% for m in messages %}{{ m.role }}: {{ m.content }}{{ mark }}\n{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}"
-)
 HI = [user("hi")]
 SAMPLING = {
     "min_p": 0.1, "repetition_penalty": 1.2, "length_penalty": 0.5, "use_beam_search": True, "presence_penalty": 1,

@@ -272,7 +272,7 @@ def main() -> int:
     console = Console()
     for name in track(names, "checking", console=console, disable=not console.is_terminal):
         kept[name] = outcome = check(name)
-        console.print(_report(outcome), highlight=False, markup=False)
+        console.print(_report(outcome), highlight=False, markup=False, soft_wrap=True)
         with path.open("a") as file:
             file.write(json.dumps(asdict(outcome)) + "\n")
     outcomes = [kept[name] for name in arguments.names or kept]
@@ -296,7 +296,7 @@ def _report(outcome: Outcome) -> str:
     numbers = " ".join(f"{_number(value):>6}" for value in (outcome.gradient, outcome.trained, outcome.sampled))
     mark = "WRONG" if outcome.wrong else "     "
     reasons = " / ".join(reason for reason in (outcome.reason, outcome.engine_reason) if reason)
-    return f"{mark} {outcome.name:26} {outcome.trainer:18} {outcome.engine:8} {numbers}  {reasons[:240]}"
+    return f"{mark} {outcome.name:26} {outcome.trainer:22} {outcome.engine:8} {numbers}  {reasons[:240]}"
 
 
 if __name__ == "__main__":

@@ -178,7 +178,7 @@ def forest_attention(
     attention_mask: Any,
     **options: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Attention for transformers' models, within `using_forest`. `query` is (1, heads, tokens, size), `key` and `value` (1, kv heads,
+    """Attention for transformers' models, within `forest_pass`. `query` is (1, heads, tokens, size), `key` and `value` (1, kv heads,
     tokens, size). `options` may have `scaling`.
 
     Raises `NotImplementedError` for a layer of other than plain attention.
@@ -188,7 +188,7 @@ def forest_attention(
         raise NotImplementedError(f"it has attention with {', '.join(unusual) or 'dropout'}")
     forest = _forest.get()
     if forest is None:
-        raise RuntimeError("The model has the attention of a forest outside of a pass. Run it within using_forest().")
+        raise RuntimeError("The model has the attention of a forest outside of a pass. Run it within forest_pass().")
     relation = forest.under(check_mask(module, attention_mask))
     scaling = options.get("scaling")
     scaling = query.shape[-1] ** -0.5 if scaling is None else float(scaling)
@@ -271,14 +271,20 @@ _forest: ContextVar[Visible | None] = ContextVar("forest", default=None)
 
 
 @contextmanager
-def using_forest(model: Any, forest: Visible) -> Iterator[None]:
-    """Switch a transformers model to the attention of a forest inside the block."""
+def forest_pass(forest: Visible) -> Iterator[None]:
+    """Have `forest_attention` use this forest inside the block."""
     token = _forest.set(forest)
     try:
-        with using_attention(model, NAME):
-            yield
+        yield
     finally:
         _forest.reset(token)
+
+
+@contextmanager
+def using_forest(model: Any, forest: Visible) -> Iterator[None]:
+    """Switch a transformers model to the attention of a forest inside the block."""
+    with forest_pass(forest), using_attention(model, NAME):
+        yield
 
 
 register(NAME, forest_attention)

@@ -134,14 +134,18 @@ def _predicting(model: Any, keep: torch.Tensor, lean: bool, **inputs: Any) -> tu
     inner = plain(model)
     if lean:
         return inner.get_decoder()(**inputs, use_cache=False).last_hidden_state[:, keep].flatten(0, 1), None
-    rows = len(inputs["input_ids"])
-    keeps = "logits_to_keep" in signature(inner.forward).parameters
+    rows, keeps = len(inputs["input_ids"]), keeping(model, keep)
     with head_input(model) as seen:
-        logits = model(**inputs, **({"logits_to_keep": keep} if keeps else {}), use_cache=False).logits
+        logits = model(**inputs, **keeps, use_cache=False).logits
     states = seen[0].reshape(rows, -1, seen[0].shape[-1])
     if not keeps:
         states, logits = states[:, keep], logits[:, keep]
     return states.flatten(0, 1), logits.flatten(0, 1)
+
+
+def keeping(model: Any, logits: torch.Tensor | int) -> dict[str, Any]:
+    """The argument that has a model compute these logits alone, or as many at the end; empty: the model has none."""
+    return {"logits_to_keep": logits} if "logits_to_keep" in signature(plain(model).forward).parameters else {}
 
 
 def _has_plain_head(model: Any) -> bool:

@@ -19,6 +19,8 @@ CHANGES = re.compile(r"window|chunk|local|block_size|extent|floor|distance|index
 """Fields of a configuration that name a number of tokens beyond which a model may change."""
 NOT_TOKENS = re.compile(r"pattern|feed_forward|lm_head|mamba|experts|layers|num_|blocks")
 """Fields that match `CHANGES` and count something else."""
+SELECTS = re.compile(r"index_topk|indexer_budget|keep_window")
+"""Fields that name how many tokens attention sees, picked by their values."""
 STATIC_ROPE = frozenset({"default", "linear", "yarn", "llama3", "proportional", "mrope"})
 """Kinds of rope that are the same at every length."""
 BEYOND = 12
@@ -41,6 +43,12 @@ def _numbers(fields: dict[str, Any]) -> Iterator[tuple[str, int]]:
                 yield from _numbers(value)
         elif isinstance(value, int) and not isinstance(value, bool):
             yield name, value
+
+
+def selects(config: Any, limit: int) -> str | None:
+    """Why the attention of a token depends on which tokens lie beside it, on sequences up to `limit`; None: it does not."""
+    fields = [name for name, value in _numbers(config.get_text_config().to_dict()) if SELECTS.search(name) and value < limit]
+    return f"its attention picks tokens by their values ({fields[0]})" if fields else None
 
 
 def probe_length(config: Any, limit: int) -> int:

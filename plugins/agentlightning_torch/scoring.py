@@ -19,20 +19,21 @@ from agentlightning.errors import TrainerError, UnsupportedSetting
 from agentlightning.rl.batch.build import make_batch
 from agentlightning.rl.batch.packs import cut_packs, leaf_rows, transition_rows
 from agentlightning.types import Bools, Doubles, Task, Trajectory, Transition, ints
-from agentlightning_torch.forward import Scores, group_rows, plain, score_forest, score_rows
-from agentlightning_torch.lengths import SHORT, length_of, longest, probe_length, regime, switches
+from agentlightning_torch.forward import Scores, group_rows, keeping, plain, score_forest, score_rows
+from agentlightning_torch.lengths import SHORT, length_of, longest, probe_length, regime, selects, switches
 from agentlightning_torch.masks import OwnMask
+
+TRAINED = 70
+"""Tokens at the end of a probe that are compared at most: logits of thousands would take gigabytes."""
 
 
 @dataclass(frozen=True, slots=True)
 class Scoring:
-    """How a model scores a batch. Each way that is not exact for it is switched off."""
+    """How a model scores a batch: the fastest way that is exact for it."""
 
     forest: bool = True
-    shared: bool = True
-    """Whether several transitions may share a row. Otherwise a token's log-probability depends on tokens after it."""
-    padded: bool = True
-    """Whether rows of several lengths go through the model together."""
+    single: bool = False
+    """Whether each call is a row of its own that goes through the model alone. Other rows share passes, and calls share rows."""
     switched: tuple[int, ...] = ()
     """Lengths beyond which the model takes other rope factors. Sequences on two sides of one are scored apart."""
     longest: int | None = None
@@ -43,8 +44,7 @@ class Scoring:
     @property
     def way(self) -> str:
         """The way in words."""
-        rows = "root-to-leaf rows" if self.shared else "one row for each call"
-        return "forest" if self.forest else rows if self.padded else f"{rows}, one at a time"
+        return "forest" if self.forest else "one row for each call" if self.single else "root-to-leaf rows"
 
     def scores(
         self, model: Any, batch: Batch, tokens_per_pack: int, rollouts: Sequence[int] | None = None, *, entropy: bool = False
@@ -61,8 +61,8 @@ class Scoring:
                 for pack in packs:
                     yield score_forest(model, batch, pack, entropy=entropy, length=length), len(pack)
                 continue
-            rows = (leaf_rows if self.shared else transition_rows)(batch, rollouts, transitions)
-            for group in group_rows(rows, tokens_per_pack if self.padded else 0):
+            rows = (transition_rows if self.single else leaf_rows)(batch, rollouts, transitions)
+            for group in group_rows(rows, 0 if self.single else tokens_per_pack):
                 yield score_rows(model, batch, group, entropy=entropy, length=length), sum(len(row) for row in group)
 
     def _regimes(self, batch: Batch) -> Iterator[tuple[int, Bools | None]]:
@@ -83,18 +83,33 @@ def find_scoring(model: Any, name: str, tokens_per_pack: int) -> Scoring:
     most = longest(config)
     limit = min(tokens_per_pack, most or tokens_per_pack)
     scoring = Scoring(switched=switches(config), longest=most if most and most < tokens_per_pack else None)
-    probes = [_Probe(model, length) for length in sorted({min(SHORT, limit), probe_length(config, limit)})]
-    reason, fault = None, None
-    for narrowed in ({}, {"forest": False}, {"padded": False}, {"shared": False}):
-        scoring = replace(scoring, **narrowed)
-        if scoring.shared and isinstance(reason, OwnMask):  # it may depend on any token of the row, which a probe can miss
-            continue
-        fault = next((fault for probe in probes if (fault := probe.fault(scoring))), None)
-        if fault is None:
-            return replace(scoring, reason=reason_of(reason))
-        reason = reason or fault
-    raise UnsupportedSetting(
-        f"The torch trainer cannot train {name!r} ({config.model_type}): {reason_of(fault)}. Use another model, or the trainer 'verl'."
+    try:
+        probes = [_Probe(model, length) for length in sorted({min(SHORT, limit), probe_length(config, limit)})]
+    except Exception as error:  # a model may fail in any way
+        raise _refusal(model, name, error) from error
+
+    def fault(scoring: Scoring) -> Exception | None:
+        return next((error for probe in probes if (error := probe.fault(scoring))), None)
+
+    picked = selects(config, limit)
+    reason = fault(scoring) if picked is None else OwnMask(picked)
+    if reason is None:
+        return scoring
+    scoring = replace(scoring, forest=False, reason=reason_of(reason))
+    # A mask made of values may depend on any token of the pass, and a probe can miss that. A model that fails on our masks computes with
+    # them, so it may make such a mask.
+    if isinstance(reason, NotImplementedError) and not isinstance(reason, OwnMask) and fault(scoring) is None:
+        return scoring
+    scoring = replace(scoring, single=True)
+    if (reason := fault(scoring)) is None:
+        return scoring
+    raise _refusal(model, name, reason)
+
+
+def _refusal(model: Any, name: str, error: Exception) -> UnsupportedSetting:
+    return UnsupportedSetting(
+        f"The torch trainer cannot train {name!r} ({plain(model).config.model_type}): {reason_of(error)}. Use another model, or the trainer "
+        "'verl'."
     )
 
 
@@ -107,7 +122,7 @@ class _Probe:
         ids = np.random.default_rng(0).integers(0, vocabulary, length + 13).tolist()
         path, other = ids[:length], ids[length:]
         self._transitions = [
-            _transition(0, path[:4], path[4:-6]),
+            _transition(0, path[: max(4, length - TRAINED)], path[max(4, length - TRAINED) : -6]),
             _transition(1, path[:-3], path[-3:]),  # the next turn
             _transition(2, path[: length // 2], other[:4]),  # a branch
             _transition(3, other[4:9], other[9:]),  # a short sequence of its own
@@ -119,9 +134,11 @@ class _Probe:
         """What is wrong with a scoring; None: it is exact."""
         values = np.full(len(self._batch), np.nan)
         try:
-            with torch.no_grad():
+            with torch.set_grad_enabled(self._length <= SHORT):
                 for scores, _ in scoring.scores(self._model, self._batch, 8 * self._length):
-                    values[scores.index] = scores.logprob.double().cpu().numpy()
+                    values[scores.index] = scores.logprob.detach().double().cpu().numpy()
+                    if scores.logprob.requires_grad:  # some models have no backward pass in eval mode
+                        torch.autograd.grad(scores.logprob.sum(), plain(self._model).get_input_embeddings().weight, allow_unused=True)
         except Exception as error:  # a model may refuse in any way; another way of scoring may work
             return error
         by_transition = self._batch.by_transition(values)
@@ -134,7 +151,7 @@ def reason_of(error: Exception | None) -> str | None:
     """What a probe found, in words."""
     if error is None or isinstance(error, NotImplementedError):
         return None if error is None else str(error)
-    return f"it fails with another attention ({type(error).__name__}: {error})"
+    return f"its code fails ({type(error).__name__}: {error})"
 
 
 def plain_logprobs(model: Any, prompt: Any, response: Any) -> Doubles:
@@ -142,7 +159,7 @@ def plain_logprobs(model: Any, prompt: Any, response: Any) -> Doubles:
     device = next(model.parameters()).device
     ids = torch.from_numpy(np.concatenate([prompt, response]).astype(np.int64)).to(device)
     with torch.no_grad():
-        logits = model(input_ids=ids[None], use_cache=False).logits[0, len(prompt) - 1 : -1]
+        logits = model(input_ids=ids[None], use_cache=False, **keeping(model, len(response) + 1)).logits[0, -len(response) - 1 : -1]
     logprobs = logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
     return logprobs.gather(1, ids[len(prompt) :, None])[:, 0].double().cpu().numpy()
 

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from agentlightning.errors import UnsupportedSetting
-from agentlightning_torch.forward import plain
-from agentlightning_torch.lengths import SHORT, length_of, probe_length, regime, switches
+from agentlightning_torch.forward import keeping, plain
+from agentlightning_torch.lengths import SHORT, length_of, probe_length, regime, selects, switches
 from agentlightning_torch.scoring import disagreement, reason_of
 from agentlightning_torch.slots import Decode, KVShape, Layer, Prefill, Slots, forward
 
@@ -23,8 +23,12 @@ def check_served(model: Any, name: str) -> KVShape:
     """Return the shape of a model's keys and values. Raises `UnsupportedSetting` for a model that the engine does not serve exactly."""
     config = plain(model).config
     try:
+        context = getattr(config.get_text_config(), "max_position_embeddings", None)
+        if context is not None and (picked := selects(config, context)) is not None:
+            raise NotImplementedError(picked)
         shape = kv_shape(model)
-        context = config.get_text_config().max_position_embeddings
+        if context is None:
+            raise NotImplementedError("its configuration names no longest context")
         for length in sorted({min(SHORT, context), probe_length(config, context)}):
             fault = _compare(model, shape, length)
             if fault is not None:
@@ -101,4 +105,5 @@ def _piece(number: int, row: np.ndarray, half: int) -> tuple[int, int, int]:
 def _plain(model: Any, row: np.ndarray) -> Tensor:
     """The logits (vocabulary,) after a row, from one plain pass."""
     with torch.no_grad():
-        return model(input_ids=torch.from_numpy(row.astype(np.int64))[None].to(model.device), use_cache=False).logits[0, -1].float()
+        ids = torch.from_numpy(row.astype(np.int64))[None].to(model.device)
+        return model(input_ids=ids, use_cache=False, **keeping(model, 1)).logits[0, -1].float()

@@ -15,7 +15,7 @@ from agentlightning.rl.batch.build import make_batch
 from agentlightning.rl.batch.packs import Pack, cut_packs, leaf_rows, transition_rows
 from agentlightning.types import Task, Trajectory, Transition
 from agentlightning_torch import attention
-from agentlightning_torch.attention import BLOCK, NAME, Visible, forest_attention, using_forest
+from agentlightning_torch.attention import BLOCK, NAME, Visible, forest_attention, forest_pass
 from agentlightning_torch.forward import group_rows, score_forest, score_rows
 from agentlightning_torch.masks import PositionMask
 from agentlightning_torch.optim import add_lora, trained_parameters
@@ -186,12 +186,11 @@ def test_attention_in_parts_is_attention_under_the_dense_mask(mask: str):
     generator = torch.Generator().manual_seed(0)
     shapes = [(1, heads, len(pack), size) for heads, size in ((4, 8), (2, 8), (2, 5), (4, 5))]
     *inputs, grad = (torch.randn(shape, generator=generator, dtype=torch.float64).requires_grad_() for shape in shapes)
-    model = tiny_llama()
     outs = []
     for parts in (True, False):
         visible = Visible(pack, torch.device("cpu"), block=7, parts=parts)
         assert bool(visible.under(MASKS[mask]).parts) == parts
-        with using_forest(model, visible):
+        with forest_pass(visible):
             outs.append(forest_attention(None, *inputs, MASKS[mask], scaling=0.3)[0])
     dense = visible.under(MASKS[mask]).dense
     assert dense is not None

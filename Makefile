@@ -16,7 +16,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 PIP    := $(BIN)/python -m pip -qq --disable-pip-version-check --no-input
 
-.PHONY: help setup demo test test-range test-architectures test-vllm test-verl test-gpu-scripts wheel lint format clean
+.PHONY: help setup demo test test-range test-architectures test-vllm test-verl test-gpu-scripts wheel style lint format clean
 
 help: # the comment at the top of this file
 	@sed -n "/^#/!q; s/^# \{0,1\}//p" Makefile
@@ -36,19 +36,23 @@ $(STAMP): pyproject.toml constraints.txt
 demo: setup
 	@$(BIN)/agl demo
 
-lint: setup
+style: setup
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check --quiet . || { echo "Some files are not formatted; run: make format"; exit 1; }
 	@$(BIN)/python tests/lint_names.py core adapters plugins benchmarks
+
+lint: style
 	@$(BIN)/pyright
 
 format: setup
 	@$(BIN)/ruff check --fix-only --quiet .
 	@$(BIN)/ruff format --quiet .
 
-# Two processes share the cores; one thread each keeps numbers repeatable and the machine usable.
-test: lint
-	@OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest -q -n 2 --dist worksteal
+# Two processes share the cores; one thread each keeps numbers repeatable and the machine usable. Pyright runs beside them and reports last.
+test: style
+	@$(BIN)/pyright > $(VENV)/pyright.log 2>&1 & pyright=$$!; \
+	OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest -q -n 2 --dist worksteal; tests=$$?; \
+	wait $$pyright; types=$$?; cat $(VENV)/pyright.log; exit $$((tests | types))
 
 test-range: setup
 	@PYTHON=$(BIN)/python sh tests/check_oldest.sh

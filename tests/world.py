@@ -1,54 +1,42 @@
-"""Transitions, trajectories and rollouts, as tests of rl, algorithms and trainers build them."""
+"""Rollouts and batches that tests of algorithms and trainers share."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
+from msgspec import structs
 
-from agentlightning.types import Task, Trajectory, Transition
-
-
-def transition(index: int, prompt: Sequence[int], response: Sequence[int], **fields: Any) -> Transition:
-    """A sampled transition; `id` is short for `completion_id`, and `fields` override any other default."""
-    defaults = {
-        "completion_id": fields.pop("id", f"c{index}"),
-        "call_id": f"call{index}",
-        "logprobs": np.linspace(-1, -0.5, len(response), dtype=np.float32),
-        "versions": np.full(len(response), 3, np.int32),
-        "temperature": 1.0,
-        "agent": None,
-        "turn": index,
-    }
-    ids = {"prompt_ids": np.array(prompt, np.int32), "response_ids": np.array(response, np.int32)}
-    return Transition(index=index, **ids, **{**defaults, **fields})
-
-
-def trajectory(index: int, *transitions: Transition, group: str = "g", reward: float | None = 1.0, **fields: Any) -> Trajectory:
-    """A rollout that succeeded. Its task is named like its group."""
-    defaults = {
-        "task": Task(group, None),
-        "rollout_id": f"{group}r{index}",
-        "attempt_id": f"{group}a{index}",
-        "mode": "train",
-        "status": "succeeded",
-    }
-    return Trajectory(group=group, index=index, reward=reward, transitions=transitions, **{**defaults, **fields})
+from agentlightning.contracts.batch import Batch
+from agentlightning.rl.batch.build import make_batch
+from agentlightning.testing.rollouts import conversation, trajectory, transition
+from agentlightning.types import Trajectory
 
 
 def rollout(index: int, reward: float | None, group: str = "g", replies: int = 1, *, logprobs: bool = True) -> Trajectory:
     """A rollout named `group` + `index`, with replies of three tokens after prompts of three."""
-    name = f"{group}{index}"
-    replied = [
-        transition(
-            turn,
-            [1, 5, turn],
-            [10 + index, 20, 2],
-            id=f"{name}.{turn}",
-            logprobs=np.full(3, -0.5, np.float32) if logprobs else None,
-            versions=np.zeros(3, np.int32),
-        )
-        for turn in range(replies)
-    ]
-    return trajectory(index, *replied, group=group, reward=reward, rollout_id=name, attempt_id=name)
+    fields = {"logprobs": -0.5 if logprobs else None}
+    transitions = [transition(turn, [1, 5, turn], [10 + index, 20, 2], id=f"{group}{index}.{turn}", **fields) for turn in range(replies)]
+    return trajectory(index, *transitions, group=group, reward=reward)
+
+
+def two_turns(seed: int = 0, advantages: Sequence[float] = (1.0, -1.0, 0.5, -0.5)) -> Batch:
+    """A batch of one group: rollouts of two turns of 6 tokens below one prompt of 20."""
+    rng = np.random.default_rng(seed)
+    shared, trajectories = rng.integers(5, 60, 20), list[Trajectory]()
+    for index in range(len(advantages)):
+        turns = [(rng.integers(5, 60, 6), rng.integers(5, 60, 4)) for _ in range(2)]
+        trajectories.append(trajectory(index, *conversation(shared, turns, id=f"c{index}", logprobs=-4.0)))
+    return make_batch(trajectories, [np.full(2, advantage) for advantage in advantages])
+
+
+def two_groups(rewards: Sequence[float] = (1.0,) * 7) -> list[Trajectory]:
+    """Rollouts of two turns, four below one prompt and three below another; the second turn is sampled at another temperature."""
+    rng = np.random.default_rng(0)
+    prompts, trajectories = {group: rng.integers(5, 60, 6) for group in "gh"}, list[Trajectory]()
+    for index, (group, reward) in enumerate(zip("gggghhh", rewards, strict=True)):
+        turns = [(rng.integers(5, 60, 3 + (index + turn) % 3), (40 + turn, 41)) for turn in range(2)]
+        first, second = conversation(prompts[group], turns, id=f"c{index}", logprobs=-4.0)
+        transitions = first, structs.replace(second, temperature=0.7, continues=0)
+        trajectories.append(trajectory(index, *transitions, group=group, reward=float(reward)))
+    return trajectories

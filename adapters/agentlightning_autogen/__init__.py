@@ -2,15 +2,15 @@
 
     import agentlightning_autogen
 
-    agentlightning_autogen.install()                       # every call in this process is recorded, with no change in the program
+    agentlightning_autogen.install()                       # records every call in this process, without code changes
 
-or, for one model client among several,
+or, for a single model client,
 
     from agentlightning_autogen import LightningChatCompletionClient
 
     client = LightningChatCompletionClient(OpenAIChatCompletionClient(model="gpt-4o"))
 
-Nothing is imported from AutoGen before one of the names below is used.
+AutoGen is imported only when you use one of the names below.
 """
 
 from __future__ import annotations
@@ -24,5 +24,5 @@ if TYPE_CHECKING:
 
 __all__ = ["LightningChatCompletionClient", "current_span_id", "install", "uninstall"]
 
-if not TYPE_CHECKING:  # to a type checker a module with `__getattr__` has every name
+if not TYPE_CHECKING:  # for type checkers, a module with `__getattr__` has every name
     __getattr__, __dir__ = lazy_exports(__name__, {"adapter": __all__}, extra="autogen")

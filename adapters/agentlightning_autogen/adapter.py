@@ -1,4 +1,4 @@
-"""The installation, and the client that records its own calls alone."""
+"""The installation, and a client that records only its own calls."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ from agentlightning_autogen.structure import Structure
 
 
 class Installation:
-    """What this process shares: the patches of AutoGen, and whether every model client is recorded."""
+    """Process-wide state: the patches of AutoGen, and whether every model client is recorded."""
 
     def __init__(self) -> None:
         self.everywhere = False
         self._patches: Patches | None = None
 
     def put(self, models: Collection[str] = ()) -> None:
-        """Patch AutoGen and the `openai` clients. Idempotent; `models` are added to those named before."""
+        """Patch AutoGen and the `openai` clients. Idempotent. `models` adds to earlier names."""
         clients().install(ADAPTER, models)
         if self._patches is None:
             self._patches = Patches()
@@ -51,17 +51,17 @@ class Installation:
 
 @cache
 def installation() -> Installation:
-    """This process's. (Cached: the classes that it patches are the process's as well.)"""
+    """Return this process's installation. It is cached because the patched classes are process-wide too."""
     return Installation()
 
 
 def install(models: Collection[str] = ()) -> None:
-    """Record every AutoGen agent, team, tool and model call of a rollout, with no change in the program. Idempotent.
+    """Record every AutoGen agent, team, tool, and model call of a rollout, without code changes.
 
-    Programs that are loaded from component configurations (YAML, JSON) are recorded as well. Model calls for the rollout's model, or to
-    its gateway, go to that gateway whatever address they were built with; `models` are further names, or patterns, of models that stand
-    for it: a team with `OpenAIChatCompletionClient(model="gpt-4o")` is trained as it is after `install(models=["gpt-4o"])`. Other models
-    are left alone, and never see the rollout's key.
+    Idempotent. Programs loaded from component configs (YAML, JSON) are recorded too. Calls for the rollout's model, or to its gateway, go
+    to that gateway regardless of their client's address. `models` lists other names or patterns that stand for this model. For example,
+    `install(models=["gpt-4o"])` trains a team that uses `OpenAIChatCompletionClient(model="gpt-4o")`. Calls for all other models are left
+    alone, and never see the rollout's key.
     """
     here = installation()
     here.put(models)
@@ -69,28 +69,28 @@ def install(models: Collection[str] = ()) -> None:
 
 
 def uninstall() -> None:
-    """Undo `install`, and what a `LightningChatCompletionClient` installed: AutoGen is as it was."""
+    """Undo `install` and every `LightningChatCompletionClient`. This restores AutoGen."""
     installation().remove()
 
 
 def current_span_id() -> str | None:
-    """The id of the span that runs here (the tool, the agent, the team), for `agl.reward(value, span=...)`. None outside one."""
+    """Return the id of the current tool, agent, or team span, for `agl.reward(value, span=...)`. Return None outside a span."""
     part = innermost()
-    while part is not None and part.quiet:  # its span is not certain yet
+    while part is not None and part.quiet:  # it may not become a span
         part = part.parent
     return part.id if part is not None else None
 
 
 class LightningChatCompletionClientConfig(BaseModel):
-    """The configuration of a `LightningChatCompletionClient` as a component."""
+    """Component config of a `LightningChatCompletionClient`."""
 
     client: ComponentModel
 
 
 class LightningChatCompletionClient(ChatCompletionClient, Component[LightningChatCompletionClientConfig]):
-    """A model client whose calls, during a rollout, are those of the model in training, whatever model and address `client` names.
+    """A model client whose calls go to the model being trained during a rollout, whatever model and address `client` names.
 
-    Agents, teams and tools are recorded around it; other clients of the program are left alone. Outside a rollout it is `client`.
+    Agents, teams, and tools around it are recorded. Other clients are left alone. Outside a rollout, it behaves like `client`.
     """
 
     component_type = "model"
@@ -144,7 +144,7 @@ class LightningChatCompletionClient(ChatCompletionClient, Component[LightningCha
             yield item
 
     async def close(self) -> None:
-        """Close the client inside."""
+        """Close the wrapped client."""
         await self.client.close()
 
     def actual_usage(self) -> RequestUsage:
@@ -156,11 +156,11 @@ class LightningChatCompletionClient(ChatCompletionClient, Component[LightningCha
         return self.client.total_usage()
 
     def count_tokens(self, messages: Sequence[LLMMessage], *, tools: Sequence[Tool | ToolSchema] = []) -> int:
-        """As the client inside counts, by its own model's tokenizer."""
+        """Count tokens with the wrapped client's tokenizer."""
         return self.client.count_tokens(messages, tools=tools)
 
     def remaining_tokens(self, messages: Sequence[LLMMessage], *, tools: Sequence[Tool | ToolSchema] = []) -> int:
-        """As the client inside counts, by its own model's context."""
+        """Count remaining tokens in the wrapped client's context."""
         return self.client.remaining_tokens(messages, tools=tools)
 
     @property

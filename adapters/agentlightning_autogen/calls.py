@@ -1,7 +1,7 @@
-"""Model calls as spans, joined to what the gateway recorded.
+"""Records model calls as spans, joined to the gateway's records.
 
-Every model client is a `ChatCompletionClient`, and some of them ask others: a cache, a retry, a router. The model call is the one of the
-client that sends; a client that only asked another is no span, and one that answered without asking says so in its own.
+A `ChatCompletionClient` may delegate to another one: a cache, a retry, or a router. The client that sends the request is the model call. A
+delegating client leaves no span. A client that answers without a request leaves a span that gives the reason.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ SAMPLING = (
     "temperature", "top_p", "max_tokens", "max_completion_tokens", "stop", "seed", "n", "presence_penalty", "frequency_penalty",
     "reasoning_effort", "parallel_tool_calls", "tool_choice", "stream",
 )  # fmt: skip
-"""Settings of a model call that its span keeps, as the program asked for them; what was sampled with stands in the completion."""
+"""Settings of a model call that its span keeps, as the program requested them. The completion has the settings actually used."""
 
 
 class Calls:
-    """The wraps of model clients. `own`: whether the client stands for the model in training; `everywhere`: whether all are recorded."""
+    """Wrappers of model clients. `own`: the client stands for the model being trained. `everywhere`: all clients are recorded."""
 
     def __init__(self, own: Callable[[object], bool], everywhere: Callable[[], bool]) -> None:
         self._own, self._everywhere = own, everywhere
@@ -82,16 +82,16 @@ class Calls:
 
 
 class _Asking:
-    """A client while it answers."""
+    """A client during a call."""
 
     def __init__(self, own: bool) -> None:
         self.own = own
         self.asked = False
-        """Whether it asked another client."""
+        """Whether it delegated to another client."""
 
 
 class _Call:
-    """One model call from its start to its end."""
+    """One model call from start to end."""
 
     def __init__(self, part: Open) -> None:
         self.part = part
@@ -100,12 +100,12 @@ class _Call:
 
     @contextmanager
     def here(self) -> Generator[None]:
-        """What the block sends is this call's."""
+        """Assign requests sent within the block to this call."""
         with current(self.part), self._routed.here():
             yield
 
     def finish(self, result: Any) -> None:
-        """The client has answered; None where its stream ended without an answer."""
+        """End the call with an answer. None means that the stream ended without one."""
         attributes: dict[str, JSON] = {}
         with guarded("an answer"):
             attributes.update(_answer(result))
@@ -113,7 +113,7 @@ class _Call:
         self._end(attributes, cached)
 
     def fail(self, error: BaseException) -> None:
-        """An error ended the call, or the consumer of its stream left."""
+        """End the call with an error, or because the stream's consumer left."""
         with logged(self.part):
             self._end({"error": failure(error)}, "the model call failed before a request was sent")
 
@@ -121,7 +121,7 @@ class _Call:
         part, sent = self.part, self._routed.sent or self._routed.elsewhere
         if part.ended:
             return
-        if self._asking.asked and not sent:  # the client that it asked has the span
+        if self._asking.asked and not sent:  # the client it delegated to has the span
             part.ended = True
             return
         call_id, unjoined = self._routed.end(otherwise=otherwise)
@@ -137,7 +137,7 @@ def _answer(result: Any) -> dict[str, JSON]:
         return {}
     usage = {"input_tokens": result.usage.prompt_tokens, "output_tokens": result.usage.completion_tokens}
     attributes: dict[str, JSON] = {"output": plain(result.content), "finish_reason": result.finish_reason}
-    if any(usage.values()):  # zero where the server did not say
+    if any(usage.values()):  # zero if the server did not report it
         attributes["usage"] = usage
     return attributes
 
@@ -156,20 +156,20 @@ def _settings(client: Any, kwargs: Mapping[str, Any], stream: bool) -> dict[str,
 
 
 def _model(client: Any) -> str:
-    """The model that a client names, or the class of one that names none."""
+    """Return the client's model name, or its class name without one."""
     seen: list[Any] = []
     while isinstance(client, ChatCompletionClient) and client not in seen:
         seen.append(client)
         model = mapping(getattr(client, "_create_args", None)).get("model")
         if isinstance(model, str):
             return model
-        client = getattr(client, "client", None)  # of a wrapper or a cache
+        client = getattr(client, "client", None)  # for a wrapper or a cache
     return type(seen[0]).__name__ if seen else type(client).__name__
 
 
 def _core_agent() -> str | None:
-    """The agent of `autogen_core` whose message is being handled."""
+    """Return the `autogen_core` agent whose message is being handled."""
     try:
         return MessageHandlerContext.agent_id().type
-    except RuntimeError:  # in none
+    except RuntimeError:  # outside any agent
         return None

@@ -1,4 +1,4 @@
-"""Tries the adapter out, for `agl doctor`."""
+"""The adapter's self-test for `agl doctor`."""
 
 from importlib.metadata import version
 
@@ -6,7 +6,7 @@ from agentlightning_autogen.adapter import install
 
 
 def check() -> str:
-    """Install it, twice, as a program may."""
+    """Install the adapter twice, as a program may do."""
     install()
     install()
-    return f"AutoGen {version('autogen-agentchat')} is recorded"
+    return f"records AutoGen {version('autogen-agentchat')}"

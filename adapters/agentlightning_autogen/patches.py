@@ -1,7 +1,7 @@
-"""Methods replaced on whole families of classes, and put back as they were.
+"""Replaces methods on whole class families, and restores them.
 
-AutoGen calls agents, tools and model clients by methods that each class writes anew, so a family is its root, every class below it, and
-every class that is made below it while the patches are on. Taking them off leaves no trace.
+AutoGen calls agents, tools, and model clients through methods that each class redefines. A family is therefore a root class, all its
+subclasses, and all subclasses created while the patches are installed. Uninstalling leaves no trace.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from inspect import isfunction
 from typing import Any, TypeAlias, cast
 
 Wrap: TypeAlias = Callable[[Any], Any]
-"""Makes the method that stands in place of another."""
+"""Returns the replacement of a method."""
 
 
 class Patches:
@@ -27,7 +27,7 @@ class Patches:
         self._watch(root, wraps)
 
     def methods(self, cls: type, wraps: Mapping[str, Wrap]) -> None:
-        """Wrap those of these methods that the class itself defines, abstract ones left out."""
+        """Wrap the methods that the class itself defines, except abstract ones."""
         for name, wrap in wraps.items():
             original = vars(cls).get(name)
             if isfunction(original) and not getattr(original, "__isabstractmethod__", False):
@@ -35,7 +35,7 @@ class Patches:
                 self._undo.append(_restorer(cls, name, original))
 
     def remove(self) -> None:
-        """Put everything back, the last first."""
+        """Restore everything, in reverse order."""
         while self._undo:
             self._undo.pop()()
 

@@ -1,4 +1,4 @@
-"""What the AutoGen adapter registers. Light: the adapter itself is imported when somebody asks for it."""
+"""Registers the AutoGen adapter. Cheap to import: the adapter itself is imported on first use."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ def register_adapters(register: Register) -> None:
     register(
         "autogen",
         "agentlightning_autogen.adapter:install",
-        summary="AutoGen: teams, agents and tools as spans, each model call joined to its tokens",
+        summary="records AutoGen teams, agents, and tools, and links each model call to its tokens",
         extra="autogen",
         needs=NEEDS,
     )

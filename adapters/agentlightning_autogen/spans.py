@@ -1,10 +1,10 @@
-"""What is open now: teams, agents, tools and model calls that have started and not ended, and the spans that they become.
+"""Open teams, agents, tools, and model calls, and the spans they become.
 
-An open part is the current one in the context in which its code runs, and no longer: an asynchronous generator lends its consumer's context
-for each of its steps, so between two of them the consumer's own part is current again.
+A part is current only while its own code runs. An asynchronous generator borrows its consumer's context for each step, so between steps the
+consumer's part is current again.
 
-The adapter never changes what the program does. What it cannot record it logs once and leaves as a note in the attempt; the one error that
-it lets out is the recorder's own, because records that the store refuses must not be lost in silence.
+The adapter never changes the program's behaviour. It logs each recording fault once and leaves a note in the attempt. It raises only the
+recorder's own errors, because records rejected by the store must not disappear silently.
 """
 
 from __future__ import annotations
@@ -30,19 +30,19 @@ log = logging.getLogger(__name__)
 
 @dataclass(slots=True, eq=False, weakref_slot=True, kw_only=True)
 class Open:
-    """A part of the program that has started."""
+    """A running part of the program."""
 
     kind: SpanKind
     name: str
     owner: object
-    """The object that acts: what it does through its own methods is this same part."""
+    """The acting object. Calls to its own methods belong to this part."""
     recorder: ref[Recorder]
-    """Weak: a part that never ends must not keep its rollout in memory."""
+    """A weak reference, so that a part that never ends does not keep its rollout in memory."""
     parent: Open | None
     agent: str | None
-    """Who acts here."""
+    """Name of the acting agent."""
     quiet: bool = False
-    """Whether it becomes a span only when something happened inside."""
+    """Whether the part becomes a span only if something happens inside it."""
     used: bool = False
     """Whether something happened inside."""
     ended: bool = False
@@ -55,7 +55,7 @@ _current: ContextVar[Open | None] = ContextVar("agentlightning_autogen_open", de
 
 
 def innermost() -> Open | None:
-    """The open part of the current rollout that this code is in."""
+    """Return the open part of the current rollout that contains this code."""
     recorder, part = current_recorder(), _current.get()
     while part is not None and (part.ended or part.recorder() is not recorder):
         part = part.parent
@@ -64,7 +64,7 @@ def innermost() -> Open | None:
 
 @contextmanager
 def current(part: Open) -> Generator[None]:
-    """Make a part the current one for the block."""
+    """Make a part the current one within the block."""
     token = _current.set(part)
     try:
         yield
@@ -73,7 +73,7 @@ def current(part: Open) -> Generator[None]:
 
 
 def begin(kind: SpanKind, name: str, owner: object, parent: Open | None, *, agent: str | None = None, quiet: bool = False) -> Open | None:
-    """A part that starts now; None outside a rollout. `agent`: who acts from here on, where it is not who acts in the parent."""
+    """Start a part, or return None outside a rollout. `agent` names the acting agent if it differs from the parent's."""
     recorder = current_recorder()
     if recorder is None:
         return None
@@ -103,7 +103,7 @@ def end(part: Open, *, call_id: str | None = None, **attributes: JSON) -> None:
 
 @contextmanager
 def logged(part: Open) -> Generator[None]:
-    """Log an error of the recorder instead of raising it in place of the program's own."""
+    """Log an error of the recorder, so that it does not hide the program's own."""
     try:
         yield
     except LightningError as error:
@@ -111,26 +111,26 @@ def logged(part: Open) -> Generator[None]:
 
 
 class Following(Protocol):
-    """What a stream is a part of."""
+    """The part that a stream belongs to."""
 
     def here(self) -> AbstractContextManager[None]:
-        """The block is a step of it."""
+        """Run the block as one step of the part."""
         ...
 
     def finish(self, result: Any) -> None:
-        """It has this result; a second time is nothing."""
+        """Set the result. Later calls have no effect."""
         ...
 
     def fail(self, error: BaseException) -> None:
-        """An error ended it, or its consumer left; nothing where it has finished."""
+        """End the part with an error, or because its consumer left. No effect after it has finished."""
         ...
 
 
 async def followed(stream: AsyncIterator[Any], start: Callable[[], Following | None], last: type | None) -> AsyncGenerator[Any]:
-    """What the stream yields, each of its steps within what `start` gives at the first.
+    """Yield the stream's items, and run each step inside the part that `start` opens at the first.
 
-    An item of the type `last` is the result and is reported before it goes out, because few consumers ask for more. Where there is no such
-    type, the result is the last item; where no such item came, None.
+    An item of type `last` is the result. It is reported before it is yielded, because few consumers read further. Without such a type, the
+    last item is the result. If no such item arrives, the result is None.
     """
     part, item = start(), None
     try:
@@ -157,13 +157,13 @@ async def followed(stream: AsyncIterator[Any], start: Callable[[], Following | N
 
 @cache
 def _complained() -> set[str]:
-    """Faults of the adapter that this process has logged."""
+    """Adapter faults that this process has already logged."""
     return set()
 
 
 @contextmanager
 def guarded(what: str) -> Generator[None]:
-    """Keep a fault of the adapter away from the program, and say it."""
+    """Log an adapter fault instead of raising it into the program."""
     try:
         yield
     except LightningError:
@@ -175,5 +175,5 @@ def guarded(what: str) -> Generator[None]:
             log.error(text, exc_info=error)
         recorder = current_recorder()
         if recorder is not None:
-            with suppress(RuntimeError):  # the event loop of a rollout that has ended is closed
+            with suppress(RuntimeError):  # the rollout's event loop is closed
                 recorder.add(Span(attempt_id=recorder.attempt.id, kind="note", name=text, attributes={"source": "autogen"}))

@@ -1,7 +1,7 @@
-"""Teams, agents and tools as spans, whatever class defines them.
+"""Records teams, agents, and tools as spans, whatever class defines them.
 
-Who acts is the nearest agent by its name. The calls that a team makes itself, to choose who speaks or to plan, are its manager's, under
-the manager's name (`SelectorGroupChatManager`, `MagenticOneOrchestrator`); a manager that did nothing of the kind leaves no span.
+The acting agent is the nearest agent by name. A team's own calls, to choose a speaker or to plan, belong to its manager
+(`SelectorGroupChatManager`, `MagenticOneOrchestrator`). A manager without such calls leaves no span.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from agentlightning_autogen.spans import Open, begin, current, end, followed, gu
 
 
 class Structure:
-    """The wraps, and the teams that are running: by their id, which is also the key of all their parts in a runtime."""
+    """The wrappers, and the running teams by id. The id is also the key of a team's parts in the runtime."""
 
     def __init__(self) -> None:
         self._teams: WeakValueDictionary[str, Open] = WeakValueDictionary()
@@ -58,7 +58,7 @@ class Structure:
         return part
 
     def _message(self, original: Any) -> Any:
-        """A message to a part of a team is handled in the team's rollout, even where the runtime was started outside of it."""
+        """Handle a team's message in the team's rollout, even if its runtime started outside the rollout."""
 
         @wraps(original)
         async def handle(receiver: Any, message: Any, context: Any) -> Any:
@@ -80,7 +80,7 @@ class Structure:
 
 
 class Entered:
-    """A part of the structure from its start to its end."""
+    """A structural part from start to end."""
 
     def __init__(self, part: Open) -> None:
         self._part = part
@@ -100,11 +100,11 @@ class Entered:
 
 
 Enter: TypeAlias = Callable[[Any, tuple[Any, ...], Mapping[str, Any]], Open | None]
-"""The part that a call of a method begins, from the object and its arguments; None where it begins none."""
+"""Return the part that a method call starts, from its object and arguments, or None."""
 
 
 def _entries(run: str, stream: str, enter: Enter, last: type | None) -> dict[str, Wrap]:
-    """The wraps of the two ways into a part: one that returns its result, one that streams up to it."""
+    """Wrap both kinds of methods: those that return a result and those that stream it."""
 
     def entered(self: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Entered | None:
         with guarded(f"the start of {type(self).__name__}"):
@@ -142,7 +142,7 @@ async def _within(part: Entered, doing: Awaitable[Any]) -> Any:
 
 
 def _inside(owner: object) -> bool:
-    """Whether this very object is what runs here: one of its methods calls another."""
+    """Return True if this object is already running. One of its methods then calls another."""
     part = innermost()
     return part is not None and part.owner is owner
 
@@ -154,7 +154,7 @@ def _tool(tool: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Open |
         if part.owner is tool:
             return None
         if isinstance(part.owner, Workbench) and part.attributes.get(TOOL_CALL_ID) == call_id:
-            part.owner = tool  # the tool of which the workbench is the shelf
+            part.owner = tool  # the tool that the workbench contains
             return None
     return _begin_tool(str(tool.name), tool, kwargs.get("args", args[0] if args else None), call_id)
 
@@ -176,7 +176,7 @@ def _begin_tool(name: str, owner: object, arguments: Any, call_id: str | None) -
 
 
 def _in_context(original: Any) -> Any:
-    """A function that is not asynchronous runs in another thread, to which AutoGen does not take the context."""
+    """Run a synchronous function's thread in the current context, because AutoGen does not pass it on."""
 
     @wraps(original)
     async def run(tool: Any, *args: Any, **kwargs: Any) -> Any:

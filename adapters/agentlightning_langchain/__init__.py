@@ -2,15 +2,15 @@
 
     from agentlightning_langchain import LightningCallback
 
-    agent.invoke(inputs, config={"callbacks": [LightningCallback()]})   # this call is recorded
+    agent.invoke(inputs, config={"callbacks": [LightningCallback()]})   # records this call
 
-or, with no change in the agent at all,
+or, without changing the agent,
 
     import agentlightning_langchain
 
-    agentlightning_langchain.install()                                  # every call in this process is recorded
+    agentlightning_langchain.install()                                  # records every call in this process
 
-Nothing is imported from LangChain before one of the names below is used.
+LangChain is imported only when you use one of the names below.
 """
 
 from __future__ import annotations
@@ -24,5 +24,5 @@ if TYPE_CHECKING:
 
 __all__ = ["LightningCallback", "current_span_id", "install", "uninstall"]
 
-if not TYPE_CHECKING:  # to a type checker a module with `__getattr__` has every name
+if not TYPE_CHECKING:  # for type checkers, a module with `__getattr__` has every name
     __getattr__, __dir__ = lazy_exports(__name__, {"adapter": __all__}, extra="langchain")

@@ -1,8 +1,9 @@
-"""The one callback, and the installation that needs none.
+"""The callback, and an installation that works without it.
 
-Handlers run inline, in the thread and context that makes the call: only so does a request know which model call it belongs to.
-A handler never changes what the agent does. What it cannot record it logs once and leaves as a note in the attempt; the one error
-that it lets out is the recorder's own, because records that the store refuses must not be lost in silence.
+Handlers run inline, in the thread and context of the call, so a request can find its model call.
+
+A handler never changes the agent's behaviour. It logs each recording fault once and leaves a note in the attempt. It raises only the
+recorder's own errors, because records rejected by the store must not disappear silently.
 """
 
 from __future__ import annotations
@@ -41,13 +42,13 @@ SAMPLING = (
     "temperature", "top_p", "max_tokens", "max_completion_tokens", "stop", "seed", "n", "presence_penalty", "frequency_penalty",
     "reasoning_effort", "tool_choice", "stream",
 )  # fmt: skip
-"""Settings of a model call that its span keeps, as the agent asked for them; what was sampled with stands in the completion."""
+"""Settings of a model call that its span keeps, as the agent requested them. The completion has the settings actually used."""
 NAME = "agentlightning_langchain"
 RETRY = re.compile(r"retry:attempt:(\d+)")
 
 
 class Installation:
-    """What this process shares: the open runs, and whether every call is recorded."""
+    """Process-wide state: the open runs, and whether every call is recorded."""
 
     def __init__(self) -> None:
         self.runs = Runs()
@@ -56,27 +57,27 @@ class Installation:
         self._registered = False
 
     def register(self) -> None:
-        """Put a handler into every callback manager; LangChain has no way to take it out, so it looks at `everywhere`."""
+        """Add a handler to every callback manager. LangChain cannot remove it, so the handler checks `everywhere`."""
         if not self._registered:
             everywhere = Everywhere()
             handler: ContextVar[Everywhere | None] = ContextVar("agentlightning_langchain_handler", default=everywhere)
-            # An agent that was given the callback itself needs no second handler.
+            # An agent with its own callback needs no second handler.
             register_configure_hook(handler, inheritable=True, handle_class=LightningCallback)
             self._registered = True
 
 
 @cache
 def installation() -> Installation:
-    """This process's. (Cached: LangChain's hooks are the process's as well.)"""
+    """Return this process's state. It is cached because LangChain's hooks are process-wide too."""
     return Installation()
 
 
 def install(models: Collection[str] = ()) -> None:
-    """Record every LangChain and LangGraph call that is made during a rollout, with no change in the agent. Idempotent.
+    """Record every LangChain and LangGraph call during a rollout, without code changes.
 
-    Model calls for the rollout's model, or to its gateway, go to that gateway whatever address they were built with; `models` are
-    further names, or patterns, of models that stand for it: an agent with `ChatOpenAI(model="gpt-4o-mini")` is trained as it is
-    after `install(models=["gpt-4o-mini"])`. Other models are left alone, and never see the rollout's key.
+    Idempotent. Calls for the rollout's model, or to its gateway, go to that gateway regardless of their client's address. `models` lists
+    other names or patterns that stand for this model. For example, `install(models=["gpt-4o-mini"])` trains an agent that uses
+    `ChatOpenAI(model="gpt-4o-mini")`. Calls for all other models are left alone, and never see the rollout's key.
     """
     clients().install(NAME, models)
     here = installation()
@@ -85,13 +86,13 @@ def install(models: Collection[str] = ()) -> None:
 
 
 def uninstall() -> None:
-    """Undo `install`: calls are recorded only where a `LightningCallback` made from now on is given."""
+    """Undo `install`. Afterwards, only calls with a new `LightningCallback` are recorded."""
     installation().everywhere = False
     clients().uninstall(NAME)
 
 
 def current_span_id() -> str | None:
-    """The id of the span that runs here (the tool, the node, the agent), for `agl.reward(value, span=...)`. None outside one."""
+    """Return the id of the current tool, node, or agent span, for `agl.reward(value, span=...)`. Return None outside a span."""
     config = cast("Mapping[str, Any]", var_child_runnable_config.get() or {})
     run = installation().runs.get(getattr(config.get("callbacks"), "parent_run_id", None))
     recorded = run.recorded() if run is not None else None
@@ -99,7 +100,7 @@ def current_span_id() -> str | None:
 
 
 def _safe(event: Callable[Concatenate[Any, P], None]) -> Callable[Concatenate[Any, P], None]:
-    """Keep a fault of the adapter away from the agent, and say it."""
+    """Log an adapter fault instead of raising it into the agent."""
 
     @wraps(event)
     def safe(self: LightningCallback, *args: P.args, **kwargs: P.kwargs) -> None:
@@ -116,14 +117,14 @@ def _safe(event: Callable[Concatenate[Any, P], None]) -> Callable[Concatenate[An
 
 
 class LightningCallback(BaseCallbackHandler):
-    """Records agents, nodes, tools and model calls in the rollout that is current when they happen.
+    """Records agents, nodes, tools, and model calls in the current rollout.
 
-    Give it to any `invoke`, `ainvoke`, `stream`, `astream`, `batch` or `abatch` as `config={"callbacks": [LightningCallback()]}`.
-    Where the context is lost (a bare thread), the rollout is that of the parent run, else the one in which this object was made.
+    Pass it to `invoke`, `ainvoke`, `stream`, `astream`, `batch`, or `abatch` as `config={"callbacks": [LightningCallback()]}`. If the
+    context is lost (a bare thread), the parent run's rollout is used, or else the one in which this object was created.
     """
 
     run_inline = True
-    raise_error = True  # of what `_safe` lets out
+    raise_error = True  # for errors that `_safe` lets through
 
     def __init__(self) -> None:
         self._recorder = current_recorder()
@@ -136,14 +137,14 @@ class LightningCallback(BaseCallbackHandler):
         return True
 
     def complain(self, event: str, error: Exception, event_arguments: Mapping[str, Any]) -> None:
-        """Log a fault once of its kind, and note it in the attempt."""
+        """Log each kind of fault once and note it in the attempt."""
         text = f"the LangChain adapter could not record {event}: {failure(error)}"
         if (kind := f"{event} {type(error).__name__}") not in self._here.complained:
             self._here.complained.add(kind)
             log.error(text, exc_info=error)
         recorder = self._find(self._runs.get(event_arguments.get("parent_run_id")))
         if recorder is not None:
-            with suppress(RuntimeError):  # the event loop of a rollout that has ended is closed
+            with suppress(RuntimeError):  # the rollout's event loop is closed
                 recorder.add(Span(attempt_id=recorder.attempt.id, kind="note", name=text, attributes={"source": "langchain"}))
 
     def _find(self, parent: Run | None) -> Recorder | None:
@@ -177,11 +178,11 @@ class LightningCallback(BaseCallbackHandler):
     @_safe
     def on_chain_error(self, error: BaseException, *, run_id: UUID, **kwargs: Any) -> None:
         if isinstance(error, asyncio.CancelledError):
-            for call in self._runs.model_calls_below(run_id):  # LangChain reports no end of a model call that was cancelled
+            for call in self._runs.model_calls_below(run_id):  # LangChain reports no end for a cancelled model call
                 self._model_end(call.id, None, _error(error))
         self._finish(run_id, **_error(error))
 
-    # Tools, and retrievers, which are tools that nobody calls by name
+    # Tools, and retrievers, which count as tools without a name in the request
 
     @_safe
     def on_tool_start(
@@ -292,11 +293,11 @@ class LightningCallback(BaseCallbackHandler):
 
 
 class Everywhere(LightningCallback):
-    """The handler of `install`: in every callback manager, and silent after `uninstall`."""
+    """The handler of `install`: present in every callback manager, and silent after `uninstall`."""
 
     def __init__(self) -> None:
         super().__init__()
-        self._recorder = None  # installed once, perhaps inside some rollout: that one is not everybody's
+        self._recorder = None  # installed once, perhaps during a rollout that it must not belong to
 
     @property
     def active(self) -> bool:
@@ -310,7 +311,7 @@ def _name(serialized: Mapping[str, Any] | None, kwargs: Mapping[str, Any]) -> st
 
 
 def _retry(tags: Sequence[str], parent: Run | None) -> int | None:
-    """Which try of `with_retry` this is. The tag stands on the outermost run of the try."""
+    """Return the attempt number of `with_retry`. The tag is on the attempt's outermost run."""
     for tag in tags:
         if (match := RETRY.fullmatch(tag)) is not None:
             return int(match[1])
@@ -318,7 +319,7 @@ def _retry(tags: Sequence[str], parent: Run | None) -> int | None:
 
 
 def _error(error: BaseException) -> dict[str, JSON]:
-    # An interrupt or a command to the parent graph is how LangGraph steers, not a failure.
+    # An interrupt or a command to the parent graph is LangGraph's control flow, not a failure.
     return {"steered": type(error).__name__} if isinstance(error, GraphBubbleUp) else {"error": failure(error)}
 
 

@@ -1,6 +1,6 @@
-"""What an answer of LangChain tells of the recorded call that it is.
+"""Finds the recorded call behind a LangChain answer.
 
-The gateway answers with its call id as `system_fingerprint`, which LangChain keeps, streamed or not.
+The gateway sends its call id as `system_fingerprint`. LangChain keeps it, streamed or not.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from agentlightning_langchain.runs import Run
 
 
 def join(run: Run, call: ModelCall, response: LLMResult | None) -> str | None:
-    """Close the call: its id, or None with the likely cause in the attribute `unjoined`."""
+    """End the call. Return its id, or None with the likely cause in the attribute `unjoined`."""
     told = fingerprint(run, response) if response is not None else None
     cached = from_cache(response)
     otherwise = None
@@ -30,13 +30,13 @@ def join(run: Run, call: ModelCall, response: LLMResult | None) -> str | None:
 
 
 def fingerprint(run: Run, response: LLMResult) -> object:
-    """What came back with the answer."""
+    """Return metadata of the answer."""
     for generation in (generation for prompt in response.generations for generation in prompt):
         metadata = cast("Any", getattr(generation, "message", None))
         for source in (getattr(metadata, "response_metadata", None), generation.generation_info):
             if (value := _fingerprint(source)) is not None:
                 return value
-    # Several prompts share one `llm_output`, which is that of the first.
+    # Several prompts share the `llm_output` of the first.
     return _fingerprint(response.llm_output) if run.prompts == 1 else None
 
 
@@ -45,7 +45,7 @@ def _fingerprint(source: Any) -> object:
 
 
 def from_cache(response: LLMResult | None) -> bool:
-    """Whether LangChain says that the answer came from its cache (it sets the cost to 0)."""
+    """Return True if LangChain reports a cached answer (it sets the cost to 0)."""
     for prompt in response.generations if response is not None else ():
         for generation in prompt:
             usage = getattr(getattr(generation, "message", None), "usage_metadata", None)

@@ -1,4 +1,4 @@
-"""What the LangChain adapter registers. Light: the adapter itself is imported when somebody asks for it."""
+"""Registers the LangChain adapter. Cheap to import: the adapter itself is imported on first use."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ def register_adapters(register: Register) -> None:
     register(
         "langchain",
         "agentlightning_langchain.adapter:install",
-        summary="LangChain and LangGraph: agents, nodes and tools as spans, each model call joined to its tokens",
+        summary="records LangChain and LangGraph agents, nodes, and tools, and links each model call to its tokens",
         extra="langchain",
         needs=NEEDS,
     )

@@ -1,9 +1,9 @@
-"""The runs of the framework that are open now, and which of them become spans.
+"""The framework's open runs, and the rules by which they become spans.
 
-Agents, graphs, their nodes, tools and model calls become spans; sequences, prompts and parsers are plumbing.
+Agents, graphs, nodes, tools, and model calls become spans. Sequences, prompts, and parsers are plumbing.
 
-Who acts is the nearest `create_agent(name=...)`, else the nearest LangGraph node. A `create_agent` without a name inside a node or a
-tool is called after that node or tool, because its own nodes are called `model` and `tools` in every agent.
+The acting agent is the nearest `create_agent(name=...)`, else the nearest LangGraph node. An unnamed `create_agent` inside a node or tool
+takes the name of that node or tool, because its own nodes are always called `model` and `tools`.
 """
 
 from __future__ import annotations
@@ -19,41 +19,41 @@ from agentlightning.capture.recorder import Recorder
 from agentlightning.types import JSON, SpanKind
 
 CREATE_AGENT_NODES = ("model", "tools")
-"""Names of the nodes that `create_agent` itself makes."""
+"""Names of the nodes that `create_agent` itself creates."""
 
 
 @dataclass(slots=True, eq=False, kw_only=True)
 class Run(open_runs.Run):
-    """One run of the framework that has started and not ended; its id is a UUID."""
+    """An open run of the framework. Its id is a UUID."""
 
     named: str | None = None
-    """The `lc_agent_name` in force here."""
+    """The `lc_agent_name` that applies here."""
     begins: bool = False
-    """Whether a named agent begins here."""
+    """Whether a named agent starts here."""
     node: str | None = None
-    """The node, where this run is one."""
+    """The node's name, if this run is a node."""
     namespace: str | None = None
-    """LangGraph's checkpoint namespace: the path of nodes that lead here."""
+    """LangGraph's checkpoint namespace: the path of nodes to this run."""
     retry: int | None = None
-    """Which try of `with_retry` this is in, from 2."""
+    """The attempt number of `with_retry`, from 2."""
     prompts: int = 1
-    """How many prompts share the answer's `llm_output`."""
+    """Number of prompts that share the answer's `llm_output`."""
 
     @property
     def span_id(self) -> str:
-        # Not the bare run id: that is the id of the model call.
+        # The bare run id is taken: it identifies the model call.
         return uuid5(cast(UUID, self.id), "span").hex
 
     def enclosing(self) -> str | None:
-        """The name of the tool or node that this run is in."""
+        """Return the name of the tool or node that contains this run."""
         return next((run.name for run in self.above() if run.kind == "tool" or run.node is not None), None)
 
 
 class Runs(open_runs.Runs[Run]):
-    """Every open run of this process. Safe from any thread."""
+    """Every open run of this process. Thread-safe."""
 
     def model_calls_below(self, run_id: UUID) -> list[Run]:
-        """The open model calls that a run made."""
+        """Return the open model calls of a run."""
         with self._lock:
             run = self._by_id.get(run_id)
             recorder = run.recorder() if run is not None else None
@@ -64,7 +64,7 @@ class Runs(open_runs.Runs[Run]):
 
 
 def chain_run(run_id: UUID, parent: Run | None, name: str, metadata: Mapping[str, Any], recorder: Recorder) -> Run:
-    """A chain as a run: a node of a graph, an agent, or plumbing. A graph is known by its first node."""
+    """Return a chain as a run: a graph's node, an agent, or plumbing. The first node reveals a graph."""
     named, node = _text(metadata, "lc_agent_name"), _text(metadata, "langgraph_node")
     namespace = _text(metadata, "langgraph_checkpoint_ns")
     run = Run(
@@ -84,7 +84,7 @@ def chain_run(run_id: UUID, parent: Run | None, name: str, metadata: Mapping[str
 
 
 def leaf_run(run_id: UUID, kind: SpanKind, parent: Run | None, name: str, metadata: Mapping[str, Any], recorder: Recorder) -> Run:
-    """A tool or a model call as a run."""
+    """Return a tool or model call as a run."""
     agent = parent.agent if parent is not None else None
     named = _text(metadata, "lc_agent_name")
     return Run(

@@ -1,4 +1,4 @@
-"""LangChain's objects as plain JSON values, for the attributes of spans."""
+"""Converts LangChain objects to plain JSON values for span attributes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from agentlightning.types import JSON
 
 
 def plain(value: Any) -> JSON:
-    """The value as JSON can hold it; a message as role, content and tool calls."""
+    """Convert a value to JSON. A message becomes role, content, and tool calls."""
     return to_json.plain(value, special=_message)
 
 

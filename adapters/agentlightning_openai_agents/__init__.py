@@ -2,15 +2,15 @@
 
     import agentlightning_openai_agents
 
-    agentlightning_openai_agents.install()                              # every run in this process is recorded
+    agentlightning_openai_agents.install()                              # records every run in this process
 
-or, for those who wire their tracing themselves,
+or, if you configure tracing yourself,
 
     from agentlightning_openai_agents import LightningTracingProcessor
 
     agents.set_trace_processors([LightningTracingProcessor()])
 
-Nothing is imported from the SDK before one of the names below is used.
+The SDK is imported only when you use one of the names below.
 """
 
 from __future__ import annotations
@@ -24,5 +24,5 @@ if TYPE_CHECKING:
 
 __all__ = ["LightningTracingProcessor", "current_span_id", "install", "uninstall"]
 
-if not TYPE_CHECKING:  # to a type checker a module with `__getattr__` has every name
+if not TYPE_CHECKING:  # for type checkers, a module with `__getattr__` has every name
     __getattr__, __dir__ = lazy_exports(__name__, {"adapter": __all__}, extra="openai-agents")

@@ -1,8 +1,9 @@
-"""The one tracing processor, and the installation that changes nothing in a program.
+"""The tracing processor, and an installation that needs no code changes.
 
-The SDK calls processors in the context that makes the call: only so does a request know which model call it belongs to. A processor
-never changes what the agent does. What it cannot record it logs once and leaves as a note in the attempt. Records that the store refuses
-fail the rollout at its end; here the SDK logs them.
+The SDK calls processors in the context of the call, so a request can find its model call.
+
+A processor never changes the agent's behaviour. It logs each recording fault once and leaves a note in the attempt. If the store rejects
+records, the rollout fails at its end, because the SDK only logs errors of processors.
 """
 
 from __future__ import annotations
@@ -30,22 +31,22 @@ from agentlightning_openai_agents.runs import Run, Runs
 log = logging.getLogger(__name__)
 NAME = "agentlightning_openai_agents"
 DISABLED = (
-    "tracing is disabled (set_tracing_disabled, OPENAI_AGENTS_DISABLE_TRACING or RunConfig.tracing_disabled), so the OpenAI Agents SDK "
-    "tells nothing: model calls are recorded without agent, turn and tools. Leave it on in rollouts; install() keeps traces from OpenAI"
+    "Tracing of the OpenAI Agents SDK is disabled (set_tracing_disabled, OPENAI_AGENTS_DISABLE_TRACING, or RunConfig.tracing_disabled). "
+    "Model calls are recorded without agent, turn, and tools. Enable tracing during rollouts. install() sends no traces to OpenAI."
 )
 REPLACED = (
-    "the trace processors of the OpenAI Agents SDK were replaced (set_trace_processors) after agentlightning_openai_agents.install(): "
-    "model calls are recorded without agent, turn and tools. Call install() afterwards, or hand LightningTracingProcessor() over as well"
+    "set_trace_processors replaced the OpenAI Agents SDK's trace processors after agentlightning_openai_agents.install(). Model calls are "
+    "recorded without agent, turn, and tools. Call install() afterwards, or include LightningTracingProcessor()."
 )
 WITHHELD = (
-    "the content of traces is switched off (RunConfig.trace_include_sensitive_data, OPENAI_AGENTS_TRACE_INCLUDE_SENSITIVE_DATA): spans "
-    "have no inputs and outputs, and tools no tool_call_id. Tokens are recorded all the same"
+    "Trace content is disabled (RunConfig.trace_include_sensitive_data, OPENAI_AGENTS_TRACE_INCLUDE_SENSITIVE_DATA). Spans have no inputs "
+    "and outputs, and tools have no tool_call_id. Tokens are still recorded."
 )
 AnySpan: TypeAlias = Span[Any]
 
 
 class Installation:
-    """What this process shares: the open runs, what was said already, and what `install` put in place."""
+    """Process-wide state: the open runs, the logged faults, and the replaced defaults."""
 
     def __init__(self) -> None:
         self.runs = Runs()
@@ -54,39 +55,38 @@ class Installation:
         self.processor: LightningTracingProcessor | None = None
 
     def say(self, text: str, recorder: Recorder | None, *, key: str | None = None, error: Exception | None = None) -> None:
-        """Log what is amiss once in this process, and note it once in the attempt."""
+        """Log a problem once in this process, and note it once in the attempt."""
         key = key or text
         if key not in self.complained:
             self.complained.add(key)
             log.log(logging.WARNING if error is None else logging.ERROR, text, exc_info=error)
         if recorder is not None and key not in self.noted.setdefault(recorder, set()):
             self.noted[recorder].add(key)
-            with suppress(RuntimeError):  # the event loop of a rollout that has ended is closed
+            with suppress(RuntimeError):  # the rollout's event loop is closed
                 recorder.add(Recorded(attempt_id=recorder.attempt.id, kind="note", name=text, attributes={"source": "openai_agents"}))
 
     def unclaimed(self, recorder: Recorder, options: Any) -> None:
-        """Look whether a request that no model call claims is the SDK's, which then told us nothing of it."""
+        """Check whether a request without a model call came from the SDK, and tracing is off."""
         current = get_current_span()
-        # An ended one may still be current: a stream that was left is closed from another task.
+        # An ended call may still be current, because an abandoned stream is closed from another task.
         if current is not None and current.ended_at is None and isinstance(current.span_data, GenerationSpanData | ResponseSpanData):
             self.say(DISABLED if current.span_id == "no-op" else REPLACED, recorder)
 
 
 @cache
 def installation() -> Installation:
-    """This process's. (Cached: the SDK's processors and default client are the process's as well.)"""
+    """Return this process's state. It is cached because the SDK's processors and default client are process-wide too."""
     return Installation()
 
 
 def install(models: Collection[str] = ()) -> None:
-    """Record every run of the OpenAI Agents SDK that is made during a rollout, with no change in the program. Idempotent.
+    """Record every run of the OpenAI Agents SDK during a rollout, without code changes.
 
-    Calls through the SDK's default client, which is set here unless the program has set one, go to the rollout's gateway whatever model
-    they name. Calls through other clients do so for the rollout's model, to its gateway's address, and for `models`, which are further
-    names, or patterns, of models that stand for it. Everything else is left alone, and never sees the rollout's key.
+    Idempotent. Calls through the SDK's default client go to the rollout's gateway, whatever model they name. This client is set here unless
+    the program has set one. Calls through other clients go there if they name the rollout's model or address, or match `models`. `models`
+    lists names or patterns that stand for the rollout's model. All other calls are left alone, and never see the rollout's key.
 
-    During rollouts nothing is exported to OpenAI's tracing backend; outside them it is as before. Processors of the program's own stay,
-    and see everything.
+    During rollouts, nothing is exported to OpenAI's tracing backend. The program's own processors stay, and see everything.
     """
     clients().install(NAME, models, unclaimed=installation().unclaimed)
     here = installation()
@@ -96,7 +96,7 @@ def install(models: Collection[str] = ()) -> None:
 
 
 def uninstall() -> None:
-    """Undo `install`: runs are recorded only by a `LightningTracingProcessor` made from now on."""
+    """Undo `install`. Afterwards, only a new `LightningTracingProcessor` records runs."""
     here = installation()
     if here.processor is not None:
         defaults.remove(here.processor)
@@ -105,7 +105,7 @@ def uninstall() -> None:
 
 
 def current_span_id() -> str | None:
-    """The id of the span that runs here (the tool, the agent), for `agl.reward(value, span=...)`. None outside one."""
+    """Return the id of the current tool or agent span, for `agl.reward(value, span=...)`. Return None outside a span."""
     current = get_current_span()
     run = installation().runs.get(current.span_id) if current is not None else None
     recorded = run.recorded() if run is not None else None
@@ -113,11 +113,13 @@ def current_span_id() -> str | None:
 
 
 class LightningTracingProcessor(TracingProcessor):
-    """Records agents, handoffs, tools, guardrails and model calls in the rollout that is current when they happen.
+    """Records agents, handoffs, tools, guardrails, and model calls in the current rollout.
 
-    Give it to `agents.set_trace_processors([LightningTracingProcessor()])`; with `add_trace_processor` the SDK's exporter stays, and sends
-    traces to OpenAI. Where the context is lost (a bare thread), the rollout is that of the parent span, else the one in which this object
-    was made. `install` does all of it, and makes its own (`everywhere`), which was made in nobody's rollout.
+    Pass it to `agents.set_trace_processors([LightningTracingProcessor()])`. With `add_trace_processor`, the SDK's exporter stays active and
+    sends traces to OpenAI. If the context is lost (a bare thread), the parent span's rollout is used, or else the one in which this object
+    was created.
+
+    `install` does all of this with its own processor (`everywhere`), which belongs to no rollout.
     """
 
     def __init__(self, *, everywhere: bool = False) -> None:
@@ -132,27 +134,27 @@ class LightningTracingProcessor(TracingProcessor):
         return not self._everywhere or self._here.processor is self
 
     def on_trace_start(self, trace: Trace) -> None:
-        """Nothing: a trace is recorded by its spans."""
+        """Do nothing. A trace is recorded through its spans."""
 
     def on_trace_end(self, trace: Trace) -> None:
-        """Nothing."""
+        """Do nothing."""
 
     def on_span_start(self, span: AnySpan) -> None:
-        """Open it in the rollout that is current."""
+        """Open a span in the current rollout."""
         self._safely(self._start, span)
 
     def on_span_end(self, span: AnySpan) -> None:
-        """Record it where it was opened."""
+        """Record a span in the rollout where it was opened."""
         self._safely(self._end, span)
 
     def shutdown(self) -> None:
-        """Nothing: every span went to its rollout when it ended."""
+        """Do nothing. Every span goes to its rollout when it ends."""
 
     def force_flush(self) -> None:
-        """Nothing: the end of a rollout awaits its records."""
+        """Do nothing. The end of a rollout waits for its records."""
 
     def _safely(self, event: Callable[[AnySpan], None], span: AnySpan) -> None:
-        """Log a fault of the adapter once of its kind, and note it in the attempt: the SDK would swallow it."""
+        """Log each kind of adapter fault once and note it in the attempt, because the SDK would hide it."""
         if not self.active:
             return
         try:

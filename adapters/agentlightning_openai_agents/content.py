@@ -1,4 +1,4 @@
-"""What the SDK's span data tell, as names and attributes of ours. Pure."""
+"""Converts the SDK's span data to our names and attributes. Pure functions."""
 
 from __future__ import annotations
 
@@ -29,14 +29,13 @@ SAMPLING = (
     "temperature", "top_p", "max_tokens", "max_completion_tokens", "max_output_tokens", "stop", "seed", "n", "presence_penalty",
     "frequency_penalty", "reasoning", "reasoning_effort", "tool_choice", "parallel_tool_calls", "stream",
 )  # fmt: skip
-"""Settings of a model call that its span keeps, as the agent asked for them; what was sampled with stands in the completion."""
+"""Settings of a model call that its span keeps, as the agent requested them. The completion has the settings actually used."""
 
 
 def kind(data: SpanData) -> SpanKind | None:
-    """As what a span is recorded; None: plumbing.
+    """Return the kind of a recorded span, or None for plumbing.
 
-    A guardrail is code that runs and may run agents: a tool that no model asked for. A handoff takes no time and does nothing but hand
-    on: a note.
+    A guardrail is recorded as a tool: it runs code, and may run agents. A handoff is a note, because it takes no time.
     """
     if isinstance(data, TaskSpanData | TurnSpanData):
         return None
@@ -48,7 +47,7 @@ def kind(data: SpanData) -> SpanKind | None:
 
 
 def name(data: SpanData) -> str:
-    """The name at its start; that of a handoff and a model call is complete at the end."""
+    """Return the span's initial name. Names of handoffs and model calls are complete only at the end."""
     if isinstance(data, GenerationSpanData):
         return data.model or "model"
     if isinstance(data, HandoffSpanData):
@@ -59,8 +58,8 @@ def name(data: SpanData) -> str:
 
 
 def told(data: SpanData, *, failed: bool) -> dict[str, JSON]:
-    """What a span that is no model call tells at its end. A tool that did not fail has an output, be it nothing; unless all was kept from
-    tracing."""
+    """Return the final attributes of a span that is not a model call. A successful tool has an output, even if empty, unless content is
+    hidden from tracing."""
     if isinstance(data, FunctionSpanData) and data.output in (None, []) and data.input is not None and not failed:
         return {**told(data, failed=True), "output": plain(data.output)}
     details: dict[str, Any] = {}
@@ -80,7 +79,7 @@ def told(data: SpanData, *, failed: bool) -> dict[str, JSON]:
 
 
 def asked(body: Mapping[str, Any]) -> dict[str, JSON]:
-    """Sampling and tools of a model call, from its request."""
+    """Return sampling settings and tools of a model call's request."""
     attributes: dict[str, JSON] = {"sampling": {key: plain(body[key]) for key in SAMPLING if body.get(key) is not None}}
     if tools := cast("Sequence[Any]", body.get("tools") or ()):
         attributes["tools"] = [_tool_name(mapping(tool)) for tool in tools]
@@ -88,7 +87,7 @@ def asked(body: Mapping[str, Any]) -> dict[str, JSON]:
 
 
 def answer(data: SpanData) -> dict[str, JSON]:
-    """What a model call's span tells of the answer."""
+    """Return attributes of a model call's answer."""
     attributes: dict[str, JSON] = {}
     usage = getattr(data, "usage", None)
     if usage:
@@ -102,24 +101,24 @@ def answer(data: SpanData) -> dict[str, JSON]:
 
 
 def answered_by(data: SpanData) -> str | None:
-    """The call id in the answer, where it is one: the gateway makes the id of a response from it."""
+    """Return the call id of an answer, if it has one. The gateway derives response ids from it."""
     response = data.response if isinstance(data, ResponseSpanData) else None
     return response.id.removeprefix("resp_") if response is not None else None
 
 
 def withheld(data: SpanData) -> bool:
-    """Whether the content of a model call was kept from tracing: it was answered, and the span has no answer."""
+    """Return True if the content of a model call is hidden from tracing: it was answered, but its span has no answer."""
     usage = mapping(getattr(data, "usage", None))
     return bool(usage.get("requests")) and _output(data) is None
 
 
 def tool_calls(data: SpanData) -> list[ToolCall]:
-    """The tool calls in a reply, in either form."""
+    """Return the tool calls in a reply, in either format."""
     return [call for item in _output(data) or () for call in _calls(plain(item))]
 
 
 def error(error_data: SpanError | None) -> dict[str, JSON]:
-    """Why it failed, as text."""
+    """Return the reason of a failure as text."""
     if error_data is None:
         return {}
     data = mapping(error_data["data"])
@@ -134,7 +133,7 @@ def _output(data: SpanData) -> Sequence[Any] | None:
 
 
 def _calls(item: Any) -> Iterator[ToolCall]:
-    """A function call; or the calls of a chat message, or of a response that was made of one."""
+    """Return a function call, or the calls of a chat message or of a response converted from one."""
     item_data = mapping(item)
     if item_data.get("type") == "function_call":
         yield ToolCall(str(item_data.get("call_id")), str(item_data.get("name")), str(item_data.get("arguments")))

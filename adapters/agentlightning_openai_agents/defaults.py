@@ -1,7 +1,7 @@
-"""What `install` puts in the SDK's place for its defaults: the trace processors and the client.
+"""The SDK defaults that `install` replaces: the trace processors and the client.
 
-During a rollout no trace goes to OpenAI: a processor that exports there is wrapped, and sees what happens outside rollouts only. Whatever
-the program put in place itself stays, in its order.
+During a rollout, no trace goes to OpenAI. A processor that exports there is wrapped, and only sees events outside rollouts. The program's
+own processors keep their order.
 """
 
 from __future__ import annotations
@@ -23,29 +23,30 @@ OPENAI = "api.openai.com"
 
 
 class RolloutClient(AsyncOpenAI):
-    """The SDK's default client, whose requests during a rollout go to its gateway. Outside one it is what the SDK would have made."""
+    """The SDK's default client. Its requests during a rollout go to the rollout's gateway. Outside one, it is the client the SDK would
+    create."""
 
     agentlightning_of_rollout = True
     """See `agentlightning.capture.openai_patch.OF_ROLLOUT`."""
 
 
 async def default_key() -> str:
-    """The key that the SDK would use, asked for when it is needed: a rollout needs none."""
+    """Return the SDK's API key when it is needed. A rollout needs none."""
     key = _openai_shared.get_default_openai_key() or os.environ.get("OPENAI_API_KEY")
     if key is None:
         recorder = current()
         if recorder is None or not recorder.llm.base_url:
-            raise OpenAIError("no API key: set OPENAI_API_KEY, or call agents.set_default_openai_key; only in a rollout is none needed")
+            raise OpenAIError("No API key is set. Set OPENAI_API_KEY, or call agents.set_default_openai_key. Rollouts need no key.")
     return key or "the rollout's key is set when a request is sent"
 
 
 class OutsideRollouts(TracingProcessor):
-    """Hands on to a processor what happens outside rollouts."""
+    """Forwards only events outside rollouts to a processor."""
 
     def __init__(self, inner: TracingProcessor) -> None:
         self.inner = inner
         self._held: set[str] = set()
-        """Ids of open traces and spans that began in a rollout."""
+        """Ids of open traces and spans that started in a rollout."""
 
     def on_trace_start(self, trace: Trace) -> None:
         if current() is not None:
@@ -79,7 +80,7 @@ class OutsideRollouts(TracingProcessor):
 
 
 def put(processor: TracingProcessor) -> None:
-    """Put the processor beside the program's own, silence what exports to OpenAI during rollouts, and set the default client."""
+    """Add the processor to the program's own, stop exports to OpenAI during rollouts, and set the default client."""
     provider, processors = get_trace_provider(), _processors()
     if processors is None:
         provider.register_processor(processor)
@@ -91,7 +92,7 @@ def put(processor: TracingProcessor) -> None:
 
 
 def remove(processor: TracingProcessor) -> None:
-    """Undo `put`; what the program has put in place since then stays."""
+    """Undo `put`. Anything the program has set since then stays."""
     processors = _processors()
     if processors is not None:
         kept = [old.inner if isinstance(old, OutsideRollouts) else old for old in processors if old is not processor]
@@ -101,11 +102,11 @@ def remove(processor: TracingProcessor) -> None:
 
 
 def _processors() -> Sequence[TracingProcessor] | None:
-    """Those in place. The SDK has no public way to read them; None: the program has a provider of its own, which keeps them to itself."""
+    """Return the current processors, or None if the program has its own provider. The SDK has no public API for this."""
     return getattr(getattr(get_trace_provider(), "_multi_processor", None), "_processors", None)
 
 
 def _exports(processor: TracingProcessor) -> bool:
-    """Whether it exports to OpenAI's tracing backend."""
+    """Return True if the processor exports to OpenAI's tracing backend."""
     exporter = getattr(processor, "_exporter", None)
     return isinstance(exporter, BackendSpanExporter) and urlsplit(exporter.endpoint).hostname == OPENAI

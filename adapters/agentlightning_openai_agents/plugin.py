@@ -1,4 +1,4 @@
-"""What the adapter of the OpenAI Agents SDK registers. Light: the adapter itself is imported when somebody asks for it."""
+"""Registers the OpenAI Agents SDK adapter. Cheap to import: the adapter itself is imported on first use."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ def register_adapters(register: Register) -> None:
     register(
         "openai-agents",
         "agentlightning_openai_agents.adapter:install",
-        summary="OpenAI Agents SDK: agents, handoffs, tools and guardrails as spans, each model call joined to its tokens",
+        summary="records OpenAI Agents SDK agents, handoffs, tools, and guardrails, and links each model call to its tokens",
         extra="openai-agents",
         needs=NEEDS,
     )

@@ -1,6 +1,6 @@
-"""The SDK's spans that are open now, and which of them become spans of the attempt.
+"""The SDK's open spans, and the rules by which they become spans of the attempt.
 
-Agents, model calls, tools, guardrails and handoffs become spans. Tasks and turns are plumbing: a turn says who acts.
+Agents, model calls, tools, guardrails, and handoffs become spans. Tasks and turns are plumbing. A turn tells the acting agent.
 """
 
 from __future__ import annotations
@@ -21,31 +21,33 @@ class ToolCall:
 
 @dataclass(slots=True, eq=False, kw_only=True)
 class Run(open_runs.Run):
-    """One span of the SDK that has started and not ended; it is recorded under the SDK's own id."""
+    """An open span of the SDK. It is recorded under the SDK's own id."""
 
     turn: int | None = None
-    """The SDK's number of the turn that begins here, from 1."""
+    """The SDK's number of the turn that starts here, from 1."""
     asked: list[ToolCall] = field(default_factory=list[ToolCall])
-    """In a turn (in an agent, where turns are not traced): tool calls of its replies that no tool span took yet."""
+    """For a turn (or an agent, if turns are not traced): tool calls of its replies without a tool span so far."""
 
     def scope(self) -> Run | None:
-        """The turn, or else the agent, that this run belongs to."""
+        """Return the turn, or else the agent, that contains this run."""
         return next((run for run in self.above() if run.turn is not None or run.kind == "agent"), None)
 
 
 class Runs(open_runs.Runs[Run]):
-    """Every open run of this process, and the tool calls that it is asked for. Safe from any thread."""
+    """Every open run of this process and its pending tool calls. Thread-safe."""
 
     def answered(self, run: Run, asked: list[ToolCall]) -> None:
-        """Keep the tool calls of a reply for the tool spans to come."""
+        """Keep the tool calls of a reply for the following tool spans."""
         scope = run.scope()
         if scope is not None:
             with self._lock:
                 scope.asked.extend(asked)
 
     def asked_by(self, run: Run, arguments: str | None) -> str | None:
-        """The id of the tool call that a tool run answers: the one of its name and arguments, in its turn. Of two that are equal in both,
-        the earlier, for they are of one reply. None where it is in doubt."""
+        """Return the id of the tool call that a tool run answers, matched by name and arguments within its turn.
+
+        Equal calls belong to one reply, so the earlier one matches. Returns None in doubt.
+        """
         scope = run.scope()
         if scope is None:
             return None

@@ -1,1 +1,1 @@
-"""Benchmarks: agents as users of a framework write them, their tasks, and the commands that train them."""
+"""Benchmarks: idiomatic agents of several frameworks, their tasks, and the commands that train them."""

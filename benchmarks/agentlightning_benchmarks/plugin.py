@@ -1,4 +1,4 @@
-"""Commands of the benchmarks, and what can be observed of their agents."""
+"""Registers the benchmark commands, the benchmarks, and their step signals."""
 
 from agentlightning.contracts.hookspecs import Register, hookimpl
 
@@ -12,7 +12,7 @@ def register_commands(register: Register) -> None:
         extra="demo",
         needs=("langchain", "langgraph", "langchain_openai", "simpleeval", "torch", "transformers", "matplotlib"),
     )
-    register("bench", "agentlightning_benchmarks.bench.command:bench", summary="list the benchmarks, or run one")
+    register("bench", "agentlightning_benchmarks.bench.command:bench", summary="list benchmarks, or run one")
 
 
 @hookimpl

@@ -1,7 +1,9 @@
-"""A learning curve: `curves.py demo smollm2`, `curves.py math qwen05 --data FOLDER [--engine vllm] [--trainer verl]`.
+"""Measures a learning curve: `curves.py demo smollm2`, `curves.py math qwen05 --data FOLDER [--engine vllm] [--trainer verl]`.
 
-Trains with the preset of `agl demo`, or the GPU preset of `agl bench`, in fewer steps; real tasks come from `--data`. A run that was
-stopped goes on. Figures: mean reward on eval tasks by step, sampled and greedy, and seconds.
+Trains with the preset of `agl demo` or the GPU preset of `agl bench`, in fewer steps. `--data` supplies real tasks. An interrupted run
+resumes.
+
+Figures: mean reward on eval tasks by step, sampled and greedy, and seconds.
 """
 
 from __future__ import annotations
@@ -26,13 +28,13 @@ from models import model_files
 
 STEPS = 40
 HELD_OUT = 128
-"""eval tasks at most."""
+"""Maximum number of eval tasks."""
 KEPT = ("reward", "eval.sampled", "eval.greedy", "seconds", "tokens_per_second", "mismatch_abs")
 """Metrics of a step that become figures."""
 
 
 def make_job(options: argparse.Namespace, files: Any) -> Job:
-    """The job of a preset, at the size of this measurement."""
+    """Return the job of a preset at the size of this measurement."""
     real: str | None = options.data if options.data and Path(options.data).is_dir() else None
     config = load_config(CONFIG) if options.curve == "demo" else catalog.preset(catalog.find(options.curve), "gpu")
     trainer, engine = dict(config.trainer), dict(config.engine)
@@ -53,7 +55,7 @@ def make_job(options: argparse.Namespace, files: Any) -> Job:
 
 
 def toy(config: Config) -> Config:
-    """Two rollouts, one step."""
+    """Reduce a job to two rollouts and one step."""
     return replace(
         config,
         steps=1,
@@ -66,7 +68,7 @@ def toy(config: Config) -> Config:
 
 
 def train(job: Job) -> Run:
-    """Begin a run, or go on with the one that is there."""
+    """Start a run, or resume the existing one."""
     before = [run for run in RunFolder.all("runs") if run.state.exists()]
     with TrainingProgress() as progress:
         if not before:
@@ -80,12 +82,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("curve", choices=("demo", *registry().names("benchmarks")))
     parser.add_argument("model", choices=("smollm2", "qwen05"))
-    parser.add_argument("--data", help="a folder with real tasks; generated ones where it is absent")
-    parser.add_argument("--engine", help="in place of torch")
-    parser.add_argument("--trainer", help="in place of torch")
+    parser.add_argument("--data", help="folder with real tasks (default: generated ones)")
+    parser.add_argument("--engine", help="engine (default: torch)")
+    parser.add_argument("--trainer", help="trainer (default: torch)")
     options = parser.parse_args(sys.argv[1:])
     run = train(make_job(options, model_files(options.model)))
-    rows = read_metrics(run.folder)[0]
+    rows = read_metrics(run.folder)
     steps = [{"step": row["step"], **{name: row[name] for name in KEPT if row.get(name) is not None}} for row in rows]
     kept = ("steps", "finished", "seconds", "eval", "measured_after_step")
     tasks = "real" if options.data and Path(options.data).is_dir() else "generated"

@@ -1,7 +1,7 @@
-"""Tokens per second of the torch engine for groups of replies to one prompt: `engine_speed.py smollm2`.
+"""Measures tokens per second of the torch engine for groups of replies to one prompt: `engine_speed.py smollm2`.
 
-Every point samples `group` replies of the same length to a prompt of `context` tokens, in bfloat16 on a GPU. Seconds include the prefill,
-which the group shares; `decode_tokens_per_s` is of the sampled tokens over all of these seconds.
+Each point samples `group` replies of equal length to a prompt of `context` tokens, in bfloat16 on a GPU. Seconds include the prefill that
+the group shares. `decode_tokens_per_s` divides the sampled tokens by all of these seconds.
 """
 
 from __future__ import annotations

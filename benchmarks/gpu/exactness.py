@@ -1,9 +1,10 @@
-"""How exact the forest, rows and the engine are, against rows of single transitions in float64: `exactness.py smollm2`.
+"""Measures the error of the forest, rows, and the engine against single-transition rows in float64: `exactness.py smollm2`.
 
-Figures of the trainer: the largest and the mean difference of a token's log-probability in nats, and the relative difference of the
-gradient of all parameters, |g - g64| / |g64|. Its tokens are random, so they are far less probable than sampled ones. Figures of the
-engine: the difference between the log-probabilities that it recorded while it sampled and those that the trainer computes for the same
-tokens, as a forest.
+Trainer figures: the largest and mean difference of a token's log-probability in nats, and the relative difference of the gradient of all
+parameters, |g - g64| / |g64|. The tokens are random, so they are far less probable than sampled ones.
+
+Engine figures: the difference between the log-probabilities recorded during sampling and those the trainer computes for the same tokens as
+a forest.
 """
 
 from __future__ import annotations
@@ -34,11 +35,11 @@ from forest import rollouts  # noqa: E402  (benchmarks/performance)
 DTYPES = ("float32", "bfloat16")
 MAX_TOKENS = 4096
 SHAPE = (2, 2, 16, 4, 4) if DRY else (4, 3, 256, 32, 32)
-"""Rollouts, turns, shared tokens, sampled and observed tokens of a turn."""
+"""Rollouts, turns, shared tokens, and sampled and observed tokens per turn."""
 
 
 def scores(model: Any, batch: Batch, way: str) -> tuple[np.ndarray, dict[str, torch.Tensor]]:
-    """Log-probability of every trained token, in the batch's order, and the gradient of their weighted sum."""
+    """Return the log-probability of each trained token in batch order, and the gradient of their weighted sum."""
     model.zero_grad(set_to_none=True)
     logprobs = np.full(len(batch), np.nan)
 
@@ -57,7 +58,7 @@ def scores(model: Any, batch: Batch, way: str) -> tuple[np.ndarray, dict[str, to
 
 
 def trainer(figures: Figures, name: str, files: Any) -> None:
-    """Forest and rows in each dtype against float64."""
+    """Compare forest and rows in each dtype with float64."""
     weights = get_weights({}, files, dtype="float32")
     batch = rollouts(*SHAPE, weights.model.config.get_text_config().vocab_size)
     exact, exact_gradient = scores(copy.deepcopy(weights.model).double(), batch, "transitions")
@@ -76,7 +77,7 @@ def trainer(figures: Figures, name: str, files: Any) -> None:
 
 
 def engine(figures: Figures, name: str, files: Any) -> None:
-    """What the engine records while it samples, against the trainer on the same weights."""
+    """Compare the engine's recorded log-probabilities with the trainer's, on the same weights."""
     for dtype in DTYPES:
         point = {"what": "engine against trainer", "model": name, "dtype": dtype}
         if figures.has(**point):
@@ -94,7 +95,7 @@ def engine(figures: Figures, name: str, files: Any) -> None:
 
 
 async def sampled(engine: TorchEngine, *, group: int, tokens: int) -> Batch:
-    """Replies to one random prompt, at temperature 1, sampled together."""
+    """Sample replies to one random prompt together, at temperature 1."""
     vocabulary = engine._vocabulary
     prompt = ints(np.random.default_rng(0).integers(0, vocabulary, 24))
 

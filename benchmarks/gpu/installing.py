@@ -1,4 +1,4 @@
-"""What the pieces become on a machine: unpacked parcels, and a Python environment of their own with the checkout in it."""
+"""Installs the pieces on a machine: unpacked parcels, and a Python environment with the checkout."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from pieces import Index, PiecesError, assemble
 ROOT = Path(__file__).resolve().parents[2]
 REPACK = "Run this with the Python that has torch, or pack for this machine: benchmarks/gpu/run --probe > probe.json, then pack --machine."
 PARCELS = ("wheels", "data", "smollm2", "qwen05")
-"""What `pack` makes, in the order in which it should travel; `data` only where it is given any."""
+"""The parcels that `pack` builds, in upload order. `data` is optional."""
 
 
 def arrive(index: Index | None, pieces: Path | None, out: Path) -> dict[str, list[str]]:
-    """Unpack what has arrived; the missing pieces of every parcel that has not."""
+    """Unpack the complete parcels. Return the missing pieces of every other parcel."""
     if index is None or pieces is None:
         return {}
     missing: dict[str, list[str]] = {}
@@ -31,9 +31,9 @@ def arrive(index: Index | None, pieces: Path | None, out: Path) -> dict[str, lis
 
 
 def install(out: Path, missing: dict[str, list[str]], index: Index | None) -> str | None:
-    """The Python of an environment with the checkout and the wheels that came; None: the wheels have not come.
+    """Return the Python of an environment with the checkout and its wheels, or None while wheels are missing.
 
-    Without pieces it is the Python that runs this, which must have the project.
+    Without pieces, return the current Python, which must have the project installed.
     """
     if index is None:
         if "agentlightning" not in packages():
@@ -51,7 +51,7 @@ def install(out: Path, missing: dict[str, list[str]], index: Index | None) -> st
         return str(python)
     print("installing into " + str(environment), flush=True)
     call([sys.executable, "-m", "venv", "--clear", "--without-pip", str(environment)])
-    # Packages of the Python that runs this stay within reach, behind those of the environment. It may be an environment itself.
+    # The environment also sees the packages of the current Python, with lower priority. That Python may itself be in an environment.
     (site,) = environment.glob("lib/python*/site-packages")
     paths = [path for path in sys.path if path.endswith(("site-packages", "dist-packages"))]
     (site / "machine.pth").write_text("".join(f"{path}\n" for path in paths))
@@ -68,7 +68,7 @@ def install(out: Path, missing: dict[str, list[str]], index: Index | None) -> st
 
 
 def check_machine(index: Index) -> None:
-    """Raises `PiecesError` where the pieces were packed for another Python or platform than this one's."""
+    """Raise `PiecesError` if the pieces were packed for a different Python or platform."""
     own = {"python": ".".join(platform.python_version_tuple()[:2]), "platform": f"{sys.platform}-{platform.machine()}"}
     packed = {"python": ".".join(str(index.machine.get("python", "")).split(".")[:2]), "platform": index.machine.get("platform")}
     for key, value in own.items():
@@ -77,12 +77,12 @@ def check_machine(index: Index) -> None:
 
 
 def call(command: list[str]) -> None:
-    """Run a command of the installation. Raises `PiecesError` with the end of what it said."""
+    """Run an installation command. Raises a `PiecesError` with the end of its output."""
     answer = subprocess.run(command, capture_output=True, text=True, check=False)
     if answer.returncode:
         raise PiecesError(f"{' '.join(command[:6])} ... failed: {(answer.stderr or answer.stdout)[-600:].strip()}")
 
 
 def shortened(names: list[str], most: int = 4) -> str:
-    """Names for one line of text."""
+    """Shorten a list of names to one line."""
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

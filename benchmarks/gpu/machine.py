@@ -1,4 +1,4 @@
-"""What a machine has: Python, packages, GPU. Standard library only, so that it runs before anything is installed."""
+"""Describes a machine: Python, packages, GPU. Uses only the standard library, so that it runs before anything is installed."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ PROGRAM = "import json, torch; print(json.dumps([torch.__version__, torch.versio
 
 
 def probe(*, import_torch: bool = True) -> dict[str, Any]:
-    """Return the machine as JSON, without the keys that it cannot tell. Only an import of torch, some seconds, tells about CUDA."""
+    """Return the machine as JSON, without unknown keys. Importing torch, which takes seconds, is the only way to detect CUDA."""
     facts: dict[str, Any] = {
         "python": platform.python_version(),
         "platform": f"{sys.platform}-{platform.machine()}",
@@ -33,18 +33,18 @@ def probe(*, import_torch: bool = True) -> dict[str, Any]:
 
 
 def packages() -> dict[str, str]:
-    """Version of every installed package, by its normalised name."""
+    """Return the version of each installed package by normalised name."""
     installed = importlib.metadata.distributions()
     return {normal(name): package.version for package in installed if (name := package.metadata["Name"])}
 
 
 def normal(name: str) -> str:
-    """A package's name as PEP 503 normalises it."""
+    """Normalise a package name as in PEP 503."""
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
 def gpus() -> list[dict[str, Any]]:
-    """Name, memory in MiB, and driver of each GPU, as nvidia-smi reports them."""
+    """Return name, memory in MiB, and driver of each GPU, as reported by nvidia-smi."""
     query = ["nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader,nounits"]
     try:
         answer = subprocess.run(query, capture_output=True, text=True, timeout=60, check=False)
@@ -57,7 +57,7 @@ def gpus() -> list[dict[str, Any]]:
 
 
 def commit(root: Path) -> str | None:
-    """The commit of a checkout, with `+` behind it where files were changed; None without git."""
+    """Return the commit of a checkout, with a trailing `+` for uncommitted changes. Return None without git."""
 
     def git(*words: str) -> str | None:
         try:

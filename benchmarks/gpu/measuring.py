@@ -1,4 +1,4 @@
-"""What the measuring scripts share: toy size or not, their models, figures that are written at once."""
+"""Shared code of the measuring scripts: toy sizes, models, and figures that are written immediately."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PERFORMANCE = Path(__file__).resolve().parents[1] / "performance"
 
 
 class Figures:
-    """`figures.jsonl` of this step. What an earlier call measured is not measured again."""
+    """`figures.jsonl` of this step. A figure from an earlier call is not measured again."""
 
     def __init__(self) -> None:
         self.lines: list[dict[str, Any]] = []
@@ -29,7 +29,7 @@ class Figures:
                 file.write(b"\n")
 
     def has(self, **point: Any) -> bool:
-        """Whether a point has been measured."""
+        """Return True if a point has been measured."""
         return any(point.items() <= line.items() for line in self.lines)
 
     def add(self, **figures: Any) -> None:
@@ -42,7 +42,7 @@ class Figures:
 
 @contextlib.contextmanager
 def memory_errors(figures: Figures, **point: Any) -> Iterator[None]:
-    """Note a point that takes more memory than there is, and go on."""
+    """Record that a point ran out of memory, and continue."""
     import torch
 
     try:
@@ -54,14 +54,14 @@ def memory_errors(figures: Figures, **point: Any) -> Iterator[None]:
 
 
 def peak_memory() -> int | None:
-    """Bytes that torch had on the GPU at most since `reset_peak`; None on a CPU."""
+    """Return torch's peak GPU memory in bytes since `reset_peak`, or None on a CPU."""
     import torch
 
     return torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None
 
 
 def reset_peak() -> None:
-    """Begin to count the peak anew."""
+    """Reset the peak."""
     import torch
 
     if torch.cuda.is_available():
@@ -69,5 +69,5 @@ def reset_peak() -> None:
 
 
 def use_performance_scripts() -> None:
-    """Let the scripts of benchmarks/performance be imported."""
+    """Make the scripts of benchmarks/performance importable."""
     sys.path.append(str(PERFORMANCE))

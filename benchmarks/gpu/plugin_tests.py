@@ -1,4 +1,4 @@
-"""Runs the tests of a plugin on this machine's device: `plugin_tests.py torch`."""
+"""Runs a plugin's tests on this machine's device: `plugin_tests.py torch`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ TOY = "test_reading.py"
 
 
 class Outcomes:
-    """A pytest plugin that writes down failures as they happen, and the counts at the end."""
+    """A pytest plugin that writes failures as they happen, and the counts at the end."""
 
     def __init__(self, figures: Figures) -> None:
         self.figures, self.counts, self.began = figures, Counter[str](), time.monotonic()
@@ -34,7 +34,7 @@ class Outcomes:
 
 
 def main(plugin: str) -> None:
-    # With the real library the tests run on it; without, on what stands for it.
+    # With the real library installed, the tests use it. Otherwise they use a stand-in.
     if plugin in ("vllm", "verl"):
         os.environ[f"AGL_TEST_{plugin.upper()}"] = sys.executable
     folder = ROOT / "tests" / "plugins" / plugin

@@ -1,4 +1,4 @@
-"""The processes of a step: within their time, and none left behind, however a call ends."""
+"""Runs a step's processes within a time limit. None survive, however a call ends."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from collections.abc import Sequence
 from pathlib import Path
 
 MARK = "AGL_GPU_RUN_BY"
-"""In the environment of everything that a `run` starts: the folder it works for."""
+"""Environment variable of every process that a `run` starts: its output folder."""
 GRACE = 20.0
-"""Seconds that a step has to stop after SIGINT."""
+"""Seconds for a step to stop after SIGINT."""
 ALIVE = ".seconds"
-"""In a step's folder while it runs: its seconds so far, so that the time of a call that was killed counts too."""
+"""File in the folder of a running step with its seconds so far, so that the time of a killed call counts too."""
 TICK = 2.0
 
 
 def mark_children(out: Path) -> None:
-    """Let every process that is started from here on be known as one of this folder's."""
+    """Mark every process started from now on as belonging to this folder."""
     os.environ[MARK] = str(out)
 
 
 def end_leftovers(out: Path) -> None:
-    """End what a `run` that was killed left running."""
+    """Stop the processes left by a killed `run`."""
     mark, own = f"{MARK}={out}".encode(), _ancestors()
     for path in Path("/proc").glob("[0-9]*/environ"):
         pid = int(path.parent.name)
@@ -36,7 +36,7 @@ def end_leftovers(out: Path) -> None:
 
 
 def _ancestors() -> set[int]:
-    """This process and those above it, which carry the mark where somebody exported it."""
+    """Return this process and its ancestors. They carry the mark if someone exported it."""
     ancestors, pid = set[int](), os.getpid()
     while pid and pid not in ancestors:
         ancestors.add(pid)
@@ -48,7 +48,7 @@ def _ancestors() -> set[int]:
 
 
 def run_command(command: Sequence[str], folder: Path, variables: dict[str, str], seconds: float) -> int | None:
-    """Run a command with its output in `log.txt`. Returns its exit code; None when its time was over. Nothing of it is left running."""
+    """Run a command with its output in `log.txt`. Return its exit code, or None on timeout. No process survives."""
     nothing, began = subprocess.DEVNULL, time.monotonic()
     with (folder / "log.txt").open("ab") as log:
         process = subprocess.Popen(command, cwd=folder, env=variables, stdin=nothing, stdout=log, stderr=log, start_new_session=True)
@@ -81,7 +81,7 @@ def _wait(process: subprocess.Popen[bytes], folder: Path, began: float, seconds:
 
 
 def killed_after(folder: Path) -> float | None:
-    """Seconds that a step had run when its call was killed; None: no call was."""
+    """Return the seconds a step had run when its call was killed, or None."""
     path = folder / ALIVE
     if not path.exists():
         return None

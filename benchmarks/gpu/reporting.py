@@ -1,8 +1,8 @@
-"""Turns results into tables and curves for the docs, each figure with its GPU and commit.
+"""Turns results into tables and curves for the docs. Each figure names its GPU and commit.
 
     benchmarks/gpu/report RESULTS.jsonl [--out docs/gpu.md]
 
-Without --out the page is printed. With it, the learning curves are drawn beside it as gpu-curves.png (needs matplotlib).
+Without --out, the page is printed. With it, the learning curves are saved next to it as gpu-curves.png (needs matplotlib).
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="benchmarks/gpu/report", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("results", type=Path, metavar="RESULTS.jsonl", help="what benchmarks/gpu/run wrote")
-    parser.add_argument("--out", type=Path, metavar="PAGE.md", help="write the page here, and gpu-curves.png beside it")
+    parser.add_argument("results", type=Path, metavar="RESULTS.jsonl", help="results file from benchmarks/gpu/run")
+    parser.add_argument("--out", type=Path, metavar="PAGE.md", help="write the page here, and gpu-curves.png next to it")
     options = parser.parse_args()
     try:
         lines = read_results(options.results)
@@ -62,7 +62,7 @@ def write(lines: Sequence[Line], out: Path | None) -> None:
 
 
 def latest(lines: Sequence[Line]) -> list[Line]:
-    """The last result of each step; where it has none, why it was not done. In the order of the first lines."""
+    """Return each step's last result, or the reason it is missing, in order of first appearance."""
     chosen: dict[str, Line] = {}
     for line in lines:
         name = line["step"]
@@ -72,7 +72,7 @@ def latest(lines: Sequence[Line]) -> list[Line]:
 
 
 def page(lines: Sequence[Line], chart: str | None = None) -> str:
-    """The whole page as Markdown."""
+    """Return the whole page as Markdown."""
     sections = [
         "# What a GPU measured\n",
         "`benchmarks/gpu/run` measured these figures and `benchmarks/gpu/report` wrote this page.\n",
@@ -84,13 +84,13 @@ def page(lines: Sequence[Line], chart: str | None = None) -> str:
         chosen = [line for line in lines if line.get("figures") and line["step"].startswith(prefix)]
         if rows := render(chosen):
             sections.append(f"## {title}\n\n{text}\n\n{rows}")
-    if chart:  # under the curves, which come last
+    if chart:  # below the curves, which come last
         sections.append(f"![Mean reward on eval tasks over training steps]({chart})\n")
     return "\n".join(sections)
 
 
 def overview(line: Line) -> tuple[str, ...]:
-    """A row of the first table."""
+    """Return a row of the first table."""
     reason = f": {line['error'].strip().splitlines()[-1][:120]}" if line.get("error") and line["error"].strip() else ""
     seconds = f"{line['seconds']:.0f}" if "seconds" in line else ""
     return (
@@ -104,18 +104,18 @@ def overview(line: Line) -> tuple[str, ...]:
 
 
 def card(line: Line) -> str:
-    """The GPU with its driver."""
+    """Return the GPU with its driver."""
     gpus = line.get("gpus") or []
     return f"{gpus[0]['name']}, driver {gpus[0]['driver']}" if gpus and not line["dry"] else "CPU"
 
 
 def at(line: Line) -> str:
-    """The commit."""
+    """Return the commit."""
     return line.get("commit", "unknown")
 
 
 def tests(lines: Sequence[Line]) -> str:
-    """Counts of the plugins' tests."""
+    """Return the table of plugin test counts."""
     rows = []
     for line in lines:
         counts = line["figures"][-1]
@@ -127,7 +127,7 @@ def tests(lines: Sequence[Line]) -> str:
 
 
 def exactness(lines: Sequence[Line]) -> str:
-    """Differences, in nats and relative."""
+    """Return the table of differences, in nats and relative."""
     rows = []
     for line, figure in figures_of(lines):
         way = figure.get("way", figure.get("what", ""))
@@ -137,7 +137,7 @@ def exactness(lines: Sequence[Line]) -> str:
 
 
 def engine(lines: Sequence[Line]) -> str:
-    """Sampled tokens per second."""
+    """Return the table of sampled tokens per second."""
     rows = []
     for line, figure in figures_of(lines):
         cells = (number(figure.get("decode_tokens_per_s"), "{:,.0f}"), gib(figure.get("peak_bytes")))
@@ -147,7 +147,7 @@ def engine(lines: Sequence[Line]) -> str:
 
 
 def trainer(lines: Sequence[Line]) -> str:
-    """Tokens per second, forest beside rows."""
+    """Return the table of tokens per second, forest beside rows."""
     points: dict[tuple[Any, ...], dict[str, Line]] = defaultdict(dict)
     for line, figure in figures_of(lines):
         points[figure["model"], figure["context"], figure["group"], card(line), at(line)][figure["way"]] = figure
@@ -181,7 +181,7 @@ def trainer(lines: Sequence[Line]) -> str:
 
 
 def curves(lines: Sequence[Line]) -> str:
-    """eval reward before and after."""
+    """Return the table of eval rewards before and after."""
     rows = []
     for line in lines:
         figure = line["figures"][-1]
@@ -233,30 +233,30 @@ SECTIONS: tuple[tuple[str, str, str | tuple[str, ...], Any], ...] = (
 
 
 def figures_of(lines: Sequence[Line]) -> Iterator[tuple[Line, Line]]:
-    """Every figure with the result that it belongs to."""
+    """Yield every figure with its result."""
     for line in lines:
         for figure in line["figures"]:
             yield line, figure
 
 
 def number(value: float | None, form: str) -> str:
-    """A number, or that it was not measured."""
+    """Format a number, or a note that it was not measured."""
     return "not measured" if value is None else form.format(value)
 
 
 def gib(count: int | None) -> str:
-    """Bytes in GiB."""
+    """Format bytes in GiB."""
     return number(None if count is None else count / 2**30, "{:.1f} GiB")
 
 
 def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A Markdown table; empty without rows."""
+    """Return a Markdown table, or an empty text without rows."""
     lines = [f"| {' | '.join(cell.replace('|', '/') for cell in row)} |" for row in rows]
     return "\n".join([f"| {' | '.join(heads)} |", f"|{'---|' * len(heads)}", *lines, ""]) if lines else ""
 
 
 def draw(lines: Sequence[Line], path: Path) -> bool:
-    """Draw the curves, one panel each. False: there is none."""
+    """Draw the curves, one panel each. Return False if there are none."""
     measured = [(line, line["figures"][-1]) for line in lines if line.get("figures") and line["step"].startswith(CURVES)]
     measured = [(line, figure) for line, figure in measured if figure.get("metrics")]
     if not measured:

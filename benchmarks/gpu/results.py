@@ -1,4 +1,4 @@
-"""The file of results: one JSON object a line, only ever added to."""
+"""The results file: one JSON object per line, append-only."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from pieces import PiecesError
 
 RESULTS = "results.jsonl"
 START = '{"step": "'
-"""Of every line."""
+"""Keys of every line."""
 AGAIN = "again"
-"""A mark: what stands before it counts no more."""
+"""Marks all earlier lines of a step as outdated."""
 FINAL = ("ok", "failed", "timeout", "out_of_memory")
-"""What a step can end with; `skipped` and `interrupted` steps are tried again."""
+"""Possible statuses of a step. `skipped` and `interrupted` steps are tried again."""
 
 
 class Results:
-    """The file of results: lines are only ever added."""
+    """An append-only results file."""
 
     def __init__(self, path: Path, here: dict[str, Any]) -> None:
         self.path, self.here = path, here
@@ -28,17 +28,17 @@ class Results:
         if self.lines and self.lines[-1]["dry"] != here["dry"]:
             kind = "--dry" if self.lines[-1]["dry"] else "a GPU"
             raise PiecesError(f"{path} has results of {kind}. Use another --out, so that toy sizes and real ones stay apart.")
-        if path.exists() and not path.read_bytes().endswith(b"\n"):  # a line that a crash cut off; the next one needs a line of its own
+        if path.exists() and not path.read_bytes().endswith(b"\n"):  # A crash cut off the last line. The next one needs its own line.
             with path.open("ab") as file:
                 file.write(b"\n")
 
     def final(self, step: str) -> str | None:
-        """What a step ended with; None: it has still to be done."""
+        """Return the final status of a step, or None if it is unfinished."""
         status = next((line["status"] for line in reversed(self.lines) if line["step"] == step and line["status"] != "skipped"), None)
         return status if status in FINAL else None
 
     def spent(self, step: str) -> float:
-        """Seconds of the calls that were interrupted in this step since its last result."""
+        """Return the seconds of interrupted calls since the step's last result."""
         total = 0.0
         for line in reversed([line for line in self.lines if line["step"] == step]):
             if line["status"] in (*FINAL, AGAIN):
@@ -47,13 +47,13 @@ class Results:
         return total
 
     def skip(self, step: str, reason: str) -> None:
-        """Note why a step was not done, once."""
+        """Record why a step was skipped, once."""
         last = next((line for line in reversed(self.lines) if line["step"] == step), None)
         if last is None or (last["status"], last.get("error")) != ("skipped", reason):
             self.add(step, "skipped", error=reason)
 
     def add(self, step: str, status: str, **more: Any) -> None:
-        """Write a line, and have it on disk before anything else happens."""
+        """Write a line and flush it to disk."""
         line = {"step": step, "status": status, "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), **self.here}
         line |= {key: value for key, value in more.items() if value not in (None, [])}
         self.lines.append(line)
@@ -64,7 +64,7 @@ class Results:
 
 
 def read_results(path: Path) -> list[dict[str, Any]]:
-    """The lines of a file of results. A line that a crash cut off is left out; anything else that is no result raises `PiecesError`."""
+    """Read the lines of a results file. A line cut off by a crash is dropped. Raises `PiecesError` for any other invalid line."""
     if not path.exists():
         return []
     try:
@@ -73,7 +73,7 @@ def read_results(path: Path) -> list[dict[str, Any]]:
         raise PiecesError(f"{path} is not text. Use a file that benchmarks/gpu/run wrote.") from error
     lines: list[dict[str, Any]] = []
     for number, text in enumerate(raw, 1):
-        # Behind a line that a crash cut off stands the next one where two files were joined.
+        # In a file joined from two, the next line may directly follow one that a crash cut off.
         last = text[max(text.rfind(START), 0) :]
         try:
             line = json.loads(last)
@@ -88,7 +88,7 @@ def read_results(path: Path) -> list[dict[str, Any]]:
 
 
 def _is_result(line: Any) -> bool:
-    """Whether a line has what every result has."""
+    """Return True if a line has the keys of every result."""
     if not isinstance(line, dict):
         return False
     kinds = {"step": str, "status": str, "dry": bool, "versions": dict}

@@ -1,4 +1,4 @@
-"""The measurements, in order of value. Each is a script of this folder, which makes its sizes small where `AGL_GPU_DRY` is set."""
+"""The measurements, most valuable first. Each is a script of this folder that uses toy sizes if `AGL_GPU_DRY` is set."""
 
 from __future__ import annotations
 
@@ -7,23 +7,23 @@ from dataclasses import dataclass
 
 MODELS = ("smollm2", "qwen05")
 BENCHMARKS = {"math": "gsm8k", "text-to-sql": "spider", "rag": "musique"}
-"""And the folder of its real tasks."""
+"""Benchmarks with the folder of their real tasks."""
 
 
 @dataclass(frozen=True)
 class Step:
-    """One measurement: a command that leaves `figures.jsonl` in its working folder, one JSON object a line, each written at once."""
+    """A measurement: a command that appends JSON lines to `figures.jsonl` in its working folder."""
 
     name: str
     title: str
     command: tuple[str, ...]
-    """Arguments for Python; the command runs in OUT/steps/NAME."""
+    """Arguments for Python. The command runs in OUT/steps/NAME."""
     minutes: float
     """Time limit over all calls."""
     parcels: tuple[str, ...] = ()
-    """Without these it is skipped."""
+    """Parcels that the step needs."""
     module: str | None = None
-    """Skipped where this is not installed."""
+    """A package that the step needs."""
 
 
 def script(name: str, *arguments: str) -> tuple[str, ...]:
@@ -31,7 +31,7 @@ def script(name: str, *arguments: str) -> tuple[str, ...]:
 
 
 def steps() -> Iterator[Step]:
-    """All of them."""
+    """Return all steps."""
     yield Step("tests-torch", "tests of the torch plugin", script("plugin_tests", "torch"), minutes=6)
     yield Step("tests-vllm", "tests of the vLLM engine", script("plugin_tests", "vllm"), minutes=12, module="vllm")
     yield Step("tests-verl", "tests of the verl trainer", script("plugin_tests", "verl"), minutes=12, module="verl")

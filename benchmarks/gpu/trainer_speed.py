@@ -1,8 +1,8 @@
-"""Tokens per second, share of the bf16 peak and memory of a train step, as a forest and as rows: `trainer_speed.py smollm2`.
+"""Measures tokens per second, share of the bf16 peak, and memory of a train step, as a forest and as rows: `trainer_speed.py smollm2`.
 
-A point is one group of rollouts of four turns. Half of `context` is their shared prompt; each turn adds an eighth, of which half is
-sampled. A step is PPO's loss on packs, backward, AdamW, all parameters. The fastest of two steps counts, after one that compiles.
-`rows` are root-to-leaf rows; `operations` are counted as benchmarks/performance/forest.py says.
+A point is one group of rollouts with four turns. Half of `context` is their shared prompt. Each turn adds an eighth, half of it sampled. A
+step computes PPO's loss on packs, the backward pass, and AdamW for all parameters. The faster of two steps counts, after a first step that
+compiles. `rows` are root-to-leaf rows. benchmarks/performance/forest.py describes how `operations` are counted.
 """
 
 from __future__ import annotations

@@ -1,14 +1,14 @@
-"""Works through the measurements of a GPU machine, one step after the other, and keeps every result at once.
+"""Runs the measurements of a GPU machine one by one, and saves each result immediately.
 
-    benchmarks/gpu/run --probe                           what this machine has, as JSON; seconds
+    benchmarks/gpu/run --probe                           print the machine as JSON (takes seconds)
     benchmarks/gpu/run --pieces FOLDER --out FOLDER      assemble, install, measure
-    benchmarks/gpu/run --dry --out FOLDER                every step at toy size, on the CPU
+    benchmarks/gpu/run --dry --out FOLDER                run every step at toy size on the CPU
 
-Results go to OUT/results.jsonl, one line a step, with GPU, driver, versions and commit. A step that has a result is skipped, so the same
-command continues where the last one stopped, also on another machine that is given the file. A step whose pieces have not arrived is
-skipped by name and tried again next time. Everything else that a step leaves is in OUT/steps/NAME. See benchmarks/gpu/README.md.
+Each step adds one line to OUT/results.jsonl, with GPU, driver, versions, and commit. Finished steps are skipped, so the same command
+continues where the last call stopped. It also continues on another machine if you copy the file there. A step with missing pieces is
+skipped by name and tried again in the next call. A step's other output is in OUT/steps/NAME. See benchmarks/gpu/README.md.
 
-Exit code: 0 when nothing is left that this machine can do, 1 when a step failed or the call is wrong, 3 when --seconds ended it first.
+Exit code: 0 if nothing is left for this machine, 1 if a step failed or an argument is wrong, 3 if --seconds ran out first.
 """
 
 from __future__ import annotations
@@ -37,18 +37,18 @@ from results import AGAIN, RESULTS, Results
 from steps import STEPS, Step
 
 DONE, UNWELL, MORE = 0, 1, 3
-"""Exit codes: nothing is left that can be done here; a step of this call did not end well; time was over, repeat the command."""
+"""Exit codes: nothing is left to do here; a step of this call failed; time ran out, repeat the command."""
 SHORTEST = 60.0
-"""Seconds that a call takes at least: a step, and the time it has to stop."""
+"""Minimum seconds of a call: one step, and the time to stop it."""
 LEAST = 20.0
-"""Seconds that must be left of a call for a step to begin."""
+"""Minimum seconds left in a call to start a step."""
 TAIL = 2000
-"""Characters of a failed step's log that its result keeps."""
+"""Number of characters of a failed step's log kept in its result."""
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where a step works and what it works with."""
+    """Paths of a step."""
 
     python: str
     out: Path
@@ -61,13 +61,13 @@ class Place:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="benchmarks/gpu/run", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--probe", action="store_true", help="print what this machine has, and stop")
-    parser.add_argument("--pieces", type=Path, metavar="FOLDER", help="what benchmarks/gpu/pack filled, as far as it has arrived")
-    parser.add_argument("--out", type=Path, metavar="FOLDER", help="results, and the environment, models and runs of the steps")
-    parser.add_argument("--dry", action="store_true", help="toy sizes on the CPU; needs no GPU and no pieces")
-    parser.add_argument("--seconds", type=float, metavar="N", help="stop before N seconds are over, at least 60; the next call continues")
-    parser.add_argument("--again", action="append", default=[], metavar="STEP", help="forget the result of this step and measure it again")
-    parser.add_argument("--commit", metavar="HASH", help="commit to record where the checkout has no git folder")
+    parser.add_argument("--probe", action="store_true", help="print this machine as JSON and exit")
+    parser.add_argument("--pieces", type=Path, metavar="FOLDER", help="folder from benchmarks/gpu/pack, complete or in part")
+    parser.add_argument("--out", type=Path, metavar="FOLDER", help="folder for results, environment, models, and runs")
+    parser.add_argument("--dry", action="store_true", help="use toy sizes on the CPU; needs no GPU or pieces")
+    parser.add_argument("--seconds", type=float, metavar="N", help="stop within N seconds (at least 60); the next call continues")
+    parser.add_argument("--again", action="append", default=[], metavar="STEP", help="measure this step again")
+    parser.add_argument("--commit", metavar="HASH", help="commit to record if the checkout has no .git folder")
     options = parser.parse_args(arguments)
     if options.probe:
         print(json.dumps(probe(), indent=1))
@@ -81,12 +81,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except (PiecesError, OSError) as error:
         raise SystemExit(f"error: {error}") from None
     except KeyboardInterrupt:
-        print("Interrupted. The same command continues.", file=sys.stderr)
+        print("Interrupted. Run the same command to continue.", file=sys.stderr)
         raise SystemExit(130) from None
 
 
 def work(steps: Sequence[Step], options: argparse.Namespace) -> int:
-    """Do what has no result yet. Returns the exit code: `DONE`, `UNWELL` or `MORE`."""
+    """Run the steps without a result. Return the exit code: `DONE`, `UNWELL`, or `MORE`."""
     if options.out is None:
         raise PiecesError("--out FOLDER is missing. Name the folder for the results.")
     if options.pieces is None and not options.dry:
@@ -146,7 +146,7 @@ def work(steps: Sequence[Step], options: argparse.Namespace) -> int:
 
 
 def identity(options: argparse.Namespace) -> dict[str, Any]:
-    """What every result says about where it was measured."""
+    """Return the fields of every result that describe the machine."""
     machine = probe(import_torch=not options.dry)
     packages = ("torch", "transformers", "peft", "vllm", "verl", "numpy")
     versions = {name: machine["packages"][name] for name in packages if name in machine["packages"]}
@@ -155,7 +155,7 @@ def identity(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def hindrance(step: Step, place: Place | None, missing: dict[str, list[str]]) -> str | None:
-    """Why a step cannot be done now; None: it can."""
+    """Return the reason why a step cannot run now, or None."""
     for parcel in ("wheels", *step.parcels):
         if parcel in missing:
             return f"missing pieces: {shortened(missing[parcel])}"
@@ -167,7 +167,7 @@ def hindrance(step: Step, place: Place | None, missing: dict[str, list[str]]) ->
 
 
 def measure(step: Step, place: Place, results: Results, left: float | None) -> str:
-    """Do a step, write what came of it, and return the status."""
+    """Run a step, write its result, and return its status."""
     folder = place.out / "steps" / step.name
     folder.mkdir(parents=True, exist_ok=True)
     spent = results.spent(step.name)
@@ -189,13 +189,13 @@ def measure(step: Step, place: Place, results: Results, left: float | None) -> s
 
 
 def fill(command: Sequence[str], place: Place) -> Iterator[str]:
-    """The words of a command, with the places that it names in braces."""
+    """Return a command's words with placeholders in braces filled in."""
     for word in command:
         yield word.replace("{gpu}", str(ROOT / "benchmarks" / "gpu")).replace("{parcels}", str(place.parcels))
 
 
 def environment(place: Place) -> dict[str, str]:
-    """Variables of a step: everything that is fetched comes from the parcels."""
+    """Return a step's environment variables. All downloads come from the parcels."""
     own = {
         "AGL_CACHE": str(place.out / "cache"),
         "HF_HUB_OFFLINE": "1",
@@ -214,7 +214,7 @@ def environment(place: Place) -> dict[str, str]:
 
 
 def judge(code: int | None, log: Path, before: int) -> tuple[str, str | None]:
-    """What a step ended with, and the end of what it added to the log after `before` bytes where that was not well."""
+    """Return a step's status. For a failure, also return the end of its new log, after `before` bytes."""
     if code == 0:
         return "ok", None
     tail = log.read_bytes()[before:][-TAIL:].decode(errors="replace")
@@ -226,7 +226,7 @@ def judge(code: int | None, log: Path, before: int) -> tuple[str, str | None]:
 
 
 def read_figures(folder: Path) -> list[dict[str, Any]]:
-    """What a step has measured so far; a last line that was cut off is left out."""
+    """Return a step's figures so far, without an incomplete last line."""
     figures: list[dict[str, Any]] = []
     path = folder / "figures.jsonl"
     for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
@@ -237,7 +237,7 @@ def read_figures(folder: Path) -> list[dict[str, Any]]:
 
 @contextlib.contextmanager
 def only_one(out: Path, dry: bool) -> Iterator[None]:
-    """Nothing runs beside anything else: one `run` in a folder, and one on a machine where it measures. Else raises `PiecesError`."""
+    """Take exclusive locks: one `run` per folder, and one measuring `run` per machine. Raises `PiecesError` if another one holds a lock."""
     with contextlib.ExitStack() as stack:
         locks = {f"in {out}": out / ".lock"} | ({} if dry else {"on this machine": Path(tempfile.gettempdir()) / "agl-gpu-run.lock"})
         for where, path in locks.items():
@@ -250,5 +250,5 @@ def only_one(out: Path, dry: bool) -> Iterator[None]:
 
 
 def say(text: str) -> None:
-    """One line of progress."""
+    """Print one line of progress."""
     print(text, flush=True)

@@ -36,7 +36,8 @@ from agentlightning.contracts.batch import Batch
 from agentlightning.contracts.model import ModelFiles, Share
 from agentlightning.errors import LightningError
 from agentlightning.rl.batch.build import make_batch
-from agentlightning.types import Sampling, Task, Trajectory, Transition, ints
+from agentlightning.testing.rollouts import trajectory, transition
+from agentlightning.types import Sampling, ints
 from agentlightning_torch.engine import TorchEngine, TorchEngineSettings
 from agentlightning_torch.settings import TorchTrainerSettings
 from agentlightning_torch.trainer import TorchTrainer
@@ -171,37 +172,12 @@ def _batch(longest: int) -> Batch:
         grow([(tokens(4), 3)]),  # short, with a root of its own
     ]
     fitting = [[(prompt, reply) for prompt, reply in calls if len(prompt) + len(reply) <= longest] for calls in conversations]
-    trajectories = [_trajectory(number, calls) for number, calls in enumerate(fitting) if calls]
+    trajectories = [
+        trajectory(number, *(transition(turn, *call, id=f"{number}.{turn}") for turn, call in enumerate(calls)))
+        for number, calls in enumerate(fitting)
+        if calls
+    ]
     return make_batch(trajectories, [np.ones(len(trajectory.transitions)) for trajectory in trajectories])
-
-
-def _trajectory(number: int, calls: list[tuple[list[int], list[int]]]) -> Trajectory:
-    transitions = tuple(
-        Transition(
-            completion_id=f"{number}.{turn}",
-            call_id="",
-            prompt_ids=ints(prompt),
-            response_ids=ints(response),
-            logprobs=np.zeros(len(response), np.float32),
-            versions=ints(np.zeros(len(response))),
-            temperature=1.0,
-            agent=None,
-            index=turn,
-            turn=turn,
-        )
-        for turn, (prompt, response) in enumerate(calls)
-    )
-    return Trajectory(
-        task=Task("task", None),
-        rollout_id=str(number),
-        attempt_id=str(number),
-        group="group",
-        index=number,
-        mode="train",
-        status="succeeded",
-        reward=0.0,
-        transitions=transitions,
-    )
 
 
 async def _sampled(engine: TorchEngine) -> float:

@@ -1,15 +1,15 @@
-"""Seconds for credit and advantage of a step on arrays, beside a plain numpy group mean and subtraction.
+"""Times credit and advantage of one step on arrays, against a plain numpy group mean and subtraction.
 
     python benchmarks/performance/advantage.py                      # 1024 rollouts x 8 turns, groups of eight
-    python benchmarks/performance/advantage.py --rollouts 64        # smaller; bounds are made for the default
+    python benchmarks/performance/advantage.py --rollouts 64        # smaller; the bounds hold for the default size
 
-The reference has a reward and a group for every transition, takes the mean of each group's transitions and subtracts it: nothing else, no
-credit, no unscored rollout, no group without signal, no baseline by turn. Beside it stands the same for whole rollouts: the mean of
-each group's outcomes, subtracted, and then given to every transition. It does an eighth of the arithmetic, and has no bound.
+The reference has a reward and a group per transition. It takes the mean over each group's transitions and subtracts it. It has no credit,
+unscored rollouts, zero-variance groups, or baselines by turn. A second reference does the same per rollout and copies the result to every
+transition. It does an eighth of the arithmetic and has no bound.
 
-Credit and advantage are the registered functions on `RolloutArrays` made from arrays (reward, rollout, turn, group). A tenth of the
-rollouts is up to half as short, three transitions in ten have a reward of their own. Building `RolloutArrays` is printed apart,
-and so is GAE over tokens, beside a plain loop over the same tokens, from the last to the first.
+Credit and advantage are the registered functions on `RolloutArrays` built from arrays (reward, rollout, turn, group). A tenth of the
+rollouts have down to half as many turns. Three in ten transitions have their own reward. Building `RolloutArrays` is timed separately, and
+so is GAE over tokens, against a plain backward loop over the same tokens.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from agentlightning.rl.arrays import RolloutArrays
 from agentlightning.types import Reward, Task, Trajectory, Transition
 
 MOST = 5.0
-"""Times the reference."""
+"""Maximum ratio to the reference."""
 PAIRS = (
     ("identical", "grpo"),
     ("identical", "dr_grpo"),
@@ -44,7 +44,7 @@ PAIRS = (
     ("per_step", "dr_grpo"),
 )
 SLICE = 4e-3
-"""Seconds of one measurement: as long for each, so that a busy machine disturbs all alike."""
+"""Seconds of one measurement. All have the same length, so that background load affects them equally."""
 
 
 def arrays(rollouts: int, turns: int, group: int, tokens: int) -> RolloutArrays:
@@ -62,7 +62,7 @@ def arrays(rollouts: int, turns: int, group: int, tokens: int) -> RolloutArrays:
 
 
 def trajectories(rollouts: RolloutArrays) -> list[Trajectory]:
-    """What gives these arrays, but for prompts."""
+    """Return trajectories with these arrays, but without prompts."""
     nothing = np.empty(0, np.int32)
     attempts: list[Trajectory] = []
     for number, (start, stop) in enumerate(zip(rollouts.first[:-1], rollouts.first[1:], strict=True)):
@@ -101,7 +101,7 @@ def trajectories(rollouts: RolloutArrays) -> list[Trajectory]:
 
 
 def loop(rollouts: RolloutArrays, gamma: float, lam: float) -> np.ndarray:
-    """(tokens,) GAE with the outcome at the last token of a rollout."""
+    """Return GAE with the outcome at the last token of a rollout; (tokens,)."""
     assert rollouts.values is not None
     advantages = np.zeros(len(rollouts.values))
     ends = rollouts.offsets[rollouts.first]
@@ -116,7 +116,7 @@ def loop(rollouts: RolloutArrays, gamma: float, lam: float) -> np.ndarray:
 
 
 def sliced(function: Callable[[], Any]) -> tuple[Callable[[], None], int]:
-    """The function so many times that they last a slice."""
+    """Return the function, repeated often enough to fill a slice."""
     for _ in range(2):
         started = time.thread_time()
         function()
@@ -134,8 +134,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rollouts", type=int, default=1024)
     parser.add_argument("--turns", type=int, default=8)
-    parser.add_argument("--group", type=int, default=8, help="rollouts of a group")
-    parser.add_argument("--tokens", type=int, default=32, help="of a reply, for GAE")
+    parser.add_argument("--group", type=int, default=8, help="rollouts per group")
+    parser.add_argument("--tokens", type=int, default=32, help="tokens per reply, for GAE")
     parser.add_argument("--repeat", type=int, default=40)
     options = parser.parse_args()
     rollouts = arrays(options.rollouts, options.turns, options.group, options.tokens)
@@ -150,7 +150,7 @@ def part(kind: str, name: str) -> Callable[..., Any]:
 
 
 def compare_parts(rollouts: RolloutArrays, repeat: int) -> list[str]:
-    """Measure credit and advantage beside the mean and subtraction of a group, and return the bounds that they miss."""
+    """Compare credit and advantage with a group mean and subtraction. Return the missed bounds."""
     outcome, group, rollout, reward = rollouts.returns, rollouts.group, rollouts.rollout, rollouts.rewards
     of_transition = group[rollout]
 
@@ -189,7 +189,7 @@ def compare_parts(rollouts: RolloutArrays, repeat: int) -> list[str]:
 
 
 def compare_gae(rollouts: RolloutArrays, repeat: int) -> None:
-    """Check GAE against a plain loop, and print the seconds of both, and of building the arrays."""
+    """Check GAE against a plain loop. Print the seconds of both, and of building the arrays."""
     attempts = trajectories(rollouts)
     judged = replace(rollouts, values=np.random.default_rng(1).random(int(rollouts.tokens.sum())))
     gae, returns = part("advantages", "gae"), part("credits", "identical")(judged)

@@ -1,12 +1,11 @@
-"""How the work grows when a batch has twice as many groups: attention, the gradient, conversion, and cutting into packs.
+"""Measures how work grows if a batch has twice as many groups: attention, gradient, conversion, and cutting into packs.
 
     python benchmarks/performance/attention.py                      # 16 and 32 groups of 4 rollouts x 4 turns, CPU
-    python benchmarks/performance/attention.py --groups 2 --prompt 32    # smaller; the bound is made for the default
+    python benchmarks/performance/attention.py --groups 2 --prompt 32    # smaller; the bound holds for the default size
 
-Groups share nothing, so twice as many are twice the work; a mask over all tokens of a pack would make it four times. For attention alone
-all groups lie in one pack, however many they are; the gradient is computed in packs, as in training. Seconds are those of
-this thread. The dense mask stands beside as what is avoided, with a quarter of the groups and without a bound. Conversion and the cutting
-into packs, which cost little, have sixteen times as many groups.
+Groups share nothing, so twice as many should take twice the work. A mask over all tokens of a pack would take four times. The attention
+measurement puts all groups into one pack. The gradient uses packs, as in training. Seconds are CPU seconds of this thread. For comparison,
+a dense mask is timed with a quarter of the groups and no bound. Conversion and cutting are cheap, so they use sixteen times as many groups.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ from agentlightning_torch.testing import tiny_model
 from agentlightning_torch.weights import no_bars
 
 MOST = 2.2
-"""Times the work, for twice the groups."""
+"""Maximum ratio of the work for twice the groups."""
 GROUP, TURNS, REPLY, OBSERVATION = 4, 4, 20, 20
 MANY = 16
 HEADS, SIZE = 4, 16
@@ -52,12 +51,12 @@ def attention(pack: Any, dense: bool) -> Callable[[], None]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--groups", type=int, default=16, help="and twice as many")
-    parser.add_argument("--prompt", type=int, default=256, help="tokens that a group shares")
+    parser.add_argument("--groups", type=int, default=16, help="number of groups; compared with twice as many")
+    parser.add_argument("--prompt", type=int, default=256, help="prompt tokens that a group shares")
     parser.add_argument("--tokens-per-pack", type=int, default=4096, help="of a pack")
     parser.add_argument("--repeat", type=int, default=15)
     options = parser.parse_args()
-    torch.set_num_threads(1)  # whose seconds are measured
+    torch.set_num_threads(1)  # the timed function
     with tempfile.TemporaryDirectory() as folder, no_bars():
         model = AutoModelForCausalLM.from_pretrained(tiny_model(folder, context=8192).path).eval()
 

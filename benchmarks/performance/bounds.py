@@ -1,6 +1,6 @@
-"""What the scripts share: runs that take turns, and a table of ratios with the bound of each.
+"""Shared code of the scripts: interleaved runs, and a table of ratios with their bounds.
 
-A ratio is of the fastest runs: what else the machine does makes a run slower, never faster. Medians are printed beside them.
+Ratios use the fastest runs, because other load on the machine only slows a run down. Medians are printed beside them.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ console = Console() if sys.stdout.isatty() else Console(width=150)
 
 
 def bar() -> Progress:
-    """A progress bar that leaves nothing behind."""
+    """Show a progress bar that disappears at the end."""
     return Progress(SpinnerColumn(), *Progress.get_default_columns(), TimeElapsedColumn(), console=console, transient=True)
 
 
 def take_turns(runs: Mapping[str, Callable[[], Any]], repeat: int) -> dict[str, list[float]]:
-    """Seconds of each run, `repeat` times, one after the other in turn; a first turn is not counted."""
+    """Time each run `repeat` times, in turn. The first round is not counted."""
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     with bar() as progress:
         task = progress.add_task("", total=len(runs) * (repeat + 1))
@@ -42,16 +42,16 @@ def take_turns(runs: Mapping[str, Callable[[], Any]], repeat: int) -> dict[str, 
 
 @dataclass
 class Report:
-    """Rows of a table; a ratio over its bound makes the script fail."""
+    """Rows of a table. A ratio outside its bound makes the script fail."""
 
     title: str
     columns: tuple[str, ...] = ("fastest", "median")
-    """Between the name and the ratio."""
+    """Column between the name and the ratio."""
     rows: list[list[str]] = field(default_factory=list[list[str]])
     missed: list[str] = field(default_factory=list[str])
 
     def add(self, name: str, *cells: str, ratio: float | None = None, most: float | None = None, least: float | None = None) -> None:
-        """A row; `most` and `least` bound its ratio."""
+        """Add a row. `most` and `least` bound its ratio."""
         bounds = [f"at most {most:g}" if most is not None else "", f"at least {least:g}" if least is not None else ""]
         bound = " and ".join(filter(None, bounds))
         held = ratio is None or ((most is None or ratio <= most) and (least is None or ratio >= least))
@@ -61,12 +61,12 @@ class Report:
         self.rows.append([name, *cells, "" if ratio is None else f"{ratio:.2f}", bound, verdict])
 
     def times(self, name: str, seconds: list[float], reference: list[float] | None = None, most: float | None = None) -> None:
-        """A row of milliseconds, with the ratio to those of the reference."""
+        """Add a row of milliseconds, with the ratio to the reference."""
         ratio = None if reference is None else min(seconds) / min(reference)
         self.add(name, *(f"{1e3 * value:.2f} ms" for value in (min(seconds), statistics.median(seconds))), ratio=ratio, most=most)
 
     def show(self) -> list[str]:
-        """Print it and return what was missed."""
+        """Print the table and return the missed bounds."""
         table = Table(title=self.title, title_justify="left")
         for column in ("", *self.columns, "ratio", "bound", ""):
             table.add_column(column, justify="left" if column in ("", "bound") else "right")
@@ -77,6 +77,6 @@ class Report:
 
 
 def finish(missed: list[str]) -> None:
-    """Exit with 1, saying what, when a bound was missed."""
+    """Exit with status 1 and a message if a bound was missed."""
     if missed:
         raise SystemExit("bounds missed:\n  " + "\n  ".join(missed))

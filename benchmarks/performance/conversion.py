@@ -1,20 +1,20 @@
-"""Seconds from trajectories to a forest (`make_batch`), beside one pass that concatenates the same numbers, and the work that it counts.
+"""Times the conversion of trajectories to a forest (`make_batch`), against one pass that concatenates the same numbers.
 
     python benchmarks/performance/conversion.py                          # 64 rollouts x 12 turns, 1.7 million captured tokens
-    python benchmarks/performance/conversion.py --rollouts 8 --turns 4   # smaller; bounds are made for the default
+    python benchmarks/performance/conversion.py --rollouts 8 --turns 4   # smaller; the bounds hold for the default size
 
-The reference writes ids, log-probabilities and mask of prompt and response of every transition, one after the other, into three arrays:
-what a trainer with one row for each transition starts from, before any padding. Both begin with trajectories as the store gives them:
-read-only int32 and float32 arrays, each prompt an array of its own, `continues` set as the gateway sets it.
+The reference concatenates ids, log-probabilities, and masks of all transitions into three arrays. A trainer with one row per transition
+starts from these, before padding. Both start from trajectories as the store returns them: read-only int32 and float32 arrays, a separate
+prompt array per transition, and `continues` as set by the gateway.
 
-    one agent        every rollout has a prompt of its own; a turn's prompt is the last prompt, its reply, and an observation
-    two agents       A1 B1 A2 B2 ..., each with its own growing history: two chains in each rollout. Turns are the same, prompts longer
+    one agent        each rollout has its own prompt; a turn's prompt is the previous prompt, its reply, and an observation
+    two agents       A1 B1 A2 B2 ..., each with its own history: two chains per rollout, as many turns, longer prompts
     groups of eight  eight rollouts share each prompt
-    no `continues`   one agent, without word of which reply a prompt continues: the forest finds it from the root
+    no `continues`   one agent, but no transition names the reply it continues: the forest searches from the root
 
-Then the work: tokens compared and copied, as the code counts them (`Batch.stats`), when a smaller input grows ten times in rollouts or in
-turns. Ten times the turns is more than ten times the tokens, since each repeats its history; so the ratio is the growth of the work for
-every tenfold growth of the captured tokens, and the work is linear when that is at most 10.1.
+The script then counts the work: tokens compared and copied (`Batch.stats`), for a smaller input with ten times the rollouts or turns. Ten
+times the turns give more than ten times the tokens, because each turn repeats its history. The printed ratio is therefore the growth of
+work for ten times the captured tokens. Up to 10.1 counts as linear.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ from agentlightning.rl.batch.build import make_batch
 from agentlightning.types import Task, Trajectory, Transition
 
 MOST = 2.0
-"""Times the reference pass."""
+"""Maximum ratio to the reference pass."""
 GROWTH = 10.1
-"""Times the work, for ten times the tokens."""
+"""Maximum ratio of the work for ten times the tokens."""
 
 
 def frozen(*parts: np.ndarray) -> np.ndarray:
@@ -45,17 +45,17 @@ def frozen(*parts: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True, kw_only=True)
 class Shape:
-    """How large the trajectories are; sizes are tokens."""
+    """Size of the trajectories. Sizes are in tokens."""
 
     rollouts: int
     turns: int
-    """Calls of the model in a rollout."""
+    """Model calls per rollout."""
     prompt: int
     reply: int
     observation: int
-    """Added by somebody else between two turns."""
+    """Tokens added between two turns."""
     agents: int = 1
-    """They take turns, each with its own history."""
+    """Number of agents that take turns, each with its own history."""
     group: int = 1
     """Rollouts that share a prompt."""
     continues: bool = True
@@ -87,7 +87,7 @@ def trajectories(shape: Shape) -> list[Trajectory]:
 
 
 def turns_of(shape: Shape, number: int, prompts: Sequence[np.ndarray], rng: np.random.Generator) -> Iterator[Transition]:
-    """Yield the transitions of one rollout, which begins with a prompt for each agent."""
+    """Yield the transitions of one rollout. It starts with one prompt per agent."""
     history, last = list(prompts), [-1] * shape.agents
     for index in range(shape.turns):
         agent = index % shape.agents
@@ -111,7 +111,7 @@ def turns_of(shape: Shape, number: int, prompts: Sequence[np.ndarray], rng: np.r
 
 
 def convert(rollouts: Sequence[Trajectory]) -> Batch:
-    """Make a batch, with advantages that leave no group without signal."""
+    """Build a batch with nonzero advantages in every group."""
     return make_batch(rollouts, [np.full(len(t.transitions), 1.0 if t.index % 2 else -1.0) for t in rollouts])
 
 
@@ -129,7 +129,7 @@ def one_pass(rollouts: Sequence[Trajectory]) -> tuple[np.ndarray, np.ndarray, np
 
 
 def chains(batch: Batch) -> int:
-    """Paths from a root to a leaf."""
+    """Return the number of root-to-leaf paths."""
     return int((batch.end == np.arange(1, len(batch) + 1)).sum())
 
 
@@ -140,10 +140,10 @@ def _without_continues(trajectory: Trajectory) -> Trajectory:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rollouts", type=int, default=64)
-    parser.add_argument("--turns", type=int, default=12, help="calls of the model in a rollout")
-    parser.add_argument("--prompt", type=int, default=512, help="tokens of the first prompt")
-    parser.add_argument("--reply", type=int, default=100, help="tokens sampled in a turn")
-    parser.add_argument("--observation", type=int, default=200, help="tokens that somebody else adds between two turns")
+    parser.add_argument("--turns", type=int, default=12, help="model calls per rollout")
+    parser.add_argument("--prompt", type=int, default=512, help="tokens in the first prompt")
+    parser.add_argument("--reply", type=int, default=100, help="tokens sampled per turn")
+    parser.add_argument("--observation", type=int, default=200, help="tokens added between two turns")
     parser.add_argument("--repeat", type=int, default=30)
     options = parser.parse_args()
     shape = Shape(
@@ -153,9 +153,9 @@ def main() -> None:
 
 
 def compare_seconds(shape: Shape, repeat: int) -> list[str]:
-    """Measure `make_batch` beside the reference, and return the bounds that it misses."""
+    """Compare `make_batch` with the reference. Return the missed bounds."""
     alone = trajectories(shape)
-    # An agent with every second turn has half the history: a longer prompt gives as many tokens again.
+    # An agent that acts every second turn has half the history, so a longer prompt keeps the token count equal.
     longer = shape.prompt + shape.turns * (shape.reply + shape.observation) // 4
     variants = {
         "one agent": alone,
@@ -184,7 +184,7 @@ def compare_seconds(shape: Shape, repeat: int) -> list[str]:
 
 
 def compare_work(shape: Shape) -> list[str]:
-    """Count the work for ten times the tokens, and return the bounds that it misses."""
+    """Count the work for ten times the tokens. Return the missed bounds."""
     report = Report("the work counted: tokens compared + copied, for ten times the tokens", ("captured", "compared", "copied"))
     small_shape = replace(
         shape, rollouts=shape.rollouts // 8 or 1, prompt=shape.prompt // 4, reply=shape.reply // 4, observation=shape.observation // 4

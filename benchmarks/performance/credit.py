@@ -1,20 +1,20 @@
-"""Learning curves of turn-level and of identical credit, on a task of two turns of which only one can be learned.
+"""Draws learning curves of `per_step` and `identical` credit, on a two-turn task where only the second turn can be learned.
 
-    python benchmarks/performance/credit.py                    # 30 steps, 3 seeds: 4 minutes on one quiet core
-    python benchmarks/performance/credit.py --luck 0           # the control: without luck both learn
-    python benchmarks/performance/credit.py --tokens 4 8       # a longer first turn, whose own noise blurs it
+    python benchmarks/performance/credit.py                    # 30 steps, 3 seeds: 4 minutes on one idle core
+    python benchmarks/performance/credit.py --luck 0           # control: without luck, both learn
+    python benchmarks/performance/credit.py --tokens 4 8       # a longer first turn adds noise of its own
     python benchmarks/performance/credit.py --chart docs/credit.png
 
-A tiny model with random weights plays the real way: agent, gateway, store, trainer. The first turn earns luck: plus or minus `--luck`,
-drawn for each rollout, whatever was said. The second earns skill: the part of its characters that are letters, 0 to 1. The agent returns
-the sum, and rewards each turn by its own. All runs have the same agent, rewards, steps and settings; they differ in the credit alone:
+A tiny model with random weights runs through the real agent, gateway, store, and trainer. The first turn earns luck: plus or minus
+`--luck`, random for each rollout, whatever its reply. The second turn earns skill: the share of letters among its characters, 0 to 1. The
+agent returns the sum, and also rewards each turn with its own part. Runs differ only in their credit:
 
-    identical                  both turns earn the sum
-    per_step (rollout_weight = 0)     a turn earns its own reward and those after it: the second does not earn the first one's luck
+    identical                         both turns earn the sum
+    per_step (rollout_weight = 0)     a turn earns its own reward and later ones, so the second turn earns no luck
 
-The first turn earns the luck either way, and its tokens train the same weights, so it is short here.
+The first turn earns luck with either credit. Its tokens train the same weights, so it is short here.
 
-Printed is the mean skill of each step's rollouts, as mean and deviation over the seeds, and what was gained by the end.
+The script prints the mean skill of each step's rollouts (mean and deviation over seeds) and the gain by the end.
 """
 
 from __future__ import annotations
@@ -44,13 +44,13 @@ CREDITS: dict[str, Any] = {"identical": "identical", "per_step": {"name": "per_s
 COLORS = {"identical": SAMPLED, "per_step": TRAIN}
 TASKS = [{"id": str(n), "text": text} for n, text in enumerate(["abc", "xyz", "hello", "12+3"])]
 LAST = 5
-"""Steps over which the end of a curve is averaged."""
+"""Number of final steps in the average."""
 
 Curves = NDArray[np.float64]
 
 
 def agent_of(luck: float, tokens: Sequence[int], seen: Callable[[int, float], None]) -> Any:
-    """The agent, with the tokens of its two turns, which are characters; `seen` is told the step and the skill of each rollout."""
+    """Return the agent. Its two turns have these tokens, which are characters. `seen` receives the step and skill of each rollout."""
 
     async def agent(task: Any, llm: agl.LLM) -> float:
         recorder = current()
@@ -73,7 +73,7 @@ def agent_of(luck: float, tokens: Sequence[int], seen: Callable[[int, float], No
 
 
 def learn(credit: Any, model: str, seed: int, options: argparse.Namespace, advance: Callable[[], None]) -> list[float]:
-    """Return the mean skill of the rollouts of each step of one run; `options` are those of `main`."""
+    """Run one training run and return the mean skill per step. `options` are those of `main`."""
     skills: dict[int, list[float]] = defaultdict(list)
 
     def seen(step: int, skill: float) -> None:
@@ -100,7 +100,7 @@ def learn(credit: Any, model: str, seed: int, options: argparse.Namespace, advan
 
 
 def report(curves: dict[str, Curves], luck: float, console: Console) -> None:
-    """The curves (seeds, steps) as a table, and what was gained."""
+    """Print the curves (seeds, steps) as a table, and the gains."""
     seeds, steps = next(iter(curves.values())).shape
     table = Table(title=f"skill with a luck of ±{luck:g}")
     for column in ("step", *curves):
@@ -124,7 +124,7 @@ def report(curves: dict[str, Curves], luck: float, console: Console) -> None:
 
 
 def draw(curves: dict[str, Curves], luck: float, path: Path) -> None:
-    """The curves as a picture: the mean over the seeds, and from the lowest to the highest of them."""
+    """Draw the curves: the mean over seeds, and the range from lowest to highest."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -153,13 +153,13 @@ def draw(curves: dict[str, Curves], luck: float, path: Path) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=30, help="of training, in each run")
-    parser.add_argument("--seeds", type=int, default=3, help="runs of each credit; they differ in every sample and draw")
-    parser.add_argument("--luck", type=float, default=1.0, help="what the first turn wins or loses; the deviation of skill is about 0.08")
-    parser.add_argument("--tokens", type=int, nargs=2, default=[1, 24], metavar=("FIRST", "SECOND"), help="of the two turns")
-    parser.add_argument("--tasks", type=int, default=len(TASKS), choices=range(1, len(TASKS) + 1), help="tasks of a step")
-    parser.add_argument("--group", type=int, default=8, help="rollouts of each task")
-    parser.add_argument("--chart", type=Path, help="a PNG to draw the curves into")
+    parser.add_argument("--steps", type=int, default=30, help="training steps per run")
+    parser.add_argument("--seeds", type=int, default=3, help="runs per credit, each with its own randomness")
+    parser.add_argument("--luck", type=float, default=1.0, help="luck of the first turn, plus or minus; skill varies by about 0.08")
+    parser.add_argument("--tokens", type=int, nargs=2, default=[1, 24], metavar=("FIRST", "SECOND"), help="tokens of the two turns")
+    parser.add_argument("--tasks", type=int, default=len(TASKS), choices=range(1, len(TASKS) + 1), help="tasks per step")
+    parser.add_argument("--group", type=int, default=8, help="rollouts per task")
+    parser.add_argument("--chart", type=Path, help="write the curves to this PNG")
     options = parser.parse_args(arguments)
     if min(options.steps, options.seeds, options.group - 1) < 1:
         parser.error(

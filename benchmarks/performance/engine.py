@@ -1,9 +1,9 @@
-"""Tokens per second of the torch engine, of left-padded `generate`, and of transformers' continuous batching, on the same requests.
+"""Compares tokens per second of the torch engine, left-padded `generate`, and transformers' continuous batching.
 
     python benchmarks/performance/engine.py [--model smollm2-135m] [--requests 16] [--rounds 2]
 
-Each round runs all of them, one after the other, so that what else the machine does falls on all alike; the best round of each
-counts, and the ratios are what to look at. Requests have 48 to 64 new tokens, at temperature 1, and none ends early.
+Each round runs all of them in turn on the same requests, so that background load affects them equally. The best round of each counts.
+Compare ratios, not absolute numbers. Each request samples 48 to 64 tokens at temperature 1, and none ends early.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from agentlightning_torch.engine import TorchEngine, TorchEngineSettings
 from agentlightning_torch.weights import get_weights
 
 Work = list[tuple[list[int], int]]
-"""Prompts and how many tokens to sample for each."""
+"""Return prompts, and the number of tokens to sample for each."""
 
 
 def requests(tokenizer: Any, count: int) -> Work:
@@ -38,7 +38,7 @@ async def ours(engine: TorchEngine, work: Work) -> int:
     async def one(ids: list[int], limit: int, seed: int) -> int:
         return sum([len(chunk.ids) async for chunk in engine.generate(ints(ids), Sampling(max_tokens=limit, seed=seed))])
 
-    await engine.load(engine.policy)  # nothing is left of the round before
+    await engine.load(engine.policy)  # remove leftovers of the previous round
     return sum(await asyncio.gather(*(one(ids, limit, seed) for seed, (ids, limit) in enumerate(work))))
 
 
@@ -59,7 +59,7 @@ def padded(model: Any, work: Work) -> int:
 
 
 def continuous(model: Any, work: Work) -> int:
-    most = max(limit for _, limit in work)  # one limit for all is what generate_batch takes
+    most = max(limit for _, limit in work)  # generate_batch takes a single limit
     config = GenerationConfig(do_sample=True, max_new_tokens=most, eos_token_id=-1, pad_token_id=0)
     out = model.generate_batch([ids for ids, _ in work], generation_config=config)
     done = sum(len(reply.generated_tokens) for reply in out.values())

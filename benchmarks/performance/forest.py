@@ -1,27 +1,26 @@
-"""Seconds and memory of one train step, computed as a forest, as root-to-leaf rows, and as one row for each transition.
+"""Measures time and memory of one train step, as a forest, as root-to-leaf rows, and as one row per transition.
 
     python benchmarks/performance/forest.py                                       # 8 rollouts x 8 turns, a tiny model: a minute
-    python benchmarks/performance/forest.py --model smollm2-135m --train top:4 --repeat 1    # a real one: half an hour on a CPU
-    python benchmarks/performance/forest.py --rollouts 2 --turns 2 --prompt 64    # smaller; bounds are made for the default
+    python benchmarks/performance/forest.py --model smollm2-135m --train top:4 --repeat 1    # a real model: half an hour on a CPU
+    python benchmarks/performance/forest.py --rollouts 2 --turns 2 --prompt 64    # smaller; the bounds hold for the default size
 
-The rollouts share their prompt; a turn adds 100 tokens, 50 sampled and 50 observed. A step is what the trainer does: PPO's loss on packs of
-at most --tokens-per-pack tokens, backward through all of them, AdamW. The modes take turns; their steps are so small that all see the same
-weights. The gradient differs by: relative, from one row per transition, the largest over the parameters.
+The rollouts share their prompt. Each turn adds 100 tokens: 50 sampled and 50 observed. A step is the trainer's own: PPO's loss on packs of
+at most --tokens-per-pack tokens, the backward pass, and AdamW. The modes take turns, with steps so small that all see the same weights.
+`gradient differs by` is the largest relative difference over all parameters, compared with one row per transition.
 
-Memory is measured in a process of its own for each mode: how much a step adds, at its peak, to what the process holds after a small
-step. On a CPU it is resident memory as the kernel counts it (Linux), with pages of its own for each array; on a GPU what torch allocates.
+Memory is measured in a separate process per mode: the peak increase of a step over the process's memory after a small step. On a CPU it is
+resident memory from the kernel (Linux), with separate pages for each array. On a GPU it is torch's allocations.
 
-On a GPU the table also has tokens/s and the share of the card's bf16 peak. They count 6 operations for each weight and token that is
-computed (the head: and token that is predicted) and 12 x layers x width for each pair of tokens that see one another.
+On a GPU the table also shows tokens/s and the share of the card's bf16 peak. They count 6 operations per weight and computed token
+(for the head, per predicted token), and 12 x layers x width per pair of tokens that see each other.
 """
 
 from __future__ import annotations
 
 import argparse
+import multiprocessing
 import os
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -48,14 +47,14 @@ from agentlightning_torch.weights import no_bars
 FOREST, ROWS, TRANSITIONS = "forest", "root-to-leaf rows", "one row per transition"
 MODES = (FOREST, ROWS, TRANSITIONS)
 FASTER = {ROWS: 1.0, TRANSITIONS: 6.0}
-"""How many times as long as the forest each takes at least."""
+"""Minimum ratio of each mode's time to the forest's."""
 PEAKS = {"H100 SXM": 989e12, "H100 80GB HBM3": 989e12, "H200": 989e12, "A100": 312e12}
-"""Dense bf16 operations per second, by what the card's name contains."""
+"""Dense bf16 operations per second, by a part of the card's name."""
 LR = 1e-12
 
 
 def rollouts(count: int, turns: int, prompt: int, reply: int, observation: int, vocabulary: int) -> Batch:
-    """One group, with advantages that sum to zero."""
+    """Return one group with advantages that sum to zero."""
     rng = np.random.default_rng(0)
     shared = rng.integers(0, vocabulary, prompt)
     trajectories: list[Trajectory] = []
@@ -98,7 +97,7 @@ def rollouts(count: int, turns: int, prompt: int, reply: int, observation: int, 
 
 @dataclass
 class Bench:
-    """A model, and steps on it."""
+    """A model that takes steps."""
 
     model: Any
     parameters: dict[str, torch.nn.Parameter]
@@ -126,7 +125,7 @@ class Bench:
         return rollouts(options.rollouts, options.turns, options.prompt, options.reply, options.observation, vocabulary)
 
     def gradient(self, batch: Batch, work: list[list[Pack]], forest: bool) -> None:
-        """As the trainer does it."""
+        """Take a step as the trainer does."""
 
         def score(_: Sequence[int] | None, entropy: bool) -> Iterator[tuple[Scores, int]]:
             for packs in work:
@@ -144,7 +143,7 @@ class Bench:
             torch.cuda.synchronize()
 
     def operations(self, batch: Batch, work: list[list[Pack]]) -> float:
-        """Of a step in which everything is trained."""
+        """Operations of a step that trains every layer."""
         config, head = self.model.config.get_text_config(), self.model.get_output_embeddings().weight
         embedding = self.model.get_input_embeddings().weight
         body = sum(p.numel() for p in self.model.parameters()) - embedding.numel() - (head.numel() if head is not embedding else 0)
@@ -156,14 +155,14 @@ class Bench:
 
 
 def work_of(mode: str, batch: Batch, tokens_per_pack: int) -> list[list[Pack]]:
-    """What is computed at once."""
+    """Return what the model computes at once."""
     if mode == FOREST:
         return [[pack] for pack in cut_packs(batch, tokens_per_pack)]
     return group_rows(leaf_rows(batch) if mode == ROWS else transition_rows(batch), tokens_per_pack)
 
 
 def peak(options: argparse.Namespace, mode: str) -> int:
-    """Bytes that a step adds at its peak, measured in this process."""
+    """Return the bytes that a step adds at its peak, measured in this process."""
     bench = Bench.load(options)
     batch = bench.batch(options)
     small = rollouts(1, 1, 16, 16, 0, bench.model.config.get_text_config().vocab_size)
@@ -184,14 +183,15 @@ def _kilobytes(name: str) -> int:
     return int(line.split()[1])
 
 
-def memory(mode: str) -> int | None:
-    """The same, measured in a process of its own; None where it cannot be."""
+def memory(options: argparse.Namespace, mode: str) -> int | None:
+    """Return the same, measured in a separate process, or None if that is impossible."""
     if not torch.cuda.is_available() and not Path("/proc/self/clear_refs").exists():
         return None
-    command = [sys.executable, __file__, *sys.argv[1:], "--peak-of", mode]
-    # Each array has pages of its own, so that the holes between those of the heap are not counted.
-    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}
-    return int(subprocess.run(command, check=True, capture_output=True, text=True, env=environment).stdout.split()[-1])
+    # Give each array its own pages, so that heap fragmentation does not count.
+    os.environ["MALLOC_MMAP_THRESHOLD_"] = "65536"
+    # The processes fork from one that has imported torch and done nothing else.
+    with multiprocessing.get_context("forkserver").Pool(1) as process:
+        return process.apply(peak, (options, mode))
 
 
 def main() -> None:
@@ -199,19 +199,15 @@ def main() -> None:
     parser.add_argument("--model", default="tiny", help="a name that `agl models` knows, a folder, or `tiny`")
     parser.add_argument("--rollouts", type=int, default=8)
     parser.add_argument("--turns", type=int, default=8)
-    parser.add_argument("--prompt", type=int, default=512, help="tokens that the rollouts share")
-    parser.add_argument("--reply", type=int, default=50, help="tokens sampled in a turn")
+    parser.add_argument("--prompt", type=int, default=512, help="prompt tokens that the rollouts share")
+    parser.add_argument("--reply", type=int, default=50, help="tokens sampled per turn")
     parser.add_argument("--observation", type=int, default=50, help="tokens added between turns")
-    parser.add_argument("--tokens-per-pack", type=int, default=4096, help="tokens computed at once")
+    parser.add_argument("--tokens-per-pack", type=int, default=4096, help="maximum tokens per pack")
     parser.add_argument("--train", default="full", help="full or top:N")
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--dtype", choices=("float32", "float64", "bfloat16"), help="default: float32, and bfloat16 on a GPU")
-    parser.add_argument("--peak-of", choices=MODES, help="only print the bytes that a step of this mode adds at its peak")
+    parser.add_argument("--dtype", choices=("float32", "float64", "bfloat16"), help="default: bfloat16 on a GPU, float32 on a CPU")
     options = parser.parse_args()
-    if options.peak_of:
-        print(peak(options, options.peak_of))
-        return
 
     with bar() as progress:
         task = progress.add_task("memory", total=len(MODES) * (options.repeat + 1))
@@ -223,12 +219,12 @@ def main() -> None:
         peaks: dict[str, int | None] = {}
         for mode in MODES:
             tell(f"memory of {mode}")
-            peaks[mode] = memory(mode)
+            peaks[mode] = memory(options, mode)
         bench = Bench.load(options)
         batch = bench.batch(options)
         work = {mode: work_of(mode, batch, options.tokens_per_pack) for mode in MODES}
         small = rollouts(1, 1, 16, 16, 0, bench.model.config.get_text_config().vocab_size)
-        for mode in MODES:  # warm up, so that no step is the first
+        for mode in MODES:  # warm up, so that no measured step is the first
             bench.gradient(small, work_of(mode, small, options.tokens_per_pack), mode == FOREST)
             bench.optimizer.zero()
         steps = take_steps(bench, batch, work, options.repeat, tell)
@@ -237,15 +233,15 @@ def main() -> None:
 
 @dataclass
 class Steps:
-    """The measured steps of each mode."""
+    """Measurements of each mode."""
 
     seconds: dict[str, list[float]]
     gradients: dict[str, dict[str, torch.Tensor]]
-    """Of the first step."""
+    """Measurements of the first step."""
 
 
 def take_steps(bench: Bench, batch: Batch, work: dict[str, list[list[Pack]]], repeat: int, tell: Callable[[str], None]) -> Steps:
-    """Take steps of all modes in turns."""
+    """Take steps of all modes in turn."""
     steps = Steps({mode: [] for mode in MODES}, {})
     for turn in range(repeat):
         for mode in MODES:
@@ -272,7 +268,7 @@ def report(
     steps: Steps,
     peaks: dict[str, int | None],
 ) -> list[str]:
-    """Print the table, and return the bounds that are missed."""
+    """Print the table and return the missed bounds."""
     card = torch.cuda.get_device_name() if bench.device.type == "cuda" else None
     most = next((value for name, value in PEAKS.items() if card and all(word in card for word in name.split())), None)
     speeds = ("tokens/s", "of bf16 peak") if card else ()
@@ -305,7 +301,7 @@ def report(
 
 
 def more_memory(peaks: dict[str, int | None]) -> list[str]:
-    """Return the modes that need less memory than the forest, in words."""
+    """Describe the modes that need less memory than the forest."""
     forests = peaks[FOREST]
     return [
         f"memory: the forest has {forests / own:.2f} times that of {mode}; at most 1 is wanted"

@@ -1,11 +1,11 @@
-"""What the gateway costs: requests per second and added latency, against a handler that only returns the same bytes.
+"""Measures the gateway's cost in requests per second and added latency, against a handler that returns the same bytes.
 
     python benchmarks/performance/gateway.py [--requests 400]
 
-The engine is scripted and answers at once (2000 prompt ids, 100 new ids), so what is measured is the gateway: attribution, matching,
-rendering, detokenising, recording in a memory store, and the answer. The floor is a Starlette app under the same server, in the same run,
-called by the same client, which is a process of its own. `continued`: the request continues a conversation of which the first 1900 tokens
-are known, as agents do.
+A scripted engine answers at once (2000 prompt ids, 100 new ids), so only the gateway's own work counts: authentication, matching,
+rendering, detokenising, recording in a memory store, and the answer. The baseline is a Starlette app under the same server, in the same
+run. The client of both is a separate process. In `continued`, each request continues a conversation whose first
+1900 tokens are known, as agents do.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ PROMPT, NEW = 2000, 100
 
 
 async def ask(url: str, body: dict[str, Any], keys: list[str], at_once: int) -> tuple[float, float]:
-    """Requests per second, and the median latency in milliseconds, of the body sent with each key."""
+    """Return requests per second and median latency in milliseconds, sending the body with each key."""
     todo = iter(keys)
     latencies: list[float] = []
     async with httpx.AsyncClient(timeout=60, limits=httpx.Limits(max_connections=32)) as client:
@@ -55,11 +55,11 @@ async def ask(url: str, body: dict[str, Any], keys: list[str], at_once: int) -> 
 
 
 async def measure(*asked: Any) -> tuple[float, float]:
-    """`ask`, by a process of its own, so that the client's work is not the gateway's."""
+    """Run `ask` in its own process, so that the client's work does not slow the gateway."""
     process = await asyncio.create_subprocess_exec(sys.executable, __file__, "--client", stdin=PIPE, stdout=PIPE)
     told, _ = await process.communicate(json.dumps(asked).encode())
     if process.returncode:
-        raise SystemExit("the client failed; its error stands above")
+        raise SystemExit("The client failed. See its error above.")
     speed, latency = json.loads(told)
     return speed, latency
 
@@ -80,7 +80,7 @@ async def main(requests: int) -> None:
         url, floor_url = f"{gateway.base_url}/chat/completions", gateway.base_url.replace("/v1", "/floor")
 
         async def keys(count: int) -> list[str]:
-            """One attempt for each request: a call is then the first of its attempt, or its second."""
+            """Create one attempt per request, so that a call is the first or second of its attempt."""
             keys: list[str] = []
             for i in range(count):
                 rollout = Rollout(task=Task(str(i), None), mode="train", sampling=Sampling(max_tokens=NEW))
@@ -90,7 +90,7 @@ async def main(requests: int) -> None:
         def body(*messages: dict[str, Any]) -> dict[str, Any]:
             return {"model": engine.info.model, "messages": list(messages)}
 
-        frame = len("<|user|\n|\n|assistant\n") - 4 + 2  # tokens of the template around one user message
+        frame = len("<|user|\n|\n|assistant\n") - 4 + 2  # template tokens around one user message
         fresh = body({"role": "user", "content": "a" * (PROMPT - frame)})
         first = body({"role": "user", "content": "a" * (PROMPT - 2 * frame - NEW - 10)})
         reply = {"role": "assistant", "content": "x" * (NEW - 1)}

@@ -1,10 +1,10 @@
-"""Cycles per second of the stores: claim -> 10 spans of 2 KB -> finish, with a commit for each operation.
+"""Measures cycles per second of the stores: claim -> 10 spans of 2 KB -> finish, with a commit per operation.
 
     python benchmarks/performance/store.py [--cycles 1000] [--workers 16]
 
-Two ways to record are measured: the ten spans one `record` at a time (12 operations), and together (3 operations, as the recorder's buffer
-does). The reference, in the same run on the same disk: raw sqlite3 that does the same inserts and updates, one after the other, with a
-commit for each operation (WAL, synchronous=FULL). The ratio to it is what to compare between machines. Runs are interleaved; medians.
+Spans are recorded in two ways: one `record` per span (12 operations), or all together (3 operations, as the recorder's buffer does). The
+reference is raw sqlite3 in the same run on the same disk. It does the same inserts and updates one by one, with a commit per operation
+(WAL, synchronous=FULL). Compare the ratio to it between machines. Runs are interleaved, and medians are shown.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ TEXT = "x" * 2000
 
 
 async def cycles(store: LightningStore, count: int, workers: int, together: bool) -> float:
-    """Seconds for `count` cycles by `workers` at once."""
+    """Return the seconds for `count` cycles with `workers` at once."""
     await store.add([Rollout(task=Task(str(i), {"question": i}), mode="train") for i in range(count)])
 
     async def work(name: str) -> None:
@@ -50,7 +50,7 @@ async def cycles(store: LightningStore, count: int, workers: int, together: bool
 
 
 def raw(path: Path, count: int, together: bool) -> float:
-    """Seconds for the same by sqlite3 alone: no values, no keys, no leases."""
+    """Return the seconds for the same work with plain sqlite3: no values, keys, or leases."""
     sql = sqlite3.connect(path, isolation_level=None)
     sql.execute("PRAGMA journal_mode = WAL")
     sql.execute("PRAGMA synchronous = FULL")

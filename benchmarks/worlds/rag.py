@@ -1,7 +1,7 @@
-"""Writes the invented world of the RAG benchmark: `python benchmarks/worlds/rag.py`.
+"""Writes the fictional world of the RAG benchmark: `python benchmarks/worlds/rag.py`.
 
-Towns, companies, people and books whose facts fit together, and the passages that tell them. The world has two halves, `train` and `test`,
-in one corpus. No name belongs to both, and no fact leads from one to the other. The same code always writes the same file.
+The world holds towns, companies, people, and books with consistent facts, and a passage for each. Train and test each have half of the
+world, in one corpus. The halves share no names, and no fact links them. The output is always identical.
 """
 
 from __future__ import annotations
@@ -79,8 +79,8 @@ PASSAGES: dict[Kind, tuple[str, ...]] = {
 
 
 def make_world(split: Split) -> list[Entity]:
-    """Draw the half of a split."""
-    rng = random.Random(f"world:{split}")  # noqa: S311  # no secret is made here
+    """Generate the half of one split."""
+    rng = random.Random(f"world:{split}")  # noqa: S311  # not for secrets
     size = SIZES[split]
     towns = _invented("town", split, size["town"])
     rivers = _invented("river", split, size["town"] // 2)
@@ -108,7 +108,7 @@ def make_world(split: Split) -> list[Entity]:
 
 
 def world_file() -> bytes:
-    """Return the data file: both halves as JSON, one entity a line."""
+    """Return the data file: both halves as JSON, one entity per line."""
     halves: list[str] = []
     for split in SIZES:
         entities = ",\n".join(msgspec.json.encode(entity).decode() for entity in make_world(split))
@@ -117,7 +117,7 @@ def world_file() -> bytes:
 
 
 def _invented(kind: str, split: Split, count: int) -> list[str]:
-    """Names of one kind, those of the splits apart: the first two thirds of a fixed order, and the rest."""
+    """Return names of one kind: the first two thirds of a fixed order for one split, the rest for the other."""
     every = [f"{stem}{ending}" for stem in STEMS for ending in ENDINGS[kind]]
     random.Random(f"names:{kind}").shuffle(every)  # noqa: S311
     cut = len(every) * 2 // 3
@@ -132,7 +132,7 @@ def _different(count: int, make: Callable[[], str]) -> list[str]:
 
 
 def _written(text: str) -> str:
-    """`a engineer` is `an engineer`."""
+    """Replace `a engineer` with `an engineer`."""
     return text.replace(" a engineer", " an engineer")
 
 

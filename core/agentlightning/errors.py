@@ -115,8 +115,14 @@ class RunError(LightningError):
     """A run folder cannot be made, read or resumed."""
 
 
-def unknown(what: str, name: str, names: Sequence[str], where: str = "") -> str:
-    """`unknown engine 'toch'; did you mean 'torch'? known: torch, vllm`."""
-    nearest = difflib.get_close_matches(name, names, n=1)
-    hint = f" did you mean {nearest[0]!r}?" if nearest else ""
-    return f"unknown {what} {name!r}{where and ' ' + where};{hint} known: {', '.join(names) or 'none'}"
+def unknown(noun: str, name: str, names: Sequence[str], where: str = "") -> str:
+    """`Unknown engine 'toch'. Did you mean 'torch'? Use one of torch, vllm.`"""
+    advice = f"Use one of {', '.join(names)}." if names else "There is none."
+    return f"Unknown {noun} {name!r}{where and ' ' + where}.{did_you_mean(name, names)} {advice}"
+
+
+def did_you_mean(name: str, names: Sequence[str]) -> str:
+    """` Did you mean 'temperature'?` of `temprature` or `temp`; empty if no name is similar."""
+    longer = [other for other in names if len(name) > 1 and other.startswith(name)]
+    nearest = difflib.get_close_matches(name, names, n=1) or longer
+    return f" Did you mean {nearest[0]!r}?" if nearest else ""

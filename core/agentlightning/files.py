@@ -60,3 +60,8 @@ def _cause(error: OSError, path: Path) -> str:
     if error.errno == errno.ENOENT:
         return "it does not exist, and neither may a folder above it. Check the name, or choose another folder"
     return error.strerror or str(error)
+
+
+def folder_bytes(folder: Path) -> int:
+    """Return the size of all files below a folder."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())

@@ -5,7 +5,6 @@ A value may come from TOML, which has no null: `false` switches off a setting th
 
 from __future__ import annotations
 
-import difflib
 import sys
 import types
 from collections.abc import Iterable, Mapping
@@ -17,7 +16,7 @@ from typing import Annotated, Any, ClassVar, Literal, TypeVar, Union, cast, get_
 import msgspec
 from msgspec import Meta
 
-from agentlightning.errors import ConfigError, PluginError, unknown
+from agentlightning.errors import ConfigError, PluginError, did_you_mean, unknown
 
 T = TypeVar("T")
 MAX = sys.float_info.max
@@ -26,6 +25,7 @@ NonNegativeInt = Annotated[int, Meta(ge=0)]
 FiniteFloat = Annotated[float, Meta(ge=-MAX, le=MAX)]
 PositiveFloat = Annotated[float, Meta(gt=0)]
 NonNegativeFloat = Annotated[float, Meta(ge=0)]
+FiniteNonNegative = Annotated[float, Meta(ge=0, le=MAX)]
 UnitInterval = Annotated[float, Meta(ge=0, le=1)]
 Beta = Annotated[float, Meta(ge=0, lt=1)]
 WORDS: dict[Any, str] = {int: "a whole number", float: "a number", str: "text", bool: "true or false", Path: "a path", Any: "a value"}
@@ -61,7 +61,7 @@ def build(cls: type[T], data: Any, where: str = "") -> T:
     hints = type_hints(cls)
     missing = [name for name, setting in settable.items() if name not in table and is_required(setting)]
     if missing:
-        raise ConfigError(f"missing {', '.join(map(repr, missing))} {in_table(where)}. Set it to {describe(hints[missing[0]])}.")
+        raise ConfigError(f"Missing {', '.join(map(repr, missing))} {in_table(where)}. Set it to {describe(hints[missing[0]])}.")
     return cls(**{name: convert(value, hints[name], join_key(where, name)) for name, value in table.items()})
 
 
@@ -83,7 +83,7 @@ def convert(value: Any, hint: Any, key: str) -> Any:
     try:
         return msgspec.convert(value, hint)
     except msgspec.ValidationError as error:
-        raise ConfigError(f"{key} is {value!r:.80}.{_did_you_mean(value, choices)} Use {describe(hint)}.") from error
+        raise ConfigError(f"{key} is {value!r:.80}.{_nearest_choice(value, choices)} Use {describe(hint)}.") from error
     except TypeError:
         return cast(Any, value)  # not plain data: the code that takes the setting checks it
 
@@ -142,7 +142,9 @@ def type_hints(owner: Any) -> dict[str, Any]:
         return get_type_hints(owner, include_extras=True)
     except Exception as error:
         name = getattr(owner, "__qualname__", repr(owner))
-        raise PluginError(f"the annotations of {name} cannot be read: {error}. Its settings cannot be checked; fix them.") from error
+        raise PluginError(
+            f"The annotations of {name} cannot be read: {error}. Fix them, because its settings are checked by them."
+        ) from error
 
 
 def is_required(setting: Field[Any]) -> bool:
@@ -165,11 +167,10 @@ def in_table(where: str) -> str:
     return f"in [{where}]" if where else "at the top level"
 
 
-def _did_you_mean(value: Any, choices: list[Any]) -> str:
+def _nearest_choice(value: Any, choices: list[Any]) -> str:
     plain = [get_args(choice)[0] if get_origin(choice) is Annotated else choice for choice in choices]
     literals = [literal for choice in plain if get_origin(choice) is Literal for literal in get_args(choice)]
-    nearest = difflib.get_close_matches(str(value), [str(literal) for literal in literals], n=1)
-    return f" Did you mean {nearest[0]!r}?" if nearest else ""
+    return did_you_mean(str(value), [str(literal) for literal in literals])
 
 
 def _listed(names: list[str]) -> str:

@@ -238,12 +238,10 @@ class Completion(WireValue, frozen=True, kw_only=True):
         force_setattr(self, "versions", ints(self.versions))
         if self.logprobs is not None:
             force_setattr(self, "logprobs", floats(self.logprobs))
-            if len(self.logprobs) != len(self.response_ids):
-                raise ValueError(
-                    f"Completion {self.id} has {len(self.response_ids)} tokens and {len(self.logprobs)} logprobs. Give one each."
-                )
-        if len(self.versions) != len(self.response_ids):
-            raise ValueError(f"Completion {self.id} has {len(self.response_ids)} tokens and {len(self.versions)} versions. Give one each.")
+        tokens = len(self.response_ids)
+        for name, values in (("logprobs", self.logprobs), ("versions", self.versions)):
+            if values is not None and len(values) != tokens:
+                raise ValueError(f"Completion {self.id} has {tokens} tokens and {len(values)} {name}. Give one each.")
 
 
 class Span(WireValue, frozen=True, kw_only=True):

@@ -1,10 +1,11 @@
-"""Two ways to reach the tables: a file by threads, or memory under one lock."""
+"""Two ways to reach the tables: threads for a file, or one lock for memory."""
 
 from __future__ import annotations
 
 import asyncio
 import sqlite3
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from threading import Lock
 from typing import Protocol, TypeVar
@@ -22,15 +23,15 @@ class Access(Protocol):
     """Runs operations on the tables, from any thread's event loop."""
 
     async def write(self, work: Callable[[Ledger], T]) -> T:
-        """Do `work` in a transaction, and return once it is as durable as the database."""
+        """Run `work` in a transaction, and return once it is as durable as the database."""
         ...
 
     async def read(self, work: Callable[[Ledger], T]) -> T:
-        """Do `work` on one unchanging view of the tables."""
+        """Run `work` on one unchanging view of the tables."""
         ...
 
     def watch(self) -> float | None:
-        """Report changes from now on. Returns the seconds after which to look again, because events may be missed until then."""
+        """Report changes from now on. Return the seconds until the caller should check again, because events may be missed until then."""
         ...
 
     async def close(self) -> None: ...
@@ -56,7 +57,7 @@ class FileAccess:
 
 
 class MemoryAccess:
-    """A database of its own in this process. Each operation runs in the thread of its caller, under one lock."""
+    """A private database in this process. Each operation runs in its caller's thread, under one lock."""
 
     def __init__(self, changes: Changes) -> None:
         self._changes = changes
@@ -70,7 +71,7 @@ class MemoryAccess:
     async def write(self, work: Callable[[Ledger], T]) -> T:
         with self._lock:
             before = self._ledger.seq
-            result = self._do(work)
+            result = self._do(partial(self._ledger.atomically, work))
             after = self._ledger.seq
         if after > before:
             self._changes.notify(after)
@@ -78,18 +79,18 @@ class MemoryAccess:
 
     async def read(self, work: Callable[[Ledger], T]) -> T:
         with self._lock:
-            return self._do(work)
+            return self._do(partial(work, self._ledger))
 
-    def _do(self, work: Callable[[Ledger], T]) -> T:
+    def _do(self, operation: Callable[[], T]) -> T:
         if self._closed:
             raise closed(MEMORY)
         try:
-            return self._ledger.atomically(work)
+            return operation()
         except sqlite3.Error as error:
             raise translated(error, MEMORY) from error
 
     def watch(self) -> None:
-        """Nothing to do: every change passes through `write`."""
+        """Do nothing. Every change passes through `write`."""
 
     async def close(self) -> None:
         with self._lock:

@@ -1,4 +1,4 @@
-"""The store's operations on one connection, synchronous. The caller begins and commits the transaction."""
+"""The store's synchronous operations on one connection. The caller begins and commits the transaction."""
 
 # ruff: noqa: S608  # statements are put together from names and placeholders of this file; values are always parameters
 
@@ -41,7 +41,7 @@ class Ledger:
         self._records.forget()
 
     def atomically(self, work: Callable[[Ledger], T]) -> T:
-        """Do one operation; if it fails, undo it alone and raise its error. Without a transaction, it is one of its own."""
+        """Run one operation. If it fails, undo only this one and raise its error. Without an open transaction, it gets its own."""
         seq = self.seq
         self.sql.execute("SAVEPOINT operation")
         try:
@@ -82,7 +82,7 @@ class Ledger:
             added, queueable = row
             attempts = self._attempts([added]).get(added, ())
             if not queueable and attempts and attempts[-1].worker == worker and attempts[-1].status == "running":
-                return attempts[-1]  # the same call again, from a worker that lost the answer
+                return attempts[-1]  # a repeated call from a worker that lost the answer
             raise StoreError(f"Rollout {rollout.id} already exists in the store {self.name}. Begin a new rollout.")
         return self._start(self._enter(rollout, value, "running"), rollout, worker, lease)
 
@@ -121,7 +121,7 @@ class Ledger:
             self._end(attempt_id, "lost", f"the lease of worker {worker!r} expired", retry=True)
 
     def expiry(self) -> float | None:
-        """When the next lease ends, in seconds since the epoch."""
+        """Return when the next lease ends, in seconds since the epoch."""
         return self.sql.execute("SELECT min(expires) FROM attempts WHERE status = 'running'").fetchone()[0]
 
     def _enter(self, rollout: Rollout, value: bytes, status: RolloutStatus) -> int:
@@ -192,7 +192,7 @@ class Ledger:
     def page(self, after: int, limit: int, order: str, where: Mapping[str, object], status: Collection[str] | None) -> tuple[
         list[RolloutState], int
     ]:  # fmt: skip
-        """A page of `list`; `where` holds columns and the values that they must have."""
+        """Return a page of `list`. `where` holds columns and their required values."""
         column = "added" if order == "added" else "changed"
         conditions, values = [f"{column} > ?", *(f"{name} = ?" for name in where)], [after, *where.values()]
         if status is not None:
@@ -220,7 +220,7 @@ class Ledger:
         ]
 
     def _attempts(self, places: list[int]) -> dict[int, tuple[Attempt, ...]]:
-        """The attempts of rollouts, by `rollouts.added`, in order of their number."""
+        """Return the attempts of rollouts, by `rollouts.added`, ordered by number."""
         attempts: dict[int, tuple[Attempt, ...]] = {}
         for start in range(0, len(places), 500):  # SQLite limits the parameters of a statement
             part = places[start : start + 500]

@@ -1,7 +1,7 @@
 """The records of attempts in the table `records`.
 
-A conversation repeats its history. A completion that continues another one of its attempt is stored as a reference to that one and the
-tail of its prompt, so the file grows with new tokens only. Reading restores the full prompt.
+A conversation repeats its history. A completion that continues another one is therefore stored as a reference to it and the tail of its
+prompt. The file grows with new tokens only. Reading restores the full prompt.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from agentlightning.types import Attempt, Call, Completion, IntArray, Record, Re
 
 KINDS: dict[str, type[Record]] = {kind.__name__: kind for kind in (Call, Completion, Span, Reward)}
 CACHED_TOKENS = 4_000_000
-"""Maximum tokens of conversations in progress that a writer keeps in memory (16 MB)."""
+"""Maximum number of tokens that a writer keeps in memory for conversations in progress (16 MB)."""
 NO_TOKENS = ints([])
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A record as bytes; the prompt of a completion is separate. Later changes of the caller's content do not reach it."""
+    """A record as bytes, separate from a completion's prompt. Later changes by the caller do not affect it."""
 
     attempt_id: str
     kind: str
@@ -34,7 +34,7 @@ class Row:
     value: bytes
     continues: str | None = None
     prompt: IntArray | None = None
-    """(prompt,) None: no completion."""
+    """(prompt,) token ids. None for other records."""
 
     @classmethod
     def of(cls, record: Record) -> Row:
@@ -58,7 +58,7 @@ class RecordTable:
         self._tokens.clear()
 
     def insert(self, place: int, row: Row) -> None:
-        """Append a record; the first value under an id stays."""
+        """Append a record. The first value under an id stays."""
         base, prompt = (None, None) if row.prompt is None else self._tail(place, row, row.prompt)
         self._sql.execute(
             "INSERT INTO records (attempt, kind, id, base, prompt, value) VALUES (?,?,?,?,?,?) ON CONFLICT (id, kind) DO NOTHING",
@@ -66,7 +66,8 @@ class RecordTable:
         )
 
     def _tail(self, place: int, row: Row, prompt: IntArray) -> tuple[int | None, IntArray]:
-        """The completion whose tokens the prompt starts with, and the rest of the prompt; (None, prompt) if there is none."""
+        """Return the completion whose tokens start the prompt, and the rest of the prompt. Without one, return None and the whole
+        prompt."""
         if row.continues is None or row.continues == row.id:
             return None, prompt
         base = self._sql.execute(
@@ -80,7 +81,7 @@ class RecordTable:
         return base[0], prompt[len(start) :]
 
     def _conversation(self, seq: int) -> IntArray:
-        """Prompt and response of a completion, from the cache or from its chain of bases."""
+        """Return prompt and response of a completion, from the cache or from its chain of bases."""
         uncached: list[tuple[int, IntArray, IntArray]] = []
         base: int | None = seq
         while base is not None and base not in self._tokens:
@@ -97,7 +98,7 @@ class RecordTable:
         return tokens
 
     def of(self, place: int, attempt: Attempt) -> AttemptRecords:
-        """All records of an attempt, with full prompts."""
+        """Return all records of an attempt, with full prompts."""
         by_kind: dict[str, list[Any]] = {kind: [] for kind in KINDS}
         conversations: dict[int, IntArray] = {}
         rows = self._sql.execute("SELECT seq, kind, base, prompt, value FROM records WHERE attempt = ? ORDER BY seq", (place,)).fetchall()

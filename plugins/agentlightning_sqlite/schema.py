@@ -1,7 +1,7 @@
 """The database: its tables, its version, and how to connect to it.
 
-`added` and `changed` come from one sequence, the order of the store. max(changed) is the newest number; rows are never deleted.
-Values are bytes of `agentlightning.stores.serialization`. The other columns are for searching and changing.
+`added` and `changed` share one sequence, the order of the store. max(changed) is the newest number. Rows are never deleted. Values are
+bytes of `agentlightning.stores.serialization`. The other columns exist for searching and updating.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ APPLICATION = 0x41474C73
 VERSION = 2
 """`PRAGMA user_version`, the version of the tables below."""
 MEMORY = ":memory:"
-"""SQLite's name of a database in memory; each connection has one of its own."""
+"""SQLite's name of an in-memory database. Each connection has its own."""
 BUSY = 30.0
 """Seconds to wait for locks of other processes."""
 
@@ -33,7 +33,7 @@ ADVICE = {
     ("SQLITE_CORRUPT",): "The file is damaged: save the readable part with `sqlite3 FILE .recover`.",
     ("SQLITE_IOERR",): "The disk failed or is full: check the disk and your quota.",
 }
-"""What to do about SQLite's errors, by the start of their names."""
+"""Fixes for SQLite's errors, by the start of their names."""
 
 TABLES = """
 CREATE TABLE rollouts (
@@ -87,7 +87,7 @@ CREATE TABLE policies (
 
 
 def connect(path: Path | str) -> sqlite3.Connection:
-    """A connection that waits for other writers and commits durably. One thread at a time may use it."""
+    """Open a connection that waits for other writers and commits durably. Use it in one thread at a time."""
     connection = sqlite3.connect(path, timeout=BUSY, isolation_level=None, check_same_thread=False, cached_statements=256)
     connection.execute("PRAGMA synchronous = FULL")
     connection.execute("PRAGMA foreign_keys = ON")
@@ -119,7 +119,7 @@ def prepare(path: Path) -> None:
 
 
 def create_tables(connection: sqlite3.Connection) -> None:
-    """Fill an empty database, in the transaction that is open."""
+    """Fill an empty database, in the open transaction."""
     for statement in TABLES.split(";\n"):
         connection.execute(statement)
     connection.execute(f"PRAGMA application_id = {APPLICATION}")
@@ -127,7 +127,7 @@ def create_tables(connection: sqlite3.Connection) -> None:
 
 
 def _ours(connection: sqlite3.Connection, path: Path) -> bool:
-    """Whether the file is a store of this version; False when it is empty."""
+    """Return True if the file is a store of this version, and False if it is empty."""
     (application,) = connection.execute("PRAGMA application_id").fetchone()
     (version,) = connection.execute("PRAGMA user_version").fetchone()
     if application == APPLICATION:
@@ -144,7 +144,7 @@ def _ours(connection: sqlite3.Connection, path: Path) -> bool:
 
 
 def _wal(connection: sqlite3.Connection, path: Path) -> None:
-    """Switch to write-ahead logging. SQLite does not wait for locks here, so this does."""
+    """Switch to write-ahead logging. SQLite does not wait for locks here, so this function does."""
     deadline = time.monotonic() + BUSY
     while True:
         try:
@@ -163,7 +163,7 @@ def closed(name: Path | str) -> StoreError:
 
 
 def translated(error: sqlite3.Error, name: Path | str) -> StoreError:
-    """SQLite's error as a `StoreError` with the store and the way out."""
+    """Convert SQLite's error to a `StoreError` that names the store and the fix."""
     code = getattr(error, "sqlite_errorname", "")
     advice = next((advice for codes, advice in ADVICE.items() if code.startswith(codes)), "Please report this error.")
     return StoreError(f"The store {name} failed: {error} ({code or type(error).__name__}). {advice}")

@@ -1,7 +1,7 @@
 """`LightningStore` on SQLite: in a file, or in memory.
 
-A file uses a write-ahead log, flushes to the disk before it acknowledges, and serves several processes at once. After `kill -9` it
-holds every acknowledged operation, and perhaps some whose acknowledgement was in flight.
+A file uses a write-ahead log, flushes to disk before it acknowledges, and serves several processes at once. After `kill -9`, it holds every
+acknowledged operation, and perhaps some whose acknowledgement was in flight.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from agentlightning_sqlite.schema import MEMORY
 
 
 class SQLiteStore:
-    """A store in the file `path`, created if missing. Without a path, an empty store in this process's memory."""
+    """Open a store in the file `path`, created if missing. Without a path, create an empty store in this process's memory."""
 
     def __init__(self, path: Path | None = None) -> None:
         self.path = path
@@ -118,16 +118,17 @@ class SQLiteStore:
 
 
 def open_sqlite(address: str) -> SQLiteStore:
-    """Open the store at `sqlite:path` or a plain path; a missing file is created. `sqlite::memory:` is the same as `memory:`.
+    """Open the store at `sqlite:path` or a plain path.
 
-    Raises `StoreVersionError` for a store of another version, and `StoreError` for any other file or an unusable path.
+    A missing file is created. `sqlite::memory:` equals `memory:`. Raises `StoreVersionError` for a store of another version, and
+    `StoreError` for any other file or an unusable path.
     """
     path = address.removeprefix("sqlite:")
     return SQLiteStore(None if path == MEMORY else Path(path).expanduser().absolute())
 
 
 def open_memory(address: str) -> SQLiteStore:
-    """Open a new, empty store in this process; `address` is `memory:`."""
+    """Open a new, empty store in this process. `address` is `memory:`."""
     if address not in ("memory:", "memory", "memory://", MEMORY):
         raise StoreError(f"The address {address!r} names a store in memory, and each of those is separate. Write 'memory:'.")
     return SQLiteStore()

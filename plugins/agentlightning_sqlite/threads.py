@@ -1,7 +1,7 @@
-"""The threads between event loops and the file: one writes, several read, one watches for commits of other processes.
+"""The threads between event loops and the file: one writes, several read, one watches for other processes' commits.
 
-Operations that arrive during a commit share the next one, so they share one flush of the disk. Each is acknowledged after the commit,
-and each fails alone.
+Operations that arrive during a commit share the next one, so they share one disk flush. Each is acknowledged after the commit, and each
+fails alone.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from agentlightning_sqlite.schema import closed, connect, translated
 
 T = TypeVar("T")
 TOGETHER = 256
-"""Maximum operations in one commit."""
+"""Maximum number of operations in one commit."""
 
 
 @dataclass(slots=True, eq=False)
@@ -39,7 +39,7 @@ class _Operation:
 
 
 class Writer:
-    """The one thread of this process that writes."""
+    """This process's only writing thread."""
 
     def __init__(self, path: Path, changes: Changes) -> None:
         self.path, self._changes = path, changes
@@ -53,7 +53,7 @@ class Writer:
         self._thread.start()
 
     async def run(self, work: Callable[[Ledger], T]) -> T:
-        """Do `work` in a transaction, and return once it is on the disk."""
+        """Run `work` in a transaction, and return once it is on disk."""
         operation = _Operation(work, asyncio.get_running_loop().create_future())
         with self._lock:
             if self._closed:
@@ -68,7 +68,7 @@ class Writer:
         self._connection.close()
 
     def _gather(self) -> list[_Operation]:
-        """Wait for an operation, and take all others in the queue. Empty at the end."""
+        """Wait for an operation, and take all others in the queue. Returns an empty list at the end."""
         first = self._queue.get()
         if first is None:
             return []
@@ -92,7 +92,7 @@ class Writer:
             for operation in batch:
                 self._do(operation)
             sql.execute("COMMIT")
-        except Exception as error:  # whatever failed, no caller may hear that its data is stored
+        except Exception as error:  # after any failure, no caller may hear that its data is stored
             if sql.in_transaction:
                 sql.execute("ROLLBACK")
             ledger.forget()
@@ -102,11 +102,11 @@ class Writer:
             return
         if ledger.seq > before:
             self._changes.notify(ledger.seq)
-            with suppress(OSError):  # without it, other processes notice later
-                os.utime(self._wal)  # they watch this file
+            with suppress(OSError):  # without the signal, other processes notice later
+                os.utime(self._wal)  # other processes watch this file
 
     def _do(self, operation: _Operation) -> None:
-        """Do one operation and keep its result or its error."""
+        """Run one operation and keep its result or its error."""
         try:
             operation.result = self._ledger.atomically(operation.work)
         except Exception as error:
@@ -115,7 +115,7 @@ class Writer:
             operation.error = translated(error, self.path) if isinstance(error, sqlite3.Error) else error
 
     def _answer(self, batch: list[_Operation]) -> None:
-        """Wake the callers, each loop once."""
+        """Wake the callers, each event loop once."""
         loops: dict[asyncio.AbstractEventLoop, list[_Operation]] = {}
         for operation in batch:
             loops.setdefault(operation.future.get_loop(), []).append(operation)
@@ -154,7 +154,7 @@ class Readers:
         self._pool = ThreadPoolExecutor(self.THREADS, thread_name_prefix="agl-sqlite-reader")
 
     async def run(self, work: Callable[[Ledger], T]) -> T:
-        """Do `work` on one unchanging view of the store."""
+        """Run `work` on one unchanging view of the store."""
         try:
             future = asyncio.get_running_loop().run_in_executor(self._pool, self._do, work)
         except RuntimeError as error:
@@ -183,14 +183,14 @@ class Readers:
 
 
 class Watcher:
-    """Notices commits of other processes by the events of the log file. Its thread starts with the first waiter."""
+    """Notices other processes' commits through file events of the log file. Its thread starts with the first waiter."""
 
     PAUSE = 10
-    """Milliseconds in which events are collected."""
+    """Milliseconds in which events are batched."""
     SETTLING = 0.25
     """Seconds until the system reports events reliably."""
     LOOK_ANYWAY = 5000
-    """Milliseconds without an event before it looks anyway (a writer killed between commit and signal)."""
+    """Milliseconds without an event before it checks anyway, in case a writer was killed between commit and signal."""
 
     def __init__(self, path: Path, changes: Changes) -> None:
         self.path, self._changes = path, changes
@@ -200,7 +200,8 @@ class Watcher:
         self._settled = 0.0
 
     def start(self) -> float | None:
-        """Watch from now on. Returns the seconds until events are reliable, after which to look again; None once they are."""
+        """Start watching. Return the seconds until events are reliable, so that the caller can check again then. Return None once they
+        are."""
         with self._lock:
             if self._thread is None and not self._stop.is_set():
                 self._thread = threading.Thread(target=self._watch, name="agl-sqlite-watcher", daemon=True)
@@ -224,7 +225,7 @@ class Watcher:
                         seen = ledger.seq
                         self._changes.notify(seen)
                 except sqlite3.Error:
-                    self._changes.notify()  # waiters look for themselves and get the error
+                    self._changes.notify()  # waiters check for themselves and get the error
         finally:
             connection.close()
 

@@ -1,1 +1,1 @@
-"""Engine and trainer on PyTorch and transformers; in one process they share one copy of the weights."""
+"""An engine and a trainer on PyTorch and transformers. In one process, they share one copy of the weights."""

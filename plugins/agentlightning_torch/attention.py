@@ -1,10 +1,11 @@
-"""Attention over a forest: token `j` is visible to token `i` exactly when `j <= i < end[j]`.
+"""Attention over a forest: token `i` sees token `j` exactly when `j <= i < end[j]`.
 
-On a CPU the forest is cut into blocks, runs of tokens below one segment. A block attends to itself. The descendants of a segment are
-contiguous behind it, so all of them attend to it at once, without a mask. The parts are joined by their log-sum-exp: each pair of tokens
-is computed once, branches cost nothing to one another, and nothing is gathered. On a GPU, FlexAttention uses the comparison itself. A
-layer's own mask, such as a sliding window, narrows each part by the positions of its tokens. The model has this attention during a pass
-only, so an engine never runs it.
+On a CPU, the forest is cut into blocks, runs of tokens below one segment. A block attends to itself. The descendants of a segment follow it
+contiguously, so all of them attend to it at once, without a mask. The log-sum-exp joins the parts. Each pair of tokens is computed once,
+branches do not affect each other, and nothing is gathered.
+
+On a GPU, FlexAttention evaluates the comparison directly. A layer's own mask, such as a sliding window, narrows each part by the positions
+of its tokens. The model has this attention only during a pass, so an engine never runs it.
 """
 
 from __future__ import annotations
@@ -26,9 +27,9 @@ from agentlightning_torch.masks import PositionMask, check_mask, register, using
 
 NAME = "agentlightning_forest"
 BLOCK = 64
-"""Tokens of a block with branches. 16 to 64 were fastest on a CPU, from 1280 to 6500 tokens."""
+"""Tokens per block with branches. On a CPU, 16 to 64 were fastest from 1280 to 6500 tokens."""
 FLEX_MULTIPLE = 128
-"""FlexAttention's block. Packs are padded to it, which compiles fewer shapes."""
+"""FlexAttention's block size. Packs are padded to it, so that fewer shapes are compiled."""
 
 Part = tuple[slice, slice, torch.Tensor | None, bool]
 """Queries, keys, the mask added to their products, and whether the part is causal."""
@@ -41,7 +42,7 @@ LONGEST = 256
 
 
 class Visible:
-    """Which tokens of a pack see which. Made once, used by every layer."""
+    """Visibility among the tokens of a pack. Built once, used by every layer."""
 
     def __init__(self, pack: Pack, device: torch.device, *, block: int = BLOCK, flex: bool | None = None, parts: bool = HAS_KERNEL) -> None:
         """`parts`: whether a CPU computes the attention in parts, instead of under one dense mask."""
@@ -120,14 +121,16 @@ def _added(sees: torch.Tensor) -> torch.Tensor:
 
 
 def _sees(pack: Pack, first: int, stop: int) -> NDArray[np.bool_]:
-    """(stop - first, stop - first) true if the row's token sees the column's."""
+    """Return a (stop - first, stop - first) mask, true if the row's token sees the column's."""
     tokens = np.arange(first, stop)
     return (tokens <= tokens[:, None]) & (tokens[:, None] < pack.end[first:stop])
 
 
 def _blocks(pack: Pack, block: int, longest: int) -> Iterator[tuple[int, int, int]]:
-    """Blocks in order, as first token, one past the last, one past the last descendant. A block is several subtrees below one segment if
-    they fit, else one segment, or `longest` tokens of it."""
+    """Return blocks in order, as (first token, end, end of the descendants).
+
+    A block is several subtrees below one segment if they fit, else one segment, or `longest` tokens of it.
+    """
     tree = runs(pack.parent, pack.position)
     ends = pack.end[tree.first + tree.length - 1].astype(np.int64)
     segment, run, above = 0, -1, -1
@@ -164,7 +167,7 @@ def _block_mask(pack: Pack, mask: PositionMask | None, device: torch.device) -> 
 
 @cache
 def _flex_attention(compiled: bool) -> Any:
-    """FlexAttention, compiled once. (The cache holds the kernel, not a result.)"""
+    """Compile FlexAttention once. The cache holds the kernel, not a result."""
     from torch.nn.attention.flex_attention import flex_attention
 
     return torch.compile(flex_attention) if compiled else flex_attention
@@ -178,10 +181,10 @@ def forest_attention(
     attention_mask: Any,
     **options: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Attention for transformers' models, within `forest_pass`. `query` is (1, heads, tokens, size), `key` and `value` (1, kv heads,
-    tokens, size). `options` may have `scaling`.
+    """Compute attention for transformers' models, within `forest_pass`.
 
-    Raises `NotImplementedError` for a layer of other than plain attention.
+    `query` is (1, heads, tokens, size); `key` and `value` are (1, kv heads, tokens, size). `options` may have `scaling`. Raises
+    `NotImplementedError` for layers with anything but plain attention under a mask of positions.
     """
     unusual = sorted(name for name in ("softcap", "s_aux", "position_bias") if options.get(name) is not None)
     if unusual or options.get("dropout"):
@@ -207,14 +210,17 @@ def forest_attention(
 
 
 class _Parts(torch.autograd.Function):
-    """Attention in parts. Let P_ij = exp(s_ij - L_i), with L the log-sum-exp over all parts: then output and gradients are sums over the
-    parts. torch's CPU kernel returns L of a part, and takes any L for the gradients. Source: arXiv 2205.14135, 2310.01889."""
+    """Attention in parts.
+
+    Let P_ij = exp(s_ij - L_i), with L the log-sum-exp over all parts. Output and gradients are then sums over the parts. torch's CPU kernel
+    returns L of a part, and accepts any L for the gradients. Source: arXiv 2205.14135, 2310.01889.
+    """
 
     @staticmethod
     def forward(
         ctx: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, parts: list[Part], scale: float | None
     ) -> torch.Tensor:
-        """`query` is (1, heads, tokens, size). `key` and `value` may have fewer heads, each for several of the query's."""
+        """Compute the output. `query` is (1, heads, tokens, size). `key` and `value` may have fewer heads, each for several query heads."""
         out, total = torch.empty_like(query), query.new_empty(query.shape[:-1], dtype=torch.promote_types(query.dtype, torch.float32))
         k, v = _for_all_heads(query, key), _for_all_heads(query, value)
         for queries, keys, hidden, causal in parts:
@@ -235,7 +241,7 @@ class _Parts(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        """The gradients of query, key and value."""
+        """Return the gradients of query, key, and value."""
         query, key, value, out, total = ctx.saved_tensors
         k, v = _for_all_heads(query, key), _for_all_heads(query, value)
         gradients = [torch.zeros_like(x) for x in (query, k, v)]

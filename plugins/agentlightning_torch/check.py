@@ -40,9 +40,7 @@ def check() -> str:
             raise RuntimeError(f"Engine and trainer differ by {difference:.3g} in log-probability. Expected below {limit:g}.")
         kind = str(weights.dtype).removeprefix("torch.")
         shape = "forest" if trainer.capabilities.forest else "rows"
-        return (
-            f"two replies sampled and a step taken on {weights.device} in {kind} as a {shape}; log-probabilities agree to {difference:.1g}"
-        )
+        return f"sampled two replies and took a step on {weights.device} in {kind} ({shape}); log-probabilities agree to {difference:.1g}"
 
     with tempfile.TemporaryDirectory(prefix="agl-doctor-") as folder:
         return asyncio.run(sample_and_step(folder))

@@ -1,7 +1,7 @@
-"""A checkpoint is a folder for `AutoModelForCausalLM.from_pretrained`, with the trainer's own state next to the model.
+"""A checkpoint: a folder for `AutoModelForCausalLM.from_pretrained` that also holds the trainer's state.
 
-It is written under another name and renamed when it is complete, so a checkpoint is never partial. No pickle: tensors are safetensors, the
-rest is JSON.
+It is written under another name and renamed when complete, so a checkpoint is never partial. There is no pickle: tensors are safetensors,
+the rest is JSON.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from agentlightning_torch.weights import no_bars
 TENSORS, FACTS = "trainer.safetensors", "trainer.json"
 SCHEMA = 1
 SPARE = 64 * 2**20
-"""Bytes left free on the disk when a checkpoint is written."""
+"""Minimum free disk space in bytes after writing a checkpoint."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -39,7 +39,7 @@ class State:
 
 
 def write(folder: Path, model: Any, tokenizer_path: str, state: State) -> None:
-    """Write or replace a checkpoint. Raises `TrainerError` if the disk refuses; then the old one stays."""
+    """Write or replace a checkpoint. Raises `TrainerError` if the disk refuses. The old checkpoint then stays."""
     part = folder.with_name(f".{folder.name}.{new_id()}")
     old = folder.with_name(f".{folder.name}.{new_id()}")
     try:
@@ -81,7 +81,7 @@ def export(folder: Path, model: Any, *, adapter: bool) -> None:
 
 
 def read(folder: Path) -> State:
-    """Read the trainer's state. Raises `TrainerError` for a folder without one, or of another version."""
+    """Read the trainer's state. Raises `TrainerError` if the folder has none, or one of another version."""
     try:
         facts = json.loads((folder / FACTS).read_text("utf-8"))
         if facts.pop("schema") != SCHEMA:
@@ -90,7 +90,9 @@ def read(folder: Path) -> State:
             )
         return State(load_file(folder / TENSORS), facts)
     except (OSError, SafetensorError, ValueError, KeyError) as error:
-        raise TrainerError(f"{str(folder)!r} is no checkpoint to resume: {type(error).__name__}: {error}. Choose another.") from error
+        raise TrainerError(
+            f"{str(folder)!r} is not a checkpoint that can resume: {type(error).__name__}: {error}. Choose another."
+        ) from error
 
 
 def _save_tokenizer(path: str, folder: Path) -> None:

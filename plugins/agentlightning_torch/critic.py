@@ -15,7 +15,7 @@ from agentlightning_torch.forward import plain
 
 
 class ValueHead(nn.Module):
-    """Hidden states (tokens, hidden) to values (tokens,)."""
+    """Maps hidden states (tokens, hidden) to values (tokens,)."""
 
     def __init__(self, hidden: int, seed: int) -> None:
         super().__init__()
@@ -31,5 +31,5 @@ class ValueHead(nn.Module):
 
 
 def hidden_size(model: Any) -> int:
-    """Size of the hidden state before the model's head."""
+    """Return the size of the hidden state before the model's head."""
     return int(plain(model).get_output_embeddings().weight.shape[1])

@@ -1,4 +1,4 @@
-"""Draw one token for each row of logits, with its log-probability. Row by row, so a reply does not depend on its neighbours."""
+"""Draws one token per row of logits, with its log-probability. Rows are independent, so a reply does not depend on its neighbours."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def draw(logits: Tensor, samplings: Sequence[Sampling], noise: Sequence[np.rando
 
 
 def _truncate(row: Tensor, sampling: Sampling) -> None:
-    """Zero the tokens outside `top_k`, then outside `top_p`; (vocabulary,) in place. The likeliest token always stays."""
+    """Zero the tokens outside `top_k`, then outside `top_p`, in place; (vocabulary,). The most likely token always stays."""
     ordered, index = row.sort(descending=True, stable=True)
     if sampling.top_k:
         ordered[sampling.top_k :] = 0

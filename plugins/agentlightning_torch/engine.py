@@ -1,12 +1,12 @@
-"""Serves the weights of this process: continuous batching over concurrent requests, in the engine's own thread.
+"""Serves the weights of this process with continuous batching, in the engine's own thread.
 
-A request joins between two decode steps. A shared prompt is prefilled once, and keys and values of a conversation or a group are copied
-until the weights change. Each token has the version of its weights.
+A request joins between two decode steps. A shared prompt is prefilled once. Keys and values of a conversation or a group are copied until
+the weights change. Each token has the version of its weights.
 
-We tried transformers' own continuous batching (`generate_batch`, 5.23) first. It has no seed for a request, log-probabilities of the
-truncated distribution, and one `do_sample` for all requests. It also has no moment between steps for new weights. On 16 requests of 48 to
-64 tokens with SmolLM2 (one CPU thread; benchmarks/performance/engine.py) it made 20 tokens/s. Left-padded `generate` made 67, this engine
-80, and one request at a time 12.
+We tried transformers' own continuous batching (`generate_batch`, 5.23) first. It has no seed per request, reports log-probabilities of the
+truncated distribution, and shares one `do_sample` among all requests. New weights also have no moment between steps. With 16 requests of 48
+to 64 tokens on SmolLM2 (one CPU thread; benchmarks/performance/engine.py), it sampled 20 tokens/s. Left-padded `generate` reached 67, this
+engine 80, and one request at a time 12.
 """
 
 from __future__ import annotations
@@ -38,21 +38,21 @@ log = logging.getLogger(__name__)
 
 
 def cache_bytes(settings: TorchEngineSettings, device: torch.device) -> int:
-    """Return the bytes for keys and values. They do not depend on the memory that is free now, so two runs keep the same."""
+    """Return the cache size in bytes. It does not depend on currently free memory, so two runs have the same size."""
     if settings.memory_gb is not None:
         return int(settings.memory_gb * 2**30)
     return int(0.3 * torch.cuda.get_device_properties(device).total_memory) if device.type == "cuda" else 2 * 2**30
 
 
 class Request(Reply):
-    """A reply, and the loop waiting for it."""
+    """A reply, and the event loop that waits for it."""
 
     def __init__(self, prompt: IntArray, sampling: Sampling, limit: int) -> None:
         super().__init__(prompt, sampling, limit)
         self.loop = asyncio.get_running_loop()
         self.ready = asyncio.Event()
         self.inbox: deque[SampledToken | EngineError] = deque()
-        """Used in `loop` only."""
+        """Used only in `loop`."""
 
 
 class TorchEngine(Engine):
@@ -62,7 +62,7 @@ class TorchEngine(Engine):
 
     @classmethod
     async def create(cls, model: ModelFiles, settings: TorchEngineSettings, share: Share) -> TorchEngine:
-        """Load the model, or share the weights of the run's trainer. Raises `ConfigError` for a model that it cannot serve."""
+        """Load the model, or share the weights of the run's trainer. Raises `ConfigError` for an unsupported model."""
         return await asyncio.to_thread(cls._open, model, settings, share)
 
     @classmethod
@@ -72,7 +72,8 @@ class TorchEngine(Engine):
         return cls(weights.copy(), settings, source=weights) if settings.copy_weights and shared else cls(weights, settings)
 
     def __init__(self, weights: Weights, settings: TorchEngineSettings | None = None, *, source: Weights | None = None) -> None:
-        """`source` is the trainer's weights if `weights` is a copy of them; None if both are one, or without a trainer."""
+        """Create an engine. `source` is the trainer's weights if `weights` is a copy of them. It is None if both are one, or without a
+        trainer."""
         settings = settings or TorchEngineSettings()
         self._weights, self._source = weights, source
         with weights.lock:
@@ -90,7 +91,7 @@ class TorchEngine(Engine):
         memory = cache_bytes(settings, weights.device)
         self._sampler = Samplers(weights, shape, switched, max_batch=settings.max_batch, memory=memory)
         self._wake = threading.Condition()
-        # Under `_wake`: requests of other threads to the engine's thread.
+        # Protected by `_wake`: requests from other threads to the engine's thread.
         self._new: deque[Request] = deque()
         self._dropped: deque[Request] = deque()
         self._drained: deque[tuple[Callable[[], None], Future[None]]] = deque()
@@ -101,12 +102,12 @@ class TorchEngine(Engine):
 
     @property
     def policy(self) -> Policy:
-        """The served policy."""
+        """Return the served policy."""
         return self._weights.policy
 
     @property
     def counts(self) -> Counts:
-        """Tokens prefilled, copied and decoded so far."""
+        """Return the tokens prefilled, copied, and decoded so far."""
         return self._sampler.counts
 
     async def generate(self, prompt_ids: IntArray, sampling: Sampling, *, rollout: str | None = None) -> AsyncIterator[Chunk]:
@@ -132,8 +133,11 @@ class TorchEngine(Engine):
                 self._tell(lambda: self._dropped.append(request), late=True)
 
     async def load(self, policy: Policy) -> dict[str, float]:
-        """See `Engine.load`. `memory:` is the trainer's current weights: shared ones need no copying, and a copy is updated between two
-        tokens while in-flight replies continue. `file:` is a folder from `save_pretrained`."""
+        """See `Engine.load`.
+
+        `memory:` means the trainer's current weights. Shared weights need no copy. A separate copy is updated between two tokens, and
+        in-flight replies continue. `file:` is a folder from `save_pretrained`.
+        """
         source = self._source
         if source is not None and policy == source.policy != self.policy:
             await asyncio.to_thread(self._weights.take, source)
@@ -165,7 +169,7 @@ class TorchEngine(Engine):
             self._wake.notify()
 
     async def _when_drained(self, action: Callable[[], None]) -> None:
-        """Run `action` in the engine's thread once no reply is in flight; new ones wait."""
+        """Run `action` in the engine's thread once no reply is in flight. New replies wait."""
         done: Future[None] = Future()
         self._tell(lambda: self._drained.append((action, done)))
         await asyncio.shield(asyncio.wrap_future(done))
@@ -201,7 +205,7 @@ class TorchEngine(Engine):
             done.set_exception(EngineError("The engine was closed during this request. Create a new one."))
 
     def _listen(self) -> bool:
-        """Take new requests; wait until one can run. False: the engine is closed."""
+        """Take new requests, and wait until one can run. Return False if the engine is closed."""
         sampler = self._sampler
         while True:
             with self._wake:
@@ -225,20 +229,20 @@ class TorchEngine(Engine):
                 self._drained.popleft()
 
     def _send(self, items: list[tuple[Any, SampledToken | EngineError]]) -> None:
-        """Give each loop the items of its requests, with one wake-up."""
+        """Send each event loop the items of its requests, with one wake-up."""
         by_loop: dict[asyncio.AbstractEventLoop, list[tuple[Request, SampledToken | EngineError]]] = {}
         for request, item in items:
             by_loop.setdefault(request.loop, []).append((request, item))
         for loop, own in by_loop.items():
             try:
                 loop.call_soon_threadsafe(_deliver, own)
-            except RuntimeError:  # the loop was closed, and its requests with it
+            except RuntimeError:  # the loop was closed together with its requests
                 for request, _ in own:
                     self._sampler.drop(request)
 
 
 def _failure(error: Exception) -> EngineError:
-    """One error for each request, because each adds its traceback."""
+    """Create one error per request, because each adds its own traceback."""
     failure = EngineError(str(error) if isinstance(error, EngineError) else f"The model failed: {type(error).__name__}: {error}")
     failure.__cause__ = error
     return failure
@@ -251,7 +255,7 @@ def _deliver(items: list[tuple[Request, SampledToken | EngineError]]) -> None:
 
 
 def _chunks(inbox: deque[SampledToken | EngineError]) -> list[Chunk]:
-    """The tokens in the inbox, one chunk for each version. Raises the error that ended the reply."""
+    """Yield the inbox's tokens, one chunk per version. Raises the error that ended the reply."""
     chunks: list[Chunk] = []
     while inbox:
         run: list[SampledToken] = []

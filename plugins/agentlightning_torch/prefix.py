@@ -1,4 +1,4 @@
-"""The prefix cache: keys and values of ended replies, so the next turn of a conversation computes its new tokens alone.
+"""The prefix cache: keys and values of finished replies, so that a conversation's next turn computes only its new tokens.
 
 All entries belong to the current weights. A change of the weights clears them.
 """
@@ -16,7 +16,7 @@ Tokens = NDArray[np.int32]
 
 
 def common(a: Tokens, b: Tokens) -> int:
-    """The number of tokens that two sequences share at their start."""
+    """Return the length of the common prefix of two sequences."""
     n = min(len(a), len(b))
     different = np.flatnonzero(a[:n] != b[:n])
     return int(different[0]) if len(different) else n
@@ -32,14 +32,14 @@ class CachedPrefix:
 
 
 class PrefixCache:
-    """The latest sequences, within a budget of bytes."""
+    """The latest sequences, within a byte budget."""
 
     def __init__(self, token_bytes: int) -> None:
         self._token_bytes = token_bytes
-        self._entries: list[CachedPrefix] = []  # the least recently used first
+        self._entries: list[CachedPrefix] = []  # least recently used first
 
     def find(self, tokens: Tokens) -> tuple[int, CachedPrefix | None]:
-        """The entry with the longest common prefix, and that length."""
+        """Return the entry with the longest common prefix, and its length."""
         longest, best = 0, None
         for entry in self._entries:
             shared = common(entry.tokens, tokens)
@@ -53,9 +53,9 @@ class PrefixCache:
         self._entries.append(entry)
 
     def add(self, tokens: Tokens, read: Any, budget: int) -> None:
-        """Keep a sequence, unless it is a prefix of an entry. `read` returns its keys and values.
+        """Keep a sequence, unless it is a prefix of an entry.
 
-        Entries that are its prefix are dropped, then the oldest until all fit into `budget` bytes.
+        `read` returns its keys and values. Entries that are its prefixes are dropped, then the oldest, until all fit into `budget` bytes.
         """
         size = len(tokens)
         if not size or size * self._token_bytes > budget:

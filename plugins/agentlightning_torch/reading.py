@@ -1,5 +1,7 @@
-"""Log-probability and entropy of tokens, from the hidden states that predict them, in chunks. Nothing of vocabulary size is kept for every
-token. The backward pass recomputes the logits; with a frozen head, the forward pass computes the gradient's direction instead.
+"""Computes log-probability and entropy of tokens from the hidden states that predict them, in chunks.
+
+Nothing of vocabulary size is kept for all tokens. The backward pass recomputes the logits. With a frozen head, the forward pass computes
+the gradient's direction instead.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 CHUNK = 1 << 24
-"""Logits in memory at once."""
+"""Maximum number of logits in memory."""
 
 
 def read(
@@ -24,10 +26,10 @@ def read(
     entropy: bool,
     frozen: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Log-probability of each token and entropy of its distribution, both (tokens,) with the dtype of `temperature`.
+    """Return each token's log-probability and its distribution's entropy, both (tokens,) with the dtype of `temperature`.
 
-    `head` maps states (…, size) to logits (…, vocabulary). `states` is (tokens, size), `chosen` and `temperature` are (tokens,).
-    `entropy`: entropy has a gradient. `frozen`: `head` has no trained parameter.
+    `head` maps states (…, size) to logits (…, vocabulary). `states` is (tokens, size); `chosen` and `temperature` are (tokens,). With
+    `entropy`, the entropy has a gradient. With `frozen`, `head` has no trained parameters.
     """
 
     def one(rows: torch.Tensor, tokens: torch.Tensor, heat: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -49,7 +51,7 @@ def read(
 
 
 class _AtOnce(torch.autograd.Function):
-    """Log-probabilities that keep the gradient's direction of each state, (tokens, size), in place of the logits."""
+    """Log-probabilities that save the gradient's direction of each state, (tokens, size), instead of the logits."""
 
     @staticmethod
     def forward(ctx: Any, one: Any, states: torch.Tensor, chosen: torch.Tensor, temperature: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -64,6 +66,6 @@ class _AtOnce(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        """The gradient of the states."""
+        """Return the gradient of the states."""
         (direction,) = ctx.saved_tensors
         return None, (grads[0][:, None] * direction).to(direction.dtype), None, None

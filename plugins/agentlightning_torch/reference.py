@@ -1,4 +1,4 @@
-"""The run's first policy, for the KL divergence: the model without its LoRA adapter, or a second copy of it."""
+"""The run's initial policy, for the KL divergence: the model without its LoRA adapter, or a second copy."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from agentlightning_torch.weights import Weights, no_bars
 
 
 class Reference:
-    """Loaded at its first use, and never changed."""
+    """Loaded on first use and never changed."""
 
     def __init__(self, weights: Weights) -> None:
         self._weights = weights
@@ -20,7 +20,7 @@ class Reference:
 
     @contextmanager
     def model(self) -> Iterator[Any]:
-        """The reference, within the block. The caller holds the weights' lock."""
+        """Provide the reference within the block. The caller holds the weights' lock."""
         weights = self._weights
         if hasattr(weights.model, "disable_adapter"):
             with weights.model.disable_adapter():

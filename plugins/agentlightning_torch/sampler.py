@@ -1,6 +1,6 @@
-"""Continuous batching, without threads or event loops: `step` gives each live reply one more token.
+"""Continuous batching, without threads or event loops: each `step` gives every live reply one more token.
 
-Each reply has one row of `Slots` with keys and values of all its tokens but the last. A step first lets waiting replies join: it copies
+Each reply has one row of `Slots` with keys and values of all its tokens except the last. A step first lets waiting replies join: it copies
 their common prefix with another sequence and prefills the rest. Then it runs the last token of every row together. A change of the weights
 recomputes everything.
 """
@@ -21,7 +21,7 @@ from agentlightning_torch.slots import Decode, KVShape, Prefill, Slots, forward
 from agentlightning_torch.weights import Weights
 
 PREFILL = 2048
-"""Largest number of tokens in one prefill pass."""
+"""Maximum number of tokens in one prefill pass."""
 WORTH_WAITING = 16
 """A reply waits for another's prefill if it can then copy this many more tokens."""
 
@@ -37,7 +37,7 @@ class Reply:
         """Length at which it ends."""
         self.length = len(prompt)
         self.cached = 0
-        """Tokens whose keys and values are in its row."""
+        """Number of tokens whose keys and values are in its row."""
         self.row = -1
         self._tokens = np.empty(len(prompt) + min(limit, 256), np.int32)
         self._tokens[: len(prompt)] = prompt
@@ -70,30 +70,30 @@ class SampledToken:
 
 @dataclass(slots=True)
 class Counts:
-    """Tokens computed so far, and decode steps."""
+    """Number of computed tokens and decode steps so far."""
 
     prefilled: int = 0
     copied: int = 0
-    """Prompt tokens copied from another sequence instead of prefilled."""
+    """Number of prompt tokens copied from another sequence instead of prefilled."""
     decoded: int = 0
     steps: int = 0
 
 
 class Sampler:
-    """The replies of one engine. Use it in one thread at a time. `memory` is the bytes for keys and values, with the prefix cache."""
+    """The replies of one engine. Use it in one thread at a time. `memory` is the bytes for the KV cache, including the prefix cache."""
 
     def __init__(self, weights: Weights, shape: KVShape, *, max_batch: int, memory: int, length: int = 0) -> None:
         """`length`: tokens of the sequences, for `imposed_length`."""
         self.waiting: deque[Reply] = deque()
         self.live: list[Reply] = []
-        """By row."""
+        """Live replies by row."""
         self.counts = Counts()
         self._weights, self._shape, self._max_batch, self._memory, self._length = weights, shape, max_batch, memory, length
         self._slots = Slots(shape)
         self._prefixes = PrefixCache(shape.token_bytes)
         self._generation = weights.generation
         self._ending: list[Reply] = []
-        """Replies with a last token that `step` has not returned yet."""
+        """Replies whose last token `step` has not returned yet."""
 
     @property
     def bytes(self) -> int:
@@ -104,14 +104,14 @@ class Sampler:
         self.waiting.append(reply)
 
     def drop(self, reply: Reply) -> None:
-        """Remove a reply, live or waiting; ended replies are ignored."""
+        """Remove a live or waiting reply. Finished replies are ignored."""
         if reply.row >= 0:
             self._leave(reply)
         elif reply in self.waiting:
             self.waiting.remove(reply)
 
     def fail(self) -> list[Reply]:
-        """Clear everything. Returns the lost replies."""
+        """Clear everything. Return the lost replies."""
         lost = list(dict.fromkeys([*self.live, *self.waiting, *self._ending]))
         for reply in lost:
             reply.row, reply.cached = -1, 0
@@ -123,13 +123,13 @@ class Sampler:
         return lost
 
     def forget(self) -> None:
-        """Drop all keys and values; live replies are recomputed."""
+        """Drop all keys and values. Live replies are recomputed."""
         self._prefixes.clear()
         for reply in self.live:
             reply.cached = 0
 
     def step(self, *, admit: bool) -> list[SampledToken]:
-        """One more token for each live reply. `admit`: let waiting ones join."""
+        """Sample one more token for each live reply. With `admit`, waiting ones join."""
         with self._weights.lock:
             if self._generation != self._weights.generation:
                 self.forget()
@@ -164,7 +164,7 @@ class Sampler:
         return events
 
     def _admit(self) -> bool:
-        """Give rows to waiting replies, first come first served. A reply waits if another one is about to prefill its prompt."""
+        """Give waiting replies rows, first come, first served. A reply waits if another one is about to prefill its prompt."""
         joined: list[Reply] = []
         for reply in list(self.waiting):
             longest = max([reply.length, *(other.length for other in self.live)])
@@ -217,7 +217,7 @@ class Sampler:
             self.counts.prefilled += len(ids)
 
     def _make_room(self) -> None:
-        """Let every row grow by a token. Without enough memory, the last row waits again and keeps its tokens."""
+        """Extend every row by a token. Without enough memory, the last row waits again and keeps its tokens."""
         longest = max(reply.length for reply in self.live)
         while len(self.live) > 1 and self._slots.cost(len(self.live), longest) > self._memory:
             last = self.live.pop()
@@ -227,8 +227,8 @@ class Sampler:
         self._fit(longest)
 
     def _fit(self, longest: int, *, joining: int = 0) -> None:
-        """Make room for the live rows; the last `joining` of them are still empty. If that takes copying, make room for the waiting ones
-        too."""
+        """Make room for the live rows. The last `joining` of them are still empty. If this needs a copy, also make room for the waiting
+        ones."""
         rows = len(self.live)
         hoped = min(self._max_batch, rows + len(self.waiting))
         if self._slots.cost(hoped, longest) > self._memory:
@@ -237,7 +237,7 @@ class Sampler:
             self._prefixes.trim(self._memory - self._slots.bytes)
 
     def _leave(self, reply: Reply) -> None:
-        """Free a row: cache its keys and values, move the last row into its place."""
+        """Free a row: cache its keys and values, and move the last row into its place."""
         row, last = reply.row, self.live[-1]
         self._prefixes.add(reply.tokens[: reply.cached], lambda n: self._slots.read(row, n), self._memory - self._slots.bytes)
         if last is not reply:

@@ -18,7 +18,8 @@ from agentlightning.contracts.batch import Batch
 from agentlightning.errors import TrainerError, UnsupportedSetting
 from agentlightning.rl.batch.build import make_batch
 from agentlightning.rl.batch.packs import cut_packs, leaf_rows, transition_rows
-from agentlightning.types import Bools, Doubles, Task, Trajectory, Transition, ints
+from agentlightning.testing.rollouts import trajectory, transition
+from agentlightning.types import Bools, Doubles
 from agentlightning_torch.forward import Scores, group_rows, keeping, plain, score_forest, score_rows
 from agentlightning_torch.lengths import SHORT, length_of, longest, probe_length, regime, selects, switches
 from agentlightning_torch.masks import OwnMask
@@ -107,10 +108,8 @@ def find_scoring(model: Any, name: str, tokens_per_pack: int) -> Scoring:
 
 
 def _refusal(model: Any, name: str, error: Exception) -> UnsupportedSetting:
-    return UnsupportedSetting(
-        f"The torch trainer cannot train {name!r} ({plain(model).config.model_type}): {reason_of(error)}. Use another model, or the trainer "
-        "'verl'."
-    )
+    model_type, reason = plain(model).config.model_type, reason_of(error)
+    return UnsupportedSetting(f"The torch trainer cannot train {name!r} ({model_type}): {reason}. Use another model, or trainer 'verl'.")
 
 
 class _Probe:
@@ -122,12 +121,12 @@ class _Probe:
         ids = np.random.default_rng(0).integers(0, vocabulary, length + 13).tolist()
         path, other = ids[:length], ids[length:]
         self._transitions = [
-            _transition(0, path[: max(4, length - TRAINED)], path[max(4, length - TRAINED) : -6]),
-            _transition(1, path[:-3], path[-3:]),  # the next turn
-            _transition(2, path[: length // 2], other[:4]),  # a branch
-            _transition(3, other[4:9], other[9:]),  # a short sequence of its own
+            transition(0, path[: max(4, length - TRAINED)], path[max(4, length - TRAINED) : -6]),
+            transition(1, path[:-3], path[-3:]),  # the next turn
+            transition(2, path[: length // 2], other[:4]),  # a branch
+            transition(3, other[4:9], other[9:]),  # a short sequence of its own
         ]
-        self._batch = make_batch([_trajectory(transition) for transition in self._transitions], [np.ones(1)] * len(self._transitions))
+        self._batch = make_batch([trajectory(t.index, t) for t in self._transitions], [np.ones(1)] * len(self._transitions))
         self._expected = np.concatenate([plain_logprobs(model, t.prompt_ids, t.response_ids) for t in self._transitions])
 
     def fault(self, scoring: Scoring) -> Exception | None:
@@ -142,7 +141,7 @@ class _Probe:
         except Exception as error:  # a model may refuse in any way; another way of scoring may work
             return error
         by_transition = self._batch.by_transition(values)
-        scored = np.concatenate([by_transition[transition.completion_id] for transition in self._transitions])
+        scored = np.concatenate([by_transition[t.completion_id] for t in self._transitions])
         difference = disagreement(scored, self._expected, next(self._model.parameters()).dtype, self._length)
         return None if difference is None else NotImplementedError(difference)
 
@@ -169,34 +168,3 @@ def disagreement(values: Doubles, expected: Doubles, dtype: torch.dtype, length:
     differences = np.abs(values - expected)
     difference, limit = (differences.max(), 1e-3) if torch.finfo(dtype).eps < 1e-6 else (differences.mean(), 0.15)
     return None if difference <= limit else f"its log-probabilities differ by {difference:.2g} on {length} tokens"
-
-
-def _transition(index: int, prompt: list[int], response: list[int]) -> Transition:
-    zeros = np.zeros(len(response))
-    return Transition(
-        completion_id=str(index),
-        call_id="",
-        prompt_ids=ints(prompt),
-        response_ids=ints(response),
-        logprobs=zeros.astype(np.float32),
-        versions=ints(zeros),
-        temperature=1.0,
-        agent=None,
-        index=0,
-        turn=0,
-    )
-
-
-def _trajectory(transition: Transition) -> Trajectory:
-    name = transition.completion_id
-    return Trajectory(
-        task=Task("probe", None),
-        rollout_id=name,
-        attempt_id=name,
-        group="probe",
-        index=transition.index,
-        mode="train",
-        status="succeeded",
-        reward=0.0,
-        transitions=(transition,),
-    )

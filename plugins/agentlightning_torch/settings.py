@@ -1,4 +1,4 @@
-"""Settings of the torch engine and trainer. Light to import, so that `agl config --schema` needs no torch."""
+"""Settings of the torch engine and trainer. Cheap to import, so that `agl config --schema` needs no torch."""
 
 from __future__ import annotations
 
@@ -12,58 +12,58 @@ from agentlightning.contracts.trainer import TrainerSettings
 from agentlightning.errors import ConfigError
 from agentlightning.settings import Beta, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
-TRAINED = "'full', 'lora' or 'top:N' (such as 'top:8')"
+TRAINED = "'full', 'lora', or 'top:N' (such as 'top:8')"
 
 
 @dataclass(frozen=True, kw_only=True)
 class TorchEngineSettings(EngineSettings):
-    """Settings of the torch engine. `device` and `dtype` are those of the weights, which the trainer shares."""
+    """Settings of the torch engine. It shares the weights' `device` and `dtype` with the trainer."""
 
     device: str = "auto"
-    """`auto`, `cpu`, `cuda`, `cuda:1`."""
+    """`auto`, `cpu`, `cuda`, or `cuda:1`."""
     dtype: str = "auto"
-    """`auto` (bfloat16 on a GPU, else float32), `float32`, `bfloat16`, `float16`, `float64`."""
+    """`auto` (bfloat16 on a GPU, else float32), `float32`, `bfloat16`, `float16`, or `float64`."""
     max_batch: PositiveInt = 32
-    """Replies decoded together at most; others wait."""
+    """Maximum number of replies decoded together. Others wait."""
     memory_gb: PositiveFloat | None = None
-    """For keys and values, those kept for a next turn included. None: 2 on a CPU, 30 % of a GPU's memory."""
+    """Size of the KV cache in GB, including the prefix cache. Default: 2 on a CPU, 30% of the memory on a GPU."""
     copy_weights: bool | None = None
-    """Whether to hold a copy of the weights, so that replies go on while the trainer steps; it takes as much memory again. Absent: where
+    """Keep a second copy of the weights, so that replies continue during trainer steps. It doubles the memory for weights. Default: true if
     `collection.max_staleness` is above 0."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TorchTrainerSettings(TrainerSettings):
-    """Of the torch trainer."""
+    """Settings of the torch trainer."""
 
     train: Annotated[str, Meta(pattern="^(full|lora|top:0*[1-9][0-9]*)$", description=TRAINED)] = "full"
-    """`full`; `top:N`, the last N layers and the final norm; or `lora`."""
+    """Weights to train: `full`, `top:N` (the last N layers and the final norm), or `lora`."""
     lora_rank: PositiveInt = 16
     lora_alpha: PositiveFloat = 32.0
     lr: Annotated[float, Meta(gt=0, lt=1, description="1e-5 is usual, 1e-4 for LoRA")] = 1e-5
     weight_decay: NonNegativeFloat = 0.0
-    """On matrices; norms and biases never decay."""
+    """Weight decay of matrices. Norms and biases never decay."""
     betas: tuple[Beta, Beta] = (0.9, 0.999)
     clip_norm: PositiveFloat = 1.0
-    """The gradient is scaled down to this norm."""
+    """Maximum gradient norm. Larger gradients are scaled down to it."""
     critic: bool = False
-    """A value head, for advantages that need one (`gae`)."""
+    """Add a value head, for advantages that need one (`gae`)."""
     critic_lr: Annotated[float, Meta(gt=0, lt=1, description="1e-3 is usual")] = 1e-3
-    """Its own learning rate, constant."""
+    """Constant learning rate of the critic."""
     value_clip: PositiveFloat | None = 0.2
-    """How far a step may move a value; absent: any distance."""
+    """Maximum change of a value in one step. Leave it out for no limit."""
     schedule: Literal["constant", "linear", "cosine"] = "constant"
-    """Of lr after the warm-up; linear and cosine reach 0 at `total_steps`."""
+    """Schedule of `lr` after the warm-up. `linear` and `cosine` reach 0 at `total_steps`."""
     warmup_steps: NonNegativeInt = 0
     total_steps: int | None = None
-    """Absent: the steps of the run."""
+    """Length of the schedule. Default: the steps of the run."""
     tokens_per_pack: PositiveInt = 4096
-    """Tokens computed at once: what bounds the memory. A conversation must fit."""
+    """Maximum number of tokens computed at once. Sets the memory use. Every conversation must fit."""
     device: str = "auto"
     dtype: str = "auto"
-    """Of the weights; `auto` is bfloat16 on a GPU (steps are taken on a float32 copy) and float32 on a CPU."""
+    """Number type of the weights. `auto` is float32 on a CPU, and bfloat16 on a GPU with steps on a float32 copy."""
     seed: int = 0
-    """Of a fresh LoRA adapter."""
+    """Random seed of a fresh LoRA adapter."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

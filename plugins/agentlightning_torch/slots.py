@@ -1,8 +1,10 @@
 """The KV cache of the live sequences, one row each, and the attention that reads it.
 
-Tokens of all rows go through the model as one sequence in a batch of one; attention alone knows each token's row. transformers'
-`AttentionInterface` plugs it in by name. So every model of attention layers works, with sliding windows, soft caps and attention sinks,
-with or without adapters, and without a `Cache` class. Rows are dense: live sequences are rows 0 to n - 1, so a decode step reads a view.
+Tokens of all rows pass through the model as one sequence in a batch of one. Only attention knows each token's row. transformers'
+`AttentionInterface` plugs it in by name, so every model of attention layers works, also with sliding windows, soft caps and attention
+sinks, with or without adapters, and without a `Cache` class.
+
+Rows are dense: live sequences are rows 0 to n - 1, so a decode step reads a view.
 """
 
 from __future__ import annotations
@@ -22,12 +24,12 @@ from agentlightning_torch.masks import PositionMask, check_mask, one_sequence, r
 
 ATTENTION = "agentlightning_slots"
 PAGE = 128
-"""Rows grow by this many tokens."""
+"""Rows grow in steps of this many tokens."""
 
 
 @dataclass(frozen=True, slots=True)
 class KVShape:
-    """What each layer stores for a token."""
+    """What each layer stores per token."""
 
     layers: int
     heads: int
@@ -49,7 +51,7 @@ class Slots:
         self.keys, self.values = self._new(0, 0)
 
     def _new(self, rows: int, capacity: int) -> tuple[Tensor, Tensor]:
-        # Zeros: values behind a row's end are multiplied by probability zero, and must not be NaN.
+        # Zeros, because values after a row's end are multiplied by probability zero and must not be NaN.
         s = self.shape
         sizes = (s.layers, rows, s.heads, capacity)
         return torch.zeros(*sizes, s.key, dtype=s.dtype, device=s.device), torch.zeros(*sizes, s.value, dtype=s.dtype, device=s.device)
@@ -59,12 +61,14 @@ class Slots:
         return self.keys.shape[1] * self.keys.shape[3] * self.shape.token_bytes
 
     def cost(self, rows: int, length: int) -> int:
-        """The least bytes for `fit`."""
+        """The minimum bytes for `fit`."""
         return rows * -(-length // PAGE) * PAGE * self.shape.token_bytes
 
     def fit(self, rows: int, length: int, *, keep: int, hoped: int) -> bool:
-        """Make room for `rows` rows of `length` tokens; the first `keep` rows stay. Returns whether that took copying: then the room is
-        for `hoped` rows."""
+        """Make room for `rows` rows of `length` tokens, keeping the first `keep` rows.
+
+        Return True if this needed a copy. The room is then for `hoped` rows.
+        """
         old_rows, old_capacity = self.keys.shape[1], self.keys.shape[3]
         if rows <= old_rows and length <= old_capacity:
             return False
@@ -77,7 +81,7 @@ class Slots:
         return True
 
     def read(self, row: int, length: int) -> tuple[Tensor, Tensor]:
-        """Views of a row's keys and values, (layers, heads, length, dim)."""
+        """Return views of a row's keys and values, (layers, heads, length, dim)."""
         return self.keys[:, row, :, :length], self.values[:, row, :, :length]
 
     def write(self, row: int, keys: Tensor, values: Tensor) -> None:
@@ -121,7 +125,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, sees: Tensor | None, layer: Layer, *
 
 
 class Prefill:
-    """Attention of a forward pass over several pieces (row, start, count), one after the other."""
+    """Attend in a forward pass over several pieces (row, start, count), one after the other."""
 
     def __init__(self, slots: Slots, pieces: Sequence[tuple[int, int, int]]) -> None:
         self.slots, self.pieces = slots, pieces
@@ -157,7 +161,7 @@ class Prefill:
 
 
 class Decode:
-    """Attention of a forward pass over one token in each of the first n rows, at these positions."""
+    """Attend in a forward pass over one token in each of the first n rows, at these positions."""
 
     def __init__(self, slots: Slots, positions: Tensor, longest: int) -> None:
         self.slots, self.positions, self.longest = slots, positions, longest
@@ -189,9 +193,9 @@ _attend: ContextVar[Attend | None] = ContextVar("attend", default=None)
 
 
 def forward(model: Any, ids: np.ndarray, positions: np.ndarray, attend: Attend, *, last_only: bool, length: int = 0) -> Tensor:
-    """Logits (tokens, vocabulary), or (1, vocabulary) of the last token. Hold the weights' lock to call it.
+    """Return logits (tokens, vocabulary), or (1, vocabulary) of the last token. The caller holds the weights' lock.
 
-    `length`: tokens of the sequences, for a model whose positions depend on that; 0: those of `positions`.
+    `length` goes to `imposed_length`.
     """
     tokens, places = (torch.from_numpy(array.astype(np.int64))[None].to(model.device) for array in (ids, positions))
     token = _attend.set(attend)
@@ -221,7 +225,7 @@ def _attention(module: Any, query: Tensor, key: Tensor, value: Tensor, attention
 
 
 def _causal(start: int, count: int, device: torch.device) -> Tensor:
-    """(count, start + count) true on visible tokens."""
+    """Return a (count, start + count) mask, true on visible tokens."""
     return torch.ones(count, start + count, dtype=torch.bool, device=device).tril(start)
 
 

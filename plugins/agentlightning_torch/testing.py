@@ -20,9 +20,10 @@ def tiny_model(
     layers: int = 2,
     context: int = 512,
 ) -> ModelFiles:
-    """Save a Llama with random float32 weights in `folder`. The same arguments give the same weights; torch's global seed stays.
+    """Save a Llama with random float32 weights in `folder`.
 
-    The weights are drawn wide (deviation 0.1), so attention and the next-token distribution are far from uniform.
+    The same arguments give the same weights, and torch's global seed stays unchanged. Weights have a large deviation (0.1), so attention
+    and next-token distributions are far from uniform.
     """
     tokenizer = make_tokenizer(folder)
     config = LlamaConfig(

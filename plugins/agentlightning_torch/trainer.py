@@ -1,8 +1,7 @@
 """The torch trainer: takes gradient steps on weights that it shares with the engine of this process.
 
-Its work runs in a thread of its own, one job at a time, and holds the weights' lock while it reads or changes them. The loss of a step is
-the sum of weight * term over the trained tokens, whatever packs it is computed in. A step that fails leaves weights and moments as they
-were.
+Its jobs run one at a time in its own thread, which holds the weights' lock while it reads or changes them. A step's loss is the sum of
+weight * term over the trained tokens, however they are packed. A failed step leaves weights and moments unchanged.
 """
 
 from __future__ import annotations
@@ -69,15 +68,15 @@ class TorchTrainer(Trainer):
             parameters = {f"critic.{name}": parameter for name, parameter in self.critic.named_parameters()}
             self.critic_optimizer = Optimizer(parameters, lr=settings.critic_lr, clip_norm=settings.clip_norm)
         self.steps = 0
-        """Steps that changed the weights; the schedule counts them."""
+        """Number of steps that changed the weights, for the schedule."""
         self._thread = ThreadPoolExecutor(1, "torch-trainer")
         self._closed = False
 
     @classmethod
     async def create(cls, model: ModelFiles, settings: Settings, share: Share) -> TorchTrainer:
-        """Load the model, or meet the engine's, and mark what is trained. Raises `ConfigError`."""
+        """Load the model, or share the engine's, and mark the trained parameters. Raises `ConfigError`."""
         if settings.schedule != "constant" and settings.total_steps is None:
-            raise ConfigError(f"trainer.schedule {settings.schedule!r} needs total_steps, which only a run can fill in by itself")
+            raise ConfigError(f"trainer.schedule {settings.schedule!r} needs total_steps outside a run. Set trainer.total_steps.")
         return await asyncio.to_thread(cls._create, model, settings, share)
 
     @classmethod
@@ -137,8 +136,10 @@ class TorchTrainer(Trainer):
         await asyncio.to_thread(self._thread.shutdown)
 
     async def _run(self, work: Callable[[], T]) -> T:
-        """Do it in the trainer's thread, with the weights to itself. A caller that is cancelled waits for the end all the same: a step
-        that is half done belongs to nobody."""
+        """Run a job in the trainer's thread, with exclusive use of the weights.
+
+        A cancelled caller still waits for the end, because nobody can use half a step.
+        """
 
         def locked() -> T:
             with self.weights.lock:
@@ -147,11 +148,11 @@ class TorchTrainer(Trainer):
                 except torch.OutOfMemoryError as error:
                     self._forget_gradients()
                     raise TrainerError(
-                        f"out of memory: {error}; lower trainer.tokens_per_pack ({self.settings.tokens_per_pack})"
+                        f"Out of memory: {error}. Lower trainer.tokens_per_pack ({self.settings.tokens_per_pack})."
                     ) from error
                 except RuntimeError as error:
                     self._forget_gradients()
-                    raise TrainerError(f"torch could not do it: {error}") from error
+                    raise TrainerError(f"The step failed in torch: {error}. Check trainer.device and trainer.dtype.") from error
 
         if self._closed:
             raise TrainerError("The torch trainer is closed. Take steps before close().")
@@ -166,9 +167,7 @@ class TorchTrainer(Trainer):
         check_capabilities("torch", self.capabilities, loss, critic=batch.returns is not None)
         if loss.over_pairs != (batch.pairs is not None):
             has = "no pairs" if batch.pairs is None else "pairs"
-            raise TrainerError(
-                f"loss {loss.name!r} was given a batch with {has}; pairs go with a loss that compares them, and only with it"
-            )
+            raise TrainerError(f"Loss {loss.name!r} received a batch with {has}. Use pairs with a loss that compares them, and only then.")
         if not batch.trained_tokens:
             return self.policy, {"tokens": 0.0, "tokens_trained": 0.0, "lr": 0.0}
         started = time.perf_counter()
@@ -241,21 +240,23 @@ class TorchTrainer(Trainer):
         if (policy.base, train) != (self.policy.base, self.settings.train):
             raise TrainerError(
                 f"checkpoint {str(folder)!r} is of {policy.base!r} trained as {train!r}, but this run trains {self.policy.base!r} as "
-                f"{self.settings.train!r}"
+                f"{self.settings.train!r}. Use the checkpoint's settings."
             )
         try:
             self.optimizer.load(state.tensors)
             if self.critic_optimizer is not None:
                 self.critic_optimizer.load(state.tensors)
         except (KeyError, RuntimeError) as error:
-            raise TrainerError(f"checkpoint {str(folder)!r} holds other parameters than are trained: {error}") from error
+            raise TrainerError(
+                f"checkpoint {str(folder)!r} has different parameters than this run trains: {error}. Use the run's own settings."
+            ) from error
         torch.set_rng_state(state.tensors["rng"])
         self.steps = state.facts["steps"]
         self.weights.policy = policy
 
 
 def _custom_losses() -> Iterator[str]:
-    """Names of registered custom losses, without those that cannot be loaded."""
+    """Return the names of registered custom losses, without those that fail to load."""
     for entry in registry().entries("losses"):
         with contextlib.suppress(Exception):
             target = entry.load()

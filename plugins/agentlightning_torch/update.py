@@ -1,7 +1,7 @@
-"""One training step on a batch: passes without gradient, the gradients of minibatches, and the metrics.
+"""One training step on a batch: passes without gradient, minibatch gradients, and metrics.
 
-The loss is a sum over trained tokens with weights that are fixed on the full batch, so any split into packs has the same gradient. Values
-of a sequence (GSPO, sequence-level corrections) or of a pair (DPO) come from a pass without gradient, before any pack of it is
+The loss is a weighted sum over trained tokens. Its weights are fixed on the full batch, so any split into packs gives the same gradient.
+Values of a sequence (GSPO, sequence-level corrections) or a pair (DPO) come from a pass without gradient, before any of its packs is
 differentiated.
 """
 
@@ -29,8 +29,8 @@ from agentlightning_torch.losses.kl import kl_term
 from agentlightning_torch.losses.value import value_term
 
 Score = Callable[[Sequence[int] | None, bool], Iterator[tuple[Scores, int]]]
-"""`(rollouts, entropy)`: the scores of every pack of some rollouts (None: all), one at a time, with the number of tokens computed.
-`entropy`: with its gradient."""
+"""`(rollouts, entropy)` yields scores of every pack of some rollouts (None: all), one at a time, with the number of computed tokens. With
+`entropy`, the entropy has a gradient."""
 
 
 @dataclass(slots=True, eq=False)
@@ -47,17 +47,17 @@ class Update:
     parts: list[list[int]] = field(init=False)
     """Rollouts of each minibatch."""
     old_logprobs: Doubles = field(init=False)
-    """(tokens,) the trainer's before the first optimizer step; NaN where not trained."""
+    """(tokens,) the trainer's log-probabilities before the first optimizer step; NaN where not trained."""
     reference_logprobs: Doubles = field(init=False)
     """(tokens,)"""
     corrections: Doubles = field(init=False)
     """(tokens,) c; NaN until `old_logprobs` of the token is set."""
     prepared: bool = False
-    """Whether `old_logprobs` is complete before the first gradient. Otherwise the first pass, which is the only one, fills it."""
+    """Whether `old_logprobs` is complete before the first gradient. Otherwise, the first and only pass fills it."""
     tokens: int = 0
-    """Computed so far."""
+    """Number of computed tokens so far."""
     passes: float = 0.0
-    """Passes over the full batch so far."""
+    """Number of passes over the full batch so far."""
     norms: list[float] = field(default_factory=list[float])
     """Gradient norm of each optimizer step."""
     sums: dict[str, float] = field(default_factory=dict[str, float])
@@ -71,7 +71,7 @@ class Update:
 
     @property
     def several(self) -> bool:
-        """Whether the weights change within the step."""
+        """Return True if the weights change within the step."""
         return self.loss.epochs * len(self.parts) > 1
 
     def prepare(self) -> None:
@@ -85,7 +85,7 @@ class Update:
             self.reference_logprobs = self._pass(self.score_reference, None)
 
     def gradient(self, part: int) -> None:
-        """Add the gradient of a minibatch, as an estimate of the full loss, to the parameters."""
+        """Add a minibatch's gradient, as an estimate of the full loss, to the parameters."""
         rollouts = self.parts[part] if len(self.parts) > 1 else None
         sequence_log_ratios = self._sequence_log_ratios(rollouts)
         pair_margins = self._pair_margins(self.loss, part, rollouts) if isinstance(self.loss, DPOLoss) else None
@@ -117,7 +117,7 @@ class Update:
             (loss * len(self.parts)).backward()
 
     def _loss(self, inputs: TermInputs, scores: Scores) -> torch.Tensor:
-        """The loss of a pack, a scalar: the sum of w * (c * term + kl_coef * K - entropy_coef * H)."""
+        """Return the scalar loss of a pack: the sum of w * (c * term + kl_coef * K - entropy_coef * H)."""
         weight = _take(self.batch.weight, scores)
         loss = (weight * _take(self.corrections, scores) * term(self.loss, inputs)).sum()
         if self.loss.kl_coef:
@@ -138,7 +138,7 @@ class Update:
         return values
 
     def metrics(self, version: int) -> dict[str, float]:
-        """The metrics of the step; `version` is that of the weights before it. Those without data are absent."""
+        """Return the step's metrics. `version` is the weights' version before the step. Metrics without data are absent."""
         batch, total = self.batch, self.sums
         count = total["count"]
         leaf = batch.end == np.arange(1, len(batch) + 1)
@@ -155,7 +155,7 @@ class Update:
         }
         if self.loss.kl_coef:
             metrics["kl"] = total["kl"] / count
-        if len(self.norms) > 1:  # at the first optimizer step the ratio is 1 by definition
+        if len(self.norms) > 1:  # at the first optimizer step, the ratio is 1 by definition
             metrics["ratio_mean"] = total["ratio"] / count
             if "clipped" in total:
                 metrics["clip_fraction"] = total["clipped"] / count
@@ -164,9 +164,12 @@ class Update:
         return metrics
 
     def _mismatch(self, version: int) -> dict[str, float]:
-        """`mismatch_*` compares trainer and engine on tokens that this very version sampled: `abs` is |old_logprobs - rollout_logprobs|,
-        and `kl` is Schulman's k3 estimate of KL(rollout, old). `off_policy_*` is the same on tokens of other versions, which are meant to
-        differ. No engine sampled demonstrations, so they do not count."""
+        """Return `mismatch_*` and `off_policy_*` metrics.
+
+        `mismatch_*` compares trainer and engine on tokens sampled by this exact version. `abs` is |old_logprobs - rollout_logprobs|, and
+        `kl` is Schulman's k3 estimate of KL(rollout, old). `off_policy_*` is the same on tokens of other versions, where differences are
+        expected. Demonstrations do not count, because no engine sampled them.
+        """
         batch = self.batch
         sampled = batch.trained & np.isfinite(batch.rollout_logprobs)
         if not sampled.any():
@@ -198,7 +201,7 @@ class Update:
         return metrics
 
     def _pass(self, score: Score, rollouts: Sequence[int] | None) -> Doubles:
-        """(tokens,) log-probabilities without gradient; NaN outside `rollouts`."""
+        """Return (tokens,) log-probabilities without gradient; NaN outside `rollouts`."""
         self._count_pass(rollouts)
         logprobs = np.full(len(self.batch), np.nan)
         with torch.no_grad():
@@ -222,18 +225,18 @@ class Update:
             self.corrections[index] = correction.weights(log_ratio, self._sequences(correction.over, index))
 
     def _sequences(self, over: Level, index: Ints) -> Ints:
-        """(tokens,) number of each token's sequence."""
+        """Return the number of each token's sequence, (tokens,)."""
         if over == "token":
             return np.arange(len(index))
         turns = self.batch.transition[index].astype(np.int64)
         return turns if over == "turn" else self.batch.transition_rollout[turns].astype(np.int64)
 
     def _sequence_log_ratios(self, rollouts: Sequence[int] | None) -> Doubles | None:
-        """(tokens,) mean log-ratio of each token's sequence with the current weights; None if the loss has the ratio of tokens."""
+        """Return the mean log-ratio of each token's sequence under the current weights, (tokens,). None if the loss uses token ratios."""
         if self.loss.ratio_over == "token":
             return None
         log_ratios = np.zeros(len(self.batch))
-        if self.norms:  # before the first optimizer step every ratio is 1
+        if self.norms:  # before the first optimizer step, every ratio is 1
             logprobs = self._pass(self.score, rollouts)
             index = np.flatnonzero(np.isfinite(logprobs))
             sequences = self._sequences(self.loss.ratio_over, index)
@@ -241,7 +244,7 @@ class Update:
         return log_ratios
 
     def _pair_margins(self, loss: DPOLoss, part: int, rollouts: Sequence[int] | None) -> Doubles:
-        """(tokens,) z of each token's pair in a minibatch with the current weights. Also measures the loss of its pairs."""
+        """Return z of each token's pair in a minibatch under the current weights, (tokens,). Also measure the loss of its pairs."""
         assert self.batch.pairs is not None
         logprobs = self._pass(self.score, rollouts) if self.norms else self.old_logprobs
         of_pairs, of_tokens = margins(self.batch, self.batch.pairs, loss.beta, logprobs - self.reference_logprobs)
@@ -253,7 +256,7 @@ class Update:
         return of_tokens
 
     def _value_loss(self, critic: ValueHead, scores: Scores) -> torch.Tensor:
-        """The value loss of a pack: the mean over all targets of the batch. Its gradient does not reach the policy."""
+        """Return a pack's value loss, a mean over all targets of the batch. Its gradient does not reach the policy."""
         batch = self.batch
         assert batch.returns is not None
         assert batch.value is not None
@@ -281,7 +284,7 @@ class Update:
 
 
 def _take(values: Doubles, scores: Scores) -> torch.Tensor:
-    """(trained,) from (tokens,), like the log-probabilities."""
+    """Select (trained,) values from (tokens,), in the order of the log-probabilities."""
     return torch.from_numpy(values[scores.index]).to(scores.logprob)
 
 

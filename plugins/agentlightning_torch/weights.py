@@ -1,6 +1,6 @@
-"""One copy of a model's weights for the engine and the trainer of a run.
+"""One copy of a model's weights for a run's engine and trainer.
 
-Hold `lock` to run the model or to change it. After a change, set `policy` before you release the lock: that raises `generation`, and the
+Hold `lock` to run the model or to change it. After a change, set `policy` before releasing the lock. That raises `generation`, and the
 engine drops its cache.
 """
 
@@ -25,9 +25,9 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 
 class FairLock:
-    """A reentrant lock that goes to waiting threads in turn.
+    """A reentrant lock that serves waiting threads in order.
 
-    The engine takes it again right after each decode step. With `threading.RLock` a trainer could wait forever.
+    The engine takes it again right after each decode step. With `threading.RLock`, a trainer could wait forever.
     """
 
     def __init__(self) -> None:
@@ -55,7 +55,7 @@ class Weights:
 
     def __init__(self, model: PreTrainedModel, policy: Policy, files: ModelFiles, device: torch.device, dtype: torch.dtype) -> None:
         self.model: Any = model
-        """A transformers `PreTrainedModel`, or a trainer's peft `PeftModel` in its place."""
+        """A transformers `PreTrainedModel`, or a trainer's peft `PeftModel` around it."""
         self.files = files
         self.device = device
         self.dtype = dtype
@@ -65,7 +65,7 @@ class Weights:
 
     @property
     def policy(self) -> Policy:
-        """The policy of the current weights."""
+        """Return the policy of the current weights."""
         return self._policy
 
     @policy.setter
@@ -74,13 +74,13 @@ class Weights:
         self.generation += 1
 
     def copy(self) -> Weights:
-        """A copy of the weights; `take` updates it."""
+        """Return a copy of the weights. `take` updates it."""
         with self.lock:
             twin = copy.deepcopy(self.model).eval().requires_grad_(False)
             return Weights(twin, self.policy, self.files, self.device, self.dtype)
 
     def take(self, source: Weights) -> None:
-        """Update this copy of `source`: the trained parameters alone can differ."""
+        """Update this copy from `source`. Only trained parameters can differ."""
         with source.lock, self.lock, torch.no_grad():
             mine = dict(self.model.named_parameters())
             for name, theirs in source.model.named_parameters():
@@ -89,9 +89,9 @@ class Weights:
             self.policy = source.policy
 
     def load_state(self, folder: str | Path) -> None:
-        """Load a folder from `save_pretrained`: a full model or a LoRA adapter. The caller sets `policy`.
+        """Load a folder from `save_pretrained`: a full model or a LoRA adapter.
 
-        Raises `EngineError` for a folder without weights, or with another model's; then nothing has changed.
+        The caller sets `policy`. Raises `EngineError` without any change if the folder has no weights, or those of another model.
         """
         folder = Path(folder)
         adapter = (folder / "adapter_config.json").is_file()
@@ -127,7 +127,7 @@ class Weights:
                 old[name].copy_(value)
 
     def _load_adapter(self, folder: Path) -> None:
-        import peft  # slow to import, so for adapters only
+        import peft  # slow to import, so only for adapters
 
         if isinstance(self.model, PreTrainedModel):
             self.model = peft.PeftModel.from_pretrained(self.model, str(folder)).eval()
@@ -137,9 +137,9 @@ class Weights:
 
 
 def get_weights(share: Share, files: ModelFiles, *, device: str = "auto", dtype: str = "auto") -> Weights:
-    """The run's weights of a model, loaded by the first call.
+    """Return the run's weights of a model. The first call loads them.
 
-    `auto` is the GPU in bfloat16 with CUDA, else the CPU in float32. Raises `ConfigError` if the model cannot be loaded, or is loaded with
+    `auto` is bfloat16 on a CUDA GPU, else float32 on the CPU. Raises `ConfigError` if the model cannot be loaded, or is already loaded with
     another device or dtype.
     """
     place = _device(device)
@@ -188,7 +188,7 @@ def _check_causal(model: PreTrainedModel, name: str) -> None:
 
 
 def is_loaded(share: Share, files: ModelFiles) -> bool:
-    """Whether a model's weights are loaded."""
+    """Return True if a model's weights are loaded."""
     return _key(files) in share
 
 
@@ -211,7 +211,7 @@ def no_bars() -> Iterator[None]:
 def _device(name: str) -> torch.device:
     try:
         device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
-        torch.empty(0, device=device)  # asks the driver: a valid name may be of an absent device
+        torch.empty(0, device=device)  # asks the driver, because a valid name may belong to an absent device
     except (RuntimeError, AssertionError) as error:
         raise ConfigError(f"device {name!r} cannot be used: {error}. Expected 'auto', 'cpu' or 'cuda'.") from error
     if device.type == "cuda" and device.index is None:

@@ -1,1 +1,1 @@
-"""The engine `upstream`: forwards the requests of agents to another OpenAI-compatible server, and records the answers."""
+"""The engine `upstream`: forwards agents' requests to another OpenAI-compatible server, and records the answers."""

@@ -1,4 +1,4 @@
-"""The replies of an upstream as completions. A token id or log-probability that did not come is missing; nothing is tokenised again."""
+"""Turns an upstream's replies into completions. A missing token id or log-probability stays missing. Nothing is tokenised again."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from agentlightning_upstream.wire import Choice, Reader, ResponseReader
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Forwarded:
-    """A request that the upstream has begun to answer."""
+    """A request that the upstream has started to answer."""
 
     incoming: Incoming
     history: History | None
-    """None: the request has no conversation that the gateway can read."""
+    """None if the gateway cannot read the request's conversation."""
     plan: Planned
     level: int
-    """The level of the plan that the upstream took."""
+    """The plan level that the upstream accepted."""
     reader: Reader | ResponseReader
 
     def completions(self, status: CallStatus) -> list[Completion]:
@@ -53,7 +53,7 @@ class Forwarded:
         )
 
     def _missing_ids(self, choice: Choice) -> str | None:
-        """The reason why a reply has no token ids; None: it has them."""
+        """Return the reason why a reply has no token ids, or None if it has them."""
         if choice.ids is None or choice.prompt_ids is None or choice.broken:
             return "token ids missing: the upstream returned none"
         count = self.reader.counted if len(self.reader.choices) == 1 else None
@@ -62,18 +62,18 @@ class Forwarded:
         return None
 
     def _logprobs(self, choice: Choice) -> tuple[FloatArray | None, str | None]:
-        """Log-probabilities, or the reason why a reply has none."""
+        """Return the log-probabilities, or the reason why a reply has none."""
         if self.plan.inexact is not None:
             return None, f"no logprobs: {self.plan.inexact}"
         if self.level:
-            return None, "no logprobs: the upstream does not take all sampling settings, so its own defaults may apply"
+            return None, "no logprobs: the upstream rejected some sampling settings, so its own defaults may apply"
         logprobs, ids = choice.logprobs or [], choice.ids or []
         if len(logprobs) != len(ids):
             return None, f"no logprobs: the upstream returned {len(logprobs)} for {len(ids)} tokens"
         return floats(np.array(logprobs, np.float32)), None
 
     def _continued(self, prompt: list[int]) -> str | None:
-        """The reply that the messages continue, if the prompt starts with its tokens."""
+        """Return the reply that the messages continue, if the prompt starts with its tokens."""
         if not prompt or self.history is None:
             return None
         earlier = self.incoming.state.conversations.find(self.history).reply

@@ -1,6 +1,6 @@
-"""The connection to an upstream: it sends requests with as much added as the upstream takes, and reads its errors.
+"""The connection to an upstream: sends requests with as many extra fields as the upstream accepts, and reads its errors.
 
-The key of the upstream stays here. No record and no answer holds it.
+The upstream's key stays here. No record and no answer contains it.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from agentlightning_upstream.request import Planned
 from agentlightning_upstream.wire import Fields, json_object
 
 TIMEOUT = httpx.Timeout(600.0, connect=10.0)
-"""Seconds: as OpenAI's own client waits for an answer."""
+"""Timeout in seconds, like OpenAI's own client."""
 NOT_THE_REQUESTS = (401, 403, 408, 425, 429)
-"""Statuses below 500 that are no fault of the agent's request: the upstream refuses the gateway's key, or is busy."""
+"""Statuses below 500 that are not the agent's fault: the upstream rejects the gateway's key, or is busy."""
 
 
 class UpstreamRefused(Refused):
-    """An error of the upstream, in its own words."""
+    """An upstream's error, in its own words."""
 
     def __init__(self, message: str, status: int, fields: Fields) -> None:
         super().__init__(message, status=status)
@@ -39,16 +39,16 @@ class UpstreamRefused(Refused):
 
 
 class Connection:
-    """Belongs to one event loop, from its first request on."""
+    """Belongs to one event loop, starting with its first request."""
 
     def __init__(self, url: str, key: str | None, key_env: str | None) -> None:
         self.url = url
         self._key, self._key_env = key, key_env
-        self._levels: dict[tuple[object, ...], int] = {}  # the fullest level that the upstream took, by kind of request
+        self._levels: dict[tuple[object, ...], int] = {}  # the highest accepted level, by kind of request
         self._client: httpx.AsyncClient | None = None
 
     async def send(self, path: str, plan: Planned, warn_once: Callable[..., None]) -> tuple[httpx.Response, int]:
-        """Send a request. Returns the response, whose body is unread, and the level of the plan that it answers. Raises `Refused`."""
+        """Send a request. Return the response with its body unread, and the plan level it answers. Raises `Refused`."""
         kind = (path, plan.body.get("model"), bool(plan.body.get("stream")), bool(plan.body.get("tools")), len(plan.levels))
         first = self._levels.get(kind)
         for level in range(first or 0, len(plan.levels)):
@@ -70,12 +70,12 @@ class Connection:
         raise AssertionError("the last level adds nothing")  # and ended the loop
 
     def failure(self, event: Fields) -> Refused:
-        """The error that an upstream sends as an event of its answer."""
+        """Return the error that an upstream sends as an event of its answer."""
         error = cast("dict[str, Fields]", json_object(self._without_key(encode(event).decode()).encode()))["error"]
         return UpstreamRefused(f"The upstream failed in its answer: {error.get('message')}", 502, {"error": error})
 
     def unreachable(self, error: httpx.HTTPError) -> Refused:
-        """The error for a connection that failed."""
+        """Return the error of a failed connection."""
         if isinstance(error, httpx.TimeoutException):
             text, status, code = "did not answer in time", 504, "upstream_timeout"
         else:
@@ -102,7 +102,7 @@ class Connection:
         return text.replace(self._key, "***") if self._key else text
 
     def _refusal(self, response: httpx.Response, data: bytes) -> Refused:
-        """The upstream's error without its key, in OpenAI's form."""
+        """Return the upstream's error in OpenAI's format, without its key."""
         status, text = response.status_code, self._without_key(data.decode(errors="replace"))
         fields = json_object(text.encode())
         raw: Any = (fields or {}).get("error")

@@ -1,6 +1,7 @@
-"""The engine `upstream`: another OpenAI-compatible server as the model. It takes messages, so no token id goes to it.
+"""The engine `upstream`: another OpenAI-compatible server as the model.
 
-The key of the upstream comes from the environment and goes to the upstream alone. The agent's own key stays in the gateway.
+It takes messages, so it receives no token ids. The upstream's key comes from the environment and goes only to the upstream. The agent's own
+key stays in the gateway.
 """
 
 from __future__ import annotations
@@ -21,12 +22,12 @@ from agentlightning_upstream.forward import PATHS, ForwardAnswerer
 
 @dataclass(frozen=True, kw_only=True)
 class UpstreamSettings(EngineSettings):
-    """The address of the upstream."""
+    """Address of the upstream."""
 
     url: str
-    """The base_url of an OpenAI client: `http://host:8000/v1`."""
+    """Base URL, as in an OpenAI client: `http://host:8000/v1`."""
     key_env: str | None = None
-    """The environment variable with its API key. Leave it out for a server without keys."""
+    """Environment variable with its API key. Leave it out for a server without keys."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -42,7 +43,7 @@ class UpstreamSettings(EngineSettings):
 
 
 class Upstream(Forwarder):
-    """Forwards requests, and has no weights."""
+    """Forwards requests. Has no weights."""
 
     Settings = UpstreamSettings
     remote = True
@@ -50,7 +51,7 @@ class Upstream(Forwarder):
     def __init__(self, settings: UpstreamSettings, model: str = "") -> None:
         url = settings.url.rstrip("/")
         self.info = EngineInfo(model, "", 0, frozenset())
-        """With an empty model name agents name the model themselves."""
+        """Create an engine. With an empty model name, agents choose the model themselves."""
         self.policy = Policy(version=-1, base=model, uri=f"upstream:{url}")
         self._connection = Connection(url, os.environ[settings.key_env] if settings.key_env is not None else None, settings.key_env)
 
@@ -68,16 +69,16 @@ class Upstream(Forwarder):
         await self._connection.close()
 
     async def generate(self, prompt_ids: IntArray, sampling: Sampling, *, rollout: str | None = None) -> AsyncIterator[Chunk]:
-        """Raises `EngineError`: an upstream takes no token ids."""
+        """Raise `EngineError`, because an upstream takes no token ids."""
         raise EngineError(f"The upstream {self._connection.url} takes messages, not token ids. Send requests through the gateway.")
         yield
 
     async def load(self, policy: Policy) -> dict[str, float]:
-        """Raises `UnsupportedSetting`: nobody here changes the weights of an upstream."""
+        """Raise `UnsupportedSetting`, because an upstream's weights cannot be changed from here."""
         raise UnsupportedSetting("The weights of an upstream are on another server, and no trainer can change them. Use another engine.")
 
     async def pause(self) -> None:
-        """Do nothing: the upstream needs no pause."""
+        """Do nothing. The upstream needs no pause."""
 
     async def resume(self) -> None:
-        """Do nothing: see `pause`."""
+        """Do nothing. See `pause`."""

@@ -1,6 +1,6 @@
-"""One call that the upstream answers: read, plan the request, ask, pass the answer on.
+"""One call answered by the upstream: read, plan the request, send it, pass the answer on.
 
-The agent gets the upstream's answer without the fields that only the record asked for.
+The agent gets the upstream's answer without the fields requested only for the record.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _fields = msgspec.json.Decoder(dict[str, Any])
 
 @dataclass(frozen=True, slots=True)
 class ForwardAnswerer:
-    """Answers the requests to one path. See `Answerer`."""
+    """Answers requests to one path. See `Answerer`."""
 
     service: Service
     connection: Connection
@@ -64,13 +64,13 @@ class ForwardAnswerer:
             raise self.connection.unreachable(error) from error
 
     def _check_model(self, body: Fields, policy: str) -> None:
-        """Raises `Refused` for a model that the upstream is not asked for."""
+        """Raise `Refused` for a model that does not go to the upstream."""
         model, name = self.service.engine.info.model, body.get("model")
         if model:
             check_model(str(name), model, policy, self.service.models)
-        elif name == policy:  # an adapter asks so in a rollout that names no model
+        elif name == policy:  # an adapter's request in a rollout that names no model
             raise Refused(
-                f"The model {policy!r} is the name of a policy, and this gateway knows no model of {self.connection.url} for it. "
+                f"The model {policy!r} is a policy name, and no model of {self.connection.url} is set for it. "
                 "Name one with `agl serve --upstream URL --model NAME` or agl.rollout(task, model=NAME).",
                 status=404, param="model", code="model_not_found",
             )  # fmt: skip
@@ -87,7 +87,7 @@ class ForwardAnswerer:
         )
 
     async def _relay(self, response: httpx.Response, reader: Reader | ResponseReader) -> AsyncGenerator[Step]:
-        """Pass the answer on. The events that end it wait for the record."""
+        """Pass the answer on. Its final events wait for the record."""
         if not response.headers.get("content-type", "").startswith("text/event-stream"):
             body = json_object(await response.aread())
             if body is None:
@@ -111,7 +111,7 @@ class ForwardAnswerer:
         yield Ending(b"".join(ending))
 
     def _event(self, raw: bytes, value: Any, reader: Reader | ResponseReader) -> bytes:
-        """An event as the agent gets it. Raises `Refused` for an error of the upstream."""
+        """Return the agent's part of an event. Raises `Refused` if the upstream reports an error."""
         if not isinstance(value, dict):
             return raw
         fields = cast(Fields, value)
@@ -128,7 +128,7 @@ def _error_event(refusal: Refused) -> bytes:
 
 
 def _canonical(body: Fields) -> ChatRequest | None:
-    """The request in the gateway's own form. None: the gateway cannot read it, and the upstream judges it."""
+    """Convert the request to the gateway's format. Return None if the gateway cannot read it; the upstream then decides."""
     try:
         request = msgspec.convert(body, ChatRequest)
     except msgspec.ValidationError:
@@ -141,7 +141,7 @@ def _history(policy: str, request: ChatRequest) -> History:
 
 
 def _replies(body: Fields) -> int:
-    """The number of replies that an answer must have."""
+    """Return the expected number of replies."""
     n, prompt = body.get("n"), body.get("prompt")
     prompts = cast("list[Any]", prompt) if isinstance(prompt, list) else []
     several = bool(prompts) and not isinstance(prompts[0], int)

@@ -9,5 +9,5 @@ def register_engines(register: Register) -> None:
         "upstream",
         "agentlightning_upstream.engine:Upstream",
         settings="agentlightning_upstream.engine:UpstreamSettings",
-        summary="any server that speaks OpenAI's protocol; not trained",
+        summary="forwards to any OpenAI-compatible server; its model is not trained",
     )

@@ -1,7 +1,7 @@
-"""The request to an upstream: the agent's own, with the run's sampling and the fields that exact records need.
+"""The request to an upstream: the agent's own, plus the run's sampling and the fields needed for exact records.
 
-Servers accept different fields. `levels` holds the extra fields of a request, the fullest first. After a refusal the gateway asks again
-with fewer, and the last level adds nothing.
+Servers accept different fields. `levels` holds the extra fields of a request, fullest first. After a refusal, the gateway retries with
+fewer. The last level adds nothing.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from agentlightning.gateway.sampling import call_seed
 from agentlightning.types import Rollout, Sampling
 
 PENALTIES = ("presence_penalty", "frequency_penalty", "repetition_penalty", "logit_bias", "top_k", "min_p")
-"""Settings of the distribution. They belong to the run."""
+"""Settings of the sampling distribution. They belong to the run."""
 CONSTRAINTS = ("structured_outputs", "guided_json", "guided_regex", "guided_choice", "guided_grammar")
 LIMITS = ("max_tokens", "max_completion_tokens")
 
@@ -22,19 +22,20 @@ Fields = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Planned:
-    """One request to an upstream, before it is sent."""
+    """A planned request to an upstream."""
 
     body: Fields
     sampling: Sampling
-    """As far as the gateway can tell. A setting that the request leaves to the upstream has the default of `Sampling` here."""
+    """The sampling settings, as far as the gateway knows. A setting that the request leaves to the upstream has the default of `Sampling`
+    here."""
     levels: tuple[Fields, ...]
-    """Extra fields, the fullest first. The last level is empty."""
+    """Extra fields, fullest first. The last level is empty."""
     inexact: str | None
-    """The reason why the upstream's log-probabilities may differ from those of `Completion`. None: they are the same."""
+    """The reason why the upstream's log-probabilities may differ from those of `Completion`. None if they are the same."""
 
 
 def planned(path: str, asked: Fields, rollout: Rollout, call: int, model: str) -> Planned:
-    """Plan the request to the upstream. `model`: its name there; empty: the agent's own choice."""
+    """Plan the request to the upstream. `model` is its name there. If empty, the agent chooses."""
     body = {**asked, **({"model": model} if model else {})}
     if path == "/v1/responses":
         return _for_responses(body, rollout)
@@ -76,7 +77,7 @@ def _for_responses(body: Fields, rollout: Rollout) -> Planned:
 
 
 def _limit(body: Fields, own: Sampling, names: tuple[str, ...], default: str) -> int | None:
-    """Put the smaller limit into the body, under the agent's name for it. Returns it."""
+    """Write the smaller limit into the body, under the agent's name for it. Return it."""
     fields = [name for name in names if isinstance(body.get(name), int)]
     limits = [body[name] for name in fields] + ([own.max_tokens] if own.max_tokens is not None else [])
     for name in limits and (fields or [default]):
@@ -85,7 +86,7 @@ def _limit(body: Fields, own: Sampling, names: tuple[str, ...], default: str) ->
 
 
 def _sampling(body: Fields) -> Sampling:
-    """The sampling settings of a body."""
+    """Return the sampling settings of a body."""
     numbers = {name: body[name] for name in ("temperature", "top_p") if isinstance(body.get(name), int | float)}
     stop, seed, top_k = body.get("stop"), body.get("seed"), body.get("top_k")
     limits = [body[name] for name in (*LIMITS, "max_output_tokens") if isinstance(body.get(name), int)]

@@ -1,6 +1,6 @@
-"""The answers of an upstream, read for the record and stripped of fields that the agent did not ask for. One reader for each form.
+"""Reads an upstream's answers for the record, and removes fields that the agent did not request.
 
-A reply has token ids only if they came for every piece of it.
+Each API has its own reader. A reply has token ids only if every piece of it came with them.
 """
 
 from __future__ import annotations
@@ -20,21 +20,21 @@ FINISHED: dict[Any, FinishReason] = {"stop": "stop", "length": "length", "tool_c
 
 @dataclass(slots=True)
 class Choice:
-    """One reply, as far as it has come."""
+    """One reply so far."""
 
     prompt_ids: list[int] | None = None
     ids: list[int] | None = None
     logprobs: list[float] | None = None
-    """As the upstream returned them."""
+    """As returned by the upstream."""
     content: str = ""
     reasoning: str = ""
     calls: dict[int, Fields] = field(default_factory=dict[int, Fields])
     finish: FinishReason | None = None
     broken: bool = False
-    """True: text came without its token ids."""
+    """True if text came without its token ids."""
 
     def add(self, delta: Fields) -> None:
-        """Add a message, or a part of one."""
+        """Add a message or a part of one."""
         self.content += delta.get("content") or ""
         self.reasoning += delta.get("reasoning_content") or delta.get("reasoning") or ""
         for place, call in enumerate(cast("Iterable[Fields]", delta.get("tool_calls") or ())):
@@ -52,11 +52,11 @@ class Choice:
             self.broken = True
 
     def add_logprobs(self, logprobs: Iterable[Any]) -> None:
-        """Add log-probabilities. None becomes NaN: the upstream did not measure it."""
+        """Add log-probabilities. None becomes NaN, because the upstream did not measure it."""
         self.logprobs = [*(self.logprobs or ()), *(float("nan") if logprob is None else float(logprob) for logprob in logprobs)]
 
     def message(self) -> Fields:
-        """In OpenAI's form."""
+        """Return the message in OpenAI's format."""
         message: Fields = {"role": "assistant", "content": self.content or (None if self.calls else "")}
         if self.reasoning:
             message["reasoning_content"] = self.reasoning
@@ -69,23 +69,23 @@ class Choice:
 
 
 class Reader:
-    """Reads the answer to one request of chat completions or completions."""
+    """Reads the answer to one chat completions or completions request."""
 
     def __init__(self, call_id: str, path: str, count: int, *, shows_ids: bool, shows_logprobs: bool) -> None:
         self.choices: dict[int, Choice] = {}
         self.counted: int | None = None
-        """Tokens of all replies, as the upstream counts them."""
+        """Tokens of all replies, as counted by the upstream."""
         self._call_id, self._chat, self._count = call_id, path.endswith("/chat/completions"), count
         self._shows_ids, self._shows_logprobs = shows_ids, shows_logprobs
         self._prompt_ids: list[int] | None = None
 
     @property
     def done(self) -> bool:
-        """Whether every reply has ended."""
+        """Return True if every reply has ended."""
         return len(self.choices) >= self._count and all(choice.finish is not None for choice in self.choices.values())
 
     def take(self, answer: Fields) -> Fields:
-        """Read a body, or an event. Returns the agent's part of it."""
+        """Read a body or an event. Return the agent's part of it."""
         if answer.get("prompt_token_ids") is not None:
             self._prompt_ids = answer["prompt_token_ids"]
         if answer.get("usage"):
@@ -118,7 +118,7 @@ class Reader:
 
 
 class ResponseReader:
-    """Reads the answer to one request of responses. This form carries no token ids."""
+    """Reads the answer to one responses request. This API has no token ids."""
 
     def __init__(self) -> None:
         self.choices: dict[int, Choice] = {}
@@ -126,11 +126,11 @@ class ResponseReader:
 
     @property
     def done(self) -> bool:
-        """Whether the reply has ended."""
+        """Return True if the reply has ended."""
         return bool(self.choices)
 
     def take(self, answer: Fields) -> Fields:
-        """Read a body, or an event. Returns the agent's part of it."""
+        """Read a body or an event. Return the agent's part of it."""
         event = answer.get("type")
         response: Any = answer if answer.get("object") == "response" else answer.get("response")
         if isinstance(response, dict) and event in (None, "response.completed", "response.incomplete", "response.failed"):
@@ -153,7 +153,7 @@ class ResponseReader:
 
 
 async def events(parts: AsyncIterator[bytes]) -> AsyncIterator[tuple[bytes, Any]]:
-    """Server-sent events of a stream of bytes: the raw event with its blank line, and its data as JSON (None: no JSON)."""
+    """Yield the server-sent events of a byte stream: the raw event with its blank line, and its data as JSON (None if it is not JSON)."""
     lines: list[bytes] = []
     rest = b""
     async for part in parts:
@@ -181,13 +181,13 @@ def _event(lines: list[bytes]) -> tuple[bytes, Any]:
 
 
 def event_name(raw: bytes) -> str | None:
-    """The name of an event, or None."""
+    """Return the name of an event, or None."""
     names = [line for line in raw.split(b"\n") if line.startswith(b"event:")]
     return names[0].removeprefix(b"event:").strip().decode(errors="replace") if names else None
 
 
 def json_object(data: bytes) -> Fields | None:
-    """The data as a JSON object, or None."""
+    """Return the data as a JSON object, or None."""
     try:
         return _fields.decode(data)
     except (msgspec.MsgspecError, UnicodeDecodeError):

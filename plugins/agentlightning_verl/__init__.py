@@ -1,1 +1,1 @@
-"""A trainer on verl's workers, which run in processes of their own."""
+"""A trainer on verl's workers, which run in their own processes."""

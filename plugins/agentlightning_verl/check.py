@@ -1,4 +1,4 @@
-"""The verl check of `agl doctor`: find verl. (Ray and the workers take 15 s to start.)"""
+"""The verl check of `agl doctor`: find verl. It starts no workers, because Ray takes 15 s."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""The CPU as a platform of verl, without an accelerator and in tests. verl finds it by `VERL_USE_EXTERNAL_MODULES`.
+"""The CPU as a platform of verl, for tests and machines without an accelerator.
 
-Import this module, `worker` and `process` in verl's environment only.
+verl finds it through `VERL_USE_EXTERNAL_MODULES`. Import this module, `worker`, and `process` only in verl's environment.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Find a Python with verl: `trainer.python`, or this one."""
+"""Finds a Python with verl: `trainer.python`, or this one."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def find_verl(python: str | None) -> tuple[str, bool]:
     """A Python with verl, and whether it sees a GPU. Raises `ConfigError`."""
     program = shutil.which(python) if python is not None else sys.executable
     if program is None:
-        raise ConfigError(f"trainer.python is {python!r}, which is no program. {HINT}")
+        raise ConfigError(f"trainer.python is {python!r}, which is not a program. {HINT}")
     try:
         answer = ask_python(program, ASK)
     except (OSError, ValueError) as error:

@@ -1,6 +1,6 @@
-"""Messages between the trainer and verl's process: a length, then fields as JSON and arrays in numpy's format.
+"""Messages between the trainer and verl's process: a length, fields as JSON, and arrays in numpy's format. No pickle.
 
-No pickle. Both sides import this module, so it needs numpy only.
+Both sides import this module, so it needs only numpy.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def send(connection: socket.socket, message: Message) -> None:
 
 
 def receive(connection: socket.socket) -> Message | None:
-    """Read one message. None: the other side closed."""
+    """Read one message. Return None if the other side closed."""
     head = _read(connection, LENGTH.size)
     if head is None:
         return None

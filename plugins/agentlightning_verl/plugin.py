@@ -1,16 +1,17 @@
-"""The verl plugin."""
+"""Registers the verl trainer."""
 
 from agentlightning.contracts.hookspecs import Register, hookimpl
 
 
 @hookimpl
 def register_trainers(register: Register) -> None:
-    # verl itself may lie in an environment of its own; what is imported here needs nothing that core has not
+    # verl may be installed in another environment, so this module imports only core's dependencies
     register(
         "verl",
         "agentlightning_verl.trainer:VerlTrainer",
         settings="agentlightning_verl.settings:VerlSettings",
-        summary="verl's FSDP2 workers under Ray: several GPUs and nodes, or a CPU",
+        summary="trains on verl's FSDP2 workers under Ray: several GPUs and nodes, or a CPU",
+        elsewhere=("verl",),
     )
 
 

@@ -1,7 +1,6 @@
-"""verl's process: it starts Ray and the workers, and answers the trainer's messages one by one.
+"""verl's process: starts Ray and the workers, and answers the trainer's messages one by one.
 
-Run it in verl's environment as `python -m agentlightning_verl.process FILE`, with the file number of the socket. It ends when the socket
-closes.
+Run it in verl's environment as `python -m agentlightning_verl.process FILE`, with the socket's file number. It ends when the socket closes.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ from agentlightning_verl.worker import Worker, tensors
 
 
 class Group:
-    """The workers."""
+    """The workers of one trainer."""
 
     def __init__(self, facts: dict[str, Any]) -> None:
         self.facts = facts
@@ -85,13 +84,13 @@ class Group:
         )
 
     def score(self, message: Message) -> Message:
-        """(places,) log-probability of the next token."""
+        """Return the log-probability of each place's next token, (places,)."""
         data, rows = self._data(message.arrays)
         logprobs = self._result(self.workers.infer_batch(data))["log_probs"]
         return Message("scored", arrays={"logprob": np.concatenate([row.float().numpy() for row in logprobs.unbind()[:rows]])})
 
     def update(self, message: Message) -> Message:
-        """One optimiser step."""
+        """Take one optimizer step."""
         facts = message.facts
         self.workers.set_lr(facts["lr"])
         data, _ = self._data(message.arrays)
@@ -114,7 +113,7 @@ class Group:
         return Message("restored")
 
     def _data(self, arrays: Any) -> tuple[Any, int]:
-        """The rows and their number. Empty rows are added until every worker has equally many."""
+        """Return the rows and their number, padded with empty rows until every worker has equally many."""
         data = tensors(arrays)
         rows = len(arrays["lengths"])
         extra = -rows % self.size
@@ -130,7 +129,7 @@ class Group:
 
 
 def _flat(value: Any) -> list[float]:
-    """Flatten verl's metrics, one list for each worker."""
+    """Flatten verl's metrics, one list per worker."""
     return list(chain.from_iterable(_flat(item) for item in value)) if isinstance(value, list | tuple) else [float(value)]
 
 

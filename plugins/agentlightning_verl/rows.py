@@ -1,6 +1,6 @@
-"""A forest batch as root-to-leaf rows for verl. Each sampled token is trained in exactly one of them.
+"""A forest batch as root-to-leaf rows for verl. Each sampled token is trained in exactly one row.
 
-At each place, verl's model gives the log-probability of the next token. So every array holds a token's value one place before it.
+At each place, verl's model gives the log-probability of the next token. So every array holds a token's value one place earlier.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from agentlightning.rl.batch.packs import leaf_rows
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Rows:
-    """Rows end to end. Arrays are (places,) unless noted."""
+    """Concatenated rows. Arrays are (places,) unless noted."""
 
     lengths: NDArray[np.int64]
     """(rows,)"""
@@ -26,10 +26,10 @@ class Rows:
     """(rows,)"""
     ids: NDArray[np.int64]
     token: NDArray[np.int64]
-    """Index in the batch of the token predicted here; -1 without a trained one."""
+    """Batch index of the token predicted here, or -1 without a trained one."""
 
     def arrays(self, batch: Batch, scale: float, old_logprobs: NDArray[np.float64] | None, version: int) -> dict[str, NDArray[np.generic]]:
-        """The values of each place for a step of policy version `version`; 0 without a trained token."""
+        """Return each place's values for a step of policy version `version`; 0 without a trained token."""
         trained = self.token >= 0
 
         def of(values: NDArray[np.generic]) -> NDArray[np.float64]:
@@ -51,14 +51,14 @@ class Rows:
 
 
 def rows_of(batch: Batch, rollouts: Sequence[int] | None = None) -> Rows:
-    """The rows of these rollouts (None: all) with a trained token."""
+    """Return the rows of these rollouts (None: all) that have a trained token."""
     packs = [pack for pack in leaf_rows(batch, rollouts) if pack.trained.any()]
     lengths = np.array([len(pack) for pack in packs], np.int64)
     index = np.concatenate([pack.index for pack in packs]).astype(np.int64)
     trained = np.concatenate([pack.trained for pack in packs])
     token = np.full(len(index), -1, np.int64)
     token[:-1] = np.where(trained[1:], index[1:], -1)
-    token[np.cumsum(lengths) - 1] = -1  # no token follows the last one of a row
+    token[np.cumsum(lengths) - 1] = -1  # no token follows a row's last one
     owner = np.repeat(np.arange(len(packs)), lengths)
     temperature = np.ones(len(packs), np.float32)
     for row in range(len(packs)):

@@ -14,15 +14,16 @@ from agentlightning.settings import Beta, NonNegativeFloat, NonNegativeInt, Posi
 
 @dataclass(frozen=True, kw_only=True)
 class VerlSettings(TrainerSettings):
-    """Settings of the verl trainer. Credit, advantage, loss weights and the learning rate schedule are Agent Lightning's, never verl's."""
+    """Settings of the verl trainer. Agent Lightning computes credit, advantage, loss weights, and the learning rate schedule, never
+    verl."""
 
     python: str | None = None
-    """A Python that has verl; absent: this one."""
+    """A Python with verl. Default: this one."""
     workers: PositiveInt = 1
-    """Processes of each node that share the work: one for each GPU."""
+    """Processes per node, one per GPU."""
     nodes: PositiveInt = 1
     ray_address: str | None = None
-    """A running Ray cluster (`auto`, `ray://host:10001`). Absent: the trainer starts one on this machine."""
+    """Address of a running Ray cluster (`auto`, `ray://host:10001`). Default: the trainer starts one on this machine."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     train: Annotated[Literal["full", "lora"], Meta(description="trainer 'torch' has 'top:N'")] = "full"
     lora_rank: PositiveInt = 16
@@ -31,20 +32,20 @@ class VerlSettings(TrainerSettings):
     weight_decay: NonNegativeFloat = 0.0
     betas: tuple[Beta, Beta] = (0.9, 0.999)
     clip_norm: PositiveFloat = 1.0
-    """The gradient is scaled down to this norm."""
+    """Maximum gradient norm. Larger gradients are scaled down to it."""
     schedule: Literal["constant", "linear", "cosine"] = "constant"
-    """Of lr after the warm-up; linear and cosine reach 0 at `total_steps`."""
+    """Schedule of `lr` after the warm-up. `linear` and `cosine` reach 0 at `total_steps`."""
     warmup_steps: NonNegativeInt = 0
     total_steps: PositiveInt | None = None
-    """Absent: the steps of the run."""
+    """Length of the schedule. Default: the steps of the run."""
     tokens_per_pack: PositiveInt = 16384
-    """Tokens that one worker computes at once: what bounds the memory. A conversation must fit."""
+    """Maximum number of tokens that a worker computes at once. Sets the memory use. Every conversation must fit."""
     offload: bool = False
-    """Keep weights and optimizer state in the machine's memory between steps."""
+    """Keep weights and optimizer state in CPU memory between steps."""
     gradient_checkpointing: bool = True
-    """Compute activations twice instead of keeping them."""
+    """Recompute activations in the backward pass instead of keeping them. Saves memory."""
     start_timeout: PositiveFloat = 900.0
-    """Seconds that Ray and the workers may take to start."""
+    """Maximum seconds for Ray and the workers to start."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -52,6 +53,6 @@ class VerlSettings(TrainerSettings):
             raise ConfigError(f'trainer.nodes is {self.nodes}, but no Ray cluster is named. Set trainer.ray_address = "auto".')
 
     def facts(self) -> dict[str, Any]:
-        """The settings for verl's process."""
+        """Return the settings for verl's process."""
         names = ("workers", "nodes", "ray_address", "train", "lora_rank", "lora_alpha", "lr", "weight_decay", "betas", "clip_norm")
         return {name: getattr(self, name) for name in (*names, "tokens_per_pack", "offload", "gradient_checkpointing")}

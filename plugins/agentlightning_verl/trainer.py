@@ -1,7 +1,8 @@
-"""A trainer on verl's FSDP2 workers, in their own processes: our batch in, verl's forward, backward and optimizer, weights out.
+"""A trainer on verl's FSDP2 workers, in their own processes.
 
-verl's policy losses are summed with the batch's advantages and weights, so the loss equals the torch trainer's. A step that fails before
-its first update leaves the weights unchanged.
+It sends our batch, runs verl's forward, backward, and optimizer, and reads back the weights. verl's policy losses are summed with the
+batch's advantages and weights, so the loss equals the torch trainer's. A step that fails before its first update leaves the weights
+unchanged.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ from agentlightning_verl.settings import VerlSettings
 FACTS = "trainer.json"
 SCHEMA = 1
 END = 5.0
-"""Seconds for verl's process to end by itself."""
+"""Seconds for verl's process to end on its own."""
 LOSSES = ("ppo_clip", "cispo", "sft")
 
 
@@ -67,7 +68,7 @@ class VerlTrainer(Trainer):
 
     @classmethod
     async def create(cls, model: ModelFiles, settings: VerlSettings, share: Share) -> VerlTrainer:
-        """Start verl's process, Ray and the workers. Raises `ConfigError` without verl."""
+        """Start verl's process, Ray, and the workers. Raises `ConfigError` without verl."""
         if settings.schedule != "constant" and settings.total_steps is None:
             raise ConfigError(f"trainer.schedule = {settings.schedule!r} needs total_steps outside a run. Set trainer.total_steps.")
         python, cuda = await asyncio.to_thread(find_verl, settings.python)
@@ -86,10 +87,10 @@ class VerlTrainer(Trainer):
         self.policy = Policy(version=0, base=model.name, kind="lora" if settings.train == "lora" else "full", uri="verl:")
         self.capabilities = self.offers(settings)
         self.steps = 0
-        """Steps that changed the weights, for the schedule."""
+        """Number of steps that changed the weights, for the schedule."""
         self._folder = Path(tempfile.mkdtemp(prefix="agl-verl-"))
         (self._folder / "path").mkdir()
-        # verl's environment gets this package alone
+        # verl's environment gets only this package
         (self._folder / "path" / "agentlightning_verl").symlink_to(Path(__file__).parent, target_is_directory=True)
         ours, theirs = socket.socketpair()
         self._connection, self._failed, self._vocabulary = ours, False, 0
@@ -141,7 +142,7 @@ class VerlTrainer(Trainer):
             shutil.rmtree(self._folder, ignore_errors=True)
 
     async def _run(self, work: Any) -> Any:
-        """Run it in the trainer's thread. A cancelled caller waits for its end: nobody can use half a step."""
+        """Run it in the trainer's thread. A cancelled caller still waits for its end, because nobody can use half a step."""
         if self._closed:
             raise TrainerError("The verl trainer is closed. Take steps before close().")
         future = asyncio.get_running_loop().run_in_executor(self._thread, work)
@@ -170,7 +171,7 @@ class VerlTrainer(Trainer):
             if answer is not None:
                 reason = answer.facts["error"].strip().splitlines()[-1]
             else:
-                reason = "it does not answer" if self._process.code is None else f"it {self._process.how}"
+                reason = "it stopped answering" if self._process.code is None else f"it {self._process.how}"
             raise TrainerError(f"verl's process failed to {message.kind}: {reason}. Its log {self._log.path} ends:\n{self._log.tail()}")
         return answer
 
@@ -201,7 +202,7 @@ class VerlTrainer(Trainer):
         return self.policy, {**metrics, "lr": lr, "seconds": seconds, "tokens_per_second": places / seconds}
 
     def _old(self, batch: Batch, work: list[Rows]) -> NDArray[np.float64]:
-        """(tokens,) log-probabilities before the first update; NaN if not trained."""
+        """Return (tokens,) log-probabilities before the first update; NaN if not trained."""
         old = np.full(len(batch), np.nan)
         for rows in work:
             logprobs = self._ask(Message("score", arrays=rows.arrays(batch, 1.0, None, self.policy.version))).arrays["logprob"]
@@ -210,7 +211,7 @@ class VerlTrainer(Trainer):
         return old
 
     def _write(self, folder: Path, *, adapter: str) -> None:
-        """Write the weights; `adapter` is the form of a LoRA policy."""
+        """Write the weights. `adapter` selects the format of a LoRA policy."""
         folder.mkdir(parents=True, exist_ok=True)
         form = adapter if self.settings.train == "lora" else "model"
         self._ask(Message("write", {"folder": str(folder.resolve()), "form": form}))
@@ -238,7 +239,9 @@ class VerlTrainer(Trainer):
             facts = json.loads((folder / FACTS).read_text("utf-8"))
             policy, train = Policy(**facts["policy"]), facts["train"]
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise TrainerError(f"{str(folder)!r} is no checkpoint to resume: {type(error).__name__}: {error}. Choose another.") from error
+            raise TrainerError(
+                f"{str(folder)!r} is not a checkpoint that can resume: {type(error).__name__}: {error}. Choose another."
+            ) from error
         if not (folder / "verl").is_dir():
             raise TrainerError(f"Checkpoint {str(folder)!r} was not written by trainer 'verl'. Resume with the trainer that wrote it.")
         if (policy.base, train) != (self.policy.base, self.settings.train):
@@ -261,7 +264,7 @@ def _check_finite(update: dict[str, float], earlier: int) -> None:
 
 
 def _metrics(batch: Batch, updates: list[dict[str, float]], places: int, parts: int) -> dict[str, float]:
-    """The torch trainer's metrics, from the sums of each update. `parts` is the number of minibatches."""
+    """Return the torch trainer's metrics, from the sums of each update. `parts` is the number of minibatches."""
     total = {name: sum(update[name] for update in updates) for name in updates[0]}
     first = {name: sum(update[name] for update in updates[:parts]) for name in updates[0]}  # the first pass sees every token
     metrics = {
@@ -282,7 +285,7 @@ def _metrics(batch: Batch, updates: list[dict[str, float]], places: int, parts: 
 
 
 def _version_gaps(batch: Batch, version: int) -> dict[str, float]:
-    """How many versions ago the trained tokens were sampled."""
+    """Return how many versions ago the trained tokens were sampled."""
     recorded = batch.trained & np.isfinite(batch.rollout_logprobs) & (batch.version >= 0)
     if not recorded.any():
         return {}

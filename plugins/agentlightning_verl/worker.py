@@ -1,4 +1,4 @@
-"""verl's training worker with our loss, and with weights as files. Import it in verl's environment only."""
+"""verl's training worker with our loss, and with weights as files. Import it only in verl's environment."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ OFF = 1e9
 
 
 class Worker(TrainingWorker):
-    """One process of the group."""
+    """One process of the worker group."""
 
     def __init__(self, config: TrainingWorkerConfig) -> None:
         if get_device_name() == "cpu":
             if "cpu" not in EngineRegistry._engines.get("language_model", {}).get("fsdp2", {}):
                 EngineRegistry.register(model_type="language_model", backend=["fsdp2"], device="cpu")(FSDPEngineWithLMHead)
-            if not torch.distributed.is_initialized():  # verl itself would name the CPU twice
+            if not torch.distributed.is_initialized():  # verl would otherwise name the CPU twice
                 torch.distributed.init_process_group("gloo", rank=int(os.environ["RANK"]), world_size=int(os.environ["WORLD_SIZE"]))
         super().__init__(config)
         self.set_loss_fn(_loss)
@@ -44,8 +44,11 @@ class Worker(TrainingWorker):
 
     @register(dispatch_mode=Dispatch.ONE_TO_ALL)
     def write(self, folder: str, form: str) -> None:
-        """Write the weights. `form` is `model`, `adapter` (in peft's format), or `merged` (the model with its adapter). All workers take
-        part; the first one writes."""
+        """Write the weights.
+
+        `form` is `model`, `adapter` (in peft's format), or `merged` (the model with its adapter). All workers take part, and the first one
+        writes.
+        """
         params, _ = self.engine.get_per_tensor_param(**({} if form == "model" else {"base_sync_done": True}))
         dtype = _dtype()
         state = {name: _gathered(value).to(dtype) if value.is_floating_point() else _gathered(value) for name, value in params}
@@ -94,7 +97,7 @@ def _write_adapter(folder: Path, state: dict[str, torch.Tensor], engine: Any) ->
 
 
 def _merge(folder: Path, config: Any) -> None:
-    """Replace the adapter in a folder by the model with it merged in. The base comes from its files: it is not trained."""
+    """Replace the adapter in a folder with the merged model. The base is not trained, so it comes from its files."""
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
@@ -106,7 +109,7 @@ def _merge(folder: Path, config: Any) -> None:
 
 
 def _loss(model_output: dict[str, Any], data: TensorDict, dp_group: Any = None) -> tuple[torch.Tensor, dict[str, float]]:
-    """The sum of weight * term over this worker's trained tokens, times the workers: FSDP takes the mean over them."""
+    """Return the sum of weight * term over this worker's trained tokens, times the number of workers, because FSDP averages over them."""
     logprob = model_output["log_probs"].values()
     loss, clip = data["loss"], {key: data[key] for key in ("clip_low", "clip_high", "dual_clip") if key in data}
     mask, weight, advantage, rollout_logprobs, sampled, fresh = (
@@ -163,7 +166,7 @@ def _actor(low: float, high: float, dual: float) -> ActorConfig:
 
 
 def tensors(arrays: dict[str, Any]) -> TensorDict:
-    """Rows in verl's form: nested tensors, one batch entry a row."""
+    """Return rows in verl's format: nested tensors, one batch entry per row."""
     lengths = torch.from_numpy(arrays["lengths"]).tolist()
 
     def nested(name: str) -> torch.Tensor:

@@ -1,1 +1,1 @@
-"""An engine on vLLM servers: started and supervised here, or running already."""
+"""An engine on vLLM servers: its own supervised ones, or running ones."""

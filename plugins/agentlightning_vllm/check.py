@@ -1,4 +1,4 @@
-"""The vLLM check of `agl doctor`: import vLLM. (A server takes half a minute to start.)"""
+"""The vLLM check of `agl doctor`: import vLLM. It starts no server, because that takes half a minute."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ print(json.dumps(torch.cuda.is_available()))
 
 
 def check() -> str:
-    """Import vLLM in its environment. Raises `ConfigError` if it is not installed, `RuntimeError` if it does not work."""
+    """Import vLLM in its environment. Raises `ConfigError` if it is not installed, and `RuntimeError` if the import fails."""
     environment = find_environment()
     try:
         cuda = ask_python(environment.python, ASK, timeout=100)

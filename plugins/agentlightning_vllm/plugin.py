@@ -1,18 +1,19 @@
-"""The vLLM plugin."""
+"""Registers the vLLM engine and `agl engines`."""
 
 from agentlightning.contracts.hookspecs import Register, hookimpl
 
 
 @hookimpl
 def register_engines(register: Register) -> None:
-    # vLLM may have its own environment; this process reads the model's configuration
+    # vLLM may be installed in another environment; this process reads only the model's config
     register(
         "vllm",
         "agentlightning_vllm.engine:VllmEngine",
         settings="agentlightning_vllm.settings:VllmSettings",
-        summary="serves through vLLM: on GPUs, several replicas, or on a CPU",
+        summary="serves with vLLM, in one or more replicas, on GPUs or a CPU",
         extra="serve",
         needs=("transformers",),
+        elsewhere=("vllm",),
     )
 
 

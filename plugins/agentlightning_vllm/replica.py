@@ -1,4 +1,4 @@
-"""One vLLM server and its weights. If the server goes away, it returns with the same weights."""
+"""One vLLM server and its weights. If the server dies, it restarts with the same weights."""
 
 from __future__ import annotations
 
@@ -21,44 +21,44 @@ from agentlightning_vllm.wire import Interrupted, Wire
 log = logging.getLogger("agentlightning.vllm")
 
 TRIES = 3
-"""Attempts at one load, each with a fresh server."""
+"""Attempts per load, each with a fresh server."""
 RETURN = 120.0
 """Seconds for a server of `engine.urls` to return."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fleet:
-    """What the replicas of one engine share."""
+    """State shared by the replicas of one engine."""
 
     order: Order | None
-    """How to start a server; None: the servers run already."""
+    """How to start a server. None if the servers are already running."""
     key: str | None
-    """The key of running servers."""
+    """Key of running servers."""
     base: Policy
-    """What a fresh server serves."""
+    """Policy that a fresh server loads."""
     silence: float
-    """Seconds without an answer, after which a request is interrupted."""
+    """Seconds without an answer before a request is interrupted."""
     weight_check_limit: float
-    """Nats a token."""
+    """Maximum difference of the weight check, in nats per token."""
     logs: Path
-    """Folder."""
+    """Folder of the logs."""
 
 
 class Replica:
-    """A server, started by `fleet.order` or running at `url`. Used in the engine's own loop only."""
+    """A server, started by `fleet.order` or running at `url`. Use it only in the engine's own loop."""
 
     def __init__(self, number: int, fleet: Fleet, url: str | None = None) -> None:
         self.number = number
         self.active = 0
-        """In-flight requests."""
+        """Number of in-flight requests."""
         self.rollouts = 0
-        """Rollouts assigned to it so far."""
+        """Number of rollouts assigned to it so far."""
         self.life = 0
-        """How often it came up."""
+        """Number of times it has started."""
         self.served: Policy | None = None
-        """What it serves, once that is proven."""
+        """The policy it provably serves."""
         self.model = NAME
-        """The server's name of it."""
+        """The server's name for it."""
         self._fleet, self._url = fleet, url
         self._server: ManagedProcess | None = None
         self._wire: Wire | None = None
@@ -69,16 +69,16 @@ class Replica:
     @property
     def wire(self) -> Wire:
         if self._wire is None:
-            raise Interrupted("it is not up")
+            raise Interrupted("it is not running")
         return self._wire
 
     @property
     def pid(self) -> int | None:
-        """The server's process; None if it is not ours, or not up."""
+        """The server's process. None if it is not ours, or not running."""
         return self._server.pid if self._server is not None else None
 
     async def load(self, policy: Policy) -> dict[str, float]:
-        """Serve a policy, and prove it. Nothing may be in flight."""
+        """Serve a policy, and verify it. No request may be in flight."""
         for _ in range(TRIES):
             try:
                 if self._wire is None:
@@ -96,7 +96,7 @@ class Replica:
         )
 
     async def recover(self, life: int, policy: Policy, reason: Interrupted) -> None:
-        """Bring the server back with a policy, unless it is healthy or came back after `life`."""
+        """Restart the server with a policy, unless it is healthy or has already restarted since `life`."""
         async with self._bringing:
             if self.life != life:
                 return
@@ -109,9 +109,9 @@ class Replica:
             await self.load(policy)
 
     async def sleep(self) -> None:
-        """Leave the GPU until the next load or `wake`."""
+        """Free the GPU until the next load or `wake`."""
         if self._wire is not None and not self._asleep:
-            with suppress(Interrupted):  # a dead server holds no memory; it returns when it is needed
+            with suppress(Interrupted):  # a dead server holds no memory, and it restarts when needed
                 await self._wire.sleep()
             self._asleep = True
 
@@ -133,7 +133,7 @@ class Replica:
     async def _refresh(self, policy: Policy) -> dict[str, float]:
         await self.wake()
         if (stamp := await self.wire.stamped()) != str(policy.version):
-            raise Interrupted(f"somebody else restarted it: it has version {stamp!r}")
+            raise Interrupted(f"it was restarted from outside, with version {stamp!r}")
         await self.wire.forget()
         return {}
 
@@ -141,7 +141,7 @@ class Replica:
         await self.wake()
         if self.served is not None and policy.kind != self.served.kind:
             raise EngineError(f"vLLM serves a {self.served.kind} policy and cannot load a {policy.kind} one. Start a new run.")
-        self.served = None  # until it is proven
+        self.served = None  # until verified
         await self.wire.pause()
         try:
             await self._take(policy)
@@ -202,7 +202,7 @@ class Replica:
             await self._take(policy)
 
     async def _connect(self, policy: Policy) -> None:
-        """Wait for a server of `engine.urls`, and give it the weights."""
+        """Wait for a server of `engine.urls`, and load its weights."""
         assert self._url is not None
         wire = self._wire = Wire(self._url, self._fleet.key, self._fleet.silence)
         deadline = time.monotonic() + (RETURN if self.life else 5)

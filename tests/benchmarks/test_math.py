@@ -136,7 +136,7 @@ class TestFiles:
         for text, said in [
             ("", "dev.jsonl is empty"), ("\n\n", "dev.jsonl is empty"), ("{", "dev.jsonl, line 1: JSONDecodeError"),
             (good + "[]\n", "dev.jsonl, line 2"), (good + '{"question": "x"}', "dev.jsonl, line 2: KeyError: 'answer'"),
-            ('{"question": "x", "answer": "none"}', "the answer 'none' holds no number"), ('{"question": 3, "answer": "3"}', "no text"),
+            ('{"question": "x", "answer": "none"}', "the answer 'none' has no number"), ('{"question": 3, "answer": "3"}', "not text"),
         ]:  # fmt: skip
             (tmp_path / "dev.jsonl").write_text(text)
             with pytest.raises(ConfigError, match=said):

@@ -87,11 +87,11 @@ def test_a_folder_comes_before_a_name(server: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        (None, r"http://127.0.0.1:\d+/train.jsonl cannot be fetched: .*404.*--data DIR"),
-        (b'{"question": "x", "answer": "5"}\n', "has not the form of gsm8k: ValueError: train row 0"),
-        (b'{"question": "x"}\n', "has not the form of gsm8k: KeyError: 'answer'"),
-        (b"<html>", "has not the form of gsm8k: JSONDecodeError"),
-        (b"\xff\xfe", "has not the form of gsm8k: UnicodeDecodeError"),
+        (None, r"http://127.0.0.1:\d+/train.jsonl cannot be downloaded: .*404.*--data DIR"),
+        (b'{"question": "x", "answer": "5"}\n', "are not in the format of gsm8k: ValueError: train row 0"),
+        (b'{"question": "x"}\n', "are not in the format of gsm8k: KeyError: 'answer'"),
+        (b"<html>", "are not in the format of gsm8k: JSONDecodeError"),
+        (b"\xff\xfe", "are not in the format of gsm8k: UnicodeDecodeError"),
     ],
 )
 def test_what_cannot_be_fetched_or_read_is_said_and_leaves_nothing(server: Path, content: bytes | None, said: str) -> None:
@@ -105,12 +105,12 @@ def test_what_cannot_be_fetched_or_read_is_said_and_leaves_nothing(server: Path,
 
 def test_without_a_network_the_way_out_is_said(server: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(SOURCES, "gsm8k", ("http://127.0.0.1:9/", ("train.jsonl", "test.jsonl")))
-    with pytest.raises(ConfigError, match=r"http://127.0.0.1:9/train.jsonl cannot be fetched: .*gsm8k needs a network once"):
+    with pytest.raises(ConfigError, match=r"http://127.0.0.1:9/train.jsonl cannot be downloaded: .*Connect to the network once"):
         data_folder("math", Path("gsm8k"))
 
 
 def test_spider_says_where_its_databases_are() -> None:
-    with pytest.raises(ConfigError, match=r"yale-lily.*train_spider\.json, dev\.json and database/"):
+    with pytest.raises(ConfigError, match=r"yale-lily.*train_spider\.json, dev\.json, and database/"):
         data_folder("text-to-sql", Path("spider"))
 
 

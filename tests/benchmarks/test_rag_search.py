@@ -136,9 +136,9 @@ def test_a_damaged_index_is_named(tmp_path: Path) -> None:
         ([{"title": "t", "text": "x"}], "line 1: 'id' is missing"),
         ([{"id": "a", "title": "t", "text": ""}], "line 1: 'text' is ''"),
         ([{"id": "a", "title": 7, "text": "x"}], "line 1: 'title' is 7"),
-        ([{"id": "a", "title": "t", "text": "x\ud800y"}], "line 1: 'text' holds half a character"),
-        ([PASSAGES[0], PASSAGES[1], PASSAGES[0]], r"line 3: the id 'a' is that of .*corpus.jsonl, line 1 too"),
-        ([{"id": "a", "title": "", "text": "the !!!"}], "corpus.jsonl: no passage has a word"),
+        ([{"id": "a", "title": "t", "text": "x\ud800y"}], "line 1: 'text' contains half a character"),
+        ([PASSAGES[0], PASSAGES[1], PASSAGES[0]], r"line 3: the id 'a' also occurs in .*corpus.jsonl, line 1"),
+        ([{"id": "a", "title": "", "text": "the !!!"}], "corpus.jsonl: no passage has a searchable word"),
     ],
 )
 def test_a_wrong_corpus_is_an_error_that_names_file_and_line(tmp_path: Path, lines: list[Any], message: str) -> None:
@@ -176,8 +176,8 @@ def test_real_files_become_tasks(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"supporting_ids": ["a", "zz"]}, "train.jsonl, line 2: 'supporting_ids' has 'zz', which is no passage"),
-        ({"id": "q1"}, r"train.jsonl, line 2: the id 'q1' is that of .*train.jsonl, line 1 too"),
+        ({"supporting_ids": ["a", "zz"]}, "train.jsonl, line 2: 'supporting_ids' has 'zz', which is not in the corpus"),
+        ({"id": "q1"}, r"train.jsonl, line 2: the id 'q1' also occurs in .*train.jsonl, line 1"),
         ({"answer": None}, "train.jsonl, line 2: 'answer' is None"),
         ({"answer_aliases": "Voller"}, "train.jsonl, line 2: 'answer_aliases' is 'Voller'. Expected a list"),
         ({"answer_aliases": [3]}, r"train.jsonl, line 2: 'answer_aliases\[0\]' is 3"),

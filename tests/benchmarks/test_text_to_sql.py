@@ -383,7 +383,7 @@ def test_a_zip_that_lacks_a_database_or_its_variants_is_named(data: Path) -> Non
     with pytest.raises(ConfigError, match=r"no variants of 'pets' in .*test_suite_variants\.zip"):
         sql_tasks.load(data, test_suite=True)
     pack(data / "database.zip", ["database/pets/other.sqlite"])
-    with pytest.raises(ConfigError, match=r"pets\.sqlite: there is no such database"):
+    with pytest.raises(ConfigError, match=r"pets\.sqlite: the database does not exist"):
         sql_tasks.load(data)
 
 

@@ -228,7 +228,7 @@ def test_a_database_that_is_not_there_is_named(tmp_path: Path) -> None:
 def test_a_broken_database_is_raised_and_named(tmp_path: Path, pets: Path) -> None:
     text = tmp_path / "text.sqlite"
     text.write_text("this is a text that is long enough to be read as a header of a database, and is none" * 4)
-    with pytest.raises(OSError, match=r"text\.sqlite: this is no SQLite database"):
+    with pytest.raises(OSError, match=r"text\.sqlite: this is not an SQLite database"):
         execute(text, "SELECT 1")
     data = bytearray(pets.read_bytes())
     data[4096 + 1 :] = b"\xff" * (len(data) - 4097)  # the pages behind the first
@@ -305,7 +305,7 @@ def test_a_broken_zip_is_named(tmp_path: Path, cache: Path, pets: Path, monkeypa
         unpack(tmp_path / "text.zip", "database")
     with pytest.raises(ConfigError, match=r"empty\.zip: the zip is empty"):
         unpack(pack(tmp_path / "empty.zip", {}), "database")
-    with pytest.raises(ConfigError, match=r"wrong\.zip: database/a/a\.sqlite is no SQLite database"):
+    with pytest.raises(ConfigError, match=r"wrong\.zip: database/a/a\.sqlite is not an SQLite database"):
         unpack(pack(tmp_path / "wrong.zip", {"database/a/a.sqlite": b"text"}), "database")
     path = pack(tmp_path / "bits.zip", {"database/pets/pets.sqlite": pets.read_bytes()})
     data = bytearray(path.read_bytes())

@@ -21,7 +21,7 @@ from agentlightning.rl.arrays import RolloutArrays
 from agentlightning.rl.credit.identical import identical
 from agentlightning.serving.serve import served_model
 from agentlightning.settings import build
-from agentlightning.training.progress import Silent
+from agentlightning.training.progress import Progress
 from agentlightning.training.run_folder import RunFolder
 from agentlightning.training.train import train_config
 from agentlightning_torch.testing import tiny_model
@@ -42,11 +42,23 @@ def test_the_configuration_of_the_readme_is_one() -> None:
 
 def test_the_example_of_the_readme_uses_names_that_exist() -> None:
     (text,) = blocks("README.md", "python")
-    compile(text, "README.md", "exec")
     names = set(re.findall(r"agl\.(\w+)", (ROOT / "README.md").read_text())) - {"db"}
     assert {"train", "LLM", "LightningRL", "rollout", "reward"} <= names
     assert names <= set(agl.__all__)
-    assert len(text.strip().splitlines()) <= 15
+    assert len(text.strip().splitlines()) <= 20
+
+
+def test_the_example_of_the_readme_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As it stands, but for a tiny model and one small step."""
+    (text,) = blocks("README.md", "python")
+    tiny_model(tmp_path / "tiny")
+    assert text.count('model="smollm2-135m", steps=10') == 1
+    text = text.replace('model="smollm2-135m", steps=10', 'model="tiny", steps=1, tasks_per_step=1, progress=False')
+    monkeypatch.chdir(tmp_path)
+    world: dict[str, Any] = {"__name__": "__main__"}
+    exec(compile(text, "my_agent.py", "exec", dont_inherit=True), world)
+    assert world["run"].result["steps"] == 1
+    assert (world["run"].checkpoint / "model.safetensors").is_file()
 
 
 def test_the_advantage_of_the_contributing_guide_works_as_a_plugin(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -138,4 +150,4 @@ def test_the_loop_of_the_page_on_production_runs_as_it_stands(tmp_path: Path, mo
     assert run.result["steps"] == 2, "twelve rollouts are a step of eight and one of four"
     assert len(trained) == 12
     assert sum(each.trained for each in trained.values()) > 0
-    assert served_model(run.folder, None, Silent())[2] is not None
+    assert served_model(run.folder, None, Progress())[2] is not None

@@ -1,1 +1,1 @@
-"""`agl bench`: trains the agent of a benchmark, measures it on the test tasks before, during and after, and says whether it rose."""
+"""`agl bench`: trains a benchmark's agent, evaluates it on test tasks before, during, and after, and reports whether the reward rises."""

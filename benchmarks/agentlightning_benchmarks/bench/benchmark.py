@@ -1,4 +1,4 @@
-"""What a benchmark is; the hook `register_benchmarks` registers one."""
+"""The `Benchmark` class. The hook `register_benchmarks` registers its instances."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from typing import Any
 
 @dataclass(frozen=True, kw_only=True)
 class Benchmark:
-    """One object for `agl bench NAME`: a folder of presets, and a reader of real tasks."""
+    """A benchmark for `agl bench NAME`: a folder of presets and a loader for real tasks."""
 
     folder: Path
-    """Has `cpu.toml` or `gpu.toml`, each a configuration of `agl train` with agent, tasks and `eval_tasks`. A supervised warm-up
-    `cpu_warm_start.toml` runs before `cpu.toml`."""
+    """Folder with `cpu.toml` or `gpu.toml`: config files for `agl train` with an agent, tasks, and `eval_tasks`. If `cpu_warm_start.toml`
+    exists, this supervised warm-up runs before `cpu.toml`."""
     load: Callable[..., tuple[list[Any], list[Any]]] | None = None
-    """`load(folder)` returns train and eval tasks of real files, for `--data DIR`. With a keyword `test_suite` it serves `--test-suite`
-    too. Raises `ConfigError` that names the file."""
+    """`load(folder)` returns training and eval tasks from real files, for `--data DIR`. If it has a `test_suite` keyword, it also serves
+    `--test-suite`. Raises a `ConfigError` that names the file."""
 
     def presets(self) -> list[str]:
         """Return the names of the presets."""

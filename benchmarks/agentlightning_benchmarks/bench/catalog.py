@@ -1,4 +1,4 @@
-"""The registered benchmarks: their presets, warm-ups and jobs."""
+"""The registered benchmarks: their presets, warm-ups, and jobs."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from agentlightning.training.job import INLINE, Job, job_of
 from agentlightning_benchmarks.bench.benchmark import Benchmark
 
 REAL_TASKS = 32
-"""Test tasks of real files that the CPU preset is measured on."""
+"""Number of real test tasks that the CPU preset evaluates."""
 AFTER_WARM_START = 1_000_000
-"""Added to the seed of a warm-up, so that the training after it begins with other tasks."""
+"""Added to the warm-up's seed, so that training starts with different tasks."""
 
 
 def find(name: str) -> Benchmark:
-    """Return the benchmark of a name. `ConfigError` names the nearest; `MissingExtra` says how to install what it needs."""
+    """Return a benchmark by name. `ConfigError` suggests the nearest name. `MissingExtra` gives the install command."""
     entry = registry().entry("benchmarks", name)
     benchmark = entry.load()
     if not isinstance(benchmark, Benchmark):
@@ -33,33 +33,33 @@ def find(name: str) -> Benchmark:
 
 
 def preset(benchmark: Benchmark, name: str) -> Config:
-    """Return the configuration of a preset."""
+    """Return a preset's config."""
     if name not in benchmark.presets():
         raise ConfigError(f"{benchmark.folder} has no preset {name!r}. It has: {', '.join(benchmark.presets()) or 'none'}.")
     return load_config(benchmark.folder / f"{name}.toml")
 
 
 def warm_start(benchmark: Benchmark, name: str, seed: int) -> Config | None:
-    """Return the supervised run before a preset; None if it has none."""
+    """Return the supervised run before a preset, or None."""
     path = benchmark.folder / f"{name}_warm_start.toml"
     return replace(load_config(path), seed=seed + AFTER_WARM_START) if path.is_file() else None
 
 
 def job(benchmark: Benchmark, config: Config, *, real: str | None, test_suite: bool) -> Job:
-    """Return the job of a configuration, on its own tasks or on those of real files (in the folder `real`)."""
+    """Return the job of a config. `real` is a folder of real tasks that replace the config's own."""
     if test_suite and real is None:
-        raise ConfigError("--test-suite scores on the variants of real databases. Give their folder with --data DIR.")
+        raise ConfigError("--test-suite needs Spider's databases. Pass their folder with --data DIR.")
     if real is None:
         return job_of(config)
     train, test = _load(benchmark, Path(real), test_suite)
     config = replace(config, tasks=INLINE, eval_tasks=INLINE)
-    assert config.agent is not None  # a benchmark's agent is a function
+    assert config.agent is not None  # every benchmark's agent is a function
     return Job(config, config.agent, load_tasks(train), load_tasks(test))
 
 
 def _load(benchmark: Benchmark, folder: Path, test_suite: bool) -> tuple[list[Any], list[Any]]:
     if benchmark.load is None:
-        raise ConfigError("This benchmark reads no real tasks. Leave out --data.")
+        raise ConfigError("This benchmark has no real tasks. Leave out --data.")
     if not test_suite:
         return benchmark.load(folder)
     if "test_suite" not in inspect.signature(benchmark.load).parameters:

@@ -1,4 +1,4 @@
-"""Train and test curve of a benchmark, as in the paper's charts: one panel each, a thin line for each seed, a thick one for their mean."""
+"""Draws a benchmark's train and test curves in two panels: thin lines for seeds, a thick line for their mean."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from agentlightning.files import write_file
 from agentlightning.training.chart import GREEDY, SAMPLED, TRAIN
 
 Curve = Sequence[Sequence[float]]
-"""(step, reward) of each step that was measured."""
+"""(step, reward) of each measured step."""
 
 
 def mean_curve(curves: Sequence[Curve]) -> list[tuple[float, float]]:
-    """The mean over seeds, at the steps that every one of them has measured."""
+    """Return the mean over seeds, at steps that all seeds measured."""
     tables = [{point[0]: point[1] for point in curve} for curve in curves if curve]
     steps = sorted(tables[0]) if tables else []
     return [(step, float(np.mean([table[step] for table in tables]))) for step in steps if all(step in table for table in tables)]
 
 
 def draw(result: Mapping[str, Any], path: Path) -> bool:
-    """Draw the curves of a result; False: nothing was measured that makes one."""
+    """Draw the curves of a result. Return False if it has no curve."""
     curves: dict[str, list[Curve]] = {}
     for run in result["runs"]:
         for name, curve in run.get("curve", {}).items():
@@ -66,4 +66,4 @@ def _panel(axes: Any, lines: Sequence[tuple[str, str, str, str, str]], curves: M
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
     if axes.get_legend_handles_labels()[0]:
-        axes.legend(frameon=False, fontsize=9, loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=2)  # clear of any curve
+        axes.legend(frameon=False, fontsize=9, loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=2)  # below all curves

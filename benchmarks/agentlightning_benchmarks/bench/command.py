@@ -32,7 +32,7 @@ class Options:
     name: Annotated[str | None, typer.Argument(metavar="NAME", help="Benchmark name. Leave it out to list them.", show_default=False)] = (
         None
     )
-    preset: Annotated[Preset | None, typer.Option(help="Size: two CPU cores, or one GPU.", show_default="cpu")] = None
+    preset: Annotated[Preset | None, typer.Option(help="Settings for two CPU cores or one GPU.", show_default="cpu")] = None
     data: Annotated[
         Path | None, typer.Option(metavar="DIR|NAME", help="Real tasks: a folder, `gsm8k`, or `musique`.", show_default=False)
     ] = None
@@ -50,13 +50,13 @@ class Options:
     resume: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Resume a benchmark.", show_default=False)] = None
 
     def used(self) -> list[str]:
-        """Return the arguments that the user gave, besides --resume, as the command line writes them."""
+        """Return the given arguments except --resume, spelled as on the command line."""
         names = [field.name for field in dataclasses.fields(self) if field.name != "resume" and getattr(self, field.name)]
         return ["NAME" if name == "name" else f"--{name.replace('_', '-')}" for name in names]
 
 
 def takes_options(function: Callable[[Options], None]) -> Callable[..., None]:
-    """Return a command for typer, with one parameter for each field of `Options`."""
+    """Return a Typer command with one parameter per field of `Options`."""
 
     def command(**arguments: Any) -> None:
         function(Options(**arguments))
@@ -81,9 +81,9 @@ def bench(options: Options) -> None:
 
     **Examples**
 
-    `agl bench math` trains on generated tasks, in minutes, on two cores.
+    `agl bench math` trains on generated tasks. It takes about ten minutes on two cores.
 
-    `agl bench rag --seed 0 --seed 1 --seed 2` runs three seeds, and reports the 95% confidence interval of the change.
+    `agl bench rag --seed 0 --seed 1 --seed 2` runs three seeds and reports the 95% confidence interval of the change.
 
     `agl bench math --data gsm8k --steps 2` runs the same agent on real questions. If there is no such folder, the data set is downloaded
     once. `musique` works the same way for `rag`. Spider needs a folder that you download yourself.
@@ -97,7 +97,7 @@ def bench(options: Options) -> None:
     used = options.used()
     if options.resume is not None:
         if used:
-            raise ConfigError(f"--resume continues with the arguments of the first start. Leave out {', '.join(used)}.")
+            raise ConfigError(f"--resume uses the original arguments. Leave out {', '.join(used)}.")
         path = options.resume.resolve()
         work(open_order(path), path)
     elif options.name is not None:
@@ -111,14 +111,14 @@ def bench(options: Options) -> None:
 
 
 def benchmark_names() -> list[str]:
-    """Return the registered names."""
+    """Return the registered benchmark names."""
     from agentlightning.registry.registry import registry
 
     return registry().names("benchmarks")
 
 
 def show_benchmarks(console: Console) -> None:
-    """Print a table of the registered benchmarks, and how to run one."""
+    """Print a table of the registered benchmarks and how to run one."""
     from agentlightning.registry.registry import registry
 
     table = Table("benchmark", "", "plugin", "needs", box=None, pad_edge=False)
@@ -129,13 +129,13 @@ def show_benchmarks(console: Console) -> None:
 
 
 def order_of(options: Options, name: str) -> Any:
-    """Return what `check` and `work` take."""
+    """Return the order for `check` and `work`."""
     from agentlightning_benchmarks.bench.phases import Order
     from agentlightning_benchmarks.bench.public import data_folder
 
     seeds, model = tuple(options.seed or [0]), options.model
     if len(set(seeds)) < len(seeds):
-        raise ConfigError(f"--seed {max(seeds, key=seeds.count)} is there twice. The same seed gives the same result; leave one out.")
+        raise ConfigError(f"--seed {max(seeds, key=seeds.count)} is given twice. The same seed gives the same result, so leave one out.")
     return Order(
         benchmark=name,
         preset=str(options.preset or Preset.cpu),
@@ -149,7 +149,7 @@ def order_of(options: Options, name: str) -> Any:
 
 
 def check(order: Any) -> None:
-    """Raise the first error in names, extras, presets or files, before a folder exists."""
+    """Raise the first error in names, extras, presets, or files, before any folder is created."""
     from agentlightning.config.models import find_model
     from agentlightning.registry.registry import registry
     from agentlightning_benchmarks.bench import catalog
@@ -164,7 +164,7 @@ def check(order: Any) -> None:
 
 
 def work(order: Any, path: Path) -> None:
-    """Run the seeds that are left, and print the result."""
+    """Run the remaining seeds and print the result."""
     from agentlightning.cli.train import shown_path
     from agentlightning_benchmarks.bench import chart, report
     from agentlightning_benchmarks.bench.phases import Phases, run_seed

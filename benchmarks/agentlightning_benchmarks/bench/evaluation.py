@@ -1,4 +1,4 @@
-"""`--eval-only`: one evaluation of a model as it is, in a run folder that reads like that of a training run."""
+"""`--eval-only`: evaluates a model once, in a run folder with the layout of a training run."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from agentlightning.training.train import Run
 
 
 def evaluate(job: Job, *, progress: Progress) -> Run:
-    """Do the eval rollouts of a job once, with the model that its config names."""
+    """Run a job's eval rollouts once, with the model named in its config."""
     return run_in_thread(lambda stop: _evaluate(job, progress, stop))
 
 

@@ -1,13 +1,13 @@
-"""A benchmark under way: its folder, what was ordered, and the runs in it, each done, gone on with, or begun.
+"""A benchmark in progress: its folder, its order, and its runs.
 
     runs/bench-math-20261123-231500/
-        order.json      what was asked for
-        result.json     every number, of the runs that are there
+        order.json      the arguments
+        result.json     every number of the existing runs
         reward.png      train and test curve
-        <time>-math-warm-start-seed-0/    ordinary runs: `agl show`, `agl serve` and `agl train --resume` take them
+        <time>-math-warm-start-seed-0/    ordinary runs for `agl show`, `agl serve`, and `agl train --resume`
         <time>-math-seed-0/
 
-Doing it again goes on where it stopped: a run that is finished is read, one that is not is resumed.
+Repeating the command continues: it reads finished runs and resumes unfinished ones.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ ORDER = "order.json"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Order:
-    """What was asked for."""
+    """The arguments of `agl bench`, as stored in `order.json`."""
 
     benchmark: str
     preset: str = "cpu"
@@ -55,7 +55,7 @@ class Phases:
     seed: int
     warm_start: Run | None
     run: Run | None
-    """None: the warm-up was stopped before its end."""
+    """None if the warm-up was stopped early."""
 
     @property
     def stopped(self) -> bool:
@@ -63,7 +63,7 @@ class Phases:
 
 
 def create(order: Order, root: Path) -> Path:
-    """Make the folder of a benchmark."""
+    """Create a benchmark's folder."""
     stem = f"bench-{order.benchmark}-{time.strftime('%Y%m%d-%H%M%S')}"
     path = next(path_of_number for n in range(1, 1000) if not (path_of_number := root / (stem if n == 1 else f"{stem}-{n}")).exists())
     write_file(path / ORDER, msgspec.json.format(msgspec.json.encode(order), indent=2) + b"\n")
@@ -71,17 +71,17 @@ def create(order: Order, root: Path) -> Path:
 
 
 def open_order(path: Path) -> Order:
-    """What was asked for in a folder that `create` made."""
+    """Return the order of a folder that `create` created."""
     try:
         return msgspec.json.decode((path / ORDER).read_bytes(), type=Order)
     except FileNotFoundError as error:
-        raise RunError(f"{path} is no folder of a benchmark: it has no {ORDER}. `agl bench` prints the folder that it makes.") from error
+        raise RunError(f"{path} is not a benchmark folder: it has no {ORDER}. Use the folder that `agl bench` printed.") from error
     except (OSError, msgspec.DecodeError) as error:
         raise RunError(f"{path / ORDER} cannot be read: {error}") from error
 
 
 def run_seed(order: Order, seed: int, folder: Path, say: Callable[[str], None]) -> Phases:
-    """Do what one seed still lacks."""
+    """Run the unfinished phases of one seed."""
     benchmark = catalog.find(order.benchmark)
     config = replace(catalog.preset(benchmark, order.preset), seed=seed, folder=str(folder))
     config = replace(config, name=f"{order.benchmark}-{'evaluation-' if order.eval_only else ''}seed-{seed}")
@@ -117,7 +117,7 @@ def _job(order: Order, config: object) -> Job:
 
 
 def _run(folder: Path, job: Job) -> Run:
-    """A training run of this name: read, gone on with, or begun."""
+    """Return the training run with this name: read it, resume it, or start it."""
     done = _finished(folder, job.config.name)
     if done is not None:
         return done
@@ -125,7 +125,7 @@ def _run(folder: Path, job: Job) -> Run:
     resume = before[-1] if before and before[-1].state.exists() else None
     if resume is not None:
         job = job_of(load_config(resume.config))
-    gc.collect()  # the weights of the run before hang in reference cycles, and two runs would need twice the memory
+    gc.collect()  # Reference cycles keep the previous run's weights alive. Without this, two runs need twice the memory.
     give_back()
     with TrainingProgress() as progress:
         return run_job(job, resume=resume.path if resume else None, progress=progress)
@@ -139,5 +139,5 @@ def _finished(folder: Path, name: str) -> Run | None:
 
 
 def _named(folder: Path, name: str) -> list[RunFolder]:
-    """The runs of a name, oldest first."""
+    """Return the runs with this name, oldest first."""
     return [run for run in RunFolder.all(folder) if run.name.split("-", 2)[2] == name]

@@ -1,4 +1,4 @@
-"""Public data sets by their usual name: fetched once into the cache folder, as the files that a benchmark reads from any data folder."""
+"""Public data sets by name. Each is downloaded once into the cache folder and converted to the benchmark's own files."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from agentlightning.errors import ConfigError
 from agentlightning.types import new_id
 
 SOURCES = {
-    # address, and the files of train and test
+    # base URL, then the train and test files
     "gsm8k": (
         "https://raw.githubusercontent.com/openai/grade-school-math/3101c7d5072418e28b9008a6636bde82a006892c/grade_school_math/data/",
         ("train.jsonl", "test.jsonl"),
@@ -29,18 +29,18 @@ SOURCES = {
     ),
 }
 NAMES = {"math": "gsm8k", "rag": "musique", "text-to-sql": "spider"}
-"""By benchmark."""
+"""Data set names by benchmark."""
 SPIDER = (
-    "Spider's databases are handed out by its authors as one zip, behind a page that asks first (https://yale-lily.github.io/spider): "
-    "download and unpack it, and give the folder with train_spider.json, dev.json and database/ with --data DIR"
+    "Spider cannot be downloaded automatically. Download and unpack the zip from its authors (https://yale-lily.github.io/spider). "
+    "Pass the folder with train_spider.json, dev.json, and database/ with --data DIR."
 )
 Rows = Iterable[dict[str, Any]]
 
 
 def data_folder(benchmark: str, data: Path) -> Path:
-    """The folder that `--data` means: the one that is there, or that of the public data set of this name, fetched where it is not yet.
+    """Return the folder for `--data`: an existing folder, or the cached public data set with this name.
 
-    Raises `ConfigError` for a data set that cannot be fetched. A name that is none is left to the benchmark to refuse.
+    Downloads the data set if it is missing. Raises `ConfigError` if the download fails. The benchmark itself rejects unknown names.
     """
     name = str(data)
     if data.is_dir() or name != NAMES.get(benchmark):
@@ -54,7 +54,7 @@ def data_folder(benchmark: str, data: Path) -> Path:
 
 
 def _fetch(name: str, folder: Path) -> None:
-    """Fill a folder beside the final one and rename it, so that half a data set is never taken for one."""
+    """Fill a temporary folder and rename it, so that an interrupted download never looks complete."""
     base, files = SOURCES[name]
     part = folder.with_name(f".{name}.{new_id()}")
     part.mkdir(parents=True)
@@ -65,20 +65,22 @@ def _fetch(name: str, folder: Path) -> None:
             except (httpx.HTTPError, OSError) as error:
                 cause = (str(error) or type(error).__name__).splitlines()[0]
                 raise ConfigError(
-                    f"{base}{file} cannot be fetched: {cause}; {name} needs a network once. Without one, fetch its files elsewhere, and "
-                    "give their folder with --data DIR"
+                    f"{base}{file} cannot be downloaded: {cause}. Connect to the network once, or download the files of {name} elsewhere "
+                    "and pass their folder with --data DIR."
                 ) from error
         train, test = (part / file for file in files)
         try:
             for file, rows in CONVERTERS[name](_lines(train), _lines(test)).items():
                 _write(part / f"{file}.new", rows)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ConfigError(f"{base}: what was fetched has not the form of {name}: {type(error).__name__}: {error}") from error
+            raise ConfigError(
+                f"The files from {base} are not in the format of {name}: {type(error).__name__}: {error}. Pass a folder with --data DIR."
+            ) from error
         for file in (train, test):
             file.unlink()
         for file in part.glob("*.new"):
             file.rename(file.with_suffix(""))
-        if not folder.is_dir():  # another process may have been faster
+        if not folder.is_dir():  # another process may have finished first
             os.replace(part, folder)
     finally:
         shutil.rmtree(part, ignore_errors=True)
@@ -113,7 +115,7 @@ def _write(path: Path, rows: Rows) -> None:
 
 
 def _gsm8k(train: Rows, test: Rows) -> dict[str, Rows]:
-    """The answer stands after `####`, behind the solution."""
+    """Return GSM8K's rows. The answer follows `####` at the end of the solution."""
 
     def rows(split: str, rows_of_split: Rows) -> Iterator[dict[str, Any]]:
         for number, row in enumerate(rows_of_split):
@@ -126,7 +128,7 @@ def _gsm8k(train: Rows, test: Rows) -> dict[str, Rows]:
 
 
 def _musique(train: Rows, test: Rows) -> dict[str, Rows]:
-    """The corpus is every paragraph that a question brings, once."""
+    """Return MuSiQue's rows. The corpus holds each paragraph of the questions once."""
     corpus: dict[tuple[str, str], str] = {}
 
     def row(question: dict[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What a run measured, read from what it left: its metrics, and every rollout of its store."""
+"""Reads a run's measurements from its metrics and its store."""
 
 from __future__ import annotations
 
@@ -18,28 +18,28 @@ from agentlightning.training.run_folder import RunFolder
 from agentlightning.types import Trajectory
 
 Scores = dict[str, list[float | None]]
-"""Rewards by task id, one for each rollout of the task; None: never scored."""
+"""Rewards by task id, one per rollout of the task. None means never scored."""
 
 
 @dataclass(slots=True)
 class Measured:
-    """Of one run."""
+    """Measurements of one run."""
 
     rows: list[dict[str, Any]]
-    """Of `metrics.jsonl`."""
+    """Rows of `metrics.jsonl`."""
     scores: dict[Kind, dict[int, Scores]]
-    """By kind, step and task: the eval rewards."""
+    """Eval rewards by kind, step, and task."""
     account: Account
     """Requests and tokens, over all rollouts."""
     rollouts: Counter[str] = field(default_factory=Counter[str])
-    """By mode."""
+    """Number of rollouts by mode."""
 
     def curve(self, name: str) -> list[tuple[int, float]]:
-        """(step, value) of the steps that measured it."""
+        """Return (step, value) of the steps that measured `name`."""
         return [(row["step"], float(row[name])) for row in self.rows if row.get(name) is not None]
 
     def steps(self, kind: Kind) -> tuple[int | None, int | None]:
-        """The first and the last step that were measured: 0, and the last one after it."""
+        """Return step 0 and the last later step with an evaluation. None replaces a missing one."""
         measured = [step for step, _ in self.curve(f"eval.{kind}")]
         return (0 if 0 in measured else None), max((step for step in measured if step > 0), default=None)
 
@@ -53,7 +53,7 @@ async def _read(run: RunFolder) -> Measured:
     config = tomllib.loads(run.config.read_text())
     settings = {"agents": config.get("agents") or None, "reward_weights": config.get("reward_weights")}
     batches = run.read_batches()
-    measured = Measured(read_metrics(run.path)[0], {kind: {} for kind in KINDS}, Account())
+    measured = Measured(read_metrics(run.path), {kind: {} for kind in KINDS}, Account())
     counted: dict[tuple[Kind, int, str, int], Trajectory] = {}
     store, cursor = open_store(run.store_address), 0
     try:
@@ -68,7 +68,7 @@ async def _read(run: RunFolder) -> Measured:
                 measured.rollouts[state.rollout.mode] += 1
                 rollout, kind = state.rollout, kind_of(state.rollout.group or "")
                 if rollout.mode == "eval" and kind is not None and attempt is not None and state.status in ("succeeded", "failed"):
-                    # an evaluation that was stopped is made again, and the later one counts
+                    # An interrupted evaluation is repeated. The later one counts.
                     counted[kind, rollout.step or 0, rollout.task.id, rollout.index] = attempt
     finally:
         await store.close()

@@ -1,4 +1,4 @@
-"""What came of a benchmark: `result.json` with every number, and a table for a person. What was not measured is absent."""
+"""The report of a benchmark: `result.json` with every number, and a printed table. Missing measurements are left out."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ RESULT = "result.json"
 
 
 def make_result(order: Order, done: Sequence[Phases], folder: Path) -> dict[str, Any]:
-    """Everything that the runs of a benchmark measured."""
+    """Return all measurements of a benchmark's runs."""
     runs = [_seed(phases, folder) for phases in done]
     measured = [run for run in runs if "tasks" in run]
     change: dict[str, Any] = {}
@@ -48,7 +48,7 @@ def write_result(result: Mapping[str, Any], folder: Path) -> None:
 
 
 def differences(runs: Sequence[Mapping[str, Any]], kind: Kind) -> NDArray[np.float64]:
-    """(seeds, tasks) reward after less reward before, of every test task; NaN where one of the two is missing."""
+    """Return a (seeds, tasks) array of reward after minus reward before. NaN marks a missing measurement."""
     ids = list(dict.fromkeys(task["id"] for run in runs for task in run["tasks"]))
     table = np.full((len(runs), len(ids)), np.nan)
     for row, run in enumerate(runs):
@@ -60,7 +60,7 @@ def differences(runs: Sequence[Mapping[str, Any]], kind: Kind) -> NDArray[np.flo
 
 
 def _mean(rewards: Sequence[float | None] | None) -> float | None:
-    """Over the rollouts of a task, all of which must have been scored for it to be compared."""
+    """Return the mean over a task's rollouts, or None unless all are scored."""
     if not rewards or any(reward is None for reward in rewards):
         return None
     return float(np.mean([reward for reward in rewards if reward is not None]))
@@ -80,14 +80,14 @@ def _seed(phases: Phases, folder: Path) -> dict[str, Any]:
 
 
 def _run(run: Run, folder: Path, measured: Measured | None = None) -> dict[str, Any]:
-    """Of one run, the same for a warm-up."""
+    """Return the measurements of one run or warm-up."""
     measured = measured or read_run(run.folder)
     sums = measured.account
     curves = {
         "train": measured.curve("reward"),
         **{f"test_{kind}": measured.curve(f"eval.{kind}") for kind in KINDS},
     }
-    if sums.demonstrated:  # elsewhere the loss is no measure of anything
+    if sums.demonstrated:  # with other losses, the value measures nothing
         curves["loss"] = measured.curve("loss")
     kept = ("model", "steps", "finished", "seconds", "eval", "measured_after_step", "best", "policy_step", "checkpoint")
     return {
@@ -106,7 +106,7 @@ def _run(run: Run, folder: Path, measured: Measured | None = None) -> dict[str, 
 
 
 def _tasks(measured: Measured) -> list[dict[str, Any]]:
-    """The rewards of every test task, before and after."""
+    """Return the rewards of every test task, before and after."""
     tasks: dict[str, dict[str, Any]] = {}
     for kind in KINDS:
         for when, step in zip(("before", "after"), measured.steps(kind), strict=True):
@@ -117,7 +117,7 @@ def _tasks(measured: Measured) -> list[dict[str, Any]]:
 
 
 def print_result(result: Mapping[str, Any], console: Console) -> None:
-    """The table: each seed, before and after; then the intervals."""
+    """Print a table with one row per seed, then the intervals."""
     only = result["eval_only"]
     title = f"{result['benchmark']}, preset {result['preset']}: mean reward on the test tasks"
     table = Table(title=title, title_justify="left")
@@ -136,13 +136,13 @@ def print_result(result: Mapping[str, Any], console: Console) -> None:
     warm = next((run["warm_start"] for run in result["runs"] if "warm_start" in run), None)
     if warm is not None:
         shown = f"{warm['tokens']['trained']:,} demonstrated tokens in {warm['steps']} steps"
-        console.print(f"curve and numbers start after a supervised warm-up ({shown} for the first seed); its time is counted")
+        console.print(f"The curve and numbers start after a supervised warm-up ({shown} for the first seed). The times include it.")
     for kind, change in result.get("change", {}).items():
         paired = f"{change['pairs']:,} pairs of test task and seed" + (f", {change['unpaired']} unpaired" if change["unpaired"] else "")
-        verdict = ("it rises", "green") if change["rises"] else ("no rise is shown", "yellow")
+        verdict = ("significant", "green") if change["rises"] else ("not significant", "yellow")
         console.print(
             Text.assemble(
-                f"{kind}: after − before {change['mean']:+.3f}, 95% interval {change['low']:+.3f} to {change['high']:+.3f} ({paired}): ",
+                f"{kind}: change {change['mean']:+.3f}, 95% confidence interval {change['low']:+.3f} to {change['high']:+.3f} ({paired}): ",
                 verdict,
             ),
             soft_wrap=True,

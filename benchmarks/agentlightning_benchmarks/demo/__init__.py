@@ -1,1 +1,1 @@
-"""The demo: a LangChain agent that answers word problems with a calculator, and learns to."""
+"""The demo: a LangChain agent learns to answer word problems with a calculator."""

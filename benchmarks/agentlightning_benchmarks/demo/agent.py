@@ -1,6 +1,6 @@
-"""A LangChain agent that answers arithmetic word problems by calling a calculator.
+"""A LangChain agent that answers arithmetic word problems with a calculator.
 
-Ordinary LangChain code: nothing here knows of Agent Lightning. `solve.py` is what adds it.
+This is ordinary LangChain code without Agent Lightning. `solve.py` makes it trainable.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ def calculator(expression: str) -> str:
 
 
 def build_agent(model: BaseChatModel) -> Any:
-    """The agent, as LangChain's own `create_agent` makes it."""
+    """Return the agent, built with LangChain's `create_agent`."""
     return create_agent(model, tools=[calculator], system_prompt=INSTRUCTIONS, name="solver")
 
 
 def conversation(question: str) -> list[AnyMessage]:
-    """A few worked examples, then the question."""
+    """Return a few worked examples, then the question."""
     messages: list[AnyMessage] = []
     for number, (asked, expression, result) in enumerate(EXAMPLES):
         call = {"name": "calculator", "args": {"expression": expression}, "id": f"example-{number}"}

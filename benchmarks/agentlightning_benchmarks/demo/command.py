@@ -1,4 +1,4 @@
-"""`agl demo`."""
+"""The command `agl demo`."""
 
 from __future__ import annotations
 
@@ -24,12 +24,11 @@ def demo(
 ) -> None:
     """Train a small LangChain agent on this machine: SmolLM2-135M learns to answer word problems with a calculator.
 
-    The agent is ordinary LangChain code with one callback. The first run downloads the model (93 MB). Everything else runs on this
-    machine.
+    Training takes about five minutes on two cores. The first run downloads the model (93 MB).
 
     **Examples**
 
-    `agl demo` takes a few minutes and prints the eval reward before and after training.
+    `agl demo` prints the eval reward before and after training.
 
     `agl demo --data FOLDER --steps 2` runs the same agent on real questions.
 

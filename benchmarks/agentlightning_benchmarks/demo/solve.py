@@ -1,4 +1,4 @@
-"""What makes the agent trainable: the model that `llm` names, one callback, a reward."""
+"""Makes the agent trainable: passes it the model from `llm`, adds one callback, and returns a reward."""
 
 from __future__ import annotations
 
@@ -14,23 +14,26 @@ from agentlightning_benchmarks.demo.tasks import number_in
 from agentlightning_langchain import LightningCallback
 
 CALLED = 0.1
-"""For a calculator call that worked, whatever the answer."""
+"""Reward of a successful calculator call with a wrong answer."""
 
 
 async def solve(task: dict[str, Any], llm: agl.LLM) -> float:
-    """`task` has `question` and `answer`. 1 for the right answer after a calculator call, 0.1 for a call that worked, else 0."""
+    """Solve a `task` with `question` and `answer`.
+
+    The reward is 1 for the right answer after a calculator call, 0.1 for a successful call with a wrong answer, and 0 otherwise.
+    """
     agent = build_agent(ChatOpenAI(model=llm.model, base_url=llm.base_url, api_key=llm.api_key, max_tokens=24))  # type: ignore[arg-type]
     try:
         result = await agent.ainvoke(
             {"messages": conversation(task["question"])}, config={"callbacks": [LightningCallback()], "recursion_limit": 6}
         )
-    except GraphRecursionError:  # it went on calling and never answered
+    except GraphRecursionError:  # the agent kept calling and never answered
         return 0.0
     return reward(result["messages"], task)
 
 
 def reward(messages: list[Any], task: dict[str, Any]) -> float:
-    """See `solve`. Only what came after the question counts."""
+    """Return the reward described in `solve`. Only messages after the question count."""
     own = messages[max(index for index, message in enumerate(messages) if message.type == "human") + 1 :]
     worked = any(message.type == "tool" and not str(message.content).startswith("error") for message in own)
     last = own[-1] if own else None

@@ -1,4 +1,4 @@
-"""Arithmetic word problems. Train and test share no template, name or object, and their numbers are drawn apart."""
+"""Arithmetic word problems. Train and test share no template, name, or object, and draw their numbers separately."""
 
 from __future__ import annotations
 
@@ -66,8 +66,8 @@ ANSWERS = {
 
 
 def make_tasks(split: Split, count: int, seed: int = 0) -> list[dict[str, Any]]:
-    """`count` different tasks of a split; the same arguments always give the same ones. Templates come round in turn."""
-    rng = random.Random(f"{split}:{seed}")  # noqa: S311  # no secret is made here
+    """Return `count` different tasks of a split. The same arguments give the same tasks. Templates rotate."""
+    rng = random.Random(f"{split}:{seed}")  # noqa: S311  # not for secrets
     tasks: dict[str, dict[str, Any]] = {}
     order: list[int] = []
     while len(tasks) < count:
@@ -83,16 +83,16 @@ def make_tasks(split: Split, count: int, seed: int = 0) -> list[dict[str, Any]]:
 
 
 def train_tasks() -> list[dict[str, Any]]:
-    """What the demo trains on."""
+    """Return the demo's training tasks."""
     return make_tasks("train", 2000)
 
 
 def eval_tasks() -> list[dict[str, Any]]:
-    """What the demo is measured on."""
+    """Return the demo's eval tasks."""
     return make_tasks("test", 64)
 
 
 def number_in(text: str) -> float | None:
-    """The last number in a text; commas between thousands are read over."""
+    """Return the last number in a text, ignoring thousands separators."""
     numbers = re.findall(r"-?\d+(?:\.\d+)?", text.replace(",", ""))
     return float(numbers[-1]) if numbers else None

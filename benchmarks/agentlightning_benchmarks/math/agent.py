@@ -1,6 +1,6 @@
-"""An AutoGen agent that solves word problems by calling a calculator.
+"""An AutoGen agent that solves word problems with a calculator.
 
-Ordinary AutoGen code: nothing here knows of Agent Lightning. `solve.py` is what adds it.
+This is ordinary AutoGen code without Agent Lightning. `solve.py` makes it trainable.
 """
 
 from __future__ import annotations
@@ -31,15 +31,15 @@ EXAMPLES = (
     ("Sam has 3 pears and gets 4 more. How many pears does Sam have?", "3+4", "7"),
 )
 CALLS = 6
-"""Model calls for one problem at most."""
+"""Maximum number of model calls per problem."""
 LONGEST = 200
-"""Characters of an expression."""
+"""Maximum length of an expression in characters."""
 HIGHEST_POWER, HIGHEST_BASE = 64, 10**12
-"""Powers beyond these take long to work out."""
+"""Higher powers take too long to compute."""
 
 
 def on_numbers(operation: Callable[..., Any]) -> Callable[..., Any]:
-    """The operation, for numbers alone: Python would repeat a text a billion times."""
+    """Restrict an operation to numbers. Otherwise Python could repeat a text a billion times."""
 
     def checked(*values: Any) -> Any:
         if not all(isinstance(value, int | float) for value in values):
@@ -69,11 +69,11 @@ OPERATORS: dict[type[ast.AST], Any] = {
 
 
 def calculate(expression: str) -> float:
-    """The value of an arithmetic expression: numbers, brackets and the operators above, and nothing else. Raises `ValueError`."""
+    """Evaluate an arithmetic expression of numbers, parentheses, and the operators above. Raises `ValueError` for anything else."""
     if len(expression) > LONGEST:
         raise ValueError(f"the expression has more than {LONGEST} characters")
     try:
-        parsed = ast.parse(expression.strip(), mode="eval").body  # one expression: the library reads `x = 3; 4` as 3, with a warning
+        parsed = ast.parse(expression.strip(), mode="eval").body  # a single expression: simpleeval reads `x = 3; 4` as 3, with a warning
         value: Any = SimpleEval(operators=OPERATORS, functions={}, names={}).eval(expression, parsed)
     except (InvalidExpression, SyntaxError, ArithmeticError, LookupError, TypeError, AttributeError, RecursionError, MemoryError) as error:
         raise ValueError(str(error) or type(error).__name__) from error
@@ -86,12 +86,12 @@ def calculator(expression: str) -> str:
     """works out an arithmetic expression."""
     try:
         return f"{calculate(expression):.10g}"
-    except (ValueError, OverflowError) as error:  # an integer too large for a float overflows as it is written
+    except (ValueError, OverflowError) as error:  # an integer too large for a float raises OverflowError when formatted
         return f"error: {error}"
 
 
 def build_agent(model: ChatCompletionClient) -> AssistantAgent:
-    """The agent, for one problem, with a few worked examples in its conversation."""
+    """Return the agent for one problem, with a few worked examples in its conversation."""
     return AssistantAgent(
         "solver",
         model,

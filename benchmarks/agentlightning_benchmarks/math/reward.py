@@ -1,4 +1,4 @@
-"""The reward: 1 where the answer equals the right one as a number, else 0."""
+"""The reward: 1 if the answer equals the correct number, else 0."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ ANSWER = re.compile(r"answer\s+is|answer:", re.IGNORECASE)
 
 
 def reward(text: str | None, answer: float | int | str) -> float:
-    """`text`: what the agent said last; None: it gave no answer. `answer`: the right one, a number or a text that holds one.
+    """Return 1 if the answer in `text` matches `answer`, else 0.
 
-    Commas between thousands, a dollar sign before and any unit or percent sign behind are read over (1,000; $5; 50% is 50), a fraction is
-    its value (3/4). An answer given with d decimals is met by what rounds to it; a whole one only by itself.
+    `text` is the agent's last message, or None without one. `answer` is a number, or a text with one. Thousands separators, a leading
+    dollar sign, and a trailing unit or percent sign are ignored (1,000; $5; 50% is 50). Fractions are evaluated (3/4). If `answer` has
+    decimals, an answer that rounds to it also matches. Integers must match exactly.
     """
     number = None if text is None else number_in(text)
     right = number_in(str(answer))
@@ -25,7 +26,7 @@ def reward(text: str | None, answer: float | int | str) -> float:
 
 
 def number_in(text: str) -> float | None:
-    """The number that a text gives as its answer: the first after the last "answer is", else the last one. None: it has none."""
+    """Return the number after the first "answer is", else the last number. Return None without a number."""
     marks = list(ANSWER.finditer(text))
     stated = NUMBER.findall(" " + text[marks[-1].end() :]) if marks else []
     numbers = stated[:1] or NUMBER.findall(" " + text)[-1:]

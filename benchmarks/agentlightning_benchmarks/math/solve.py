@@ -1,4 +1,4 @@
-"""What makes the agent trainable: the model that `llm` names, in the client that records it, and a reward."""
+"""Makes the agent trainable: wraps the model from `llm` in a recording client, and returns a reward."""
 
 from __future__ import annotations
 
@@ -20,17 +20,18 @@ MODEL_INFO = ModelInfo(vision=False, function_calling=True, json_output=False, f
 
 @cache
 def model_client(model: str, base_url: str) -> OpenAIChatCompletionClient:
-    """One for all rollouts, which are many at once: to make a client takes longer than to call it. Its key is put in by the rollout."""
+    """Return the client shared by all concurrent rollouts, because creating one is slower than a call. Each rollout supplies its own
+    key."""
     return OpenAIChatCompletionClient(model=model, base_url=base_url, api_key="the rollout's", model_info=MODEL_INFO)
 
 
 async def solve(task: dict[str, Any], llm: agl.LLM) -> float:
-    """`task` has `question` and `answer`. 1 for the right answer, else 0."""
+    """Solve a `task` with `question` and `answer`. The reward is 1 for the right answer, else 0."""
     agent = build_agent(LightningChatCompletionClient(model_client(llm.model, llm.base_url)))
     return reward(answer_text(await agent.run(task=task["question"])), task["answer"])
 
 
 def answer_text(result: TaskResult) -> str | None:
-    """The agent's answer; None where it was still calling the calculator when its calls were used up."""
+    """Return the agent's answer, or None if its last allowed model call was a tool call."""
     last = result.messages[-1]
     return last.content if isinstance(last, TextMessage) and last.source == "solver" else None

@@ -1,7 +1,7 @@
-"""Word problems: those that the project makes itself, and GSM8K's from files.
+"""Word problems: generated ones, and GSM8K's from files.
 
-A task is `id, question, answer`; a generated one has the `expression` too, for whoever reads the task, not for the agent. Generated train
-and test tasks share no template, name or object.
+A task has `id`, `question`, and `answer`. A generated task also has its `expression`, which the agent never sees. Generated train and test
+tasks share no template, name, or object.
 """
 
 from __future__ import annotations
@@ -20,24 +20,27 @@ from agentlightning_benchmarks.math.templates import NAMES, TEMPLATES, THINGS
 
 Split = Literal["train", "test"]
 TRAIN, TEST = 2000, 64
-"""Generated tasks."""
+"""Number of generated tasks."""
 FILES = "train.jsonl and dev.jsonl, with question and answer in each line, as GSM8K's"
 
 
 def train_tasks() -> list[dict[str, Any]]:
-    """What the CPU preset trains on."""
+    """Return the CPU preset's training tasks."""
     return make_tasks("train", TRAIN)
 
 
 def test_tasks() -> list[dict[str, Any]]:
-    """What it is measured on."""
+    """Return the CPU preset's test tasks."""
     return make_tasks("test", TEST)
 
 
 def make_tasks(split: Split, count: int) -> list[dict[str, Any]]:
-    """`count` different tasks of a split, always the same ones. Problems of one calculation and of several alternate; the templates of
-    each come round in turn. (Two of three of several: too many groups in which a small model is never right, and nothing to learn from.)"""
-    rng = random.Random(f"math:{split}")  # noqa: S311  # no secret is made here
+    """Return `count` different tasks of a split, always the same ones.
+
+    Problems with one calculation alternate with longer ones, and their templates rotate. With two thirds long problems, a small model earns
+    no reward in too many groups.
+    """
+    rng = random.Random(f"math:{split}")  # noqa: S311  # not for secrets
     tasks: dict[str, dict[str, Any]] = {}
     kinds = [[template for template in TEMPLATES[split] if (operations(template[0]) == 1) == one] for one in (True, False)]
     orders: list[list[tuple[str, str]]] = [[], []]
@@ -54,16 +57,16 @@ def make_tasks(split: Split, count: int) -> list[dict[str, Any]]:
 
 
 def operations(form: str) -> int:
-    """How many calculations a form takes."""
+    """Return the number of calculations in a form."""
     return sum(form.count(sign) for sign in "+-*/")
 
 
 def draw(form: str, rng: random.Random) -> dict[str, int]:
-    """Numbers for a form, small enough for a small model to copy; every result is whole and positive."""
+    """Draw numbers that a small model can copy. Every result is a positive integer."""
     a, b, c = (rng.randint(11, 79) for _ in range(3))
     p, q, r = rng.randint(3, 9), rng.randint(11, 39), rng.randint(3, 9)
     t = rng.randint(11, 39)
-    if "{m}" in form:  # what is shared out
+    if "{m}" in form:  # the total to share
         return {"p": p, "m": p * q, "b": b, "c": c}
     if form.startswith("({s}-{b})/{p}"):
         return {"s": b + p * q, "b": b, "p": p}
@@ -79,7 +82,7 @@ def draw(form: str, rng: random.Random) -> dict[str, int]:
 
 
 def load(data: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Train and test tasks of a folder with real files. Raises `ConfigError`, which names the file and the line."""
+    """Return train and test tasks from a folder of real files. Raises a `ConfigError` that names the file and line."""
     if not data.is_dir():
         raise ConfigError(f"{data}: this folder does not exist. Expected one with {FILES}.")
     train, test = (_read(data / name) for name in ("train.jsonl", "dev.jsonl"))
@@ -97,7 +100,7 @@ def _read(path: Path) -> list[dict[str, Any]]:
 
 def _tasks(path: Path) -> Iterator[dict[str, Any]]:
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")  # `splitlines` also cuts inside questions
+        lines = path.read_text(encoding="utf-8").split("\n")  # `splitlines` would also split inside questions
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} cannot be read: {error}. Expected a folder with {FILES}.") from error
     for number, line in enumerate(lines, 1):
@@ -110,7 +113,7 @@ def _tasks(path: Path) -> Iterator[dict[str, Any]]:
             raise ConfigError(f"{path}, line {number}: {type(error).__name__}: {error}. Expected {FILES}.") from error
         if not isinstance(question, str) or not question.strip() or number_in(answer) is None:
             raise ConfigError(
-                f"{path}, line {number}: the question is no text, or the answer {answer!r:.40} holds no number. Expected {FILES}."
+                f"{path}, line {number}: the question is not text, or the answer {answer!r:.40} has no number. Expected {FILES}."
             )
         yield {"id": str(row.get("id", f"{path.stem}-{number}")), "question": question, "answer": answer}
 

@@ -1,4 +1,4 @@
-"""The wording of the generated problems. Train and test share no template, name or object; their kinds of calculation are the same."""
+"""Templates of the generated problems. Train and test share no template, name, or object, but the same kinds of calculation."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Multi-hop questions over a corpus: an agent of the OpenAI Agents SDK that searches, and learns to."""
+"""Multi-hop questions over a corpus. An OpenAI Agents SDK agent learns to search for the answers."""

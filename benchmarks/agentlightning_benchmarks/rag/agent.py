@@ -1,6 +1,6 @@
-"""An agent that answers questions by searching a library of passages.
+"""An agent that answers questions by searching passages.
 
-Ordinary code for the OpenAI Agents SDK: nothing here knows of Agent Lightning. `solve.py` is what adds it.
+This is ordinary code for the OpenAI Agents SDK, without Agent Lightning. `solve.py` makes it trainable.
 """
 
 from __future__ import annotations
@@ -14,23 +14,23 @@ from agentlightning_benchmarks.rag.index import Index
 INSTRUCTIONS = "Search until you have found the answer, then reply with one line: Answer: the answer"
 NOTHING = "No passage was found. Try other words."
 MAX_TURNS = 6
-"""Model calls for one question; a question of four hops takes five."""
+"""Maximum number of model calls per question. A four-hop question takes five."""
 MAX_TOKENS = 48
-"""Of one reply."""
+"""Maximum number of tokens per reply."""
 
 
 @dataclass(frozen=True)
 class Library:
-    """What `search` searches, and how much of it the model is shown."""
+    """The index to search, and how much of each result the model sees."""
 
     index: Index
     top_k: int
-    """Passages for one query."""
+    """Number of passages per query."""
     words: int
-    """Words of one passage; the rest is cut."""
+    """Maximum number of words per passage."""
 
     def search(self, query: str) -> str:
-        """The passages that fit a query best, the best first, one a line. Any text gets an answer."""
+        """Return the best passages for a query, best first, one per line. Any query gets a result."""
         passages = self.index.search(query, self.top_k)
         return "\n".join(passage.shown(self.words) for passage in passages) or NOTHING
 
@@ -42,7 +42,7 @@ def search(library: RunContextWrapper[Library], query: str) -> str:
 
 
 def build_agent(model: Model) -> Agent[Library]:
-    """The agent; run it with a `Library` as the context."""
+    """Return the agent. Run it with a `Library` as its context."""
     return Agent[Library](
         name="researcher", instructions=INSTRUCTIONS, tools=[search], model=model, model_settings=ModelSettings(max_tokens=MAX_TOKENS)
     )

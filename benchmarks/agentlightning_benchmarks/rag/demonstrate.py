@@ -1,4 +1,4 @@
-"""What a good agent would reply: one search for each hop, then the answer, all of it read in the passages that were found."""
+"""Demonstrations of a good agent: one search per hop, then the answer, read from the retrieved passages only."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from agentlightning_benchmarks.rag.reward import MARK, normalise
 def demonstrate(
     task: Mapping[str, Any], messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]]
 ) -> dict[str, Any] | None:
-    """The assistant's message for this request, in OpenAI's form.
+    """Return the assistant message for this request, in OpenAI format.
 
-    None where the conversation left the demonstrated way, or a search did not find what its hop asks: a guess is nothing to learn.
+    Returns None if the conversation left the demonstrated path, or if a search missed its hop's answer. A guess teaches nothing.
     """
     hops: Sequence[Mapping[str, str]] = task["decomposition"]
     turn = searches(messages)
@@ -36,9 +36,9 @@ def demonstrate(
 
 
 def query_of(hops: Sequence[Mapping[str, str]], number: int) -> str:
-    """The question of a hop, with the answers of earlier ones in the places of `#1`, `#2`; of `entity >> relation` the words.
+    """Return a hop's question, with `#1` and `#2` replaced by earlier answers and `entity >> relation` replaced by its words.
 
-    The relation finds nothing more (over MuSiQue's corpus a little less), but it says what to read in the passage that comes next.
+    The relation does not improve retrieval (slightly worse on MuSiQue), but it tells the model what to read in the next passage.
     """
     text = hops[number]["question"].replace(">>", " ")
     for earlier in range(number, 0, -1):
@@ -47,7 +47,7 @@ def query_of(hops: Sequence[Mapping[str, str]], number: int) -> str:
 
 
 def searches(messages: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
-    """Query and result of each search since the last user message."""
+    """Return the query and result of each search since the last user message."""
     last = max((index for index, message in enumerate(messages) if message["role"] == "user"), default=-1)
     queries: dict[str, str] = {}
     results: list[tuple[str, str]] = []
@@ -60,6 +60,6 @@ def searches(messages: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
 
 
 def _holds(text: str, answer: str) -> bool:
-    """Whether the words of an answer stand in a text, next to each other."""
+    """Return True if the words of an answer occur in a text consecutively."""
     words = " ".join(normalise(answer))
     return not words or f" {words} " in f" {' '.join(normalise(text))} "

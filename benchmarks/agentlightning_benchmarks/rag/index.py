@@ -1,7 +1,7 @@
-"""A corpus of passages and its BM25 index. The index is made once for each content and kept in the cache; what is open is only read.
+"""A corpus of passages and its BM25 index.
 
-Many rollouts search one index at once, from threads and from processes: nothing is written after it was opened, and a folder in the
-cache is complete or not there.
+The index is built once per corpus content and cached. Many rollouts read the same index concurrently, from threads and processes. An open
+index is never written, and a cached folder is always complete.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from agentlightning.types import new_id
 from agentlightning_benchmarks.rag.files import read_lines
 
 MAX_QUERY = 2000
-"""Characters of a query that are looked at."""
+"""Maximum number of characters read from a query."""
 RULES = "words-1"
-"""Changes with `words_of` and with what is indexed, so that an older index is not taken."""
+"""Changes whenever `words_of` or the indexed text changes, so that old indexes are not reused."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +41,7 @@ class Passage:
     text: str
 
     def shown(self, words: int) -> str:
-        """In one line, cut after so many words; the title stands before it where the text does not name it."""
+        """Return the passage as one line of at most `words` words. The title comes first unless the text contains it."""
         text = " ".join(self.text.split())
         line = text if not self.title or self.title in text else f"{self.title}: {text}"
         parts = line.split(" ", words)
@@ -49,14 +49,14 @@ class Passage:
 
 
 class Index:
-    """Passages that can be searched."""
+    """A searchable set of passages."""
 
     def __init__(self, passages: Sequence[Passage], scorer: Any) -> None:
         self.passages = tuple(passages)
         self._scorer = scorer
 
     def search(self, query: str, top_k: int) -> list[Passage]:
-        """At most `top_k` passages that share a word with the query, the best first; of equals the earlier in the corpus."""
+        """Return up to `top_k` passages that share a word with the query, best first. Ties follow the corpus order."""
         indexed = [word for word in words_of(query[:MAX_QUERY]) if word in self._scorer.vocab_dict]
         if not indexed:
             return []
@@ -67,9 +67,9 @@ class Index:
 
 @lru_cache(maxsize=4)
 def open_index(corpus: str) -> Index:
-    """The index of a corpus file, from the cache where it is there. Raises `ConfigError` that names the file, and the line.
+    """Return the index of a corpus file, from the cache if possible.
 
-    A file holds `{"id": ..., "title": ..., "text": ...}` on each line, with ids that differ.
+    Each line of the file is `{"id": ..., "title": ..., "text": ...}` with a unique id. Raises a `ConfigError` that names the file and line.
     """
     path = Path(corpus)
     passages = _passages(path)
@@ -80,12 +80,12 @@ def open_index(corpus: str) -> Index:
     try:
         scorer = bm25s.BM25.load(folder, mmap=True, show_progress=False)
     except (OSError, ValueError, KeyError, EOFError, TypeError) as error:
-        raise ConfigError(f"{folder}: this index of {path} is damaged: {error}. Delete the folder; the next run makes it again.") from error
+        raise ConfigError(f"{folder}: this index of {path} is damaged: {error}. Delete the folder. The next run rebuilds it.") from error
     return Index(passages, scorer)
 
 
 def words_of(text: str) -> list[str]:
-    """The words that are searched for: lower case, without accents, without those that every text has."""
+    """Return the search terms of a text: lowercase, without accents or stop words."""
     plain = "".join(character for character in unicodedata.normalize("NFKD", text) if not unicodedata.combining(character))
     return [word for word in re.findall(r"\w+", plain.lower()) if word not in STOPWORDS_EN]
 
@@ -96,21 +96,21 @@ def _passages(path: Path) -> list[Passage]:
     for line in read_lines(path, "passages with id, title and text"):
         passage = Passage(line.text("id"), line.text("title") if line.fields.get("title") else "", line.text("text"))
         if passage.id in places:
-            raise ConfigError(f"{line.where}: the id {passage.id!r} is that of {places[passage.id]} too. Ids must differ.")
+            raise ConfigError(f"{line.where}: the id {passage.id!r} also occurs in {places[passage.id]}. Use unique ids.")
         places[passage.id] = line.where
         passages.append(passage)
     return passages
 
 
 def _build(path: Path, passages: Sequence[Passage], folder: Path) -> None:
-    """Make the index beside its folder and rename it, so that half an index is never taken for one."""
+    """Build the index in a temporary folder and rename it, so that an interrupted build never looks complete."""
     from tqdm import tqdm
 
     seen = sys.stderr.isatty()
     texts = tqdm(passages, desc=f"reading {path.name}", disable=not seen, leave=False)
     words = [words_of(f"{passage.title} {passage.text}") for passage in texts]
     if not any(words):
-        raise ConfigError(f"{path}: no passage has a word that can be searched for")
+        raise ConfigError(f"{path}: no passage has a searchable word. Add words other than stop words.")
     scorer = bm25s.BM25()
     scorer.index(words, create_empty_token=False, show_progress=seen)
     part = folder.with_name(f".{folder.name}.{new_id()}")
@@ -119,7 +119,7 @@ def _build(path: Path, passages: Sequence[Passage], folder: Path) -> None:
         scorer.save(part, show_progress=False)
         try:
             part.rename(folder)
-        except OSError:  # another process was faster, and its index is the same
+        except OSError:  # another process finished first, with the same index
             if not folder.is_dir():
                 raise
     finally:

@@ -1,6 +1,7 @@
-"""Questions about the invented world. One hop asks for a fact; two hops name its subject by a fact of something else.
+"""Questions about the fictional world.
 
-`relations.json` has the phrasings. The test split asks for every relation, and names it, in other words than the train split.
+A one-hop question asks for a fact. A two-hop question names its subject through another fact. `relations.json` holds the phrasings. The
+test split covers every relation, but with different phrasings.
 """
 
 from __future__ import annotations
@@ -16,13 +17,13 @@ from agentlightning_benchmarks.rag.world import Entity, Kind, Split, read_world
 
 
 class Relation(msgspec.Struct, frozen=True):
-    """A fact that entities of one kind have."""
+    """A type of fact about entities of one kind."""
 
     of: Kind
     asked: dict[Split, tuple[str, ...]]
-    """Questions for the fact; `{x}` is the entity."""
+    """Questions for the fact. `{x}` is the entity."""
     named: dict[Split, tuple[str, ...]]
-    """Phrases for the entity that the fact names; empty if it names none."""
+    """Phrases for the entity named by the fact. Empty if the fact names none."""
 
 
 @cache
@@ -32,7 +33,7 @@ def relations() -> dict[str, Relation]:
 
 
 def one_hop(split: Split) -> Iterator[dict[str, Any]]:
-    """Every question for one fact, in each of its phrasings."""
+    """Return every question about one fact, in each phrasing."""
     for entity in read_world()[split].values():
         for relation, answer in entity.facts.items():
             for text in relations()[relation].asked[split]:
@@ -40,7 +41,7 @@ def one_hop(split: Split) -> Iterator[dict[str, Any]]:
 
 
 def two_hops(split: Split) -> Iterator[dict[str, Any]]:
-    """Every question for a fact of what a fact leads to, in each pair of phrasings; none whose answer it names."""
+    """Return every two-hop question, in each pair of phrasings. Questions that contain their answer are left out."""
     world = read_world()[split]
     for entity in world.values():
         for first, between in _links(entity):

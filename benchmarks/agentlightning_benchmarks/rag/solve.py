@@ -1,4 +1,4 @@
-"""What makes the agent trainable: the model that `llm` names, the adapter, and a reward."""
+"""Makes the agent trainable: passes it the model from `llm`, installs the adapter, and returns a reward."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from agentlightning_openai_agents import install
 
 
 async def solve(task: dict[str, Any], llm: agl.LLM) -> float:
-    """`task` as `tasks.py` makes it. The reward of `reward.py`; 0 for a run that never answers."""
+    """Solve a `task` from `tasks.py` and return its reward. A run without an answer earns 0."""
     install()
     corpus = task["corpus"]
     library = Library(open_index(corpus["path"]), corpus["top_k"], corpus["words"])
@@ -24,7 +24,7 @@ async def solve(task: dict[str, Any], llm: agl.LLM) -> float:
         try:
             result = await Runner.run(agent, task["question"], context=library, max_turns=MAX_TURNS)
         except (MaxTurnsExceeded, ModelBehaviorError, UnicodeEncodeError):
-            # It went on searching, asked for what is not there, or wrote an escaped half of a character, at which the SDK breaks.
+            # The agent kept searching, called an unknown tool, or wrote an escaped lone surrogate that the SDK rejects.
             return 0.0
     searched = any(isinstance(item, ToolCallOutputItem) for item in result.new_items)
     return reward(str(result.final_output), [task["answer"], *task["answer_aliases"]], searched=searched)

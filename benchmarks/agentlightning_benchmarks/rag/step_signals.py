@@ -1,4 +1,4 @@
-"""What the records of a retrieval rollout show of its searches."""
+"""Step signals of the RAG benchmark."""
 
 from __future__ import annotations
 
@@ -10,5 +10,5 @@ from agentlightning_benchmarks.rag.agent import NOTHING, search
 
 
 def nothing_found(records: AttemptRecords) -> Iterator[Span]:
-    """The searches that found no passage."""
+    """Return the search spans that found no passage."""
     return (span for span in records.spans if (span.kind, span.name, span.attributes.get("output")) == ("tool", search.name, NOTHING))

@@ -1,7 +1,7 @@
-"""Tasks: questions that the project makes itself, over its invented world, and real ones from files.
+"""Tasks: generated questions about the fictional world, and real ones from files.
 
-A task is `id, question, answer, answer_aliases, decomposition` (the question and answer of each hop, as far as they are known) and
-`corpus` (the file to search, passages for one query, words of one passage).
+A task has `id`, `question`, `answer`, `answer_aliases`, `decomposition` (question and answer of each known hop), and `corpus` (file to
+search, passages per query, words per passage).
 """
 
 from __future__ import annotations
@@ -19,28 +19,28 @@ from agentlightning_benchmarks.rag.questions import one_hop, two_hops
 from agentlightning_benchmarks.rag.world import Split, corpus_file
 
 TRAIN, TEST = 2000, 64
-"""Generated tasks."""
+"""Number of generated tasks."""
 HOPS = (1, 2)
-"""Of the generated tasks, in turn."""
+"""Hops of the generated tasks, in rotation."""
 SHOWN = {"top_k": 1, "words": 40}
-"""Of the generated corpus, whose passages are short: prompts stay small enough for a CPU."""
+"""Passages per query and words per passage for the generated corpus. Short passages keep prompts small enough for a CPU."""
 SHOWN_REAL = {"top_k": 3, "words": 60}
 FILES = "train.jsonl, dev.jsonl and corpus.jsonl, as MuSiQue's"
 
 
 def train_tasks() -> list[dict[str, Any]]:
-    """What the CPU preset trains on."""
+    """Return the CPU preset's training tasks."""
     return make_tasks("train", TRAIN)
 
 
 def test_tasks() -> list[dict[str, Any]]:
-    """What it is measured on. Names and words of the questions are not those of the train tasks."""
+    """Return the CPU preset's test tasks. They share no names or phrasings with the training tasks."""
     return make_tasks("test", TEST)
 
 
 def make_tasks(split: Split, count: int) -> list[dict[str, Any]]:
-    """`count` different tasks of a split, always the same ones; their hops come in the order of `HOPS`."""
-    rng = random.Random(f"tasks:{split}")  # noqa: S311  # no secret is made here
+    """Return `count` different tasks of a split, always the same ones. Their hops follow `HOPS`."""
+    rng = random.Random(f"tasks:{split}")  # noqa: S311  # not for secrets
     hops = [HOPS[number % len(HOPS)] for number in range(count)]
     drawn = {kind: iter(rng.sample(list(ask(split)), hops.count(kind))) for kind, ask in ((1, one_hop), (2, two_hops))}
     corpus = {"path": str(corpus_file()), **SHOWN}
@@ -48,10 +48,8 @@ def make_tasks(split: Split, count: int) -> list[dict[str, Any]]:
 
 
 def load(data: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Train and test tasks of a folder with real files; its corpus is indexed where it is not yet.
-
-    Raises `ConfigError`, which names the file and the line.
-    """
+    """Return train and test tasks from a folder of real files, and index its corpus if needed. Raises a `ConfigError` that names the file
+    and line."""
     if not data.is_dir():
         raise ConfigError(f"{data}: this folder does not exist. Expected one with {FILES}.")
     for name in ("corpus.jsonl", "train.jsonl", "dev.jsonl"):
@@ -69,11 +67,11 @@ def _read(path: Path, ids: set[str], corpus: dict[str, Any]) -> list[dict[str, A
 
 
 def _task(line: Line, ids: set[str]) -> tuple[str, dict[str, Any]]:
-    """Where it stands, and the task."""
+    """Return a task and its position in the file."""
     for id in line.many("supporting_ids"):
         if id not in ids:
             raise ConfigError(
-                f"{line.where}: 'supporting_ids' has {id!r:.60}, which is no passage of the corpus. Check that the files belong together."
+                f"{line.where}: 'supporting_ids' has {id!r:.60}, which is not in the corpus. Check that the files belong together."
             )
     return line.where, {
         "id": line.text("id"),
@@ -97,7 +95,7 @@ def _different(tasks: Iterable[tuple[str, dict[str, Any]]]) -> Iterator[dict[str
     places: dict[str, str] = {}
     for where, task in tasks:
         if task["id"] in places:
-            raise ConfigError(f"{where}: the id {task['id']!r} is that of {places[task['id']]} too. Ids must differ.")
+            raise ConfigError(f"{where}: the id {task['id']!r} also occurs in {places[task['id']]}. Use unique ids.")
         places[task["id"]] = where
         yield task
 

@@ -1,7 +1,7 @@
-"""The invented world of the benchmark, in `world.json`: its entities, and the corpus of their passages.
+"""The fictional world of the benchmark, stored in `world.json`: its entities and the corpus of their passages.
 
-The world has two halves, `train` and `test`, in one corpus. No name belongs to both, and no fact leads from one to the other.
-`benchmarks/worlds/rag.py` writes the file.
+Train and test each have half of the world, in one corpus. The halves share no names, and no fact links them. `benchmarks/worlds/rag.py`
+writes the file.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ FILE = Path(__file__).with_name("world.json")
 
 
 class Entity(msgspec.Struct, frozen=True):
-    """Something that has a passage of its own."""
+    """An entity with its own passage."""
 
     name: str
     kind: Kind
     facts: dict[str, str]
-    """By relation; some are names of other entities. The passage tells them all."""
+    """Facts by relation. Some values name other entities. The passage contains all facts."""
     passage: str
 
 
@@ -42,7 +42,7 @@ def read_world() -> dict[Split, dict[str, Entity]]:
 
 
 def corpus_file() -> Path:
-    """Return the corpus of both halves; write it into the cache folder if it is missing."""
+    """Return the corpus of both halves. Write it into the cache folder if it is missing."""
     entities = [entity for half in read_world().values() for entity in half.values()]
     entities.sort(key=lambda entity: entity.name)  # mixes kinds and halves
     lines = [json.dumps({"id": f"g{i:04}", "title": entity.name, "text": entity.passage}) for i, entity in enumerate(entities)]

@@ -1,6 +1,6 @@
-"""A LangGraph agent that answers questions with SQL: write, execute, check, and rewrite what was wrong.
+"""A LangGraph agent that answers questions with SQL: write, execute, check, and rewrite.
 
-Ordinary LangGraph code: nothing here knows of Agent Lightning. `solve.py` is what adds it.
+This is ordinary LangGraph code without Agent Lightning. `solve.py` makes it trainable.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ from langgraph.graph.message import add_messages
 from agentlightning_benchmarks.text_to_sql.database import Result, execute
 
 TURNS = 3
-"""Queries that are written at most."""
+"""Maximum number of queries per question."""
 INSTRUCTIONS = "You write SQLite queries."
 WRITE = "Reply with the query only."
 CHECK = "Is this the answer? Reply correct or wrong."
 REWRITE = "Write a better query."
 ERROR = "error: "
-"""What is shown of a query that did not execute begins so."""
+"""Prefix of the message for a query that failed to execute."""
 FENCED = re.compile(r"```(?:sql|sqlite)?\s*\n(.*?)```", re.DOTALL | re.IGNORECASE)
 
 
 class State(TypedDict):
-    """One question on its way. The messages are one conversation, which all nodes continue."""
+    """State of one question. `messages` is a single conversation that all nodes continue."""
 
     question: str
     schema: str
@@ -48,7 +48,7 @@ async def sql(database: str, query: str) -> str:
 
 
 def build_agent(model: BaseChatModel) -> Any:
-    """The compiled graph. Give it `question`, `schema` and `database` (a path); it returns them with the last `query`."""
+    """Return the compiled graph. Its input is `question`, `schema`, and `database` (a path). Its output adds the last `query`."""
 
     async def write(state: State) -> dict[str, Any]:
         asked = [SystemMessage(INSTRUCTIONS), HumanMessage(f"{state['schema']}\n\n{state['question']}\n{WRITE}")]
@@ -75,7 +75,7 @@ def build_agent(model: BaseChatModel) -> Any:
     graph.add_node("rewrite", rewrite)
     graph.add_edge(START, "write")
     graph.add_edge("write", "execute")
-    # After the last turn there is nobody left who could act on a verdict.
+    # After the last turn, no node could act on a verdict.
     graph.add_conditional_edges("execute", lambda state: END if state["turns"] == TURNS else "check", ["check", END])
     graph.add_conditional_edges("check", lambda state: END if state["right"] else "rewrite", ["rewrite", END])
     graph.add_edge("rewrite", "execute")
@@ -83,18 +83,18 @@ def build_agent(model: BaseChatModel) -> Any:
 
 
 def query_in(reply: str) -> str:
-    """The first fenced block of a reply, or all of it."""
+    """Return the first fenced block of a reply, or the whole reply."""
     fenced = FENCED.search(reply)
     return (fenced.group(1) if fenced else reply).strip()
 
 
 def is_right(verdict: str) -> bool:
-    """Whether a checker is content."""
+    """Return True if the checker accepts the query."""
     return re.search(r"wrong|incorrect|not correct", verdict, re.IGNORECASE) is None
 
 
 def show(result: Result, rows: int = 3, letters: int = 120) -> str:
-    """A result in a line: how many rows, and the first of them."""
+    """Return a result as one line: the number of rows, and the first rows."""
     if result.error is not None:
         return _cut(f"{ERROR}{result.error}", letters)
     if not result.rows:

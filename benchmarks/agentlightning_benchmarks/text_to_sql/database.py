@@ -1,8 +1,7 @@
-"""SQLite databases that only answer: nothing that a query says can change, attach or outlast them.
+"""Read-only SQLite databases that untrusted queries cannot change, leave, or outlast.
 
-A query sees one database file, opened read-only and immutable, and may do nothing but read and compute. What it does not finish in its
-time, and what is larger than its limits, is an error result. A file that is not there, or is no database, is no fault of the query: that
-is raised.
+A query sees one database file, opened read-only and immutable, and can only read and compute. Exceeding the time or size limits gives an
+error result. A missing or broken file is not the query's fault, so it raises.
 """
 
 from __future__ import annotations
@@ -21,45 +20,46 @@ from agentlightning_benchmarks.text_to_sql.words import expanded_words
 Row: TypeAlias = tuple[object, ...]
 
 SECONDS = 5.0
-"""That one query may take."""
+"""Time limit of a query in seconds."""
 ROWS = 20_000
-"""That one result may have."""
+"""Maximum number of rows in a result."""
 BYTES = 10_000_000
-"""That the texts and blobs of one result may have."""
+"""Maximum bytes of text and blobs in a result."""
 WORDS = 500_000
-"""That one query may have with its common table expressions put in their places. A chain of doublings within it takes SQLite 10 ms."""
+"""Maximum number of words in a query after expanding its common table expressions. SQLite expands a doubling chain of this size in 10
+ms."""
 LIMITS = {
-    sqlite3.SQLITE_LIMIT_LENGTH: 100_000,  # bytes of one value and of one row: no function can fill the memory, or work for long
+    sqlite3.SQLITE_LIMIT_LENGTH: 100_000,  # bytes of one value and of one row, so that no function can fill the memory or run for long
     sqlite3.SQLITE_LIMIT_SQL_LENGTH: 20_000,
     sqlite3.SQLITE_LIMIT_COLUMN: 200,
     sqlite3.SQLITE_LIMIT_LIKE_PATTERN_LENGTH: 200,
     sqlite3.SQLITE_LIMIT_ATTACHED: 0,
 }
 READING = {sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ, sqlite3.SQLITE_RECURSIVE}
-"""What a query may do; further, call functions."""
+"""Allowed actions, besides function calls."""
 FORBIDDEN = {"load_extension", "fts3_tokenizer"}
-"""Functions that reach out of the database."""
+"""Functions that reach outside the database."""
 FAULTS = {sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_IOERR}
-"""Primary codes of errors that are the file's."""
+"""Primary error codes that blame the file."""
 
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What came of a query: rows, or an error."""
+    """The result of a query: rows, or an error."""
 
     rows: tuple[Row, ...] = ()
     columns: int = 0
     error: str | None = None
-    """For the one who wrote the query."""
+    """Message for the author of the query."""
 
 
 def execute(path: str | Path, query: str, *, seconds: float = SECONDS, rows: int = ROWS) -> Result:
-    """Run one query (blocking). Raises `FileNotFoundError` or `OSError`, which name the file, where the database is not there or broken."""
+    """Run one query (blocking). Raises a `FileNotFoundError` or `OSError` that names a missing or broken database."""
     with _reading(path) as connection:
         if expanded_words(query) > WORDS:
             return Result(error="its common table expressions name each other too often")
         connection.set_authorizer(_authorize)
-        # Not a progress handler: that would want the interpreter's lock every so many instructions, behind every other thread.
+        # Not a progress handler: it would take the GIL every few instructions, in competition with every other thread.
         timer = threading.Timer(seconds, connection.interrupt)
         timer.start()
         try:
@@ -78,7 +78,7 @@ def execute(path: str | Path, query: str, *, seconds: float = SECONDS, rows: int
             return Result(tuple(fetched), len(cursor.description))
         except MemoryError:
             return Result(error="it took more memory than there is")
-        except (sqlite3.Error, sqlite3.Warning, ValueError, OverflowError) as error:  # a surrogate in the text is a ValueError
+        except (sqlite3.Error, sqlite3.Warning, ValueError, OverflowError) as error:  # a surrogate in the text raises ValueError
             code = getattr(error, "sqlite_errorcode", 0) & 0xFF
             if code in FAULTS:
                 raise OSError(f"{path}: the database is broken: {error}") from error
@@ -87,11 +87,12 @@ def execute(path: str | Path, query: str, *, seconds: float = SECONDS, rows: int
             return Result(error=str(error))
         finally:
             timer.cancel()
-            timer.join()  # so that it never meets a connection that is being closed
+            timer.join()  # so that it never interrupts a connection that is closing
 
 
 def schema_text(path: str | Path, limit: int = 4000) -> str:
-    """Tables with their columns, then the foreign keys, a line each. Lines after `limit` characters are left out, and counted."""
+    """Describe the tables with their columns, then the foreign keys, one per line. After `limit` characters, lines are dropped and
+    counted."""
     with _reading(path) as connection:
         names = connection.execute("SELECT name FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite_%' ORDER BY rowid")
         tables: list[str] = [name for (name,) in names]
@@ -112,7 +113,7 @@ def _columns(connection: sqlite3.Connection, table: str) -> list[str]:
 def _foreign_keys(connection: sqlite3.Connection, table: str) -> Iterator[str]:
     keys = connection.execute('SELECT "from", "table", "to" FROM pragma_foreign_key_list(?) ORDER BY id DESC, seq', (table,))
     for column, other, target in keys:
-        # A key that names no column means the other table's primary key; some databases have keys to tables that are not there.
+        # A foreign key without a column means the other table's primary key. Some databases reference missing tables.
         targets = [target] if target else _columns(connection, other)[:1]
         for referenced in targets:
             yield f"{_name(table)}.{_name(column)} = {_name(other)}.{_name(referenced)}"
@@ -124,10 +125,10 @@ def _name(name: str) -> str:
 
 @contextmanager
 def _reading(path: str | Path) -> Generator[sqlite3.Connection]:
-    """A connection that cannot write, to a file that is a database."""
+    """Open a read-only connection to a database file."""
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: there is no such database. Expected an SQLite file.")
+        raise FileNotFoundError(f"{path}: the database does not exist. Expected an SQLite file.")
     try:
         uri = f"file:{quote(str(path.resolve()))}?mode=ro&immutable=1"
         connection = sqlite3.connect(uri, uri=True, isolation_level=None, cached_statements=0)
@@ -137,7 +138,7 @@ def _reading(path: str | Path) -> Generator[sqlite3.Connection]:
         try:
             connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
         except sqlite3.Error as error:
-            raise OSError(f"{path}: this is no SQLite database: {error}") from error
+            raise OSError(f"{path}: this is not an SQLite database: {error}") from error
         connection.text_factory = _text
         for limit, value in LIMITS.items():
             connection.setlimit(limit, value)

@@ -1,7 +1,7 @@
-"""What a good agent would reply to each request of this one, for a supervised warm start.
+"""Demonstrations of a good agent, for the supervised warm-up.
 
-A query is never demonstrated wrong, for then it would be learned. So that checker and rewriter see mistakes, the model itself writes the
-first query of every third task; what follows is demonstrated: the true verdict on that query, and the gold query in its place.
+Wrong queries are never demonstrated, because the model would learn them. In every third task, the model writes the first query itself, so
+that checker and rewriter see real mistakes. The demonstrations continue with the true verdict on that query, and with the gold query.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from agentlightning_benchmarks.text_to_sql.reward import reward
 
 
 def demonstrate(task: dict[str, Any], messages: list[dict[str, Any]], tools: list[dict[str, Any]]) -> dict[str, Any] | None:
-    """The assistant's message; None where the model shall write for itself, and for requests that are not this agent's."""
+    """Return the assistant message. Return None if the model should write its own reply, and for requests of other agents."""
     asked = _text(messages[-1])
     if asked.endswith(WRITE):
         return None if attempted(task) else _says(task["query"])
@@ -27,7 +27,7 @@ def demonstrate(task: dict[str, Any], messages: list[dict[str, Any]], tools: lis
 
 
 def attempted(task: dict[str, Any]) -> bool:
-    """Whether the model writes this task's first query; the same in every run."""
+    """Return True if the model writes this task's first query. The choice is the same in every run."""
     return int(hashlib.sha256(task["question"].encode()).hexdigest(), 16) % 3 == 0
 
 

@@ -1,8 +1,8 @@
-"""The words of the generated databases, in `vocabulary.json`. Train and test share no table, no column of their own, and no text value.
+"""The words of the generated databases, stored in `vocabulary.json`.
 
-A domain is a chain of tables: each row of a table belongs to one row of the table above it. A table is `plural singular | column: kind |
-...`. The first column names a row, and no two rows share it. A kind is a range of numbers (`3-90`), a list of texts (`red, green`), or
-`word` or `person`, a made-up name.
+Train and test share no table, no specific column, and no text value. A domain is a chain of tables: each row belongs to one row of the
+table above. A table is `plural singular | column: kind | ...`. The first column names a row, and its values are unique. A kind is a number
+range (`3-90`), a list of texts (`red, green`), or a made-up `word` or `person`.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ class Vocabulary(msgspec.Struct, frozen=True):
     """The words of one split."""
 
     domains: dict[str, list[str]]
-    """Tables by the name of their domain."""
+    """Tables by domain name."""
     syllables: list[str]
-    """Parts of a `word`."""
+    """Syllables of a `word`."""
     first_names: list[str]
     last_names: list[str]
 

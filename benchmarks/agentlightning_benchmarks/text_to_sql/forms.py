@@ -1,9 +1,9 @@
-"""The forms of the generated questions, in `forms.json`: each with phrasings, and the query that answers them.
+"""The question forms, stored in `forms.json`: each has phrasings and the query that answers them.
 
-Placeholders: `{T}` a table (a plural), `{thing}` one of its rows in words, `{N}` its naming column and `{NV}` one of its names, `{C}` a
-text column and `{V}` one of its values, `{X}` a number column and `{K}` a number. `{P}` is the table above it, with `{parent}`, `{PN}` and
-`{PV}`; `{fk}` is the column of `{T}` that holds the `id` of a row of `{P}`. `{F}` is an aggregate and `{word}` its name; `{D}` and `{most}`
-a direction.
+Placeholders: `{T}` is a table (plural), `{thing}` the word for one of its rows, `{N}` its name column, and `{NV}` one of its names. `{C}`
+is a text column and `{V}` one of its values. `{X}` is a number column and `{K}` a number. `{P}` is the table above, with `{parent}`,
+`{PN}`, and `{PV}`. `{fk}` is the column of `{T}` that references `{P}`. `{F}` is an aggregate and `{word}` its name. `{D}` is a direction
+and `{most}` its word.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ class Form(msgspec.Struct, frozen=True):
     query: str
     phrasings: tuple[str, ...]
     unique: bool = False
-    """Whether the values of `{X}` must differ, so that an order has no ties."""
+    """Whether the values of `{X}` must be unique, so that ordering has no ties."""
 
 
 class Forms(msgspec.Struct, frozen=True):
-    """Every form, and the words that fill them."""
+    """All forms and their fill-in words."""
 
     forms: tuple[Form, ...]
     aggregates: tuple[tuple[str, tuple[str, ...]], ...]
@@ -34,8 +34,10 @@ class Forms(msgspec.Struct, frozen=True):
 
     @property
     def round(self) -> list[Form]:
-        """The forms as often as a round asks them: those on one table three times, joins once. A model of 135M parameters rarely gets a
-        join right, and a question without a right sample teaches nothing."""
+        """Return the forms of one round: single-table forms three times, joins once.
+
+        A 135M model rarely gets a join right, and a group without a correct sample teaches nothing.
+        """
         return [form for form in self.forms for _ in range(1 if "{P}" in form.query else 3)]
 
 

@@ -1,7 +1,7 @@
-"""Small databases and questions about them, made the same on every machine.
+"""Generates small databases and questions about them, identically on every machine.
 
-A schema is a domain with some columns, and maybe its last table, left out. Further contents of a schema keep its names and draw everything
-else anew. Orders have no ties, and no answer is empty, in the first content.
+A schema is a domain with some columns left out, and sometimes its last table. Extra contents of a schema keep its names and redraw
+everything else. In the first content, orderings have no ties and no answer is empty.
 """
 
 from __future__ import annotations
@@ -24,10 +24,9 @@ from agentlightning_benchmarks.text_to_sql.domains import Split, vocabulary
 from agentlightning_benchmarks.text_to_sql.forms import Form, read_forms
 
 CONTENTS = 2
-"""Of each schema: the one that questions are asked about, and further ones on which a right query is right as well, so that a lucky
-number is not."""
+"""Contents per schema. Questions are about the first. A right query must also be right on the others, so lucky guesses fail."""
 ROWS = ((6, 9), (14, 22), (24, 32))
-"""At least and at most, by how many tables stand above."""
+"""Minimum and maximum number of rows, by depth of the table."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,17 +34,17 @@ class Table:
     """A table of a schema."""
 
     name: str
-    """A plural."""
+    """The plural word."""
     singular: str
     link: str | None
-    """The column that holds the `id` of a row of the table above; None: there is none above."""
+    """The column with the `id` of a row in the table above. None for the top table."""
     columns: tuple[tuple[str, str], ...]
-    """Name and kind (see domains.py); the first names a row."""
+    """Name and kind (see domains.py). The first column names a row."""
 
 
 @dataclass(frozen=True, slots=True)
 class Schema:
-    """Tables of a domain, each linked to the one before it."""
+    """Tables of a domain, each linked to the previous one."""
 
     name: str
     split: Split
@@ -53,8 +52,8 @@ class Schema:
 
 
 def make_schema(split: Split, domain: str, number: int, seed: int = 0) -> Schema:
-    """Variant `number` of a domain."""
-    rng = random.Random(f"{split}:{domain}:{number}:{seed}")  # noqa: S311  # no secret is made here
+    """Return variant `number` of a domain."""
+    rng = random.Random(f"{split}:{domain}:{number}:{seed}")  # noqa: S311  # not for secrets
     lines = vocabulary()[split].domains[domain]
     lines = lines[: rng.randint(2, len(lines))]
     tables: list[Table] = []
@@ -75,7 +74,7 @@ def make_schema(split: Split, domain: str, number: int, seed: int = 0) -> Schema
 
 
 def script(schema: Schema, content: int) -> str:
-    """The SQL that makes one content of a schema."""
+    """Return the SQL that creates one content of a schema."""
     names = random.Random(f"{schema.name}:names")  # noqa: S311
     rng = random.Random(f"{schema.name}:{content}")  # noqa: S311
     lines: list[str] = []
@@ -100,7 +99,7 @@ def script(schema: Schema, content: int) -> str:
 
 
 def database(schema: Schema, content: int = 0) -> Path:
-    """The file with one content of a schema, in the cache folder; made if it is not there."""
+    """Return the cached file with one content of a schema. Create it if it is missing."""
     text = script(schema, content)
     digest = hashlib.sha256(text.encode()).hexdigest()[:16]
     path = cache_folder() / "text_to_sql" / "generated" / f"{schema.name}-{digest}.sqlite"
@@ -119,8 +118,10 @@ def database(schema: Schema, content: int = 0) -> Path:
 
 
 def make_tasks(split: Split, count: int, variants: int, domains: Sequence[str] | None = None, *, seed: int = 0) -> list[dict[str, Any]]:
-    """`count` different tasks on `variants` schemas of each domain (None: of the split's); the same arguments give the same ones. Schemas
-    and forms come round in turn."""
+    """Return `count` different tasks on `variants` schemas per domain (None: the split's number).
+
+    The same arguments give the same tasks. Schemas and forms rotate.
+    """
     rng = random.Random(f"{split}:{seed}")  # noqa: S311
     schemas = [make_schema(split, domain, number, seed) for number in range(variants) for domain in domains or vocabulary()[split].domains]
     contents: list[sqlite3.Connection] = []
@@ -155,7 +156,7 @@ def make_tasks(split: Split, count: int, variants: int, domains: Sequence[str] |
 
 
 def ask(form: Form, schema: Schema, content: sqlite3.Connection, rng: random.Random) -> tuple[str, str] | None:
-    """A question of a form and the query that answers it; None where the form does not fit the schema, or has no answer there."""
+    """Return a question and its query, or None if the form does not fit the schema or has no answer."""
     place = rng.randrange("{P}" in form.query, len(schema.tables))
     terms = _words(schema, place, content, rng, unique=form.unique)
     phrasing = rng.choice(form.phrasings)
@@ -170,7 +171,7 @@ def ask(form: Form, schema: Schema, content: sqlite3.Connection, rng: random.Ran
 
 
 def _words(schema: Schema, place: int, content: sqlite3.Connection, rng: random.Random, *, unique: bool) -> Mapping[str, Any]:
-    """What can be said of a table and of those above it."""
+    """Return placeholder values for a table and the tables above it."""
     table = schema.tables[place]
     terms: dict[str, Any] = {"T": table.name, "thing": table.singular}
     terms |= _column(table, "N", "NV", table.columns[:1], content, rng)
@@ -191,7 +192,7 @@ def _words(schema: Schema, place: int, content: sqlite3.Connection, rng: random.
 def _column(
     table: Table, name: str, value: str, columns: Sequence[tuple[str, str]], content: sqlite3.Connection, rng: random.Random
 ) -> dict[str, Any]:
-    """One of the columns, and one of its values; nothing where there is none."""
+    """Return a column and one of its values, or nothing."""
     if not columns:
         return {}
     column = rng.choice(columns)[0]
@@ -209,7 +210,7 @@ def _range(kind: str) -> range:
 
 
 def _spread(kind: str) -> bool:
-    """Whether there are enough numbers for all rows of a table to differ."""
+    """Return True if a table has enough distinct numbers for all its rows."""
     return len(_range(kind)) >= ROWS[-1][1]
 
 
@@ -229,7 +230,7 @@ def _values(kind: str, count: int, split: Split, rng: random.Random) -> list[str
 
 
 def _links(count: int, above: int, rng: random.Random) -> list[int]:
-    """To which row above each row belongs; one row above has none."""
+    """Assign each row a row of the table above. One row above stays empty."""
     _, *others = rng.sample(range(1, above + 1), above)
     return rng.choices(others, k=count)
 

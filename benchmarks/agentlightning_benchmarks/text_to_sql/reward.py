@@ -1,14 +1,14 @@
-"""Execution accuracy: a query is right when its result is the gold query's result, on every database that it is compared on.
+"""Execution accuracy: a query is right if it returns the gold query's result on every compared database.
 
-Two results are equal when, under one order of columns for all rows, they have the same rows as often:
-- the order of rows counts only where the gold query itself, outside parentheses and texts, has an ORDER BY;
-- the order of columns does not count, their number does;
-- a number is the same whole or not (`2` and `2.0`), and numbers that are not whole are rounded to 10 significant digits; a text is never
-  a number; texts are equal letter by letter; NULL equals NULL.
+Two results are equal if some column order gives them the same rows, each equally often:
+- The order of rows counts only if the gold query has an ORDER BY outside parentheses and texts.
+- The order of columns does not count, but their number does.
+- `2` equals `2.0`. Other numbers are rounded to 10 significant digits. A text never equals a number. Texts are compared exactly. NULL
+  equals NULL.
 
-Spider's official rule (test-suite-sql-eval) is the same but for this: it takes DISTINCT out of both queries first, lets an ORDER BY
-anywhere in the gold query make the order count, compares numbers bit by bit, takes two empty results as equal whatever their columns,
-and repairs some spellings (`> =`) before it runs a query. Ours is the stricter one where rows are repeated.
+Spider's official rule (test-suite-sql-eval) differs in five ways. It removes DISTINCT from both queries first. Any ORDER BY in the gold
+query makes the order count. It compares numbers bit by bit. Two empty results are equal whatever their columns. It repairs some spellings
+(`> =`) before it runs a query. Our rule is stricter about repeated rows.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ DIGITS = 10
 
 
 def reward(task: dict[str, Any], query: str) -> float:
-    """1 where `query` is right on the task's database, and on each of its `variants` where it has them; else 0.
+    """Return 1 if `query` is right on the task's database and on all of its `variants`, else 0.
 
-    Raises `ConfigError` where the gold query itself has no result, and `OSError` where a database is not there.
+    Raises `ConfigError` if the gold query fails, and `OSError` if a database is missing.
     """
     databases = [task["database"], *task.get("variants", ())]
     return float(all(right(database, query, task["query"]) for database in databases))
 
 
 def right(database: str, query: str, gold: str) -> bool:
-    """Whether a query gives the gold query's result on one database."""
+    """Return True if a query gives the gold query's result on one database."""
     result = execute(database, query)
     if result.error is not None:
         return False
@@ -45,7 +45,7 @@ def right(database: str, query: str, gold: str) -> bool:
 
 
 def has_order(query: str) -> bool:
-    """Whether the order of the result's rows is part of the question."""
+    """Return True if the gold query makes the order of rows count."""
     depth, before = 0, ""
     for piece in words(query):
         if piece in "()":
@@ -57,15 +57,17 @@ def has_order(query: str) -> bool:
 
 
 def equal(one: Result, other: Result, *, ordered: bool) -> bool:
-    """Whether two results without errors are the same."""
+    """Return True if two successful results are equal."""
     if one.columns != other.columns or len(one.rows) != len(other.rows):
         return False
     return _fits(_plain(one.rows), _plain(other.rows), one.columns, ordered)
 
 
 def _fits(rows: Sequence[Row], wanted: Sequence[Row], columns: int, ordered: bool) -> bool:
-    """Whether one order of the columns of `rows` makes them the wanted ones. Columns are chosen from the left, as long as the parts
-    of the rows that are chosen agree."""
+    """Return True if some column order makes `rows` equal to the wanted ones.
+
+    Columns are chosen from the left, as long as the chosen parts of the rows agree.
+    """
     contents = [tuple(row[column] for row in rows) for column in range(columns)]
 
     def search(chosen: tuple[int, ...]) -> bool:
@@ -90,7 +92,7 @@ def _plain(rows: Sequence[Row]) -> list[Row]:
 
 
 def _value(value: object) -> object:
-    """Equal values of equal numbers, and never those of a text."""
+    """Return a value that is equal for equal numbers, and never equal to a text's."""
     if isinstance(value, float) and not value.is_integer():
         value = float(f"{value:.{DIGITS}g}")
     return int(value) if isinstance(value, float) and value.is_integer() else value  # infinity is not whole

@@ -1,4 +1,4 @@
-"""What makes the agent trainable: the model that `llm` names, one callback, a reward."""
+"""Makes the agent trainable: passes it the model from `llm`, adds one callback, and returns a reward."""
 
 from __future__ import annotations
 
@@ -14,7 +14,10 @@ from agentlightning_langchain import LightningCallback
 
 
 async def solve(task: dict[str, Any], llm: agl.LLM) -> float:
-    """`task` has `question`, `schema`, `database` (a path), `query` (the gold one), and maybe `variants` (paths). 1 or 0."""
+    """Solve a `task` and return 1 or 0.
+
+    A task has `question`, `schema`, `database` (a path), the gold `query`, and optionally `variants` (paths).
+    """
     agent = build_agent(ChatOpenAI(model=llm.model, base_url=llm.base_url, api_key=llm.api_key))  # type: ignore[arg-type]
     inputs = {key: task[key] for key in ("question", "schema", "database")}
     done = await agent.ainvoke(inputs, config={"callbacks": [LightningCallback()]})

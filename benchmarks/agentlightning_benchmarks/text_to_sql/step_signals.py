@@ -1,4 +1,4 @@
-"""What the records of a text-to-SQL rollout show of its queries."""
+"""Step signals of the text-to-SQL benchmark."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from agentlightning_benchmarks.text_to_sql.agent import ERROR, sql
 
 
 def sql_failed(records: AttemptRecords) -> Iterator[Span]:
-    """The queries that did not execute."""
+    """Return the spans of queries that failed to execute."""
     for span in records.spans:
         if span.kind == "tool" and span.name == sql.name and str(span.attributes.get("output", "")).startswith(ERROR):
             yield span

@@ -1,7 +1,8 @@
-"""Text-to-SQL tasks: generated ones, and those of Spider's files.
+"""Text-to-SQL tasks: generated ones, and Spider's from files.
 
-A task has `id`, `question`, `schema` (text), `database` (a path), `query` (the gold one), and maybe `variants`: paths of the same database
-with other contents, on all of which a right query is right. Spider's have them with a test suite only, and their `hardness` as well.
+A task has `id`, `question`, `schema` (text), `database` (a path), the gold `query`, and optionally `variants`: paths of the same database
+with other contents. A right query must be right on all of them. Spider tasks have variants only with the test suite. They also have a
+`hardness`.
 """
 
 from __future__ import annotations
@@ -21,18 +22,20 @@ Tasks = list[dict[str, Any]]
 
 
 def shown_tasks() -> Tasks:
-    """What the warm start of the small preset demonstrates: 800 questions on the databases of ten domains, six variants of each."""
+    """Return the CPU preset's warm-up tasks: 800 questions on ten domains with six variants each."""
     return make_tasks("train", 800, 6, list(vocabulary()["train"].domains)[:10])
 
 
 def train_tasks() -> Tasks:
-    """What it trains on: as many, on ten other domains. On schemas that it was shown a model knows the words by heart, so that a reward
-    there says little of what it can do on a new one."""
+    """Return the CPU preset's training tasks: 800 questions on ten other domains.
+
+    The model memorizes the schemas of its warm-up, so rewards on them say little about new ones.
+    """
     return make_tasks("train", 800, 6, list(vocabulary()["train"].domains)[10:])
 
 
 def test_tasks() -> Tasks:
-    """64 questions on the databases of ten other domains; no table, column (but `name` and `title`) or text of them occurs in training."""
+    """Return 64 questions on ten other domains. Their tables, columns (except `name` and `title`), and texts never occur in training."""
     return make_tasks("test", 64, 2)
 
 
@@ -40,9 +43,11 @@ test_tasks.__test__ = False  # type: ignore[attr-defined]  # pytest takes it for
 
 
 def load(data: Path, *, test_suite: bool = False) -> tuple[Tasks, Tasks]:
-    """Train and test tasks of a folder with `train.jsonl`, `dev.jsonl` and `database.zip`, or with `train_spider.json`, `dev.json` and
-    `database/`, as Spider's authors hand them out; for a test suite also `test_suite_variants.zip`. A zip is unpacked once, into the cache
-    folder. Raises `ConfigError`, which names the file."""
+    """Return train and test tasks from a folder of real files.
+
+    The folder has `train.jsonl`, `dev.jsonl`, and `database.zip`, or Spider's own `train_spider.json`, `dev.json`, and `database/`. A test
+    suite also needs `test_suite_variants.zip`. A zip is unpacked once, into the cache folder. Raises a `ConfigError` that names the file.
+    """
     train, dev = (_existing(data, *names) for names in (("train.jsonl", "train_spider.json"), ("dev.jsonl", "dev.json")))
     questions = _rows(train), _rows(dev)
     place = _existing(data, "database.zip", "database")
@@ -56,7 +61,7 @@ def load(data: Path, *, test_suite: bool = False) -> tuple[Tasks, Tasks]:
 
 
 def _existing(data: Path, ours: str, authors: str) -> Path:
-    """Of two names for the same, the one that is there; ours, where neither is."""
+    """Return whichever of two files exists, or ours if neither does."""
     return data / authors if (data / authors).exists() and not (data / ours).exists() else data / ours
 
 

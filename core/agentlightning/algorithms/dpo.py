@@ -18,7 +18,7 @@ from agentlightning.contracts.batch import Batch
 from agentlightning.rl.batch.build import make_batch, trainable
 from agentlightning.rl.loss import DPOLoss
 from agentlightning.rl.marks import Needs
-from agentlightning.settings import MAX, PositiveInt
+from agentlightning.settings import MAX, FiniteNonNegative, PositiveInt
 from agentlightning.types import Doubles, Trajectory
 
 
@@ -31,7 +31,7 @@ class DPO(Algorithm):
     """Rollouts of each task in a step."""
     beta: Annotated[float, Meta(gt=0, le=MAX, description="0.1 is usual")] = 0.1
     """How strongly the policy stays near the reference: the model that the run began with (for LoRA the model without its adapter)."""
-    tolerance: Annotated[float, Meta(ge=0, le=MAX)] = 1e-6
+    tolerance: FiniteNonNegative = 1e-6
     """Rewards that differ by this or less make no pair."""
     epochs: PositiveInt = 1
     """Passes over the batch."""
@@ -44,7 +44,6 @@ class DPO(Algorithm):
 
     @property
     def needs(self) -> Needs:
-        """Several rollouts of a task."""
         return Needs(group=True)
 
     @property
@@ -52,7 +51,6 @@ class DPO(Algorithm):
         return "algorithm 'dpo' pairs rollouts by their own reward."
 
     def parts(self) -> tuple[DPOLoss]:
-        """The loss."""
         return (DPOLoss(beta=self.beta, epochs=self.epochs, minibatches=self.minibatches),)
 
     async def run(self, session: Session) -> None:

@@ -51,7 +51,6 @@ class LightningRL(Algorithm):
             )
 
     def parts(self) -> tuple[Callable[..., Any], Callable[..., Any], LossSettings]:
-        """Credit, advantage and loss."""
         credit, advantage = self._credit(), self._advantage()
         if needs_of_advantage(advantage).group and self.group_size < 2:
             raise ConfigError(
@@ -109,10 +108,8 @@ class LightningRL(Algorithm):
             if credit_asks:
                 estimate = with_target(rollouts, estimate, returns)
             batch = learner_batch(rollouts, estimate, loss_aggregation=self.loss_aggregation, length=self.length)
-            nonzero = nonzero_advantages(rollouts, estimate)
-            if step == 0 and nonzero == 0:
-                session.say(self._nothing_to_learn(step, trajectories))
             metrics = await session.update(batch, loss)
+            nonzero = nonzero_advantages(rollouts, estimate)
             if nonzero is not None:
                 metrics["nonzero_advantages"] = nonzero
             await session.finish_step(step, trajectories, rollouts.split(returns), rollouts.split(estimate.advantage), batch, metrics)
@@ -151,14 +148,6 @@ class LightningRL(Algorithm):
             chosen = unmatched & rollouts.acts(pattern)
             weight[chosen], unmatched = factor, unmatched & ~chosen
         return replace(estimate, advantage=per_token * np.repeat(weight, rollouts.tokens))
-
-    def _nothing_to_learn(self, step: int, trajectories: Sequence[Trajectory]) -> str:
-        rewards = {trajectory.reward for trajectory in trajectories if trajectory.reward is not None}
-        why = f"every rollout has the reward {rewards.pop():g}" if len(rewards) == 1 else f"their rewards are {_few(rewards)}"
-        return (
-            f"Step {step + 1}: every advantage is zero, so the policy learns nothing from this step ({why}). Check that rewards differ "
-            f"within a group, and that advantage {_named(self.advantage)} fits group_size = {self.group_size}."
-        )
 
 
 def learner_batch(rollouts: RolloutArrays, estimate: Estimate, *, loss_aggregation: LossAggregation, length: int | None) -> Batch:
@@ -206,10 +195,6 @@ def with_target(rollouts: RolloutArrays, estimate: Estimate, returns: Doubles) -
 
 def _floats(values: Any) -> Doubles:
     return np.asarray(values, np.float64)
-
-
-def _few(rewards: set[float]) -> str:
-    return ", ".join(f"{reward:g}" for reward in sorted(rewards)[:5]) + (", ..." if len(rewards) > 5 else "")
 
 
 def _named(part: Any) -> str:

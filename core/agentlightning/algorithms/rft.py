@@ -6,19 +6,16 @@ A rollout is all or nothing: if it is chosen, all its trainable tokens are train
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from msgspec import Meta
 
 from agentlightning.algorithms.base import Algorithm, Session, returns_of
-from agentlightning.algorithms.sft import TOLERANCE, advantage
+from agentlightning.algorithms.sft import advantage, chosen
 from agentlightning.rl.batch.build import make_batch
 from agentlightning.rl.loss import SFTLoss
-from agentlightning.rl.trajectory.build import leave_out
 from agentlightning.settings import MAX, PositiveInt
-from agentlightning.types import Trajectory
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +41,6 @@ class RFT(Algorithm):
         return "algorithm 'rft' chooses rollouts by their own reward."
 
     def parts(self) -> tuple[SFTLoss]:
-        """The loss."""
         return (SFTLoss(epochs=self.epochs, minibatches=self.minibatches),)
 
     async def run(self, session: Session) -> None:
@@ -56,21 +52,3 @@ class RFT(Algorithm):
             batch = make_batch(trajectories, advantages, loss_aggregation=self.loss_aggregation)
             metrics = await session.update(batch, loss)
             await session.finish_step(step, trajectories, returns_of(trajectories), advantages, batch, metrics)
-
-
-def chosen(trajectories: Sequence[Trajectory], *, min_reward: float, best: int | None = None) -> list[Trajectory]:
-    """The trajectories in their order. Those with less than `min_reward` are not trained, and neither are those with at least `best` better
-    ones (or equal and earlier ones) in their group."""
-    rank: dict[str, int] = {}
-    chosen = list(trajectories)
-    for k in sorted(range(len(chosen)), key=lambda k: (-(chosen[k].reward or 0.0), chosen[k].index, chosen[k].attempt_id)):
-        trajectory = chosen[k]
-        if trajectory.reward is None:
-            continue
-        if trajectory.reward < min_reward - TOLERANCE:
-            chosen[k] = leave_out(trajectory, lambda _: f"the reward of its rollout is below min_reward ({min_reward:g})")
-            continue
-        rank[trajectory.group] = rank.get(trajectory.group, 0) + 1
-        if best is not None and rank[trajectory.group] > best:
-            chosen[k] = leave_out(trajectory, lambda _: f"not among the best of its group (best = {best})")
-    return chosen

@@ -49,7 +49,6 @@ class SFT(Algorithm):
 
     @property
     def demonstrate(self) -> Demonstrate:
-        """The function that answers the model calls of training rollouts."""
         function: Any = load_object(self.demonstrations) if isinstance(self.demonstrations, str) else self.demonstrations
         if not callable(function):
             raise ConfigError(f"algorithm.demonstrations is {self.demonstrations!r}, a {type(function).__name__}. Name a function.")
@@ -60,7 +59,6 @@ class SFT(Algorithm):
         return "algorithm 'sft' trains demonstrations, whatever their steps earn."
 
     def parts(self) -> tuple[Demonstrate, SFTLoss]:
-        """Demonstrations and loss."""
         return self.demonstrate, SFTLoss()
 
     async def run(self, session: Session) -> None:
@@ -68,17 +66,29 @@ class SFT(Algorithm):
         for step in session.steps():
             collected = await session.collect(step, 1)
             check_demonstrated(step, collected)
-            trajectories = [self.chosen(trajectory) for trajectory in collected]
+            trajectories = chosen(collected, min_reward=self.min_reward)
             advantages = [advantage(trajectory) for trajectory in trajectories]
             batch = make_batch(trajectories, advantages, loss_aggregation=self.loss_aggregation, demonstrations=True)
             metrics = await session.update(batch, loss)
             await session.finish_step(step, trajectories, returns_of(trajectories), advantages, batch, metrics)
 
-    def chosen(self, trajectory: Trajectory) -> Trajectory:
-        """The trajectory, left out if its reward is too small."""
-        if trajectory.reward is None or trajectory.reward >= self.min_reward - TOLERANCE:
-            return trajectory
-        return leave_out(trajectory, lambda _: f"the reward of its rollout is below min_reward ({self.min_reward:g})")
+
+def chosen(trajectories: Sequence[Trajectory], *, min_reward: float, best: int | None = None) -> list[Trajectory]:
+    """The trajectories in their order. Those with less than `min_reward` are not trained, and neither are those with at least `best` better
+    ones (or equal and earlier ones) in their group."""
+    rank: dict[str, int] = {}
+    chosen = list(trajectories)
+    for k in sorted(range(len(chosen)), key=lambda k: (-(chosen[k].reward or 0.0), chosen[k].index, chosen[k].attempt_id)):
+        trajectory = chosen[k]
+        if trajectory.reward is None:
+            continue
+        if trajectory.reward < min_reward - TOLERANCE:
+            chosen[k] = leave_out(trajectory, lambda _: f"the reward of its rollout is below min_reward ({min_reward:g})")
+            continue
+        rank[trajectory.group] = rank.get(trajectory.group, 0) + 1
+        if best is not None and rank[trajectory.group] > best:
+            chosen[k] = leave_out(trajectory, lambda _: f"not among the best of its group (best = {best})")
+    return chosen
 
 
 def advantage(trajectory: Trajectory) -> FloatArray:

@@ -139,7 +139,7 @@ class Clients:
             self._models.pop(adapter, None)
             self._unclaimed.pop(adapter, None)
             if not self._models and self._original is not None:
-                _base_client()._build_request = self._original
+                _library().BaseClient._build_request = self._original
                 self._original = None
 
     def claim(self, recorder: Recorder, call_id: str) -> bool:
@@ -152,14 +152,14 @@ class Clients:
         return True
 
     def _patch(self) -> None:
-        original = self._original = _base_client()._build_request
+        original = self._original = _library().BaseClient._build_request
 
         @wraps(original)
         def build(client: Any, options: Any, **kwargs: Any) -> Any:
             models = [name for names in self._models.copy().values() for name in names]
             return original(client, route(client, options, models, tuple(self._unclaimed.values())), **kwargs)
 
-        _base_client()._build_request = build
+        _library().BaseClient._build_request = build
 
 
 @cache
@@ -197,7 +197,7 @@ def _to_gateway(client: Any, options: Any, url: str, recorder: Recorder, call: M
         for tell in unclaimed:
             tell(recorder, options)
     options.headers = _headers(options.headers, recorder)
-    if _is_async(client):
+    if isinstance(client, _library().AsyncAPIClient):
         # A client that outlives an event loop (a module-level agent, two runs) must not keep connections of the old one.
         options.headers["Connection"] = "close"
     if call is not None:
@@ -208,16 +208,11 @@ def _to_gateway(client: Any, options: Any, url: str, recorder: Recorder, call: M
     return options
 
 
-def _base_client() -> Any:
-    from openai._base_client import BaseClient  # pyright: ignore[reportPrivateUsage]
+def _library() -> Any:
+    """The module of the clients. Imported late, because an adapter without the `openai` library installs no patch."""
+    from openai import _base_client  # pyright: ignore[reportPrivateUsage]
 
-    return cast("Any", BaseClient)
-
-
-def _is_async(client: Any) -> bool:
-    from openai._base_client import AsyncAPIClient  # pyright: ignore[reportPrivateUsage]
-
-    return isinstance(client, AsyncAPIClient)
+    return cast("Any", _base_client)
 
 
 def _headers(headers: Any, recorder: Recorder) -> dict[str, Any]:

@@ -38,14 +38,11 @@ class Recorder:
         self._loop = asyncio.get_running_loop()
         self._buffer: deque[Record] = deque()
         self._lock = Lock()
-        self._wake = asyncio.Event()
-        self._empty = asyncio.Event()
-        self._empty.set()
         self._error: BaseException | None = None
         self._closed = False
         self.rewards: list[Reward] = []
         """The rewards of the attempt itself, not of a span or call."""
-        self._writer = self._loop.create_task(self._write())
+        self._writer: asyncio.Task[None] | None = None
 
     def add(self, record: Record) -> None:
         """Queue a record. Safe from any thread."""
@@ -64,56 +61,47 @@ class Recorder:
             self._buffer.append(record)
             if isinstance(record, Reward) and record.span_id is None and record.call_id is None:
                 self.rewards.append(record)
-        self._loop.call_soon_threadsafe(self._notify)
+        self._loop.call_soon_threadsafe(self._start_writer)
 
-    def _notify(self) -> None:
-        self._empty.clear()
-        self._wake.set()
+    def _start_writer(self) -> asyncio.Task[None]:
+        if self._writer is None or self._writer.done():
+            self._writer = self._loop.create_task(self._write())
+        return self._writer
 
     async def _write(self) -> None:
-        while True:
-            await self._wake.wait()
-            self._wake.clear()
+        """Write the buffer to the store until it is empty."""
+        while self._buffer and self._error is None:
             with self._lock:
                 batch = list(self._buffer)
-            if batch:
-                try:
-                    await self.store.record(batch)
-                except Exception as error:
-                    self._error = error
-                    self._empty.set()
-                    return
-                with self._lock:
-                    for _ in batch:
-                        self._buffer.popleft()
-            if not self._buffer:
-                self._empty.set()
+            try:
+                await self.store.record(batch)
+            except Exception as error:
+                self._error = error
+                return
+            with self._lock:
+                for _ in batch:
+                    self._buffer.popleft()
 
     async def flush(self) -> None:
         """Return when the store has every record. Raises the store's error."""
-        while self._error is None:
-            with self._lock:
-                pending = bool(self._buffer)
-            if not pending:
-                return
-            self._notify()
-            await self._empty.wait()
-        raise LightningError(
-            f"Attempt {self.attempt.id} lost {len(self._buffer)} records: {self._error}. Check the store."
-        ) from self._error
+        while self._buffer and self._error is None:
+            await asyncio.shield(self._start_writer())
+        if self._error is not None:
+            raise LightningError(
+                f"Attempt {self.attempt.id} lost {len(self._buffer)} records: {self._error}. Check the store."
+            ) from self._error
 
     async def close(self) -> None:
-        """Flush, then stop the writer. Later records raise an error."""
+        """Flush, then take no more records."""
         try:
-            while True:
+            while not self._closed:
                 await self.flush()
                 with self._lock:
-                    if not self._buffer:
-                        self._closed = True
-                        return
+                    self._closed = not self._buffer
         finally:
             self._closed = True
-            self._writer.cancel()
+            if self._writer is not None:
+                self._writer.cancel()
 
 
 def current() -> Recorder | None:

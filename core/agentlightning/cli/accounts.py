@@ -54,43 +54,37 @@ class Account:
 
 def account(state: RolloutState, attempts: Sequence[AttemptRecords], trajectory: Trajectory | None, learned: Learned | None) -> Account:
     """Of one rollout. `trajectory` is that of its winning attempt; `learned` what a training step wrote about it."""
-    statuses: Counter[str] = Counter()
-    left_out: Counter[str] = Counter()
-    requests = sampled = demonstrated = trained = 0
+    accounts: list[Account] = []
     for records in attempts:
-        replaced = superseded(records.calls)
-        requests += len(records.calls)
-        statuses.update("superseded by a retry" if call.id in replaced else call.status for call in records.calls)
-        tokens = {completion.id: len(completion.response_ids) for completion in records.completions}
-        total = sum(tokens.values())
-        sampled += total
-        demonstrated += sum(tokens[completion.id] for completion in records.completions if completion.demonstrated)
-        if trajectory is None or records.attempt.id != trajectory.attempt_id:
-            if total:
-                left_out[_not_succeeded(records)] += total
-            continue
-        dropped = _dropped(records, replaced)
-        if learned is not None:
-            trained += learned.trained
-            left_out.update(learned.excluded)
-            left_out.update(dropped)
-            rest = total - learned.trained - sum(learned.excluded.values()) - dropped.total()
-        elif state.rollout.mode != "train":
-            left_out[NOT_TRAINED[state.rollout.mode]] += total
-            rest = 0
-        else:
-            succeeded = records.attempt.status == "succeeded"
-            left_out.update(dropped if succeeded else {_not_succeeded(records): dropped.total()})
-            rest = total - dropped.total()
-            for transition in trajectory.transitions:
-                size = tokens.get(transition.completion_id, 0)
-                rest -= size
-                reason = NOT_TRAINED["train"] if transition.trained else transition.reason or UNACCOUNTED
-                left_out[reason if succeeded else _not_succeeded(records)] += size
-        if rest:
-            left_out[UNACCOUNTED] += rest
+        wins = trajectory is not None and records.attempt.id == trajectory.attempt_id
+        accounts.append(_attempt_account(state.rollout.mode, records, trajectory if wins else None, learned))
+    return total(accounts)
+
+
+def _attempt_account(mode: Mode, records: AttemptRecords, trajectory: Trajectory | None, learned: Learned | None) -> Account:
+    """Of one attempt. `trajectory`: None unless the attempt is the winning one."""
+    replaced = superseded(records.calls)
+    sampled = sum(len(completion.response_ids) for completion in records.completions)
+    trained, left_out = 0, _dropped(records, replaced)
+    if trajectory is None or (records.attempt.status != "succeeded" and learned is None and mode == "train"):
+        left_out = Counter({f"attempt {records.attempt.status.replace('_', ' ')}": sampled})
+    elif learned is not None:
+        trained = learned.trained
+        left_out.update(learned.excluded)
+    elif mode != "train":
+        left_out = Counter({NOT_TRAINED[mode]: sampled})
+    else:
+        for transition in trajectory.transitions:
+            reason = NOT_TRAINED["train"] if transition.trained else transition.reason or UNACCOUNTED
+            left_out[reason] += len(transition.response_ids)
+    left_out[UNACCOUNTED] += sampled - trained - left_out.total()
     return Account(
-        requests, statuses, sampled, demonstrated, trained, Counter({reason: count for reason, count in left_out.items() if count})
+        requests=len(records.calls),
+        statuses=Counter("superseded by a retry" if call.id in replaced else call.status for call in records.calls),
+        sampled=sampled,
+        demonstrated=sum(len(completion.response_ids) for completion in records.completions if completion.demonstrated),
+        trained=trained,
+        left_out=left_out,
     )
 
 
@@ -103,10 +97,6 @@ def _dropped(records: AttemptRecords, replaced: Collection[str]) -> Counter[str]
         if reason is not None:
             dropped[reason] += len(completion.response_ids)
     return dropped
-
-
-def _not_succeeded(records: AttemptRecords) -> str:
-    return f"attempt {records.attempt.status.replace('_', ' ')}"
 
 
 def total(accounts: Iterable[Account]) -> Account:

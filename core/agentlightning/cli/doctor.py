@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import rich.progress
 import typer
 from rich.console import Console
-from rich.progress import SpinnerColumn, TextColumn, TimeElapsedColumn
-from rich.table import Table
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Column, Table
 from rich.text import Text
 
 from agentlightning.registry.registry import registry
@@ -29,14 +28,12 @@ def doctor() -> None:
     report_machine(this, console)
     report_advice(advise(this), console)
     checked: list[Checked] = []
-    names = registry().names("checks")
     columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
-    with rich.progress.Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        job = bar.add_task("", total=len(names))
-        for name in names:
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        job = bar.add_task("")
+        for name in registry().names("checks"):
             bar.update(job, description=f"testing {name}")
             checked.append(check(name))
-            bar.advance(job)
     report_checks(checked, console)
     for name, why in registry().broken.items():
         console.print(Text.assemble("\n", ("broken", "bold red"), f" plugin {name!r} is not used: {why}"), soft_wrap=True)
@@ -57,23 +54,16 @@ def report_machine(this: Machine, console: Console) -> None:
 
 
 def report_advice(advice: Advice, console: Console) -> None:
-    rows = [
-        ("engine", advice.engine),
-        ("trainer", advice.trainer),
-        ("why", advice.why),
-        (
-            "model size",
-            f"by memory, up to about {advice.full:.1f} billion parameters in full, {advice.lora:.1f} with LoRA",
-        ),
-    ]
+    size = f"by memory, up to about {advice.full:.1f} billion parameters in full, {advice.lora:.1f} with LoRA"
+    rows = [("engine", advice.engine), ("trainer", advice.trainer), ("why", advice.why), ("model size", size)]
     rows += [("install", command) for command in advice.commands]
     _print("What fits", rows, console)
 
 
 def report_checks(checked: list[Checked], console: Console) -> None:
-    table = Table(title="Plugins, tested", title_justify="left", box=None, pad_edge=False, header_style="bold", title_style="bold")
-    for heading in ("plugin", "state", "seconds", "result, or fix"):
-        table.add_column(heading, overflow="fold", no_wrap=heading != "result, or fix")
+    names = (Column(heading, no_wrap=True) for heading in ("plugin", "state", "seconds"))
+    columns = (*names, Column("result, or fix", overflow="fold"))
+    table = Table(*columns, title="Plugins, tested", title_justify="left", title_style="bold", box=None, pad_edge=False)
     for result in checked:
         seconds = f"{result.seconds:.1f}" if result.seconds else ""
         table.add_row(Text(result.name, style="bold"), Text(result.state, style=STYLES[result.state]), seconds, Text(result.message))
@@ -82,9 +72,8 @@ def report_checks(checked: list[Checked], console: Console) -> None:
 
 
 def _print(title: str, rows: list[tuple[str, str]], console: Console) -> None:
-    table = Table(title=title, title_justify="left", title_style="bold", show_header=False, box=None, pad_edge=False)
-    table.add_column(style="bold", no_wrap=True)
-    table.add_column(overflow="fold")
+    columns = (Column(style="bold", no_wrap=True), Column(overflow="fold"))
+    table = Table(*columns, title=title, title_justify="left", title_style="bold", show_header=False, box=None, pad_edge=False)
     for name, value in rows:
         table.add_row(name, Text(value))
     console.print()

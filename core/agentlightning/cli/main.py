@@ -109,7 +109,7 @@ def _command(entry: Entry) -> Callable[..., Any] | typer.Typer:
             if isinstance(cause, LightningError):
                 raise cause
             raise LightningError(
-                f"the command {entry.name!r} of plugin {entry.plugin!r} cannot be loaded: {type(cause).__name__}: {cause}. Fix the plugin."
+                f"The command {entry.name!r} of plugin {entry.plugin!r} cannot be loaded: {type(cause).__name__}: {cause}. Fix the plugin."
             ) from cause
 
         broken.__doc__ = f"(Cannot be loaded: {cause})"

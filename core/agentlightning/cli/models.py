@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from agentlightning.config.models import cache_folder, find_model
+from agentlightning.files import folder_bytes
 from agentlightning.registry.registry import registry
 
 app = typer.Typer(no_args_is_help=True, help="List and download models.")
@@ -29,14 +30,12 @@ def list_models() -> None:
     `agl models list`
     """
     console = Console()
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for heading in ("name", "description", "in the cache"):
-        table.add_column(heading)
+    table = Table("name", "description", "in the cache", box=None, pad_edge=False, header_style="bold")
     for entry in registry().entries("models"):
         folder = cache_folder() / "models" / entry.name
         state = Text("not yet", style="dim")
         if (folder / "config.json").is_file():
-            state = Text(f"{_size(folder) / 2**20:,.0f} MiB", style="green")
+            state = Text(f"{folder_bytes(folder) / 2**20:,.0f} MiB", style="green")
         elif entry.missing:
             state = Text(f"needs {', '.join(entry.missing)}: {entry.install}", style="yellow")
         table.add_row(Text(entry.name, style="bold"), Text(entry.summary), state)
@@ -67,7 +66,3 @@ def pull(name: Annotated[str, typer.Argument(help="A name from `agl models list`
         typer.echo(files.path)
     else:
         typer.echo(f"{files.path} is a hub id. It is downloaded when it is first loaded.")
-
-
-def _size(folder: Path) -> int:
-    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())

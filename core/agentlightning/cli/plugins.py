@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from agentlightning.registry.registry import KINDS, Registry, registry
@@ -23,9 +23,9 @@ def plugins() -> None:
 
 def report(plugins: Registry, console: Console) -> None:
     """Print the table, missing libraries, and broken plugins."""
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for heading in ("kind", "name", "description", "plugin", "ready"):
-        table.add_column(heading, no_wrap=heading in ("kind", "name", "plugin"), overflow="fold")
+    headings = ("kind", "name", "description", "plugin", "ready")
+    columns = (Column(heading, no_wrap=heading in ("kind", "name", "plugin"), overflow="fold") for heading in headings)
+    table = Table(*columns, box=None, pad_edge=False, header_style="bold")
     commands: dict[str, list[str]] = {}
     for kind in KINDS:
         for number, entry in enumerate(plugins.entries(kind)):
@@ -33,6 +33,8 @@ def report(plugins: Registry, console: Console) -> None:
             if entry.missing:
                 ready = Text(f"no: {', '.join(entry.missing)}", style="yellow")
                 commands.setdefault(entry.install, []).append(entry.name)
+            elif entry.not_here:
+                ready = Text(f"{', '.join(entry.not_here)} is not here: see `agl doctor`", style="yellow")
             table.add_row(kind if number == 0 else "", Text(entry.name, style="bold"), Text(entry.summary), entry.plugin, ready)
     console.print(table)
     for command, names in commands.items():

@@ -20,31 +20,21 @@ if TYPE_CHECKING:
 
 
 def rollout(
-    config: Annotated[
-        Path | None, typer.Argument(metavar="[CONFIG.toml]", help="The config file, as for `agl train`.", show_default=False)
-    ] = None,
+    config: Annotated[Path | None, typer.Argument(metavar="[CONFIG.toml]", help="The config file, as for `agl train`.")] = None,
     command: Annotated[
-        str | None,
-        typer.Option(
-            metavar="LINE", help="Run this command for each task instead of a Python agent. Any language works.", show_default=False
-        ),
+        str | None, typer.Option(metavar="LINE", help="Run this command for each task instead of a Python agent. Any language works.")
     ] = None,
     reward: Annotated[
         str | None,
         typer.Option(
-            metavar="FROM",
-            help="Take the command's reward from `stdout` (its last line; default), `exit_code`, `file` or `post`.",
-            show_default=False,
+            metavar="FROM", help="Take the command's reward from `stdout` (its last line; default), `exit_code`, `file` or `post`."
         ),
     ] = None,
     tasks: Annotated[
-        str | None, typer.Option(metavar="FILE", help="Use these tasks instead of the config file's: .jsonl or .json.", show_default=False)
+        str | None, typer.Option(metavar="FILE", help="Use these tasks instead of the config file's: .jsonl or .json.")
     ] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Run the first N tasks. Default: all.", show_default=False)] = None,
-    model: Annotated[
-        str | None,
-        typer.Option(metavar="NAME", help="Use this model instead: a name, a folder or a checkpoint.", show_default=False),
-    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Run the first N tasks. Default: all.")] = None,
+    model: Annotated[str | None, typer.Option(metavar="NAME", help="Use this model instead: a name, a folder or a checkpoint.")] = None,
 ) -> None:
     """Run the agent on its tasks and score it, without training.
 

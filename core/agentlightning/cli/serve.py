@@ -15,13 +15,10 @@ if TYPE_CHECKING:
     from agentlightning.serving.serve import Served, ServedModel
     from agentlightning.training.progress import Progress
 
-Run = Annotated[str | None, typer.Argument(metavar="[RUN]", help="The folder or name of a run, or `latest`.", show_default=False)]
-Model = Annotated[str | None, typer.Option(metavar="NAME", help="Serve a model: a name, a folder or a hub id.", show_default=False)]
-Upstream = Annotated[
-    str | None,
-    typer.Option(metavar="URL", help="Forward to an OpenAI-compatible server. Name its model with `--model`.", show_default=False),
-]
-UpstreamKey = Annotated[str | None, typer.Option(metavar="NAME", help="Environment variable with the upstream's key.", show_default=False)]
+Run = Annotated[str | None, typer.Argument(metavar="[RUN]", help="The folder or name of a run, or `latest`.")]
+Model = Annotated[str | None, typer.Option(metavar="NAME", help="Serve a model: a name, a folder or a hub id.")]
+Upstream = Annotated[str | None, typer.Option(metavar="URL", help="Forward to an OpenAI-compatible server. Name its model with `--model`.")]
+UpstreamKey = Annotated[str | None, typer.Option(metavar="NAME", help="Environment variable with the upstream's key.")]
 Host = Annotated[str, typer.Option(help="Address to listen on. 0.0.0.0 lets other machines in.")]
 Port = Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on (0 = any free port).")]
 Store = Annotated[

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import enum
 import os
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,33 +18,24 @@ from rich.table import Table
 from rich.text import Text
 
 from agentlightning.cli.accounts import account, finished_step
-from agentlightning.cli.view import STYLES, RecordsSource, Shown, ShownMode, print_sums, short
+from agentlightning.cli.view import STYLES, RecordsSource, Shown, print_sums, short
 from agentlightning.config.schema import store_file
 from agentlightning.contracts.store import AttemptRecords, LightningStore, RolloutState
 from agentlightning.errors import ConfigError, LightningError, NotFound, StoreError
 from agentlightning.registry.registry import registry
+from agentlightning.stores.common import open_store
 from agentlightning.training.run_folder import RunFolder
-
-
-class ShownStatus(enum.StrEnum):
-    queued = "queued"
-    running = "running"
-    succeeded = "succeeded"
-    failed = "failed"
-    cancelled = "cancelled"
+from agentlightning.types import Mode, RolloutStatus
 
 
 def show(
     run: Annotated[
-        str,
-        typer.Argument(metavar="[RUN]", help="A run's folder or name, `latest`, a store file (agl.db), or a store's address."),
+        str, typer.Argument(metavar="[RUN]", help="A run's folder or name, `latest`, a store file (agl.db), or a store's address.")
     ] = "latest",
-    rollout: Annotated[
-        str | None, typer.Argument(metavar="[ROLLOUT]", help="Show one rollout: its id, or the end of its id.", show_default=False)
-    ] = None,
-    step: Annotated[int | None, typer.Option(help="Show only this step, as numbered in metrics.jsonl.", show_default=False)] = None,
-    mode: Annotated[ShownMode | None, typer.Option(help="Show only this mode.", show_default=False)] = None,
-    status: Annotated[ShownStatus | None, typer.Option(help="Show only this status.", show_default=False)] = None,
+    rollout: Annotated[str | None, typer.Argument(metavar="[ROLLOUT]", help="Show one rollout: its id, or the end of its id.")] = None,
+    step: Annotated[int | None, typer.Option(help="Show only this step, as numbered in metrics.jsonl.")] = None,
+    mode: Annotated[Mode | None, typer.Option(help="Show only this mode.")] = None,
+    status: Annotated[RolloutStatus | None, typer.Option(help="Show only this status.")] = None,
     limit: Annotated[int, typer.Option(min=0, help="Show the last N rows (0 = all). Totals always cover everything.")] = 40,
     tokens: Annotated[bool, typer.Option("--tokens", help="With ROLLOUT: show every token with its id and log-probability.")] = False,
 ) -> None:
@@ -80,32 +71,31 @@ def show(
 def find_records(name: str) -> RecordsSource:
     """Return the records that an argument names: of a run, a store file, or a store's address."""
     if "://" in name or name.partition(":")[0] in registry().names("stores"):
-        file = store_file(name)
-        if name.startswith("sqlite:") and file is not None and not file.is_file():  # opening it would create it
-            raise StoreError(
-                f"there is no store file {str(file)!r}. Name a run (`latest`), or a file that `agl.rollout(task)` recorded into."
-            )
+        if name.startswith("sqlite:"):
+            _check_file(store_file(name))
         return RecordsSource(name)
     if name == "latest" and not RunFolder.all("runs"):
         recorded = os.environ.get("AGL_STORE") or ("agl.db" if Path("agl.db").is_file() else None)
         if recorded:
             return find_records(recorded)
+    if name.endswith(".db"):
+        _check_file(Path(name))
     if Path(name).is_file():
         return RecordsSource(f"sqlite:{Path(name).resolve()}")
-    if name.endswith(".db"):
-        raise StoreError(_no_file(name))
     run = RunFolder.latest() if name == "latest" else RunFolder.open(name)
     config = _config(run)
     if not run.store.is_file():
-        raise StoreError(f"run {run.name} has no store.db, because nothing was recorded yet. Start it again with `agl train`.")
+        raise StoreError(f"Run {run.name} has no store.db, because nothing was recorded yet. Start it again with `agl train`.")
     observed, notes = _step_rewards(config)
     settings = {"agents": config.get("agents"), "reward_weights": config.get("reward_weights"), "step_rewards": observed}
     production = config.get("replay", {}).get("store")
     return RecordsSource(run.store_address, run, run.read_batches(), settings, config.get("model"), production, notes)
 
 
-def _no_file(name: str) -> str:
-    return f"there is no store file {name!r}. Name a run (`latest`), or a file that `agl.rollout(task)` recorded into."
+def _check_file(file: Path | None) -> None:
+    """Raise `StoreError` for a store file that does not exist, because opening it would create it."""
+    if file is not None and not file.is_file():
+        raise StoreError(f"There is no store file {str(file)!r}. Name a run (`latest`), or a file that `agl.rollout(task)` recorded into.")
 
 
 def _config(run: RunFolder) -> dict[str, Any]:
@@ -131,18 +121,14 @@ def _step_rewards(config: Mapping[str, Any]) -> tuple[Sequence[Any], tuple[str, 
 
 
 async def _one(source: RecordsSource, name: str) -> Shown:
-    store = _open(source)
+    store = open_store(source.address)
     try:
-        try:
-            state, attempts = await store.read(name)
-        except NotFound:
-            rows = await _replayed(source, name)
-            if len(rows) > 1:
-                raise NotFound(f"{name!r} fits {len(rows)} rollouts of the replay {source.production}. Give more of the id.") from None
-            if rows:
-                return rows[0]
-            state, attempts = await store.read(await _find(store, name))
-        return _shown(source, state, attempts)
+        with suppress(NotFound):
+            return _shown(source, *await store.read(name))
+        replayed = await _replayed(source, name)
+        if len(replayed) > 1:
+            raise NotFound(f"{name!r} fits {len(replayed)} rollouts of the replay {source.production}. Give more of the id.")
+        return replayed[0] if replayed else _shown(source, *await store.read(await _find(store, name)))
     finally:
         await store.close()
 
@@ -151,73 +137,62 @@ async def _replayed(source: RecordsSource, name: str = "") -> list[Shown]:
     """Return the replayed rollouts of a run, with the steps that trained them; only ids that end with `name`."""
     if source.production is None or source.run is None:
         return []
-    from agentlightning.training.production.steps import open_filled
+    from agentlightning.training.production.opening import open_filled
 
-    steps = {rollout_id: step for rollout_id, step in source.run.steps_of().items() if rollout_id.endswith(name)}
     rows = list[Shown]()
     store = open_filled(source.production)
     try:
-        for rollout_id, step in steps.items():
-            state, attempts = await store.read(rollout_id)
-            rows.append(_shown(source, replace(state, rollout=replace(state.rollout, step=step)), attempts))
+        for rollout_id, step in source.run.steps_of().items():
+            if rollout_id.endswith(name):
+                state, attempts = await store.read(rollout_id)
+                rows.append(_shown(source, replace(state, rollout=replace(state.rollout, step=step)), attempts))
     finally:
         await store.close()
     return rows
 
 
-async def _replayed_or_warning(source: RecordsSource, console: Console) -> list[Shown]:
-    try:
-        return await _replayed(source)
-    except StoreError as error:
-        console.print(Text(f"the replayed rollouts are not shown: {error}", style="yellow"), soft_wrap=True)
-        return []
-
-
 async def _find(store: LightningStore, name: str) -> str:
     """Return the id of the only rollout whose id starts or ends with `name`."""
-    after, matches = 0, list[str]()
-    while True:
-        states, after = await store.list(after=after, limit=1000)
-        matches += [s.rollout.id for s in states if s.rollout.id.endswith(name) or s.rollout.id.startswith(name)]
-        if not states:
-            break
+    ids = [state.rollout.id async for state in _states(store)]
+    matches = [rollout_id for rollout_id in ids if rollout_id.endswith(name) or rollout_id.startswith(name)]
     if len(matches) == 1:
         return matches[0]
     if matches:
         raise NotFound(f"{name!r} fits {len(matches)} rollouts: {', '.join(matches[:4])} ... Give more of the id.")
-    raise NotFound(f"there is no rollout {name!r} in this store. `agl show RUN` lists the rollouts.")
+    raise NotFound(f"There is no rollout {name!r} in this store. `agl show RUN` lists the rollouts.")
 
 
-async def _all(source: RecordsSource, step: int | None, mode: ShownMode | None, status: ShownStatus | None) -> list[Shown]:
-    store = _open(source)
-    rows, console = list[Shown](), Console(stderr=True)
+async def _all(source: RecordsSource, step: int | None, mode: Mode | None, status: RolloutStatus | None) -> list[Shown]:
+    """Return the rollouts that fit, the replayed ones first."""
+
+    def fits(state: RolloutState) -> bool:
+        rollout = state.rollout
+        return step in (None, finished_step(rollout)) and mode in (None, rollout.mode) and status in (None, state.status)
+
+    store, console = open_store(source.address), Console(stderr=True)
+    rows = list[Shown]()
+    try:
+        rows += [row for row in await _replayed(source) if fits(row.state)]
+    except StoreError as error:
+        console.print(Text(f"the replayed rollouts are not shown: {error}", style="yellow"), soft_wrap=True)
     try:
         with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
             job = bar.add_task("reading rollouts", total=None)
-            after = 0
-            while True:
-                states, after = await store.list(
-                    after=after, limit=200, mode=mode.value if mode else None, status=[status.value] if status else None
-                )
-                if not states:
-                    return [*(row for row in await _replayed_or_warning(source, console) if _fits(row.state, step, mode, status)), *rows]
-                for state in states:
-                    if step is None or finished_step(state.rollout) == step:
-                        rows.append(_shown(source, *await store.read(state.rollout.id)))
-                    bar.advance(job)
+            async for state in _states(store, mode=mode, status=[status] if status else None):
+                if fits(state):
+                    rows.append(_shown(source, *await store.read(state.rollout.id)))
+                bar.advance(job)
     finally:
         await store.close()
+    return rows
 
 
-def _fits(state: RolloutState, step: int | None, mode: ShownMode | None, status: ShownStatus | None) -> bool:
-    rollout = state.rollout
-    return step in (None, finished_step(rollout)) and mode in (None, rollout.mode) and status in (None, state.status)
-
-
-def _open(source: RecordsSource) -> LightningStore:
-    from agentlightning.stores.common import open_store
-
-    return open_store(source.address)
+async def _states(store: LightningStore, **filters: Any) -> AsyncGenerator[RolloutState]:
+    states, after = await store.list(limit=200, **filters)
+    while states:
+        for state in states:
+            yield state
+        states, after = await store.list(after=after, limit=200, **filters)
 
 
 def _shown(source: RecordsSource, state: RolloutState, attempts: tuple[AttemptRecords, ...]) -> Shown:

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
-from agentlightning.errors import ConfigError
+from agentlightning.errors import ConfigError, RunError
 from agentlightning.training.progress import TrainingProgress, before_after_table, duration
 from agentlightning.training.run_folder import RunFolder
 
@@ -20,15 +20,9 @@ if TYPE_CHECKING:
 
 
 def train(
-    config: Annotated[Path | None, typer.Argument(metavar="[CONFIG.toml]", help="The config file.", show_default=False)] = None,
-    resume: Annotated[
-        str | None,
-        typer.Option(metavar="RUN", help="Resume a run: its folder, its name, or `latest`.", show_default=False),
-    ] = None,
-    dry_run: Annotated[
-        bool,
-        typer.Option("--dry-run", help="Run one group and one step, then estimate memory, time, and disk."),
-    ] = False,
+    config: Annotated[Path | None, typer.Argument(metavar="[CONFIG.toml]", help="The config file.")] = None,
+    resume: Annotated[str | None, typer.Option(metavar="RUN", help="Resume a run: its folder, its name, or `latest`.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Run one group and one step, then estimate memory, time, and disk.")] = False,
 ) -> None:
     """Train an agent from a config file.
 
@@ -54,14 +48,17 @@ def train(
     if resume is not None and dry_run:
         raise ConfigError("--dry-run checks a new run, but --resume continues an old one. Remove one of them.")
     run = open_training(resume) if resume is not None else None
+    if run is not None and not run.state.exists():
+        raise RunError(f"Run {run.name} has no state.json, so there is no training to resume. Name a run of `agl train`.")
     if config is None:
         if run is None:
             raise ConfigError("`agl train` has nothing to train. Give it a config file, or `--resume RUN`.")
         config = run.config
+    from agentlightning.config.parts import naming
     from agentlightning.config.schema import load_config
 
     settings = load_config(config)
-    with TrainingProgress() as progress:
+    with naming(config), TrainingProgress() as progress:
         if dry_run:
             from agentlightning.training.dry_run import dry_run as check
 
@@ -75,30 +72,25 @@ def train(
         raise typer.Exit(130)
 
 
-def open_training(name: str, root: Path | str = "runs") -> RunFolder:
-    """The training run that an argument names; `latest` passes over what `agl rollout` left."""
-    if name == "latest":
-        runs = [run for run in RunFolder.all(root) if run.state.exists()]
-        return runs[-1] if runs else RunFolder.latest(root)
-    return RunFolder.open(name)
-
-
-def open_run(name: str, root: Path | str = "runs") -> RunFolder:
-    """The run that an argument names."""
-    return RunFolder.latest(root) if name == "latest" else RunFolder.open(name)
+def open_training(name: str) -> RunFolder:
+    """Return the training run that an argument names; `latest` skips the folders of `agl rollout`."""
+    if name != "latest":
+        return RunFolder.open(name)
+    runs = [run for run in RunFolder.all("runs") if run.state.exists()]
+    return runs[-1] if runs else RunFolder.latest()
 
 
 def shown_path(path: Path) -> str:
-    """As a person in this folder would type it."""
+    """Return a path as you would type it in this folder."""
     return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
 
 
 def print_run(run: Run, console: Console) -> None:
-    """What came of a run, where it is, and what to do next."""
+    """Print the result of a run, its folder, and the next commands."""
     folder = shown_path(run.folder)
     if run.stopped:
-        console.print(Text.assemble(("stopped", "yellow"), f" after step {run.result.get('steps', 0)}; what is finished is kept"))
-        console.print(f"go on with:  agl train --resume {folder}", soft_wrap=True, highlight=False)
+        console.print(Text.assemble(("stopped", "yellow"), f" after step {run.result.get('steps', 0)}. All finished steps are kept."))
+        console.print(f"continue with:  agl train --resume {folder}", soft_wrap=True, highlight=False)
         return
     if run.result.get("eval"):
         console.print(before_after_table(run.result))
@@ -111,10 +103,8 @@ def print_run(run: Run, console: Console) -> None:
 
 
 def print_dry_run(report: DryRun, console: Console) -> None:
-    """What one group of rollouts and one step on it tell about the run."""
-    table = Table(title="Dry run: nothing was trained", title_justify="left", show_header=False)
-    table.add_column(style="bold")
-    table.add_column()
+    """Print the measurements and estimates of a dry run."""
+    table = Table(Column(style="bold"), Column(), title="Dry run: nothing was trained", title_justify="left", show_header=False)
     reward = "not scored" if report.reward is None else f"mean reward {report.reward:.3f}"
     failed = f", {report.failed} failed" if report.failed else ""
     for name, value in (
@@ -131,7 +121,7 @@ def print_dry_run(report: DryRun, console: Console) -> None:
     if report.error:
         console.print(Text.assemble(("first failure: ", "bold red"), report.error), soft_wrap=True)
     if report.disk_bytes > report.free_bytes:
-        console.print("the disk is too small for this run: free some space, or keep fewer checkpoints", style="bold red", soft_wrap=True)
+        console.print("The disk is too small for this run. Free some space, or keep fewer checkpoints.", style="bold red", soft_wrap=True)
 
 
 def _bytes(count: int) -> str:

@@ -11,7 +11,7 @@ from typing import Any, cast
 
 from rich.console import Console, Group, RenderableType
 from rich.panel import Panel
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 from rich.tree import Tree
 
@@ -90,16 +90,10 @@ class AttemptTree:
         for span in self._children[None]:
             self._add(root, span, shown, set())
         alone = [call for call in self._records.calls if call.id not in shown]
+        branch = root
         if alone and self._records.spans:
-            root = self._group(root, alone)
-        else:
-            for call in alone:
-                root.add(self._call(call, None))
-        return root
-
-    def _group(self, root: Tree, calls: Sequence[Call]) -> Tree:
-        branch = root.add(Text("model calls without a span of the framework", style="yellow"))
-        for call in calls:
+            branch = root.add(Text("model calls without a span of the framework", style="yellow"))
+        for call in alone:
             branch.add(self._call(call, None))
         return root
 
@@ -184,9 +178,8 @@ class AttemptTree:
         return Text(", ".join(texts), style="bold" if transition.trained else "yellow")
 
     def _token_table(self, completion: Completion) -> Table:
-        table = Table(box=None, pad_edge=False, header_style="bold dim")
-        for heading in ("#", "id", "logprob", "version", "token"):
-            table.add_column(heading, justify="left" if heading == "token" else "right")
+        numbers = (Column(heading, justify="right") for heading in ("#", "id", "logprob", "version"))
+        table = Table(*numbers, "token", box=None, pad_edge=False, header_style="bold dim")
         for place, token in enumerate(completion.response_ids.tolist()):
             logprob = completion.logprobs[place] if completion.logprobs is not None else None
             table.add_row(

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import enum
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, get_args
 
 from rich.console import Console
 from rich.text import Text
@@ -14,15 +13,9 @@ from agentlightning.cli.accounts import UNACCOUNTED, Account, total
 from agentlightning.contracts.store import AttemptRecords, RolloutState
 from agentlightning.training.run_folder import RunFolder
 from agentlightning.training.run_state import Learned
-from agentlightning.types import Trajectory
+from agentlightning.types import Mode, Trajectory
 
 STYLES = {"succeeded": "green", "failed": "red", "cancelled": "yellow", "running": "cyan", "lost": "yellow", "timed_out": "red"}
-
-
-class ShownMode(enum.StrEnum):
-    train = "train"
-    val = "eval"
-    production = "production"
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +58,7 @@ def print_sums(rows: list[Shown], console: Console) -> None:
     """Every request and every token, accounted for."""
     sums = total(row.account for row in rows)
     console.print()
-    for mode in ShownMode:
+    for mode in get_args(Mode):
         those = [row for row in rows if row.state.rollout.mode == mode]
         rewards = [row.trajectory.reward for row in those if row.trajectory and row.trajectory.reward is not None]
         mean = f"mean reward {sum(rewards) / len(rewards):.3f} over {len(rewards):,} scored" if rewards else "none scored"

@@ -18,18 +18,22 @@ from typing import Annotated, Any, cast, get_args, get_origin
 import msgspec
 
 from agentlightning.config.parts import keywords
-from agentlightning.config.schema import Config
+from agentlightning.config.schema import DEFAULT_PARTS, Config
 from agentlightning.contracts.loss import Correction, LossSettings
 from agentlightning.errors import PluginError
-from agentlightning.registry.registry import Entry, Registry, registry
+from agentlightning.registry.registry import Entry, Registry, registry, singular
 from agentlightning.settings import MAX, is_required, type_hints, union_choices
 
 Schema = dict[str, Any]
-TABLES = ("algorithms", "engines", "trainers")
-"""Kinds of parts that only a table names."""
 NAMES = ("samplers", "adapters", "trackers")
 """Kinds of parts without settings."""
 LIMITS = ("minimum", "maximum")
+AGENT_AND_TASKS: Schema = {
+    "if": {"required": ["replay"]},
+    "then": {"not": {"required": ["agent", "command"]}},
+    "else": {"required": ["tasks"], "oneOf": [{"required": ["agent"]}, {"required": ["command"]}]},
+}
+"""`Config` takes an agent or a command, with tasks; a replay has its own tasks and needs no agent."""
 
 
 def config_schema(plugins: Registry | None = None) -> Schema:
@@ -48,7 +52,7 @@ class _Writer:
         schema = self._object(Config)
         schema["required"] = [name for name in schema.get("required", []) if name != "name"]
         head = {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "Agent Lightning: config.toml"}
-        return {**head, **schema, "$defs": self._definitions}
+        return {**head, **schema, **AGENT_AND_TASKS, "$defs": self._definitions}
 
     def _object(self, cls: type[Any]) -> Schema:
         """The table of a dataclass; its docstrings are the descriptions."""
@@ -96,20 +100,26 @@ class _Writer:
     def _kind(self, kind: str) -> Schema:
         """A registered name, `module:attribute`, or a table of a name and settings."""
         entries = list(self._plugins.entries(kind))
-        names: list[Schema] = [{"const": entry.name, "description": entry.summary} for entry in entries]
-        own: Schema = {"type": "string", "pattern": ".:."}
+        names = [{"const": entry.name, "description": entry.summary} for entry in entries]
+        name: Schema = {"anyOf": [*names, {"type": "string", "pattern": ".:."}]}
         if kind in NAMES:
-            return {"anyOf": [*names, own]}
-        tables = [self._table(entry) for entry in entries]
-        open_table: Schema = {"type": "object", "properties": {"name": own}, "required": ["name"]}
-        per_agent = {"type": "object", "properties": {"name": False}, "additionalProperties": {"$ref": "#/$defs/advantages"}}
-        simple = [] if kind in TABLES else [*names, own]
-        return {"anyOf": [*simple, *tables, open_table, *([per_agent] if kind == "advantages" else [])]}
+            return name
+        default = DEFAULT_PARTS.get(singular(kind))
+        tables = [{"if": _has_name(entry.name, entry.name == default), "then": self._table(entry)} for entry in entries]
+        table: Schema = {"type": "object", "properties": {"name": name}, "allOf": tables}
+        if default is not None:
+            return table
+        if kind == "advantages":
+            per_agent = {"additionalProperties": {"$ref": "#/$defs/advantages"}}
+            table = {"if": {"required": ["name"]}, "then": table, "else": per_agent}
+        else:
+            table["required"] = ["name"]
+        return {"if": {"type": "object"}, "then": table, "else": name}
 
     def _table(self, entry: Entry) -> Schema:
         schema = self._settings(entry) or {"type": "object", "properties": {}, "required": []}
         schema["properties"] = {**schema["properties"], "name": {"const": entry.name, "description": entry.summary}}
-        schema["required"] = ["name", *(name for name in schema["required"] if name != "name")]
+        schema["required"] = [name for name in schema["required"] if name != "name"]
         return schema
 
     def _settings(self, entry: Entry) -> Schema | None:
@@ -141,6 +151,11 @@ def field_docstrings(cls: type[Any]) -> Mapping[str, str]:
             if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant):
                 texts[ast.unparse(field.target)] = inspect.cleandoc(str(text.value.value))
     return texts
+
+
+def _has_name(name: str, default: bool) -> Schema:
+    """Whether a table has this name. A table without a name has the default one."""
+    return {"properties": {"name": {"const": name}}, **({} if default else {"required": ["name"]})}
 
 
 def _finite(schema: Schema) -> Schema:

@@ -1,4 +1,4 @@
-"""Models by name: a registered one (fetched once into the cache), a folder, or the id of a hub."""
+"""Models by name: a registered model, which is downloaded once, a folder, or a hub id."""
 
 from __future__ import annotations
 
@@ -10,24 +10,23 @@ from pathlib import Path
 import platformdirs
 
 from agentlightning.contracts.model import ModelFiles
-from agentlightning.errors import ConfigError
-from agentlightning.registry.registry import Registry, registry, unknown
+from agentlightning.errors import ConfigError, unknown
+from agentlightning.registry.registry import Registry, registry
 from agentlightning.types import new_id
 
 FetchProgress = Callable[[str, float | None], None]
-"""Called with what is being done and the part done so far, 0 to 1 (None: not known)."""
+"""Called with a phase (`downloading`) and its finished fraction, 0 to 1; None: unknown."""
 
 
 def cache_folder() -> Path:
-    """`AGL_CACHE`, or the user's cache folder of this system."""
+    """Return `AGL_CACHE`, or the user's cache folder."""
     return Path(os.environ.get("AGL_CACHE") or platformdirs.user_cache_dir("agentlightning"))
 
 
 def find_model(name: str, *, progress: FetchProgress | None = None, plugins: Registry | None = None) -> ModelFiles:
-    """Find a model, and fetch a registered one that is not in the cache yet.
+    """Find a model, and download a registered one that is not in the cache yet.
 
-    An id of a hub (`owner/name`) is returned as it is; it is fetched by whoever loads it. Raises `ConfigError` for a name that is
-    none of these.
+    Returns a hub id (`owner/name`) unchanged; the engine and the trainer download it. Raises `ConfigError` for any other name.
     """
     plugins = plugins or registry()
     if name in plugins.names("models"):
@@ -37,15 +36,15 @@ def find_model(name: str, *, progress: FetchProgress | None = None, plugins: Reg
         return ModelFiles(name, str(folder))
     if Path(name).is_dir():
         if not (Path(name) / "config.json").is_file():
-            raise ConfigError(f"the model folder {name!r} has no config.json; expected a folder that `from_pretrained` loads")
+            raise ConfigError(f"The model folder {name!r} has no config.json. Name a folder that `from_pretrained` loads.")
         return ModelFiles(Path(name).resolve().name, str(Path(name).resolve()))
     if name.count("/") == 1 and not name.startswith((".", "/", "~")):
         return ModelFiles(name, name)
-    raise ConfigError(unknown("model", name, plugins.names("models")) + "; a folder or a hub id (`owner/name`) works as well")
+    raise ConfigError(unknown("model", name, plugins.names("models")) + " You can also name a folder, or a hub id (`owner/name`).")
 
 
 def _fetch(name: str, folder: Path, progress: FetchProgress, plugins: Registry) -> None:
-    """Fill a folder beside the final one and rename it, so that a broken download is never taken for a model."""
+    """Fill a temporary folder and rename it, so that a broken download never looks like a model."""
     fetch = plugins.load("models", name)
     part = folder.with_name(f".{name}.{new_id()}")
     part.mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""A part of a configuration (`advantage = {name = "grpo", std = false}`) becomes a function or an object in one way: parse, check, make."""
+"""A part of a configuration (`advantage = {name = "grpo", std = false}`) becomes a function or an object in one way: parse, make."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from agentlightning.errors import ConfigError, LightningError, PluginError
 from agentlightning.registry.registry import Registry, registry, singular
 from agentlightning.rl.arrays import RolloutArrays
 from agentlightning.rl.loss import FunctionLoss
-from agentlightning.rl.trajectory.step_rewards import StepReward, step_rewards
+from agentlightning.rl.trajectory.step_rewards import StepReward
 from agentlightning.settings import build, check_keys, convert, in_table, join_key, type_hints
 
 PartValue: TypeAlias = str | Mapping[str, Any] | Callable[..., Any]
@@ -38,10 +38,11 @@ EMPTY_INPUTS: dict[str, Callable[[], tuple[Any, ...]]] = {
     "filters": lambda: ([],),
 }
 """The same for no rollouts at all, on which a function is tried."""
-EXPECTED = {
-    "losses": "the name of a loss, a subclass of LossSettings, or a function of (logprobs, old_logprobs, advantages)",
-    "corrections": "the name of a correction, or a subclass of Correction",
+EXPECTED: dict[str, tuple[type[Any], str]] = {
+    "losses": (LossSettings, "the name of a loss, a subclass of LossSettings, or a function of (logprobs, old_logprobs, advantages)"),
+    "corrections": (Correction, "the name of a correction, or a subclass of Correction"),
 }
+"""The base class of a kind, and the values to use."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +74,7 @@ class Part:
         settings = dict(cast("Mapping[str, Any]", value)) if isinstance(value, Mapping) else {}
         name = settings.pop("name", None) if isinstance(value, Mapping) else value
         if name is None:
-            raise ConfigError(f"missing 'name' {in_table(where)}. Set it to text.")
+            raise ConfigError(f"Missing 'name' {in_table(where)}. Set it to text.")
         if not isinstance(name, str):
             if isinstance(value, Mapping) and not callable(name):
                 raise ConfigError(f"{where}.name is {name!r:.80}. Use text.")
@@ -81,48 +82,44 @@ class Part:
         with naming(where):
             return cls(kind, where, value, name, plugins.load(kind, name), settings, plugins)
 
-    def check(self) -> None:
-        """Raise `ConfigError` for an object of the wrong kind, an unknown key, or a function that the run could not call."""
-        if self.kind in ("engines", "trainers"):
-            if not is_dataclass(getattr(self.target, "Settings", None)):
-                problem = f"{singular(self.kind)} {self.name!r} has no dataclass `Settings`, so its settings cannot be read"
-                raise PluginError(f"{problem}. Its plugin must add one.")
-        elif self.kind in ("losses", "corrections"):
-            base = LossSettings if self.kind == "losses" else Correction
-            if not (
-                self._is_function() or isinstance(self.target, base) or (isinstance(self.target, type) and issubclass(self.target, base))
-            ):
-                raise ConfigError(f"{self.where} is {self.value!r:.80}. Use {EXPECTED[self.kind]}.")
-        elif self.kind in INPUTS:
-            self._check_function()
-
     def make(self) -> Any:
-        """Return the checked part, with its settings."""
-        self.check()
+        """Return the part with its settings. Raises `ConfigError` for an object of the wrong kind, an unknown key, or a function that the
+        run cannot call."""
         if self.kind in ("engines", "trainers"):
-            return build(self.target.Settings, self.settings, self.where)
-        if self.kind == "losses" and self._is_function():
+            return self._make_settings()
+        if self.kind == "losses" and inspect.isfunction(self.target):
             return self._make_loss_of_function()
         if self.kind in ("losses", "corrections", "algorithms"):
-            made_by_class = isinstance(self.target, type)
-            return build(cast("type[Any]", self.target), self._with_parts(), self.where) if made_by_class else self.target
+            return self._make_object()
         return self._bind()
 
-    def _is_function(self) -> bool:
-        return self.kind == "losses" and inspect.isfunction(self.target)
+    def _make_settings(self) -> Any:
+        cls = self.target.Settings
+        if not is_dataclass(cls):
+            problem = f"`Settings` of {singular(self.kind)} {self.name!r} is {cls!r:.80}"
+            raise PluginError(f"{problem}. Its plugin must make it a dataclass.")
+        return build(cast("type[Any]", cls), self.settings, self.where)
 
-    def _check_function(self) -> None:
-        if not callable(self.target):
-            raise ConfigError(f"{self.where} is {self.value!r:.80}. Use a function, or the name of one.")
-        parameters = inspect.signature(self.target).parameters.values() if self.settings else ()
-        if self.settings and not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
-            check_keys(self.settings, keywords(self.target), self.where)
+    def _make_object(self) -> Any:
+        """A loss, a correction or an algorithm: of its class, or the object that the value is."""
+        is_class = isinstance(self.target, type)
+        base, expected = EXPECTED.get(self.kind, (object, ""))
+        if not (issubclass(self.target, base) if is_class else isinstance(self.target, base)):
+            raise ConfigError(f"{self.where} is {self.value!r:.80}. Use {expected}.")
+        return build(cast("type[Any]", self.target), self._with_parts(), self.where) if is_class else self.target
 
     def _bind(self) -> Callable[..., Any]:
         """The function with its settings, tried on no rollouts, so that a setting that it refuses is found before the first step."""
-        hints = type_hints(self.target) if self.settings else {}
-        settings = {key: convert(value, hints.get(key, Any), join_key(self.where, key)) for key, value in self.settings.items()}
-        function = functools.partial(self.target, **settings) if settings else self.target
+        if not callable(self.target):
+            raise ConfigError(f"{self.where} is {self.value!r:.80}. Use a function, or the name of one.")
+        function = self.target
+        if self.settings:
+            parameters = inspect.signature(function).parameters.values()
+            if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+                check_keys(self.settings, keywords(function), self.where)
+            hints = type_hints(function)
+            settings = {key: convert(value, hints.get(key, Any), join_key(self.where, key)) for key, value in self.settings.items()}
+            function = functools.partial(function, **settings)
         _check_inputs(function, INPUTS[self.kind], f"{self.where} {getattr(self.target, '__qualname__', self.name)!r}")
         if self.kind in EMPTY_INPUTS:
             _try(function, EMPTY_INPUTS[self.kind]())
@@ -176,7 +173,7 @@ def call(where: str, part: Any, function: Callable[..., Any], *arguments: Any) -
     except Exception as error:
         frame = traceback.extract_tb(error.__traceback__)[-1]
         place = f"{Path(frame.filename).name}, line {frame.lineno}"
-        raise PluginError(f"{where} {named(part)} raised {type(error).__name__}: {error} ({place})") from error
+        raise PluginError(f"{where} {named(part)} raised {type(error).__name__}: {error} ({place}). Fix it there.") from error
 
 
 def named(part: Any) -> str:
@@ -208,4 +205,5 @@ def _try(function: Callable[..., Any], inputs: tuple[Any, ...]) -> None:
 
 def build_step_rewards(values: Mapping[str, float], plugins: Registry | None = None) -> tuple[StepReward, ...]:
     """Return the step rewards of a configuration, by the name of a signal or `module:function`. Raises `ConfigError`."""
-    return step_rewards(values, lambda name: Part.parse("step_signals", name, f"step_rewards.{name}", plugins).make())
+    signals = {name: Part.parse("step_signals", name, f"step_rewards.{name}", plugins).make() for name in values}
+    return tuple(StepReward(name, value, signals[name]) for name, value in values.items())

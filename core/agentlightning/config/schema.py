@@ -28,12 +28,13 @@ from agentlightning.settings import (
     PositiveFloat,
     PositiveInt,
     build,
-    in_table,
     of_kind,
 )
 from agentlightning.types import JSON
 
 Reference = Annotated[str, Meta(pattern=".:.", description="'module:function'")]
+DEFAULT_PARTS = {"algorithm": "lightning", "engine": "torch", "trainer": "torch"}
+"""The `name` of a table that has none."""
 FolderName = Annotated[str, Meta(pattern=r"^[^/\\\x00]+$", description="text without slashes, because it becomes part of a folder's name")]
 RewardFrom = Literal["stdout", "exit_code", "file", "post"]
 """Where the reward of a command comes from.
@@ -202,11 +203,11 @@ class Config(BaseSettings):
     """Weight of each named reward in the return. Default: 1."""
     step_rewards: dict[str, FiniteFloat] = field(default_factory=dict[str, float])
     """Reward of a step that shows a signal, by the signal's name (`tool_failed`) or `module:function`."""
-    algorithm: Annotated[dict[str, JSON], of_kind("algorithms")] = field(default_factory=lambda: {"name": "lightning"})
+    algorithm: Annotated[dict[str, JSON], of_kind("algorithms")] = field(default_factory=dict[str, JSON])
     """The training algorithm and its settings."""
-    engine: Annotated[dict[str, JSON], of_kind("engines")] = field(default_factory=lambda: {"name": "torch"})
+    engine: Annotated[dict[str, JSON], of_kind("engines")] = field(default_factory=dict[str, JSON])
     """The inference engine and its settings."""
-    trainer: Annotated[dict[str, JSON], of_kind("trainers")] = field(default_factory=lambda: {"name": "torch"})
+    trainer: Annotated[dict[str, JSON], of_kind("trainers")] = field(default_factory=dict[str, JSON])
     """The trainer and its settings."""
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     collection: CollectionConfig = field(default_factory=CollectionConfig)
@@ -226,9 +227,11 @@ class Config(BaseSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for table in ("algorithm", "engine", "trainer"):
-            if not isinstance(getattr(self, table).get("name"), str):
-                raise ConfigError(f"missing 'name' {in_table(table)}. Set it to text, as in {table} = {{ name = \"...\" }}.")
+        for key, default in DEFAULT_PARTS.items():
+            table = {"name": default, **getattr(self, key)}
+            if not isinstance(table["name"], str):
+                raise ConfigError(f"{key}.name is {table['name']!r:.80}. Use text.")
+            object.__setattr__(self, key, table)
         if self.agents is not None and not self.agents:
             raise ConfigError("agents is an empty list, so nothing would be trained. Name an agent, or remove it to train all.")
         if self.replay is None:
@@ -240,9 +243,9 @@ class Config(BaseSettings):
 
     def _check_tasks(self) -> None:
         if self.tasks is None:
-            raise ConfigError("missing 'tasks' at the top level. Set it to text, or add a [replay] table to train a deployed agent.")
+            raise ConfigError("Missing 'tasks' at the top level. Set it to text, or add a [replay] table to train a deployed agent.")
         if (self.agent is None) == (self.command is None):
-            problem = "agent and command are both set" if self.agent else "missing 'agent' at the top level"
+            problem = "agent and command are both set" if self.agent else "Missing 'agent' at the top level"
             raise ConfigError(f'{problem}. Set either agent = "module:function", or command = "..." for a program.')
         if self.agent is not None and self.reward != "stdout":
             raise ConfigError(f"reward is {self.reward!r}, but only a command takes it. An agent returns its reward; remove this key.")
@@ -283,14 +286,14 @@ def load_config(path: str | Path, plugins: Registry | None = None) -> Config:
     try:
         text = path.read_bytes().decode()
     except OSError as error:
-        raise ConfigError(f"{path}: the config file cannot be read: {error.strerror or error}. Check its path.") from error
+        raise ConfigError(f"{path}: The config file cannot be read: {error.strerror or error}. Check its path.") from error
     except UnicodeDecodeError as error:
-        raise ConfigError(f"{path}: not UTF-8 at byte {error.start + 1}. Save the file as UTF-8.") from error
+        raise ConfigError(f"{path}: The file is not UTF-8 at byte {error.start + 1}. Save it as UTF-8.") from error
     with naming(path):
         try:
             data = tomllib.loads(text)
         except tomllib.TOMLDecodeError as error:
-            raise ConfigError(f"not TOML: {error}") from error
+            raise ConfigError(f"The file is not TOML: {error}. Correct it there.") from error
         config = build(Config, {"name": path.stem, **data})
         import_from(path.resolve().parent / (config.path or ""))
         check_names(config, plugins)
@@ -315,8 +318,8 @@ def check_names(config: Config, plugins: Registry | None = None) -> None:
     algorithm = Part.parse("algorithms", config.algorithm, "algorithm", plugins).make()
     if config.replay is not None and algorithm.trains_demonstrations:
         raise ConfigError(
-            f"algorithm {config.algorithm['name']!r} trains demonstrations that it gives while an agent runs, but a replay has sampled "
-            "replies. Use an algorithm that trains those (lightning), or remove replay."
+            f"Algorithm {config.algorithm['name']!r} demonstrates replies while an agent runs, but a replay has sampled replies only. "
+            "Use algorithm 'lightning', or remove replay."
         )
     algorithm.parts()
     if config.step_rewards and (why := algorithm.ignores_step_rewards) is not None:
@@ -324,7 +327,7 @@ def check_names(config: Config, plugins: Registry | None = None) -> None:
 
 
 def _absolute(config: Config, base: Path, data: Mapping[str, Any]) -> Config:
-    """Paths made absolute; the run folders, where the file does not say, lie in the current one."""
+    """Make paths absolute. Without `folder` in the file, run folders are in the current folder."""
     changes: dict[str, Any] = {
         "folder": str((base if "folder" in data else Path.cwd()) / config.folder),
         "path": str(base / (config.path or "")),
@@ -338,7 +341,7 @@ def _absolute(config: Config, base: Path, data: Mapping[str, Any]) -> Config:
 
 
 def store_file(address: str) -> Path | None:
-    """The file that a store's address names (`sqlite:path`, or a plain path); None: it names something else."""
+    """Return the file of a store's address (`sqlite:path`, or a plain path); None for other stores."""
     scheme, colon, rest = address.partition(":")
     if colon and scheme != "sqlite" and not address.startswith((".", "/", "~")):
         return None
@@ -346,7 +349,7 @@ def store_file(address: str) -> Path | None:
 
 
 def import_from(folder: Path) -> None:
-    """Modules of this folder can be named."""
+    """Let Python import the modules of a folder."""
     if str(folder) not in sys.path:
         sys.path.insert(0, str(folder))
 

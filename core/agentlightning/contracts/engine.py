@@ -111,20 +111,20 @@ def check_request(info: EngineInfo, vocabulary: int, prompt_ids: IntArray, sampl
     """Return how many tokens may follow a prompt. Raises `ContextOverflow` or `EngineError` for an impossible request."""
     prompt, context, name = np.asarray(prompt_ids), info.context_length, info.model
     if not len(prompt):
-        raise EngineError("the prompt is empty; expected at least one token")
+        raise EngineError("The prompt is empty. Send at least one token.")
     if len(prompt) >= context:
         raise ContextOverflow(
-            f"the prompt has {len(prompt)} tokens and leaves no room for a reply: the context of {name!r} is {context}; "
-            "shorten the history, or use a model with a longer context"
+            f"The prompt has {len(prompt)} tokens and leaves no room for a reply, because the context of {name!r} is {context}. "
+            "Shorten the history, or use a model with a longer context."
         )
     if prompt.min() < 0 or prompt.max() >= vocabulary:
         raise EngineError(
-            f"the prompt has token {max(int(prompt.min()), int(prompt.max()), key=abs)}, but {name!r} has tokens 0 to {vocabulary - 1}; "
-            "was it made with another tokenizer?"
+            f"The prompt has token {max(int(prompt.min()), int(prompt.max()), key=abs)}, but {name!r} has tokens 0 to {vocabulary - 1}. "
+            "Use the tokenizer of this model."
         )
     if not (sampling.temperature >= 0 and 0 < sampling.top_p <= 1 and sampling.top_k >= 0):
-        raise EngineError(f"cannot sample with {sampling}; expected temperature >= 0, 0 < top_p <= 1, top_k >= 0")
+        raise EngineError(f"Cannot sample with {sampling}. Use temperature >= 0, 0 < top_p <= 1 and top_k >= 0.")
     if sampling.max_tokens is not None and sampling.max_tokens < 1:
-        raise EngineError(f"max_tokens is {sampling.max_tokens}; it must be at least 1")
+        raise EngineError(f"max_tokens is {sampling.max_tokens}. Use at least 1.")
     room = context - len(prompt)
     return min(room, sampling.max_tokens or room)

@@ -37,12 +37,14 @@ class Register(Protocol):
         extra: str | None = None,
         needs: tuple[str, ...] = (),
         settings: str | type[Any] | None = None,
+        elsewhere: tuple[str, ...] = (),
     ) -> None:
         """Register `target`, an object or `"module:attribute"`, under `name`.
 
         `summary` is one line for `agl plugins`. `extra` is for `pip install 'agentlightning[extra]'`, and `needs`
         the modules that they bring. Where a module is missing, asking for `name` says how to install it. `settings` is the settings class
-        of an engine or a trainer, light to import: `agl config --schema` reads it.
+        of an engine or a trainer, light to import: `agl config --schema` reads it. `elsewhere` lists modules that another environment may
+        hold; if this one lacks them, `agl plugins` refers to `agl doctor`.
         """
         ...
 
@@ -117,8 +119,7 @@ def register_step_signals(register: Register) -> None:
 
 @hookspec
 def register_samplers(register: Register) -> None:
-    """Orders of tasks. Target: a class that is called with `(tasks, seed)` and has `next(count)`, `state()` and `restore(state)`. A
-    curriculum also has `learn(task_id, rewards)`, which gets the rewards of each group after its step."""
+    """Orders of tasks. Target: a subclass of `agentlightning.config.samplers.Sampler`."""
 
 
 @hookspec

@@ -14,7 +14,7 @@ Invariants, held by `agentlightning.testing.store_contract` for every implementa
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 from agentlightning.types import (
     Attempt,
@@ -62,6 +62,7 @@ class AttemptRecords(WireValue, frozen=True, kw_only=True):
     rewards: tuple[Reward, ...] = ()
 
 
+@runtime_checkable
 class LightningStore(Protocol):
     """The module lists the invariants. Methods raise `NotFound`, `LeaseLost`, or another `StoreError`."""
 

@@ -1,4 +1,4 @@
-"""What Agent Lightning itself registers; a plugin like any other."""
+"""The plugin of the built-in parts."""
 
 from agentlightning.contracts.hookspecs import Register, hookimpl
 
@@ -11,7 +11,7 @@ def register_stores(register: Register) -> None:
 
 @hookimpl
 def register_checks(register: Register) -> None:
-    register("gateway", "agentlightning.serving.check:check", summary="listens and answers")
+    register("gateway", "agentlightning.serving.check:check", summary="starts and answers a request")
 
 
 @hookimpl
@@ -19,7 +19,7 @@ def register_renderers(register: Register) -> None:
     register(
         "chatml",
         "agentlightning.gateway.rendering.chatml:ChatMLRenderer",
-        summary="ChatML models that the `renderers` library does not know; tools as a text protocol",
+        summary="ChatML models that the `renderers` library lacks, with tools as text",
         extra="serve",
         needs=("renderers", "transformers"),
     )
@@ -27,13 +27,15 @@ def register_renderers(register: Register) -> None:
 
 @hookimpl
 def register_credits(register: Register) -> None:
-    register("identical", "agentlightning.rl.credit.identical:identical", summary="every transition gets the episode's return")
-    register("last", "agentlightning.rl.credit.last:last", summary="the last call gets the return, the others are not trained")
+    register("identical", "agentlightning.rl.credit.identical:identical", summary="every transition gets the full return")
+    register("last", "agentlightning.rl.credit.last:last", summary="only the last call gets the return and is trained")
     register(
         "discounted", "agentlightning.rl.credit.discounted:discounted", summary="earlier transitions get less: R_t = r_t + gamma R_(t+1)"
     )
-    register("per_step", "agentlightning.rl.credit.per_step:per_step", summary="each transition's own rewards, mixed with the outcome")
-    register("learned", "agentlightning.rl.credit.learned:learned", summary="a critic's value stands for what is still to come")
+    register(
+        "per_step", "agentlightning.rl.credit.per_step:per_step", summary="each transition's own rewards, mixed with the rollout's reward"
+    )
+    register("learned", "agentlightning.rl.credit.learned:learned", summary="temporal differences with a critic")
 
 
 @hookimpl
@@ -54,14 +56,14 @@ def register_advantages(register: Register) -> None:
         "agentlightning.rl.advantage.reinforce_pp:reinforce_pp_baseline",
         summary="r - mean of the group, normalised over the tokens of the step",
     )
-    register("gigpo", "agentlightning.rl.advantage.gigpo:gigpo", summary="GRPO, and among the transitions that stand in one state")
-    register("gae", "agentlightning.rl.advantage.gae:gae", summary="PPO with a critic: over tokens, or over transitions")
+    register("gigpo", "agentlightning.rl.advantage.gigpo:gigpo", summary="GRPO within groups, plus among transitions from the same state")
+    register("gae", "agentlightning.rl.advantage.gae:gae", summary="PPO with a critic, over tokens or transitions")
 
 
 @hookimpl
 def register_losses(register: Register) -> None:
     register("ppo_clip", "agentlightning.rl.loss:PPOClip", summary="PPO's clipped ratio, with clip-higher and dual clip")
-    register("gspo", "agentlightning.rl.loss:GSPO", summary="the ratio of a whole reply or attempt, clipped")
+    register("gspo", "agentlightning.rl.loss:GSPO", summary="clipped ratio of a reply or attempt")
     register("cispo", "agentlightning.rl.loss:CISPO", summary="clipped importance weight on the policy gradient")
 
 
@@ -70,11 +72,11 @@ def register_corrections(register: Register) -> None:
     register(
         "tis", "agentlightning.rl.correction.tis:TruncatedImportanceSampling", summary="truncated importance sampling: min(ratio, clip)"
     )
-    register("icepop", "agentlightning.rl.correction.icepop:IcePop", summary="tokens outside a band of ratios are left out")
+    register("icepop", "agentlightning.rl.correction.icepop:IcePop", summary="masks tokens with a ratio outside a band")
     register(
         "sequence_masking",
         "agentlightning.rl.correction.sequence_masking:SequenceMasking",
-        summary="the same, for replies or attempts",
+        summary="the same for replies or attempts",
     )
 
 
@@ -82,36 +84,32 @@ def register_corrections(register: Register) -> None:
 def register_step_signals(register: Register) -> None:
     register("tool_failed", "agentlightning.rl.trajectory.step_rewards.tools:tool_failed", summary="a tool ended with an error")
     register(
-        "tool_empty", "agentlightning.rl.trajectory.step_rewards.tools:tool_empty", summary="a tool gave an empty text or list, or null"
+        "tool_empty",
+        "agentlightning.rl.trajectory.step_rewards.tools:tool_empty",
+        summary="a tool returned empty text, an empty list, or null",
     )
-    register("truncated", "agentlightning.rl.trajectory.step_rewards.truncated:truncated", summary="a limit of tokens ended a reply")
+    register("truncated", "agentlightning.rl.trajectory.step_rewards.truncated:truncated", summary="a token limit ended a reply")
 
 
 @hookimpl
 def register_algorithms(register: Register) -> None:
-    register(
-        "lightning", "agentlightning.algorithms.lightning:LightningRL", summary="credit, then advantage, then any single-turn algorithm"
-    )
-    register("sft", "agentlightning.algorithms.sft:SFT", summary="supervised fine-tuning on demonstrations, in rollouts of the real agent")
-    register(
-        "rft", "agentlightning.algorithms.rft:RFT", summary="rejection-sampled fine-tuning: cross-entropy on the policy's own good rollouts"
-    )
-    register(
-        "dpo", "agentlightning.algorithms.dpo:DPO", summary="direct preference optimisation: better rollouts against worse ones of a group"
-    )
+    register("lightning", "agentlightning.algorithms.lightning:LightningRL", summary="credit, then advantage, then a single-turn algorithm")
+    register("sft", "agentlightning.algorithms.sft:SFT", summary="supervised fine-tuning on demonstrations, in rollouts of your agent")
+    register("rft", "agentlightning.algorithms.rft:RFT", summary="rejection-sampled fine-tuning on the policy's own good rollouts")
+    register("dpo", "agentlightning.algorithms.dpo:DPO", summary="direct preference optimisation on the rollouts of a group")
 
 
 @hookimpl
 def register_filters(register: Register) -> None:
-    register("nonzero_variance", "agentlightning.rl.batch.filters:nonzero_variance", summary="groups whose rewards differ")
-    register("difficulty", "agentlightning.rl.batch.filters:difficulty", summary="groups whose mean reward is neither low nor high")
+    register("nonzero_variance", "agentlightning.rl.batch.filters:nonzero_variance", summary="keeps groups with differing rewards")
+    register("difficulty", "agentlightning.rl.batch.filters:difficulty", summary="keeps groups with a mean reward between two bounds")
 
 
 @hookimpl
 def register_samplers(register: Register) -> None:
-    register("curriculum", "agentlightning.config.samplers:Curriculum", summary="more often those tasks whose rewards differ most")
-    register("epochs", "agentlightning.config.tasks:Epochs", summary="a new random order each epoch, without replacement")
-    register("in_order", "agentlightning.config.tasks:InOrder", summary="as they stand in the file, again and again")
+    register("curriculum", "agentlightning.config.samplers:Curriculum", summary="more often the tasks with the most variable rewards")
+    register("epochs", "agentlightning.config.samplers:Epochs", summary="a new random order each epoch, without replacement")
+    register("in_order", "agentlightning.config.samplers:InOrder", summary="the order of the file, repeated")
 
 
 @hookimpl

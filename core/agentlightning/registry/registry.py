@@ -42,6 +42,8 @@ class Entry:
     needs: tuple[str, ...] = ()
     settings: str | type[Any] | None = None
     """The settings class of an engine or a trainer, light to import."""
+    elsewhere: tuple[str, ...] = ()
+    """Modules that may lie in another environment."""
 
     @property
     def what(self) -> str:
@@ -54,6 +56,11 @@ class Entry:
         return tuple(name for name in self.needs if not _installed(name))
 
     @property
+    def not_here(self) -> tuple[str, ...]:
+        """Modules in `elsewhere` that this environment lacks."""
+        return tuple(name for name in self.elsewhere if not _installed(name))
+
+    @property
     def install(self) -> str:
         """The command that installs the missing modules."""
         return f"pip install 'agentlightning[{self.extra}]'" if self.extra else f"pip install {' '.join(self.needs)}"
@@ -61,7 +68,9 @@ class Entry:
     def load(self) -> Any:
         """Import the registered object. Raises `MissingExtra` or `PluginError`."""
         if self.missing:
-            raise MissingExtra(f"{self.what} {self.name!r} needs {', '.join(self.missing)}, which is not installed. Run: {self.install}")
+            raise MissingExtra(
+                f"{self.what.capitalize()} {self.name!r} needs {', '.join(self.missing)}, which is not installed. Run: {self.install}"
+            )
         if not isinstance(self.target, str):
             return self.target
         try:
@@ -79,6 +88,7 @@ BASES = {
     "engines": "agentlightning.contracts.engine:Engine",
     "trainers": "agentlightning.contracts.trainer:Trainer",
     "algorithms": "agentlightning.algorithms.base:Algorithm",
+    "samplers": "agentlightning.config.samplers:Sampler",
 }
 """The base class of each kind that has one. Its defaults are why no caller asks a part for an attribute that may be missing."""
 
@@ -105,12 +115,12 @@ class Registry:
             for kind in KINDS:
                 implementation = getattr(module, f"register_{kind}", None)
                 if implementation is not None:
-                    implementation(self._register(kind, name, staged))
+                    implementation(_register(kind, name, staged))
             own: dict[tuple[str, str], Entry] = {}
             for entry in staged:
                 other = self._entries[entry.kind].get(entry.name) or own.get((entry.kind, entry.name))
                 if other is not None:
-                    raise PluginError(f"{entry.what} {entry.name!r} is registered by plugin {other.plugin!r} already")
+                    raise PluginError(f"Plugin {other.plugin!r} registered {entry.what} {entry.name!r} before. Choose another name.")
                 own[entry.kind, entry.name] = entry
         except (Exception, SystemExit) as error:
             self.broken[name] = f"{type(error).__name__}: {error}"
@@ -119,20 +129,6 @@ class Registry:
             return
         for entry in staged:
             self._entries[entry.kind][entry.name] = entry
-
-    def _register(self, kind: str, plugin: str, staged: list[Entry]) -> hookspecs.Register:
-        def register(
-            name: str,
-            target: str | Any,
-            *,
-            summary: str = "",
-            extra: str | None = None,
-            needs: tuple[str, ...] = (),
-            settings: str | type[Any] | None = None,
-        ) -> None:
-            staged.append(Entry(kind, name, target, plugin, summary, extra, needs, settings))
-
-        return register
 
     def entries(self, kind: str | None = None) -> Iterator[Entry]:
         """Yield the entries, in order of kind and name."""
@@ -146,7 +142,9 @@ class Registry:
         """Return the entry of a name. The `ConfigError` for an unknown name suggests the nearest one."""
         if name in self._entries[kind]:
             return self._entries[kind][name]
-        raise ConfigError(unknown(singular(kind), name, self.names(kind)) + self._broken_note())
+        skipped = [f"{plugin} ({reason})" for plugin, reason in self.broken.items()]
+        note = f" Skipped plugins: {', '.join(skipped)}." if skipped else ""
+        raise ConfigError(unknown(singular(kind), name, self.names(kind)) + note)
 
     def load(self, kind: str, name: str) -> Any:
         """Return the object of a name. `module:attribute` names an object that no plugin registered."""
@@ -154,13 +152,10 @@ class Registry:
         target = load_object(name) if direct else self.entry(kind, name).load()
         base = load_object(BASES[kind]) if kind in BASES else object
         if kind in BASES and not (isinstance(target, type) and issubclass(target, base)):
-            raise PluginError(f"{singular(kind)} {name!r} is not a subclass of {BASES[kind].replace(':', '.')}. Derive its class from it.")
+            raise PluginError(
+                f"{singular(kind).capitalize()} {name!r} is not a subclass of {BASES[kind].replace(':', '.')}. Derive its class from it."
+            )
         return target
-
-    def _broken_note(self) -> str:
-        if not self.broken:
-            return ""
-        return "; skipped plugins: " + ", ".join(f"{n} ({why})" for n, why in self.broken.items())
 
     @property
     def hook(self) -> Any:
@@ -180,10 +175,19 @@ class _Hooks:
                 try:
                     implementation.function(*(arguments[argument] for argument in implementation.argnames))
                 except Exception as error:
-                    message = f"plugin {implementation.plugin_name!r}: its hook {name} raised {type(error).__name__}: {error}"
+                    message = f"The hook {name} of plugin {implementation.plugin_name!r} raised {type(error).__name__}: {error}"
                     warnings.warn(message, RuntimeWarning, stacklevel=2)
 
         return call
+
+
+def _register(kind: str, plugin: str, staged: list[Entry]) -> hookspecs.Register:
+    """The argument of a plugin's `register_` hook."""
+
+    def register(name: str, target: str | Any, **options: Any) -> None:
+        staged.append(Entry(kind, name, target, plugin, **options))
+
+    return register
 
 
 def _installed(module: str) -> bool:
@@ -201,7 +205,8 @@ def registry() -> Registry:
 
 
 def singular(kind: str) -> str:
-    """Return the singular: `engine` of `engines`, `loss` of `losses`."""
+    """Return the singular in words: `loss` of `losses`, `step signal` of `step_signals`."""
+    kind = kind.replace("_", " ")
     return kind.removesuffix("es") if kind.endswith("sses") else kind.removesuffix("s")
 
 
@@ -215,12 +220,12 @@ def load_object(reference: str) -> Any:
     except ModuleNotFoundError as error:
         if error.name is not None and (module_name == error.name or module_name.startswith(error.name + ".")):
             raise ConfigError(
-                f"{reference!r}: there is no module {error.name!r} on the import path. Run from the folder that holds it, or install it."
+                f"{reference!r}: No module {error.name!r} is on the import path. Run from the folder that holds it, or install it."
             ) from error
         raise
     for part in attribute.split("."):
         if not hasattr(value, part):
             names = [name for name in dir(value) if not name.startswith("_")]
-            raise ConfigError(f"{reference!r}: " + unknown(f"name in module {module_name!r}", part, names[:40]))
+            raise ConfigError(f"{reference!r}: " + unknown("name", part, names[:40], where=f"in module {module_name!r}"))
         value = getattr(value, part)
     return value

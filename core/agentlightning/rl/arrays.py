@@ -106,12 +106,11 @@ class RolloutArrays:
         group: ArrayLike,
         rollout: ArrayLike,
         *,
-        turn: ArrayLike | None = None,
         rewards: ArrayLike | None = None,
         tokens: ArrayLike | None = None,
     ) -> RolloutArrays:
         """Arrays of one agent with one choice a call. `returns` and `group` are (rollouts,), the others (transitions,). By default no
-        transition has a reward of its own, a response is one token long, and turns count the transitions of a rollout."""
+        transition has a reward of its own, and a response is one token long."""
         owner = np.asarray(rollout, np.int64)
         size = len(owner)
         index = np.arange(size)
@@ -121,7 +120,7 @@ class RolloutArrays:
             group=_frozen(group, np.int64),
             rollout=_frozen(owner, np.int64),
             agent=_frozen(np.zeros(size), np.int64),
-            turn=_frozen(index - _starts(owner, len(np.asarray(returns)))[owner] if turn is None else turn, np.int64),
+            turn=_frozen(index - _starts(owner, len(np.asarray(returns)))[owner], np.int64),
             call=_frozen(index, np.int64),
             rewards=_frozen(step_rewards, np.float64),
             call_rewards=_frozen(step_rewards, np.float64),

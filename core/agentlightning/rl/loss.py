@@ -24,7 +24,19 @@ from agentlightning.settings import MAX, NonNegativeFloat, UnitInterval
 
 
 @dataclass(frozen=True, kw_only=True)
-class PPOClip(LossSettings):
+class ClippedLoss(LossSettings):
+    """Base of losses that clip rho to [1 - clip_low, 1 + clip_high]."""
+
+    clip_low: float
+    clip_high: float
+
+    @property
+    def clip_band(self) -> tuple[float, float]:
+        return self.clip_low, self.clip_high
+
+
+@dataclass(frozen=True, kw_only=True)
+class PPOClip(ClippedLoss):
     """term = -min(rho A, clip(rho, 1 - clip_low, 1 + clip_high) A); where A < 0, at most -dual_clip A.
 
     Sources: arXiv 1707.06347 (clip), 2503.14476 (clip-higher), 1912.09729 (dual clip).
@@ -36,13 +48,9 @@ class PPOClip(LossSettings):
     dual_clip: Annotated[float, Meta(gt=1, description="3.0 is usual")] | None = 3.0
     """None: off. Above 1."""
 
-    @property
-    def clip_band(self) -> tuple[float, float]:
-        return self.clip_low, self.clip_high
-
 
 @dataclass(frozen=True, kw_only=True)
-class GSPO(LossSettings):
+class GSPO(ClippedLoss):
     """term = -min(rho A, clip(rho, 1 - clip_low, 1 + clip_high) A), where rho = exp(mean of logprobs - old_logprobs over the sequence).
 
     A sequence is one reply (`turn`), or all replies of an attempt. `loss_aggregation` decides how much each weighs. Source: arXiv
@@ -55,26 +63,18 @@ class GSPO(LossSettings):
     clip_high: NonNegativeFloat = 4e-4
 
     @property
-    def clip_band(self) -> tuple[float, float]:
-        return self.clip_low, self.clip_high
-
-    @property
     def ratio_over(self) -> Level:
         return self.sequence
 
 
 @dataclass(frozen=True, kw_only=True)
-class CISPO(LossSettings):
+class CISPO(ClippedLoss):
     """term = -stopgrad(clip(rho, 1 - clip_low, 1 + clip_high)) A logprobs. Source: arXiv 2506.13585."""
 
     name: str = "cispo"
     clip_low: UnitInterval = 1.0
     """1.0: no lower bound, as in the paper."""
     clip_high: NonNegativeFloat = 0.28
-
-    @property
-    def clip_band(self) -> tuple[float, float]:
-        return self.clip_low, self.clip_high
 
 
 @dataclass(frozen=True, kw_only=True)

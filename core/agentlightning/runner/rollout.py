@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
 import threading
-from collections.abc import Coroutine
-from contextlib import AbstractContextManager
+from collections.abc import AsyncGenerator, Coroutine
+from contextlib import AbstractContextManager, asynccontextmanager, closing
 from types import TracebackType
 from typing import Any, TypeVar
 
 from agentlightning.capture.recorder import Recorder, checked_reward, reward, use
 from agentlightning.config.tasks import load_tasks
 from agentlightning.contracts.store import LightningStore
-from agentlightning.errors import LeaseLost, StoreError
-from agentlightning.runner.runner import worker_name
+from agentlightning.errors import ConfigError
+from agentlightning.runner.runner import keep_lease, worker_name
 from agentlightning.stores.common import open_store
 from agentlightning.types import JSON, LLM, Mode, Reward, Rollout
 
-log = logging.getLogger(__name__)
 T = TypeVar("T")
 DEFAULT_STORE = "sqlite:agl.db"
 
@@ -53,13 +51,13 @@ class rollout:  # noqa: N801  # used like a function: `with agl.rollout(task) as
     ) -> None:
         self._rollout = Rollout(task=load_tasks([task])[0], mode=mode, max_attempts=1)
         self._store = _store_of(store)
-        self._gateway = gateway or os.environ.get("AGL_GATEWAY") or _gateway_of(self._store)
+        address = gateway or os.environ.get("AGL_GATEWAY") or _gateway_of(self._store)
+        self._base_url = "" if address is None else address.rstrip("/").removesuffix("/v1") + "/v1"
         self._model, self._lease = model, lease
         self._thread: _LoopThread | None = None
-        self._opened: LightningStore | None = None
+        self._recording = self._record()
         self._recorder: Recorder | None = None
         self._current: AbstractContextManager[Recorder] | None = None
-        self._heartbeat: asyncio.Task[None] | None = None
 
     @property
     def id(self) -> str:
@@ -86,52 +84,29 @@ class rollout:  # noqa: N801  # used like a function: `with agl.rollout(task) as
             raise RuntimeError("agl.rollout(...) has not started. Use it as `with agl.rollout(task) as r:`.")
         return self._recorder
 
-    async def _begin(self) -> Recorder:
-        if isinstance(self._store, str):
-            self._opened = store = open_store(self._store)
-        else:
-            store = self._store
-        attempt = await store.begin(self._rollout, worker_name(), lease=self._lease)
-        base_url = "" if self._gateway is None else self._gateway.rstrip("/").removesuffix("/v1") + "/v1"
-        self._recorder = Recorder(store, self._rollout, attempt, LLM(self._model, base_url, attempt.key))
-        self._heartbeat = asyncio.create_task(self._hold(store, attempt.id))
-        return self._recorder
-
-    async def _hold(self, store: LightningStore, attempt_id: str) -> None:
-        while True:
-            await asyncio.sleep(self._lease / 3)
+    @asynccontextmanager
+    async def _record(self) -> AsyncGenerator[Recorder]:
+        """Begin the attempt, and finish it after the block."""
+        async with _opened(self._store) as store:
+            attempt = await store.begin(self._rollout, worker_name(), lease=self._lease)
+            recorder = Recorder(store, self._rollout, attempt, LLM(self._model, self._base_url, attempt.key))
+            heartbeat = asyncio.create_task(keep_lease(store, attempt.id, self._lease))
+            error: BaseException | None = None
             try:
-                await store.heartbeat(attempt_id, lease=self._lease)
-            except LeaseLost:
-                return  # closing the attempt reports it
-            except StoreError as error:
-                log.warning("The lease of attempt %s could not be extended; trying again. %s", attempt_id, error)
-
-    async def _end(self, error: BaseException | None) -> None:
-        recorder = self._open()
-        lost: Exception | None = None
-        try:
-            try:
-                await recorder.close()
-            except Exception as raised:
-                lost = raised
-            reason = "; ".join(f"{type(raised).__name__}: {raised}" for raised in (error, lost) if raised is not None)
-            await recorder.store.finish(recorder.attempt.id, "failed" if reason else "succeeded", error=reason or None)
-            if lost is not None:
-                if error is None:
-                    raise lost
-                error.add_note(str(lost))
-        finally:
-            if self._heartbeat is not None:
-                self._heartbeat.cancel()
-                await asyncio.gather(self._heartbeat, return_exceptions=True)
-            if self._opened is not None:
-                await self._opened.close()
+                yield recorder
+            except BaseException as raised:
+                error = raised
+                raise
+            finally:
+                try:
+                    await _finish(recorder, error)
+                finally:
+                    heartbeat.cancel()
 
     def __enter__(self) -> rollout:
         self._thread = _LoopThread()
         try:
-            self._enter(self._thread.run(self._begin()))
+            self._enter(self._thread.run(self._recording.__aenter__()))
         except BaseException:
             self._thread.close()
             raise
@@ -141,19 +116,20 @@ class rollout:  # noqa: N801  # used like a function: `with agl.rollout(task) as
         assert self._thread is not None
         self._leave()
         try:
-            self._thread.run(self._end(error))
+            self._thread.run(self._recording.__aexit__(kind, error, trace))
         finally:
             self._thread.close()
 
     async def __aenter__(self) -> rollout:
-        self._enter(await self._begin())
+        self._enter(await self._recording.__aenter__())
         return self
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._leave()
-        await self._end(error)
+        await self._recording.__aexit__(kind, error, trace)
 
     def _enter(self, recorder: Recorder) -> None:
+        self._recorder = recorder
         self._current = use(recorder)
         self._current.__enter__()
 
@@ -176,23 +152,45 @@ def reward_later(
     record = Reward(attempt_id=attempt_id, value=checked_reward(value), name=name, source=source)
 
     async def write() -> None:
-        where = _store_of(store)
-        opened = open_store(where) if isinstance(where, str) else where
-        try:
+        async with _opened(_store_of(store)) as opened:
             await opened.record([record])
-        finally:
-            if isinstance(where, str):
-                await opened.close()
 
-    thread = _LoopThread()
-    try:
+    with closing(_LoopThread()) as thread:
         thread.run(write())
-    finally:
-        thread.close()
     return record
 
 
-def _store_of(store: LightningStore | str | None) -> LightningStore | str:
+async def _finish(recorder: Recorder, error: BaseException | None) -> None:
+    """Close an attempt with the error of its block. Raises the error of a lost record, or adds it to the block's."""
+    lost: Exception | None = None
+    try:
+        await recorder.close()
+    except Exception as raised:
+        lost = raised
+    reason = "; ".join(f"{type(raised).__name__}: {raised}" for raised in (error, lost) if raised is not None)
+    await recorder.store.finish(recorder.attempt.id, "failed" if reason else "succeeded", error=reason or None)
+    if lost is not None:
+        if error is None:
+            raise lost
+        error.add_note(str(lost))
+
+
+@asynccontextmanager
+async def _opened(store: LightningStore | str) -> AsyncGenerator[LightningStore]:
+    """Open the store of an address, and close it after the block. A store itself stays open."""
+    if not isinstance(store, str):
+        yield store
+        return
+    opened = open_store(store)
+    try:
+        yield opened
+    finally:
+        await opened.close()
+
+
+def _store_of(store: Any) -> LightningStore | str:
+    if not isinstance(store, str | LightningStore | None):
+        raise ConfigError(f"store is {store!r:.80}. Use a store's address ('sqlite:agl.db', 'http://host:8000') or an open store.")
     return store or os.environ.get("AGL_STORE") or DEFAULT_STORE
 
 

@@ -16,7 +16,8 @@ import os
 import socket
 import threading
 import traceback
-from collections.abc import Callable, Collection
+from collections.abc import Callable
+from concurrent.futures import Future
 from typing import Any
 
 from agentlightning.capture.recorder import Recorder, checked_reward, use
@@ -25,7 +26,7 @@ from agentlightning.contracts.store import LightningStore
 from agentlightning.errors import AgentError, AgentTimeout, ConfigError, LeaseLost, StoreError
 from agentlightning.registry.registry import registry
 from agentlightning.rl.trajectory.rollout_reward import rollout_reward
-from agentlightning.types import JSON, LLM, Attempt, AttemptStatus, Mode, Reward, Rollout
+from agentlightning.types import JSON, LLM, Attempt, AttemptStatus, Reward, Rollout
 
 log = logging.getLogger(__name__)
 Agent = Callable[..., Any]
@@ -48,9 +49,8 @@ class Runner:
         settings: RunnerSettings,
         *,
         name: str | None = None,
-        modes: Collection[Mode] | None = None,
     ) -> None:
-        self.store, self.settings, self.modes = store, settings, modes
+        self.store, self.settings = store, settings
         self.name = name or worker_name()
         self.abandoned = 0
         """Threads of synchronous agents that run on after their timeout."""
@@ -72,7 +72,7 @@ class Runner:
                 if self._broken:
                     raise self._broken[0]
                 free = self.settings.concurrency - len(self._running)
-                claimed = await self.store.claim(self.name, lease=self.settings.lease, limit=free, modes=self.modes) if free else []
+                claimed = await self.store.claim(self.name, lease=self.settings.lease, limit=free) if free else []
                 for rollout, attempt in claimed:
                     task = asyncio.create_task(self._attempt(rollout, attempt), name=f"attempt-{attempt.id}")
                     self._running.add(task)
@@ -155,16 +155,9 @@ class Runner:
         return any(call.status == "error" and call.id not in retried for call in records.calls)
 
     async def _heartbeat(self, attempt: Attempt, task: asyncio.Task[Any] | None) -> None:
-        while True:
-            await asyncio.sleep(self.settings.lease / 3)
-            try:
-                await self.store.heartbeat(attempt.id, lease=self.settings.lease)
-            except LeaseLost:
-                if task is not None:
-                    task.cancel()
-                return
-            except StoreError as error:
-                log.warning("The lease of attempt %s could not be extended; trying again. %s", attempt.id, error)
+        await keep_lease(self.store, attempt.id, self.settings.lease)
+        if task is not None:
+            task.cancel()
 
     async def _call(self, task_input: JSON, llm: LLM) -> Any:
         arguments = (task_input, llm) if self._takes_llm else (task_input,)
@@ -181,33 +174,24 @@ class Runner:
 
     async def _in_thread(self, call: Callable[[], Any]) -> Any:
         """Run a synchronous agent in its own thread: one that hangs must not block a pool."""
-        loop = asyncio.get_running_loop()
-        future: asyncio.Future[Any] = loop.create_future()
+        future: Future[Any] = Future()
+        future.set_running_or_notify_cancel()  # a timeout abandons the thread, and cannot cancel it
         context = contextvars.copy_context()
-
-        def settle(result: Any, error: BaseException | None) -> None:
-            if future.done():
-                return
-            if error is None:
-                future.set_result(result)
-            else:
-                future.set_exception(error)
 
         def body() -> None:
             try:
-                result, error = context.run(call), None
+                future.set_result(context.run(call))
             except (StopIteration, KeyboardInterrupt) as raised:  # a future cannot hold these
-                result, error = None, AgentError(f"{type(raised).__name__}: {raised}")
+                future.set_exception(AgentError(f"{type(raised).__name__}: {raised}"))
             except BaseException as raised:
-                result, error = None, raised
-            if not loop.is_closed():
-                loop.call_soon_threadsafe(settle, result, error)
+                future.set_exception(raised)
 
         threading.Thread(target=body, name="agentlightning-agent", daemon=True).start()
+        result = asyncio.wrap_future(future)
         try:
-            return await asyncio.wait_for(future, self.settings.timeout)
+            return await asyncio.wait_for(result, self.settings.timeout)
         except TimeoutError as error:
-            if future.cancelled():
+            if result.cancelled():
                 self.abandoned += 1
                 raise self._timeout() from error
             raise
@@ -218,6 +202,18 @@ class Runner:
             f"The agent did not return within {self.settings.timeout:g} s. Raise runner.timeout, or find out with `agl show` why it hangs."
         )
         return AgentTimeout(" ".join([text, *getattr(cancelled, "__notes__", ())]))
+
+
+async def keep_lease(store: LightningStore, attempt_id: str, lease: float) -> None:
+    """Extend an attempt's lease of `lease` seconds again and again. Returns when the attempt is no longer running."""
+    while True:
+        await asyncio.sleep(lease / 3)
+        try:
+            await store.heartbeat(attempt_id, lease=lease)
+        except LeaseLost:
+            return
+        except StoreError as error:
+            log.warning("The lease of attempt %s could not be extended; trying again. %s", attempt_id, error)
 
 
 def takes_llm(agent: Agent) -> bool:

@@ -45,7 +45,7 @@ class WorkerOrder:
     adapters: tuple[str, ...]
     models: tuple[str, ...]
     """Names of the model in the agent's code."""
-    settings: dict[str, Any]
+    settings: RunnerSettings
     path: tuple[str, ...]
     """The parent's import path."""
     name: str
@@ -169,14 +169,13 @@ async def _end(process: Process) -> None:
 
 async def _work(order: WorkerOrder) -> None:
     open_store = registry().load("stores", "http")
-    settings = RunnerSettings(**order.settings)
     for adapter in order.adapters:
         registry().load("adapters", adapter)(order.models)
     runner = Runner(
         open_store(order.store),
         load_object(order.agent),
         lambda attempt: LLM(order.model, order.base_url, attempt.key),
-        settings,
+        order.settings,
         name=order.name,
     )
     loop, task = asyncio.get_running_loop(), asyncio.create_task(runner.run())

@@ -1,4 +1,4 @@
-"""Tries the gateway out, for `agl doctor`."""
+"""Tests the gateway, for `agl doctor`."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ BYTES_FULL, BYTES_FROZEN = 16, 2
 """A parameter in training: its weight and gradient in 16 bits, and in 32 bits a master copy and two moments of Adam's. In float32, as on a
 CPU, the same: weight, gradient and two moments of 4 bytes. A frozen one, as below LoRA or in an engine, has 16 bits on a GPU."""
 SHARE = 0.6
-"""Of the memory, for parameters: the rest is for activations, keys and values."""
+"""Fraction of the memory for parameters. Activations, keys and values need the rest."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,18 +45,18 @@ class GPU:
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """What there is."""
+    """Hardware and packages of a machine."""
 
     system: str
     python: str
     cores: int
     memory: int | None
-    """Bytes; None: the system does not tell."""
+    """Bytes; None: unknown."""
     disk_free: int
     """Bytes, where this process runs."""
     gpus: tuple[GPU, ...]
     driver: str | None
-    """Of NVIDIA."""
+    """Version of the NVIDIA driver."""
     packages: dict[str, str]
     """Versions, by name."""
 
@@ -71,12 +71,12 @@ class Advice:
     lora: float
     """With LoRA."""
     commands: tuple[str, ...]
-    """What to install for it."""
+    """Commands that install the missing packages."""
 
 
 @dataclass(frozen=True, slots=True)
 class Checked:
-    """What came of a check."""
+    """The result of a check."""
 
     name: str
     state: Literal["works", "missing", "broken"]
@@ -85,7 +85,7 @@ class Checked:
 
 
 def machine() -> Machine:
-    """Look around. Asks the NVIDIA driver's program, and imports nothing heavy."""
+    """Inspect this machine. Runs `nvidia-smi`, and imports nothing heavy."""
     gpus, driver = find_gpus()
     memory: int | None = None
     with suppress(ValueError, OSError, AttributeError):
@@ -108,46 +108,27 @@ def machine() -> Machine:
 
 
 def advise(this: Machine) -> Advice:
-    """Which engine and trainer fit a machine, and what to install."""
-    has = this.packages
-    commands: list[str] = []
+    """Recommend an engine and a trainer for a machine, and the commands that install them."""
+    commands = {
+        "torch": "pip install 'agentlightning[torch]'",
+        "vllm": "pip install 'agentlightning[vllm]'  # in an environment of its own, named as engine.python",
+        "verl": "pip install 'agentlightning[torch,verl]'",
+    }
+    engine = trainer = "torch"
+    frozen, training = BYTES_FROZEN, 1
+    memory = min((gpu.memory for gpu in this.gpus), default=this.memory or 0)
     if not this.gpus:
-        if "torch" not in has:
-            commands.append("pip install 'agentlightning[torch]'")
-        memory = this.memory or 0
-        return Advice(
-            "torch",
-            "torch",
-            "without a GPU, engine and trainer share one copy of the weights in this process",
-            SHARE * memory / BYTES_FULL / 1e9,
-            SHARE * memory / 4 / 1e9,  # float32
-            tuple(commands),
-        )
-    memory = min(gpu.memory for gpu in this.gpus)
-    if len(this.gpus) == 1:
-        if "torch" not in has:
-            commands.append("pip install 'agentlightning[torch]'")
-        return Advice(
-            "torch",
-            "torch",
-            "one GPU: engine and trainer share one copy of the weights; many rollouts at once are faster with engine vllm (sleep = true)",
-            SHARE * memory / BYTES_FULL / 1e9,
-            SHARE * memory / BYTES_FROZEN / 1e9,
-            tuple(commands),
-        )
-    if "vllm" not in has:
-        commands.append("pip install 'agentlightning[vllm]'  # in an environment of its own, named as engine.python")
-    if "verl" not in has:
-        commands.append("pip install 'agentlightning[torch,verl]'")
-    training = len(this.gpus) - len(this.gpus) // 2
-    return Advice(
-        "vllm",
-        "verl",
-        f"{len(this.gpus)} GPUs: vLLM serves on {len(this.gpus) // 2}, verl shards the training over {training}",
-        SHARE * memory * training / BYTES_FULL / 1e9,
-        SHARE * memory * training / BYTES_FROZEN / 1e9,
-        tuple(commands),
-    )
+        frozen = 4  # float32
+        why = "without a GPU, engine and trainer share one copy of the weights in this process"
+    elif len(this.gpus) == 1:
+        why = "one GPU: engine and trainer share one copy of the weights; many rollouts at once are faster with engine vllm (sleep = true)"
+    else:
+        engine, trainer, serving = "vllm", "verl", len(this.gpus) // 2
+        training = len(this.gpus) - serving
+        why = f"{len(this.gpus)} GPUs: vLLM serves on {serving}, verl shards the training over {training}"
+    parameters = SHARE * memory * training / 1e9
+    missing = [commands[name] for name in dict.fromkeys((engine, trainer)) if name not in this.packages]
+    return Advice(engine, trainer, why, parameters / BYTES_FULL, parameters / frozen, tuple(missing))
 
 
 def check(name: str, plugins: Registry | None = None) -> Checked:
@@ -171,7 +152,7 @@ def check(name: str, plugins: Registry | None = None) -> Checked:
 
 
 def find_gpus() -> tuple[tuple[GPU, ...], str | None]:
-    """The NVIDIA GPUs that the driver shows, and its version; none where there is no driver."""
+    """Return the NVIDIA GPUs and the version of their driver; none without a driver."""
     program = shutil.which("nvidia-smi")
     if program is None:
         return (), None
@@ -186,7 +167,7 @@ def find_gpus() -> tuple[tuple[GPU, ...], str | None]:
 
 
 def main() -> None:
-    """One check, in this Python."""
+    """Run one check in this Python."""
     try:
         result = {"state": "works", "message": registry().load("checks", sys.argv[1])()}
     except (MissingExtra, ConfigError) as error:

@@ -19,12 +19,12 @@ from agentlightning.config.parts import Part
 from agentlightning.config.schema import load_config
 from agentlightning.contracts.engine import Engine
 from agentlightning.contracts.model import ModelFiles
-from agentlightning.errors import ConfigError, RunError
+from agentlightning.errors import RunError
 from agentlightning.gateway import Gateway
 from agentlightning.runner.rollout import DEFAULT_STORE
 from agentlightning.stores.common import open_store
 from agentlightning.stores.http_server import store_app
-from agentlightning.training.progress import Progress, Silent
+from agentlightning.training.progress import Progress
 from agentlightning.training.run_folder import RunFolder
 from agentlightning.types import Policy
 
@@ -54,11 +54,11 @@ class Served:
 def serve(
     model: ServedModel,
     *,
-    host: str = "127.0.0.1",
-    port: int = 8000,
-    store: str | None = None,
-    progress: Progress | None = None,
-    ready: Callable[[Served], None] = lambda served: None,
+    host: str,
+    port: int,
+    store: str | None,
+    progress: Progress,
+    ready: Callable[[Served], None],
 ) -> None:
     """Serve a model and the store that its calls are recorded in, until Ctrl-C. `ready` is called once, with the addresses.
 
@@ -66,7 +66,7 @@ def serve(
     """
 
     async def serve_until_stopped() -> None:
-        async with _serving(model, host, port, store, progress or Silent()) as served:
+        async with _serving(model, host, port, store, progress) as served:
             ready(served)
             await _until_interrupted()
 
@@ -95,18 +95,16 @@ async def _serving(model: ServedModel, host: str, port: int, store: str | None, 
 
 
 def served_model(run: Path | None, name: str | None, progress: Progress) -> ServedModel:
-    """Return the best weights of a run, or a model by name with the default engine."""
-    if (run is None) == (name is None):
-        raise ConfigError("`agl serve` needs either a run or a model. Use `agl serve RUN` or `agl serve --model NAME`.")
-    if name is not None:
+    """Return the best weights of a run, or without a run a model by name with the default engine."""
+    if run is None:
+        assert name is not None
         progress.phase("finding model")
         return ServedModel(find_model(name, progress=progress.phase), {"name": "torch"}, None)
-    assert run is not None
     folder = RunFolder.open(run)
     result = folder.read_result() if folder.result.exists() else {}
     if "checkpoint" not in result:
         advice = f"If it is a stopped training run, continue it with `agl train --resume {folder.name}`."
-        raise RunError(f"run {folder.name} has no trained weights. {advice}")
+        raise RunError(f"Run {folder.name} has no trained weights. {advice}")
     config = load_config(folder.config)
     path = folder.path / str(result["checkpoint"])
     policy = Policy(version=int(result["policy_version"]), base=config.model, uri=f"file:{path}")

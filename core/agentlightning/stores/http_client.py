@@ -8,23 +8,26 @@ repeats its first answer to that id.
 from __future__ import annotations
 
 import asyncio
+import inspect
 import os
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from functools import wraps
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any, TypeVar, cast, get_type_hints
 from urllib.parse import unquote, urlsplit
 from weakref import WeakKeyDictionary
 
 import httpx
 
-from agentlightning.contracts.store import AttemptRecords, RolloutState
+from agentlightning.contracts.store import LightningStore, RolloutState
 from agentlightning.errors import LeaseLost, LightningError, NotFound, StoreError, StoreVersionError, WireError
 from agentlightning.stores.common import printable
 from agentlightning.stores.serialization import decode, encode
-from agentlightning.types import Attempt, AttemptStatus, Mode, Policy, Record, Rollout, RolloutStatus, new_id
+from agentlightning.types import AttemptStatus, new_id
 
+F = TypeVar("F", bound=Callable[..., Any])
 PREFIX = "/store/v1"
 REQUEST_HEADER = "X-AGL-Request-Id"
 """Header with the id of a `once` call."""
@@ -38,36 +41,42 @@ class Method:
 
     arguments: Any
     """Types of its arguments, in order."""
-    result: Any
-    keywords: tuple[str, ...] = ()
+    keywords: tuple[str, ...]
     """Names of the last arguments, which the contract takes by keyword."""
-    once: bool = False
+    result: Any
+    once: bool
+
+    @classmethod
+    def of(cls, function: Callable[..., Any]) -> Method:
+        """Read the types from the contract's method."""
+        hints = get_type_hints(function)
+        parameters = list(inspect.signature(function).parameters.values())[1:]
+        keywords = tuple(parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY)
+        types = tuple(hints[parameter.name] for parameter in parameters)
+        return cls(tuple[types], keywords, hints["return"], once=function.__name__ in ("claim", "finish", "cancel"))
 
 
 METHODS = MappingProxyType(
-    {
-        "add": Method(tuple[list[Rollout]], None),
-        "claim": Method(tuple[str, float, int, list[Mode] | None], list[tuple[Rollout, Attempt]], ("lease", "limit", "modes"), once=True),
-        "begin": Method(tuple[Rollout, str, float], Attempt, ("lease",)),
-        "heartbeat": Method(tuple[str, float], None, ("lease",)),
-        "record": Method(tuple[list[Record]], None),
-        "finish": Method(tuple[str, AttemptStatus, str | None, bool], RolloutState, ("error", "retry"), once=True),
-        "cancel": Method(tuple[list[str]], int, once=True),
-        "attempt": Method(tuple[str | None, str | None], tuple[Rollout, Attempt], ("id", "key")),
-        "read": Method(tuple[str], tuple[RolloutState, tuple[AttemptRecords, ...]]),
-        "records": Method(tuple[str], AttemptRecords),
-        "list": Method(
-            tuple[int, int, list[RolloutStatus] | None, Mode | None, int | None, str | None, Literal["added", "changed"]],
-            tuple[list[RolloutState], int],
-            ("after", "limit", "status", "mode", "step", "group", "order"),
-        ),
-        "wait": Method(tuple[int, float | None], int, ("timeout",)),
-        "publish": Method(tuple[Policy], None),
-        "policies": Method(tuple[str | None], list[Policy]),
-    }
+    {name: Method.of(method) for name, method in vars(LightningStore).items() if inspect.iscoroutinefunction(method) and name != "close"}
 )
 ERRORS = MappingProxyType({error.__name__: error for error in (StoreError, NotFound, LeaseLost, StoreVersionError, WireError)})
 """Errors of calls; any other error of the server arrives as a `StoreError`."""
+
+
+def _remote(method: F) -> F:
+    """The same method, as a call to the server."""
+    signature = inspect.signature(method)
+
+    @wraps(method)
+    async def call(client: StoreClient, *args: Any, **kwargs: Any) -> Any:
+        bound = signature.bind(client, *args, **kwargs)
+        bound.apply_defaults()
+        arguments = (*bound.args[1:], *bound.kwargs.values())
+        return await client.call(
+            method.__name__, *([*value] if isinstance(value, Collection) and not isinstance(value, str) else value for value in arguments)
+        )
+
+    return cast(F, call)
 
 
 class StoreClient:
@@ -96,7 +105,8 @@ class StoreClient:
             )
         return self._clients[loop]
 
-    async def _call(self, name: str, *arguments: Any) -> Any:
+    async def call(self, name: str, *arguments: Any) -> Any:
+        """Do a call of `METHODS` on the server."""
         method = METHODS[name]
         body = encode(arguments)
         headers = {REQUEST_HEADER: new_id()} if method.once else {}
@@ -121,7 +131,7 @@ class StoreClient:
 
     def _read(self, name: str, method: Method, answer: httpx.Response) -> Any:
         if answer.status_code == 200:
-            return None if method.result is None else decode(answer.content, method.result)
+            return decode(answer.content, method.result)
         if answer.status_code == 401:
             raise StoreError(f"The store at {self.url} refused the token. Give the token that `agl serve` printed, or set AGL_TOKEN.")
         try:
@@ -133,64 +143,29 @@ class StoreClient:
         error: type[LightningError] = ERRORS.get(kind, StoreError)
         raise error(message)
 
-    async def add(self, rollouts: Sequence[Rollout]) -> None:
-        await self._call("add", list(rollouts))
-
-    async def claim(
-        self, worker: str, *, lease: float, limit: int = 1, modes: Collection[Mode] | None = None
-    ) -> list[tuple[Rollout, Attempt]]:
-        return await self._call("claim", worker, lease, limit, None if modes is None else list(modes))
-
-    async def begin(self, rollout: Rollout, worker: str, *, lease: float) -> Attempt:
-        return await self._call("begin", rollout, worker, lease)
-
-    async def heartbeat(self, attempt_id: str, *, lease: float) -> None:
-        await self._call("heartbeat", attempt_id, lease)
-
-    async def record(self, records: Sequence[Record]) -> None:
-        await self._call("record", list(records))
+    add = _remote(LightningStore.add)
+    claim = _remote(LightningStore.claim)
+    begin = _remote(LightningStore.begin)
+    heartbeat = _remote(LightningStore.heartbeat)
+    record = _remote(LightningStore.record)
+    cancel = _remote(LightningStore.cancel)
+    attempt = _remote(LightningStore.attempt)
+    read = _remote(LightningStore.read)
+    records = _remote(LightningStore.records)
+    list = _remote(LightningStore.list)
+    publish = _remote(LightningStore.publish)
+    policies = _remote(LightningStore.policies)
 
     async def finish(self, attempt_id: str, status: AttemptStatus, *, error: str | None = None, retry: bool = False) -> RolloutState:
-        return await self._call("finish", attempt_id, status, printable(error), retry)
-
-    async def cancel(self, rollout_ids: Sequence[str]) -> int:
-        return await self._call("cancel", list(rollout_ids))
-
-    async def attempt(self, *, id: str | None = None, key: str | None = None) -> tuple[Rollout, Attempt]:
-        return await self._call("attempt", id, key)
-
-    async def read(self, rollout_id: str) -> tuple[RolloutState, tuple[AttemptRecords, ...]]:
-        return await self._call("read", rollout_id)
-
-    async def records(self, attempt_id: str) -> AttemptRecords:
-        return await self._call("records", attempt_id)
-
-    async def list(
-        self,
-        *,
-        after: int = 0,
-        limit: int = 100,
-        status: Collection[RolloutStatus] | None = None,
-        mode: Mode | None = None,
-        step: int | None = None,
-        group: str | None = None,
-        order: Literal["added", "changed"] = "added",
-    ) -> tuple[list[RolloutState], int]:
-        return await self._call("list", after, limit, None if status is None else [*status], mode, step, group, order)
+        return await self.call("finish", attempt_id, status, printable(error), retry)
 
     async def wait(self, after: int, *, timeout: float | None = None) -> int:
         deadline = None if timeout is None else time.monotonic() + timeout
         while True:
             left = LONG_POLL if deadline is None else max(0.0, deadline - time.monotonic())
-            seq: int = await self._call("wait", after, min(left, LONG_POLL))
+            seq: int = await self.call("wait", after, min(left, LONG_POLL))
             if seq > after or (deadline is not None and time.monotonic() >= deadline):
                 return seq
-
-    async def publish(self, policy: Policy) -> None:
-        await self._call("publish", policy)
-
-    async def policies(self, name: str | None = None) -> list[Policy]:
-        return await self._call("policies", name)
 
     async def close(self) -> None:
         """Close the running loop's connections. Those of other loops end with their loops; the store itself stays open."""

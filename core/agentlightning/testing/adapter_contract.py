@@ -22,6 +22,7 @@ from tempfile import TemporaryDirectory
 from typing import Any, ClassVar
 
 import agentlightning.capture.recorder as recording
+from agentlightning.capture.recorder import Recorder
 from agentlightning.contracts.adapter import Adapter
 from agentlightning.testing.tokenizer import make_tokenizer
 from agentlightning.testing.world import World, open_world
@@ -75,32 +76,32 @@ class AdapterContract:
                 finally:
                     self._adapter.uninstall()
 
-    # --- structure -----------------------------------------------------------------------------------------------------------------
-
-    async def test_every_model_call_is_a_span_joined_to_its_tokens(self) -> None:
+    @asynccontextmanager
+    async def recorded(self, tool: Callable[[int], int] = double) -> AsyncGenerator[tuple[World, Recorder]]:
+        """Run the agent in a rollout, with the adapter installed."""
         async with self.world() as world:
             self._adapter.install()
             async with world.rollout() as recorder:
-                answer = await self.run_agent(recorder.llm, double, "double 4")
-                llm = await world.joined(recorder, 2)
+                answer = await self.run_agent(recorder.llm, tool, "double 4")
             assert "8" in answer
+            yield world, recorder
+
+    # --- structure -----------------------------------------------------------------------------------------------------------------
+
+    async def test_every_model_call_is_a_span_joined_to_its_tokens(self) -> None:
+        async with self.recorded() as (world, recorder):
+            llm = await world.joined(recorder, 2)
             assert len(llm) == 2
             assert not [span.attributes["unjoined"] for span in llm if "unjoined" in span.attributes]
 
     async def test_model_calls_have_the_name_of_their_agent(self) -> None:
-        async with self.world() as world:
-            self._adapter.install()
-            async with world.rollout() as recorder:
-                await self.run_agent(recorder.llm, double, "double 4")
+        async with self.recorded() as (world, recorder):
             learned = await world.trajectory(recorder, agents=["solver"])
             assert [(transition.agent, transition.trained) for transition in learned.transitions] == [("solver", True)] * 2
 
     async def test_a_tool_is_a_span_below_the_agent_with_input_and_output(self) -> None:
-        async with self.world() as world:
-            self._adapter.install()
-            async with world.rollout() as recorder:
-                await self.run_agent(recorder.llm, double, "double 4")
-                spans = await world.spans(recorder)
+        async with self.recorded() as (world, recorder):
+            spans = await world.spans(recorder)
             (tool,) = [span for span in spans if span.kind == "tool"]
             assert tool.name == "double"
             assert json.dumps(tool.attributes["input"]).count("4") == 1
@@ -113,11 +114,8 @@ class AdapterContract:
             assert above is not None, "no span of kind `agent` is above the tool's"
 
     async def test_spans_have_a_start_and_an_end(self) -> None:
-        async with self.world() as world:
-            self._adapter.install()
-            async with world.rollout() as recorder:
-                await self.run_agent(recorder.llm, double, "double 4")
-                spans = await world.spans(recorder)
+        async with self.recorded() as (world, recorder):
+            spans = await world.spans(recorder)
         assert spans
         assert all(span.ended is not None and span.started <= span.ended for span in spans)
 
@@ -140,10 +138,7 @@ class AdapterContract:
             recording.reward(0.5, name="good", span=self._adapter.current_span_id())
             return 2 * x
 
-        async with self.world() as world:
-            self._adapter.install()
-            async with world.rollout() as recorder:
-                await self.run_agent(recorder.llm, double, "double 4")
+        async with self.recorded(double) as (world, recorder):
             learned = await world.trajectory(recorder)
             rewards = [[(reward.name, reward.value) for reward in transition.rewards] for transition in learned.transitions]
             assert rewards == [[("good", 0.5)], []]

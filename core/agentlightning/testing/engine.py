@@ -55,10 +55,9 @@ class ScriptedEngine(Engine):
         context_length: int = 4096,
         chunk: int = 4,
         delay: float = 0.0,
-        policy: Policy | None = None,
     ) -> None:
         self.info = EngineInfo(model, str(folder), context_length, frozenset({"memory", "file"}))
-        self.policy = policy or Policy(version=0, base=model, uri="memory:scripted")
+        self.policy = Policy(version=0, base=model, uri="memory:scripted")
         self.asked: list[Asked] = []
         self.closed = False
         self._script, self._chunk, self._delay = script, chunk, delay

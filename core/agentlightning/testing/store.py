@@ -24,7 +24,7 @@ from msgspec.structs import replace
 
 from agentlightning.contracts.store import LightningStore, RolloutState
 from agentlightning.errors import LeaseLost, NotFound, StoreError, WireError
-from agentlightning.types import Call, Completion, Policy, Reward, Rollout, Sampling, Span, Task, ints, new_id
+from agentlightning.types import Attempt, Call, Completion, Policy, Reward, Rollout, Sampling, Span, Task, ints, new_id
 
 LEASE = 60.0
 
@@ -61,6 +61,13 @@ def completion(attempt_id: str, prompt: list[int], response: list[int], **settin
 
 def span(attempt_id: str, **settings: Any) -> Span:
     return Span(attempt_id=attempt_id, kind="tool", name="calculator", **settings)
+
+
+async def claimed(store: LightningStore) -> Attempt:
+    """The running attempt of a new rollout."""
+    await store.add(rollouts(1))
+    ((_, attempt),) = await store.claim("w", lease=LEASE)
+    return attempt
 
 
 class StoreContract:
@@ -152,8 +159,7 @@ class StoreContract:
             await store.finish("nobody", "failed")
 
     async def test_an_attempt_cannot_be_finished_as_running_nor_succeed_with_a_retry(self, store: LightningStore) -> None:
-        await store.add(rollouts(1))
-        ((_, attempt),) = await store.claim("w", lease=LEASE)
+        attempt = await claimed(store)
         with refused(StoreError):
             await store.finish(attempt.id, "running")
         with refused(StoreError):
@@ -256,8 +262,7 @@ class StoreContract:
         assert (await store.read(rollout.id))[1] == (written,)
 
     async def test_the_first_value_under_an_id_stays(self, store: LightningStore) -> None:
-        await store.add(rollouts(1))
-        ((_, attempt),) = await store.claim("w", lease=LEASE)
+        attempt = await claimed(store)
         reward = Reward(attempt_id=attempt.id, value=1.0)
         await asyncio.gather(*(store.record([reward, span(attempt.id, id="s")]) for _ in range(5)))
         await store.record([replace(reward, value=2.0), span(attempt.id, id="new")])
@@ -266,8 +271,7 @@ class StoreContract:
         assert [s.id for s in written.spans] == ["s", "new"]
 
     async def test_records_are_written_all_or_none(self, store: LightningStore) -> None:
-        await store.add(rollouts(1))
-        ((_, attempt),) = await store.claim("w", lease=LEASE)
+        attempt = await claimed(store)
         with refused(NotFound):
             await store.record([span(attempt.id), span("nobody")])
         with refused(WireError):
@@ -279,16 +283,14 @@ class StoreContract:
             await store.read("nobody")
 
     async def test_a_callers_later_edits_do_not_change_records(self, store: LightningStore) -> None:
-        await store.add(rollouts(1))
-        ((_, attempt),) = await store.claim("w", lease=LEASE)
+        attempt = await claimed(store)
         content = {"steps": [1]}
         await store.record([span(attempt.id, attributes=content)])
         content["steps"].append(2)
         assert (await store.records(attempt.id)).spans[0].attributes == {"steps": [1]}
 
     async def test_late_rewards_are_accepted(self, store: LightningStore) -> None:
-        await store.add(rollouts(1))
-        ((_, attempt),) = await store.claim("w", lease=LEASE)
+        attempt = await claimed(store)
         await store.finish(attempt.id, "succeeded")
         late = Reward(attempt_id=attempt.id, value=-1, source="a person")
         await store.record([late])

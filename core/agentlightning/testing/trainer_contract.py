@@ -26,9 +26,10 @@ from agentlightning.contracts.trainer import Trainer
 from agentlightning.errors import NonFinite, TrainerError, UnsupportedSetting
 from agentlightning.rl.batch.build import make_batch
 from agentlightning.rl.loss import PPOClip
+from agentlightning.testing.rollouts import conversation, trajectory
 from agentlightning.testing.store import refused
 from agentlightning.training.weight_sync import WeightCheck, folder_of
-from agentlightning.types import Task, Trajectory, Transition, floats, ints
+from agentlightning.types import Trajectory
 
 CLOCK = ("seconds", "per_second", "memory")
 """Parts of the names of metrics that measure the machine, not the weights."""
@@ -41,44 +42,15 @@ class UnknownLoss(LossSettings):
     name: str = "a loss that no trainer has"
 
 
-def trajectory(index: int, *, turns: int = 2, vocabulary: int = 250) -> Trajectory:
-    """A rollout of `turns` model calls below one prompt of 12 tokens; the same index gives the same tokens."""
-    rng = np.random.default_rng(index)
-    history = np.random.default_rng(0).integers(5, vocabulary, 12)
-    transitions: list[Transition] = []
-    for turn in range(turns):
-        response = rng.integers(5, vocabulary, 6)
-        transitions.append(
-            Transition(
-                completion_id=f"c{index}.{turn}",
-                call_id="",
-                prompt_ids=ints(history),
-                response_ids=ints(response),
-                logprobs=floats(rng.normal(-5, 0.3, 6)),
-                versions=ints(np.zeros(6)),
-                temperature=1.0,
-                agent=None,
-                index=turn,
-                turn=turn,
-            )
-        )
-        history = np.concatenate([history, response, rng.integers(5, vocabulary, 3)])
-    return Trajectory(
-        task=Task("t", None),
-        rollout_id=f"r{index}",
-        attempt_id=f"a{index}",
-        group="g",
-        index=index,
-        mode="train",
-        status="succeeded",
-        reward=1.0,
-        transitions=tuple(transitions),
-    )
-
-
 def batch_of(*advantages: float, turns: int = 2, vocabulary: int = 250) -> Batch:
-    """One group with a rollout for each advantage."""
-    trajectories = [trajectory(index, turns=turns, vocabulary=vocabulary) for index in range(len(advantages))]
+    """One group with a rollout for each advantage: `turns` model calls below one prompt of 12 tokens. A rollout's tokens depend on its
+    index alone."""
+    prompt, trajectories = np.random.default_rng(0).integers(5, vocabulary, 12), list[Trajectory]()
+    for index in range(len(advantages)):
+        rng = np.random.default_rng(index)
+        replies = [(rng.integers(5, vocabulary, 6), rng.integers(5, vocabulary, 3)) for _ in range(turns)]
+        transitions = conversation(prompt, replies, id=f"c{index}", logprobs=rng.normal(-5, 0.3, 6))
+        trajectories.append(trajectory(index, *transitions))
     return make_batch(trajectories, [np.full(turns, advantage) for advantage in advantages])
 
 

@@ -3,30 +3,30 @@
 from __future__ import annotations
 
 import io
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from agentlightning.files import write_file
 
+log = logging.getLogger("agentlightning")
 TRAIN, SAMPLED, GREEDY = "#3b6ea5", "#c8502d", "#5a8f3c"
 """Told apart by people who see no red or green as well: the lines also differ in marker and dash."""
 
 
-def reward_chart(rows: Sequence[Mapping[str, Any]], path: Path, *, title: str) -> str | None:
-    """Draw `rows` (of `metrics.jsonl`; see tracking.py for the names) into `path`.
-
-    Returns None when the picture is there, else a sentence that says why it is not.
-    """
+def reward_chart(rows: Sequence[Mapping[str, Any]], path: Path, *, title: str) -> None:
+    """Draw `rows` of `metrics.jsonl` into `path`. Without rewards, or without matplotlib, there is no picture."""
     train = _series(rows, "reward")
     sampled, greedy = _series(rows, "eval.sampled"), _series(rows, "eval.greedy")
     if not (train or sampled or greedy):
-        return "no reward curve: no step has a reward yet"
+        return
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     except ImportError:
-        return "no reward curve: matplotlib is not installed; run: pip install 'agentlightning[torch]'"
+        log.warning("There is no reward curve, because matplotlib is not installed. Run: pip install 'agentlightning[torch]'")
+        return
     figure: Any = Figure(figsize=(8, 4.6), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)  # drawn without a display, and without pyplot's global state
     axes: Any = figure.add_subplot()
@@ -58,7 +58,6 @@ def reward_chart(rows: Sequence[Mapping[str, Any]], path: Path, *, title: str) -
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
     write_file(path, buffer.getvalue())
-    return None
 
 
 def _series(rows: Sequence[Mapping[str, Any]], name: str) -> list[tuple[int, float]]:

@@ -6,12 +6,10 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-import numpy as np
-
 from agentlightning.contracts.store import LightningStore, RolloutState
 from agentlightning.errors import AgentError
 from agentlightning.training.controls import Controls
-from agentlightning.training.rollouts import TrajectoryReader
+from agentlightning.training.rollouts import ReadTrajectory, mean_reward
 from agentlightning.types import Rollout, Trajectory
 
 
@@ -33,8 +31,8 @@ class Group:
 class Collector:
     """Queues groups of rollouts in a store and waits for the runners. Ctrl-C, or the end of the runners, ends the wait."""
 
-    def __init__(self, store: LightningStore, runners: asyncio.Task[None], reader: TrajectoryReader, controls: Controls) -> None:
-        self._store, self._runners, self._reader, self._controls = store, runners, reader, controls
+    def __init__(self, store: LightningStore, runners: asyncio.Task[None], read: ReadTrajectory, controls: Controls) -> None:
+        self._store, self._runners, self._read, self._controls = store, runners, read, controls
         self._cursor: int | None = None
         self._groups: dict[str, Group] = {}
         """The groups that were not returned yet, by name."""
@@ -110,14 +108,13 @@ class Collector:
         (group.running.add if state.status == "running" else group.running.discard)(rollout_id)
         if state.status in ("succeeded", "failed", "cancelled"):
             state, records = await self._store.read(rollout_id)
-            group.trajectories[rollout_id] = self._reader.read(state, records)
+            group.trajectories[rollout_id] = self._read(state, records)
             if group.ended:
                 self._ended.append(name)
 
     def _report(self) -> None:
         groups = self._groups.values()
         trajectories = [trajectory for group in groups for trajectory in group.trajectories.values()]
-        rewards = [trajectory.reward for trajectory in trajectories if trajectory.reward is not None]
         tokens = sum(len(transition.response_ids) for trajectory in trajectories for transition in trajectory.transitions)
-        running, mean = sum(len(group.running) for group in groups), float(np.mean(rewards)) if rewards else None
-        self._controls.progress.rollouts(len(trajectories), len(self._group_of), running, mean, tokens)
+        running = sum(len(group.running) for group in groups)
+        self._controls.progress.rollouts(len(trajectories), len(self._group_of), running, mean_reward(trajectories), tokens)

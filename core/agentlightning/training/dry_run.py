@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -18,20 +18,23 @@ from agentlightning.algorithms.base import Algorithm
 from agentlightning.algorithms.dpo import trial_batch
 from agentlightning.config.parts import Part
 from agentlightning.config.schema import Config
+from agentlightning.files import folder_bytes
 from agentlightning.rl.batch.build import make_batch
 from agentlightning.training.controls import Controls, run_in_thread
 from agentlightning.training.job import Job, job_of
 from agentlightning.training.plan import TrainingPlan, plan_training
-from agentlightning.training.progress import Progress, Silent
+from agentlightning.training.production.opening import check_replay, open_replay
+from agentlightning.training.progress import Progress
+from agentlightning.training.rollouts import first_error, mean_reward
 from agentlightning.training.run_folder import RunFolder
-from agentlightning.training.services import Services, check_replay, open_replay, open_services
+from agentlightning.training.services import Services, open_services
 from agentlightning.training.step_checks import check_first
 from agentlightning.types import Trajectory
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class DryRun:
-    """The measurements of one group of rollouts and one training step, and estimates for the run."""
+class Measured:
+    """The measurements of one group of rollouts and one training step."""
 
     rollouts: int
     reward: float | None
@@ -46,29 +49,23 @@ class DryRun:
     """For the group."""
     training_seconds: float | None
     """Forward, backward and step on the group; None: nothing was sampled."""
-    step_seconds: float | None
-    """Estimate for one step: rollouts and training grow with the number of tasks in it."""
-    evaluations: int
-    run_seconds: float | None
-    """Estimate for all steps with their evaluations."""
     memory_bytes: int
     """Peak memory of this process so far."""
     checkpoint_bytes: int
-    disk_bytes: int
-    """Estimate for the complete run folder."""
-    free_bytes: int
-
-
-@dataclass(frozen=True, slots=True)
-class Measured:
-    """One group of rollouts and one training step on it."""
-
-    trajectories: list[Trajectory]
-    rollout_seconds: float
-    training_seconds: float | None
-    """None: nothing was sampled."""
-    checkpoint_bytes: int
     store_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DryRun(Measured):
+    """The measurements, and estimates for the run."""
+
+    step_seconds: float | None
+    """For one step: rollouts and training grow with the number of tasks in it."""
+    run_seconds: float | None
+    """For all steps with their evaluations."""
+    disk_bytes: int
+    """For the complete run folder."""
+    free_bytes: int
 
 
 def dry_run(config: Config, *, progress: Progress | None = None) -> DryRun:
@@ -76,7 +73,7 @@ def dry_run(config: Config, *, progress: Progress | None = None) -> DryRun:
     if config.replay is not None:
         config = replace(config, replay=replace(config.replay, wait=False))  # the rollouts so far are enough to try it
     job = job_of(config)
-    return run_in_thread(lambda stop: _dry_run(job, Controls(progress or Silent(), stop)))
+    return run_in_thread(lambda stop: _dry_run(job, Controls(progress or Progress(), stop)))
 
 
 async def _dry_run(job: Job, controls: Controls) -> DryRun:
@@ -96,7 +93,7 @@ async def measure(job: Job, plan: TrainingPlan, group_size: int, controls: Contr
             services = await exits.enter_async_context(open_services(config, plan, folder, controls))
             began = time.monotonic()
             if replay is not None:
-                trajectories = await replay.next(1, group_size)
+                trajectories = await replay.take(1, group_size)
             else:
                 rollouts = [services.rollouts.rollout(job.tasks[0], "train", "dry-run", index, 0) for index in range(group_size)]
                 trajectories = await services.collector.run(rollouts)
@@ -106,8 +103,22 @@ async def measure(job: Job, plan: TrainingPlan, group_size: int, controls: Contr
             controls.progress.phase("writing checkpoint")
             checkpoint.mkdir()
             await services.trainer.save(checkpoint)
-        checkpoint_bytes = _bytes(checkpoint)
-        return Measured(trajectories, rollout_seconds, training_seconds, checkpoint_bytes, _bytes(folder.path) - checkpoint_bytes)
+        transitions = [transition for trajectory in trajectories for transition in trajectory.transitions]
+        checkpoint_bytes = folder_bytes(checkpoint)
+        return Measured(
+            rollouts=len(trajectories),
+            reward=mean_reward(trajectories),
+            failed=sum(trajectory.status != "succeeded" for trajectory in trajectories),
+            error=first_error(trajectories),
+            transitions=len(transitions),
+            sampled_tokens=sum(len(transition.response_ids) for transition in transitions),
+            prompt_tokens=sum(len(transition.prompt_ids) for transition in transitions),
+            rollout_seconds=rollout_seconds,
+            training_seconds=training_seconds,
+            memory_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024),
+            checkpoint_bytes=checkpoint_bytes,
+            store_bytes=folder_bytes(folder.path) - checkpoint_bytes,
+        )
 
 
 async def _try_training(services: Services, algorithm: Algorithm, trajectories: Sequence[Trajectory]) -> float | None:
@@ -129,10 +140,7 @@ async def _try_training(services: Services, algorithm: Algorithm, trajectories: 
 
 def estimate(job: Job, group_size: int, measured: Measured) -> DryRun:
     """Return the measurements with estimates for the run."""
-    config, trajectories = job.config, measured.trajectories
-    transitions = [transition for trajectory in trajectories for transition in trajectory.transitions]
-    rewards = [trajectory.reward for trajectory in trajectories if trajectory.reward is not None]
-    evaluations, eval_rollouts = _evaluations(job)
+    config, eval_rollouts = job.config, _eval_rollouts(job)
     step_seconds = run_seconds = None
     if measured.training_seconds is not None:
         step_seconds = (measured.rollout_seconds + measured.training_seconds) * config.tasks_per_step
@@ -142,36 +150,19 @@ def estimate(job: Job, group_size: int, measured: Measured) -> DryRun:
     checkpoints = min(config.checkpoints.last + 1 + (config.steps // keep_every if keep_every else 0), config.steps + 1)
     rollouts = group_size * config.tasks_per_step * config.steps + eval_rollouts
     return DryRun(
-        rollouts=len(trajectories),
-        reward=float(np.mean(rewards)) if rewards else None,
-        failed=sum(trajectory.status != "succeeded" for trajectory in trajectories),
-        error=next((trajectory.error for trajectory in trajectories if trajectory.error), None),
-        transitions=len(transitions),
-        sampled_tokens=sum(len(transition.response_ids) for transition in transitions),
-        prompt_tokens=sum(len(transition.prompt_ids) for transition in transitions),
-        rollout_seconds=measured.rollout_seconds,
-        training_seconds=measured.training_seconds,
+        **asdict(measured),
         step_seconds=step_seconds,
-        evaluations=evaluations,
         run_seconds=run_seconds,
-        memory_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024),
-        checkpoint_bytes=measured.checkpoint_bytes,
         disk_bytes=measured.checkpoint_bytes * checkpoints + measured.store_bytes // group_size * rollouts,
         free_bytes=shutil.disk_usage(_existing(Path(config.folder))).free,
     )
 
 
-def _evaluations(job: Job) -> tuple[int, int]:
-    """The evaluations of a run, and the rollouts in all of them."""
+def _eval_rollouts(job: Job) -> int:
+    """Return the rollouts in all evaluations of a run."""
     settings = job.config.eval
-    if not job.eval_tasks:
-        return 0, 0
     evaluations = 2 + ((job.config.steps - 1) // settings.every if settings.every else 0)
-    return evaluations, evaluations * len(job.eval_tasks[: settings.tasks]) * (settings.samples + settings.greedy)
-
-
-def _bytes(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    return evaluations * len(job.eval_tasks[: settings.tasks]) * (settings.samples + settings.greedy)
 
 
 def _existing(path: Path) -> Path:

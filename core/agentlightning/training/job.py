@@ -11,6 +11,7 @@ from typing import Any, cast
 
 from agentlightning.config.schema import Config, build, check_names
 from agentlightning.config.tasks import load_tasks
+from agentlightning.errors import ConfigError
 from agentlightning.files import write_file
 from agentlightning.runner.program import CommandAgent
 from agentlightning.runner.runner import Agent
@@ -38,6 +39,11 @@ def make_job(
     **settings: Any,
 ) -> Job:
     """Return the job of `train`'s arguments."""
+    if "store" in settings:
+        raise ConfigError(
+            "train has no setting store: each run keeps store.db in its own folder. "
+            'To train on recorded rollouts, use replay={"store": ...}.'
+        )
     arguments = {"agent": agent, "tasks": tasks, "eval_tasks": eval_tasks}
     names = {
         "agent": agent if isinstance(agent, str) else f"{getattr(agent, '__module__', '?')}:{_qualified_name(agent)}",

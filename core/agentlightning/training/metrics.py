@@ -12,6 +12,7 @@ A number that was not measured is absent. NaN and infinity become null.
 
 from __future__ import annotations
 
+import logging
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -29,6 +30,7 @@ from agentlightning.rl.trajectory.step_rewards import STEP_SIGNAL
 from agentlightning.training.run_state import Learned
 from agentlightning.types import JSON, Trajectory
 
+log = logging.getLogger("agentlightning")
 NAME = "metrics.jsonl"
 
 
@@ -121,7 +123,6 @@ class JSONLines:
             self._file = self.path.open("ab")
 
     def log(self, metrics: Mapping[str, JSON]) -> None:
-        """Add one line."""
         with disk_errors("write", self.path):
             self._file.write(msgspec.json.encode(metrics, enc_hook=_number) + b"\n")
             self._file.flush()
@@ -138,7 +139,6 @@ class Trackers:
         self._trackers: list[Any] = [registry().load("trackers", name)(folder) for name in dict.fromkeys(("jsonl", *names))]
 
     def log(self, metrics: Mapping[str, JSON]) -> None:
-        """Log one step."""
         for tracker in self._trackers:
             tracker.log(metrics)
 
@@ -150,18 +150,15 @@ class Trackers:
             tracker.close()
 
 
-def read_metrics(folder: Path) -> tuple[list[dict[str, Any]], str | None]:
-    """Return the lines of `metrics.jsonl`, and a sentence about a last line that a crash cut off (None: it is complete).
-
-    Raises `RunError` if another line is damaged.
-    """
+def read_metrics(folder: Path) -> list[dict[str, Any]]:
+    """Return the lines of `metrics.jsonl`. A last line that a crash cut off is a warning. Raises `RunError` for another damaged line."""
     path = Path(folder) / NAME
     if not path.exists():
-        return [], None
+        return []
     lines, torn = _split(path)
-    rows = [_row(path, number, line) for number, line in enumerate(lines, 1)]
-    note = f"{path}: ignoring the last line, which a crash cut off ({len(torn)} bytes)." if torn else None
-    return rows, note
+    if torn:
+        log.warning("%s: ignoring the last line, which a crash cut off (%d bytes).", path, len(torn))
+    return [_row(path, number, line) for number, line in enumerate(lines, 1)]
 
 
 def cut_metrics(folder: Path, *, after: int | None) -> int:
@@ -201,7 +198,7 @@ def _row(path: Path, number: int, line: bytes) -> dict[str, Any]:
 
 
 def _number(value: Any) -> Any:
-    """Convert a number of numpy."""
+    """Convert a number of numpy or torch."""
     item = getattr(value, "item", None)
     if item is None:
         raise TypeError(f"A metric is a {type(value).__name__}. Log numbers and texts only.")

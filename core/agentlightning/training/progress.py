@@ -9,11 +9,11 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from threading import RLock
-from typing import Any, Protocol
+from typing import Any
 
 import rich.progress
 from rich.console import Console, RenderableType
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 COLUMNS: tuple[tuple[str, str, str], ...] = (
@@ -27,46 +27,29 @@ COLUMNS: tuple[tuple[str, str, str], ...] = (
 """Metric, heading and format of the table of steps; a metric that no step has gets no column."""
 
 
-class Progress(Protocol):
-    """The calls of the training loop."""
+class Progress:
+    """What the training loop reports, and where. This base shows nothing."""
 
     def begin(self, steps: int, start: int = 0) -> None:
         """A run of `steps` steps begins, `start` of which are done."""
-        ...
 
     def phase(self, name: str, part: float | None = None) -> None:
         """A phase begins or continues: `loading model`, `rollouts`, `training`, `evaluating`. `part`: 0 to 1; None: not known."""
-        ...
 
     def rollouts(self, done: int, total: int, running: int, mean_reward: float | None = None, tokens: int | None = None) -> None:
         """The rollouts of this phase so far; `tokens`: sampled in this phase so far."""
-        ...
 
     def step(self, metrics: Mapping[str, Any]) -> None:
         """A step has ended, with the metrics of `metrics.jsonl`."""
-        ...
 
     def message(self, text: str) -> None:
         """Print a text that stays on the screen."""
-        ...
 
     def end(self) -> None:
         """The run has ended, well or not. May be called twice."""
-        ...
 
 
-class Silent:
-    """Shows nothing."""
-
-    def begin(self, steps: int, start: int = 0) -> None: ...
-    def phase(self, name: str, part: float | None = None) -> None: ...
-    def rollouts(self, done: int, total: int, running: int, mean_reward: float | None = None, tokens: int | None = None) -> None: ...
-    def step(self, metrics: Mapping[str, Any]) -> None: ...
-    def message(self, text: str) -> None: ...
-    def end(self) -> None: ...
-
-
-class TrainingProgress:
+class TrainingProgress(Progress):
     """Live on a terminal, plain lines otherwise. Writes to stderr, so that stdout stays for results."""
 
     ROWS = 6
@@ -81,11 +64,6 @@ class TrainingProgress:
         self._began = self._phase_began = self._step_began = clock()
         self._step_times: list[float] = []
         self._phase = ""
-
-    @property
-    def console(self) -> Console:
-        """The console for messages; printing through it does not disturb the live picture."""
-        return self._console
 
     def begin(self, steps: int, start: int = 0) -> None:
         with self._lock:
@@ -212,10 +190,8 @@ class _Board(rich.progress.Progress):
 def steps_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     """Return a table of steps, with a column for each metric that at least one step has."""
     columns = [column for column in COLUMNS if any(_is_number(row.get(column[0])) for row in rows)]
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("step", justify="right")
-    for _, heading, _ in columns:
-        table.add_column(heading, justify="right")
+    headings = (Column(heading, justify="right") for heading in ("step", *(heading for _, heading, _ in columns)))
+    table = Table(*headings, box=None, pad_edge=False, header_style="bold")
     for row in rows:
         cells = [format(row[key], form) if _is_number(row.get(key)) else "" for key, _, form in columns]
         table.add_row(str(row.get("step", "")), *cells)
@@ -224,10 +200,8 @@ def steps_table(rows: Sequence[Mapping[str, Any]]) -> Table:
 
 def before_after_table(result: Mapping[str, Any]) -> Table:
     """Return the table of `result.json`'s `eval`: sampled and greedy reward, before and after."""
-    table = Table(title="Mean reward on eval tasks", title_justify="left")
-    table.add_column("")
-    for heading in ("before", "after", "change"):
-        table.add_column(heading, justify="right")
+    headings = (Column(heading, justify="right") for heading in ("before", "after", "change"))
+    table = Table("", *headings, title="Mean reward on eval tasks", title_justify="left")
     eval_metrics: Mapping[str, Any] = result.get("eval") or {}
     for kind in ("sampled", "greedy"):
         measured: Mapping[str, Any] = eval_metrics.get(kind) or {}

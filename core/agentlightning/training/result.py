@@ -14,7 +14,7 @@ from agentlightning.training.run_state import RunState
 
 def write_result(folder: RunFolder, state: RunState, *, name: str, model: str, seed: int) -> None:
     """Write the result of a run from its metrics. A number that was not measured is absent."""
-    rows, _ = read_metrics(folder.path)
+    rows = read_metrics(folder.path)
     result: dict[str, Any] = {
         "name": name,
         "model": model,

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from typing import TypeAlias
 
+import numpy as np
 from msgspec import structs
 
+from agentlightning.config.parts import build_step_rewards
+from agentlightning.config.schema import Config
 from agentlightning.contracts.store import AttemptRecords, RolloutState
 from agentlightning.rl.trajectory.build import trajectory
-from agentlightning.rl.trajectory.step_rewards import StepReward
 from agentlightning.types import Mode, Rollout, Sampling, Task, Trajectory
+
+ReadTrajectory: TypeAlias = Callable[[RolloutState, Sequence[AttemptRecords]], Trajectory]
+"""Builds the trajectory of a rollout that has ended, by the settings of a run."""
 
 REPEAT = 1 << 40
 """Between the seeds of a task that a step samples several times."""
@@ -24,6 +31,11 @@ class RolloutSettings:
     sampling: Sampling
     attempts: int
     """Attempts at most for one rollout."""
+
+    @classmethod
+    def of(cls, config: Config) -> RolloutSettings:
+        sampling = Sampling(temperature=config.sampling.temperature, max_tokens=config.sampling.max_tokens)
+        return cls(config.seed, sampling, config.runner.attempts)
 
     def rollout(self, task: Task, mode: Mode, group: str, index: int, step: int) -> Rollout:
         """Return the rollout `index` of a group, requested in a step (from 0)."""
@@ -40,15 +52,18 @@ class RolloutSettings:
         return replace(self, seed=self.seed + times * REPEAT)
 
 
-@dataclass(frozen=True, slots=True)
-class TrajectoryReader:
-    """Builds trajectories from records, by the settings of a run."""
+def trajectory_reader(config: Config) -> ReadTrajectory:
+    """Return `rl.trajectory.build.trajectory` with the settings of a run."""
+    step_rewards = build_step_rewards(config.step_rewards)
+    return partial(trajectory, agents=config.agents, reward_weights=config.reward_weights, step_rewards=step_rewards)
 
-    agents: Sequence[str] | None = None
-    """Names or patterns of the agents to train; None: all."""
-    reward_weights: Mapping[str, float] | None = None
-    step_rewards: Sequence[StepReward] = ()
 
-    def read(self, state: RolloutState, records: Sequence[AttemptRecords]) -> Trajectory:
-        """Return the trajectory of a rollout that has ended. Raises the errors of `rl.trajectory.build.trajectory`."""
-        return trajectory(state, records, agents=self.agents, reward_weights=self.reward_weights, step_rewards=self.step_rewards)
+def mean_reward(trajectories: Sequence[Trajectory]) -> float | None:
+    """Return the mean over the scored rollouts; None: there are none."""
+    rewards = [trajectory.reward for trajectory in trajectories if trajectory.reward is not None]
+    return float(np.mean(rewards)) if rewards else None
+
+
+def first_error(trajectories: Sequence[Trajectory]) -> str | None:
+    """Return the error of the first rollout that has one."""
+    return next((trajectory.error for trajectory in trajectories if trajectory.error), None)

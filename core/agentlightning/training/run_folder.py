@@ -41,10 +41,28 @@ _STATE = "run_state.json"
 
 
 @dataclass(frozen=True, slots=True)
+class _Inside:
+    """The path of a name inside a run folder."""
+
+    name: str
+
+    def __get__(self, folder: RunFolder, owner: type[RunFolder]) -> Path:
+        return folder.path / self.name
+
+
+@dataclass(frozen=True, slots=True)
 class RunFolder:
     """The paths of a run, and methods that read and write them. Every method raises `RunError` if the disk refuses."""
 
     path: Path
+    config = _Inside("config.toml")
+    result = _Inside("result.json")
+    chart = _Inside("reward.png")
+    store = _Inside("store.db")
+    state = _Inside("state.json")
+    batches = _Inside("batches")
+    checkpoints = _Inside("checkpoints")
+    weights = _Inside("weights")
 
     @classmethod
     def create(cls, root: Path | str, name: str) -> RunFolder:
@@ -53,17 +71,18 @@ class RunFolder:
         stem = f"{time.strftime('%Y%m%d-%H%M%S')}-{slug}"
         with disk_errors("make the run folder", Path(root) / stem):
             Path(root).mkdir(parents=True, exist_ok=True)
-            for number in range(1, 1000):
-                path = Path(root) / (stem if number == 1 else f"{stem}-{number}")
+            path, number = Path(root) / stem, 1
+            while True:
                 try:
                     path.mkdir()
+                    break
                 except FileExistsError:
-                    continue
-                folder = cls(path.resolve())
-                folder.checkpoints.mkdir()
-                folder.batches.mkdir()
-                return folder
-        raise RunError(f"Cannot make a run folder {stem!r} under {root}: a thousand of them exist. Choose another name for the run.")
+                    number += 1
+                    path = Path(root) / f"{stem}-{number}"
+            folder = cls(path.resolve())
+            folder.checkpoints.mkdir()
+            folder.batches.mkdir()
+            return folder
 
     @classmethod
     def open(cls, path: Path | str) -> RunFolder:
@@ -100,45 +119,9 @@ class RunFolder:
         return self.path.name
 
     @property
-    def config(self) -> Path:
-        return self.path / "config.toml"
-
-    @property
-    def metrics(self) -> Path:
-        return self.path / "metrics.jsonl"
-
-    @property
-    def result(self) -> Path:
-        return self.path / "result.json"
-
-    @property
-    def chart(self) -> Path:
-        return self.path / "reward.png"
-
-    @property
-    def store(self) -> Path:
-        return self.path / "store.db"
-
-    @property
     def store_address(self) -> str:
         """The address for `open_store`."""
         return f"sqlite:{self.store}"
-
-    @property
-    def state(self) -> Path:
-        return self.path / "state.json"
-
-    @property
-    def checkpoints(self) -> Path:
-        return self.path / "checkpoints"
-
-    @property
-    def weights(self) -> Path:
-        return self.path / "weights"
-
-    @property
-    def batches(self) -> Path:
-        return self.path / "batches"
 
     # --- one writer ---
 

@@ -1,4 +1,4 @@
-"""The record of a run under way: its state on the disk, its metrics, and the time it has taken."""
+"""The record of a run under way: its state and checkpoints on the disk, its metrics, and the time it has taken."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import time
 from dataclasses import replace
 from typing import Any
 
+from agentlightning.config.schema import CheckpointConfig
+from agentlightning.contracts.trainer import Trainer
 from agentlightning.registry.registry import registry
 from agentlightning.training.metrics import Trackers
 from agentlightning.training.progress import Progress
@@ -17,22 +19,17 @@ from agentlightning.types import JSON
 class RunRecord:
     """Keeps the state of a run, in memory and in its folder."""
 
-    def __init__(self, folder: RunFolder, state: RunState, trackers: Trackers, progress: Progress, *, steps: int) -> None:
-        """`steps`: of the whole run."""
-        self.folder, self.state, self.steps = folder, state, steps
-        self._trackers, self._progress = trackers, progress
+    def __init__(
+        self, folder: RunFolder, state: RunState, trackers: Trackers, trainer: Trainer, settings: CheckpointConfig, progress: Progress
+    ) -> None:
+        self.folder, self.state = folder, state
+        self._trackers, self._trainer, self._settings, self._progress = trackers, trainer, settings, progress
         self._began = time.monotonic() - state.seconds
 
-    def save(self, *, sampler: JSON, pending: list[JSON], unlogged: dict[str, Any] | None) -> None:
+    def save(self, *, sampler: JSON, pending: list[JSON], unlogged: dict[str, Any] | None, finished: bool) -> None:
         """Write the state after a step. `unlogged`: the metrics of the step if they are not logged yet."""
-        self.state = replace(
-            self.state,
-            sampler=sampler,
-            pending=pending,
-            seconds=time.monotonic() - self._began,
-            finished=self.state.step == self.steps and unlogged is None,
-            unlogged=unlogged,
-        )
+        seconds = time.monotonic() - self._began
+        self.state = replace(self.state, sampler=sampler, pending=pending, seconds=seconds, finished=finished, unlogged=unlogged)
         self.folder.write_state(self.state)
 
     def log(self, row: dict[str, Any]) -> None:
@@ -40,3 +37,18 @@ class RunRecord:
         self._trackers.log(row)
         self._progress.step(row)
         registry().hook.step_finished(metrics=row)
+
+    def checkpoint_due(self, *, last: bool) -> bool:
+        """Return whether the finished step ends with a checkpoint."""
+        every, step = self._settings.every, self.state.step
+        return last or (self._settings.best and self.state.best_step == step) or bool(every and step % every == 0)
+
+    async def write_checkpoint(self) -> None:
+        """Write the checkpoint of the state between two steps, unless it exists, and remove those that need not stay."""
+        if self.state.step in self.folder.steps():
+            return
+        self._progress.phase("writing checkpoint")
+        with self.folder.new_checkpoint(self.state) as path:
+            await self._trainer.save(path)
+        best = self.state.best_step if self._settings.best else None
+        self.folder.prune(best=best, every=self._settings.keep_every, last=self._settings.last)

@@ -5,11 +5,8 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
-
-import numpy as np
 
 from agentlightning.config.schema import Config
 from agentlightning.config.toml import to_toml
@@ -17,7 +14,8 @@ from agentlightning.errors import ConfigError
 from agentlightning.training.controls import Controls, run_in_thread
 from agentlightning.training.job import Job, job_of
 from agentlightning.training.plan import plan_rollouts
-from agentlightning.training.progress import Progress, Silent
+from agentlightning.training.progress import Progress
+from agentlightning.training.rollouts import first_error, mean_reward
 from agentlightning.training.run_folder import RunFolder
 from agentlightning.training.services import open_rollout_services
 from agentlightning.types import Trajectory
@@ -44,7 +42,7 @@ class Scored:
 def rollout_config(config: Config, *, limit: int | None = None, progress: Progress | None = None) -> Scored:
     """Run the agent of a config once on each eval task (each training task if it has no eval tasks), without training."""
     job = job_of(config)
-    return run_in_thread(lambda stop: _score(job, limit, Controls(progress or Silent(), stop)))
+    return run_in_thread(lambda stop: _score(job, limit, Controls(progress or Progress(), stop)))
 
 
 async def _score(job: Job, limit: int | None, controls: Controls) -> Scored:
@@ -60,17 +58,12 @@ async def _score(job: Job, limit: int | None, controls: Controls) -> Scored:
             rollouts = [services.rollouts.rollout(task, "eval", f"task-{place}", 0, 0) for place, task in enumerate(tasks)]
             trajectories = await services.collector.run(rollouts)
         report = _report(folder.path, trajectories, time.monotonic() - began)
-        folder.write_result({"name": config.name, "model": config.model, "seed": config.seed, "reward": report.reward, **_plain(report)})
+        measured = {key: value for key, value in asdict(report).items() if value is not None and key not in ("folder", "error")}
+        folder.write_result({"name": config.name, "model": config.model, "seed": config.seed, "reward": None, **measured})
     return report
 
 
-def _plain(report: Scored) -> dict[str, Any]:
-    plain = {key: getattr(report, key) for key in ("rollouts", "scored", "statuses", "requests", "sampled_tokens", "seconds")}
-    return {key: value for key, value in plain.items() if value is not None}
-
-
 def _report(folder: Path, trajectories: Sequence[Trajectory], seconds: float) -> Scored:
-    rewards = [trajectory.reward for trajectory in trajectories if trajectory.reward is not None]
     requests = Counter[str]()
     for trajectory in trajectories:
         requests.update(trajectory.calls)
@@ -78,11 +71,11 @@ def _report(folder: Path, trajectories: Sequence[Trajectory], seconds: float) ->
     return Scored(
         folder=folder,
         rollouts=len(trajectories),
-        scored=len(rewards),
-        reward=float(np.mean(rewards)) if rewards else None,
+        scored=sum(trajectory.reward is not None for trajectory in trajectories),
+        reward=mean_reward(trajectories),
         statuses=dict(Counter(str(trajectory.status) for trajectory in trajectories)),
         requests=dict(requests),
         sampled_tokens=sum(replies) if all(replies) else None,  # a reply of no tokens makes no transition, unless its ids are missing
         seconds=seconds,
-        error=next((trajectory.error for trajectory in trajectories if trajectory.error), None),
+        error=first_error(trajectories),
     )

@@ -6,25 +6,21 @@ This is where a config is taken apart: each part below receives its own table, o
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import secrets
 import sys
-from collections.abc import AsyncGenerator, Collection
+from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, asynccontextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from agentlightning.config.parts import build_step_rewards
 from agentlightning.config.schema import Config, RunnerSettings
 from agentlightning.contracts.engine import Engine
 from agentlightning.contracts.model import ModelFiles, Share
 from agentlightning.contracts.store import LightningStore
 from agentlightning.contracts.trainer import Trainer
-from agentlightning.errors import StoreError
 from agentlightning.gateway import Gateway
 from agentlightning.gateway.rendering.demonstration import Demonstrate
-from agentlightning.gateway.rendering.renderer import load_tokenizer
 from agentlightning.runner.program import CommandAgent
 from agentlightning.runner.runner import Agent, Runner
 from agentlightning.runner.worker_pool import WorkerOrder, Workers
@@ -32,14 +28,11 @@ from agentlightning.stores.common import open_store
 from agentlightning.training.collector import Collector
 from agentlightning.training.controls import Controls
 from agentlightning.training.plan import Plan, Plugin, TrainingPlan
-from agentlightning.training.production.reading import ReplayReader
-from agentlightning.training.production.replay import ProductionReplay
-from agentlightning.training.production.steps import open_filled, trained_before
 from agentlightning.training.progress import Progress
-from agentlightning.training.rollouts import RolloutSettings, TrajectoryReader
+from agentlightning.training.rollouts import RolloutSettings, trajectory_reader
 from agentlightning.training.run_folder import RunFolder
 from agentlightning.training.weight_sync import WeightSync
-from agentlightning.types import Sampling, new_id
+from agentlightning.types import new_id
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,48 +66,6 @@ class Services(RolloutServices):
             await self.engine.load(self.engine.policy)
 
 
-def rollout_settings(config: Config) -> RolloutSettings:
-    """The settings that the rollouts of a run share."""
-    sampling = Sampling(temperature=config.sampling.temperature, max_tokens=config.sampling.max_tokens)
-    return RolloutSettings(config.seed, sampling, config.runner.attempts)
-
-
-def trajectory_reader(config: Config) -> TrajectoryReader:
-    """The reader of a run's trajectories."""
-    return TrajectoryReader(config.agents, config.reward_weights, build_step_rewards(config.step_rewards))
-
-
-@asynccontextmanager
-async def open_replay(
-    config: Config, plan: TrainingPlan, controls: Controls, *, trained: Collection[str] = ()
-) -> AsyncGenerator[ProductionReplay | None]:
-    """Open the production replay of a config; None: it has none. `trained`: ids of rollouts that the run has trained already."""
-    if config.replay is None:
-        yield None
-        return
-    store = open_filled(config.replay.store)
-    try:
-        _, tokenizer = await asyncio.to_thread(load_tokenizer, plan.files.name, plan.files.path)
-        earlier = await asyncio.to_thread(trained_before, config.model, Path(config.path or "."))
-        reader = ReplayReader(store, trajectory_reader(config), tokenizer)
-        yield ProductionReplay(
-            reader, controls, compares=plan.algorithm.needs.group, wait=config.replay.wait, trained=earlier | set(trained)
-        )
-    finally:
-        await store.close()
-
-
-async def check_replay(config: Config, plan: TrainingPlan, controls: Controls) -> None:
-    """Raise `StoreError` if a production replay has nothing to train on and does not wait for it."""
-    async with open_replay(config, plan, controls) as replay:
-        if replay is not None and config.replay is not None and not await replay.more():
-            raise StoreError(
-                f"replay.store: there is nothing to train on in {config.replay.store!r}; its production rollouts: "
-                f"{replay.account() or 'none has ended'}. Record rollouts with `agl.rollout(task)` and `agl serve`, score them with "
-                "agl.reward or agl.reward_later, or set replay.wait = true to wait for them."
-            )
-
-
 @asynccontextmanager
 async def open_services(
     config: Config, plan: TrainingPlan, folder: RunFolder, controls: Controls, *, restore: Path | None = None
@@ -131,7 +82,8 @@ async def open_services(
         exits.callback(weight_sync.clear)
         await weight_sync.serve(trainer.policy)
         collector = await _open_runners(exits, config, plan.agent, store, engine, controls, plan.algorithm.demonstrate)
-        yield Services(engine, collector, rollout_settings(config), store, trainer, weight_sync, controls, config.collection.max_staleness)
+        max_staleness = config.collection.max_staleness
+        yield Services(engine, collector, RolloutSettings.of(config), store, trainer, weight_sync, controls, max_staleness)
 
 
 @asynccontextmanager
@@ -145,7 +97,7 @@ async def open_rollout_services(config: Config, plan: Plan, folder: RunFolder, c
         if plan.files.path:
             await engine.load(engine.policy)  # an engine that starts with its first load reports its errors now
         collector = await _open_runners(exits, config, plan.agent, store, engine, controls, None)
-        yield RolloutServices(engine, collector, rollout_settings(config))
+        yield RolloutServices(engine, collector, RolloutSettings.of(config))
 
 
 async def _open_trainer(
@@ -195,7 +147,7 @@ async def _open_runners(
             base_url=gateway.base_url,
             adapters=tuple(config.adapters),
             models=tuple(config.models),
-            settings=dataclasses.asdict(config.runner),
+            settings=config.runner,
             path=tuple(path or str(Path.cwd()) for path in sys.path),
             name=f"worker-{new_id()[-8:]}",
         )

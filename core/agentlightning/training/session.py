@@ -15,22 +15,22 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from agentlightning.algorithms import base
 from agentlightning.contracts.batch import Batch
 from agentlightning.contracts.loss import LossSettings
 from agentlightning.errors import EngineError, NonFinite
-from agentlightning.training.checkpoints import Checkpoints
 from agentlightning.training.evaluation import Evaluator, eval_metrics
 from agentlightning.training.metrics import contributions, step_metrics
 from agentlightning.training.run_record import RunRecord
 from agentlightning.training.run_state import RunState
 from agentlightning.training.services import Services
 from agentlightning.training.step_checks import StepChecks
-from agentlightning.training.step_source import Counts, StepSource
+from agentlightning.training.step_source import Counts, ReplyLimits, StepSource
 from agentlightning.types import Trajectory
 
 
-class Session:
-    """The run that `Algorithm.run` receives."""
+class Session(base.Session):
+    """The run that `Algorithm.run` receives; its protocol documents the methods that an algorithm calls."""
 
     def __init__(
         self,
@@ -38,12 +38,15 @@ class Session:
         record: RunRecord,
         *,
         source: StepSource,
+        limits: ReplyLimits,
         evaluator: Evaluator,
-        checkpoints: Checkpoints,
         checks: StepChecks,
+        steps: int,
     ) -> None:
+        """`steps`: of the complete run."""
         self._services, self._record, self._controls = services, record, services.controls
-        self._source, self._evaluator, self._checkpoints, self._checks = source, evaluator, checkpoints, checks
+        self._source, self._limits, self._evaluator, self._checks = source, limits, evaluator, checks
+        self._steps = steps
         self._source_ends = False
         """Whether the source has nothing for another step."""
         self._counts: Counts = {}
@@ -54,16 +57,14 @@ class Session:
         self._between_steps = True
         """Whether the weights are those of `state.step`."""
 
-    # --- an algorithm calls these, in this order ---
+    # --- an algorithm calls these ---
 
     @property
     def max_staleness(self) -> int:
-        """Steps that may lie between sampling a token and training on it."""
         return self._services.max_staleness
 
     def steps(self) -> Iterator[int]:
-        """Yield the steps that are left, from 0. Ends early when the run is stopped or no longer gets better."""
-        for step in range(self.state.step, self._record.steps):
+        for step in range(self.state.step, self._steps):
             if self._evaluator.out_of_patience(self.state):
                 self.say(
                     f"Stopping early after step {step}: the eval reward has not risen for {self.state.evals_without_gain} evaluations."
@@ -78,28 +79,26 @@ class Session:
             yield step
 
     async def collect(self, step: int, group_size: int) -> list[Trajectory]:
-        """Return the trajectories of a step: `group_size` rollouts of each of its tasks, group by group."""
         if self._source.samples:
             await self._services.clear_cache()
         self._controls.progress.phase(self._source.phase)
         with self._timed(self._source.name):
-            trajectories, self._counts = await self._source.next(step, group_size)
+            collected, counts = await self._source.next(step, group_size)
+        trajectories, limited = self._limits.apply(collected)
+        self._counts = counts | limited
         if step == self.state.step == 0:
             self._checks.first(trajectories)
             self._checks.joins(trajectories)
         return trajectories
 
     def say(self, text: str) -> None:
-        """Show a line to the user."""
         self._controls.progress.message(text)
 
     async def values(self, batch: Batch) -> NDArray[np.float64]:
-        """Return (tokens,) the critic's expected return before each sampled token; NaN on context."""
         self._controls.progress.phase("training")
         return await self._services.trainer.values(batch)
 
     async def update(self, batch: Batch, loss: LossSettings) -> dict[str, float]:
-        """Train on a batch, serve the new weights, and return the trainer's metrics."""
         engine, trainer = self._services.engine, self._services.trainer
         self._controls.progress.phase("training")
         with self._timed("training"):
@@ -134,7 +133,6 @@ class Session:
         batch: Batch,
         metrics: dict[str, float],
     ) -> None:
-        """Record a step: its metrics, the contribution of each rollout, and evaluation and checkpoint where they are due."""
         finished = step + 1
         row: dict[str, Any] = {"step": finished, **step_metrics(trajectories, batch), **self._counts, **metrics}
         row.pop("tokens_per_second", None)  # the trainer's, of training: here it is the speed of sampling
@@ -154,8 +152,8 @@ class Session:
         self._between_steps = True
         self._source_ends = not await self._source.more()
         await self._evaluate_and_log(row)
-        if self._checkpoints.due(self.state, last=self._is_last(finished)):
-            await self._checkpoints.write(self.state)
+        if self._record.checkpoint_due(last=self._is_last(finished)):
+            await self._record.write_checkpoint()
 
     # --- the run calls these, around the algorithm ---
 
@@ -176,7 +174,7 @@ class Session:
     async def end(self) -> None:
         """Cancel the groups that run ahead of the last step, and write the last checkpoint."""
         await self._services.collector.cancel()
-        await self._checkpoints.write(self.state)
+        await self._record.write_checkpoint()
 
     async def rescue(self) -> None:
         """Write a checkpoint of the finished steps after the run was stopped or failed.
@@ -184,12 +182,12 @@ class Session:
         In the middle of an optimizer step it writes nothing: a resumed run starts from the checkpoint before.
         """
         if self._between_steps and self.state.step > 0:
-            await self._checkpoints.write(self.state)
+            await self._record.write_checkpoint()
 
     # --- inside ---
 
     def _is_last(self, finished: int) -> bool:
-        return finished == self._record.steps or self._source_ends
+        return finished == self._steps or self._source_ends
 
     async def _evaluate_and_log(self, row: dict[str, Any]) -> None:
         """Evaluate if it is due, then log the step. A run that is stopped during the evaluation keeps the row in its state."""
@@ -208,7 +206,8 @@ class Session:
         self._save(unlogged=None)
 
     def _save(self, *, unlogged: dict[str, Any] | None) -> None:
-        self._record.save(sampler=self._source.state(), pending=self._source.pending(), unlogged=unlogged)
+        finished = self.state.step == self._steps and unlogged is None
+        self._record.save(sampler=self._source.state(), pending=self._source.pending(), unlogged=unlogged, finished=finished)
 
     @contextmanager
     def _timed(self, name: str) -> Generator[None]:

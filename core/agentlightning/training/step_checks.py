@@ -57,18 +57,29 @@ class StepChecks:
             notices.append(
                 f"Step {step}: {row['failed']} of {row['rollouts']} rollouts did not succeed. The first one {first.status}: {first.error}"
             )
-        if not row["trained_tokens"]:
+        if step == 1 and row.get("nonzero_advantages") == 0.0:
+            notices.append(
+                f"Step 1: every advantage is zero, so the policy learns nothing from this step ({_rewards(trajectories)}). "
+                "Check that rewards differ within a group, and that algorithm.advantage fits algorithm.group_size."
+            )
+        elif not row["trained_tokens"]:
             reasons = Counter(untrained.reason for untrained in batch.untrained).most_common(1)
             zero_variance = not reasons or reasons[0][0] == ZERO_VARIANCE
             cause = "every advantage is zero" if zero_variance else f"most tokens are excluded: {reasons[0][0]}"
-            if step > 1 or row.get("nonzero_advantages") != 0.0:  # LightningRL explains a first step without a signal itself
-                notices.append(f"Step {step}: no update, {cause}.")
+            notices.append(f"Step {step}: no update, {cause}.")
         if step == 1 and row.get("off_policy_abs", 0.0) > self.mismatch_alarm:
             notices.append(
                 f"Step 1: another policy than the trained one sampled these replies. Their log-probabilities differ by "
                 f"{row['off_policy_abs']:.4f} per token. A loss with a correction takes this into account."
             )
         return notices
+
+
+def _rewards(trajectories: Sequence[Trajectory]) -> str:
+    rewards = sorted({trajectory.reward for trajectory in trajectories if trajectory.reward is not None})
+    if len(rewards) == 1:
+        return f"every rollout has the reward {rewards[0]:g}"
+    return f"their rewards are {', '.join(f'{reward:g}' for reward in rewards[:5])}{', ...' if len(rewards) > 5 else ''}"
 
 
 def check_first(trajectories: Sequence[Trajectory], agents: Sequence[str] | None, *, folder: Path | None = None) -> None:
@@ -78,10 +89,9 @@ def check_first(trajectories: Sequence[Trajectory], agents: Sequence[str] | None
     """
     failed = [trajectory for trajectory in trajectories if trajectory.status != "succeeded" and trajectory.reward is None]
     if len(failed) == len(trajectories):
+        cause = (failed[0].error or failed[0].status).rstrip(".")
         hint = f" See `agl show {folder}`." if folder else ""
-        raise AgentError(
-            f"All {len(failed)} rollouts of the first step failed. The first one: {failed[0].error or failed[0].status}.{hint}"
-        )
+        raise AgentError(f"All {len(failed)} rollouts of the first step failed. The first one: {cause}.{hint}")
     if not any(trajectory.reward is not None for trajectory in trajectories):
         raise AgentError("No rollout in the first step received a reward. Return one from the agent function or call agl.reward(value).")
     if not any(sum(trajectory.calls.values()) for trajectory in trajectories):

@@ -9,17 +9,17 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
 from agentlightning.config.parts import Part, call, named
+from agentlightning.config.samplers import Sampler
 from agentlightning.config.schema import CollectionConfig
-from agentlightning.config.tasks import Sampler
 from agentlightning.errors import ConfigError
 from agentlightning.rl.trajectory.build import leave_out
 from agentlightning.training.services import Services
-from agentlightning.training.step_source import Counts, ReplyLimits, StepSource, excluded_tokens
+from agentlightning.training.step_source import Counts, StepSource, excluded_tokens
 from agentlightning.types import JSON, Task, Trajectory, Transition
 
 FILTERED = "its group was filtered (collection.filter)"
@@ -46,18 +46,6 @@ class StartedGroup:
         return {"task": self.task.id, "step": self.step, "place": self.place, "repeat": self.repeat}
 
 
-@dataclass(frozen=True, slots=True)
-class Kept:
-    """The step trains on a group."""
-
-
-@dataclass(frozen=True, slots=True)
-class Dropped:
-    """The step counts a group and does not train on it."""
-
-    reason: str
-
-
 class StepGroups(StepSource):
     """The step source of a run whose runners do the rollouts."""
 
@@ -70,7 +58,6 @@ class StepGroups(StepSource):
         self._collector, self._trainer, self._rollouts = services.collector, services.trainer, services.rollouts
         self._settings, self._sampler = settings, sampler
         self._tasks_per_step, self._steps = tasks_per_step, steps
-        self._limits = ReplyLimits(settings, services.trainer.capabilities.max_sequence_tokens)
         self._filter = None if settings.filter is None else Part.parse("filters", settings.filter, "collection.filter").make()
         self._resumed: list[StartedGroup] = []
         """Groups of a stopped run, which start first."""
@@ -95,58 +82,55 @@ class StepGroups(StepSource):
         return self._sampler.state()
 
     def learn(self, trajectories: Sequence[Trajectory]) -> None:
-        """Tell a curriculum the rewards of its tasks, group by group."""
-        learn = getattr(self._sampler, "learn", None)
+        """Tell the sampler the rewards of its tasks, group by group."""
         rewards: dict[tuple[str, str], list[float]] = {}
         for trajectory in trajectories:
             if trajectory.reward is not None:
                 rewards.setdefault((trajectory.task.id, trajectory.group), []).append(trajectory.reward)
-        if learn is not None:
-            for (task_id, _), group_rewards in rewards.items():
-                learn(task_id, group_rewards)
+        for (task_id, _), group_rewards in rewards.items():
+            self._sampler.learn(task_id, group_rewards)
 
     async def next(self, step: int, group_size: int) -> tuple[list[Trajectory], Counts]:
         ahead = min(self._settings.max_staleness, self._steps - step - 1) * self._tasks_per_step
         missing, resamples = self._tasks_per_step, 0
-        groups: list[tuple[StartedGroup, list[Trajectory], Kept | Dropped]] = []
+        groups: list[tuple[StartedGroup, list[Trajectory], bool]] = []
         while missing:
             await self._start(step, missing + ahead - len(self._running), group_size)
             name, trajectories = await self._collector.next_group()
-            decision = self.decide(trajectories)
-            groups.append((self._running.pop(name), trajectories, decision))
-            if isinstance(decision, Dropped) and resamples < self._settings.resample:
+            kept = self._keeps(trajectories)
+            groups.append((self._running.pop(name), trajectories, kept))
+            if not kept and resamples < self._settings.resample:
                 resamples += 1
             else:
                 missing -= 1
         groups.sort(key=lambda group: (group[0].step, group[0].place))
         version = self._trainer.policy.version
-        marked = [self._mark(trajectory, decision, version) for _, group, decision in groups for trajectory in group]
+        marked = [self._mark(trajectory, kept, version) for _, group, kept in groups for trajectory in group]
         counts: Counts = {}
         if self._filter is not None:
-            counts["groups_filtered"] = float(sum(isinstance(decision, Dropped) for *_, decision in groups))
+            counts["groups_filtered"] = float(sum(not kept for *_, kept in groups))
             counts["groups_resampled"] = float(resamples)
         if self._settings.max_staleness:
             counts["stale_tokens"] = excluded_tokens(marked, STALE)
-        trajectories, limited = self._limits.apply(marked)
-        return trajectories, counts | limited
+        return marked, counts
 
-    def decide(self, group: Sequence[Trajectory]) -> Kept | Dropped:
-        """Decide by `collection.filter` whether a step trains on a group."""
+    def _keeps(self, group: Sequence[Trajectory]) -> bool:
+        """Return whether a step trains on a group, by `collection.filter`."""
         if self._filter is None:
-            return Kept()
-        kept: Any = call("collection.filter", self._settings.filter, self._filter, group)
-        if not isinstance(kept, bool | np.bool_):
+            return True
+        keep: Any = call("collection.filter", self._settings.filter, self._filter, group)
+        if not isinstance(keep, bool | np.bool_):
             raise ConfigError(
-                f"collection.filter {named(self._settings.filter)} returned {kept!r:.80}. Return True to train on the group, or False."
+                f"collection.filter {named(self._settings.filter)} returned {keep!r:.80}. Return True to train on the group, or False."
             )
-        return Kept() if kept else Dropped(FILTERED)
+        return bool(cast(Any, keep))
 
-    def _mark(self, trajectory: Trajectory, decision: Kept | Dropped, version: int) -> Trajectory:
+    def _mark(self, trajectory: Trajectory, kept: bool, version: int) -> Trajectory:
         """Mark the replies that a policy of `version` does not train on."""
 
         def reason(transition: Transition) -> str | None:
-            if isinstance(decision, Dropped):
-                return decision.reason
+            if not kept:
+                return FILTERED
             versions = transition.versions[transition.versions >= 0]
             return STALE if len(versions) and version - int(versions.min()) > self._settings.max_staleness else None
 

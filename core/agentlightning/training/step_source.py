@@ -1,4 +1,4 @@
-"""Where the trajectories of a step come from: runners (`step_groups`), or a deployed agent (`production.steps`)."""
+"""Where the trajectories of a step come from: runners (`step_groups`), or a deployed agent (`production.replay`)."""
 
 from __future__ import annotations
 

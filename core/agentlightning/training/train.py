@@ -11,31 +11,29 @@ from pathlib import Path
 from typing import Any, cast
 
 from agentlightning.algorithms.base import Algorithm
+from agentlightning.config.samplers import Sampler
 from agentlightning.config.schema import Config
-from agentlightning.config.tasks import Sampler
 from agentlightning.config.toml import to_toml
 from agentlightning.contracts.store import LightningStore
 from agentlightning.errors import LightningError
 from agentlightning.registry.registry import registry
 from agentlightning.runner.runner import Agent
-from agentlightning.training.checkpoints import Checkpoints
 from agentlightning.training.controls import Controls, Stopped, run_in_thread
 from agentlightning.training.evaluation import Evaluator
 from agentlightning.training.job import Job, job_of, keep_tasks, make_job
 from agentlightning.training.metrics import Trackers, cut_metrics
 from agentlightning.training.plan import TrainingPlan, plan_training
-from agentlightning.training.production.replay import ProductionReplay
-from agentlightning.training.production.steps import ReplaySteps
-from agentlightning.training.progress import Progress, Silent, TrainingProgress
+from agentlightning.training.production.opening import check_replay, open_replay
+from agentlightning.training.progress import Progress, TrainingProgress
 from agentlightning.training.result import write_result
 from agentlightning.training.run_folder import RunFolder
 from agentlightning.training.run_record import RunRecord
 from agentlightning.training.run_state import RunState
-from agentlightning.training.services import Services, check_replay, open_replay, open_services
+from agentlightning.training.services import Services, open_services
 from agentlightning.training.session import Session
 from agentlightning.training.step_checks import StepChecks
 from agentlightning.training.step_groups import StepGroups
-from agentlightning.training.step_source import ReplyLimits, StepSource
+from agentlightning.training.step_source import ReplyLimits
 from agentlightning.types import JSON
 
 
@@ -157,7 +155,7 @@ async def _open(job: Job, plan: TrainingPlan, folder: RunFolder, start: Start, c
         trained = folder.read_batches(start.state.step)
         replay = await exits.enter_async_context(open_replay(config, plan, controls, trained=trained))
         services = await exits.enter_async_context(open_services(config, plan, folder, controls, restore=start.checkpoint))
-        source = _source(job, services, start, replay)
+        source = replay or _step_groups(job, services, start)
         # The folder changes from here on: every error of config and checkpoint has been raised.
         await _cancel_unfinished(services.store)
         folder.cut_back(start.state.step)
@@ -168,11 +166,12 @@ async def _open(job: Job, plan: TrainingPlan, folder: RunFolder, start: Start, c
         trackers = exits.enter_context(Trackers(config.trackers, folder.path))
         session = Session(
             services,
-            RunRecord(folder, start.state, trackers, controls.progress, steps=config.steps),
+            RunRecord(folder, start.state, trackers, services.trainer, config.checkpoints, controls.progress),
             source=source,
+            limits=ReplyLimits(config.collection, services.trainer.capabilities.max_sequence_tokens),
             evaluator=Evaluator(services, config.eval, job.eval_tasks),
-            checkpoints=Checkpoints(config.checkpoints, folder, services.trainer, controls.progress),
             checks=StepChecks(config.agents, config.mismatch_alarm, folder.path),
+            steps=config.steps,
         )
         try:
             yield session
@@ -195,12 +194,9 @@ async def _train(session: Session, algorithm: Algorithm) -> bool:
     return False
 
 
-def _source(job: Job, services: Services, start: Start, replay: ProductionReplay | None) -> StepSource:
-    """The source of a run's trajectories, at the position where the run starts."""
+def _step_groups(job: Job, services: Services, start: Start) -> StepGroups:
+    """Return the source of a run's rollouts, at the position where the run starts."""
     config = job.config
-    if replay is not None:
-        limits = ReplyLimits(config.collection, services.trainer.capabilities.max_sequence_tokens)
-        return ReplaySteps(replay, limits, tasks_per_step=config.tasks_per_step)
     assert start.sampler is not None
     groups = StepGroups(services, config.collection, start.sampler, tasks_per_step=config.tasks_per_step, steps=config.steps)
     groups.resume(cast("list[dict[str, Any]]", start.state.pending), job.tasks)
@@ -217,5 +213,5 @@ async def _cancel_unfinished(store: LightningStore) -> None:
 
 def _progress(progress: Progress | bool) -> Progress:
     if isinstance(progress, bool):
-        return TrainingProgress() if progress else Silent()
+        return TrainingProgress() if progress else Progress()
     return progress

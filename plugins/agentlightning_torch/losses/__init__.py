@@ -1,6 +1,6 @@
-"""The losses that the trainer knows, by the name of their settings (`agentlightning.rl.loss`), one file each.
+"""The trainer's losses, one file each, by the name of their settings (`agentlightning.rl.loss`).
 
-A custom loss needs no change here: a subclass of `agentlightning.contracts.loss.CustomLoss` brings its own `term`.
+A custom loss needs no change here. Subclass `agentlightning.contracts.loss.CustomLoss`, which has its own `term`.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from agentlightning.config.parts import call
 from agentlightning.contracts.loss import CustomLoss, LossSettings
 from agentlightning.errors import TrainerError, UnsupportedSetting
 from agentlightning_torch.losses.cispo import cispo
@@ -23,12 +24,12 @@ from agentlightning_torch.losses.sft import sft
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class TermInputs:
-    """The trained tokens of a pack, as a loss sees them. Only `logprobs` carries a gradient."""
+    """Inputs of a loss for a pack's trained tokens. Only `logprobs` carries a gradient."""
 
     logprobs: torch.Tensor
-    """(tokens,) of the current weights."""
+    """(tokens,) log-probabilities under the current weights."""
     old_logprobs: torch.Tensor
-    """(tokens,) of the weights before the first optimizer step."""
+    """(tokens,) log-probabilities under the weights before the first optimizer step."""
     advantages: torch.Tensor
     """(tokens,)"""
     sequence_log_ratios: torch.Tensor | None = None
@@ -38,12 +39,12 @@ class TermInputs:
 
     @property
     def log_ratios(self) -> torch.Tensor:
-        """(tokens,) log rho: of the token, or of its sequence."""
+        """Return (tokens,) log rho of the token or of its sequence."""
         return self.logprobs.detach() - self.old_logprobs if self.sequence_log_ratios is None else self.sequence_log_ratios
 
 
 Term = Callable[[Any, TermInputs], torch.Tensor]
-"""`(settings, inputs) -> (tokens,)`; the loss is the sum of weight * term."""
+"""`(settings, inputs) -> (tokens,)`. The loss is the sum of weight * term."""
 
 LOSSES: Mapping[str, Term] = MappingProxyType(
     {
@@ -57,13 +58,20 @@ LOSSES: Mapping[str, Term] = MappingProxyType(
 
 
 def term(loss: LossSettings, inputs: TermInputs) -> torch.Tensor:
-    """(tokens,) the term of each token. Raises `UnsupportedSetting` for an unknown loss, `TrainerError` for a custom loss that returns
-    another shape."""
+    """Return each token's term, (tokens,).
+
+    Raises `UnsupportedSetting` for an unknown loss, `PluginError` for a custom loss that fails, and `TrainerError` for one with another
+    shape or without a gradient.
+    """
     if isinstance(loss, CustomLoss):
-        result = loss.term(inputs.logprobs, inputs.old_logprobs, inputs.advantages)
+        result = call("algorithm.loss", loss.name, loss.term, inputs.logprobs, inputs.old_logprobs, inputs.advantages)
         if not isinstance(result, torch.Tensor) or result.shape != inputs.logprobs.shape:
             shown = f"a tensor of shape {tuple(result.shape)}" if isinstance(result, torch.Tensor) else repr(result)[:80]
             raise TrainerError(f"loss {loss.name!r} returned {shown} for {len(inputs.logprobs)} tokens. Return the term of each token.")
+        if inputs.logprobs.requires_grad and not result.requires_grad:
+            raise TrainerError(
+                f"loss {loss.name!r} returned a term without a gradient, so it trains nothing. Compute it from logprobs, without detach."
+            )
         return result
     if loss.name not in LOSSES:
         raise UnsupportedSetting(

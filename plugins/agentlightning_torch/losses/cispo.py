@@ -1,4 +1,4 @@
-"""A clipped importance weight on the policy gradient. The formula and its source stand in `agentlightning.rl.loss.CISPO`."""
+"""A clipped importance weight on the policy gradient. `agentlightning.rl.loss.CISPO` has the formula and its source."""
 
 from __future__ import annotations
 
@@ -8,6 +8,6 @@ from agentlightning.rl.loss import CISPO
 
 
 def cispo(settings: CISPO, logprobs: torch.Tensor, old_logprobs: torch.Tensor, advantages: torch.Tensor) -> torch.Tensor:
-    """(tokens,) each."""
+    """Return the terms; all (tokens,)."""
     weight = torch.exp(logprobs.detach() - old_logprobs).clamp(1 - settings.clip_low, 1 + settings.clip_high)
     return -weight * advantages * logprobs

@@ -1,4 +1,4 @@
-"""Direct preference optimisation, token by token. `agentlightning.rl.loss.DPOLoss` has the formula and its source."""
+"""Direct preference optimisation, per token. `agentlightning.rl.loss.DPOLoss` has the formula and its source."""
 
 from __future__ import annotations
 
@@ -11,12 +11,14 @@ from agentlightning.types import Doubles, IntArray
 
 
 def dpo(settings: DPOLoss, logprobs: torch.Tensor, pair_margins: torch.Tensor, advantages: torch.Tensor) -> torch.Tensor:
-    """(tokens,) each; `pair_margins` is z of the token's pair. The gradient is the loss's, the value is 0: only a pair has a loss."""
+    """Return the terms; all (tokens,). `pair_margins` is z of the token's pair. The gradient is the loss's, but the value is 0, because
+    only a pair has a loss."""
     return -settings.beta * torch.sigmoid(-pair_margins) * advantages * (logprobs - logprobs.detach())
 
 
 def margins(batch: Batch, pairs: IntArray, beta: float, gain: Doubles) -> tuple[Doubles, Doubles]:
-    """(pairs,) z of each pair, and (tokens,) of each token's; `gain` is (tokens,) logprobs - reference_logprobs, NaN where unknown."""
+    """Return z of each pair (pairs,), and of each token's pair (tokens,). `gain` is (tokens,) logprobs - reference_logprobs, NaN where
+    unknown."""
     trained = batch.trained
     rollout = batch.transition_rollout[batch.transition[trained]]
     total = np.bincount(rollout, gain[trained], minlength=len(batch.rollout_ids))

@@ -1,4 +1,4 @@
-"""GSPO's clipped ratio of sequences. `agentlightning.rl.loss.GSPO` has the formula."""
+"""GSPO's clipped sequence ratio. `agentlightning.rl.loss.GSPO` has the formula."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from agentlightning.rl.loss import GSPO
 
 
 def gspo(settings: GSPO, logprobs: torch.Tensor, sequence_log_ratios: torch.Tensor, advantages: torch.Tensor) -> torch.Tensor:
-    """(tokens,) each. The value of the ratio is the sequence's, its gradient the token's."""
+    """Return the terms; all (tokens,). The value of the ratio is the sequence's, and its gradient is the token's."""
     ratio = torch.exp(logprobs - logprobs.detach() + sequence_log_ratios)
     clipped = ratio.clamp(1 - settings.clip_low, 1 + settings.clip_high)
     return -torch.minimum(ratio * advantages, clipped * advantages)

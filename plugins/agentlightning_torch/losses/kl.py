@@ -1,4 +1,4 @@
-"""Estimates of the divergence from the reference, token by token. The formulas stand in `agentlightning.rl.loss.LossSettings`."""
+"""Estimates the divergence from the reference, per token. `agentlightning.rl.loss.LossSettings` has the formulas."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ BOUND = 20.0
 
 
 def kl_term(estimator: str, logprobs: torch.Tensor, reference_logprobs: torch.Tensor) -> torch.Tensor:
-    """(tokens,) each."""
+    """Return the estimates; all (tokens,)."""
     d = logprobs - reference_logprobs
     if estimator == "k1":
         return d

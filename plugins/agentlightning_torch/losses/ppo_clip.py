@@ -1,4 +1,4 @@
-"""PPO's clipped ratio, with clip-higher and dual clip. The formula and its sources stand in `agentlightning.rl.loss.PPOClip`."""
+"""PPO's clipped ratio, with clip-higher and dual clip. `agentlightning.rl.loss.PPOClip` has the formula and its sources."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from agentlightning.rl.loss import PPOClip
 
 
 def ppo_clip(settings: PPOClip, logprobs: torch.Tensor, old_logprobs: torch.Tensor, advantages: torch.Tensor) -> torch.Tensor:
-    """(tokens,) each."""
+    """Return the terms; all (tokens,)."""
     ratio = torch.exp(logprobs - old_logprobs)
     clipped = ratio.clamp(1 - settings.clip_low, 1 + settings.clip_high)
     term = -torch.minimum(ratio * advantages, clipped * advantages)

@@ -1,4 +1,4 @@
-"""Cross-entropy on demonstrations. The formula stands in `agentlightning.rl.loss.SFTLoss`."""
+"""Cross-entropy on demonstrations. `agentlightning.rl.loss.SFTLoss` has the formula."""
 
 from __future__ import annotations
 
@@ -8,5 +8,5 @@ from agentlightning.rl.loss import SFTLoss
 
 
 def sft(settings: SFTLoss, logprobs: torch.Tensor, advantages: torch.Tensor) -> torch.Tensor:
-    """(tokens,) each."""
+    """Return the terms; all (tokens,)."""
     return -advantages * logprobs

@@ -1,4 +1,4 @@
-"""The agent's configuration file."""
+"""The agent's config file."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from agentlightning.settings import build
 
 @dataclass(frozen=True, kw_only=True)
 class AgentConfig:
-    """The file `agent_loop_config_path`."""
+    """The file named by `agent_loop_config_path`."""
 
     agent: str
     """`module:function`, called with `(task, llm)`. The task is a row of verl's data."""
     adapters: tuple[str, ...] = ()
     """Framework adapters to install."""
     models: tuple[str, ...] = ()
-    """Model names in the agent's code; these calls go to the model being trained."""
+    """Model names in the agent's code. These calls go to the model being trained."""
     agents: tuple[str, ...] | None = None
-    """Names or patterns of the agents to train. Absent: all."""
+    """Names or patterns of the agents to train. Default: all."""
     reward_weights: dict[str, float] = field(default_factory=dict[str, float])
     runner: RunnerSettings = field(default_factory=RunnerSettings)
     store: str = "sqlite:agl.db"
-    """Address of the store for rollouts, tokens and rewards."""
+    """Address of the store for rollouts, tokens, and rewards."""
     path: str | None = None
-    """Folder of the agent's module. Absent: the folder of this file."""
+    """Folder of the agent's module. Default: the folder of this file."""
 
     def __post_init__(self) -> None:
         if self.runner.workers:
@@ -40,7 +40,7 @@ class AgentConfig:
 
 
 def read_config(path: str | None) -> AgentConfig:
-    """Read the agent's settings. `ConfigError` names the file and the key."""
+    """Read the agent's settings. A `ConfigError` names the file and the key."""
     if not path:
         raise ConfigError(
             'actor_rollout_ref.rollout.agent.agent_loop_config_path is empty. Name a file with agent = "module:function"; '

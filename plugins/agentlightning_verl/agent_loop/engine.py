@@ -1,4 +1,4 @@
-"""verl's servers as our engine."""
+"""verl's servers as an engine."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from agentlightning.types import IntArray, Policy, Sampling, floats, ints, new_i
 
 
 class ServerEngine(Engine):
-    """verl's servers as an `Engine`. verl loads their weights; each reply tells its version."""
+    """verl's servers as an `Engine`. verl loads their weights, and each reply reports its version."""
 
     def __init__(self, client: Any, info: EngineInfo, *, seeded: bool) -> None:
         self.info = info
@@ -44,7 +44,7 @@ class ServerEngine(Engine):
         yield Chunk(ints(ids), scores, -1 if version is None else int(version), finish)
 
     async def load(self, policy: Policy) -> dict[str, float]:
-        """Raises `UnsupportedSetting`: verl loads its servers itself."""
+        """Raise `UnsupportedSetting`, because verl loads its servers itself."""
         raise UnsupportedSetting("verl loads its servers itself. Train through main_ppo.")
 
     async def pause(self) -> None: ...

@@ -1,4 +1,4 @@
-"""Runs the rollouts of verl's prompts, in a thread and loop of its own."""
+"""Runs the rollouts of verl's prompts, in its own thread and event loop."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ ENDED = ("succeeded", "failed", "cancelled")
 
 
 class LightningAgentLoopManager:
-    """See verl's `AgentLoopManager`: `generate_sequences` does not wait, and samples go into TransferQueue."""
+    """See verl's `AgentLoopManager`. `generate_sequences` does not wait, and samples go to TransferQueue."""
 
     @classmethod
     def create(
@@ -62,7 +62,7 @@ class LightningAgentLoopManager:
         self._wait(self._open())
 
     def generate_sequences(self, prompts: TensorDict) -> None:
-        """Begin `rollout.n` rollouts of each prompt in a batch."""
+        """Start `rollout.n` rollouts for each prompt in a batch."""
         validate = "validate" in prompts and bool(prompts["validate"])
         for row in prompt_rows(prompts):
             task = asyncio.run_coroutine_threadsafe(self._prompt(row, validate), self._loop)
@@ -70,14 +70,14 @@ class LightningAgentLoopManager:
             task.add_done_callback(self._tasks.discard)
 
     def close(self) -> None:
-        """Stop runner and gateway."""
+        """Stop the runner and the gateway."""
         self._wait(self._close())
         self._loop.call_soon_threadsafe(self._loop.stop)
 
     def _wait(self, work: Any) -> Any:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result()
 
-    # Below: the manager's loop.
+    # Below: the manager's event loop.
 
     async def _open(self) -> None:
         tq.init()
@@ -100,7 +100,7 @@ class LightningAgentLoopManager:
         await self.store.close()
 
     def _ended(self, runner: asyncio.Task[None]) -> None:
-        """Fail the waiting prompts: without a runner no rollout ends."""
+        """Fail the waiting prompts, because without a runner no rollout ends."""
         reason = None if runner.cancelled() else runner.exception()
         for future in self._waiting.values():
             if not future.done():
@@ -108,7 +108,7 @@ class LightningAgentLoopManager:
         self._waiting.clear()
 
     async def _watch(self) -> None:
-        """Give each ended rollout to its prompt."""
+        """Pass each finished rollout to its prompt."""
         cursor = await self.store.wait(0, timeout=0)
         while True:
             states, cursor = await self.store.list(after=cursor, order="changed", limit=1000)
@@ -119,7 +119,7 @@ class LightningAgentLoopManager:
                 await self.store.wait(cursor, timeout=10)
 
     async def _prompt(self, row: dict[str, Any], validate: bool) -> None:
-        """Run all rollouts of one prompt, then tell verl its status."""
+        """Run all rollouts of one prompt, then report its status to verl."""
         uid, partition = row["uid"], "eval" if validate else "train"
         await tq.async_kv_put(key=uid, partition_id=partition, tag={"status": "running"})
         try:
@@ -132,7 +132,7 @@ class LightningAgentLoopManager:
         await tq.async_kv_put(key=uid, partition_id=partition, tag={"status": status})
 
     async def _session(self, row: dict[str, Any], session: int, state: RolloutState, partition: str) -> bool:
-        """Give one rollout's samples to verl. Returns whether it had any."""
+        """Give one rollout's samples to verl. Return True if it had any."""
         _, records = await self.store.read(state.rollout.id)
         attempt = trajectory(state, records, agents=self.config.agents, reward_weights=self.config.reward_weights)
         try:
@@ -144,7 +144,7 @@ class LightningAgentLoopManager:
         return True
 
     async def _begin(self, row: dict[str, Any], validate: bool) -> list[asyncio.Future[RolloutState]]:
-        """Queue the rollouts of a prompt. Returns a future of each end."""
+        """Queue the rollouts of a prompt. Return a future for the end of each."""
         settings = self.rollout.val_kwargs if validate else self.rollout
         greedy = not (settings.do_sample if validate else row.get("__do_sample__", True))
         sampling = Sampling(temperature=0.0 if greedy else float(settings.temperature), max_tokens=int(self.rollout.response_length))

@@ -1,4 +1,4 @@
-"""verl's prompts as tasks, and our trajectories as verl's samples."""
+"""Converts verl's prompts to tasks, and our trajectories to verl's samples."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from agentlightning.rl.batch.packs import Pack, leaf_rows
 from agentlightning.types import Trajectory
 
 PRIVATE = ("uid", "global_steps", "validate", "agent_name", "priority", "__rollout_n__", "__do_sample__", "tools_kwargs")
-"""Fields of a row for verl alone; the task has the others."""
+"""Fields of a row that only verl uses. The task has the others."""
 
 
 def prompt_rows(prompts: TensorDict) -> list[dict[str, Any]]:
-    """The rows of one of verl's batches, each as its fields."""
+    """Return the rows of one of verl's batches as dictionaries."""
 
     def value(column: Any, index: int) -> Any:
         if isinstance(column, NonTensorStack):
@@ -33,7 +33,7 @@ def prompt_rows(prompts: TensorDict) -> list[dict[str, Any]]:
 
 
 def task_of(row: Mapping[str, Any]) -> Any:
-    """The task in a row, as JSON: all fields but tensors and verl's own."""
+    """Return the task in a row as JSON: all fields except tensors and verl's own."""
     return {name: _plain(value) for name, value in row.items() if not isinstance(value, torch.Tensor) and name not in PRIVATE}
 
 
@@ -46,12 +46,14 @@ def _plain(value: Any) -> Any:
 
 
 def samples_of(trajectory: Trajectory) -> list[AgentLoopOutput]:
-    """The root-to-leaf rows of an attempt, in the order of their last call. Each sampled token is trained in exactly one of them. Raises
-    `AgentError` without a reward, and without anything to train."""
+    """Return the root-to-leaf rows of an attempt, ordered by their last call.
+
+    Each sampled token is trained in exactly one row. Raises `AgentError` without a reward, or without anything to train.
+    """
     if trajectory.status != "succeeded" or trajectory.reward is None:
         reason = trajectory.error or "no reward was recorded"
         raise AgentError(f"Rollout {trajectory.rollout_id} {trajectory.status} without a reward: {reason}")
-    # verl scores validation by greedy replies, so it needs their rows too
+    # verl scores validation with greedy replies, so it needs their rows too
     transitions = [step if step.temperature else replace(step, temperature=1.0, trained=True) for step in trajectory.transitions]
     batch = make_batch([replace(trajectory, transitions=tuple(transitions))], [np.ones(len(transitions))])
     packs = [pack for pack in leaf_rows(batch) if pack.trained.any()]
@@ -63,7 +65,7 @@ def samples_of(trajectory: Trajectory) -> list[AgentLoopOutput]:
 
 
 def _sample(pack: Pack, batch: Batch, reward: float, *, turns: int) -> AgentLoopOutput:
-    """One row: its prompt ends before the first trained token."""
+    """Return one row. Its prompt ends before the first trained token."""
     first = int(np.flatnonzero(pack.trained)[0])
     ids, index, mask = batch.token_ids[pack.index], pack.index[first:], pack.trained[first:]
     versions = batch.version[index[mask]]

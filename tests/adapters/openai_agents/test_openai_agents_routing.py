@@ -88,7 +88,7 @@ async def test_a_client_of_the_program_s_own_goes_to_the_gateway_for_the_models_
 
 async def test_outside_a_rollout_the_default_client_is_what_the_sdk_would_have_made(monkeypatch: pytest.MonkeyPatch) -> None:
     install()
-    with pytest.raises(OpenAIError, match="no API key: set OPENAI_API_KEY"):
+    with pytest.raises(OpenAIError, match="Set OPENAI_API_KEY"):
         await Runner.run(AGENT, "question")
     client = _openai_shared.get_default_openai_client()
     assert client is not None

@@ -85,10 +85,10 @@ def test_without_a_pair_nothing_is_trained_and_every_scored_group_is_without_sig
 def test_pairs_that_cannot_be_are_refused():
     some = [rollout(0, 1.0), rollout(1, 0.0), rollout(2, 0.0, logprobs=False)]
     for pairs, says in [
-        ([(0, 1), (0, 2)], "trajectory 0 of 3 stands in 2 places"),
-        ([(1, 1)], "trajectory 1 of 3 stands in 2 places"),
-        ([(0, 3)], "trajectory 3 of 3 stands in 1 places"),
-        ([(0, 2)], "rollout g2 is in a pair, and none of its tokens can be trained"),
+        ([(0, 1), (0, 2)], "Trajectory 0 of 3 is in 2 places"),
+        ([(1, 1)], "Trajectory 1 of 3 is in 2 places"),
+        ([(0, 3)], "Trajectory 3 of 3 is in 1 places"),
+        ([(0, 2)], "Rollout g2 is in a pair, and none of its tokens can be trained"),
     ]:
         with pytest.raises(TrainerError, match=says):
             make_batch(some, preferred(some, pairs), loss_aggregation="pair_mean", pairs=pairs)
@@ -148,8 +148,8 @@ def test_settings_come_from_a_table_and_what_is_wrong_is_named():
         ({"tolerance": -1.0}, r"algorithm\.tolerance is -1\.0"),
         ({"epochs": 0}, r"algorithm\.epochs is 0"),
         ({"minibatches": 0}, r"algorithm\.minibatches is 0"),
-        ({"kl_coef": 0.1}, "unknown key 'kl_coef' in .algorithm."),
-        ({"loss_aggregation": "token_mean"}, "unknown key 'loss_aggregation' in .algorithm."),
+        ({"kl_coef": 0.1}, "Unknown key 'kl_coef' in .algorithm."),
+        ({"loss_aggregation": "token_mean"}, "Unknown key 'loss_aggregation' in .algorithm."),
     ]:
         with pytest.raises(ConfigError, match=says) as raised:
             build(kind, {"name": "dpo", **wrong}, "algorithm")
@@ -168,7 +168,7 @@ def test_the_loss_comes_by_its_algorithm_alone():
             ConfigError, match=r"compares pairs of rollouts, and algorithm 'lightning' makes none. Use algorithm = \{name = 'dpo'\}"
         ):
             agl.LightningRL(loss=loss).parts()
-    with pytest.raises(ConfigError, match="unknown loss 'dpo'"):
+    with pytest.raises(ConfigError, match="Unknown loss 'dpo'"):
         agl.LightningRL(loss="dpo").parts()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,8 @@ from agentlightning.contracts.loss import LossSettings
 from agentlightning.errors import ConfigError
 from agentlightning.rl.arrays import RolloutArrays
 from agentlightning.rl.marks import independent
+from agentlightning.training.metrics import step_metrics
+from agentlightning.training.step_checks import StepChecks
 from agentlightning.types import Doubles, Trajectory
 from world import rollout
 
@@ -38,6 +41,7 @@ class OneStep:
     max_staleness: int = 0
     messages: list[str] = field(default_factory=list[str])
     metrics: dict[str, float] = field(default_factory=dict[str, float])
+    batch: Batch | None = None
 
     def say(self, text: str) -> None:
         self.messages.append(text)
@@ -63,7 +67,7 @@ class OneStep:
         batch: Batch,
         metrics: dict[str, float],
     ) -> None:
-        self.metrics = metrics
+        self.metrics, self.batch = metrics, batch
 
 
 def test_an_unmarked_advantage_is_refused_with_groups_of_one() -> None:
@@ -80,18 +84,26 @@ def test_an_independent_advantage_takes_groups_of_one() -> None:
     assert mixed.needs.group, "one part that compares is enough"
 
 
+def notices(session: OneStep, step: int) -> list[str]:
+    """The notices about the last step of a session, if that step had this number."""
+    asyncio.run(LightningRL(group_size=2).run(session))
+    assert session.batch is not None
+    row = {"step": step, **step_metrics(session.trajectories, session.batch), **session.metrics}
+    return StepChecks(None, 0.1, Path("runs/x")).notices(row, session.trajectories, session.batch)
+
+
 def test_a_first_step_whose_advantages_are_all_zero_is_reported_once() -> None:
     session = OneStep([rollout(index, 1.0) for index in range(2)])
-    asyncio.run(LightningRL(group_size=2).run(session))
-    (message,) = session.messages
+    (message,) = notices(session, 1)
     assert message.startswith(
         "Step 1: every advantage is zero, so the policy learns nothing from this step (every rollout has the reward 1)"
     )
+    assert session.messages == [], "the checks alone report it"
     assert session.metrics == {"trained": 0.0, "nonzero_advantages": 0.0}
+    assert notices(session, 2) == ["Step 2: no update, every advantage is zero."]
 
 
 def test_a_first_step_that_teaches_is_not_reported() -> None:
     session = OneStep([rollout(index, float(index)) for index in range(2)])
-    asyncio.run(LightningRL(group_size=2).run(session))
-    assert session.messages == []
+    assert notices(session, 1) == session.messages == []
     assert session.metrics["nonzero_advantages"] == 1.0

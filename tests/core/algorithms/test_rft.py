@@ -12,8 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import agentlightning as agl
-from agentlightning.algorithms.rft import chosen
-from agentlightning.algorithms.sft import advantage
+from agentlightning.algorithms.sft import advantage, chosen
 from agentlightning.config.schema import Config
 from agentlightning.config.toml import to_toml
 from agentlightning.contracts.batch import Batch
@@ -22,22 +21,8 @@ from agentlightning.registry.registry import registry
 from agentlightning.rl.batch.build import make_batch
 from agentlightning.rl.loss import SFTLoss
 from agentlightning.settings import build
-from agentlightning.types import Task, Trajectory, Transition
-
-
-def rollout(index: int, reward: float | None, group: str = "g", replies: int = 1) -> Trajectory:
-    transitions = tuple(
-        Transition(
-            completion_id=f"{group}{index}.{turn}", call_id="", prompt_ids=np.array([1, 5, turn], np.int32),
-            response_ids=np.array([10 + index, 20, 2], np.int32), logprobs=np.full(3, -0.5, np.float32), versions=np.zeros(3, np.int32),
-            temperature=1.0, agent=None, index=turn, turn=turn,
-        )
-        for turn in range(replies)
-    )  # fmt: skip
-    return Trajectory(
-        task=Task(group, None), rollout_id=f"{group}{index}", attempt_id=f"{group}{index}", group=group, index=index, mode="train",
-        status="succeeded", reward=reward, transitions=transitions,
-    )  # fmt: skip
+from agentlightning.types import Trajectory
+from world import rollout
 
 
 def batch_of(trajectories: list[Trajectory], *, loss_aggregation: Any = "token_mean", **settings: Any) -> Batch:
@@ -107,7 +92,7 @@ def test_settings_come_from_a_table_and_what_is_wrong_is_named():
         ({"epochs": 0}, r"algorithm\.epochs is 0"),
         ({"minibatches": 0}, r"algorithm\.minibatches is 0"),
         ({"loss_aggregation": "constant_length"}, r"algorithm\.loss_aggregation is 'constant_length'"),
-        ({"kl_coef": 0.1}, "unknown key 'kl_coef' in .algorithm."),
+        ({"kl_coef": 0.1}, "Unknown key 'kl_coef' in .algorithm."),
     ]:
         with pytest.raises(ConfigError, match=says) as raised:
             build(kind, {"name": "rft", **wrong}, "algorithm")

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import agentlightning as agl
-from agentlightning.algorithms.sft import advantage
+from agentlightning.algorithms.sft import advantage, chosen
 from agentlightning.cli.accounts import account
 from agentlightning.errors import ConfigError
 from agentlightning.registry.registry import registry
@@ -53,8 +53,8 @@ def sft(**settings: Any) -> agl.SFT:
 
 
 def batch_of(algorithm: agl.SFT, *trajectories: Trajectory) -> Any:
-    chosen = [algorithm.chosen(each) for each in trajectories]
-    return make_batch(chosen, [advantage(each) for each in chosen], loss_aggregation=algorithm.loss_aggregation, demonstrations=True)
+    kept = chosen(trajectories, min_reward=algorithm.min_reward)
+    return make_batch(kept, [advantage(each) for each in kept], loss_aggregation=algorithm.loss_aggregation, demonstrations=True)
 
 
 async def test_only_rollouts_that_earned_enough_are_learned_from():
@@ -82,14 +82,14 @@ async def test_weights_are_those_of_tokens_or_of_rollouts():
 async def test_a_step_accounts_for_every_token_and_calls_no_demonstrated_reward_the_policys():
     state, records, one = await made("demonstrated", "sampled")
     algorithm = sft()
-    chosen = algorithm.chosen(one)
-    values = advantage(chosen)
-    batch = make_batch([chosen], [values], demonstrations=True)
-    row = step_metrics([chosen], batch)
+    (kept_one,) = chosen([one], min_reward=algorithm.min_reward)
+    values = advantage(kept_one)
+    batch = make_batch([kept_one], [values], demonstrations=True)
+    row = step_metrics([kept_one], batch)
     assert (row["demonstrated_reward"], row["demonstrated_tokens"], row["sampled_tokens"], row["trained_tokens"]) == (1.0, 3, 3, 3)
     assert "reward" not in row
     assert row["unscored"] == 0
-    kept = contributions([chosen], [values], [values], batch)[one.rollout_id]
+    kept = contributions([kept_one], [values], [values], batch)[one.rollout_id]
     sums = account(state, records, one, kept)
     assert (sums.sampled, sums.demonstrated, sums.trained, dict(sums.left_out)) == (6, 3, 3, {"sampled, not demonstrated": 3})
 
@@ -103,11 +103,11 @@ def test_settings_come_from_a_table_and_what_is_wrong_is_named():
     for wrong, says in [
         ({"loss_aggregation": "constant_length"}, "loss_aggregation"),
         ({"demonstrations": "nowhere"}, "Set it to 'module:function'"),
-        ({"min_rewards": 1}, "unknown key 'min_rewards'"),
+        ({"min_rewards": 1}, "Unknown key 'min_rewards'"),
     ]:
         with pytest.raises(ConfigError, match=says):
             build(kind, {**table, **wrong}, "algorithm")
-    with pytest.raises(ConfigError, match="there is no module"):
+    with pytest.raises(ConfigError, match="No module"):
         build(kind, {**table, "demonstrations": "no_such_module:f"}, "algorithm").parts()
-    with pytest.raises(ConfigError, match="missing 'demonstrations'"):
+    with pytest.raises(ConfigError, match="Missing 'demonstrations'"):
         build(kind, {"name": "sft"}, "algorithm")

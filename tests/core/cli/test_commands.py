@@ -16,6 +16,7 @@ from agentlightning.cli.main import build
 from agentlightning.cli.plugins import report
 from agentlightning.errors import LightningError
 from agentlightning.registry.registry import Registry
+from agentlightning.training.run_folder import RunFolder
 
 AGL = Callable[..., tuple[int, str]]
 
@@ -67,7 +68,7 @@ def test_help_loads_neither_torch_nor_a_framework() -> None:
         (["serve", "latest", "--model", "m"], 2, "takes one of RUN and --model"),
         (["models", "pull", "smollm2-135n"], 2, "smollm2-135m"),
         (["show"], 1, "There is no run under runs"),
-        (["show", "sqlite:typo.db"], 1, "there is no store file 'typo.db'"),
+        (["show", "sqlite:typo.db"], 1, "There is no store file 'typo.db'"),
     ],
 )
 def test_bad_input_is_one_clear_message(
@@ -85,7 +86,16 @@ def test_a_wrong_key_in_the_configuration_names_the_right_one(agl: AGL, tmp_path
     (tmp_path / "config.toml").write_text('agent = "a:b"\ntasks = "t.jsonl"\nmodel = "m"\nstep = 3\n')
     code, output = agl("train", str(tmp_path / "config.toml"))
     assert code == 2
-    assert "did you mean 'steps'" in output
+    assert "Did you mean 'steps'" in output
+
+
+def test_a_wrong_key_of_the_trainer_names_the_file(agl: AGL, tmp_path: Path) -> None:
+    config = tmp_path / "config.toml"
+    config.write_text('agent = "a:b"\ntasks = "t.jsonl"\nmodel = "smollm2-135m"\n[trainer]\nlearning_rate = 1\n')
+    (tmp_path / "t.jsonl").write_text("1\n")
+    code, output = agl("train", str(config))
+    assert code == 2
+    assert f"{config}: Unknown key 'learning_rate' in [trainer]." in " ".join(output.split())
 
 
 def command(**hooks: object) -> Registry:
@@ -130,6 +140,22 @@ def test_debug_lets_the_error_through_with_its_traceback(agl: AGL, monkeypatch: 
     assert CliRunner().invoke(app, ["try"]).exit_code == 1
     monkeypatch.setenv("AGL_DEBUG", "1")
     assert isinstance(CliRunner().invoke(app, ["try"]).exception, LightningError)
+
+
+def test_what_agl_rollout_left_is_no_training_to_resume(agl: AGL, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder = RunFolder.create("runs", "demo-rollout")
+    folder.write_config('tasks = "gone.jsonl"')
+    for name in ("latest", folder.name):
+        code, output = agl("train", "--resume", name)
+        assert code == 1
+        assert "has no state.json, so there is no training to resume" in output.replace("\n", " ")
+
+
+def test_a_part_whose_library_may_lie_elsewhere_refers_to_the_doctor(capsys: pytest.CaptureFixture[str]) -> None:
+    plugin = SimpleNamespace(register_engines=lambda register: register("far", "m:f", elsewhere=("no_such_library",)))
+    report(Registry({"own": plugin}), Console(width=120))
+    assert "no_such_library is not here: see `agl doctor`" in capsys.readouterr().out
 
 
 def test_plugins_lists_what_is_registered_what_is_missing_and_what_is_broken(capsys: pytest.CaptureFixture[str]) -> None:

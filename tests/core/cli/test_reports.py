@@ -42,7 +42,7 @@ def test_a_finished_run_says_what_it_learned_where_it_is_and_what_comes_next(
 
 def test_a_stopped_run_says_how_to_go_on(console: Console, tmp_path: Path) -> None:
     print_run(Run(tmp_path / "x", {"steps": 3}, stopped=True), console)
-    assert f"stopped after step 3; what is finished is kept\ngo on with:  agl train --resume {tmp_path / 'x'}" in text(console)
+    assert f"stopped after step 3. All finished steps are kept.\ncontinue with:  agl train --resume {tmp_path / 'x'}" in text(console)
 
 
 def test_a_dry_run_warns_of_a_disk_that_is_too_small_and_names_the_first_failure(console: Console) -> None:

@@ -158,7 +158,7 @@ def test_a_step_reward_of_the_runs_configuration_stands_beside_the_others(agl: A
     folder.write_config('model = "no-such-model"\nstep_rewards = { gone_facts = 1.0 }\n')
     code, output = agl("show", "latest", name)
     assert (code, "reward neat = 0.5" in output) == (0, True)
-    assert "note: the run's step_rewards are not shown: step_rewards.gone_facts: unknown step_signal" in output
+    assert "note: the run's step_rewards are not shown: step_rewards.gone_facts: Unknown step signal" in output
 
 
 def test_tokens_lists_each_with_id_logprob_and_version(agl: AGL, run: Filled) -> None:
@@ -197,9 +197,9 @@ def test_a_plain_store_file_is_shown_as_well(agl: AGL, run: Filled, tmp_path: Pa
     ("arguments", "code", "says"),
     [
         (["show", "nothing"], 1, "There is no run 'nothing'. The latest runs are: "),
-        (["show", "nothing.db"], 1, "there is no store file 'nothing.db'"),
-        (["show", "postgres://host/db"], 2, "unknown store 'postgres'; known: "),
-        (["show", "latest", "zzzz"], 1, "there is no rollout 'zzzz' in this store"),
+        (["show", "nothing.db"], 1, "There is no store file 'nothing.db'"),
+        (["show", "postgres://host/db"], 2, "Unknown store 'postgres'. Use one of "),
+        (["show", "latest", "zzzz"], 1, "There is no rollout 'zzzz' in this store"),
         (["show", "latest", "0"], 1, "fits"),
         (["show", "latest", "--tokens"], 2, "Name it: `agl show RUN ROLLOUT --tokens`"),
     ],

@@ -47,6 +47,7 @@ def test_there_are_presets_to_validate() -> None:
         'algorithm = { name = "lightning", loss = { name = "ppo_clip", dual_clip = false } }',
         'algorithm = { name = "lightning", loss = { name = "ppo_clip", correction = { name = "tis", clip = 3 } } }',
         'engine = { name = "my.module:Engine", anything = 3 }\ntrainer = { name = "torch", train = "top:8", betas = [0.9, 0.99] }',
+        "[trainer]\nlr = 1e-5\n[engine]\nmax_batch = 2\n[algorithm]\ngroup_size = 4",
         'collection = { filter = { name = "difficulty", low = 0.1, high = 0.9 } }',
     ],
 )
@@ -65,15 +66,17 @@ def test_right_settings_fit(validator: Draft202012Validator, text: str) -> None:
         ("adapters = ['langchian']", "$.adapters[0]"),
         ("[sampling]\ntemperature = 0", "$.sampling.temperature"),
         ("[runner]\non_failure = 'ignore'", "$.runner.on_failure"),
-        ("[engine]\nmax_batch = 2", "$.engine"),
-        ("engine = { name = 'torch', max_batch = 0 }", "$.engine"),
-        ("engine = { name = 'torch', max_bach = 4 }", "$.engine"),
+        ("[engine]\nmax_bach = 2", "$.engine: Additional properties are not allowed ('max_bach' was unexpected)"),
+        ("engine = { name = 'torch', max_batch = 0 }", "$.engine.max_batch: 0 is less than"),
+        ("engine = { name = 'torch', max_bach = 4 }", "$.engine: Additional properties are not allowed ('max_bach' was unexpected)"),
+        ("engine = { name = 'toch' }", "$.engine.name: "),
         ("trainer = { name = 'torch', train = 'top:0' }", "$.trainer"),
-        ("trainer = { name = 'torch', betas = [0.9] }", "$.trainer"),
-        ("algorithm = { name = 'lightning', credit = { name = 'discounted', gama = 1 } }", "$.algorithm"),
+        ("trainer = { name = 'torch', betas = [0.9] }", "$.trainer.betas: "),
+        ("algorithm = { name = 'lightning', credit = { name = 'discounted', gama = 1 } }", "$.algorithm.credit: "),
         ("algorithm = { name = 'lightning', loss = { name = 'ppo_clip', correction = { name = 'tis', clip = 0 } } }", "$.algorithm"),
-        ("algorithm = { name = 'lightning', advantage = { write = 'grop' } }", "$.algorithm"),
+        ("algorithm = { name = 'lightning', advantage = { write = 'grop' } }", "$.algorithm.advantage.write: "),
         ("name = 'a/b'", "$.name"),
+        ("command = 'sh agent.sh'", "$: "),
     ],
 )  # fmt: skip
 def test_wrong_settings_do_not(validator: Draft202012Validator, text: str, place: str) -> None:
@@ -81,7 +84,17 @@ def test_wrong_settings_do_not(validator: Draft202012Validator, text: str, place
 
 
 def test_a_file_without_a_model_does_not_fit(validator: Draft202012Validator) -> None:
-    assert errors(validator, 'agent = "m:f"') == ["$: 'model' is a required property"]
+    assert errors(validator, 'agent = "m:f"\ntasks = "t.jsonl"') == ["$: 'model' is a required property"]
+
+
+def test_a_file_has_an_agent_or_a_command_unless_it_replays_rollouts(validator: Draft202012Validator) -> None:
+    head = 'model = "smollm2-135m"\n'
+    assert len(errors(validator, head)) == 2
+    assert len(errors(validator, head + 'tasks = "t.jsonl"')) == 1
+    assert len(errors(validator, head + 'agent = "m:f"')) == 1
+    assert errors(validator, head + 'tasks = "t.jsonl"\ncommand = "sh agent.sh"') == []
+    assert errors(validator, head + 'replay = { store = "a.db" }') == []
+    assert len(errors(validator, head + 'agent = "m:f"\ncommand = "sh x.sh"\nreplay = { store = "a.db" }')) == 1
 
 
 def test_the_default_of_a_setting_and_its_description_are_those_of_the_class() -> None:

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agentlightning.config.tasks import Epochs, InOrder, Sampler, load_tasks
+from agentlightning.config.samplers import Epochs, InOrder, Sampler
+from agentlightning.config.tasks import load_tasks
 from agentlightning.errors import ConfigError, TaskError
 from agentlightning.types import Task
 
@@ -52,18 +53,18 @@ def test_a_json_file_holds_a_list(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "says"),
     [
-        ("a.jsonl", b'{"id": 1}\n\n{"q": \n', r"a\.jsonl, line 3: not JSON: .* \(column \d+\): \{\"q\":"),
-        ("a.jsonl", b'{"id": 1}\n{"q": NaN}\n', r"line 2: not JSON: NaN is no JSON number"),
-        ("a.jsonl", b'{"id": 1}\n"\xff"\n', r"line 2: not UTF-8 at byte 2"),
+        ("a.jsonl", b'{"id": 1}\n\n{"q": \n', r"a\.jsonl, line 3: This is not JSON: .* \(column \d+\) in '\{\"q\":'\. Correct"),
+        ("a.jsonl", b'{"id": 1}\n{"q": NaN}\n', r"line 2: This is not JSON: NaN is not a JSON number"),
+        ("a.jsonl", b'{"id": 1}\n"\xff"\n', r"line 2: The file is not UTF-8 at byte 2"),
         ("a.jsonl", b'{"id": "x"}\n{"id": "x"}\n', r"a\.jsonl, line 1 and .*a\.jsonl, line 2 have the same id"),
-        ("a.jsonl", b'{"id": [1]}\n', r"line 1: its id is \[1\]"),
-        ("a.jsonl", b'{"q": 1e999}\n', r"line 1: at q: inf is no JSON number"),
-        ("a.jsonl", b"[" * 100_000, r"line 1: nested too deeply"),
-        ("a.jsonl", b" \n\n", r"a\.jsonl: the file has no tasks"),
-        ("a.json", b"", r"a\.json: the file has no tasks"),
-        ("a.json", b'{"a": 1}', r"a\.json: the file holds a dict; expected a list"),
-        ("a.json", b'[1,\n"x"\n2]', r"a\.json: not JSON: .*line 3, column 1"),
-        ("a.csv", b"q,a\n", r"a\.csv: the file's name ends with '\.csv'; expected \.jsonl"),
+        ("a.jsonl", b'{"id": [1]}\n', r"line 1: The id is \[1\]"),
+        ("a.jsonl", b'{"q": 1e999}\n', r"line 1: at q: inf is not a JSON number"),
+        ("a.jsonl", b"[" * 100_000, r"line 1: The value is nested too deeply"),
+        ("a.jsonl", b" \n\n", r"a\.jsonl: The file has no tasks"),
+        ("a.json", b"", r"a\.json: The file has no tasks"),
+        ("a.json", b'{"a": 1}', r"a\.json: The file holds a dict. Use a list"),
+        ("a.json", b'[1,\n"x"\n2]', r"a\.json: This is not JSON: .*line 3, column 1"),
+        ("a.csv", b"q,a\n", r"a\.csv: The name ends with '\.csv'. Use \.jsonl"),
     ],
 )
 def test_a_broken_file_names_the_line_and_what_is_wrong(tmp_path: Path, name: str, content: bytes, says: str) -> None:
@@ -73,7 +74,7 @@ def test_a_broken_file_names_the_line_and_what_is_wrong(tmp_path: Path, name: st
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(TaskError, match=r"gone\.jsonl: the tasks file cannot be read: No such file"):
+    with pytest.raises(TaskError, match=r"gone\.jsonl: The tasks file cannot be read: No such file"):
         load_tasks(str(tmp_path / "gone.jsonl"))
 
 
@@ -81,7 +82,7 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
     ("value", "says"),
     [
         ({"a": [1, object()]}, r"task 0: at a\[1\]: <object"),
-        ({1: 2}, r"the key 1 is no text"),
+        ({1: 2}, r"The key 1 is not text"),
         ({"a": float("nan")}, r"at a: nan"),
         (Task("x", {1}), r"task 0: \{1\} is of type set"),
     ],
@@ -96,9 +97,9 @@ def test_tasks_may_be_named_in_code(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.syspath_prepend(tmp_path)
     assert [t.input for t in load_tasks("my_tasks_module:some")] == ["a", "b"]
     assert [t.input for t in load_tasks("my_tasks_module:more")] == [0, 1, 2]
-    with pytest.raises(TaskError, match="is a str; expected a list"):
+    with pytest.raises(TaskError, match=r"is a str\. Use a list"):
         load_tasks("my_tasks_module:wrong")
-    with pytest.raises(ConfigError, match="unknown name"):
+    with pytest.raises(ConfigError, match="Unknown name"):
         load_tasks("my_tasks_module:sone")
 
 

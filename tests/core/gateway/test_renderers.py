@@ -79,7 +79,7 @@ async def test_tools_that_would_vanish_without_a_word_are_refused(house: Any) ->
 
 
 def test_an_unknown_renderer_is_named_with_the_nearest(tokenizer_folder: Path) -> None:
-    with pytest.raises(ConfigError, match="did you mean 'chatml'"):
+    with pytest.raises(ConfigError, match="Did you mean 'chatml'"):
         load_rendering(EngineInfo("m", str(tokenizer_folder), 10), "b", "chatmll")
 
 

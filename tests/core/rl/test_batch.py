@@ -9,7 +9,7 @@ from agentlightning.contracts.batch import Batch
 from agentlightning.errors import ConfigError, TrainerError
 from agentlightning.rl.batch.build import make_batch
 from agentlightning.rl.batch.packs import cut_packs, leaf_rows, transition_rows
-from world import trajectory, transition
+from agentlightning.testing.rollouts import trajectory, transition
 
 
 def path(batch: Batch, token: int) -> list[int]:
@@ -26,7 +26,7 @@ def chain(batch: Batch, name: int) -> list[int]:
 
 
 def test_a_shared_prompt_stands_once_and_each_reply_is_its_own():
-    same = [trajectory(k, transition(0, [1, 2, 3], [7, 8], id=f"c{k}")) for k in range(2)]
+    same = [trajectory(k, transition(0, [1, 2, 3], [7, 8], id=f"c{k}", versions=3)) for k in range(2)]
     batch = make_batch(same, [[1.0], [-1.0]])
     assert batch.token_ids.tolist() == [1, 2, 3, 7, 8, 7, 8]
     assert batch.parent.tolist() == [-1, 0, 1, 2, 3, 2, 5]
@@ -36,7 +36,7 @@ def test_a_shared_prompt_stands_once_and_each_reply_is_its_own():
     assert batch.weight.tolist() == [0, 0, 0, 0.25, 0.25, 0.25, 0.25]
     assert batch.version.tolist() == [-1, -1, -1, 3, 3, 3, 3]
     assert np.isnan(batch.rollout_logprobs[:3]).all()
-    assert batch.rollout_ids == ("gr0", "gr1")
+    assert batch.rollout_ids == ("g0", "g1")
     assert batch.groups == ("g",)
 
 
@@ -167,11 +167,11 @@ def test_constant_weights_need_a_length():
 
 def test_arrays_that_do_not_fit_are_refused_by_name():
     each = [trajectory(0, transition(0, [1], [2, 3]))]
-    with pytest.raises(TrainerError, match=r"gr0 has 1 transitions and advantages of shape \(3,\)"):
+    with pytest.raises(TrainerError, match=r"g0 has 1 transitions and advantages of shape \(3,\)"):
         make_batch(each, [[1, 2, 3]])
     with pytest.raises(TrainerError, match=r"c0 has an advantage for 1 of its 2 tokens"):
         make_batch(each, [[1, np.nan]])
-    with pytest.raises(TrainerError, match=r"gr0 has returns of shape \(1,\)"):
+    with pytest.raises(TrainerError, match=r"g0 has returns of shape \(1,\)"):
         make_batch(each, [[1]], critic=[(np.zeros(2), np.zeros(1))])
     with pytest.raises(TrainerError, match="infinite"):
         make_batch(each, [[np.inf]])
@@ -204,7 +204,7 @@ def test_advantages_values_and_returns_of_tokens_stand_at_their_tokens():
 def test_a_single_path_longer_than_a_pack_is_refused_by_name():
     batch = make_batch([trajectory(0, transition(0, [1, 2, 3], [4, 5]))], [[1]])
     assert len(cut_packs(batch, 5)) == 1
-    with pytest.raises(TrainerError, match=r"completion c0 of rollout gr0 ends 5 tokens after its root, and tokens_per_pack is 4"):
+    with pytest.raises(TrainerError, match=r"Completion c0 of rollout g0 ends 5 tokens after its root, and tokens_per_pack is 4"):
         cut_packs(batch, 4)
 
 

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from agentlightning.rl.batch.build import make_batch
 from agentlightning.rl.batch.packs import cut_packs, leaf_rows, transition_rows
-from agentlightning.types import Task, Trajectory, Transition
+from agentlightning.testing.rollouts import trajectory, transition
+from agentlightning.types import Trajectory, Transition
 
 
 def attempt(rng: random.Random, group: str, index: int, shared: list[int]) -> Trajectory:
@@ -29,33 +30,21 @@ def attempt(rng: random.Random, group: str, index: int, shared: list[int]) -> Tr
             response = [rng.randrange(3) for _ in range(rng.randint(0, 4))]
             logprobs = None if rng.random() < 0.1 else np.array([-rng.random() for _ in response], np.float32)
             found.append(
-                Transition(
-                    completion_id=f"{group}{index}c{len(found)}",
-                    call_id="",
-                    prompt_ids=np.array(prompt, np.int32),
-                    response_ids=np.array(response, np.int32),
+                transition(
+                    len(found),
+                    prompt,
+                    response,
+                    id=f"{group}{index}c{len(found)}",
                     logprobs=logprobs,
-                    versions=np.array([rng.randrange(3) for _ in response], np.int32),
+                    versions=[rng.randrange(3) for _ in response],
                     temperature=rng.choice((0.7, 1.0)),
-                    agent=None,
-                    index=len(found),
                     turn=0,
                     continues=last if rng.random() < 0.5 else None,
                     trained=rng.random() < 0.9,
                 )
             )
         chains[place] = (prompt + response, len(found) - 1)
-    return Trajectory(
-        task=Task(group, None),
-        rollout_id=f"{group}{index}",
-        attempt_id=f"{group}{index}",
-        group=group,
-        index=index,
-        mode="train",
-        status="succeeded",
-        reward=1.0,
-        transitions=tuple(found),
-    )
+    return trajectory(index, *found, group=group)
 
 
 @st.composite

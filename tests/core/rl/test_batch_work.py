@@ -7,7 +7,7 @@ import pytest
 
 from agentlightning.contracts.batch import Batch
 from agentlightning.rl.batch.build import make_batch
-from agentlightning.types import Task, Trajectory, Transition
+from agentlightning.testing.rollouts import trajectory, transition
 
 
 def conversations(rollouts: int, turns: int, *, agents: int = 1, group: int = 1, continues: bool = True) -> Batch:
@@ -22,37 +22,12 @@ def conversations(rollouts: int, turns: int, *, agents: int = 1, group: int = 1,
         for index in range(turns):
             agent = index % agents
             reply = rng.integers(0, 1000, 5, np.int32)
-            transitions.append(
-                Transition(
-                    completion_id=f"{number}.{index}",
-                    call_id=f"{number}.{index}",
-                    prompt_ids=history[agent],
-                    response_ids=reply,
-                    logprobs=np.full(5, -1, np.float32),
-                    versions=np.zeros(5, np.int32),
-                    temperature=1.0,
-                    agent="AB"[agent],
-                    index=index,
-                    turn=index // agents,
-                    continues=last[agent] if continues else None,
-                )
-            )
+            continued = last[agent] if continues else None
+            turn = {"turn": index // agents, "agent": "AB"[agent], "id": f"{number}.{index}", "continues": continued}
+            transitions.append(transition(index, history[agent], reply, **turn))
             history[agent] = np.concatenate([history[agent], reply, rng.integers(0, 1000, 7, np.int32)])
             last[agent] = index
-        name = f"{number // group:04}"
-        found.append(
-            Trajectory(
-                task=Task(name, None),
-                rollout_id=str(number),
-                attempt_id=str(number),
-                group=name,
-                index=number % group,
-                mode="train",
-                status="succeeded",
-                reward=1.0,
-                transitions=tuple(transitions),
-            )
-        )
+        found.append(trajectory(number % group, *transitions, group=f"{number // group:04}", rollout_id=str(number)))
     return make_batch(found, [np.full(turns, 1.0)] * rollouts)
 
 

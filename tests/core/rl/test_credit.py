@@ -5,12 +5,15 @@ import pytest
 from by_rollout import by_rollout
 from msgspec.structs import replace
 
+from agentlightning.algorithms.lightning import LightningRL
 from agentlightning.errors import ConfigError
 from agentlightning.rl.credit.discounted import discounted as flat_discounted
 from agentlightning.rl.credit.identical import identical as flat_identical
 from agentlightning.rl.credit.last import last as flat_last
 from agentlightning.rl.credit.per_step import per_step as flat_per_step
-from agentlightning.types import Reward, Task, Trajectory, Transition
+from agentlightning.testing import rollouts
+from agentlightning.testing.rollouts import transition
+from agentlightning.types import Reward, Trajectory, Transition
 
 identical, last, discounted, per_step = map(by_rollout, (flat_identical, flat_last, flat_discounted, flat_per_step))
 
@@ -20,32 +23,9 @@ def trajectory(reward: float | None, *own: float | list[float], status: str = "s
     transitions: list[Transition] = []
     for turn, rewards in enumerate(own):
         for value in rewards if isinstance(rewards, list) else [rewards]:
-            transitions.append(
-                Transition(
-                    completion_id=f"x{len(transitions)}",
-                    call_id=f"c{turn}",
-                    prompt_ids=np.array([1], np.int32),
-                    response_ids=np.array([2], np.int32),
-                    logprobs=np.array([-1.0], np.float32),
-                    versions=np.array([0], np.int32),
-                    temperature=1.0,
-                    agent=None,
-                    index=len(transitions),
-                    turn=turn,
-                    rewards=(Reward(attempt_id="a", value=value),) if value else (),
-                )
-            )
-    return Trajectory(
-        task=Task("t", None),
-        rollout_id="r",
-        attempt_id="a",
-        group="g",
-        index=0,
-        mode="train",
-        status=status,  # type: ignore[arg-type]
-        reward=reward,
-        transitions=tuple(transitions),
-    )
+            earned = (Reward(attempt_id="a", value=value),) if value else ()
+            transitions.append(transition(len(transitions), [1], [2], call_id=f"c{turn}", turn=turn, rewards=earned))
+    return rollouts.trajectory(0, *transitions, reward=reward, status=status)
 
 
 def test_identical_credit_gives_every_transition_the_outcome() -> None:
@@ -100,11 +80,8 @@ def test_a_reward_of_a_whole_call_counts_once_for_the_calls_before() -> None:
     assert per_step([t])[0].tolist() == [1.0, 1.0, 1.0]
 
 
+@pytest.mark.parametrize("credit", ["discounted", "per_step", "learned"])
 @pytest.mark.parametrize("gamma", [-0.1, 1.1, float("nan")])
-def test_a_gamma_outside_zero_and_one_is_refused(gamma: float) -> None:
-    with pytest.raises(ConfigError, match=r"credit\.gamma"):
-        discounted([], gamma=gamma)
-    with pytest.raises(ConfigError, match=r"credit\.gamma"):
-        per_step([], gamma=gamma)
-    with pytest.raises(ConfigError, match=r"credit\.rollout_weight"):
-        per_step([], rollout_weight=float("inf"))
+def test_a_gamma_outside_zero_and_one_is_refused(credit: str, gamma: float) -> None:
+    with pytest.raises(ConfigError, match=r"algorithm\.credit\.gamma is .*\. Use a number from 0 to 1\."):
+        LightningRL(credit={"name": credit, "gamma": gamma}).parts()

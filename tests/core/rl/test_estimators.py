@@ -30,7 +30,8 @@ from agentlightning.rl.credit.last import last
 from agentlightning.rl.credit.learned import learned
 from agentlightning.rl.credit.per_step import per_step
 from agentlightning.rl.marks import Needs, needs_of_advantage, needs_of_credit
-from agentlightning.types import Reward, Task, Trajectory, Transition
+from agentlightning.testing.rollouts import trajectory, transition
+from agentlightning.types import Reward, Trajectory, Transition
 
 
 def rollout(
@@ -46,16 +47,13 @@ def rollout(
         history = np.concatenate([history, np.array(added, np.int32)])
         for length, value in zip(lengths, own, strict=True):
             made.append(
-                Transition(
-                    completion_id=f"{group}{index}.{len(made)}",
+                transition(
+                    len(made),
+                    history,
+                    [3] * length,
+                    id=f"{group}{index}.{len(made)}",
                     call_id=f"{group}{index}.{number}",
-                    prompt_ids=history,
-                    response_ids=np.full(length, 3, np.int32),
-                    logprobs=np.full(length, -1.0, np.float32),
-                    versions=np.zeros(length, np.int32),
-                    temperature=1.0,
                     agent=agent,
-                    index=len(made),
                     turn=turns.get(agent, 0),
                     rewards=(Reward(attempt_id="a", value=value),) if value else (),
                     continues=before,
@@ -63,17 +61,7 @@ def rollout(
             )
         history = np.concatenate([history, made[-1].response_ids])
         turns[agent] = turns.get(agent, 0) + 1
-    return Trajectory(
-        task=Task(group, None),
-        rollout_id=f"{group}{index}",
-        attempt_id="a",
-        group=group,
-        index=index,
-        mode="train",
-        status=status,  # type: ignore[arg-type]
-        reward=reward,
-        transitions=tuple(made),
-    )
+    return trajectory(index, *made, group=group, reward=reward, status=status)
 
 
 def test_maxrl_divides_by_the_mean_of_the_group() -> None:
@@ -94,8 +82,6 @@ def test_a_constant_baseline_is_taken_off_and_needs_no_group() -> None:
     rollouts = RolloutArrays.from_arrays(returns=[1.0, np.nan, 0.25], group=[0, 1, 2], rollout=[0, 0, 1, 2])
     np.testing.assert_array_equal(reinforce(rollouts, identical(rollouts), baseline=0.5), [0.5, 0.5, np.nan, -0.25])
     assert needs_of_advantage(reinforce) == Needs()
-    with pytest.raises(ConfigError, match=r"advantage\.baseline"):
-        reinforce(rollouts, identical(rollouts), baseline=np.inf)
 
 
 def test_the_length_of_a_rollout_weighs_in_the_baseline_of_opo() -> None:
@@ -204,9 +190,6 @@ def test_generalised_advantages_without_values_are_refused() -> None:
     rollouts = RolloutArrays.from_arrays(returns=[1.0], group=[0], rollout=[0])
     with pytest.raises(TrainerError, match="needs a critic"):
         gae(rollouts, identical(rollouts))
-    for bad in ({"gamma": 1.5}, {"lam": -0.1}, {"over": "turns"}):
-        with pytest.raises(ConfigError, match=f"advantage.{next(iter(bad))}"):
-            gae(rollouts, identical(rollouts), **bad)  # type: ignore[arg-type]
 
 
 def slow_lambda_returns(rewards: list[float], values: list[float], gamma: float, lam: float) -> list[float]:
@@ -259,9 +242,6 @@ def test_learned_credit_of_what_is_not_scored_or_not_trained_and_of_choices() ->
     assert needs_of_credit(learned).critic
     with pytest.raises(TrainerError, match="needs a critic"):
         learned(replace(rollouts, values=None))
-    for bad in ({"gamma": 1.5}, {"lam": -0.1}):
-        with pytest.raises(ConfigError, match=f"credit.{next(iter(bad))}"):
-            learned(rollouts, **bad)
 
 
 def test_the_critic_learns_what_learned_credit_says_unless_the_advantage_gives_it_more() -> None:
@@ -359,8 +339,6 @@ def test_gigpo_compares_transitions_that_stand_in_the_same_state() -> None:
     states = ["start", "8", "9", "start", "9", "start", "b9"]
     expected = slow_gigpo(ts, returns.tolist(), states, omega=0.7)
     np.testing.assert_allclose(gigpo(rollouts, returns, omega=0.7), expected, rtol=1e-9)
-    with pytest.raises(ConfigError, match=r"advantage\.omega"):
-        gigpo(rollouts, returns, omega=-1)
 
 
 def test_equal_outcomes_carry_no_signal_for_gigpo_and_groups_are_kept_apart() -> None:
@@ -419,10 +397,20 @@ def test_an_advantage_of_another_shape_is_refused_by_name() -> None:
         ({"group_size": 0, "advantage": "reinforce"}, "group_size is 0"),
         ({"group_size": 1, "advantage": {"write": "reinforce", "check": "rloo"}}, "write = 'reinforce', check = 'rloo'.* compares"),
         ({"advantage": {}}, "advantage is an empty table"),
-        ({"advantage": {"write": "gpro"}}, r"advantage\.write: no advantage 'gpro'|unknown advantage 'gpro'"),
+        ({"advantage": {"write": "gpro"}}, r"advantage\.write: no advantage 'gpro'|Unknown advantage 'gpro'"),
         ({"advantage": "gea"}, "gae"),
-        ({"advantage": {"name": "gae", "lam": 2}}, r"advantage\.lam is 2"),
-        ({"advantage": {"name": "gigpo", "omega": -1}}, r"advantage\.omega is -1"),
+        ({"advantage": {"name": "gae", "lam": 2}}, r"advantage\.lam is 2\. Use a number from 0 to 1"),
+        ({"advantage": {"name": "gae", "gamma": 1.5}}, r"advantage\.gamma is 1\.5"),
+        ({"advantage": {"name": "gae", "over": "turns"}}, r"advantage\.over is 'turns'\. Use 'tokens' or 'transitions'"),
+        ({"advantage": {"name": "gigpo", "omega": -1}}, r"advantage\.omega is -1\. Use a finite number of at least 0"),
+        ({"advantage": {"name": "gigpo", "omega": np.inf}}, r"advantage\.omega is inf"),
+        ({"advantage": {"name": "grpo", "ddof": 2}}, r"advantage\.ddof is 2\. Use 0 or 1"),
+        ({"advantage": {"name": "grpo", "eps": -1.0}}, r"advantage\.eps is -1\.0"),
+        ({"advantage": {"name": "rloo", "tolerance": np.nan}}, r"advantage\.tolerance is nan"),
+        ({"advantage": {"name": "reinforce_pp", "tolerance": -1}}, r"advantage\.tolerance is -1"),
+        ({"advantage": {"name": "reinforce", "baseline": np.inf}}, r"advantage\.baseline is inf\. Use a finite number"),
+        ({"credit": {"name": "per_step", "rollout_weight": np.inf}}, r"credit\.rollout_weight is inf\. Use a finite number"),
+        ({"credit": {"name": "learned", "lam": -0.1}}, r"credit\.lam is -0\.1"),
         ({"agent_weights": {"write": np.inf}}, r"agent_weights\.write is inf"),
         ({"loss": {"name": "ppo_clip", "clip_low": -0.2}}, r"loss\.clip_low is -0\.2"),
         ({"loss": {"name": "gspo", "clip_high": -1}}, r"loss\.clip_high is -1"),
@@ -431,7 +419,7 @@ def test_an_advantage_of_another_shape_is_refused_by_name() -> None:
         ({"loss": {"name": "ppo_clip", "kl_estimator": "k4"}}, r"loss\.kl_estimator"),
         ({"loss": {"name": "ppo_clip", "correction": "truncate"}}, r"loss\.correction: .*tis"),
         ({"loss": {"name": "ppo_clip", "correction": {"name": "tis", "clip": 0}}}, r"loss\.correction\.clip is 0"),
-        ({"loss": {"name": "ppo_clip", "correction": {"name": "icepop", "low": 1.5}}}, r"low and high are 1\.5 and 2\.0"),
+        ({"loss": {"name": "ppo_clip", "correction": {"name": "icepop", "low": 1.5}}}, r"correction\.low is 1\.5\. Use .*0\.5 is usual"),
         ({"loss": {"name": "ppo_clip", "correction": {"name": "sequence_masking", "level": "token"}}}, "level"),
     ],
 )

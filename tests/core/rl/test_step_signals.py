@@ -11,6 +11,7 @@ import pytest
 from test_trajectory import attempt, call, completion, read, reward, span
 
 from agentlightning.config.parts import build_step_rewards
+from agentlightning.config.schema import Config
 from agentlightning.contracts.hookspecs import hookimpl
 from agentlightning.contracts.store import AttemptRecords
 from agentlightning.errors import ConfigError, RewardError
@@ -18,6 +19,7 @@ from agentlightning.registry.registry import Registry
 from agentlightning.rl.trajectory.step_rewards import STEP_SIGNAL, StepReward
 from agentlightning.rl.trajectory.step_rewards.tools import tool_empty, tool_failed
 from agentlightning.rl.trajectory.step_rewards.truncated import truncated
+from agentlightning.settings import convert, type_hints
 from agentlightning.types import Call, Span, Trajectory
 
 
@@ -129,7 +131,7 @@ def test_what_is_shown_twice_counts_once() -> None:
 @pytest.mark.parametrize(
     ("signal", "said"),
     [
-        (lambda records: records.nothing, r"attempt a1: the signal 'own' raised AttributeError"),
+        (lambda records: records.nothing, r"Attempt a1: the signal 'own' raised AttributeError"),
         (lambda records: [True], r"the signal 'own' returned True. Return spans, calls or completions of the attempt's records"),
         (lambda records: [tool("elsewhere", 0)], r"the signal 'own' returned Span.*Return spans, calls or completions"),
     ],
@@ -149,7 +151,10 @@ def test_step_rewards_are_named_facts_or_own_functions() -> None:
     first, second = build_step_rewards({"refusals": -1, f"{__name__}:lookups": 0.5}, plugins)
     assert (first.name, first.value, first.signal) == ("refusals", -1, refusals)
     assert (second.name, second.signal.__name__) == (f"{__name__}:lookups", "lookups")
-    with pytest.raises(ConfigError, match=r"step_rewards\.refusal: unknown step_signal 'refusal'; did you mean 'refusals'\?"):
+    with pytest.raises(ConfigError, match=r"step_rewards\.refusal: Unknown step signal 'refusal'\. Did you mean 'refusals'\?"):
         build_step_rewards({"refusal": 1}, plugins)
-    with pytest.raises(ConfigError, match=r"step_rewards\.refusals is nan\. Set it to a finite number"):
-        build_step_rewards({"refusals": float("nan")}, plugins)
+
+
+def test_a_step_reward_is_a_finite_number() -> None:
+    with pytest.raises(ConfigError, match=r"step_rewards\.truncated is nan\. Use a finite number"):
+        convert({"truncated": float("nan")}, type_hints(Config)["step_rewards"], "step_rewards")

@@ -336,7 +336,7 @@ def test_the_run_stops_when_selected_agents_are_not_joined() -> None:
         check_joins([read([call(0), call(1)], spans=joined, agents=["write"])], ["write"])
     with pytest.raises(JoinError, match="adapter"):
         check_joins([read(spans=[span("s", call_id="c0")], agents=["write"])], ["write"])
-    with pytest.raises(ConfigError, match="did you mean 'write'"):
+    with pytest.raises(ConfigError, match="Did you mean 'write'"):
         check_joins([read(spans=joined, agents=["wrte"])], ["wrte"])
     check_joins([read(spans=joined, agents=["wr*"])], ["wr*"])
 
@@ -345,7 +345,7 @@ def test_a_selected_agent_that_has_not_acted_yet_is_a_warning(caplog: pytest.Log
     joined = [span("l0", call_id="c0", agent="write")]
     check_joins([read(spans=joined, agents=["write", "rewrite"])], ["write", "rewrite"])
     assert [each.getMessage() for each in caplog.records] == [
-        "agents: unknown agent 'rewrite'; did you mean 'write'? known: write; it is not trained unless it acts later"
+        "agents: Unknown agent 'rewrite'. Did you mean 'write'? Use one of write. It is not trained unless it acts later."
     ]
 
 

@@ -23,7 +23,9 @@ from agentlightning.rl.advantage.rloo import rloo
 from agentlightning.rl.arrays import RolloutArrays
 from agentlightning.rl.batch.build import LossAggregation
 from agentlightning.rl.credit.identical import identical
-from agentlightning.types import Task, Trajectory, Transition
+from agentlightning.testing import rollouts
+from agentlightning.testing.rollouts import conversation
+from agentlightning.types import Trajectory
 
 GROUP, GROUPS = 4, 20_000
 LOGITS = np.array([0.3, -0.4, 0.8])
@@ -59,36 +61,9 @@ VALUES = [
 
 def trajectory(path: tuple[int, ...], index: int, even: bool) -> Trajectory:
     """The action of a turn is the first token of its reply; the others follow from it."""
-    made, history = list[Transition](), np.array([1], np.int32)
-    for turn, action in enumerate(path):
-        length = (1 if action else EVEN - turn) if even else LENGTHS[turn]
-        response = np.full(length, 2 + action, np.int32)
-        made.append(
-            Transition(
-                completion_id=f"{index}.{turn}",
-                call_id=f"{index}.{turn}",
-                prompt_ids=history,
-                response_ids=response,
-                logprobs=np.full(len(response), -1.0, np.float32),
-                versions=np.zeros(len(response), np.int32),
-                temperature=1.0,
-                agent=None,
-                index=turn,
-                turn=turn,
-            )
-        )
-        history = np.concatenate([history, response])
-    return Trajectory(
-        task=Task("t", None),
-        rollout_id=f"{index}",
-        attempt_id="a",
-        group="g",
-        index=index,
-        mode="train",
-        status="succeeded",
-        reward=REWARDS[path],
-        transitions=tuple(made),
-    )
+    lengths = [(1 if action else EVEN - turn) if even else LENGTHS[turn] for turn, action in enumerate(path)]
+    turns = [([2 + action] * length, ()) for action, length in zip(path, lengths, strict=True)]
+    return rollouts.trajectory(index, *conversation([1], turns, id=str(index)), reward=REWARDS[path], rollout_id=str(index))
 
 
 @dataclass(frozen=True)

@@ -470,7 +470,7 @@ ManagedProcess._start = killed
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGHUP])
 async def test_no_program_outlives_a_run_that_is_killed(tmp_path: Path, number: signal.Signals) -> None:
     write(tmp_path, "stubborn.sh", STUBBORN)
-    run = subprocess.Popen([PYTHON, "-c", KILLED], cwd=tmp_path)
+    run = subprocess.Popen([PYTHON, "-c", KILLED], cwd=tmp_path, env={**os.environ, "TMPDIR": str(tmp_path)})
     while not (tmp_path / "pids").exists() or len(pids_of(tmp_path)) < 4:
         assert run.poll() is None
         await asyncio.sleep(0.02)
@@ -483,7 +483,7 @@ async def test_no_program_outlives_a_run_that_is_killed(tmp_path: Path, number: 
 @pytest.mark.skipif(sys.platform != "linux", reason="a program whose session is not known yet is found in /proc")
 async def test_no_program_outlives_a_run_that_is_killed_before_it_knew_that_it_had_started(tmp_path: Path) -> None:
     write(tmp_path, "stubborn.sh", STUBBORN)
-    run = subprocess.Popen([PYTHON, "-c", KILLED_AT_THE_START + KILLED], cwd=tmp_path)
+    run = subprocess.Popen([PYTHON, "-c", KILLED_AT_THE_START + KILLED], cwd=tmp_path, env={**os.environ, "TMPDIR": str(tmp_path)})
     assert await asyncio.to_thread(run.wait, 60) == -signal.SIGKILL
     assert await gone(pids_of(tmp_path))
 

@@ -73,7 +73,7 @@ def config(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> Path
 
 def test_a_program_trains_and_its_run_resumes_from_anywhere(config: Path, tmp_path: Path) -> None:
     run = train_config(load_config(config), progress=False)
-    rows, _ = read_metrics(run.folder)
+    rows = read_metrics(run.folder)
     assert [row["step"] for row in rows] == [1, 2]
     for row in rows:
         assert (row["rollouts"], row["failed"], row["unscored"]) == (6, 0, 0)
@@ -82,7 +82,7 @@ def test_a_program_trains_and_its_run_resumes_from_anywhere(config: Path, tmp_pa
     kept = load_config(RunFolder.open(run.folder).config)
     assert kept.command == f"{sys.executable} their_agent.py"
     more = train_config(dataclasses.replace(kept, steps=3), resume=run.folder, progress=False)
-    assert [row["step"] for row in read_metrics(more.folder)[0]] == [1, 2, 3]
+    assert [row["step"] for row in read_metrics(more.folder)] == [1, 2, 3]
 
 
 def test_a_dry_run_of_a_program_that_asks_another_model_says_what_it_should_read(config: Path) -> None:
@@ -131,7 +131,7 @@ def test_a_program_that_fails_shows_its_own_words(config: Path) -> None:
         (["--command", "sh x.sh", "--model", "m"], "has no config file and no --tasks. Add them"),
         (["--command", "sh x.sh", "--tasks", "t.jsonl", "--model", "m", "--reward", "luck"], "reward is 'luck'. Use 'stdout'"),
         (["--command", "nobody-has-this", "--tasks", "t.jsonl", "--model", "m"], "the program 'nobody-has-this' is not found on PATH"),
-        (["--command", "sh x.sh", "--tasks", "t.jsonl", "--model", "no-such-model"], "unknown model 'no-such-model'"),
+        (["--command", "sh x.sh", "--tasks", "t.jsonl", "--model", "no-such-model"], "Unknown model 'no-such-model'"),
     ],
 )
 def test_what_is_missing_or_wrong_is_one_clear_message(
@@ -163,7 +163,7 @@ def test_a_setting_that_a_command_does_not_honour_is_refused(tmp_path: Path, tex
 
 def test_a_configuration_has_an_agent_or_a_command_and_only_a_command_says_where_its_reward_is(tmp_path: Path) -> None:
     (tmp_path / "run.toml").write_text('tasks = "t.jsonl"\nmodel = "m"\n')
-    with pytest.raises(ConfigError, match="missing 'agent' at the top level"):
+    with pytest.raises(ConfigError, match="Missing 'agent' at the top level"):
         load_config(tmp_path / "run.toml")
     (tmp_path / "run.toml").write_text('agent = "m:f"\nreward = "file"\ntasks = "t.jsonl"\nmodel = "m"\n')
     with pytest.raises(ConfigError, match="reward is 'file', but only a command takes it"):

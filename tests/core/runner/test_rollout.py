@@ -144,9 +144,15 @@ async def test_a_path_is_a_store_file(tmp_path: Path, monkeypatch: pytest.Monkey
 
 def test_an_unknown_scheme_is_refused_with_the_known_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ConfigError, match=r"'postgres'.*known: .*sqlite"):
+    with pytest.raises(ConfigError, match=r"'postgres'.*Use one of .*sqlite"):
         open_store("postgres://host/db")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_store_that_is_none_is_refused_with_what_to_pass(tmp_path: Path) -> None:
+    for store in (3, tmp_path / "agl.db"):
+        with pytest.raises(ConfigError, match=r"store is .*\. Use a store's address"):
+            agl.rollout("task", store=store)  # type: ignore[arg-type]
 
 
 def test_rewards_outside_a_rollout_say_where_they_belong() -> None:

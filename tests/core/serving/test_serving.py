@@ -24,7 +24,7 @@ from agentlightning.errors import UnsupportedSetting
 from agentlightning.serving.serve import served_model
 from agentlightning.stores.common import open_store
 from agentlightning.training.dry_run import dry_run
-from agentlightning.training.progress import Silent
+from agentlightning.training.progress import Progress
 from agentlightning.training.score import rollout_config
 from agentlightning_torch.testing import tiny_model
 
@@ -238,7 +238,7 @@ def test_a_run_is_served_with_the_version_that_was_trained_under_the_name_that_i
         return sum(each.isalpha() for each in answer.choices[0].message.content or "") / 6
 
     run = agl.train(solve, tasks=["a", "b"], model=str(tmp_path / "tiny"), folder=tmp_path, steps=2, tasks_per_step=2, progress=False)
-    files, engine, policy = served_model(run.folder, None, Silent())
+    files, engine, policy = served_model(run.folder, None, Progress())
     assert (files.name, files.path, engine["name"]) == ("tiny", str(run.checkpoint), "torch")
     assert policy is not None
     assert (policy.version, policy.uri) == (run.result["policy_version"], f"file:{run.checkpoint}")

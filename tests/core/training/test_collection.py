@@ -5,13 +5,12 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from openai import AsyncOpenAI
 
 import agentlightning as agl
@@ -29,23 +28,9 @@ from agentlightning.training.run_folder import RunFolder
 from agentlightning.training.train import train_job
 from agentlightning.types import Task, Trajectory
 from agentlightning_torch.engine import TorchEngine
-from agentlightning_torch.testing import tiny_model
 from agentlightning_torch.weights import get_weights
 
 TASKS = [{"id": str(n), "text": text} for n, text in enumerate(["abc", "xyz", "hello", "12+3", "why?", "one two"])]
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return tiny_model(tmp_path_factory.mktemp("model") / "tiny").path
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 class Steps:
@@ -100,7 +85,7 @@ def run(job: Any, steps: Steps | None = None, resume: Path | None = None) -> agl
 
 
 def rows(run: agl.Run) -> list[dict[str, Any]]:
-    return [row for row in read_metrics(run.folder)[0] if row["step"]]
+    return [row for row in read_metrics(run.folder) if row["step"]]
 
 
 def measured(run: agl.Run) -> list[dict[str, Any]]:
@@ -303,14 +288,14 @@ def test_a_conversation_longer_than_the_trainer_takes_is_an_error_or_left_out_an
     [
         ({"collection": {"max_staleness": -1}}, r"collection\.max_staleness is -1\. Use a whole number of at least 0"),
         ({"collection": {"resample": 3}}, r"collection\.resample is 3, but nothing is filtered"),
-        ({"collection": {"filter": "nonzero_varianc"}}, r"collection\.filter: .*did you mean 'nonzero_variance'"),
+        ({"collection": {"filter": "nonzero_varianc"}}, r"collection\.filter: .*Did you mean 'nonzero_variance'"),
         (
             {"collection": {"filter": {"name": "difficulty", "low": 0.9, "high": 0.1}}},
-            r"collection\.filter\.low and high is \(0\.9, 0\.1\)",
+            r"collection\.filter\.low and high are 0\.9 and 0\.1",
         ),
         (
             {"collection": {"filter": {"name": "nonzero_variance", "toler": 1}}},
-            r"unknown key 'toler' in \[collection\.filter\]; did you mean 'tolerance'",
+            r"Unknown key 'toler' in \[collection\.filter\]\. Did you mean 'tolerance'",
         ),
         ({"collection": {"truncated": "punish"}}, r"collection\.truncated is 'punish'"),
         ({"collection": {"overlong": 1}}, r"collection\.overlong is 1"),
@@ -398,5 +383,5 @@ def test_a_curriculum_goes_on_where_it_was() -> None:
     one.next(2)
     other.restore(one.state())
     assert [t.id for _ in range(5) for t in one.next(3)] == [t.id for _ in range(5) for t in other.next(3)]
-    with pytest.raises(ConfigError, match="not those that this run was started with"):
+    with pytest.raises(ConfigError, match="differ from those that this run started with"):
         Curriculum(tasks[:3]).restore(one.state())

@@ -81,6 +81,6 @@ def test_a_dry_run_refuses_what_a_run_would_refuse(config: Any, tmp_path: Path) 
 
 
 def test_a_model_that_is_not_there_leaves_no_folder(config: Any, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="unknown model"):
+    with pytest.raises(ConfigError, match="Unknown model"):
         rollout_config(replace(config, model="smollm"))
     assert not RunFolder.all(tmp_path / "runs")

@@ -33,14 +33,12 @@ def test_numbers_of_numpy_are_written_and_nan_becomes_null(tmp_path: Path) -> No
     assert json.loads((tmp_path / "metrics.jsonl").read_text()) == {"step": 1, "reward": 0.5, "loss": None}
 
 
-def test_a_torn_last_line_is_left_out_and_named(tmp_path: Path) -> None:
+def test_a_torn_last_line_is_left_out_and_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     fill(tmp_path, 2)
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"step": 2, "rew')
-    rows, note = read_metrics(tmp_path)
-    assert [row["step"] for row in rows] == [0, 1]
-    assert note is not None
-    assert "ignoring the last line" in note
+    assert [row["step"] for row in read_metrics(tmp_path)] == [0, 1]
+    assert "ignoring the last line" in caplog.text
 
 
 def test_a_broken_line_in_the_middle_is_an_error_that_names_it(tmp_path: Path) -> None:
@@ -49,22 +47,22 @@ def test_a_broken_line_in_the_middle_is_an_error_that_names_it(tmp_path: Path) -
         read_metrics(tmp_path)
 
 
-def test_appending_after_a_torn_line_keeps_both(tmp_path: Path) -> None:
+def test_appending_after_a_torn_line_keeps_both(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     fill(tmp_path, 1)
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"step": 1, "rew')
     tracker = JSONLines(tmp_path)
     tracker.log({"step": 1})
     tracker.close()
-    rows, note = read_metrics(tmp_path)
-    assert ([row["step"] for row in rows], note) == ([0, 1], None)
+    assert [row["step"] for row in read_metrics(tmp_path)] == [0, 1]
+    assert not caplog.text
     assert (tmp_path / "metrics.jsonl.bak").read_text() == '{"step": 1, "rew\n'
 
 
 def test_steps_beyond_the_resumed_one_are_set_aside_and_never_lost(tmp_path: Path) -> None:
     fill(tmp_path, 5)
     assert cut_metrics(tmp_path, after=2) == 2
-    assert [row["step"] for row in read_metrics(tmp_path)[0]] == [0, 1, 2]
+    assert [row["step"] for row in read_metrics(tmp_path)] == [0, 1, 2]
     fill(tmp_path, 1)  # appends
     assert cut_metrics(tmp_path, after=1) == 1
     aside = [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl.bak").read_text().splitlines()]
@@ -72,5 +70,5 @@ def test_steps_beyond_the_resumed_one_are_set_aside_and_never_lost(tmp_path: Pat
 
 
 def test_a_run_without_metrics_has_no_rows(tmp_path: Path) -> None:
-    assert read_metrics(tmp_path) == ([], None)
+    assert read_metrics(tmp_path) == []
     assert cut_metrics(tmp_path, after=3) == 0

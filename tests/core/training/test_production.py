@@ -5,13 +5,11 @@ from __future__ import annotations
 import asyncio
 import shutil
 import sqlite3
-from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from production_world import TASKS, act, deployed, give_rewards, produce, solve
 
 import agentlightning as agl
@@ -21,8 +19,8 @@ from agentlightning.errors import NotFound, RewardError, StoreError
 from agentlightning.stores.common import open_store
 from agentlightning.training.dry_run import dry_run
 from agentlightning.training.metrics import read_metrics
+from agentlightning.training.production.opening import trained_before
 from agentlightning.training.production.replay import ProductionReplay
-from agentlightning.training.production.steps import trained_before
 from agentlightning.training.run_folder import RunFolder
 from agentlightning_torch.testing import tiny_model
 
@@ -48,14 +46,6 @@ def store(produced: Produced, tmp_path: Path) -> str:
     return f"sqlite:{tmp_path / 'agl.db'}"
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def settings(produced: Produced, store: str, folder: Path, **more: Any) -> dict[str, Any]:
     return {
         "replay": {"store": store},
@@ -71,7 +61,7 @@ def settings(produced: Produced, store: str, folder: Path, **more: Any) -> dict[
 
 
 def rows(run: agl.Run) -> list[dict[str, Any]]:
-    return read_metrics(run.folder)[0]
+    return read_metrics(run.folder)
 
 
 def measured(run: agl.Run) -> list[dict[str, Any]]:

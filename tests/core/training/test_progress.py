@@ -5,7 +5,7 @@ import io
 import pytest
 from rich.console import Console
 
-from agentlightning.training.progress import Silent, TrainingProgress, before_after_table, duration
+from agentlightning.training.progress import Progress, TrainingProgress, before_after_table, duration
 
 
 class Clock:
@@ -54,7 +54,7 @@ def test_on_a_terminal_steps_rollouts_rate_and_time_left_are_shown() -> None:
     progress.rollouts(3, 32, 29, 0.25, 1200)
     clock.now += 4
     file.truncate(0)
-    progress.console.print(progress.picture())
+    Console(file=file, force_terminal=True, width=120).print(progress.picture())
     last = file.getvalue()
     progress.end()
     progress.end()
@@ -79,7 +79,7 @@ def test_the_time_left_counts_only_steps_and_not_the_evaluation_before_them() ->
 
 
 def test_the_silent_progress_takes_everything() -> None:
-    silent = Silent()
+    silent = Progress()
     silent.begin(3)
     silent.phase("training", 0.5)
     silent.rollouts(1, 2, 1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,13 +13,14 @@ from hypothesis import strategies as st
 
 from agentlightning.algorithms.lightning import LightningRL
 from agentlightning.contracts.store import LightningStore
+from agentlightning.rl.trajectory.build import trajectory
 from agentlightning.stores.common import open_store
 from agentlightning.training.controls import Controls, Stopped
 from agentlightning.training.production.reading import ReplayReader
 from agentlightning.training.production.replay import ProductionReplay
 from agentlightning.training.production.states import ReplayRollout, State, choose
-from agentlightning.training.progress import Silent
-from agentlightning.training.rollouts import TrajectoryReader
+from agentlightning.training.progress import Progress
+from agentlightning.training.rollouts import ReadTrajectory
 from agentlightning.types import Call, Completion, Mode, Reward, Rollout, Sampling, Task
 
 OURS = "0123456789abcdef"
@@ -58,16 +60,16 @@ def source_of(
     store: LightningStore,
     *,
     compares: bool = False,
-    reading: TrajectoryReader | None = None,
+    reading: ReadTrajectory = trajectory,
     stop: asyncio.Event | None = None,
     **more: Any,
 ) -> ProductionReplay:
-    reader = ReplayReader(store, reading or TrajectoryReader(), OURS)
-    return ProductionReplay(reader, Controls(Silent(), stop or asyncio.Event()), compares=compares, **more)
+    reader = ReplayReader(store, reading, OURS)
+    return ProductionReplay(reader, Controls(Progress(), stop or asyncio.Event()), compares=compares, tasks_per_step=1, **more)
 
 
 async def ids(source: ProductionReplay, tasks: int, group_size: int) -> list[str]:
-    return [each.rollout_id for each in await source.next(tasks, group_size)]
+    return [each.rollout_id for each in await source.take(tasks, group_size)]
 
 
 async def test_rollouts_come_in_the_order_of_their_end_each_once_and_the_last_step_takes_the_rest() -> None:
@@ -95,7 +97,7 @@ async def test_the_store_is_read_only_as_far_as_a_step_needs() -> None:
         return await read(rollout_id)
 
     store.read = counted  # type: ignore[method-assign]
-    await source_of(store).next(2, 1)
+    await source_of(store).take(2, 1)
     assert len(set(seen)) == 2
 
 
@@ -106,7 +108,7 @@ async def test_an_algorithm_that_compares_waits_for_whole_groups_and_takes_small
     alone = await acted(store, "alone", 1.0)
     a += [await acted(store, "a", 2.0), await acted(store, "a", 3.0), await acted(store, "a", 4.0)]
     source = source_of(store, compares=True)
-    first = await source.next(1, 3)
+    first = await source.take(1, 3)
     assert [each.rollout_id for each in first] == b, "the group that was whole first"
     assert [(each.group, each.index) for each in first] == [("b", 0), ("b", 1), ("b", 2)]
     assert await ids(source, 1, 3) == a[:3]
@@ -120,7 +122,7 @@ async def test_an_algorithm_that_compares_waits_for_whole_groups_and_takes_small
 async def test_two_groups_of_a_task_in_one_step_are_one_larger_group() -> None:
     store = open_store("memory:")
     made = [await acted(store, "a", float(n)) for n in range(4)]
-    found = await source_of(store, compares=True).next(2, 2)
+    found = await source_of(store, compares=True).take(2, 2)
     assert [(each.rollout_id, each.group, each.index) for each in found] == [(each, "a", n) for n, each in enumerate(made)]
 
 
@@ -131,7 +133,7 @@ async def test_a_scored_rollout_with_nothing_to_train_counts_in_the_baseline_of_
     greedy = await acted(store, "a", 0.0, sampling=Sampling(temperature=0))
     one, two = await acted(store, "a", 1.0), await acted(store, "a", 1.0)
     source = source_of(store, compares=True)
-    found = await source.next(1, 2)
+    found = await source.take(1, 2)
     assert [each.rollout_id for each in found] == [silent, greedy, one, two], "of another model is no baseline"
     assert foreign not in {each.rollout_id for each in found}
     assert source.counts() == {"replay.waiting": 0, "replay.unscored": 0, "replay.excluded": 1}
@@ -182,7 +184,7 @@ async def test_replies_of_another_tokenizer_in_a_rollout_of_ours_are_left_out_by
         sampling=Sampling(), finish_reason="stop", tokenizer="another",
     )  # fmt: skip
     await store.record([other, call])
-    [found] = await source_of(store).next(1, 1)
+    [found] = await source_of(store).take(1, 1)
     assert [(each.trained, each.reason) for each in found.transitions] == [
         (True, None),
         (False, "recorded with another tokenizer than that of the model that is trained"),
@@ -201,7 +203,7 @@ async def test_a_late_reward_makes_a_rollout_ready_and_one_of_a_taken_rollout_ch
     assert not await source.more()
     await reward(store, late, 0.5)
     assert await source.more()
-    [found] = await source.next(3, 1)
+    [found] = await source.take(3, 1)
     assert (found.rollout_id, found.reward) == (late, 0.5)
     assert not await source.more()
 
@@ -233,11 +235,11 @@ async def test_of_one_task_the_rollout_that_ended_first_is_taken_first_whenever_
 async def test_a_reward_with_a_weight_is_waited_for_where_others_are_there() -> None:
     store = open_store("memory:")
     rollout_id = await acted(store, "a", 1.0)
-    source = source_of(store, reading=TrajectoryReader(reward_weights={"thumbs": 1.0, "reward-0": 0.5}))
+    source = source_of(store, reading=partial(trajectory, reward_weights={"thumbs": 1.0, "reward-0": 0.5}))
     assert not await source.more()
     await reward(store, rollout_id, 1.0, "thumbs")
     assert await source.more()
-    [found] = await source.next(1, 1)
+    [found] = await source.take(1, 1)
     assert found.reward == 1.5
 
 
@@ -247,7 +249,7 @@ async def test_it_waits_for_rollouts_by_notice_and_for_rewards_by_looking_again(
     late = await acted(store, "a")
     source = source_of(store, wait=True)
     assert await source.more(), "more may always come"
-    step = asyncio.create_task(source.next(2, 1))
+    step = asyncio.create_task(source.take(2, 1))
     await asyncio.sleep(0.1)
     assert not step.done()
     await reward(store, late, 1.0)
@@ -268,7 +270,7 @@ async def test_waiting_looks_ever_less_often_at_one_without_a_reward(monkeypatch
         return await read(rollout_id)
 
     store.read = counted  # type: ignore[method-assign]
-    step = asyncio.create_task(source_of(store, wait=True, stop=stop).next(1, 1))
+    step = asyncio.create_task(source_of(store, wait=True, stop=stop).take(1, 1))
     await asyncio.sleep(1.2)
     stop.set()
     with pytest.raises(Stopped):

@@ -20,8 +20,9 @@ from agentlightning.config.parts import Part
 from agentlightning.contracts.batch import Batch
 from agentlightning.contracts.loss import LossSettings
 from agentlightning.rl.marks import Needs
-from agentlightning.types import Task, Trajectory, Transition
+from agentlightning.types import Trajectory
 from agentlightning_torch.trainer import Settings, TorchTrainer
+from world import two_groups
 
 GROUPS = "gggghhh"
 REWARDS = np.array([0.1, 0.9, 0.4, 0.6, 0.2, 1.0, 0.35])
@@ -31,33 +32,7 @@ STEP = 0.3
 """Learning rate of the plain steps between two gradients."""
 
 
-def rollouts() -> list[Trajectory]:
-    """Two turns each; the second prompt continues the first reply."""
-    rng = np.random.default_rng(0)
-    prompts, trajectories = {group: rng.integers(5, 60, 6).tolist() for group in "gh"}, list[Trajectory]()
-    for k, group in enumerate(GROUPS):
-        history, transitions = prompts[group], list[Transition]()
-        for turn in range(2):
-            reply = rng.integers(5, 60, 3 + (k + turn) % 3).tolist()
-            transitions.append(
-                Transition(
-                    completion_id=f"c{k}.{turn}", call_id=f"c{k}.{turn}", prompt_ids=np.array(history, np.int32),
-                    response_ids=np.array(reply, np.int32), logprobs=np.full(len(reply), -4.0, np.float32),
-                    versions=np.zeros(len(reply), np.int32), temperature=0.7 if turn else 1.0, agent=None, index=turn, turn=turn,
-                    continues=turn - 1 if turn else None,
-                )
-            )  # fmt: skip
-            history = [*history, *reply, 40 + turn, 41]
-        trajectories.append(
-            Trajectory(
-                task=Task(group, None), rollout_id=f"r{k}", attempt_id=f"a{k}", group=group, index=k, mode="train", status="succeeded",
-                reward=float(REWARDS[k]), transitions=tuple(transitions),
-            )
-        )  # fmt: skip
-    return trajectories
-
-
-ROLLOUTS = rollouts()
+ROLLOUTS = two_groups(REWARDS)
 LENGTHS = np.array([[len(t.response_ids) for t in rollout.transitions] for rollout in ROLLOUTS])  # (rollouts, turns)
 
 

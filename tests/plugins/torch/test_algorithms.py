@@ -72,7 +72,7 @@ def test_ppo_with_a_critic_raises_the_greedy_reward_of_the_tiny_tool_task(model:
     greedy = run.result["eval"]["greedy"]
     assert greedy["before"] < 0.3
     assert greedy["after"] > 0.8
-    rows = [row for row in read_metrics(run.folder)[0] if "loss" in row]
+    rows = [row for row in read_metrics(run.folder) if "loss" in row]
     assert all({"value_loss", "explained_variance"} <= row.keys() for row in rows if row["step"] > 1)
 
 
@@ -82,7 +82,7 @@ def test_rollouts_that_run_two_steps_ahead_teach_it_as_well(model: str, tmp_path
     greedy = run.result["eval"]["greedy"]
     assert greedy["before"] < 0.3
     assert greedy["after"] > 0.8
-    assert max(row["version_gap_max"] for row in read_metrics(run.folder)[0] if "version_gap_max" in row) == 2
+    assert max(row["version_gap_max"] for row in read_metrics(run.folder) if "version_gap_max" in row) == 2
 
 
 async def records(folder: RunFolder) -> list[tuple[str, list[str], float]]:
@@ -99,7 +99,7 @@ def test_what_is_observed_of_a_step_is_in_the_returns_of_the_run_and_not_in_its_
     run = train(model, tmp_path, {"credit": "per_step", "advantage": "rloo"}, steps=1, step_rewards=step_rewards)
     folder = RunFolder.open(run.folder)
     learned, seen = folder.read_batch(1), asyncio.run(records(folder))
-    (row,) = [row for row in read_metrics(run.folder)[0] if "loss" in row]
+    (row,) = [row for row in read_metrics(run.folder) if "loss" in row]
     assert len(seen) == 32
     assert row["step_signals.truncated"] == sum(ended.count("length") for _, ended, _ in seen) > 0
     for name, ended, outcome in seen:

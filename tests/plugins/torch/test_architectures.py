@@ -51,11 +51,9 @@ def scripts() -> ModuleType:
     """`benchmarks/models/architectures.py`."""
     sys.path.insert(0, str(SCRIPTS))
     try:
-        module = importlib.import_module("architectures")
+        return importlib.import_module("architectures")
     finally:
         sys.path.remove(str(SCRIPTS))
-    module.quiet()
-    return module
 
 
 def save(scripts: ModuleType, name: str, folder: Path) -> ModelFiles:

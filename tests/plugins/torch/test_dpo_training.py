@@ -18,8 +18,9 @@ from agentlightning.errors import TrainerError
 from agentlightning.rl.batch.build import make_batch
 from agentlightning.rl.batch.packs import cut_packs
 from agentlightning.rl.loss import DPOLoss, PPOClip
-from agentlightning.types import Task, Trajectory, Transition
+from agentlightning.types import Trajectory
 from agentlightning_torch.trainer import Settings, TorchTrainer
+from world import two_groups
 
 PAIRS = [(0, 1), (3, 2), (4, 5)]
 """Two of one group, and one of another."""
@@ -27,33 +28,8 @@ STEP = 0.3
 """Learning rate of the plain steps that the gradients are compared along."""
 
 
-def rollouts() -> list[Trajectory]:
-    """Of two turns, four below one prompt and three below another; the last one is in no pair."""
-    rng = np.random.default_rng(0)
-    shared, found = {group: rng.integers(5, 60, 6).tolist() for group in "gh"}, list[Trajectory]()
-    for k, group in enumerate("gggghhh"):
-        history, transitions = shared[group], list[Transition]()
-        for turn in range(2):
-            reply = rng.integers(5, 60, 3 + (k + turn) % 3).tolist()
-            transitions.append(
-                Transition(
-                    completion_id=f"c{k}.{turn}", call_id="", prompt_ids=np.array(history, np.int32),
-                    response_ids=np.array(reply, np.int32), logprobs=np.full(len(reply), -4.0, np.float32),
-                    versions=np.zeros(len(reply), np.int32), temperature=0.7 if turn else 1.0, agent=None, index=turn, turn=turn,
-                )
-            )  # fmt: skip
-            history = [*history, *reply, 40 + turn, 41]
-        found.append(
-            Trajectory(
-                task=Task(group, None), rollout_id=f"r{k}", attempt_id=f"a{k}", group=group, index=k, mode="train", status="succeeded",
-                reward=1.0, transitions=tuple(transitions),
-            )
-        )  # fmt: skip
-    return found
-
-
 def batch_of(pairs: list[tuple[int, int]]) -> Batch:
-    some = rollouts()
+    some = two_groups()
     return make_batch(some, preferred(some, pairs), loss_aggregation="pair_mean", pairs=pairs)
 
 
@@ -69,7 +45,7 @@ def plain(model: Any, rollout: Trajectory) -> torch.Tensor:
 
 def margins(model: Any, reference: Any, beta: float, pairs: list[tuple[int, int]]) -> torch.Tensor:
     """(pairs,) z, as in the paper."""
-    some = rollouts()
+    some = two_groups()
     with torch.no_grad():
         ref = [plain(reference, each) for each in some]
     gain = [plain(model, each) - r for each, r in zip(some, ref, strict=True)]
@@ -164,11 +140,11 @@ async def test_what_is_preferred_becomes_likelier_than_the_rejected_against_the_
 
 
 async def test_pairs_and_the_loss_that_compares_them_go_together(model: ModelFiles):
-    some = rollouts()
+    some = two_groups()
     async with training(model) as (trainer, found):
-        with pytest.raises(TrainerError, match="loss 'dpo' was given a batch with no pairs"):
+        with pytest.raises(TrainerError, match="Loss 'dpo' received a batch with no pairs"):
             await trainer.step(make_batch(some, [np.ones(2)] * len(some)), DPOLoss())
-        with pytest.raises(TrainerError, match="loss 'ppo_clip' was given a batch with pairs"):
+        with pytest.raises(TrainerError, match="Loss 'ppo_clip' received a batch with pairs"):
             await trainer.step(batch_of(PAIRS), PPOClip())
         policy, metrics = await trainer.step(batch_of([]), DPOLoss())
         assert (policy.version, metrics["tokens_trained"], found) == (0, 0, [])

@@ -211,8 +211,8 @@ async def test_a_reply_ends_at_the_context_and_a_prompt_without_room_is_refused(
     ("ids", "settings", "said"),
     [
         ([], {}, "empty"),
-        ([5, VOCABULARY], {}, "another tokenizer"),
-        ([-1], {}, "another tokenizer"),
+        ([5, VOCABULARY], {}, "Use the tokenizer of this model"),
+        ([-1], {}, "Use the tokenizer of this model"),
         ([5], {"temperature": -1.0}, "temperature >= 0"),
         ([5], {"top_p": 0.0}, "top_p"),
         ([5], {"max_tokens": 0}, "at least 1"),

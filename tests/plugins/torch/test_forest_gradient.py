@@ -13,7 +13,8 @@ from transformers.masking_utils import chunked_causal_mask_function, sliding_win
 from agentlightning.contracts.batch import Batch
 from agentlightning.rl.batch.build import make_batch
 from agentlightning.rl.batch.packs import Pack, cut_packs, leaf_rows, transition_rows
-from agentlightning.types import Task, Trajectory, Transition
+from agentlightning.testing.rollouts import trajectory, transition
+from agentlightning.types import Transition
 from agentlightning_torch import attention
 from agentlightning_torch.attention import BLOCK, NAME, Visible, forest_attention, forest_pass
 from agentlightning_torch.forward import group_rows, score_forest, score_rows
@@ -58,34 +59,10 @@ def random_batch(seed: int) -> Batch:
             for _ in range(rng.randint(1, 4)):
                 prompt = rng.choice(histories) + tokens(0, 5)
                 response = tokens(1, 6)
-                transitions.append(
-                    Transition(
-                        completion_id=f"{group}{index}{len(transitions)}",
-                        call_id="",
-                        prompt_ids=np.array(prompt, np.int32),
-                        response_ids=np.array(response, np.int32),
-                        logprobs=np.full(len(response), -3, np.float32),
-                        versions=np.zeros(len(response), np.int32),
-                        temperature=rng.choice((0.7, 1.0)),
-                        agent=None,
-                        index=len(transitions),
-                        turn=0,
-                    )
-                )
+                fields = {"logprobs": -3.0, "temperature": rng.choice((0.7, 1.0)), "turn": 0}
+                transitions.append(transition(len(transitions), prompt, response, id=f"{group}{index}{len(transitions)}", **fields))
                 histories.append(prompt + response)
-            found.append(
-                Trajectory(
-                    task=Task(group, None),
-                    rollout_id=f"{group}{index}",
-                    attempt_id=f"{group}{index}",
-                    group=group,
-                    index=index,
-                    mode="train",
-                    status="succeeded",
-                    reward=0.0,
-                    transitions=tuple(transitions),
-                )
-            )
+            found.append(trajectory(index, *transitions, group=group, reward=0.0))
     return make_batch(found, [np.array([rng.uniform(-1, 1) for _ in t.transitions]) for t in found])
 
 

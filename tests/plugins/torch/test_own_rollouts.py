@@ -61,9 +61,7 @@ def settings(model: ModelFiles, folder: Path, **more: Any) -> dict[str, Any]:
 
 
 def rows(run: agl.Run) -> list[dict[str, Any]]:
-    return [
-        {key: value for key, value in row.items() if not key.startswith(("seconds", "tokens_per"))} for row in read_metrics(run.folder)[0]
-    ]
+    return [{key: value for key, value in row.items() if not key.startswith(("seconds", "tokens_per"))} for row in read_metrics(run.folder)]
 
 
 def test_a_run_trains_pairs_and_names_what_is_in_none(model: ModelFiles, tmp_path: Path):

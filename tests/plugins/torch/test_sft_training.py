@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from msgspec import structs
 from openai import AsyncOpenAI
 from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
@@ -20,9 +21,10 @@ from agentlightning.contracts.model import ModelFiles
 from agentlightning.errors import ConfigError
 from agentlightning.rl.batch.build import make_batch
 from agentlightning.rl.loss import SFTLoss
+from agentlightning.testing.rollouts import conversation, trajectory
 from agentlightning.training.metrics import read_metrics
 from agentlightning.training.run_folder import RunFolder
-from agentlightning.types import Task, Trajectory, Transition
+from agentlightning.types import Trajectory
 from agentlightning_torch.trainer import Settings, TorchTrainer
 
 TASKS = [{"id": str(n), "text": text} for n, text in enumerate(["abc", "xyz", "hello", "12+3", "why?", "one two"])]
@@ -30,21 +32,10 @@ TASKS = [{"id": str(n), "text": text} for n, text in enumerate(["abc", "xyz", "h
 
 def shown(index: int, history: list[int], replies: list[list[int]]) -> Trajectory:
     """A rollout whose replies were demonstrated, each going on from the one before."""
-    transitions: list[Transition] = []
-    for turn, reply in enumerate(replies):
-        transitions.append(
-            Transition(
-                completion_id=f"c{index}.{turn}", call_id="", prompt_ids=np.array(history, np.int32),
-                response_ids=np.array(reply, np.int32), logprobs=None, versions=np.full(len(reply), -1, np.int32),
-                temperature=1.0, agent=None, index=turn, turn=turn,
-                demonstrated=True, continues=turn - 1 if turn else None,
-            )
-        )  # fmt: skip
-        history = [*history, *reply, 40 + turn, 41]
-    return Trajectory(
-        task=Task(str(index), None), rollout_id=f"r{index}", attempt_id=f"a{index}", group=str(index), index=0, mode="train",
-        status="succeeded", reward=1.0, transitions=tuple(transitions),
-    )  # fmt: skip
+    turns = [(reply, (40 + turn, 41)) for turn, reply in enumerate(replies)]
+    transitions = conversation(history, turns, id=f"c{index}", logprobs=None, versions=-1, demonstrated=True)
+    continued = [structs.replace(each, continues=each.index - 1 if each.index else None) for each in transitions]
+    return trajectory(0, *continued, group=str(index))
 
 
 @pytest.mark.parametrize("tokens_per_pack", [4096, 24], ids=["one pack", "several packs"])
@@ -130,7 +121,7 @@ def settings(model: ModelFiles, folder: Path, **more: Any) -> dict[str, Any]:
 
 
 def rows(run: agl.Run) -> list[dict[str, Any]]:
-    return read_metrics(run.folder)[0]
+    return read_metrics(run.folder)
 
 
 def test_a_run_learns_what_it_is_shown_and_nothing_of_a_wrong_demonstration(

@@ -9,24 +9,23 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, Gemma2Config, Gemma2ForCausalLM
 
-from agentlightning.contracts.batch import Batch
 from agentlightning.contracts.loss import CustomLoss, LossSettings
 from agentlightning.contracts.model import ModelFiles
-from agentlightning.errors import ConfigError, NonFinite, TrainerError, UnsupportedSetting
-from agentlightning.rl.batch.build import make_batch
-from agentlightning.rl.loss import CISPO, PPOClip
+from agentlightning.errors import ConfigError, NonFinite, PluginError, TrainerError, UnsupportedSetting
+from agentlightning.rl.loss import CISPO, FunctionLoss, PPOClip
 from agentlightning.rl.schedule import learning_rate
 from agentlightning.training.weight_sync import WeightCheck, folder_of
-from agentlightning.types import Task, Trajectory, Transition
 from agentlightning_torch import checkpoint
 from agentlightning_torch.testing import tiny_model
 from agentlightning_torch.trainer import Settings, TorchTrainer
+from world import two_turns
 
 
 @pytest.fixture(scope="module")
@@ -41,46 +40,6 @@ async def training(files: ModelFiles, **settings) -> AsyncIterator[TorchTrainer]
         yield trainer
     finally:
         await trainer.close()
-
-
-def two_turns(seed: int = 0, advantages: tuple[float, ...] = (1.0, -1.0, 0.5, -0.5)) -> Batch:
-    """Rollouts of two turns each below one prompt of 20 tokens."""
-    rng = np.random.default_rng(seed)
-    shared = rng.integers(5, 60, 20)
-    found = []
-    for index in range(len(advantages)):
-        history, transitions = shared, []
-        for turn in range(2):
-            response = rng.integers(5, 60, 6)
-            transitions.append(
-                Transition(
-                    completion_id=f"c{index}.{turn}",
-                    call_id="",
-                    prompt_ids=history.astype(np.int32),
-                    response_ids=response.astype(np.int32),
-                    logprobs=np.full(6, -4.0, np.float32),
-                    versions=np.zeros(6, np.int32),
-                    temperature=1.0,
-                    agent=None,
-                    index=turn,
-                    turn=turn,
-                )
-            )
-            history = np.concatenate([history, response, rng.integers(5, 60, 4)])
-        found.append(
-            Trajectory(
-                task=Task("t", None),
-                rollout_id=f"r{index}",
-                attempt_id=f"a{index}",
-                group="g",
-                index=index,
-                mode="train",
-                status="succeeded",
-                reward=1.0,
-                transitions=tuple(transitions),
-            )
-        )
-    return make_batch(found, [np.full(2, a) for a in advantages])
 
 
 def state(trainer: TorchTrainer) -> dict[str, torch.Tensor]:
@@ -208,6 +167,19 @@ async def test_a_loss_that_is_not_finite_leaves_weights_and_moments_untouched(fi
         assert math.isfinite(metrics["loss"])
 
 
+@pytest.mark.parametrize(
+    ("term", "error", "says"),
+    [
+        (lambda logprobs, *_: logprobs.detach(), TrainerError, "loss 'own' returned a term without a gradient"),
+        (lambda logprobs, *_: logprobs.missing, PluginError, r"algorithm\.loss 'own' raised AttributeError: .*missing.*line"),
+    ],
+)
+async def test_a_loss_of_ones_own_that_cannot_train_is_named(files: ModelFiles, term: Any, error: type[Exception], says: str):
+    async with training(files) as trainer:
+        with pytest.raises(error, match=says):
+            await trainer.step(two_turns(), FunctionLoss(name="own", function=term))
+
+
 async def test_a_gradient_that_is_not_finite_leaves_weights_and_moments_untouched(files: ModelFiles):
     async with training(files) as trainer:
         before = state(trainer)
@@ -279,7 +251,7 @@ async def test_a_checkpoint_loads_with_plain_transformers_and_gives_the_same_log
 async def test_a_checkpoint_that_does_not_fit_is_refused_by_name(files: ModelFiles, tmp_path: Path):
     async with training(files, train="top:1") as trainer:
         await trainer.save(tmp_path / "c")
-        with pytest.raises(TrainerError, match="is no checkpoint to resume"):
+        with pytest.raises(TrainerError, match="is not a checkpoint that can resume"):
             await trainer.restore(tmp_path / "nothing")
         (tmp_path / "file").write_text("")
         with pytest.raises(TrainerError, match="could not be written"):

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from msgspec import structs
 from verl_numbers import CLIP, GSPO, LENGTH, VALUE_CLIP, inputs
 from verl_world import PYTHON
 
@@ -34,7 +35,8 @@ from agentlightning.rl.correction.tis import TruncatedImportanceSampling
 from agentlightning.rl.credit.identical import identical
 from agentlightning.rl.loss import CISPO, PPOClip
 from agentlightning.rl.loss import GSPO as GSPOLoss
-from agentlightning.types import Task, Trajectory, Transition
+from agentlightning.testing.rollouts import conversation, trajectory
+from agentlightning.types import Trajectory, floats
 from agentlightning_torch.forward import Scores
 from agentlightning_torch.losses.kl import kl_term
 from agentlightning_torch.losses.value import value_term
@@ -71,37 +73,12 @@ def trajectories(given: dict[str, Any]) -> list[Trajectory]:
     """Of two turns each, with the recorded log-probabilities."""
     recorded, found, at = flat(given, given["recorded"]), list[Trajectory](), 0
     for index, (replies, group) in enumerate(zip(given["replies"], given["group"], strict=True)):
-        history, transitions = [1], list[Transition]()
+        turns = [(np.full(length, 2 + turn), (9,)) for turn, length in enumerate(replies)]
+        transitions = conversation([1], turns, id=str(index))
         for turn, length in enumerate(replies):
-            transitions.append(
-                Transition(
-                    completion_id=f"{index}.{turn}",
-                    call_id=f"{index}.{turn}",
-                    prompt_ids=np.array(history, np.int32),
-                    response_ids=np.full(length, 2 + turn, np.int32),
-                    logprobs=recorded[at : at + length].astype(np.float32),
-                    versions=np.zeros(length, np.int32),
-                    temperature=1.0,
-                    agent=None,
-                    index=turn,
-                    turn=turn,
-                )
-            )
-            history = [*history, *transitions[-1].response_ids.tolist(), 9]
+            transitions[turn] = structs.replace(transitions[turn], logprobs=floats(recorded[at : at + length]))
             at += length
-        found.append(
-            Trajectory(
-                task=Task(str(group), None),
-                rollout_id=str(index),
-                attempt_id=str(index),
-                group=str(group),
-                index=index,
-                mode="train",
-                status="succeeded",
-                reward=given["reward"][index],
-                transitions=tuple(transitions),
-            )
-        )
+        found.append(trajectory(index, *transitions, group=str(group), reward=given["reward"][index]))
     return found
 
 

@@ -101,12 +101,12 @@ def test_a_wrong_setting_is_named(settings: dict[str, Any], message: str) -> Non
 
 @pytest.mark.parametrize("key", ["adv_estimator", "critic", "ref", "kl_loss_coef", "entropy_coeff", "loss_agg_mode"])
 def test_a_setting_of_verls_that_would_be_ignored_is_refused_by_name(key: str) -> None:
-    with pytest.raises(ConfigError, match=f"unknown key '{key}' in .trainer."):
+    with pytest.raises(ConfigError, match=f"Unknown key '{key}' in .trainer."):
         Part.parse("trainers", {"name": "verl", key: 1}, "trainer").make()
 
 
 async def test_a_python_without_verl_is_named_with_the_way_out(tmp_path: Any) -> None:
-    with pytest.raises(ConfigError, match=r"is no program\. Run: pip install"):
+    with pytest.raises(ConfigError, match=r"is not a program\. Run: pip install"):
         await VerlTrainer.create(ModelFiles("m", "m"), VerlSettings(python="/no/python"), {})
     bare = tmp_path / "python"
     bare.write_text("#!/bin/sh\necho 'PackageNotFoundError: verl' >&2\nexit 1\n")

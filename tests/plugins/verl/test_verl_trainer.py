@@ -109,7 +109,7 @@ async def test_a_checkpoint_goes_on_as_if_nothing_had_been(pair: Any, files: Mod
     AutoModelForCausalLM.from_pretrained(tmp_path / "checkpoint")
     assert AutoTokenizer.from_pretrained(tmp_path / "checkpoint").eos_token_id is not None
     (tmp_path / "bare").mkdir()
-    with pytest.raises(TrainerError, match="is no checkpoint to resume"):
+    with pytest.raises(TrainerError, match="is not a checkpoint that can resume"):
         await verl.restore(tmp_path / "bare")
 
 
@@ -169,7 +169,7 @@ def test_a_run_trains_with_verl_and_every_step_is_the_torch_trainers(files: Mode
         eval={"every": 2, "samples": 4},
         progress=False,
     )
-    rows = read_metrics(run.folder)[0]
+    rows = read_metrics(run.folder)
     print(*(f"step {row['step']} reward {row['reward']:.3f}" for row in rows if "reward" in row), run.result["eval"], sep="\n")
     assert len(Both.seen) >= 5
     for number, seen in enumerate(Both.seen):

@@ -15,8 +15,9 @@ from agentlightning.contracts.loss import LossSettings
 from agentlightning.contracts.model import ModelFiles, Share
 from agentlightning.contracts.trainer import Capabilities, Trainer, TrainerSettings
 from agentlightning.rl.batch.build import make_batch
+from agentlightning.testing.rollouts import conversation, trajectory
 from agentlightning.training.weight_sync import WeightCheck
-from agentlightning.types import Policy, Task, Trajectory, Transition
+from agentlightning.types import Policy, Trajectory
 from agentlightning_torch.trainer import Settings as TorchSettings
 from agentlightning_torch.trainer import TorchTrainer
 from agentlightning_verl.settings import VerlSettings
@@ -30,40 +31,12 @@ LR = 1e-3
 def batch_of(seed: int = 0, *, temperature: float = 1.0, advantages: tuple[float, ...] = (1.0, -1.0, 0.5, -0.2, 0.3)) -> Batch:
     """Rollouts of two turns below one prompt, of different lengths."""
     rng = np.random.default_rng(seed)
-    shared, found = rng.integers(5, 250, 20), []
+    shared, trajectories = rng.integers(5, 250, 20), list[Trajectory]()
     for index in range(len(advantages)):
-        history, transitions = shared, []
-        for turn in range(2):
-            response = rng.integers(5, 250, 4 + index)
-            transitions.append(
-                Transition(
-                    completion_id=f"c{index}.{turn}",
-                    call_id="",
-                    prompt_ids=history.astype(np.int32),
-                    response_ids=response.astype(np.int32),
-                    logprobs=rng.normal(-5, 0.5, len(response)).astype(np.float32),
-                    versions=np.zeros(len(response), np.int32),
-                    temperature=temperature,
-                    agent=None,
-                    index=turn,
-                    turn=turn,
-                )
-            )
-            history = np.concatenate([history, response, rng.integers(5, 250, 4)])
-        found.append(
-            Trajectory(
-                task=Task("t", None),
-                rollout_id=f"r{index}",
-                attempt_id=f"a{index}",
-                group="g",
-                index=index,
-                mode="train",
-                status="succeeded",
-                reward=1.0,
-                transitions=tuple(transitions),
-            )
-        )
-    return make_batch(found, [np.full(2, a) for a in advantages])
+        turns = [(rng.integers(5, 250, 4 + index), rng.integers(5, 250, 4)) for _ in range(2)]
+        recorded = rng.normal(-5, 0.5, 4 + index)
+        trajectories.append(trajectory(index, *conversation(shared, turns, id=f"c{index}", logprobs=recorded, temperature=temperature)))
+    return make_batch(trajectories, [np.full(2, advantage) for advantage in advantages])
 
 
 @dataclass(frozen=True, kw_only=True)

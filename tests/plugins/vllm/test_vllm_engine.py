@@ -363,7 +363,7 @@ def test_a_wrong_setting_is_named_before_anything_starts(settings: dict[str, Any
 
 
 async def test_a_python_without_vllm_and_a_context_that_is_too_long_are_named(files: ModelFiles, python: str, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"is no program\. Expected a Python with vLLM"):
+    with pytest.raises(ConfigError, match=r"is not a program\. Expected a Python with vLLM"):
         await VllmEngine.create(files, VllmSettings(python="/no/such/python"), {})
     bare = tmp_path / "bare"
     bare.write_text("#!/bin/sh\necho '{}'\n")

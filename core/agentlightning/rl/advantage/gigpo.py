@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
+from typing import Literal
 
 import numpy as np
 
-from agentlightning.rl.advantage.groups import Groups, check, check_eps
+from agentlightning.rl.advantage.groups import Groups
 from agentlightning.rl.advantage.grpo import grpo
 from agentlightning.rl.arrays import RolloutArrays
 from agentlightning.rl.marks import reads_rewards
+from agentlightning.settings import FiniteNonNegative
 from agentlightning.types import Bools, Doubles, Ints
 
 
@@ -19,11 +20,11 @@ def gigpo(
     rollouts: RolloutArrays,
     returns: Doubles,
     *,
-    omega: float = 1.0,
+    omega: FiniteNonNegative = 1.0,
     std: bool = True,
-    ddof: int = 1,
-    eps: float = 1e-6,
-    tolerance: float = 1e-6,
+    ddof: Literal[0, 1] = 1,
+    eps: FiniteNonNegative = 1e-6,
+    tolerance: FiniteNonNegative = 1e-6,
 ) -> Doubles:
     """A = A_episode + omega A_step. Source: arXiv 2505.10978.
 
@@ -32,9 +33,6 @@ def gigpo(
     transition alone in its state. The state is the agent's new observation: its name, and the tokens that its prompt adds to the
     transition that it continues (the full prompt if it continues none).
     """
-    check(omega >= 0 and math.isfinite(omega), "omega", omega, "a number of 0 or more")
-    check(ddof in (0, 1), "ddof", ddof, "0 or 1")
-    check_eps(eps)
     credited = np.isfinite(returns)
     episode = grpo(*_episode_returns(rollouts, credited), std=std, ddof=ddof, eps=eps, tolerance=tolerance)
     state = anchor_states(rollouts)

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from agentlightning.errors import ConfigError
 from agentlightning.rl.arrays import RolloutArrays
 from agentlightning.types import Bools, Doubles, Ints
 
@@ -38,8 +36,7 @@ class Groups:
 
     @classmethod
     def of(cls, rollouts: RolloutArrays, returns: Doubles, tolerance: float) -> Groups:
-        """Raises `ConfigError` for a negative tolerance, `ValueError` for returns of another shape."""
-        check(tolerance >= 0, "tolerance", tolerance, "a number of 0 or more")
+        """Raises `ValueError` for returns of another shape."""
         if returns.shape != (rollouts.transitions,):
             raise ValueError(f"returns of shape {returns.shape} for {rollouts.transitions} transitions. Pass one for each.")
         reward, rollout, group, first = rollouts.returns, rollouts.rollout, rollouts.group, rollouts.first
@@ -129,16 +126,6 @@ class Groups:
             return values
         varies = self.of_transitions(self.varies)
         return np.where(varies if self.complete else varies | np.isnan(self.returns), values, 0.0)
-
-
-def check(valid: bool, name: str, value: object, expected: str) -> None:
-    """Raise `ConfigError` for an invalid setting."""
-    if not valid:
-        raise ConfigError(f"advantage.{name} is {value!r}. Set it to {expected}.")
-
-
-def check_eps(eps: float) -> None:
-    check(eps >= 0 and math.isfinite(eps), "eps", eps, "a number of 0 or more")
 
 
 def _differ(values: Doubles, owner: Ints, count: int, tolerance: float) -> Bools:

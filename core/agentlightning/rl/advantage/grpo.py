@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import numpy as np
 
-from agentlightning.rl.advantage.groups import Groups, check, check_eps
+from agentlightning.rl.advantage.groups import Groups
 from agentlightning.rl.arrays import RolloutArrays
+from agentlightning.settings import FiniteNonNegative
 from agentlightning.types import Doubles
 
 
 def grpo(
-    rollouts: RolloutArrays, returns: Doubles, *, std: bool = True, ddof: int = 1, eps: float = 1e-6, tolerance: float = 1e-6
+    rollouts: RolloutArrays,
+    returns: Doubles,
+    *,
+    std: bool = True,
+    ddof: Literal[0, 1] = 1,
+    eps: FiniteNonNegative = 1e-6,
+    tolerance: FiniteNonNegative = 1e-6,
 ) -> Doubles:
     """A = (R - m) / (s + eps), with m and s mean and deviation of the group's rollouts. Source: arXiv 2402.03300; `ddof` 1 as in verl.
 
     Where credit differs by turn A_t = (G_t - b_t) / (s + eps), with s the deviation of the rollouts' first returns G_0. If these are
     equal within the tolerance, nothing is divided.
     """
-    check(ddof in (0, 1), "ddof", ddof, "0 or 1")
-    check_eps(eps)
     groups = Groups.of(rollouts, returns, tolerance)
     advantage = groups.minus_mean()
     if std:
@@ -27,7 +34,7 @@ def grpo(
     return advantage
 
 
-def dr_grpo(rollouts: RolloutArrays, returns: Doubles, *, tolerance: float = 1e-6) -> Doubles:
+def dr_grpo(rollouts: RolloutArrays, returns: Doubles, *, tolerance: FiniteNonNegative = 1e-6) -> Doubles:
     """A = R - m; where credit differs by turn A_t = G_t - b_t. Its constant length is `loss_aggregation = "constant_length"`.
 
     Source: arXiv 2503.20783.

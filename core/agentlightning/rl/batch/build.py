@@ -6,6 +6,7 @@ The order is (task, group, index, call), so that a permuted input makes the same
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias, get_args
@@ -17,13 +18,13 @@ from agentlightning.contracts.batch import Batch, Stats, Untrained
 from agentlightning.errors import ConfigError, TrainerError
 from agentlightning.rl.batch.filling import Advantage, Row, token_arrays
 from agentlightning.rl.batch.forest import Forest
-from agentlightning.rl.trajectory.pairs import UNPAIRED, in_order
 from agentlightning.types import Doubles, IntArray, Ints, Trajectory, Transition, ints
 
 LossAggregation: TypeAlias = Literal["sequence_mean", "token_mean", "constant_length", "pair_mean"]
 DEMONSTRATED = "demonstrated, not sampled: it belongs in no ratio"
 SAMPLED = "sampled, not demonstrated"
 ZERO_VARIANCE = "zero-variance group"
+UNPAIRED = "in no pair: no rollout was left in its group whose reward differs enough"
 
 
 @dataclass(slots=True, eq=False)
@@ -68,7 +69,7 @@ def make_batch(
         raise TrainerError(f"{len(trajectories)} trajectories have {len(advantages)} arrays of advantages. Pass one array for each.")
     order = sorted(range(len(trajectories)), key=lambda k: _place(trajectories[k]))
     rollouts = [_rollout(trajectories[k], advantages[k], None if critic is None else critic[k]) for k in order]
-    ordered_pairs = None if pairs is None else in_order(pairs, order)
+    ordered_pairs = None if pairs is None else _in_order(pairs, order)
     _find_reasons(rollouts, demonstrations, ordered_pairs)
     flat_groups = _zero_variance_groups(rollouts)
     _weigh(rollouts, loss_aggregation, length or 1, len(ordered_pairs or ()))
@@ -111,6 +112,17 @@ def _place(trajectory: Trajectory) -> tuple[str, str, int, str]:
     return trajectory.task.id, trajectory.group, trajectory.index, trajectory.attempt_id
 
 
+def _in_order(pairs: Sequence[tuple[int, int]], order: Sequence[int]) -> list[tuple[int, int]]:
+    """Return pairs of indices, chosen and rejected, as places in `order`, sorted. Each index stands in at most one pair."""
+    place = {index: place for place, index in enumerate(order)}
+    for index, times in Counter(index for pair in pairs for index in pair).items():
+        if index not in place or times > 1:
+            raise TrainerError(
+                f"Trajectory {index} of {len(order)} is in {times} places of the pairs. Use indices of trajectories, each at most once."
+            )
+    return sorted((place[chosen], place[rejected]) for chosen, rejected in pairs)
+
+
 def _rollout(trajectory: Trajectory, advantages: ArrayLike, critic: tuple[Doubles, Doubles] | None) -> _Rollout:
     """The rows of a trajectory, with arrays whose shapes were checked (law 4)."""
     ends = np.cumsum([len(t.response_ids) for t in trajectory.transitions], dtype=np.int64)
@@ -121,7 +133,7 @@ def _rollout(trajectory: Trajectory, advantages: ArrayLike, critic: tuple[Double
         for name, array in zip(("values", "returns"), critic, strict=True):
             if array.shape != (int(ends[-1]) if len(ends) else 0,):
                 raise TrainerError(
-                    f"rollout {trajectory.rollout_id} has {name} of shape {array.shape}. Pass one for each of its sampled tokens."
+                    f"Rollout {trajectory.rollout_id} has {name} of shape {array.shape}. Pass one for each of its sampled tokens."
                 )
         values, returns = (np.split(array, ends[:-1]) for array in critic)
         rows = [Row(*parts) for parts in zip(trajectory.transitions, by_transition, values, returns, strict=False)]
@@ -133,18 +145,18 @@ def _by_transition(trajectory: Trajectory, advantages: Doubles, ends: Ints) -> l
     transitions, tokens = trajectory.transitions, int(ends[-1]) if len(ends) else 0
     if advantages.shape not in ((len(transitions),), (tokens,)):
         raise TrainerError(
-            f"rollout {trajectory.rollout_id} has {len(transitions)} transitions and advantages of shape {advantages.shape}. "
+            f"Rollout {trajectory.rollout_id} has {len(transitions)} transitions and advantages of shape {advantages.shape}. "
             f"Pass one advantage for each transition, or one for each of its {tokens} sampled tokens."
         )
     if np.isinf(advantages).any():
         raise TrainerError(
-            f"rollout {trajectory.rollout_id} has an infinite advantage. Use a finite number, or NaN for an unscored rollout."
+            f"Rollout {trajectory.rollout_id} has an infinite advantage. Use a finite number, or NaN for an unscored rollout."
         )
     for t in transitions:
         length = len(t.response_ids)
         if len(t.versions) != length or (t.logprobs is not None and len(t.logprobs) != length):
             raise TrainerError(
-                f"completion {t.completion_id} has {length} tokens, {len(t.versions)} versions and "
+                f"Completion {t.completion_id} has {length} tokens, {len(t.versions)} versions and "
                 f"{'no' if t.logprobs is None else len(t.logprobs)} logprobs. Record one of each for every token."
             )
     if len(advantages) == len(transitions):
@@ -154,7 +166,7 @@ def _by_transition(trajectory: Trajectory, advantages: Doubles, ends: Ints) -> l
         missing = int(np.isnan(response).sum())
         if 0 < missing < len(response):
             raise TrainerError(
-                f"completion {t.completion_id} has an advantage for {len(response) - missing} of its {len(response)} tokens. Give all of "
+                f"Completion {t.completion_id} has an advantage for {len(response) - missing} of its {len(response)} tokens. Give all of "
                 "them one, or NaN to all to leave it out."
             )
     return list(by_transition)
@@ -243,7 +255,7 @@ def _pair_indices(pairs: Sequence[tuple[int, int]], rollouts: Sequence[_Rollout]
     for k in members:
         if k not in index:
             name = rollouts[k].trajectory.rollout_id
-            raise TrainerError(f"rollout {name} is in a pair, and none of its tokens can be trained. Leave the pair out.")
+            raise TrainerError(f"Rollout {name} is in a pair, and none of its tokens can be trained. Leave the pair out.")
     return ints(np.array([index[k] for k in members]).reshape(-1, 2))
 
 

@@ -7,24 +7,20 @@ from collections.abc import Sequence
 import numpy as np
 
 from agentlightning.errors import ConfigError
+from agentlightning.settings import NonNegativeFloat
 from agentlightning.types import Trajectory
 
 
-def nonzero_variance(group: Sequence[Trajectory], *, tolerance: float = 1e-6) -> bool:
+def nonzero_variance(group: Sequence[Trajectory], *, tolerance: NonNegativeFloat = 1e-6) -> bool:
     """Whether the rewards of a group differ. A group of equal rewards teaches nothing. Source: dynamic sampling of DAPO, arXiv
     2503.14476."""
-    _check("tolerance", tolerance, tolerance >= 0, "it to 0 or more")
     rewards = [trajectory.reward for trajectory in group if trajectory.reward is not None]
     return len(rewards) > 1 and max(rewards) - min(rewards) > tolerance
 
 
 def difficulty(group: Sequence[Trajectory], *, low: float = 0.1, high: float = 0.9) -> bool:
     """Whether a group's mean reward lies in [low, high]: neither too hard nor too easy. Drops groups that were never scored."""
-    _check("low and high", (low, high), low <= high, "low <= high")
+    if low > high:
+        raise ConfigError(f"collection.filter.low and high are {low} and {high}. Set low <= high.")
     rewards = [trajectory.reward for trajectory in group if trajectory.reward is not None]
     return bool(rewards) and low <= float(np.mean(rewards)) <= high
-
-
-def _check(name: str, value: object, good: bool, expected: str) -> None:
-    if not good:
-        raise ConfigError(f"collection.filter.{name} is {value}. Set {expected}.")

@@ -45,7 +45,7 @@ def cut_packs(batch: Batch, tokens_per_pack: int, rollouts: Sequence[int] | None
         token = int(pack.index[int(pack.position.argmax())])
         transition = int(batch.transition[token])
         raise TrainerError(
-            f"completion {batch.completion_ids[transition]} of rollout {batch.rollout_ids[int(batch.transition_rollout[transition])]} ends "
+            f"Completion {batch.completion_ids[transition]} of rollout {batch.rollout_ids[int(batch.transition_rollout[transition])]} ends "
             f"{int(batch.position[token]) + 1} tokens after its root, and tokens_per_pack is {tokens_per_pack}. Raise tokens_per_pack, or "
             'drop such replies with collection.overlong = "drop".'
         )

@@ -7,12 +7,18 @@ those of the full batch.
 
 from __future__ import annotations
 
+from typing import Annotated, TypeAlias
+
 import numpy as np
+from msgspec import Meta
 
 from agentlightning.types import Doubles, Ints
 
 BOUND = 20.0
 """Log-ratios are clipped here before exp, as in verl."""
+BandLow: TypeAlias = Annotated[float, Meta(gt=0, le=1, description="0.5 is usual")]
+BandHigh: TypeAlias = Annotated[float, Meta(ge=1, description="2.0 is usual")]
+"""The bounds of a band of ratios, with 1 in it."""
 
 
 def sums(log_ratio: Doubles, sequence: Ints, *, mean: bool) -> Doubles:

@@ -8,8 +8,7 @@ from typing import Literal
 import numpy as np
 
 from agentlightning.contracts.loss import Correction, Level
-from agentlightning.rl.correction import BOUND, sums
-from agentlightning.rl.correction.icepop import check_band
+from agentlightning.rl.correction import BOUND, BandHigh, BandLow, sums
 from agentlightning.types import Doubles, Ints
 
 
@@ -19,14 +18,10 @@ class SequenceMasking(Correction):
     product. Source: verl, `rollout_corr_helper` (`seq_mean_k1`, `seq_sum_k1`)."""
 
     name: str = "sequence_masking"
-    low: float = 0.5
-    high: float = 2.0
+    low: BandLow = 0.5
+    high: BandHigh = 2.0
     level: Literal["turn", "attempt"] = "turn"
     mean: bool = True
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_band(self.low, self.high)
 
     @property
     def over(self) -> Level:

@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 
-from agentlightning.errors import ConfigError
 from agentlightning.rl.arrays import RolloutArrays
-from agentlightning.rl.credit.to_go import check_gamma, to_go
+from agentlightning.rl.credit.to_go import to_go
+from agentlightning.settings import FiniteFloat, UnitInterval
 from agentlightning.types import Doubles
 
 
-def per_step(rollouts: RolloutArrays, *, rollout_weight: float = 1.0, gamma: float = 1.0) -> Doubles:
+def per_step(rollouts: RolloutArrays, *, rollout_weight: FiniteFloat = 1.0, gamma: UnitInterval = 1.0) -> Doubles:
     """G_t = rollout_weight R + sum_{k >= t} gamma^(k - t) r_k: rewards of steps, and an undiscounted reward of the rollout.
 
     gamma 0 is the mixture of turn and outcome of arXiv 2505.11821, which is biased where the policy chooses when to stop; gamma 1 is the
     reward to go and is not. With rollout_weight 0 the spans alone score a rollout; it is unscored only if none of them has a reward.
     """
-    check_gamma(gamma)
-    if not math.isfinite(rollout_weight):
-        raise ConfigError(f"credit.rollout_weight is {rollout_weight}. Set it to a finite number.")
     outcome = rollout_weight * rollouts.returns
     if not rollout_weight:
         rewarded = np.bincount(rollouts.rollout, rollouts.rewarded, len(rollouts)) > 0

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 
-from agentlightning.errors import ConfigError
 from agentlightning.rl.arrays import RolloutArrays
 from agentlightning.types import Doubles
 
@@ -29,9 +28,3 @@ def to_go(rollouts: RolloutArrays, gamma: float, last: Doubles) -> Doubles:
         value += rollouts.call_rewards[calls]
         value *= gamma
     return rollouts.rewards + (after[rollouts.call] if has_choices else after)
-
-
-def check_gamma(gamma: float) -> None:
-    """Raise `ConfigError` for a discount outside [0, 1]."""
-    if not 0 <= gamma <= 1:
-        raise ConfigError(f"credit.gamma is {gamma}. Set it between 0 and 1.")

@@ -48,13 +48,13 @@ def trajectory(
     """
     winner = state.winner
     if winner is None and state.status not in ("failed", "cancelled"):
-        raise LightningError(f"rollout {state.rollout.id} is {state.status}. Wait until it has ended to read its trajectory.")
+        raise LightningError(f"Rollout {state.rollout.id} is {state.status}. Wait until it has ended to read its trajectory.")
     if winner is None or winner.status == "lost":  # cancelled before it was claimed, or no attempt came back
         status: AttemptStatus = winner.status if winner else "cancelled" if state.status == "cancelled" else "failed"
         return _bare(state, winner.id if winner else "", status, f"not scored: no attempt was completed ({status})")
     won = next((attempt for attempt in records if attempt.attempt.id == winner.id), None)
     if won is None:
-        raise NotFound(f"rollout {state.rollout.id} has no records of its winning attempt {winner.id}. Pass the records of all attempts.")
+        raise NotFound(f"Rollout {state.rollout.id} has no records of its winning attempt {winner.id}. Pass the records of all attempts.")
     check_finite(won.rewards)
     of_rollout = tuple(r for r in won.rewards if r.span_id is None and r.call_id is None)
     reward, notes = rollout_reward(of_rollout, status=winner.status, weights=reward_weights)
@@ -111,7 +111,7 @@ def check_joins(trajectories: Iterable[Trajectory], agents: Sequence[str] | None
     if len(unmatched) == len(agents):
         raise ConfigError("agents: " + unknown("agent", unmatched[0], seen))
     for pattern in unmatched:
-        log.warning("agents: %s; it is not trained unless it acts later", unknown("agent", pattern, seen))
+        log.warning("agents: %s It is not trained unless it acts later.", unknown("agent", pattern, seen))
 
 
 def _bare(state: RolloutState, attempt_id: str, status: AttemptStatus, *diagnostics: str) -> Trajectory:

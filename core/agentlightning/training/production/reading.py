@@ -11,7 +11,7 @@ from msgspec.structs import replace
 
 from agentlightning.contracts.store import AttemptRecords, LightningStore
 from agentlightning.errors import RewardError
-from agentlightning.training.rollouts import TrajectoryReader
+from agentlightning.training.rollouts import ReadTrajectory
 from agentlightning.types import Completion, Trajectory, Transition, ints
 
 CONTRADICTED = "with rewards that contradict each other, or are no finite numbers"
@@ -25,7 +25,7 @@ class ReplayReader:
     """Reads production rollouts from a store."""
 
     store: LightningStore
-    reader: TrajectoryReader
+    read_trajectory: ReadTrajectory
     tokenizer: str
     """Hash of the trained model's tokenizer."""
 
@@ -36,7 +36,7 @@ class ReplayReader:
         """
         state, records = await self.store.read(rollout_id)
         try:
-            trajectory = self.reader.read(state, records)
+            trajectory = self.read_trajectory(state, records)
         except RewardError:
             return None, False
         tokenizers = {completion.tokenizer for attempt in records for completion in attempt.completions}

@@ -18,32 +18,46 @@ from agentlightning.contracts.store import RolloutState
 from agentlightning.training.controls import Controls
 from agentlightning.training.production.reading import CONTRADICTED, ReplayReader, exclusion_reason, has_trained_tokens
 from agentlightning.training.production.states import ReplayRollout, ReplayTable, State
+from agentlightning.training.step_source import Counts, StepSource
 from agentlightning.types import Trajectory
 
 ENDED = ("succeeded", "failed", "cancelled")
 
 
-class ProductionReplay:
-    """Takes the rollouts of each step from a store."""
+class ProductionReplay(StepSource):
+    """The step source of a run on production rollouts."""
 
+    name = "replay"
+    phase = "reading the store"
+    samples = False
     PAGE = 200
     """Rollouts listed at once."""
     SOONEST, LATEST = 2.0, 600.0
     """Seconds until the replay looks again for a missing reward: a tenth of the rollout's age, within these bounds."""
 
     def __init__(
-        self, reader: ReplayReader, controls: Controls, *, compares: bool, wait: bool = False, trained: Collection[str] = ()
+        self,
+        reader: ReplayReader,
+        controls: Controls,
+        *,
+        compares: bool,
+        tasks_per_step: int,
+        wait: bool = False,
+        trained: Collection[str] = (),
     ) -> None:
         """`compares`: the algorithm compares the rollouts of a task, so a step takes full groups. `trained`: ids of rollouts that were
         trained before."""
         self._store, self._reader, self._controls = reader.store, reader, controls
-        self._compares, self._wait = compares, wait
+        self._compares, self._tasks_per_step, self._wait = compares, tasks_per_step, wait
         self._table = ReplayTable(trained, compares=compares)
         self._cursor = 0
         self._page: deque[RolloutState] = deque()
 
-    async def next(self, tasks: int, group_size: int) -> list[Trajectory]:
-        """Return the trajectories of the next step: `group_size` rollouts of each of `tasks` tasks, grouped by task. An algorithm that does
+    async def next(self, step: int, group_size: int) -> tuple[list[Trajectory], Counts]:
+        return await self.take(self._tasks_per_step, group_size), {}
+
+    async def take(self, tasks: int, group_size: int) -> list[Trajectory]:
+        """Return the trajectories of a step: `group_size` rollouts of each of `tasks` tasks, grouped by task. An algorithm that does
         not compare rollouts gets as many rollouts of any tasks.
 
         Without `wait` the last steps use the rest: smaller groups of two or more, fewer rollouts, in the end none.
@@ -75,12 +89,10 @@ class ProductionReplay:
         await self._look_again(float("inf"))
         return self._table.trainable()
 
-    def counts(self) -> dict[str, float]:
-        """Count the rollouts that were read and not taken, under the names of `metrics.jsonl`."""
+    def counts(self) -> Counts:
         return self._table.counts()
 
     def account(self) -> str:
-        """Describe the rollouts that were read and not taken."""
         return self._table.account()
 
     async def _fill(self, count: int, size: int) -> bool:

@@ -6,14 +6,13 @@ records are read and are never stored, so a store can be read again with other v
 
 from __future__ import annotations
 
-import math
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, TypeAlias, cast
 
 from agentlightning.contracts.store import AttemptRecords
-from agentlightning.errors import ConfigError, RewardError
+from agentlightning.errors import RewardError
 from agentlightning.types import Call, Completion, Reward, Span
 
 Shows: TypeAlias = Span | Call | Completion
@@ -40,12 +39,12 @@ class StepReward:
         try:
             shown = list(self.signal(records))
         except Exception as error:
-            raise RewardError(f"attempt {records.attempt.id}: the signal {self.name!r} raised {type(error).__name__}: {error}") from error
+            raise RewardError(f"Attempt {records.attempt.id}: the signal {self.name!r} raised {type(error).__name__}: {error}") from error
         recorded = {record.id for record in (*records.spans, *records.calls, *records.completions)}
         for step in cast("list[Any]", shown):
             if not isinstance(step, Span | Call | Completion) or step.id not in recorded:
                 raise RewardError(
-                    f"attempt {records.attempt.id}: the signal {self.name!r} returned {step!r:.80}. "
+                    f"Attempt {records.attempt.id}: the signal {self.name!r} returned {step!r:.80}. "
                     "Return spans, calls or completions of the attempt's records."
                 )
         return shown
@@ -67,13 +66,3 @@ class StepReward:
             source=STEP_SIGNAL,
             created=created,
         )
-
-
-def step_rewards(values: Mapping[str, float], signal_of: Callable[[str], StepSignal]) -> tuple[StepReward, ...]:
-    """The step rewards of a configuration: by the name of a signal, what it earns. `signal_of` finds the function of a name.
-
-    Raises `ConfigError`."""
-    for name, value in values.items():
-        if not math.isfinite(value):
-            raise ConfigError(f"step_rewards.{name} is {value}. Set it to a finite number.")
-    return tuple(StepReward(name, value, signal_of(name)) for name, value in values.items())

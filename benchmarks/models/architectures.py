@@ -2,7 +2,7 @@
 
     python benchmarks/models/architectures.py                      # all, some minutes; a second run goes on where the first stopped
     python benchmarks/models/architectures.py gemma3_text phi3     # some, anew
-    python benchmarks/models/architectures.py --markdown table.md  # also write the table of docs/models.md
+    python benchmarks/models/architectures.py --markdown docs/models.md  # also write the table
 
 Each architecture is built tiny with random weights in float32. Its windows and original lengths are 24 tokens, and the sequences have 5 to
 60. The reference is one plain pass of transformers over prompt and reply. A row is exact if the gradient differs by less than 1e-5 of its
@@ -16,12 +16,13 @@ import argparse
 import asyncio
 import json
 import logging
+import re
 import sys
 import tempfile
 import warnings
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,8 @@ from agentlightning_torch.trainer import TorchTrainer
 
 GRADIENT, LOGPROBS = 1e-5, 3e-5
 """Bounds of the differences."""
+BEGIN, END = "<!-- architectures -->", "<!-- end of architectures -->"
+"""Markers of the table in docs/models.md."""
 PACK = 60
 """Tokens of the longest sequence, and of a pack."""
 
@@ -81,7 +84,8 @@ def check(name: str) -> Outcome:
             tiny_model(name).save_pretrained(folder)
         except Exception as error:
             return Outcome(name, "not built", reason=_line(error))
-        return asyncio.run(_check(name, ModelFiles(name, folder)))
+        outcome = asyncio.run(_check(name, ModelFiles(name, folder)))
+        return replace(outcome, **{field: getattr(outcome, field).replace(folder, "FOLDER") for field in ("reason", "engine_reason")})
 
 
 async def _check(name: str, files: ModelFiles) -> Outcome:
@@ -212,13 +216,14 @@ def _number(value: float | None) -> str:
 
 
 def markdown(outcomes: list[Outcome]) -> str:
-    """The table of docs/models.md."""
+    """The counts and the table of docs/models.md."""
+    counts = Counter(f"{outcome.trainer}, {outcome.engine}" for outcome in outcomes)
     lines = [
         "| architecture | trainer | gradient | log-probs | engine | log-probs | reason |",
         "|---|---|---|---|---|---|---|",
     ]
     for outcome in sorted(outcomes, key=lambda outcome: outcome.name):
-        reasons = dict.fromkeys(reason.replace("|", "/") for reason in (outcome.reason, outcome.engine_reason) if reason)
+        reasons = dict.fromkeys(_short(reason) for reason in (outcome.reason, outcome.engine_reason) if reason)
         cells = [
             outcome.name,
             outcome.trainer,
@@ -228,7 +233,23 @@ def markdown(outcomes: list[Outcome]) -> str:
             _number(outcome.sampled),
         ]
         lines.append(f"| {' | '.join(cells)} | {'; '.join(reasons)} |")
-    return "\n".join([*lines, ""])
+    summary = [f"- {ways}: {count}" for ways, count in counts.most_common()]
+    return "\n".join(
+        [f"transformers {transformers.__version__}, torch {torch.__version__}. Trainer, engine: architectures.", "", *summary, "", *lines]
+    )
+
+
+def _short(reason: str) -> str:
+    """A reason without the model's name, and without the way out that all have."""
+    reason = re.sub(r"^(The torch (engine|trainer) cannot (serve|train)|Model) '[^']*' (\([^)]*\))?:? ?", "", reason)
+    return re.sub(r"\. Use another model, or (engine|trainer) '\w+'\.?$", "", reason).replace("|", "/")
+
+
+def write_markdown(path: Path, outcomes: list[Outcome]) -> None:
+    """Write the table into a file, between its markers."""
+    text = path.read_text("utf-8") if path.exists() else f"{BEGIN}\n{END}\n"
+    before, _, rest = text.partition(BEGIN)
+    path.write_text(f"{before}{BEGIN}\n\n{markdown(outcomes)}\n\n{END}{rest.partition(END)[2]}", encoding="utf-8")
 
 
 def main() -> int:
@@ -238,7 +259,7 @@ def main() -> int:
     parser.add_argument(
         "--results", type=Path, default=Path("runs/architectures.jsonl"), help="where outcomes are kept (default %(default)s)"
     )
-    parser.add_argument("--markdown", type=Path, help="write the table to this file")
+    parser.add_argument("--markdown", type=Path, help="write the table into this file, between its markers")
     arguments = parser.parse_args()
     quiet()
     path: Path = arguments.results
@@ -253,7 +274,7 @@ def main() -> int:
             file.write(json.dumps(asdict(outcome)) + "\n")
     outcomes = [kept[name] for name in arguments.names or kept]
     if arguments.markdown:
-        arguments.markdown.write_text(markdown(outcomes), encoding="utf-8")
+        write_markdown(arguments.markdown, outcomes)
     wrong = [outcome.name for outcome in outcomes if outcome.wrong]
     console.print(dict(Counter(f"{outcome.trainer}, {outcome.engine}" for outcome in outcomes)), f"not exact: {', '.join(wrong) or 'none'}")
     return 1 if wrong else 0

@@ -158,6 +158,10 @@ def get_weights(share: Share, files: ModelFiles, *, device: str = "auto", dtype:
         with no_bars():
             model = AutoModelForCausalLM.from_pretrained(files.path, dtype=number)
     except (OSError, ValueError) as error:
+        if "Unrecognized configuration class" in str(error):  # the text names every class that transformers has
+            raise UnsupportedSetting(
+                f"transformers has no causal language model of the kind of {files.name!r}, in {files.path!r}. Use another model."
+            ) from error
         raise ConfigError(
             f"Model {files.name!r} cannot be loaded from {files.path!r}: {error}. Expected a folder or hub id for transformers."
         ) from error

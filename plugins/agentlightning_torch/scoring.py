@@ -73,7 +73,7 @@ class Scoring:
             return
         ends = np.zeros(len(batch.completion_ids), np.int64)
         np.maximum.at(ends, batch.transition[batch.trained], batch.position[batch.trained] + 1)
-        numbers = np.array([regime(end, self.switched) for end in ends])
+        numbers = np.array([regime(int(end), self.switched) for end in ends])
         for number in np.unique(numbers):
             yield length_of(int(number), self.switched), numbers == number
 

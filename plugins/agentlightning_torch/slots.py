@@ -150,14 +150,15 @@ class Prefill:
     def _sees(self, mask: PositionMask | None) -> list[Tensor | None]:
         """For each piece, (count, start + count) true on visible tokens; None: plain causal from the start."""
         if mask not in self._masks:
-            device = self.slots.shape.device
-            plain = [_causal(start, count, device) if start or mask is not None else None for _, start, count in self.pieces]
-            if mask is not None:
-                for index, (_, start, count) in enumerate(self.pieces):
-                    positions = torch.arange(start + count, device=device)
-                    plain[index] = plain[index] & mask(positions[start:, None], positions)
-            self._masks[mask] = plain
+            self._masks[mask] = [self._piece_sees(mask, start, count) for _, start, count in self.pieces]
         return self._masks[mask]
+
+    def _piece_sees(self, mask: PositionMask | None, start: int, count: int) -> Tensor | None:
+        device = self.slots.shape.device
+        if mask is None:
+            return _causal(start, count, device) if start else None
+        positions = torch.arange(start + count, device=device)
+        return _causal(start, count, device) & mask(positions[start:, None], positions)
 
 
 class Decode:

@@ -156,7 +156,7 @@ def get_weights(share: Share, files: ModelFiles, *, device: str = "auto", dtype:
         return weights
     try:
         with no_bars():
-            model = AutoModelForCausalLM.from_pretrained(files.path, dtype=number)
+            model: Any = AutoModelForCausalLM.from_pretrained(files.path, dtype=number)
     except (OSError, ValueError) as error:
         if "Unrecognized configuration class" in str(error):  # the text names every class that transformers has
             raise UnsupportedSetting(

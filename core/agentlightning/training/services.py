@@ -136,7 +136,8 @@ async def _open_runners(
         from agentlightning.stores.http_server import store_app
 
         routes = (Mount("/", app=store_app(store, token)),)
-    gateway = Gateway(store, engine, port=config.port, extra_routes=routes, demonstrate=demonstrate, models=config.models)
+    limit = config.max_body_mb * 2**20
+    gateway = Gateway(store, engine, port=config.port, extra_routes=routes, demonstrate=demonstrate, models=config.models, max_body=limit)
     await gateway.start()
     exits.push_async_callback(gateway.stop)
     if isinstance(agent, str):

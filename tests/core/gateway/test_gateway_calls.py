@@ -212,7 +212,6 @@ async def test_a_named_tool_is_forced_by_the_prompt(house: Any) -> None:
 @pytest.mark.parametrize(
     ("change", "param"),
     [
-        ({"top_logprobs": 2, "logprobs": True}, "top_logprobs"),
         ({"response_format": {"type": "xml"}}, "response_format.type"),
         ({"response_format": {"type": "json_schema"}}, "response_format.json_schema"),
         ({"tool_choice": "required"}, "tool_choice"),

@@ -81,8 +81,6 @@ ENTRIES: dict[str, dict[str, Any]] = {
     "deepseek_v2": {**SAME_HEADS, "num_experts_per_tok": 2},
     "dory": {"n_input_layers": 2, "n_recurrent_layers": 2, "n_output_layers": 2, "num_hidden_layers": 6, "layer_types": DORY},
     "dots1": {"n_routed_experts": 4, "num_experts_per_tok": 2, "n_shared_experts": 1},
-    "dots3_note": {"text_config": {**SAME_HEADS, "per_layer_config": None, "head_dim": 16}},
-    "dots3_note_text": {**SAME_HEADS, "per_layer_config": None, "head_dim": 16},
     "falcon_h1": {**MAMBA, "mamba_d_ssm": 64},
     "gemma3n": {"text_config": {"activation_sparsity_pattern": [0.0, 0.0], "num_kv_shared_layers": 0}},
     "gemma3n_text": {"activation_sparsity_pattern": [0.0, 0.0], "num_kv_shared_layers": 0},

@@ -157,7 +157,7 @@ def get_weights(share: Share, files: ModelFiles, *, device: str = "auto", dtype:
     try:
         with no_bars():
             model: Any = AutoModelForCausalLM.from_pretrained(files.path, dtype=number)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RuntimeError) as error:
         if "Unrecognized configuration class" in str(error):  # the text names every class that transformers has
             raise UnsupportedSetting(
                 f"transformers has no causal language model of the kind of {files.name!r}, in {files.path!r}. Use another model."

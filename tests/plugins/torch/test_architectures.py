@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from agentlightning.contracts.model import ModelFiles
-from agentlightning.errors import TrainerError, UnsupportedSetting
+from agentlightning.errors import ConfigError, TrainerError, UnsupportedSetting
 from agentlightning_torch.engine import TorchEngine
 from agentlightning_torch.settings import TorchEngineSettings, TorchTrainerSettings
 from agentlightning_torch.trainer import TorchTrainer
@@ -113,3 +113,11 @@ async def test_a_refusal_of_the_engine_says_why_and_what_to_do(scripts: ModuleTy
         UnsupportedSetting, match=r"cannot serve 'mamba' \(mamba\): only 0 of its 2 layers have attention.*Use another model"
     ):
         await TorchEngine.create(save(scripts, "mamba", tmp_path), TorchEngineSettings(), {})
+
+
+async def test_weights_of_another_shape_than_the_configuration_are_refused(scripts: ModuleType, tmp_path: Path):
+    files = save(scripts, "llama", tmp_path)
+    config = tmp_path / "config.json"
+    config.write_text(config.read_text().replace('"intermediate_size": 32', '"intermediate_size": 40'))
+    with pytest.raises(ConfigError, match=r"'llama' cannot be loaded"):
+        await TorchTrainer.create(files, TorchTrainerSettings(), {})

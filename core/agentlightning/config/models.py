@@ -47,9 +47,15 @@ def find_model(name: str, *, progress: FetchProgress | None = None, plugins: Reg
     return finder.find(name)
 
 
-def model_path(name: str, base: Path, plugins: Registry | None = None) -> str:
+def is_model(name: str) -> bool:
+    """Whether a name is that of a registered model, or of files that are no run."""
+    path = Path(name).expanduser()
+    return name in registry().names("models") or path.is_file() or (path.is_dir() and not is_run(path))
+
+
+def model_path(name: str, base: Path) -> str:
     """Return the absolute path of a model on this disk, relative to `base` or in `./runs`; any other name unchanged."""
-    if name in (plugins or registry()).names("models"):
+    if name in registry().names("models"):
         return name
     path = base / Path(name).expanduser()
     if path.is_file() or (path.is_dir() and not is_run(path)):
@@ -65,10 +71,10 @@ def is_run(folder: Path) -> bool:
 
 
 def find_run(name: str) -> Path | None:
-    """Return the run folder of a name: a folder, a folder in `./runs`, or `latest`, the last run that has weights. None: there is none."""
+    """Return the run folder of a name: a folder, a folder in `./runs`, or `latest`, the last training run. None: there is none."""
     if name == "latest":
         folders = sorted(Path("runs").glob("[0-9]*-*"), reverse=True)
-        return next((folder.resolve() for folder in folders if "checkpoint" in _result(folder)), None)
+        return next((folder.resolve() for folder in folders if (folder / "state.json").is_file()), None)
     return next((path.resolve() for path in (Path(name), Path("runs") / name) if path.is_dir() and is_run(path)), None)
 
 
@@ -114,7 +120,7 @@ class _Finder:
         if run is not None:
             return ModelFiles(run.name, str(best_weights(run)))
         if name == "latest":
-            raise ConfigError("No run in ./runs has trained weights. Train one with `agl train CONFIG.toml`, or name another model.")
+            raise ConfigError("The folder ./runs has no training run. Start one with `agl train CONFIG.toml`, or name another model.")
         if name.count("/") == 1 and not name.startswith((".", "/", "~")) and not name.endswith(".gguf"):
             return self._hub(name)
         raise ConfigError(unknown("model", name, self.plugins.names("models")) + OTHER_FORMS)

@@ -19,6 +19,7 @@ def run_folder(root: Path, name: str, checkpoint: str | None) -> Path:
     if checkpoint is not None:
         (folder / checkpoint).mkdir(parents=True)
         (folder / checkpoint / "config.json").write_text("{}")
+        (folder / "state.json").write_text("{}")
         (folder / "result.json").write_text(json.dumps({"checkpoint": checkpoint}))
     return folder
 
@@ -59,7 +60,7 @@ def test_a_name_of_nothing_lists_the_forms_of_a_model(tmp_path: Path, monkeypatc
         ("smollm2-135n", r"Did you mean 'smollm2-135m'\?.* a \.gguf file, a LoRA adapter, a run"),
         ("empty", r"has no config\.json"),
         ("weights.bin", r"is a file, but not a \.gguf file"),
-        ("latest", r"No run in \./runs has trained weights"),
+        ("latest", r"\./runs has no training run"),
         ("missing/model.gguf", "Unknown model"),
     ):
         with pytest.raises(ConfigError, match=expected):

@@ -156,12 +156,12 @@ def _write_weights(gguf: Path, folder: Path, config: Any, dtype: torch.dtype) ->
             places.add(value.data_ptr())
             state[name] = value.to(dtype).contiguous()
     save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
-    model.config.architectures = [type(model).__name__]
     return model.config
 
 
 def _clean(config: Any, dtype: torch.dtype) -> Any:
     settings = {key: value for key, value in config.to_dict().items() if key not in QUANTISED}
+    settings["architectures"] = [AutoModelForCausalLM._model_mapping[type(config)].__name__]
     return type(config).from_dict({**settings, "dtype": str(dtype).removeprefix("torch.")})
 
 

@@ -43,10 +43,11 @@ def register_models(register: Register) -> None:
 @hookimpl
 def register_converters(register: Register) -> None:
     for name, target, summary, needs in (
-        ("gguf", "convert_gguf", "dequantises a GGUF file", (*NEEDS, "gguf")),
-        ("lora", "merge_adapter", "merges a LoRA adapter into its base", NEEDS),
+        ("gguf", "conversion:convert_gguf", "dequantises a GGUF file", (*NEEDS, "gguf")),
+        ("lora", "conversion:merge_adapter", "merges a LoRA adapter into its base", NEEDS),
+        ("shapes", "miniature:shapes", "builds a model without weights, to count its parameters", NEEDS),
     ):
-        register(name, f"agentlightning_torch.conversion:{target}", summary=summary, extra="torch", needs=needs)
+        register(name, f"agentlightning_torch.{target}", summary=summary, extra="torch", needs=needs)
 
 
 @hookimpl

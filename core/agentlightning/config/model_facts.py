@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from agentlightning.errors import ConfigError
+from agentlightning.registry.registry import registry
 
 BYTES_FULL, BYTES_FROZEN = 16, 2
 """A parameter in training: its weight and gradient in 16 bits, and in 32 bits a master copy and two moments of Adam's. In float32, as on a
@@ -23,7 +24,7 @@ TYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16
 
 @dataclass(frozen=True, slots=True)
 class ModelFacts:
-    """Sizes are in bytes."""
+    """What the configuration and the weights' headers tell."""
 
     architecture: str
     """The class, such as `Qwen2ForCausalLM`."""
@@ -38,24 +39,7 @@ class ModelFacts:
     """Parameters of a LoRA adapter of rank 16 on every linear layer."""
     dtype: str
     kv_token: int | None
-    """Keys and values of one token in 16 bits."""
-
-    @property
-    def serve(self) -> int | None:
-        """Weights on a GPU."""
-        return None if self.parameters is None else BYTES_FROZEN * self.parameters
-
-    @property
-    def full(self) -> int | None:
-        """Weights, gradients and moments when all weights are trained."""
-        return None if self.parameters is None else BYTES_FULL * self.parameters
-
-    @property
-    def lora(self) -> int | None:
-        """The same when a LoRA adapter is trained."""
-        if self.parameters is None or self.adapter is None:
-            return None
-        return BYTES_FROZEN * self.parameters + BYTES_FULL * self.adapter
+    """Bytes of keys and values of one token, in 16 bits."""
 
     @property
     def size(self) -> str:
@@ -63,7 +47,8 @@ class ModelFacts:
         count = self.parameters
         if count is None:
             return "unknown size"
-        return f"{count / 1e9:.1f}B parameters" if count >= 1e9 else f"{count / 1e6:.1f}M parameters"
+        name, unit = next((name, unit) for name, unit in (("B", 1e9), ("M", 1e6), ("K", 1e3), ("", 1)) if count >= unit)
+        return f"{count / unit:.1f}{name} parameters"
 
 
 def model_facts(path: str) -> ModelFacts:
@@ -122,17 +107,15 @@ def _headers(folder: Path) -> tuple[dict[str, tuple[int, ...]], str]:
 
 def _built(config: Any) -> dict[str, tuple[int, ...]]:
     """Shapes by name of a model without weights; empty without torch, or for a model that cannot be built."""
-    try:
-        import torch
-        from transformers import AutoModelForCausalLM
-
-        with torch.device("meta"):
-            model: Any = AutoModelForCausalLM.from_config(config)
-    except Exception:  # any library or model may refuse in its own way
+    entry = registry().entry("converters", "shapes")
+    if entry.missing:
         return {}
-    return {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+    try:
+        return entry.load()(config)
+    except Exception:  # any model may refuse in its own way
+        return {}
 
 
 def _adapter(shapes: Mapping[str, tuple[int, ...]]) -> int:
-    matrices = [shape for name, shape in shapes.items() if len(shape) == 2 and ".layers." in f".{name}" or ".h." in f".{name}"]
+    matrices = [shape for name, shape in shapes.items() if (len(shape) == 2 and ".layers." in f".{name}") or ".h." in f".{name}"]
     return sum(LORA_RANK * sum(shape) for shape in matrices if len(shape) == 2)

@@ -7,6 +7,7 @@ base once, into the cache. The cache knows them by their content.
 from __future__ import annotations
 
 import hashlib
+import importlib
 import json
 import os
 import shutil
@@ -198,12 +199,16 @@ class _Finder:
         return target
 
     def _hub(self, name: str) -> ModelFiles:
-        """A hub id, or the adapter or GGUF file in that repository, if it is in the cache of the hub's library."""
-        adapter = _in_hub_cache(name, ADAPTER)
-        if adapter is not None and _in_hub_cache(name, "config.json") is None:
+        """A hub id, or the adapter under that id. Without the hub: the folder in the cache of its library."""
+        config, adapter = _in_hub_cache(name, "config.json"), _in_hub_cache(name, ADAPTER)
+        if adapter is not None and config is None:
             return replace(self._adapter(adapter.parent), name=name)
-        if _in_hub_cache(name, "config.json") is None:
+        try:
             _ask_hub(name)
+        except ConfigError:
+            if config is None:
+                raise
+            return ModelFiles(name, str(config.parent))
         return ModelFiles(name, name)
 
 
@@ -245,13 +250,15 @@ def _fill(folder: Path, fill: Callable[[Path], None]) -> None:
 
 def _in_hub_cache(name: str, file: str) -> Path | None:
     try:
-        from huggingface_hub import try_to_load_from_cache
-    except ImportError:  # it comes with transformers
+        hub: Any = importlib.import_module("transformers.utils.hub")
+    except ImportError:
         return None
+    quiet: dict[str, Any] = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
     try:
-        path: Any = try_to_load_from_cache(name, file)
-    except ValueError as error:
-        raise ConfigError(f"{name!r} is not a hub id: {error}. Use owner/name.") from error
+        path: Any = hub.cached_file(name, file, local_files_only=True, **quiet)
+    except (OSError, ValueError) as error:
+        reason = str(error).split("\n")[0]
+        raise ConfigError(f"{name!r} cannot be read from the cache of the hub: {reason}. Use owner/name.") from error
     return Path(path) if isinstance(path, str) else None
 
 

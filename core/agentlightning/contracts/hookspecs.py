@@ -130,8 +130,9 @@ def register_models(register: Register) -> None:
 
 @hookspec
 def register_converters(register: Register) -> None:
-    """Conversions of models to folders that `from_pretrained` loads, by kind. Targets: `gguf` is `convert(file, folder, *, weights)`,
-    `lora` is `merge(adapter, base, folder, *, weights)`. Without `weights` they write only configuration and tokenizer."""
+    """Conversions of models to folders that `from_pretrained` loads. Targets: `gguf` is `convert(file, folder, *, weights)`, `lora` is
+    `merge(adapter, base, folder, *, weights)`. Without `weights` they write only configuration and tokenizer. `shapes` is
+    `shapes(config) -> {name: shape}`, of a model's parameters."""
 
 
 @hookspec

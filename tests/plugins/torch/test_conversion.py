@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -79,6 +82,7 @@ def test_a_gguf_file_is_converted_once_by_its_content(llama: Path, tmp_path: Pat
     described = find_model(str(file), weights=False)
     assert not list(Path(described.path).glob("*.safetensors"))
     assert (Path(described.path) / "tokenizer.json").is_file()
+    assert AutoConfig.from_pretrained(described.path).architectures == ["LlamaForCausalLM"]
     first = find_model(str(file))
     (tmp_path / "elsewhere").mkdir()
     shutil.copy(file, tmp_path / "elsewhere" / "renamed.gguf")
@@ -175,3 +179,14 @@ def test_a_hub_that_cannot_be_reached_is_one_clear_line(monkeypatch: pytest.Monk
     with pytest.raises(ConfigError, match=r"'someone/model' is not in the cache, and http://127\.0\.0\.1:9 cannot be reached") as caught:
         find_model("someone/model")
     assert "\n" not in str(caught.value)
+
+
+def test_a_model_in_the_cache_of_the_hub_needs_no_network(llama: Path, tmp_path: Path) -> None:
+    repository = tmp_path / "hub" / "hub" / "models--someone--tiny"
+    shutil.copytree(llama, repository / "snapshots" / "abc")
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("abc")
+    code = "from agentlightning.config.models import find_model; print(find_model('someone/tiny'))"
+    environment = {**os.environ, "HF_HOME": str(tmp_path / "hub")}  # read when its library is imported
+    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment).stdout
+    assert printed.strip() == f"ModelFiles(name='someone/tiny', path='{repository / 'snapshots' / 'abc'}')"

@@ -45,6 +45,7 @@ def test_the_plugin_registers_engine_trainer_and_model_without_importing_torch()
         ("models", "smollm2-135m"),
         ("converters", "gguf"),
         ("converters", "lora"),
+        ("converters", "shapes"),
         ("checks", "torch"),
     ]
 

@@ -1,9 +1,11 @@
-"""What a renderer does with a model's conversations, tried out: a call, the ends of a reply, and which turns continue the sampled tokens."""
+"""A model's renderer, tried out: a tool call, the ends of a reply, and the turns that continue the sampled tokens."""
 
 from __future__ import annotations
 
+import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
@@ -38,6 +40,7 @@ CALL: dict[str, Any] = {
     "type": "function",
     "function": {"name": "get_weather", "arguments": '{"city": "Paris", "days": 2}'},
 }
+QUESTION = Conversation([{"role": "user", "content": "What is the weather in Paris?"}], [WEATHER])
 KINDS = {
     "object": "a JSON object with the name and the arguments",
     "header": "the name, then a JSON object",
@@ -75,7 +78,11 @@ class RenderingReport:
 def report_rendering(model: str, path: str, settings: RenderingSettings) -> RenderingReport:
     """Try out the renderer of a model (blocking). Raises `ConfigError` or `GatewayError` for a model that cannot render."""
     tokenizer, digest = load_tokenizer(model, path)
-    tokens, ends = Tokens(tokenizer), end_ids(path)
+    with _silent():
+        return _report(Tokens(tokenizer), digest, end_ids(path), settings)
+
+
+def _report(tokens: Tokens, digest: str, ends: Sequence[int], settings: RenderingSettings) -> RenderingReport:
     renderer = choose(tokens, settings, ends, registry())
     rendering = Rendering(tokens, renderer, digest)
     exact = Rendering(tokens, choose(tokens, replace(settings, history="exact"), ends, registry()), digest)
@@ -89,9 +96,20 @@ def report_rendering(model: str, path: str, settings: RenderingSettings) -> Rend
         example=example,
         reasoning="" if frame is None else f"{frame[0].strip()} ... {frame[1].strip()}",
         stops=tuple(stops),
-        notes=renderer.notes,
+        notes=(*renderer.notes, *([renderer.tool_note] if isinstance(renderer, TemplateRenderer) and renderer.tool_note else [])),
         turns={"template": tuple(_turns(rendering)), "exact": tuple(_turns(exact))},
     )
+
+
+@contextmanager
+def _silent() -> Generator[None]:
+    """Hide the gateway's warnings, because the report has them."""
+    log = logging.getLogger("agentlightning.gateway")
+    before, log.disabled = log.disabled, True
+    try:
+        yield
+    finally:
+        log.disabled = before
 
 
 def _why(renderer: Renderer, settings: RenderingSettings) -> str:
@@ -108,9 +126,8 @@ def _why(renderer: Renderer, settings: RenderingSettings) -> str:
 def _tools(renderer: Renderer) -> tuple[str, str]:
     """(the format of calls, an example)"""
     asks = {"role": "assistant", "content": "", "tool_calls": [CALL]}
-    question = Conversation([{"role": "user", "content": "What is the weather in Paris?"}], [WEATHER])
     try:
-        written = renderer.written(question, asks)
+        written = renderer.written(QUESTION, asks)
     except Refused as error:
         return f"none: {error}", ""
     if not isinstance(renderer, TemplateRenderer):
@@ -144,12 +161,12 @@ def _turns(rendering: Rendering) -> list[Turn]:
         try:
             prompt, cause = rendering.renderer.prompt(conversation), "first"
             if end > 1:
-                bridged, cause = (None, "cannot be written") if earlier is None else rendering.bridge(earlier, conversation, end)
+                bridged, cause = (None, "not tried") if earlier is None else rendering.bridge(earlier, conversation, end)
                 prompt = prompt if bridged is None else bridged.tolist()
                 turns.append((places[end], cause))
             earlier = _sampled(rendering, prompt, conversation, messages[end + 1]) if end < 5 else None
-        except LightningError as error:
-            turns.append((places.get(end, "the first turn"), f"refused: {error}"))
+        except (LightningError, Refused) as error:
+            turns.append((places.get(end, "the first turn"), f"refused: {str(error)[:160]}"))
             earlier = None
     return turns
 
@@ -158,6 +175,8 @@ def _sampled(rendering: Rendering, prompt: list[int], conversation: Conversation
     """A reply as if it were sampled; None: the renderer cannot write it."""
     plain = {key: value for key, value in reply.items() if key != "reasoning_content"}
     text = rendering.renderer.written(conversation, plain)
+    if text is None:  # the template writes the reply in another frame than its prompt
+        text = rendering.renderer.written(QUESTION, plain) if plain.get("tool_calls") else str(plain["content"])
     if text is None:
         return None
     frame = _reasoning(rendering.renderer)
@@ -171,8 +190,3 @@ def _sampled(rendering: Rendering, prompt: list[int], conversation: Conversation
         call_id="", attempt_id="", prompt_ids=ints(prompt), response_ids=ints(response), logprobs=None, versions=blank, sampling=Sampling(),
         finish_reason="stop", renderer=rendering.name, tokenizer=rendering.hash, message=cast(Any, reply),
     )  # fmt: skip
-
-
-def fresh_turns(turns: Sequence[Turn]) -> list[Turn]:
-    """The turns that do not continue the sampled tokens."""
-    return [turn for turn in turns if turn[1] != "bridged"]

@@ -161,7 +161,8 @@ def _write_weights(gguf: Path, folder: Path, config: Any, dtype: torch.dtype) ->
 
 def _clean(config: Any, dtype: torch.dtype) -> Any:
     settings = {key: value for key, value in config.to_dict().items() if key not in QUANTISED}
-    settings["architectures"] = [AutoModelForCausalLM._model_mapping[type(config)].__name__]
+    kinds: Any = AutoModelForCausalLM._model_mapping
+    settings["architectures"] = [kinds[type(config)].__name__]
     return type(config).from_dict({**settings, "dtype": str(dtype).removeprefix("torch.")})
 
 

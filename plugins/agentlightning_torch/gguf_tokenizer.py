@@ -74,7 +74,7 @@ def _byte_level(fields: dict[str, Any], rule: str, context: int | None) -> Any:
     added = [(token, type_ == CONTROL) for token, type_ in zip(tokens, types, strict=True) if type_ in (CONTROL, USER_DEFINED)]
     bpe.add_special_tokens([AddedToken(token, normalized=False, special=True) for token, special in added if special])
     bpe.add_tokens([AddedToken(token, normalized=False, special=False) for token, special in added if not special])
-    ids = {name: fields.get(f"tokenizer.ggml.{key}_token_id") for name, key in NAMES.items()}
+    ids: dict[str, Any] = {name: fields.get(f"tokenizer.ggml.{key}_token_id") for name, key in NAMES.items()}
     special = {name: tokens[id] for name, id in ids.items() if id is not None and id < len(tokens)}
     first = special.get("bos_token")
     if fields.get("tokenizer.ggml.add_bos_token") and first is not None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -19,6 +19,7 @@ from agentlightning.files import folder_bytes
 from agentlightning.registry.registry import registry
 
 if TYPE_CHECKING:
+    from agentlightning.gateway.rendering.report import Turn
     from agentlightning.serving.model_check import ModelReport
 
 app = typer.Typer(no_args_is_help=True, help="List, download, and check models.")
@@ -131,15 +132,21 @@ def _rendering_rows(report: ModelReport) -> Iterator[tuple[str, str | Text]]:
         yield "reasoning", rendering.reasoning
     yield "replies end with", ", ".join(rendering.stops) or Text("nothing. Set eos_token_id in generation_config.json.", style="yellow")
     for history, turns in rendering.turns.items():
-        parts = [f"{place}: {cause}" for place, cause in turns if cause != "bridged"]
-        fresh = bool(parts) and history == "template" and all(cause == "bridged" for _, cause in rendering.turns["exact"])
-        text = "; ".join(parts) or "every turn continues the sampled tokens"
-        yield (
-            f'history = "{history}"',
-            Text(f'{text}. Set history = "exact" to keep them.' if fresh else text, style="yellow" if parts else ""),
-        )
+        name = f'history = "{history}"' + (" (set)" if history == rendering.history else "")
+        yield name, _turns_text(turns, history == rendering.history == "template" and not _rewritten(rendering.turns["exact"]))
     for note in rendering.notes:
         yield "note", Text(note, style="yellow")
+
+
+def _rewritten(turns: Sequence[Turn]) -> str:
+    return "; ".join(f"{place}: {cause}" for place, cause in turns if cause != "bridged")
+
+
+def _turns_text(turns: Sequence[Turn], exact_helps: bool) -> Text:
+    text = _rewritten(turns)
+    if not text:
+        return Text("every turn continues the sampled tokens")
+    return Text(f'{text}. Set history = "exact" to keep them.' if exact_helps else text, style="yellow")
 
 
 def _backend_rows(report: ModelReport) -> Iterator[tuple[str, Text]]:

@@ -69,6 +69,11 @@ def test_the_check_loads_no_weights_and_says_what_a_run_would_do(tiny: Path) -> 
 
 
 def test_settings_beside_the_weights_choose_the_renderer(tiny: Path) -> None:
+    with_template(tiny, THINKING)
+    save_rendering(tiny, RenderingSettings(history="exact"))
+    report = check_model(str(tiny))
+    assert report.rendering is not None
+    assert report.rendering.short[1] == "every turn continues the sampled tokens"
     save_rendering(tiny, RenderingSettings(renderer="chatml"))
     report = check_model(str(tiny))
     assert report.rendering is not None

@@ -47,6 +47,7 @@ KINDS = {
     "tagged": "the name, then marked keys and values",
     "python": "a Python call",
 }
+MODES: tuple[HistoryMode, HistoryMode] = ("template", "exact")
 Turn = tuple[str, str]
 """(where it stands, `bridged` or the reason why it is rendered afresh)"""
 
@@ -65,12 +66,14 @@ class RenderingReport:
     stops: tuple[str, ...]
     notes: tuple[str, ...]
     turns: dict[HistoryMode, tuple[Turn, ...]]
+    history: HistoryMode
+    """The mode of these settings."""
 
     @property
     def short(self) -> tuple[str, str]:
         """Two lines."""
         ends = ", ".join(self.stops) or "nothing"
-        fresh = [f"{place}: {cause}" for place, cause in self.turns["template"] if cause != "bridged"]
+        fresh = [f"{place}: {cause}" for place, cause in self.turns[self.history] if cause != "bridged"]
         turns = "; ".join(fresh) if fresh else "every turn continues the sampled tokens"
         return f"renderer {self.renderer}, tools as {self.tools}, replies end with {ends}", turns
 
@@ -84,8 +87,7 @@ def report_rendering(model: str, path: str, settings: RenderingSettings) -> Rend
 
 def _report(tokens: Tokens, digest: str, ends: Sequence[int], settings: RenderingSettings) -> RenderingReport:
     renderer = choose(tokens, settings, ends, registry())
-    rendering = Rendering(tokens, renderer, digest)
-    exact = Rendering(tokens, choose(tokens, replace(settings, history="exact"), ends, registry()), digest)
+    template, exact = (Rendering(tokens, choose(tokens, replace(settings, history=history), ends, registry()), digest) for history in MODES)
     tools, example = _tools(renderer)
     frame = _reasoning(renderer)
     stops = [repr(tokens.decode([id])) for id in renderer.stop_ids] + [f"the text {stop!r}" for stop in renderer.stop_strings]
@@ -97,7 +99,8 @@ def _report(tokens: Tokens, digest: str, ends: Sequence[int], settings: Renderin
         reasoning="" if frame is None else f"{frame[0].strip()} ... {frame[1].strip()}",
         stops=tuple(stops),
         notes=(*renderer.notes, *([renderer.tool_note] if isinstance(renderer, TemplateRenderer) and renderer.tool_note else [])),
-        turns={"template": tuple(_turns(rendering)), "exact": tuple(_turns(exact))},
+        turns={"template": tuple(_turns(template)), "exact": tuple(_turns(exact))},
+        history=settings.history,
     )
 
 

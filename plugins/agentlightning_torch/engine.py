@@ -24,7 +24,7 @@ import numpy as np
 import torch
 
 from agentlightning.contracts.engine import Chunk, Engine, EngineInfo, check_request
-from agentlightning.contracts.model import ModelFiles, Share
+from agentlightning.contracts.model import Fit, ModelFiles, Share
 from agentlightning.errors import EngineError
 from agentlightning.types import IntArray, Policy, Sampling, floats, ints
 from agentlightning_torch.lengths import switches
@@ -64,6 +64,19 @@ class TorchEngine(Engine):
     async def create(cls, model: ModelFiles, settings: TorchEngineSettings, share: Share) -> TorchEngine:
         """Load the model, or share the weights of the run's trainer. Raises `ConfigError` for an unsupported model."""
         return await asyncio.to_thread(cls._open, model, settings, share)
+
+    @classmethod
+    def check_model(cls, model: ModelFiles) -> Fit:
+        """See `Engine`. It serves a small copy of the model's architecture."""
+        from agentlightning_torch.miniature import try_model
+
+        def attempt(miniature: ModelFiles) -> str:
+            engine = cls._open(miniature, TorchEngineSettings(device="cpu", dtype="float32"), {})
+            engine._tell(lambda: setattr(engine, "_closed", True), late=True)
+            engine._thread.join()
+            return "exactly, with a cache of keys and values"
+
+        return try_model(model, attempt)
 
     @classmethod
     def _open(cls, model: ModelFiles, settings: TorchEngineSettings, share: Share) -> TorchEngine:

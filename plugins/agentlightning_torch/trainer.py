@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from agentlightning.contracts.batch import Batch
 from agentlightning.contracts.loss import CustomLoss, LossSettings
-from agentlightning.contracts.model import ModelFiles, Share
+from agentlightning.contracts.model import Fit, ModelFiles, Share
 from agentlightning.contracts.trainer import Capabilities, Trainer, check_capabilities
 from agentlightning.errors import ConfigError, TrainerError
 from agentlightning.registry.registry import registry
@@ -78,6 +78,19 @@ class TorchTrainer(Trainer):
         if settings.schedule != "constant" and settings.total_steps is None:
             raise ConfigError(f"trainer.schedule {settings.schedule!r} needs total_steps outside a run. Set trainer.total_steps.")
         return await asyncio.to_thread(cls._create, model, settings, share)
+
+    @classmethod
+    def check_model(cls, model: ModelFiles) -> Fit:
+        """See `Trainer`. It opens with a small copy of the model's architecture."""
+        from agentlightning_torch.miniature import try_model
+
+        def attempt(miniature: ModelFiles) -> str:
+            trainer = cls._create(miniature, Settings(device="cpu", dtype="float32"), {})
+            if trainer.capabilities.forest:
+                return "as a forest: shared context is computed once"
+            return "as root-to-leaf rows, which takes longer than a forest"
+
+        return try_model(model, attempt)
 
     @classmethod
     def _create(cls, model: ModelFiles, settings: Settings, share: Share) -> TorchTrainer:

@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal
 
 from msgspec import Meta
 
+from agentlightning.config.models import model_path
 from agentlightning.config.parts import Part, build_step_rewards, naming
 from agentlightning.config.tasks import is_reference
 from agentlightning.contracts.rendering import HistoryMode, RenderingSettings, rendering_settings, saved_rendering
@@ -353,8 +354,7 @@ def _absolute(config: Config, base: Path, data: Mapping[str, Any]) -> Config:
     changes |= {key: _path(source, base) for key in ("tasks", "eval_tasks") if (source := getattr(config, key)) is not None}
     if config.replay is not None:
         changes["replay"] = config.replay.under(base)
-    if (base / config.model).is_dir():
-        changes["model"] = str((base / config.model).resolve())
+    changes["model"] = model_path(config.model, base)
     return replace(config, **changes)
 
 

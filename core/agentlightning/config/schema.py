@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal
 
 from msgspec import Meta
 
+from agentlightning.config.models import model_path
 from agentlightning.config.parts import Part, build_step_rewards, naming
 from agentlightning.config.tasks import is_reference
 from agentlightning.contracts.rendering import HistoryMode, RenderingSettings, rendering_settings, saved_rendering
@@ -230,6 +231,8 @@ class Config(BaseSettings):
     """Raise an alarm above this mean difference in log-probability between engine and trainer, per sampled token."""
     port: Annotated[int, Meta(ge=0, le=65535)] = 0
     """Port of the gateway; 0 takes a free one."""
+    max_body_mb: Annotated[int, Meta(ge=1)] = 32
+    """Largest body of a request to the gateway, in MB. The gateway refuses larger ones before it reads them."""
     folder: str = "runs"
     """Folder for run folders."""
     path: str | None = None
@@ -351,8 +354,7 @@ def _absolute(config: Config, base: Path, data: Mapping[str, Any]) -> Config:
     changes |= {key: _path(source, base) for key in ("tasks", "eval_tasks") if (source := getattr(config, key)) is not None}
     if config.replay is not None:
         changes["replay"] = config.replay.under(base)
-    if (base / config.model).is_dir():
-        changes["model"] = str((base / config.model).resolve())
+    changes["model"] = model_path(config.model, base)
     return replace(config, **changes)
 
 

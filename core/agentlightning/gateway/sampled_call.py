@@ -6,6 +6,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 from agentlightning.gateway.api.protocol import About, Asked, Form
 from agentlightning.gateway.api.schema import Refused, check_model
@@ -16,6 +17,7 @@ from agentlightning.gateway.prompt import check_length, plan_prompts, read_histo
 from agentlightning.gateway.record import Draft, call_input, sampled_completions
 from agentlightning.gateway.rendering.demonstration import Demonstrate
 from agentlightning.gateway.rendering.renderer import Rendering
+from agentlightning.gateway.sampling import check_sampling
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +25,7 @@ class SampledAnswerer:
     """Answers requests in one wire form. See `Answerer`."""
 
     service: Service
-    form: Form
+    form: Form[Any]
     rendering: Callable[[], Awaitable[Rendering]]
     demonstrate: Demonstrate | None = None
 
@@ -40,6 +42,7 @@ class SampledAnswerer:
         yield draft
         check_open(state.attempt)
         check_model(asked.request.model, service.engine.info.model, rollout.policy, service.models)
+        check_sampling(rollout, asked.fields)
         rendering = await self.rendering()
         prompts = plan_prompts(rendering, asked, history, state.conversations, state.attempt.started)
         draft = replace(draft, context=prompts[0].context, input=call_input(history, prompts[0], asked.keep_from, state))
@@ -77,9 +80,10 @@ async def _answer(service: Service, incoming: Incoming, asked: Asked, generation
 
 def _warn(service: Service, incoming: Incoming, asked: Asked) -> None:
     """Warn of settings that have no effect."""
-    service.warn_overridden(incoming.state, asked.request)
+    service.warn_overridden(incoming.state, asked.fields)
     for setting in asked.unmet:
-        service.warn_once(setting, "Ignoring the agent's %s. This model does not support it.", setting)
+        name = setting if setting.isprintable() else repr(setting)
+        service.warn_once(setting, "Ignoring the agent's %s. This model does not support it.", name[:100])
     if asked.request.format is not None:
         service.warn_once(
             "format",

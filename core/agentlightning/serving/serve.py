@@ -14,12 +14,11 @@ from typing import NamedTuple
 
 from starlette.routing import Mount
 
-from agentlightning.config.models import find_model
+from agentlightning.config.models import best_weights, find_model, find_run, is_model
 from agentlightning.config.parts import Part
 from agentlightning.config.schema import load_config
 from agentlightning.contracts.engine import Engine
 from agentlightning.contracts.model import ModelFiles
-from agentlightning.errors import RunError
 from agentlightning.gateway import Gateway
 from agentlightning.runner.rollout import DEFAULT_STORE
 from agentlightning.stores.common import open_store
@@ -94,21 +93,15 @@ async def _serving(model: ServedModel, host: str, port: int, store: str | None, 
         yield Served(gateway.base_url, engine.info.model, token, address)
 
 
-def served_model(run: Path | None, name: str | None, progress: Progress) -> ServedModel:
-    """Return the best weights of a run, or without a run a model by name with the default engine."""
-    if run is None:
-        assert name is not None
+def served_model(name: str, progress: Progress) -> ServedModel:
+    """Return the best weights of a run with its own engine, or any other model with the default engine."""
+    if is_model(name) or (run := find_run(name)) is None:
         progress.phase("finding model")
         return ServedModel(find_model(name, progress=progress.phase), {"name": "torch"}, None)
-    folder = RunFolder.open(run)
-    result = folder.read_result() if folder.result.exists() else {}
-    if "checkpoint" not in result:
-        advice = f"If it is a stopped training run, continue it with `agl train --resume {folder.name}`."
-        raise RunError(f"Run {folder.name} has no trained weights. {advice}")
-    config = load_config(folder.config)
-    path = folder.path / str(result["checkpoint"])
+    path, folder = best_weights(run), RunFolder.open(run)
+    config, result = load_config(folder.config), folder.read_result()
     policy = Policy(version=int(result["policy_version"]), base=config.model, uri=f"file:{path}")
-    trained_as = Path(config.model).name if Path(config.model).is_dir() else config.model  # agents ask for this name
+    trained_as = Path(config.model).name if Path(config.model).exists() else config.model  # agents ask for this name
     return ServedModel(ModelFiles(trained_as, str(path)), dict(config.engine), policy)
 
 

@@ -13,6 +13,7 @@ from starlette.responses import Response
 
 from agentlightning.gateway.api.answers import json_response
 from agentlightning.gateway.api.anthropic_messages import MessagesForm, read_request
+from agentlightning.gateway.api.body import read_body
 from agentlightning.gateway.api.schema import Refused, check_model
 from agentlightning.gateway.auth import AttemptState, check_open
 from agentlightning.gateway.call import Service
@@ -31,9 +32,10 @@ class TokenCounter:
 
     async def count(self, request: Request) -> Response:
         """The count, or an error in Anthropic's form."""
-        body = await request.body()
         try:
-            tokens = await self._count(await self._service.callers.attempt(request.headers), body)
+            state = await self._service.callers.attempt(request.headers)
+            body = await read_body(request.receive, request.headers, self._service.max_body)
+            tokens = await self._count(state, body or b"")
         except Refused as refusal:
             return Response(MessagesForm().error(refusal), refusal.status, media_type="application/json")
         return json_response({"input_tokens": tokens})

@@ -82,8 +82,8 @@ class Tokens:
             return self._encode_parts(text, guarded)
         pattern, renamed, ids = self._renaming
         text = pattern.sub(lambda match: RENAMED.format(self.by_text[match[0]]), text)
-        found: list[int] = renamed.encode(guarded.restored(text), add_special_tokens=False).ids
-        return [ids.get(id, id) for id in found]
+        ids_of_copy: list[int] = renamed.encode(guarded.restored(text), add_special_tokens=False).ids
+        return [ids.get(id, id) for id in ids_of_copy]
 
     def encode_after(self, last: int | None, text: str, guarded: Guarded | None = None) -> list[int]:
         """The ids of a text that follows the token `last`. SentencePiece tokenizers put a space before a text that stands alone, and some

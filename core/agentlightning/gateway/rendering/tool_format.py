@@ -99,7 +99,7 @@ class CallFormat:
                 break
             section, first = start
             try:
-                found, stop = self._section(text, first, offered, end)
+                read_calls, stop = self._section(text, first, offered, end)
             except Broken as broken:
                 marked = bool(self.before.strip()) or self._may_be_object(text[first:])
                 if end == "open" and marked:
@@ -108,7 +108,7 @@ class CallFormat:
                 content, position = content + text[position : max(first, position + 1)], max(first, position + 1)
                 continue
             content, position = content + text[position:section], stop
-            calls += found
+            calls += read_calls
         rest = text[position:]
         if end == "open":
             rest = rest[: len(rest) - self._held(rest, bool(content or calls))]

@@ -7,7 +7,16 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
+from agentlightning.cli.rendering import (
+    ArgumentsOption,
+    ChatTemplateOption,
+    HistoryOption,
+    RendererOption,
+    SpecialTokensOption,
+    rendering_keys,
+)
 from agentlightning.cli.train import open_training
+from agentlightning.contracts.rendering import RenderingChoices
 from agentlightning.errors import ConfigError
 from agentlightning.training.progress import TrainingProgress
 
@@ -35,10 +44,16 @@ def serve(
     host: Host = "127.0.0.1",
     port: Port = 8000,
     store: Store = None,
+    renderer: RendererOption = None,
+    chat_template: ChatTemplateOption = None,
+    arguments: ArgumentsOption = None,
+    history: HistoryOption = None,
+    special_tokens: SpecialTokensOption = None,
 ) -> None:
     """Serve a trained model over the OpenAI and Anthropic APIs, and record the calls. Ctrl-C stops it.
 
-    `--model` serves any other model. `--upstream` forwards calls to another server. Prints the API key. Set `AGL_TOKEN` to choose your own.
+    `--model` serves any other model. `--upstream` forwards calls to another server. A trained model renders messages as it did in its run;
+    `--renderer` and the options after it change that. Prints the API key. Set `AGL_TOKEN` to choose your own.
 
     **Examples**
 
@@ -55,18 +70,22 @@ def serve(
         raise ConfigError(f"{problem}. Use `agl serve RUN`, `--model NAME` or `--upstream URL`.")
     if upstream_key_env is not None and upstream is None:
         raise ConfigError("--upstream-key-env is the key of an upstream, but no upstream is named. Add --upstream URL.")
+    choices = RenderingChoices(**rendering_keys(renderer, chat_template, arguments, history, special_tokens))
+    if upstream is not None and choices.used():
+        option = choices.used()[0].replace("_", "-")
+        raise ConfigError(f"--{option} has no effect with --upstream, because that server renders the messages. Remove it.")
     from agentlightning.serving.serve import serve as serve_until_stopped
     from agentlightning.serving.serve import upstream_model
 
     with TrainingProgress() as progress:
-        served = upstream_model(upstream, key_env=upstream_key_env, name=model) if upstream else _own_model(run, model, progress)
+        served = upstream_model(upstream, key_env=upstream_key_env, name=model) if upstream else _own_model(run, model, choices, progress)
         serve_until_stopped(served, host=host, port=port, store=store, progress=progress, ready=_print_addresses)
 
 
-def _own_model(run: str | None, model: str | None, progress: Progress) -> ServedModel:
+def _own_model(run: str | None, model: str | None, choices: RenderingChoices, progress: Progress) -> ServedModel:
     from agentlightning.serving.serve import served_model
 
-    return served_model(open_training(run).path if run is not None else None, model, progress)
+    return served_model(open_training(run).path if run is not None else None, model, progress, choices)
 
 
 def _print_addresses(served: Served) -> None:

@@ -19,6 +19,7 @@ from agentlightning.config.parts import Part
 from agentlightning.config.schema import load_config
 from agentlightning.contracts.engine import Engine
 from agentlightning.contracts.model import ModelFiles
+from agentlightning.contracts.rendering import RenderingChoices, RenderingSettings, saved_rendering
 from agentlightning.errors import RunError
 from agentlightning.gateway import Gateway
 from agentlightning.runner.rollout import DEFAULT_STORE
@@ -37,6 +38,7 @@ class ServedModel(NamedTuple):
     """The `[engine]` table."""
     policy: Policy | None
     """The trained version; None: the model as it is."""
+    rendering: RenderingSettings
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +88,8 @@ async def _serving(model: ServedModel, host: str, port: int, store: str | None, 
         stack.push_async_callback(engine.close)
         if model.files.path:
             await engine.load(model.policy or engine.policy)  # a run's trained version, so that records name it
-        gateway = Gateway(opened, engine, host=host, port=port, token=token, extra_routes=(Mount("/", app=store_app(opened, token)),))
+        routes = (Mount("/", app=store_app(opened, token)),)
+        gateway = Gateway(opened, engine, host=host, port=port, token=token, extra_routes=routes, rendering=model.rendering)
         await gateway.start()
         stack.push_async_callback(gateway.stop)
         progress.end()
@@ -94,12 +97,15 @@ async def _serving(model: ServedModel, host: str, port: int, store: str | None, 
         yield Served(gateway.base_url, engine.info.model, token, address)
 
 
-def served_model(run: Path | None, name: str | None, progress: Progress) -> ServedModel:
-    """Return the best weights of a run, or without a run a model by name with the default engine."""
+def served_model(run: Path | None, name: str | None, progress: Progress, choices: RenderingChoices | None = None) -> ServedModel:
+    """Return the best weights of a run, or without a run a model by name with the default engine. `choices` change how messages become
+    tokens."""
+    choices = choices or RenderingChoices()
     if run is None:
         assert name is not None
         progress.phase("finding model")
-        return ServedModel(find_model(name, progress=progress.phase), {"name": "torch"}, None)
+        files = find_model(name, progress=progress.phase)
+        return ServedModel(files, {"name": "torch"}, None, choices.over(saved_rendering(Path(files.path))))
     folder = RunFolder.open(run)
     result = folder.read_result() if folder.result.exists() else {}
     if "checkpoint" not in result:
@@ -109,13 +115,13 @@ def served_model(run: Path | None, name: str | None, progress: Progress) -> Serv
     path = folder.path / str(result["checkpoint"])
     policy = Policy(version=int(result["policy_version"]), base=config.model, uri=f"file:{path}")
     trained_as = Path(config.model).name if Path(config.model).is_dir() else config.model  # agents ask for this name
-    return ServedModel(ModelFiles(trained_as, str(path)), dict(config.engine), policy)
+    return ServedModel(ModelFiles(trained_as, str(path)), dict(config.engine), policy, choices.over(saved_rendering(path)))
 
 
 def upstream_model(url: str, *, key_env: str | None = None, name: str | None = None) -> ServedModel:
     """Return the model of another server. `key_env` is the environment variable of its key; without a `name`, agents choose the model."""
     table: dict[str, object] = {"name": "upstream", "url": url, **({"key_env": key_env} if key_env is not None else {})}
-    return ServedModel(ModelFiles(name or "", ""), table, None)
+    return ServedModel(ModelFiles(name or "", ""), table, None, RenderingSettings())
 
 
 async def _until_interrupted() -> None:

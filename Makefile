@@ -1,5 +1,6 @@
 # make demo    train the demo agent on this machine and report what it learned
 # make test    lint, type-check, and run every test
+# make test-fuzz    6,000 malformed requests to the gateway, some minutes
 # make test-range   the torch plugin's tests with the oldest transformers that it allows
 # make test-vllm    the vLLM engine's tests on vLLM itself, in an environment of its own (3 GB)
 # make test-verl    the verl trainer's tests on verl itself, in an environment of its own (.venv-verl, 3 GB)
@@ -15,7 +16,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 PIP    := $(BIN)/python -m pip -qq --disable-pip-version-check --no-input
 
-.PHONY: help setup demo test test-range test-vllm test-verl test-gpu-scripts wheel style lint format clean
+.PHONY: help setup demo test test-fuzz test-range test-vllm test-verl test-gpu-scripts wheel style lint format clean
 
 help: # the comment at the top of this file
 	@sed -n "/^#/!q; s/^# \{0,1\}//p" Makefile
@@ -52,6 +53,9 @@ test: style
 	@$(BIN)/pyright > $(VENV)/pyright.log 2>&1 & pyright=$$!; \
 	OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest -q -n 2 --dist worksteal; tests=$$?; \
 	wait $$pyright; types=$$?; cat $(VENV)/pyright.log; exit $$((tests | types))
+
+test-fuzz: setup
+	@AGL_FUZZ_REQUESTS=6000 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -s tests/core/gateway/test_gateway_fuzz.py
 
 test-range: setup
 	@PYTHON=$(BIN)/python sh tests/check_transformers_range.sh

@@ -7,7 +7,7 @@ from __future__ import annotations
 import sqlite3
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from agentlightning.contracts.store import AttemptRecords, RolloutState
 from agentlightning.errors import NotFound, StoreError
@@ -250,8 +250,8 @@ def unknown_key() -> NotFound:
     return NotFound("No attempt has this key. Use the key that the rollout's runner received.")
 
 
-def _attempt(row: Sequence[object]) -> Attempt:
+def _attempt(row: Sequence[Any]) -> Attempt:
     id, rollout_id, number, key, worker, status, started, finished, error = row
     return Attempt(
         id=id, rollout_id=rollout_id, number=number, key=key, worker=worker, status=status, started=started, finished=finished, error=error
-    )  # type: ignore[arg-type]  # fmt: skip
+    )

@@ -52,7 +52,8 @@ def add_lora(model: Any, rank: int, alpha: float, seed: int) -> Any:
 
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        settings = peft.LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM")
+        options: dict[str, Any] = {"r": rank, "lora_alpha": alpha, "lora_dropout": 0.0}  # peft declares an int alpha and takes a float
+        settings = peft.LoraConfig(**options, target_modules="all-linear", task_type="CAUSAL_LM")
         return peft.get_peft_model(model, settings).eval()
 
 

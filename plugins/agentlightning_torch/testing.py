@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from os import PathLike
+from typing import Any
 
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -25,7 +26,7 @@ def tiny_model(
     The same arguments give the same weights, and torch's global seed stays unchanged. Weights have a large deviation (0.1), so attention
     and next-token distributions are far from uniform.
     """
-    tokenizer = make_tokenizer(folder)
+    tokenizer: Any = make_tokenizer(folder)
     config = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=hidden,

@@ -156,7 +156,7 @@ def get_weights(share: Share, files: ModelFiles, *, device: str = "auto", dtype:
         return weights
     try:
         with no_bars():
-            model = AutoModelForCausalLM.from_pretrained(files.path, dtype=number, attn_implementation="sdpa")
+            model: Any = AutoModelForCausalLM.from_pretrained(files.path, dtype=number, attn_implementation="sdpa")
     except (OSError, ValueError) as error:
         raise ConfigError(
             f"Model {files.name!r} cannot be loaded from {files.path!r}: {error}. Expected a folder or hub id for transformers."

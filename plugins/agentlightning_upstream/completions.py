@@ -9,8 +9,9 @@ import numpy as np
 from agentlightning.gateway.auth import Incoming
 from agentlightning.gateway.conversation import History
 from agentlightning.types import CallStatus, Completion, FloatArray, floats, ints
+from agentlightning_upstream.replies import Choice
 from agentlightning_upstream.request import Planned
-from agentlightning_upstream.wire import Choice, Reader, ResponseReader
+from agentlightning_upstream.wire import Reader, ResponseReader
 
 
 @dataclass(frozen=True, slots=True, eq=False)

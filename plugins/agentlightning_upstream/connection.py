@@ -11,10 +11,12 @@ from typing import Any, Literal, cast
 
 import httpx
 
+from agentlightning.capture.recorder import CALL_HEADER
 from agentlightning.gateway.api.answers import encode
 from agentlightning.gateway.api.schema import Refused
+from agentlightning_upstream.replies import Fields
 from agentlightning_upstream.request import Planned
-from agentlightning_upstream.wire import Fields, json_object
+from agentlightning_upstream.wire import json_object
 
 TIMEOUT = httpx.Timeout(600.0, connect=10.0)
 """Timeout in seconds, like OpenAI's own client."""
@@ -47,14 +49,14 @@ class Connection:
         self._levels: dict[tuple[object, ...], int] = {}  # the highest accepted level, by kind of request
         self._client: httpx.AsyncClient | None = None
 
-    async def send(self, path: str, plan: Planned, warn_once: Callable[..., None]) -> tuple[httpx.Response, int]:
+    async def send(self, path: str, plan: Planned, call_id: str, warn_once: Callable[..., None]) -> tuple[httpx.Response, int]:
         """Send a request. Return the response with its body unread, and the plan level it answers. Raises `Refused`."""
         kind = (path, plan.body.get("model"), bool(plan.body.get("stream")), bool(plan.body.get("tools")), len(plan.levels))
         first = self._levels.get(kind)
         for level in range(first or 0, len(plan.levels)):
             extra = plan.levels[level]
             request = self._opened().build_request(
-                "POST", self.url + path.removeprefix("/v1"), content=encode({**plan.body, **extra}), headers=self._headers()
+                "POST", self.url + path.removeprefix("/v1"), content=encode({**plan.body, **extra}), headers=self._headers(call_id)
             )
             response = await self._opened().send(request, stream=True)
             if response.status_code == 200:
@@ -68,11 +70,6 @@ class Connection:
             if first is not None or response.status_code not in (400, 422) or not extra:
                 raise refusal
         raise AssertionError("the last level adds nothing")  # and ended the loop
-
-    def failure(self, event: Fields) -> Refused:
-        """Return the error that an upstream sends as an event of its answer."""
-        error = cast("dict[str, Fields]", json_object(self._without_key(encode(event).decode()).encode()))["error"]
-        return UpstreamRefused(f"The upstream failed in its answer: {error.get('message')}", 502, {"error": error})
 
     def unreachable(self, error: httpx.HTTPError) -> Refused:
         """Return the error of a failed connection."""
@@ -95,15 +92,18 @@ class Connection:
             self._client = httpx.AsyncClient(timeout=TIMEOUT, limits=limits)
         return self._client
 
-    def _headers(self) -> dict[str, str]:
-        return {"content-type": "application/json", **({"authorization": f"Bearer {self._key}"} if self._key else {})}
+    def _headers(self, call_id: str) -> dict[str, str]:
+        """Return the headers. If the upstream is a gateway too, it takes over the call id."""
+        own = {"content-type": "application/json", CALL_HEADER: call_id}
+        return {**own, **({"authorization": f"Bearer {self._key}"} if self._key else {})}
 
-    def _without_key(self, text: str) -> str:
-        return text.replace(self._key, "***") if self._key else text
+    def without_key(self, data: bytes) -> bytes:
+        """Remove the key from the data. Some upstreams repeat it in errors."""
+        return data.replace(self._key.encode(), b"***") if self._key else data
 
     def _refusal(self, response: httpx.Response, data: bytes) -> Refused:
         """Return the upstream's error in OpenAI's format, without its key."""
-        status, text = response.status_code, self._without_key(data.decode(errors="replace"))
+        status, text = response.status_code, self.without_key(data).decode(errors="replace")
         fields = json_object(text.encode())
         raw: Any = (fields or {}).get("error")
         details = cast(Fields, raw) if isinstance(raw, dict) else None

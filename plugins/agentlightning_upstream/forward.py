@@ -1,10 +1,11 @@
 """One call answered by the upstream: read, plan the request, send it, pass the answer on.
 
-The agent gets the upstream's answer without the fields requested only for the record.
+The agent gets the upstream's bytes. The gateway removes only the fields requested for the record, and its own key.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 from dataclasses import dataclass, replace
@@ -14,18 +15,21 @@ import httpx
 import msgspec
 
 from agentlightning.gateway.api.answers import encode, event
-from agentlightning.gateway.api.schema import ChatRequest, Refused, check_model, decode_body
+from agentlightning.gateway.api.body import read_fields
+from agentlightning.gateway.api.schema import ChatRequest, Refused, check_model
 from agentlightning.gateway.auth import Incoming, check_open
 from agentlightning.gateway.call import Ending, Opening, Service, Step
 from agentlightning.gateway.conversation import History, head_hash
 from agentlightning.gateway.record import Draft
 from agentlightning_upstream.completions import Forwarded
 from agentlightning_upstream.connection import Connection
-from agentlightning_upstream.request import Planned, planned
-from agentlightning_upstream.wire import Fields, Reader, ResponseReader, event_name, events, json_object
+from agentlightning_upstream.replies import Fields
+from agentlightning_upstream.request import Planned, overridable, planned
+from agentlightning_upstream.sse import event_data, event_value, events, with_data
+from agentlightning_upstream.wire import Reader, ResponseReader, failure, json_object
 
+log = logging.getLogger("agentlightning.gateway")
 PATHS = ("/v1/chat/completions", "/v1/responses", "/v1/completions")
-_fields = msgspec.json.Decoder(dict[str, Any])
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,19 +47,18 @@ class ForwardAnswerer:
     async def answer(self, incoming: Incoming) -> AsyncGenerator[Step]:
         """See `Answerer.answer`."""
         rollout, model = incoming.state.rollout, self.service.engine.info.model
-        body = decode_body(_fields, incoming.body)
+        body = read_fields(incoming.body)
         request = _canonical(body) if self.path == "/v1/chat/completions" else None
         history = None if request is None else _history(rollout.policy, request)
         draft = Draft(history, "upstream")
         yield draft
         check_open(incoming.state.attempt)
         self._check_model(body, rollout.policy)
-        if request is not None:
-            self.service.warn_overridden(incoming.state, request)
+        self.service.warn_overridden(incoming.state, overridable(body))
         plan = planned(self.path, body, rollout, incoming.index, model)
         try:
-            response, level = await self.connection.send(self.path, plan, self.service.warn_once)
-            forwarded = Forwarded(incoming, history, plan, level, self._reader(incoming, plan))
+            response, level = await self.connection.send(self.path, plan, incoming.seen.id, self.service.warn_once)
+            forwarded = Forwarded(incoming, history, plan, level, self._reader(plan, level))
             yield replace(draft, completions=forwarded.completions)
             async with aclosing(response), aclosing(self._relay(response, forwarded.reader)) as steps:
                 async for step in steps:
@@ -75,52 +78,69 @@ class ForwardAnswerer:
                 status=404, param="model", code="model_not_found",
             )  # fmt: skip
 
-    def _reader(self, incoming: Incoming, plan: Planned) -> Reader | ResponseReader:
+    def _reader(self, plan: Planned, level: int) -> Reader | ResponseReader:
+        """The reader of an answer. It hides the fields that the plan added."""
         if self.path == "/v1/responses":
             return ResponseReader()
-        return Reader(
-            incoming.seen.id,
-            self.path,
-            _replies(plan.body),
-            shows_ids=bool(plan.body.get("return_token_ids")),
-            shows_logprobs=plan.body.get("logprobs") not in (None, False),
-        )
+        added, asked = plan.levels[level], plan.body
+        hidden = ("token_ids", "prompt_token_ids") if "return_token_ids" in added and not asked.get("return_token_ids") else ()
+        scores = ("logprobs",) if "logprobs" in added and asked.get("logprobs") in (None, False) else ()
+        return Reader(self.path, _replies(asked), hidden=hidden + scores)
 
     async def _relay(self, response: httpx.Response, reader: Reader | ResponseReader) -> AsyncGenerator[Step]:
-        """Pass the answer on. Its final events wait for the record."""
-        if not response.headers.get("content-type", "").startswith("text/event-stream"):
-            body = json_object(await response.aread())
-            if body is None:
-                raise self._broken("The answer of the upstream %s is not a JSON object.")
-            yield Ending(encode(reader.take(body)))
+        """Pass the answer on, as it is. The bytes that end it wait for the record."""
+        kind = response.headers.get("content-type", "application/json")
+        if not kind.startswith("text/event-stream"):
+            data = self.connection.without_key(await response.aread())
+            wrong = self._read(json_object(data), reader, is_body=True)
+            yield Ending(reader.shown(data), wrong, kind.encode("latin-1", "replace"))
             return
-        ending: list[bytes] = []
-        opened = False
+        ending, opened, wrong, raw = list[bytes](), False, None, b""
         async with aclosing(cast(Any, events(response.aiter_bytes()))) as stream:
-            async for raw, value in cast("AsyncIterator[tuple[bytes, Any]]", stream):
-                data = self._event(raw, value, reader)
+            async for sent in cast("AsyncIterator[bytes]", stream):
+                raw = self.connection.without_key(sent)
+                value = event_value(raw)
+                if isinstance(value, dict):
+                    wrong = wrong or self._read(cast(Fields, value), reader)
+                elif event_data(raw).strip() == b"[DONE]":
+                    reader.close()
                 if not opened:
                     opened = True
                     yield Opening(b"", _error_event)
-                if ending or reader.done:
-                    ending.append(data)
+                if ending or reader.done or wrong is not None:
+                    ending.append(self._shown(raw, reader))
                 else:
-                    yield data
-        if not reader.done:
-            raise self._broken("The upstream %s ended its answer before the end of a reply.")
-        yield Ending(b"".join(ending))
+                    yield self._shown(raw, reader)
+        if not opened:
+            yield Opening(b"", _error_event)
+        if wrong is None and not reader.done:
+            if not raw.endswith(b"\n"):
+                yield b"\n\n"  # the error is an event of its own
+            text = f"The upstream {self.connection.url} ended its answer before the end of a reply."
+            raise Refused(text, status=502, type="server_error")
+        yield Ending(b"".join(ending), wrong)
 
-    def _event(self, raw: bytes, value: Any, reader: Reader | ResponseReader) -> bytes:
-        """Return the agent's part of an event. Raises `Refused` if the upstream reports an error."""
-        if not isinstance(value, dict):
-            return raw
-        fields = cast(Fields, value)
-        if "choices" not in fields and isinstance(fields.get("error"), dict):
-            raise self.connection.failure(fields)
-        return event(reader.take(fields), event_name(raw))
+    def _read(self, answer: Fields | None, reader: Reader | ResponseReader, *, is_body: bool = False) -> str | None:
+        """Read a body or an event for the record. Returns what is wrong with it: the upstream's error, or an answer without a reply."""
+        error = None
+        if answer is not None:
+            try:
+                reader.take(answer)
+            except Exception as unread:  # whatever an upstream sends, the agent gets it
+                log.exception("The answer of the upstream %s cannot be recorded.", self.connection.url)
+                return f"The answer of the upstream {self.connection.url} cannot be recorded: {type(unread).__name__}: {unread}"
+            error = failure(answer)
+        if error is not None:
+            return f"The upstream failed in its answer: {error[:2000]}"
+        if is_body:
+            reader.close()
+        return f"The answer of the upstream {self.connection.url} holds no reply." if is_body and not reader.choices else None
 
-    def _broken(self, text: str) -> Refused:
-        return Refused(text % self.connection.url, status=502, type="server_error")
+    def _shown(self, raw: bytes, reader: Reader | ResponseReader) -> bytes:
+        """An event as the agent gets it."""
+        data = event_data(raw)
+        shown = reader.shown(data)
+        return raw if shown is data else with_data(raw, shown)
 
 
 def _error_event(refusal: Refused) -> bytes:

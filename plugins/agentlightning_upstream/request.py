@@ -56,6 +56,11 @@ def planned(path: str, asked: Fields, rollout: Rollout, call: int, model: str) -
     return Planned(body, sampling, (exact, {**scored, "return_token_ids": True}, scored, {}), _inexact(body, own))
 
 
+def overridable(body: Fields) -> Fields:
+    """The settings in a body that the run's sampling overrides. Constraints stay, and make the log-probabilities inexact."""
+    return {name: body[name] for name in ("temperature", "top_p", "seed", *PENALTIES) if name in body}
+
+
 def _inexact(body: Fields, own: Sampling) -> str | None:
     if own.temperature not in (0, 1):
         return f"temperature is {own.temperature:g}, and only some upstreams scale their log-probabilities by it"

@@ -1,82 +1,31 @@
-"""Reads an upstream's answers for the record, and removes fields that the agent did not request.
+"""The answers of an upstream, read for the record. One reader for each form. The bytes themselves go on to the agent.
 
 Each API has its own reader. A reply has token ids only if every piece of it came with them.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable
-from dataclasses import dataclass, field
-from typing import Any, cast
-
 import msgspec
 
-from agentlightning.types import FinishReason
+from agentlightning.gateway.api.answers import encode
+from agentlightning_upstream.replies import Choice, Fields, mapping, mappings, text, token_ids
 
-Fields = dict[str, Any]
-_fields = msgspec.json.Decoder(dict[str, Any])
-FINISHED: dict[Any, FinishReason] = {"stop": "stop", "length": "length", "tool_calls": "tool_calls", "function_call": "tool_calls"}
-
-
-@dataclass(slots=True)
-class Choice:
-    """One reply so far."""
-
-    prompt_ids: list[int] | None = None
-    ids: list[int] | None = None
-    logprobs: list[float] | None = None
-    """As returned by the upstream."""
-    content: str = ""
-    reasoning: str = ""
-    calls: dict[int, Fields] = field(default_factory=dict[int, Fields])
-    finish: FinishReason | None = None
-    broken: bool = False
-    """True if text came without its token ids."""
-
-    def add(self, delta: Fields) -> None:
-        """Add a message or a part of one."""
-        self.content += delta.get("content") or ""
-        self.reasoning += delta.get("reasoning_content") or delta.get("reasoning") or ""
-        for place, call in enumerate(cast("Iterable[Fields]", delta.get("tool_calls") or ())):
-            fields = self.calls.setdefault(call.get("index", place), {"id": "", "name": "", "arguments": ""})
-            function: Fields = call.get("function") or {}
-            fields["id"] = call.get("id") or fields["id"]
-            fields["name"] += function.get("name") or ""
-            fields["arguments"] += function.get("arguments") or ""
-
-    def add_ids(self, ids: list[int] | None, text: str | None) -> None:
-        """Add the ids of a part with this text."""
-        if ids is not None:
-            self.ids = [*(self.ids or ()), *ids]
-        elif text:
-            self.broken = True
-
-    def add_logprobs(self, logprobs: Iterable[Any]) -> None:
-        """Add log-probabilities. None becomes NaN, because the upstream did not measure it."""
-        self.logprobs = [*(self.logprobs or ()), *(float("nan") if logprob is None else float(logprob) for logprob in logprobs)]
-
-    def message(self) -> Fields:
-        """Return the message in OpenAI's format."""
-        message: Fields = {"role": "assistant", "content": self.content or (None if self.calls else "")}
-        if self.reasoning:
-            message["reasoning_content"] = self.reasoning
-        if self.calls:
-            message["tool_calls"] = [
-                {"id": call["id"], "type": "function", "function": {"name": call["name"], "arguments": call["arguments"]}}
-                for _, call in sorted(self.calls.items())
-            ]
-        return message
+_fields = msgspec.json.Decoder(Fields)
+_raw = msgspec.json.Decoder(dict[str, msgspec.Raw])
+_raws = msgspec.json.Decoder(list[dict[str, msgspec.Raw]])
+FINAL = ("response.completed", "response.incomplete", "response.failed")
+"""Events that end a response."""
 
 
 class Reader:
     """Reads the answer to one chat completions or completions request."""
 
-    def __init__(self, call_id: str, path: str, count: int, *, shows_ids: bool, shows_logprobs: bool) -> None:
+    def __init__(self, path: str, count: int, *, hidden: tuple[str, ...] = ()) -> None:
+        """`count`: replies to come. `hidden`: fields that only the record asked for."""
         self.choices: dict[int, Choice] = {}
         self.counted: int | None = None
-        """Tokens of all replies, as counted by the upstream."""
-        self._call_id, self._chat, self._count = call_id, path.endswith("/chat/completions"), count
-        self._shows_ids, self._shows_logprobs = shows_ids, shows_logprobs
+        """Tokens of all replies, as the upstream counts them."""
+        self._chat, self._count, self._hidden = path.endswith("/chat/completions"), count, hidden
         self._prompt_ids: list[int] | None = None
 
     @property
@@ -84,37 +33,57 @@ class Reader:
         """Return True if every reply has ended."""
         return len(self.choices) >= self._count and all(choice.finish is not None for choice in self.choices.values())
 
-    def take(self, answer: Fields) -> Fields:
-        """Read a body or an event. Return the agent's part of it."""
-        if answer.get("prompt_token_ids") is not None:
-            self._prompt_ids = answer["prompt_token_ids"]
-        if answer.get("usage"):
-            self.counted = answer["usage"].get("completion_tokens")
-        for part in cast("list[Fields]", answer.get("choices") or []):
-            self._take_choice(part)
-        if not self._shows_ids:
-            answer.pop("prompt_token_ids", None)
-        answer["system_fingerprint"] = self._call_id
-        return answer
+    def take(self, answer: Fields) -> None:
+        """Read a body, or an event."""
+        self._prompt_ids = token_ids(answer.get("prompt_token_ids")) or self._prompt_ids
+        counted = mapping(answer.get("usage")).get("completion_tokens")
+        self.counted = counted if type(counted) is int else self.counted
+        for place, part in enumerate(mappings(answer.get("choices"))):
+            index = part.get("index")
+            self._take_choice(self.choices.setdefault(index if type(index) is int else place, Choice()), part)
 
-    def _take_choice(self, part: Fields) -> None:
-        choice = self.choices.setdefault(part.get("index", len(self.choices)), Choice())
-        message: Fields = part.get("message") or part.get("delta") or {} if self._chat else {"content": part.get("text")}
+    def _take_choice(self, choice: Choice, part: Fields) -> None:
+        message = mapping(part.get("message") or part.get("delta")) if self._chat else {"content": part.get("text")}
         choice.add(message)
-        choice.add_ids(part.get("token_ids"), message.get("content"))
-        choice.prompt_ids = part.get("prompt_token_ids") or choice.prompt_ids or self._prompt_ids
-        logprobs: Fields = part.get("logprobs") or {}
+        choice.add_ids(token_ids(part.get("token_ids")), text(message.get("content")))
+        choice.prompt_ids = token_ids(part.get("prompt_token_ids")) or choice.prompt_ids or self._prompt_ids
+        logprobs = mapping(part.get("logprobs"))
         if self._chat and logprobs.get("content"):
-            choice.add_logprobs(token.get("logprob") for token in logprobs["content"])
-        elif not self._chat and logprobs.get("token_logprobs"):
+            choice.add_logprobs([token.get("logprob") for token in mappings(logprobs["content"])])
+        elif not self._chat and isinstance(logprobs.get("token_logprobs"), list):
             choice.add_logprobs(logprobs["token_logprobs"])
         if part.get("finish_reason"):
-            choice.finish = FINISHED.get(part["finish_reason"], "error")
-        if not self._shows_ids:
-            part.pop("token_ids", None)
-            part.pop("prompt_token_ids", None)
-        if not self._shows_logprobs and "logprobs" in part:
-            part["logprobs"] = None
+            choice.end(part["finish_reason"])
+
+    def close(self) -> None:
+        """The upstream says that the answer is whole. Replies without a finish reason have ended all the same."""
+        for choice in self.choices.values():
+            if choice.finish is None:
+                choice.end()
+
+    def shown(self, data: bytes) -> bytes:
+        """The JSON of an answer as the agent gets it: without the fields that only the record asked for, else to the byte."""
+        if not self._hidden or not any(f'"{name}"'.encode() in data for name in self._hidden):
+            return data
+        try:
+            answer = _raw.decode(data)
+            choices = _raws.decode(answer.get("choices", b"[]"))
+        except msgspec.MsgspecError:
+            return data
+        changed = [_without(fields, self._hidden) for fields in (answer, *choices)]
+        if not any(changed):
+            return data
+        return encode({**answer, **({"choices": choices} if "choices" in answer else {})})
+
+
+def _without(fields: dict[str, msgspec.Raw], names: tuple[str, ...]) -> bool:
+    """Take fields out, `logprobs` by null. Returns whether there were any."""
+    present = [name for name in names if name in fields and bytes(fields[name]) != b"null"]
+    for name in present:
+        del fields[name]
+        if name == "logprobs":
+            fields[name] = msgspec.Raw(b"null")
+    return bool(present)
 
 
 class ResponseReader:
@@ -129,66 +98,46 @@ class ResponseReader:
         """Return True if the reply has ended."""
         return bool(self.choices)
 
-    def take(self, answer: Fields) -> Fields:
-        """Read a body or an event. Return the agent's part of it."""
-        event = answer.get("type")
-        response: Any = answer if answer.get("object") == "response" else answer.get("response")
-        if isinstance(response, dict) and event in (None, "response.completed", "response.incomplete", "response.failed"):
-            self._take(cast(Fields, response))
-        return answer
+    def take(self, answer: Fields) -> None:
+        """Read a body, or an event."""
+        response = mapping(answer if "output" in answer else answer.get("response"))
+        if response and answer.get("type") in (None, *FINAL):
+            self._take(response)
+
+    def close(self) -> None:
+        """Nothing: an event of its own ends a response."""
+
+    def shown(self, data: bytes) -> bytes:
+        """The same bytes."""
+        return data
 
     def _take(self, response: Fields) -> None:
         choice = self.choices[0] = Choice()
-        for place, item in enumerate(cast("list[Fields]", response.get("output") or [])):
+        for place, item in enumerate(mappings(response.get("output"))):
             if item.get("type") == "message":
-                parts = cast("list[Fields]", item.get("content") or [])
-                choice.content += "".join(part.get("text") or "" for part in parts if part.get("type") == "output_text")
+                choice.add({"content": item.get("content")})
             elif item.get("type") == "function_call":
-                choice.calls[place] = {"id": item.get("call_id"), "name": item.get("name"), "arguments": item.get("arguments") or ""}
-        details: Fields = response.get("incomplete_details") or {}
+                function = {"name": item.get("name"), "arguments": item.get("arguments")}
+                choice.add({"tool_calls": [{"index": place, "id": item.get("call_id"), "function": function}]})
         if response.get("status") in (None, "completed"):
-            choice.finish = "tool_calls" if choice.calls else "stop"
+            choice.end()
         else:
-            choice.finish = "length" if details.get("reason") == "max_output_tokens" else "error"
+            choice.end("length" if mapping(response.get("incomplete_details")).get("reason") == "max_output_tokens" else "error")
 
 
-async def events(parts: AsyncIterator[bytes]) -> AsyncIterator[tuple[bytes, Any]]:
-    """Yield the server-sent events of a byte stream: the raw event with its blank line, and its data as JSON (None if it is not JSON)."""
-    lines: list[bytes] = []
-    rest = b""
-    async for part in parts:
-        *complete, rest = (rest + part).split(b"\n")
-        for line in complete:
-            line = line.removesuffix(b"\r")
-            if line:
-                lines.append(line)
-            elif lines:
-                yield _event(lines)
-                lines = []
-    if rest:
-        lines.append(rest)
-    if lines:
-        yield _event(lines)
-
-
-def _event(lines: list[bytes]) -> tuple[bytes, Any]:
-    data = b"\n".join(line.removeprefix(b"data:").removeprefix(b" ") for line in lines if line.startswith(b"data:"))
-    try:
-        value: Any = msgspec.json.decode(data) if data else None
-    except msgspec.DecodeError:
-        value = None
-    return b"\n".join(lines) + b"\n\n", value
-
-
-def event_name(raw: bytes) -> str | None:
-    """Return the name of an event, or None."""
-    names = [line for line in raw.split(b"\n") if line.startswith(b"event:")]
-    return names[0].removeprefix(b"event:").strip().decode(errors="replace") if names else None
+def failure(answer: Fields) -> str | None:
+    """The text of an answer that is an error; None: it is none."""
+    error = answer.get("error") or mapping(answer.get("response")).get("error")
+    is_error = "error" in (answer.get("type"), answer.get("object")) or set(answer) == {"detail"}  # of vLLM, of FastAPI
+    if not error and not is_error:
+        return None
+    words = mapping(error).get("message") or error or answer.get("message") or answer.get("detail")
+    return words if isinstance(words, str) else encode(words or answer).decode()
 
 
 def json_object(data: bytes) -> Fields | None:
     """Return the data as a JSON object, or None."""
     try:
         return _fields.decode(data)
-    except (msgspec.MsgspecError, UnicodeDecodeError):
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return None

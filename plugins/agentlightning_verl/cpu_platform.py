@@ -3,6 +3,8 @@
 verl finds it through `VERL_USE_EXTERNAL_MODULES`. Import this module, `worker`, and `process` only in verl's environment.
 """
 
+# verl has an environment of its own.
+# pyright: reportMissingImports=false
 from __future__ import annotations
 
 import contextlib

@@ -3,6 +3,8 @@
 Run it in verl's environment as `python -m agentlightning_verl.process FILE`, with the socket's file number. It ends when the socket closes.
 """
 
+# verl has an environment of its own.
+# pyright: reportMissingImports=false
 from __future__ import annotations
 
 import socket

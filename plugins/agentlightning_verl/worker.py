@@ -1,5 +1,7 @@
 """verl's training worker with our loss, and with weights as files. Import it only in verl's environment."""
 
+# verl has an environment of its own.
+# pyright: reportMissingImports=false
 from __future__ import annotations
 
 import contextlib

@@ -163,7 +163,11 @@ def test_a_benchmark_warms_up_trains_measures_and_reports_every_number(bench: Be
     assert change["mean"] == pytest.approx(mean)
     assert change["low"] <= change["mean"] <= change["high"]
     assert change["rises"] == (change["low"] > 0)
-    for part in ("start after a supervised warm-up (30 demonstrated tokens in 3 steps", "95% interval", "6 pairs of test task and seed"):
+    for part in (
+        "start after a supervised warm-up (30 demonstrated tokens in 3 steps",
+        "95% confidence interval",
+        "6 pairs of test task and seed",
+    ):
         assert part in output
     first, second = (run["warm_start"]["folder"] for run in result["runs"])
     assert first.endswith("tiny-warm-start-seed-0")
@@ -245,7 +249,7 @@ def test_a_benchmark_whose_libraries_are_missing_names_them_and_how_to_install_t
             register("function", print)
 
     monkeypatch.setattr(catalog, "registry", lambda: Registry({"test": Plugin()}))
-    with pytest.raises(MissingExtra, match=r"benchmark 'far' needs no_such_library.*pip install 'agentlightning\[bench\]'"):
+    with pytest.raises(MissingExtra, match=r"Benchmark 'far' needs no_such_library.*pip install 'agentlightning\[bench\]'"):
         catalog.find("far")
     with pytest.raises(PluginError, match=r"'test' registered benchmark 'function' as builtin_function.*Register an agentlightning_bench"):
         catalog.find("function")

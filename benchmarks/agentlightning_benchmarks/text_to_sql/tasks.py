@@ -69,7 +69,9 @@ def _rows(path: Path) -> Tasks:
     try:
         rows: list[Any] = [task.input for task in load_tasks(path)]
     except TaskError as error:
-        raise ConfigError(f"{error}. Expected Spider's questions, an object with db_id, question and query on each line.") from error
+        raise ConfigError(
+            f"{str(error).removesuffix('.')}. Expected Spider's questions, an object with db_id, question and query on each line."
+        ) from error
     for number, row in enumerate(rows, 1):
         fields: dict[str, Any] = row if isinstance(row, dict) else {}
         wrong = [key for key in ("db_id", "question", "query") if not isinstance(fields.get(key), str)]

@@ -232,6 +232,8 @@ class Config(BaseSettings):
     """Raise an alarm above this mean difference in log-probability between engine and trainer, per sampled token."""
     port: Annotated[int, Meta(ge=0, le=65535)] = 0
     """Port of the gateway; 0 takes a free one."""
+    max_body_mb: Annotated[int, Meta(ge=1)] = 32
+    """Largest body of a request to the gateway, in MB. The gateway refuses larger ones before it reads them."""
     folder: str = "runs"
     """Folder for run folders."""
     path: str | None = None

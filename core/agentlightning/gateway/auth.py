@@ -10,11 +10,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import msgspec
-
 from agentlightning.capture.recorder import CALL_HEADER, KEY_HEADER
 from agentlightning.contracts.store import AttemptRecords, LightningStore
 from agentlightning.errors import NotFound
+from agentlightning.gateway.api.body import read_fields
 from agentlightning.gateway.api.schema import Refused
 from agentlightning.gateway.conversation import Conversations
 from agentlightning.types import Attempt, Call, Completion, Rollout, Task, new_id
@@ -54,6 +53,8 @@ class Incoming:
     """Whether the client says so."""
     started: float
     """Seconds since the epoch."""
+    unread: Refused | None = None
+    """The reason why its body was not read."""
 
 
 @dataclass(slots=True)
@@ -92,14 +93,16 @@ class AttemptState:
         if call.input is not None and completions:
             self.kept[call.id] = call.input, completions[0].message
 
-    def open(self, headers: Mapping[str, str], body: bytes, started: float) -> Incoming:
-        """Count a request. It gets the id that its header asks for, unless the attempt has used that one."""
+    def open(self, headers: Mapping[str, str], body: bytes | Refused, started: float) -> Incoming:
+        """Count a request. It gets the id that its header asks for, unless the attempt has used that one. A `Refused`: its body was not
+        read."""
         asked, retries = headers.get(CALL_HEADER, ""), headers.get("x-stainless-retry-count", "0")
         usable = 0 < len(asked) <= 200 and asked.isprintable() and asked not in self.calls
+        unread, body = (body, b"") if isinstance(body, Refused) else (None, body)
         seen = Seen(asked if usable else new_id(), "", hashlib.sha256(body).hexdigest())
         self.calls[seen.id] = seen
         index, self.next_index = self.next_index, self.next_index + 1
-        return Incoming(self, seen, index, body, retries.isdecimal() and int(retries) > 0, started)
+        return Incoming(self, seen, index, body, retries.strip("0").isdecimal(), started, unread)
 
     def retried(self, seen: Seen) -> Seen | None:
         """The latest request with the same body that got no answer and has no retry yet."""
@@ -133,13 +136,10 @@ class Callers:
         self._states: OrderedDict[str, AttemptState] = OrderedDict()
         self._loading: dict[str, asyncio.Task[AttemptState]] = {}
 
-    async def find(self, headers: Mapping[str, str], body: bytes) -> tuple[AttemptState, bool]:
-        """Find the attempt of a request. True with it: a production call, for which this opened a rollout. Raises `Refused` (401)."""
-        state = await self.attempt(headers)
-        if state is not None:
-            return state, False
+    async def begin(self, body: bytes) -> AttemptState:
+        """Open a rollout for a production call."""
         rollout = Rollout(task=Task(new_id(), _question(body)), mode="production", policy=self._policy, max_attempts=1)
-        return AttemptState(rollout, await self._store.begin(rollout, "gateway", lease=PRODUCTION_LEASE)), True
+        return AttemptState(rollout, await self._store.begin(rollout, "gateway", lease=PRODUCTION_LEASE))
 
     async def attempt(self, headers: Mapping[str, str]) -> AttemptState | None:
         """The attempt of a request, or None for a production call with the server's token. Raises `Refused` (401) for any other key."""
@@ -209,7 +209,7 @@ def check_open(attempt: Attempt) -> None:
 def _question(body: bytes) -> object:
     """The question of a request, in any form."""
     try:
-        fields: dict[str, Any] = msgspec.json.decode(body, type=dict[str, Any])
-    except msgspec.MsgspecError:  # the form refuses it later with a message
+        fields = read_fields(body)
+    except Refused:  # the form refuses it later
         return None
     return {name: fields[name] for name in ("instructions", "system", "messages", "input", "prompt") if name in fields} or None

@@ -13,7 +13,7 @@ from abc import abstractmethod
 from collections.abc import AsyncGenerator, Callable, Collection, Mapping
 from contextlib import aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass
-from typing import Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 from starlette.datastructures import Headers
 from starlette.types import Receive, Scope, Send
@@ -21,8 +21,9 @@ from starlette.types import Receive, Scope, Send
 from agentlightning.contracts.engine import Engine
 from agentlightning.contracts.store import LightningStore
 from agentlightning.errors import ContextOverflow
-from agentlightning.gateway.api.answers import client_gone, part, read_body, send_json, start
-from agentlightning.gateway.api.schema import ChatRequest, Refused
+from agentlightning.gateway.api.answers import client_gone, part, send_json, start
+from agentlightning.gateway.api.body import MAX_BODY, read_body
+from agentlightning.gateway.api.schema import Refused
 from agentlightning.gateway.auth import AttemptState, Callers, Incoming
 from agentlightning.gateway.record import Draft, Recording
 from agentlightning.gateway.sampling import overridden
@@ -31,6 +32,8 @@ from agentlightning.types import AttemptStatus, CallStatus
 log = logging.getLogger("agentlightning.gateway")
 ENDS: Mapping[CallStatus, AttemptStatus] = {"completed": "succeeded", "cancelled": "cancelled", "refused": "failed", "error": "failed"}
 """How the attempt of a production call ends."""
+MAX_TOPICS = 500
+"""Warnings of one gateway, at most, because agents choose the names in them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +50,10 @@ class Ending:
     """The last bytes of an answer, or all of them where nothing was streamed. They leave when the call is in the store."""
 
     data: bytes
+    failure: str | None = None
+    """The error that the answer itself is: the call is recorded as `error` with it."""
+    content_type: bytes = b"application/json"
+    """Of an answer that was not streamed."""
 
 
 Step: TypeAlias = Draft | Opening | bytes | Ending
@@ -79,21 +86,28 @@ class Forwarder(Engine):
 class Service:
     """The parts that the endpoints of one gateway share."""
 
-    def __init__(self, store: LightningStore, engine: Engine, callers: Callers, models: Collection[str] = ()) -> None:
-        self.store, self.engine, self.callers, self.models = store, engine, callers, tuple(models)
+    def __init__(
+        self, store: LightningStore, engine: Engine, callers: Callers, models: Collection[str] = (), max_body: int = MAX_BODY
+    ) -> None:
+        self.store, self.engine, self.callers, self.models, self.max_body = store, engine, callers, tuple(models), max_body
         self._topics: set[str] = set()
 
     def warn_once(self, topic: str, text: str, *values: object) -> None:
         """Log the first warning of a topic."""
-        if topic not in self._topics:
-            self._topics.add(topic)
+        if self._is_new(topic):
             log.warning(f"{text} (This warning appears once.)", *values)
 
-    def warn_overridden(self, state: AttemptState, request: ChatRequest) -> None:
-        """Name the agent's settings that the run overrides."""
-        names = overridden(state.rollout, request)
+    def warn_overridden(self, state: AttemptState, fields: Mapping[str, Any]) -> None:
+        """Name the agent's settings that the run overrides, each once. `fields`: the raw body."""
+        names = [name for name in overridden(state.rollout, fields) if self._is_new(f"sampling:{name}")]
         if names:
-            self.warn_once("sampling", "Ignoring the agent's %s. The run's sampling settings apply.", ", ".join(names))
+            log.warning("Ignoring the agent's %s. The run's sampling settings apply. (This warning appears once.)", ", ".join(names))
+
+    def _is_new(self, topic: str) -> bool:
+        if topic in self._topics or len(self._topics) >= MAX_TOPICS:
+            return False
+        self._topics.add(topic)
+        return True
 
 
 class Gone(Exception):
@@ -107,16 +121,21 @@ class Endpoint:
         self._service, self._answerer = service, answerer
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        started = time.time()
-        body = await read_body(receive)
-        if body is None:
-            return  # gone before the end of its request
-        headers = Headers(scope=scope)
+        started, headers = time.time(), Headers(scope=scope)
         try:
-            state, production = await self._service.callers.find(headers, body)
+            state = await self._service.callers.attempt(headers)
         except Refused as refusal:
             await send_json(send, refusal.status, self._answerer.error(refusal))
             return
+        try:
+            body = await read_body(receive, headers, self._service.max_body)
+        except Refused as refusal:
+            body = refusal
+        if body is None:
+            return  # gone before the end of its request
+        production = state is None
+        if state is None:
+            state = await self._service.callers.begin(b"" if isinstance(body, Refused) else body)
         incoming = state.open(headers, body, started)
         recording = Recording(self._service.store, incoming)
         gone = asyncio.ensure_future(client_gone(receive))
@@ -132,14 +151,16 @@ class Endpoint:
 
 async def exchange(answerer: Answerer, incoming: Incoming, recording: Recording, send: Send, gone: asyncio.Future[None]) -> None:
     """Answer a request and record it, or record why not."""
-    draft, stream_error, ending, seen = Draft(), None, b"", incoming.seen
+    draft, stream_error, ending, seen = Draft(), None, Ending(b""), incoming.seen
     try:
+        if incoming.unread is not None:
+            raise incoming.unread
         async with _until(gone), aclosing(answerer.answer(incoming)) as steps:
             async for step in steps:
                 if isinstance(step, Draft):
                     draft = step
                 elif isinstance(step, Ending):
-                    ending = step.data
+                    ending = step
                 elif isinstance(step, Opening):
                     stream_error = step.error
                     await send(start(200, b"text/event-stream", seen.id))
@@ -148,10 +169,12 @@ async def exchange(answerer: Answerer, incoming: Incoming, recording: Recording,
                     await send(part(step))
         if gone.done():
             raise Gone
-        await recording.write(draft, "completed")
+        await recording.write(draft, "completed" if ending.failure is None else "error", ending.failure)
         if gone.done():  # while the store wrote: a retry will supersede it
             seen.delivered = False
-        await (send_json(send, 200, ending, seen.id) if stream_error is None else send(part(ending, more=False)))
+        if stream_error is None:
+            await send(start(200, ending.content_type, seen.id, len(ending.data)))
+        await send(part(ending.data, more=False))
     except Gone:
         await recording.write(draft, "cancelled", "the client went away")
     except asyncio.CancelledError:

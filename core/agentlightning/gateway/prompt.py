@@ -15,6 +15,9 @@ from agentlightning.gateway.rendering.renderer import Conversation, Rendering
 from agentlightning.gateway.rendering.tool_text import ask_for_format
 from agentlightning.types import Completion, IntArray, ints
 
+HONOURED = ("continue_final_message", "add_generation_prompt", "chat_template_kwargs")
+"""The settings of a request that change how its messages are rendered."""
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Prompt:
@@ -57,7 +60,7 @@ def plan_prompt(rendering: Rendering, request: ChatRequest, history: History, co
     prefix = "" if tool is None else rendering.renderer.prefill(None if tool == ANY_TOOL else tool, conversation)
     tail = rendering.encode(prefix) if prefix else []
     context = match.context
-    if match.reply is not None:
+    if match.reply is not None and conversation.asks:
         added = len(conversation.messages) - len(messages)
         bridge, context = rendering.bridge(match.reply, conversation, match.end + added)
         if bridge is not None:
@@ -68,7 +71,12 @@ def plan_prompt(rendering: Rendering, request: ChatRequest, history: History, co
 def read_conversation(request: ChatRequest, messages: Sequence[Mapping[str, Any]], when: float) -> Conversation:
     """What the prompt of a request is rendered from: its messages with the reply format, and its tools."""
     return Conversation(
-        ask_for_format([dict(message) for message in messages], request.format), request.offered(), datetime.fromtimestamp(when)
+        ask_for_format([dict(message) for message in messages], request.format),
+        request.offered(),
+        datetime.fromtimestamp(when),
+        arguments=request.chat_template_kwargs or {},
+        unfinished=bool(request.continue_final_message),
+        asks=request.add_generation_prompt is not False,
     )
 
 

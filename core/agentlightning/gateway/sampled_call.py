@@ -6,16 +6,19 @@ from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
+from agentlightning.gateway.api.checks import check_template_settings
 from agentlightning.gateway.api.protocol import About, Asked, Form
 from agentlightning.gateway.api.schema import Refused, check_model
 from agentlightning.gateway.auth import Incoming, check_open
 from agentlightning.gateway.call import Ending, Opening, Service, Step
 from agentlightning.gateway.generation import Generation, demonstrated, generate, plan_generation
-from agentlightning.gateway.prompt import check_length, plan_prompts, read_history
+from agentlightning.gateway.prompt import HONOURED, check_length, plan_prompts, read_history
 from agentlightning.gateway.record import Draft, call_input, sampled_completions
 from agentlightning.gateway.rendering.demonstration import Demonstrate
 from agentlightning.gateway.rendering.renderer import Rendering
+from agentlightning.gateway.sampling import check_sampling
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +26,7 @@ class SampledAnswerer:
     """Answers requests in one wire form. See `Answerer`."""
 
     service: Service
-    form: Form
+    form: Form[Any]
     rendering: Callable[[], Awaitable[Rendering]]
     demonstrate: Demonstrate | None = None
 
@@ -40,6 +43,8 @@ class SampledAnswerer:
         yield draft
         check_open(state.attempt)
         check_model(asked.request.model, service.engine.info.model, rollout.policy, service.models)
+        check_sampling(rollout, asked.fields)
+        check_template_settings(asked.request, HONOURED)
         rendering = await self.rendering()
         prompts = plan_prompts(rendering, asked, history, state.conversations, state.attempt.started)
         draft = replace(draft, context=prompts[0].context, input=call_input(history, prompts[0], asked.keep_from, state))
@@ -77,9 +82,10 @@ async def _answer(service: Service, incoming: Incoming, asked: Asked, generation
 
 def _warn(service: Service, incoming: Incoming, asked: Asked) -> None:
     """Warn of settings that have no effect."""
-    service.warn_overridden(incoming.state, asked.request)
+    service.warn_overridden(incoming.state, asked.fields)
     for setting in asked.unmet:
-        service.warn_once(setting, "Ignoring the agent's %s. This model does not support it.", setting)
+        name = setting if setting.isprintable() else repr(setting)
+        service.warn_once(setting, "Ignoring the agent's %s. This model does not support it.", name[:100])
     if asked.request.format is not None:
         service.warn_once(
             "format",

@@ -5,7 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import secrets
+from collections.abc import Mapping
+from typing import Any
 
+from agentlightning.gateway.api.parameters import unhonoured
 from agentlightning.gateway.api.schema import ChatRequest, Refused
 from agentlightning.types import Rollout, Sampling
 
@@ -19,9 +22,10 @@ def call_seed(rollout: Rollout, call: int, choice: int) -> int:
 def choose_sampling(
     rollout: Rollout, request: ChatRequest, stop_ids: tuple[int, ...], call: int, choice: int, ends: tuple[str, ...] = ()
 ) -> Sampling:
-    """The sampling of one choice. A rollout with its own sampling takes stop strings and a lower token limit from the agent. In production
-    the agent's settings apply. Raises `Refused` for settings that no engine honours."""
-    own = rollout.sampling
+    """The sampling of one choice. `stop_ids` and `ends`: the ends of a reply, as tokens and as text. A rollout with its own sampling takes
+    stop strings, stop tokens and a lower token limit from the agent. In production the agent's settings apply."""
+    own, agents_ids = rollout.sampling, tuple(request.stop_token_ids or ())
+    ends = () if own is None and request.ignore_eos else ends
     if own is not None:
         limits = [limit for limit in (own.max_tokens, request.limit) if limit is not None]
         return Sampling(
@@ -30,31 +34,31 @@ def choose_sampling(
             top_k=own.top_k,
             max_tokens=min(limits, default=None),
             stop=tuple(dict.fromkeys((*request.stops, *own.stop, *ends))),
-            stop_ids=tuple(dict.fromkeys((*stop_ids, *own.stop_ids))),
+            stop_ids=tuple(dict.fromkeys((*stop_ids, *own.stop_ids, *agents_ids))),
             seed=call_seed(rollout, call, choice),
         )
-    if request.penalties:
-        name = request.penalties[0]
-        raise Refused(f"{name} is not supported, because the engine samples from the model's own distribution. Leave it out.", param=name)
-    seed = secrets.randbits(62) if request.seed is None else request.seed + choice
     return Sampling(
         temperature=1.0 if request.temperature is None else request.temperature,
         top_p=1.0 if request.top_p is None else request.top_p,
-        top_k=request.top_k or 0,
+        top_k=max(request.top_k or 0, 0),
         max_tokens=request.limit,
         stop=tuple(dict.fromkeys((*request.stops, *ends))),
-        stop_ids=stop_ids,
-        seed=seed,
+        stop_ids=tuple(dict.fromkeys((*(() if request.ignore_eos else stop_ids), *agents_ids))),
+        seed=secrets.randbits(62) if request.seed is None else (request.seed + choice) % 2**63,
     )
 
 
-def overridden(rollout: Rollout, request: ChatRequest) -> list[str]:
-    """The agent's settings that the rollout overrides."""
-    if rollout.sampling is None:
+def check_sampling(rollout: Rollout, fields: Mapping[str, Any]) -> None:
+    """Raises `Refused` in production for settings that no engine honours. In training they are overridden."""
+    for name in unhonoured(fields) if rollout.sampling is None else ():
+        raise Refused(f"{name} is not supported, because the engine samples from the model's own distribution. Leave it out.", param=name)
+
+
+def overridden(rollout: Rollout, fields: Mapping[str, Any]) -> list[str]:
+    """The agent's settings, in its raw body, that the rollout overrides."""
+    own = rollout.sampling
+    if own is None:
         return []
-    names = [
-        name
-        for name in ("temperature", "top_p", "top_k")
-        if getattr(request, name) is not None and getattr(request, name) != getattr(rollout.sampling, name)
-    ]
-    return [*names, *(["seed"] if request.seed is not None else []), *request.penalties]
+    mine = {"temperature": (own.temperature,), "top_p": (own.top_p,), "top_k": (own.top_k, own.top_k or -1)}
+    names = [name for name, values in mine.items() if fields.get(name) is not None and fields[name] not in values]
+    return [*names, *(name for name in ("seed", "ignore_eos") if fields.get(name) not in (None, False)), *unhonoured(fields)]

@@ -6,9 +6,8 @@ import asyncio
 import socket
 from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Sequence
 from contextlib import asynccontextmanager
-from errno import EADDRINUSE
 from threading import Thread
-from typing import TypedDict, Unpack
+from typing import Any, TypedDict, Unpack
 
 import uvicorn
 from starlette.applications import Starlette
@@ -25,6 +24,7 @@ from agentlightning.gateway.api.answers import json_response
 from agentlightning.gateway.api.anthropic_count_tokens import PATH as COUNT_PATH
 from agentlightning.gateway.api.anthropic_count_tokens import TokenCounter
 from agentlightning.gateway.api.anthropic_messages import MessagesForm
+from agentlightning.gateway.api.body import MAX_BODY
 from agentlightning.gateway.api.cards import Cards
 from agentlightning.gateway.api.openai_chat import ChatForm
 from agentlightning.gateway.api.openai_completions import CompletionsForm
@@ -35,6 +35,7 @@ from agentlightning.gateway.api.rewards import RewardEndpoint
 from agentlightning.gateway.api.schema import Refused
 from agentlightning.gateway.auth import Callers
 from agentlightning.gateway.call import Endpoint, Forwarder, Service
+from agentlightning.gateway.listener import TimedProtocol, is_loopback, listen, local_names_only
 from agentlightning.gateway.rendering.demonstration import Demonstrate
 from agentlightning.gateway.rendering.load import load_rendering
 from agentlightning.gateway.rendering.renderer import Rendering
@@ -75,21 +76,24 @@ class Options(TypedDict, total=False):
     """Answers the calls of training rollouts in place of the engine."""
     models: Collection[str]
     """Further names, or patterns, for the model."""
+    max_body: int
+    """Bytes of a request's body, at most."""
 
 
 def gateway_app(store: LightningStore, engine: Engine, **options: Unpack[Options]) -> Starlette:
     """The gateway as an ASGI app, for one event loop. A `Forwarder` gets the requests of agents unchanged."""
     models = options.get("models", ())
-    service = Service(store, engine, Callers(store, policy=engine.policy.name, token=options.get("token")), models)
+    callers, max_body = Callers(store, policy=engine.policy.name, token=options.get("token")), options.get("max_body", MAX_BODY)
+    service = Service(store, engine, callers, models, max_body)
     endpoints: dict[str, ASGIApp | Callable[[Request], Awaitable[Response]]]
     if isinstance(engine, Forwarder):
         endpoints = {path: Endpoint(service, answerer) for path, answerer in engine.answerers(service).items()}
     else:
         rendering, demonstrate = _Loader(engine, options.get("rendering")), options.get("demonstrate")
-        forms: tuple[Form, ...] = (ChatForm(), ResponsesForm(), CompletionsForm(), MessagesForm())
+        forms: tuple[Form[Any], ...] = (ChatForm(), ResponsesForm(), CompletionsForm(), MessagesForm())
         endpoints = {form.path: Endpoint(service, SampledAnswerer(service, form, rendering, demonstrate)) for form in forms}
         endpoints[COUNT_PATH] = TokenCounter(service, rendering).count
-    endpoints[REWARD_PATH] = RewardEndpoint(store).answer
+    endpoints[REWARD_PATH] = RewardEndpoint(store, max_body).answer
     routes: list[BaseRoute] = [
         *(Route(path, endpoint, methods=["POST"]) for path, endpoint in endpoints.items()),
         *Cards(engine, models).routes,
@@ -124,10 +128,11 @@ class Gateway:
         """Listen and serve. Raises `GatewayError` when the address is not free."""
         if self._server is not None:
             raise GatewayError("The gateway is already running. Stop it first.")
-        listener = _listen(self._host, self._port)
+        listener = listen(self._host, self._port)
         self._port = listener.getsockname()[1]
         config = uvicorn.Config(
-            self._app,
+            local_names_only(self._app) if is_loopback(self._host) else self._app,
+            http=TimedProtocol,
             log_config=None,
             access_log=False,
             proxy_headers=False,
@@ -164,21 +169,6 @@ class Gateway:
     def llm(self, attempt: Attempt) -> LLM:
         """Model name, address and key for the agent of an attempt."""
         return LLM(self._engine.info.model, self.base_url, attempt.key)
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    # with the protocol named: asyncio turns Nagle's delay (40 ms an answer) off only where it sees TCP
-    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listener.bind((host, port))
-        listener.listen(2048)
-    except OSError as error:
-        listener.close()
-        hint = f" Another program may use port {port}: choose another, or 0 for a free one." if error.errno == EADDRINUSE else ""
-        raise GatewayError(f"The gateway cannot listen on {host}:{port}: {error.strerror or error}.{hint}") from error
-    return listener
 
 
 def _serve(server: uvicorn.Server, listener: socket.socket) -> None:

@@ -138,7 +138,7 @@ async def _open_runners(
         routes = (Mount("/", app=store_app(store, token)),)
     gateway = Gateway(
         store, engine, port=config.port, extra_routes=routes, demonstrate=demonstrate, models=config.models,
-        rendering=plan.rendering,
+        max_body=config.max_body_mb * 2**20, rendering=plan.rendering,
     )  # fmt: skip
     await gateway.start()
     exits.push_async_callback(gateway.stop)

@@ -22,7 +22,7 @@ def margins(batch: Batch, pairs: IntArray, beta: float, gain: Doubles) -> tuple[
     trained = batch.trained
     rollout = batch.transition_rollout[batch.transition[trained]]
     total = np.bincount(rollout, gain[trained], minlength=len(batch.rollout_ids))
-    z: Doubles = beta * (total[pairs[:, 0]] - total[pairs[:, 1]])
+    z = np.asarray(beta * (total[pairs[:, 0]] - total[pairs[:, 1]]), np.float64)
     of_rollout, of_token = np.zeros(len(total)), np.zeros(len(batch))
     of_rollout[pairs] = z[:, None]
     of_token[trained] = of_rollout[rollout]

@@ -1,5 +1,7 @@
 """Runs the rollouts of verl's prompts, in its own thread and event loop."""
 
+# verl has an environment of its own.
+# pyright: reportMissingImports=false
 from __future__ import annotations
 
 import asyncio
@@ -86,7 +88,7 @@ class LightningAgentLoopManager:
             registry().load("adapters", adapter)(config.models)
         agent = load_object(config.agent)
         self.store = open_store(config.store)
-        self.gateway = Gateway(self.store, self.engine, models=config.models, rendering=config.rendering(self.engine.info.path))
+        self.gateway = Gateway(self.store, self.engine, models=config.models)
         await self.gateway.start()
         self._runner = asyncio.create_task(Runner(self.store, agent, self.gateway.llm, config.runner).run())
         self._runner.add_done_callback(self._ended)
@@ -120,7 +122,7 @@ class LightningAgentLoopManager:
 
     async def _prompt(self, row: dict[str, Any], validate: bool) -> None:
         """Run all rollouts of one prompt, then report its status to verl."""
-        uid, partition = row["uid"], "eval" if validate else "train"
+        uid, partition = row["uid"], "val" if validate else "train"  # verl's names
         await tq.async_kv_put(key=uid, partition_id=partition, tag={"status": "running"})
         try:
             states = [await future for future in await self._begin(row, validate)]

@@ -1,5 +1,7 @@
 """Converts verl's prompts to tasks, and our trajectories to verl's samples."""
 
+# verl has an environment of its own.
+# pyright: reportMissingImports=false
 from __future__ import annotations
 
 from collections.abc import Mapping

@@ -43,7 +43,7 @@ async def test_a_plain_call_is_answered_and_recorded_exactly(house: Any) -> None
     assert h.text(completion.prompt_ids) == "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n"
     assert h.text(completion.response_ids) == "héllo 😀<|im_end|>"
     assert completion.logprobs is not None
-    assert (completion.renderer, completion.continues, completion.finish_reason) == ("chatml", None, "stop")
+    assert (completion.renderer, completion.continues, completion.finish_reason) == ("template", None, "stop")
     assert len(completion.tokenizer) == 16
     assert (call.status, call.choices, call.index, call.context) == ("completed", 1, 0, "first")
     assert (completion.sampling.temperature, completion.sampling.max_tokens, completion.sampling.stop_ids) == (0.7, 40, (2,))
@@ -212,7 +212,6 @@ async def test_a_named_tool_is_forced_by_the_prompt(house: Any) -> None:
 @pytest.mark.parametrize(
     ("change", "param"),
     [
-        ({"top_logprobs": 2, "logprobs": True}, "top_logprobs"),
         ({"response_format": {"type": "xml"}}, "response_format.type"),
         ({"response_format": {"type": "json_schema"}}, "response_format.json_schema"),
         ({"tool_choice": "required"}, "tool_choice"),

@@ -86,7 +86,6 @@ async def test_streaming_gives_the_same_text_tokens_and_usage(house: Any, chunk:
         ({"echo": True}, "echo"),
         ({"suffix": "x"}, "suffix"),
         ({"best_of": 3}, "best_of"),
-        ({"logprobs": 5}, "logprobs"),
         ({"prompt": []}, "prompt"),
         ({"prompt": ""}, "prompt"),
         ({"prompt": [1, "a"]}, "prompt"),

@@ -238,7 +238,7 @@ async def test_the_sums_agree_over_many_attempts_at_once(house: Any) -> None:
                     await stream.close()
                     break
             else:
-                await client.chat.completions.create(model="scripted", messages=HI, top_logprobs=3)
+                await client.chat.completions.create(model="scripted", messages=HI, functions=[{"name": "f"}])
         except openai.APIStatusError:
             pass
 

@@ -245,7 +245,6 @@ async def test_a_schema_is_asked_for_and_parsed_by_the_client(house: Any) -> Non
         ({"max_output_tokens": 0}, "max_output_tokens"),
         ({"text": {"format": {"type": "xml"}}}, "text.format.type"),
         ({"truncation": "half"}, "truncation"),
-        ({"top_logprobs": 3}, "top_logprobs"),
     ],
 )
 async def test_what_cannot_be_honoured_is_refused_and_counted(house: Any, change: dict[str, Any], param: str) -> None:

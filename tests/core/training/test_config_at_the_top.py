@@ -8,7 +8,7 @@ from pathlib import Path
 import agentlightning.training
 
 FOLDER = Path(agentlightning.training.__path__[0])
-TOP = {"job.py", "train.py", "plan.py", "services.py", "dry_run.py", "score.py"}
+TOP = {"job.py", "train.py", "plan.py", "services.py", "dry_run.py", "score.py", "rollouts.py", "production/opening.py"}
 
 
 def imports_config(file: Path) -> bool:

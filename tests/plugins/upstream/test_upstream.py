@@ -5,73 +5,27 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack
-from threading import Thread
 from typing import Any
 
 import httpx
 import numpy as np
 import openai
 import pytest
-import uvicorn
 from msgspec.structs import replace
 from starlette.responses import JSONResponse, StreamingResponse
-from upstream_house import PlainServer
+from upstream_house import KEY, Forwarding, PlainServer
 
 from agentlightning.capture.recorder import CALL_HEADER
 from agentlightning.errors import ConfigError, UnsupportedSetting
-from agentlightning.gateway import Gateway
 from agentlightning.rl.batch.build import make_batch
 from agentlightning.rl.trajectory.build import trajectory
 from agentlightning.stores.common import open_store
 from agentlightning.types import Attempt, Rollout, Sampling, Task, new_id
 from agentlightning_upstream.engine import Upstream, UpstreamSettings
-from agentlightning_upstream.wire import event_name, events
+from agentlightning_upstream.sse import event_value, events
 from gateway_house import CALCULATOR, House, eventually, slowly, user
 
 HI = [user("hi")]
-KEY = "sk-upstream-secret"
-
-
-class Forwarding(House):
-    """A gateway that forwards."""
-
-    def __init__(self, upstream: Upstream, stack: AsyncExitStack, **options: Any) -> None:
-        self.store, self._stack = open_store("memory:"), stack
-        self.gateway = Gateway(self.store, upstream, **options)
-
-
-@pytest.fixture
-async def forward(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Any]:
-    """`forward(server or url, ...)`: a started gateway in front of it; stopped after the test."""
-    monkeypatch.setenv("UPSTREAM_KEY", KEY)
-    async with AsyncExitStack() as stack:
-
-        async def make(
-            server: PlainServer | str, *, model: str = "theirs", key_env: str | None = "UPSTREAM_KEY", **options: Any
-        ) -> Forwarding:
-            url = server if isinstance(server, str) else await _served(server, stack)
-            made = Forwarding(Upstream(UpstreamSettings(url=url, key_env=key_env), model), stack, **options)
-            await made.gateway.start()
-            stack.push_async_callback(made.gateway.stop)
-            return made
-
-        yield make
-
-
-async def _served(server: PlainServer, stack: AsyncExitStack) -> str:
-    listener = socket.create_server(("127.0.0.1", 0))
-    running = uvicorn.Server(uvicorn.Config(server.app, log_config=None, lifespan="off", timeout_graceful_shutdown=1))
-    thread = Thread(target=lambda: asyncio.run(running.serve(sockets=[listener])), daemon=True)
-    thread.start()
-
-    async def stop() -> None:
-        running.should_exit = True
-        await asyncio.to_thread(thread.join)
-        listener.close()
-
-    stack.push_async_callback(stop)
-    return f"http://127.0.0.1:{listener.getsockname()[1]}/v1"
 
 
 @pytest.fixture
@@ -314,8 +268,9 @@ async def test_events_are_read_however_their_bytes_are_cut(size: int) -> None:
         for at in range(0, len(data), size):
             yield data[at : at + size]
 
-    read = [(event_name(raw), value) async for raw, value in events(parts())]
-    assert read == [(None, {"a": "é\u2028"}), (None, None), ("x", {"b": 2}), (None, None)]
+    read = [raw async for raw in events(parts())]
+    assert [event_value(raw) for raw in read] == [{"a": "é\u2028"}, None, {"b": 2}, None]
+    assert b"".join(read) == data
 
 
 async def test_an_error_of_the_agents_own_passes_on_in_the_upstreams_words(forward: Any) -> None:

@@ -4,13 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable
+import socket
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack
+from threading import Thread
 from typing import Any
 
+import pytest
+import uvicorn
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
+
+from agentlightning.gateway import Gateway
+from agentlightning.stores.common import open_store
+from agentlightning_upstream.engine import Upstream, UpstreamSettings
+from gateway_house import House
 
 Answer = Callable[[dict[str, Any]], Response | None]
 
@@ -79,6 +89,9 @@ class PlainServer:
 
     async def responses(self, request: Request) -> Response:
         body = await self._taken(request)
+        special = self.answer(body) if self.answer is not None else None
+        if special is not None:
+            return special
         item = {
             "id": "msg_1", "type": "message", "role": "assistant", "status": "completed",
             "content": [{"type": "output_text", "text": self.reply, "annotations": []}],
@@ -106,3 +119,47 @@ class PlainServer:
 
 def _data(value: Any) -> str:
     return f"data: {json.dumps(value, ensure_ascii=False)}\n\n"
+
+
+KEY = "sk-upstream-secret"
+
+
+class Forwarding(House):
+    """A gateway that forwards."""
+
+    def __init__(self, upstream: Upstream, stack: AsyncExitStack, **options: Any) -> None:
+        self.store, self._stack = open_store("memory:"), stack
+        self.gateway = Gateway(self.store, upstream, **options)
+
+
+@pytest.fixture
+async def forward(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Any]:
+    """`forward(server or url, ...)`: a started gateway in front of it; stopped after the test."""
+    monkeypatch.setenv("UPSTREAM_KEY", KEY)
+    async with AsyncExitStack() as stack:
+
+        async def make(
+            server: PlainServer | str, *, model: str = "theirs", key_env: str | None = "UPSTREAM_KEY", **options: Any
+        ) -> Forwarding:
+            url = server if isinstance(server, str) else await _served(server, stack)
+            made = Forwarding(Upstream(UpstreamSettings(url=url, key_env=key_env), model), stack, **options)
+            await made.gateway.start()
+            stack.push_async_callback(made.gateway.stop)
+            return made
+
+        yield make
+
+
+async def _served(server: PlainServer, stack: AsyncExitStack) -> str:
+    listener = socket.create_server(("127.0.0.1", 0))
+    running = uvicorn.Server(uvicorn.Config(server.app, log_config=None, lifespan="off", timeout_graceful_shutdown=1))
+    thread = Thread(target=lambda: asyncio.run(running.serve(sockets=[listener])), daemon=True)
+    thread.start()
+
+    async def stop() -> None:
+        running.should_exit = True
+        await asyncio.to_thread(thread.join)
+        listener.close()
+
+    stack.push_async_callback(stop)
+    return f"http://127.0.0.1:{listener.getsockname()[1]}/v1"

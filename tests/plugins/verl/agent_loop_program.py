@@ -100,8 +100,8 @@ def main() -> None:
     config = OmegaConf.create({"actor_rollout_ref": {"rollout": rollout, "model": {"path": str(FOLDER / "model")}}})
     manager = LightningAgentLoopManager.create(config=config, llm_client=client, teacher_client=None, reward_loop_worker_handles=None)
     found: dict[str, Any] = {}
-    for partition in ("train", "eval"):
-        batch = prompts(partition == "eval")
+    for partition in ("train", "val"):
+        batch = prompts(partition == "val")
         tags = [{"is_prompt": True, "status": "pending", "global_steps": 7} for _ in range(3)]
         tq.kv_batch_put(keys=list(batch["uid"]), partition_id=partition, tags=tags)
         manager.generate_sequences(batch)

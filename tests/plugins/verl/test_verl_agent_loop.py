@@ -26,7 +26,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 
 def test_every_prompt_ends_as_verl_knows_it(found: dict[str, Any]) -> None:
-    for mode in ("train", "eval"):
+    for mode in ("train", "val"):
         assert found[mode]["prompts"] == {f"{mode}-0": "finished", f"{mode}-1": "finished", f"{mode}-2": "failure"}
     assert "this one fails" in found["said"]
 
@@ -34,8 +34,8 @@ def test_every_prompt_ends_as_verl_knows_it(found: dict[str, Any]) -> None:
 def test_each_attempt_becomes_root_to_leaf_rows_with_its_reward_on_the_last_token(found: dict[str, Any]) -> None:
     # prompt 0: one conversation of two turns; prompt 1: a sub-agent's conversation beside it
     assert set(found["train"]["samples"]) == {"train-0_0_0", "train-0_1_0", *(f"train-1_{n}_{row}" for n in (0, 1) for row in (0, 1))}
-    assert set(found["eval"]["samples"]) == {"val-0_0_0", "val-1_0_0", "val-1_0_1"}
-    for mode in ("train", "eval"):
+    assert set(found["val"]["samples"]) == {"val-0_0_0", "val-1_0_0", "val-1_0_1"}
+    for mode in ("train", "val"):
         for key, sample in found[mode]["samples"].items():
             prompt, response, mask = sample["prompts"], sample["responses"], sample["response_mask"]
             assert sample["input_ids"] == prompt + response
@@ -51,7 +51,7 @@ def test_each_attempt_becomes_root_to_leaf_rows_with_its_reward_on_the_last_toke
 
 
 def test_tags_say_lengths_step_and_the_version_that_sampled(found: dict[str, Any]) -> None:
-    for mode in ("train", "eval"):
+    for mode in ("train", "val"):
         for key, tag in found[mode]["tags"].items():
             sample = found[mode]["samples"][key]
             assert tag["status"] == "success"

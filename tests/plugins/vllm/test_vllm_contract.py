@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,9 @@ from agentlightning_torch.trainer import Settings as TrainerSettings
 from agentlightning_torch.trainer import TorchTrainer
 from agentlightning_vllm.engine import VllmEngine
 from agentlightning_vllm.settings import VllmSettings
+
+# vLLM itself takes minutes to start
+pytestmark = pytest.mark.timeout(900 if os.environ.get("AGL_TEST_VLLM") else 240)
 
 
 @pytest.fixture(scope="class")

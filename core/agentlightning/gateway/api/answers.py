@@ -56,18 +56,6 @@ def token_logprobs(reply: Reply, start: int, end: int, *, every: bool = False) -
 # --- the bytes of an answer, as ASGI has them ----------------------------------------------------------------------------------------
 
 
-async def read_body(receive: Receive) -> bytes | None:
-    """The body, or None if the client went away before its end."""
-    parts: list[bytes] = []
-    while True:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            return None
-        parts.append(message.get("body", b""))
-        if not message.get("more_body", False):
-            return b"".join(parts)
-
-
 async def client_gone(receive: Receive) -> None:
     """Return when the client has gone."""
     while (await receive())["type"] != "http.disconnect":

@@ -8,14 +8,16 @@ describes its error as text. A `thinking` setting shows the thoughts of a reason
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from typing import Any, cast
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, cast
 
 import msgspec
 
 from agentlightning.gateway.api.answers import encode
 from agentlightning.gateway.api.anthropic_messages_answer import INVALID_JSON, MessagesAnswer, error_body
-from agentlightning.gateway.api.protocol import Asked
+from agentlightning.gateway.api.body import convert, read_fields
+from agentlightning.gateway.api.checks import check_request
+from agentlightning.gateway.api.protocol import Asked, Form
 from agentlightning.gateway.api.schema import (
     ChatRequest,
     Function,
@@ -23,11 +25,10 @@ from agentlightning.gateway.api.schema import (
     Message,
     Refused,
     ResponseFormat,
+    Settings,
     Tool,
     ToolCall,
     ToolFunction,
-    check_request,
-    decode_body,
 )  # fmt: skip
 from agentlightning.gateway.auth import AttemptState
 
@@ -85,87 +86,79 @@ class OutputConfig(msgspec.Struct):
     format: OutputFormat | None = None
 
 
-class MessagesRequest(msgspec.Struct):
+class MessagesRequest(Settings, kw_only=True):
     """The body of `/v1/messages`."""
 
-    model: str
     messages: list[Turn]
-    max_tokens: int | None = None
     system: str | list[Block] | None = None
-    stream: bool | None = None
     tools: list[OfferedTool] | None = None
     tool_choice: ToolChoice | None = None
     stop_sequences: list[str] | None = None
-    temperature: float | None = None
-    top_p: float | None = None
-    top_k: int | None = None
     thinking: Thinking | None = None
     output_config: OutputConfig | None = None
     container: Any = None
     mcp_servers: Any = None
+    thread: Any = None
 
     @property
     def shows_thinking(self) -> bool:
         return self.thinking is not None and self.thinking.type != "disabled"
 
 
-_decoder = msgspec.json.Decoder(MessagesRequest)
 CHOICES = {"auto": "auto", "any": "required", "none": "none"}
 
 
-class MessagesForm:
+class MessagesForm(Form[MessagesRequest]):
     """See `Form`."""
 
     path = "/v1/messages"
+    body = MessagesRequest
+    names: ClassVar[Mapping[str, str]] = {"stop$": "stop_sequences", r"(tools\[\d+\])\.function\.parameters": r"\1.input_schema"}
 
-    def parse(self, body: bytes, state: AttemptState) -> Asked:
-        """See `Form.parse`."""
-        asked = decode_body(_decoder, body)
-        if asked.max_tokens is None:
+    def read(self, request: MessagesRequest, fields: dict[str, Any], state: AttemptState) -> Asked:
+        """See `Form.read`."""
+        if request.max_tokens is None:
             raise Refused("max_tokens is missing. Set the limit of the reply.", param="max_tokens")
-        return Asked(canonical_request(asked), lambda about: MessagesAnswer(about, asked.stop_sequences or (), asked.shows_thinking))
+        stops = request.stop_sequences or ()
+        return Asked(canonical_request(request), lambda about: MessagesAnswer(about, stops, request.shows_thinking))
 
     def error(self, refusal: Refused) -> bytes:
         """See `Form.error`."""
-        return encode(error_body(refusal))
+        return encode(error_body(self.renamed(refusal)))
 
 
 def read_request(body: bytes) -> ChatRequest:
     """The canonical request of a body, with or without `max_tokens`. Raises `Refused`."""
-    return canonical_request(decode_body(_decoder, body))
+    request = canonical_request(convert(read_fields(body), MessagesRequest))
+    check_request(request)
+    return request
 
 
 def canonical_request(asked: MessagesRequest) -> ChatRequest:
-    """The request in the canonical form, checked. Raises `Refused`."""
+    """The request in the canonical form. Raises `Refused`."""
+    if asked.thread:
+        raise Refused(
+            "thread is not supported, because the gateway keeps no messages. Send the whole conversation.",
+            param="thread", code="thread_unsupported_request",
+        )  # fmt: skip
     for name in ("container", "mcp_servers"):
         if getattr(asked, name):
             raise Refused(f"{name} is not supported, because the gateway runs no tools. Offer tools that the agent runs.", param=name)
-    if not asked.messages:
-        raise Refused("messages is empty. Send at least one.", param="messages")
-    if asked.messages[-1].role == "assistant":
+    if asked.messages and asked.messages[-1].role == "assistant":
         raise Refused(
             "The last message is the assistant's, and the gateway cannot continue it. End with a user message.",
             param="messages",
         )
-    if any(not stop for stop in asked.stop_sequences or ()):
-        raise Refused("stop_sequences has an empty string. Remove it.", param="stop_sequences")
     choice = asked.tool_choice
-    request = ChatRequest(
-        model=asked.model,
-        messages=_messages(asked),
-        stream=asked.stream,
+    return ChatRequest.of(
+        asked,
+        _messages(asked),
+        stop=asked.stop_sequences,
         tools=[_tool(tool, f"tools[{i}]") for i, tool in enumerate(asked.tools or ())] or None,
         tool_choice=None if choice is None else _tool_choice(choice, [tool.name for tool in asked.tools or ()]),
         parallel_tool_calls=False if choice is not None and choice.disable_parallel_tool_use else None,
-        stop=asked.stop_sequences,
-        max_tokens=asked.max_tokens,
-        temperature=asked.temperature,
-        top_p=asked.top_p,
-        top_k=asked.top_k,
         response_format=_format(asked.output_config),
     )
-    check_request(request)
-    return request
 
 
 def _messages(asked: MessagesRequest) -> list[Message]:
@@ -247,7 +240,7 @@ def _tool(tool: OfferedTool, where: str) -> Tool:
             "input_schema and without a type.",
             param=f"{where}.type",
         )
-    return Tool(ToolFunction(tool.name, tool.description, tool.input_schema, tool.strict))
+    return Tool(function=ToolFunction(tool.name, tool.description, tool.input_schema, tool.strict))
 
 
 def _tool_choice(choice: ToolChoice, names: Sequence[str]) -> str | dict[str, Any]:

@@ -16,14 +16,15 @@ from agentlightning.gateway.rendering.replies import Piece, Reply
 
 INVALID_JSON = "INVALID_JSON"
 """The only key of a tool's input whose text is not a JSON object. Its value is that text."""
-ERRORS = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
+ERRORS = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 413: "request_too_large", 429: "rate_limit_error"}
 REASONS = {"stop": "end_turn", "length": "max_tokens", "tool_calls": "tool_use"}
 
 
 def error_body(refusal: Refused) -> dict[str, Any]:
     """An error in Anthropic's form."""
     kind = ERRORS.get(refusal.status, "api_error" if refusal.status >= 500 else "invalid_request_error")
-    return {"type": "error", "error": {"type": kind, "message": str(refusal)}}
+    details = {"details": {"error_code": refusal.code}} if refusal.code == "thread_unsupported_request" else {}  # clients go on without it
+    return {"type": "error", "error": {"type": kind, "message": str(refusal), **details}}
 
 
 class MessagesAnswer:

@@ -7,13 +7,13 @@ reasoning items: a bridge keeps the sampled reasoning tokens, and a freshly rend
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import msgspec
 
-from agentlightning.gateway.api.answers import encode
 from agentlightning.gateway.api.openai_responses_answer import PREFIX, ResponsesAnswer
-from agentlightning.gateway.api.protocol import Asked
+from agentlightning.gateway.api.protocol import Asked, Form
 from agentlightning.gateway.api.schema import (
     ChatRequest,
     Function,
@@ -22,11 +22,10 @@ from agentlightning.gateway.api.schema import (
     Part,
     Refused,
     ResponseFormat,
+    Settings,
     Tool,
     ToolCall,
     ToolFunction,
-    check_request,
-    decode_body,
 )
 from agentlightning.gateway.auth import AttemptState
 
@@ -53,14 +52,11 @@ class ResponseTool(msgspec.Struct):
     strict: bool | None = None
 
 
-class TextFormat(msgspec.Struct):
+class TextFormat(JsonSchema):
     """`text.format`."""
 
     type: str = "text"
     name: str = ""
-    schema: dict[str, Any] | None = None
-    description: str | None = None
-    strict: bool | None = None
 
 
 class TextConfig(msgspec.Struct):
@@ -72,25 +68,17 @@ class Reasoning(msgspec.Struct):
     effort: str | None = None
 
 
-class ResponsesRequest(msgspec.Struct):
+class ResponsesRequest(Settings, kw_only=True):
     """The body of `/v1/responses`."""
 
-    model: str
     input: str | list[Item] = ""
     instructions: str | None = None
-    stream: bool | None = None
     tools: list[ResponseTool] | None = None
     tool_choice: str | dict[str, Any] | None = None
     parallel_tool_calls: bool | None = None
     max_output_tokens: int | None = None
-    temperature: float | None = None
-    top_p: float | None = None
-    top_k: int | None = None
-    seed: int | None = None
-    stop: str | list[str] | None = None
     text: TextConfig | None = None
     include: list[str] | None = None
-    top_logprobs: int | None = None
     previous_response_id: str | None = None
     store: bool | None = None
     metadata: dict[str, Any] | None = None
@@ -99,18 +87,8 @@ class ResponsesRequest(msgspec.Struct):
     background: bool | None = None
     conversation: Any = None
     prompt: Any = None
-    return_token_ids: bool | None = None
 
 
-_decoder = msgspec.json.Decoder(ResponsesRequest)
-_raw = msgspec.json.Decoder(dict[str, Any])
-_NAMES = {
-    "messages": "input",
-    "max_completion_tokens": "max_output_tokens",
-    "response_format.type": "text.format.type",
-    "response_format.json_schema": "text.format",
-}
-"""Names in this form of fields with another name in chat completions."""
 ELSEWHERE = {
     "background": "Leave it out and wait, or stream.",
     "conversation": "Use previous_response_id, or send the whole input.",
@@ -121,49 +99,39 @@ ROLES = ("system", "developer", "user", "assistant")
 LOGPROBS = "message.output_text.logprobs"
 
 
-class ResponsesForm:
+class ResponsesForm(Form[ResponsesRequest]):
     """See `Form`."""
 
     path = "/v1/responses"
+    body = ResponsesRequest
+    names: ClassVar[Mapping[str, str]] = {
+        "messages$": "input",
+        "max_completion_tokens": "max_output_tokens",
+        r"response_format\.type": "text.format.type",
+        r"response_format\.json_schema": "text.format",
+        r"(tools\[\d+\])\.function\.parameters": r"\1.parameters",
+    }
 
-    def parse(self, body: bytes, state: AttemptState) -> Asked:
-        """See `Form.parse`."""
-        request = decode_body(_decoder, body)
+    def read(self, request: ResponsesRequest, fields: dict[str, Any], state: AttemptState) -> Asked:
+        """See `Form.read`."""
         _check(request)
         instructions = [] if request.instructions is None else [Message("system", request.instructions)]
-        messages = [*instructions, *_previous(request.previous_response_id, state), *_messages(request.input)]
-        chat = ChatRequest(
-            model=request.model,
-            messages=messages,
-            stream=request.stream,
+        chat = ChatRequest.of(
+            request,
+            [*instructions, *_previous(request.previous_response_id, state), *_messages(request.input)],
             tools=[_tool(tool) for tool in request.tools or ()] or None,
             tool_choice=_tool_choice(request.tool_choice),
             parallel_tool_calls=request.parallel_tool_calls,
             max_completion_tokens=request.max_output_tokens,
-            temperature=request.temperature,
-            top_p=request.top_p,
-            top_k=request.top_k,
-            seed=request.seed,
-            stop=request.stop,
             logprobs=LOGPROBS in (request.include or ()),
-            top_logprobs=request.top_logprobs,
             response_format=_format(request.text),
-            return_token_ids=request.return_token_ids,
         )
-        check_request(chat)
-        echo = _raw.decode(body)  # the answer repeats tools, text and the like
         return Asked(
             chat,
-            lambda about: ResponsesAnswer(about, chat, echo),
+            lambda about: ResponsesAnswer(about, chat, fields),  # the answer repeats tools, text and the like
             keep_from=None if request.store is False else len(instructions),
             unmet=_unmet(request),
         )
-
-    def error(self, refusal: Refused) -> bytes:
-        """See `Form.error`."""
-        body = refusal.body
-        body["error"]["param"] = _NAMES.get(refusal.param or "", refusal.param)
-        return encode(body)
 
 
 def _check(request: ResponsesRequest) -> None:
@@ -172,8 +140,6 @@ def _check(request: ResponsesRequest) -> None:
             raise Refused(f"{name} is not supported here. {way_out}", param=name)
     if not request.input and request.previous_response_id is None:
         raise Refused("input is empty. Send text or at least one item.", param="input")
-    if request.max_output_tokens is not None and request.max_output_tokens < 1:
-        raise Refused(f"max_output_tokens is {request.max_output_tokens}. Set it to at least 1.", param="max_output_tokens")
     if request.truncation not in (None, "auto", "disabled"):
         raise Refused(f"truncation is {request.truncation!r}. Use auto or disabled.", param="truncation")
 
@@ -254,7 +220,7 @@ def _tool(tool: ResponseTool) -> Tool:
             f"tools has the type {tool.type!r}, but this gateway hosts no tools. Offer a function in its place.",
             param="tools",
         )
-    return Tool(ToolFunction(tool.name, tool.description, tool.parameters, tool.strict))
+    return Tool(function=ToolFunction(tool.name, tool.description, tool.parameters, tool.strict))
 
 
 def _tool_choice(choice: str | dict[str, Any] | None) -> str | dict[str, Any] | None:

@@ -5,11 +5,17 @@ To add a form, implement `Form` in a file of its own and add a line to `server.p
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
-from agentlightning.gateway.api.schema import ChatRequest, Refused
+from agentlightning.gateway.api.answers import encode
+from agentlightning.gateway.api.body import convert, read_fields
+from agentlightning.gateway.api.checks import check_request
+from agentlightning.gateway.api.parameters import unknown
+from agentlightning.gateway.api.schema import ChatRequest, Refused, Settings
 from agentlightning.gateway.auth import AttemptState
 from agentlightning.gateway.rendering.replies import Piece, Reply
 
@@ -66,20 +72,44 @@ class Asked:
     """The record keeps messages from this index on, so that a later request can refer to them. None: it keeps none."""
     unmet: tuple[str, ...] = ()
     """Settings that the model does not support. The answer ignores them, with one warning for each."""
+    fields: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    """The raw body."""
 
 
-class Form(Protocol):
-    """One wire form."""
+R = TypeVar("R", bound=Settings)
 
-    @property
-    def path(self) -> str:
-        """The path, such as `/v1/chat/completions`."""
-        ...
+
+class Form(ABC, Generic[R]):
+    """Base of a wire form."""
+
+    path: ClassVar[str]
+    """The path, such as `/v1/chat/completions`."""
+    body: type[R]
+    """The type of its body."""
+    names: ClassVar[Mapping[str, str]] = {}
+    """Names in this form of fields with another name in the canonical request (a pattern for their beginning). Errors use them."""
+
+    @abstractmethod
+    def read(self, request: R, fields: dict[str, Any], state: AttemptState) -> Asked:
+        """Read a request of this attempt; `fields` is its raw body. Raises `Refused`."""
 
     def parse(self, body: bytes, state: AttemptState) -> Asked:
-        """Read a request of this attempt. Raises `Refused`. `schema.check_request` has the checks of every form."""
-        ...
+        """Read a body, and check it as that of every form is. Raises `Refused`."""
+        fields = read_fields(body)
+        asked = self.read(convert(fields, self.body), fields, state)
+        check_request(asked.request)
+        return replace(asked, fields=fields, unmet=(*asked.unmet, *unknown(fields, self.body.__struct_fields__)))
 
     def error(self, refusal: Refused) -> bytes:
         """The body of an answer that is an error, as JSON."""
-        ...
+        return encode(self.renamed(refusal).body)
+
+    def renamed(self, refusal: Refused) -> Refused:
+        """The same error with this form's names."""
+        param, text = refusal.param or "", str(refusal)
+        for pattern, name in self.names.items():
+            here = re.sub(f"^{pattern}", name, param)
+            if here != param:
+                text = here + text.removeprefix(param) if text.startswith(param) else text
+                return Refused(text, status=refusal.status, param=here, code=refusal.code, type=refusal.type)
+        return refusal

@@ -10,6 +10,7 @@ from agentlightning.capture.recorder import checked_reward
 from agentlightning.contracts.store import LightningStore
 from agentlightning.errors import RewardError
 from agentlightning.gateway.api.answers import json_response
+from agentlightning.gateway.api.body import FAULTS, MAX_BODY, read_body
 from agentlightning.gateway.api.schema import Refused
 from agentlightning.gateway.auth import UNKNOWN, check_open, find_attempt
 from agentlightning.types import Reward
@@ -18,7 +19,7 @@ PATH = "/v1/reward"
 EXPECTED = 'Send a number, or {"reward": number} with a "name" for one of several rewards.'
 
 
-class _Posted(msgspec.Struct, forbid_unknown_fields=True):
+class Posted(msgspec.Struct, forbid_unknown_fields=True):
     reward: float
     name: str = "reward"
 
@@ -26,13 +27,14 @@ class _Posted(msgspec.Struct, forbid_unknown_fields=True):
 class RewardEndpoint:
     """Records a reward for the attempt whose key comes with it. It answers when the store has the reward."""
 
-    def __init__(self, store: LightningStore) -> None:
-        self._store = store
+    def __init__(self, store: LightningStore, max_body: int = MAX_BODY) -> None:
+        self._store, self._max_body = store, max_body
 
     async def answer(self, request: Request) -> Response:
         try:
             attempt_id = await self._attempt(request)
-            reward = _parse(attempt_id, await request.body())
+            body = await read_body(request.receive, request.headers, self._max_body)
+            reward = _parse(attempt_id, body or b"")
             await self._store.record([reward])
         except Refused as refusal:
             return json_response(refusal.body, refusal.status)
@@ -49,8 +51,8 @@ class RewardEndpoint:
 
 def _parse(attempt_id: str, body: bytes) -> Reward:
     try:
-        posted = msgspec.json.decode(body, type=float | _Posted)
+        posted = msgspec.json.decode(body, type=float | Posted)
         value = posted if isinstance(posted, float) else posted.reward
-        return Reward(attempt_id=attempt_id, value=checked_reward(value), name=posted.name if isinstance(posted, _Posted) else "reward")
-    except (msgspec.DecodeError, RewardError) as error:
+        return Reward(attempt_id=attempt_id, value=checked_reward(value), name=posted.name if isinstance(posted, Posted) else "reward")
+    except (*FAULTS, RewardError) as error:
         raise Refused(f"{body[:80].decode(errors='replace')!r} is no reward: {error}. {EXPECTED}", param="reward") from error

@@ -1,11 +1,10 @@
-"""The canonical request. It has types, tolerates unknown fields, and refuses unsupported settings in OpenAI's form."""
+"""The canonical request: its types. `checks` refuses unsupported settings."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection
 from fnmatch import fnmatchcase
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import msgspec
 
@@ -62,16 +61,26 @@ class Part(msgspec.Struct):
 
     type: str
     text: str | None = None
+    refusal: str | None = None
 
 
 class Message(msgspec.Struct):
-    """One message."""
+    """One message. `function_call` and the role `function` are OpenAI's older form of a tool call and its result."""
 
     role: str
     content: str | list[Part] | None = None
     tool_calls: list[ToolCall] | None = None
     tool_call_id: str | None = None
     name: str | None = None
+    refusal: str | None = None
+    function_call: Function | None = None
+
+    @property
+    def text(self) -> str:
+        """Its content; where there is none, the refusal in its place."""
+        if isinstance(self.content, list):
+            return "".join(part.text or part.refusal or "" for part in self.content) or self.refusal or ""
+        return self.content or self.refusal or ""
 
 
 class ToolFunction(msgspec.Struct, omit_defaults=True):
@@ -83,11 +92,11 @@ class ToolFunction(msgspec.Struct, omit_defaults=True):
     strict: bool | None = None
 
 
-class Tool(msgspec.Struct):
-    """A tool that the model may call."""
+class Tool(msgspec.Struct, kw_only=True):
+    """A tool that the model may call. Templates print it in this order of keys."""
 
-    function: ToolFunction
     type: str = "function"
+    function: ToolFunction
 
 
 class StreamOptions(msgspec.Struct):
@@ -110,36 +119,55 @@ class ResponseFormat(msgspec.Struct, omit_defaults=True):
     json_schema: JsonSchema | None = None
 
 
-class ChatRequest(msgspec.Struct):
-    """The body of `/v1/chat/completions`."""
+class Settings(msgspec.Struct, kw_only=True):
+    """Fields of every form."""
 
     model: str
-    messages: list[Message]
     stream: bool | None = None
-    stream_options: StreamOptions | None = None
-    n: int | None = None
-    tools: list[Tool] | None = None
-    tool_choice: str | dict[str, Any] | None = None
-    parallel_tool_calls: bool | None = None
     stop: str | list[str] | None = None
     max_tokens: int | None = None
-    max_completion_tokens: int | None = None
     temperature: float | None = None
     top_p: float | None = None
     top_k: int | None = None
     seed: int | None = None
+    stop_token_ids: list[int] | None = None
+    ignore_eos: bool | None = None
+    continue_final_message: bool | None = None
+    add_generation_prompt: bool | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+    return_token_ids: bool | None = None
+
+
+class ChoiceSettings(Settings, kw_only=True):
+    """Fields of the forms that answer with choices."""
+
+    stream_options: StreamOptions | None = None
+    n: int | None = None
+
+
+class ChatRequest(ChoiceSettings, kw_only=True):
+    """The body of `/v1/chat/completions`."""
+
+    messages: list[Message]
+    tools: list[Tool] | None = None
+    sent_tools: list[dict[str, Any]] | None = msgspec.field(default=None, name="tools as sent")
+    """The tools with the sender's order of keys, which a template prints."""
+    tool_choice: str | dict[str, Any] | None = None
+    parallel_tool_calls: bool | None = None
+    max_completion_tokens: int | None = None
     logprobs: bool | None = None
-    top_logprobs: int | None = None
     response_format: ResponseFormat | None = None
-    presence_penalty: float | None = None
-    frequency_penalty: float | None = None
-    logit_bias: dict[str, float] | None = None
     reasoning_effort: str | None = None
     verbosity: str | None = None
     modalities: list[str] | None = None
     functions: list[Any] | None = None
     function_call: Any = None
-    return_token_ids: bool | None = None
+
+    @classmethod
+    def of(cls, request: Settings, messages: list[Message], **fields: Any) -> ChatRequest:
+        """The canonical request for a body of another form."""
+        shared = {name: getattr(request, name) for name in ChoiceSettings.__struct_fields__ if hasattr(request, name)}
+        return cls(messages=messages, **shared | fields)
 
     @property
     def limit(self) -> int | None:
@@ -157,95 +185,40 @@ class ChatRequest(msgspec.Struct):
         return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
 
     @property
-    def penalties(self) -> list[str]:
-        """The settings given that change the distribution in a way that no engine is asked to."""
-        return [name for name in ("presence_penalty", "frequency_penalty", "logit_bias") if getattr(self, name)]
+    def template_settings(self) -> dict[str, Any]:
+        """The settings that change how the chat template renders the messages, without those that ask for the default."""
+        defaults: dict[str, Any] = {"continue_final_message": False, "add_generation_prompt": True, "chat_template_kwargs": {}}
+        asked = {name: getattr(self, name) for name in defaults}
+        return {name: value for name, value in asked.items() if value is not None and value != defaults[name]}
 
     def offered(self) -> list[dict[str, Any]]:
         """The tools that the model may call, as the renderer takes them."""
         if self.tool_choice == "none":
             return []
-        return [msgspec.to_builtins(tool) for tool in self.tools or ()]
+        return self.sent_tools or [msgspec.to_builtins(tool) for tool in self.tools or ()]
 
     def history(self) -> list[dict[str, Any]]:
-        """The messages as plain values: content as text, absent fields absent, `developer` as `system`."""
-        return [_plain(message) for message in self.messages]
+        """The messages as plain values: content as text, absent fields absent, `developer` as `system`, functions as tools."""
+        plain: list[dict[str, Any]] = []
+        function_id: str | None = None  # of the latest `function_call`: the older form has no ids
+        for i, message in enumerate(self.messages):
+            function_id = f"function_{i}" if message.function_call is not None else function_id
+            plain.append(_plain(message, function_id))
+        return plain
 
 
-_decoder = msgspec.json.Decoder(ChatRequest)
-ROLES = ("system", "developer", "user", "assistant", "tool")
-RANGES: tuple[tuple[str, float, float], ...] = (
-    ("n", 1, 128), ("temperature", 0, 2), ("top_p", 0, 1), ("max_tokens", 1, 2**31), ("max_completion_tokens", 1, 2**31),
-    ("top_k", 0, 2**31),
-)  # fmt: skip
-
-
-T = TypeVar("T")
-
-
-def parse_request(body: bytes) -> ChatRequest:
-    """The request in a body of OpenAI's chat form. Raises `Refused` that names the field."""
-    request = decode_body(_decoder, body)
-    check_request(request)
-    return request
-
-
-def decode_body(decoder: msgspec.json.Decoder[T], body: bytes) -> T:
-    """The body as the type of a decoder, of any form. Raises `Refused` that names the field."""
-    try:
-        return decoder.decode(body)
-    except msgspec.ValidationError as error:
-        match = re.search(r" - at `\$\.?(.*)`$", str(error))
-        missing = re.search(r"missing required field `(\w+)`", str(error))
-        raise Refused(f"The request is not valid: {error}.", param=(match or missing or [None, None])[1]) from error
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise Refused(f"The body is not JSON: {error}. Send a JSON object.") from error
-
-
-def check_request(request: ChatRequest) -> None:
-    """Refuse unsupported settings of any form. Errors name fields as OpenAI's chat form does."""
-    if not request.messages:
-        raise Refused("messages is empty. Send at least one.", param="messages")
-    for i, message in enumerate(request.messages):
-        _check_message(message, f"messages[{i}]")
-    for name, low, high in RANGES:
-        value = getattr(request, name)
-        if value is not None and not low <= value <= high:
-            raise Refused(f"{name} is {value}. Set it from {low} to {high}.", param=name)
-    if request.top_p == 0:
-        raise Refused("top_p is 0. Set it above 0; for greedy replies set temperature to 0.", param="top_p")
-    if request.functions or request.function_call:
-        raise Refused("functions and function_call are not supported. Use tools and tool_choice.", param="functions")
-    if request.top_logprobs:
-        raise Refused("top_logprobs is above 0, but the engine reports only the sampled token's. Use logprobs.", param="top_logprobs")
-    if request.format is not None and request.format.type not in ("json_object", "json_schema"):
-        raise Refused(
-            f"response_format.type is {request.format.type!r}. Use text, json_object or json_schema.", param="response_format.type"
-        )
-    if request.format is not None and request.format.type == "json_schema" and request.format.json_schema is None:
-        raise Refused("response_format.json_schema is missing. Add a name and a schema.", param="response_format.json_schema")
-    if any(modality != "text" for modality in request.modalities or ()):
-        raise Refused("modalities has more than text, and only text is supported. Leave it out.", param="modalities")
-    if any(not stop for stop in request.stops):
-        raise Refused("stop has an empty string. Remove it.", param="stop")
-    for i, tool in enumerate(request.tools or ()):
-        if tool.type != "function":
-            raise Refused(f"tools[{i}].type is {tool.type!r}. Use function.", param=f"tools[{i}].type")
-    forced_tool(request)
-
-
-def _check_message(message: Message, where: str) -> None:
-    if message.role not in ROLES:
-        raise Refused(f"{where}.role is {message.role!r}. Use one of {', '.join(ROLES)}.", param=f"{where}.role")
-    for i, part in enumerate(message.content if isinstance(message.content, list) else ()):
-        if part.type != "text" or part.text is None:
-            raise Refused(
-                f"{where}.content[{i}] is {part.type!r}. Send text: only text content is supported.", param=f"{where}.content[{i}]"
-            )
-    if message.tool_calls and message.role != "assistant":
-        raise Refused(
-            f"{where} has tool_calls, but its role is {message.role!r}. Only an assistant calls tools.", param=f"{where}.tool_calls"
-        )
+def _plain(message: Message, function_id: str | None) -> dict[str, Any]:
+    plain: dict[str, Any] = {"role": {"developer": "system", "function": "tool"}.get(message.role, message.role), "content": message.text}
+    if message.tool_calls:
+        plain["tool_calls"] = msgspec.to_builtins(message.tool_calls)
+    elif message.function_call is not None and function_id is not None:
+        plain["tool_calls"] = [msgspec.to_builtins(ToolCall(message.function_call, function_id))]
+    answers = message.tool_call_id or (function_id if message.role == "function" else None)
+    if answers is not None:
+        plain["tool_call_id"] = answers
+    if message.name is not None and plain["role"] == "tool":
+        plain["name"] = message.name
+    return plain
 
 
 ANY_TOOL: Literal[""] = ""
@@ -265,16 +238,3 @@ def forced_tool(request: ChatRequest) -> str | None:
     if not isinstance(function, dict) or function.get("name") not in names:  # pyright: ignore[reportUnknownMemberType]
         raise Refused(f"tool_choice is {choice!r}. Use auto, none, required or one of the tools {names}.", param="tool_choice")
     return str(function["name"])  # pyright: ignore[reportUnknownArgumentType]
-
-
-def _plain(message: Message) -> dict[str, Any]:
-    content = message.content
-    text = "".join(part.text or "" for part in content) if isinstance(content, list) else content or ""
-    plain: dict[str, Any] = {"role": "system" if message.role == "developer" else message.role, "content": text}
-    if message.tool_calls:
-        plain["tool_calls"] = msgspec.to_builtins(message.tool_calls)
-    if message.tool_call_id is not None:
-        plain["tool_call_id"] = message.tool_call_id
-    if message.name is not None and message.role == "tool":
-        plain["name"] = message.name
-    return plain

@@ -23,8 +23,9 @@ class LibraryRenderer(Renderer):
 
     def prompt(self, conversation: Conversation) -> list[int]:
         """See `Renderer.prompt`."""
-        if conversation.arguments or conversation.unfinished:
-            name = "continue_final_message" if conversation.unfinished else "chat_template_kwargs"
+        settings = {"continue_final_message": conversation.unfinished, "add_generation_prompt": not conversation.asks}
+        settings["chat_template_kwargs"] = bool(conversation.arguments)
+        for name in (name for name, value in settings.items() if value):
             raise Refused(f"The renderer {self.name!r} does not support {name}. Set renderer = 'template'.", param=name)
         tools = self._tools(conversation)
         return list(self._family.render_ids([dict(message) for message in conversation.messages], tools=tools, add_generation_prompt=True))

@@ -39,6 +39,8 @@ class Conversation:
     """Of the template, from this request."""
     unfinished: bool = False
     """True: the last message is the beginning of the reply."""
+    asks: bool = True
+    """False: the prompt ends with the last message, and nothing asks for a reply."""
 
 
 @dataclass(frozen=True, slots=True)

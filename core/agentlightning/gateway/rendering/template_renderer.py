@@ -69,7 +69,7 @@ class TemplateRenderer(Renderer):
         guarded, conversation = self._guarded(conversation)
         if conversation.unfinished:
             return self._tokens.encode(self._unfinished(conversation), guarded)
-        return self._tokens.encode(self._text(conversation, conversation.messages), guarded)
+        return self._tokens.encode(self._text(conversation, conversation.messages, reply=conversation.asks), guarded)
 
     def bridge(self, earlier: Completion, conversation: Conversation, end: int) -> Bridge:
         """See `Renderer.bridge`."""

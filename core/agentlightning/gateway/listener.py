@@ -1,0 +1,120 @@
+"""What guards the gateway's address: a limit of time for the headers of a request, and of names for a loopback address."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from errno import EADDRINUSE
+from fnmatch import fnmatchcase
+from ipaddress import ip_address
+from typing import TYPE_CHECKING, Any
+
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Receive, Scope, Send
+from uvicorn.protocols.http.auto import AutoHTTPProtocol
+
+from agentlightning.errors import GatewayError
+from agentlightning.gateway.api.answers import json_response
+from agentlightning.gateway.api.schema import Refused
+
+HEADER_TIMEOUT = 20.0
+"""Seconds from the first byte of a request, or the opening of its connection, to the end of its headers."""
+LOCAL_NAMES = ("localhost", "*.localhost", "*.local", "*.internal")
+"""Names that a loopback address may have. No public name server answers for them, so no page elsewhere can take one."""
+
+if TYPE_CHECKING:
+    from uvicorn.protocols.http.h11_impl import H11Protocol as Protocol
+else:
+    Protocol = AutoHTTPProtocol
+
+
+class TimedProtocol(Protocol):
+    """Uvicorn's protocol. It closes a connection whose next request does not complete its headers in time.
+
+    An idle connection between two requests has uvicorn's own limit.
+    """
+
+    _deadline: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:
+        """See `asyncio.Protocol`."""
+        super().connection_made(transport)
+        self._watch()
+
+    def data_received(self, data: bytes) -> None:
+        """See `asyncio.Protocol`."""
+        super().data_received(data)
+        self._watch()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """See `asyncio.Protocol`."""
+        self._unwatch()
+        super().connection_lost(exc)
+
+    @property
+    def _is_answering(self) -> bool:
+        cycle: Any = self.cycle  # None before the first request
+        return cycle is not None and not cycle.response_complete
+
+    def _watch(self) -> None:
+        if self._is_answering:
+            self._unwatch()
+        elif self._deadline is None:
+            self._deadline = self.loop.call_later(HEADER_TIMEOUT, self._give_up)
+
+    def _unwatch(self) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
+
+    def _give_up(self) -> None:
+        if not self._is_answering:
+            self.transport.close()
+
+
+def local_names_only(app: ASGIApp) -> ASGIApp:
+    """The app for a loopback address. It refuses requests that reached it by another name, as those of a page elsewhere would."""
+
+    async def checked(scope: Scope, receive: Receive, send: Send) -> None:
+        host = Headers(scope=scope).get("host") if scope["type"] == "http" else None
+        if host is None or _is_local(host):
+            await app(scope, receive, send)
+            return
+        text = f"The Host header is {host[:100]!r}, and this gateway serves its own machine. Use http://localhost with its port."
+        await json_response(Refused(text, code="host_not_allowed").body, 403)(scope, receive, send)
+
+    return checked
+
+
+def _is_local(host: str) -> bool:
+    name = host.rpartition("]")[0].removeprefix("[") if host.startswith("[") else host.partition(":")[0]
+    return _is_address(name) or any(fnmatchcase(name.lower().rstrip("."), pattern) for pattern in LOCAL_NAMES)
+
+
+def _is_address(name: str) -> bool:
+    try:
+        ip_address(name)
+    except ValueError:
+        return False
+    return True
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches the address."""
+    return ip_address(host).is_loopback if _is_address(host) else host.lower() == "localhost"
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """Listen on an address. Raises `GatewayError` when it is not free."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    # with the protocol named: asyncio turns Nagle's delay (40 ms an answer) off only where it sees TCP
+    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+        listener.listen(2048)
+    except OSError as error:
+        listener.close()
+        hint = f" Another program may use port {port}: choose another, or 0 for a free one." if error.errno == EADDRINUSE else ""
+        raise GatewayError(f"The gateway cannot listen on {host}:{port}: {error.strerror or error}.{hint}") from error
+    return listener

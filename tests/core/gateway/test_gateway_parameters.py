@@ -1,0 +1,210 @@
+"""Parameters that other servers accept: honoured, overridden with a warning, or refused by name. None is dropped silently."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import anthropic
+import httpx
+import pytest
+from tests.gateway_house import House, user
+
+from agentlightning.types import Rollout, Sampling, Task, new_id
+
+HI = [user("hi")]
+SAMPLING = {
+    "min_p": 0.1, "repetition_penalty": 1.2, "length_penalty": 0.5, "use_beam_search": True, "presence_penalty": 1,
+    "guided_json": {"type": "object"}, "guided_regex": "a+", "guided_choice": ["a"], "guided_decoding_backend": "xgrammar",
+    "structured_outputs": {"regex": "a"}, "top_logprobs": 2, "min_tokens": 5, "bad_words": ["x"],
+}  # fmt: skip
+NEUTRAL = {"min_p": 0, "repetition_penalty": 1.0, "presence_penalty": 0, "logit_bias": {}, "top_logprobs": 0, "guided_json": None}
+
+
+async def ask(h: House, key: str, path: str = "/chat/completions", **fields: Any) -> httpx.Response:
+    bodies: dict[str, Any] = {
+        "/responses": {"input": "hi"},
+        "/completions": {"prompt": "hi"},
+        "/messages": {"messages": HI, "max_tokens": 9},
+    }
+    body = {"model": "scripted", **bodies.get(path, {"messages": HI}), **fields}
+    async with httpx.AsyncClient(base_url=h.gateway.base_url, headers={"Authorization": f"Bearer {key}"}, timeout=60) as client:
+        return await client.post(path, json=body)
+
+
+async def production(h: House) -> Any:
+    return await h.store.begin(Rollout(task=Task(new_id(), None), mode="production"), "test", lease=60)
+
+
+def ignored(caplog: pytest.LogCaptureFixture) -> list[str]:
+    texts = [r.getMessage() for r in caplog.records if "Ignoring the agent's" in r.getMessage()]
+    return [name for text in texts for name in text.removeprefix("Ignoring the agent's ").partition(". ")[0].split(", ")]
+
+
+@pytest.mark.parametrize("path", ["/chat/completions", "/responses", "/completions", "/messages"])
+async def test_training_overrides_settings_of_sampling_and_names_each_once(house: Any, caplog: Any, path: str) -> None:
+    h = await house(lambda prompt, sampling: "hello")
+    attempt = await h.attempt(Sampling(temperature=0.9))
+    with caplog.at_level(logging.WARNING, "agentlightning.gateway"):
+        for fields in (NEUTRAL, SAMPLING, {**SAMPLING, "ignore_eos": True, "top_k": 7}):
+            answer = await ask(h, attempt.key, path, **fields)
+            assert answer.status_code == 200, answer.text
+    assert sorted(ignored(caplog)) == sorted([*SAMPLING, "ignore_eos", "top_k"])
+    for completion in (await h.records(attempt)).completions:
+        assert (completion.sampling.temperature, completion.sampling.top_k) == (0.9, 0)
+        assert completion.sampling.stop_ids  # the model's own end still ends a reply
+
+
+@pytest.mark.parametrize("path", ["/chat/completions", "/responses", "/completions", "/messages"])
+@pytest.mark.parametrize("name", SAMPLING)
+async def test_production_refuses_settings_of_sampling_by_name(house: Any, path: str, name: str) -> None:
+    h = await house(lambda prompt, sampling: "hello")
+    attempt = await production(h)
+    answer = await ask(h, attempt.key, path, **{name: SAMPLING[name]})
+    assert answer.status_code == 400
+    assert answer.json()["error"]["message"].startswith(f"{name} is not supported")
+    assert [call.status for call in (await h.records(attempt)).calls] == ["refused"]
+
+
+async def test_production_takes_settings_that_change_nothing(house: Any) -> None:
+    h = await house(lambda prompt, sampling: "hello")
+    attempt = await production(h)
+    assert (await ask(h, attempt.key, **NEUTRAL)).status_code == 200
+
+
+@pytest.mark.parametrize("top_k", [-1, 0])
+async def test_minus_one_and_zero_turn_top_k_off(house: Any, caplog: Any, top_k: int) -> None:
+    h = await house(lambda prompt, sampling: "hello")
+    for attempt in (await h.attempt(), await production(h)):
+        with caplog.at_level(logging.WARNING, "agentlightning.gateway"):
+            answer = await ask(h, attempt.key, top_k=top_k)
+        assert answer.status_code == 200, answer.text
+        [completion] = (await h.records(attempt)).completions
+        assert completion.sampling.top_k == 0
+    assert ignored(caplog) == []
+
+
+async def test_completions_log_probabilities_of_several_tokens_are_overridden_or_refused(house: Any, caplog: Any) -> None:
+    h = await house(lambda prompt, sampling: "hello")
+    with caplog.at_level(logging.WARNING, "agentlightning.gateway"):
+        answer = await ask(h, (await h.attempt()).key, "/completions", logprobs=5)
+    assert answer.json()["choices"][0]["logprobs"]["tokens"]
+    assert ignored(caplog) == ["logprobs"]
+    assert (await ask(h, (await production(h)).key, "/completions", logprobs=5)).json()["error"]["param"] == "logprobs"
+
+
+async def test_stop_token_ids_end_a_reply_in_training_and_production(house: Any) -> None:
+    h = await house(lambda prompt, sampling: "hello, you")
+    comma = h.engine.tokenizer.encode(",", add_special_tokens=False)[0]
+    for attempt in (await h.attempt(), await production(h)):
+        answer = (await ask(h, attempt.key, stop_token_ids=[comma])).json()
+        assert (answer["choices"][0]["message"]["content"], answer["choices"][0]["finish_reason"]) == ("hello", "stop")
+        [completion] = (await h.records(attempt)).completions
+        assert completion.response_ids[-1] == comma
+    assert (await ask(h, attempt.key, stop_token_ids=[-5])).json()["error"]["param"] == "stop_token_ids"
+
+
+async def test_ignore_eos_holds_in_production(house: Any) -> None:
+    h = await house(lambda prompt, sampling: "hello")
+    attempt = await production(h)
+    for ignore_eos in (True, False):
+        await ask(h, attempt.key, ignore_eos=ignore_eos, max_tokens=3)
+    ignoring, ordinary = (await h.records(attempt)).completions
+    assert ignoring.sampling.stop_ids == ()
+    assert ordinary.sampling.stop_ids
+
+
+@pytest.mark.parametrize("path", ["/chat/completions", "/messages", "/messages/count_tokens"])
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("chat_template_kwargs", {"enable_thinking": False}), ("add_generation_prompt", False), ("continue_final_message", True)],
+)
+async def test_settings_of_the_template_that_the_renderer_does_not_honour_are_refused_by_name(
+    house: Any, path: str, name: str, value: Any
+) -> None:
+    h = await house(lambda prompt, sampling: "hello")
+    for attempt in (await h.attempt(), await production(h)):
+        messages = [*HI, {"role": "assistant", "content": "The answer is"}] if name == "continue_final_message" else HI
+        answer = await ask(h, attempt.key, path, messages=messages, **{name: value})
+        assert answer.status_code == 400
+        if path == "/chat/completions":
+            assert answer.json()["error"]["param"] == name
+
+
+async def test_settings_of_the_template_that_ask_for_the_default_are_accepted(house: Any) -> None:
+    h = await house(lambda prompt, sampling: "hello")
+    attempt = await h.attempt()
+    fields = {"chat_template_kwargs": {}, "add_generation_prompt": True, "continue_final_message": False}
+    assert (await ask(h, attempt.key, **fields)).status_code == 200
+    answer = await ask(h, attempt.key, continue_final_message=True, add_generation_prompt=True)
+    assert answer.json()["error"]["message"].startswith("continue_final_message and add_generation_prompt")
+    answer = await ask(h, attempt.key, continue_final_message=True)
+    assert answer.json()["error"]["message"].startswith("continue_final_message is true, but the last message is of the role 'user'")
+
+
+@pytest.mark.parametrize("path", ["/chat/completions", "/responses", "/completions", "/messages"])
+async def test_an_unknown_parameter_is_named_once_and_ones_without_effect_are_not(house: Any, caplog: Any, path: str) -> None:
+    h = await house(lambda prompt, sampling: "hello")
+    with caplog.at_level(logging.WARNING, "agentlightning.gateway"):
+        for attempt in (await h.attempt(), await production(h)):
+            fields = {
+                "web_search_options": {},
+                "new\nname": 1,
+                "prediction": None,
+                "user": "u",
+                "metadata": {"a": "b"},
+                "service_tier": "auto",
+            }
+            assert (await ask(h, attempt.key, path, **fields)).status_code == 200
+    assert ignored(caplog) == ["web_search_options", repr("new\nname")]
+
+
+async def test_refusals_and_functions_of_a_history_are_read(house: Any) -> None:
+    h = await house(lambda prompt, sampling: "hello")
+    attempt = await h.attempt()
+    history = [
+        user("hi"),
+        {"role": "assistant", "content": [{"type": "refusal", "refusal": "I will not."}]},
+        user("please"),
+        {"role": "assistant", "content": None, "refusal": "No."},
+        user("then look it up"),
+        {"role": "assistant", "content": None, "function_call": {"name": "search", "arguments": '{"query": "x"}'}},
+        {"role": "function", "name": "search", "content": "found x"},
+    ]  # fmt: skip
+    answer = await ask(h, attempt.key, messages=history)
+    assert answer.status_code == 200, answer.text
+    prompt = h.engine.asked[0].prompt
+    for text in ("I will not.", "No.", "found x", "search"):
+        assert text in prompt
+    call = {"id": "call_1", "type": "function", "function": {"name": "search", "arguments": '{"query": "x"}'}}
+    newer = [*history[:5], {"role": "assistant", "tool_calls": [call]}, {"role": "tool", "tool_call_id": "call_1", "content": "found x"}]
+    await ask(h, attempt.key, messages=newer)
+    assert h.engine.asked[1].prompt == prompt
+    first, second = (await h.records(attempt)).calls
+    assert first.request_hash == second.request_hash
+
+
+async def test_a_thread_is_refused_so_that_the_client_sends_the_whole_conversation(house: Any) -> None:
+    h = await house(lambda prompt, sampling: "hello")
+    attempt = await h.attempt()
+    answer = await ask(h, attempt.key, "/messages", thread={"type": "create"})
+    assert (answer.status_code, answer.json()["error"]["details"]) == (400, {"error_code": "thread_unsupported_request"})
+
+
+async def test_the_tool_runner_of_anthropics_client_sees_its_whole_conversation(house: Any) -> None:
+    h = await house(["CALL weather(Oslo)", "It rains."])
+
+    @anthropic.beta_async_tool
+    async def weather(city: str) -> str:
+        """The weather of a city."""
+        return f"rain in {city}"
+
+    attempt = await h.attempt()
+    async with anthropic.AsyncAnthropic(base_url=h.gateway.base_url.removesuffix("/v1"), api_key=attempt.key) as client:
+        runner = client.beta.messages.tool_runner(
+            model="scripted", max_tokens=50, tools=[weather], messages=[{"role": "user", "content": "the secret is 7"}]
+        )
+        final = await runner.until_done()
+    assert final.content[0].text == "It rains."
+    assert "the secret is 7" in h.engine.asked[-1].prompt
+    assert "rain in Oslo" in h.engine.asked[-1].prompt

@@ -64,8 +64,8 @@ def serve(
     `agl serve --upstream http://127.0.0.1:8080/v1` forwards calls to a running server and records them.
     """
     if sum(argument is not None for argument in (run, upstream or model)) != 1:
-        arguments = {"RUN": run, "--model": model, "--upstream": upstream}
-        problem = " and ".join(name for name, value in arguments.items() if value is not None)
+        sources = {"RUN": run, "--model": model, "--upstream": upstream}
+        problem = " and ".join(name for name, value in sources.items() if value is not None)
         problem = f"`agl serve` takes one of {problem}" if problem else "`agl serve` needs a run, a model or an upstream"
         raise ConfigError(f"{problem}. Use `agl serve RUN`, `--model NAME` or `--upstream URL`.")
     if upstream_key_env is not None and upstream is None:

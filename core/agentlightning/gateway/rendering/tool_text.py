@@ -116,6 +116,11 @@ def read_reply(
     return (content.rstrip("\n") if calls or end == "open" else content), tuple(calls)
 
 
+def is_object(text: str) -> bool:
+    """Whether a text is a JSON object."""
+    return isinstance(_load(text), dict)
+
+
 def json_text(value: Any) -> str:
     """JSON with its own characters, or escaped if one of them is half a character, which UTF-8 cannot encode."""
     text = json.dumps(value, ensure_ascii=False)

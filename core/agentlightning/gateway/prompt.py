@@ -15,9 +15,6 @@ from agentlightning.gateway.rendering.renderer import Conversation, Rendering
 from agentlightning.gateway.rendering.tool_text import ask_for_format
 from agentlightning.types import Completion, IntArray, ints
 
-HONOURED = ("continue_final_message", "add_generation_prompt", "chat_template_kwargs")
-"""The settings of a request that change how its messages are rendered."""
-
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Prompt:

@@ -8,13 +8,12 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-from agentlightning.gateway.api.checks import check_template_settings
 from agentlightning.gateway.api.protocol import About, Asked, Form
 from agentlightning.gateway.api.schema import Refused, check_model
 from agentlightning.gateway.auth import Incoming, check_open
 from agentlightning.gateway.call import Ending, Opening, Service, Step
 from agentlightning.gateway.generation import Generation, demonstrated, generate, plan_generation
-from agentlightning.gateway.prompt import HONOURED, check_length, plan_prompts, read_history
+from agentlightning.gateway.prompt import check_length, plan_prompts, read_history
 from agentlightning.gateway.record import Draft, call_input, sampled_completions
 from agentlightning.gateway.rendering.demonstration import Demonstrate
 from agentlightning.gateway.rendering.renderer import Rendering
@@ -45,7 +44,6 @@ class SampledAnswerer:
         check_open(state.attempt)
         check_model(asked.request.model, service.engine.info.model, rollout.policy, service.models)
         check_sampling(rollout, asked.fields)
-        check_template_settings(asked.request, HONOURED)
         rendering = await self.rendering()
         prompts = plan_prompts(rendering, asked, history, state.conversations, state.attempt.started)
         draft = replace(draft, context=prompts[0].context, input=call_input(history, prompts[0], asked.keep_from, state))

@@ -10,8 +10,12 @@ import httpx
 import pytest
 from tests.gateway_house import House, user
 
+from agentlightning.contracts.rendering import RenderingSettings
 from agentlightning.types import Rollout, Sampling, Task, new_id
 
+SHOUTING = (
+    "{% for m in messages %}{{ m.role }}: {{ m.content }}{{ mark }}\n{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}"
+)
 HI = [user("hi")]
 SAMPLING = {
     "min_p": 0.1, "repetition_penalty": 1.2, "length_penalty": 0.5, "use_beam_search": True, "presence_penalty": 1,
@@ -122,13 +126,23 @@ async def test_ignore_eos_holds_in_production(house: Any) -> None:
 async def test_settings_of_the_template_that_the_renderer_does_not_honour_are_refused_by_name(
     house: Any, path: str, name: str, value: Any
 ) -> None:
-    h = await house(lambda prompt, sampling: "hello")
+    h = await house(lambda prompt, sampling: "hello", options={"rendering": RenderingSettings("default")})
     for attempt in (await h.attempt(), await production(h)):
         messages = [*HI, {"role": "assistant", "content": "The answer is"}] if name == "continue_final_message" else HI
         answer = await ask(h, attempt.key, path, messages=messages, **{name: value})
         assert answer.status_code == 400
         if path == "/chat/completions":
             assert answer.json()["error"]["param"] == name
+
+
+async def test_settings_of_the_template_reach_the_prompt(house: Any) -> None:
+    h = await house(lambda prompt, sampling: " 4", options={"rendering": RenderingSettings(chat_template=SHOUTING)})
+    attempt = await h.attempt()
+    await ask(h, attempt.key, chat_template_kwargs={"mark": "!"})
+    await ask(h, attempt.key, add_generation_prompt=False)
+    await ask(h, attempt.key, messages=[*HI, {"role": "assistant", "content": "2 + 2 ="}], continue_final_message=True)
+    prompts = [h.text(completion.prompt_ids) for completion in (await h.records(attempt)).completions]
+    assert prompts == ["user: hi!\nassistant: ", "user: hi\n", "user: hi\nassistant: 2 + 2 ="]
 
 
 async def test_settings_of_the_template_that_ask_for_the_default_are_accepted(house: Any) -> None:

@@ -14,12 +14,11 @@ from starlette.responses import Response
 from agentlightning.gateway.api.answers import json_response
 from agentlightning.gateway.api.anthropic_messages import MessagesForm, read_request
 from agentlightning.gateway.api.body import read_body
-from agentlightning.gateway.api.checks import check_template_settings
 from agentlightning.gateway.api.schema import Refused, check_model
 from agentlightning.gateway.auth import AttemptState, check_open
 from agentlightning.gateway.call import Service
 from agentlightning.gateway.conversation import Conversations, History, head_hash
-from agentlightning.gateway.prompt import HONOURED, plan_prompt
+from agentlightning.gateway.prompt import plan_prompt
 from agentlightning.gateway.rendering.renderer import Rendering
 
 PATH = f"{MessagesForm.path}/count_tokens"
@@ -48,6 +47,5 @@ class TokenCounter:
             check_open(state.attempt)
             policy, conversations, started = state.rollout.policy, state.conversations, state.attempt.started
         check_model(request.model, engine.info.model, policy, self._service.models)
-        check_template_settings(request, HONOURED)
         history = History.of(head_hash(policy, request.offered(), request.format), request.history())
         return len(plan_prompt(await self._rendering(), request, history, conversations, started).ids)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection
 from contextlib import suppress
 
 from agentlightning.gateway.api.body import MAX_DEPTH, check_depth
@@ -67,13 +66,6 @@ def _check_template_settings(request: ChatRequest) -> None:
             "message.",
             param="continue_final_message",
         )
-
-
-def check_template_settings(request: ChatRequest, honoured: Collection[str] = ()) -> None:
-    """Refuse the settings of the chat template that a renderer does not honour, because without them the prompt would be another."""
-    for name, value in request.template_settings.items():
-        if name not in honoured:
-            raise Refused(f"{name} is {value!r}, and the renderer of this model does not support it. Leave it out.", param=name)
 
 
 def _check_message(message: Message, where: str) -> None:

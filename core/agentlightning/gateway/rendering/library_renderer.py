@@ -23,15 +23,13 @@ class LibraryRenderer(Renderer):
 
     def prompt(self, conversation: Conversation) -> list[int]:
         """See `Renderer.prompt`."""
-        settings = {"continue_final_message": conversation.unfinished, "add_generation_prompt": not conversation.asks}
-        settings["chat_template_kwargs"] = bool(conversation.arguments)
-        for name in (name for name, value in settings.items() if value):
-            raise Refused(f"The renderer {self.name!r} does not support {name}. Set renderer = 'template'.", param=name)
+        self._check(conversation)
         tools = self._tools(conversation)
         return list(self._family.render_ids([dict(message) for message in conversation.messages], tools=tools, add_generation_prompt=True))
 
     def bridge(self, earlier: Completion, conversation: Conversation, end: int) -> Bridge:
         """See `Renderer.bridge`."""
+        self._check(conversation)
         before, sampled = earlier.prompt_ids.tolist(), earlier.response_ids.tolist()
         new = [dict(message) for message in conversation.messages[end:]]
         rendered = self._family.bridge_to_next_turn(before, sampled, new, tools=self._tools(conversation))
@@ -62,6 +60,13 @@ class LibraryRenderer(Renderer):
         if complete[: len(before)] != before or end is None:
             return None
         return self._tokens.decode(after[:end])
+
+    def _check(self, conversation: Conversation) -> None:
+        """Refuse the settings of a request that this family does not honour."""
+        settings = {"continue_final_message": conversation.unfinished, "add_generation_prompt": not conversation.asks}
+        settings["chat_template_kwargs"] = bool(conversation.arguments)
+        for name in (name for name, value in settings.items() if value):
+            raise Refused(f"The renderer {self.name!r} does not support {name}. Set renderer = 'template'.", param=name)
 
     def _tools(self, conversation: Conversation) -> list[Any] | None:
         if conversation.tools and not getattr(self._family, "supports_tools", True):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
@@ -26,7 +27,8 @@ from agentlightning.training.step_checks import StepChecks, drift_notice
 from agentlightning.types import Attempt, Sampling, Trajectory
 from gateway_house import House, user
 
-CALL = '<tool_call>\n{"name": "search", "arguments": {"query": "x"}}\n</tool_call>'
+NEEDS_QUERY: Any = copy.deepcopy(SEARCH)
+NEEDS_QUERY["function"]["parameters"]["required"] = ["query"]
 
 
 @pytest.fixture
@@ -158,13 +160,15 @@ async def test_tool_choice_begins_a_call_in_every_format_and_warns_if_its_argume
 
 
 async def test_a_forced_call_that_can_be_read_says_nothing(template_house: Any, caplog: pytest.LogCaptureFixture) -> None:
-    house = await template_house(TEMPLATES["hermes"], ['{"query": "x"}}\n</tool_call>'])
+    house = await template_house(TEMPLATES["hermes"], ['query": "x"}}\n</tool_call>'])
     attempt = await house.attempt(Sampling())
     answer = await house.client(attempt).chat.completions.create(
-        model="scripted", messages=[user("q")], tools=[SEARCH], tool_choice={"type": "function", "function": {"name": "search"}}
+        model="scripted", messages=[user("q")], tools=[NEEDS_QUERY], tool_choice={"type": "function", "function": {"name": "search"}}
     )
     assert answer.choices[0].message.tool_calls[0].function.arguments == '{"query": "x"}'
-    assert (await house.records(attempt)).completions[0].problem is None
+    [completion] = (await house.records(attempt)).completions
+    assert house.text(completion.prompt_ids).endswith('"arguments": {"')
+    assert completion.problem is None
     assert not [text for text in caplog.messages if "tool call" in text]
 
 

@@ -116,6 +116,11 @@ def read_reply(
     return (content.rstrip("\n") if calls or end == "open" else content), tuple(calls)
 
 
+def has_arguments(name: str | None, tools: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether a tool of this name has a parameter that it requires."""
+    return any(tool["name"] == name and (tool.get("parameters") or {}).get("required") for tool in map(_function, tools))
+
+
 def is_object(text: str) -> bool:
     """Whether a text is a JSON object."""
     return isinstance(_load(text), dict)

@@ -75,18 +75,18 @@ def test_a_reply_ends_at_either_end_token(calls: dict[str, list[tuple[Any, Any]]
             assert not ends & set(completion.response_ids[:-1].tolist())
 
 
-@pytest.mark.parametrize("benchmark", ["math", "rag", "text_to_sql", "demo"])
+@pytest.mark.parametrize("preset", ["math", "rag", "text_to_sql", "demo"])
 @pytest.mark.parametrize("renderer", ["auto", "chatml"])
-def test_each_benchmark_s_agent_runs_and_its_later_turns_are_bridged(benchmark: str, renderer: str, tmp_path: Path) -> None:
+def test_each_benchmark_s_agent_runs_and_its_later_turns_are_bridged(preset: str, renderer: str, tmp_path: Path) -> None:
     import dataclasses
 
     import agentlightning_benchmarks
 
-    preset = load_config(Path(agentlightning_benchmarks.__path__[0]) / benchmark / "cpu.toml")
-    config = dataclasses.replace(preset, model=FOLDER, folder=str(tmp_path), renderer=renderer, **SMALL)
+    config = load_config(Path(agentlightning_benchmarks.__path__[0]) / preset / "cpu.toml")
+    config = dataclasses.replace(config, model=FOLDER, folder=str(tmp_path), renderer=renderer, **SMALL)
     report = rollout_config(config, limit=2)
     assert report.statuses == {"succeeded": 2}, report.error
     contexts = [call.context for replies in read_calls(report.folder).values() for call, _ in replies]
-    print(benchmark, renderer, report.reward, contexts)
+    print(preset, renderer, report.reward, contexts)
     assert contexts
     assert {context for context in contexts if context != "first"} <= {"bridged"}

@@ -229,6 +229,8 @@ class Completion(WireValue, frozen=True, kw_only=True):
     """The reply as the agent saw it (role, content, tool_calls)."""
     demonstrated: bool = False
     """Whether a demonstration supplied the response. It has no logprobs, and its versions are -1."""
+    problem: str | None = None
+    """Why a part of the reply that looks like a tool call stays text, or what is wrong with a call that `tool_choice` demands."""
     missing: str | None = None
     """Why an upstream server's token ids or logprobs are missing. Without token ids, prompt and response are empty."""
     created: float = msgspec.field(default_factory=time.time)
@@ -346,6 +348,10 @@ class Trajectory(WireValue, frozen=True, kw_only=True):
     transitions: tuple[Transition, ...] = ()
     calls: dict[str, int] = {}
     """Number of requests by status; the sum is the number of requests."""
+    contexts: dict[str, int] = {}
+    """Number of completed requests by the origin of their prompts, as in `Call.context`."""
+    broken_calls: int = 0
+    """Replies with a tool call that cannot be read (`Completion.problem`)."""
     diagnostics: tuple[str, ...] = ()
     """Records that were excluded or could not be joined, by name."""
 

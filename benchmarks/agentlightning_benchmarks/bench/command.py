@@ -15,6 +15,14 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from agentlightning.cli.rendering import (
+    ArgumentsOption,
+    ChatTemplateOption,
+    HistoryOption,
+    RendererOption,
+    SpecialTokensOption,
+    rendering_keys,
+)
 from agentlightning.errors import ConfigError
 
 
@@ -47,6 +55,11 @@ class Options:
         False
     )
     folder: Annotated[Path | None, typer.Option(help="Write the benchmark folder here.", show_default="runs")] = None
+    renderer: RendererOption = None
+    chat_template: ChatTemplateOption = None
+    template_arguments: ArgumentsOption = None
+    history: HistoryOption = None
+    special_tokens: SpecialTokensOption = None
     resume: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Resume a benchmark.", show_default=False)] = None
 
     def used(self) -> list[str]:
@@ -146,6 +159,9 @@ def order_of(options: Options, name: str) -> Any:
         seeds=seeds,
         steps=options.steps,
         test_suite=options.test_suite,
+        rendering=rendering_keys(
+            options.renderer, options.chat_template, options.template_arguments, options.history, options.special_tokens
+        ),
     )
 
 

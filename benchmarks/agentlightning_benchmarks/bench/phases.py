@@ -15,8 +15,9 @@ from __future__ import annotations
 import gc
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -46,6 +47,8 @@ class Order:
     seeds: tuple[int, ...] = (0,)
     steps: int | None = None
     test_suite: bool = False
+    rendering: dict[str, Any] = field(default_factory=dict[str, Any])
+    """The keys of a config that change how messages become tokens."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +86,7 @@ def open_order(path: Path) -> Order:
 def run_seed(order: Order, seed: int, folder: Path, say: Callable[[str], None]) -> Phases:
     """Run the unfinished phases of one seed."""
     benchmark = catalog.find(order.benchmark)
-    config = replace(catalog.preset(benchmark, order.preset), seed=seed, folder=str(folder))
+    config = replace(catalog.preset(benchmark, order.preset), seed=seed, folder=str(folder), **order.rendering)
     config = replace(config, name=f"{order.benchmark}-{'evaluation-' if order.eval_only else ''}seed-{seed}")
     if order.data is not None and order.preset == "cpu":
         config = replace(config, eval=replace(config.eval, tasks=catalog.REAL_TASKS))
@@ -102,7 +105,7 @@ def run_seed(order: Order, seed: int, folder: Path, say: Callable[[str], None]) 
     warm_config = catalog.warm_start(benchmark, order.preset, seed)
     if warm_config is not None:
         name = f"{order.benchmark}-warm-start-seed-{seed}"
-        warm_config = replace(warm_config, folder=str(folder), name=name, model=order.model or warm_config.model)
+        warm_config = replace(warm_config, folder=str(folder), name=name, model=order.model or warm_config.model, **order.rendering)
         say(f"seed {seed}: supervised warm-up, {warm_config.steps} steps of {warm_config.tasks_per_step} demonstrated tasks")
         warm = _run(folder, job_of(warm_config))
         if warm.stopped:

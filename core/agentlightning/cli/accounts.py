@@ -40,6 +40,10 @@ class Account:
     trained: int = 0
     left_out: Counter[str] = field(default_factory=Counter[str])
     """Tokens by reason; `trained` and their sum are `sampled`."""
+    contexts: Counter[str] = field(default_factory=Counter[str])
+    """Completed requests by the origin of their prompts (`Call.context`)."""
+    broken_calls: int = 0
+    """Replies with a tool call that cannot be read."""
 
     def __add__(self, other: Account) -> Account:
         return Account(
@@ -49,6 +53,8 @@ class Account:
             self.demonstrated + other.demonstrated,
             self.trained + other.trained,
             self.left_out + other.left_out,
+            self.contexts + other.contexts,
+            self.broken_calls + other.broken_calls,
         )
 
 
@@ -85,6 +91,8 @@ def _attempt_account(mode: Mode, records: AttemptRecords, trajectory: Trajectory
         demonstrated=sum(len(completion.response_ids) for completion in records.completions if completion.demonstrated),
         trained=trained,
         left_out=left_out,
+        contexts=Counter(call.context for call in records.calls if call.status == "completed" and call.context is not None),
+        broken_calls=sum(completion.problem is not None for completion in records.completions),
     )
 
 

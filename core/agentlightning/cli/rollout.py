@@ -10,6 +10,14 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
+from agentlightning.cli.rendering import (
+    ArgumentsOption,
+    ChatTemplateOption,
+    HistoryOption,
+    RendererOption,
+    SpecialTokensOption,
+    rendering_keys,
+)
 from agentlightning.cli.train import shown_path
 from agentlightning.errors import ConfigError
 from agentlightning.training.progress import TrainingProgress, duration
@@ -35,6 +43,11 @@ def rollout(
     ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Run the first N tasks. Default: all.")] = None,
     model: Annotated[str | None, typer.Option(metavar="NAME", help="Use this model instead: any name that `agl serve` takes.")] = None,
+    renderer: RendererOption = None,
+    chat_template: ChatTemplateOption = None,
+    arguments: ArgumentsOption = None,
+    history: HistoryOption = None,
+    special_tokens: SpecialTokensOption = None,
 ) -> None:
     """Run the agent on its tasks and score it, without training.
 
@@ -60,7 +73,8 @@ def rollout(
     """
     from agentlightning.training.score import rollout_config
 
-    settings = settings_of(config, {"command": command, "reward": reward, "tasks": tasks, "model": model})
+    rendering = rendering_keys(renderer, chat_template, arguments, history, special_tokens)
+    settings = settings_of(config, {"command": command, "reward": reward, "tasks": tasks, "model": model, **rendering})
     with TrainingProgress() as progress:
         report = rollout_config(settings, limit=limit, progress=progress)
     print_scored(report, Console())
@@ -68,7 +82,7 @@ def rollout(
         raise typer.Exit(1)
 
 
-def settings_of(path: Path | None, changes: dict[str, str | None]) -> Config:
+def settings_of(path: Path | None, changes: dict[str, Any]) -> Config:
     """Return the settings of a config file with the options on top, or of the options alone."""
     from agentlightning.config.models import model_path
     from agentlightning.config.schema import Config, load_config

@@ -7,6 +7,15 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
+from agentlightning.cli.rendering import (
+    ArgumentsOption,
+    ChatTemplateOption,
+    HistoryOption,
+    RendererOption,
+    SpecialTokensOption,
+    rendering_keys,
+)
+from agentlightning.contracts.rendering import RenderingChoices
 from agentlightning.errors import ConfigError
 from agentlightning.training.progress import TrainingProgress
 
@@ -36,10 +45,16 @@ def serve(
     host: Host = "127.0.0.1",
     port: Port = 8000,
     store: Store = None,
+    renderer: RendererOption = None,
+    chat_template: ChatTemplateOption = None,
+    arguments: ArgumentsOption = None,
+    history: HistoryOption = None,
+    special_tokens: SpecialTokensOption = None,
 ) -> None:
     """Serve a model over the OpenAI and Anthropic APIs, and record the calls. Ctrl-C stops it.
 
-    `--upstream` forwards calls to another server instead. Prints the API key. Set `AGL_TOKEN` to choose your own.
+    `--upstream` forwards calls to another server instead. A trained model renders messages as it did in its run; `--renderer` and the
+    options after it change that. Prints the API key. Set `AGL_TOKEN` to choose your own.
 
     **Examples**
 
@@ -52,18 +67,22 @@ def serve(
     `agl serve --upstream http://127.0.0.1:8080/v1` forwards calls to a running server and records them.
     """
     if sum(argument is not None for argument in (source, upstream or model)) != 1:
-        arguments = {"MODEL": source, "--model": model, "--upstream": upstream}
-        problem = " and ".join(name for name, value in arguments.items() if value is not None)
+        sources = {"MODEL": source, "--model": model, "--upstream": upstream}
+        problem = " and ".join(name for name, value in sources.items() if value is not None)
         problem = f"`agl serve` takes one of {problem}" if problem else "`agl serve` needs a model, a run or an upstream"
         raise ConfigError(f"{problem}. Use `agl serve MODEL` or `--upstream URL`.")
     if upstream_key_env is not None and upstream is None:
         raise ConfigError("--upstream-key-env is the key of an upstream, but no upstream is named. Add --upstream URL.")
+    choices = RenderingChoices(**rendering_keys(renderer, chat_template, arguments, history, special_tokens))
+    if upstream is not None and choices.used():
+        option = choices.used()[0].replace("_", "-")
+        raise ConfigError(f"--{option} has no effect with --upstream, because that server renders the messages. Remove it.")
     from agentlightning.serving.serve import serve as serve_until_stopped
     from agentlightning.serving.serve import served_model, upstream_model
 
     with TrainingProgress() as progress:
         own = source or model or ""
-        served = upstream_model(upstream, key_env=upstream_key_env, name=model) if upstream else served_model(own, progress)
+        served = upstream_model(upstream, key_env=upstream_key_env, name=model) if upstream else served_model(own, progress, choices)
         serve_until_stopped(served, host=host, port=port, store=store, progress=progress, ready=_print_addresses)
 
 

@@ -152,6 +152,8 @@ class AttemptTree:
         if logprobs is not None and len(logprobs):
             line.append(f", mean logprob {float(logprobs.mean()):.3f}")
         parts: list[RenderableType] = [line, self._learned_text(completion)]
+        if completion.problem is not None:
+            parts.append(Text(f"broken tool call: {completion.problem}", style="red"))
         exact = self._decode is not None and logprobs is not None
         if self._decode is not None and logprobs is not None:
             parts.append(coloured([self._decode(int(token)) for token in completion.response_ids], logprobs.tolist()))

@@ -65,6 +65,12 @@ def print_sums(rows: list[Shown], console: Console) -> None:
         if those:
             console.print(f"{len(those):,} {mode} rollout{'s' * (len(those) > 1)}, {mean}", highlight=False)
     console.print(f"{sums.requests:,} requests = {_sum(sums.statuses)}", highlight=False, soft_wrap=True)
+    if sums.contexts:
+        contexts = dict(sums.contexts.most_common())
+        console.print(f"{sums.contexts.total():,} prompts = {_sum(contexts)}", highlight=False, soft_wrap=True)
+    if sums.broken_calls:
+        text = f"{sums.broken_calls:,} replies have a tool call that cannot be read. `agl show RUN ROLLOUT` says why."
+        console.print(text, style="yellow", highlight=False, soft_wrap=True)
     parts = {"trained": sums.trained, **dict(sums.left_out.most_common())} if sums.sampled else {}
     tokens = f"{sums.sampled - sums.demonstrated:,} sampled" + (f" and {sums.demonstrated:,} demonstrated" if sums.demonstrated else "")
     console.print(f"{tokens} tokens = {_sum(parts)}", highlight=False, soft_wrap=True)

@@ -18,7 +18,7 @@ from msgspec import Meta
 from agentlightning.config.models import model_path
 from agentlightning.config.parts import Part, build_step_rewards, naming
 from agentlightning.config.tasks import is_reference
-from agentlightning.contracts.rendering import HistoryMode, RenderingSettings, rendering_settings, saved_rendering
+from agentlightning.contracts.rendering import HistoryMode, RenderingChoices, RenderingSettings, saved_rendering
 from agentlightning.errors import ConfigError
 from agentlightning.registry.registry import Registry, registry
 from agentlightning.settings import (
@@ -199,15 +199,17 @@ class Config(BaseSettings):
     """Framework adapters to install, for an agent without a callback."""
     models: tuple[str, ...] = ()
     """Model names or patterns (`gpt-4o*`) that your agent hard-codes. Those calls go to the model being trained."""
-    renderer: str = "auto"
+    renderer: str | None = None
     """How messages become tokens: `auto` and `template` use the model's chat template, `chatml` needs none. Or a family of the `renderers`
-    library, or `module:function`."""
+    library, or `module:function`. Absent: as the model was trained here, else `auto`. The next four keys have such a default too."""
     chat_template: str | None = None
     """A Jinja file to use instead of the model's own chat template."""
     template_arguments: dict[str, JSON] = field(default_factory=dict[str, JSON])
     """Variables of the chat template, such as `enable_thinking = false`."""
-    history: HistoryMode = "template"
-    """Earlier turns: as the chat template writes them now (`template`), or always as they were sampled (`exact`)."""
+    history: HistoryMode | None = None
+    """Earlier turns: as the chat template writes them now (`template`, the default), or always as they were sampled (`exact`)."""
+    special_tokens: bool | None = None
+    """Whether text of users and tools that looks like a special token (`<|im_end|>`) becomes one. Default: false."""
     agents: tuple[str, ...] | None = None
     """Names or patterns of the agents to train. Absent: all."""
     reward_weights: dict[str, FiniteFloat] = field(default_factory=dict[str, float])
@@ -255,10 +257,14 @@ class Config(BaseSettings):
             self._check_command()
 
     def rendering(self, model: str) -> RenderingSettings:
-        """Return the settings of the gateway's renderer: those of this run, or those beside the weights in the folder `model`. Raises
-        `ConfigError` if `chat_template` cannot be read."""
-        own = rendering_settings(self.renderer, self.chat_template, self.template_arguments, self.history, Path(self.path or "."))
-        return saved_rendering(Path(model)) if own == RenderingSettings() else own
+        """Return the settings of the gateway's renderer: those beside the weights in the folder `model`, with those of this run on top.
+        Raises `ConfigError` if `chat_template` cannot be read."""
+        return self.rendering_choices.over(saved_rendering(Path(model)))
+
+    @property
+    def rendering_choices(self) -> RenderingChoices:
+        """The settings of the renderer that this run sets."""
+        return RenderingChoices(self.renderer, self.chat_template, self.template_arguments, self.history, self.special_tokens)
 
     def _check_tasks(self) -> None:
         if self.tasks is None:
@@ -355,6 +361,8 @@ def _absolute(config: Config, base: Path, data: Mapping[str, Any]) -> Config:
     if config.replay is not None:
         changes["replay"] = config.replay.under(base)
     changes["model"] = model_path(config.model, base)
+    if config.chat_template is not None:
+        changes["chat_template"] = str(base / Path(config.chat_template).expanduser())
     return replace(config, **changes)
 
 

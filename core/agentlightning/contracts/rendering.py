@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -31,17 +31,34 @@ class RenderingSettings:
     """Whether the characters of special tokens in messages become special tokens."""
 
 
-def rendering_settings(
-    renderer: str, chat_template: str | None, template_arguments: Mapping[str, Any], history: HistoryMode, folder: Path
-) -> RenderingSettings:
-    """The settings of a run. `chat_template` is a file, relative to `folder`. Raises `ConfigError` if it cannot be read."""
-    text = None
-    if chat_template is not None:
-        try:
-            text = (folder / chat_template).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"chat_template is {chat_template!r}, and reading it fails: {error}. Name a text file with Jinja.") from error
-    return RenderingSettings(renderer, text, dict(template_arguments), history)
+@dataclass(frozen=True, slots=True)
+class RenderingChoices:
+    """What a user sets of `RenderingSettings`. None, or no arguments: as the weights were trained."""
+
+    renderer: str | None = None
+    chat_template: str | None = None
+    """A Jinja file."""
+    template_arguments: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    history: HistoryMode | None = None
+    special_tokens: bool | None = None
+
+    def over(self, saved: RenderingSettings) -> RenderingSettings:
+        """Return the saved settings with these on top. Raises `ConfigError` if `chat_template` cannot be read."""
+        choices = {name: value for name in self.__slots__ if (value := getattr(self, name)) not in (None, {})}
+        if self.chat_template is not None:
+            choices["chat_template"] = _read_template(self.chat_template)
+        return replace(saved, **choices)
+
+    def used(self) -> list[str]:
+        """Return the names of the settings that are set."""
+        return [name for name in self.__slots__ if getattr(self, name) not in (None, {})]
+
+
+def _read_template(file: str) -> str:
+    try:
+        return Path(file).expanduser().read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"chat_template is {file!r}, and reading it fails: {error}. Name a text file with Jinja.") from error
 
 
 def save_rendering(folder: Path, settings: RenderingSettings) -> None:

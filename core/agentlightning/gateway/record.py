@@ -123,6 +123,7 @@ def sampled_completions(
                 continues=None if continues is None else continues.id,
                 conversation=generation.history.conversation(place, message),
                 message=message,
+                problem=reply.problem,
                 demonstrated=isinstance(generation.engine, DemonstratingEngine),
             )
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 from functools import partial
@@ -17,6 +17,7 @@ from agentlightning.gateway.prompt import check_length, plan_prompts, read_histo
 from agentlightning.gateway.record import Draft, call_input, sampled_completions
 from agentlightning.gateway.rendering.demonstration import Demonstrate
 from agentlightning.gateway.rendering.renderer import Rendering
+from agentlightning.gateway.rendering.replies import Reply
 from agentlightning.gateway.sampling import check_sampling
 
 
@@ -74,8 +75,26 @@ async def _answer(service: Service, incoming: Incoming, asked: Asked, generation
             if data:
                 yield data
     messages = [reply.message() for reply in replies]
+    _warn_broken(service, replies)
     yield replace(draft, completions=partial(sampled_completions, incoming, generation, messages=messages))
     yield Ending(answer.last(replies, messages) if stream else answer.body(replies, messages))
+
+
+def _warn_broken(service: Service, replies: Sequence[Reply]) -> None:
+    """Warn of tool calls that cannot be read."""
+    for reply in replies:
+        problem = reply.problem
+        if problem is not None and reply.prefix:
+            service.warn_once(
+                "tool_choice",
+                "The agent demands a tool call, and a reply has none that can be read: %s. The prompt begins the call, but nothing forces "
+                "its arguments. Handle replies without a call.",
+                problem,
+            )
+        elif problem is not None:
+            service.warn_once(
+                "broken call", "A reply looks like a tool call, but it stays text: %s. `agl show RUN ROLLOUT` names such replies.", problem
+            )
 
 
 def _warn(service: Service, incoming: Incoming, asked: Asked) -> None:

@@ -19,6 +19,7 @@ from agentlightning.config.parts import Part
 from agentlightning.config.schema import load_config
 from agentlightning.contracts.engine import Engine
 from agentlightning.contracts.model import ModelFiles
+from agentlightning.contracts.rendering import RenderingChoices, RenderingSettings, saved_rendering
 from agentlightning.gateway import Gateway
 from agentlightning.runner.rollout import DEFAULT_STORE
 from agentlightning.stores.common import open_store
@@ -36,6 +37,7 @@ class ServedModel(NamedTuple):
     """The `[engine]` table."""
     policy: Policy | None
     """The trained version; None: the model as it is."""
+    rendering: RenderingSettings
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +87,8 @@ async def _serving(model: ServedModel, host: str, port: int, store: str | None, 
         stack.push_async_callback(engine.close)
         if model.files.path:
             await engine.load(model.policy or engine.policy)  # a run's trained version, so that records name it
-        gateway = Gateway(opened, engine, host=host, port=port, token=token, extra_routes=(Mount("/", app=store_app(opened, token)),))
+        routes = (Mount("/", app=store_app(opened, token)),)
+        gateway = Gateway(opened, engine, host=host, port=port, token=token, extra_routes=routes, rendering=model.rendering)
         await gateway.start()
         stack.push_async_callback(gateway.stop)
         progress.end()
@@ -93,22 +96,25 @@ async def _serving(model: ServedModel, host: str, port: int, store: str | None, 
         yield Served(gateway.base_url, engine.info.model, token, address)
 
 
-def served_model(name: str, progress: Progress) -> ServedModel:
-    """Return the best weights of a run with its own engine, or any other model with the default engine."""
+def served_model(name: str, progress: Progress, choices: RenderingChoices | None = None) -> ServedModel:
+    """Return the best weights of a run with its own engine, or any other model with the default engine. `choices` change how messages
+    become tokens."""
+    choices = choices or RenderingChoices()
     if is_model(name) or (run := find_run(name)) is None:
         progress.phase("finding model")
-        return ServedModel(find_model(name, progress=progress.phase), {"name": "torch"}, None)
+        files = find_model(name, progress=progress.phase)
+        return ServedModel(files, {"name": "torch"}, None, choices.over(saved_rendering(Path(files.path))))
     path, folder = best_weights(run), RunFolder.open(run)
     config, result = load_config(folder.config), folder.read_result()
     policy = Policy(version=int(result["policy_version"]), base=config.model, uri=f"file:{path}")
     trained_as = Path(config.model).name if Path(config.model).exists() else config.model  # agents ask for this name
-    return ServedModel(ModelFiles(trained_as, str(path)), dict(config.engine), policy)
+    return ServedModel(ModelFiles(trained_as, str(path)), dict(config.engine), policy, choices.over(saved_rendering(path)))
 
 
 def upstream_model(url: str, *, key_env: str | None = None, name: str | None = None) -> ServedModel:
     """Return the model of another server. `key_env` is the environment variable of its key; without a `name`, agents choose the model."""
     table: dict[str, object] = {"name": "upstream", "url": url, **({"key_env": key_env} if key_env is not None else {})}
-    return ServedModel(ModelFiles(name or "", ""), table, None)
+    return ServedModel(ModelFiles(name or "", ""), table, None, RenderingSettings())
 
 
 async def _until_interrupted() -> None:

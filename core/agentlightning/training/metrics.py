@@ -5,6 +5,8 @@ A line has `step` (finished steps at that time; 0: before training) and numbers.
 - `reward`: mean reward of the step's training rollouts; `reward_spread`: standard deviation of the groups' mean rewards;
 - `demonstrated_reward`: mean reward of rollouts with demonstrations in place of the policy's replies;
 - `eval.sampled`, `eval.greedy`: mean reward on the eval tasks, at the steps with an evaluation;
+- `context.bridged`, `context.first`, `context.rewritten`, `context.edited`, ...: completed model calls by the origin of their prompts, as
+  `Call.context` names it; `broken_calls`: replies with a tool call that cannot be read;
 - `tokens_per_second`: sampled tokens in a second of rollouts; `trained_tokens`; `seconds`: of the complete step.
 
 A number that was not measured is absent. NaN and infinity become null.
@@ -51,10 +53,21 @@ def step_metrics(trajectories: Sequence[Trajectory], batch: Batch) -> dict[str, 
     }
     signals = {reward.id: reward.name for transition in transitions for reward in transition.rewards if reward.source == STEP_SIGNAL}
     row |= {f"step_signals.{name}": count for name, count in sorted(Counter(signals.values()).items())}
-    requests = Counter[str]()
+    requests, contexts = Counter[str](), Counter[str]()
     for trajectory in trajectories:
         requests.update(trajectory.calls)
-    return row | {f"requests.{status}": count for status, count in sorted(requests.items())}
+        contexts.update(trajectory.contexts)
+    row |= {f"requests.{status}": count for status, count in sorted(requests.items())}
+    broken = sum(trajectory.broken_calls for trajectory in trajectories)
+    return row | _context_metrics(contexts) | ({"broken_calls": broken} if broken else {})
+
+
+def _context_metrics(contexts: Mapping[str, int]) -> dict[str, int]:
+    """Model calls by the origin of their prompts, without what comes after a colon: `context.rewritten`."""
+    counts = Counter[str]()
+    for context, count in contexts.items():
+        counts[context.partition(":")[0].replace(" ", "_")] += count
+    return {f"context.{name}": count for name, count in sorted(counts.items())}
 
 
 def _reward_metrics(trajectories: Sequence[Trajectory]) -> dict[str, float]:

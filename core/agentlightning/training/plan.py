@@ -14,6 +14,7 @@ from agentlightning.config.parts import Part
 from agentlightning.config.schema import Config
 from agentlightning.contracts.engine import EngineSettings
 from agentlightning.contracts.model import ModelFiles
+from agentlightning.contracts.rendering import RenderingSettings
 from agentlightning.contracts.trainer import check_capabilities
 from agentlightning.errors import ConfigError, UnsupportedSetting
 from agentlightning.registry.registry import load_object, registry
@@ -35,6 +36,7 @@ class Plan:
     """The agent itself; its name if worker processes run it; None: the run has no rollouts of its own."""
     files: ModelFiles
     engine: Plugin
+    rendering: RenderingSettings
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +64,8 @@ async def plan_training(config: Config, agent: str | Agent | None, progress: Pro
             )
         engine = engine[0], _own_weights(str(config.engine["name"]), engine[1], config.collection.max_staleness)
         trainer = _trainer(config, algorithm)
-        return TrainingPlan(_agent(config, agent), _model(config.model, progress), engine, trainer, algorithm)
+        checked, files = _agent(config, agent), _model(config.model, progress)
+        return TrainingPlan(checked, files, engine, config.rendering(files.path), trainer, algorithm)
 
     return await asyncio.to_thread(check)
 
@@ -74,7 +77,16 @@ async def plan_rollouts(config: Config, agent: str | Agent, progress: Progress) 
         reach_loopback()
         engine = _plugin("engines", config.engine, "engine")
         checked = _agent(config, agent)
-        return Plan(checked, ModelFiles(config.model, "") if engine[0].remote else _model(config.model, progress), engine)
+        if not engine[0].remote:
+            files = _model(config.model, progress)
+            return Plan(checked, files, engine, config.rendering(files.path))
+        choices = config.rendering_choices.used()
+        if choices:
+            raise UnsupportedSetting(
+                f"{choices[0]} has no effect: the server of engine {config.engine['name']!r} renders the messages. Remove it, or set it on "
+                "that server."
+            )
+        return Plan(checked, ModelFiles(config.model, ""), engine, RenderingSettings())
 
     return await asyncio.to_thread(check)
 

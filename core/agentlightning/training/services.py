@@ -81,7 +81,7 @@ async def open_services(
         weight_sync = WeightSync(trainer, engine, folder.weights)
         exits.callback(weight_sync.clear)
         await weight_sync.serve(trainer.policy)
-        collector = await _open_runners(exits, config, plan.agent, store, engine, controls, plan.algorithm.demonstrate)
+        collector = await _open_runners(exits, config, plan, store, engine, controls, plan.algorithm.demonstrate)
         max_staleness = config.collection.max_staleness
         yield Services(engine, collector, RolloutSettings.of(config), store, trainer, weight_sync, controls, max_staleness)
 
@@ -96,7 +96,7 @@ async def open_rollout_services(config: Config, plan: Plan, folder: RunFolder, c
         engine = await _open_engine(exits, plan.engine, plan.files, {})
         if plan.files.path:
             await engine.load(engine.policy)  # an engine that starts with its first load reports its errors now
-        collector = await _open_runners(exits, config, plan.agent, store, engine, controls, None)
+        collector = await _open_runners(exits, config, plan, store, engine, controls, None)
         yield RolloutServices(engine, collector, RolloutSettings.of(config))
 
 
@@ -121,7 +121,7 @@ async def _open_engine(exits: AsyncExitStack, plugin: Plugin, files: ModelFiles,
 async def _open_runners(
     exits: AsyncExitStack,
     config: Config,
-    agent: str | Agent | None,
+    plan: Plan,
     store: LightningStore,
     engine: Engine,
     controls: Controls,
@@ -138,10 +138,11 @@ async def _open_runners(
         routes = (Mount("/", app=store_app(store, token)),)
     gateway = Gateway(
         store, engine, port=config.port, extra_routes=routes, demonstrate=demonstrate, models=config.models,
-        max_body=config.max_body_mb * 2**20, rendering=config.rendering(engine.info.path),
+        max_body=config.max_body_mb * 2**20, rendering=plan.rendering,
     )  # fmt: skip
     await gateway.start()
     exits.push_async_callback(gateway.stop)
+    agent = plan.agent
     if isinstance(agent, str):
         order = WorkerOrder(
             agent=agent,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,17 @@ from agentlightning.rl.trajectory.build import check_joins
 from agentlightning.types import Trajectory
 
 log = logging.getLogger("agentlightning")
+UNBRIDGED = 0.1
+"""Share of the continuing model calls that may start afresh without a warning."""
+WAYS_OUT = {
+    "rewritten": 'The chat template changes earlier turns. Set history = "exact" to keep them as they were sampled.',
+    "edited": "The agent changes a reply before it sends it back. Send replies back as they came.",
+    "trimmed": "The agent leaves out earlier messages. Send complete conversations.",
+    "tools changed": "The agent offers other tools, or another reply format, than in the call before. Keep them the same.",
+    "repeated": "The agent's requests end with a reply. End them with a new message.",
+    "renderer changed": "Another renderer or tokenizer made the earlier turn. Start new conversations.",
+}
+"""By the context, without what comes after its colon."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +39,8 @@ class StepChecks:
     """Nats per token that engine and trainer may differ by."""
     folder: Path
     """Of the run, for hints."""
+    _noticed: set[str] = field(default_factory=set[str])
+    """Topics of the notices that come once in a run."""
 
     def first(self, trajectories: Sequence[Trajectory]) -> None:
         """Check the first rollouts of a run, as `check_first` does."""
@@ -72,7 +85,28 @@ class StepChecks:
                 f"Step 1: another policy than the trained one sampled these replies. Their log-probabilities differ by "
                 f"{row['off_policy_abs']:.4f} per token. A loss with a correction takes this into account."
             )
+        drift = None if "drift" in self._noticed else drift_notice(step, trajectories)
+        if drift is not None:
+            self._noticed.add("drift")
+            notices.append(drift)
         return notices
+
+
+def drift_notice(step: int, trajectories: Sequence[Trajectory]) -> str | None:
+    """Return a warning if more than a tenth of the continuing model calls do not start with the sampled tokens."""
+    contexts = Counter[str]()
+    for trajectory in trajectories:
+        contexts.update(trajectory.contexts)
+    for context in ("first", "upstream"):
+        del contexts[context]
+    total, bridged = contexts.total(), contexts.pop("bridged", 0)
+    if total - bridged <= total * UNBRIDGED:
+        return None
+    [(cause, _)] = contexts.most_common(1)
+    return (
+        f"Step {step}: {total - bridged} of {total} continuing model calls do not start with the sampled tokens, so each is trained as a "
+        f"row of its own. The commonest cause: {cause}. {WAYS_OUT.get(cause.partition(':')[0], '')}"
+    ).rstrip() + " (This warning appears once.)"
 
 
 def _rewards(trajectories: Sequence[Trajectory]) -> str:

@@ -164,10 +164,9 @@ async def _open(job: Job, plan: TrainingPlan, folder: RunFolder, start: Start, c
         folder.write_config(to_toml(config))
         folder.write_state(start.state)
         trackers = exits.enter_context(Trackers(config.trackers, folder.path))
-        rendering = config.rendering(plan.files.path)
         session = Session(
             services,
-            RunRecord(folder, start.state, trackers, services.trainer, config.checkpoints, rendering, controls.progress),
+            RunRecord(folder, start.state, trackers, services.trainer, config.checkpoints, plan.rendering, controls.progress),
             source=source,
             limits=ReplyLimits(config.collection, services.trainer.capabilities.max_sequence_tokens),
             evaluator=Evaluator(services, config.eval, job.eval_tasks),

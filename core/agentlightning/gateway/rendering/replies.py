@@ -12,7 +12,7 @@ import numpy as np
 
 from agentlightning.contracts.engine import Engine
 from agentlightning.gateway.rendering.renderer import Parsed, Rendering
-from agentlightning.gateway.rendering.tool_text import End
+from agentlightning.gateway.rendering.tool_text import End, is_object
 from agentlightning.types import FinishReason, FloatArray, IntArray, Sampling, ints, new_id
 
 
@@ -153,6 +153,16 @@ class Reply:
     def read(self) -> Parsed:
         """The reply as the agent gets it."""
         return self.parsed("whole" if self.finish == "stop" else "cut")
+
+    @property
+    def problem(self) -> str | None:
+        """See `Completion.problem`."""
+        if self.raw or not self.tools:
+            return None
+        parsed = self.read()
+        if self.prefix and not any(is_object(call.arguments) for call in parsed.calls):
+            return parsed.problem or "the call that tool_choice demands has no JSON object as its arguments"
+        return parsed.problem
 
     def message(self) -> dict[str, Any]:
         """The reply as a message in OpenAI's form. Ids of tool calls follow from the seed, so a repeated run repeats them."""

@@ -115,7 +115,15 @@ class CallFormat:
         content = content + rest
         if calls:
             return Read(content.strip() if content.strip() else "", tuple(calls), problem)
-        return Read(content.rstrip() if end == "open" else content, (), problem)
+        return Read(content.rstrip() if end == "open" else content, (), problem or self._unmarked(text, offered))
+
+    def _unmarked(self, text: str, offered: Mapping[str, Any]) -> str | None:
+        """What a reply lacks that has the JSON of a call alone, such as in a code block."""
+        if self.kind != "object" or not self.before.strip():
+            return None
+        names = "|".join(map(re.escape, offered))
+        match = re.search(rf'\{{\s*"{re.escape(self.name_key)}"\s*:\s*"({names})"', text)
+        return None if match is None else f"the JSON of a call of {match[1]} lacks the mark {self.before.strip()!r} of this model"
 
     def _start(self, text: str, position: int) -> tuple[int, int] | None:
         """(where the marks begin, where the first core begins)"""

@@ -116,6 +116,17 @@ def read_reply(
     return (content.rstrip("\n") if calls or end == "open" else content), tuple(calls)
 
 
+def has_arguments(name: str | None, tools: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether a tool of this name has a parameter that it requires."""
+    schemas: list[Mapping[str, Any]] = [tool.get("parameters") or {} for tool in map(_function, tools) if tool["name"] == name]
+    return any(schema.get("required") for schema in schemas)
+
+
+def is_object(text: str) -> bool:
+    """Whether a text is a JSON object."""
+    return isinstance(_load(text), dict)
+
+
 def json_text(value: Any) -> str:
     """JSON with its own characters, or escaped if one of them is half a character, which UTF-8 cannot encode."""
     text = json.dumps(value, ensure_ascii=False)

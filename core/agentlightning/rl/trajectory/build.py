@@ -68,6 +68,8 @@ def trajectory(
         rewards=of_rollout,
         transitions=transitions,
         calls=reading.counts(),
+        contexts=reading.contexts(),
+        broken_calls=reading.broken_calls(transitions),
     )
 
 
@@ -147,6 +149,16 @@ class _Reading:
     def counts(self) -> dict[str, int]:
         """The number of requests by status."""
         return dict(Counter("superseded" if call.id in self.joins.alias else call.status for call in self.calls))
+
+    def contexts(self) -> dict[str, int]:
+        """The number of completed requests by the origin of their prompts."""
+        completed = (call for call in self.calls if call.status == "completed" and call.id not in self.joins.alias)
+        return dict(Counter(call.context for call in completed if call.context is not None))
+
+    def broken_calls(self, transitions: Iterable[Transition]) -> int:
+        """The number of these replies with a tool call that cannot be read."""
+        problems = {completion.id for completion in self.records.completions if completion.problem is not None}
+        return sum(transition.completion_id in problems for transition in transitions)
 
     def transitions(self, step_rewards: Sequence[StepReward]) -> tuple[Transition, ...]:
         """In order: by arrival of the call, then choice."""

@@ -118,7 +118,8 @@ def read_reply(
 
 def has_arguments(name: str | None, tools: Sequence[Mapping[str, Any]]) -> bool:
     """Whether a tool of this name has a parameter that it requires."""
-    return any(tool["name"] == name and (tool.get("parameters") or {}).get("required") for tool in map(_function, tools))
+    schemas: list[Mapping[str, Any]] = [tool.get("parameters") or {} for tool in map(_function, tools) if tool["name"] == name]
+    return any(schema.get("required") for schema in schemas)
 
 
 def is_object(text: str) -> bool:

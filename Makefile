@@ -1,7 +1,8 @@
 # make demo    train the demo agent on this machine and report what it learned
 # make test    lint, type-check, and run every test
 # make test-fuzz    6,000 malformed requests to the gateway, some minutes
-# make test-range   the torch plugin's tests with the oldest transformers that it allows
+# make test-range   the torch plugin's tests with the oldest torch and transformers that it allows (up to 5 GB)
+# make test-architectures   every causal architecture of transformers, tiny, in the torch engine and trainer (some minutes)
 # make test-vllm    the vLLM engine's tests on vLLM itself, in an environment of its own (3 GB)
 # make test-verl    the verl trainer's tests on verl itself, in an environment of its own (.venv-verl, 3 GB)
 # make test-gpu-scripts   every script of benchmarks/gpu at toy size on this machine's CPU, a minute
@@ -17,7 +18,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 PIP    := $(BIN)/python -m pip -qq --disable-pip-version-check --no-input
 
-.PHONY: help setup demo test test-fuzz test-range test-vllm test-verl test-gpu-scripts test-qwen wheel style lint format clean
+.PHONY: help setup demo test test-fuzz test-range test-architectures test-vllm test-verl test-gpu-scripts test-qwen wheel style lint format clean
 
 help: # the comment at the top of this file
 	@sed -n "/^#/!q; s/^# \{0,1\}//p" Makefile
@@ -59,7 +60,10 @@ test-fuzz: setup
 	@AGL_FUZZ_REQUESTS=6000 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -s tests/core/gateway/test_gateway_fuzz.py
 
 test-range: setup
-	@PYTHON=$(BIN)/python sh tests/check_transformers_range.sh
+	@PYTHON=$(BIN)/python sh tests/check_oldest.sh
+
+test-architectures: setup
+	@OMP_NUM_THREADS=1 $(BIN)/python benchmarks/models/architectures.py
 
 test-vllm: setup
 	@$(BIN)/agl models pull smollm2-135m > /dev/null

@@ -16,7 +16,6 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import torch
 from bounds import Report, finish, take_turns
 from conversion import Shape, convert, trajectories
@@ -24,7 +23,7 @@ from transformers import AutoModelForCausalLM
 
 from agentlightning.contracts.batch import Batch
 from agentlightning.rl.batch.packs import cut_packs
-from agentlightning_torch.attention import Visible, forest_attention
+from agentlightning_torch.attention import Visible, forest_attention, forest_pass
 from agentlightning_torch.forward import score_forest
 from agentlightning_torch.testing import tiny_model
 from agentlightning_torch.weights import no_bars
@@ -37,17 +36,15 @@ HEADS, SIZE = 4, 16
 
 
 def attention(pack: Any, dense: bool) -> Callable[[], None]:
-    """Run forward and backward."""
-    visible = Visible(pack, torch.device("cpu"))
-    if dense:
-        places = np.arange(len(pack))
-        visible.mask = torch.from_numpy((places <= places[:, None]) & (places[:, None] < pack.end))
-        visible.parts = []
+    """Forward and backward."""
+    visible = Visible(pack, torch.device("cpu"), parts=not dense)
+    visible.under(None)  # made once for all layers, so it is not timed
     generator = torch.Generator().manual_seed(0)
     query, key, value = (torch.randn(1, HEADS, len(pack), SIZE, generator=generator).requires_grad_() for _ in range(3))
 
     def run() -> None:
-        forest_attention(None, query, key, value, None, forest=visible)[0].sum().backward()
+        with forest_pass(visible):
+            forest_attention(None, query, key, value, None)[0].sum().backward()
 
     return run
 

@@ -12,6 +12,7 @@ engine 80, and one request at a time 12.
 from __future__ import annotations
 
 import asyncio
+import logging
 import threading
 from collections import deque
 from collections.abc import AsyncIterator, Callable
@@ -23,13 +24,17 @@ import numpy as np
 import torch
 
 from agentlightning.contracts.engine import Chunk, Engine, EngineInfo, check_request
-from agentlightning.contracts.model import ModelFiles, Share
+from agentlightning.contracts.model import Fit, ModelFiles, Share
 from agentlightning.errors import EngineError
 from agentlightning.types import IntArray, Policy, Sampling, floats, ints
-from agentlightning_torch.sampler import Counts, Reply, SampledToken, Sampler
+from agentlightning_torch.lengths import switches
+from agentlightning_torch.regimes import Samplers
+from agentlightning_torch.sampler import Counts, Reply, SampledToken
+from agentlightning_torch.serving import check_served
 from agentlightning_torch.settings import TorchEngineSettings
-from agentlightning_torch.slots import probe
 from agentlightning_torch.weights import Weights, get_weights, is_loaded
+
+log = logging.getLogger(__name__)
 
 
 def cache_bytes(settings: TorchEngineSettings, device: torch.device) -> int:
@@ -61,6 +66,19 @@ class TorchEngine(Engine):
         return await asyncio.to_thread(cls._open, model, settings, share)
 
     @classmethod
+    def check_model(cls, model: ModelFiles) -> Fit:
+        """See `Engine`. It serves a small copy of the model's architecture."""
+        from agentlightning_torch.miniature import try_model
+
+        def attempt(miniature: ModelFiles) -> str:
+            engine = cls._open(miniature, TorchEngineSettings(device="cpu", dtype="float32"), {})
+            engine._tell(lambda: setattr(engine, "_closed", True), late=True)
+            engine._thread.join()
+            return "exactly, with a cache of keys and values"
+
+        return try_model(model, attempt)
+
+    @classmethod
     def _open(cls, model: ModelFiles, settings: TorchEngineSettings, share: Share) -> TorchEngine:
         shared = is_loaded(share, model)
         weights = get_weights(share, model, device=settings.device, dtype=settings.dtype)
@@ -73,11 +91,18 @@ class TorchEngine(Engine):
         self._weights, self._source = weights, source
         with weights.lock:
             config = weights.model.config.get_text_config()
-            shape = probe(weights.model, weights.files.name)
+            shape = check_served(weights.model, weights.files.name)
+        switched = tuple(switch for switch in switches(config) if switch < config.max_position_embeddings)
+        if switched:
+            log.warning(
+                "Model %r changes its rope factors beyond %s tokens. Replies that begin below that length end there.",
+                weights.files.name,
+                " and ".join(map(str, switched)),
+            )
         self._vocabulary: int = config.vocab_size
         self.info = EngineInfo(weights.files.name, weights.files.path, config.max_position_embeddings, frozenset({"memory", "file"}))
         memory = cache_bytes(settings, weights.device)
-        self._sampler = Sampler(weights, shape, max_batch=settings.max_batch, memory=memory)
+        self._sampler = Samplers(weights, shape, switched, max_batch=settings.max_batch, memory=memory)
         self._wake = threading.Condition()
         # Protected by `_wake`: requests from other threads to the engine's thread.
         self._new: deque[Request] = deque()
@@ -100,7 +125,9 @@ class TorchEngine(Engine):
 
     async def generate(self, prompt_ids: IntArray, sampling: Sampling, *, rollout: str | None = None) -> AsyncIterator[Chunk]:
         """See `Engine.generate`."""
-        request = Request(np.asarray(prompt_ids), sampling, check_request(self.info, self._vocabulary, prompt_ids, sampling))
+        limit = check_request(self.info, self._vocabulary, prompt_ids, sampling)
+        room = self._sampler.room(len(prompt_ids))
+        request = Request(np.asarray(prompt_ids), sampling, limit if room is None else min(limit, room))
         self._tell(lambda: self._new.append(request))
         ended = False
         try:

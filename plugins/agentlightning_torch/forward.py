@@ -7,8 +7,9 @@ dropout would make trainer and engine disagree. The head runs only where it pred
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
+from inspect import signature
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,8 @@ from agentlightning.contracts.batch import Batch
 from agentlightning.rl.batch.packs import Pack
 from agentlightning.training.weight_sync import WeightCheck, weight_check_ids
 from agentlightning_torch.attention import FLEX_MULTIPLE, Visible, using_forest
+from agentlightning_torch.lengths import imposed_length
+from agentlightning_torch.masks import one_sequence
 from agentlightning_torch.reading import read
 
 PLAIN_HEAD = "_agentlightning_plain_head"
@@ -44,28 +47,35 @@ def plain(model: Any) -> Any:
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
-def score_forest(
-    model: Any, batch: Batch, pack: Pack, *, block: int | None = None, flex: bool | None = None, entropy: bool = False
-) -> Scores:
-    """Compute the scores of one pack as a forest. With `entropy`, the entropy has a gradient."""
+def score_forest(model: Any, batch: Batch, pack: Pack, *, entropy: bool = False, length: int = 0, **attention: Any) -> Scores:
+    """Compute the scores of one pack as a forest. With `entropy`, the entropy has a gradient.
+
+    `length` goes to `imposed_length`, and `attention` to `Visible`. A model that cannot be computed as a forest may raise any exception.
+    """
     device = next(model.parameters()).device
     if device.type == "cuda":
         pack = _padded(pack)
-    visible = Visible(pack, device, flex=flex) if block is None else Visible(pack, device, block=block, flex=flex)
     trained = np.flatnonzero(pack.trained)
     keep, row = np.unique(pack.parent[trained], return_inverse=True)
-    predicting = _predicting(
-        model,
-        _tensor(keep, device),
-        input_ids=_tensor(batch.token_ids[pack.index], device)[None],
-        position_ids=_tensor(pack.position, device)[None],
-        forest=visible,
-    )
+    ids = _tensor(batch.token_ids[pack.index], device)[None]
+    lean = _has_plain_head(model)
+    with using_forest(plain(model), Visible(pack, device, **attention)), imposed_length(model, length):
+        predicting = _predicting(
+            model,
+            _tensor(keep, device),
+            lean,
+            input_ids=ids,
+            position_ids=_tensor(pack.position, device)[None],
+            attention_mask=one_sequence(ids),
+        )
     return _scores(model, batch, pack.index[trained], predicting, row, entropy)
 
 
-def score_rows(model: Any, batch: Batch, rows: Sequence[Pack], *, entropy: bool = False) -> Scores:
-    """Compute the scores of rows, each a single path, right-padded to the longest. With `entropy`, the entropy has a gradient."""
+def score_rows(model: Any, batch: Batch, rows: Sequence[Pack], *, entropy: bool = False, length: int = 0) -> Scores:
+    """Compute the scores of rows, each a single path, right-padded to the longest. With `entropy`, the entropy has a gradient.
+
+    `length` goes to `imposed_length`.
+    """
     device = next(model.parameters()).device
     longest = max(len(r) for r in rows)
     ids = np.zeros((len(rows), longest), np.int64)
@@ -78,7 +88,9 @@ def score_rows(model: Any, batch: Batch, rows: Sequence[Pack], *, entropy: bool 
     keep, column = np.unique(places, return_inverse=True)
     number = np.repeat(np.arange(len(rows)), [len(t) for t in trained])
     padding = None if len(rows) == 1 else _tensor(mask, device)
-    predicting = _predicting(model, _tensor(keep, device), input_ids=_tensor(ids, device), attention_mask=padding)
+    lean = _has_plain_head(model)
+    with imposed_length(model, length):
+        predicting = _predicting(model, _tensor(keep, device), lean, input_ids=_tensor(ids, device), attention_mask=padding)
     index = np.concatenate([r.index[t] for r, t in zip(rows, trained, strict=True)])
     return _scores(model, batch, index, predicting, number * len(keep) + column, entropy)
 
@@ -92,33 +104,6 @@ def group_rows(rows: Sequence[Pack], tokens_per_pack: int) -> list[list[Pack]]:
         else:
             groups.append([row])
     return groups
-
-
-def forest_agrees(model: Any, device: torch.device, dtype: torch.dtype) -> str | None:
-    """Return None if a small forest gets the same logits as its rows. Else return the reason why the model cannot use a forest."""
-    rng = np.random.default_rng(0)
-    # two replies of 3 tokens below one prompt of 6, in forest order
-    parent = np.array([-1, 0, 1, 2, 3, 4, 5, 6, 7, 5, 9, 10], np.int32)
-    position = np.array([0, 1, 2, 3, 4, 5, 6, 7, 8, 6, 7, 8], np.int32)
-    end = np.array([12] * 6 + [9] * 3 + [12] * 3, np.int32)
-    pack = Pack(np.arange(12, dtype=np.int32), parent, position, end, np.zeros(12, np.bool_))
-    ids = _tensor(rng.integers(0, plain(model).config.get_text_config().vocab_size, 12), device)
-    second = [0, 1, 2, 3, 4, 5, 9, 10, 11]
-    try:
-        with torch.no_grad(), using_forest(plain(model)):
-            forest = model(
-                input_ids=ids[None],
-                position_ids=_tensor(position, device)[None],
-                use_cache=False,
-                forest=Visible(pack, device, block=4, flex=False),
-            ).logits[0, second]
-        with torch.no_grad():
-            row = model(input_ids=ids[second][None], use_cache=False).logits[0]
-    except Exception as error:  # a model may raise anything; rows still work
-        return f"{type(error).__name__}: {error}"
-    tolerance = 1e-3 if torch.finfo(dtype).eps < 1e-6 else 0.1
-    difference = float((forest - row).abs().max() / row.abs().max().clamp_min(1e-9))
-    return None if difference <= tolerance else f"its logits differ by {difference:.2g} of the largest"
 
 
 def weight_check_of(model: Any) -> WeightCheck:
@@ -145,18 +130,26 @@ def head_input(model: Any) -> Iterator[list[torch.Tensor]]:
         hook.remove()
 
 
-def _predicting(model: Any, keep: torch.Tensor, **inputs: Any) -> tuple[torch.Tensor, torch.Tensor | None]:
+def _predicting(model: Any, keep: torch.Tensor, lean: bool, **inputs: Any) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Return the states (places, size) that predict the tokens after `keep` in every row, and their logits.
 
-    Logits are computed only if they are more than the head of these states.
+    Logits are computed only if they are more than the head of these states (`lean` is false).
     """
-    lean = _has_plain_head(model)
-    with using_forest(plain(model)) if "forest" in inputs else nullcontext():
-        if lean:
-            return plain(model).get_decoder()(**inputs, use_cache=False).last_hidden_state[:, keep].flatten(0, 1), None
-        with head_input(model) as seen:
-            logits = model(**inputs, logits_to_keep=keep, use_cache=False).logits
-        return seen[0].flatten(0, 1), logits.flatten(0, 1)
+    inner = plain(model)
+    if lean:
+        return inner.get_decoder()(**inputs, use_cache=False).last_hidden_state[:, keep].flatten(0, 1), None
+    rows, keeps = len(inputs["input_ids"]), keeping(model, keep)
+    with head_input(model) as seen:
+        logits = model(**inputs, **keeps, use_cache=False).logits
+    states = seen[0].reshape(rows, -1, seen[0].shape[-1])
+    if not keeps:
+        states, logits = states[:, keep], logits[:, keep]
+    return states.flatten(0, 1), logits.flatten(0, 1)
+
+
+def keeping(model: Any, logits: torch.Tensor | int) -> dict[str, Any]:
+    """Return the argument for computing only these logits, or that many at the end. Without such an argument, it is empty."""
+    return {"logits_to_keep": logits} if "logits_to_keep" in signature(plain(model).forward).parameters else {}
 
 
 def _has_plain_head(model: Any) -> bool:
@@ -166,7 +159,10 @@ def _has_plain_head(model: Any) -> bool:
         ids = torch.arange(4, device=next(model.parameters()).device)[None]
         with torch.no_grad():
             logits = model(input_ids=ids, use_cache=False).logits
-            ours = inner.get_output_embeddings()(inner.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state)
+            try:
+                ours = inner.get_output_embeddings()(inner.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state)
+            except Exception:  # what a model calls its decoder may be any part of it
+                ours = logits.new_empty(0)
         setattr(inner, PLAIN_HEAD, ours.shape == logits.shape and torch.allclose(ours.float(), logits.float(), rtol=1e-3, atol=1e-3))
     return getattr(inner, PLAIN_HEAD)
 
@@ -185,7 +181,7 @@ def _scores(
     where, chosen = _tensor(place, states.device), _tensor(batch.token_ids[index], states.device)
     own = states[where]
     temperature = torch.from_numpy(batch.temperature[index]).to(states.device, torch.promote_types(states.dtype, torch.float32))
-    vocabulary = head.weight.shape[0]
+    vocabulary = head.weight.shape[0] if logits is None else logits.shape[-1]
     if logits is None:
         frozen = not any(parameter.requires_grad for parameter in head.parameters())
         logprob, entropy = read(head, own, vocabulary, chosen, temperature, with_entropy, frozen)

@@ -1,4 +1,4 @@
-"""Registers the torch engine, trainer, and models."""
+"""Registers the torch engine, trainer, models, and converters."""
 
 from agentlightning.contracts.hookspecs import Register, hookimpl
 
@@ -38,6 +38,16 @@ def register_models(register: Register) -> None:
         extra="torch",
         needs=(*NEEDS, "gguf"),
     )
+
+
+@hookimpl
+def register_converters(register: Register) -> None:
+    for name, target, summary, needs in (
+        ("gguf", "conversion:convert_gguf", "dequantises a GGUF file", (*NEEDS, "gguf")),
+        ("lora", "conversion:merge_adapter", "merges a LoRA adapter into its base", NEEDS),
+        ("shapes", "miniature:shapes", "builds a model without weights, to count its parameters", NEEDS),
+    ):
+        register(name, f"agentlightning_torch.{target}", summary=summary, extra="torch", needs=needs)
 
 
 @hookimpl

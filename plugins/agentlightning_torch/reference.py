@@ -28,6 +28,6 @@ class Reference:
             return
         if self._copy is None:
             with no_bars():
-                model: Any = AutoModelForCausalLM.from_pretrained(weights.files.path, dtype=weights.dtype, attn_implementation="sdpa")
+                model: Any = AutoModelForCausalLM.from_pretrained(weights.files.path, dtype=weights.dtype)
             self._copy = model.to(weights.device).eval().requires_grad_(False)
         yield self._copy

@@ -82,17 +82,23 @@ class Counts:
 class Sampler:
     """The replies of one engine. Use it in one thread at a time. `memory` is the bytes for the KV cache, including the prefix cache."""
 
-    def __init__(self, weights: Weights, shape: KVShape, *, max_batch: int, memory: int) -> None:
+    def __init__(self, weights: Weights, shape: KVShape, *, max_batch: int, memory: int, length: int = 0) -> None:
+        """`length`: tokens of the sequences, for `imposed_length`."""
         self.waiting: deque[Reply] = deque()
         self.live: list[Reply] = []
         """Live replies by row."""
         self.counts = Counts()
-        self._weights, self._shape, self._max_batch, self._memory = weights, shape, max_batch, memory
+        self._weights, self._shape, self._max_batch, self._memory, self._length = weights, shape, max_batch, memory, length
         self._slots = Slots(shape)
         self._prefixes = PrefixCache(shape.token_bytes)
         self._generation = weights.generation
         self._ending: list[Reply] = []
         """Replies whose last token `step` has not returned yet."""
+
+    @property
+    def bytes(self) -> int:
+        """Memory of keys and values, with the prefix cache."""
+        return self._slots.bytes + self._prefixes.bytes
 
     def add(self, reply: Reply) -> None:
         self.waiting.append(reply)
@@ -137,7 +143,7 @@ class Sampler:
             positions = np.array([reply.length - 1 for reply in self.live])
             ids = np.array([reply.tokens[-1] for reply in self.live])
             attend = Decode(self._slots, torch.from_numpy(positions).to(self._shape.device), int(positions.max()) + 1)
-            logits = forward(self._weights.model, ids, positions, attend, last_only=False)
+            logits = forward(self._weights.model, ids, positions, attend, last_only=False, length=self._length)
             tokens, logprobs = draw(logits, [r.sampling for r in self.live], [r.noise for r in self.live])
             version = self._weights.policy.version
         # A NaN comes from the weights, so it concerns every row.
@@ -205,7 +211,7 @@ class Sampler:
                 room -= count
             ids = np.concatenate([self.live[row].tokens[start : start + count] for row, start, count in pieces])
             positions = np.concatenate([np.arange(start, start + count) for _, start, count in pieces])
-            forward(self._weights.model, ids, positions, Prefill(self._slots, pieces), last_only=True)
+            forward(self._weights.model, ids, positions, Prefill(self._slots, pieces), last_only=True, length=self._length)
             for row, _, count in pieces:
                 self.live[row].cached += count
             self.counts.prefilled += len(ids)

@@ -1,15 +1,16 @@
 """The KV cache of the live sequences, one row each, and the attention that reads it.
 
 Tokens of all rows pass through the model as one sequence in a batch of one. Only attention knows each token's row. transformers'
-`AttentionInterface` plugs it in by name, so every model with plain attention layers works, with or without adapters, and without a `Cache`
-class.
+`AttentionInterface` plugs it in by name, so every model of attention layers works, also with sliding windows, soft caps and attention
+sinks, with or without adapters, and without a `Cache` class.
 
 Rows are dense: live sequences are rows 0 to n - 1, so a decode step reads a view.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,9 +18,9 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
-from transformers import AttentionInterface
 
-from agentlightning.errors import UnsupportedSetting
+from agentlightning_torch.lengths import imposed_length
+from agentlightning_torch.masks import PositionMask, check_mask, one_sequence, register, using_attention
 
 ATTENTION = "agentlightning_slots"
 PAGE = 128
@@ -90,115 +91,138 @@ class Slots:
         self.values[:, row, :, :length] = values
 
 
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """What one layer asks of its attention."""
+
+    index: int
+    scale: float
+    mask: PositionMask | None
+    """None: plain causal."""
+    softcap: float | None
+    """Products are squeezed into plus and minus this number."""
+    sinks: Tensor | None
+    """(query heads,) a product that takes its part of the probability and gives no value."""
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, sees: Tensor | None, layer: Layer, *, causal: bool = False) -> Tensor:
+    """Attention of q (batch, heads, queries, dim) over k and v (batch, heads, keys, dim). `sees` broadcasts to (batch, heads, queries,
+    keys); None: all keys, or with `causal` those before each query. Soft caps and sinks are those of transformers' eager attention."""
+    if layer.softcap is None and layer.sinks is None:
+        return functional.scaled_dot_product_attention(q, k, v, sees, is_causal=causal and sees is None, scale=layer.scale)
+    products = q @ k.transpose(-1, -2) * layer.scale
+    if layer.softcap is not None:
+        products = torch.tanh(products / layer.softcap) * layer.softcap
+    if causal and sees is None:
+        sees = _causal(0, q.shape[-2], q.device)
+    if sees is not None:
+        products = products.masked_fill(~sees, -torch.inf)
+    if layer.sinks is not None:
+        sinks = layer.sinks.reshape(1, q.shape[1], -1, 1).expand(*products.shape[:-1], 1)  # (…, queries or the group, 1)
+        products = torch.cat([products, sinks.to(products)], -1)
+    probabilities = products.softmax(-1, dtype=torch.float32).to(q.dtype)
+    return probabilities[..., : k.shape[-2]] @ v
+
+
 class Prefill:
     """Attend in a forward pass over several pieces (row, start, count), one after the other."""
 
     def __init__(self, slots: Slots, pieces: Sequence[tuple[int, int, int]]) -> None:
         self.slots, self.pieces = slots, pieces
-        device = slots.shape.device
-        self.masks = [_causal(start, count, device) if start else None for _, start, count in pieces]
+        self._masks: dict[PositionMask | None, list[Tensor | None]] = {}
 
-    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float, _: dict[str, Any]) -> Tensor:
+    def __call__(self, layer: Layer, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         # q (1, query heads, tokens, dim), k and v (1, heads, tokens, dim) -> (1, tokens, query heads, dim)
-        keys, values = self.slots.keys[layer], self.slots.values[layer]
+        keys, values = self.slots.keys[layer.index], self.slots.values[layer.index]
         group = q.shape[1] // k.shape[1]
         out: list[Tensor] = []
         at = 0
-        for (row, start, count), mask in zip(self.pieces, self.masks, strict=True):
+        for (row, start, count), sees in zip(self.pieces, self._sees(layer.mask), strict=True):
             end = start + count
             keys[row, :, start:end] = k[0, :, at : at + count]
             values[row, :, start:end] = v[0, :, at : at + count]
             past_k = keys[row, :, :end].repeat_interleave(group, 0)[None]
             past_v = values[row, :, :end].repeat_interleave(group, 0)[None]
-            piece = q[:, :, at : at + count]
-            out.append(functional.scaled_dot_product_attention(piece, past_k, past_v, mask, is_causal=mask is None, scale=scale))
+            out.append(attend(q[:, :, at : at + count], past_k, past_v, sees, layer, causal=True))
             at += count
         return torch.cat(out, 2).transpose(1, 2)
+
+    def _sees(self, mask: PositionMask | None) -> list[Tensor | None]:
+        """For each piece, (count, start + count) true on visible tokens; None: plain causal from the start."""
+        if mask not in self._masks:
+            self._masks[mask] = [self._piece_sees(mask, start, count) for _, start, count in self.pieces]
+        return self._masks[mask]
+
+    def _piece_sees(self, mask: PositionMask | None, start: int, count: int) -> Tensor | None:
+        device = self.slots.shape.device
+        if mask is None:
+            return _causal(start, count, device) if start else None
+        positions = torch.arange(start + count, device=device)
+        return _causal(start, count, device) & mask(positions[start:, None], positions)
 
 
 class Decode:
     """Attend in a forward pass over one token in each of the first n rows, at these positions."""
 
     def __init__(self, slots: Slots, positions: Tensor, longest: int) -> None:
-        device = slots.shape.device
         self.slots, self.positions, self.longest = slots, positions, longest
-        self.rows = torch.arange(len(positions), device=device)
-        # (rows, 1, 1, longest) true on visible tokens
-        self.mask = (torch.arange(longest, device=device) <= positions[:, None])[:, None, None] if len(positions) > 1 else None
+        self.rows = torch.arange(len(positions), device=slots.shape.device)
+        self._masks: dict[PositionMask | None, Tensor | None] = {}
 
-    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float, _: dict[str, Any]) -> Tensor:
+    def __call__(self, layer: Layer, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         rows, heads = len(self.rows), k.shape[1]
-        keys, values = self.slots.keys[layer], self.slots.values[layer]
+        keys, values = self.slots.keys[layer.index], self.slots.values[layer.index]
         keys[self.rows, :, self.positions] = k[0].transpose(0, 1)
         values[self.rows, :, self.positions] = v[0].transpose(0, 1)
         # Query heads of one key head take the place of query tokens, so nothing is copied.
         grouped = q[0].transpose(0, 1).reshape(rows, heads, -1, q.shape[-1])  # (rows, heads, group, dim)
         past_k, past_v = keys[:rows, :, : self.longest], values[:rows, :, : self.longest]
-        out = functional.scaled_dot_product_attention(grouped, past_k, past_v, self.mask, scale=scale)
-        return out.reshape(1, rows, q.shape[1], -1)
+        return attend(grouped, past_k, past_v, self._sees(layer.mask), layer).reshape(1, rows, q.shape[1], -1)
+
+    def _sees(self, mask: PositionMask | None) -> Tensor | None:
+        """(rows, 1, 1, longest) true on visible tokens; None: all."""
+        if mask not in self._masks:
+            places, own = torch.arange(self.longest, device=self.positions.device), self.positions[:, None]
+            sees = None if mask is None and len(self.rows) == 1 else places <= own
+            self._masks[mask] = None if sees is None else (sees if mask is None else sees & mask(own, places))[:, None, None]
+        return self._masks[mask]
 
 
-def forward(model: Any, ids: np.ndarray, positions: np.ndarray, attend: Any, *, last_only: bool) -> Tensor:
-    """Return logits (tokens, vocabulary), or (1, vocabulary) of the last token. The caller holds the weights' lock."""
-    device = model.device
-    config = model.config
-    before = config._attn_implementation
-    config._attn_implementation = ATTENTION
+Attend = Callable[[Layer, Tensor, Tensor, Tensor], Tensor]
+_attend: ContextVar[Attend | None] = ContextVar("attend", default=None)
+"""The attention of the pass. Some layers hand no options to their attention, so it is no argument."""
+
+
+def forward(model: Any, ids: np.ndarray, positions: np.ndarray, attend: Attend, *, last_only: bool, length: int = 0) -> Tensor:
+    """Return logits (tokens, vocabulary), or (1, vocabulary) of the last token. The caller holds the weights' lock.
+
+    `length` goes to `imposed_length`.
+    """
+    tokens, places = (torch.from_numpy(array.astype(np.int64))[None].to(model.device) for array in (ids, positions))
+    token = _attend.set(attend)
     try:
-        with torch.no_grad():
+        with torch.no_grad(), using_attention(model, ATTENTION), imposed_length(model, length):
             return model(
-                input_ids=torch.from_numpy(ids.astype(np.int64))[None].to(device),
-                position_ids=torch.from_numpy(positions.astype(np.int64))[None].to(device),
+                input_ids=tokens,
+                position_ids=places,
+                attention_mask=one_sequence(tokens),
                 use_cache=False,
                 logits_to_keep=1 if last_only else 0,
-                agl_attend=attend,
             ).logits[0]
     finally:
-        config._attn_implementation = before
+        _attend.reset(token)
 
 
-def probe(model: Any, name: str) -> KVShape:
-    """Return a model's KV shape, from a trial run. Raises `UnsupportedSetting` unless all layers are plain attention."""
-    seen: list[tuple[int, Tensor, Tensor, dict[str, Any]]] = []
-
-    def attend(layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float, more: dict[str, Any]) -> Tensor:
-        seen.append((layer, k, v, more))
-        return torch.zeros(1, q.shape[2], q.shape[1], v.shape[-1], dtype=q.dtype, device=q.device)
-
-    config = model.config.get_text_config()
-    try:
-        forward(model, np.zeros(2, np.int64), np.arange(2), attend, last_only=True)
-    except (TypeError, ValueError) as error:
-        raise _unsupported(name, f"it cannot be run with another attention ({error})") from error
-    special = {
-        key for _, _, _, more in seen for key in ("sliding_window", "softcap", "s_aux", "position_bias") if more.get(key) is not None
-    }
-    kinds = set(getattr(config, "layer_types", None) or ()) - {"full_attention"}
-    if special or kinds:
-        raise _unsupported(name, f"it uses {', '.join(sorted(special | kinds))}")
-    if [layer for layer, *_ in seen] != list(range(config.num_hidden_layers)):
-        raise _unsupported(name, f"{len(seen)} of its {config.num_hidden_layers} layers are attention")
-    shapes = {(k.shape[1], k.shape[-1], v.shape[-1], k.dtype, k.device) for _, k, v, _ in seen}
-    if len(shapes) != 1:
-        raise _unsupported(name, "its layers differ in heads or dimension")
-    return KVShape(len(seen), *shapes.pop())
-
-
-def _unsupported(name: str, why: str) -> UnsupportedSetting:
-    return UnsupportedSetting(
-        f"The torch engine serves decoder models with plain full attention (Llama, Qwen, SmolLM). {name!r} is not one: {why}. "
-        "Use another model or another engine."
-    )
-
-
-def _attention(
-    module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, scaling: float | None = None, **more: Any
-) -> tuple[Tensor, None]:
-    attend = more.pop("agl_attend", None)
+def _attention(module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, **options: Any) -> tuple[Tensor, None]:
+    attend = _attend.get()
     if attend is None:
         raise RuntimeError("Another thread ran the model while the engine did. Hold `Weights.lock` to run it.")
-    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    return attend(module.layer_idx, query, key, value, scale, more), None
+    if options.get("position_bias") is not None:
+        raise NotImplementedError("it has attention with position_bias")
+    scale = options.get("scaling")
+    scale = query.shape[-1] ** -0.5 if scale is None else float(scale)
+    layer = Layer(module.layer_idx, scale, check_mask(module, attention_mask), options.get("softcap"), options.get("s_aux"))
+    return attend(layer, query, key, value).contiguous(), None
 
 
 def _causal(start: int, count: int, device: torch.device) -> Tensor:
@@ -206,4 +230,4 @@ def _causal(start: int, count: int, device: torch.device) -> Tensor:
     return torch.ones(count, start + count, dtype=torch.bool, device=device).tril(start)
 
 
-AttentionInterface.register(ATTENTION, _attention)
+register(ATTENTION, _attention)

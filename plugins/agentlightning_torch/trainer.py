@@ -25,21 +25,21 @@ from numpy.typing import NDArray
 
 from agentlightning.contracts.batch import Batch
 from agentlightning.contracts.loss import CustomLoss, LossSettings
-from agentlightning.contracts.model import ModelFiles, Share
+from agentlightning.contracts.model import Fit, ModelFiles, Share
 from agentlightning.contracts.trainer import Capabilities, Trainer, check_capabilities
 from agentlightning.errors import ConfigError, TrainerError
 from agentlightning.registry.registry import registry
-from agentlightning.rl.batch.packs import Pack, cut_packs, leaf_rows
 from agentlightning.rl.loss import SFTLoss
 from agentlightning.rl.schedule import learning_rate
 from agentlightning.types import Policy
 from agentlightning_torch import checkpoint
 from agentlightning_torch.critic import ValueHead, hidden_size
-from agentlightning_torch.forward import Scores, forest_agrees, group_rows, score_forest, score_rows, weight_check_of
+from agentlightning_torch.forward import Scores, weight_check_of
 from agentlightning_torch.heap import give_back
 from agentlightning_torch.losses import LOSSES
 from agentlightning_torch.optim import Optimizer, add_lora, trained_parameters
 from agentlightning_torch.reference import Reference
+from agentlightning_torch.scoring import Scoring, find_scoring
 from agentlightning_torch.settings import TorchTrainerSettings as Settings
 from agentlightning_torch.update import Update
 from agentlightning_torch.weights import Weights, get_weights
@@ -53,11 +53,13 @@ class TorchTrainer(Trainer):
 
     Settings = Settings
 
-    def __init__(self, weights: Weights, settings: Settings, optimizer: Optimizer, capabilities: Capabilities) -> None:
+    def __init__(self, weights: Weights, settings: Settings, optimizer: Optimizer, scoring: Scoring) -> None:
         self.weights = weights
         self.settings = settings
         self.optimizer = optimizer
-        self.capabilities = capabilities
+        self.scoring = scoring
+        longest = min(settings.tokens_per_pack, scoring.longest or settings.tokens_per_pack)
+        self.capabilities = replace(self.offers(settings), forest=scoring.forest, max_sequence_tokens=longest)
         self.reference = Reference(weights)
         self.critic: ValueHead | None = None
         self.critic_optimizer: Optimizer | None = None
@@ -78,12 +80,25 @@ class TorchTrainer(Trainer):
         return await asyncio.to_thread(cls._create, model, settings, share)
 
     @classmethod
+    def check_model(cls, model: ModelFiles) -> Fit:
+        """See `Trainer`. It opens with a small copy of the model's architecture."""
+        from agentlightning_torch.miniature import try_model
+
+        def attempt(miniature: ModelFiles) -> str:
+            trainer = cls._create(miniature, Settings(device="cpu", dtype="float32"), {})
+            if trainer.capabilities.forest:
+                return "as a forest: shared context is computed once"
+            return "as root-to-leaf rows, which takes longer than a forest"
+
+        return try_model(model, attempt)
+
+    @classmethod
     def _create(cls, model: ModelFiles, settings: Settings, share: Share) -> TorchTrainer:
         weights = get_weights(share, model, device=settings.device, dtype=settings.dtype)
         with weights.lock:
-            why = forest_agrees(weights.model, weights.device, weights.dtype)
-            if why is not None:
-                log.warning("Model %r cannot be trained as a forest (%s). Training uses root-to-leaf rows.", model.name, why)
+            scoring = find_scoring(weights.model, model.name, settings.tokens_per_pack)
+            if not scoring.forest:
+                log.warning("Model %r trains as %s, not as a forest: %s. Steps take longer.", model.name, scoring.way, scoring.reason)
             if settings.train == "lora":
                 weights.model = add_lora(weights.model, settings.lora_rank, settings.lora_alpha, settings.seed)
                 weights.policy = structs.replace(weights.policy, kind="lora")
@@ -94,7 +109,7 @@ class TorchTrainer(Trainer):
                 weight_decay=settings.weight_decay,
                 clip_norm=settings.clip_norm,
             )
-        return cls(weights, settings, optimizer, replace(cls.offers(settings), forest=why is None))
+        return cls(weights, settings, optimizer, scoring)
 
     @classmethod
     def offers(cls, settings: Settings) -> Capabilities:
@@ -218,19 +233,7 @@ class TorchTrainer(Trainer):
             self.critic_optimizer.zero()
 
     def _scores(self, model: Any, batch: Batch, rollouts: Sequence[int] | None, entropy: bool) -> Iterator[tuple[Scores, int]]:
-        """Yield the scores of every pack or group of rows, one at a time, with the number of computed tokens."""
-        budget = self.settings.tokens_per_pack
-        packs = cut_packs(batch, budget, rollouts)  # also rejects conversations that do not fit
-        if self.capabilities.forest:
-            work: list[list[Pack]] = [[pack] for pack in packs]
-        else:
-            work = group_rows(leaf_rows(batch, rollouts), budget)
-        for packs in work:
-            tokens = sum(len(p) for p in packs)
-            if self.capabilities.forest:
-                yield score_forest(model, batch, packs[0], entropy=entropy), tokens
-            else:
-                yield score_rows(model, batch, packs, entropy=entropy), tokens
+        return self.scoring.scores(model, batch, self.settings.tokens_per_pack, rollouts, entropy=entropy)
 
     def _save(self, folder: Path) -> None:
         critic = {} if self.critic_optimizer is None else self.critic_optimizer.state()

@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import logging as bars
 
 from agentlightning.contracts.model import ModelFiles, Share
-from agentlightning.errors import ConfigError, EngineError
+from agentlightning.errors import ConfigError, EngineError, UnsupportedSetting
 from agentlightning.types import Policy
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
@@ -156,14 +156,39 @@ def get_weights(share: Share, files: ModelFiles, *, device: str = "auto", dtype:
         return weights
     try:
         with no_bars():
-            model: Any = AutoModelForCausalLM.from_pretrained(files.path, dtype=number, attn_implementation="sdpa")
-    except (OSError, ValueError) as error:
+            model: Any = AutoModelForCausalLM.from_pretrained(files.path, dtype=number)
+    except (OSError, ValueError, RuntimeError) as error:
+        if "Unrecognized configuration class" in str(error):  # the text names every class that transformers has
+            raise UnsupportedSetting(
+                f"transformers has no causal language model of the kind of {files.name!r}, in {files.path!r}. Use another model."
+            ) from error
         raise ConfigError(
             f"Model {files.name!r} cannot be loaded from {files.path!r}: {error}. Expected a folder or hub id for transformers."
         ) from error
-    weights = Weights(model.to(place).eval(), Policy(version=0, base=files.name, uri=f"memory:{key}"), files, place, number)
+    model = model.to(place).eval()
+    _check_causal(model, files.name)
+    weights = Weights(model, Policy(version=0, base=files.name, uri=f"memory:{key}"), files, place, number)
     share[key] = weights
     return weights
+
+
+def _check_causal(model: PreTrainedModel, name: str) -> None:
+    """Raise `UnsupportedSetting` unless the model reads token ids alone, from left to right."""
+    ids = torch.arange(1, 9, device=model.device) % model.config.get_text_config().vocab_size
+    rows = ids[None], ids[[0, 1, 2, 3, 7, 6, 5, 4]][None]
+    kind = model.config.model_type
+    try:
+        with torch.no_grad():
+            first, second = (model(input_ids=row, use_cache=False).logits[0, :4].float() for row in rows)
+    except Exception as error:
+        raise UnsupportedSetting(
+            f"Model {name!r} ({kind}) does not run on token ids alone: {type(error).__name__}: {error}. Use a causal language model."
+        ) from error
+    if not torch.allclose(first, second, rtol=0.01, atol=0.01 * float(first.abs().max())):
+        raise UnsupportedSetting(
+            f"Model {name!r} ({kind}) reads the tokens that it should predict. Use a causal language model. If it was trained as a "
+            "decoder, set is_decoder = true in its config.json."
+        )
 
 
 def is_loaded(share: Share, files: ModelFiles) -> bool:

@@ -150,4 +150,4 @@ def test_the_loop_of_the_page_on_production_runs_as_it_stands(tmp_path: Path, mo
     assert run.result["steps"] == 2, "twelve rollouts are a step of eight and one of four"
     assert len(trained) == 12
     assert sum(each.trained for each in trained.values()) > 0
-    assert served_model(run.folder, None, Progress())[2] is not None
+    assert served_model(str(run.folder), Progress())[2] is not None

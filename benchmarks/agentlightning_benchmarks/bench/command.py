@@ -47,7 +47,7 @@ class Options:
     eval_only: Annotated[bool, typer.Option("--eval-only", help="Evaluate the model without training it.")] = False
     model: Annotated[
         str | None,
-        typer.Option(help="Start from this model: a name from `agl models list`, or a checkpoint folder.", show_default="the preset's"),
+        typer.Option(help="Start from this model: any name that `agl serve` takes.", show_default="the preset's"),
     ] = None
     seed: Annotated[list[int] | None, typer.Option(min=0, help="Repeat the option to run several seeds.", show_default="0")] = None
     steps: Annotated[int | None, typer.Option(min=1, help="Training steps after the warm-up.", show_default="the preset's")] = None
@@ -143,6 +143,7 @@ def show_benchmarks(console: Console) -> None:
 
 def order_of(options: Options, name: str) -> Any:
     """Return the order for `check` and `work`."""
+    from agentlightning.config.models import model_path
     from agentlightning_benchmarks.bench.phases import Order
     from agentlightning_benchmarks.bench.public import data_folder
 
@@ -154,7 +155,7 @@ def order_of(options: Options, name: str) -> Any:
         preset=str(options.preset or Preset.cpu),
         data=None if options.data is None else str(data_folder(name, options.data)),
         eval_only=options.eval_only,
-        model=str(Path(model).resolve()) if model is not None and Path(model).is_dir() else model,
+        model=None if model is None else model_path(model, Path.cwd()),
         seeds=seeds,
         steps=options.steps,
         test_suite=options.test_suite,

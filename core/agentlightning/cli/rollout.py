@@ -42,7 +42,7 @@ def rollout(
         str | None, typer.Option(metavar="FILE", help="Use these tasks instead of the config file's: .jsonl or .json.")
     ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Run the first N tasks. Default: all.")] = None,
-    model: Annotated[str | None, typer.Option(metavar="NAME", help="Use this model instead: a name, a folder or a checkpoint.")] = None,
+    model: Annotated[str | None, typer.Option(metavar="NAME", help="Use this model instead: any name that `agl serve` takes.")] = None,
     renderer: RendererOption = None,
     chat_template: ChatTemplateOption = None,
     arguments: ArgumentsOption = None,
@@ -84,10 +84,13 @@ def rollout(
 
 def settings_of(path: Path | None, changes: dict[str, Any]) -> Config:
     """Return the settings of a config file with the options on top, or of the options alone."""
+    from agentlightning.config.models import model_path
     from agentlightning.config.schema import Config, load_config
     from agentlightning.settings import build
 
     options: dict[str, Any] = {key: value for key, value in changes.items() if value is not None}
+    if "model" in options:
+        options["model"] = model_path(options["model"], Path.cwd())
     if path is None:
         missing = [f"--{key}" for key in ("command", "tasks", "model") if key not in options]
         if missing:

@@ -15,17 +15,18 @@ from agentlightning.cli.rendering import (
     SpecialTokensOption,
     rendering_keys,
 )
-from agentlightning.cli.train import open_training
 from agentlightning.contracts.rendering import RenderingChoices
 from agentlightning.errors import ConfigError
 from agentlightning.training.progress import TrainingProgress
 
 if TYPE_CHECKING:
-    from agentlightning.serving.serve import Served, ServedModel
-    from agentlightning.training.progress import Progress
+    from agentlightning.serving.serve import Served
 
-Run = Annotated[str | None, typer.Argument(metavar="[RUN]", help="The folder or name of a run, or `latest`.")]
-Model = Annotated[str | None, typer.Option(metavar="NAME", help="Serve a model: a name, a folder or a hub id.")]
+Source = Annotated[
+    str | None,
+    typer.Argument(metavar="[MODEL]", help="A run (`latest`, `runs/x`), a name, a folder, a .gguf file, a LoRA adapter, or a hub id."),
+]
+Model = Annotated[str | None, typer.Option(metavar="NAME", help="The same as MODEL. With --upstream: the name of its model.")]
 Upstream = Annotated[str | None, typer.Option(metavar="URL", help="Forward to an OpenAI-compatible server. Name its model with `--model`.")]
 UpstreamKey = Annotated[str | None, typer.Option(metavar="NAME", help="Environment variable with the upstream's key.")]
 Host = Annotated[str, typer.Option(help="Address to listen on. 0.0.0.0 lets other machines in.")]
@@ -37,7 +38,7 @@ Store = Annotated[
 
 
 def serve(
-    run: Run = None,
+    source: Source = None,
     model: Model = None,
     upstream: Upstream = None,
     upstream_key_env: UpstreamKey = None,
@@ -50,24 +51,26 @@ def serve(
     history: HistoryOption = None,
     special_tokens: SpecialTokensOption = None,
 ) -> None:
-    """Serve a trained model over the OpenAI and Anthropic APIs, and record the calls. Ctrl-C stops it.
+    """Serve a model over the OpenAI and Anthropic APIs, and record the calls. Ctrl-C stops it.
 
-    `--model` serves any other model. `--upstream` forwards calls to another server. A trained model renders messages as it did in its run;
+    `--upstream` forwards calls to another server instead. A trained model renders messages as it did in its run;
     `--renderer` and the options after it change that. Prints the API key. Set `AGL_TOKEN` to choose your own.
 
     **Examples**
 
     `agl serve latest` serves the last run's best weights. Point any OpenAI client at http://127.0.0.1:8000/v1.
 
-    `agl serve --model smollm2-135m --port 9000` serves a model; `agl.rollout(task, store="http://KEY@HOST:9000")` records there.
+    `agl serve smollm2-135m --port 9000` serves a model; `agl.rollout(task, store="http://KEY@HOST:9000")` records there.
+
+    `agl serve model.gguf` serves a GGUF file. `agl models check model.gguf` shows how.
 
     `agl serve --upstream http://127.0.0.1:8080/v1` forwards calls to a running server and records them.
     """
-    if sum(argument is not None for argument in (run, upstream or model)) != 1:
-        sources = {"RUN": run, "--model": model, "--upstream": upstream}
+    if sum(argument is not None for argument in (source, upstream or model)) != 1:
+        sources = {"MODEL": source, "--model": model, "--upstream": upstream}
         problem = " and ".join(name for name, value in sources.items() if value is not None)
-        problem = f"`agl serve` takes one of {problem}" if problem else "`agl serve` needs a run, a model or an upstream"
-        raise ConfigError(f"{problem}. Use `agl serve RUN`, `--model NAME` or `--upstream URL`.")
+        problem = f"`agl serve` takes one of {problem}" if problem else "`agl serve` needs a model, a run or an upstream"
+        raise ConfigError(f"{problem}. Use `agl serve MODEL` or `--upstream URL`.")
     if upstream_key_env is not None and upstream is None:
         raise ConfigError("--upstream-key-env is the key of an upstream, but no upstream is named. Add --upstream URL.")
     choices = RenderingChoices(**rendering_keys(renderer, chat_template, arguments, history, special_tokens))
@@ -75,17 +78,12 @@ def serve(
         option = choices.used()[0].replace("_", "-")
         raise ConfigError(f"--{option} has no effect with --upstream, because that server renders the messages. Remove it.")
     from agentlightning.serving.serve import serve as serve_until_stopped
-    from agentlightning.serving.serve import upstream_model
+    from agentlightning.serving.serve import served_model, upstream_model
 
     with TrainingProgress() as progress:
-        served = upstream_model(upstream, key_env=upstream_key_env, name=model) if upstream else _own_model(run, model, choices, progress)
+        own = source or model or ""
+        served = upstream_model(upstream, key_env=upstream_key_env, name=model) if upstream else served_model(own, progress, choices)
         serve_until_stopped(served, host=host, port=port, store=store, progress=progress, ready=_print_addresses)
-
-
-def _own_model(run: str | None, model: str | None, choices: RenderingChoices, progress: Progress) -> ServedModel:
-    from agentlightning.serving.serve import served_model
-
-    return served_model(open_training(run).path if run is not None else None, model, progress, choices)
 
 
 def _print_addresses(served: Served) -> None:

@@ -108,6 +108,7 @@ def print_dry_run(report: DryRun, console: Console) -> None:
     reward = "not scored" if report.reward is None else f"mean reward {report.reward:.3f}"
     failed = f", {report.failed} failed" if report.failed else ""
     for name, value in (
+        ("model", "\n".join(report.model)),
         ("rollouts", f"{report.rollouts} of one task in {duration(report.rollout_seconds)}, {reward}{failed}"),
         ("model calls", f"{report.transitions}: {report.prompt_tokens:,} prompt and {report.sampled_tokens:,} sampled tokens"),
         ("training", "nothing to train" if report.training_seconds is None else f"{duration(report.training_seconds)} for these"),

@@ -1,21 +1,36 @@
-"""Models by name: a registered model, which is downloaded once, a folder, or a hub id."""
+"""Models by name: a registered model, a folder, a GGUF file, a LoRA adapter, a run, or a hub id.
+
+Engines and trainers get a folder that `from_pretrained` loads, or a hub id. A GGUF file is dequantised and an adapter is merged into its
+base once, into the cache. The cache knows them by their content.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import importlib
+import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import httpx
 import platformdirs
 
 from agentlightning.contracts.model import ModelFiles
-from agentlightning.errors import ConfigError, unknown
+from agentlightning.contracts.rendering import FILE as RENDERING
+from agentlightning.errors import ConfigError, RunError, unknown
 from agentlightning.registry.registry import Registry, registry
 from agentlightning.types import new_id
 
 FetchProgress = Callable[[str, float | None], None]
 """Called with a phase (`downloading`) and its finished fraction, 0 to 1; None: unknown."""
+ADAPTER = "adapter_config.json"
+HUB_SECONDS = 5.0
+"""Seconds to wait for the hub before it counts as unreachable."""
+OTHER_FORMS = " You can also name a folder, a .gguf file, a LoRA adapter, a run (`runs/x`, `latest`), or a hub id (`owner/name`)."
 
 
 def cache_folder() -> Path:
@@ -23,34 +38,239 @@ def cache_folder() -> Path:
     return Path(os.environ.get("AGL_CACHE") or platformdirs.user_cache_dir("agentlightning"))
 
 
-def find_model(name: str, *, progress: FetchProgress | None = None, plugins: Registry | None = None) -> ModelFiles:
-    """Find a model, and download a registered one that is not in the cache yet.
+def find_model(name: str, *, progress: FetchProgress | None = None, plugins: Registry | None = None, weights: bool = True) -> ModelFiles:
+    """Find a model by any of its names, and prepare what is not in the cache yet: a download, a GGUF file, an adapter.
 
-    Returns a hub id (`owner/name`) unchanged; the engine and the trainer download it. Raises `ConfigError` for any other name.
+    `weights=False` prepares only configuration and tokenizer. Raises `ConfigError` for a name that leads to no model, `RunError` for a run
+    without weights.
     """
-    plugins = plugins or registry()
-    if name in plugins.names("models"):
-        folder = cache_folder() / "models" / name
-        if not (folder / "config.json").is_file():
-            _fetch(name, folder, progress or (lambda what, part: None), plugins)
-        return ModelFiles(name, str(folder))
-    if Path(name).is_dir():
-        if not (Path(name) / "config.json").is_file():
-            raise ConfigError(f"The model folder {name!r} has no config.json. Name a folder that `from_pretrained` loads.")
-        return ModelFiles(Path(name).resolve().name, str(Path(name).resolve()))
-    if name.count("/") == 1 and not name.startswith((".", "/", "~")):
+    finder = _Finder(plugins or registry(), progress or (lambda what, part: None), weights)
+    return finder.find(name)
+
+
+def is_model(name: str) -> bool:
+    """Whether a name is that of a registered model, or of files that are no run."""
+    path = Path(name).expanduser()
+    return name in registry().names("models") or path.is_file() or (path.is_dir() and not is_run(path))
+
+
+def model_path(name: str, base: Path) -> str:
+    """Return the absolute path of a model on this disk, relative to `base` or in `./runs`; any other name unchanged."""
+    if name in registry().names("models"):
+        return name
+    path = base / Path(name).expanduser()
+    if path.is_file() or (path.is_dir() and not is_run(path)):
+        return str(path.resolve())
+    run = path if path.is_dir() else find_run(name)
+    return name if run is None else str(best_weights(run))
+
+
+def is_run(folder: Path) -> bool:
+    """Whether a folder is a run's, and no model itself."""
+    files = [(folder / file).exists() for file in ("config.toml", "result.json", "state.json")]
+    return any(files) and not (folder / "config.json").exists() and not (folder / ADAPTER).exists()
+
+
+def find_run(name: str) -> Path | None:
+    """Return the run folder of a name: a folder, a folder in `./runs`, or `latest`, the last training run. None: there is none."""
+    if name == "latest":
+        folders = sorted(Path("runs").glob("[0-9]*-*"), reverse=True)
+        return next((folder.resolve() for folder in folders if (folder / "state.json").is_file()), None)
+    return next((path.resolve() for path in (Path(name), Path("runs") / name) if path.is_dir() and is_run(path)), None)
+
+
+def best_weights(run: Path) -> Path:
+    """Return the folder of a run's best weights. Raises `RunError` if it has none."""
+    result = _result(run)
+    if "checkpoint" not in result:
+        advice = f"If it is a stopped training run, continue it with `agl train --resume {run.name}`."
+        raise RunError(f"Run {run.name} has no trained weights. {advice}")
+    path = run / str(result["checkpoint"])
+    if not path.is_dir():
+        raise RunError(f"The best weights of run {run.name} are gone: {path} does not exist. Restore the folder, or name another run.")
+    return path.resolve()
+
+
+def _result(run: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads((run / "result.json").read_bytes()))
+    except (OSError, ValueError):
+        return {}
+
+
+class _Finder:
+    """One search for a model."""
+
+    def __init__(self, plugins: Registry, progress: FetchProgress, weights: bool) -> None:
+        self.plugins, self.progress, self.weights = plugins, progress, weights
+
+    def find(self, name: str, nearby: Path | None = None) -> ModelFiles:
+        """Find a model. `nearby`: paths are relative to this folder too."""
+        if name in self.plugins.names("models"):
+            folder = cache_folder() / "models" / name
+            if not (folder / "config.json").is_file():
+                fetch = self.plugins.load("models", name)
+                _fill(folder, lambda part: fetch(part, self.progress))
+            return ModelFiles(name, str(folder))
+        for path in [Path(name).expanduser(), *([nearby / name] if nearby is not None else [])]:
+            if path.is_file():
+                return self._file(path.resolve())
+            if path.is_dir() and not is_run(path):
+                return self._folder(path.resolve())
+        run = find_run(name)
+        if run is not None:
+            return ModelFiles(run.name, str(best_weights(run)))
+        if name == "latest":
+            raise ConfigError("The folder ./runs has no training run. Start one with `agl train CONFIG.toml`, or name another model.")
+        if name.count("/") == 1 and not name.startswith((".", "/", "~")) and not name.endswith(".gguf"):
+            return self._hub(name)
+        raise ConfigError(unknown("model", name, self.plugins.names("models")) + OTHER_FORMS)
+
+    def _file(self, path: Path) -> ModelFiles:
+        if path.suffix.lower() != ".gguf":
+            raise ConfigError(f"The model {str(path)!r} is a file, but not a .gguf file. Name its folder instead.")
+        if "-of-0" in path.stem:
+            raise ConfigError(
+                f"{path.name} is one part of a GGUF file. Join the parts with `llama-gguf-split --merge` and name the result."
+            )
+        companions = [path.parent / name for name in ("config.json", "tokenizer.json", "chat_template.jinja", "generation_config.json")]
+        folder = self._converted("gguf", path.stem, [path, *companions], lambda part, convert: convert(path, part, weights=self.weights))
+        return ModelFiles(path.stem, str(folder))
+
+    def _folder(self, path: Path) -> ModelFiles:
+        if (path / ADAPTER).is_file() and not any(path.glob("model*.safetensors")):
+            return self._adapter(path)
+        ggufs = [file for file in sorted(path.glob("*.gguf")) if not file.name.startswith("mmproj")]
+        if ggufs and not any(path.glob("*.safetensors")) and not any(path.glob("*.bin")):
+            if len(ggufs) > 1:
+                names = ", ".join(file.name for file in ggufs)
+                raise ConfigError(f"The folder {str(path)!r} holds several GGUF files: {names}. Name one of the files.")
+            return replace(self._file(ggufs[0]), name=path.name)
+        if not (path / "config.json").is_file():
+            raise ConfigError(
+                f"The model folder {str(path)!r} has no config.json. Name a folder that `from_pretrained` loads, or that holds a .gguf "
+                "file, a LoRA adapter, or a run."
+            )
+        return ModelFiles(path.name, str(path))
+
+    def _adapter(self, path: Path) -> ModelFiles:
+        try:
+            settings: Any = json.loads((path / ADAPTER).read_bytes())
+            base_name = settings["base_model_name_or_path"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise ConfigError(
+                f"{path / ADAPTER} names no base model ({error!r}). Set base_model_name_or_path to a folder or hub id."
+            ) from error
+        if not isinstance(base_name, str) or not base_name:
+            raise ConfigError(f"{path / ADAPTER} has the base model {base_name!r}. Set base_model_name_or_path to a folder or hub id.")
+        try:
+            base = self.find(base_name, nearby=path)
+        except ConfigError as error:
+            raise ConfigError(f"The LoRA adapter {str(path)!r} needs its base model {base_name!r}. {error}") from error
+        sources = sorted(file for file in path.iterdir() if file.suffix in (".json", ".jinja", ".safetensors", ".bin", ".model"))
+        if Path(base.path).is_dir():
+            sources += sorted(file for file in Path(base.path).iterdir() if file.suffix in (".json", ".jinja", ".safetensors", ".bin"))
+        folder = self._converted(
+            "lora", path.name, sources, lambda part, merge: merge(path, base.path, part, weights=self.weights), salt=base.path
+        )
+        return ModelFiles(path.name, str(folder))
+
+    def _converted(self, kind: str, name: str, sources: Sequence[Path], convert: Callable[[Path, Any], None], *, salt: str = "") -> Path:
+        """Return the folder in the cache with the conversion of these files, made by the converter `kind`."""
+        self.progress(f"reading {name}", None)
+        key = content_key([file for file in sources if file.is_file()], salt)
+        folder = cache_folder() / "converted" / f"{kind}-{key}"
+        described = folder.with_name(f"{folder.name}.described")
+        if (folder / "config.json").is_file():
+            return folder
+        if not self.weights and (described / "config.json").is_file():
+            return described
+        converter = self.plugins.load("converters", kind)
+        self.progress(f"converting {name}", None)
+        target = folder if self.weights else described
+
+        def fill(part: Path) -> None:
+            convert(part, converter)
+            own = sources[0].parent / RENDERING
+            if own.is_file():
+                shutil.copy(own, part / RENDERING)
+
+        _fill(target, fill)
+        return target
+
+    def _hub(self, name: str) -> ModelFiles:
+        """A hub id, or the adapter under that id. Without the hub: the folder in the cache of its library."""
+        config, adapter = _in_hub_cache(name, "config.json"), _in_hub_cache(name, ADAPTER)
+        if adapter is not None and config is None:
+            return replace(self._adapter(adapter.parent), name=name)
+        try:
+            _ask_hub(name)
+        except ConfigError:
+            if config is None:
+                raise
+            return ModelFiles(name, str(config.parent))
         return ModelFiles(name, name)
-    raise ConfigError(unknown("model", name, plugins.names("models")) + " You can also name a folder, or a hub id (`owner/name`).")
 
 
-def _fetch(name: str, folder: Path, progress: FetchProgress, plugins: Registry) -> None:
+def content_key(files: Sequence[Path], salt: str = "") -> str:
+    """Return a hash of contents, and of the names of a model's files. A file whose size and time are known is not read again."""
+    memo_file = cache_folder() / "digests.json"
+    try:
+        memo: dict[str, str] = dict(json.loads(memo_file.read_bytes()))
+    except (OSError, ValueError):
+        memo = {}
+    before, total = len(memo), hashlib.sha256(salt.encode())
+    for file in files:
+        state = file.stat()
+        identity = f"{file.resolve()}:{state.st_size}:{state.st_mtime_ns}"
+        if identity not in memo:
+            with file.open("rb") as data:
+                memo[identity] = hashlib.file_digest(data, "sha256").hexdigest()
+        name = "" if file.suffix == ".gguf" else file.name  # a file of its own, under any name
+        total.update(f"{name}:{memo[identity]};".encode())
+    if len(memo) > before:
+        memo_file.parent.mkdir(parents=True, exist_ok=True)
+        part = memo_file.with_name(f".digests.{new_id()}")
+        part.write_text(json.dumps(memo), encoding="utf-8")
+        part.replace(memo_file)
+    return total.hexdigest()[:16]
+
+
+def _fill(folder: Path, fill: Callable[[Path], None]) -> None:
     """Fill a temporary folder and rename it, so that a broken download never looks like a model."""
-    fetch = plugins.load("models", name)
-    part = folder.with_name(f".{name}.{new_id()}")
+    part = folder.with_name(f".{folder.name}.{new_id()}")
     part.mkdir(parents=True)
     try:
-        fetch(part, progress)
+        fill(part)
         if not folder.exists():
             part.rename(folder)
     finally:
         shutil.rmtree(part, ignore_errors=True)
+
+
+def _in_hub_cache(name: str, file: str) -> Path | None:
+    try:
+        hub: Any = importlib.import_module("transformers.utils.hub")
+    except ImportError:
+        return None
+    quiet: dict[str, Any] = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
+    try:
+        path: Any = hub.cached_file(name, file, local_files_only=True, **quiet)
+    except (OSError, ValueError) as error:
+        reason = str(error).split("\n")[0]
+        raise ConfigError(f"{name!r} cannot be read from the cache of the hub: {reason}. Use owner/name.") from error
+    return Path(path) if isinstance(path, str) else None
+
+
+def _ask_hub(name: str) -> None:
+    """Raise `ConfigError` if the hub cannot be reached, or does not have the model."""
+    end = os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
+    advice = "Name a folder, or a model from `agl models list`."
+    if os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on"):
+        raise ConfigError(f"Model {name!r} is not in the cache, and HF_HUB_OFFLINE is set. {advice}")
+    try:
+        answer = httpx.head(f"{end}/{name}/resolve/main/config.json", timeout=HUB_SECONDS, follow_redirects=True)
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
+        raise ConfigError(f"Model {name!r} is not in the cache, and {end} cannot be reached ({error}). {advice}") from error
+    if answer.status_code == 404:
+        raise ConfigError(f"Model {name!r} is not in the cache, and {end} has no config.json for it. {advice}")

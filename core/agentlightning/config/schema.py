@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal
 
 from msgspec import Meta
 
+from agentlightning.config.models import model_path
 from agentlightning.config.parts import Part, build_step_rewards, naming
 from agentlightning.config.tasks import is_reference
 from agentlightning.contracts.rendering import HistoryMode, RenderingChoices, RenderingSettings, saved_rendering
@@ -361,8 +362,7 @@ def _absolute(config: Config, base: Path, data: Mapping[str, Any]) -> Config:
         changes["replay"] = config.replay.under(base)
     if config.chat_template is not None:
         changes["chat_template"] = str(base / Path(config.chat_template).expanduser())
-    if (base / config.model).is_dir():
-        changes["model"] = str((base / config.model).resolve())
+    changes["model"] = model_path(config.model, base)
     return replace(config, **changes)
 
 

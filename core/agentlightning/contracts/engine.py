@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 
-from agentlightning.contracts.model import ModelFiles, Share
+from agentlightning.contracts.model import Fit, ModelFiles, Share
 from agentlightning.errors import ContextOverflow, EngineError
 from agentlightning.settings import BaseSettings
 from agentlightning.types import FinishReason, FloatArray, IntArray, Policy, Sampling
@@ -77,6 +77,11 @@ class Engine(ABC):
     async def create(cls, model: ModelFiles, settings: Any, share: Share) -> Self:
         """Open the engine for a run. `settings` is an instance of `Settings`. Raises `ConfigError` for settings that cannot work."""
         raise NotImplementedError(f"{cls.__qualname__} has no `create`. Add one to use this engine in a run.")
+
+    @classmethod
+    def check_model(cls, model: ModelFiles) -> Fit:
+        """Tell whether this engine takes a model, from its configuration alone (blocking)."""
+        return Fit("unknown", "it tells when it starts")
 
     @abstractmethod
     def generate(self, prompt_ids: IntArray, sampling: Sampling, *, rollout: str | None = None) -> AsyncIterator[Chunk]:

@@ -129,6 +129,13 @@ def register_models(register: Register) -> None:
 
 
 @hookspec
+def register_converters(register: Register) -> None:
+    """Conversions of models to folders that `from_pretrained` loads. Targets: `gguf` is `convert(file, folder, *, weights)`, `lora` is
+    `merge(adapter, base, folder, *, weights)`. Without `weights` they write only configuration and tokenizer. `shapes` is
+    `shapes(config) -> {name: shape}`, of a model's parameters."""
+
+
+@hookspec
 def register_renderers(register: Register) -> None:
     """Renderers for models whose chat template does not say how the model writes. Target: a subclass of
     `agentlightning.gateway.rendering.renderer.Renderer` that is called with `(tokens, settings)`. A static method

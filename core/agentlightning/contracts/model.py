@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 Share = dict[str, object]
 """One for each run, passed to its engine and its trainer: those of one plugin share weights through it."""
@@ -15,3 +16,12 @@ class ModelFiles:
     name: str
     path: str
     """A folder, or a hub id."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fit:
+    """Whether an engine or a trainer takes a model."""
+
+    takes: Literal["yes", "no", "unknown"]
+    note: str = ""
+    """How it takes the model, or why it does not and the way out."""

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Self
 
 from agentlightning.contracts.batch import Batch
 from agentlightning.contracts.loss import CustomLoss, LossSettings
-from agentlightning.contracts.model import ModelFiles, Share
+from agentlightning.contracts.model import Fit, ModelFiles, Share
 from agentlightning.errors import UnsupportedSetting
 from agentlightning.settings import BaseSettings
 from agentlightning.types import Doubles, Policy
@@ -89,6 +89,11 @@ class Trainer(ABC):
     async def create(cls, model: ModelFiles, settings: Any, share: Share) -> Self:
         """Open the trainer for a run. `settings` is an instance of `Settings`. Raises `ConfigError` for settings that cannot work."""
         raise NotImplementedError(f"{cls.__qualname__} has no `create`. Add one to use this trainer in a run.")
+
+    @classmethod
+    def check_model(cls, model: ModelFiles) -> Fit:
+        """Tell whether this trainer takes a model, from its configuration alone (blocking)."""
+        return Fit("unknown", "it tells when it starts")
 
     @abstractmethod
     async def step(self, batch: Batch, loss: LossSettings) -> tuple[Policy, dict[str, float]]:

@@ -24,7 +24,7 @@ GROUP = "agentlightning"
 KINDS = (
     "stores", "engines", "trainers", "adapters", "algorithms", "step_signals", "credits", "advantages", "losses", "corrections", "filters",
     "samplers",
-    "models", "renderers", "trackers", "commands", "benchmarks", "checks",
+    "models", "converters", "renderers", "trackers", "commands", "benchmarks", "checks",
 )  # fmt: skip
 
 

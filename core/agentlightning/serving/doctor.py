@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from agentlightning.config.model_facts import BYTES_CPU, BYTES_FROZEN, BYTES_FULL
 from agentlightning.errors import ConfigError, MissingExtra
 from agentlightning.registry.registry import Registry, registry
 
@@ -28,9 +29,6 @@ PACKAGES = (
     "torch", "transformers", "peft", "renderers", "langchain", "langgraph", "langchain-openai", "openai", "openai-agents",
     "autogen-agentchat", "vllm", "verl", "ray",
 )  # fmt: skip
-BYTES_FULL, BYTES_FROZEN = 16, 2
-"""A parameter in training: its weight and gradient in 16 bits, and in 32 bits a master copy and two moments of Adam's. In float32, as on a
-CPU, the same: weight, gradient and two moments of 4 bytes. A frozen one, as below LoRA or in an engine, has 16 bits on a GPU."""
 SHARE = 0.6
 """Fraction of the memory for parameters. Activations, keys and values need the rest."""
 
@@ -118,7 +116,7 @@ def advise(this: Machine) -> Advice:
     frozen, training = BYTES_FROZEN, 1
     memory = min((gpu.memory for gpu in this.gpus), default=this.memory or 0)
     if not this.gpus:
-        frozen = 4  # float32
+        frozen = BYTES_CPU
         why = "without a GPU, engine and trainer share one copy of the weights in this process"
     elif len(this.gpus) == 1:
         why = "one GPU: engine and trainer share one copy of the weights; many rollouts at once are faster with engine vllm (sleep = true)"

@@ -14,13 +14,12 @@ from typing import NamedTuple
 
 from starlette.routing import Mount
 
-from agentlightning.config.models import find_model
+from agentlightning.config.models import best_weights, find_model, find_run, is_model
 from agentlightning.config.parts import Part
 from agentlightning.config.schema import load_config
 from agentlightning.contracts.engine import Engine
 from agentlightning.contracts.model import ModelFiles
 from agentlightning.contracts.rendering import RenderingChoices, RenderingSettings, saved_rendering
-from agentlightning.errors import RunError
 from agentlightning.gateway import Gateway
 from agentlightning.runner.rollout import DEFAULT_STORE
 from agentlightning.stores.common import open_store
@@ -97,25 +96,19 @@ async def _serving(model: ServedModel, host: str, port: int, store: str | None, 
         yield Served(gateway.base_url, engine.info.model, token, address)
 
 
-def served_model(run: Path | None, name: str | None, progress: Progress, choices: RenderingChoices | None = None) -> ServedModel:
-    """Return the best weights of a run, or without a run a model by name with the default engine. `choices` change how messages become
-    tokens."""
+def served_model(name: str, progress: Progress, choices: RenderingChoices | None = None) -> ServedModel:
+    """Return the best weights of a run with its own engine, or any other model with the default engine. `choices` change how messages
+    become tokens."""
     choices = choices or RenderingChoices()
-    if run is None:
-        assert name is not None
+    if is_model(name) or (run := find_run(name)) is None:
         progress.phase("finding model")
         files = find_model(name, progress=progress.phase)
         return ServedModel(files, {"name": "torch"}, None, choices.over(saved_rendering(Path(files.path))))
-    folder = RunFolder.open(run)
-    result = folder.read_result() if folder.result.exists() else {}
-    if "checkpoint" not in result:
-        advice = f"If it is a stopped training run, continue it with `agl train --resume {folder.name}`."
-        raise RunError(f"Run {folder.name} has no trained weights. {advice}")
-    config = load_config(folder.config)
-    path = folder.path / str(result["checkpoint"])
+    path, folder = best_weights(run), RunFolder.open(run)
+    config, result = load_config(folder.config), folder.read_result()
     policy = Policy(version=int(result["policy_version"]), base=config.model, uri=f"file:{path}")
-    trained_as = Path(config.model).name if Path(config.model).is_dir() else config.model  # agents ask for this name
-    return ServedModel(ModelFiles(trained_as, str(path)), dict(config.engine), policy, choices.over(saved_rendering(path)))
+    trained_as = Path(config.model).name if Path(config.model).exists() else config.model  # agents ask for this name
+    return ServedModel(ModelFiles(trained_as, str(path)), dict(config.engine), policy, choices.over(saved_rendering(Path(path))))
 
 
 def upstream_model(url: str, *, key_env: str | None = None, name: str | None = None) -> ServedModel:

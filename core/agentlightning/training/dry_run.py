@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import resource
 import shutil
 import sys
@@ -16,9 +17,12 @@ import numpy as np
 
 from agentlightning.algorithms.base import Algorithm
 from agentlightning.algorithms.dpo import trial_batch
+from agentlightning.config.model_facts import model_facts
 from agentlightning.config.parts import Part
 from agentlightning.config.schema import Config
+from agentlightning.contracts.model import ModelFiles
 from agentlightning.files import folder_bytes
+from agentlightning.gateway.rendering.report import report_rendering
 from agentlightning.rl.batch.build import make_batch
 from agentlightning.training.controls import Controls, run_in_thread
 from agentlightning.training.job import Job, job_of
@@ -66,6 +70,8 @@ class DryRun(Measured):
     disk_bytes: int
     """For the complete run folder."""
     free_bytes: int
+    model: tuple[str, ...] = ()
+    """Size, renderer, and turns of the model, a line each."""
 
 
 def dry_run(config: Config, *, progress: Progress | None = None) -> DryRun:
@@ -79,7 +85,14 @@ def dry_run(config: Config, *, progress: Progress | None = None) -> DryRun:
 async def _dry_run(job: Job, controls: Controls) -> DryRun:
     plan = await plan_training(job.config, job.agent, controls.progress)
     group_size = plan.algorithm.group_size
-    return estimate(job, group_size, await measure(job, plan, group_size, controls))
+    report = estimate(job, group_size, await measure(job, plan, group_size, controls))
+    return replace(report, model=await asyncio.to_thread(_describe, job.config, plan.files))
+
+
+def _describe(config: Config, files: ModelFiles) -> tuple[str, ...]:
+    """The short form of `agl models check`."""
+    facts = model_facts(files.path)
+    return f"{facts.architecture}, {facts.size}", *report_rendering(files.name, files.path, config.rendering(files.path)).short
 
 
 async def measure(job: Job, plan: TrainingPlan, group_size: int, controls: Controls) -> Measured:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
+from agentlightning.config.models import model_path
 from agentlightning.config.schema import Config, build, check_names
 from agentlightning.config.tasks import load_tasks
 from agentlightning.errors import ConfigError
@@ -52,6 +53,7 @@ def make_job(
     }
     named = {key: value for key, value in names.items() if arguments[key] is not None}
     config = build(Config, {"path": str(Path.cwd()), **named, **{key: _table(value) for key, value in settings.items()}})
+    config = dataclasses.replace(config, model=model_path(config.model, Path.cwd()))
     if config.replay is not None:
         config = dataclasses.replace(config, replay=config.replay.under(Path.cwd()))
     check_names(config)

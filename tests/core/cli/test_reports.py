@@ -46,8 +46,10 @@ def test_a_stopped_run_says_how_to_go_on(console: Console, tmp_path: Path) -> No
 
 
 def test_a_dry_run_warns_of_a_disk_that_is_too_small_and_names_the_first_failure(console: Console) -> None:
-    print_dry_run(made(DryRun, disk_bytes=3 * 2**30, free_bytes=2**30, error="ValueError: [odd]", reward=None, failed=2), console)
-    for part in ("not scored, 2 failed", "3.0 GiB", "disk is too small", "first failure: ValueError: [odd]"):
+    print_dry_run(
+        made(DryRun, disk_bytes=3 * 2**30, free_bytes=2**30, error="ValueError: [odd]", reward=None, failed=2, model=("Llama",)), console
+    )
+    for part in ("Llama", "not scored, 2 failed", "3.0 GiB", "disk is too small", "first failure: ValueError: [odd]"):
         assert part in text(console)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from template_world import GEMMA, OFFERED, TEMPLATES, THINKING, asks, make_renderer, make_tokens, read, result, sampled
+from template_world import GEMMA, OFFERED, TEMPLATES, THINKING, asks, chatml, make_renderer, make_tokens, read, result, sampled
 
 from agentlightning.gateway.api.schema import Refused
 from agentlightning.gateway.rendering.renderer import Conversation, Renderer
@@ -181,7 +181,7 @@ def test_a_template_that_refuses_says_why(tmp_path: Path) -> None:
         ("hermes", '<tool_call>\n{"name": "nobody", "arguments": {}}\n</tool_call>', "offers flights, search"),
         ("header", "<calls><call>functions.search:0<args>[1]</call></calls>", "instead of a JSON object"),
         ("xml", "<tool_call>\n<function=search>\n<parameter=query>\nx", "has no end"),
-        ("python", "<calls>[search(query='it's')]</calls>", "search"),
+        ("python", "<calls>[search('x')]</calls>", "an argument has no name"),
     ],
 )
 def test_a_broken_call_stays_text_with_a_reason(
@@ -214,3 +214,64 @@ def test_replies_end_at_the_ids_of_generation_config_and_else_at_the_mark_of_the
     assert "'<|endoftext|>'" in contradicted.notes[0]
     text_end = make_renderer(make_tokens(tmp_path, TEMPLATES["hermes"].replace("<|im_end|>", "</turn>")))
     assert text_end.stop_strings == ("</turn>",)
+
+
+GEMMA_CALLS = (
+    '<call>call:{{ f.name }}{ {%- for key, value in f.arguments.items() %}{{ "," if not loop.first else "" }}{{ key }}:'
+    "{% if value is string %}<args>{{ value }}<args>{% elif value is boolean %}{{ value | tojson }}{% elif value is number %}{{ value }}"
+    "{% elif value is mapping %}{}{% else %}[{% for item in value %}{{ ',' if not loop.first else '' }}<args>{{ item }}<args>{% endfor %}]"
+    "{% endif %}{% endfor %}}</call>{% endfor %}"
+)
+
+
+def test_values_between_quote_marks_of_their_own_are_read(tmp_path: Path) -> None:
+    each = TEMPLATES["hermes"].partition("{% if message.tool_calls %}")[2].partition("\n<tool_call>")[0]
+    tokens = make_tokens(tmp_path, chatml(each + GEMMA_CALLS))
+    renderer = make_renderer(tokens)
+    values = {"origin": 'it\'s "{x}", [y]:\n', "seats": 3, "direct": True, "dates": ["a, b", "c"]}
+    for calls in ([("flights", values)], [("flights", values), ("search", {"query": "z"})]):
+        text = renderer.written(Conversation([user("q")], OFFERED), asks(*calls))
+        assert text is not None
+        assert [(call.name, json.loads(call.arguments)) for call in read(renderer, tokens, text).calls] == calls, text
+
+
+@pytest.mark.parametrize(
+    ("described", "text"),
+    [
+        (
+            'Say <tool_call>{"name": <name>, "arguments": <args>}</tool_call>',
+            '<tool_call>{"name": "search", "arguments": {}}</tool_call>',
+        ),
+        ("Reply with <call> followed by a JSON list of tools.", '<call>[{"name": "search", "arguments": {}}]'),
+        ("Use a tool.", '<tool_call>\n{"name": "search", "arguments": {}}\n</tool_call>'),
+    ],
+)
+def test_a_template_that_writes_no_calls_has_the_format_that_it_describes_or_that_the_vocabulary_has(
+    tmp_path: Path, described: str, text: str
+) -> None:
+    own = chatml("").replace("<|im_start|>system\n{% for", "<|im_start|>system\n" + described + "\n{% for")
+    tokens = make_tokens(tmp_path, own)
+    renderer = make_renderer(tokens)
+    assert [call.name for call in read(renderer, tokens, text).calls] == ["search"]
+    messages = [user("q"), asks(("search", {})), result(0, "r")]
+    assert text in tokens.decode(renderer.prompt(Conversation(messages, OFFERED)))
+    reply = sampled(renderer, renderer.prompt(Conversation(messages[:1], OFFERED)), [*tokens.encode(text), END])
+    assert renderer.bridge(reply, Conversation(messages, OFFERED), 2).cause == "bridged"
+
+
+def test_a_call_may_follow_text_where_nothing_marks_it(worlds: dict[str, Tokens], renderers: dict[str, Renderer]) -> None:
+    parsed = read(renderers["unmarked"], worlds["unmarked"], 'I look. {"name": "search", "parameters": {"query": "x"}}')
+    assert [call.name for call in parsed.calls] == ["search"]
+    code = read(renderers["unmarked"], worlds["unmarked"], "f() { return 1 }", end="open")
+    assert (code.content, code.problem) == ("f() { return 1 }", None)
+
+
+def test_quotes_that_a_python_call_does_not_escape_are_read_by_the_schema(
+    worlds: dict[str, Tokens], renderers: dict[str, Renderer]
+) -> None:
+    text = "<calls>[flights(origin='it's (\"x\")', seats=3, direct=True), search(query='y')]</calls>"
+    parsed = read(renderers["python"], worlds["python"], text)
+    assert [(call.name, json.loads(call.arguments)) for call in parsed.calls] == [
+        ("flights", {"origin": 'it\'s ("x")', "seats": 3, "direct": True}),
+        ("search", {"query": "y"}),
+    ]

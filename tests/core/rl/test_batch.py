@@ -231,3 +231,17 @@ def test_one_row_for_each_transition_repeats_the_history():
     assert [batch.token_ids[r.index].tolist() for r in transition_rows(batch)] == [[1, 2, 3, 4], [1, 2, 3, 4, 5, 6]]
     assert [r.trained.sum() for r in transition_rows(batch)] == [2, 1]
     assert [len(r) for r in leaf_rows(batch)] == [6]
+
+
+def test_packs_and_rows_of_some_transitions_train_these_alone():
+    batch = make_batch([trajectory(0, transition(0, [1, 2], [3, 4]), transition(1, [1, 2, 3, 4, 5], [6]))], [[1, 1]])
+    for chosen, tokens, trained in (([True, False], [1, 2, 3, 4], [3, 4]), ([False, True], [1, 2, 3, 4, 5, 6], [6])):
+        for packs in (
+            cut_packs(batch, 10, None, np.array(chosen)),
+            leaf_rows(batch, None, np.array(chosen)),
+            transition_rows(batch, None, np.array(chosen)),
+        ):
+            (pack,) = packs
+            assert batch.token_ids[pack.index].tolist() == tokens
+            assert batch.token_ids[pack.index[pack.trained]].tolist() == trained
+    assert [cut(batch, *rest) for cut, rest in ((transition_rows, ([],)), (leaf_rows, ([],)), (cut_packs, (10, [])))] == [[], [], []]

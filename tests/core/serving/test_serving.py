@@ -31,11 +31,11 @@ from agentlightning_torch.testing import tiny_model
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    """What `agl serve --model` says of itself, and the folder it runs in."""
+    """What `agl serve MODEL` says of itself, and the folder it runs in."""
     folder = tmp_path_factory.mktemp("serve")
     tiny_model(folder / "model")
     process = subprocess.Popen(
-        [str(Path(sys.executable).with_name("agl")), "serve", "--model", str(folder / "model"), "--port", "0"],
+        [str(Path(sys.executable).with_name("agl")), "serve", str(folder / "model"), "--port", "0"],
         cwd=folder,
         env={**os.environ, "AGL_STORE": f"sqlite:{folder / 'served.db'}", "PYTHONUNBUFFERED": "1"},
         stdout=subprocess.PIPE,
@@ -188,7 +188,7 @@ def test_serve_forwards_to_an_upstream_under_the_names_that_it_has(served: dict[
 
 def test_a_run_and_an_upstream_together_are_refused(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     for arguments, expected in (
-        (["latest", "--upstream", "http://host/v1"], "takes one of RUN and --upstream"),
+        (["latest", "--upstream", "http://host/v1"], "takes one of MODEL and --upstream"),
         (["--model", "m", "--upstream-key-env", "X"], "Add --upstream URL"),
         (["--upstream", "host"], "Set it to the base_url"),
     ):
@@ -238,7 +238,7 @@ def test_a_run_is_served_with_the_version_that_was_trained_under_the_name_that_i
         return sum(each.isalpha() for each in answer.choices[0].message.content or "") / 6
 
     run = agl.train(solve, tasks=["a", "b"], model=str(tmp_path / "tiny"), folder=tmp_path, steps=2, tasks_per_step=2, progress=False)
-    files, engine, policy, _ = served_model(run.folder, None, Progress())
+    files, engine, policy, _ = served_model(str(run.folder), Progress())
     assert (files.name, files.path, engine["name"]) == ("tiny", str(run.checkpoint), "torch")
     assert policy is not None
     assert (policy.version, policy.uri) == (run.result["policy_version"], f"file:{run.checkpoint}")

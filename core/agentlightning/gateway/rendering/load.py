@@ -17,7 +17,7 @@ from agentlightning.contracts.rendering import RenderingSettings, saved_renderin
 from agentlightning.errors import ConfigError, GatewayError, MissingExtra
 from agentlightning.gateway.api.schema import Refused
 from agentlightning.gateway.rendering.library_renderer import LibraryRenderer
-from agentlightning.gateway.rendering.probe import REPLY, RESULT_MESSAGE, THOUGHT, TOOLS, USER, call
+from agentlightning.gateway.rendering.marked import THOUGHT, TOOLS, USER, asks, replies, result
 from agentlightning.gateway.rendering.renderer import Conversation, Renderer, Rendering
 from agentlightning.gateway.rendering.template import CHATML, ChatTemplate
 from agentlightning.gateway.rendering.template_renderer import TemplateRenderer
@@ -134,13 +134,11 @@ def _fitting(template: ChatTemplate, tokens: Tokens, eos: Sequence[int]) -> Rend
     """The family that writes every probe exactly as the template does."""
     library = cast(Any, importlib.import_module("renderers.base"))
     library._populate_registry()
-    plain = {"role": "assistant", "content": REPLY}
-    asks = {"role": "assistant", "content": "", "tool_calls": [call()]}
     probes = [
         Conversation([USER]),
-        Conversation([{"role": "system", "content": "aglsystem"}, USER, plain, USER]),
+        Conversation([{"role": "system", "content": "aglsystem"}, USER, replies(), USER]),
         Conversation([USER], TOOLS),
-        Conversation([USER, {**asks, "reasoning_content": THOUGHT}, RESULT_MESSAGE], TOOLS),
+        Conversation([USER, asks(thought=THOUGHT), result()], TOOLS),
     ]
     for name in sorted(library.RENDERER_REGISTRY):
         if name in ("auto", "default"):

@@ -59,6 +59,10 @@ class Accepts:
     """Content of a message that only calls tools."""
     short_ids: bool = False
     """Ids of tool calls must have nine letters and digits."""
+    parts: bool = False
+    """Content as a list of parts."""
+    content_beside_reasoning: bool = True
+    """Content and reasoning in one message that calls tools. Otherwise the content becomes part of the reasoning."""
     reasoning_key: str | None = None
     """The key under which the template reads the reasoning of an earlier reply. None: it writes none."""
 
@@ -153,7 +157,8 @@ class ChatTemplate:
             prepared.append(message)
         if folded:
             prepared.insert(0, {"role": "user", "content": folded})
-        return prepared if accepts.repeats else _merged(prepared)
+        prepared = prepared if accepts.repeats else _merged(prepared)
+        return [_in_parts(message) for message in prepared] if accepts.parts else prepared
 
     def _with_tools(self, messages: Sequence[Message], tools: Sequence[Any]) -> Sequence[Message]:
         if self.says_tools is None or not tools:
@@ -170,6 +175,8 @@ class ChatTemplate:
         if form["role"] == "tool" and not self.accepts.tool_role:
             return {"role": "user", "content": text_of(form.get("content"))}
         reasoning = message.get("reasoning_content")
+        if reasoning and calls and not self.accepts.content_beside_reasoning and form.get("content"):
+            reasoning, form["content"] = f"{reasoning}\n\n{text_of(form['content'])}", ""
         if reasoning and self.accepts.reasoning_key is not None:
             form[self.accepts.reasoning_key] = reasoning
         if "tool_call_id" in form and self.accepts.short_ids:
@@ -200,6 +207,11 @@ def _mapping(arguments: str) -> Any:
     except ValueError:
         return arguments
     return cast(Any, value) if isinstance(value, dict) else arguments
+
+
+def _in_parts(message: dict[str, Any]) -> dict[str, Any]:
+    content = message.get("content")
+    return {**message, "content": [{"type": "text", "text": content}] if content else []} if isinstance(content, str) else message
 
 
 def _short(id: Any) -> str:

@@ -18,11 +18,14 @@ from typing import Any
 
 from agentlightning.contracts.rendering import RenderingSettings
 from agentlightning.gateway.api.schema import Refused
-from agentlightning.gateway.rendering.probe import Traits, common_prefix, probe
+from agentlightning.gateway.rendering.frames import empty_reasoning
+from agentlightning.gateway.rendering.marked import common_prefix
+from agentlightning.gateway.rendering.probe import Traits, probe
 from agentlightning.gateway.rendering.renderer import Bridge, Conversation, Parsed, Renderer
+from agentlightning.gateway.rendering.reply_reader import ReplyReader
 from agentlightning.gateway.rendering.template import ChatTemplate
 from agentlightning.gateway.rendering.tokens import Guarded, Tokens
-from agentlightning.gateway.rendering.tool_format import CallFormat, Read
+from agentlightning.gateway.rendering.tool_format import CallFormat
 from agentlightning.gateway.rendering.tool_text import End, TextCalls, describe_tools, has_arguments, write_calls
 from agentlightning.types import Completion, IntArray
 
@@ -45,13 +48,14 @@ class TemplateRenderer(Renderer):
         template = ChatTemplate(tokens.tokenizer, settings.chat_template, settings.template_arguments)
         self.traits = probe(template)
         self.format: CallFormat | TextCalls = self.traits.calls or TextCalls()
+        self._reader = ReplyReader(self.traits, self.format)
         text_protocol = self.traits.calls is None
         describes = text_protocol or not self.traits.shows_tools
         self.template = replace(
             template,
             accepts=self.traits.accepts,
             says_tools=partial(describe_tools, format=self.format) if describes else None,
-            writes_calls=write_calls if text_protocol else None,
+            writes_calls=None if self.traits.writes_calls else self._spelled,
         )
         self.stop_ids, self.stop_strings, notes = stops(tokens, self.traits, eos)
         self.notes = tuple(notes)
@@ -76,7 +80,7 @@ class TemplateRenderer(Renderer):
         guarded, conversation = self._guarded(conversation)
         before, reply, new = conversation.messages[: end - 1], conversation.messages[end - 1], conversation.messages[end:]
         marks = _marks(json.dumps([conversation.messages, conversation.tools], default=str))
-        calls = bool(reply.get("tool_calls")) and not isinstance(self.format, TextCalls)
+        calls = bool(reply.get("tool_calls")) and self.traits.writes_calls
         marked = _marked(reply, marks, calls=calls)
         text = self._text(conversation, [*before, marked, *new])
         tail = self._after_reply(text, marks, calls)
@@ -144,8 +148,8 @@ class TemplateRenderer(Renderer):
             history = prompt
         if len(history) < len(prompt) and prompt.startswith(history) and text.startswith(history):
             return True
-        rest = prompt[common_prefix(prompt, text) :].rstrip()
-        return EMPTY_FRAME.fullmatch(rest.removesuffix(self.traits.header)) is not None
+        rest = prompt[common_prefix(prompt, text) :]
+        return self._is_frame(rest) or self._is_frame(rest.rstrip().removesuffix(self.traits.header))
 
     def _continued(self, earlier: Completion, tail: str, guarded: Guarded | None) -> list[int]:
         """The ids of the text after a reply. An end mark that the model wrote is not written again."""
@@ -160,8 +164,9 @@ class TemplateRenderer(Renderer):
             return self._tokens.encode(tail.lstrip(), guarded)[1:]  # the last turn of a conversation ends with another mark
         for stop in self.stop_strings:
             if self._tokens.decode(response).endswith(stop) and tail.lstrip().startswith(stop):
-                return self._tokens.encode(tail.lstrip().removeprefix(stop), guarded)
-        return self._tokens.encode(tail, guarded)
+                tail = tail.lstrip().removeprefix(stop)
+                break
+        return self._tokens.encode_after(response[-1] if response else None, tail, guarded)
 
     # --- replies ---
 
@@ -172,7 +177,7 @@ class TemplateRenderer(Renderer):
             start += '{"'
         if not start:
             raise Refused("This model names a tool without any mark before it. Name the tool in tool_choice.", param="tool_choice")
-        if reasoning is not None and self._opens(self._text(conversation, conversation.messages)):
+        if reasoning is not None and self._reader.opens(self._text(conversation, conversation.messages)):
             return f"{reasoning[1]}{start}"
         return start
 
@@ -180,85 +185,91 @@ class TemplateRenderer(Renderer):
         self, ids: Sequence[int], text: str, prompt: IntArray, tools: Sequence[Any], *, prefix: str = "", end: End, hidden: str | None
     ) -> Parsed:
         """See `Renderer.parse`."""
-        reasoning, body = None, text
-        if prefix:
-            frames = self.traits.frames
-            start = prefix.removeprefix(frames.reasoning[1]) if frames.reasoning is not None else prefix
-            read = self._read(body, tools, prefix=start, end=end)
-            return Parsed(read.content, read.calls, None, read.problem)
-        if self.traits.frames.reasoning is not None:
-            opened = self._opens(self._tokens.decode(prompt[-TAIL:].tolist()))
-            reasoning, body = self._split(text, opened, end)
-        read = self._read(body, tools, prefix="", end=end)
-        return Parsed(self._content(read.content, end), read.calls, reasoning or None, read.problem)
-
-    def _read(self, body: str, tools: Sequence[Any], *, prefix: str, end: End) -> Read:
-        if isinstance(self.format, TextCalls):
-            content, calls = self.format.read(body, tools, prefix=prefix, end=end)
-            return Read(content, calls)
-        if not prefix:
-            return self.format.read(body, tools, end=end)
-        read = self.format.read(prefix + body, tools, end=end)
-        return read if read.calls or end == "open" else Read(body, (), read.problem)
-
-    def _opens(self, prompt: str) -> bool:
-        """Whether the prompt opens the reasoning, so that the reply starts in it."""
-        reasoning = self.traits.frames.reasoning
-        return reasoning is not None and bool(reasoning[0].strip()) and prompt.rstrip().endswith(reasoning[0].strip())
-
-    def _split(self, text: str, opened: bool, end: End) -> tuple[str | None, str]:
-        """(reasoning, the rest) of a reply."""
-        assert self.traits.frames.reasoning is not None
-        opening, closing = (mark.strip() for mark in self.traits.frames.reasoning)
-        rest = text.lstrip()
-        if not opened:
-            if not rest.startswith(opening):
-                return None, "" if end == "open" and opening.startswith(rest) else text
-            rest = rest[len(opening) :]
-        thought, mark, body = rest.partition(closing)
-        if not mark:
-            return thought.strip("\n"), ""
-        return thought.strip("\n"), body.lstrip("\n").removeprefix(self.traits.header if self.traits.several_messages else "")
-
-    def _content(self, content: str, end: End) -> str:
-        lead, close = (mark.strip() for mark in self.traits.frames.content)
-        stripped = content.lstrip()
-        if lead and stripped.startswith(lead):
-            content = stripped[len(lead) :].lstrip("\n")
-        elif lead and end == "open" and lead.startswith(stripped):
-            return ""
-        if close:
-            content = content.partition(close)[0]
-            if end == "open":
-                content = content[: len(content) - next((n for n in range(len(close), 0, -1) if content.endswith(close[:n])), 0)]
-        return content
+        opened = self.traits.frames.reasoning is not None and self._reader.opens(self._tokens.decode(prompt[-TAIL:].tolist()))
+        return self._reader.read(text, tools, opened=opened, prefix=prefix, end=end)
 
     def written(self, conversation: Conversation, message: Mapping[str, Any]) -> str | None:
         """See `Renderer.written`."""
-        if isinstance(self.format, TextCalls):
-            text = write_calls(str(message.get("content") or ""), message.get("tool_calls") or (), conversation.tools)
-            opened = self.traits.frames.reasoning is not None and self._opens(self._text(conversation, conversation.messages))
-            return f"{self.traits.frames.reasoning[1]}{text}" if opened and self.traits.frames.reasoning is not None else text
-        frames = self.traits.frames
-        prompt = self._text(conversation, conversation.messages)
-        text, start = self._text(conversation, [*conversation.messages, message], reply=False), ""
-        if frames.reasoning is not None and self._opens(prompt):
-            prompt, start = prompt.rstrip().removesuffix(frames.reasoning[0].strip()), frames.reasoning[1]
-        size = common_prefix(prompt, text)
-        if not EMPTY_FRAME.fullmatch(prompt[size:]):
+        frames, prompt = self.traits.frames, self._text(conversation, conversation.messages)
+        opened, ended = self._reader.opens(prompt), self._closes(prompt)
+        if ended:
+            message = {key: value for key, value in message.items() if key != "reasoning_content"}
+        if not self.traits.writes_calls:
+            content = self._spelled(str(message.get("content") or ""), message.get("tool_calls") or (), conversation.tools)
+            return self._thinking(message, opened) + content
+        text = self._text(conversation, [*conversation.messages, message], reply=False)
+        reply = self._after_prompt(prompt, text, opened)
+        if reply is None:
             return None
-        reply, closing = start + text[size:], frames.call_closing if message.get("tool_calls") else frames.closing
-        if closing.strip():
-            at = reply.rfind(closing.strip())
-            return None if at < 0 else reply[:at].removesuffix(closing[: len(closing) - len(closing.lstrip())])
-        return reply
+        if frames.reasoning is not None and self.traits.accepts.reasoning_key is None:
+            reply = self._thinking(message, opened) + reply.removeprefix(frames.reasoning[1] if opened else "")
+        closing = frames.call_closing if message.get("tool_calls") else frames.closing
+        if not closing.strip():
+            return reply
+        at = reply.rfind(closing.strip())
+        if at < 0:
+            return None
+        reply = reply[:at].removesuffix(closing[: len(closing) - len(closing.lstrip())])
+        return self._one_turn(reply, closing.strip()) if message.get("content") and message.get("tool_calls") else reply
+
+    def _one_turn(self, reply: str, closing: str) -> str:
+        """A reply that the template writes as a turn with content and one with calls, as one."""
+        header, _, rest = self.traits.header.partition("\n")
+        if not header or self.traits.several_messages:
+            return reply
+        return re.sub(rf"\s*{re.escape(closing)}\s*{re.escape(header)}\s*({re.escape(rest)})?\s*", "\n", reply)
+
+    def _after_prompt(self, prompt: str, text: str, opened: bool) -> str | None:
+        """The text of a reply at the end of a history. None: the template writes another frame there."""
+        if text.startswith(prompt):
+            return text[len(prompt) :]
+        frame = self.traits.frames.reasoning
+        trimmed = prompt.rstrip().removesuffix(frame[0].strip()) if opened and frame is not None else prompt
+        size = common_prefix(trimmed, text)
+        if self._is_frame(trimmed[size:]):
+            reply = text[size:]
+        elif self.traits.header and self.traits.header in text:
+            return text.rpartition(self.traits.header)[2].lstrip("\n")
+        else:
+            return None
+        if not opened or frame is None:
+            return reply
+        if reply.lstrip().startswith(frame[0].strip()):
+            return reply.lstrip()[len(frame[0].strip()) :].lstrip("\n")
+        return frame[1] + reply
+
+    def _is_frame(self, text: str) -> bool:
+        """Whether a text is marks alone: of a turn, or of reasoning without any."""
+        if self.traits.frames.reasoning is not None:
+            text = re.sub(empty_reasoning(self.traits.frames.reasoning), "", text)
+        return EMPTY_FRAME.fullmatch(text) is not None
+
+    def _spelled(self, content: str, calls: Sequence[Mapping[str, Any]], tools: Sequence[Any]) -> str:
+        """A message with calls, where the template writes none."""
+        if isinstance(self.format, TextCalls):
+            return write_calls(content, calls, tools)
+        return self.format.write(content, calls) if calls else content
+
+    def _thinking(self, message: Mapping[str, Any], opened: bool) -> str:
+        """The reasoning of a reply, in its frame."""
+        frame, thought = self.traits.frames.reasoning, message.get("reasoning_content")
+        if frame is None or not (opened or thought):
+            return ""
+        return f"{'' if opened else frame[0].lstrip()}{thought or ''}{frame[1]}"
+
+    def _closes(self, prompt: str) -> bool:
+        """Whether the prompt ends with an empty frame of reasoning, so that the reply has none."""
+        frame = self.traits.frames.reasoning
+        return frame is not None and re.search(empty_reasoning(frame) + r"\Z", prompt[-200:]) is not None
 
 
 def stops(tokens: Tokens, traits: Traits, eos: Sequence[int]) -> tuple[tuple[int, ...], tuple[str, ...], list[str]]:
     """(stop ids, stop strings, notes) from `generation_config.json` (`eos`), the tokenizer's end token, and the template's mark."""
     own: Any = tokens.tokenizer.eos_token_id
     ids: list[int] = list(dict.fromkeys([*eos, *([own] if isinstance(own, int) else [])]))
-    marks = list(dict.fromkeys(mark.strip() for mark in (traits.frames.closing, traits.frames.call_closing) if mark.strip()))
+    frames = traits.frames
+    marks = list(dict.fromkeys(mark.strip() for mark in (frames.closing, frames.call_closing) if mark.strip()))
+    marks = marks or [mark for mark in frames.next_turns if mark in tokens.by_text]
     written = [(mark, tokens.by_text.get(mark)) for mark in marks]
     notes: list[str] = []
     if not marks or any(id in ids for _, id in written):
@@ -282,7 +293,7 @@ def _marks(conversation: str) -> tuple[str, str, str]:
 
 def _marked(reply: Mapping[str, Any], marks: tuple[str, str, str], *, calls: bool) -> dict[str, Any]:
     """A reply with markers as reasoning, content and last argument. Not `calls`: its tool calls are part of the content."""
-    marked = {**reply, "content": marks[1]}
+    marked = {**reply} if calls else {**reply, "content": marks[1]}
     if reply.get("reasoning_content"):
         marked["reasoning_content"] = marks[0]
     if not calls:

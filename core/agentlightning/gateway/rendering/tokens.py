@@ -82,8 +82,24 @@ class Tokens:
             return self._encode_parts(text, guarded)
         pattern, renamed, ids = self._renaming
         text = pattern.sub(lambda match: RENAMED.format(self.by_text[match[0]]), text)
-        found: list[int] = renamed.encode(guarded.restored(text), add_special_tokens=False).ids
-        return [ids.get(id, id) for id in found]
+        ids_of_copy: list[int] = renamed.encode(guarded.restored(text), add_special_tokens=False).ids
+        return [ids.get(id, id) for id in ids_of_copy]
+
+    def encode_after(self, last: int | None, text: str, guarded: Guarded | None = None) -> list[int]:
+        """The ids of a text that follows the token `last`. SentencePiece tokenizers put a space before a text that stands alone, and some
+        marks swallow the whitespace after them."""
+        mark = self.added.get(last) if last is not None else None
+        if mark is None and not self._prefixes:
+            return self.encode(text, guarded)
+        before = str(mark.content) if mark is not None else "\0"
+        lead, ids = self.encode(before), self.encode(before + text, guarded)
+        return ids[len(lead) :] if ids[: len(lead)] == lead else self.encode(text, guarded)
+
+    @cached_property
+    def _prefixes(self) -> bool:
+        """Whether the tokenizer puts a space before a text."""
+        first = self.tokenizer.convert_ids_to_tokens(self.encode("a")[:1])
+        return bool(first) and str(first[0]).startswith("\u2581")
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ids, with its special tokens."""

@@ -1,30 +1,26 @@
 """The format in which a model writes tool calls, learned from a rendering of marked calls, and the reading of replies in it.
 
-Every format that templates write is one of four kinds. `{core}` is the part between the marks:
+Every format that templates write is one of five kinds:
 
     object    {"name": "f", "arguments": {...}}          Hermes, Qwen, Llama 3, Mistral, Granite
     header    f<mark>{...}                               DeepSeek, Kimi, Functionary, Devstral
     tagged    f<mark>key<mark>value<mark>                Qwen3-Coder, GLM, MiniMax M2
     python    f(key='value')                             Llama 3.2, LFM2
+    quoted    f{key:<mark>value<mark>}                   Gemma 4
 """
 
 from __future__ import annotations
 
-import ast
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias, cast
 
+from agentlightning.gateway.rendering.call_arguments import Broken, QuotedValues, as_object, json_at, keyword_arguments, typed
 from agentlightning.gateway.rendering.tool_text import End, ToolCall, json_text
 
-Kind: TypeAlias = Literal["object", "header", "tagged", "python"]
+Kind: TypeAlias = Literal["object", "header", "tagged", "python", "quoted"]
 NAME = re.compile(r"[A-Za-z_][\w.\-]*")
-
-
-class Broken(Exception):
-    """A call that cannot be read, and why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +55,8 @@ class CallFormat:
     arguments_as_text: bool = False
     argument: tuple[str, str, str] = ("", "", "")
     """Tagged: before a key, between key and value, after a value."""
+    quote: str = ""
+    """Quoted: before and after a text."""
     header: str = ""
     """The header of a further message in the same reply, where a call may be one."""
     channel: bool = False
@@ -74,6 +72,21 @@ class CallFormat:
         """A call, to show a model whose template shows no tools."""
         return f"{self.prefill('tool')}{{...}}{self.after}" if self.kind != "python" else f"{self.before}tool(key=value){self.after}"
 
+    def write(self, content: str, calls: Sequence[Mapping[str, Any]]) -> str:
+        """A message with calls (OpenAI's form), where the template writes none. Objects and Python calls alone are written."""
+        cores: list[str] = []
+        for call in (call["function"] for call in calls):
+            try:
+                values: Any = as_object(call.get("arguments"), call["name"])
+            except Broken:
+                values = call["arguments"]
+            if self.kind == "python" and isinstance(values, dict):
+                cores.append(f"{call['name']}({', '.join(f'{key}={value!r}' for key, value in cast('dict[str, Any]', values).items())})")
+            else:
+                cores.append(json_text({self.name_key: call["name"], self.arguments_key: values}))
+        section = f"{self.before}{(self.between or '').join(cores)}{self.after}"
+        return f"{content}\n{section}" if content else section
+
     def read(self, text: str, tools: Sequence[Mapping[str, Any]], *, end: End = "whole") -> Read:
         """Content and calls of a reply, or of its beginning. A broken call stays text."""
         if not tools:
@@ -86,15 +99,16 @@ class CallFormat:
                 break
             section, first = start
             try:
-                found, stop = self._section(text, first, offered, end)
+                read_calls, stop = self._section(text, first, offered, end)
             except Broken as broken:
-                if end == "open":
+                marked = bool(self.before.strip()) or self._may_be_object(text[first:])
+                if end == "open" and marked:
                     return Read((content + text[position:section]).rstrip(), tuple(calls))
-                problem = str(broken)
+                problem = str(broken) if marked else problem
                 content, position = content + text[position : max(first, position + 1)], max(first, position + 1)
                 continue
             content, position = content + text[position:section], stop
-            calls += found
+            calls += read_calls
         rest = text[position:]
         if end == "open":
             rest = rest[: len(rest) - self._held(rest, bool(content or calls))]
@@ -117,12 +131,14 @@ class CallFormat:
             lead = rf"(?:{re.escape(self.header)})?(?:<\|?channel\|?>\w+\s*)?" if self.header else ""
             match = re.compile(lead + loose(self.before)).search(text, position)
             return None if match is None else (match.start(), match.end())
-        if position or not text.strip():
-            later = re.compile(loose(self.between)).search(text, position) if self.between and self.between.strip() else None
+        if self.between and self.between.strip() and position:
+            later = re.compile(loose(self.between)).search(text, position)
             return None if later is None else (later.start(), later.end())
+        if self.kind == "object":  # text may come before it
+            brace = text.find("{", position)
+            return None if brace < 0 else (brace, brace)
         first = len(text) - len(text.lstrip())
-        starts = text[first] == "{" if self.kind == "object" else NAME.match(text, first) is not None
-        return (0, first) if starts else self._start(text, first + 1)
+        return (0, first) if position == 0 and NAME.match(text, first) is not None else None
 
     def _section(self, text: str, position: int, offered: Mapping[str, Any], end: End) -> tuple[list[ToolCall], int]:
         """The calls from the first core on, and where their marks end."""
@@ -161,14 +177,19 @@ class CallFormat:
         position += len(name)
         if self.kind == "header":
             return self._header(text, position, name)
-        return self._python(text, position, name) if self.kind == "python" else self._tagged(text, position, name, offered[name])
+        if self.kind == "quoted":
+            value, position = QuotedValues(text, self.quote).object(position)
+            return ToolCall(name, json_text(value)), position
+        if self.kind == "python":
+            return self._python(text, position, name, offered)
+        return self._tagged(text, position, name, _properties(offered[name]))
 
     def _object(self, text: str, position: int, offered: Mapping[str, Any]) -> tuple[ToolCall, int]:
-        value, position = _json_at(text, position)
+        value, position = json_at(text, position)
         name = value.get(self.name_key)
         if name not in offered:
             raise Broken(f"the tool call has {self.name_key} {name!r}, and the request offers {', '.join(offered)}")
-        return ToolCall(str(name), _arguments(value.get(self.arguments_key), str(name))), position
+        return ToolCall(str(name), json_text(as_object(value.get(self.arguments_key), str(name)))), position
 
     def _header(self, text: str, position: int, name: str) -> tuple[ToolCall, int]:
         pattern = r"\s*" + loose(self.name_suffix, numbered=self.numbered)
@@ -177,26 +198,21 @@ class CallFormat:
         match = re.compile(pattern).match(text, position)
         if match is None:
             raise Broken(f"the call of {name} lacks {self.name_suffix.strip()!r} after the name")
-        value, position = _json_at(text, match.end())
+        value, position = json_at(text, match.end())
         return ToolCall(name, json_text(value)), position
 
-    def _python(self, text: str, position: int, name: str) -> tuple[ToolCall, int]:
-        stop = _bracketed(text, position)
-        if stop is None:
-            raise Broken(f"the brackets of the call of {name} are not closed")
+    def _python(self, text: str, position: int, name: str, offered: Mapping[str, Any]) -> tuple[ToolCall, int]:
+        ends = [r"\s*$", *([r"\s*" + loose(self.after)] if self.after.strip() else [])]
+        if self.between is not None:
+            ends.append(r"\s*" + loose(self.between) + rf"(?:{'|'.join(map(re.escape, offered))})\(")
         try:
-            expression: Any = ast.parse(f"f{text[position:stop]}", mode="eval").body
-            if expression.args or any(keyword.arg is None for keyword in expression.keywords):
-                raise Broken(f"the call of {name} has an argument without a name")
-            values = {keyword.arg: _literal(keyword.value) for keyword in expression.keywords}
-        except (SyntaxError, ValueError) as error:
-            raise Broken(f"the arguments of {name} are not Python values: {error}") from error
+            values, stop = keyword_arguments(text, position, _properties(offered[name]), re.compile("|".join(ends)))
+        except Broken as broken:
+            raise Broken(f"the call of {name} is not readable: {broken}") from broken
         return ToolCall(name, json_text(values)), stop
 
-    def _tagged(self, text: str, position: int, name: str, tool: Mapping[str, Any]) -> tuple[ToolCall, int]:
+    def _tagged(self, text: str, position: int, name: str, properties: Mapping[str, Any]) -> tuple[ToolCall, int]:
         opening, middle, closing = self.argument
-        schema = cast("Mapping[str, Any]", tool.get("parameters") or {})
-        properties = cast("Mapping[str, Any]", schema.get("properties") or {})
         head = re.compile(r"\s*" + loose(self.name_suffix)).match(text, position)
         if head is None:
             raise Broken(f"the call of {name} lacks {self.name_suffix.strip()!r} after the name")
@@ -212,13 +228,16 @@ class CallFormat:
             position = stop + len(closing.strip() or closing)
         return ToolCall(name, json_text(values)), position
 
+    def _may_be_object(self, text: str) -> bool:
+        """Whether a text without marks may become a call. Braces of other texts are not."""
+        start = re.match(r'\{\s*("[^"]*)?', text) if self.kind == "object" else None
+        return self.kind != "object" or (start is not None and (start.end() == len(text) or f'"{self.name_key}"' in text))
+
     def _held(self, text: str, begun: bool) -> int:
         """Length of a text end that may begin a call."""
         mark = self.before.strip()
         if not mark:
-            stripped = text.lstrip()
-            starts = not stripped or stripped[0] == "{" if self.kind == "object" else True
-            return len(text) if starts and not begun else 0
+            return len(text) if not begun and (self.kind != "object" or not text.strip()) else 0
         mark = "".join(mark.split())
         for start in range(max(0, len(text) - len(self.before) - 8), len(text)):
             if text[start] == mark[0] and mark.startswith("".join(text[start:].split())):
@@ -233,73 +252,10 @@ def loose(text: str, *, numbered: bool = False) -> str:
     return r"\s*".join([*words, ""])
 
 
-def typed(text: str, schema: Any) -> Any:
-    """The value of an argument that is written as text, by the type in its schema."""
-    types = cast("Mapping[str, Any]", schema).get("type") if isinstance(schema, Mapping) else None
-    names = [types] if isinstance(types, str) else [str(name) for name in cast("list[Any]", types or [])]
-    if names == ["string"]:
-        return text
-    stripped = text.strip()
-    for read in (json.loads, ast.literal_eval):
-        try:
-            value: Any = read(stripped)
-        except (ValueError, SyntaxError, MemoryError, RecursionError):
-            continue
-        if isinstance(value, str) and "string" not in names and names:
-            continue
-        if isinstance(value, (bool, int, float, list, dict, str)) or value is None:
-            return text if isinstance(value, str) and stripped[:1] not in "\"'" else cast(Any, value)
-    return {"true": True, "false": False, "null": None, "none": None}.get(stripped.lower(), text) if "string" not in names else text
-
-
-def _json_at(text: str, position: int) -> tuple[dict[str, Any], int]:
-    position += len(text[position:]) - len(text[position:].lstrip())
-    try:
-        value, stop = json.JSONDecoder(strict=False).raw_decode(text, position)
-    except (ValueError, RecursionError) as error:
-        raise Broken(f"the tool call is not JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise Broken(f"the tool call is {str(value)[:40]!r} instead of a JSON object")
-    return cast("dict[str, Any]", value), stop
-
-
-def _arguments(value: Any, name: str) -> str:
-    if isinstance(value, str):
-        try:
-            value = json.loads(value or "{}")
-        except ValueError as error:
-            raise Broken(f"the arguments of {name} are not JSON: {error}") from error
-    if value is None:
-        value = {}
-    if not isinstance(value, dict):
-        raise Broken(f"the arguments of {name} are {str(value)[:40]!r} instead of a JSON object")
-    return json_text(cast(Any, value))
-
-
-def _literal(node: ast.expr) -> Any:
-    if isinstance(node, ast.Name) and node.id in ("true", "false", "null"):
-        return {"true": True, "false": False, "null": None}[node.id]
-    return ast.literal_eval(node)
-
-
-def _bracketed(text: str, position: int) -> int | None:
-    """The end of the brackets that open here, past quoted text."""
-    depth, quote, escaped = 0, "", False
-    if text[position : position + 1] != "(":
-        return None
-    for i in range(position, len(text)):
-        char = text[i]
-        if quote:
-            escaped, quote = (not escaped and char == "\\"), ("" if char == quote and not escaped else quote)
-        elif char in "\"'":
-            quote = char
-        elif char in "([{":
-            depth += 1
-        elif char in ")]}":
-            depth -= 1
-            if depth == 0:
-                return i + 1
-    return None
+def _properties(tool: Mapping[str, Any]) -> Mapping[str, Any]:
+    schema: Any = tool.get("parameters")
+    properties: Any = cast("Mapping[str, Any]", schema).get("properties") if isinstance(schema, Mapping) else None
+    return cast("Mapping[str, Any]", properties) if isinstance(properties, Mapping) else {}
 
 
 def _blanks(text: str, *, back: bool) -> str:

@@ -173,7 +173,7 @@ def _read_call(line: str, offered: Mapping[str, Mapping[str, Any]], *, forced: b
         return ToolCall(name, json_text(value))
     if plain is not None and argument:
         return ToolCall(name, json_text({plain: argument}))
-    if not parameters and not argument:
+    if not argument and not _required(tool) and plain is None:
         return ToolCall(name, "{}")
     if len(parameters) == 1 and plain is None and value is not None:
         return ToolCall(name, json_text({parameters[0]: value}))
@@ -207,6 +207,12 @@ def _function(item: Mapping[str, Any]) -> Mapping[str, Any]:
 def _parameters(tool: Mapping[str, Any]) -> list[str]:
     schema: Mapping[str, Any] = tool.get("parameters") or {}
     return list(schema.get("properties") or {})
+
+
+def _required(tool: Mapping[str, Any]) -> bool:
+    """Whether the tool has a parameter that must be there."""
+    schema: Mapping[str, Any] = tool.get("parameters") or {}
+    return bool(schema.get("required"))
 
 
 def _plain(tool: Mapping[str, Any]) -> str | None:

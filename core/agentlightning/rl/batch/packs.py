@@ -34,12 +34,13 @@ class Pack(Value):
         return len(self.index)
 
 
-def cut_packs(batch: Batch, tokens_per_pack: int, rollouts: Sequence[int] | None = None) -> list[Pack]:
-    """Packs of at most `tokens_per_pack` tokens that together train every token once, or those of `rollouts` only.
+def cut_packs(batch: Batch, tokens_per_pack: int, rollouts: Sequence[int] | None = None, transitions: Bools | None = None) -> list[Pack]:
+    """Packs of at most `tokens_per_pack` tokens that together train every token once, or only those of `rollouts` and of the true ones of
+    `transitions`.
 
     Raises `TrainerError` for a single path that is longer.
     """
-    pack = _smallest_pack(batch, rollouts)
+    pack = _smallest_pack(batch, rollouts, transitions)
     if len(pack) and int(pack.position.max()) >= tokens_per_pack:
         token = int(pack.index[int(pack.position.argmax())])
         transition = int(batch.transition[token])
@@ -51,9 +52,9 @@ def cut_packs(batch: Batch, tokens_per_pack: int, rollouts: Sequence[int] | None
     return _cut(pack, tokens_per_pack)
 
 
-def leaf_rows(batch: Batch, rollouts: Sequence[int] | None = None) -> list[Pack]:
+def leaf_rows(batch: Batch, rollouts: Sequence[int] | None = None, transitions: Bools | None = None) -> list[Pack]:
     """One row for each path from a root to a leaf. Each token is trained in the first row that has it."""
-    pack = _smallest_pack(batch, rollouts)
+    pack = _smallest_pack(batch, rollouts, transitions)
     if not len(pack):
         return []
     tree = runs(pack.parent, pack.position)
@@ -68,10 +69,12 @@ def leaf_rows(batch: Batch, rollouts: Sequence[int] | None = None) -> list[Pack]
     return paths
 
 
-def transition_rows(batch: Batch) -> list[Pack]:
-    """One row for each transition: its prompt, then its response. Trainers without a forest compute these; here they are a reference for
-    tests and benchmarks."""
-    pack = _smallest_pack(batch, None)
+def transition_rows(batch: Batch, rollouts: Sequence[int] | None = None, transitions: Bools | None = None) -> list[Pack]:
+    """One row for each transition: its prompt, then its response. Only some models need them; they are also a reference for tests and
+    benchmarks."""
+    pack = _smallest_pack(batch, rollouts, transitions)
+    if not len(pack):
+        return []
     tree = runs(pack.parent, pack.position)
     owner = batch.transition[pack.index]
     last = dict(zip(owner[pack.trained].tolist(), np.flatnonzero(pack.trained).tolist(), strict=True))  # last token of each response
@@ -121,9 +124,9 @@ def runs(parent: IntArray, position: IntArray) -> Runs:
     return Runs(first, np.diff(np.append(first, len(parent))), np.where(above < 0, -1, owner[above]), position[first].astype(np.int64))
 
 
-def _smallest_pack(batch: Batch, rollouts: Sequence[int] | None) -> Pack:
-    """The smallest pack that trains the tokens of some rollouts (None: all)."""
-    trained = batch.trained
+def _smallest_pack(batch: Batch, rollouts: Sequence[int] | None, transitions: Bools | None) -> Pack:
+    """The smallest pack that trains the tokens of some rollouts and of some transitions (None: all)."""
+    trained = batch.trained if transitions is None else np.append(transitions, False)[batch.transition]
     if rollouts is not None:
         chosen = np.isin(batch.transition_rollout, np.asarray(rollouts, np.int32))
         trained = trained & np.append(chosen, False)[batch.transition]

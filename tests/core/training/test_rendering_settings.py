@@ -96,9 +96,9 @@ def test_a_config_has_the_settings_of_the_renderer_and_keeps_them(folder: Path, 
     assert not Draft202012Validator(config_schema()).is_valid({**LEAST, "history": "no"})
 
 
-def test_a_template_that_cannot_be_read_is_an_error_before_a_model_loads(folder: Path) -> None:
+def test_a_template_that_cannot_be_read_is_an_error_before_a_model_loads(folder: Path, model: str) -> None:
     with pytest.raises(ConfigError, match=r"chat_template is '.*none.jinja', and reading it fails"):
-        agl.train("mood_agent:solve", tasks=["one"], model="m/m", chat_template="none.jinja", folder=str(folder / "runs"), progress=False)
+        agl.train("mood_agent:solve", tasks=["one"], model=model, chat_template="none.jinja", folder=str(folder / "runs"), progress=False)
     assert not (folder / "runs").exists()
 
 
@@ -122,9 +122,9 @@ def test_a_trained_model_renders_as_in_its_run(folder: Path, decode: Callable[[A
     assert prompts(run.folder, decode) == {"<|im_start|>user calm\none<|im_end|>\n<|im_start|>assistant\n"}
     (folder / "mood.jinja").unlink()
     assert saved_rendering(run.checkpoint) == RenderingSettings("auto", MOOD, {"mood": "calm"}, "exact")
-    assert served_model(run.folder, None, Progress()).rendering == saved_rendering(run.checkpoint)
-    assert served_model(None, str(run.checkpoint), Progress()).rendering == saved_rendering(run.checkpoint)
-    changed = served_model(run.folder, None, Progress(), RenderingChoices(template_arguments={"mood": "wild"}))
+    assert served_model(str(run.folder), Progress()).rendering == saved_rendering(run.checkpoint)
+    assert served_model(str(run.checkpoint), Progress()).rendering == saved_rendering(run.checkpoint)
+    changed = served_model(str(run.folder), Progress(), RenderingChoices(template_arguments={"mood": "wild"}))
     assert changed.rendering == RenderingSettings("auto", MOOD, {"mood": "wild"}, "exact")
     result = CliRunner().invoke(
         commands(), ["rollout", "plain.toml", "--limit", "1", "--model", str(run.checkpoint), "--template-arguments", '{"mood": "wild"}']

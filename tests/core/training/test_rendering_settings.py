@@ -130,7 +130,8 @@ def test_a_trained_model_renders_as_in_its_run(folder: Path, decode: Callable[[A
         commands(), ["rollout", "plain.toml", "--limit", "1", "--model", str(run.checkpoint), "--template-arguments", '{"mood": "wild"}']
     )
     assert result.exception is None or isinstance(result.exception, SystemExit), result.output
-    assert prompts(RunFolder.latest(str(folder / "runs")).path, decode) == {"<|im_start|>user wild\none<|im_end|>\n<|im_start|>assistant\n"}
+    [scored] = set((folder / "runs").iterdir()) - {run.folder}
+    assert prompts(scored, decode) == {"<|im_start|>user wild\none<|im_end|>\n<|im_start|>assistant\n"}
 
 
 def test_the_options_have_the_names_of_the_keys(folder: Path) -> None:

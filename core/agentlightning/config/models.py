@@ -264,7 +264,11 @@ def _in_hub_cache(name: str, file: str) -> Path | None:
 
 def _ask_hub(name: str) -> None:
     """Raise `ConfigError` if the hub cannot be reached, or does not have the model."""
-    end = os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
+    try:
+        constants: Any = importlib.import_module("huggingface_hub.constants")
+    except ImportError:  # the engine says what to install
+        return
+    end = os.environ.get("HF_ENDPOINT") or constants.ENDPOINT
     advice = "Name a folder, or a model from `agl models list`."
     if os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on"):
         raise ConfigError(f"Model {name!r} is not in the cache, and HF_HUB_OFFLINE is set. {advice}")

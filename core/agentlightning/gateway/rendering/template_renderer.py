@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import logging
 import re
+import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -36,6 +37,8 @@ TEXT_NOTE = (
 )
 SHOWN_NOTE = "The chat template of this model shows no tools. The gateway describes them in the system message."
 log = logging.getLogger("agentlightning.gateway")
+REASONING, CONTENT, ARGUMENT = (f"agl{secrets.token_hex(8)}{part}" for part in "abc")
+"""Markers of the parts of a reply, drawn anew in each process so that no conversation has them."""
 TAIL = 48
 """Tokens at the end of a prompt that can open the reasoning."""
 
@@ -79,22 +82,20 @@ class TemplateRenderer(Renderer):
         """See `Renderer.bridge`."""
         guarded, conversation = self._guarded(conversation)
         before, reply, new = conversation.messages[: end - 1], conversation.messages[end - 1], conversation.messages[end:]
-        marks = _marks(json.dumps([conversation.messages, conversation.tools], default=str))
         calls = bool(reply.get("tool_calls")) and self.traits.writes_calls
-        marked = _marked(reply, marks, calls=calls)
-        text = self._text(conversation, [*before, marked, *new])
-        tail = self._after_reply(text, marks, calls)
+        marked = [*before, _marked(reply, calls=calls), *new]
+        text = self._text(conversation, marked)
+        tail = self._after_reply(text, calls)
         if tail is None:
             return Bridge(None, "rewritten: template")
         if self._settings.history == "template":
-            cause = self._rewritten(conversation, before, text, marks, bool(reply.get("reasoning_content")))
+            cause = self._rewritten(conversation, before, marked, text)
             if cause is not None:
                 return Bridge(None, f"rewritten: {cause}")
         return Bridge(tuple(self._continued(earlier, tail, guarded)))
 
-    def _text(self, conversation: Conversation, messages: Sequence[Mapping[str, Any]], *, reply: bool = True, tools: bool = True) -> str:
-        offered = conversation.tools if tools else ()
-        return self.template.text(messages, offered, reply=reply, when=conversation.when, arguments=conversation.arguments)
+    def _text(self, conversation: Conversation, messages: Sequence[Mapping[str, Any]], *, reply: bool = True) -> str:
+        return self.template.text(messages, conversation.tools, reply=reply, when=conversation.when, arguments=conversation.arguments)
 
     def _guarded(self, conversation: Conversation) -> tuple[Guarded | None, Conversation]:
         if self._settings.special_tokens:
@@ -106,44 +107,45 @@ class TemplateRenderer(Renderer):
     def _unfinished(self, conversation: Conversation) -> str:
         """The text up to the end of the last message, which the reply continues."""
         *before, last = conversation.messages
-        marks = _marks(json.dumps([conversation.messages, conversation.tools], default=str))
-        text = self._text(conversation, [*before, {**last, "content": marks[1]}], reply=False)
-        return text.partition(marks[1])[0] + str(last.get("content") or "")
+        text = self._text(conversation, [*before, {**last, "content": CONTENT}], reply=False)
+        return text.partition(CONTENT)[0] + str(last.get("content") or "")
 
-    def _after_reply(self, text: str, marks: tuple[str, str, str], calls: bool) -> str | None:
+    def _after_reply(self, text: str, calls: bool) -> str | None:
         """The text that follows the reply in a marked rendering. None: the reply is not there."""
-        frames, (_, content, argument) = self.traits.frames, marks
-        if calls and argument in text:
-            after = text.rpartition(argument)[2]
+        frames = self.traits.frames
+        if calls and ARGUMENT in text:
+            after = text.rpartition(ARGUMENT)[2]
             if frames.call_closing:
                 at = after.find(frames.call_closing)
                 return after[at:] if at >= 0 else None
             tail = self.traits.calls.value_tail if self.traits.calls is not None else ""
             return after[len(tail) :] if after.startswith(tail) else None
-        if content not in text:
+        if CONTENT not in text:
             return None
-        return text.rpartition(content)[2].removeprefix(frames.content[1])
+        return text.rpartition(CONTENT)[2].removeprefix(frames.content[1])
 
     def _rewritten(
-        self, conversation: Conversation, before: Sequence[Mapping[str, Any]], text: str, marks: tuple[str, str, str], reasoned: bool
+        self, conversation: Conversation, before: Sequence[Mapping[str, Any]], marked: Sequence[Mapping[str, Any]], text: str
     ) -> str | None:
-        """What the template changes in the history that the earlier prompt had."""
-        if reasoned and marks[0] not in text:
+        """What the template changes in the history that the earlier prompt had. None: nothing."""
+        if marked[len(before)].get("reasoning_content") and REASONING not in text:
             return "thinking"
-        if self._intact(conversation, before, text, tools=True):
+        if self._intact(conversation, before, text):
             return None
         if any(message.get("reasoning_content") for message in before):
             plain = [{key: value for key, value in message.items() if key != "reasoning_content"} for message in before]
-            if self._intact(conversation, plain, text, tools=True):
+            if self._intact(conversation, plain, text):
                 return "thinking"
-        return "tools" if conversation.tools else "template"
+        alone = replace(conversation, tools=())
+        return "tools" if conversation.tools and self._intact(alone, before, self._text(alone, marked)) else "template"
 
-    def _intact(self, conversation: Conversation, before: Sequence[Mapping[str, Any]], text: str, *, tools: bool) -> bool:
-        prompt = self._text(conversation, before, tools=tools)
+    def _intact(self, conversation: Conversation, before: Sequence[Mapping[str, Any]], text: str) -> bool:
+        """Whether a marked rendering starts with the earlier prompt, apart from an empty frame."""
+        prompt = self._text(conversation, before)
         if text.startswith(prompt):
             return True
         try:
-            history = self._text(conversation, before, reply=False, tools=tools)
+            history = self._text(conversation, before, reply=False)
         except Refused:
             history = prompt
         if len(history) < len(prompt) and prompt.startswith(history) and text.startswith(history):
@@ -283,23 +285,15 @@ def stops(tokens: Tokens, traits: Traits, eos: Sequence[int]) -> tuple[tuple[int
     return tuple(dict.fromkeys([*token_ids, *ids])), tuple(mark for mark, id in written if id is None), notes
 
 
-def _marks(conversation: str) -> tuple[str, str, str]:
-    """Markers of reasoning, content and an argument that the conversation does not have."""
-    stem = "aglmark"
-    while stem in conversation:
-        stem += "x"
-    return f"{stem}a", f"{stem}b", f"{stem}c"
-
-
-def _marked(reply: Mapping[str, Any], marks: tuple[str, str, str], *, calls: bool) -> dict[str, Any]:
+def _marked(reply: Mapping[str, Any], *, calls: bool) -> dict[str, Any]:
     """A reply with markers as reasoning, content and last argument. Not `calls`: its tool calls are part of the content."""
-    marked = {**reply} if calls else {**reply, "content": marks[1]}
+    marked = {**reply} if calls else {**reply, "content": CONTENT}
     if reply.get("reasoning_content"):
-        marked["reasoning_content"] = marks[0]
+        marked["reasoning_content"] = REASONING
     if not calls:
         marked.pop("tool_calls", None)
     else:
         *earlier, last = reply["tool_calls"]
-        last = {**last, "function": {**last["function"], "arguments": json.dumps({"aglargument": marks[2]})}}
+        last = {**last, "function": {**last["function"], "arguments": json.dumps({"aglargument": ARGUMENT})}}
         marked["tool_calls"] = [*earlier, last]
     return marked

@@ -52,10 +52,12 @@ class RecordTable:
     def __init__(self, connection: sqlite3.Connection) -> None:
         self._sql = connection
         self._tokens: OrderedDict[int, IntArray] = OrderedDict()  # prompt and response by `records.seq`
+        self._cached = 0  # their lengths together
 
     def forget(self) -> None:
         """Drop cached tokens after a rollback."""
         self._tokens.clear()
+        self._cached = 0
 
     def insert(self, place: int, row: Row) -> None:
         """Append a record. The first value under an id stays."""
@@ -91,10 +93,10 @@ class RecordTable:
         tokens = NO_TOKENS if base is None else self._tokens[base]
         for row_seq, prompt, response in reversed(uncached):
             self._tokens[row_seq] = tokens = np.concatenate([tokens, prompt, response])
+            self._cached += len(tokens)
         self._tokens.move_to_end(seq)
-        total = sum(map(len, self._tokens.values()))
-        while total > CACHED_TOKENS and len(self._tokens) > 1:
-            total -= len(self._tokens.popitem(last=False)[1])
+        while self._cached > CACHED_TOKENS and len(self._tokens) > 1:
+            self._cached -= len(self._tokens.popitem(last=False)[1])
         return tokens
 
     def of(self, place: int, attempt: Attempt) -> AttemptRecords:

@@ -8,6 +8,7 @@ import hmac
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 from agentlightning.capture.recorder import CALL_HEADER, KEY_HEADER
@@ -170,8 +171,8 @@ class Callers:
         try:
             state = AttemptState.rebuild(rollout, await self._store.records(attempt.id))
             self._states[attempt.id] = state
-            idle = [id for id, old in self._states.items() if not old.active and id != attempt.id]
-            for id in idle[: max(0, len(self._states) - self.LIMIT)]:
+            idle = (id for id, old in self._states.items() if not old.active and id != attempt.id)
+            for id in list(islice(idle, max(0, len(self._states) - self.LIMIT))):
                 del self._states[id]
             return state
         finally:

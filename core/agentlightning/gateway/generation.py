@@ -61,15 +61,15 @@ async def demonstrated(generation: Generation, demonstrate: Demonstrate, rollout
     return replace(generation, replies=replies, engine=engine)
 
 
-async def generate(generation: Generation, rollout: str, *, told: bool) -> AsyncGenerator[tuple[int, Piece]]:
-    """Sample all replies at once. Yields their pieces if `told`. Raises the engine's error, and leaves nothing running."""
+async def generate(generation: Generation, rollout: str, *, streams: bool) -> AsyncGenerator[tuple[int, Piece]]:
+    """Sample all replies at once. Yields their pieces if the answer `streams`. Raises the engine's error, and leaves nothing running."""
     queue: asyncio.Queue[tuple[int, Piece] | Exception | None] = asyncio.Queue()
 
     async def run(index: int, reply: Reply) -> None:
         try:
-            async with aclosing(reply.run(generation.engine, rollout)) as pieces:
+            async with aclosing(reply.run(generation.engine, rollout, streams=streams)) as pieces:
                 async for piece in pieces:
-                    if told:
+                    if streams:
                         queue.put_nowait((index, piece))
             if reply.finish is None:
                 raise RuntimeError(f"Engine {generation.engine.info.model!r} ended a reply without a finish reason.")

@@ -66,7 +66,7 @@ async def _answer(service: Service, incoming: Incoming, asked: Asked, generation
     """Sample the replies and write them in the form of the request."""
     replies, stream, opened = generation.replies, bool(asked.request.stream), False
     answer = asked.answer(About(incoming.seen.id, service.engine.info.model, incoming.started))
-    async with aclosing(generate(generation, incoming.state.rollout.id, told=stream)) as pieces:
+    async with aclosing(generate(generation, incoming.state.rollout.id, streams=stream)) as pieces:
         async for index, piece in pieces:
             if not opened:
                 opened = True

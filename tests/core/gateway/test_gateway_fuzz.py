@@ -151,7 +151,7 @@ class Fuzzed:
         self.client = httpx.Client(base_url=self.gateway.base_url.removesuffix("/v1"), timeout=120)
 
     def send(self, path: str, body: bytes, key: str, headers: dict[str, str]) -> None:
-        answer = self.client.post(path, content=body, headers={**headers, "x-api-key": key})
+        answer = self.client.post(path, content=body, headers=httpx.Headers({**headers, "x-api-key": key}, encoding="latin-1"))
         self.statuses[answer.status_code] += 1
         self.counted[key] += path not in UNCOUNTED
         assert answer.status_code < 500, answer.text
@@ -174,7 +174,7 @@ def fuzzed(tokenizer_folder: Path) -> Iterator[Fuzzed]:
 @pytest.mark.parametrize("path", TYPES)
 def test_no_request_of_any_shape_is_answered_by_a_fault_of_the_server(fuzzed: Fuzzed, path: str) -> None:
     keys = st.sampled_from([*(attempt.key for attempt in fuzzed.attempts)] * 2 + ["secret", "wrong"])
-    asked = st.sampled_from([None, None, "", "own", "\x7f" * 300])
+    asked = st.sampled_from([None, None, "", "own", "x" * 300, "\xad"])
     retries = st.sampled_from(["0", "1", "9" * 5000, "-1"])
 
     @settings(

@@ -81,8 +81,8 @@ class Reply:
     _hidden: str | None = None
     _sent: int = 0
 
-    async def run(self, engine: Engine, rollout: str | None = None) -> AsyncGenerator[Piece]:
-        """Generate to the end, for a rollout by its id. Closing it aborts the engine."""
+    async def run(self, engine: Engine, rollout: str | None = None, *, streams: bool = False) -> AsyncGenerator[Piece]:
+        """Generate to the end, for a rollout by its id. Closing it aborts the engine. Pieces have text if the answer `streams`."""
         detokenizer = Detokenizer(self.rendering.decode)
         stream = cast("AsyncGenerator[Any]", engine.generate(self.prompt_ids, self.sampling, rollout=rollout))
         async with aclosing(stream) as chunks:
@@ -99,7 +99,7 @@ class Reply:
                 self._scores.append(None if chunk.logprobs is None else chunk.logprobs[:taken])
                 self._versions.append(np.full(taken, chunk.version, dtype=np.int32))
                 self.finish = "stop" if self._hidden is not None else chunk.finish
-                yield Piece(start, len(self.ids), self._grown())
+                yield Piece(start, len(self.ids), self._grown() if streams else "")
                 if self.finish is not None:
                     return
 

@@ -77,13 +77,27 @@ class Tokens:
     def encode(self, text: str, guarded: Guarded | None = None) -> list[int]:
         """The ids of a rendered text."""
         if guarded is None or not guarded.originals or not _GUARDS.search(text):
-            return list(self.tokenizer.encode(text, add_special_tokens=False))
+            return self._encode(text)
         if self._renaming is None:
             return self._encode_parts(text, guarded)
         pattern, renamed, ids = self._renaming
         text = pattern.sub(lambda match: RENAMED.format(self.by_text[match[0]]), text)
         ids_of_copy: list[int] = renamed.encode(guarded.restored(text), add_special_tokens=False).ids
         return [ids.get(id, id) for id in ids_of_copy]
+
+    def _encode(self, text: str) -> list[int]:
+        if self._backend is not None:  # without checks that cost more than the encoding of one message
+            return self._backend.encode(text, add_special_tokens=False).ids
+        return list(self.tokenizer.encode(text, add_special_tokens=False))
+
+    @cached_property
+    def _backend(self) -> Any:
+        """The tokenizer without transformers around it, where it has one. It never cuts or pads a text."""
+        backend = getattr(self.tokenizer, "backend_tokenizer", None)
+        if backend is not None:
+            backend.no_truncation()
+            backend.no_padding()
+        return backend
 
     def encode_after(self, last: int | None, text: str, guarded: Guarded | None = None) -> list[int]:
         """The ids of a text that follows the token `last`. SentencePiece tokenizers put a space before a text that stands alone, and some
@@ -103,20 +117,18 @@ class Tokens:
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ids, with its special tokens."""
-        backend = getattr(self.tokenizer, "backend_tokenizer", None)
-        if backend is not None:  # without checks that cost more than the decoding of one chunk
-            return backend.decode(list(ids), skip_special_tokens=False)
+        if self._backend is not None:  # without checks that cost more than the decoding of one chunk
+            return self._backend.decode(list(ids), skip_special_tokens=False)
         return self.tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False)
 
     @cached_property
     def _renaming(self) -> tuple[re.Pattern[str], Any, dict[int, int]] | None:
         """A copy of the tokenizer whose added tokens have names that no text has: (the true names, the copy, its ids to ours)."""
-        backend = getattr(self.tokenizer, "backend_tokenizer", None)
-        if backend is None:
+        if self._backend is None:
             return None
         from tokenizers import Tokenizer
 
-        content = json.loads(backend.to_str())
+        content = json.loads(self._backend.to_str())
         content.update(post_processor=None, truncation=None, padding=None)
         for token in content["added_tokens"]:
             token["content"] = RENAMED.format(token["id"])

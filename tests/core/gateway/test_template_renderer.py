@@ -259,6 +259,25 @@ def test_a_template_that_writes_no_calls_has_the_format_that_it_describes_or_tha
     assert renderer.bridge(reply, Conversation(messages, OFFERED), 2).cause == "bridged"
 
 
+def test_content_may_stand_between_the_marks_of_a_call(tmp_path: Path) -> None:
+    """As Llama 4's template writes it."""
+    template = TEMPLATES["hermes"].partition("{% for message in messages %}")[0] + (
+        "{% for message in messages %}<|im_start|>{{ message.role }}\n{% if message.tool_calls %}<in>{{ message.content or '' }}<out>"
+        '{% for call in message.tool_calls %}{"name": "{{ call.function.name }}", "parameters": {{ call.function.arguments | tojson }}}'
+        "{% endfor %}{% else %}{{ message.content or '' }}{% endif %}<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    tokens = make_tokens(tmp_path, template)
+    renderer = make_renderer(tokens)
+    text = '<in>I look.<out>{"name": "search", "parameters": {"query": "x"}}'
+    parsed = read(renderer, tokens, text)
+    assert (parsed.content, [call.name for call in parsed.calls]) == ("I look.", ["search"])
+    assert {read(renderer, tokens, text[:size], end="open").content for size in range(len(text))} <= {"", "I look."}
+    assert read(renderer, tokens, "<in><out>" + text.partition("<out>")[2]).content == ""
+    history = [user("q"), asks(("search", {"query": "x"}), content="I look."), result(0, "r")]
+    assert text in tokens.decode(renderer.prompt(Conversation(history, OFFERED)))
+
+
 def test_a_call_may_follow_text_where_nothing_marks_it(worlds: dict[str, Tokens], renderers: dict[str, Renderer]) -> None:
     parsed = read(renderers["unmarked"], worlds["unmarked"], 'I look. {"name": "search", "parameters": {"query": "x"}}')
     assert [call.name for call in parsed.calls] == ["search"]

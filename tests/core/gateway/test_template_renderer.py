@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from template_world import GEMMA, OFFERED, TEMPLATES, THINKING, asks, chatml, make_renderer, make_tokens, read, result, sampled
+from template_world import EACH, GEMMA, OFFERED, TEMPLATES, THINKING, asks, chatml, make_renderer, make_tokens, read, result, sampled
 
 from agentlightning.gateway.api.schema import Refused
 from agentlightning.gateway.rendering.renderer import Conversation, Renderer
@@ -203,6 +203,17 @@ def test_a_forced_call_starts_as_the_model_would_start_it(worlds: dict[str, Toke
         assert text.lstrip("\n").startswith(prefix)
         parsed = read(renderer, tokens, text.lstrip("\n")[len(prefix) :], prefix=prefix)
         assert [(call.name, json.loads(call.arguments)) for call in parsed.calls] == [("search", {"query": "x y"})]
+
+
+@pytest.mark.parametrize("between", ["", "\n", "\n\n"])
+def test_a_forced_call_closes_the_reasoning_that_the_prompt_opens_as_the_template_does(tmp_path: Path, between: str) -> None:
+    calls = '<tool_call>\n{"name": "{{ f.name }}", "arguments": {{ f.arguments | tojson }}}\n</tool_call>{% endfor %}'
+    thought = "<think>\n{{ message.reasoning_content or '' }}</think>{{ message.content or '' }}"
+    own = chatml(f"{{{{ {between!r} }}}}" + EACH + calls, reply=thought)
+    tokens = make_tokens(tmp_path, own.replace("assistant\n{% endif %}", "assistant\n<think>\n{% endif %}"))
+    renderer = make_renderer(tokens)
+    prefix = renderer.prefill("search", Conversation([user("q")], OFFERED))
+    assert prefix.startswith(f"</think>{between}<tool_call>\n")
 
 
 def test_replies_end_at_the_ids_of_generation_config_and_else_at_the_mark_of_the_template(tmp_path: Path) -> None:

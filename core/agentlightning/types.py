@@ -193,6 +193,8 @@ class Call(WireValue, frozen=True, kw_only=True):
     """Origin of the prompt. `bridged` continues an earlier completion, and an `upstream` rendered its own. The other names say why
     the gateway rendered it afresh: `first`; the agent's `edited`, `trimmed`, `tools changed`, `repeated` (ends with the reply); the
     template's `rewritten: thinking`, `rewritten: tools`, `rewritten: template`; `renderer changed`."""
+    tools: int = 0
+    """Tools that the request offered."""
     input: JSON = None
     """The conversation, if later requests may refer to this call instead of repeating it. `messages` (without instructions) follow the
     reply of the call `after` (None: they are complete)."""
@@ -352,6 +354,10 @@ class Trajectory(WireValue, frozen=True, kw_only=True):
     """Number of completed requests by the origin of their prompts, as in `Call.context`."""
     broken_calls: int = 0
     """Replies with a tool call that cannot be read (`Completion.problem`)."""
+    tool_offers: int = 0
+    """Completed requests that offered tools."""
+    tool_uses: int = 0
+    """Those of them that the model answered with a tool call."""
     diagnostics: tuple[str, ...] = ()
     """Records that were excluded or could not be joined, by name."""
 

@@ -50,7 +50,7 @@ class ForwardAnswerer:
         body = read_fields(incoming.body)
         request = _canonical(body) if self.path == "/v1/chat/completions" else None
         history = None if request is None else _history(rollout.policy, request)
-        draft = Draft(history, "upstream")
+        draft = Draft(history, tools=0 if request is None else len(request.offered()), context="upstream")
         yield draft
         check_open(incoming.state.attempt)
         self._check_model(body, rollout.policy)

@@ -7,7 +7,7 @@ import itertools
 import numpy as np
 import pytest
 
-from agentlightning_benchmarks.bench.interval import bootstrap
+from agentlightning.training.interval import bootstrap
 
 
 def test_it_has_the_quantiles_of_every_resample_that_there_is():

@@ -16,9 +16,9 @@ from rich.text import Text
 
 from agentlightning.files import write_file
 from agentlightning.training.evaluation import KINDS, Kind
+from agentlightning.training.interval import LEVEL, RESAMPLES, bootstrap
 from agentlightning.training.progress import duration
 from agentlightning.training.train import Run
-from agentlightning_benchmarks.bench.interval import LEVEL, RESAMPLES, bootstrap
 from agentlightning_benchmarks.bench.phases import Order, Phases
 from agentlightning_benchmarks.bench.reading import Measured, Scores, read_run
 

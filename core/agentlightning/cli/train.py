@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
 
+from agentlightning.cli.view import print_diagnosis
 from agentlightning.errors import ConfigError, RunError
 from agentlightning.training.progress import TrainingProgress, before_after_table, duration
 from agentlightning.training.run_folder import RunFolder
@@ -94,6 +95,7 @@ def print_run(run: Run, console: Console) -> None:
         return
     if run.result.get("eval"):
         console.print(before_after_table(run.result))
+    print_diagnosis(RunFolder(run.folder), console)
     rows = [("run", folder), ("time", duration(run.result.get("seconds")))]
     if "checkpoint" in run.result:
         rows.append(("weights", shown_path(run.checkpoint)))

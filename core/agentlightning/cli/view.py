@@ -54,6 +54,13 @@ class Shown:
         return sum((attempt.finished or 0.0) - attempt.started for attempt in attempts) if attempts else None
 
 
+def print_diagnosis(run: RunFolder | None, console: Console) -> None:
+    """Print why a run does not learn, if it does not."""
+    diagnosis = run.read_state().diagnosis if run is not None and run.state.exists() else None
+    if diagnosis is not None:
+        console.print(Text(diagnosis.text, style="yellow"), soft_wrap=True)
+
+
 def print_sums(rows: list[Shown], console: Console) -> None:
     """Every request and every token, accounted for."""
     sums = total(row.account for row in rows)

@@ -26,6 +26,7 @@ class Draft:
     """The record of a call as far as its answer has come. Each step of an answer makes a fuller one."""
 
     history: History | None = None
+    tools: int = 0
     context: str | None = None
     input: dict[str, Any] | None = None
     completions: Callable[[CallStatus], list[Completion]] = _no_completions
@@ -71,6 +72,7 @@ class Recording:
             supersedes=None if superseded is None else superseded.id,
             request_hash=seen.request_hash,
             context=draft.context,
+            tools=draft.tools,
             input=draft.input if status == "completed" else None,
             started=incoming.started,
             ended=time.time(),

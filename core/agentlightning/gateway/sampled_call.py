@@ -39,7 +39,7 @@ class SampledAnswerer:
         service, state, rollout = self.service, incoming.state, incoming.state.rollout
         asked = self.form.parse(incoming.body, state)
         history = read_history(rollout.policy, asked)
-        draft = Draft(history)
+        draft = Draft(history, tools=len(asked.request.offered()))
         yield draft
         check_open(state.attempt)
         check_model(asked.request.model, service.engine.info.model, rollout.policy, service.models)

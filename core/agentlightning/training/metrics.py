@@ -7,6 +7,11 @@ A line has `step` (finished steps at that time; 0: before training) and numbers.
 - `eval.sampled`, `eval.greedy`: mean reward on the eval tasks, at the steps with an evaluation;
 - `context.bridged`, `context.first`, `context.rewritten`, `context.edited`, ...: completed model calls by the origin of their prompts, as
   `Call.context` names it; `broken_calls`: replies with a tool call that cannot be read;
+- `reward_min`, `reward_max`: lowest and highest reward; `zero_variance_reward`: mean reward of groups in which all rewards are equal;
+- `truncated_fraction`: share of the replies that end at a token limit; `truncated_reward`: mean reward of rollouts with one;
+- `agent_fraction`: share of the sampled tokens by the agents in
+  training, if `agents` names some; `tool_offers`: completed calls that offered tools; `tool_uses`: those that a tool call answered;
+- `diagnosis`: the cause why the run does not learn (`docs/not-learning.md`);
 - `tokens_per_second`: sampled tokens in a second of rollouts; `trained_tokens`; `seconds`: of the complete step.
 
 A number that was not measured is absent. NaN and infinity become null.

@@ -45,6 +45,9 @@ class Progress:
     def message(self, text: str) -> None:
         """Print a text that stays on the screen."""
 
+    def diagnosis(self, text: str | None, *, changed: bool) -> None:
+        """Show in one line why the run does not learn; None: it does, or nobody can tell. `changed`: the cause is a new one."""
+
     def end(self) -> None:
         """The run has ended, well or not. May be called twice."""
 
@@ -119,6 +122,12 @@ class TrainingProgress(Progress):
     def message(self, text: str) -> None:
         self._console.print(Text(text), soft_wrap=True)
 
+    def diagnosis(self, text: str | None, *, changed: bool) -> None:
+        with self._lock:
+            self._board.diagnosis = text
+        if text is not None and changed and not self._console.is_terminal:
+            self.message(text)
+
     def end(self) -> None:
         with self._lock:
             self._phase = ""
@@ -165,6 +174,8 @@ class _Board(rich.progress.Progress):
 
     def __init__(self, console: Console, rows: int) -> None:
         self.rows: deque[Mapping[str, Any]] = deque(maxlen=rows)
+        self.diagnosis: str | None = None
+        """The line below the table."""
         self._bars: dict[str, rich.progress.TaskID] = {}
         bar = rich.progress.BarColumn(bar_width=30)
         super().__init__(bar, _Text(), console=console, refresh_per_second=4, disable=not console.is_terminal)
@@ -184,6 +195,8 @@ class _Board(rich.progress.Progress):
     def get_renderables(self) -> Iterable[RenderableType]:
         if self.rows:
             yield steps_table(list(self.rows))
+        if self.diagnosis is not None:
+            yield Text(self.diagnosis, style="yellow")
         yield from super().get_renderables()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from agentlightning.training.chart import reward_chart
@@ -29,6 +30,8 @@ def write_result(folder: RunFolder, state: RunState, *, name: str, model: str, s
         result["measured_after_step"] = measured[-1]
     if state.best is not None:
         result["best"] = {"step": state.best_step, "eval": state.best}
+    if state.diagnosis is not None:
+        result["diagnosis"] = asdict(state.diagnosis)
     if steps := folder.steps():
         step = state.best_step if state.best_step in steps else steps[-1]
         versions = {row["step"]: row["policy_version"] for row in rows if "policy_version" in row}

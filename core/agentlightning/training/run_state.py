@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from agentlightning.training.diagnosis import Diagnosis
 from agentlightning.types import JSON
 
 
@@ -25,6 +26,8 @@ class RunState:
     """Evaluations in a row without a better reward."""
     unlogged: dict[str, JSON] | None = None
     """Metrics of the last finished step while its evaluation is due; None: they are in `metrics.jsonl`."""
+    diagnosis: Diagnosis | None = None
+    """Why the run does not learn; None: it does, or it is too early to tell."""
     started: float = 0.0
     """When the run began, seconds since the epoch."""
     seconds: float = 0.0

@@ -21,6 +21,7 @@ from agentlightning.contracts.loss import LossSettings
 from agentlightning.errors import EngineError, NonFinite
 from agentlightning.training.evaluation import Evaluator, eval_metrics
 from agentlightning.training.metrics import contributions, step_metrics
+from agentlightning.training.run_diagnosis import RunDiagnosis
 from agentlightning.training.run_record import RunRecord
 from agentlightning.training.run_state import RunState
 from agentlightning.training.services import Services
@@ -41,12 +42,13 @@ class Session(base.Session):
         limits: ReplyLimits,
         evaluator: Evaluator,
         checks: StepChecks,
+        diagnosis: RunDiagnosis,
         steps: int,
     ) -> None:
         """`steps`: of the complete run."""
         self._services, self._record, self._controls = services, record, services.controls
         self._source, self._limits, self._evaluator, self._checks = source, limits, evaluator, checks
-        self._steps = steps
+        self._diagnosis, self._steps = diagnosis, steps
         self._source_ends = False
         """Whether the source has nothing for another step."""
         self._counts: Counts = {}
@@ -135,6 +137,7 @@ class Session(base.Session):
     ) -> None:
         finished = step + 1
         row: dict[str, Any] = {"step": finished, **step_metrics(trajectories, batch), **self._counts, **metrics}
+        row |= self._diagnosis.measure(trajectories)
         row.pop("tokens_per_second", None)  # the trainer's, of training: here it is the speed of sampling
         sampling = time.monotonic() - self._step_began if self._services.overlap else self._seconds.get("rollouts")
         if sampling and row["sampled_tokens"]:
@@ -202,6 +205,7 @@ class Session(base.Session):
             row["seconds.evaluation"] = self._seconds["evaluation"]
             row["seconds"] = row.get("seconds", 0.0) + self._seconds["evaluation"]
             self._record.state = self._evaluator.judge(self.state, row)
+        self._record.state = await self._diagnosis.after(self.state, row)
         self._record.log(row)
         self._save(unlogged=None)
 

@@ -13,20 +13,10 @@ from agentlightning.contracts.batch import Batch
 from agentlightning.errors import AgentError, JoinError
 from agentlightning.rl.batch.build import ZERO_VARIANCE
 from agentlightning.rl.trajectory.build import check_joins
+from agentlightning.training.diagnosis import WAYS_OUT, fresh_calls
 from agentlightning.types import Trajectory
 
 log = logging.getLogger("agentlightning")
-UNBRIDGED = 0.1
-"""Share of the continuing model calls that may start afresh without a warning."""
-WAYS_OUT = {
-    "rewritten": 'The chat template changes earlier turns. Set history = "exact" to keep them as they were sampled.',
-    "edited": "The agent changes a reply before it sends it back. Send replies back as they came.",
-    "trimmed": "The agent leaves out earlier messages. Send complete conversations.",
-    "tools changed": "The agent offers other tools, or another reply format, than in the call before. Keep them the same.",
-    "repeated": "The agent's requests end with a reply. End them with a new message.",
-    "renderer changed": "Another renderer or tokenizer made the earlier turn. Start new conversations.",
-}
-"""By the context, without what comes after its colon."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,14 +87,12 @@ def drift_notice(step: int, trajectories: Sequence[Trajectory]) -> str | None:
     contexts = Counter[str]()
     for trajectory in trajectories:
         contexts.update(trajectory.contexts)
-    for context in ("first", "upstream"):
-        del contexts[context]
-    total, bridged = contexts.total(), contexts.pop("bridged", 0)
-    if total - bridged <= total * UNBRIDGED:
+    fresh = fresh_calls(contexts)
+    if fresh is None:
         return None
-    [(cause, _)] = contexts.most_common(1)
+    afresh, total, cause = fresh
     return (
-        f"Step {step}: {total - bridged} of {total} continuing model calls do not start with the sampled tokens, so each is trained as a "
+        f"Step {step}: {afresh} of {total} continuing model calls do not start with the sampled tokens, so each is trained as a "
         f"row of its own. The commonest cause: {cause}. {WAYS_OUT.get(cause.partition(':')[0], '')}"
     ).rstrip() + " (This warning appears once.)"
 

@@ -19,13 +19,15 @@ from agentlightning.errors import LightningError
 from agentlightning.registry.registry import registry
 from agentlightning.runner.runner import Agent
 from agentlightning.training.controls import Controls, Stopped, run_in_thread
+from agentlightning.training.diagnosis import Facts
 from agentlightning.training.evaluation import Evaluator
 from agentlightning.training.job import Job, job_of, keep_tasks, make_job
-from agentlightning.training.metrics import Trackers, cut_metrics
+from agentlightning.training.metrics import Trackers, cut_metrics, read_metrics
 from agentlightning.training.plan import TrainingPlan, plan_training
 from agentlightning.training.production.opening import check_replay, open_replay
 from agentlightning.training.progress import Progress, TrainingProgress
 from agentlightning.training.result import write_result
+from agentlightning.training.run_diagnosis import RunDiagnosis
 from agentlightning.training.run_folder import RunFolder
 from agentlightning.training.run_record import RunRecord
 from agentlightning.training.run_state import RunState
@@ -171,6 +173,7 @@ async def _open(job: Job, plan: TrainingPlan, folder: RunFolder, start: Start, c
             limits=ReplyLimits(config.collection, services.trainer.capabilities.max_sequence_tokens),
             evaluator=Evaluator(services, config.eval, job.eval_tasks),
             checks=StepChecks(config.agents, config.mismatch_alarm, folder.path),
+            diagnosis=_diagnosis(config, plan, folder, services, samples=source.samples),
             steps=config.steps,
         )
         try:
@@ -192,6 +195,23 @@ async def _train(session: Session, algorithm: Algorithm) -> bool:
         await session.rescue()
         raise
     return False
+
+
+def _diagnosis(config: Config, plan: TrainingPlan, folder: RunFolder, services: Services, *, samples: bool) -> RunDiagnosis:
+    """Return the diagnosis of a run, with the lines of the steps before."""
+
+    def facts(state: RunState) -> Facts:
+        step = state.best_step if state.best_step in folder.steps() else None
+        return Facts(
+            lr=getattr(plan.trainer[1], "lr", None),
+            max_tokens=config.sampling.max_tokens,
+            mismatch_alarm=config.mismatch_alarm,
+            checkpoint=None if step is None else str(folder.checkpoint(step)),
+            checkpoint_step=step or 0,
+            samples=samples,
+        )
+
+    return RunDiagnosis(read_metrics(folder.path), facts, config.agents, services.store, services.controls.progress)
 
 
 def _step_groups(job: Job, services: Services, start: Start) -> StepGroups:

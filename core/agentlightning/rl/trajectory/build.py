@@ -70,6 +70,8 @@ def trajectory(
         calls=reading.counts(),
         contexts=reading.contexts(),
         broken_calls=reading.broken_calls(transitions),
+        tool_offers=len(reading.offering_calls()),
+        tool_uses=sum(reading.used_tool(call) for call in reading.offering_calls()),
     )
 
 
@@ -152,8 +154,16 @@ class _Reading:
 
     def contexts(self) -> dict[str, int]:
         """The number of completed requests by the origin of their prompts."""
-        completed = (call for call in self.calls if call.status == "completed" and call.id not in self.joins.alias)
-        return dict(Counter(call.context for call in completed if call.context is not None))
+        return dict(Counter(call.context for call in self._completed() if call.context is not None))
+
+    def offering_calls(self) -> list[Call]:
+        """The completed requests that offered tools."""
+        return [call for call in self._completed() if call.tools]
+
+    def used_tool(self, call: Call) -> bool:
+        """Whether a reply to a request calls a tool."""
+        messages = (completion.message for completion in self.completions[call.id])
+        return any(isinstance(message, dict) and bool(message.get("tool_calls")) for message in messages)
 
     def broken_calls(self, transitions: Iterable[Transition]) -> int:
         """The number of these replies with a tool call that cannot be read."""
@@ -198,6 +208,9 @@ class _Reading:
             turns[agent] += bool(choices)
         self._note_losses(transitions, rewards)
         return tuple(transitions)
+
+    def _completed(self) -> list[Call]:
+        return [call for call in self.calls if call.status == "completed" and call.id not in self.joins.alias]
 
     def _targets(self, step_rewards: Sequence[StepReward]) -> list[tuple[Reward, str]]:
         """The rewards of spans and calls, each with the id of the call, or of the one completion, that earned it."""

@@ -1,0 +1,446 @@
+"""Why a run does not learn: one likely cause with its numbers and a remedy, from the metrics of the steps so far.
+
+`diagnose` is pure: the same rows give the same diagnosis. A run that learns has none. `docs/not-learning.md` explains each cause.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+IN_A_ROW = 3
+"""Steps in a row that show a sign. One step of a few groups is noise; three by chance are rare."""
+NOISE = 2.0
+"""Standard errors by which two rewards must differ. About 95 % of differences by chance are smaller."""
+NO_SIGNAL = 0.65
+"""Share of groups without signal. Healthy runs stay below one half; the first try on Spider had four to five of six."""
+LOW, HIGH = 1 / 3, 2 / 3
+"""Groups without signal are all wrong or all right if their mean reward lies in this third of the rewards seen."""
+ALL_RIGHT = 0.95
+"""Position in the rewards seen above which a run has nothing left to learn."""
+TRUNCATED = 0.5
+"""Share of replies that end at the token limit. Half of them then lose their answers."""
+TRUNCATED_REWARD = 0.1
+"""Position of their mean reward in the rewards seen. A cut reply that earns more has not lost its answer."""
+TOOL_OFFERS = 20
+"""Calls with tools that must be seen. A model that calls a tool in a tenth of them misses all of 20 in 12 % of cases."""
+TOOL_USE = 0.02
+"""Share of calls that use a tool. Below it a step of 50 calls has none, so nothing can be reinforced."""
+TRAINED_AGENTS = 0.25
+"""Share of the sampled tokens. Below a quarter, the other agents decide most of the reward."""
+UNBRIDGED = 0.1
+"""Share of the continuing model calls that may start afresh. Some agents begin a new conversation now and then."""
+CONTINUING = 20
+"""Continuing calls that must be seen for that share."""
+ENTROPY_LEFT = 0.1
+"""Share of the first steps' entropy. A run that learns keeps more, or has almost solved its tasks."""
+KL = 0.5
+"""Nats per token between policy and reference model. Runs that learn stay below 0.1; at 0.5 the texts are other texts."""
+CLIPPED = 0.3
+"""Share of clipped tokens. PPO is usually between 0.05 and 0.2; above 0.3 the steps are too large for its approximation."""
+QUIET_STEPS = 20
+"""Trained steps after which an effect must show. Published runs with lr 1e-6 rise within 20 steps."""
+QUIET_WINDOW = 5
+"""Steps at each end of the run that are compared for an effect."""
+ENTROPY_MOVES = 0.03
+"""Relative change of the entropy that counts as an effect. Every update that matters moves it."""
+EVAL_STEP = 3
+"""First step whose evaluation counts. After one or two optimizer steps, Adam's moments are not settled."""
+
+REPLY_CAUSES = frozenset({"never_scores", "all_wrong", "tools_never_called", "truncated", "collapse"})
+"""Causes that two of the replies make visible."""
+ANNOUNCED = frozenset({"mismatch", "history_rewritten"})
+"""Causes that `StepChecks.notices` announces."""
+WAYS_OUT = {
+    "rewritten": 'The chat template changes earlier turns. Set history = "exact" to keep them as they were sampled.',
+    "edited": "The agent changes a reply before it sends it back. Send replies back as they came.",
+    "trimmed": "The agent leaves out earlier messages. Send complete conversations.",
+    "tools changed": "The agent offers other tools, or another reply format, than in the call before. Keep them the same.",
+    "repeated": "The agent's requests end with a reply. End them with a new message.",
+    "renderer changed": "Another renderer or tokenizer made the earlier turn. Start new conversations.",
+}
+"""Of a history that is rewritten, by the context without what comes after its colon."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Diagnosis:
+    """The likeliest reason why a run does not learn."""
+
+    cause: str
+    """One of the names in `docs/not-learning.md`."""
+    evidence: str
+    """The numbers, in a sentence."""
+    remedy: str
+
+    @property
+    def text(self) -> str:
+        """One line for the user."""
+        return f"Not learning ({self.cause}): {self.evidence} {self.remedy}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Facts:
+    """The settings of a run that a diagnosis names. None: not known."""
+
+    lr: float | None = None
+    suggested_lr: float | None = None
+    max_tokens: int | None = None
+    mismatch_alarm: float = 0.05
+    checkpoint: str | None = None
+    """The best checkpoint so far."""
+    checkpoint_step: int = 0
+    samples: bool = True
+    """Whether the engine samples the rollouts. Those of a replay say nothing about the policy in training."""
+
+
+def diagnose(rows: Sequence[Mapping[str, Any]], facts: Facts) -> Diagnosis | None:
+    """Return the likeliest cause; None: the run learns, or it is too early to tell. `rows` are the lines of `metrics.jsonl` so far."""
+    steps = _Steps(rows, facts)
+    for cause in (*_HARMFUL, *(() if steps.learns or not facts.samples else _NO_PROGRESS)):
+        diagnosis = cause(steps)
+        if diagnosis is not None:
+            return diagnosis
+    return None
+
+
+class _Steps:
+    """The training steps and evaluations of a run."""
+
+    def __init__(self, rows: Sequence[Mapping[str, Any]], facts: Facts) -> None:
+        self.facts = facts
+        self.all = [row for row in rows if row["step"] > 0]
+        self.scored = [row for row in self.all if _has(row, "reward", "groups")]
+        """Steps with rollouts of the policy."""
+        self.evals = [row for row in rows if any(name.startswith("eval.") for name in row)]
+
+    def last(self, name: str, count: int = IN_A_ROW) -> list[float]:
+        """Return a metric of the last steps with rollouts; empty if one of them has none."""
+        rows = self.scored[-count:]
+        return [float(row[name]) for row in rows] if len(rows) == count and all(_has(row, name) for row in rows) else []
+
+    @property
+    def learns(self) -> bool:
+        """Whether the reward of the last steps is above that of the first steps by more than noise."""
+        if len(self.scored) < 2 * IN_A_ROW:
+            return False
+        first, last = _mean(self.scored[:IN_A_ROW]), _mean(self.scored[-IN_A_ROW:])
+        return last[0] - first[0] > NOISE * math.hypot(first[1], last[1])
+
+    @property
+    def no_signal(self) -> float:
+        """The lowest share of groups without signal in the last steps; 0: unknown."""
+        shares = [_no_signal(row) for row in self.scored[-IN_A_ROW:]]
+        return min(shares) if len(shares) == IN_A_ROW else 0.0
+
+    @property
+    def range(self) -> tuple[float, float] | None:
+        """The lowest and the highest reward so far; None: unknown."""
+        rows = [row for row in self.scored if _has(row, "reward_min", "reward_max")]
+        return (min(row["reward_min"] for row in rows), max(row["reward_max"] for row in rows)) if rows else None
+
+    def position(self, reward: float) -> float | None:
+        """Where a reward lies between the lowest (0) and the highest (1) so far."""
+        if self.range is None or self.range[0] == self.range[1]:
+            return None
+        low, high = self.range
+        return (reward - low) / (high - low)
+
+    @property
+    def solved(self) -> bool:
+        """Whether almost every rollout of the last steps has the highest reward."""
+        rewards = self.last("reward")
+        position = self.position(float(np.mean(rewards))) if rewards else None
+        return position is not None and position >= ALL_RIGHT
+
+    @property
+    def lower_rate(self) -> str:
+        """A sentence with a lower learning rate."""
+        return "Lower trainer.lr." if self.facts.lr is None else f"Set trainer.lr = {self.facts.lr / 4:.1e}."
+
+    @property
+    def way_back(self) -> str:
+        """How to start again from before the harm."""
+        checkpoint = self.facts.checkpoint
+        if checkpoint is None or not self.all or self.facts.checkpoint_step > self.all[-1]["step"] - IN_A_ROW:
+            return f"Stop this run. {self.lower_rate} Start it again."
+        return f'Stop this run. Set model = "{checkpoint}" (the best checkpoint). {self.lower_rate} Start a new run with `agl train`.'
+
+
+# --- harm: looked for in every run --------------------------------------------------------------------------------------------------------
+
+
+def _mismatch(steps: _Steps) -> Diagnosis | None:
+    if not steps.all or not steps.all[-1].get("alarm"):
+        return None
+    return Diagnosis(
+        cause="mismatch",
+        evidence=f"Engine and trainer differ by {steps.all[-1]['mismatch_abs']:.3f} in log-probability per token "
+        f"(limit {steps.facts.mismatch_alarm:g}).",
+        remedy="Check model and dtype, and that the engine serves the last version.",
+    )
+
+
+def _kl_explosion(steps: _Steps) -> Diagnosis | None:
+    divergences = steps.last("kl")
+    if not divergences or min(divergences) < KL:
+        return None
+    return Diagnosis(
+        cause="kl_explosion",
+        evidence=f"The KL to the reference model is {divergences[-1]:.2f} nats per token after {IN_A_ROW} steps above {KL:g}.",
+        remedy=f"Raise algorithm.loss.kl_coef, or lower the learning rate. {steps.way_back}",
+    )
+
+
+def _collapse(steps: _Steps) -> Diagnosis | None:
+    if not steps.facts.samples or len(steps.scored) <= IN_A_ROW:
+        return None
+    start, peak = _mean(steps.scored[:IN_A_ROW])[0], _peak(steps.scored)
+    if (first := _first_eval(steps.evals)) is not None:
+        start = max(start, first)
+    limit = max(start, (start + peak) / 2)  # it fell below the start, or lost half of its gain
+    recent = steps.scored[-IN_A_ROW:]
+    if any(row["reward"] + NOISE * math.hypot(_error(row), _spread_error(steps.scored)) >= limit for row in recent):
+        return None
+    cut, silent = steps.last("truncated_fraction"), [_no_signal(row) for row in recent]
+    signs = [f"{cut[-1]:.0%} of the replies end at the token limit"] if cut and min(cut) >= TRUNCATED else []
+    signs += [f"{silent[-1]:.0%} of the groups have no signal"] if min(silent) >= NO_SIGNAL else []
+    if not signs:
+        return None
+    return Diagnosis(
+        cause="collapse",
+        evidence=f"The reward fell from {max(peak, start):.3f} to {recent[-1]['reward']:.3f}, and {' and '.join(signs)}, "
+        f"in {IN_A_ROW} steps in a row.",
+        remedy=steps.way_back,
+    )
+
+
+def _eval_falls(steps: _Steps) -> Diagnosis | None:
+    if not steps.evals or steps.evals[-1]["step"] < EVAL_STEP:
+        return None
+    row = steps.evals[-1]
+    fallen = [kind for kind in ("greedy", "sampled") if _has(row, f"eval.{kind}.change_high") and row[f"eval.{kind}.change_high"] < 0]
+    if not fallen:
+        return None
+    kind, other = fallen[0], "sampled" if fallen[0] == "greedy" else "greedy"
+    change, low, high = (row[f"eval.{kind}.{name}"] for name in ("change", "change_low", "change_high"))
+    rest = f" The {other} one changed by {row[f'eval.{other}.change']:+.3f}." if _has(row, f"eval.{other}.change") else ""
+    return Diagnosis(
+        cause="eval_falls" if len(fallen) == 2 or kind == "sampled" else "greedy_falls",
+        evidence=f"The {kind} eval reward changed by {change:+.3f} from before training (95 % interval {low:+.3f} to {high:+.3f}).{rest}",
+        remedy=f"The learning rate is likely too high. {steps.way_back}",
+    )
+
+
+# --- no progress: looked for while the reward does not rise -------------------------------------------------------------------------------
+
+
+def _tools_never_called(steps: _Steps) -> Diagnosis | None:
+    offers, uses = sum(steps.last("tool_offers")), sum(steps.last("tool_uses"))
+    if offers < TOOL_OFFERS or uses > TOOL_USE * offers or steps.solved:
+        return None
+    return Diagnosis(
+        cause="tools_never_called",
+        evidence=f"The model called a tool in {uses:.0f} of {offers:.0f} calls that offered one, in the last {IN_A_ROW} steps.",
+        remedy="Show a worked call in the prompt, start with a supervised warm start, or check the tool format with `agl models check`.",
+    )
+
+
+def _truncated(steps: _Steps) -> Diagnosis | None:
+    shares = steps.last("truncated_fraction")
+    worth = [steps.position(reward) or 0.0 for reward in steps.last("truncated_reward")]
+    if not shares or min(shares) < TRUNCATED or any(position > TRUNCATED_REWARD for position in worth) or steps.solved:
+        return None
+    limit = "" if steps.facts.max_tokens is None else f" (sampling.max_tokens = {steps.facts.max_tokens})"
+    return Diagnosis(
+        cause="truncated",
+        evidence=f"{shares[-1]:.0%} of the replies end at the token limit{limit}, and at least {min(shares):.0%} did for {IN_A_ROW} steps.",
+        remedy="Raise the limit, ask for shorter replies, or check the model's end tokens with `agl models check`.",
+    )
+
+
+def _never_scores(steps: _Steps) -> Diagnosis | None:
+    if steps.range is None or steps.range[0] != steps.range[1] or len(steps.scored) < IN_A_ROW:
+        return None
+    reward, rollouts = steps.range[0], sum(row.get("rollouts", 0) for row in steps.scored)
+    evidence = f"All {rollouts} rollouts of the first {len(steps.scored)} steps have the reward {reward:g}."
+    if reward >= 1:
+        return Diagnosis(cause="all_right", evidence=evidence, remedy="Use harder tasks, or check that the reward can be lower.")
+    return Diagnosis(
+        cause="never_scores",
+        evidence=evidence,
+        remedy="Compare the replies with the format that your reward reads. Then change the prompt, use easier tasks, or a warm start.",
+    )
+
+
+def _entropy_collapse(steps: _Steps) -> Diagnosis | None:
+    first, last = [row["entropy"] for row in steps.scored if _has(row, "entropy")][:IN_A_ROW], _last_measured(steps.scored, "entropy")
+    if len(steps.scored) < 2 * IN_A_ROW or len(last) < IN_A_ROW or max(last) > ENTROPY_LEFT * np.mean(first) or steps.solved:
+        return None
+    return Diagnosis(
+        cause="entropy_collapse",
+        evidence=f"The entropy fell from {np.mean(first):.2f} to {last[-1]:.3f} nats per token, so the replies of a group hardly differ.",
+        remedy=f"Set algorithm.loss.entropy_coef = 0.001 or raise sampling.temperature. {steps.way_back}",
+    )
+
+
+def _no_group_signal(steps: _Steps) -> Diagnosis | None:
+    if steps.no_signal < NO_SIGNAL:
+        return None
+    rewards = [row["zero_variance_reward"] for row in steps.scored[-IN_A_ROW:] if _has(row, "zero_variance_reward")]
+    reward = float(np.mean(rewards)) if rewards else float(np.mean(steps.last("reward")))
+    position = steps.position(reward)
+    share = f"In the last {IN_A_ROW} steps, at least {steps.no_signal:.0%} of the groups had no signal: "
+    if position is not None and position >= HIGH:
+        return Diagnosis(
+            cause="all_right",
+            evidence=f"{share}their rollouts were all right, with mean reward {reward:.2f}.",
+            remedy='Use harder tasks, or sampler = "curriculum" to find them.',
+        )
+    if position is None or position <= LOW:
+        return Diagnosis(
+            cause="all_wrong",
+            evidence=f"{share}their rollouts were all wrong, with mean reward {reward:.2f}.",
+            remedy="Use easier tasks, a warm start, a reward for partial progress, or a larger algorithm.group_size.",
+        )
+    return Diagnosis(
+        cause="no_signal",
+        evidence=f"{share}some were all wrong and some all right, with mean reward {reward:.2f}.",
+        remedy='Set sampler = "curriculum", or collection.filter = "nonzero_variance" with collection.resample.',
+    )
+
+
+def _clipped(steps: _Steps) -> Diagnosis | None:
+    shares = steps.last("clip_fraction")
+    if not shares or min(shares) < CLIPPED:
+        return None
+    return Diagnosis(
+        cause="clipped",
+        evidence=f"The loss clips {shares[-1]:.0%} of the tokens, and at least {min(shares):.0%} in the last {IN_A_ROW} steps.",
+        remedy=f"Lower algorithm.loss.epochs or minibatches, or the learning rate. {steps.lower_rate}",
+    )
+
+
+def _few_tokens(steps: _Steps) -> Diagnosis | None:
+    shares = steps.last("agent_fraction")
+    if not shares or max(shares) > TRAINED_AGENTS or steps.solved:
+        return None
+    return Diagnosis(
+        cause="few_tokens",
+        evidence=f"The agents in training sample {np.mean(shares):.0%} of the tokens.",
+        remedy="Add the other agents to `agents`, or shorten their replies.",
+    )
+
+
+def _history_rewritten(steps: _Steps) -> Diagnosis | None:
+    contexts: dict[str, int] = {}
+    for row in steps.scored[-IN_A_ROW:]:
+        for name in row:
+            if name.startswith("context."):
+                context = name.removeprefix("context.").replace("_", " ")
+                contexts[context] = contexts.get(context, 0) + row[name]
+    fresh = fresh_calls(contexts)
+    if fresh is None or fresh[1] < CONTINUING:
+        return None
+    afresh, total, cause = fresh
+    return Diagnosis(
+        cause="history_rewritten",
+        evidence=f"{afresh} of {total} continuing model calls do not start with the sampled tokens. The commonest cause: {cause}.",
+        remedy=WAYS_OUT.get(cause, "`agl show RUN ROLLOUT` names the cause of each call."),
+    )
+
+
+def _no_effect(steps: _Steps) -> Diagnosis | None:
+    trained = [row for row in steps.scored if _has(row, "entropy") and row.get("trained_tokens")]
+    if len(trained) < QUIET_STEPS:
+        return None
+    first, last = trained[:QUIET_WINDOW], trained[-QUIET_WINDOW:]
+    rewards, entropies = (_mean(first), _mean(last)), [float(np.mean([row["entropy"] for row in rows])) for rows in (first, last)]
+    if abs(entropies[1] - entropies[0]) > ENTROPY_MOVES * abs(entropies[0]):
+        return None
+    if abs(rewards[1][0] - rewards[0][0]) > NOISE * math.hypot(rewards[0][1], rewards[1][1]):
+        return None
+    lr, suggested = steps.facts.lr, steps.facts.suggested_lr
+    higher = None if lr is None else max(3 * lr, suggested or 0.0)
+    return Diagnosis(
+        cause="no_effect",
+        evidence=f"In {len(trained)} trained steps the reward went from {rewards[0][0]:.3f} to {rewards[1][0]:.3f} and the entropy from "
+        f"{entropies[0]:.3f} to {entropies[1]:.3f}, which is no change.",
+        remedy="Raise trainer.lr." if lr is None or higher is None else f"Raise trainer.lr from {lr:.1e} to {higher:.1e}.",
+    )
+
+
+_HARMFUL: tuple[Callable[[_Steps], Diagnosis | None], ...] = (_mismatch, _kl_explosion, _collapse, _eval_falls)
+"""The likeliest first."""
+_NO_PROGRESS: tuple[Callable[[_Steps], Diagnosis | None], ...] = (
+    _tools_never_called,  # the next three explain why groups have no signal
+    _truncated,
+    _never_scores,
+    _entropy_collapse,
+    _no_group_signal,
+    _clipped,
+    _few_tokens,
+    _history_rewritten,
+    _no_effect,
+)
+"""The likeliest first."""
+
+
+def fresh_calls(contexts: Mapping[str, int]) -> tuple[int, int, str] | None:
+    """Return how many of the continuing model calls start afresh, of how many, and the commonest cause; None: too few to matter.
+
+    `contexts` counts completed calls by `Call.context`.
+    """
+    continuing = {context: count for context, count in contexts.items() if context not in ("first", "upstream")}
+    total, bridged = sum(continuing.values()), continuing.pop("bridged", 0)
+    if total - bridged <= total * UNBRIDGED:
+        return None
+    return total - bridged, total, max(continuing, key=lambda context: continuing[context])
+
+
+# --- numbers ------------------------------------------------------------------------------------------------------------------------------
+
+
+def _has(row: Mapping[str, Any], *names: str) -> bool:
+    """Whether a row has these numbers. One that is not finite is null in `metrics.jsonl`."""
+    return all(isinstance(row.get(name), int | float) and math.isfinite(row[name]) for name in names)
+
+
+def _last_measured(rows: Sequence[Mapping[str, Any]], name: str) -> list[float]:
+    """Return a metric of the last steps that have it. A step without an update has no entropy."""
+    return [row[name] for row in rows if _has(row, name)][-IN_A_ROW:]
+
+
+def _no_signal(row: Mapping[str, Any]) -> float:
+    return row.get("zero_variance_groups", 0) / row["groups"] if row["groups"] else 0.0
+
+
+def _error(row: Mapping[str, Any]) -> float:
+    """The standard error of a step's reward, over its groups."""
+    return row.get("reward_spread", 0.0) / math.sqrt(max(1, row["groups"]))
+
+
+def _spread_error(rows: Sequence[Mapping[str, Any]]) -> float:
+    """The standard error of the mean of the first steps' rewards."""
+    return _mean(rows[:IN_A_ROW])[1]
+
+
+def _mean(rows: Sequence[Mapping[str, Any]]) -> tuple[float, float]:
+    """Return the mean reward of some steps and its standard error."""
+    rewards = [row["reward"] for row in rows]
+    errors = [_error(row) for row in rows]
+    between = float(np.std(rewards)) / math.sqrt(len(rows))  # one group has no spread
+    return float(np.mean(rewards)), max(between, math.sqrt(sum(error * error for error in errors)) / len(rows))
+
+
+def _peak(rows: Sequence[Mapping[str, Any]]) -> float:
+    """Return the highest mean reward of steps in a row."""
+    return max(_mean(rows[place : place + IN_A_ROW])[0] for place in range(len(rows) - IN_A_ROW + 1))
+
+
+def _first_eval(rows: Sequence[Mapping[str, Any]]) -> float | None:
+    """Return the sampled eval reward before training."""
+    return rows[0]["eval.sampled"] if rows and rows[0]["step"] == 0 and _has(rows[0], "eval.sampled") else None

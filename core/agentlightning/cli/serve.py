@@ -89,6 +89,7 @@ def serve(
 def _print_addresses(served: Served) -> None:
     console = Console()
     model = served.model or "as the agent asks"
-    for name, value in {"base_url": served.base_url, "api_key": served.token, "model": model, "store": served.store}.items():
+    rows = {"base_url": served.base_url, "api_key": served.token, "model": model, "store": served.store}
+    for name, value in (rows | ({"weights": served.weights} if served.weights else {})).items():
         console.print(f"{name:<10}{value}", soft_wrap=True, highlight=False)
     console.print("Ctrl-C stops it", style="dim")

@@ -98,7 +98,7 @@ def print_run(run: Run, console: Console) -> None:
     print_diagnosis(RunFolder(run.folder), console)
     rows = [("run", folder), ("time", duration(run.result.get("seconds")))]
     if "checkpoint" in run.result:
-        rows.append(("weights", shown_path(run.checkpoint)))
+        rows += [("weights", shown_path(run.checkpoint)), ("", str(run.result.get("policy_reason", "")))]
     rows += [("look at it", f"agl show {folder}"), ("serve it", f"agl serve {folder}")]
     for name, value in rows:
         console.print(f"{name:<11}{value}", soft_wrap=True, highlight=False)

@@ -93,7 +93,7 @@ class EvalConfig(BaseSettings):
     greedy: bool = True
     """Also run one greedy rollout of each task."""
     patience: PositiveInt | None = None
-    """Stop after N evaluations in a row without a better sampled reward. Absent: never."""
+    """Stop after N evaluations in a row without a higher sampled reward. Absent: never."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -111,7 +111,7 @@ class CheckpointConfig(BaseSettings):
     every: NonNegativeInt = 10
     """Steps between two checkpoints; 0 writes only the last."""
     best: bool = True
-    """Write and keep the one with the best eval reward."""
+    """Write and keep the best one by a paired test over the eval tasks (`docs/not-learning.md`)."""
     last: PositiveInt = 2
     """Keep the newest N. Resuming needs at least one."""
     keep_every: PositiveInt | None = None

@@ -38,6 +38,8 @@ class ServedModel(NamedTuple):
     policy: Policy | None
     """The trained version; None: the model as it is."""
     rendering: RenderingSettings
+    weights: str = ""
+    """Of a run: the step, and why this one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +52,8 @@ class Served:
     token: str
     store: str
     """Address of the store for other processes."""
+    weights: str = ""
+    """Of a run: the step, and why this one."""
 
 
 def serve(
@@ -93,7 +97,7 @@ async def _serving(model: ServedModel, host: str, port: int, store: str | None, 
         stack.push_async_callback(gateway.stop)
         progress.end()
         address = gateway.base_url.removesuffix("/v1").replace("://", f"://{token}@", 1)
-        yield Served(gateway.base_url, engine.info.model, token, address)
+        yield Served(gateway.base_url, engine.info.model, token, address, model.weights)
 
 
 def served_model(name: str, progress: Progress, choices: RenderingChoices | None = None) -> ServedModel:
@@ -108,7 +112,8 @@ def served_model(name: str, progress: Progress, choices: RenderingChoices | None
     config, result = load_config(folder.config), folder.read_result()
     policy = Policy(version=int(result["policy_version"]), base=config.model, uri=f"file:{path}")
     trained_as = Path(config.model).name if Path(config.model).exists() else config.model  # agents ask for this name
-    return ServedModel(ModelFiles(trained_as, str(path)), dict(config.engine), policy, choices.over(saved_rendering(path)))
+    weights = f"step {result['policy_step']}. {result['policy_reason']}" if "policy_reason" in result else ""
+    return ServedModel(ModelFiles(trained_as, str(path)), dict(config.engine), policy, choices.over(saved_rendering(path)), weights)
 
 
 def upstream_model(url: str, *, key_env: str | None = None, name: str | None = None) -> ServedModel:

@@ -12,6 +12,7 @@ from typing import Any, Literal
 import numpy as np
 
 from agentlightning.config.schema import EvalConfig
+from agentlightning.training.choice import BOTH, LEAST_CHANGED, Evaluation, choose, differences
 from agentlightning.training.rollouts import RolloutSettings
 from agentlightning.training.run_state import RunState
 from agentlightning.training.services import Services
@@ -37,14 +38,21 @@ class Evaluator:
         await self._services.clear_cache()
         return await self._services.collector.run(eval_rollouts(self._settings, self._tasks, self._services.rollouts, step))
 
-    def judge(self, state: RunState, metrics: dict[str, Any]) -> RunState:
-        """Return the state of the run after an evaluation: whether it is the best so far."""
+    def judge(self, state: RunState, metrics: dict[str, Any], trajectories: Sequence[Trajectory]) -> RunState:
+        """Return the state of the run after an evaluation: its highest reward, and the step with the best weights."""
         reward = metrics.get("eval.sampled", metrics.get("eval.greedy"))
         if reward is None:
             return state
+        evaluation = evaluation_of(metrics["step"], trajectories)
         if state.best is None or reward > state.best:
-            return replace(state, best=reward, best_step=metrics["step"], evals_without_gain=0)
-        return replace(state, evals_without_gain=state.evals_without_gain + 1)
+            state = replace(state, best=reward, evals_without_gain=0)
+        else:
+            state = replace(state, evals_without_gain=state.evals_without_gain + 1)
+        if evaluation.step == 0:
+            return replace(state, first=evaluation)
+        choice = choose(state.choice, state.strongest, state.first, evaluation)
+        strongest = evaluation if state.strongest is None or evaluation.mean > state.strongest.mean else state.strongest
+        return replace(state, choice=choice, strongest=strongest)
 
     def out_of_patience(self, state: RunState) -> bool:
         """Return whether the eval reward has not risen for `eval.patience` evaluations."""
@@ -68,6 +76,27 @@ def eval_rollouts(settings: EvalConfig, tasks: Sequence[Task], rollouts: Rollout
 def kind_of(group: str) -> Kind | None:
     """Return how the rollouts of a group were sampled; None: they belong to no evaluation."""
     return next((kind for kind in KINDS if group.startswith(f"{kind}-")), None)
+
+
+def evaluation_of(step: int, trajectories: Sequence[Trajectory]) -> Evaluation:
+    """Return the rewards of an evaluation by kind and task."""
+    return Evaluation.of(step, {kind: [rollout for rollout in trajectories if kind_of(rollout.group) == kind] for kind in KINDS})
+
+
+def change_metrics(first: Evaluation | None, evaluation: Evaluation) -> dict[str, float]:
+    """Return what changed from the evaluation before training, with intervals; nothing without one, or if too few tasks changed."""
+    if first is None or evaluation.step == 0:
+        return {}
+    row: dict[str, float] = {}
+    for kind, difference in differences(first, evaluation).items():
+        if kind != BOTH and difference.changed >= LEAST_CHANGED:
+            interval = difference.interval
+            row |= {
+                f"eval.{kind}.change": interval.mean,
+                f"eval.{kind}.change_low": interval.low,
+                f"eval.{kind}.change_high": interval.high,
+            }
+    return row
 
 
 def eval_metrics(trajectories: Sequence[Trajectory]) -> dict[str, float]:

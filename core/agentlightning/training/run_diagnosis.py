@@ -70,7 +70,7 @@ class RunDiagnosis:
 
 def _text(completion: Completion) -> str:
     """The text of a reply, or its tool calls."""
-    message: dict[str, Any] = cast("dict[str, Any]", completion.message) if isinstance(completion.message, dict) else {}
+    message = cast("dict[str, Any] | None", completion.message) or {}
     calls = [f"{call['function']['name']}({call['function'].get('arguments')})" for call in message.get("tool_calls") or ()]
     return " ".join([text_of(message.get("content")), *calls]).strip()
 

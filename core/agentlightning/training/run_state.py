@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from agentlightning.training.choice import Choice, Evaluation
 from agentlightning.training.diagnosis import Diagnosis
 from agentlightning.types import JSON
 
@@ -19,11 +20,15 @@ class RunState:
     pending: list[JSON] = field(default_factory=list[JSON])
     """Groups of rollouts that a later step trains on and that have started already."""
     best: float | None = None
-    """Best eval reward so far; None: never measured."""
-    best_step: int | None = None
-    """The step with the best eval reward."""
+    """Highest eval reward so far; None: never measured."""
     evals_without_gain: int = 0
-    """Evaluations in a row without a better reward."""
+    """Evaluations in a row without a higher reward."""
+    first: Evaluation | None = None
+    """The evaluation before training."""
+    strongest: Evaluation | None = None
+    """The evaluation after training began with the highest mean reward."""
+    choice: Choice | None = None
+    """The step with the best weights; None: no step was evaluated after training began."""
     unlogged: dict[str, JSON] | None = None
     """Metrics of the last finished step while its evaluation is due; None: they are in `metrics.jsonl`."""
     diagnosis: Diagnosis | None = None
@@ -34,6 +39,11 @@ class RunState:
     """Time spent, over all resumptions."""
     finished: bool = False
     """Whether the last step is finished and logged."""
+
+    @property
+    def best_step(self) -> int | None:
+        """The step with the best weights."""
+        return None if self.choice is None else self.choice.step
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -19,7 +19,7 @@ from agentlightning.algorithms import base
 from agentlightning.contracts.batch import Batch
 from agentlightning.contracts.loss import LossSettings
 from agentlightning.errors import EngineError, NonFinite
-from agentlightning.training.evaluation import Evaluator, eval_metrics
+from agentlightning.training.evaluation import Evaluator, change_metrics, eval_metrics, evaluation_of
 from agentlightning.training.metrics import contributions, step_metrics
 from agentlightning.training.run_diagnosis import RunDiagnosis
 from agentlightning.training.run_record import RunRecord
@@ -201,10 +201,10 @@ class Session(base.Session):
                 trajectories = await self._evaluator.measure(step)
             if step == 0:
                 self._checks.first(trajectories)
-            row |= eval_metrics(trajectories)
+            row |= eval_metrics(trajectories) | change_metrics(self.state.first, evaluation_of(step, trajectories))
             row["seconds.evaluation"] = self._seconds["evaluation"]
             row["seconds"] = row.get("seconds", 0.0) + self._seconds["evaluation"]
-            self._record.state = self._evaluator.judge(self.state, row)
+            self._record.state = self._evaluator.judge(self.state, row, trajectories)
         self._record.state = await self._diagnosis.after(self.state, row)
         self._record.log(row)
         self._save(unlogged=None)

@@ -18,6 +18,7 @@ from agentlightning.contracts.store import LightningStore
 from agentlightning.errors import LightningError
 from agentlightning.registry.registry import registry
 from agentlightning.runner.runner import Agent
+from agentlightning.training.choice import worse
 from agentlightning.training.controls import Controls, Stopped, run_in_thread
 from agentlightning.training.diagnosis import Facts
 from agentlightning.training.evaluation import Evaluator
@@ -51,8 +52,7 @@ class Run:
 
     @property
     def checkpoint(self) -> Path:
-        """The folder of the best weights by eval reward, or of the last ones if no eval was better. Loads with
-        `AutoModelForCausalLM.from_pretrained`."""
+        """The folder of the best weights (`policy_reason` in the result says why). Loads with `AutoModelForCausalLM.from_pretrained`."""
         return self.folder / str(self.result["checkpoint"])
 
 
@@ -201,7 +201,8 @@ def _diagnosis(config: Config, plan: TrainingPlan, folder: RunFolder, services: 
     """Return the diagnosis of a run, with the lines of the steps before."""
 
     def facts(state: RunState) -> Facts:
-        step = state.best_step if state.best_step in folder.steps() else None
+        harmed = state.choice is not None and worse(state.choice.change)  # then only the model before training is better
+        step = state.best_step if state.best_step in folder.steps() and not harmed else None
         return Facts(
             lr=getattr(plan.trainer[1], "lr", None),
             max_tokens=config.sampling.max_tokens,

@@ -14,6 +14,8 @@ from hypothesis import strategies as st
 
 from agentlightning.errors import RunError
 from agentlightning.files import disk_errors, write_file
+from agentlightning.training.choice import Evaluation, choose
+from agentlightning.training.diagnosis import Diagnosis
 from agentlightning.training.run_folder import RunFolder, kept_steps
 from agentlightning.training.run_state import Learned, RunState
 
@@ -59,7 +61,20 @@ def test_opening_a_run_that_is_not_there_names_those_that_are(tmp_path: Path, mo
 
 def test_state_and_batches_come_back_as_they_were_written(tmp_path: Path) -> None:
     folder = make(tmp_path)
-    state = RunState(step=3, sampler={"epoch": 1, "order": [2, 0]}, best=0.5, best_step=2, started=1.5, seconds=9.25)
+    first, strongest = (Evaluation(step=step, rewards={"greedy": {"a": step / 3, "b": 0.1}}) for step in (0, 2))
+    choice = choose(None, None, first, strongest)
+    diagnosis = Diagnosis(cause="truncated", evidence="e", remedy="r")
+    state = RunState(
+        step=3,
+        first=first,
+        strongest=strongest,
+        sampler={"epoch": 1, "order": [2, 0]},
+        best=0.5,
+        choice=choice,
+        diagnosis=diagnosis,
+        started=1.5,
+        seconds=9.25,
+    )
     folder.write_state(state)
     assert folder.read_state() == state
     learned = {"a": Learned(returns=(1.0, None), advantages=(0.1 + 0.2, None), trained=7, excluded={"no signal": 2})}

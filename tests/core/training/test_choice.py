@@ -1,0 +1,174 @@
+"""The choice of a run's weights by a paired test over the eval tasks."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from openai import AsyncOpenAI
+
+import agentlightning as agl
+from agentlightning.serving.serve import served_model
+from agentlightning.training.choice import Choice, Evaluation, choose, differences, worse
+from agentlightning.training.progress import Progress
+from agentlightning.training.run_folder import RunFolder
+
+
+def evaluation(step: int, **kinds: list[float]) -> Evaluation:
+    return Evaluation(step=step, rewards={kind: {f"{n:03}": reward for n, reward in enumerate(rewards)} for kind, rewards in kinds.items()})
+
+
+def coins(seed: int, chance: float, tasks: int = 40) -> list[float]:
+    return (np.random.default_rng(seed).random(tasks) < chance).astype(float).tolist()
+
+
+def ones(count: int, tasks: int = 40) -> list[float]:
+    """The first `count` tasks are right."""
+    return [1.0] * count + [0.0] * (tasks - count)
+
+
+def after(*evaluations: Evaluation, first: Evaluation | None = None) -> Choice:
+    """The choice of a run with these evaluations."""
+    choice, strongest = None, None
+    for current in evaluations:
+        choice = choose(choice, strongest, first, current)
+        strongest = current if strongest is None or current.mean > strongest.mean else strongest
+    assert choice is not None
+    return choice
+
+
+def test_the_highest_number_of_several_by_luck_is_not_chosen() -> None:
+    lucky = 0
+    for seed in range(20):
+        runs = [evaluation(step, sampled=coins(100 * seed + step, 0.4), greedy=coins(100 * seed + step + 50, 0.4)) for step in (5, 10, 15)]
+        lucky += after(*runs).step != 15
+    assert lucky <= 2  # of 20; the highest number would be another step in two of three
+
+
+def test_a_step_that_is_worse_beyond_doubt_is_not_chosen() -> None:
+    choice = after(evaluation(5, sampled=ones(20)), evaluation(10, sampled=ones(14)))
+    assert (choice.step, choice.against) == (5, 10)
+    assert "step 10 worse than step 5: sampled -0.150 (95 % interval -0.2" in choice.reason
+    assert after(evaluation(5, sampled=ones(20)), evaluation(10, sampled=ones(15))).step == 10  # five tasks prove nothing
+
+
+def test_greedy_counts_as_much_as_sampled() -> None:
+    before = evaluation(5, sampled=ones(10), greedy=ones(16))
+    assert after(before, evaluation(10, sampled=ones(11), greedy=ones(6))).step == 5
+    assert after(before, evaluation(10, sampled=ones(18), greedy=ones(8))).step == 5  # one falls, and together they do not rise
+    assert after(before, evaluation(10, sampled=ones(10), greedy=ones(16))).step == 10
+    assert after(before, evaluation(10, sampled=ones(38), greedy=ones(9))).step == 10  # together they rise
+
+
+def test_slow_harm_is_seen_against_the_strongest_step() -> None:
+    runs = [evaluation(step, sampled=ones(30 - step)) for step in (2, 5, 8, 11, 14)]
+    assert after(*runs[:2]).step == 5
+    assert after(*runs).step == 5  # from one step to the next only three tasks change
+
+
+def test_differences_pair_the_tasks_and_leave_out_those_without_a_score() -> None:
+    one = Evaluation(step=0, rewards={"sampled": {"a": 1.0, "b": 0.0, "c": 0.5}, "greedy": {"a": 1.0}})
+    two = Evaluation(step=5, rewards={"sampled": {"a": 0.0, "b": 0.0, "d": 0.5}, "greedy": {"a": 1.0}})
+    difference = differences(one, two)
+    assert difference["sampled"].interval.mean == -0.5
+    assert (difference["sampled"].interval.pairs, difference["sampled"].changed) == (2, 1)
+    assert difference["both"].interval.mean == -0.5
+    assert difference["both"].interval.pairs == 1
+    assert differences(one, Evaluation(step=5, rewards={})) == {}
+    assert not worse({})
+
+
+def test_gsm_trial_is_told_that_its_weights_are_worse_than_before() -> None:
+    """120 problems: sampled 0.133 to 0.142, greedy 0.258 to 0.108."""
+    first = evaluation(0, sampled=ones(16, 120), greedy=ones(31, 120))
+    choice = after(evaluation(22, sampled=ones(17, 120), greedy=ones(13, 120)), first=first)
+    assert worse(choice.change)
+    assert choice.change["greedy"].falls
+    assert not choice.change["sampled"].falls
+
+
+TASKS = [{"text": f"task {n}"} for n in range(8)]
+
+
+async def letters(task: Any, llm: agl.LLM) -> float:
+    async with AsyncOpenAI(base_url=llm.base_url, api_key=llm.api_key, max_retries=0) as client:
+        messages: list[Any] = [{"role": "user", "content": task["text"]}]
+        answer = await client.chat.completions.create(model=llm.model, messages=messages, max_tokens=8)
+        return sum(character.isalpha() for character in (answer.choices[0].message.content or "")[:8]) / 8
+
+
+def train(model: str, folder: Path, agent: Any = letters, **more: Any) -> agl.Run:
+    settings: dict[str, Any] = {"steps": 2, "eval": {"every": 1}, "trainer": {"name": "torch", "lr": 1e-3}, **more}
+    return agl.train(
+        agent, tasks=TASKS, eval_tasks=TASKS, model=model, folder=folder, tasks_per_step=2,
+        algorithm=agl.LightningRL(group_size=4), progress=False, **settings,
+    )  # fmt: skip
+
+
+def agree(run: agl.Run) -> dict[str, Any]:
+    """Check that `result.json` and `agl serve` name the same weights; return the result."""
+    result = json.loads((run.folder / "result.json").read_text())
+    served = served_model(str(run.folder), Progress())
+    assert served.policy is not None
+    assert Path(served.files.path) == run.checkpoint == run.folder / result["checkpoint"]
+    assert run.checkpoint.name == f"step-{result['policy_step']:05d}"
+    assert served.policy.version == result["policy_version"]
+    assert served.weights == f"step {result['policy_step']}. {result['policy_reason']}"
+    return result
+
+
+def test_the_result_and_the_server_name_the_same_weights(model: str, tmp_path: Path) -> None:
+    result = agree(train(model, tmp_path))
+    assert result["best"]["step"] == result["policy_step"] > 0
+    assert result["best"]["reason"] == result["policy_reason"]
+    assert set(result["best"]["change"]) == {"sampled", "greedy", "both"}
+    assert set(result["best"]["change"]["greedy"]) == {"mean", "low", "high", "pairs", "unpaired", "changed"}
+
+
+def test_weights_that_training_made_worse_are_served_with_that_word(model: str, tmp_path: Path) -> None:
+    calls = iter(range(10_000))
+
+    async def spoiled(task: Any, llm: agl.LLM) -> float:
+        score = await letters(task, llm)
+        return 1.0 if next(calls) < 16 else score / 2  # the evaluation before training, and all that follows
+
+    result = agree(train(model, tmp_path, spoiled, steps=1))
+    assert result["best"]["step"] == result["policy_step"] == 1
+    assert "But it is worse than the model before training: sampled -0." in result["policy_reason"]
+
+
+def test_without_an_evaluation_the_last_checkpoint_is_served(model: str, tmp_path: Path) -> None:
+    run = agl.train(
+        letters, tasks=TASKS, model=model, folder=tmp_path, tasks_per_step=1, steps=1,
+        algorithm=agl.LightningRL(group_size=2), progress=False,
+    )  # fmt: skip
+    result = agree(run)
+    assert "best" not in result
+    assert "no step after training began was evaluated" in result["policy_reason"]
+
+
+def test_a_best_step_without_a_checkpoint_is_not_said_to_be_served(model: str, tmp_path: Path) -> None:
+    good = iter([0.1] * 16 + [0.5] * 8 + [1.0] * 16 + [0.5] * 8 + [0.0] * 100)
+
+    async def best_first(task: Any, llm: agl.LLM) -> float:
+        await letters(task, llm)
+        return next(good)
+
+    settings = {"runner": {"concurrency": 1}, "checkpoints": {"best": False, "every": 0}}
+    result = agree(train(model, tmp_path, best_first, **settings))
+    assert (result["best"]["step"], result["policy_step"]) == (1, 2)
+    assert "step 1 (the best one) has none" in result["policy_reason"]
+
+
+@pytest.mark.parametrize("stop", [1, 2])
+def test_a_resumed_run_keeps_what_the_choice_needs(model: str, tmp_path: Path, stop: int) -> None:
+    exact = {"engine": {"name": "torch", "max_batch": 1}, "runner": {"concurrency": 1}}
+    complete = RunFolder.open(train(model, tmp_path / "a", steps=3, **exact).folder).read_state()
+    first = train(model, tmp_path / "b", steps=stop, **exact)
+    resumed = RunFolder.open(train(model, tmp_path / "b", steps=3, resume=first.folder, **exact).folder).read_state()
+    assert resumed.first == complete.first
+    assert resumed.strongest == complete.strongest
+    assert resumed.choice == complete.choice

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from agentlightning.algorithms.base import Algorithm
+from agentlightning.algorithms.lightning import LightningRL
 from agentlightning.config.samplers import Sampler
 from agentlightning.config.schema import Config
 from agentlightning.config.toml import to_toml
@@ -23,6 +24,7 @@ from agentlightning.training.controls import Controls, Stopped, run_in_thread
 from agentlightning.training.diagnosis import Facts
 from agentlightning.training.evaluation import Evaluator
 from agentlightning.training.job import Job, job_of, keep_tasks, make_job
+from agentlightning.training.learning_rate import lr_of_model, lr_warning
 from agentlightning.training.metrics import Trackers, cut_metrics, read_metrics
 from agentlightning.training.plan import TrainingPlan, plan_training
 from agentlightning.training.production.opening import check_replay, open_replay
@@ -156,6 +158,7 @@ async def _open(job: Job, plan: TrainingPlan, folder: RunFolder, start: Start, c
     async with AsyncExitStack() as exits:
         trained = folder.read_batches(start.state.step)
         replay = await exits.enter_async_context(open_replay(config, plan, controls, trained=trained))
+        suggested_lr = await _suggested_lr(plan, controls)
         services = await exits.enter_async_context(open_services(config, plan, folder, controls, restore=start.checkpoint))
         source = replay or _step_groups(job, services, start)
         # The folder changes from here on: every error of config and checkpoint has been raised.
@@ -173,7 +176,7 @@ async def _open(job: Job, plan: TrainingPlan, folder: RunFolder, start: Start, c
             limits=ReplyLimits(config.collection, services.trainer.capabilities.max_sequence_tokens),
             evaluator=Evaluator(services, config.eval, job.eval_tasks),
             checks=StepChecks(config.agents, config.mismatch_alarm, folder.path),
-            diagnosis=_diagnosis(config, plan, folder, services, samples=source.samples),
+            diagnosis=_diagnosis(config, plan, folder, services, suggested_lr, samples=source.samples),
             steps=config.steps,
         )
         try:
@@ -197,7 +200,21 @@ async def _train(session: Session, algorithm: Algorithm) -> bool:
     return False
 
 
-def _diagnosis(config: Config, plan: TrainingPlan, folder: RunFolder, services: Services, *, samples: bool) -> RunDiagnosis:
+async def _suggested_lr(plan: TrainingPlan, controls: Controls) -> float | None:
+    """Return the learning rate that fits the model, and warn of one far from it. The rule is one of reinforcement learning."""
+    if not isinstance(plan.algorithm, LightningRL):
+        return None
+    settings = plan.trainer[1]
+    suggested = await asyncio.to_thread(lr_of_model, plan.files.path, settings)
+    warning = lr_warning(getattr(settings, "lr", None), suggested)
+    if warning is not None:
+        controls.progress.message(warning)
+    return suggested
+
+
+def _diagnosis(
+    config: Config, plan: TrainingPlan, folder: RunFolder, services: Services, suggested_lr: float | None, *, samples: bool
+) -> RunDiagnosis:
     """Return the diagnosis of a run, with the lines of the steps before."""
 
     def facts(state: RunState) -> Facts:
@@ -205,6 +222,7 @@ def _diagnosis(config: Config, plan: TrainingPlan, folder: RunFolder, services: 
         step = state.best_step if state.best_step in folder.steps() and not harmed else None
         return Facts(
             lr=getattr(plan.trainer[1], "lr", None),
+            suggested_lr=suggested_lr,
             max_tokens=config.sampling.max_tokens,
             mismatch_alarm=config.mismatch_alarm,
             checkpoint=None if step is None else str(folder.checkpoint(step)),

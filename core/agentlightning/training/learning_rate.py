@@ -1,0 +1,78 @@
+"""A learning rate from the number of trained parameters.
+
+The rule is lr = 3000 / parameters, at least 1e-6 and at most 1e-3, and ten times the rate of full training for LoRA. It joins these points:
+
+| trained parameters | lr | source |
+|---|---|---|
+| 35M (SmolLM2-135M, top:10) | 1e-4 | this repository's demo and benchmarks learn; 3000 / 35M = 8.5e-5 |
+| 119M (Qwen2.5-0.5B, top:8) | 2e-5 | GSM8K: sampled reward 0.05 to 0.31 in 14 steps; 3000 / 119M = 2.5e-5 |
+| 149M (Qwen2.5-0.5B, top:10) | 4e-5 | GSM8K: collapse within six steps; 3000 / 149M = 2.0e-5 |
+| 1.5B to 7B, full | 1e-6 | Dr. GRPO (arXiv 2503.20783), DeepSeekMath (arXiv 2402.03300) |
+| 32B, full | 1e-6 | DAPO (arXiv 2503.14476) |
+| LoRA | 10 x full | LoRA Without Regret (Thinking Machines, 2025) |
+
+Adam moves every parameter by about lr in a step, so the outputs move more the more parameters move together.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from agentlightning.config.model_facts import ModelFacts, model_facts
+from agentlightning.errors import ConfigError
+
+PER_PARAMETER = 3000.0
+"""lr times trained parameters."""
+LOWEST, HIGHEST = 1e-6, 1e-3
+LORA = 10.0
+"""LoRA's rate over that of full training."""
+TOO_HIGH, TOO_LOW = 5.0, 50.0
+"""Factors from the rule that deserve a warning. Twice the rule collapsed once, and published runs on small models are 20 times below."""
+SMALLEST = 10_000_000
+"""Trained parameters below which there are no runs to learn the rule from."""
+
+
+def trained_parameters(facts: ModelFacts, train: str) -> int | None:
+    """Return the number of parameters that `trainer.train` moves (of the whole model for LoRA); None: not known."""
+    if facts.parameters is None or not train.startswith("top:"):
+        return facts.parameters
+    if facts.layers is None or facts.hidden is None or facts.vocabulary is None:
+        return None
+    layers = facts.parameters - facts.vocabulary * facts.hidden  # less the embedding
+    return layers * min(int(train.removeprefix("top:")), facts.layers) // facts.layers
+
+
+def suggested_lr(parameters: int | None, *, lora: bool) -> float | None:
+    """Return a learning rate for reinforcement learning; None: no rule is known."""
+    if parameters is None or parameters < SMALLEST:
+        return None
+    lr = min(max(PER_PARAMETER / parameters, LOWEST), HIGHEST)
+    return min(LORA * lr, HIGHEST) if lora else lr
+
+
+def lr_of_model(path: str, settings: Any) -> float | None:
+    """Return the suggestion for a model (folder or hub id) and a trainer's settings; None: no rule is known. Reads the model's files."""
+    train = getattr(settings, "train", None)
+    if not path or not isinstance(train, str) or not hasattr(settings, "lr"):
+        return None
+    try:
+        return suggested_lr(trained_parameters(model_facts(path), train), lora=train == "lora")
+    except ConfigError:  # the trainer says what is wrong with the model
+        return None
+
+
+def lr_warning(lr: float | None, suggested: float | None) -> str | None:
+    """Return a warning if a learning rate is far from the suggested one."""
+    if lr is None or suggested is None:
+        return None
+    if lr > TOO_HIGH * suggested:
+        return (
+            f"trainer.lr = {lr:.1e} is {lr / suggested:.0f} times the suggested {suggested:.1e} for this model and these layers. "
+            "Rates that high make runs collapse. Lower it."
+        )
+    if lr * TOO_LOW < suggested:
+        return (
+            f"trainer.lr = {lr:.1e} is {suggested / lr:.0f} times below the suggested {suggested:.1e} for this model and these layers. "
+            "The run may need very many steps. Raise it."
+        )
+    return None

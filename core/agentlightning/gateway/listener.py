@@ -19,6 +19,8 @@ from agentlightning.gateway.api.schema import Refused
 
 HEADER_TIMEOUT = 20.0
 """Seconds from the first byte of a request, or the opening of its connection, to the end of its headers."""
+MAX_HEADERS = 65_536
+"""Bytes of unfinished headers. uvicorn has no limit of its own."""
 LOCAL_NAMES = ("localhost", "*.localhost", "*.local", "*.internal")
 """Names that a loopback address may have. No public name server answers for them, so no page elsewhere can take one."""
 
@@ -35,6 +37,8 @@ class TimedProtocol(Protocol):
     """
 
     _deadline: asyncio.TimerHandle | None = None
+    _waiting = 0
+    """Bytes since the last complete headers."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:
         """See `asyncio.Protocol`."""
@@ -44,6 +48,9 @@ class TimedProtocol(Protocol):
     def data_received(self, data: bytes) -> None:
         """See `asyncio.Protocol`."""
         super().data_received(data)
+        self._waiting = 0 if self._is_answering else self._waiting + len(data)
+        if self._waiting > MAX_HEADERS:
+            self.transport.close()
         self._watch()
 
     def connection_lost(self, exc: Exception | None) -> None:

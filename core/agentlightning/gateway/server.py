@@ -19,7 +19,7 @@ from starlette.types import ASGIApp
 from agentlightning.contracts.engine import Engine
 from agentlightning.contracts.rendering import RenderingSettings
 from agentlightning.contracts.store import LightningStore
-from agentlightning.errors import GatewayError
+from agentlightning.errors import ConfigError, GatewayError
 from agentlightning.gateway.api.answers import json_response
 from agentlightning.gateway.api.anthropic_count_tokens import PATH as COUNT_PATH
 from agentlightning.gateway.api.anthropic_count_tokens import TokenCounter
@@ -61,7 +61,10 @@ class _Loader:
         if self._task is None or (self._task.done() and (self._task.cancelled() or self._task.exception() is not None)):
             work = asyncio.to_thread(load_rendering, self._engine.info, self._settings)
             self._task = asyncio.create_task(work)
-        return await asyncio.shield(self._task)
+        try:
+            return await asyncio.shield(self._task)
+        except (ConfigError, GatewayError) as error:  # nothing that a client repeats can change it
+            raise Refused(str(error), code="renderer") from error
 
 
 class Options(TypedDict, total=False):

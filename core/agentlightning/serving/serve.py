@@ -21,6 +21,7 @@ from agentlightning.contracts.engine import Engine
 from agentlightning.contracts.model import ModelFiles
 from agentlightning.contracts.rendering import RenderingChoices, RenderingSettings, saved_rendering
 from agentlightning.gateway import Gateway
+from agentlightning.gateway.rendering.load import make_rendering
 from agentlightning.runner.rollout import DEFAULT_STORE
 from agentlightning.stores.common import open_store
 from agentlightning.stores.http_server import store_app
@@ -80,6 +81,8 @@ async def _serving(model: ServedModel, host: str, port: int, store: str | None, 
     settings = part.make()
     token = os.environ.get("AGL_TOKEN") or secrets.token_urlsafe(24)
     async with AsyncExitStack() as stack:
+        if model.files.path:
+            await asyncio.to_thread(make_rendering, model.files.name, model.files.path, model.rendering)  # before the weights load
         opened = open_store(store or os.environ.get("AGL_STORE") or DEFAULT_STORE)
         stack.push_async_callback(opened.close)
         progress.phase("loading model")

@@ -66,8 +66,8 @@ class AttemptState:
     attempt: Attempt
     conversations: Conversations = field(default_factory=Conversations)
     calls: dict[str, Seen] = field(default_factory=dict[str, Seen])
-    kept: dict[str, tuple[Any, Any]] = field(default_factory=dict[str, tuple[Any, Any]])
-    """`Call.input` and the message of the reply, by id of the call, where a later request may refer to it."""
+    kept: OrderedDict[str, tuple[Any, Any]] = field(default_factory=OrderedDict[str, tuple[Any, Any]])
+    """`Call.input` and the message of the reply, by id of the call, where a later request may refer to it. Production calls share one."""
     next_index: int = 0
     active: int = 0
     """Calls under way."""
@@ -125,22 +125,35 @@ class AttemptState:
             at = input["after"]
         return [message for part in reversed(parts) for message in part]
 
+    def tools(self, call: str | None) -> list[dict[str, Any]]:
+        """The tools of the conversation up to a call, if its form keeps them."""
+        while call in self.kept:
+            input, _ = self.kept[call]
+            if "tools" in input:
+                return input["tools"]
+            call = input["after"]
+        return []
+
 
 class Callers:
     """Finds the attempt of a request, and keeps the states of running attempts."""
 
     LIMIT = 512
-    """Most attempts in memory. The longest idle ones leave first, and come back from the store when they call again."""
+    """Most attempts in memory. The longest idle ones leave first, and come back from the store when they call again. As many production
+    calls are kept for requests that continue them."""
 
     def __init__(self, store: LightningStore, *, policy: str, token: str | None = None) -> None:
         self._store, self._policy, self._token = store, policy, token
         self._states: OrderedDict[str, AttemptState] = OrderedDict()
         self._loading: dict[str, asyncio.Task[AttemptState]] = {}
+        self._kept: OrderedDict[str, tuple[Any, Any]] = OrderedDict()  # of production calls
 
     async def begin(self, body: bytes) -> AttemptState:
         """Open a rollout for a production call."""
         rollout = Rollout(task=Task(new_id(), _question(body)), mode="production", policy=self._policy, max_attempts=1)
-        return AttemptState(rollout, await self._store.begin(rollout, "gateway", lease=PRODUCTION_LEASE))
+        while len(self._kept) > self.LIMIT:
+            self._kept.popitem(last=False)
+        return AttemptState(rollout, await self._store.begin(rollout, "gateway", lease=PRODUCTION_LEASE), kept=self._kept)
 
     async def attempt(self, headers: Mapping[str, str]) -> AttemptState | None:
         """The attempt of a request, or None for a production call with the server's token. Raises `Refused` (401) for any other key."""

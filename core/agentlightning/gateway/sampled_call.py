@@ -46,7 +46,7 @@ class SampledAnswerer:
         check_sampling(rollout, asked.fields)
         rendering = await self.rendering()
         prompts = plan_prompts(rendering, asked, history, state.conversations, state.attempt.started)
-        draft = replace(draft, context=prompts[0].context, input=call_input(history, prompts[0], asked.keep_from, state))
+        draft = replace(draft, context=prompts[0].context, input=call_input(history, prompts[0], asked, state))
         yield draft
         for prompt in prompts:
             check_length(prompt, service.engine.info)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-import anthropic
 import httpx
 import pytest
 from tests.gateway_house import House, user
@@ -196,29 +195,3 @@ async def test_refusals_and_functions_of_a_history_are_read(house: Any) -> None:
     assert h.engine.asked[1].prompt == prompt
     first, second = (await h.records(attempt)).calls
     assert first.request_hash == second.request_hash
-
-
-async def test_a_thread_is_refused_so_that_the_client_sends_the_whole_conversation(house: Any) -> None:
-    h = await house(lambda prompt, sampling: "hello")
-    attempt = await h.attempt()
-    answer = await ask(h, attempt.key, "/messages", thread={"type": "create"})
-    assert (answer.status_code, answer.json()["error"]["details"]) == (400, {"error_code": "thread_unsupported_request"})
-
-
-async def test_the_tool_runner_of_anthropics_client_sees_its_whole_conversation(house: Any) -> None:
-    h = await house(["CALL weather(Oslo)", "It rains."])
-
-    @anthropic.beta_async_tool
-    async def weather(city: str) -> str:
-        """The weather of a city."""
-        return f"rain in {city}"
-
-    attempt = await h.attempt()
-    async with anthropic.AsyncAnthropic(base_url=h.gateway.base_url.removesuffix("/v1"), api_key=attempt.key) as client:
-        runner = client.beta.messages.tool_runner(
-            model="scripted", max_tokens=50, tools=[weather], messages=[{"role": "user", "content": "the secret is 7"}]
-        )
-        final = await runner.until_done()
-    assert final.content[0].text == "It rains."
-    assert "the secret is 7" in h.engine.asked[-1].prompt
-    assert "rain in Oslo" in h.engine.asked[-1].prompt

@@ -14,7 +14,7 @@ from typing import Any, ClassVar, cast
 import msgspec
 
 from agentlightning.gateway.api.answers import encode
-from agentlightning.gateway.api.anthropic_messages_answer import INVALID_JSON, MessagesAnswer, error_body
+from agentlightning.gateway.api.anthropic_messages_answer import INVALID_JSON, PREFIX, MessagesAnswer, error_body
 from agentlightning.gateway.api.body import convert, read_fields
 from agentlightning.gateway.api.checks import check_request
 from agentlightning.gateway.api.protocol import Asked, Form
@@ -86,6 +86,13 @@ class OutputConfig(msgspec.Struct):
     format: OutputFormat | None = None
 
 
+class Thread(msgspec.Struct):
+    """A conversation that the gateway keeps: begun by this request, or continued after an earlier answer."""
+
+    type: str
+    previous_message_id: str | None = None
+
+
 class MessagesRequest(Settings, kw_only=True):
     """The body of `/v1/messages`."""
 
@@ -98,7 +105,7 @@ class MessagesRequest(Settings, kw_only=True):
     output_config: OutputConfig | None = None
     container: Any = None
     mcp_servers: Any = None
-    thread: Any = None
+    thread: Thread | None = None
 
     @property
     def shows_thinking(self) -> bool:
@@ -119,8 +126,14 @@ class MessagesForm(Form[MessagesRequest]):
         """See `Form.read`."""
         if request.max_tokens is None:
             raise Refused("max_tokens is missing. Set the limit of the reply.", param="max_tokens")
-        stops = request.stop_sequences or ()
-        return Asked(canonical_request(request), lambda about: MessagesAnswer(about, stops, request.shows_thinking))
+        stops, thread = request.stop_sequences or (), request.thread
+        chat = canonical_request(request, *_thread_so_far(request, state))
+        return Asked(
+            chat,
+            lambda about: MessagesAnswer(about, stops, request.shows_thinking),
+            keep_from=None if thread is None else 0,
+            keep_tools=msgspec.to_builtins(chat.tools or []),
+        )
 
     def error(self, refusal: Refused) -> bytes:
         """See `Form.error`."""
@@ -134,17 +147,14 @@ def read_request(body: bytes) -> ChatRequest:
     return request
 
 
-def canonical_request(asked: MessagesRequest) -> ChatRequest:
-    """The request in the canonical form. Raises `Refused`."""
-    if asked.thread:
-        raise Refused(
-            "thread is not supported, because the gateway keeps no messages. Send the whole conversation.",
-            param="thread", code="thread_unsupported_request",
-        )  # fmt: skip
+def canonical_request(asked: MessagesRequest, earlier: Sequence[Message] = (), tools: Sequence[Tool] = ()) -> ChatRequest:
+    """The request in the canonical form, with the messages and tools of the thread that it continues. Raises `Refused`."""
     for name in ("container", "mcp_servers"):
         if getattr(asked, name):
             raise Refused(f"{name} is not supported, because the gateway runs no tools. Offer tools that the agent runs.", param=name)
-    if asked.messages and asked.messages[-1].role == "assistant":
+    messages = [*earlier, *_messages(asked)]
+    tools = tools or [_tool(tool, f"tools[{i}]") for i, tool in enumerate(asked.tools or ())]
+    if messages and messages[-1].role == "assistant":
         raise Refused(
             "The last message is the assistant's, and the gateway cannot continue it. End with a user message.",
             param="messages",
@@ -152,13 +162,39 @@ def canonical_request(asked: MessagesRequest) -> ChatRequest:
     choice = asked.tool_choice
     return ChatRequest.of(
         asked,
-        _messages(asked),
+        messages,
         stop=asked.stop_sequences,
-        tools=[_tool(tool, f"tools[{i}]") for i, tool in enumerate(asked.tools or ())] or None,
-        tool_choice=None if choice is None else _tool_choice(choice, [tool.name for tool in asked.tools or ()]),
+        tools=list(tools) or None,
+        tool_choice=None if choice is None else _tool_choice(choice, [tool.function.name for tool in tools]),
         parallel_tool_calls=False if choice is not None and choice.disable_parallel_tool_use else None,
         response_format=_format(asked.output_config),
     )
+
+
+def _thread_so_far(asked: MessagesRequest, state: AttemptState) -> tuple[list[Message], list[Tool]]:
+    """The messages, with the system prompt, and the tools of the thread that a request continues. Raises `Refused`, with a code by which
+    clients send the whole conversation instead."""
+    thread = asked.thread
+    if thread is None or thread.type == "create":
+        return [], []
+    if thread.type != "continue" or thread.previous_message_id is None:
+        raise Refused('thread is neither {"type": "create"} nor {"type": "continue", "previous_message_id": ID}. Send one.', param="thread")
+    call = thread.previous_message_id.removeprefix(PREFIX)
+    history = state.history(call)
+    if history is None:
+        raise Refused(
+            f"The gateway has no thread that ends with the message {thread.previous_message_id!r}. It may belong to another attempt, or "
+            'be incomplete. Send the whole conversation, with thread = {"type": "create"}.',
+            status=404, param="thread", code="thread_not_found",
+        )  # fmt: skip
+    for name in ("system", "tools"):
+        if getattr(asked, name) is not None:
+            raise Refused(
+                f"{name} is not allowed in a request that continues a thread, because the thread has its own. Leave it out, or send the "
+                'whole conversation with thread = {"type": "create"}.',
+                param=name, code="thread_fingerprint_mismatch",
+            )  # fmt: skip
+    return msgspec.convert(history, list[Message]), msgspec.convert(state.tools(call), list[Tool])
 
 
 def _messages(asked: MessagesRequest) -> list[Message]:

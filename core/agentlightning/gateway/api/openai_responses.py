@@ -160,8 +160,8 @@ def _previous(response: str | None, state: AttemptState) -> list[Message]:
     history = state.history(response.removeprefix(PREFIX))
     if history is None:
         raise Refused(
-            f"The gateway has no response {response!r}. It may belong to another attempt (each call with a server's token is one), "
-            "have store=false, or be incomplete. Instead of its id, send the whole conversation as input.",
+            f"The gateway has no response {response!r}. It may belong to another attempt, have store=false, or be incomplete."
+            " Instead of its id, send the whole conversation as input.",
             param="previous_response_id",
             code="previous_response_not_found",
         )

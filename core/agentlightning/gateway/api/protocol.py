@@ -70,6 +70,8 @@ class Asked:
     """Texts or token ids to continue, instead of the messages: `request.n` choices of each, in order."""
     keep_from: int | None = None
     """The record keeps messages from this index on, so that a later request can refer to them. None: it keeps none."""
+    keep_tools: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
+    """The tools that it keeps with them."""
     unmet: tuple[str, ...] = ()
     """Settings that the model does not support. The answer ignores them, with one warning for each."""
     fields: Mapping[str, Any] = field(default_factory=dict[str, Any])

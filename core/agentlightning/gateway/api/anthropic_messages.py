@@ -1,8 +1,8 @@
 """`/v1/messages`: Anthropic's form, read into the canonical request.
 
 An answer comes back in the next request as the same conversation. Tool calls keep their ids. Messages drop thinking, and a bridge keeps its
-tokens. Arguments that are not a JSON object travel as `{"INVALID_JSON": text}`, both ways. The canonical form has no `is_error`: a result
-describes its error as text. A `thinking` setting shows the thoughts of a reasoning model. It sets no budget.
+tokens. The canonical form has no `is_error`: a result describes its error as text. A `thinking` setting shows the thoughts of a reasoning
+model. It sets no budget.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any, ClassVar, cast
 import msgspec
 
 from agentlightning.gateway.api.answers import encode
-from agentlightning.gateway.api.anthropic_messages_answer import INVALID_JSON, PREFIX, MessagesAnswer, error_body
+from agentlightning.gateway.api.anthropic_messages_answer import PREFIX, MessagesAnswer, error_body
 from agentlightning.gateway.api.body import convert, read_fields
 from agentlightning.gateway.api.checks import check_request
 from agentlightning.gateway.api.protocol import Asked, Form
@@ -30,6 +30,7 @@ from agentlightning.gateway.api.schema import (
     ToolCall,
     ToolFunction,
 )  # fmt: skip
+from agentlightning.gateway.api.tool_arguments import unmarked_input
 from agentlightning.gateway.auth import AttemptState
 
 
@@ -253,8 +254,8 @@ def _assistant(content: str | list[Block], where: str) -> Message:
 
 
 def _arguments(input: dict[str, Any]) -> str:
-    raw = input.get(INVALID_JSON)
-    return raw if len(input) == 1 and isinstance(raw, str) else json.dumps(input, ensure_ascii=False)
+    text = unmarked_input(input)
+    return json.dumps(input, ensure_ascii=False) if text is None else text
 
 
 def _text(content: str | Sequence[Block] | None, where: str) -> str:

@@ -9,6 +9,7 @@ from agentlightning.gateway.api.answers import finish_reason, token_logprobs
 from agentlightning.gateway.api.choices import ChoicesAnswer
 from agentlightning.gateway.api.protocol import Asked, Form
 from agentlightning.gateway.api.schema import ChatRequest
+from agentlightning.gateway.api.tool_arguments import marked_calls
 from agentlightning.gateway.auth import AttemptState
 from agentlightning.gateway.rendering.replies import Piece, Reply
 
@@ -39,7 +40,7 @@ class ChatAnswer(ChoicesAnswer):
     def _complete(self, index: int, reply: Reply, message: dict[str, Any]) -> dict[str, Any]:
         return {
             "index": index,
-            "message": {**message, "refusal": None},
+            "message": {**message, **_calls(message), "refusal": None},
             "finish_reason": finish_reason(reply, message),
             "logprobs": self._logprobs(reply, 0, len(reply.ids)),
             **({"token_ids": reply.ids} if self._with_ids else {}),
@@ -53,7 +54,7 @@ class ChatAnswer(ChoicesAnswer):
     def _endings(self, index: int, reply: Reply, message: dict[str, Any]) -> list[dict[str, Any]]:
         delta: dict[str, Any] = {}
         if message.get("tool_calls"):
-            delta["tool_calls"] = [{"index": i, **call} for i, call in enumerate(message["tool_calls"])]
+            delta["tool_calls"] = [{"index": i, **call} for i, call in enumerate(marked_calls(message["tool_calls"]))]
         if message.get("reasoning_content"):
             delta["reasoning_content"] = message["reasoning_content"]
         return [*([_delta(index, delta)] if delta else []), _delta(index, {}, finish_reason(reply, message))]
@@ -64,6 +65,10 @@ class ChatAnswer(ChoicesAnswer):
     def _logprobs(self, reply: Reply, start: int, end: int) -> dict[str, Any] | None:
         content = token_logprobs(reply, start, end, every=self._with_ids) if self._with_logprobs else None
         return None if content is None else {"content": content, "refusal": None}
+
+
+def _calls(message: dict[str, Any]) -> dict[str, Any]:
+    return {"tool_calls": marked_calls(message["tool_calls"])} if message.get("tool_calls") else {}
 
 
 def _delta(index: int, delta: dict[str, Any], reason: str | None = None) -> dict[str, Any]:

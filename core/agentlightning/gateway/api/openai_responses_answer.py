@@ -8,6 +8,7 @@ from typing import Any
 from agentlightning.gateway.api.answers import encode, event, sampled, token_logprobs
 from agentlightning.gateway.api.protocol import About
 from agentlightning.gateway.api.schema import ChatRequest, Refused
+from agentlightning.gateway.api.tool_arguments import marked_arguments
 from agentlightning.gateway.rendering.replies import Piece, Reply
 
 PREFIX = "resp_"
@@ -93,7 +94,7 @@ class ResponsesAnswer:
                     "status": "completed",
                     "call_id": call["id"],
                     "name": call["function"]["name"],
-                    "arguments": call["function"]["arguments"],
+                    "arguments": marked_arguments(call["function"]["arguments"]),
                 }
             )
         return items

@@ -36,7 +36,8 @@ def unmarked_arguments(sent: str) -> str:
 def marked_input(sampled: str) -> dict[str, Any]:
     """The arguments of a call as an object, for a client of Anthropic's form."""
     value = _load(sampled)
-    return value if isinstance(value, dict) and unmarked_input(value) is None else {INVALID_JSON: sampled}
+    input = cast("dict[str, Any]", value) if isinstance(value, dict) else None
+    return {INVALID_JSON: sampled} if input is None or unmarked_input(input) is not None else input
 
 
 def unmarked_input(input: dict[str, Any]) -> str | None:
@@ -46,10 +47,11 @@ def unmarked_input(input: dict[str, Any]) -> str | None:
 
 
 NO_JSON = object()
+"""Instead of a value, which may be None."""
 
 
-def _load(text: str) -> dict[str, Any] | object:
+def _load(text: str) -> object:
     try:
-        return cast("dict[str, Any] | object", json.loads(text))
+        return json.loads(text)
     except (ValueError, RecursionError):
         return NO_JSON

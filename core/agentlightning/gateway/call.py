@@ -103,6 +103,12 @@ class Service:
         if names:
             log.warning("Ignoring the agent's %s. The run's sampling settings apply. (This warning appears once.)", ", ".join(names))
 
+    def warn_ignored(self, fields: Mapping[str, str]) -> None:
+        """Name the fields that an answer ignores, each once. `fields`: the reason, by name."""
+        for field, reason in fields.items():
+            name = field if field.isprintable() else repr(field)
+            self.warn_once(f"ignored:{field}", "Ignoring the agent's %s. %s", name[:100], reason)
+
     def _is_new(self, topic: str) -> bool:
         if topic in self._topics or len(self._topics) >= MAX_TOPICS:
             return False

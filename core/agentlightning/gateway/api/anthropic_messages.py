@@ -15,8 +15,7 @@ import msgspec
 
 from agentlightning.gateway.api.answers import encode
 from agentlightning.gateway.api.anthropic_messages_answer import PREFIX, MessagesAnswer, error_body
-from agentlightning.gateway.api.body import convert, read_fields
-from agentlightning.gateway.api.checks import check_request
+from agentlightning.gateway.api.parameters import MESSAGES
 from agentlightning.gateway.api.protocol import Asked, Form
 from agentlightning.gateway.api.schema import (
     ChatRequest,
@@ -104,9 +103,15 @@ class MessagesRequest(Settings, kw_only=True):
     stop_sequences: list[str] | None = None
     thinking: Thinking | None = None
     output_config: OutputConfig | None = None
-    container: Any = None
-    mcp_servers: Any = None
+    output_format: OutputFormat | None = None
+    """The older name of `output_config.format`."""
     thread: Thread | None = None
+
+    @property
+    def stops(self) -> list[str]:
+        """The texts that end a reply, by Anthropic's name, or by that of other servers."""
+        other = [self.stop] if isinstance(self.stop, str) else self.stop
+        return self.stop_sequences or other or []
 
     @property
     def shows_thinking(self) -> bool:
@@ -121,13 +126,14 @@ class MessagesForm(Form[MessagesRequest]):
 
     path = "/v1/messages"
     body = MessagesRequest
+    parameters = MESSAGES
     names: ClassVar[Mapping[str, str]] = {"stop$": "stop_sequences", r"(tools\[\d+\])\.function\.parameters": r"\1.input_schema"}
 
     def read(self, request: MessagesRequest, fields: dict[str, Any], state: AttemptState) -> Asked:
         """See `Form.read`."""
         if request.max_tokens is None:
             raise Refused("max_tokens is missing. Set the limit of the reply.", param="max_tokens")
-        stops, thread = request.stop_sequences or (), request.thread
+        stops, thread = request.stops, request.thread
         chat = canonical_request(request, *_thread_so_far(request, state))
         return Asked(
             chat,
@@ -141,18 +147,8 @@ class MessagesForm(Form[MessagesRequest]):
         return encode(error_body(self.renamed(refusal)))
 
 
-def read_request(body: bytes) -> ChatRequest:
-    """The canonical request of a body, with or without `max_tokens`. Raises `Refused`."""
-    request = canonical_request(convert(read_fields(body), MessagesRequest))
-    check_request(request)
-    return request
-
-
 def canonical_request(asked: MessagesRequest, earlier: Sequence[Message] = (), tools: Sequence[Tool] = ()) -> ChatRequest:
     """The request in the canonical form, with the messages and tools of the thread that it continues. Raises `Refused`."""
-    for name in ("container", "mcp_servers"):
-        if getattr(asked, name):
-            raise Refused(f"{name} is not supported, because the gateway runs no tools. Offer tools that the agent runs.", param=name)
     messages = [*earlier, *_messages(asked)]
     tools = tools or [_tool(tool, f"tools[{i}]") for i, tool in enumerate(asked.tools or ())]
     if messages and messages[-1].role == "assistant":
@@ -164,11 +160,11 @@ def canonical_request(asked: MessagesRequest, earlier: Sequence[Message] = (), t
     return ChatRequest.of(
         asked,
         messages,
-        stop=asked.stop_sequences,
+        stop=asked.stops,
         tools=list(tools) or None,
         tool_choice=None if choice is None else _tool_choice(choice, [tool.function.name for tool in tools]),
         parallel_tool_calls=False if choice is not None and choice.disable_parallel_tool_use else None,
-        response_format=_format(asked.output_config),
+        response_format=_format(asked),
     )
 
 
@@ -290,9 +286,10 @@ def _tool_choice(choice: ToolChoice, names: Sequence[str]) -> str | dict[str, An
     return {"type": "function", "function": {"name": choice.name}}
 
 
-def _format(config: OutputConfig | None) -> ResponseFormat | None:
-    if config is None or config.format is None:
+def _format(asked: MessagesRequest) -> ResponseFormat | None:
+    format = asked.output_format if asked.output_config is None else asked.output_config.format
+    if format is None:
         return None
-    if config.format.type != "json_schema":
-        raise Refused(f"output_config.format.type is {config.format.type!r}. Use json_schema.", param="output_config.format.type")
-    return ResponseFormat("json_schema", JsonSchema("output", config.format.schema))
+    if format.type != "json_schema":
+        raise Refused(f"The type of the output format is {format.type!r}. Use json_schema.", param="output_config.format.type")
+    return ResponseFormat("json_schema", JsonSchema("output", format.schema))

@@ -7,11 +7,15 @@ from typing import Any
 
 from agentlightning.gateway.api.answers import finish_reason, token_logprobs
 from agentlightning.gateway.api.choices import ChoicesAnswer
+from agentlightning.gateway.api.parameters import CHAT
 from agentlightning.gateway.api.protocol import Asked, Form
 from agentlightning.gateway.api.schema import ChatRequest
 from agentlightning.gateway.api.tool_arguments import marked_calls
 from agentlightning.gateway.auth import AttemptState
 from agentlightning.gateway.rendering.replies import Piece, Reply
+
+NAMES = {"messages.name": "Chat templates have roles only. Write the name into the text."}
+"""Of messages that are no results of tools."""
 
 
 class ChatForm(Form[ChatRequest]):
@@ -19,12 +23,13 @@ class ChatForm(Form[ChatRequest]):
 
     path = "/v1/chat/completions"
     body = ChatRequest
+    parameters = CHAT
 
     def read(self, request: ChatRequest, fields: dict[str, Any], state: AttemptState) -> Asked:
         """See `Form.read`."""
         request.sent_tools = fields.get("tools")
-        unmet = tuple(name for name in ("reasoning_effort", "verbosity") if getattr(request, name) is not None)
-        return Asked(request, lambda about: ChatAnswer(about, request), unmet=unmet)
+        is_named = any(message.name is not None and message.role not in ("tool", "function") for message in request.messages)
+        return Asked(request, lambda about: ChatAnswer(about, request), ignored=NAMES if is_named else {})
 
 
 class ChatAnswer(ChoicesAnswer):

@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 import msgspec
 
 from agentlightning.gateway.api.openai_responses_answer import PREFIX, ResponsesAnswer
+from agentlightning.gateway.api.parameters import RESPONSES
 from agentlightning.gateway.api.protocol import Asked, Form
 from agentlightning.gateway.api.schema import (
     ChatRequest,
@@ -61,11 +62,6 @@ class TextFormat(JsonSchema):
 
 class TextConfig(msgspec.Struct):
     format: TextFormat | None = None
-    verbosity: str | None = None
-
-
-class Reasoning(msgspec.Struct):
-    effort: str | None = None
 
 
 class ResponsesRequest(Settings, kw_only=True):
@@ -83,18 +79,8 @@ class ResponsesRequest(Settings, kw_only=True):
     store: bool | None = None
     metadata: dict[str, Any] | None = None
     truncation: str | None = None
-    reasoning: Reasoning | None = None
-    background: bool | None = None
-    conversation: Any = None
-    prompt: Any = None
 
 
-ELSEWHERE = {
-    "background": "Leave it out and wait, or stream.",
-    "conversation": "Use previous_response_id, or send the whole input.",
-    "prompt": "Write out the instructions and the input.",
-}
-"""Fields that refer to data at OpenAI, with the way out."""
 ROLES = ("system", "developer", "user", "assistant")
 LOGPROBS = "message.output_text.logprobs"
 
@@ -104,6 +90,7 @@ class ResponsesForm(Form[ResponsesRequest]):
 
     path = "/v1/responses"
     body = ResponsesRequest
+    parameters = RESPONSES
     names: ClassVar[Mapping[str, str]] = {
         "messages$": "input",
         "max_completion_tokens": "max_output_tokens",
@@ -130,27 +117,14 @@ class ResponsesForm(Form[ResponsesRequest]):
             chat,
             lambda about: ResponsesAnswer(about, chat, fields),  # the answer repeats tools, text and the like
             keep_from=None if request.store is False else len(instructions),
-            unmet=_unmet(request),
         )
 
 
 def _check(request: ResponsesRequest) -> None:
-    for name, way_out in ELSEWHERE.items():
-        if getattr(request, name):
-            raise Refused(f"{name} is not supported here. {way_out}", param=name)
     if not request.input and request.previous_response_id is None:
         raise Refused("input is empty. Send text or at least one item.", param="input")
     if request.truncation not in (None, "auto", "disabled"):
         raise Refused(f"truncation is {request.truncation!r}. Use auto or disabled.", param="truncation")
-
-
-def _unmet(request: ResponsesRequest) -> tuple[str, ...]:
-    asked = {
-        "reasoning.effort": request.reasoning is not None and request.reasoning.effort is not None,
-        "text.verbosity": request.text is not None and request.text.verbosity is not None,
-        "truncation='auto' (a conversation beyond the context is an error)": request.truncation == "auto",
-    }
-    return tuple(name for name, is_asked in asked.items() if is_asked)
 
 
 def _previous(response: str | None, state: AttemptState) -> list[Message]:

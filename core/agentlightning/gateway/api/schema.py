@@ -160,11 +160,7 @@ class ChatRequest(ChoiceSettings, kw_only=True):
     max_completion_tokens: int | None = None
     logprobs: bool | None = None
     response_format: ResponseFormat | None = None
-    reasoning_effort: str | None = None
-    verbosity: str | None = None
     modalities: list[str] | None = None
-    functions: list[Any] | None = None
-    function_call: Any = None
 
     @classmethod
     def of(cls, request: Settings, messages: list[Message], **fields: Any) -> ChatRequest:

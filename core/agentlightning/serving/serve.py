@@ -12,8 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from starlette.routing import Mount
-
 from agentlightning.config.models import best_weights, find_model, find_run, is_model
 from agentlightning.config.parts import Part
 from agentlightning.config.schema import load_config
@@ -87,7 +85,7 @@ async def _serving(model: ServedModel, host: str, port: int, store: str | None, 
         stack.push_async_callback(engine.close)
         if model.files.path:
             await engine.load(model.policy or engine.policy)  # a run's trained version, so that records name it
-        routes = (Mount("/", app=store_app(opened, token)),)
+        routes = store_app(opened, token).routes
         gateway = Gateway(opened, engine, host=host, port=port, token=token, extra_routes=routes, rendering=model.rendering)
         await gateway.start()
         stack.push_async_callback(gateway.stop)

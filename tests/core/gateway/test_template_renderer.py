@@ -266,6 +266,40 @@ def test_a_call_may_follow_text_where_nothing_marks_it(worlds: dict[str, Tokens]
     assert (code.content, code.problem) == ("f() { return 1 }", None)
 
 
+@pytest.mark.parametrize("kind", sorted(TEMPLATES))
+@pytest.mark.parametrize("text", ["{CALL}", "```json\n{CALL}\n```", " ```\n{CALL}", "{CALL}\n"])
+def test_a_reply_that_is_only_the_json_of_a_call_is_that_call(
+    worlds: dict[str, Tokens], renderers: dict[str, Renderer], kind: str, text: str
+) -> None:
+    renderer, tokens = renderers[kind], worlds[kind]
+    text = text.replace("{CALL}", '{"name": "search", "arguments": {"query": "{x}"}}')
+    parsed = read(renderer, tokens, text)
+    assert [(call.name, json.loads(call.arguments)) for call in parsed.calls] == [("search", {"query": "{x}"})]
+    assert (parsed.content, parsed.problem) == ("", None)
+    assert {read(renderer, tokens, text[:size], end="open").content for size in range(len(text))} == {""}
+    history = [user("q"), asks(("search", {"query": "{x}"})), result(0, "r")]
+    reply = sampled(renderer, renderer.prompt(Conversation(history[:1], OFFERED)), [*tokens.encode(text), END])
+    bridge = renderer.bridge(reply, Conversation(history, OFFERED), 2)
+    assert bridge.cause == "bridged"
+    assert tokens.decode(renderer.prompt(Conversation(history, OFFERED))).endswith(tokens.decode(bridge.ids or ()))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"name": "nobody", "arguments": {}}',
+        '{"name": "search", "arguments": 5}',
+        '{"answer": 5}',
+        "```python\nprint(1)\n```",
+        "``` x",
+        "{",
+    ],
+)
+def test_other_json_stays_text(worlds: dict[str, Tokens], renderers: dict[str, Renderer], text: str) -> None:
+    parsed = read(renderers["hermes"], worlds["hermes"], text)
+    assert (parsed.content, parsed.calls) == (text, ())
+
+
 def test_quotes_that_a_python_call_does_not_escape_are_read_by_the_schema(
     worlds: dict[str, Tokens], renderers: dict[str, Renderer]
 ) -> None:

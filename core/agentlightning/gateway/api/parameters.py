@@ -147,7 +147,7 @@ COMPLETIONS = Parameters(
 RESPONSES = Parameters(
     honoured=OURS | _names("""
         input instructions previous_response_id tool_choice parallel_tool_calls max_output_tokens include metadata store
-        tools tools.type tools.name tools.description tools.parameters tools.strict
+        tools tools.type tools.name tools.description tools.parameters tools.strict tools.tools tools.format
         text text.format reasoning
     """),
     without_effect=SERVICE | _names("stream_options"),

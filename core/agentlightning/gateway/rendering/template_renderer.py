@@ -49,7 +49,8 @@ class TemplateRenderer(Renderer):
     def __init__(self, tokens: Tokens, settings: RenderingSettings, eos: Sequence[int] = (), *, name: str = "template") -> None:
         self.name, self._tokens, self._settings = name, tokens, settings
         template = ChatTemplate(tokens.tokenizer, settings.chat_template, settings.template_arguments)
-        self.traits = probe(template)
+        traits = probe(template)
+        self.traits = replace(traits, calls=None, writes_calls=False) if name == "text" else traits
         self.format: CallFormat | TextCalls = self.traits.calls or TextCalls()
         self._reader = ReplyReader(self.traits, self.format)
         text_protocol = self.traits.calls is None
@@ -62,7 +63,7 @@ class TemplateRenderer(Renderer):
         )
         self.stop_ids, self.stop_strings, notes = stops(tokens, self.traits, eos)
         self.notes = tuple(notes)
-        self.tool_note = TEXT_NOTE if text_protocol else SHOWN_NOTE if describes else ""
+        self.tool_note = ("" if name == "text" else TEXT_NOTE) if text_protocol else SHOWN_NOTE if describes else ""
         """What the user should know when an agent offers tools."""
         self._noted = False
 

@@ -21,6 +21,8 @@ from agentlightning.gateway.rendering.tool_text import End, ToolCall, json_text
 
 Kind: TypeAlias = Literal["object", "header", "tagged", "python", "quoted"]
 NAME = re.compile(r"[A-Za-z_][\w.\-]*")
+BARE = re.compile(r"\s*(?:```(?:json)?\s*)?")
+"""The beginning of a reply that may be the JSON of a call and nothing else."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +94,11 @@ class CallFormat:
         if not tools:
             return Read(text)
         offered = {tool["name"]: tool for tool in (tool.get("function") or tool for tool in tools)}
+        if end == "open" and self._may_be_bare(text):
+            return Read("")
+        bare = self._bare(text, offered) if end != "open" else None
+        if bare is not None:
+            return Read("", (bare,))
         content, calls, problem, position = "", list[ToolCall](), None, 0
         while True:
             start = self._start(text, position)
@@ -117,8 +124,21 @@ class CallFormat:
             return Read(content.strip() if content.strip() else "", tuple(calls), problem)
         return Read(content.rstrip() if end == "open" else content, (), problem or self._unmarked(text, offered))
 
+    def _bare(self, text: str, offered: Mapping[str, Any]) -> ToolCall | None:
+        """The call of a reply that is its JSON and nothing else, as small models write it: without marks, or in a code block."""
+        try:
+            call, stop = self._object(text, _bare_start(text), offered)
+        except Broken:
+            return None
+        return call if text[stop:].strip() in ("", "```") else None
+
+    def _may_be_bare(self, text: str) -> bool:
+        """Whether a reply that begins like this may be the JSON of a call and nothing else."""
+        rest = text[_bare_start(text) :]
+        return not rest or "```json".startswith(text.strip()) or self._may_name(rest)
+
     def _unmarked(self, text: str, offered: Mapping[str, Any]) -> str | None:
-        """What a reply lacks that has the JSON of a call alone, such as in a code block."""
+        """What a reply lacks that has the JSON of a call among other text."""
         if self.kind != "object" or not self.before.strip():
             return None
         names = "|".join(map(re.escape, offered))
@@ -189,7 +209,8 @@ class CallFormat:
         name = value.get(self.name_key)
         if name not in offered:
             raise Broken(f"the tool call has {self.name_key} {name!r}, and the request offers {', '.join(offered)}")
-        return ToolCall(str(name), json_text(as_object(value.get(self.arguments_key), str(name)))), position
+        arguments = next((value[key] for key in (self.arguments_key, "arguments", "parameters") if key in value), None)
+        return ToolCall(str(name), json_text(as_object(arguments, str(name)))), position
 
     def _header(self, text: str, position: int, name: str) -> tuple[ToolCall, int]:
         pattern = r"\s*" + loose(self.name_suffix, numbered=self.numbered)
@@ -230,8 +251,12 @@ class CallFormat:
 
     def _may_be_object(self, text: str) -> bool:
         """Whether a text without marks may become a call. Braces of other texts are not."""
-        start = re.match(r'\{\s*("[^"]*)?', text) if self.kind == "object" else None
-        return self.kind != "object" or (start is not None and (start.end() == len(text) or f'"{self.name_key}"' in text))
+        return self.kind != "object" or self._may_name(text)
+
+    def _may_name(self, text: str) -> bool:
+        """Whether a JSON object, or its beginning, may have the name of a tool."""
+        start = re.match(r'\{\s*("[^"]*)?', text)
+        return start is not None and (start.end() == len(text) or f'"{self.name_key}"' in text)
 
     def _held(self, text: str, begun: bool) -> int:
         """Length of a text end that may begin a call."""
@@ -250,6 +275,12 @@ def loose(text: str, *, numbered: bool = False) -> str:
     words = [re.escape(word) for word in text.split()]
     words = [re.sub(r"\d+", r"\\d+", word) for word in words] if numbered else words
     return r"\s*".join([*words, ""])
+
+
+def _bare_start(text: str) -> int:
+    match = BARE.match(text)
+    assert match is not None  # it matches an empty text
+    return match.end()
 
 
 def _properties(tool: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -69,8 +69,8 @@ class AttemptState:
     kept: OrderedDict[str, tuple[Any, Any]] = field(default_factory=OrderedDict[str, tuple[Any, Any]])
     """`Call.input` and the message of the reply, by id of the call, where a later request may refer to it. Production calls share one."""
     next_index: int = 0
-    active: int = 0
-    """Calls under way."""
+    running: dict[asyncio.Task[Any], asyncio.Task[None]] = field(default_factory=dict["asyncio.Task[Any]", "asyncio.Task[None]"])
+    """The tasks of calls that have not ended. Each with the task that ends when its client goes away; to cancel that one ends the call."""
 
     @classmethod
     def rebuild(cls, rollout: Rollout, records: AttemptRecords) -> AttemptState:
@@ -184,7 +184,7 @@ class Callers:
         try:
             state = AttemptState.rebuild(rollout, await self._store.records(attempt.id))
             self._states[attempt.id] = state
-            idle = (id for id, old in self._states.items() if not old.active and id != attempt.id)
+            idle = (id for id, old in self._states.items() if not old.running and id != attempt.id)
             for id in list(islice(idle, max(0, len(self._states) - self.LIMIT))):
                 del self._states[id]
             return state

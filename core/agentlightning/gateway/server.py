@@ -33,7 +33,8 @@ from agentlightning.gateway.api.rewards import PATH as REWARD_PATH
 from agentlightning.gateway.api.rewards import RewardEndpoint
 from agentlightning.gateway.auth import Callers
 from agentlightning.gateway.call import Endpoint, Forwarder, Service
-from agentlightning.gateway.listener import TimedProtocol, is_loopback, listen, local_names_only
+from agentlightning.gateway.end_of_attempt import EndOfAttempt
+from agentlightning.gateway.listener import TimedProtocol, closes_for_async_clients, is_loopback, listen, local_names_only
 from agentlightning.gateway.rendering.demonstration import Demonstrate
 from agentlightning.gateway.rendering.load import load_rendering
 from agentlightning.gateway.rendering.renderer import Rendering
@@ -41,6 +42,7 @@ from agentlightning.gateway.sampled_call import SampledAnswerer
 from agentlightning.gateway.unknown_path import UnknownPath
 from agentlightning.types import LLM, Attempt
 
+CALLS_PATH = "/v1/calls"
 BASE = "/v1"
 OTHER_BASES = ("", "/v1/v1")
 """The beginnings of paths from clients that add no /v1 to their base address, and from those that add one to ours."""
@@ -96,7 +98,11 @@ def gateway_app(store: LightningStore, engine: Engine, **options: Unpack[Options
         endpoints = {form.path: Endpoint(service, SampledAnswerer(service, form, rendering, demonstrate)) for form in forms}
         endpoints[COUNT_PATH] = TokenCounter(service, rendering).count
     endpoints[REWARD_PATH] = RewardEndpoint(store, max_body).answer
-    routes = [*(Route(path, endpoint, methods=["POST"]) for path, endpoint in endpoints.items()), *Cards(engine, models).routes]
+    routes = [
+        *(Route(path, endpoint, methods=["POST"]) for path, endpoint in endpoints.items()),
+        Route(CALLS_PATH, EndOfAttempt(callers).answer, methods=["DELETE"]),
+        *Cards(engine, models).routes,
+    ]
     unknown = UnknownPath(service, endpoints).answer
 
     @asynccontextmanager
@@ -136,8 +142,9 @@ class Gateway:
             raise GatewayError("The gateway is already running. Stop it first.")
         listener = listen(self._host, self._port)
         self._port = listener.getsockname()[1]
+        app = closes_for_async_clients(self._app)
         config = uvicorn.Config(
-            local_names_only(self._app) if is_loopback(self._host) else self._app,
+            local_names_only(app) if is_loopback(self._host) else app,
             http=TimedProtocol,
             log_config=None,
             access_log=False,

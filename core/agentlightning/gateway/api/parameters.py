@@ -110,7 +110,7 @@ OURS = _names("""
 """Honoured in every form. Most are those of other servers of open models."""
 SERVICE = _names("""
     user metadata store service_tier safety_identifier prompt_cache_key prompt_cache_options prompt_cache_retention request_id priority
-    cache_salt access_programs
+    cache_salt access_programs client_metadata
 """)
 """Of accounts, caches and queues."""
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, cast
 
 from agentlightning.gateway.api.schema import Refused
@@ -38,7 +39,7 @@ def _names(text: str) -> frozenset[str]:
     return frozenset(text.split())
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Parameters:
     """The table of one form."""
 
@@ -49,10 +50,15 @@ class Parameters:
     refused: Mapping[str, str]
     """The way out, by name."""
 
-    @property
+    @cached_property
     def names(self) -> frozenset[str]:
         """Every field that the table names."""
         return self.honoured | self.without_effect | self.ignored.keys() | self.refused.keys() | SAMPLING.keys()
+
+    @cached_property
+    def objects(self) -> frozenset[str]:
+        """The fields whose own fields the table names."""
+        return frozenset(name.partition(".")[0] for name in self.names if "." in name)
 
     def check_refused(self, fields: Mapping[str, Any]) -> None:
         """Raises `Refused` for a field that no rollout may set."""
@@ -83,8 +89,7 @@ class Parameters:
     def _flat(self, fields: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
         """Every field, then those of the objects that the table names."""
         yield from fields.items()
-        objects = {name.partition(".")[0] for name in self.names if "." in name}
-        for outer in sorted(objects & fields.keys()):
+        for outer in sorted(self.objects & fields.keys()):
             values: Any = fields[outer]
             for value in cast("list[Any]", values) if isinstance(values, list) else [values]:
                 for name, inner in cast("dict[str, Any]", value).items() if isinstance(value, dict) else ():

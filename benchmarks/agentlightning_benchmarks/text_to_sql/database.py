@@ -6,13 +6,15 @@ error result. A missing or broken file is not the query's fault, so it raises.
 
 from __future__ import annotations
 
+import re
 import sqlite3
 import threading
 from collections.abc import Generator, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 from urllib.parse import quote
 
 from agentlightning_benchmarks.text_to_sql.words import expanded_words
@@ -39,6 +41,8 @@ READING = {sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ, sqlite3.SQLITE_RECURSIVE}
 """Allowed actions, besides function calls."""
 FORBIDDEN = {"load_extension", "fts3_tokenizer"}
 """Functions that reach outside the database."""
+WIDE = re.compile(r"%[^%a-zA-Z]*(\*|\d{6})")
+"""A width or precision of `printf` that SQLite would fill character by character, without a look at any limit."""
 FAULTS = {sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_IOERR}
 """Primary error codes that blame the file."""
 
@@ -51,6 +55,8 @@ class Result:
     columns: int = 0
     error: str | None = None
     """Message for the author of the query."""
+    slow: bool = False
+    """Whether the error is that it took too long."""
 
 
 def execute(path: str | Path, query: str, *, seconds: float = SECONDS, rows: int = ROWS) -> Result:
@@ -83,7 +89,7 @@ def execute(path: str | Path, query: str, *, seconds: float = SECONDS, rows: int
             if code in FAULTS:
                 raise OSError(f"{path}: the database is broken: {error}") from error
             if code == sqlite3.SQLITE_INTERRUPT:
-                return Result(error=f"it took more than {seconds:g} s")
+                return Result(error=f"it took more than {seconds:g} s", slow=True)
             return Result(error=str(error))
         finally:
             timer.cancel()
@@ -106,6 +112,48 @@ def schema_text(path: str | Path, limit: int = 4000) -> str:
     return "\n".join(kept)
 
 
+def described_schema(path: str | Path, *, rows: int = 3, letters: int = 30, limit: int = 8000) -> str:
+    """Describe the tables as SQL with the types and keys of their columns, each with its first rows. Beyond `limit` characters, tables
+    come without rows. Beyond it again, they are dropped and counted."""
+    with _reading(path) as connection:
+        names = connection.execute("SELECT name FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite_%' ORDER BY rowid")
+        tables = [_statement(connection, name) for (name,) in names]
+        shown = [_first_rows(connection, name, rows, letters) for name, _ in tables]
+    texts = [f"{statement}\n{first}" for (_, statement), first in zip(tables, shown, strict=True)]
+    if sum(map(len, texts)) > limit:
+        texts = [statement for _, statement in tables]
+    kept: list[str] = []
+    for text in texts:
+        if sum(map(len, kept)) + len(text) > limit:
+            return "\n\n".join([*kept, f"-- and {len(texts) - len(kept)} tables more"])
+        kept.append(text)
+    return "\n\n".join(kept)
+
+
+def _statement(connection: sqlite3.Connection, table: str) -> tuple[str, str]:
+    """(table, its CREATE statement in one form)"""
+    columns = connection.execute("SELECT name, type, pk FROM pragma_table_info(?) ORDER BY cid", (table,)).fetchall()
+    keys = [name for name, _, place in sorted(columns, key=lambda column: column[2]) if place]
+    lines = [f"{_name(name)} {kind}".strip() + (" PRIMARY KEY" if keys == [name] else "") for name, kind, _ in columns]
+    lines += [f"PRIMARY KEY ({', '.join(map(_name, keys))})"] if len(keys) > 1 else []
+    for line in _foreign_keys(connection, table):
+        column, _, target = line.partition(" = ")
+        other, _, referenced = target.rpartition(".")
+        lines.append(f"FOREIGN KEY ({column.rpartition('.')[2]}) REFERENCES {other}({referenced})")
+    return table, f"CREATE TABLE {_name(table)} (\n  " + ",\n  ".join(lines) + "\n);"
+
+
+def _first_rows(connection: sqlite3.Connection, table: str, rows: int, letters: int) -> str:
+    values = connection.execute(f"SELECT * FROM {_quoted(table)} LIMIT {rows}").fetchall()  # noqa: S608
+    lines = [", ".join(_shortened(value, letters) for value in row) for row in values]
+    return "\n".join([f"-- {len(lines)} rows:" if lines else "-- no rows", *(f"-- {line}" for line in lines)])
+
+
+def _shortened(value: object, letters: int) -> str:
+    text = "NULL" if value is None else " ".join(str(value).split())
+    return text if len(text) <= letters else text[: letters - 3] + "..."
+
+
 def _columns(connection: sqlite3.Connection, table: str) -> list[str]:
     return [name for (name,) in connection.execute("SELECT name FROM pragma_table_info(?) ORDER BY cid", (table,))]
 
@@ -120,7 +168,11 @@ def _foreign_keys(connection: sqlite3.Connection, table: str) -> Iterator[str]:
 
 
 def _name(name: str) -> str:
-    return name if name.isidentifier() else '"' + name.replace('"', '""') + '"'
+    return name if name.isidentifier() else _quoted(name)
+
+
+def _quoted(name: str) -> str:
+    return '"' + name.replace('"', '""') + '"'
 
 
 @contextmanager
@@ -140,9 +192,22 @@ def _reading(path: str | Path) -> Generator[sqlite3.Connection]:
         except sqlite3.Error as error:
             raise OSError(f"{path}: this is not an SQLite database: {error}") from error
         connection.text_factory = _text
-        for limit, value in LIMITS.items():
-            connection.setlimit(limit, value)
-        yield connection
+        with closing(sqlite3.connect(":memory:", check_same_thread=False)) as helper:
+            helper.text_factory = _text
+            for limit, value in LIMITS.items():
+                connection.setlimit(limit, value)
+                helper.setlimit(limit, value)
+            for name in ("printf", "format"):
+                connection.create_function(name, -1, partial(_printf, helper), deterministic=True)
+            yield connection
+
+
+def _printf(helper: sqlite3.Connection, format: Any = None, *values: Any) -> Any:
+    """SQLite's `printf` without huge widths."""
+    if WIDE.search(str(format)):
+        raise ValueError("the width is too large")
+    [text] = helper.execute(f"SELECT printf(?{', ?' * len(values)})", (format, *values)).fetchone()
+    return text
 
 
 def _text(data: bytes) -> str:

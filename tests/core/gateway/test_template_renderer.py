@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from template_world import GEMMA, OFFERED, TEMPLATES, THINKING, asks, chatml, make_renderer, make_tokens, read, result, sampled
+from template_world import EACH, GEMMA, OFFERED, TEMPLATES, THINKING, asks, chatml, make_renderer, make_tokens, read, result, sampled
 
 from agentlightning.gateway.api.schema import Refused
 from agentlightning.gateway.rendering.renderer import Conversation, Renderer
@@ -205,6 +205,17 @@ def test_a_forced_call_starts_as_the_model_would_start_it(worlds: dict[str, Toke
         assert [(call.name, json.loads(call.arguments)) for call in parsed.calls] == [("search", {"query": "x y"})]
 
 
+@pytest.mark.parametrize("between", ["", "\n", "\n\n"])
+def test_a_forced_call_closes_the_reasoning_that_the_prompt_opens_as_the_template_does(tmp_path: Path, between: str) -> None:
+    calls = '<tool_call>\n{"name": "{{ f.name }}", "arguments": {{ f.arguments | tojson }}}\n</tool_call>{% endfor %}'
+    thought = "<think>\n{{ message.reasoning_content or '' }}</think>{{ message.content or '' }}"
+    own = chatml(f"{{{{ {between!r} }}}}" + EACH + calls, reply=thought)
+    tokens = make_tokens(tmp_path, own.replace("assistant\n{% endif %}", "assistant\n<think>\n{% endif %}"))
+    renderer = make_renderer(tokens)
+    prefix = renderer.prefill("search", Conversation([user("q")], OFFERED))
+    assert prefix.startswith(f"</think>{between}<tool_call>\n")
+
+
 def test_replies_end_at_the_ids_of_generation_config_and_else_at_the_mark_of_the_template(tmp_path: Path) -> None:
     tokens = make_tokens(tmp_path, TEMPLATES["hermes"].replace("<|im_end|>", "<|endoftext|>"))
     assert make_renderer(tokens, [2, 0]).stop_ids == (2, 0)
@@ -257,6 +268,25 @@ def test_a_template_that_writes_no_calls_has_the_format_that_it_describes_or_tha
     assert text in tokens.decode(renderer.prompt(Conversation(messages, OFFERED)))
     reply = sampled(renderer, renderer.prompt(Conversation(messages[:1], OFFERED)), [*tokens.encode(text), END])
     assert renderer.bridge(reply, Conversation(messages, OFFERED), 2).cause == "bridged"
+
+
+def test_content_may_stand_between_the_marks_of_a_call(tmp_path: Path) -> None:
+    """As Llama 4's template writes it."""
+    template = TEMPLATES["hermes"].partition("{% for message in messages %}")[0] + (
+        "{% for message in messages %}<|im_start|>{{ message.role }}\n{% if message.tool_calls %}<in>{{ message.content or '' }}<out>"
+        '{% for call in message.tool_calls %}{"name": "{{ call.function.name }}", "parameters": {{ call.function.arguments | tojson }}}'
+        "{% endfor %}{% else %}{{ message.content or '' }}{% endif %}<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    tokens = make_tokens(tmp_path, template)
+    renderer = make_renderer(tokens)
+    text = '<in>I look.<out>{"name": "search", "parameters": {"query": "x"}}'
+    parsed = read(renderer, tokens, text)
+    assert (parsed.content, [call.name for call in parsed.calls]) == ("I look.", ["search"])
+    assert {read(renderer, tokens, text[:size], end="open").content for size in range(len(text))} <= {"", "I look."}
+    assert read(renderer, tokens, "<in><out>" + text.partition("<out>")[2]).content == ""
+    history = [user("q"), asks(("search", {"query": "x"}), content="I look."), result(0, "r")]
+    assert text in tokens.decode(renderer.prompt(Conversation(history, OFFERED)))
 
 
 def test_a_call_may_follow_text_where_nothing_marks_it(worlds: dict[str, Tokens], renderers: dict[str, Renderer]) -> None:

@@ -20,7 +20,7 @@ from typing import Any
 from agentlightning.contracts.rendering import RenderingSettings
 from agentlightning.gateway.api.schema import Refused
 from agentlightning.gateway.rendering.frames import empty_reasoning
-from agentlightning.gateway.rendering.marked import common_prefix
+from agentlightning.gateway.rendering.marked import THOUGHT, TOOLS, USER, asks, common_prefix, rendered
 from agentlightning.gateway.rendering.probe import Traits, probe
 from agentlightning.gateway.rendering.renderer import Bridge, Conversation, Parsed, Renderer
 from agentlightning.gateway.rendering.reply_reader import ReplyReader
@@ -181,8 +181,15 @@ class TemplateRenderer(Renderer):
         if not start:
             raise Refused("This model names a tool without any mark before it. Name the tool in tool_choice.", param="tool_choice")
         if reasoning is not None and self._reader.opens(self._text(conversation, conversation.messages)):
-            return f"{reasoning[1]}{start}"
+            return f"{self._closing_before_call(reasoning[1])}{start}"
         return start
+
+    def _closing_before_call(self, closing: str) -> str:
+        """The end of the reasoning as the template writes it before a call."""
+        text = (rendered(self.template, [USER, asks(thought=THOUGHT)], TOOLS, reply=False) or "").rpartition(THOUGHT)[2]
+        first = self.format.before.strip() if isinstance(self.format, CallFormat) else ""
+        match = re.compile(rf"\s*{re.escape(closing.strip())}\s*(?={re.escape(first)})").match(text) if first else None
+        return closing if match is None else match[0]
 
     def parse(
         self, ids: Sequence[int], text: str, prompt: IntArray, tools: Sequence[Any], *, prefix: str = "", end: End, hidden: str | None

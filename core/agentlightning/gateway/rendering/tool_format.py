@@ -63,6 +63,8 @@ class CallFormat:
     """The header of a further message in the same reply, where a call may be one."""
     channel: bool = False
     """Whether a channel stands in such a header, before or after the name of the tool."""
+    inside: int = 0
+    """Characters of `before` that stand before the content of the reply (Llama 4). 0: all of it follows the content."""
     value_tail: str = ""
     """The text that the template writes from the last value to the end of the calls."""
 
@@ -104,7 +106,7 @@ class CallFormat:
             start = self._start(text, position)
             if start is None:
                 break
-            section, first = start
+            section, first, inner = start
             try:
                 read_calls, stop = self._section(text, first, offered, end)
             except Broken as broken:
@@ -114,7 +116,7 @@ class CallFormat:
                 problem = str(broken) if marked else problem
                 content, position = content + text[position : max(first, position + 1)], max(first, position + 1)
                 continue
-            content, position = content + text[position:section], stop
+            content, position = content + text[position:section] + inner, stop
             calls += read_calls
         rest = text[position:]
         if end == "open":
@@ -145,20 +147,24 @@ class CallFormat:
         match = re.search(rf'\{{\s*"{re.escape(self.name_key)}"\s*:\s*"({names})"', text)
         return None if match is None else f"the JSON of a call of {match[1]} lacks the mark {self.before.strip()!r} of this model"
 
-    def _start(self, text: str, position: int) -> tuple[int, int] | None:
-        """(where the marks begin, where the first core begins)"""
+    def _start(self, text: str, position: int) -> tuple[int, int, str] | None:
+        """(where the marks begin, where the first core begins, content between the marks)"""
+        if self.inside:
+            opening, closing = loose(self.before[: self.inside]), loose(self.before[self.inside :])
+            match = re.compile(f"{opening}(.*?){closing}", re.DOTALL).search(text, position)
+            return None if match is None else (match.start(), match.end(), match[1])
         if self.before.strip():
             lead = rf"(?:{re.escape(self.header)})?(?:<\|?channel\|?>\w+\s*)?" if self.header else ""
             match = re.compile(lead + loose(self.before)).search(text, position)
-            return None if match is None else (match.start(), match.end())
+            return None if match is None else (match.start(), match.end(), "")
         if self.between and self.between.strip() and position:
             later = re.compile(loose(self.between)).search(text, position)
-            return None if later is None else (later.start(), later.end())
+            return None if later is None else (later.start(), later.end(), "")
         if self.kind == "object":  # text may come before it
             brace = text.find("{", position)
-            return None if brace < 0 else (brace, brace)
+            return None if brace < 0 else (brace, brace, "")
         first = len(text) - len(text.lstrip())
-        return (0, first) if position == 0 and NAME.match(text, first) is not None else None
+        return (0, first, "") if position == 0 and NAME.match(text, first) is not None else None
 
     def _section(self, text: str, position: int, offered: Mapping[str, Any], end: End) -> tuple[list[ToolCall], int]:
         """The calls from the first core on, and where their marks end."""
@@ -261,6 +267,8 @@ class CallFormat:
     def _held(self, text: str, begun: bool) -> int:
         """Length of a text end that may begin a call."""
         mark = self.before.strip()
+        if self.inside and (opened := text.find(self.before[: self.inside].strip())) >= 0:
+            return len(text) - opened
         if not mark:
             return len(text) if not begun and (self.kind != "object" or not text.strip()) else 0
         mark = "".join(mark.split())

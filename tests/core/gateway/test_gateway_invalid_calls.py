@@ -21,14 +21,10 @@ from agentlightning.gateway.api.tool_arguments import (
 )
 from agentlightning.types import Attempt
 
-ADD = {
-    "type": "object",
-    "properties": {"a": {"type": "integer"}, "b": {"type": "integer"}},
-    "required": ["a", "b"],
-}
-CHAT_TOOL: Any = {"type": "function", "function": {"name": "add", "description": "adds", "parameters": ADD}}
-RESPONSES_TOOL: Any = {"type": "function", "name": "add", "description": "adds", "parameters": ADD, "strict": False}
-MESSAGES_TOOL: Any = {"name": "add", "description": "adds", "input_schema": ADD}
+NOTHING: Any = {"type": "object", "properties": {}}  # a call of a tool with parameters begins its object in the prompt
+CHAT_TOOL: Any = {"type": "function", "function": {"name": "ping", "description": "answers", "parameters": NOTHING}}
+RESPONSES_TOOL: Any = {"type": "function", "name": "ping", "description": "answers", "parameters": NOTHING, "strict": False}
+MESSAGES_TOOL: Any = {"name": "ping", "description": "answers", "input_schema": NOTHING}
 SAMPLED = ["5)", "[1])", "null)"]
 
 
@@ -56,7 +52,7 @@ async def test_chat_openai_reads_an_invalid_tool_call(house: Any, responses: boo
     h = await house([sampled, "done"])
     attempt = await h.attempt()
     model = ChatOpenAI(model="scripted", base_url=h.gateway.base_url, api_key=attempt.key, use_responses_api=responses, max_retries=0)
-    forced: Any = model.bind_tools([CHAT_TOOL], tool_choice="add")
+    forced: Any = model.bind_tools([CHAT_TOOL], tool_choice="ping")
     if stream:
         chunks = [chunk async for chunk in forced.astream("hi")]
         answer: Any = sum(chunks[1:], start=chunks[0])
@@ -64,7 +60,7 @@ async def test_chat_openai_reads_an_invalid_tool_call(house: Any, responses: boo
         answer = await forced.ainvoke("hi")
     assert answer.tool_calls == []
     [call] = answer.invalid_tool_calls
-    assert (call["name"], is_json(call["args"])) == ("add", False)
+    assert (call["name"], is_json(call["args"])) == ("ping", False)
     message = AIMessage(answer.content, invalid_tool_calls=answer.invalid_tool_calls) if stream and not responses else answer
     await model.bind_tools([CHAT_TOOL]).ainvoke([HumanMessage("hi"), message, ToolMessage("not an object", tool_call_id=call["id"])])
     await check_bridged(h, attempt, sampled)
@@ -84,7 +80,7 @@ async def test_the_chat_client_gets_text_that_is_no_json(house: Any, stream: boo
         message = (await client.chat.completions.create(**asked, tool_choice="required")).choices[0].message
     [call] = message.tool_calls
     assert not is_json(call.function.arguments)
-    calls = [{"id": call.id, "type": "function", "function": {"name": "add", "arguments": call.function.arguments}}]
+    calls = [{"id": call.id, "type": "function", "function": {"name": "ping", "arguments": call.function.arguments}}]
     back = [{"role": "assistant", "tool_calls": calls}, {"role": "tool", "tool_call_id": call.id, "content": "not an object"}]
     await client.chat.completions.create(**{**asked, "messages": [*asked["messages"], *back]})
     await check_bridged(h, attempt, sampled)
@@ -109,7 +105,7 @@ async def test_the_responses_client_gets_text_that_is_no_json(house: Any, stream
     if by == "id":
         await client.responses.create(**{**asked, "input": [result], "previous_response_id": answer.id})
     else:
-        item = {"type": "function_call", "call_id": call.call_id, "name": "add", "arguments": call.arguments}
+        item = {"type": "function_call", "call_id": call.call_id, "name": "ping", "arguments": call.arguments}
         await client.responses.create(**{**asked, "input": [*asked["input"], item, result]})
     await check_bridged(h, attempt, sampled)
 

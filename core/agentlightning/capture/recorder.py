@@ -7,6 +7,7 @@ writer for each attempt. `flush` returns when the store has all of them.
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 from collections import deque
 from collections.abc import Generator
@@ -15,10 +16,12 @@ from contextvars import ContextVar
 from threading import Lock
 from typing import Any
 
+from agentlightning.capture.end_calls import end_calls
 from agentlightning.contracts.store import LightningStore
 from agentlightning.errors import LightningError, RewardError
 from agentlightning.types import JSON, LLM, Attempt, Record, Reward, Rollout, Span
 
+log = logging.getLogger("agentlightning.capture")
 KEY_HEADER = "X-AGL-Key"
 """Request header from an adapter's HTTP hook: the attempt's key."""
 CALL_HEADER = "X-AGL-Call-Id"
@@ -45,10 +48,15 @@ class Recorder:
         self._writer: asyncio.Task[None] | None = None
 
     def add(self, record: Record) -> None:
-        """Queue a record. Safe from any thread."""
+        """Queue a record. Safe from any thread. A framework may end a span after its attempt, because the agent left a stream early. That
+        span is dropped with a warning. Any other late record is an error."""
         if self._error is not None:
             raise LightningError(f"Attempt {self.attempt.id} lost a record: {self._error}. Check the store.") from self._error
         with self._lock:
+            if self._closed and isinstance(record, Span) and record.kind != "note":
+                text = "Attempt %s ended before its %s %r, so that span is not recorded. Close streams that your agent leaves early."
+                log.warning(text, self.attempt.id, record.kind, record.name)
+                return
             if self._closed:
                 raise LightningError(
                     f"Attempt {self.attempt.id} is closed, so it takes no {type(record).__name__.lower()}. Check whether a thread or task "
@@ -92,7 +100,8 @@ class Recorder:
             ) from self._error
 
     async def close(self) -> None:
-        """Flush, then take no more records."""
+        """End the attempt's calls, flush, then take no more records."""
+        await end_calls(self.llm)
         try:
             while not self._closed:
                 await self.flush()

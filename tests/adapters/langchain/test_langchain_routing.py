@@ -22,7 +22,8 @@ from starlette.responses import JSONResponse
 from starlette.routing import Route
 
 import agentlightning as agl
-from agentlightning.capture.openai_patch import clients, route
+from agentlightning.capture.clients import clients
+from agentlightning.capture.openai_patch import route
 from agentlightning.stores.common import open_store
 from agentlightning_langchain import LightningCallback, install, uninstall
 

@@ -9,6 +9,7 @@ from collections.abc import Collection
 from functools import cache
 from threading import Lock
 
+from agentlightning.capture.http_patch import HTTP_PATCHES
 from agentlightning.capture.openai_patch import OpenAIPatch, Unclaimed
 
 
@@ -19,7 +20,7 @@ class Clients:
         self._lock = Lock()
         self._models: dict[str, frozenset[str]] = {}
         self._unclaimed: dict[str, Unclaimed] = {}
-        self._patches = (OpenAIPatch(self.models, self.unclaimed),)
+        self._patches = (OpenAIPatch(self.models, self.unclaimed), *(patch(self.models) for patch in HTTP_PATCHES))
 
     def install(self, adapter: str, models: Collection[str] = (), *, unclaimed: Unclaimed | None = None) -> None:
         """Route requests for this adapter. Idempotent: `models` add to its earlier ones.

@@ -7,10 +7,11 @@ reach `_prepare_options` of the base.) The key goes to the gateway of the rollou
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
-from functools import wraps
-from typing import Any, TypeAlias, cast
+from importlib import import_module
+from typing import Any, TypeAlias
 
 from agentlightning.capture.addressing import address
+from agentlightning.capture.library_patch import LibraryPatch, Models
 from agentlightning.capture.recorder import Recorder
 from agentlightning.capture.routing import ClientRequest
 from agentlightning.capture.to_json import mapping
@@ -22,30 +23,21 @@ Unclaimed: TypeAlias = Callable[[Recorder, Any], None]
 """Called with the options of a request that goes to the gateway outside any model call of a framework."""
 
 
-class OpenAIPatch:
+class OpenAIPatch(LibraryPatch):
     """The patch of the clients of the `openai` library."""
 
-    def __init__(self, models: Callable[[], Collection[str]], unclaimed: Callable[[], Collection[Unclaimed]]) -> None:
-        self._models, self._unclaimed = models, unclaimed
-        self._original: Any = None
+    library = "openai._base_client"
+    methods = (("BaseClient", "_build_request"),)
 
-    def apply(self) -> None:
-        """Patch the library, once."""
-        if self._original is not None:
-            return
-        original = self._original = _library().BaseClient._build_request
+    def __init__(self, models: Models, unclaimed: Callable[[], Collection[Unclaimed]]) -> None:
+        super().__init__(models)
+        self._unclaimed = unclaimed
 
-        @wraps(original)
+    def wrap(self, owner: type, original: Callable[..., Any]) -> Callable[..., Any]:
         def build(client: Any, options: Any, **kwargs: Any) -> Any:
-            return original(client, route(client, options, self._models(), self._unclaimed()), **kwargs)
+            return original(client, route(client, options, self.models(), self._unclaimed()), **kwargs)
 
-        _library().BaseClient._build_request = build
-
-    def remove(self) -> None:
-        """Leave the library as it was."""
-        if self._original is not None:
-            _library().BaseClient._build_request = self._original
-            self._original = None
+        return build
 
 
 def route(client: Any, options: Any, models: Collection[str], unclaimed: Collection[Unclaimed] = ()) -> Any:
@@ -62,14 +54,7 @@ def route(client: Any, options: Any, models: Collection[str], unclaimed: Collect
         for tell in unclaimed:
             tell(addressed.recorder, options)
     options.headers = addressed.headers(mapping(options.headers), options.idempotency_key)
-    if isinstance(client, _library().AsyncAPIClient):
+    if isinstance(client, import_module(OpenAIPatch.library).AsyncAPIClient):
         # A client that outlives an event loop (a module-level agent, two runs) must not keep connections of the old one.
         options.headers["Connection"] = "close"
     return options
-
-
-def _library() -> Any:
-    """The module of the clients. Imported late, because an adapter without the `openai` library installs no patch."""
-    from openai import _base_client  # pyright: ignore[reportPrivateUsage]
-
-    return cast("Any", _base_client)

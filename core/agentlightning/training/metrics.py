@@ -3,6 +3,7 @@
 A line has `step` (finished steps at that time; 0: before training) and numbers. Other parts read these:
 
 - `reward`: mean reward of the step's training rollouts; `reward_spread`: standard deviation of the groups' mean rewards;
+- `excluded_rollouts`: rollouts that have no part in training, nor in `reward`, because they made no model call (`collection.no_calls`);
 - `demonstrated_reward`: mean reward of rollouts with demonstrations in place of the policy's replies;
 - `eval.sampled`, `eval.greedy`: mean reward on the eval tasks, at the steps with an evaluation;
 - `context.bridged`, `context.first`, `context.rewritten`, `context.edited`, ...: completed model calls by the origin of their prompts, as
@@ -41,7 +42,7 @@ def step_metrics(trajectories: Sequence[Trajectory], batch: Batch) -> dict[str, 
     transitions = [transition for trajectory in trajectories for transition in trajectory.transitions]
     row: dict[str, Any] = {
         "rollouts": len(trajectories),
-        "unscored": sum(trajectory.reward is None for trajectory in trajectories),
+        "unscored": sum(trajectory.reward is None and trajectory.excluded is None for trajectory in trajectories),
         "failed": sum(trajectory.status != "succeeded" for trajectory in trajectories),
         "transitions": len(transitions),
         "sampled_tokens": sum(len(transition.response_ids) for transition in transitions if not transition.demonstrated),
@@ -51,6 +52,8 @@ def step_metrics(trajectories: Sequence[Trajectory], batch: Batch) -> dict[str, 
         "zero_variance_groups": batch.stats.zero_variance_groups,
         **_reward_metrics(trajectories),
     }
+    excluded = sum(trajectory.excluded is not None for trajectory in trajectories)
+    row |= {"excluded_rollouts": excluded} if excluded else {}
     signals = {reward.id: reward.name for transition in transitions for reward in transition.rewards if reward.source == STEP_SIGNAL}
     row |= {f"step_signals.{name}": count for name, count in sorted(Counter(signals.values()).items())}
     requests, contexts = Counter[str](), Counter[str]()

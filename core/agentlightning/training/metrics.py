@@ -6,6 +6,7 @@ A line has `step` (finished steps at that time; 0: before training) and numbers.
 - `excluded_rollouts`: rollouts that have no part in training, nor in `reward`, because they made no model call (`collection.no_calls`);
 - `demonstrated_reward`: mean reward of rollouts with demonstrations in place of the policy's replies;
 - `eval.sampled`, `eval.greedy`: mean reward on the eval tasks, at the steps with an evaluation;
+- `eval.sampled.no_calls`, `eval.greedy.no_calls`: rollouts of an evaluation that made no model call;
 - `context.bridged`, `context.first`, `context.rewritten`, `context.edited`, ...: completed model calls by the origin of their prompts, as
   `Call.context` names it; `broken_calls`: replies with a tool call that cannot be read;
 - `tokens_per_second`: sampled tokens in a second of rollouts; `trained_tokens`; `seconds`: of the complete step.

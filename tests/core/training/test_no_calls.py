@@ -10,6 +10,7 @@ from openai import AsyncOpenAI
 
 import agentlightning as agl
 from agentlightning.testing.rollouts import trajectory, transition
+from agentlightning.training.evaluation import eval_metrics
 from agentlightning.training.metrics import read_metrics
 from agentlightning.training.no_calls import exclude_without_calls, no_calls_report
 from agentlightning.types import AttemptStatus
@@ -65,6 +66,11 @@ def test_rollouts_without_a_call_can_be_kept(model: str, tmp_path: Path) -> None
     [row] = train(model, tmp_path, no_calls="keep")
     assert "excluded_rollouts" not in row
     assert row["reward"] == pytest.approx(0.55)
+
+
+def test_an_evaluation_counts_rollouts_without_a_call_and_their_rewards() -> None:
+    silent = [trajectory(index, group="sampled-0-0", reward=float(index), mode="eval") for index in range(2)]
+    assert eval_metrics(silent) == {"eval.sampled": 0.5, "eval.sampled.no_calls": 2.0}
 
 
 def test_the_report_names_what_the_adapter_saw_before_it_supposes_a_cache() -> None:

@@ -204,8 +204,9 @@ class Config(BaseSettings):
     models: tuple[str, ...] = ()
     """Model names or patterns (`gpt-4o*`) that your agent hard-codes. Those calls go to the model being trained."""
     renderer: str | None = None
-    """How messages become tokens: `auto` and `template` use the model's chat template, `chatml` needs none. Or a family of the `renderers`
-    library, or `module:function`. Absent: as the model was trained here, else `auto`. The next four keys have such a default too."""
+    """How messages become tokens: `auto` and `template` use the model's chat template, `text` as well but describes tools in the system
+    message, `chatml` needs no template. Or a family of the `renderers` library, or `module:function`. Absent: as the model was trained
+    here, else `auto`. The next four keys have such a default too."""
     chat_template: str | None = None
     """A Jinja file to use instead of the model's own chat template."""
     template_arguments: dict[str, JSON] = field(default_factory=dict[str, JSON])

@@ -32,7 +32,14 @@ async def world(tokenizer_folder: Path) -> AsyncIterator[World]:
 
 
 @pytest.fixture
-def routed() -> Iterator[None]:
+def no_adapter() -> None:
+    """A test before, in this process, may have left an adapter installed."""
+    for adapter in [*clients()._models]:
+        clients().uninstall(adapter)
+
+
+@pytest.fixture
+def routed(no_adapter: None) -> Iterator[None]:
     """Every client routes the model `famous`, as an adapter with `models=["famous"]` makes it."""
     clients().install(ADAPTER, ["famous"])
     yield

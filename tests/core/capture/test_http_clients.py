@@ -349,7 +349,7 @@ async def test_detached_requests_go_where_they_say(world: World, routed: None, v
     assert not [name for name in headers if name.startswith("x-agl")]
 
 
-def test_uninstalling_leaves_every_library_as_it_was() -> None:
+def test_uninstalling_leaves_every_library_as_it_was(no_adapter: None) -> None:
     def methods() -> list[Any]:
         return [httpx.Client.send, httpx.AsyncClient.send, httpx2.Client.send, httpx2.AsyncClient.send, requests.Session.send]
 

@@ -91,17 +91,20 @@ class ForwardAnswerer:
         """Pass the answer on, as it is. The bytes that end it wait for the record."""
         kind = response.headers.get("content-type", "application/json")
         if not kind.startswith("text/event-stream"):
-            data = self.connection.without_key(await response.aread())
+            data = await response.aread()
             wrong = self._read(json_object(data), reader, is_body=True)
+            if wrong is not None:
+                data, wrong = self.connection.without_key(data), self.connection.without_key(wrong.encode()).decode()
             yield Ending(reader.shown(data), wrong, kind.encode("latin-1", "replace"))
             return
         ending, opened, wrong, raw = list[bytes](), False, None, b""
         async with aclosing(cast(Any, events(response.aiter_bytes()))) as stream:
             async for sent in cast("AsyncIterator[bytes]", stream):
-                raw = self.connection.without_key(sent)
-                value = event_value(raw)
+                raw, value = sent, event_value(sent)
                 if isinstance(value, dict):
                     wrong = wrong or self._read(cast(Fields, value), reader)
+                    if wrong is not None:
+                        raw, wrong = self.connection.without_key(raw), self.connection.without_key(wrong.encode()).decode()
                 elif event_data(raw).strip() == b"[DONE]":
                     reader.close()
                 if not opened:

@@ -1,30 +1,38 @@
 """The current rollout, and the only way for an attempt's spans and rewards to the store.
 
-`current()` is a context variable. The runner sets it, and tasks and `asyncio.to_thread` inherit it. Records go to a bounded buffer with one
-writer for each attempt. `flush` returns when the store has all of them.
+`current()` is a context variable. The runner sets it. Tasks, threads and jobs of thread pools inherit it from the code that starts them.
+Records go to a bounded buffer with one writer for each attempt. `flush` returns when the store has all of them.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 from collections import deque
 from collections.abc import Generator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import cache
 from threading import Lock
 from typing import Any
+from weakref import WeakSet
 
+from agentlightning.capture.end_calls import end_calls
+from agentlightning.capture.threads import follow_rollouts
 from agentlightning.contracts.store import LightningStore
 from agentlightning.errors import LightningError, RewardError
 from agentlightning.types import JSON, LLM, Attempt, Record, Reward, Rollout, Span
 
+log = logging.getLogger("agentlightning.capture")
 KEY_HEADER = "X-AGL-Key"
 """Request header from an adapter's HTTP hook: the attempt's key."""
 CALL_HEADER = "X-AGL-Call-Id"
 """Request header: the desired id of the call. Response header: its actual id."""
 
 _current: ContextVar[Recorder | None] = ContextVar("agentlightning_recorder", default=None)
+_detached: ContextVar[bool] = ContextVar("agentlightning_detached", default=False)
+"""True in a block that the program took out of every rollout."""
 
 
 class Recorder:
@@ -43,12 +51,23 @@ class Recorder:
         self.rewards: list[Reward] = []
         """The rewards of the attempt itself, not of a span or call."""
         self._writer: asyncio.Task[None] | None = None
+        _open_recorders().add(self)
+
+    @property
+    def closed(self) -> bool:
+        """Whether it takes no more records, because its attempt has ended."""
+        return self._closed
 
     def add(self, record: Record) -> None:
-        """Queue a record. Safe from any thread."""
+        """Queue a record. Safe from any thread. A framework may end a span after its attempt, because the agent left a stream early. That
+        span is dropped with a warning. Any other late record is an error."""
         if self._error is not None:
             raise LightningError(f"Attempt {self.attempt.id} lost a record: {self._error}. Check the store.") from self._error
         with self._lock:
+            if self._closed and isinstance(record, Span) and record.kind != "note":
+                text = "Attempt %s ended before its %s %r, so that span is not recorded. Close streams that your agent leaves early."
+                log.warning(text, self.attempt.id, record.kind, record.name)
+                return
             if self._closed:
                 raise LightningError(
                     f"Attempt {self.attempt.id} is closed, so it takes no {type(record).__name__.lower()}. Check whether a thread or task "
@@ -92,7 +111,8 @@ class Recorder:
             ) from self._error
 
     async def close(self) -> None:
-        """Flush, then take no more records."""
+        """End the attempt's calls, flush, then take no more records."""
+        await end_calls(self.llm)
         try:
             while not self._closed:
                 await self.flush()
@@ -100,6 +120,7 @@ class Recorder:
                     self._closed = not self._buffer
         finally:
             self._closed = True
+            _open_recorders().discard(self)
             if self._writer is not None:
                 self._writer.cancel()
 
@@ -109,14 +130,67 @@ def current() -> Recorder | None:
     return _current.get()
 
 
+def detached() -> bool:
+    """Whether the program took the calling code out of every rollout: `agl.attach(None)`."""
+    return _detached.get()
+
+
+def open_recorders() -> list[Recorder]:
+    """The recorders of this process whose attempts have not ended."""
+    return _open_recorders().all()
+
+
 @contextmanager
 def use(recorder: Recorder) -> Generator[Recorder]:
     """Make a recorder current for the block."""
-    token = _current.set(recorder)
+    follow_rollouts(_inside)
+    token, outer = _current.set(recorder), _detached.set(False)
     try:
         yield recorder
     finally:
+        _detached.reset(outer)
         _current.reset(token)
+
+
+@contextmanager
+def detach() -> Generator[None]:
+    """Take the block out of every rollout."""
+    token, outer = _current.set(None), _detached.set(True)
+    try:
+        yield
+    finally:
+        _detached.reset(outer)
+        _current.reset(token)
+
+
+def _inside() -> bool:
+    """Whether new threads must take the context of the calling code."""
+    return _current.get() is not None or _detached.get()
+
+
+class _OpenRecorders:
+    """A set that many threads change. A recorder that nobody closes leaves it with its last reference."""
+
+    def __init__(self) -> None:
+        self._lock = Lock()
+        self._recorders: WeakSet[Recorder] = WeakSet()
+
+    def add(self, recorder: Recorder) -> None:
+        with self._lock:
+            self._recorders.add(recorder)
+
+    def discard(self, recorder: Recorder) -> None:
+        with self._lock:
+            self._recorders.discard(recorder)
+
+    def all(self) -> list[Recorder]:
+        with self._lock:
+            return list(self._recorders)
+
+
+@cache
+def _open_recorders() -> _OpenRecorders:
+    return _OpenRecorders()
 
 
 def reward(value: float, *, name: str = "reward", span: Span | str | None = None, call: str | None = None, source: str = "agent") -> Reward:

@@ -65,6 +65,8 @@ def check(model: Annotated[str, typer.Argument(metavar="MODEL", help="Any name t
     with _bar(console) as progress:
         report = check_model(model, progress=progress)
     print_model(report, Console())
+    if report.rendering is None or report.weights_problem is not None:
+        raise typer.Exit(1)
 
 
 @app.command()
@@ -108,12 +110,14 @@ def print_model(report: ModelReport, console: Console) -> None:
     console.print(table)
 
 
-def _fact_rows(report: ModelReport) -> Iterator[tuple[str, str]]:
+def _fact_rows(report: ModelReport) -> Iterator[tuple[str, str | Text]]:
     facts = report.facts
     shape = {"layers": facts.layers, "hidden size": facts.hidden, "vocabulary": facts.vocabulary, "context": facts.context}
     sizes = ", ".join(f"{name} {value:,}" for name, value in shape.items() if value is not None)
     yield "architecture", f"{facts.architecture} ({facts.model_type}): {sizes}"
     yield "weights", f"{facts.size}, {facts.dtype}"
+    if report.weights_problem is not None:
+        yield "", Text(f"The model has {report.weights_problem}", style="yellow")
     cache = "" if facts.kv_token is None else f", and {_bytes(1000 * facts.kv_token)} for 1,000 tokens in flight"
     for name, needed in (("serve", report.serve_bytes), ("train in full", report.full_bytes), ("train LoRA", report.lora_bytes)):
         if needed is not None:

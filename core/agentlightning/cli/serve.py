@@ -36,6 +36,8 @@ Store = Annotated[
     typer.Option(metavar="ADDRESS", help="Record calls here. Default: AGL_STORE, or ./agl.db. The run's own store is not changed."),
 ]
 
+MaxBody = Annotated[int, typer.Option(metavar="MB", min=1, help="Refuse requests with a larger body.")]
+
 
 def serve(
     source: Source = None,
@@ -45,6 +47,7 @@ def serve(
     host: Host = "127.0.0.1",
     port: Port = 8000,
     store: Store = None,
+    max_body_mb: MaxBody = 32,
     renderer: RendererOption = None,
     chat_template: ChatTemplateOption = None,
     arguments: ArgumentsOption = None,
@@ -83,7 +86,7 @@ def serve(
     with TrainingProgress() as progress:
         own = source or model or ""
         served = upstream_model(upstream, key_env=upstream_key_env, name=model) if upstream else served_model(own, progress, choices)
-        serve_until_stopped(served, host=host, port=port, store=store, progress=progress, ready=_print_addresses)
+        serve_until_stopped(served, host=host, port=port, store=store, max_body_mb=max_body_mb, progress=progress, ready=_print_addresses)
 
 
 def _print_addresses(served: Served) -> None:

@@ -95,8 +95,11 @@ def _headers(folder: Path) -> tuple[dict[str, tuple[int, ...]], str]:
     files = sorted(folder.glob("model*.safetensors")) if folder.is_dir() else []
     for file in files:
         with file.open("rb") as data:
-            [length] = struct.unpack("<Q", data.read(8))
-            header: Mapping[str, Any] = json.loads(data.read(length))
+            try:
+                [length] = struct.unpack("<Q", data.read(8))
+                header: Mapping[str, Any] = json.loads(data.read(length))
+            except (ValueError, struct.error):  # cut off
+                continue
         for name, tensor in header.items():
             if name != "__metadata__":
                 shapes[name] = tuple(tensor["shape"])

@@ -98,6 +98,27 @@ def _result(run: Path) -> dict[str, Any]:
         return {}
 
 
+def weights_problem(folder: Path) -> str | None:
+    """Return what is wrong with the weights of a model folder: there are none, or a safetensors file was cut off."""
+    files = [file for kind in ("*.safetensors", "*.bin", "*.pt", "*.h5", "*.msgpack") for file in sorted(folder.glob(kind))]
+    if not files:
+        return "no weights in its folder. Put model.safetensors there, or download the model again."
+    cut = next((file for file in files if file.suffix == ".safetensors" and not _is_complete(file)), None)
+    return None if cut is None else f"incomplete or damaged weights in {cut.name}. Download the file again."
+
+
+def _is_complete(file: Path) -> bool:
+    """Whether a safetensors file has the bytes that its header names."""
+    try:
+        with file.open("rb") as data:
+            length = int.from_bytes(data.read(8), "little")
+            header: dict[str, Any] = json.loads(data.read(min(length, file.stat().st_size)))
+        ends = [tensor["data_offsets"][1] for name, tensor in header.items() if name != "__metadata__"]
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return False
+    return file.stat().st_size >= 8 + length + max(ends, default=0)
+
+
 class _Finder:
     """One search for a model."""
 
@@ -151,6 +172,9 @@ class _Finder:
                 f"The model folder {str(path)!r} has no config.json. Name a folder that `from_pretrained` loads, or that holds a .gguf "
                 "file, a LoRA adapter, or a run."
             )
+        problem = weights_problem(path) if self.weights else None
+        if problem is not None:
+            raise ConfigError(f"The model {str(path)!r} has {problem}")
         return ModelFiles(path.name, str(path))
 
     def _adapter(self, path: Path) -> ModelFiles:

@@ -138,6 +138,10 @@ class CollectionConfig(BaseSettings):
     """A conversation longer than `trainer.tokens_per_pack` stops the run with an error, or its replies beyond are excluded and counted. The
     gateway refuses one longer than the model's context, which is a failure of the agent (`runner.on_failure`)."""
 
+    no_calls: Literal["drop", "keep"] = "drop"
+    """Rollouts that succeeded without a model call are dropped: they count neither in the mean reward nor in a baseline. Or keep their
+    rewards, for an agent that may decide not to ask its model."""
+
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.resample and self.filter is None:

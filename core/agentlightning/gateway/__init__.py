@@ -13,7 +13,8 @@ A call is a chain of frozen values. Each step makes one of them from the values 
     api/              writes the answer in its wire format                      bytes
 
 `sampled_call` runs the steps between `auth` and the record. `call` runs `auth`, sends the bytes, and writes the record before the last of
-them leaves. `server` has the routes and the thread; `listener` guards their address. An engine that answers whole requests itself
+them leaves. `end_of_attempt` cancels the calls that still run when an attempt ends. `server` has the routes and the thread; `listener`
+guards their address, and `unknown_path` answers there for the paths that nobody serves. An engine that answers whole requests itself
 (`call.Forwarder`) takes the place of `sampled_call`.
 """
 

@@ -24,6 +24,8 @@ UNKNOWN = (
     f"Or send that key in the header {KEY_HEADER}, as the adapters do. Or set OPENAI_BASE_URL and OPENAI_API_KEY to llm.base_url and "
     "llm.api_key, in a process that runs one rollout."
 )
+CHOSEN_IDS = 100_000
+"""Ids chosen by clients that a gateway remembers."""
 PRODUCTION_LEASE = 3600.0
 """Seconds for one production call, at most."""
 
@@ -66,16 +68,18 @@ class AttemptState:
     attempt: Attempt
     conversations: Conversations = field(default_factory=Conversations)
     calls: dict[str, Seen] = field(default_factory=dict[str, Seen])
-    kept: dict[str, tuple[Any, Any]] = field(default_factory=dict[str, tuple[Any, Any]])
-    """`Call.input` and the message of the reply, by id of the call, where a later request may refer to it."""
+    kept: OrderedDict[str, tuple[Any, Any]] = field(default_factory=OrderedDict[str, tuple[Any, Any]])
+    """`Call.input` and the message of the reply, by id of the call, where a later request may refer to it. Production calls share one."""
+    owners: OrderedDict[str, str] = field(default_factory=OrderedDict[str, str])
+    """The attempt of each id that a client chose. All attempts of a gateway share it, because the store takes an id once."""
     next_index: int = 0
-    active: int = 0
-    """Calls under way."""
+    running: dict[asyncio.Task[Any], asyncio.Task[None]] = field(default_factory=dict["asyncio.Task[Any]", "asyncio.Task[None]"])
+    """The tasks of calls that have not ended. Each with the task that ends when its client goes away; to cancel that one ends the call."""
 
     @classmethod
-    def rebuild(cls, rollout: Rollout, records: AttemptRecords) -> AttemptState:
+    def rebuild(cls, rollout: Rollout, records: AttemptRecords, owners: OrderedDict[str, str]) -> AttemptState:
         """Rebuild the state from the records of the attempt."""
-        state = cls(rollout, records.attempt)
+        state = cls(rollout, records.attempt, owners=owners)
         completions: dict[str, list[Completion]] = {}
         for completion in records.completions:
             completions.setdefault(completion.call_id, []).append(completion)
@@ -95,15 +99,22 @@ class AttemptState:
             self.kept[call.id] = call.input, completions[0].message
 
     def open(self, headers: Mapping[str, str], body: bytes | Refused, started: float) -> Incoming:
-        """Count a request. It gets the id that its header asks for, unless the attempt has used that one. A `Refused`: its body was not
-        read."""
+        """Count a request. It gets the id that its header asks for, unless a call of some attempt has that id. A `Refused`: its body was
+        not read."""
         asked, retries = headers.get(CALL_HEADER, ""), headers.get("x-stainless-retry-count", "0")
-        usable = 0 < len(asked) <= 200 and asked.isprintable() and asked not in self.calls
         unread, body = (body, b"") if isinstance(body, Refused) else (None, body)
-        seen = Seen(asked if usable else new_id(), "", hashlib.sha256(body).hexdigest())
+        seen = Seen(asked if self._may_use(asked) else new_id(), "", hashlib.sha256(body).hexdigest())
         self.calls[seen.id] = seen
         index, self.next_index = self.next_index, self.next_index + 1
         return Incoming(self, seen, index, body, retries.strip("0").isdecimal(), started, unread)
+
+    def _may_use(self, id: str) -> bool:
+        """Whether a client may choose this id for a call of this attempt."""
+        if not 0 < len(id) <= 200 or not id.isprintable() or id in self.calls:
+            return False
+        while len(self.owners) > CHOSEN_IDS:
+            self.owners.popitem(last=False)
+        return self.owners.setdefault(id, self.attempt.id) == self.attempt.id
 
     def retried(self, seen: Seen) -> Seen | None:
         """The latest request with the same body that got no answer and has no retry yet."""
@@ -125,22 +136,37 @@ class AttemptState:
             at = input["after"]
         return [message for part in reversed(parts) for message in part]
 
+    def tools(self, call: str | None) -> list[dict[str, Any]]:
+        """The tools of the conversation up to a call, if its form keeps them."""
+        while call in self.kept:
+            input, _ = self.kept[call]
+            if "tools" in input:
+                return input["tools"]
+            call = input["after"]
+        return []
+
 
 class Callers:
     """Finds the attempt of a request, and keeps the states of running attempts."""
 
     LIMIT = 512
-    """Most attempts in memory. The longest idle ones leave first, and come back from the store when they call again."""
+    """Most attempts in memory. The longest idle ones leave first, and come back from the store when they call again. As many production
+    calls are kept for requests that continue them."""
 
     def __init__(self, store: LightningStore, *, policy: str, token: str | None = None) -> None:
         self._store, self._policy, self._token = store, policy, token
         self._states: OrderedDict[str, AttemptState] = OrderedDict()
         self._loading: dict[str, asyncio.Task[AttemptState]] = {}
+        self._kept: OrderedDict[str, tuple[Any, Any]] = OrderedDict()  # of production calls
+        self._owners: OrderedDict[str, str] = OrderedDict()
 
     async def begin(self, body: bytes) -> AttemptState:
         """Open a rollout for a production call."""
         rollout = Rollout(task=Task(new_id(), _question(body)), mode="production", policy=self._policy, max_attempts=1)
-        return AttemptState(rollout, await self._store.begin(rollout, "gateway", lease=PRODUCTION_LEASE))
+        while len(self._kept) > self.LIMIT:
+            self._kept.popitem(last=False)
+        attempt = await self._store.begin(rollout, "gateway", lease=PRODUCTION_LEASE)
+        return AttemptState(rollout, attempt, kept=self._kept, owners=self._owners)
 
     async def attempt(self, headers: Mapping[str, str]) -> AttemptState | None:
         """The attempt of a request, or None for a production call with the server's token. Raises `Refused` (401) for any other key."""
@@ -169,9 +195,9 @@ class Callers:
 
     async def _load(self, rollout: Rollout, attempt: Attempt) -> AttemptState:
         try:
-            state = AttemptState.rebuild(rollout, await self._store.records(attempt.id))
+            state = AttemptState.rebuild(rollout, await self._store.records(attempt.id), self._owners)
             self._states[attempt.id] = state
-            idle = (id for id, old in self._states.items() if not old.active and id != attempt.id)
+            idle = (id for id, old in self._states.items() if not old.running and id != attempt.id)
             for id in list(islice(idle, max(0, len(self._states) - self.LIMIT))):
                 del self._states[id]
             return state

@@ -24,7 +24,7 @@ from agentlightning.errors import ContextOverflow
 from agentlightning.gateway.api.answers import client_gone, part, send_json, start
 from agentlightning.gateway.api.body import MAX_BODY, read_body
 from agentlightning.gateway.api.schema import Refused
-from agentlightning.gateway.auth import AttemptState, Callers, Incoming
+from agentlightning.gateway.auth import AttemptState, Callers, Incoming, Seen
 from agentlightning.gateway.record import Draft, Recording
 from agentlightning.gateway.sampling import overridden
 from agentlightning.types import AttemptStatus, CallStatus
@@ -32,6 +32,8 @@ from agentlightning.types import AttemptStatus, CallStatus
 log = logging.getLogger("agentlightning.gateway")
 ENDS: Mapping[CallStatus, AttemptStatus] = {"completed": "succeeded", "cancelled": "cancelled", "refused": "failed", "error": "failed"}
 """How the attempt of a production call ends."""
+TELLING = 1.0
+"""Seconds to tell a client that its call was cancelled."""
 MAX_TOPICS = 500
 """Warnings of one gateway, at most, because agents choose the names in them."""
 
@@ -103,6 +105,12 @@ class Service:
         if names:
             log.warning("Ignoring the agent's %s. The run's sampling settings apply. (This warning appears once.)", ", ".join(names))
 
+    def warn_ignored(self, fields: Mapping[str, str]) -> None:
+        """Name the fields that an answer ignores, each once. `fields`: the reason, by name."""
+        for field, reason in fields.items():
+            name = field if field.isprintable() else repr(field)
+            self.warn_once(f"ignored:{field}", "Ignoring the agent's %s. %s", name[:100], reason)
+
     def _is_new(self, topic: str) -> bool:
         if topic in self._topics or len(self._topics) >= MAX_TOPICS:
             return False
@@ -111,7 +119,7 @@ class Service:
 
 
 class Gone(Exception):
-    """The client went away."""
+    """Nobody waits for the answer: the client went away, or the attempt ended."""
 
 
 class Endpoint:
@@ -138,12 +146,13 @@ class Endpoint:
             state = await self._service.callers.begin(b"" if isinstance(body, Refused) else body)
         incoming = state.open(headers, body, started)
         recording = Recording(self._service.store, incoming)
-        gone = asyncio.ensure_future(client_gone(receive))
-        state.active += 1
+        task, gone = asyncio.current_task(), asyncio.create_task(client_gone(receive))
+        assert task is not None
+        state.running[task] = gone
         try:
             await exchange(self._answerer, incoming, recording, send, gone)
         finally:
-            state.active -= 1
+            del state.running[task]
             gone.cancel()
             if production:
                 await self._service.store.finish(state.attempt.id, ENDS[recording.status], error=recording.detail)
@@ -176,21 +185,33 @@ async def exchange(answerer: Answerer, incoming: Incoming, recording: Recording,
             await send(start(200, ending.content_type, seen.id, len(ending.data)))
         await send(part(ending.data, more=False))
     except Gone:
-        await recording.write(draft, "cancelled", "the client went away")
+        if not gone.cancelled():
+            await recording.write(draft, "cancelled", "the client went away")
+            return
+        refusal = Refused("The attempt ended before this call, so the call was cancelled.", status=401, code="invalid_api_key")
+        await recording.write(draft, "cancelled", "the attempt ended before the call")
+        with suppress(TimeoutError):  # the client may read nothing
+            async with asyncio.timeout(TELLING):
+                await _tell(send, answerer, seen, refusal, stream_error)
     except asyncio.CancelledError:
         await recording.write(draft, "cancelled", "the gateway was stopped")
         raise
     except Exception as error:
         refusal = await _recorded(recording, draft, incoming, _refusal(error, incoming))
-        if stream_error is not None:
-            await send(part(stream_error(refusal), more=False))
-        else:
-            await send_json(send, refusal.status, answerer.error(refusal), seen.id, refusal.headers)
+        await _tell(send, answerer, seen, refusal, stream_error)
+
+
+async def _tell(send: Send, answerer: Answerer, seen: Seen, refusal: Refused, stream_error: Callable[[Refused], bytes] | None) -> None:
+    """End an answer with an error. `stream_error`: of a stream that has begun."""
+    if stream_error is not None:
+        await send(part(stream_error(refusal), more=False))
+    else:
+        await send_json(send, refusal.status, answerer.error(refusal), seen.id, refusal.headers)
 
 
 @asynccontextmanager
 async def _until(gone: asyncio.Future[None]) -> AsyncGenerator[None]:
-    """Stop the block when the client goes away, and raise `Gone`."""
+    """Stop the block when the client goes away or the attempt ends, and raise `Gone`."""
     limit = asyncio.timeout(None)
 
     def stop(_: asyncio.Future[None]) -> None:

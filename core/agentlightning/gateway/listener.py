@@ -1,4 +1,4 @@
-"""What guards the gateway's address: a limit of time for the headers of a request, and of names for a loopback address."""
+"""The gateway's address: a limit of time for the headers of a request, of names for a loopback address, and the end of connections."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any
 
 from starlette.datastructures import Headers
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
 from agentlightning.errors import GatewayError
@@ -19,6 +19,10 @@ from agentlightning.gateway.api.schema import Refused
 
 HEADER_TIMEOUT = 20.0
 """Seconds from the first byte of a request, or the opening of its connection, to the end of its headers."""
+MAX_HEADERS = 65_536
+"""Bytes of unfinished headers. uvicorn has no limit of its own."""
+ASYNC_HEADER = "x-stainless-async"
+"""Of OpenAI's and Anthropic's clients: `async:asyncio`, or `false`."""
 LOCAL_NAMES = ("localhost", "*.localhost", "*.local", "*.internal")
 """Names that a loopback address may have. No public name server answers for them, so no page elsewhere can take one."""
 
@@ -35,6 +39,8 @@ class TimedProtocol(Protocol):
     """
 
     _deadline: asyncio.TimerHandle | None = None
+    _waiting = 0
+    """Bytes since the last complete headers."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:
         """See `asyncio.Protocol`."""
@@ -44,6 +50,9 @@ class TimedProtocol(Protocol):
     def data_received(self, data: bytes) -> None:
         """See `asyncio.Protocol`."""
         super().data_received(data)
+        self._waiting = 0 if self._is_answering else self._waiting + len(data)
+        if self._waiting > MAX_HEADERS:
+            self.transport.close()
         self._watch()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -84,6 +93,25 @@ def local_names_only(app: ASGIApp) -> ASGIApp:
         await json_response(Refused(text, code="host_not_allowed").body, 403)(scope, receive, send)
 
     return checked
+
+
+def closes_for_async_clients(app: ASGIApp) -> ASGIApp:
+    """The app, with one connection for each answer to the asynchronous clients of OpenAI and Anthropic.
+
+    Frameworks keep such a client for an address, also after its event loop has ended. Its next call would fail if it found a connection of
+    the old loop in its pool.
+    """
+
+    async def closing(scope: Scope, receive: Receive, send: Send) -> None:
+        async def send_closing(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message = {**message, "headers": [*message["headers"], (b"connection", b"close")]}
+            await send(message)
+
+        is_async = scope["type"] == "http" and Headers(scope=scope).get(ASYNC_HEADER, "").startswith("async")
+        await app(scope, receive, send_closing if is_async else send)
+
+    return closing
 
 
 def _is_local(host: str) -> bool:

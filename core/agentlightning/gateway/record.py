@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from agentlightning.contracts.store import LightningStore
+from agentlightning.gateway.api.protocol import Asked
 from agentlightning.gateway.auth import AttemptState, Incoming
 from agentlightning.gateway.conversation import History
 from agentlightning.gateway.generation import Generation
@@ -84,17 +85,19 @@ class Recording:
         state.add(call, completions, 0 if history is None else len(history.messages[0]))
 
 
-def call_input(history: History, prompt: Prompt, keep_from: int | None, state: AttemptState) -> dict[str, Any] | None:
-    """`Call.input`: the messages from `keep_from` on, less those that an earlier call keeps already."""
-    if keep_from is None:
+def call_input(history: History, prompt: Prompt, asked: Asked, state: AttemptState) -> dict[str, Any] | None:
+    """`Call.input`: the messages and tools that the form keeps, less those that an earlier call keeps already."""
+    if asked.keep_from is None:
         return None
     [messages] = history.messages
+    after, start = None, asked.keep_from
     if prompt.continues is not None:
         call_id = prompt.continues.call_id
         earlier = state.history(call_id)
-        if earlier is not None and len(earlier) == prompt.end - keep_from:
-            return {"after": call_id, "messages": messages[prompt.end :]}
-    return {"after": None, "messages": messages[keep_from:]}
+        if earlier is not None and len(earlier) == prompt.end - start:
+            after, start = call_id, prompt.end
+    tools = {} if asked.keep_tools == state.tools(after) else {"tools": asked.keep_tools}
+    return {"after": after, "messages": messages[start:], **tools}
 
 
 def sampled_completions(

@@ -18,7 +18,6 @@ from agentlightning.gateway.record import Draft, call_input, sampled_completions
 from agentlightning.gateway.rendering.demonstration import Demonstrate
 from agentlightning.gateway.rendering.renderer import Rendering
 from agentlightning.gateway.rendering.replies import Reply
-from agentlightning.gateway.sampling import check_sampling
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,10 +42,9 @@ class SampledAnswerer:
         yield draft
         check_open(state.attempt)
         check_model(asked.request.model, service.engine.info.model, rollout.policy, service.models)
-        check_sampling(rollout, asked.fields)
         rendering = await self.rendering()
         prompts = plan_prompts(rendering, asked, history, state.conversations, state.attempt.started)
-        draft = replace(draft, context=prompts[0].context, input=call_input(history, prompts[0], asked.keep_from, state))
+        draft = replace(draft, context=prompts[0].context, input=call_input(history, prompts[0], asked, state))
         yield draft
         for prompt in prompts:
             check_length(prompt, service.engine.info)
@@ -100,9 +98,7 @@ def _warn_broken(service: Service, replies: Sequence[Reply]) -> None:
 def _warn(service: Service, incoming: Incoming, asked: Asked) -> None:
     """Warn of settings that have no effect."""
     service.warn_overridden(incoming.state, asked.fields)
-    for setting in asked.unmet:
-        name = setting if setting.isprintable() else repr(setting)
-        service.warn_once(setting, "Ignoring the agent's %s. This model does not support it.", name[:100])
+    service.warn_ignored(asked.ignored)
     if asked.request.format is not None:
         service.warn_once(
             "format",

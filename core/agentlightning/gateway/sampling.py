@@ -8,8 +8,8 @@ import secrets
 from collections.abc import Mapping
 from typing import Any
 
-from agentlightning.gateway.api.parameters import unhonoured
-from agentlightning.gateway.api.schema import ChatRequest, Refused
+from agentlightning.gateway.api.parameters import unhonoured_sampling
+from agentlightning.gateway.api.schema import ChatRequest
 from agentlightning.types import Rollout, Sampling
 
 
@@ -48,12 +48,6 @@ def choose_sampling(
     )
 
 
-def check_sampling(rollout: Rollout, fields: Mapping[str, Any]) -> None:
-    """Raises `Refused` in production for settings that no engine honours. In training they are overridden."""
-    for name in unhonoured(fields) if rollout.sampling is None else ():
-        raise Refused(f"{name} is not supported, because the engine samples from the model's own distribution. Leave it out.", param=name)
-
-
 def overridden(rollout: Rollout, fields: Mapping[str, Any]) -> list[str]:
     """The agent's settings, in its raw body, that the rollout overrides."""
     own = rollout.sampling
@@ -61,4 +55,4 @@ def overridden(rollout: Rollout, fields: Mapping[str, Any]) -> list[str]:
         return []
     mine = {"temperature": (own.temperature,), "top_p": (own.top_p,), "top_k": (own.top_k, own.top_k or -1)}
     names = [name for name, values in mine.items() if fields.get(name) is not None and fields[name] not in values]
-    return [*names, *(name for name in ("seed", "ignore_eos") if fields.get(name) not in (None, False)), *unhonoured(fields)]
+    return [*names, *(name for name in ("seed", "ignore_eos") if fields.get(name) not in (None, False)), *unhonoured_sampling(fields)]

@@ -19,8 +19,7 @@ from starlette.types import ASGIApp
 from agentlightning.contracts.engine import Engine
 from agentlightning.contracts.rendering import RenderingSettings
 from agentlightning.contracts.store import LightningStore
-from agentlightning.errors import GatewayError
-from agentlightning.gateway.api.answers import json_response
+from agentlightning.errors import ConfigError, GatewayError
 from agentlightning.gateway.api.anthropic_count_tokens import PATH as COUNT_PATH
 from agentlightning.gateway.api.anthropic_count_tokens import TokenCounter
 from agentlightning.gateway.api.anthropic_messages import MessagesForm
@@ -35,13 +34,19 @@ from agentlightning.gateway.api.rewards import RewardEndpoint
 from agentlightning.gateway.api.schema import Refused
 from agentlightning.gateway.auth import Callers
 from agentlightning.gateway.call import Endpoint, Forwarder, Service
-from agentlightning.gateway.listener import TimedProtocol, is_loopback, listen, local_names_only
+from agentlightning.gateway.end_of_attempt import EndOfAttempt
+from agentlightning.gateway.listener import TimedProtocol, closes_for_async_clients, is_loopback, listen, local_names_only
 from agentlightning.gateway.rendering.demonstration import Demonstrate
 from agentlightning.gateway.rendering.load import load_rendering
 from agentlightning.gateway.rendering.renderer import Rendering
 from agentlightning.gateway.sampled_call import SampledAnswerer
+from agentlightning.gateway.unknown_path import UnknownPath
 from agentlightning.types import LLM, Attempt
 
+CALLS_PATH = "/v1/calls"
+BASE = "/v1"
+OTHER_BASES = ("", "/v1/v1")
+"""The beginnings of paths from clients that add no /v1 to their base address, and from those that add one to ours."""
 SHUTDOWN = 5
 """Seconds for in-flight calls when the server stops. Then they are cancelled and recorded as such."""
 RECORDING = 5
@@ -61,7 +66,10 @@ class _Loader:
         if self._task is None or (self._task.done() and (self._task.cancelled() or self._task.exception() is not None)):
             work = asyncio.to_thread(load_rendering, self._engine.info, self._settings)
             self._task = asyncio.create_task(work)
-        return await asyncio.shield(self._task)
+        try:
+            return await asyncio.shield(self._task)
+        except (ConfigError, GatewayError) as error:  # nothing that a client repeats can change it
+            raise Refused(str(error), code="renderer") from error
 
 
 class Options(TypedDict, total=False):
@@ -94,15 +102,12 @@ def gateway_app(store: LightningStore, engine: Engine, **options: Unpack[Options
         endpoints = {form.path: Endpoint(service, SampledAnswerer(service, form, rendering, demonstrate)) for form in forms}
         endpoints[COUNT_PATH] = TokenCounter(service, rendering).count
     endpoints[REWARD_PATH] = RewardEndpoint(store, max_body).answer
-    routes: list[BaseRoute] = [
+    routes = [
         *(Route(path, endpoint, methods=["POST"]) for path, endpoint in endpoints.items()),
+        Route(CALLS_PATH, EndOfAttempt(callers).answer, methods=["DELETE"]),
         *Cards(engine, models).routes,
-        *options.get("extra_routes", ()),
     ]
-
-    async def unknown(request: Request, error: Exception) -> Response:
-        text = f"This gateway does not serve {request.method} {request.url.path}. Use POST {', '.join(endpoints)} or GET /v1/models."
-        return json_response(Refused(text, code="unknown_url").body, getattr(error, "status_code", 404))
+    unknown = UnknownPath(service, endpoints).answer
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncGenerator[None]:
@@ -110,7 +115,18 @@ def gateway_app(store: LightningStore, engine: Engine, **options: Unpack[Options
         if isinstance(engine, Forwarder):
             await engine.disconnect()
 
+    routes = [*routes, *_at_other_bases(routes), *options.get("extra_routes", ())]
     return Starlette(routes=routes, exception_handlers={404: unknown, 405: unknown}, lifespan=lifespan)
+
+
+def _at_other_bases(routes: Sequence[Route]) -> list[Route]:
+    """The same routes for clients whose base address should have no /v1, or should have one."""
+    return [
+        Route(base + route.path.removeprefix(BASE), route.endpoint, methods=list(route.methods or ()))
+        for base in OTHER_BASES
+        for route in routes
+        if route.path.startswith(BASE)
+    ]
 
 
 class Gateway:
@@ -130,8 +146,9 @@ class Gateway:
             raise GatewayError("The gateway is already running. Stop it first.")
         listener = listen(self._host, self._port)
         self._port = listener.getsockname()[1]
+        app = closes_for_async_clients(self._app)
         config = uvicorn.Config(
-            local_names_only(self._app) if is_loopback(self._host) else self._app,
+            local_names_only(app) if is_loopback(self._host) else app,
             http=TimedProtocol,
             log_config=None,
             access_log=False,

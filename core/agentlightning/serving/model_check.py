@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from agentlightning.config.model_facts import BYTES_CPU, BYTES_FROZEN, BYTES_FULL, ModelFacts, model_facts
-from agentlightning.config.models import FetchProgress, find_model
+from agentlightning.config.models import FetchProgress, find_model, weights_problem
 from agentlightning.contracts.model import Fit, ModelFiles
 from agentlightning.contracts.rendering import saved_rendering
 from agentlightning.errors import LightningError
@@ -42,6 +42,8 @@ class ModelReport:
     problem: str
     """Why the model cannot render messages; empty if it can."""
     backends: tuple[Backend, ...]
+    weights_problem: str | None = None
+    """What is wrong with the weights; None: nothing, or they are elsewhere."""
 
     @property
     def on_gpu(self) -> bool:
@@ -88,7 +90,9 @@ def check_model(name: str, *, progress: FetchProgress | None = None) -> ModelRep
     except LightningError as error:
         problem = str(error)
     progress("trying engines and trainers", None)
-    return ModelReport(files, facts, machine(), rendering, problem, tuple(_backends(files)))
+    folder = Path(name).expanduser()
+    weights = weights_problem(folder) if (folder / "config.json").is_file() else None
+    return ModelReport(files, facts, machine(), rendering, problem, tuple(_backends(files)), weights)
 
 
 def _backends(files: ModelFiles) -> Iterator[Backend]:

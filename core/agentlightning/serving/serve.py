@@ -12,8 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from starlette.routing import Mount
-
 from agentlightning.config.models import best_weights, find_model, find_run, is_model
 from agentlightning.config.parts import Part
 from agentlightning.config.schema import load_config
@@ -21,6 +19,7 @@ from agentlightning.contracts.engine import Engine
 from agentlightning.contracts.model import ModelFiles
 from agentlightning.contracts.rendering import RenderingChoices, RenderingSettings, saved_rendering
 from agentlightning.gateway import Gateway
+from agentlightning.gateway.rendering.load import make_rendering
 from agentlightning.runner.rollout import DEFAULT_STORE
 from agentlightning.stores.common import open_store
 from agentlightning.stores.http_server import store_app
@@ -40,6 +39,14 @@ class ServedModel(NamedTuple):
     rendering: RenderingSettings
     weights: str = ""
     """Of a run: the step, and why this one."""
+
+
+class Address(NamedTuple):
+    """Where the gateway listens, and the largest body in bytes that it takes there."""
+
+    host: str
+    port: int
+    max_body: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,16 +69,18 @@ def serve(
     host: str,
     port: int,
     store: str | None,
+    max_body_mb: int,
     progress: Progress,
     ready: Callable[[Served], None],
 ) -> None:
     """Serve a model and the store that its calls are recorded in, until Ctrl-C. `ready` is called once, with the addresses.
 
     The token is `AGL_TOKEN`, or a new one. Records go to `store`, else to `AGL_STORE`, else to `./agl.db`. A run's store stays as it is.
+    Requests have bodies of at most `max_body_mb` MB.
     """
 
     async def serve_until_stopped() -> None:
-        async with _serving(model, host, port, store, progress) as served:
+        async with _serving(model, Address(host, port, max_body_mb * 2**20), store, progress) as served:
             ready(served)
             await _until_interrupted()
 
@@ -79,11 +88,13 @@ def serve(
 
 
 @asynccontextmanager
-async def _serving(model: ServedModel, host: str, port: int, store: str | None, progress: Progress) -> AsyncGenerator[Served]:
+async def _serving(model: ServedModel, address: Address, store: str | None, progress: Progress) -> AsyncGenerator[Served]:
     part = Part.parse("engines", model.engine, "engine")
     settings = part.make()
     token = os.environ.get("AGL_TOKEN") or secrets.token_urlsafe(24)
     async with AsyncExitStack() as stack:
+        if model.files.path:
+            await asyncio.to_thread(make_rendering, model.files.name, model.files.path, model.rendering)  # before the weights load
         opened = open_store(store or os.environ.get("AGL_STORE") or DEFAULT_STORE)
         stack.push_async_callback(opened.close)
         progress.phase("loading model")
@@ -91,13 +102,16 @@ async def _serving(model: ServedModel, host: str, port: int, store: str | None, 
         stack.push_async_callback(engine.close)
         if model.files.path:
             await engine.load(model.policy or engine.policy)  # a run's trained version, so that records name it
-        routes = (Mount("/", app=store_app(opened, token)),)
-        gateway = Gateway(opened, engine, host=host, port=port, token=token, extra_routes=routes, rendering=model.rendering)
+        routes = store_app(opened, token).routes
+        gateway = Gateway(
+            opened, engine, host=address.host, port=address.port, max_body=address.max_body, token=token, extra_routes=routes,
+            rendering=model.rendering,
+        )  # fmt: skip
         await gateway.start()
         stack.push_async_callback(gateway.stop)
         progress.end()
-        address = gateway.base_url.removesuffix("/v1").replace("://", f"://{token}@", 1)
-        yield Served(gateway.base_url, engine.info.model, token, address, model.weights)
+        store_address = gateway.base_url.removesuffix("/v1").replace("://", f"://{token}@", 1)
+        yield Served(gateway.base_url, engine.info.model, token, store_address, model.weights)
 
 
 def served_model(name: str, progress: Progress, choices: RenderingChoices | None = None) -> ServedModel:

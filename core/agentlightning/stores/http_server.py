@@ -87,5 +87,5 @@ def _failure(status: int, error: Exception) -> Response:
 
 
 def store_app(store: LightningStore, token: str) -> Starlette:
-    """An ASGI app that serves `store` under `/store/v1/` to clients with `token`. Mount it last, at the root of a larger app."""
+    """An ASGI app that serves `store` under `/store/v1/` to clients with `token`. Its routes also fit into a larger app."""
     return Starlette(routes=[Route(f"{PREFIX}/{{method}}", StoreServer(store, token).answer, methods=["POST"])])

@@ -17,6 +17,7 @@ from agentlightning.contracts.model import ModelFiles
 from agentlightning.contracts.rendering import RenderingSettings
 from agentlightning.contracts.trainer import check_capabilities
 from agentlightning.errors import ConfigError, UnsupportedSetting
+from agentlightning.gateway.rendering.load import make_rendering
 from agentlightning.registry.registry import load_object, registry
 from agentlightning.runner.proxies import reach_loopback
 from agentlightning.runner.runner import Agent, takes_llm
@@ -65,7 +66,7 @@ async def plan_training(config: Config, agent: str | Agent | None, progress: Pro
         engine = engine[0], _own_weights(str(config.engine["name"]), engine[1], config.collection.max_staleness)
         trainer = _trainer(config, algorithm)
         checked, files = _agent(config, agent), _model(config.model, progress)
-        return TrainingPlan(checked, files, engine, config.rendering(files.path), trainer, algorithm)
+        return TrainingPlan(checked, files, engine, _rendering(config, files), trainer, algorithm)
 
     return await asyncio.to_thread(check)
 
@@ -79,7 +80,7 @@ async def plan_rollouts(config: Config, agent: str | Agent, progress: Progress) 
         checked = _agent(config, agent)
         if not engine[0].remote:
             files = _model(config.model, progress)
-            return Plan(checked, files, engine, config.rendering(files.path))
+            return Plan(checked, files, engine, _rendering(config, files))
         choices = config.rendering_choices.used()
         if choices:
             raise UnsupportedSetting(
@@ -89,6 +90,13 @@ async def plan_rollouts(config: Config, agent: str | Agent, progress: Progress) 
         return Plan(checked, ModelFiles(config.model, ""), engine, RenderingSettings())
 
     return await asyncio.to_thread(check)
+
+
+def _rendering(config: Config, files: ModelFiles) -> RenderingSettings:
+    """The settings of the renderer, tried out before the weights load."""
+    settings = config.rendering(files.path)
+    make_rendering(files.name, files.path, settings)
+    return settings
 
 
 def _plugin(kind: str, table: Mapping[str, JSON], where: str) -> Plugin:

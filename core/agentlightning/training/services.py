@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import sys
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -129,13 +129,11 @@ async def _open_runners(
 ) -> Collector:
     """Start a gateway and runners; return their collector. `demonstrate` answers training calls in the policy's place."""
     token = secrets.token_urlsafe(24)
-    routes: tuple[Any, ...] = ()
+    routes: Sequence[Any] = ()
     if config.runner.workers:
-        from starlette.routing import Mount
-
         from agentlightning.stores.http_server import store_app
 
-        routes = (Mount("/", app=store_app(store, token)),)
+        routes = store_app(store, token).routes
     gateway = Gateway(
         store, engine, port=config.port, extra_routes=routes, demonstrate=demonstrate, models=config.models,
         max_body=config.max_body_mb * 2**20, rendering=plan.rendering,

@@ -25,7 +25,6 @@ from typing import Any
 import pytest
 from adapter_world import World, problems
 from agents_world import Prompt
-from starlette.routing import Mount
 
 from agentlightning.gateway import Gateway
 from agentlightning.rl.trajectory.build import trajectory
@@ -227,7 +226,7 @@ async def test_a_launcher_of_one_line_records_a_program_in_a_process_of_its_own(
 ) -> None:
     store = open_store("memory:")
     engine = ScriptedEngine(tokenizer_folder, lambda text, sampling: joking(Prompt(text)), context_length=16384)
-    gateway = Gateway(store, engine, extra_routes=[Mount("/", app=store_app(store, "token"))])
+    gateway = Gateway(store, engine, extra_routes=store_app(store, "token").routes)
     await gateway.start()
     try:
         launcher = (

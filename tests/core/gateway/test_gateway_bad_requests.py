@@ -139,6 +139,20 @@ async def test_headers_that_never_end_cost_a_connection_for_a_limited_time(gatew
         writer.close()
 
 
+async def test_headers_beyond_all_measure_close_the_connection(gateway: House) -> None:
+    host, port = gateway.gateway.base_url.removeprefix("http://").removesuffix("/v1").split(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    writer.write(b"POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\n")
+    closed = asyncio.create_task(reader.read())
+    for _ in range(100):
+        writer.write(b"x-more: " + b"a" * 8000 + b"\r\n")
+        await asyncio.sleep(0.01)
+        if closed.done():
+            break
+    assert closed.done()
+    writer.close()
+
+
 async def test_a_slow_reply_does_not_count_as_slow_headers(house: Any, monkeypatch: Any) -> None:
     monkeypatch.setattr(listener, "HEADER_TIMEOUT", 0.1)
     h = await house(lambda prompt, sampling: "x", delay=0.5)

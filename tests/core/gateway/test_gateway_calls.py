@@ -350,6 +350,22 @@ async def test_a_call_id_that_the_client_brings_is_used_once(house: Any) -> None
     assert calls[1].id != "run-1"
 
 
+async def test_one_call_id_in_several_attempts_loses_no_record_and_the_answers_name_the_actual_one(house: Any) -> None:
+    h = await house(lambda prompt, sampling: "x", options={"token": "secret"})
+    attempts, ids = [await h.attempt() for _ in range(3)], set[str]()
+    for attempt in attempts:
+        client = h.client(attempt, default_headers={CALL_HEADER: "my-agent"})
+        raw = await client.chat.completions.with_raw_response.create(model="scripted", messages=HI)
+        [call], [completion] = (records := await h.records(attempt)).calls, records.completions
+        assert raw.headers[CALL_HEADER] == raw.parse().system_fingerprint == call.id == completion.call_id
+        ids.add(call.id)
+    assert len(ids) == 3
+    assert (await h.records(attempts[0])).calls[0].id == "my-agent"
+    production = h.client("secret", default_headers={CALL_HEADER: "my-agent"})
+    answers = [await production.chat.completions.create(model="scripted", messages=HI) for _ in range(2)]
+    assert len({answer.system_fingerprint for answer in answers} - ids) == 2
+
+
 async def test_a_port_in_use_names_the_port_and_the_way_out(house: Any) -> None:
     h = await house(["x"])
     port = int(h.gateway.base_url.split(":")[-1].split("/")[0])

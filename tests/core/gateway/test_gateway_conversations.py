@@ -178,3 +178,25 @@ async def test_the_same_run_repeats_its_seeds_prompts_and_call_ids(house: Any) -
         records = await h.records(attempt)
         seen.append(([(c.prompt_ids.tolist(), c.response_ids.tolist(), c.sampling.seed) for c in records.completions], reply))
     assert seen[0] == seen[1]
+
+
+async def test_a_history_with_content_in_parts_is_read_and_bridged(house: Any) -> None:
+    h = await house(["CALL calculator(3+4)", "It is 7.", "Bye."])
+    attempt = await h.attempt()
+    client = h.client(attempt)
+
+    def parts(*texts: str) -> list[dict[str, str]]:
+        return [{"type": "text", "text": text} for text in texts]
+
+    history: list[Any] = [{"role": "system", "content": parts("Be ", "kind.")}, {"role": "user", "content": parts("3+", "4?")}]
+    for answer in (parts("7"), parts("Thanks", ".")):
+        reply = (await client.chat.completions.create(model="scripted", messages=history, tools=[CALCULATOR])).choices[0].message
+        back: dict[str, Any] = {"role": "assistant", "content": parts(reply.content) if reply.content else None}
+        if reply.tool_calls:
+            back["tool_calls"] = [call.to_dict() for call in reply.tool_calls]
+        ids = [call.id for call in reply.tool_calls or ()]
+        history += [back, {"role": "tool", "tool_call_id": ids[0], "content": answer} if ids else {"role": "user", "content": answer}]
+    await client.chat.completions.create(model="scripted", messages=history, tools=[CALCULATOR])
+    assert [call.context for call in (await h.records(attempt)).calls] == ["first", "bridged", "bridged"]
+    for text in ("Be kind.", "3+4?", "Thanks."):
+        assert text in h.engine.asked[-1].prompt

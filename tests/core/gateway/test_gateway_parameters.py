@@ -5,12 +5,29 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-import anthropic
 import httpx
 import pytest
+from anthropic.types import OutputConfigParam, ThinkingConfigEnabledParam, ToolChoiceToolParam, ToolParam
+from anthropic.types import message_count_tokens_params as count
+from anthropic.types import message_create_params as messages
+from anthropic.types.beta import BetaOutputConfigParam, BetaThinkingConfigAdaptiveParam, BetaToolParam
+from anthropic.types.beta import message_count_tokens_params as beta_count
+from anthropic.types.beta import message_create_params as beta_messages
+from openai.types import completion_create_params as legacy
+from openai.types.chat import ChatCompletionStreamOptionsParam
+from openai.types.chat import completion_create_params as chat
+from openai.types.responses import FunctionToolParam, ResponseTextConfigParam
+from openai.types.responses import response_create_params as responses
+from openai.types.shared_params import Reasoning
 from tests.gateway_house import House, user
 
 from agentlightning.contracts.rendering import RenderingSettings
+from agentlightning.gateway.api.anthropic_messages import MessagesForm
+from agentlightning.gateway.api.openai_chat import ChatForm
+from agentlightning.gateway.api.openai_completions import CompletionsForm
+from agentlightning.gateway.api.openai_responses import ResponsesForm
+from agentlightning.gateway.api.parameters import CHAT, COMPLETIONS, COUNT_TOKENS, MESSAGES, RESPONSES, Parameters
+from agentlightning.gateway.api.parameters import SAMPLING as UNHONOURED
 from agentlightning.types import Rollout, Sampling, Task, new_id
 
 SHOUTING = (
@@ -30,6 +47,7 @@ async def ask(h: House, key: str, path: str = "/chat/completions", **fields: Any
         "/responses": {"input": "hi"},
         "/completions": {"prompt": "hi"},
         "/messages": {"messages": HI, "max_tokens": 9},
+        "/messages/count_tokens": {"messages": HI},
     }
     body = {"model": "scripted", **bodies.get(path, {"messages": HI}), **fields}
     async with httpx.AsyncClient(base_url=h.gateway.base_url, headers={"Authorization": f"Bearer {key}"}, timeout=60) as client:
@@ -156,21 +174,134 @@ async def test_settings_of_the_template_that_ask_for_the_default_are_accepted(ho
     assert answer.json()["error"]["message"].startswith("continue_final_message is true, but the last message is of the role 'user'")
 
 
-@pytest.mark.parametrize("path", ["/chat/completions", "/responses", "/completions", "/messages"])
-async def test_an_unknown_parameter_is_named_once_and_ones_without_effect_are_not(house: Any, caplog: Any, path: str) -> None:
+FORMS = ["/chat/completions", "/responses", "/completions", "/messages", "/messages/count_tokens"]
+
+
+@pytest.mark.parametrize("path", FORMS)
+async def test_training_names_an_unknown_field_once_and_production_refuses_it(house: Any, caplog: Any, path: str) -> None:
+    h = await house(lambda prompt, sampling: "hello")
+    attempt, other = await h.attempt(), await production(h)
+    with caplog.at_level(logging.WARNING, "agentlightning.gateway"):
+        for _ in range(2):
+            fields = {"enable_thinking": False, "new\nname": 1, "chat_template": None}
+            assert (await ask(h, attempt.key, path, **fields)).status_code == 200
+    assert ignored(caplog) == ["enable_thinking", repr("new\nname")]
+    answer = await ask(h, other.key, path, enable_thinking=False)
+    assert answer.status_code == 400
+    assert answer.json()["error"]["message"] == "enable_thinking is not a field that the gateway knows. Leave it out."
+
+
+@pytest.mark.parametrize("path", FORMS)
+async def test_fields_without_an_effect_are_accepted_everywhere_without_a_word(house: Any, caplog: Any, path: str) -> None:
     h = await house(lambda prompt, sampling: "hello")
     with caplog.at_level(logging.WARNING, "agentlightning.gateway"):
         for attempt in (await h.attempt(), await production(h)):
-            fields = {
-                "web_search_options": {},
-                "new\nname": 1,
-                "prediction": None,
-                "user": "u",
-                "metadata": {"a": "b"},
-                "service_tier": "auto",
-            }
+            fields = {"user": "u", "metadata": {"a": "b"}, "service_tier": "auto", "prediction": None}
             assert (await ask(h, attempt.key, path, **fields)).status_code == 200
-    assert ignored(caplog) == ["web_search_options", repr("new\nname")]
+    assert ignored(caplog) == []
+
+
+IGNORED = [
+    ("/chat/completions", {"reasoning_effort": "low", "prediction": {"type": "content", "content": "x"}, "moderation": {"model": "m"}}),
+    ("/responses", {"context_management": [{"type": "compaction"}], "max_tool_calls": 3, "moderation": {"model": "m"}}),
+    ("/messages", {"context_management": {"edits": [{}]}, "fallbacks": [{"model": "m"}]}),
+    ("/messages/count_tokens", {"context_management": {"edits": [{}]}, "compaction": {"type": "summarize"}}),
+]
+
+
+@pytest.mark.parametrize(("path", "fields"), IGNORED)
+async def test_a_field_that_no_model_here_has_is_ignored_and_named_once(house: Any, caplog: Any, path: str, fields: Any) -> None:
+    h = await house(lambda prompt, sampling: "hello")
+    with caplog.at_level(logging.WARNING, "agentlightning.gateway"):
+        for attempt in (await h.attempt(), await production(h)):
+            assert (await ask(h, attempt.key, path, **fields)).status_code == 200
+    assert sorted(ignored(caplog)) == sorted(fields)
+
+
+REFUSED = [
+    ("/chat/completions", "web_search_options", {}), ("/chat/completions", "audio", {"voice": "x"}),
+    ("/chat/completions", "functions", [{"name": "f"}]), ("/chat/completions", "function_call", "auto"),
+    ("/responses", "background", True), ("/responses", "conversation", "conv_1"), ("/responses", "prompt", {"id": "x"}),
+    ("/completions", "echo", True), ("/completions", "suffix", "x"),
+    ("/messages", "compaction", {"type": "summarize"}), ("/messages", "container", "c"), ("/messages", "mcp_servers", [{"url": "x"}]),
+    ("/messages/count_tokens", "mcp_servers", [{"url": "x"}]), ("/messages/count_tokens", "thread", {"type": "create"}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("path", "name", "value"), REFUSED)
+async def test_a_field_that_changes_the_answer_is_refused_by_name_in_training_too(house: Any, path: str, name: str, value: Any) -> None:
+    h = await house(lambda prompt, sampling: "hello")
+    answer = await ask(h, (await h.attempt()).key, path, **{name: value})
+    assert answer.status_code == 400
+    assert answer.json()["error"]["message"].startswith(f"{name} is not supported here. ")
+
+
+async def test_names_of_messages_are_ignored_and_named_once(house: Any, caplog: Any) -> None:
+    h = await house(lambda prompt, sampling: "hello")
+    attempt = await h.attempt()
+    with caplog.at_level(logging.WARNING, "agentlightning.gateway"):
+        for _ in range(2):
+            assert (await ask(h, attempt.key, messages=[{"role": "user", "content": "hi", "name": "Ann"}])).status_code == 200
+    assert ignored(caplog) == ["messages.name"]
+
+
+async def test_fields_of_tools_and_settings_are_named_too(house: Any, caplog: Any) -> None:
+    h = await house(lambda prompt, sampling: "hello")
+    tool = {"name": "f", "input_schema": {}, "cache_control": {"type": "ephemeral"}, "input_examples": [{}], "colour": "red"}
+    fields = {"tools": [tool], "output_config": {"effort": "low"}, "thinking": {"type": "enabled", "budget_tokens": 1024}}
+    with caplog.at_level(logging.WARNING, "agentlightning.gateway"):
+        assert (await ask(h, (await h.attempt()).key, "/messages", **fields)).status_code == 200
+    assert sorted(ignored(caplog)) == ["output_config.effort", "thinking.budget_tokens", "tools.colour", "tools.input_examples"]
+    answer = await ask(h, (await production(h)).key, "/messages", **fields)
+    assert answer.json()["error"]["message"].startswith("tools.colour is not a field")
+
+
+async def test_the_older_name_of_the_output_format_is_honoured(house: Any) -> None:
+    h = await house(lambda prompt, sampling: "{}")
+    schema = {"type": "object", "properties": {"colour": {"type": "string"}}}
+    await ask(h, (await h.attempt()).key, "/messages", output_format={"type": "json_schema", "schema": schema})
+    assert "colour" in h.engine.asked[0].prompt
+
+
+SDK = [
+    (ChatForm, CHAT, [chat.CompletionCreateParamsNonStreaming, chat.CompletionCreateParamsStreaming]),
+    (CompletionsForm, COMPLETIONS, [legacy.CompletionCreateParamsNonStreaming, legacy.CompletionCreateParamsStreaming]),
+    (ResponsesForm, RESPONSES, [responses.ResponseCreateParamsNonStreaming, responses.ResponseCreateParamsStreaming]),
+    (MessagesForm, MESSAGES, [messages.MessageCreateParamsNonStreaming, messages.MessageCreateParamsStreaming]),
+    (MessagesForm, MESSAGES, [beta_messages.MessageCreateParamsNonStreaming, beta_messages.MessageCreateParamsStreaming]),
+    (MessagesForm, COUNT_TOKENS, [count.MessageCountTokensParams, beta_count.MessageCountTokensParams]),
+]
+OBJECTS = [
+    (CHAT, "stream_options", [ChatCompletionStreamOptionsParam]),
+    (RESPONSES, "tools", [FunctionToolParam]),
+    (RESPONSES, "reasoning", [Reasoning]),
+    (RESPONSES, "text", [ResponseTextConfigParam]),
+    (MESSAGES, "tools", [ToolParam, BetaToolParam]),
+    (MESSAGES, "output_config", [OutputConfigParam, BetaOutputConfigParam]),
+    (MESSAGES, "thinking", [ThinkingConfigEnabledParam, BetaThinkingConfigAdaptiveParam]),
+    (MESSAGES, "tool_choice", [ToolChoiceToolParam]),
+]
+
+
+def sdk_fields(types: list[Any]) -> set[str]:
+    return {name for type in types for name in type.__required_keys__ | type.__optional_keys__}
+
+
+@pytest.mark.parametrize(("form", "table", "types"), SDK)
+def test_the_table_of_each_form_names_every_field_of_the_installed_client(form: Any, table: Parameters, types: list[Any]) -> None:
+    assert sdk_fields(types) - table.names == set()
+    read = set(form.body.__struct_fields__) - {"sent_tools"}
+    assert read - table.names == set()
+    parts = [table.honoured, table.ignored.keys(), table.refused.keys(), UNHONOURED.keys(), table.without_effect]
+    both = table.honoured & table.without_effect  # of Responses, which repeat them
+    assert both <= {"metadata", "store"}
+    assert sum(map(len, parts)) - len(both) == len(set().union(*parts))
+    assert {name for name in table.honoured if "." not in name} - read - {"reasoning"} == set()
+
+
+@pytest.mark.parametrize(("table", "name", "types"), OBJECTS)
+def test_the_tables_name_every_field_of_the_clients_tools_and_settings(table: Parameters, name: str, types: list[Any]) -> None:
+    assert {f"{name}.{field}" for field in sdk_fields(types)} - table.names == set()
 
 
 async def test_refusals_and_functions_of_a_history_are_read(house: Any) -> None:
@@ -196,29 +327,3 @@ async def test_refusals_and_functions_of_a_history_are_read(house: Any) -> None:
     assert h.engine.asked[1].prompt == prompt
     first, second = (await h.records(attempt)).calls
     assert first.request_hash == second.request_hash
-
-
-async def test_a_thread_is_refused_so_that_the_client_sends_the_whole_conversation(house: Any) -> None:
-    h = await house(lambda prompt, sampling: "hello")
-    attempt = await h.attempt()
-    answer = await ask(h, attempt.key, "/messages", thread={"type": "create"})
-    assert (answer.status_code, answer.json()["error"]["details"]) == (400, {"error_code": "thread_unsupported_request"})
-
-
-async def test_the_tool_runner_of_anthropics_client_sees_its_whole_conversation(house: Any) -> None:
-    h = await house(["CALL weather(Oslo)", "It rains."])
-
-    @anthropic.beta_async_tool
-    async def weather(city: str) -> str:
-        """The weather of a city."""
-        return f"rain in {city}"
-
-    attempt = await h.attempt()
-    async with anthropic.AsyncAnthropic(base_url=h.gateway.base_url.removesuffix("/v1"), api_key=attempt.key) as client:
-        runner = client.beta.messages.tool_runner(
-            model="scripted", max_tokens=50, tools=[weather], messages=[{"role": "user", "content": "the secret is 7"}]
-        )
-        final = await runner.until_done()
-    assert final.content[0].text == "It rains."
-    assert "the secret is 7" in h.engine.asked[-1].prompt
-    assert "rain in Oslo" in h.engine.asked[-1].prompt

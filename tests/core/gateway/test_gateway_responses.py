@@ -268,14 +268,8 @@ async def test_settings_that_no_open_model_has_means_for_are_said_once(house: An
             )
         await ask(h, attempt, "hi", reasoning={"summary": "auto"}, truncation="disabled")
     assert (answer.truncation, answer.reasoning.effort) == ("disabled", None)
-    said = [r.getMessage().partition(". This")[0].removeprefix("Ignoring the agent's ") for r in caplog.records]
-    assert [each.partition(" (")[0] for each in said] == [
-        "reasoning.effort",
-        "text.verbosity",
-        "truncation='auto'",
-        "reasoning_effort",
-        "verbosity",
-    ]
+    names = [r.getMessage().partition(". ")[0].removeprefix("Ignoring the agent's ") for r in caplog.records]
+    assert sorted(names) == ["reasoning.effort", "reasoning.summary", "reasoning_effort", "text.verbosity", "truncation", "verbosity"]
 
 
 async def test_an_error_in_the_middle_of_a_stream_is_told_as_events_and_counted(house: Any) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from threading import Thread
 from typing import Any
 
+import httpx
 import pytest
 from openai import AsyncOpenAI, AuthenticationError, OpenAI
 
@@ -35,7 +36,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]
     folder = tmp_path_factory.mktemp("serve")
     tiny_model(folder / "model")
     process = subprocess.Popen(
-        [str(Path(sys.executable).with_name("agl")), "serve", str(folder / "model"), "--port", "0"],
+        [str(Path(sys.executable).with_name("agl")), "serve", str(folder / "model"), "--port", "0", "--max-body-mb", "1"],
         cwd=folder,
         env={**os.environ, "AGL_STORE": f"sqlite:{folder / 'served.db'}", "PYTHONUNBUFFERED": "1"},
         stdout=subprocess.PIPE,
@@ -65,6 +66,17 @@ async def test_a_call_with_the_token_is_answered_and_recorded_as_production(serv
         await store.close()
     assert records.calls[0].id == answer.system_fingerprint
     assert len(records.completions[0].response_ids) <= 5
+
+
+def test_a_body_over_the_limit_of_the_option_is_refused(served: dict[str, str]) -> None:
+    body = b" " * 2**20 + b"{}"
+    answer = httpx.post(f"{served['base_url']}/messages", content=body, headers={"x-api-key": served["api_key"]})
+    assert (answer.status_code, answer.json()["error"]["message"][:38]) == (413, "The body has more than 1048576 bytes. ")
+
+
+def test_a_path_that_nobody_serves_names_those_that_are(served: dict[str, str]) -> None:
+    answer = httpx.post(f"{served['base_url']}/embeddings", headers={"x-api-key": served["api_key"]})
+    assert (answer.status_code, "POST /v1/chat/completions, " in answer.json()["error"]["message"]) == (404, True)
 
 
 def test_a_call_without_the_token_is_refused(served: dict[str, str]) -> None:

@@ -182,6 +182,17 @@ async def test_a_server_without_token_ids_is_recorded_with_its_message_and_not_t
     assert make_batch([result], [np.ones(1)]).trained_tokens == 0
 
 
+@pytest.mark.parametrize("stream", [False, True])
+async def test_an_answer_that_happens_to_hold_the_key_reaches_the_agent_as_it_is(forward: Any, stream: bool) -> None:
+    front = await forward(PlainServer(f"the {KEY} of it"))
+    answer = await front.client(await front.attempt()).chat.completions.create(model="theirs", messages=HI, stream=stream)
+    if stream:
+        text = "".join([chunk.choices[0].delta.content or "" async for chunk in answer if chunk.choices])
+    else:
+        text = answer.choices[0].message.content
+    assert text == f"the {KEY} of it"
+
+
 async def test_the_keys_stay_where_they_belong(forward: Any) -> None:
     def refuse(body: dict[str, Any]) -> Any:
         return JSONResponse({"error": {"message": f"Incorrect API key provided: {KEY}", "code": "invalid_api_key"}}, 401)

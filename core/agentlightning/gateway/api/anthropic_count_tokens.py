@@ -12,8 +12,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from agentlightning.gateway.api.answers import json_response
-from agentlightning.gateway.api.anthropic_messages import MessagesForm, read_request
-from agentlightning.gateway.api.body import read_body
+from agentlightning.gateway.api.anthropic_messages import MessagesForm, MessagesRequest, canonical_request
+from agentlightning.gateway.api.body import convert, read_body, read_fields
+from agentlightning.gateway.api.checks import check_request
+from agentlightning.gateway.api.parameters import COUNT_TOKENS
 from agentlightning.gateway.api.schema import Refused, check_model
 from agentlightning.gateway.auth import AttemptState, check_open
 from agentlightning.gateway.call import Service
@@ -41,7 +43,12 @@ class TokenCounter:
         return json_response({"input_tokens": tokens})
 
     async def _count(self, state: AttemptState | None, body: bytes) -> int:
-        request, engine = read_request(body), self._service.engine
+        fields, engine = read_fields(body), self._service.engine
+        COUNT_TOKENS.check_refused(fields)
+        request = canonical_request(convert(fields, MessagesRequest))
+        ignored = COUNT_TOKENS.unhonoured(fields, production=state is None or state.rollout.sampling is None)
+        check_request(request)
+        self._service.warn_ignored(ignored)
         policy, conversations, started = engine.policy.name, Conversations(), time.time()
         if state is not None:
             check_open(state.attempt)

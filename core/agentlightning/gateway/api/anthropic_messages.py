@@ -1,8 +1,8 @@
 """`/v1/messages`: Anthropic's form, read into the canonical request.
 
 An answer comes back in the next request as the same conversation. Tool calls keep their ids. Messages drop thinking, and a bridge keeps its
-tokens. Arguments that are not a JSON object travel as `{"INVALID_JSON": text}`, both ways. The canonical form has no `is_error`: a result
-describes its error as text. A `thinking` setting shows the thoughts of a reasoning model. It sets no budget.
+tokens. The canonical form has no `is_error`: a result describes its error as text. A `thinking` setting shows the thoughts of a reasoning
+model. It sets no budget.
 """
 
 from __future__ import annotations
@@ -14,9 +14,8 @@ from typing import Any, ClassVar, cast
 import msgspec
 
 from agentlightning.gateway.api.answers import encode
-from agentlightning.gateway.api.anthropic_messages_answer import INVALID_JSON, MessagesAnswer, error_body
-from agentlightning.gateway.api.body import convert, read_fields
-from agentlightning.gateway.api.checks import check_request
+from agentlightning.gateway.api.anthropic_messages_answer import PREFIX, MessagesAnswer, error_body
+from agentlightning.gateway.api.parameters import MESSAGES
 from agentlightning.gateway.api.protocol import Asked, Form
 from agentlightning.gateway.api.schema import (
     ChatRequest,
@@ -30,6 +29,7 @@ from agentlightning.gateway.api.schema import (
     ToolCall,
     ToolFunction,
 )  # fmt: skip
+from agentlightning.gateway.api.tool_arguments import unmarked_input
 from agentlightning.gateway.auth import AttemptState
 
 
@@ -86,6 +86,13 @@ class OutputConfig(msgspec.Struct):
     format: OutputFormat | None = None
 
 
+class Thread(msgspec.Struct):
+    """A conversation that the gateway keeps: begun by this request, or continued after an earlier answer."""
+
+    type: str
+    previous_message_id: str | None = None
+
+
 class MessagesRequest(Settings, kw_only=True):
     """The body of `/v1/messages`."""
 
@@ -96,9 +103,15 @@ class MessagesRequest(Settings, kw_only=True):
     stop_sequences: list[str] | None = None
     thinking: Thinking | None = None
     output_config: OutputConfig | None = None
-    container: Any = None
-    mcp_servers: Any = None
-    thread: Any = None
+    output_format: OutputFormat | None = None
+    """The older name of `output_config.format`."""
+    thread: Thread | None = None
+
+    @property
+    def stops(self) -> list[str]:
+        """The texts that end a reply, by Anthropic's name, or by that of other servers."""
+        other = [self.stop] if isinstance(self.stop, str) else self.stop
+        return self.stop_sequences or other or []
 
     @property
     def shows_thinking(self) -> bool:
@@ -113,38 +126,32 @@ class MessagesForm(Form[MessagesRequest]):
 
     path = "/v1/messages"
     body = MessagesRequest
+    parameters = MESSAGES
     names: ClassVar[Mapping[str, str]] = {"stop$": "stop_sequences", r"(tools\[\d+\])\.function\.parameters": r"\1.input_schema"}
 
     def read(self, request: MessagesRequest, fields: dict[str, Any], state: AttemptState) -> Asked:
         """See `Form.read`."""
         if request.max_tokens is None:
             raise Refused("max_tokens is missing. Set the limit of the reply.", param="max_tokens")
-        stops = request.stop_sequences or ()
-        return Asked(canonical_request(request), lambda about: MessagesAnswer(about, stops, request.shows_thinking))
+        stops, thread = request.stops, request.thread
+        chat = canonical_request(request, *_thread_so_far(request, state))
+        return Asked(
+            chat,
+            lambda about: MessagesAnswer(about, stops, request.shows_thinking),
+            keep_from=None if thread is None else 0,
+            keep_tools=msgspec.to_builtins(chat.tools or []),
+        )
 
     def error(self, refusal: Refused) -> bytes:
         """See `Form.error`."""
         return encode(error_body(self.renamed(refusal)))
 
 
-def read_request(body: bytes) -> ChatRequest:
-    """The canonical request of a body, with or without `max_tokens`. Raises `Refused`."""
-    request = canonical_request(convert(read_fields(body), MessagesRequest))
-    check_request(request)
-    return request
-
-
-def canonical_request(asked: MessagesRequest) -> ChatRequest:
-    """The request in the canonical form. Raises `Refused`."""
-    if asked.thread:
-        raise Refused(
-            "thread is not supported, because the gateway keeps no messages. Send the whole conversation.",
-            param="thread", code="thread_unsupported_request",
-        )  # fmt: skip
-    for name in ("container", "mcp_servers"):
-        if getattr(asked, name):
-            raise Refused(f"{name} is not supported, because the gateway runs no tools. Offer tools that the agent runs.", param=name)
-    if asked.messages and asked.messages[-1].role == "assistant":
+def canonical_request(asked: MessagesRequest, earlier: Sequence[Message] = (), tools: Sequence[Tool] = ()) -> ChatRequest:
+    """The request in the canonical form, with the messages and tools of the thread that it continues. Raises `Refused`."""
+    messages = [*earlier, *_messages(asked)]
+    tools = tools or [_tool(tool, f"tools[{i}]") for i, tool in enumerate(asked.tools or ())]
+    if messages and messages[-1].role == "assistant":
         raise Refused(
             "The last message is the assistant's, and the gateway cannot continue it. End with a user message.",
             param="messages",
@@ -152,13 +159,39 @@ def canonical_request(asked: MessagesRequest) -> ChatRequest:
     choice = asked.tool_choice
     return ChatRequest.of(
         asked,
-        _messages(asked),
-        stop=asked.stop_sequences,
-        tools=[_tool(tool, f"tools[{i}]") for i, tool in enumerate(asked.tools or ())] or None,
-        tool_choice=None if choice is None else _tool_choice(choice, [tool.name for tool in asked.tools or ()]),
+        messages,
+        stop=asked.stops,
+        tools=list(tools) or None,
+        tool_choice=None if choice is None else _tool_choice(choice, [tool.function.name for tool in tools]),
         parallel_tool_calls=False if choice is not None and choice.disable_parallel_tool_use else None,
-        response_format=_format(asked.output_config),
+        response_format=_format(asked),
     )
+
+
+def _thread_so_far(asked: MessagesRequest, state: AttemptState) -> tuple[list[Message], list[Tool]]:
+    """The messages, with the system prompt, and the tools of the thread that a request continues. Raises `Refused`, with a code by which
+    clients send the whole conversation instead."""
+    thread = asked.thread
+    if thread is None or thread.type == "create":
+        return [], []
+    if thread.type != "continue" or thread.previous_message_id is None:
+        raise Refused('thread is neither {"type": "create"} nor {"type": "continue", "previous_message_id": ID}. Send one.', param="thread")
+    call = thread.previous_message_id.removeprefix(PREFIX)
+    history = state.history(call)
+    if history is None:
+        raise Refused(
+            f"The gateway has no thread that ends with the message {thread.previous_message_id!r}. It may belong to another attempt, or "
+            'be incomplete. Send the whole conversation, with thread = {"type": "create"}.',
+            status=404, param="thread", code="thread_not_found",
+        )  # fmt: skip
+    for name in ("system", "tools"):
+        if getattr(asked, name) is not None:
+            raise Refused(
+                f"{name} is not allowed in a request that continues a thread, because the thread has its own. Leave it out, or send the "
+                'whole conversation with thread = {"type": "create"}.',
+                param=name, code="thread_fingerprint_mismatch",
+            )  # fmt: skip
+    return msgspec.convert(history, list[Message]), msgspec.convert(state.tools(call), list[Tool])
 
 
 def _messages(asked: MessagesRequest) -> list[Message]:
@@ -217,8 +250,8 @@ def _assistant(content: str | list[Block], where: str) -> Message:
 
 
 def _arguments(input: dict[str, Any]) -> str:
-    raw = input.get(INVALID_JSON)
-    return raw if len(input) == 1 and isinstance(raw, str) else json.dumps(input, ensure_ascii=False)
+    text = unmarked_input(input)
+    return json.dumps(input, ensure_ascii=False) if text is None else text
 
 
 def _text(content: str | Sequence[Block] | None, where: str) -> str:
@@ -253,9 +286,10 @@ def _tool_choice(choice: ToolChoice, names: Sequence[str]) -> str | dict[str, An
     return {"type": "function", "function": {"name": choice.name}}
 
 
-def _format(config: OutputConfig | None) -> ResponseFormat | None:
-    if config is None or config.format is None:
+def _format(asked: MessagesRequest) -> ResponseFormat | None:
+    format = asked.output_format if asked.output_config is None else asked.output_config.format
+    if format is None:
         return None
-    if config.format.type != "json_schema":
-        raise Refused(f"output_config.format.type is {config.format.type!r}. Use json_schema.", param="output_config.format.type")
-    return ResponseFormat("json_schema", JsonSchema("output", config.format.schema))
+    if format.type != "json_schema":
+        raise Refused(f"The type of the output format is {format.type!r}. Use json_schema.", param="output_config.format.type")
+    return ResponseFormat("json_schema", JsonSchema("output", format.schema))

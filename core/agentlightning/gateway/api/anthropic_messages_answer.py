@@ -7,15 +7,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any
 
 from agentlightning.gateway.api.answers import encode, event, finish_reason, sampled
 from agentlightning.gateway.api.protocol import About
 from agentlightning.gateway.api.schema import Refused
+from agentlightning.gateway.api.tool_arguments import marked_input
 from agentlightning.gateway.rendering.replies import Piece, Reply
 
-INVALID_JSON = "INVALID_JSON"
-"""The only key of a tool's input whose text is not a JSON object. Its value is that text."""
+PREFIX = "msg_"
+"""Of the id of a message; the id of its call follows."""
 ERRORS = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 413: "request_too_large", 429: "rate_limit_error"}
 REASONS = {"stop": "end_turn", "length": "max_tokens", "tool_calls": "tool_use"}
 
@@ -23,7 +24,7 @@ REASONS = {"stop": "end_turn", "length": "max_tokens", "tool_calls": "tool_use"}
 def error_body(refusal: Refused) -> dict[str, Any]:
     """An error in Anthropic's form."""
     kind = ERRORS.get(refusal.status, "api_error" if refusal.status >= 500 else "invalid_request_error")
-    details = {"details": {"error_code": refusal.code}} if refusal.code == "thread_unsupported_request" else {}  # clients go on without it
+    details = {"details": {"error_code": refusal.code}} if (refusal.code or "").startswith("thread_") else {}  # clients recover by it
     return {"type": "error", "error": {"type": kind, "message": str(refusal), **details}}
 
 
@@ -77,7 +78,7 @@ class MessagesAnswer:
 
     def _message(self, content: list[dict[str, Any]]) -> dict[str, Any]:
         return {
-            "id": f"msg_{self._about.call_id}",
+            "id": PREFIX + self._about.call_id,
             "type": "message",
             "role": "assistant",
             "model": self._about.model,
@@ -118,10 +119,4 @@ def _tool_use(call: dict[str, Any]) -> dict[str, Any]:
 
 
 def _input(call: dict[str, Any]) -> dict[str, Any]:
-    """The arguments as an object, which Anthropic's form requires."""
-    written: str = call["function"]["arguments"]
-    try:
-        value: Any = json.loads(written)
-    except ValueError:
-        value = None
-    return cast("dict[str, Any]", value) if isinstance(value, dict) else {INVALID_JSON: written}
+    return marked_input(call["function"]["arguments"])

@@ -28,8 +28,6 @@ def check_request(request: ChatRequest) -> None:
             raise Refused(f"{name} is {value}. Set it from {low} to {high}.", param=name)
     if request.top_p == 0:
         raise Refused("top_p is 0. Set it above 0; for greedy replies set temperature to 0.", param="top_p")
-    if request.functions or request.function_call:
-        raise Refused("functions and function_call are not supported. Use tools and tool_choice.", param="functions")
     if any(not 0 <= id < 2**31 for id in request.stop_token_ids or ()):
         raise Refused("stop_token_ids has a number that is no token id. Send ids of tokens.", param="stop_token_ids")
     _check_template_settings(request)

@@ -7,10 +7,15 @@ from typing import Any
 
 from agentlightning.gateway.api.answers import finish_reason, token_logprobs
 from agentlightning.gateway.api.choices import ChoicesAnswer
+from agentlightning.gateway.api.parameters import CHAT
 from agentlightning.gateway.api.protocol import Asked, Form
 from agentlightning.gateway.api.schema import ChatRequest
+from agentlightning.gateway.api.tool_arguments import marked_calls
 from agentlightning.gateway.auth import AttemptState
 from agentlightning.gateway.rendering.replies import Piece, Reply
+
+NAMES = {"messages.name": "Chat templates have roles only. Write the name into the text."}
+"""Of messages that are no results of tools."""
 
 
 class ChatForm(Form[ChatRequest]):
@@ -18,12 +23,13 @@ class ChatForm(Form[ChatRequest]):
 
     path = "/v1/chat/completions"
     body = ChatRequest
+    parameters = CHAT
 
     def read(self, request: ChatRequest, fields: dict[str, Any], state: AttemptState) -> Asked:
         """See `Form.read`."""
         request.sent_tools = fields.get("tools")
-        unmet = tuple(name for name in ("reasoning_effort", "verbosity") if getattr(request, name) is not None)
-        return Asked(request, lambda about: ChatAnswer(about, request), unmet=unmet)
+        is_named = any(message.name is not None and message.role not in ("tool", "function") for message in request.messages)
+        return Asked(request, lambda about: ChatAnswer(about, request), ignored=NAMES if is_named else {})
 
 
 class ChatAnswer(ChoicesAnswer):
@@ -39,7 +45,7 @@ class ChatAnswer(ChoicesAnswer):
     def _complete(self, index: int, reply: Reply, message: dict[str, Any]) -> dict[str, Any]:
         return {
             "index": index,
-            "message": {**message, "refusal": None},
+            "message": {**message, **_calls(message), "refusal": None},
             "finish_reason": finish_reason(reply, message),
             "logprobs": self._logprobs(reply, 0, len(reply.ids)),
             **({"token_ids": reply.ids} if self._with_ids else {}),
@@ -53,7 +59,7 @@ class ChatAnswer(ChoicesAnswer):
     def _endings(self, index: int, reply: Reply, message: dict[str, Any]) -> list[dict[str, Any]]:
         delta: dict[str, Any] = {}
         if message.get("tool_calls"):
-            delta["tool_calls"] = [{"index": i, **call} for i, call in enumerate(message["tool_calls"])]
+            delta["tool_calls"] = [{"index": i, **call} for i, call in enumerate(marked_calls(message["tool_calls"]))]
         if message.get("reasoning_content"):
             delta["reasoning_content"] = message["reasoning_content"]
         return [*([_delta(index, delta)] if delta else []), _delta(index, {}, finish_reason(reply, message))]
@@ -64,6 +70,10 @@ class ChatAnswer(ChoicesAnswer):
     def _logprobs(self, reply: Reply, start: int, end: int) -> dict[str, Any] | None:
         content = token_logprobs(reply, start, end, every=self._with_ids) if self._with_logprobs else None
         return None if content is None else {"content": content, "refusal": None}
+
+
+def _calls(message: dict[str, Any]) -> dict[str, Any]:
+    return {"tool_calls": marked_calls(message["tool_calls"])} if message.get("tool_calls") else {}
 
 
 def _delta(index: int, delta: dict[str, Any], reason: str | None = None) -> dict[str, Any]:

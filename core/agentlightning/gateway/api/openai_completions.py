@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 
 from agentlightning.gateway.api.answers import token_logprobs
 from agentlightning.gateway.api.choices import ChoicesAnswer
+from agentlightning.gateway.api.parameters import COMPLETIONS
 from agentlightning.gateway.api.protocol import About, Asked, Form
 from agentlightning.gateway.api.schema import ChatRequest, ChoiceSettings, Message, Refused
 from agentlightning.gateway.auth import AttemptState
@@ -21,8 +22,6 @@ class CompletionsRequest(ChoiceSettings, kw_only=True):
 
     prompt: str | list[str | int | list[int]]
     best_of: int | None = None
-    echo: bool | None = None
-    suffix: str | None = None
     logprobs: int | None = None
 
 
@@ -35,6 +34,7 @@ class CompletionsForm(Form[CompletionsRequest]):
 
     path = "/v1/completions"
     body = CompletionsRequest
+    parameters = COMPLETIONS
     names: ClassVar[Mapping[str, str]] = {"messages$": "prompt"}
 
     def read(self, request: CompletionsRequest, fields: dict[str, Any], state: AttemptState) -> Asked:
@@ -51,12 +51,6 @@ class CompletionsForm(Form[CompletionsRequest]):
 
 
 def _check(request: CompletionsRequest) -> None:
-    if request.echo:
-        raise Refused(
-            "echo is not supported, because the engine reports nothing about prompt tokens. Put the prompt in front yourself.", param="echo"
-        )
-    if request.suffix:
-        raise Refused("suffix is not supported, because the engine only continues a prompt. Leave it out.", param="suffix")
     if request.best_of is not None and request.best_of != (request.n or 1):
         raise Refused("best_of is not supported. Ask for n replies and choose yourself.", param="best_of")
 

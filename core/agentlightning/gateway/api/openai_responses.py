@@ -14,6 +14,7 @@ import msgspec
 
 from agentlightning.gateway.api.openai_responses_answer import PREFIX, ResponsesAnswer
 from agentlightning.gateway.api.openai_responses_tools import ResponseTool, has_grammar, qualified, read_call, read_tools
+from agentlightning.gateway.api.parameters import RESPONSES
 from agentlightning.gateway.api.protocol import Asked, Form
 from agentlightning.gateway.api.schema import (
     ChatRequest,
@@ -50,11 +51,6 @@ class TextFormat(JsonSchema):
 
 class TextConfig(msgspec.Struct):
     format: TextFormat | None = None
-    verbosity: str | None = None
-
-
-class Reasoning(msgspec.Struct):
-    effort: str | None = None
 
 
 class ResponsesRequest(Settings, kw_only=True):
@@ -72,19 +68,10 @@ class ResponsesRequest(Settings, kw_only=True):
     store: bool | None = None
     metadata: dict[str, Any] | None = None
     truncation: str | None = None
-    reasoning: Reasoning | None = None
-    background: bool | None = None
-    conversation: Any = None
-    prompt: Any = None
 
 
-ELSEWHERE = {
-    "background": "Leave it out and wait, or stream.",
-    "conversation": "Use previous_response_id, or send the whole input.",
-    "prompt": "Write out the instructions and the input.",
-}
-"""Fields that refer to data at OpenAI, with the way out."""
 ROLES = ("system", "developer", "user", "assistant")
+GRAMMAR = {"tools.format": "The prompt asks for the grammar of a custom tool's input, but nothing forces it."}
 LOGPROBS = "message.output_text.logprobs"
 
 
@@ -93,6 +80,7 @@ class ResponsesForm(Form[ResponsesRequest]):
 
     path = "/v1/responses"
     body = ResponsesRequest
+    parameters = RESPONSES
     names: ClassVar[Mapping[str, str]] = {
         "messages$": "input",
         "max_completion_tokens": "max_output_tokens",
@@ -120,28 +108,15 @@ class ResponsesForm(Form[ResponsesRequest]):
             chat,
             lambda about: ResponsesAnswer(about, chat, offered, fields),  # the answer repeats tools, text and the like
             keep_from=None if request.store is False else len(instructions),
-            unmet=_unmet(request),
+            ignored=GRAMMAR if has_grammar(request.tools or ()) else {},
         )
 
 
 def _check(request: ResponsesRequest) -> None:
-    for name, way_out in ELSEWHERE.items():
-        if getattr(request, name):
-            raise Refused(f"{name} is not supported here. {way_out}", param=name)
     if not request.input and request.previous_response_id is None:
         raise Refused("input is empty. Send text or at least one item.", param="input")
     if request.truncation not in (None, "auto", "disabled"):
         raise Refused(f"truncation is {request.truncation!r}. Use auto or disabled.", param="truncation")
-
-
-def _unmet(request: ResponsesRequest) -> tuple[str, ...]:
-    asked = {
-        "reasoning.effort": request.reasoning is not None and request.reasoning.effort is not None,
-        "text.verbosity": request.text is not None and request.text.verbosity is not None,
-        "tools.format (the input of a custom tool follows no grammar)": has_grammar(request.tools or ()),
-        "truncation='auto' (a conversation beyond the context is an error)": request.truncation == "auto",
-    }
-    return tuple(name for name, is_asked in asked.items() if is_asked)
 
 
 def _previous(response: str | None, state: AttemptState) -> list[Message]:
@@ -151,8 +126,8 @@ def _previous(response: str | None, state: AttemptState) -> list[Message]:
     history = state.history(response.removeprefix(PREFIX))
     if history is None:
         raise Refused(
-            f"The gateway has no response {response!r}. It may belong to another attempt (each call with a server's token is one), "
-            "have store=false, or be incomplete. Instead of its id, send the whole conversation as input.",
+            f"The gateway has no response {response!r}. It may belong to another attempt, have store=false, or be incomplete."
+            " Instead of its id, send the whole conversation as input.",
             param="previous_response_id",
             code="previous_response_not_found",
         )

@@ -11,6 +11,7 @@ from typing import Any, cast
 import msgspec
 
 from agentlightning.gateway.api.schema import Function, Refused, Tool, ToolCall, ToolFunction
+from agentlightning.gateway.api.tool_arguments import marked_arguments
 
 SEPARATOR = "__"
 """Between a namespace and a name, in the name that the model sees."""
@@ -78,7 +79,7 @@ def call_item(call: Mapping[str, Any], offered: Mapping[str, Offered], id: str) 
         item |= {"type": "custom_tool_call", "input": _input(arguments)}
         del item["status"]  # this type has none
     else:
-        item["arguments"] = arguments
+        item["arguments"] = marked_arguments(arguments)
     return item if tool.namespace is None else {**item, "namespace": tool.namespace}
 
 

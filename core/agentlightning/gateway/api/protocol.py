@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Generic, Protocol, TypeVar
 from agentlightning.gateway.api.answers import encode
 from agentlightning.gateway.api.body import convert, read_fields
 from agentlightning.gateway.api.checks import check_request
-from agentlightning.gateway.api.parameters import unknown
+from agentlightning.gateway.api.parameters import Parameters
 from agentlightning.gateway.api.schema import ChatRequest, Refused, Settings
 from agentlightning.gateway.auth import AttemptState
 from agentlightning.gateway.rendering.replies import Piece, Reply
@@ -70,8 +70,10 @@ class Asked:
     """Texts or token ids to continue, instead of the messages: `request.n` choices of each, in order."""
     keep_from: int | None = None
     """The record keeps messages from this index on, so that a later request can refer to them. None: it keeps none."""
-    unmet: tuple[str, ...] = ()
-    """Settings that the model does not support. The answer ignores them, with one warning for each."""
+    keep_tools: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
+    """The tools that it keeps with them."""
+    ignored: Mapping[str, str] = field(default_factory=dict[str, str])
+    """Fields that the answer ignores, with the reason for the one warning of each."""
     fields: Mapping[str, Any] = field(default_factory=dict[str, Any])
     """The raw body."""
 
@@ -86,6 +88,8 @@ class Form(ABC, Generic[R]):
     """The path, such as `/v1/chat/completions`."""
     body: type[R]
     """The type of its body."""
+    parameters: ClassVar[Parameters]
+    """What it does with each field of its body."""
     names: ClassVar[Mapping[str, str]] = {}
     """Names in this form of fields with another name in the canonical request (a pattern for their beginning). Errors use them."""
 
@@ -96,9 +100,11 @@ class Form(ABC, Generic[R]):
     def parse(self, body: bytes, state: AttemptState) -> Asked:
         """Read a body, and check it as that of every form is. Raises `Refused`."""
         fields = read_fields(body)
+        self.parameters.check_refused(fields)
         asked = self.read(convert(fields, self.body), fields, state)
+        ignored = self.parameters.unhonoured(fields, production=state.rollout.sampling is None)
         check_request(asked.request)
-        return replace(asked, fields=fields, unmet=(*asked.unmet, *unknown(fields, self.body.__struct_fields__)))
+        return replace(asked, fields=fields, ignored={**asked.ignored, **ignored})
 
     def error(self, refusal: Refused) -> bytes:
         """The body of an answer that is an error, as JSON."""

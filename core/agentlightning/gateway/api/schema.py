@@ -7,6 +7,9 @@ from fnmatch import fnmatchcase
 from typing import Any, Literal
 
 import msgspec
+from msgspec.structs import replace
+
+from agentlightning.gateway.api.tool_arguments import unmarked_arguments
 
 
 class Refused(Exception):
@@ -157,11 +160,7 @@ class ChatRequest(ChoiceSettings, kw_only=True):
     max_completion_tokens: int | None = None
     logprobs: bool | None = None
     response_format: ResponseFormat | None = None
-    reasoning_effort: str | None = None
-    verbosity: str | None = None
     modalities: list[str] | None = None
-    functions: list[Any] | None = None
-    function_call: Any = None
 
     @classmethod
     def of(cls, request: Settings, messages: list[Message], **fields: Any) -> ChatRequest:
@@ -209,16 +208,19 @@ class ChatRequest(ChoiceSettings, kw_only=True):
 
 def _plain(message: Message, function_id: str | None) -> dict[str, Any]:
     plain: dict[str, Any] = {"role": {"developer": "system", "function": "tool"}.get(message.role, message.role), "content": message.text}
-    if message.tool_calls:
-        plain["tool_calls"] = msgspec.to_builtins(message.tool_calls)
-    elif message.function_call is not None and function_id is not None:
-        plain["tool_calls"] = [msgspec.to_builtins(ToolCall(message.function_call, function_id))]
+    calls = message.tool_calls or ([] if message.function_call is None else [ToolCall(message.function_call, function_id or "")])
+    if calls:
+        plain["tool_calls"] = [msgspec.to_builtins(_unmarked(call)) for call in calls]
     answers = message.tool_call_id or (function_id if message.role == "function" else None)
     if answers is not None:
         plain["tool_call_id"] = answers
     if message.name is not None and plain["role"] == "tool":
         plain["name"] = message.name
     return plain
+
+
+def _unmarked(call: ToolCall) -> ToolCall:
+    return replace(call, function=replace(call.function, arguments=unmarked_arguments(call.function.arguments)))
 
 
 ANY_TOOL: Literal[""] = ""

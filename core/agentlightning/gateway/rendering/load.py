@@ -29,7 +29,7 @@ from agentlightning.registry.registry import Registry, registry, unknown
 log = logging.getLogger("agentlightning.gateway")
 OWN = ("auto", "template", "text", "chatml")
 UNLEARNED_NOTE = (
-    "The model has not learned {mark}, with which its chat template begins a tool call: the embedding is that of unused tokens. So the "
+    "The model has not learned {mark}, with which a tool call begins: the embedding is that of unused tokens. So the "
     "gateway describes tools in the system message, and the model calls one with a line CALL tool(argument). Set renderer = 'template' to "
     "use the marks of the template."
 )
@@ -38,13 +38,18 @@ UNLEARNED_NOTE = (
 def load_rendering(info: EngineInfo, settings: RenderingSettings | None = None, plugins: Registry | None = None) -> Rendering:
     """Load the tokenizer of a model and choose its renderer (blocking). Raises `ConfigError`, or `GatewayError` for files that do not
     load."""
-    settings = settings or saved_rendering(Path(info.path))
-    tokenizer, digest = load_tokenizer(info.model, info.path)
-    tokens = Tokens(tokenizer)
-    renderer = choose(tokens, settings, end_ids(info.path), plugins or registry(), Path(info.path))
-    for note in renderer.notes:
+    rendering = make_rendering(info.model, info.path, settings, plugins)
+    for note in rendering.renderer.notes:
         log.warning("Model %s: %s", info.model, note)
-    return Rendering(tokens, renderer, digest)
+    return rendering
+
+
+def make_rendering(model: str, path: str, settings: RenderingSettings | None = None, plugins: Registry | None = None) -> Rendering:
+    """The same without a word. It checks a model and settings before anything else is loaded."""
+    settings = settings or saved_rendering(Path(path))
+    tokenizer, digest = load_tokenizer(model, path)
+    tokens = Tokens(tokenizer)
+    return Rendering(tokens, choose(tokens, settings, end_ids(path), plugins or registry(), Path(path)), digest)
 
 
 def load_tokenizer(model: str, path: str) -> tuple[Any, str]:
@@ -62,6 +67,8 @@ def load_tokenizer(model: str, path: str) -> tuple[Any, str]:
             f"The tokenizer of model {model!r} does not load from {path!r}: {error}. Use a folder or hub id that "
             "AutoTokenizer.from_pretrained loads."
         ) from error
+    if not tokenizer.encode("a", add_special_tokens=False):
+        raise GatewayError(f"The tokenizer in {path!r} encodes no text. Put the model's own tokenizer.json there.")
     backend = getattr(tokenizer, "backend_tokenizer", None)
     content: str = backend.to_str() if backend is not None else repr(sorted(tokenizer.get_vocab().items()))
     return tokenizer, hashlib.sha256(content.encode()).hexdigest()[:16]
@@ -83,7 +90,11 @@ def end_ids(path: str) -> tuple[int, ...]:
             ends = cast(Any, GenerationConfig).from_pretrained(path).eos_token_id
         except OSError:
             ends = None
-    return tuple(end for end in (ends if isinstance(ends, list) else [ends]) if isinstance(end, int))  # pyright: ignore[reportUnknownVariableType]
+    listed = cast("list[Any]", ends) if isinstance(ends, list) else [] if ends is None else [ends]
+    wrong = [end for end in listed if not isinstance(end, int)]
+    if wrong:
+        raise GatewayError(f"eos_token_id in generation_config.json of {path!r} is {wrong[0]!r}. Use the id of a token, or a list of ids.")
+    return tuple(listed)
 
 
 def choose(tokens: Tokens, settings: RenderingSettings, eos: Sequence[int], plugins: Registry, folder: Path | None = None) -> Renderer:
@@ -133,7 +144,10 @@ def _custom(name: str, tokens: Tokens, settings: RenderingSettings) -> Renderer:
         make = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError) as error:
         raise ConfigError(f"renderer is {name!r}, and importing it fails: {error}. Use 'auto', or 'module:function'.") from error
-    renderer = make(tokens, settings)
+    try:
+        renderer = make(tokens, settings)
+    except TypeError as error:
+        raise ConfigError(f"renderer {name!r} cannot be called with (tokens, settings): {error}. Name a subclass of Renderer.") from error
     if not isinstance(renderer, Renderer):
         raise ConfigError(f"renderer {name!r} returns a {type(renderer).__name__}. Return a subclass of agentlightning's Renderer.")
     return renderer
@@ -147,7 +161,10 @@ def _family(name: str, tokens: Tokens, plugins: Registry) -> Any:
     except ValueError as error:
         library._populate_registry()
         raise ConfigError(unknown("renderer", name, sorted({*OWN, *plugins.names("renderers"), *library.RENDERER_REGISTRY}))) from error
-    return library.create_renderer(tokens.tokenizer, config)
+    try:
+        return library.create_renderer(tokens.tokenizer, config)
+    except Exception as error:  # a family for another tokenizer raises whatever it meets first
+        raise ConfigError(f"renderer {name!r} does not fit the tokenizer of this model: {error}. Use 'auto'.") from error
 
 
 def _fitting(template: ChatTemplate, tokens: Tokens, eos: Sequence[int]) -> Renderer | None:

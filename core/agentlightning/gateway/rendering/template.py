@@ -25,6 +25,11 @@ CHATML = (
 )
 """The template of `renderer = "chatml"`, which works for a model without one."""
 
+NOW = re.compile(r"""strftime_now\(\s*(['"])((?:(?!\1)[^\\])*)\1\s*\)""")
+"""A date that a template prints. transformers' own function knows only the present, and takes none in its place."""
+RESERVED = {"messages", "tools", "add_generation_prompt", "conversation", "chat_template", "tokenize", "continue_final_message"}
+"""What a template gets by other ways than its arguments."""
+
 TOOL: dict[str, Any] = {
     "type": "function",
     "function": {
@@ -122,8 +127,11 @@ class ChatTemplate:
         template = sources.get("tool_use") if tools else None
         template = template or sources.get("default") or next(iter(sources.values()))
         more = {**self.arguments, **(arguments or {})}
+        reserved = sorted(RESERVED & more.keys())
+        if reserved:
+            raise Refused(f"{reserved[0]} is no argument of a chat template. Set it in the request itself.", param="chat_template_kwargs")
         if when is not None:
-            more["strftime_now"] = when.strftime
+            template = NOW.sub(lambda call: json.dumps(when.strftime(call[2])), template)
         try:
             return str(
                 self.tokenizer.apply_chat_template(
@@ -136,11 +144,11 @@ class ChatTemplate:
                 )
             )
         except Exception as error:  # templates raise whatever their operators raise
-            raise Refused(
-                f"The chat template of this model refuses the messages: {error}. Change the messages, or set chat_template to another "
-                "Jinja file.",
-                param="messages", code="chat_template",
-            ) from error  # fmt: skip
+            line = getattr(error, "lineno", None)  # of a syntax error
+            problem = f"Line {line} of the chat template is not valid Jinja: {error}. Correct it"
+            if line is None:
+                problem = f"The chat template of this model refuses the messages: {error}. Change the messages"
+            raise Refused(f"{problem}, or set chat_template to another Jinja file.", param="messages", code="chat_template") from error
 
     def prepared(self, messages: Sequence[Message], tools: Sequence[Any]) -> list[dict[str, Any]]:
         """The messages in the form that the template accepts."""

@@ -11,6 +11,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from itertools import pairwise
+from typing import Any, cast
 
 import numpy as np
 from msgspec.structs import replace
@@ -87,12 +88,12 @@ def leave_out(trajectory: Trajectory, why: Callable[[Transition], str | None]) -
     return replace(trajectory, transitions=marked)
 
 
-def check_joins(trajectories: Iterable[Trajectory], agents: Sequence[str] | None) -> None:
+def check_joins(trajectories: Iterable[Trajectory], agents: Sequence[str] | None, *, full_step: bool = False) -> None:
     """Stop a run whose first step shows that calls and spans do not meet.
 
     Raises `JoinError` if agents are selected and the agent of some call is unknown, or if the framework recorded model calls and none
-    of them reached the gateway. Raises `ConfigError` if no pattern of `agents` matches an agent. If only some patterns match, it warns: a
-    branch of a graph may not have been taken yet.
+    of them reached the gateway. Raises `ConfigError` if a pattern of `agents` matches nobody in a full training step. In fewer rollouts
+    (`full_step` is False) one match of any pattern is enough, and the others are warnings.
     """
     trajectories = list(trajectories)
     transitions = [t for trajectory in trajectories for t in trajectory.transitions]
@@ -114,8 +115,11 @@ def check_joins(trajectories: Iterable[Trajectory], agents: Sequence[str] | None
     unmatched = [pattern for pattern in agents if not any(fnmatchcase(name, pattern) for name in seen)]
     if len(unmatched) == len(agents):
         raise ConfigError("agents: " + unknown("agent", unmatched[0], seen))
+    if unmatched and full_step:
+        way_out = "If it acts only later, use a pattern that matches an agent of this step too."
+        raise ConfigError(f"agents: {unknown('agent', unmatched[0], seen)} {way_out}")
     for pattern in unmatched:
-        log.warning("agents: %s It is not trained unless it acts later.", unknown("agent", pattern, seen))
+        log.warning("agents: %s A run stops after its first step if nobody matches.", unknown("agent", pattern, seen))
 
 
 def _bare(state: RolloutState, attempt_id: str, status: AttemptStatus, *diagnostics: str) -> Trajectory:
@@ -162,8 +166,8 @@ class _Reading:
 
     def used_tool(self, call: Call) -> bool:
         """Whether a reply to a request calls a tool."""
-        messages = (completion.message for completion in self.completions[call.id])
-        return any(isinstance(message, dict) and bool(message.get("tool_calls")) for message in messages)
+        messages = (cast("dict[str, Any] | None", completion.message) or {} for completion in self.completions[call.id])
+        return any(message.get("tool_calls") for message in messages)
 
     def broken_calls(self, transitions: Iterable[Transition]) -> int:
         """The number of these replies with a tool call that cannot be read."""

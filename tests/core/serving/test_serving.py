@@ -250,7 +250,7 @@ def test_a_run_is_served_with_the_version_that_was_trained_under_the_name_that_i
         return sum(each.isalpha() for each in answer.choices[0].message.content or "") / 6
 
     run = agl.train(solve, tasks=["a", "b"], model=str(tmp_path / "tiny"), folder=tmp_path, steps=2, tasks_per_step=2, progress=False)
-    files, engine, policy, _ = served_model(str(run.folder), Progress())
+    files, engine, policy, *_ = served_model(str(run.folder), Progress())
     assert (files.name, files.path, engine["name"]) == ("tiny", str(run.checkpoint), "torch")
     assert policy is not None
     assert (policy.version, policy.uri) == (run.result["policy_version"], f"file:{run.checkpoint}")

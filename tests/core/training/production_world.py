@@ -50,7 +50,7 @@ def act(task: Any, seed: int, store: str, base_url: str, **asks: Any) -> tuple[s
 def deployed(store: str, *, model: str | None = None, run: Path | None = None) -> Iterator[str]:
     """The address of a gateway that serves a model, or a run, as `agl serve` does."""
     loop = asyncio.new_event_loop()
-    files, _, policy, _ = served_model(model or str(run), Progress())
+    files, _, policy, *_ = served_model(model or str(run), Progress())
     engine = loop.run_until_complete(TorchEngine.create(files, TorchEngine.Settings(), {}))
     loop.run_until_complete(engine.load(policy or engine.policy))
     opened = open_store(store)

@@ -32,9 +32,10 @@ from agentlightning.capture.recorder import current as current_recorder
 from agentlightning.capture.to_json import failure, mapping
 from agentlightning.errors import LightningError
 from agentlightning.types import JSON, Span
+from agentlightning_langchain.graphs import starting_graph
 from agentlightning_langchain.joining import join
 from agentlightning_langchain.runs import Run, Runs, chain_run, leaf_run
-from agentlightning_langchain.values import plain
+from agentlightning_langchain.values import plain, tool_call_ids
 
 log = logging.getLogger(__name__)
 P = ParamSpec("P")
@@ -167,7 +168,7 @@ class LightningCallback(BaseCallbackHandler):
         parent = self._runs.get(parent_run_id)
         recorder = self._find(parent)
         if recorder is not None:
-            run = chain_run(run_id, parent, _name(serialized, kwargs), metadata or {}, recorder)
+            run = chain_run(run_id, parent, _name(serialized, kwargs), starting_graph(), tags or (), metadata or {}, recorder)
             run.retry = _retry(tags or (), parent)
             self._runs.start(recorder, run)
 
@@ -231,6 +232,7 @@ class LightningCallback(BaseCallbackHandler):
         recorder = self._find(parent)
         if recorder is not None:
             run = leaf_run(run_id, "tool", parent, name, metadata, recorder)
+            run.agent = self._runs.asker(recorder, tool_call_id) or run.agent
             run.attributes["input"] = plain(tool_input)
             if tool_call_id is not None:
                 run.attributes["tool_call_id"] = tool_call_id
@@ -286,6 +288,8 @@ class LightningCallback(BaseCallbackHandler):
         if ended is not None:
             run, recorder = ended
             run.attributes.update(attributes)
+            if run.agent is not None and response is not None:
+                self._runs.ask(recorder, tool_call_ids(response), run.agent)
             call_id = join(run, run.call, response) if run.call is not None else None
             if call_id is not None:
                 run.attributes.pop("output", None)  # the completion has it

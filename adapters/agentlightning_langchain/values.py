@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, cast
 
-from langchain_core.messages import BaseMessage, ToolMessage
+from langchain_core.messages import AIMessage, BaseMessage, ToolMessage
+from langchain_core.outputs import LLMResult
 
 from agentlightning.capture import to_json
 from agentlightning.types import JSON
@@ -25,3 +27,12 @@ def _message(value: Any) -> Any:
     if isinstance(value, ToolMessage):
         fields["tool_call_id"] = value.tool_call_id
     return fields
+
+
+def tool_call_ids(response: LLMResult) -> Iterator[str]:
+    """Yield the ids of the tool calls in an answer."""
+    for generation in (generation for prompt in response.generations for generation in prompt):
+        message = getattr(generation, "message", None)
+        for call in message.tool_calls if isinstance(message, AIMessage) else ():
+            if call["id"] is not None:
+                yield call["id"]

@@ -25,6 +25,7 @@ from langchain_core.runnables.config import var_child_runnable_config
 from langchain_core.tracers.context import register_configure_hook
 from langgraph.errors import GraphBubbleUp
 
+from agentlightning.capture.askers import Askers
 from agentlightning.capture.open_runs import span
 from agentlightning.capture.openai_patch import ModelCall, clients
 from agentlightning.capture.recorder import Recorder
@@ -53,6 +54,7 @@ class Installation:
 
     def __init__(self) -> None:
         self.runs = Runs()
+        self.askers = Askers()
         self.everywhere = False
         self.complained: set[str] = set()
         self._registered = False
@@ -232,7 +234,7 @@ class LightningCallback(BaseCallbackHandler):
         recorder = self._find(parent)
         if recorder is not None:
             run = leaf_run(run_id, "tool", parent, name, metadata, recorder)
-            run.agent = self._runs.asker(recorder, tool_call_id) or run.agent
+            run.agent = self._here.askers.find(recorder, tool_call_id) or run.agent
             run.attributes["input"] = plain(tool_input)
             if tool_call_id is not None:
                 run.attributes["tool_call_id"] = tool_call_id
@@ -289,7 +291,7 @@ class LightningCallback(BaseCallbackHandler):
             run, recorder = ended
             run.attributes.update(attributes)
             if run.agent is not None and response is not None:
-                self._runs.ask(recorder, tool_call_ids(response), run.agent)
+                self._here.askers.remember(recorder, tool_call_ids(response), run.agent)
             call_id = join(run, run.call, response) if run.call is not None else None
             if call_id is not None:
                 run.attributes.pop("output", None)  # the completion has it

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 from uuid import UUID, uuid5
-from weakref import WeakKeyDictionary, ref
+from weakref import ref
 
 from langgraph.constants import TAG_HIDDEN
 
@@ -51,10 +51,6 @@ class Run(open_runs.Run):
 class Runs(open_runs.Runs[Run]):
     """Every open run of this process. Thread-safe."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self._askers: WeakKeyDictionary[Recorder, dict[str, str]] = WeakKeyDictionary()
-
     def model_calls_below(self, run_id: UUID) -> list[Run]:
         """Return the open model calls of a run."""
         with self._lock:
@@ -64,16 +60,6 @@ class Runs(open_runs.Runs[Run]):
                 return []
             calls = [run for run in self._attempts[recorder].values() if run.kind == "llm"]
         return [call for call in calls if run in call.above()]
-
-    def ask(self, recorder: Recorder, tool_call_ids: Iterable[str], agent: str) -> None:
-        """Remember the agent that asks for these tool calls."""
-        with self._lock:
-            self._askers.setdefault(recorder, {}).update(dict.fromkeys(tool_call_ids, agent))
-
-    def asker(self, recorder: Recorder, tool_call_id: str | None) -> str | None:
-        """Return the agent that asked for this tool call."""
-        with self._lock:
-            return self._askers.get(recorder, {}).get(tool_call_id or "")
 
 
 def chain_run(

@@ -6,6 +6,7 @@
 # make test-vllm    the vLLM engine's tests on vLLM itself, in an environment of its own (3 GB)
 # make test-verl    the verl trainer's tests on verl itself, in an environment of its own (.venv-verl, 3 GB)
 # make test-gpu-scripts   every script of benchmarks/gpu at toy size on this machine's CPU, a minute
+# make test-harnesses   command-line coding agents from npm, unchanged, in .venv-harnesses (900 MB, two minutes)
 # make test-qwen FOLDER=...   agents and benchmarks on a real Qwen2.5-Coder-0.5B-Instruct, some minutes on a CPU
 # make wheel   build the wheel into dist/, install it in a clean environment and try it
 # make setup   what both need, into .venv (done by itself)
@@ -18,7 +19,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 PIP    := $(BIN)/python -m pip -qq --disable-pip-version-check --no-input
 
-.PHONY: help setup demo test test-fuzz test-range test-architectures test-vllm test-verl test-gpu-scripts test-qwen wheel style lint format clean
+.PHONY: help setup demo test test-fuzz test-range test-architectures test-vllm test-verl test-gpu-scripts test-harnesses test-qwen wheel style lint format clean
 
 help: # the comment at the top of this file
 	@sed -n "/^#/!q; s/^# \{0,1\}//p" Makefile
@@ -83,6 +84,15 @@ test-verl: setup $(VENV)-verl/.installed
 test-gpu-scripts: setup
 	@AGL_TEST_GPU_SCRIPTS=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/benchmarks/test_gpu.py -k each_script
 
+# Their programs come from npm, which needs Node.js.
+$(VENV)-harnesses/.installed: tests/harnesses/package.json
+	@command -v npm > /dev/null || { echo "make test-harnesses needs npm. Install Node.js 20 or newer."; exit 1; }
+	@mkdir -p $(VENV)-harnesses && cp tests/harnesses/package.json $(VENV)-harnesses && cd $(VENV)-harnesses && npm install --silent --no-audit --no-fund
+	@touch $@
+
+test-harnesses: setup $(VENV)-harnesses/.installed
+	@AGL_TEST_HARNESSES="$(VENV)-harnesses" OMP_NUM_THREADS=1 $(BIN)/python -m pytest -v tests/harnesses
+
 test-qwen: setup
 	@AGL_TEST_QWEN="$(FOLDER)" $(BIN)/python -m pytest -v -s tests/qwen
 
@@ -96,4 +106,4 @@ wheel: setup
 		"$$wheel/python" -I "$$root/tests/try_wheel.py"
 
 clean:
-	rm -rf $(VENV) $(VENV)-verl $(VENV)-wheel .pytest_cache .ruff_cache .hypothesis dist
+	rm -rf $(VENV) $(VENV)-verl $(VENV)-wheel $(VENV)-harnesses .pytest_cache .ruff_cache .hypothesis dist

@@ -19,7 +19,7 @@ from autogen_core.models import (
 from autogen_core.tools import Tool, ToolSchema
 from pydantic import BaseModel
 
-from agentlightning.capture.openai_patch import clients
+from agentlightning.capture.clients import clients
 from agentlightning_autogen.calls import ADAPTER, Calls
 from agentlightning_autogen.patches import Patches
 from agentlightning_autogen.spans import innermost

@@ -14,7 +14,7 @@ from typing import Any, cast
 from autogen_core import FunctionCall
 from autogen_core.models import ChatCompletionClient, CreateResult
 
-from agentlightning.capture.openai_patch import ModelCall
+from agentlightning.capture.model_call import ModelCall
 from agentlightning.capture.to_json import failure, mapping, plain
 from agentlightning.types import JSON, new_id
 from agentlightning_autogen.patches import Patches

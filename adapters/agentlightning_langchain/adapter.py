@@ -26,8 +26,9 @@ from langchain_core.tracers.context import register_configure_hook
 from langgraph.errors import GraphBubbleUp
 
 from agentlightning.capture.askers import Askers
+from agentlightning.capture.clients import clients
+from agentlightning.capture.model_call import ModelCall
 from agentlightning.capture.open_runs import span
-from agentlightning.capture.openai_patch import ModelCall, clients
 from agentlightning.capture.recorder import Recorder
 from agentlightning.capture.recorder import current as current_recorder
 from agentlightning.capture.to_json import failure, mapping

@@ -9,7 +9,7 @@ from typing import Any, cast
 
 from langchain_core.outputs import LLMResult
 
-from agentlightning.capture.openai_patch import ModelCall
+from agentlightning.capture.model_call import ModelCall
 from agentlightning.capture.to_json import mapping
 from agentlightning_langchain.runs import Run
 

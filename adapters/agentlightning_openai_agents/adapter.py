@@ -19,7 +19,8 @@ from agents import Span, Trace, TracingProcessor
 from agents.tracing import GenerationSpanData, GuardrailSpanData, ResponseSpanData, TurnSpanData, get_current_span, get_current_trace
 
 from agentlightning.capture import open_runs
-from agentlightning.capture.openai_patch import ModelCall, clients
+from agentlightning.capture.clients import clients
+from agentlightning.capture.model_call import ModelCall
 from agentlightning.capture.recorder import Recorder
 from agentlightning.capture.recorder import current as current_recorder
 from agentlightning.capture.to_json import failure

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from agentlightning.algorithms.lightning import LightningRL
     from agentlightning.algorithms.rft import RFT
     from agentlightning.algorithms.sft import SFT
+    from agentlightning.capture.attach import attach
     from agentlightning.capture.recorder import current, note, reward
     from agentlightning.config.schema import RunnerSettings
     from agentlightning.contracts.hookspecs import hookimpl
@@ -48,6 +49,7 @@ __all__ = [
     "Task",
     "Trajectory",
     "Transition",
+    "attach",
     "current",
     "hookimpl",
     "note",
@@ -63,6 +65,7 @@ _HOMES = {
     "algorithms.lightning": ["LightningRL"],
     "algorithms.rft": ["RFT"],
     "algorithms.sft": ["SFT"],
+    "capture.attach": ["attach"],
     "capture.recorder": ["current", "note", "reward"],
     "config.schema": ["RunnerSettings"],
     "contracts.hookspecs": ["hookimpl"],

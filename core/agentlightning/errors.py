@@ -18,6 +18,7 @@
     │   ├── AgentTimeout        the agent did not return in time
     │   └── RewardError         a reward is not a finite number, or contradicts another
     ├── JoinError               model calls and framework spans do not meet
+    ├── RoutingError            a model call cannot reach the gateway of its rollout
     ├── TrainerError            the trainer could not take the step
     │   └── NonFinite           NaN or infinity in loss or gradient
     └── RunError                a run folder cannot be made, read or resumed
@@ -101,6 +102,10 @@ class RewardError(AgentError, ValueError):
 
 class JoinError(LightningError):
     """Model calls and framework spans do not meet."""
+
+
+class RoutingError(LightningError):
+    """A model call cannot reach the gateway of its rollout."""
 
 
 class TrainerError(LightningError):

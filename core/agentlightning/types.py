@@ -342,7 +342,9 @@ class Trajectory(WireValue, frozen=True, kw_only=True):
     error: str | None = None
     """Why the attempt did not succeed."""
     reward: float | None
-    """The reward of the rollout; None: never scored, which differs from zero."""
+    """The reward of the rollout; None: never scored, which differs from zero, or excluded."""
+    excluded: str | None = None
+    """The reason why the rollout has no part in training; None: it has."""
     rewards: tuple[Reward, ...] = ()
     """Rewards of the entire attempt."""
     transitions: tuple[Transition, ...] = ()

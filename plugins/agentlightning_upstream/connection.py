@@ -11,6 +11,7 @@ from typing import Any, Literal, cast
 
 import httpx
 
+from agentlightning.capture.http_patch import OWN_CLIENT
 from agentlightning.capture.recorder import CALL_HEADER
 from agentlightning.gateway.api.answers import encode
 from agentlightning.gateway.api.schema import Refused
@@ -90,6 +91,7 @@ class Connection:
         if self._client is None:
             limits = httpx.Limits(max_connections=None, max_keepalive_connections=100)
             self._client = httpx.AsyncClient(timeout=TIMEOUT, limits=limits)
+            setattr(self._client, OWN_CLIENT, True)
         return self._client
 
     def _headers(self, call_id: str) -> dict[str, str]:

@@ -12,6 +12,7 @@ from typing import Any
 import httpx
 import msgspec
 
+from agentlightning.capture.http_patch import OWN_CLIENT
 from agentlightning.contracts.engine import Chunk
 from agentlightning.errors import ContextOverflow, EngineError
 from agentlightning.types import FloatArray, IntArray, Sampling, floats, ints
@@ -33,6 +34,7 @@ class Wire:
             limits=httpx.Limits(max_connections=None, max_keepalive_connections=64),
             trust_env=False,  # a system proxy cannot reach our server
         )
+        setattr(self._client, OWN_CLIENT, True)
 
     async def close(self) -> None:
         await self._client.aclose()

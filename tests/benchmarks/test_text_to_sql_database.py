@@ -131,6 +131,19 @@ def test_a_query_that_loops_ends_in_its_time(pets: Path, query: str) -> None:
     assert time.monotonic() - began < 60, "it would run for minutes"
 
 
+@pytest.mark.parametrize("call", ["printf('%.*c', 2000000000, 'x')", "format('%2000000000d', 1)", "printf('%-*d', 999999999, 1)"])
+def test_a_width_that_sqlite_would_fill_for_seconds_is_an_error(pets: Path, call: str) -> None:
+    began = time.monotonic()
+    assert execute(pets, f"SELECT {call}", seconds=60).error
+    assert time.monotonic() - began < 2
+
+
+def test_printf_works_as_sqlite_s(pets: Path) -> None:
+    query = "SELECT printf('%.2f %5s|%d%%', 1.005, 'é', 3), format('%08.3f', 2), printf(NULL), printf('%s', x'41')"
+    plain = sqlite3.connect(":memory:").execute(query.replace("format(", "printf(")).fetchone()
+    assert execute(pets, query).rows == (plain,)
+
+
 def test_a_quick_query_is_not_held_up_by_its_limit(pets: Path) -> None:
     began = time.monotonic()
     assert execute(pets, "SELECT 1", seconds=60).rows == ((1,),)

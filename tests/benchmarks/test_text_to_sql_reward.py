@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agentlightning.errors import ConfigError
+from agentlightning.errors import ConfigError, RewardError
+from agentlightning_benchmarks.text_to_sql import reward as reward_module
 from agentlightning_benchmarks.text_to_sql.database import Result
 from agentlightning_benchmarks.text_to_sql.reward import equal, has_order, reward
 
@@ -89,6 +90,13 @@ def test_a_lucky_query_is_not_right_on_every_variant(tmp_path: Path, task: dict[
 def test_a_gold_query_that_fails_is_a_fault_of_the_task(task: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=r"cars\.sqlite: the gold query fails: no such column: wheels"):
         reward({**task, "query": "SELECT wheels FROM car"}, "SELECT 1")
+
+
+def test_a_gold_query_that_takes_too_long_fails_its_rollout_alone(task: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reward_module, "GOLD_SECONDS", 0.2)
+    slow = "WITH RECURSIVE r(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM r) SELECT count(*) FROM r"
+    with pytest.raises(RewardError, match=r"cars\.sqlite: the gold query fails: it took more than 0\.2 s"):
+        reward({**task, "query": slow}, "SELECT 1")
 
 
 def test_a_database_that_is_gone_is_no_wrong_answer(tmp_path: Path, task: dict[str, Any]) -> None:

@@ -76,6 +76,15 @@ def test_the_advantage_of_the_contributing_guide_works_as_a_plugin(monkeypatch: 
     assert result.tolist() == [-0.5, 0.0, 0.0, 1.5]
 
 
+def test_the_worker_of_the_page_on_agents_works_for_the_rollout_of_each_job() -> None:
+    (text,) = blocks("docs/agents.md", "python")
+    world: dict[str, Any] = {}
+    exec(compile(text, "worker.py", "exec", dont_inherit=True), world)
+    for _ in range(2):
+        with agl.rollout("question", store="memory:") as rollout:
+            assert world["solve"]("question") == f"question in {rollout.id}"
+
+
 def test_the_examples_of_the_page_on_algorithms_work(monkeypatch: pytest.MonkeyPatch) -> None:
     (own,) = blocks("docs/algorithms.md", "python")
     module = ModuleType("my_rl")

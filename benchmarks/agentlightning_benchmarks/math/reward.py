@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import re
 
-NUMBER = re.compile(r"(?<![\w.,/])-?(?:\$\s?)?-?\d[\d,]*(?:\.\d+)?(?:/[1-9]\d*)?|(?<=[^\w.,/])-?\.\d+")
+NUMBER = re.compile(r"(?<![\w./])-?(?:\$\s?)?-?(?:\d{1,3}(?:,\d{3})+(?!\d|,\d)|\d+)(?:\.\d+)?(?:/[1-9]\d*)?|(?<=[^\w.,/])-?\.\d+")
+"""A comma belongs to a number between groups of three digits. Other commas stand between numbers."""
 ANSWER = re.compile(r"answer\s+is|answer:", re.IGNORECASE)
 
 

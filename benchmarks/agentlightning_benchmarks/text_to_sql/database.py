@@ -6,13 +6,15 @@ error result. A missing or broken file is not the query's fault, so it raises.
 
 from __future__ import annotations
 
+import re
 import sqlite3
 import threading
 from collections.abc import Generator, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 from urllib.parse import quote
 
 from agentlightning_benchmarks.text_to_sql.words import expanded_words
@@ -39,6 +41,8 @@ READING = {sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ, sqlite3.SQLITE_RECURSIVE}
 """Allowed actions, besides function calls."""
 FORBIDDEN = {"load_extension", "fts3_tokenizer"}
 """Functions that reach outside the database."""
+WIDE = re.compile(r"%[^%a-zA-Z]*(\*|\d{6})")
+"""A width or precision of `printf` that SQLite would fill character by character, without a look at any limit."""
 FAULTS = {sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_IOERR}
 """Primary error codes that blame the file."""
 
@@ -51,6 +55,8 @@ class Result:
     columns: int = 0
     error: str | None = None
     """Message for the author of the query."""
+    slow: bool = False
+    """Whether the error is that it took too long."""
 
 
 def execute(path: str | Path, query: str, *, seconds: float = SECONDS, rows: int = ROWS) -> Result:
@@ -83,7 +89,7 @@ def execute(path: str | Path, query: str, *, seconds: float = SECONDS, rows: int
             if code in FAULTS:
                 raise OSError(f"{path}: the database is broken: {error}") from error
             if code == sqlite3.SQLITE_INTERRUPT:
-                return Result(error=f"it took more than {seconds:g} s")
+                return Result(error=f"it took more than {seconds:g} s", slow=True)
             return Result(error=str(error))
         finally:
             timer.cancel()
@@ -140,9 +146,22 @@ def _reading(path: str | Path) -> Generator[sqlite3.Connection]:
         except sqlite3.Error as error:
             raise OSError(f"{path}: this is not an SQLite database: {error}") from error
         connection.text_factory = _text
-        for limit, value in LIMITS.items():
-            connection.setlimit(limit, value)
-        yield connection
+        with closing(sqlite3.connect(":memory:", check_same_thread=False)) as helper:
+            helper.text_factory = _text
+            for limit, value in LIMITS.items():
+                connection.setlimit(limit, value)
+                helper.setlimit(limit, value)
+            for name in ("printf", "format"):
+                connection.create_function(name, -1, partial(_printf, helper), deterministic=True)
+            yield connection
+
+
+def _printf(helper: sqlite3.Connection, format: Any = None, *values: Any) -> Any:
+    """SQLite's `printf` without huge widths."""
+    if WIDE.search(str(format)):
+        raise ValueError("the width is too large")
+    [text] = helper.execute(f"SELECT printf(?{', ?' * len(values)})", (format, *values)).fetchone()
+    return text
 
 
 def _text(data: bytes) -> str:

@@ -15,19 +15,22 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
-from agentlightning.errors import ConfigError
+from agentlightning.errors import ConfigError, RewardError
 from agentlightning_benchmarks.text_to_sql.database import Result, Row, execute
 from agentlightning_benchmarks.text_to_sql.words import words
 
 DIGITS = 10
+GOLD_SECONDS = 60.0
+"""Time limit of a gold query in seconds: its author had a faster machine, or an idle one."""
 
 
 def reward(task: dict[str, Any], query: str) -> float:
     """Return 1 if `query` is right on the task's database and on all of its `variants`, else 0.
 
-    Raises `ConfigError` if the gold query fails, and `OSError` if a database is missing.
+    Raises `ConfigError` if the gold query fails, `RewardError` if it takes too long, and `OSError` if a database is missing.
     """
     databases = [task["database"], *task.get("variants", ())]
     return float(all(right(database, query, task["query"]) for database in databases))
@@ -38,10 +41,18 @@ def right(database: str, query: str, gold: str) -> bool:
     result = execute(database, query)
     if result.error is not None:
         return False
-    expected = execute(database, gold)
+    expected = _gold_result(database, gold)
+    if expected.slow:
+        raise RewardError(f"{database}: the gold query fails: {expected.error}. Remove this task: {gold}.")
     if expected.error is not None:
         raise ConfigError(f"{database}: the gold query fails: {expected.error}. Expected a query that this database can answer: {gold}.")
     return equal(result, expected, ordered=has_order(gold))
+
+
+@lru_cache(maxsize=64)
+def _gold_result(database: str, gold: str) -> Result:
+    """The result of a gold query. All rollouts of a task compare with it, and databases never change."""
+    return execute(database, gold, seconds=GOLD_SECONDS)
 
 
 def has_order(query: str) -> bool:

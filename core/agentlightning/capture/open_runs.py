@@ -13,7 +13,7 @@ from threading import Lock
 from typing import Generic, Self, TypeVar
 from weakref import WeakKeyDictionary, WeakValueDictionary, ref
 
-from agentlightning.capture.openai_patch import ModelCall
+from agentlightning.capture.model_call import ModelCall
 from agentlightning.capture.recorder import Recorder
 from agentlightning.types import JSON, Span, SpanKind
 

@@ -1,7 +1,7 @@
 """The current rollout, and the only way for an attempt's spans and rewards to the store.
 
-`current()` is a context variable. The runner sets it, and tasks and `asyncio.to_thread` inherit it. Records go to a bounded buffer with one
-writer for each attempt. `flush` returns when the store has all of them.
+`current()` is a context variable. The runner sets it. Tasks, threads and jobs of thread pools inherit it from the code that starts them.
+Records go to a bounded buffer with one writer for each attempt. `flush` returns when the store has all of them.
 """
 
 from __future__ import annotations
@@ -12,9 +12,12 @@ from collections import deque
 from collections.abc import Generator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import cache
 from threading import Lock
 from typing import Any
+from weakref import WeakSet
 
+from agentlightning.capture.threads import follow_rollouts
 from agentlightning.contracts.store import LightningStore
 from agentlightning.errors import LightningError, RewardError
 from agentlightning.types import JSON, LLM, Attempt, Record, Reward, Rollout, Span
@@ -25,6 +28,8 @@ CALL_HEADER = "X-AGL-Call-Id"
 """Request header: the desired id of the call. Response header: its actual id."""
 
 _current: ContextVar[Recorder | None] = ContextVar("agentlightning_recorder", default=None)
+_detached: ContextVar[bool] = ContextVar("agentlightning_detached", default=False)
+"""True in a block that the program took out of every rollout."""
 
 
 class Recorder:
@@ -43,6 +48,12 @@ class Recorder:
         self.rewards: list[Reward] = []
         """The rewards of the attempt itself, not of a span or call."""
         self._writer: asyncio.Task[None] | None = None
+        _open_recorders().add(self)
+
+    @property
+    def closed(self) -> bool:
+        """Whether it takes no more records, because its attempt has ended."""
+        return self._closed
 
     def add(self, record: Record) -> None:
         """Queue a record. Safe from any thread."""
@@ -100,6 +111,7 @@ class Recorder:
                     self._closed = not self._buffer
         finally:
             self._closed = True
+            _open_recorders().discard(self)
             if self._writer is not None:
                 self._writer.cancel()
 
@@ -109,14 +121,67 @@ def current() -> Recorder | None:
     return _current.get()
 
 
+def detached() -> bool:
+    """Whether the program took the calling code out of every rollout: `agl.attach(None)`."""
+    return _detached.get()
+
+
+def open_recorders() -> list[Recorder]:
+    """The recorders of this process whose attempts have not ended."""
+    return _open_recorders().all()
+
+
 @contextmanager
 def use(recorder: Recorder) -> Generator[Recorder]:
     """Make a recorder current for the block."""
-    token = _current.set(recorder)
+    follow_rollouts(_inside)
+    token, outer = _current.set(recorder), _detached.set(False)
     try:
         yield recorder
     finally:
+        _detached.reset(outer)
         _current.reset(token)
+
+
+@contextmanager
+def detach() -> Generator[None]:
+    """Take the block out of every rollout."""
+    token, outer = _current.set(None), _detached.set(True)
+    try:
+        yield
+    finally:
+        _detached.reset(outer)
+        _current.reset(token)
+
+
+def _inside() -> bool:
+    """Whether new threads must take the context of the calling code."""
+    return _current.get() is not None or _detached.get()
+
+
+class _OpenRecorders:
+    """A set that many threads change. A recorder that nobody closes leaves it with its last reference."""
+
+    def __init__(self) -> None:
+        self._lock = Lock()
+        self._recorders: WeakSet[Recorder] = WeakSet()
+
+    def add(self, recorder: Recorder) -> None:
+        with self._lock:
+            self._recorders.add(recorder)
+
+    def discard(self, recorder: Recorder) -> None:
+        with self._lock:
+            self._recorders.discard(recorder)
+
+    def all(self) -> list[Recorder]:
+        with self._lock:
+            return list(self._recorders)
+
+
+@cache
+def _open_recorders() -> _OpenRecorders:
+    return _OpenRecorders()
 
 
 def reward(value: float, *, name: str = "reward", span: Span | str | None = None, call: str | None = None, source: str = "agent") -> Reward:

@@ -1,14 +1,15 @@
-"""The destination of a request that the `openai` library sends during a rollout. Pure: it reads values and changes none."""
+"""The destination of a request that an agent's client sends. Pure: it reads values and changes none."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import TypeAlias
 from urllib.parse import SplitResult, urlsplit
 
+from agentlightning.capture.forms import ForeignForm
 from agentlightning.types import LLM
 
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
@@ -23,11 +24,13 @@ class ClientRequest:
     url: str
     """A path below `base_url`, or a whole address."""
     base_url: str
-    """Of its client."""
+    """Of its client, or of its provider."""
     model: object
     """In its body; any value, or None."""
     of_rollout: bool = False
     """True: it belongs to the rollout, whatever model and address it names."""
+    foreign: ForeignForm | None = None
+    """Its wire form, if the gateway does not speak it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,24 +59,66 @@ class Unchanged:
         )
 
 
-Destination: TypeAlias = ToGateway | Unchanged
+@dataclass(frozen=True, slots=True)
+class Rejected:
+    """No address: the request belongs to a rollout, and would leave it."""
+
+    reason: str
+
+
+Destination: TypeAlias = ToGateway | Unchanged | Rejected
 
 
 def destination(request: ClientRequest, llm: LLM, models: Collection[str]) -> Destination:
-    """The destination of a request. The gateway gets requests to its own address, requests of the rollout, and requests for its model.
+    """The destination of a request in a rollout. The gateway gets requests to its own address, requests of the rollout, and requests for
+    its model.
 
     `models`: further names, or patterns, for the model of the rollout.
     """
-    home, base, target = urlsplit(llm.base_url), urlsplit(request.base_url), urlsplit(request.url)
-    address = target if target.scheme else base
+    base, target = urlsplit(request.base_url), urlsplit(request.url)
     if not llm.base_url:
-        return Unchanged(address.netloc, request.model, has_gateway=False)
-    at_home, model = _below(address, home), request.model
-    named = isinstance(model, str) and any(fnmatchcase(model, name) for name in (llm.model, *models))
-    if not (at_home or request.of_rollout or named):
-        return Unchanged(address.netloc, model, has_gateway=True)
-    path = _path(target, home if at_home else base) if target.scheme else request.url
+        return Unchanged(_host(request), request.model, has_gateway=False)
+    at_home = _at_home(request, llm)
+    if not (at_home or _belongs(request, llm, models)):
+        return Unchanged(_host(request), request.model, has_gateway=True)
+    if request.foreign is not None:
+        return Rejected(
+            f"{request.foreign.name} cannot be recorded, and model {request.model!r} stands for the model of the rollout. "
+            f"{request.foreign.instead}, or remove the name from `models`."
+        )
+    path = _path(target, urlsplit(llm.base_url) if at_home else base) if target.scheme else request.url
     return ToGateway(llm.base_url.rstrip("/") + "/" + DEPLOYMENT.sub("", path).lstrip("/"))
+
+
+def destination_outside(request: ClientRequest, rollouts: Iterable[LLM], models: Collection[str]) -> Unchanged | Rejected:
+    """The destination of a request outside every rollout, while `rollouts` are open. It must not take a rollout's model elsewhere."""
+    homes = [llm for llm in rollouts if llm.base_url]
+    belongs = request.model is not None and any(_belongs(request, llm, models) for llm in homes)
+    if not belongs or any(_at_home(request, llm) for llm in homes):
+        return Unchanged(_host(request), request.model, has_gateway=True)
+    return Rejected(
+        f"Model {request.model!r} stands for the model of the open rollouts, but this call to {_host(request)} is outside every rollout. "
+        "Take `rollout = agl.current()` in the rollout, and make the call within `with agl.attach(rollout):`. "
+        "If the call belongs to no rollout, use `with agl.attach(None):`."
+    )
+
+
+def _belongs(request: ClientRequest, llm: LLM, models: Collection[str]) -> bool:
+    model = request.model
+    return request.of_rollout or (isinstance(model, str) and any(fnmatchcase(model, name) for name in (llm.model, *models)))
+
+
+def _at_home(request: ClientRequest, llm: LLM) -> bool:
+    return _below(_address(request), urlsplit(llm.base_url))
+
+
+def _address(request: ClientRequest) -> SplitResult:
+    target = urlsplit(request.url)
+    return target if target.scheme else urlsplit(request.base_url)
+
+
+def _host(request: ClientRequest) -> str:
+    return _address(request).netloc
 
 
 def _below(url: SplitResult, home: SplitResult) -> bool:

@@ -13,7 +13,9 @@ from agentlightning.errors import ConfigError
 
 RendererOption = Annotated[
     str | None,
-    typer.Option("--renderer", metavar="NAME", help="Turn messages into tokens by `auto`, `template`, `chatml`, or `module:function`."),
+    typer.Option(
+        "--renderer", metavar="NAME", help="Turn messages into tokens: `auto`, `template`, `text`, `chatml`, or `module:function`."
+    ),
 ]
 ChatTemplateOption = Annotated[
     str | None, typer.Option("--chat-template", metavar="FILE", help="Use this Jinja file instead of the model's chat template.")

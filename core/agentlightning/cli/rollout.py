@@ -109,6 +109,8 @@ def print_scored(report: Scored, console: Console) -> None:
     console.print(f"{report.rollouts} rollouts in {duration(report.seconds)}, {mean}", highlight=False)
     for what, counts in (("attempts", report.statuses), ("model calls", report.requests)):
         console.print(f"{what}: {', '.join(f'{count} {name}' for name, count in counts.items()) or 'none'}", highlight=False)
+    if report.no_calls:
+        console.print(Text(report.no_calls, style="yellow"), soft_wrap=True)
     if report.error:
         console.print(Text.assemble(("first failure: ", "bold red"), report.error), soft_wrap=True)
     console.print(f"see them:  agl show {shown_path(report.folder)}", soft_wrap=True, highlight=False)

@@ -95,6 +95,8 @@ class AttemptTree:
             branch = root.add(Text("model calls without a span of the framework", style="yellow"))
         for call in alone:
             branch.add(self._call(call, None))
+        if not self._records.calls:
+            root.add(Text("no model call reached the gateway", style="yellow"))
         return root
 
     def _add(self, parent: Tree, span: Span, shown: set[str], above: set[str]) -> None:

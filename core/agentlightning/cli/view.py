@@ -11,6 +11,7 @@ from rich.text import Text
 
 from agentlightning.cli.accounts import UNACCOUNTED, Account, total
 from agentlightning.contracts.store import AttemptRecords, RolloutState
+from agentlightning.training.no_calls import made_no_call
 from agentlightning.training.run_folder import RunFolder
 from agentlightning.training.run_state import Learned
 from agentlightning.types import Mode, Trajectory
@@ -62,8 +63,10 @@ def print_sums(rows: list[Shown], console: Console) -> None:
         those = [row for row in rows if row.state.rollout.mode == mode]
         rewards = [row.trajectory.reward for row in those if row.trajectory and row.trajectory.reward is not None]
         mean = f"mean reward {sum(rewards) / len(rewards):.3f} over {len(rewards):,} scored" if rewards else "none scored"
+        silent = sum(made_no_call(row.trajectory) for row in those if row.trajectory)
+        without = f", {silent:,} without a model call" if silent else ""
         if those:
-            console.print(f"{len(those):,} {mode} rollout{'s' * (len(those) > 1)}, {mean}", highlight=False)
+            console.print(f"{len(those):,} {mode} rollout{'s' * (len(those) > 1)}, {mean}{without}", highlight=False)
     console.print(f"{sums.requests:,} requests = {_sum(sums.statuses)}", highlight=False, soft_wrap=True)
     if sums.contexts:
         contexts = dict(sums.contexts.most_common())

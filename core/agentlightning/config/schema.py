@@ -138,6 +138,10 @@ class CollectionConfig(BaseSettings):
     """A conversation longer than `trainer.tokens_per_pack` stops the run with an error, or its replies beyond are excluded and counted. The
     gateway refuses one longer than the model's context, which is a failure of the agent (`runner.on_failure`)."""
 
+    no_calls: Literal["drop", "keep"] = "drop"
+    """Rollouts that succeeded without a model call are dropped: they count neither in the mean reward nor in a baseline. Or keep their
+    rewards, for an agent that may decide not to ask its model."""
+
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.resample and self.filter is None:
@@ -200,8 +204,9 @@ class Config(BaseSettings):
     models: tuple[str, ...] = ()
     """Model names or patterns (`gpt-4o*`) that your agent hard-codes. Those calls go to the model being trained."""
     renderer: str | None = None
-    """How messages become tokens: `auto` and `template` use the model's chat template, `chatml` needs none. Or a family of the `renderers`
-    library, or `module:function`. Absent: as the model was trained here, else `auto`. The next four keys have such a default too."""
+    """How messages become tokens: `auto` and `template` use the model's chat template, `text` as well but describes tools in the system
+    message, `chatml` needs no template. Or a family of the `renderers` library, or `module:function`. Absent: as the model was trained
+    here, else `auto`. The next four keys have such a default too."""
     chat_template: str | None = None
     """A Jinja file to use instead of the model's own chat template."""
     template_arguments: dict[str, JSON] = field(default_factory=dict[str, JSON])

@@ -20,7 +20,7 @@ class RenderingSettings:
     """How a run renders messages."""
 
     renderer: str = "auto"
-    """`auto`, `template`, `chatml`, a family of the `renderers` library, or `"module:function"`."""
+    """`auto`, `template`, `text`, `chatml`, a family of the `renderers` library, or `"module:function"`."""
     chat_template: str | None = None
     """Jinja text instead of the tokenizer's own."""
     template_arguments: Mapping[str, Any] = field(default_factory=dict[str, Any])

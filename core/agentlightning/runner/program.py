@@ -123,6 +123,7 @@ class CommandAgent:
             "ANTHROPIC_API_KEY": llm.api_key,
             "AGL_MODEL": llm.model,
             "AGL_TASK_FILE": str(folder / "task.json"),
+            "PWD": str(self.folder),  # programs that trust it would work in the folder of this process
         }
         if len(task) <= TASK_LIMIT:
             variables["AGL_TASK"] = task

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager, suppress
 from contextvars import Context
@@ -162,6 +163,23 @@ class AdapterContract:
             async with world.rollout() as recorder:
                 await self.run_agent(LLM(model=FAMOUS, base_url=NOWHERE, api_key="none"), double, "double 4")
                 await world.joined(recorder, 2)
+
+    async def test_an_agent_in_a_thread_of_a_rollout_belongs_to_it(self) -> None:
+        async with self.world() as world:
+            self._adapter.install(models=[FAMOUS])
+
+            def in_a_thread() -> None:
+                agent = self.run_agent(LLM(model=FAMOUS, base_url=NOWHERE, api_key="none"), double, "double 4")
+                thread = threading.Thread(target=asyncio.run, args=(agent,))
+                thread.start()
+                thread.join()
+
+            async def one(number: int) -> None:
+                async with world.rollout(number) as recorder:
+                    await asyncio.to_thread(in_a_thread)
+                    await world.joined(recorder, 2)
+
+            await asyncio.gather(*(one(number) for number in range(4)))
 
     async def test_another_model_is_left_alone_and_its_span_says_so(self) -> None:
         async with self.world() as world:

@@ -12,6 +12,7 @@ from typing import Any, Literal
 import numpy as np
 
 from agentlightning.config.schema import EvalConfig
+from agentlightning.training.no_calls import made_no_call
 from agentlightning.training.rollouts import RolloutSettings
 from agentlightning.training.run_state import RunState
 from agentlightning.training.services import Services
@@ -71,7 +72,10 @@ def kind_of(group: str) -> Kind | None:
 
 
 def eval_metrics(trajectories: Sequence[Trajectory]) -> dict[str, float]:
-    """Return the mean rewards of an evaluation, under the names of `metrics.jsonl`. Unscored rollouts are counted, not zero."""
+    """Return the mean rewards of an evaluation, under the names of `metrics.jsonl`. Unscored rollouts are counted, not zero.
+
+    Rollouts without a model call are counted, and their rewards count: an evaluation measures the agent.
+    """
     row: dict[str, float] = {}
     for kind in KINDS:
         rewards = [trajectory.reward for trajectory in trajectories if kind_of(trajectory.group) == kind]
@@ -80,4 +84,7 @@ def eval_metrics(trajectories: Sequence[Trajectory]) -> dict[str, float]:
             row[f"eval.{kind}"] = float(np.mean(scored))
         if len(scored) < len(rewards):
             row[f"eval.{kind}.unscored"] = float(len(rewards) - len(scored))
+        silent = sum(kind_of(trajectory.group) == kind and made_no_call(trajectory) for trajectory in trajectories)
+        if silent:
+            row[f"eval.{kind}.no_calls"] = float(silent)
     return row

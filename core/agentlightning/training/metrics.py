@@ -3,8 +3,10 @@
 A line has `step` (finished steps at that time; 0: before training) and numbers. Other parts read these:
 
 - `reward`: mean reward of the step's training rollouts; `reward_spread`: standard deviation of the groups' mean rewards;
+- `excluded_rollouts`: rollouts that have no part in training, nor in `reward`, because they made no model call (`collection.no_calls`);
 - `demonstrated_reward`: mean reward of rollouts with demonstrations in place of the policy's replies;
 - `eval.sampled`, `eval.greedy`: mean reward on the eval tasks, at the steps with an evaluation;
+- `eval.sampled.no_calls`, `eval.greedy.no_calls`: rollouts of an evaluation that made no model call;
 - `context.bridged`, `context.first`, `context.rewritten`, `context.edited`, ...: completed model calls by the origin of their prompts, as
   `Call.context` names it; `broken_calls`: replies with a tool call that cannot be read;
 - `tokens_per_second`: sampled tokens in a second of rollouts; `trained_tokens`; `seconds`: of the complete step.
@@ -41,7 +43,7 @@ def step_metrics(trajectories: Sequence[Trajectory], batch: Batch) -> dict[str, 
     transitions = [transition for trajectory in trajectories for transition in trajectory.transitions]
     row: dict[str, Any] = {
         "rollouts": len(trajectories),
-        "unscored": sum(trajectory.reward is None for trajectory in trajectories),
+        "unscored": sum(trajectory.reward is None and trajectory.excluded is None for trajectory in trajectories),
         "failed": sum(trajectory.status != "succeeded" for trajectory in trajectories),
         "transitions": len(transitions),
         "sampled_tokens": sum(len(transition.response_ids) for transition in transitions if not transition.demonstrated),
@@ -51,6 +53,8 @@ def step_metrics(trajectories: Sequence[Trajectory], batch: Batch) -> dict[str, 
         "zero_variance_groups": batch.stats.zero_variance_groups,
         **_reward_metrics(trajectories),
     }
+    excluded = sum(trajectory.excluded is not None for trajectory in trajectories)
+    row |= {"excluded_rollouts": excluded} if excluded else {}
     signals = {reward.id: reward.name for transition in transitions for reward in transition.rewards if reward.source == STEP_SIGNAL}
     row |= {f"step_signals.{name}": count for name, count in sorted(Counter(signals.values()).items())}
     requests, contexts = Counter[str](), Counter[str]()

@@ -14,6 +14,7 @@ from agentlightning.config.parts import build_step_rewards
 from agentlightning.config.schema import Config
 from agentlightning.contracts.store import AttemptRecords, RolloutState
 from agentlightning.rl.trajectory.build import trajectory
+from agentlightning.training.no_calls import exclude_without_calls
 from agentlightning.types import Mode, Rollout, Sampling, Task, Trajectory
 
 ReadTrajectory: TypeAlias = Callable[[RolloutState, Sequence[AttemptRecords]], Trajectory]
@@ -55,7 +56,12 @@ class RolloutSettings:
 def trajectory_reader(config: Config) -> ReadTrajectory:
     """Return `rl.trajectory.build.trajectory` with the settings of a run."""
     step_rewards = build_step_rewards(config.step_rewards)
-    return partial(trajectory, agents=config.agents, reward_weights=config.reward_weights, step_rewards=step_rewards)
+    read = partial(trajectory, agents=config.agents, reward_weights=config.reward_weights, step_rewards=step_rewards)
+
+    def read_training(state: RolloutState, records: Sequence[AttemptRecords]) -> Trajectory:
+        return exclude_without_calls(read(state, records)) if state.rollout.mode == "train" else read(state, records)
+
+    return read_training if config.collection.no_calls == "drop" else read
 
 
 def mean_reward(trajectories: Sequence[Trajectory]) -> float | None:

@@ -13,6 +13,7 @@ from agentlightning.config.toml import to_toml
 from agentlightning.errors import ConfigError
 from agentlightning.training.controls import Controls, run_in_thread
 from agentlightning.training.job import Job, job_of
+from agentlightning.training.no_calls import no_calls_report
 from agentlightning.training.plan import plan_rollouts
 from agentlightning.training.progress import Progress
 from agentlightning.training.rollouts import first_error, mean_reward
@@ -37,6 +38,8 @@ class Scored:
     seconds: float
     error: str | None
     """Of the first rollout that failed."""
+    no_calls: str | None = None
+    """The number of rollouts without a model call, and the likely cause; None: every rollout made one."""
 
 
 def rollout_config(config: Config, *, limit: int | None = None, progress: Progress | None = None) -> Scored:
@@ -58,7 +61,7 @@ async def _score(job: Job, limit: int | None, controls: Controls) -> Scored:
             rollouts = [services.rollouts.rollout(task, "eval", f"task-{place}", 0, 0) for place, task in enumerate(tasks)]
             trajectories = await services.collector.run(rollouts)
         report = _report(folder.path, trajectories, time.monotonic() - began)
-        measured = {key: value for key, value in asdict(report).items() if value is not None and key not in ("folder", "error")}
+        measured = {key: value for key, value in asdict(report).items() if value is not None and key not in ("folder", "error", "no_calls")}
         folder.write_result({"name": config.name, "model": config.model, "seed": config.seed, "reward": None, **measured})
     return report
 
@@ -78,4 +81,5 @@ def _report(folder: Path, trajectories: Sequence[Trajectory], seconds: float) ->
         sampled_tokens=sum(replies) if all(replies) else None,  # a reply of no tokens makes no transition, unless its ids are missing
         seconds=seconds,
         error=first_error(trajectories),
+        no_calls=no_calls_report(trajectories),
     )

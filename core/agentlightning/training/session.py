@@ -87,8 +87,7 @@ class Session(base.Session):
         trajectories, limited = self._limits.apply(collected)
         self._counts = counts | limited
         if step == self.state.step == 0:
-            self._checks.first(trajectories)
-            self._checks.joins(trajectories)
+            self._checks.first_step(trajectories)
         return trajectories
 
     def say(self, text: str) -> None:

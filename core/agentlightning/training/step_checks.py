@@ -13,6 +13,7 @@ from agentlightning.contracts.batch import Batch
 from agentlightning.errors import AgentError, JoinError
 from agentlightning.rl.batch.build import ZERO_VARIANCE
 from agentlightning.rl.trajectory.build import check_joins
+from agentlightning.training.no_calls import no_calls_report
 from agentlightning.types import Trajectory
 
 log = logging.getLogger("agentlightning")
@@ -46,8 +47,9 @@ class StepChecks:
         """Check the first rollouts of a run, as `check_first` does."""
         check_first(trajectories, self.agents, folder=self.folder)
 
-    def joins(self, trajectories: Sequence[Trajectory]) -> None:
-        """Log the most frequent diagnostics of the first step."""
+    def first_step(self, trajectories: Sequence[Trajectory]) -> None:
+        """Check the first training step, and log its most frequent diagnostics."""
+        check_first(trajectories, self.agents, folder=self.folder, full_step=True)
         diagnostics = Counter(text for trajectory in trajectories for text in trajectory.diagnostics)
         for text, count in diagnostics.most_common(5):
             log.warning("%s (%d times in the first step)", text, count)
@@ -70,6 +72,10 @@ class StepChecks:
             notices.append(
                 f"Step {step}: {row['failed']} of {row['rollouts']} rollouts did not succeed. The first one {first.status}: {first.error}"
             )
+        silent = no_calls_report(trajectories)
+        if silent is not None:
+            rewards = "Their rewards do not count." if row.get("excluded_rollouts") else "Their rewards count."
+            notices.append(f"Step {step}: {silent} {rewards} (collection.no_calls)")
         if step == 1 and row.get("nonzero_advantages") == 0.0:
             notices.append(
                 f"Step 1: every advantage is zero, so the policy learns nothing from this step ({_rewards(trajectories)}). "
@@ -79,6 +85,8 @@ class StepChecks:
             reasons = Counter(untrained.reason for untrained in batch.untrained).most_common(1)
             zero_variance = not reasons or reasons[0][0] == ZERO_VARIANCE
             cause = "every advantage is zero" if zero_variance else f"most tokens are excluded: {reasons[0][0]}"
+            if row.get("excluded_rollouts") == row["rollouts"]:
+                cause = "no rollout made a model call"
             notices.append(f"Step {step}: no update, {cause}.")
         if step == 1 and row.get("off_policy_abs", 0.0) > self.mismatch_alarm:
             notices.append(
@@ -116,18 +124,18 @@ def _rewards(trajectories: Sequence[Trajectory]) -> str:
     return f"their rewards are {', '.join(f'{reward:g}' for reward in rewards[:5])}{', ...' if len(rewards) > 5 else ''}"
 
 
-def check_first(trajectories: Sequence[Trajectory], agents: Sequence[str] | None, *, folder: Path | None = None) -> None:
+def check_first(
+    trajectories: Sequence[Trajectory], agents: Sequence[str] | None, *, folder: Path | None = None, full_step: bool = False
+) -> None:
     """Raise an error with the likely cause if the first rollouts show that the whole run would learn nothing.
 
-    `AgentError`: all rollouts failed, or none was scored. `JoinError`: no model call reached the gateway.
+    `AgentError`: all rollouts failed, or none was scored. `JoinError`: no model call reached the gateway. `full_step`: see `check_joins`.
     """
     failed = [trajectory for trajectory in trajectories if trajectory.status != "succeeded" and trajectory.reward is None]
     if len(failed) == len(trajectories):
         cause = (failed[0].error or failed[0].status).rstrip(".")
         hint = f" See `agl show {folder}`." if folder else ""
         raise AgentError(f"All {len(failed)} rollouts of the first step failed. The first one: {cause}.{hint}")
-    if not any(trajectory.reward is not None for trajectory in trajectories):
-        raise AgentError("No rollout in the first step received a reward. Return one from the agent function or call agl.reward(value).")
     if not any(sum(trajectory.calls.values()) for trajectory in trajectories):
         check_joins(trajectories, agents)  # says more if a framework recorded calls
         raise JoinError(
@@ -135,4 +143,6 @@ def check_first(trajectories: Sequence[Trajectory], agents: Sequence[str] | None
             "base_url=llm.base_url and api_key=llm.api_key, or install its framework's adapter (adapters = [...]). A command reads "
             "OPENAI_BASE_URL and OPENAI_API_KEY."
         )
-    check_joins(trajectories, agents)
+    if not any(trajectory.reward is not None for trajectory in trajectories):
+        raise AgentError("No rollout in the first step received a reward. Return one from the agent function or call agl.reward(value).")
+    check_joins(trajectories, agents, full_step=full_step)

@@ -34,7 +34,7 @@ from autogen_ext.models.replay import ReplayChatCompletionClient
 from autogen_world import asked, chat, planned
 
 import agentlightning as agl
-from agentlightning.capture.openai_patch import clients
+from agentlightning.capture.clients import clients
 from agentlightning.rl.trajectory.build import check_joins, trajectory
 from agentlightning.types import Sampling
 from agentlightning_autogen import LightningChatCompletionClient, current_span_id, install, uninstall

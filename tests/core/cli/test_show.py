@@ -9,7 +9,7 @@ import pytest
 
 from agentlightning.stores.common import open_store
 from agentlightning.training.run_folder import RunFolder
-from agentlightning.types import Attempt, Call, Completion, Rollout, Sampling
+from agentlightning.types import Attempt, Call, Completion, Reward, Rollout, Sampling, Task
 
 AGL = Callable[..., tuple[int, str]]
 
@@ -50,6 +50,23 @@ def test_tokens_of_calls_that_were_not_answered_are_named_by_what_became_of_them
     for part in ("4 cancelled call", "2 superseded call", "1 error"):
         assert part in tokens
     assert "unaccounted" not in output
+
+
+def test_a_rollout_without_a_model_call_is_counted_and_says_so(agl: AGL, run: Filled) -> None:
+    folder, _ = run
+
+    async def add() -> str:
+        store = open_store(folder.store_address)
+        rollout = Rollout(task=Task("t9", "cached"), mode="train")
+        attempt = await store.begin(rollout, "worker-1", lease=60)
+        await store.record([Reward(attempt_id=attempt.id, value=1.0, name="return")])
+        await store.finish(attempt.id, "succeeded")
+        await store.close()
+        return rollout.id
+
+    rollout_id = asyncio.run(add())
+    assert line(agl("show")[1], "train rollout") == "4 train rollouts, mean reward 1.000 over 2 scored, 1 without a model call"
+    assert "no model call reached the gateway" in agl("show", "latest", rollout_id)[1]
 
 
 def completion(call: Call, size: int) -> Completion:

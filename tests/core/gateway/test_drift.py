@@ -112,7 +112,7 @@ def test_a_tenth_of_the_continuing_calls_may_start_afresh() -> None:
     [
         ('<tool_call>\n{"name": "search", "arguments": {"query": }\n</tool_call>', "the tool call is not JSON"),
         ('<tool_call>\n{"name": "serch", "arguments": {}}\n</tool_call>', "the tool call has name 'serch', and the request offers search"),
-        ('```json\n{"name": "search", "arguments": {"query": "x"}}\n```', "the JSON of a call of search lacks the mark '<tool_call>'"),
+        ('So: ```json\n{"name": "search", "arguments": {"query": "x"}}\n```', "the JSON of a call of search lacks the mark '<tool_call>'"),
     ],
 )
 @pytest.mark.parametrize("stream", [False, True])

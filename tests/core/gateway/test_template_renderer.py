@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from template_world import GEMMA, OFFERED, TEMPLATES, THINKING, asks, chatml, make_renderer, make_tokens, read, result, sampled
+from template_world import EACH, GEMMA, OFFERED, TEMPLATES, THINKING, asks, chatml, make_renderer, make_tokens, read, result, sampled
 
 from agentlightning.gateway.api.schema import Refused
 from agentlightning.gateway.rendering.renderer import Conversation, Renderer
@@ -205,6 +205,17 @@ def test_a_forced_call_starts_as_the_model_would_start_it(worlds: dict[str, Toke
         assert [(call.name, json.loads(call.arguments)) for call in parsed.calls] == [("search", {"query": "x y"})]
 
 
+@pytest.mark.parametrize("between", ["", "\n", "\n\n"])
+def test_a_forced_call_closes_the_reasoning_that_the_prompt_opens_as_the_template_does(tmp_path: Path, between: str) -> None:
+    calls = '<tool_call>\n{"name": "{{ f.name }}", "arguments": {{ f.arguments | tojson }}}\n</tool_call>{% endfor %}'
+    thought = "<think>\n{{ message.reasoning_content or '' }}</think>{{ message.content or '' }}"
+    own = chatml(f"{{{{ {between!r} }}}}" + EACH + calls, reply=thought)
+    tokens = make_tokens(tmp_path, own.replace("assistant\n{% endif %}", "assistant\n<think>\n{% endif %}"))
+    renderer = make_renderer(tokens)
+    prefix = renderer.prefill("search", Conversation([user("q")], OFFERED))
+    assert prefix.startswith(f"</think>{between}<tool_call>\n")
+
+
 def test_replies_end_at_the_ids_of_generation_config_and_else_at_the_mark_of_the_template(tmp_path: Path) -> None:
     tokens = make_tokens(tmp_path, TEMPLATES["hermes"].replace("<|im_end|>", "<|endoftext|>"))
     assert make_renderer(tokens, [2, 0]).stop_ids == (2, 0)
@@ -259,11 +270,64 @@ def test_a_template_that_writes_no_calls_has_the_format_that_it_describes_or_tha
     assert renderer.bridge(reply, Conversation(messages, OFFERED), 2).cause == "bridged"
 
 
+def test_content_may_stand_between_the_marks_of_a_call(tmp_path: Path) -> None:
+    """As Llama 4's template writes it."""
+    template = TEMPLATES["hermes"].partition("{% for message in messages %}")[0] + (
+        "{% for message in messages %}<|im_start|>{{ message.role }}\n{% if message.tool_calls %}<in>{{ message.content or '' }}<out>"
+        '{% for call in message.tool_calls %}{"name": "{{ call.function.name }}", "parameters": {{ call.function.arguments | tojson }}}'
+        "{% endfor %}{% else %}{{ message.content or '' }}{% endif %}<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    tokens = make_tokens(tmp_path, template)
+    renderer = make_renderer(tokens)
+    text = '<in>I look.<out>{"name": "search", "parameters": {"query": "x"}}'
+    parsed = read(renderer, tokens, text)
+    assert (parsed.content, [call.name for call in parsed.calls]) == ("I look.", ["search"])
+    assert {read(renderer, tokens, text[:size], end="open").content for size in range(len(text))} <= {"", "I look."}
+    assert read(renderer, tokens, "<in><out>" + text.partition("<out>")[2]).content == ""
+    history = [user("q"), asks(("search", {"query": "x"}), content="I look."), result(0, "r")]
+    assert text in tokens.decode(renderer.prompt(Conversation(history, OFFERED)))
+
+
 def test_a_call_may_follow_text_where_nothing_marks_it(worlds: dict[str, Tokens], renderers: dict[str, Renderer]) -> None:
     parsed = read(renderers["unmarked"], worlds["unmarked"], 'I look. {"name": "search", "parameters": {"query": "x"}}')
     assert [call.name for call in parsed.calls] == ["search"]
     code = read(renderers["unmarked"], worlds["unmarked"], "f() { return 1 }", end="open")
     assert (code.content, code.problem) == ("f() { return 1 }", None)
+
+
+@pytest.mark.parametrize("kind", sorted(TEMPLATES))
+@pytest.mark.parametrize("text", ["{CALL}", "```json\n{CALL}\n```", " ```\n{CALL}", "{CALL}\n"])
+def test_a_reply_that_is_only_the_json_of_a_call_is_that_call(
+    worlds: dict[str, Tokens], renderers: dict[str, Renderer], kind: str, text: str
+) -> None:
+    renderer, tokens = renderers[kind], worlds[kind]
+    text = text.replace("{CALL}", '{"name": "search", "arguments": {"query": "{x}"}}')
+    parsed = read(renderer, tokens, text)
+    assert [(call.name, json.loads(call.arguments)) for call in parsed.calls] == [("search", {"query": "{x}"})]
+    assert (parsed.content, parsed.problem) == ("", None)
+    assert {read(renderer, tokens, text[:size], end="open").content for size in range(len(text))} == {""}
+    history = [user("q"), asks(("search", {"query": "{x}"})), result(0, "r")]
+    reply = sampled(renderer, renderer.prompt(Conversation(history[:1], OFFERED)), [*tokens.encode(text), END])
+    bridge = renderer.bridge(reply, Conversation(history, OFFERED), 2)
+    assert bridge.cause == "bridged"
+    assert tokens.decode(renderer.prompt(Conversation(history, OFFERED))).endswith(tokens.decode(bridge.ids or ()))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"name": "nobody", "arguments": {}}',
+        '{"name": "search", "arguments": 5}',
+        '{"answer": 5}',
+        "```python\nprint(1)\n```",
+        "``` x",
+        "{",
+    ],
+)
+def test_other_json_stays_text(worlds: dict[str, Tokens], renderers: dict[str, Renderer], text: str) -> None:
+    parsed = read(renderers["hermes"], worlds["hermes"], text)
+    assert (parsed.content, parsed.calls) == (text, ())
 
 
 def test_quotes_that_a_python_call_does_not_escape_are_read_by_the_schema(

@@ -345,8 +345,16 @@ def test_a_selected_agent_that_has_not_acted_yet_is_a_warning(caplog: pytest.Log
     joined = [span("l0", call_id="c0", agent="write")]
     check_joins([read(spans=joined, agents=["write", "rewrite"])], ["write", "rewrite"])
     assert [each.getMessage() for each in caplog.records] == [
-        "agents: Unknown agent 'rewrite'. Did you mean 'write'? Use one of write. It is not trained unless it acts later."
+        "agents: Unknown agent 'rewrite'. Did you mean 'write'? Use one of write. A run stops after its first step if nobody matches."
     ]
+
+
+def test_a_pattern_that_matches_nobody_in_a_full_step_is_an_error_with_the_names_that_were_seen() -> None:
+    joined = [span("l0", call_id="c0", agent="write"), span("l1", call_id="c1", agent="critic")]
+    records = read([call(0), call(1)], spans=joined, agents=["write", "rewrite"])
+    with pytest.raises(ConfigError, match=r"Unknown agent 'rewrite'.*critic, write\. If it acts only later, use a pattern"):
+        check_joins([records], ["write", "rewrite"], full_step=True)
+    check_joins([records], ["write", "c*"], full_step=True)
 
 
 def test_without_a_selection_nothing_is_checked() -> None:

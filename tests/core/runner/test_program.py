@@ -116,6 +116,11 @@ async def gone(pids: list[int]) -> bool:
 # --- what a program is given
 
 
+async def test_a_program_that_trusts_pwd_works_in_the_folder(shop: Shop) -> None:
+    line = f"""{PYTHON} -c "import os; print(float(os.environ['PWD'] == os.getcwd()))\""""
+    assert await shop.one(line) == ("succeeded", [1.0], "")
+
+
 async def test_an_unchanged_program_is_recorded_and_its_last_line_is_the_reward(shop: Shop) -> None:
     write(
         shop.folder,

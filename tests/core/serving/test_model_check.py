@@ -78,7 +78,7 @@ def test_settings_beside_the_weights_choose_the_renderer(tiny: Path) -> None:
     report = check_model(str(tiny))
     assert report.rendering is not None
     assert report.rendering.why == "renderer = 'chatml' is set"
-    assert report.rendering.tools == "a line of text (the template writes no calls)"
+    assert report.rendering.tools == "a line of text"
     assert any("no tool calls" in note for note in report.rendering.notes)
 
 

@@ -46,6 +46,10 @@ BROKEN = {
     "reward_in_a_tool": ("current_span_id = open_span.get", "current_span_id = lambda: None"),
     "concurrent": ("recorder = current()", "recorder = originals.setdefault('recorder', current())"),
     "stands_for": ("clients().install(__name__, models)", "clients().install(__name__)"),
+    "in_a_thread": (
+        "recorder = current()",
+        "recorder = current() if __import__('threading').current_thread().name == 'MainThread' else None",
+    ),
     "another_model": ('span.attributes.update({"unjoined": unjoined} if unjoined else {})', "pass"),
     "twice": ("if not originals else ()", ""),
     "outside": ("if recorder is None:", "if recorder is None: raise RuntimeError('no rollout')\n        if recorder is None:"),

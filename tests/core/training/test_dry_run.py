@@ -49,7 +49,7 @@ def test_a_dry_run_measures_and_leaves_nothing(config: Any, tmp_path: Path) -> N
     assert report.memory_bytes > 50_000_000
     assert report.model == (
         "LlamaForCausalLM, 107.2K parameters",
-        "renderer template, tools as a line of text (the template writes no calls), replies end with '<|im_end|>'",
+        "renderer template, tools as a line of text, replies end with '<|im_end|>'",
         "every turn continues the sampled tokens",
     )
     assert not RunFolder.all(tmp_path / "runs")

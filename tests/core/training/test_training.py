@@ -393,6 +393,8 @@ def test_agents_that_are_not_selected_are_recorded_and_not_trained(model: str, t
     assert 0 < row["trained_tokens"] < row["sampled_tokens"]
     with pytest.raises(ConfigError, match=r"Unknown agent 'wrlte'\. Did you mean 'write'"):
         agl.train(solve, tasks=TASKS, **settings(model, tmp_path, steps=1, agents=["wrlte"]))
+    with pytest.raises(ConfigError, match=r"Unknown agent 'rewrite'\..*check, write"):
+        agl.train(solve, tasks=TASKS, **settings(model, tmp_path, steps=1, agents=["write", "rewrite"]))
 
 
 def test_a_schedule_ends_with_the_run(model: str, tmp_path: Path) -> None:

@@ -41,8 +41,9 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def logits(folder: str | Path) -> torch.Tensor:
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+def logits(folder: str | Path, tokens: str | Path | None = None) -> torch.Tensor:
+    """Of a text, with the model's own tokenizer or another folder's."""
+    tokenizer = AutoTokenizer.from_pretrained(tokens or folder)
     ids = tokenizer.encode(TEXT, add_special_tokens=False, return_tensors="pt")
     with torch.no_grad():
         return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)(ids).logits
@@ -73,8 +74,8 @@ def test_an_untied_qwen2_in_eight_bits_keeps_its_own_head(tmp_path: Path) -> Non
     assert not AutoConfig.from_pretrained(found.path).tie_word_embeddings
     read = AutoTokenizer.from_pretrained(found.path).encode("How 12 345")
     assert read == tokenizer.convert_tokens_to_ids(["How", "Ġ", "1", "2", "Ġ", "3", "4", "5"])  # Qwen2 splits digits
-    difference = (logits(found.path) - logits(source)).abs().max()
-    assert difference < 0.05 * logits(source).abs().max()
+    expected = logits(source, found.path)  # some releases of transformers read the source's tokenizer without Qwen2's rule for digits
+    assert (logits(found.path) - expected).abs().max() < 0.05 * expected.abs().max()
 
 
 def test_a_gguf_file_is_converted_once_by_its_content(llama: Path, tmp_path: Path, cache: Path) -> None:

@@ -13,19 +13,16 @@ from typing import Any, ClassVar
 import msgspec
 
 from agentlightning.gateway.api.openai_responses_answer import PREFIX, ResponsesAnswer
+from agentlightning.gateway.api.openai_responses_tools import ResponseTool, has_grammar, qualified, read_call, read_tools
 from agentlightning.gateway.api.protocol import Asked, Form
 from agentlightning.gateway.api.schema import (
     ChatRequest,
-    Function,
     JsonSchema,
     Message,
     Part,
     Refused,
     ResponseFormat,
     Settings,
-    Tool,
-    ToolCall,
-    ToolFunction,
 )
 from agentlightning.gateway.auth import AttemptState
 
@@ -38,18 +35,10 @@ class Item(msgspec.Struct):
     content: str | list[dict[str, Any]] | None = None
     call_id: str | None = None
     name: str | None = None
+    namespace: str | None = None
     arguments: str = ""
+    input: str | None = None
     output: str | list[dict[str, Any]] | None = None
-
-
-class ResponseTool(msgspec.Struct):
-    """A tool in this form: the fields of a chat completion's `function` are at the top."""
-
-    type: str
-    name: str = ""
-    description: str | None = None
-    parameters: dict[str, Any] | None = None
-    strict: bool | None = None
 
 
 class TextFormat(JsonSchema):
@@ -116,10 +105,11 @@ class ResponsesForm(Form[ResponsesRequest]):
         """See `Form.read`."""
         _check(request)
         instructions = [] if request.instructions is None else [Message("system", request.instructions)]
+        tools, offered = read_tools(request.tools or ())
         chat = ChatRequest.of(
             request,
             [*instructions, *_previous(request.previous_response_id, state), *_messages(request.input)],
-            tools=[_tool(tool) for tool in request.tools or ()] or None,
+            tools=tools or None,
             tool_choice=_tool_choice(request.tool_choice),
             parallel_tool_calls=request.parallel_tool_calls,
             max_completion_tokens=request.max_output_tokens,
@@ -128,7 +118,7 @@ class ResponsesForm(Form[ResponsesRequest]):
         )
         return Asked(
             chat,
-            lambda about: ResponsesAnswer(about, chat, fields),  # the answer repeats tools, text and the like
+            lambda about: ResponsesAnswer(about, chat, offered, fields),  # the answer repeats tools, text and the like
             keep_from=None if request.store is False else len(instructions),
             unmet=_unmet(request),
         )
@@ -148,6 +138,7 @@ def _unmet(request: ResponsesRequest) -> tuple[str, ...]:
     asked = {
         "reasoning.effort": request.reasoning is not None and request.reasoning.effort is not None,
         "text.verbosity": request.text is not None and request.text.verbosity is not None,
+        "tools.format (the input of a custom tool follows no grammar)": has_grammar(request.tools or ()),
         "truncation='auto' (a conversation beyond the context is an error)": request.truncation == "auto",
     }
     return tuple(name for name, is_asked in asked.items() if is_asked)
@@ -182,20 +173,23 @@ def _messages(input: str | list[Item]) -> list[Message]:
                 if item.role not in ROLES:
                     raise Refused(f"{where}.role is {item.role!r}. Use one of {', '.join(ROLES)}.", param=f"{where}.role")
                 messages.append(Message(item.role, _text(item.content, f"{where}.content")))
-            case "function_call":
+            case "function_call" | "custom_tool_call":
                 if item.name is None or item.call_id is None:
-                    raise Refused(f"{where} is a function_call without name or call_id. Add both.", param=where)
+                    raise Refused(f"{where} is a {item.type} without name or call_id. Add both.", param=where)
                 if not open_reply:
                     messages.append(Message("assistant"))
                 asked = messages[-1].tool_calls or []
-                messages[-1].tool_calls = [*asked, ToolCall(Function(item.name, item.arguments), item.call_id)]
-            case "function_call_output":
+                text = item.input or "" if item.type == "custom_tool_call" else None
+                call = read_call(item.name, item.call_id, namespace=item.namespace, arguments=item.arguments, input=text)
+                messages[-1].tool_calls = [*asked, call]
+            case "function_call_output" | "custom_tool_call_output":
                 if item.call_id is None:
                     raise Refused(f"{where}.call_id is missing. Add the id of the function call.", param=f"{where}.call_id")
                 messages.append(Message("tool", _text(item.output, f"{where}.output"), tool_call_id=item.call_id))
             case _:
                 raise Refused(
-                    f"{where} is {item.type!r}. Use message, function_call, function_call_output or reasoning (which the prompt omits).",
+                    f"{where} is {item.type!r}. Use message, function_call, custom_tool_call, an output of these, or reasoning (which the "
+                    "prompt omits).",
                     param=where,
                 )
         open_reply = messages[-1].role == "assistant"
@@ -214,18 +208,9 @@ def _text(content: str | list[dict[str, Any]] | None, where: str) -> str | list[
     return parts
 
 
-def _tool(tool: ResponseTool) -> Tool:
-    if tool.type != "function":
-        raise Refused(
-            f"tools has the type {tool.type!r}, but this gateway hosts no tools. Offer a function in its place.",
-            param="tools",
-        )
-    return Tool(function=ToolFunction(tool.name, tool.description, tool.parameters, tool.strict))
-
-
 def _tool_choice(choice: str | dict[str, Any] | None) -> str | dict[str, Any] | None:
-    if isinstance(choice, dict) and choice.get("type") == "function" and "function" not in choice:
-        return {"type": "function", "function": {"name": choice.get("name")}}
+    if isinstance(choice, dict) and choice.get("type") in ("function", "custom") and "function" not in choice:
+        return {"type": "function", "function": {"name": qualified(str(choice.get("name")), choice.get("namespace"))}}
     return choice
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from agentlightning.gateway.api.answers import encode, event, sampled, token_logprobs
+from agentlightning.gateway.api.openai_responses_tools import Offered, call_item
 from agentlightning.gateway.api.protocol import About
 from agentlightning.gateway.api.schema import ChatRequest, Refused
 from agentlightning.gateway.rendering.replies import Piece, Reply
@@ -17,8 +18,8 @@ PREFIX = "resp_"
 class ResponsesAnswer:
     """See `Answer`. A reply becomes at most one reasoning item, at most one message, then its function calls."""
 
-    def __init__(self, about: About, request: ChatRequest, echo: dict[str, Any]) -> None:
-        self._about, self._echo = about, echo
+    def __init__(self, about: About, request: ChatRequest, offered: Mapping[str, Offered], echo: dict[str, Any]) -> None:
+        self._about, self._offered, self._echo = about, offered, echo
         self._with_logprobs, self._with_ids = bool(request.logprobs), bool(request.return_token_ids)
         self._events = 0
         self._output: list[dict[str, Any]] = []  # completed items of the stream
@@ -62,7 +63,7 @@ class ResponsesAnswer:
                 streamed = any(earlier["type"] == "reasoning" for earlier in self._output)
                 parts += [] if streamed or self._text is not None else [self._reasoning(reply, message["reasoning_content"])]
             else:
-                parts.append(self._function_call(item))
+                parts.append(self._call(item))
         response = self._response(reply, self._output)
         return b"".join([*parts, self._event(f"response.{response['status']}", response=response)])
 
@@ -85,17 +86,7 @@ class ResponsesAnswer:
             scores = token_logprobs(reply, 0, len(reply.ids)) if self._with_logprobs else None
             part = {"type": "output_text", "text": message["content"] or "", "annotations": [], "logprobs": scores or []}
             items.append(self._message_item(reply, [part], "completed" if reply.finish == "stop" else "incomplete"))
-        for i, call in enumerate(calls):
-            items.append(
-                {
-                    "id": f"fc_{reply.id}_{i}",
-                    "type": "function_call",
-                    "status": "completed",
-                    "call_id": call["id"],
-                    "name": call["function"]["name"],
-                    "arguments": call["function"]["arguments"],
-                }
-            )
+        items += [call_item(call, self._offered, f"fc_{reply.id}_{i}") for i, call in enumerate(calls)]
         return items
 
     def _message_item(self, reply: Reply, content: list[dict[str, Any]], status: str) -> dict[str, Any]:
@@ -189,7 +180,16 @@ class ResponsesAnswer:
             ]
         )
 
-    def _function_call(self, item: dict[str, Any]) -> bytes:
+    def _call(self, item: dict[str, Any]) -> bytes:
+        if item["type"] == "custom_tool_call":
+            return b"".join(
+                [
+                    self._added({**item, "input": ""}),
+                    self._item_event("custom_tool_call_input.delta", item["id"], delta=item["input"]),
+                    self._item_event("custom_tool_call_input.done", item["id"], input=item["input"]),
+                    self._done(item),
+                ]
+            )
         id, arguments = item["id"], item["arguments"]
         return b"".join(
             [

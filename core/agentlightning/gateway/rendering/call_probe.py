@@ -45,7 +45,15 @@ def call_format(template: ChatTemplate, frames: Frames) -> tuple[CallFormat, str
     format = _object(body, pair) or _named(body, pair, none[0] if none is not None else None)
     if format is None or (format.kind == "tagged" and not _same_marks(template, frames, format)):
         return None
-    return replace(format, value_tail=body[body.rindex(VALUE_B) + len(VALUE_B) :]), closing
+    tail = body[body.rindex(VALUE_B) + len(VALUE_B) :]
+    return replace(format, inside=_inside(template, frames, format), value_tail=tail), closing
+
+
+def _inside(template: ChatTemplate, frames: Frames, format: CallFormat) -> int:
+    """See `CallFormat.inside`."""
+    written = _written(template, frames, [call()], content=REPLY)
+    opening, _, rest = written[0].partition(REPLY) if written is not None else ("", "", "")
+    return len(opening) if opening.strip() and rest and format.before == opening + rest[: len(format.before) - len(opening)] else 0
 
 
 def _same_marks(template: ChatTemplate, frames: Frames, format: CallFormat) -> bool:
@@ -54,11 +62,11 @@ def _same_marks(template: ChatTemplate, frames: Frames, format: CallFormat) -> b
     return number is not None and f"{format.argument[1]}4711{format.argument[2]}" in number[0]
 
 
-def _written(template: ChatTemplate, frames: Frames, calls: list[dict[str, Any]]) -> tuple[str, str] | None:
+def _written(template: ChatTemplate, frames: Frames, calls: list[dict[str, Any]], content: str = "") -> tuple[str, str] | None:
     """(a reply with these calls, the text after it)"""
     prompt = rendered(template, [USER], TOOLS)
-    last = rendered(template, [USER, asks(*calls)], TOOLS, reply=False) or ""
-    followed = rendered(template, [USER, asks(*calls), *(result(number) for number in range(len(calls)))], TOOLS)
+    last = rendered(template, [USER, asks(*calls, content=content)], TOOLS, reply=False) or ""
+    followed = rendered(template, [USER, asks(*calls, content=content), *(result(number) for number in range(len(calls)))], TOOLS)
     if prompt is None or followed is None:
         return None
     body, name = followed[common_prefix(prompt, followed) :], calls[-1]["function"]["name"]

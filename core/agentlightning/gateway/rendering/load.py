@@ -16,16 +16,23 @@ from agentlightning.contracts.engine import EngineInfo
 from agentlightning.contracts.rendering import RenderingSettings, saved_rendering
 from agentlightning.errors import ConfigError, GatewayError, MissingExtra
 from agentlightning.gateway.api.schema import Refused
+from agentlightning.gateway.rendering.learned import unlearned
 from agentlightning.gateway.rendering.library_renderer import LibraryRenderer
 from agentlightning.gateway.rendering.marked import THOUGHT, TOOLS, USER, asks, replies, result
 from agentlightning.gateway.rendering.renderer import Conversation, Renderer, Rendering
 from agentlightning.gateway.rendering.template import CHATML, ChatTemplate
 from agentlightning.gateway.rendering.template_renderer import TemplateRenderer
 from agentlightning.gateway.rendering.tokens import Tokens
+from agentlightning.gateway.rendering.tool_format import CallFormat
 from agentlightning.registry.registry import Registry, registry, unknown
 
 log = logging.getLogger("agentlightning.gateway")
-OWN = ("auto", "template", "chatml")
+OWN = ("auto", "template", "text", "chatml")
+UNLEARNED_NOTE = (
+    "The model has not learned {mark}, with which its chat template begins a tool call: the embedding is that of unused tokens. So the "
+    "gateway describes tools in the system message, and the model calls one with a line CALL tool(argument). Set renderer = 'template' to "
+    "use the marks of the template."
+)
 
 
 def load_rendering(info: EngineInfo, settings: RenderingSettings | None = None, plugins: Registry | None = None) -> Rendering:
@@ -34,7 +41,7 @@ def load_rendering(info: EngineInfo, settings: RenderingSettings | None = None, 
     settings = settings or saved_rendering(Path(info.path))
     tokenizer, digest = load_tokenizer(info.model, info.path)
     tokens = Tokens(tokenizer)
-    renderer = choose(tokens, settings, end_ids(info.path), plugins or registry())
+    renderer = choose(tokens, settings, end_ids(info.path), plugins or registry(), Path(info.path))
     for note in renderer.notes:
         log.warning("Model %s: %s", info.model, note)
     return Rendering(tokens, renderer, digest)
@@ -79,11 +86,12 @@ def end_ids(path: str) -> tuple[int, ...]:
     return tuple(end for end in (ends if isinstance(ends, list) else [ends]) if isinstance(end, int))  # pyright: ignore[reportUnknownVariableType]
 
 
-def choose(tokens: Tokens, settings: RenderingSettings, eos: Sequence[int], plugins: Registry) -> Renderer:
-    """The renderer of a tokenizer.
+def choose(tokens: Tokens, settings: RenderingSettings, eos: Sequence[int], plugins: Registry, folder: Path | None = None) -> Renderer:
+    """The renderer of a tokenizer. `folder`: with the weights of its model.
 
     `auto` derives everything from the template. It takes a family of the `renderers` library where the template alone does not say how the
-    model writes tool calls, and a family renders the same prompts as the template.
+    model writes tool calls, and a family renders the same prompts as the template. It takes `text` where the model has not learned the
+    mark of a tool call.
     """
     name = settings.renderer
     if name == "chatml":
@@ -95,7 +103,7 @@ def choose(tokens: Tokens, settings: RenderingSettings, eos: Sequence[int], plug
     if name not in OWN:
         return LibraryRenderer(name, _family(name, tokens, plugins), tokens, eos)
     try:
-        renderer = TemplateRenderer(tokens, settings, eos)
+        renderer = TemplateRenderer(tokens, settings, eos, name="text" if name == "text" else "template")
     except Refused as error:
         raise ConfigError(str(error)) from error
     if name == "auto" and (renderer.traits.several_messages or renderer.traits.calls is None):
@@ -104,7 +112,19 @@ def choose(tokens: Tokens, settings: RenderingSettings, eos: Sequence[int], plug
                 return entry.load()(tokens, settings)
         family = _fitting(renderer.template, tokens, eos) if renderer.traits.shows_tools else None
         return renderer if family is None else family
+    mark = _unlearned_mark(renderer, tokens, folder) if name == "auto" and folder is not None else None
+    if mark is None:
+        return renderer
+    renderer = TemplateRenderer(tokens, settings, eos, name="text")
+    renderer.tool_note = UNLEARNED_NOTE.format(mark=mark)
     return renderer
+
+
+def _unlearned_mark(renderer: TemplateRenderer, tokens: Tokens, folder: Path) -> str | None:
+    """A token in the mark before a tool call that the model has not learned."""
+    before = renderer.format.before if isinstance(renderer.format, CallFormat) else ""
+    ids = {id: text for text, id in tokens.by_text.items() if text in before}
+    return min((ids[id] for id in unlearned(folder, ids)), default=None)
 
 
 def _custom(name: str, tokens: Tokens, settings: RenderingSettings) -> Renderer:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Generator, Sequence
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, cast
 
 from agentlightning.contracts.rendering import HistoryMode, RenderingSettings
@@ -82,12 +83,16 @@ def report_rendering(model: str, path: str, settings: RenderingSettings) -> Rend
     """Try out the renderer of a model (blocking). Raises `ConfigError` or `GatewayError` for a model that cannot render."""
     tokenizer, digest = load_tokenizer(model, path)
     with _silent():
-        return _report(Tokens(tokenizer), digest, end_ids(path), settings)
+        return _report(Tokens(tokenizer), digest, path, settings)
 
 
-def _report(tokens: Tokens, digest: str, ends: Sequence[int], settings: RenderingSettings) -> RenderingReport:
-    renderer = choose(tokens, settings, ends, registry())
-    template, exact = (Rendering(tokens, choose(tokens, replace(settings, history=history), ends, registry()), digest) for history in MODES)
+def _report(tokens: Tokens, digest: str, path: str, settings: RenderingSettings) -> RenderingReport:
+    def chosen(settings: RenderingSettings) -> Renderer:
+        return choose(tokens, settings, ends, registry(), Path(path))
+
+    ends = end_ids(path)
+    renderer = chosen(settings)
+    template, exact = (Rendering(tokens, chosen(replace(settings, history=history)), digest) for history in MODES)
     tools, example = _tools(renderer)
     frame = _reasoning(renderer)
     stops = [repr(tokens.decode([id])) for id in renderer.stop_ids] + [f"the text {stop!r}" for stop in renderer.stop_strings]
@@ -120,6 +125,8 @@ def _why(renderer: Renderer, settings: RenderingSettings) -> str:
     if settings.renderer != "auto":
         return f"renderer = {settings.renderer!r} is set"
     if isinstance(renderer, TemplateRenderer):
+        if renderer.name == "text":
+            return f"the model has not learned the marks of tool calls in the chat template{own}"
         return f"derived from the chat template{own}"
     if isinstance(renderer, LibraryRenderer):
         return "the template alone does not show how the model writes calls, and this family writes every probe as the template does"
@@ -137,7 +144,7 @@ def _tools(renderer: Renderer) -> tuple[str, str]:
         return f"the format of {renderer.name}", (written or "").strip()
     if isinstance(renderer.format, CallFormat):
         return KINDS[renderer.format.kind], (written or renderer.format.example()).strip()
-    return "a line of text (the template writes no calls)", (written or renderer.format.example()).strip()
+    return "a line of text", (written or renderer.format.example()).strip()
 
 
 def _reasoning(renderer: Renderer) -> tuple[str, str] | None:

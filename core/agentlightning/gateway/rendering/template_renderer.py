@@ -20,7 +20,7 @@ from typing import Any
 from agentlightning.contracts.rendering import RenderingSettings
 from agentlightning.gateway.api.schema import Refused
 from agentlightning.gateway.rendering.frames import empty_reasoning
-from agentlightning.gateway.rendering.marked import common_prefix
+from agentlightning.gateway.rendering.marked import THOUGHT, TOOLS, USER, asks, common_prefix, rendered
 from agentlightning.gateway.rendering.probe import Traits, probe
 from agentlightning.gateway.rendering.renderer import Bridge, Conversation, Parsed, Renderer
 from agentlightning.gateway.rendering.reply_reader import ReplyReader
@@ -49,7 +49,8 @@ class TemplateRenderer(Renderer):
     def __init__(self, tokens: Tokens, settings: RenderingSettings, eos: Sequence[int] = (), *, name: str = "template") -> None:
         self.name, self._tokens, self._settings = name, tokens, settings
         template = ChatTemplate(tokens.tokenizer, settings.chat_template, settings.template_arguments)
-        self.traits = probe(template)
+        traits = probe(template)
+        self.traits = replace(traits, calls=None, writes_calls=False) if name == "text" else traits
         self.format: CallFormat | TextCalls = self.traits.calls or TextCalls()
         self._reader = ReplyReader(self.traits, self.format)
         text_protocol = self.traits.calls is None
@@ -62,7 +63,7 @@ class TemplateRenderer(Renderer):
         )
         self.stop_ids, self.stop_strings, notes = stops(tokens, self.traits, eos)
         self.notes = tuple(notes)
-        self.tool_note = TEXT_NOTE if text_protocol else SHOWN_NOTE if describes else ""
+        self.tool_note = ("" if name == "text" else TEXT_NOTE) if text_protocol else SHOWN_NOTE if describes else ""
         """What the user should know when an agent offers tools."""
         self._noted = False
 
@@ -180,8 +181,15 @@ class TemplateRenderer(Renderer):
         if not start:
             raise Refused("This model names a tool without any mark before it. Name the tool in tool_choice.", param="tool_choice")
         if reasoning is not None and self._reader.opens(self._text(conversation, conversation.messages)):
-            return f"{reasoning[1]}{start}"
+            return f"{self._closing_before_call(reasoning[1])}{start}"
         return start
+
+    def _closing_before_call(self, closing: str) -> str:
+        """The end of the reasoning as the template writes it before a call."""
+        text = (rendered(self.template, [USER, asks(thought=THOUGHT)], TOOLS, reply=False) or "").rpartition(THOUGHT)[2]
+        first = self.format.before.strip() if isinstance(self.format, CallFormat) else ""
+        match = re.compile(rf"\s*{re.escape(closing.strip())}\s*(?={re.escape(first)})").match(text) if first else None
+        return closing if match is None else match[0]
 
     def parse(
         self, ids: Sequence[int], text: str, prompt: IntArray, tools: Sequence[Any], *, prefix: str = "", end: End, hidden: str | None

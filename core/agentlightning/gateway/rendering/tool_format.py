@@ -21,6 +21,8 @@ from agentlightning.gateway.rendering.tool_text import End, ToolCall, json_text
 
 Kind: TypeAlias = Literal["object", "header", "tagged", "python", "quoted"]
 NAME = re.compile(r"[A-Za-z_][\w.\-]*")
+BARE = re.compile(r"\s*(?:```(?:json)?\s*)?")
+"""The beginning of a reply that may be the JSON of a call and nothing else."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +63,8 @@ class CallFormat:
     """The header of a further message in the same reply, where a call may be one."""
     channel: bool = False
     """Whether a channel stands in such a header, before or after the name of the tool."""
+    inside: int = 0
+    """Characters of `before` that stand before the content of the reply (Llama 4). 0: all of it follows the content."""
     value_tail: str = ""
     """The text that the template writes from the last value to the end of the calls."""
 
@@ -92,12 +96,17 @@ class CallFormat:
         if not tools:
             return Read(text)
         offered = {tool["name"]: tool for tool in (tool.get("function") or tool for tool in tools)}
+        if end == "open" and self._may_be_bare(text):
+            return Read("")
+        bare = self._bare(text, offered) if end != "open" else None
+        if bare is not None:
+            return Read("", (bare,))
         content, calls, problem, position = "", list[ToolCall](), None, 0
         while True:
             start = self._start(text, position)
             if start is None:
                 break
-            section, first = start
+            section, first, inner = start
             try:
                 read_calls, stop = self._section(text, first, offered, end)
             except Broken as broken:
@@ -107,7 +116,7 @@ class CallFormat:
                 problem = str(broken) if marked else problem
                 content, position = content + text[position : max(first, position + 1)], max(first, position + 1)
                 continue
-            content, position = content + text[position:section], stop
+            content, position = content + text[position:section] + inner, stop
             calls += read_calls
         rest = text[position:]
         if end == "open":
@@ -117,28 +126,45 @@ class CallFormat:
             return Read(content.strip() if content.strip() else "", tuple(calls), problem)
         return Read(content.rstrip() if end == "open" else content, (), problem or self._unmarked(text, offered))
 
+    def _bare(self, text: str, offered: Mapping[str, Any]) -> ToolCall | None:
+        """The call of a reply that is its JSON and nothing else, as small models write it: without marks, or in a code block."""
+        try:
+            call, stop = self._object(text, _bare_start(text), offered)
+        except Broken:
+            return None
+        return call if text[stop:].strip() in ("", "```") else None
+
+    def _may_be_bare(self, text: str) -> bool:
+        """Whether a reply that begins like this may be the JSON of a call and nothing else."""
+        rest = text[_bare_start(text) :]
+        return not rest or "```json".startswith(text.strip()) or self._may_name(rest)
+
     def _unmarked(self, text: str, offered: Mapping[str, Any]) -> str | None:
-        """What a reply lacks that has the JSON of a call alone, such as in a code block."""
+        """What a reply lacks that has the JSON of a call among other text."""
         if self.kind != "object" or not self.before.strip():
             return None
         names = "|".join(map(re.escape, offered))
         match = re.search(rf'\{{\s*"{re.escape(self.name_key)}"\s*:\s*"({names})"', text)
         return None if match is None else f"the JSON of a call of {match[1]} lacks the mark {self.before.strip()!r} of this model"
 
-    def _start(self, text: str, position: int) -> tuple[int, int] | None:
-        """(where the marks begin, where the first core begins)"""
+    def _start(self, text: str, position: int) -> tuple[int, int, str] | None:
+        """(where the marks begin, where the first core begins, content between the marks)"""
+        if self.inside:
+            opening, closing = loose(self.before[: self.inside]), loose(self.before[self.inside :])
+            match = re.compile(f"{opening}(.*?){closing}", re.DOTALL).search(text, position)
+            return None if match is None else (match.start(), match.end(), match[1])
         if self.before.strip():
             lead = rf"(?:{re.escape(self.header)})?(?:<\|?channel\|?>\w+\s*)?" if self.header else ""
             match = re.compile(lead + loose(self.before)).search(text, position)
-            return None if match is None else (match.start(), match.end())
+            return None if match is None else (match.start(), match.end(), "")
         if self.between and self.between.strip() and position:
             later = re.compile(loose(self.between)).search(text, position)
-            return None if later is None else (later.start(), later.end())
+            return None if later is None else (later.start(), later.end(), "")
         if self.kind == "object":  # text may come before it
             brace = text.find("{", position)
-            return None if brace < 0 else (brace, brace)
+            return None if brace < 0 else (brace, brace, "")
         first = len(text) - len(text.lstrip())
-        return (0, first) if position == 0 and NAME.match(text, first) is not None else None
+        return (0, first, "") if position == 0 and NAME.match(text, first) is not None else None
 
     def _section(self, text: str, position: int, offered: Mapping[str, Any], end: End) -> tuple[list[ToolCall], int]:
         """The calls from the first core on, and where their marks end."""
@@ -189,7 +215,8 @@ class CallFormat:
         name = value.get(self.name_key)
         if name not in offered:
             raise Broken(f"the tool call has {self.name_key} {name!r}, and the request offers {', '.join(offered)}")
-        return ToolCall(str(name), json_text(as_object(value.get(self.arguments_key), str(name)))), position
+        arguments = next((value[key] for key in (self.arguments_key, "arguments", "parameters") if key in value), None)
+        return ToolCall(str(name), json_text(as_object(arguments, str(name)))), position
 
     def _header(self, text: str, position: int, name: str) -> tuple[ToolCall, int]:
         pattern = r"\s*" + loose(self.name_suffix, numbered=self.numbered)
@@ -230,12 +257,18 @@ class CallFormat:
 
     def _may_be_object(self, text: str) -> bool:
         """Whether a text without marks may become a call. Braces of other texts are not."""
-        start = re.match(r'\{\s*("[^"]*)?', text) if self.kind == "object" else None
-        return self.kind != "object" or (start is not None and (start.end() == len(text) or f'"{self.name_key}"' in text))
+        return self.kind != "object" or self._may_name(text)
+
+    def _may_name(self, text: str) -> bool:
+        """Whether a JSON object, or its beginning, may have the name of a tool."""
+        start = re.match(r'\{\s*("[^"]*)?', text)
+        return start is not None and (start.end() == len(text) or f'"{self.name_key}"' in text)
 
     def _held(self, text: str, begun: bool) -> int:
         """Length of a text end that may begin a call."""
         mark = self.before.strip()
+        if self.inside and (opened := text.find(self.before[: self.inside].strip())) >= 0:
+            return len(text) - opened
         if not mark:
             return len(text) if not begun and (self.kind != "object" or not text.strip()) else 0
         mark = "".join(mark.split())
@@ -250,6 +283,12 @@ def loose(text: str, *, numbered: bool = False) -> str:
     words = [re.escape(word) for word in text.split()]
     words = [re.sub(r"\d+", r"\\d+", word) for word in words] if numbered else words
     return r"\s*".join([*words, ""])
+
+
+def _bare_start(text: str) -> int:
+    match = BARE.match(text)
+    assert match is not None  # it matches an empty text
+    return match.end()
 
 
 def _properties(tool: Mapping[str, Any]) -> Mapping[str, Any]:

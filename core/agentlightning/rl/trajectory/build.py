@@ -85,12 +85,12 @@ def leave_out(trajectory: Trajectory, why: Callable[[Transition], str | None]) -
     return replace(trajectory, transitions=marked)
 
 
-def check_joins(trajectories: Iterable[Trajectory], agents: Sequence[str] | None) -> None:
+def check_joins(trajectories: Iterable[Trajectory], agents: Sequence[str] | None, *, full_step: bool = False) -> None:
     """Stop a run whose first step shows that calls and spans do not meet.
 
     Raises `JoinError` if agents are selected and the agent of some call is unknown, or if the framework recorded model calls and none
-    of them reached the gateway. Raises `ConfigError` if no pattern of `agents` matches an agent. If only some patterns match, it warns: a
-    branch of a graph may not have been taken yet.
+    of them reached the gateway. Raises `ConfigError` if a pattern of `agents` matches nobody in a full training step. In fewer rollouts
+    (`full_step` is False) one match of any pattern is enough, and the others are warnings.
     """
     trajectories = list(trajectories)
     transitions = [t for trajectory in trajectories for t in trajectory.transitions]
@@ -112,8 +112,11 @@ def check_joins(trajectories: Iterable[Trajectory], agents: Sequence[str] | None
     unmatched = [pattern for pattern in agents if not any(fnmatchcase(name, pattern) for name in seen)]
     if len(unmatched) == len(agents):
         raise ConfigError("agents: " + unknown("agent", unmatched[0], seen))
+    if unmatched and full_step:
+        way_out = "If it acts only later, use a pattern that matches an agent of this step too."
+        raise ConfigError(f"agents: {unknown('agent', unmatched[0], seen)} {way_out}")
     for pattern in unmatched:
-        log.warning("agents: %s It is not trained unless it acts later.", unknown("agent", pattern, seen))
+        log.warning("agents: %s A run stops after its first step if nobody matches.", unknown("agent", pattern, seen))
 
 
 def _bare(state: RolloutState, attempt_id: str, status: AttemptStatus, *diagnostics: str) -> Trajectory:

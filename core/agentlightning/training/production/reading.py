@@ -11,11 +11,11 @@ from msgspec.structs import replace
 
 from agentlightning.contracts.store import AttemptRecords, LightningStore
 from agentlightning.errors import RewardError
+from agentlightning.training.no_calls import NO_CALL
 from agentlightning.training.rollouts import ReadTrajectory
 from agentlightning.types import Completion, Trajectory, Transition, ints
 
 CONTRADICTED = "with rewards that contradict each other, or are no finite numbers"
-NO_CALL = "without a model call"
 OTHER_TOKENIZER = "recorded with another tokenizer than that of the model that is trained"
 UNKNOWN_TOKENIZER = "recorded without saying with which tokenizer"
 

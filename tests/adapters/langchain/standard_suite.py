@@ -38,6 +38,9 @@ JOKE = json.dumps({"setup": "Why do cats sit on keyboards?", "punchline": "To wa
 class Standard(ChatModelIntegrationTests):
     """What the suites have in common."""
 
+    may_refuse = False
+    """Whether the gateway may refuse requests of this suite."""
+
     @pytest.fixture
     async def llm(self, world: World) -> AsyncIterator[LLM]:
         """What an agent gets of an attempt, whose requests are counted when the test has ended."""
@@ -47,8 +50,10 @@ class Standard(ChatModelIntegrationTests):
         await world.store.finish(attempt.id, "succeeded")
         state, records = await world.store.read(rollout.id)
         made = trajectory(state, records)
-        assert made.calls == {"completed": len(records[0].calls)}, [call.detail for call in records[0].calls]
-        assert len(made.transitions) == len(records[0].calls) > 0
+        completed, refused = made.calls.get("completed", 0), made.calls.get("refused", 0)
+        assert refused == 0 or self.may_refuse, [call.detail for call in records[0].calls]
+        assert completed + refused == len(records[0].calls) > 0
+        assert len(made.transitions) == completed
         assert all(len(each.response_ids) for each in made.transitions)
 
     @pytest.fixture(autouse=True)

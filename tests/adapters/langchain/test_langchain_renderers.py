@@ -86,10 +86,34 @@ def _call(name: str, question: str, asked: str) -> str:
     return f'<tool_call>\n{{"name": "{name}", "arguments": {json.dumps(arguments, ensure_ascii=False)}}}\n</tool_call>'
 
 
+FORCES_A_TOOL = {
+    "test_bind_runnables_as_tools",
+    "test_structured_few_shot_examples",
+    "test_structured_output_pydantic_2_v1",
+    "test_tool_calling",
+    "test_tool_calling_async",
+    "test_tool_calling_with_no_arguments",
+    "test_tool_choice",
+    "test_unicode_tool_call_integration",
+}
+FORCES_A_TOOL_FOR_STRUCTURE = {"test_structured_output", "test_structured_output_async", "test_structured_output_optional_param"}
+
+
 class Rendered(Standard):
     """A suite with one renderer."""
 
     renderer: ClassVar[str]
+    structure_is_a_tool = False
+    """Whether structured output is the call of a tool."""
+
+    @pytest.fixture(autouse=True)
+    def expected(self, request: pytest.FixtureRequest) -> None:
+        """A family of the `renderers` library cannot begin a reply, so it cannot force a tool: the gateway refuses such a request."""
+        if isinstance(self, Messages) and request.node.originalname == "test_json_mode":
+            pytest.skip("ChatAnthropic has no JSON mode")
+        forces = FORCES_A_TOOL | (FORCES_A_TOOL_FOR_STRUCTURE if self.structure_is_a_tool else set())
+        if self.renderer == "qwen3" and request.node.originalname in forces:
+            request.applymarker(pytest.mark.xfail(reason="the renderer 'qwen3' cannot enforce tool_choice"))
 
     @pytest.fixture
     async def world(self, tmp_path: Path) -> AsyncIterator[World]:
@@ -110,6 +134,8 @@ class ChatCompletions(Rendered):
 class FunctionCalling(Rendered):
     """The same, with structured output as the call of a tool."""
 
+    structure_is_a_tool = True
+
     @property
     def structured_output_kwargs(self) -> dict[str, Any]:
         return {"method": "function_calling"}
@@ -126,6 +152,8 @@ class Responses(Rendered):
 class Messages(Rendered):
     """`ChatAnthropic`."""
 
+    structure_is_a_tool = True
+
     @pytest.fixture
     def model(self, request: pytest.FixtureRequest, reached: None) -> BaseChatModel:
         return ChatAnthropic(**{**self.chat_model_params, **getattr(request, "param", {})})
@@ -139,12 +167,8 @@ class Messages(Rendered):
         llm: LLM = self._llm
         return {"model": llm.model, "base_url": llm.base_url.removesuffix("/v1"), "api_key": llm.api_key, "max_retries": 0}
 
-    @property
-    def supports_json_mode(self) -> bool:
-        return False
-
 
 for _renderer in ("auto", "qwen3", "chatml"):
     for _suite in (ChatCompletions, FunctionCalling, Responses, Messages):
         _name = f"Test{_suite.__name__}_{_renderer}"
-        globals()[_name] = type(_name, (_suite,), {"renderer": _renderer, "__module__": __name__})
+        globals()[_name] = type(_name, (_suite,), {"renderer": _renderer, "may_refuse": _renderer == "qwen3", "__module__": __name__})

@@ -27,7 +27,7 @@ from agentlightning.testing.engine import ScriptedEngine
 from agentlightning.testing.tokenizer import make_tokenizer
 from agentlightning.types import Reward, Rollout, Sampling, Task, Trajectory
 from agentlightning_benchmarks.text_to_sql import tasks as sql_tasks
-from agentlightning_benchmarks.text_to_sql.agent import CHECK, REWRITE, WRITE, build_agent, is_right, query_in, show
+from agentlightning_benchmarks.text_to_sql.agent import SHORT, build_agent, is_right, query_in, show
 from agentlightning_benchmarks.text_to_sql.database import Result, execute
 from agentlightning_benchmarks.text_to_sql.demonstrate import attempted, demonstrate
 from agentlightning_benchmarks.text_to_sql.domains import vocabulary
@@ -212,7 +212,9 @@ async def test_a_wrong_query_is_rewritten_in_the_same_conversation(tmp_path: Pat
     assert [transition.continues for transition in made.transitions] == [None, 0, 1, 2]
     assert [transition.trained for transition in made.transitions] == [True, False, True, False]
     assert "error: no such table: nowhere" in prompts[1]
-    assert [mark in prompt for prompt, mark in zip(prompts, (WRITE, CHECK, REWRITE, CHECK), strict=True)] == [True] * 4
+    assert [mark in prompt for prompt, mark in zip(prompts, (SHORT.write, SHORT.check, SHORT.rewrite, SHORT.check), strict=True)] == [
+        True
+    ] * 4
     assert made.calls == {"completed": 4}
 
 
@@ -271,9 +273,9 @@ async def test_demonstrated_rollouts_are_right_and_show_every_node(tmp_path: Pat
 
 def test_a_verdict_is_demonstrated_as_it_is() -> None:
     task = sql_tasks.train_tasks()[0]
-    asked = {"role": "user", "content": f"1 row: 3\n{CHECK}"}
+    asked = {"role": "user", "content": f"1 row: 3\n{SHORT.check}"}
     for query, verdict in ((task["query"], "correct"), ("SELECT 17", "wrong"), ("no SQL", "wrong")):
-        messages = [{"role": "user", "content": f"{task['question']}\n{WRITE}"}, {"role": "assistant", "content": query}, asked]
+        messages = [{"role": "user", "content": f"{task['question']}\n{SHORT.write}"}, {"role": "assistant", "content": query}, asked]
         assert demonstrate(task, messages, []) == {"role": "assistant", "content": verdict}
     assert demonstrate(task, [{"role": "user", "content": "Who are you?"}], []) is None
 
@@ -325,9 +327,10 @@ def test_real_files_become_tasks(data: Path) -> None:
     train, test = sql_tasks.load(data)
     assert train == test
     (task,) = test
-    assert {key: task[key] for key in ("id", "question", "schema", "query", "hardness")} == {
-        "id": "q1", "question": "How many pets?", "schema": "pet(id, name)", "query": "SELECT count(*) FROM pet", "hardness": "easy",
+    assert {key: task[key] for key in ("id", "question", "query", "hardness")} == {
+        "id": "q1", "question": "How many pets?", "query": "SELECT count(*) FROM pet", "hardness": "easy",
     }  # fmt: skip
+    assert task["schema"].startswith("CREATE TABLE pet (\n  id INTEGER PRIMARY KEY,")
     assert reward(task, "SELECT 1") == 1
     assert "variants" not in task
     _, ((suited),) = sql_tasks.load(data, test_suite=True)
@@ -391,7 +394,8 @@ def test_a_zip_that_lacks_a_database_or_its_variants_is_named(data: Path) -> Non
 def test_spider_is_read_and_its_gold_queries_are_right_on_every_variant() -> None:
     train, test = sql_tasks.load(REAL, test_suite=True)
     assert (len(train), len(test)) == (6801, 524)
-    assert max(len(task["schema"]) for task in [*train, *test]) < 4000, "the largest schema is not cut"
+    assert max(len(task["schema"]) for task in [*train, *test]) < 8000
+    assert not any("tables more" in task["schema"] for task in [*train, *test]), "no table is cut"
     assert {len(task["variants"]) for task in test} == {10}
     assert all(reward(task, task["query"]) == 1.0 for task in [*train[::40], *test[::10]])
     assert sum(reward(task, "SELECT count(*) FROM sqlite_master") for task in test[::10]) <= 2

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from agentlightning.errors import ConfigError
 from agentlightning_benchmarks.text_to_sql import archive
 from agentlightning_benchmarks.text_to_sql.archive import unpack
-from agentlightning_benchmarks.text_to_sql.database import _reading, execute, schema_text
+from agentlightning_benchmarks.text_to_sql.database import _reading, described_schema, execute, schema_text
 
 WORDS = [
     "SELECT", "FROM", "WHERE", "DELETE", "INSERT", "INTO", "VALUES", "UPDATE", "SET", "DROP", "TABLE", "ATTACH", "AS", "PRAGMA",
@@ -136,6 +136,18 @@ def test_a_width_that_sqlite_would_fill_for_seconds_is_an_error(pets: Path, call
     began = time.monotonic()
     assert execute(pets, f"SELECT {call}", seconds=60).error
     assert time.monotonic() - began < 2
+
+
+def test_a_described_schema_has_types_keys_and_rows(pets: Path) -> None:
+    text = described_schema(pets)
+    assert text.count("CREATE TABLE") == 2
+    assert "PRIMARY KEY" in text
+    assert "FOREIGN KEY" in text
+    assert "-- 3 rows:" in text or "-- 2 rows:" in text
+    with closing(sqlite3.connect(":memory:")) as connection:
+        connection.executescript(text)  # it is SQL itself
+    assert "rows:" not in described_schema(pets, limit=len(text) - 3)
+    assert described_schema(pets, limit=120).endswith("-- and 1 tables more")
 
 
 def test_printf_works_as_sqlite_s(pets: Path) -> None:

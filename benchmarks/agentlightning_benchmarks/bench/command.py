@@ -31,6 +31,7 @@ class Preset(StrEnum):
 
     cpu = "cpu"
     gpu = "gpu"
+    real = "real"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +41,10 @@ class Options:
     name: Annotated[str | None, typer.Argument(metavar="NAME", help="Benchmark name. Leave it out to list them.", show_default=False)] = (
         None
     )
-    preset: Annotated[Preset | None, typer.Option(help="Settings for two CPU cores or one GPU.", show_default="cpu")] = None
+    preset: Annotated[
+        Preset | None,
+        typer.Option(help="Settings: `cpu`, `gpu`, or `real`, a real model on a CPU.", show_default="cpu"),
+    ] = None
     data: Annotated[
         Path | None, typer.Option(metavar="DIR|NAME", help="Real tasks: a folder, `gsm8k`, or `musique`.", show_default=False)
     ] = None

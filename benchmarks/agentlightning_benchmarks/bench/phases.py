@@ -102,7 +102,9 @@ def run_seed(order: Order, seed: int, folder: Path, say: Callable[[str], None]) 
         with TrainingProgress() as progress:
             return Phases(seed, None, evaluate(_job(order, config), progress=progress))
     warm: Run | None = None
-    warm_config = catalog.warm_start(benchmark, order.preset, seed)
+    # A warm-up teaches the preset's own model the generated tasks. Another model on real tasks starts as it is.
+    as_it_is = order.model is not None and order.data is not None
+    warm_config = None if as_it_is else catalog.warm_start(benchmark, order.preset, seed)
     if warm_config is not None:
         name = f"{order.benchmark}-warm-start-seed-{seed}"
         warm_config = replace(warm_config, folder=str(folder), name=name, model=order.model or warm_config.model, **order.rendering)

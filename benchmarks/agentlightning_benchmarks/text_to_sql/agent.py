@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+from dataclasses import dataclass
 from typing import Annotated, Any, TypedDict
 
 from langchain_core.language_models import BaseChatModel
@@ -19,10 +20,32 @@ from agentlightning_benchmarks.text_to_sql.database import Result, execute
 
 TURNS = 3
 """Maximum number of queries per question."""
-INSTRUCTIONS = "You write SQLite queries."
-WRITE = "Reply with the query only."
-CHECK = "Is this the answer? Reply correct or wrong."
-REWRITE = "Write a better query."
+
+
+@dataclass(frozen=True, slots=True)
+class Prompts:
+    """What the nodes ask the model."""
+
+    system: str
+    write: str
+    check: str
+    rewrite: str
+
+
+SHORT = Prompts(
+    system="You write SQLite queries.",
+    write="Reply with the query only.",
+    check="Is this the answer? Reply correct or wrong.",
+    rewrite="Write a better query.",
+)
+"""For a model of 135M parameters that has learned them in a warm-up."""
+FULL = Prompts(
+    system="You answer questions about an SQLite database. You write one query, see its result, and correct it where it is wrong.",
+    write="Write one SQLite query that answers the question, and select only what it asks for. Reply with the query in a ```sql block.",
+    check="Does this result answer the question? Reply correct, or wrong and the reason in a few words.",
+    rewrite="Write a better query, in a ```sql block.",
+)
+"""For a model that follows instructions."""
 ERROR = "error: "
 """Prefix of the message for a query that failed to execute."""
 FENCED = re.compile(r"```(?:sql|sqlite)?\s*\n(.*?)```", re.DOTALL | re.IGNORECASE)
@@ -47,11 +70,11 @@ async def sql(database: str, query: str) -> str:
     return show(await asyncio.to_thread(execute, database, query))
 
 
-def build_agent(model: BaseChatModel) -> Any:
+def build_agent(model: BaseChatModel, prompts: Prompts = SHORT) -> Any:
     """Return the compiled graph. Its input is `question`, `schema`, and `database` (a path). Its output adds the last `query`."""
 
     async def write(state: State) -> dict[str, Any]:
-        asked = [SystemMessage(INSTRUCTIONS), HumanMessage(f"{state['schema']}\n\n{state['question']}\n{WRITE}")]
+        asked = [SystemMessage(prompts.system), HumanMessage(f"{state['schema']}\n\n{state['question']}\n{prompts.write}")]
         reply = await model.ainvoke(asked)
         return {"messages": [*asked, reply], "query": query_in(str(reply.text)), "turns": 1}
 
@@ -59,12 +82,12 @@ def build_agent(model: BaseChatModel) -> Any:
         return {"result": await sql.ainvoke({"database": state["database"], "query": state["query"]})}
 
     async def check(state: State) -> dict[str, Any]:
-        asked = HumanMessage(f"{state['result']}\n{CHECK}")
+        asked = HumanMessage(f"{state['result']}\n{prompts.check}")
         reply = await model.ainvoke([*state["messages"], asked])
         return {"messages": [asked, reply], "right": is_right(str(reply.text))}
 
     async def rewrite(state: State) -> dict[str, Any]:
-        asked = HumanMessage(REWRITE)
+        asked = HumanMessage(prompts.rewrite)
         reply = await model.ainvoke([*state["messages"], asked])
         return {"messages": [asked, reply], "query": query_in(str(reply.text)), "turns": state["turns"] + 1}
 

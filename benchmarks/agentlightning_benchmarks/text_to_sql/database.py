@@ -112,6 +112,48 @@ def schema_text(path: str | Path, limit: int = 4000) -> str:
     return "\n".join(kept)
 
 
+def described_schema(path: str | Path, *, rows: int = 3, letters: int = 30, limit: int = 8000) -> str:
+    """Describe the tables as SQL with the types and keys of their columns, each with its first rows. Beyond `limit` characters, tables
+    come without rows. Beyond it again, they are dropped and counted."""
+    with _reading(path) as connection:
+        names = connection.execute("SELECT name FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite_%' ORDER BY rowid")
+        tables = [_statement(connection, name) for (name,) in names]
+        shown = [_first_rows(connection, name, rows, letters) for name, _ in tables]
+    texts = [f"{statement}\n{first}" for (_, statement), first in zip(tables, shown, strict=True)]
+    if sum(map(len, texts)) > limit:
+        texts = [statement for _, statement in tables]
+    kept: list[str] = []
+    for text in texts:
+        if sum(map(len, kept)) + len(text) > limit:
+            return "\n\n".join([*kept, f"-- and {len(texts) - len(kept)} tables more"])
+        kept.append(text)
+    return "\n\n".join(kept)
+
+
+def _statement(connection: sqlite3.Connection, table: str) -> tuple[str, str]:
+    """(table, its CREATE statement in one form)"""
+    columns = connection.execute("SELECT name, type, pk FROM pragma_table_info(?) ORDER BY cid", (table,)).fetchall()
+    keys = [name for name, _, place in sorted(columns, key=lambda column: column[2]) if place]
+    lines = [f"{_name(name)} {kind}".strip() + (" PRIMARY KEY" if keys == [name] else "") for name, kind, _ in columns]
+    lines += [f"PRIMARY KEY ({', '.join(map(_name, keys))})"] if len(keys) > 1 else []
+    for line in _foreign_keys(connection, table):
+        column, _, target = line.partition(" = ")
+        other, _, referenced = target.rpartition(".")
+        lines.append(f"FOREIGN KEY ({column.rpartition('.')[2]}) REFERENCES {other}({referenced})")
+    return table, f"CREATE TABLE {_name(table)} (\n  " + ",\n  ".join(lines) + "\n);"
+
+
+def _first_rows(connection: sqlite3.Connection, table: str, rows: int, letters: int) -> str:
+    values = connection.execute(f"SELECT * FROM {_quoted(table)} LIMIT {rows}").fetchall()  # noqa: S608
+    lines = [", ".join(_shortened(value, letters) for value in row) for row in values]
+    return "\n".join([f"-- {len(lines)} rows:" if lines else "-- no rows", *(f"-- {line}" for line in lines)])
+
+
+def _shortened(value: object, letters: int) -> str:
+    text = "NULL" if value is None else " ".join(str(value).split())
+    return text if len(text) <= letters else text[: letters - 3] + "..."
+
+
 def _columns(connection: sqlite3.Connection, table: str) -> list[str]:
     return [name for (name,) in connection.execute("SELECT name FROM pragma_table_info(?) ORDER BY cid", (table,))]
 
@@ -126,7 +168,11 @@ def _foreign_keys(connection: sqlite3.Connection, table: str) -> Iterator[str]:
 
 
 def _name(name: str) -> str:
-    return name if name.isidentifier() else '"' + name.replace('"', '""') + '"'
+    return name if name.isidentifier() else _quoted(name)
+
+
+def _quoted(name: str) -> str:
+    return '"' + name.replace('"', '""') + '"'
 
 
 @contextmanager

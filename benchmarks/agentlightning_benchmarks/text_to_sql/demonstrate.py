@@ -9,19 +9,19 @@ from __future__ import annotations
 import hashlib
 from typing import Any
 
-from agentlightning_benchmarks.text_to_sql.agent import CHECK, REWRITE, WRITE, query_in
+from agentlightning_benchmarks.text_to_sql.agent import SHORT, query_in
 from agentlightning_benchmarks.text_to_sql.reward import reward
 
 
 def demonstrate(task: dict[str, Any], messages: list[dict[str, Any]], tools: list[dict[str, Any]]) -> dict[str, Any] | None:
     """Return the assistant message. Return None if the model should write its own reply, and for requests of other agents."""
     asked = _text(messages[-1])
-    if asked.endswith(WRITE):
+    if asked.endswith(SHORT.write):
         return None if attempted(task) else _says(task["query"])
-    if asked.endswith(CHECK):
+    if asked.endswith(SHORT.check):
         written = query_in(_text(messages[-2]))
         return _says("correct" if reward(task, written) == 1.0 else "wrong")
-    if asked.endswith(REWRITE):
+    if asked.endswith(SHORT.rewrite):
         return _says(task["query"])
     return None
 

@@ -8,17 +8,26 @@ from typing import Any
 from langchain_openai import ChatOpenAI
 
 import agentlightning as agl
-from agentlightning_benchmarks.text_to_sql.agent import build_agent
+from agentlightning_benchmarks.text_to_sql.agent import FULL, SHORT, Prompts, build_agent
 from agentlightning_benchmarks.text_to_sql.reward import reward
 from agentlightning_langchain import LightningCallback
 
 
 async def solve(task: dict[str, Any], llm: agl.LLM) -> float:
-    """Solve a `task` and return 1 or 0.
+    """Solve a `task` and return 1 or 0, with the prompts for a small model.
 
     A task has `question`, `schema`, `database` (a path), the gold `query`, and optionally `variants` (paths).
     """
-    agent = build_agent(ChatOpenAI(model=llm.model, base_url=llm.base_url, api_key=llm.api_key))  # type: ignore[arg-type]
+    return await _solve(task, llm, SHORT)
+
+
+async def solve_real(task: dict[str, Any], llm: agl.LLM) -> float:
+    """The same with prompts for a model that follows instructions."""
+    return await _solve(task, llm, FULL)
+
+
+async def _solve(task: dict[str, Any], llm: agl.LLM, prompts: Prompts) -> float:
+    agent = build_agent(ChatOpenAI(model=llm.model, base_url=llm.base_url, api_key=llm.api_key), prompts)  # type: ignore[arg-type]
     inputs = {key: task[key] for key in ("question", "schema", "database")}
     done = await agent.ainvoke(inputs, config={"callbacks": [LightningCallback()]})
     return await asyncio.to_thread(reward, task, done["query"])

@@ -14,7 +14,7 @@ from agentlightning.config.tasks import load_tasks
 from agentlightning.errors import ConfigError, TaskError
 from agentlightning_benchmarks.bench.benchmark import Benchmark
 from agentlightning_benchmarks.text_to_sql.archive import unpack
-from agentlightning_benchmarks.text_to_sql.database import schema_text
+from agentlightning_benchmarks.text_to_sql.database import described_schema
 from agentlightning_benchmarks.text_to_sql.domains import vocabulary
 from agentlightning_benchmarks.text_to_sql.generate import make_tasks
 
@@ -87,7 +87,7 @@ def _task(row: dict[str, Any], path: Path, databases: Path, place: Path, variant
         if not name or Path(name).name != name or not (databases / name).is_dir():
             raise ConfigError(f"{path}: the database {name!r} is not in {place}. Expected database/{name}/{name}.sqlite.")
         try:
-            schemas[name] = schema_text(file)
+            schemas[name] = described_schema(file)
         except OSError as error:
             raise ConfigError(f"{path}: {error}") from error
     task = {key: row[key] for key in ("id", "question", "query", "hardness") if key in row}

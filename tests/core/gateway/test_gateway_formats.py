@@ -53,6 +53,19 @@ async def test_json_is_asked_for_where_there_is_no_system_message_and_beside_too
     assert "nothing else.\n\nTools:\ncalculator" in tools
 
 
+async def test_a_forced_call_of_a_tool_with_several_parameters_begins_their_object(house: Any) -> None:
+    h = await house(['query": "a", "limit": 2})'])
+    attempt = await h.attempt()
+    schema = {**SEARCH["function"]["parameters"], "required": ["query", "limit"]}
+    tool = {"type": "function", "function": {"name": "search", "parameters": schema}}
+    answer = await h.client(attempt).chat.completions.create(
+        model="scripted", messages=[user("a")], tools=[tool], tool_choice={"type": "function", "function": {"name": "search"}}
+    )
+    [call] = answer.choices[0].message.tool_calls
+    assert json.loads(call.function.arguments) == {"query": "a", "limit": 2}
+    assert h.text((await h.records(attempt)).completions[0].prompt_ids).endswith('CALL search({"')
+
+
 @pytest.mark.parametrize("stream", [False, True])
 async def test_a_call_of_some_tool_is_forced_up_to_the_name(house: Any, stream: bool) -> None:
     h = await house(['search({"query": "x"})', "unknown(1)"], chunk=2)

@@ -27,7 +27,7 @@ from agentlightning.gateway.rendering.reply_reader import ReplyReader
 from agentlightning.gateway.rendering.template import ChatTemplate
 from agentlightning.gateway.rendering.tokens import Guarded, Tokens
 from agentlightning.gateway.rendering.tool_format import CallFormat
-from agentlightning.gateway.rendering.tool_text import End, TextCalls, describe_tools, has_arguments, write_calls
+from agentlightning.gateway.rendering.tool_text import End, TextCalls, describe_tools, has_arguments, takes_object, write_calls
 from agentlightning.types import Completion, IntArray
 
 EMPTY_FRAME = re.compile(r"(\s|<[^<>\n]*>|\[/?[A-Z_]+\])*")
@@ -176,13 +176,19 @@ class TemplateRenderer(Renderer):
     def prefill(self, tool: str | None, conversation: Conversation) -> str:
         """See `Renderer.prefill`. Reasoning that the prompt opens is closed first, and JSON arguments are opened."""
         start, reasoning = self.format.prefill(tool), self.traits.frames.reasoning
-        if isinstance(self.format, CallFormat) and self.format.kind in ("object", "header") and has_arguments(tool, conversation.tools):
+        if self._opens_object(tool, conversation.tools):
             start += '{"'
         if not start:
             raise Refused("This model names a tool without any mark before it. Name the tool in tool_choice.", param="tool_choice")
         if reasoning is not None and self._reader.opens(self._text(conversation, conversation.messages)):
             return f"{self._closing_before_call(reasoning[1])}{start}"
         return start
+
+    def _opens_object(self, tool: str | None, tools: Sequence[Any]) -> bool:
+        """Whether the arguments of a forced call begin as a JSON object."""
+        if isinstance(self.format, TextCalls):
+            return takes_object(tool, tools)
+        return self.format.kind in ("object", "header") and has_arguments(tool, tools)
 
     def _closing_before_call(self, closing: str) -> str:
         """The end of the reasoning as the template writes it before a call."""

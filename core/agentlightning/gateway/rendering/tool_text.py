@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -118,8 +119,12 @@ def read_reply(
 
 def has_arguments(name: str | None, tools: Sequence[Mapping[str, Any]]) -> bool:
     """Whether a tool of this name has a parameter that it requires."""
-    schemas: list[Mapping[str, Any]] = [tool.get("parameters") or {} for tool in map(_function, tools) if tool["name"] == name]
-    return any(schema.get("required") for schema in schemas)
+    return any(_required(tool) for tool in map(_function, tools) if tool["name"] == name)
+
+
+def takes_object(name: str | None, tools: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether the argument of a call in text is an object: the tool of this name requires parameters, and not one text alone."""
+    return any(_required(tool) and len(_parameters(tool)) > 1 for tool in map(_function, tools) if tool["name"] == name)
 
 
 def is_object(text: str) -> bool:
@@ -177,7 +182,29 @@ def _read_call(line: str, offered: Mapping[str, Mapping[str, Any]], *, forced: b
         return ToolCall(name, "{}")
     if len(parameters) == 1 and plain is None and value is not None:
         return ToolCall(name, json_text({parameters[0]: value}))
+    values = _call_arguments(argument, parameters)
+    if values:
+        return ToolCall(name, json_text(values))
     return ToolCall(name, argument) if forced else None
+
+
+def _call_arguments(argument: str, parameters: Sequence[str]) -> dict[str, Any] | None:
+    """The arguments of a call as in code, `12, b=7`. None: they are no literals, or do not fit the parameters."""
+    try:
+        call = ast.parse(f"f({argument})", mode="eval").body
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return None
+    if not isinstance(call, ast.Call) or len(call.args) > len(parameters):
+        return None
+    names = [*parameters[: len(call.args)], *(keyword.arg for keyword in call.keywords)]
+    if len(set(names)) < len(names) or not set(names) <= set(parameters):
+        return None
+    try:
+        values = [ast.literal_eval(node) for node in (*call.args, *(keyword.value for keyword in call.keywords))]
+        json.dumps(values)
+    except (ValueError, TypeError, RecursionError, MemoryError):
+        return None
+    return dict(zip(cast("list[str]", names), values, strict=True))
 
 
 def _write_argument(arguments: Any, plain: str | None) -> str:

@@ -41,6 +41,7 @@ def _cause(silent: Trajectory, trajectories: Sequence[Trajectory]) -> str:
             "and LangChain have one)."
         )
     return (
-        "the agent asked no model, a cache of its framework answered, or its client is not routed to the gateway. Give the client "
-        "base_url=llm.base_url and api_key=llm.api_key, or install an adapter and name the model in `models`."
+        "the agent asked no model, a cache answered, its client is not routed to the gateway, or it called outside the rollout "
+        "(see agl.attach). Give the client base_url=llm.base_url and api_key=llm.api_key, or install an adapter and name the model in "
+        "`models`."
     )

@@ -145,7 +145,7 @@ TEAMS: dict[str, tuple[Callable[[], Any], str, list[str]]] = {
 
 
 @pytest.mark.parametrize("name", TEAMS)
-async def test_a_program_of_agentchat(world: World, name: str) -> None:
+async def test_a_program_of_agentchat_has_this_tree_alone_and_with_others(world: World, name: str) -> None:
     make, expected, agents = TEAMS[name]
     await check_shape(world, lambda: make().run(task="question"), expected, agents)
 

@@ -58,20 +58,20 @@ async def check(world: World, graph: Any, expected: str, agents: list[str | None
     await check_shape(world, lambda: graph.ainvoke(given), expected, agents)
 
 
-async def test_create_agent(world: World) -> None:
+async def test_create_agent_gives_one_agent(world: World) -> None:
     await check(world, programs.agent("solver"), LOOP.format("solver", "model"), ["solver", "solver"])
 
 
-async def test_create_agent_without_a_name(world: World) -> None:
+async def test_create_agent_without_a_name_is_an_agent(world: World) -> None:
     expected = LOOP.format("agent", "model").replace("    agent\n", "    LangGraph as agent\n", 1)
     await check(world, programs.agent(), expected, ["agent", "agent"])
 
 
-async def test_create_react_agent(world: World) -> None:
+async def test_create_react_agent_gives_one_agent(world: World) -> None:
     await check(world, programs.react_agent("writer"), LOOP.format("writer", "agent"), ["writer", "writer"])
 
 
-async def test_create_react_agent_without_a_name(world: World) -> None:
+async def test_create_react_agent_without_a_name_is_an_agent(world: World) -> None:
     expected = """
         LangGraph as agent
           agent
@@ -84,7 +84,7 @@ async def test_create_react_agent_without_a_name(world: World) -> None:
     await check(world, programs.react_agent(), expected, ["agent", "agent"])
 
 
-async def test_create_react_agent_with_hooks_and_a_response_format(world: World) -> None:
+async def test_hooks_and_a_response_format_belong_to_the_agent(world: World) -> None:
     expected = """
         writer
           pre_model_hook as writer
@@ -103,7 +103,7 @@ async def test_create_react_agent_with_hooks_and_a_response_format(world: World)
     await check(world, programs.react_agent_with_hooks(), expected, ["writer"] * 3)
 
 
-async def test_a_workflow_whose_nodes_call_models(world: World) -> None:
+async def test_each_node_of_a_workflow_is_an_agent(world: World) -> None:
     expected = """
         essay
           plan
@@ -114,11 +114,11 @@ async def test_a_workflow_whose_nodes_call_models(world: World) -> None:
     await check(world, programs.workflow(), expected, ["plan", "write"])
 
 
-async def test_a_hand_written_loop_with_a_tool_node(world: World) -> None:
+async def test_a_hand_written_loop_with_a_tool_node_is_one_agent(world: World) -> None:
     await check(world, programs.hand_written_loop("asker"), LOOP.format("asker", "ask"), ["asker", "asker"])
 
 
-async def test_a_tool_node_of_a_workflow(world: World) -> None:
+async def test_a_tool_node_of_a_workflow_serves_the_agent_that_asked(world: World) -> None:
     expected = """
         two
           outline
@@ -131,7 +131,7 @@ async def test_a_tool_node_of_a_workflow(world: World) -> None:
     await check(world, programs.own_tool_loop(), expected, ["outline", "ask"])
 
 
-async def test_a_graph_in_a_graph_in_a_graph(world: World) -> None:
+async def test_a_graph_in_a_graph_in_a_graph_keeps_its_names(world: World) -> None:
     expected = """
         LangGraph as None
           team
@@ -175,7 +175,7 @@ async def test_a_graph_in_a_graph_in_a_graph(world: World) -> None:
     await check(world, programs.nested(), expected, [*agents])
 
 
-async def test_a_fan_out_with_send(world: World) -> None:
+async def test_a_fan_out_with_send_is_one_agent_many_times(world: World) -> None:
     expected = """
         LangGraph as None
           worker
@@ -190,7 +190,7 @@ async def test_a_fan_out_with_send(world: World) -> None:
     await check(world, programs.fan_out(), expected, ["worker"] * 3 + ["join"], {"texts": []})
 
 
-async def test_the_functional_api(world: World) -> None:
+async def test_tasks_of_the_functional_api_are_agents_too(world: World) -> None:
     expected = """
         LangGraph as essay
           essay
@@ -208,11 +208,11 @@ async def test_the_functional_api(world: World) -> None:
     await check(world, programs.functional(), expected, ["outline", "helper", "helper", "essay"], "cats")
 
 
-async def test_a_chain_without_a_graph(world: World) -> None:
+async def test_a_chain_without_a_graph_has_no_agent(world: World) -> None:
     await check(world, programs.chain(), "call @None", [None], {"topic": "cats"})
 
 
-async def test_agents_graphs_and_models_in_tools(world: World) -> None:
+async def test_agents_graphs_and_models_in_tools_hang_from_the_tools(world: World) -> None:
     expected = """
         boss
           model as boss
@@ -258,7 +258,7 @@ async def test_agents_graphs_and_models_in_tools(world: World) -> None:
     await check(world, programs.agents_in_tools(), expected, [*agents, *["boss"] * 6])
 
 
-async def test_langgraph_supervisor(world: World) -> None:
+async def test_langgraph_supervisor_names_its_experts(world: World) -> None:
     pytest.importorskip("langgraph_supervisor")
     expected = """
         LangGraph as None
@@ -299,7 +299,7 @@ async def test_langgraph_supervisor(world: World) -> None:
     await check(world, programs.supervisor(), expected, [*agents])
 
 
-async def test_langgraph_swarm(world: World) -> None:
+async def test_langgraph_swarm_names_its_agents(world: World) -> None:
     pytest.importorskip("langgraph_swarm")
     expected = """
         LangGraph as None
@@ -325,7 +325,7 @@ async def test_langgraph_swarm(world: World) -> None:
     await check(world, programs.swarm(), expected, ["Alice", "Alice", "Bob", "Bob"])
 
 
-async def test_deepagents_with_a_sub_agent(world: World) -> None:
+async def test_deepagents_names_its_sub_agents(world: World) -> None:
     pytest.importorskip("deepagents")
     expected = """
         LangGraph as agent

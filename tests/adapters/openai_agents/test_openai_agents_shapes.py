@@ -105,7 +105,7 @@ PROGRAMS: dict[str, tuple[Any, str, list[str]]] = {
 
 
 @pytest.mark.parametrize("name", PROGRAMS)
-async def test_a_program(world: World, name: str) -> None:
+async def test_a_program_has_this_tree_alone_and_with_others(world: World, name: str) -> None:
     make, expected, agents = PROGRAMS[name]
     program = make()
     await check_shape(world, lambda: Runner.run(program, "question"), expected, agents)

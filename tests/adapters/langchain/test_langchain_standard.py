@@ -32,9 +32,8 @@ def says(prompt: str, sampling: Sampling) -> str:
         "get_weather": "San Francisco, CA",
     }
     if begun.startswith("CALL"):  # it must call a tool: which one, it may be told or not
-        name = begun.removeprefix("CALL").strip().removesuffix("(")
-        call = f"{arguments.get(name or 'magic_function', JOKE)})"
-        return call if name else f"magic_function({call}"
+        name = begun.removeprefix("CALL").strip().partition("(")[0] or "magic_function"
+        return f"CALL {name}({arguments.get(name, JOKE)})".removeprefix(begun)
     if "Reply with one JSON object" in asked:
         return JOKE
     if "get_weather(" in asked and question.startswith("What is the weather"):

@@ -5,6 +5,7 @@
 # make test-architectures   every causal architecture of transformers, tiny, in the torch engine and trainer (some minutes)
 # make test-vllm    the vLLM engine's tests on vLLM itself, in an environment of its own (3 GB)
 # make test-verl    the verl trainer's tests on verl itself, in an environment of its own (.venv-verl, 3 GB)
+# make test-langchain   langchain-tests' suites of ChatOpenAI and ChatAnthropic with three renderers, some minutes
 # make test-gpu-scripts   every script of benchmarks/gpu at toy size on this machine's CPU, a minute
 # make test-harnesses   command-line coding agents from npm, unchanged, in .venv-harnesses (900 MB, two minutes)
 # make test-qwen FOLDER=...   agents and benchmarks on a real Qwen2.5-Coder-0.5B-Instruct, some minutes on a CPU
@@ -19,7 +20,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 PIP    := $(BIN)/python -m pip -qq --disable-pip-version-check --no-input
 
-.PHONY: help setup demo test test-fuzz test-range test-architectures test-vllm test-verl test-gpu-scripts test-harnesses test-qwen wheel style lint format clean
+.PHONY: help setup demo test test-fuzz test-range test-architectures test-vllm test-verl test-langchain test-gpu-scripts test-harnesses test-qwen wheel style lint format clean
 
 help: # the comment at the top of this file
 	@sed -n "/^#/!q; s/^# \{0,1\}//p" Makefile
@@ -80,6 +81,9 @@ $(VENV)-verl/.installed: pyproject.toml constraints.txt
 
 test-verl: setup $(VENV)-verl/.installed
 	@AGL_TEST_VERL="$$(pwd)/$(VENV)-verl/bin/python" $(BIN)/python -m pytest -v -s tests/plugins/verl
+
+test-langchain: setup
+	@AGL_TEST_LANGCHAIN=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/adapters/langchain/test_langchain_renderers.py
 
 test-gpu-scripts: setup
 	@AGL_TEST_GPU_SCRIPTS=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/benchmarks/test_gpu.py -k each_script

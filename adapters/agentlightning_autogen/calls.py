@@ -11,14 +11,14 @@ from contextlib import contextmanager
 from functools import partial, wraps
 from typing import Any, cast
 
-from autogen_core import MessageHandlerContext
+from autogen_core import FunctionCall
 from autogen_core.models import ChatCompletionClient, CreateResult
 
 from agentlightning.capture.model_call import ModelCall
 from agentlightning.capture.to_json import failure, mapping, plain
 from agentlightning.types import JSON, new_id
 from agentlightning_autogen.patches import Patches
-from agentlightning_autogen.spans import Open, begin, current, end, followed, guarded, innermost, logged
+from agentlightning_autogen.spans import Open, askers, begin, current, end, followed, guarded, innermost, logged
 
 ADAPTER = "agentlightning_autogen"
 SAMPLING = (
@@ -75,7 +75,6 @@ class Calls:
                 return None
             if isinstance(asking, _Asking):
                 asking.asked = True
-            part.agent = part.agent or _core_agent()
             part.attributes.update(_settings(client, kwargs, stream))
             return _Call(part)
         return None
@@ -109,8 +108,15 @@ class _Call:
         attributes: dict[str, JSON] = {}
         with guarded("an answer"):
             attributes.update(_answer(result))
+            self._remember_tool_calls(result)
         cached = "a cache: AutoGen answered without calling the model" if getattr(result, "cached", False) else None
         self._end(attributes, cached)
+
+    def _remember_tool_calls(self, result: Any) -> None:
+        content, recorder = getattr(result, "content", None), self.part.recorder()
+        if recorder is not None and self.part.agent is not None and isinstance(content, list):
+            calls = [call for call in cast("list[Any]", content) if isinstance(call, FunctionCall)]
+            askers().remember(recorder, [call.id for call in calls], self.part.agent)
 
     def fail(self, error: BaseException) -> None:
         """End the call with an error, or because the stream's consumer left."""
@@ -165,11 +171,3 @@ def _model(client: Any) -> str:
             return model
         client = getattr(client, "client", None)  # for a wrapper or a cache
     return type(seen[0]).__name__ if seen else type(client).__name__
-
-
-def _core_agent() -> str | None:
-    """Return the `autogen_core` agent whose message is being handled."""
-    try:
-        return MessageHandlerContext.agent_id().type
-    except RuntimeError:  # outside any agent
-        return None

@@ -19,6 +19,7 @@ from functools import cache
 from typing import Any, Protocol
 from weakref import ref
 
+from agentlightning.capture.askers import Askers
 from agentlightning.capture.recorder import Recorder
 from agentlightning.capture.recorder import current as current_recorder
 from agentlightning.capture.to_json import failure
@@ -46,6 +47,8 @@ class Open:
     used: bool = False
     """Whether something happened inside."""
     ended: bool = False
+    dropped: bool = False
+    """Whether it ended without becoming a span."""
     id: str = field(default_factory=new_id)
     started: float = field(default_factory=time.time)
     attributes: dict[str, JSON] = field(default_factory=dict[str, JSON])
@@ -63,8 +66,8 @@ def innermost() -> Open | None:
 
 
 @contextmanager
-def current(part: Open) -> Generator[None]:
-    """Make a part the current one within the block."""
+def current(part: Open | None) -> Generator[None]:
+    """Make a part the current one within the block. None stands for the rollout itself."""
     token = _current.set(part)
     try:
         yield
@@ -77,7 +80,7 @@ def begin(kind: SpanKind, name: str, owner: object, parent: Open | None, *, agen
     recorder = current_recorder()
     if recorder is None:
         return None
-    above = parent
+    above = parent if not quiet else None
     while above is not None and not above.used:
         above.used, above = True, above.parent
     agent = agent or (parent.agent if parent is not None else None)
@@ -90,12 +93,16 @@ def end(part: Open, *, call_id: str | None = None, **attributes: JSON) -> None:
     if part.ended or recorder is None:
         return
     part.ended = True
-    if part.quiet and not part.used:
+    part.dropped = part.quiet and not part.used
+    if part.dropped:
         return
+    parent = part.parent
+    while parent is not None and parent.dropped:
+        parent = parent.parent
     recorder.add(
         Span(
             id=part.id, attempt_id=recorder.attempt.id, kind=part.kind, name=part.name,
-            parent_id=part.parent.id if part.parent is not None else None, call_id=call_id, agent=part.agent,
+            parent_id=parent.id if parent is not None else None, call_id=call_id, agent=part.agent,
             started=part.started, ended=time.time(), attributes={**part.attributes, **attributes},
         )
     )  # fmt: skip
@@ -153,6 +160,12 @@ async def followed(stream: AsyncIterator[Any], start: Callable[[], Following | N
         if isinstance(stream, AsyncGenerator):
             with part.here() if part is not None else nullcontext():
                 await stream.aclose()
+
+
+@cache
+def askers() -> Askers:
+    """Return this process's agents by the tool calls that they asked for."""
+    return Askers()
 
 
 @cache

@@ -7,27 +7,24 @@ The acting agent is the nearest agent by name. A team's own calls, to choose a s
 from __future__ import annotations
 
 import copy
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextvars import copy_context
 from functools import partial, wraps
 from inspect import iscoroutinefunction
-from typing import Any, TypeAlias, cast
+from typing import Any, TypeAlias
 from weakref import WeakValueDictionary
 
 from autogen_agentchat.base import ChatAgent, Response, TaskResult, Team
-from autogen_agentchat.messages import HandoffMessage
-from autogen_agentchat.teams._group_chat._base_group_chat_manager import BaseGroupChatManager
 from autogen_agentchat.teams._group_chat._sequential_routed_agent import SequentialRoutedAgent
 from autogen_core.tools import BaseTool, FunctionTool, ToolResult, Workbench
 
 from agentlightning.capture.recorder import current as current_recorder
-from agentlightning.capture.recorder import use
-from agentlightning.capture.to_json import failure, plain
+from agentlightning.capture.to_json import plain
 from agentlightning.rl.trajectory.joins import TOOL_CALL_ID
-from agentlightning.types import JSON
+from agentlightning_autogen.entered import Entered, within
+from agentlightning_autogen.messages import Messages
 from agentlightning_autogen.patches import Patches, Wrap
-from agentlightning_autogen.spans import Open, begin, current, end, followed, guarded, innermost, logged
+from agentlightning_autogen.spans import Open, askers, begin, followed, guarded, innermost
 
 
 class Structure:
@@ -42,7 +39,7 @@ class Structure:
         patches.family(Team, _entries("run", "run_stream", self._team, TaskResult))
         patches.family(BaseTool, _entries("run_json", "run_json_stream", _tool, None))
         patches.family(Workbench, _entries("call_tool", "call_tool_stream", _workbench_tool, ToolResult))
-        patches.methods(SequentialRoutedAgent, {"on_message_impl": self._message})
+        Messages(self._open_team).put(patches)
         patches.methods(FunctionTool, {"run": _in_context})
 
     def _agent(self, agent: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Open | None:
@@ -57,46 +54,9 @@ class Structure:
             self._teams[str(getattr(team, "_team_id", ""))] = part
         return part
 
-    def _message(self, original: Any) -> Any:
-        """Handle a team's message in the team's rollout, even if its runtime started outside the rollout."""
-
-        @wraps(original)
-        async def handle(receiver: Any, message: Any, context: Any) -> Any:
-            team = self._teams.get(receiver.id.key)
-            recorder = team.recorder() if team is not None and not team.ended else None
-            if team is None or recorder is None:
-                return await original(receiver, message, context)
-            with use(recorder), current(team):
-                manager = None
-                if isinstance(receiver, BaseGroupChatManager):
-                    with guarded("a manager"):
-                        name = str(getattr(receiver, "_name", type(receiver).__name__))
-                        manager = begin("agent", name, receiver, team, agent=name, quiet=True)
-                if manager is None:
-                    return await original(receiver, message, context)
-                return await _within(Entered(manager), original(receiver, message, context))
-
-        return handle
-
-
-class Entered:
-    """A structural part from start to end."""
-
-    def __init__(self, part: Open) -> None:
-        self._part = part
-
-    def here(self) -> AbstractContextManager[None]:
-        return current(self._part)
-
-    def finish(self, result: Any) -> None:
-        if not self._part.ended:
-            with guarded(f"the result of {self._part.name}"):
-                self._part.attributes.update(_result(self._part, result))
-            end(self._part)
-
-    def fail(self, error: BaseException) -> None:
-        with logged(self._part):
-            end(self._part, error=failure(error))
+    def _open_team(self, receiver: SequentialRoutedAgent) -> Open | None:
+        team = self._teams.get(receiver.id.key)
+        return team if team is not None and not team.ended else None
 
 
 Enter: TypeAlias = Callable[[Any, tuple[Any, ...], Mapping[str, Any]], Open | None]
@@ -116,7 +76,7 @@ def _entries(run: str, stream: str, enter: Enter, last: type | None) -> dict[str
         @wraps(original)
         async def enter_whole(self: Any, *args: Any, **kwargs: Any) -> Any:
             part = entered(self, args, kwargs)
-            return await (original(self, *args, **kwargs) if part is None else _within(part, original(self, *args, **kwargs)))
+            return await (original(self, *args, **kwargs) if part is None else within(part, original(self, *args, **kwargs)))
 
         return enter_whole
 
@@ -128,17 +88,6 @@ def _entries(run: str, stream: str, enter: Enter, last: type | None) -> dict[str
         return enter_stream
 
     return {run: wrap_whole, stream: wrap_stream}
-
-
-async def _within(part: Entered, doing: Awaitable[Any]) -> Any:
-    with part.here():
-        try:
-            result = await doing
-        except BaseException as error:
-            part.fail(error)
-            raise
-    part.finish(result)
-    return result
 
 
 def _inside(owner: object) -> bool:
@@ -167,7 +116,9 @@ def _workbench_tool(workbench: Any, args: tuple[Any, ...], kwargs: Mapping[str, 
 
 
 def _begin_tool(name: str, owner: object, arguments: Any, call_id: str | None) -> Open | None:
-    part = begin("tool", name, owner, innermost())
+    recorder = current_recorder()
+    agent = askers().find(recorder, call_id) if recorder is not None else None
+    part = begin("tool", name, owner, innermost(), agent=agent)
     if part is not None:
         part.attributes["input"] = plain(arguments)
         if call_id is not None:
@@ -186,15 +137,3 @@ def _in_context(original: Any) -> Any:
         return await original(tool, *args, **kwargs)
 
     return run
-
-
-def _result(part: Open, result: Any) -> dict[str, JSON]:
-    if isinstance(result, Response):
-        message = result.chat_message
-        output: dict[str, JSON] = {"output": plain(message.to_text())}
-        return {**output, "handoff": message.target} if isinstance(message, HandoffMessage) else output
-    if isinstance(result, ToolResult):
-        return {"error" if result.is_error else "output": plain(result.to_text())}
-    if part.kind == "tool":
-        return {"output": plain(cast("Any", part.owner).return_value_as_string(result))}
-    return {"stop_reason": result.stop_reason} if isinstance(result, TaskResult) and result.stop_reason is not None else {}

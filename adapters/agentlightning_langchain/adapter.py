@@ -23,19 +23,20 @@ from langchain_core.messages import BaseMessage, ToolMessage
 from langchain_core.outputs import LLMResult
 from langchain_core.runnables.config import var_child_runnable_config
 from langchain_core.tracers.context import register_configure_hook
-from langgraph.errors import GraphBubbleUp
 
+from agentlightning.capture.askers import Askers
 from agentlightning.capture.clients import clients
 from agentlightning.capture.model_call import ModelCall
 from agentlightning.capture.open_runs import span
 from agentlightning.capture.recorder import Recorder
 from agentlightning.capture.recorder import current as current_recorder
-from agentlightning.capture.to_json import failure, mapping
+from agentlightning.capture.to_json import failure
 from agentlightning.errors import LightningError
 from agentlightning.types import JSON, Span
+from agentlightning_langchain.graphs import starting_graph
 from agentlightning_langchain.joining import join
 from agentlightning_langchain.runs import Run, Runs, chain_run, leaf_run
-from agentlightning_langchain.values import plain
+from agentlightning_langchain.values import answer_attributes, error_attributes, plain, tool_call_ids, tool_name
 
 log = logging.getLogger(__name__)
 P = ParamSpec("P")
@@ -53,6 +54,7 @@ class Installation:
 
     def __init__(self) -> None:
         self.runs = Runs()
+        self.askers = Askers()
         self.everywhere = False
         self.complained: set[str] = set()
         self._registered = False
@@ -168,7 +170,7 @@ class LightningCallback(BaseCallbackHandler):
         parent = self._runs.get(parent_run_id)
         recorder = self._find(parent)
         if recorder is not None:
-            run = chain_run(run_id, parent, _name(serialized, kwargs), metadata or {}, recorder)
+            run = chain_run(run_id, parent, _name(serialized, kwargs), starting_graph(), tags or (), metadata or {}, recorder)
             run.retry = _retry(tags or (), parent)
             self._runs.start(recorder, run)
 
@@ -180,8 +182,8 @@ class LightningCallback(BaseCallbackHandler):
     def on_chain_error(self, error: BaseException, *, run_id: UUID, **kwargs: Any) -> None:
         if isinstance(error, asyncio.CancelledError):
             for call in self._runs.model_calls_below(run_id):  # LangChain reports no end for a cancelled model call
-                self._model_end(call.id, None, _error(error))
-        self._finish(run_id, **_error(error))
+                self._model_end(call.id, None, error_attributes(error))
+        self._finish(run_id, **error_attributes(error))
 
     # Tools, and retrievers, which count as tools without a name in the request
 
@@ -201,7 +203,7 @@ class LightningCallback(BaseCallbackHandler):
 
     @_safe
     def on_tool_error(self, error: BaseException, *, run_id: UUID, **kwargs: Any) -> None:
-        self._finish(run_id, **_error(error))
+        self._finish(run_id, **error_attributes(error))
 
     @_safe
     def on_retriever_start(
@@ -223,7 +225,7 @@ class LightningCallback(BaseCallbackHandler):
 
     @_safe
     def on_retriever_error(self, error: BaseException, *, run_id: UUID, **kwargs: Any) -> None:
-        self._finish(run_id, **_error(error))
+        self._finish(run_id, **error_attributes(error))
 
     def _tool_start(
         self, name: str, tool_input: Any, run_id: UUID, parent_run_id: UUID | None, metadata: Mapping[str, Any], tool_call_id: str | None
@@ -232,6 +234,7 @@ class LightningCallback(BaseCallbackHandler):
         recorder = self._find(parent)
         if recorder is not None:
             run = leaf_run(run_id, "tool", parent, name, metadata, recorder)
+            run.agent = self._here.askers.find(recorder, tool_call_id) or run.agent
             run.attributes["input"] = plain(tool_input)
             if tool_call_id is not None:
                 run.attributes["tool_call_id"] = tool_call_id
@@ -268,7 +271,7 @@ class LightningCallback(BaseCallbackHandler):
         run.prompts = int(kwargs.get("batch_size") or 1)
         run.attributes["sampling"] = {key: plain(asked[key]) for key in SAMPLING if asked.get(key) is not None}
         if tools := cast("Sequence[Any]", asked.get("tools") or ()):
-            run.attributes["tools"] = [_tool_name(tool) for tool in tools]
+            run.attributes["tools"] = [tool_name(tool) for tool in tools]
         if run.retry is not None:
             run.attributes["retry"] = run.retry
         if self._runs.start(recorder, run):
@@ -276,17 +279,19 @@ class LightningCallback(BaseCallbackHandler):
 
     @_safe
     def on_llm_end(self, response: LLMResult, *, run_id: UUID, **kwargs: Any) -> None:
-        self._model_end(run_id, response, _answer(response))
+        self._model_end(run_id, response, answer_attributes(response))
 
     @_safe
     def on_llm_error(self, error: BaseException, *, run_id: UUID, **kwargs: Any) -> None:
-        self._model_end(run_id, cast("LLMResult | None", kwargs.get("response")), _error(error))
+        self._model_end(run_id, cast("LLMResult | None", kwargs.get("response")), error_attributes(error))
 
     def _model_end(self, run_id: Hashable, response: LLMResult | None, attributes: dict[str, JSON]) -> None:
         ended = self._runs.end(run_id)
         if ended is not None:
             run, recorder = ended
             run.attributes.update(attributes)
+            if run.agent is not None and response is not None:
+                self._here.askers.remember(recorder, tool_call_ids(response), run.agent)
             call_id = join(run, run.call, response) if run.call is not None else None
             if call_id is not None:
                 run.attributes.pop("output", None)  # the completion has it
@@ -317,29 +322,3 @@ def _retry(tags: Sequence[str], parent: Run | None) -> int | None:
         if (match := RETRY.fullmatch(tag)) is not None:
             return int(match[1])
     return parent.retry if parent is not None and parent.kind is None else None
-
-
-def _error(error: BaseException) -> dict[str, JSON]:
-    # An interrupt or a command to the parent graph is LangGraph's control flow, not a failure.
-    return {"steered": type(error).__name__} if isinstance(error, GraphBubbleUp) else {"error": failure(error)}
-
-
-def _tool_name(tool: Any) -> JSON:
-    description = mapping(tool)
-    return plain(mapping(description.get("function") or description).get("name"))
-
-
-def _answer(response: LLMResult) -> dict[str, JSON]:
-    first = next((generation for prompt in response.generations for generation in prompt), None)
-    message = getattr(first, "message", None)
-    if first is None or not isinstance(message, BaseMessage):
-        return {"output": first.text if first is not None else None}
-    metadata = cast("Mapping[str, Any]", message.response_metadata)  # pyright: ignore[reportUnknownMemberType]
-    attributes: dict[str, JSON] = {"output": plain(message)}
-    finish = metadata.get("finish_reason") or (first.generation_info or {}).get("finish_reason")
-    usage = getattr(message, "usage_metadata", None)
-    if finish is not None:
-        attributes["finish_reason"] = plain(finish)
-    if usage:
-        attributes["usage"] = plain(usage)
-    return attributes

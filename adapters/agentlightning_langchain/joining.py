@@ -1,6 +1,7 @@
 """Finds the recorded call behind a LangChain answer.
 
-The gateway sends its call id as `system_fingerprint`. LangChain keeps it, streamed or not.
+The gateway sends its call id as `system_fingerprint` and in the id of the answer. `ChatOpenAI` keeps one of them. `ChatAnthropic` keeps the
+id, except in a stream. Then the request gives the call id, because the call sent only one.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from agentlightning_langchain.runs import Run
 
 def join(run: Run, call: ModelCall, response: LLMResult | None) -> str | None:
     """End the call. Return its id, or None with the likely cause in the attribute `unjoined`."""
-    told = fingerprint(run, response) if response is not None else None
+    told = answer_id(run, response) if response is not None else None
     cached = from_cache(response)
     otherwise = None
     if cached:
@@ -29,19 +30,20 @@ def join(run: Run, call: ModelCall, response: LLMResult | None) -> str | None:
     return call_id
 
 
-def fingerprint(run: Run, response: LLMResult) -> object:
-    """Return metadata of the answer."""
+def answer_id(run: Run, response: LLMResult) -> object:
+    """Return what the answer keeps of the call id: a `system_fingerprint`, or its own id, or None."""
     for generation in (generation for prompt in response.generations for generation in prompt):
-        metadata = cast("Any", getattr(generation, "message", None))
-        for source in (getattr(metadata, "response_metadata", None), generation.generation_info):
-            if (value := _fingerprint(source)) is not None:
+        message = cast("Any", getattr(generation, "message", None))
+        for source in (getattr(message, "response_metadata", None), generation.generation_info):
+            if (value := _answer_id(source)) is not None:
                 return value
     # Several prompts share the `llm_output` of the first.
-    return _fingerprint(response.llm_output) if run.prompts == 1 else None
+    return _answer_id(response.llm_output) if run.prompts == 1 else None
 
 
-def _fingerprint(source: Any) -> object:
-    return mapping(source).get("system_fingerprint")
+def _answer_id(source: Any) -> object:
+    fields = mapping(source)
+    return fields.get("system_fingerprint") or fields.get("id")
 
 
 def from_cache(response: LLMResult | None) -> bool:

@@ -2,34 +2,33 @@
 
 Agents, graphs, nodes, tools, and model calls become spans. Sequences, prompts, and parsers are plumbing.
 
-The acting agent is the nearest `create_agent(name=...)`, else the nearest LangGraph node. An unnamed `create_agent` inside a node or tool
-takes the name of that node or tool, because its own nodes are always called `model` and `tools`.
+An agent that is one graph has the graph's own name, else the name of the node or tool around the graph. A node of a workflow is an agent
+with the node's name. Inside another graph or a tool, the workflow's name stands before it: `team/draft`. A tool belongs to the agent that
+asked for it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 from uuid import UUID, uuid5
 from weakref import ref
 
+from langgraph.constants import TAG_HIDDEN
+
 from agentlightning.capture import open_runs
 from agentlightning.capture.recorder import Recorder
 from agentlightning.types import JSON, SpanKind
-
-CREATE_AGENT_NODES = ("model", "tools")
-"""Names of the nodes that `create_agent` itself creates."""
+from agentlightning_langchain.graphs import NAMELESS, Graph
 
 
 @dataclass(slots=True, eq=False, kw_only=True)
 class Run(open_runs.Run):
     """An open run of the framework. Its id is a UUID."""
 
-    named: str | None = None
-    """The `lc_agent_name` that applies here."""
-    begins: bool = False
-    """Whether a named agent starts here."""
+    graph: Graph | None = None
+    """The graph, if this run is one."""
     node: str | None = None
     """The node's name, if this run is a node."""
     namespace: str | None = None
@@ -46,7 +45,7 @@ class Run(open_runs.Run):
 
     def enclosing(self) -> str | None:
         """Return the name of the tool or node that contains this run."""
-        return next((run.name for run in self.above() if run.kind == "tool" or run.node is not None), None)
+        return next((run.node or run.name for run in self.above() if run.kind == "tool" or run.node is not None), None)
 
 
 class Runs(open_runs.Runs[Run]):
@@ -63,46 +62,43 @@ class Runs(open_runs.Runs[Run]):
         return [call for call in calls if run in call.above()]
 
 
-def chain_run(run_id: UUID, parent: Run | None, name: str, metadata: Mapping[str, Any], recorder: Recorder) -> Run:
-    """Return a chain as a run: a graph's node, an agent, or plumbing. The first node reveals a graph."""
-    named, node = _text(metadata, "lc_agent_name"), _text(metadata, "langgraph_node")
-    namespace = _text(metadata, "langgraph_checkpoint_ns")
+def chain_run(
+    run_id: UUID, parent: Run | None, name: str, graph: Graph | None, tags: Iterable[str], metadata: Mapping[str, Any], recorder: Recorder
+) -> Run:
+    """Return a chain as a run: a graph, a graph's node, or plumbing."""
+    node, namespace = _text(metadata, "langgraph_node"), _text(metadata, "langgraph_checkpoint_ns")
     run = Run(
-        id=run_id, name=name, kind=None, parent=parent, recorder=ref(recorder), named=named, namespace=namespace,
-        attributes=_where(metadata),
+        id=run_id, name=name, kind=None, parent=parent, recorder=ref(recorder), namespace=namespace, attributes=_where(metadata),
+        agent=parent.agent if parent is not None else _text(metadata, "lc_agent_name") or node,
     )  # fmt: skip
-    if node == name and (parent is None or parent.namespace != namespace):
+    if graph is not None:
+        run.kind, run.graph, run.name = "agent", graph, graph.name or name
+        run.agent = graph.name or run.enclosing() or (graph.only_node or NAMELESS if graph.is_agent else None)
+    elif node is not None and node == name and (parent is None or parent.namespace != namespace) and TAG_HIDDEN not in tags:
         run.kind, run.node = "agent", node
-        run.agent = _actor(run, metadata)
-        if parent is not None and parent.kind is None:
-            parent.kind = "agent"
-    elif named is not None and (name == named or named != (parent.named if parent is not None else None)):
-        run.kind, run.begins, run.name, run.agent = "agent", True, named, named
-    else:
-        run.agent = parent.agent if parent is not None else named or node
+        run.agent = _actor(run, node) or run.agent
     return run
 
 
 def leaf_run(run_id: UUID, kind: SpanKind, parent: Run | None, name: str, metadata: Mapping[str, Any], recorder: Recorder) -> Run:
     """Return a tool or model call as a run."""
     agent = parent.agent if parent is not None else None
-    named = _text(metadata, "lc_agent_name")
     return Run(
-        id=run_id, name=name, kind=kind, parent=parent, recorder=ref(recorder), named=named,
-        agent=agent or named or _text(metadata, "langgraph_node"), namespace=_text(metadata, "langgraph_checkpoint_ns"),
-        attributes=_where(metadata),
+        id=run_id, name=name, kind=kind, parent=parent, recorder=ref(recorder),
+        agent=agent or _text(metadata, "lc_agent_name") or _text(metadata, "langgraph_node"),
+        namespace=_text(metadata, "langgraph_checkpoint_ns"), attributes=_where(metadata),
     )  # fmt: skip
 
 
-def _actor(node: Run, metadata: Mapping[str, Any]) -> str | None:
-    graph = node.parent
-    if graph is None:
-        return node.named or node.node
-    if graph.begins:
-        return graph.agent
-    if node.node in CREATE_AGENT_NODES and metadata.get("ls_integration") == "langchain_create_agent":
-        return graph.enclosing() or node.node
-    return node.node
+def _actor(run: Run, node: str) -> str | None:
+    """Return the agent that acts in a node, or None if the handler did not see its graph start."""
+    above = next((above for above in run.above() if above.graph is not None), None)
+    if above is None or above.graph is None:
+        return None
+    if above.graph.is_agent and node in above.graph.nodes:
+        return above.agent
+    # A node of a workflow, or a task of the functional API.
+    return f"{above.agent}/{node}" if above.enclosing() is not None else node
 
 
 def _where(metadata: Mapping[str, Any]) -> dict[str, JSON]:

@@ -1,13 +1,18 @@
 """Programs as AutoGen's users write them. Nothing here knows of Agent Lightning, and the model was built before any gateway."""
 
-from __future__ import annotations
+# No `from __future__ import annotations`: AutoGen reads the annotations of message handlers.
 
+import json
+from dataclasses import dataclass
 from typing import Any
 
 from autogen_agentchat.agents import AssistantAgent, SocietyOfMindAgent
 from autogen_agentchat.conditions import HandoffTermination, MaxMessageTermination, TextMentionTermination
 from autogen_agentchat.teams import DiGraphBuilder, GraphFlow, RoundRobinGroupChat, SelectorGroupChat, Swarm
 from autogen_agentchat.tools import AgentTool, TeamTool
+from autogen_core import AgentId, DefaultTopicId, MessageContext, RoutedAgent, SingleThreadedAgentRuntime, TypeSubscription, message_handler
+from autogen_core.models import AssistantMessage, FunctionExecutionResult, FunctionExecutionResultMessage, SystemMessage, UserMessage
+from autogen_core.tool_agent import ToolAgent, tool_agent_caller_loop
 from autogen_core.tools import FunctionTool
 from autogen_ext.models.openai import OpenAIChatCompletionClient
 
@@ -89,3 +94,94 @@ def agents_in_tools() -> AssistantAgent:
     tools: list[Any] = [AgentTool(helper), TeamTool(pair, "pair", "Two opinions.")]
     plan = 'CALL helper({"task": "five times three"}) | CALL pair({"task": "opinions"}) | done'
     return agent("boss", plan, tools=tools, max_tool_iterations=3)
+
+
+@dataclass
+class Order:
+    text: str
+
+
+@dataclass
+class Draft:
+    text: str
+
+
+class Coder(RoutedAgent):
+    """Calls the model and its tools by hand, then publishes a draft."""
+
+    def __init__(self) -> None:
+        super().__init__("Codes.")
+        self.tools = [FunctionTool(double, "Doubles.")]
+
+    @message_handler
+    async def code(self, message: Order, ctx: MessageContext) -> None:
+        conversation: list[Any] = [
+            SystemMessage(content="plan: CALL double(3) | it is 6"),
+            UserMessage(content=message.text, source="user"),
+        ]
+        result = await MODEL.create(conversation, tools=self.tools)
+        assert isinstance(result.content, list)
+        conversation.append(AssistantMessage(content=result.content, source="coder"))
+        outputs = []
+        for call in result.content:
+            value = await self.tools[0].run_json(json.loads(call.arguments), ctx.cancellation_token)
+            outputs.append(FunctionExecutionResult(content=str(value), call_id=call.id, name=call.name, is_error=False))
+        conversation.append(FunctionExecutionResultMessage(content=outputs))
+        result = await MODEL.create(conversation, tools=self.tools)
+        await self.publish_message(Draft(str(result.content)), DefaultTopicId(source=ctx.topic_id.source if ctx.topic_id else "default"))
+
+
+class Reviewer(RoutedAgent):
+    @message_handler
+    async def review(self, message: Draft, ctx: MessageContext) -> None:
+        await MODEL.create([SystemMessage(content="plan: good"), UserMessage(content=message.text, source="coder")])
+
+
+class Boss(RoutedAgent):
+    """Lets a `ToolAgent` run its tools, asks a clerk, and waits for both."""
+
+    @message_handler
+    async def work(self, message: Order, ctx: MessageContext) -> Order:
+        await tool_agent_caller_loop(
+            self,
+            AgentId("tools", self.id.key),
+            MODEL,
+            [SystemMessage(content="plan: CALL double(3) | it is 6"), UserMessage(content=message.text, source="user")],
+            [FunctionTool(double, "Doubles.")],
+        )
+        return await self.send_message(Draft("a draft"), AgentId("clerk", self.id.key))
+
+
+class Clerk(RoutedAgent):
+    @message_handler
+    async def file(self, message: Draft, ctx: MessageContext) -> Order:
+        await MODEL.create([SystemMessage(content="plan: filed"), UserMessage(content=message.text, source="boss")])
+        return Order("done")
+
+
+class Forwarder(RoutedAgent):
+    """Calls no model and no tool."""
+
+    @message_handler
+    async def forward(self, message: Order, ctx: MessageContext) -> Order:
+        return await self.send_message(message, AgentId("boss", self.id.key))
+
+
+class Listener(RoutedAgent):
+    @message_handler
+    async def hear(self, message: Draft, ctx: MessageContext) -> None:
+        """Does nothing that is recorded."""
+
+
+async def core_runtime() -> SingleThreadedAgentRuntime:
+    runtime = SingleThreadedAgentRuntime()
+    await Coder.register(runtime, "coder", Coder)
+    await Reviewer.register(runtime, "reviewer", lambda: Reviewer("Reviews."))
+    await Listener.register(runtime, "listener", lambda: Listener("Listens."))
+    for agent_type in ("coder", "reviewer", "listener"):
+        await runtime.add_subscription(TypeSubscription("default", agent_type))
+    await Boss.register(runtime, "boss", lambda: Boss("Gives orders."))
+    await Clerk.register(runtime, "clerk", lambda: Clerk("Files."))
+    await Forwarder.register(runtime, "forwarder", lambda: Forwarder("Forwards."))
+    await ToolAgent.register(runtime, "tools", lambda: ToolAgent("Runs tools.", [FunctionTool(double, "Doubles.")]))
+    return runtime

@@ -19,6 +19,7 @@ from autogen_agentchat.messages import TextMessage
 from autogen_agentchat.teams import BaseGroupChat, MagenticOneGroupChat, RoundRobinGroupChat
 from autogen_core import (
     AgentId,
+    BaseAgent,
     CancellationToken,
     MessageContext,
     RoutedAgent,
@@ -393,7 +394,9 @@ async def test_selecting_agents_by_name_passes_the_check_of_joins(world: World, 
     assert [t.agent for t in made.transitions if t.trained] == ["writer", "society"]
 
 
-ROOTS: tuple[type, ...] = (ChatAgent, Team, BaseTool, Workbench, ChatCompletionClient, FunctionTool)
+ROOTS: tuple[type, ...] = (
+    ChatAgent, Team, BaseTool, Workbench, ChatCompletionClient, FunctionTool, BaseAgent, SingleThreadedAgentRuntime,
+)  # fmt: skip
 
 
 def _methods() -> Mapping[tuple[str, str], Any]:
@@ -403,7 +406,7 @@ def _methods() -> Mapping[tuple[str, str], Any]:
     while waiting:
         each = waiting.pop()
         waiting += each.__subclasses__()
-        for name in (*names, "call_tool", "call_tool_stream", "__init_subclass__", "on_message_impl"):
+        for name in (*names, "call_tool", "call_tool_stream", "__init_subclass__", "on_message", "send_message"):
             if name in vars(each):
                 found[f"{each.__module__}.{each.__qualname__}", name] = vars(each)[name]
     return found

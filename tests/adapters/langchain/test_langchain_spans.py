@@ -147,11 +147,11 @@ async def test_nodes_of_a_plain_graph_are_agents_also_side_by_side_and_in_subgra
         await graph.compile().ainvoke(QUESTION, with_callback())
         llm = await world.joined(recorder, 5)
         spans = (await world.records(recorder)).spans
-    assert sorted(span.agent or "" for span in llm) == ["draft", "editor", "left", "right", "unnamed"]
+    assert sorted(span.agent or "" for span in llm) == ["editor", "left", "right", "unnamed", "write"]
     top = next(span for span in spans if span.parent_id is None)
     assert top.name == "LangGraph"
     assert sorted(span.name for span in spans if span.parent_id == top.id) == ["last", "left", "right", "unnamed", "write"]
-    assert next(span for span in llm if span.agent == "draft").attributes["path"] == "write/draft"
+    assert next(span for span in llm if span.agent == "write").attributes["path"] == "write/draft"
     assert tree(spans)["last"] == ["editor"]
 
 

@@ -147,7 +147,7 @@ async def test_a_supervisor_and_the_agents_that_it_sends_work_to(world: World, p
 async def test_a_graph_inside_a_graph(world: World, program: Any) -> None:
     told = await tell(world, program("subgraph"), "a poem")
     assert told.answer == "I say: polish: I say: draft: I say: plan: a poem"
-    assert told.turns == [("plan", 0), ("draft", 0), ("polish", 0)]
+    assert told.turns == [("plan", 0), ("team/draft", 0), ("team/polish", 0)]
     plan, draft, polish = told.llm_above()
     assert "team" not in plan
     assert draft[:1] == ["draft"]

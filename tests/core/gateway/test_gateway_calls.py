@@ -384,6 +384,6 @@ async def test_a_tokenizer_that_is_not_there_is_an_error_with_the_folder(house: 
     h = await house(["x"])
     object.__setattr__(h.engine.info, "path", str(tmp_path))
     attempt = await h.attempt()
-    with pytest.raises(openai.InternalServerError, match="tokenizer"):
+    with pytest.raises(openai.BadRequestError, match="tokenizer"):
         await h.client(attempt).chat.completions.create(model="scripted", messages=HI)
-    assert [c.status for c in (await h.records(attempt)).calls] == ["error"]
+    assert [c.status for c in (await h.records(attempt)).calls] == ["refused"]

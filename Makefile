@@ -5,6 +5,7 @@
 # make test-architectures   every causal architecture of transformers, tiny, in the torch engine and trainer (some minutes)
 # make test-vllm    the vLLM engine's tests on vLLM itself, in an environment of its own (3 GB)
 # make test-verl    the verl trainer's tests on verl itself, in an environment of its own (.venv-verl, 3 GB)
+# make test-frameworks   one program in each framework of docs/frameworks.md, in environments of their own (.venv-frameworks, 6 GB)
 # make test-langchain   langchain-tests' suites of ChatOpenAI and ChatAnthropic with three renderers, some minutes
 # make test-gpu-scripts   every script of benchmarks/gpu at toy size on this machine's CPU, a minute
 # make test-harnesses   command-line coding agents from npm, unchanged, in .venv-harnesses (900 MB, two minutes)
@@ -20,7 +21,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 PIP    := $(BIN)/python -m pip -qq --disable-pip-version-check --no-input
 
-.PHONY: help setup demo test test-fuzz test-range test-architectures test-vllm test-verl test-langchain test-gpu-scripts test-harnesses test-qwen wheel style lint format clean
+.PHONY: help setup demo test test-fuzz test-range test-architectures test-vllm test-verl test-frameworks test-langchain test-gpu-scripts test-harnesses test-qwen wheel style lint format clean
 
 help: # the comment at the top of this file
 	@sed -n "/^#/!q; s/^# \{0,1\}//p" Makefile
@@ -82,6 +83,10 @@ $(VENV)-verl/.installed: pyproject.toml constraints.txt
 test-verl: setup $(VENV)-verl/.installed
 	@AGL_TEST_VERL="$$(pwd)/$(VENV)-verl/bin/python" $(BIN)/python -m pytest -v -s tests/plugins/verl
 
+test-frameworks: setup
+	@$(BIN)/python tests/frameworks/environments.py $(VENV)-frameworks
+	@AGL_TEST_FRAMEWORKS="$(VENV)-frameworks" $(BIN)/python -m pytest -v tests/frameworks
+
 test-langchain: setup
 	@AGL_TEST_LANGCHAIN=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/adapters/langchain/test_langchain_renderers.py
 
@@ -110,4 +115,4 @@ wheel: setup
 		"$$wheel/python" -I "$$root/tests/try_wheel.py"
 
 clean:
-	rm -rf $(VENV) $(VENV)-verl $(VENV)-wheel $(VENV)-harnesses .pytest_cache .ruff_cache .hypothesis dist
+	rm -rf $(VENV) $(VENV)-verl $(VENV)-frameworks $(VENV)-wheel $(VENV)-harnesses .pytest_cache .ruff_cache .hypothesis dist

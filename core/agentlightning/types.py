@@ -27,7 +27,8 @@ Ints: TypeAlias = NDArray[np.int64]
 Bools: TypeAlias = NDArray[np.bool_]
 
 Mode = Literal["train", "eval", "production"]
-SpanKind = Literal["llm", "tool", "agent", "note"]
+SpanKind = Literal["llm", "tool", "agent", "note", "link"]
+"""`link`: stands for a span that is not recorded. Its children belong to its parent, and nobody who reads an attempt sees it."""
 AttemptStatus = Literal["running", "succeeded", "failed", "timed_out", "cancelled", "lost"]
 """`lost`: the lease expired. `failed`: the agent raised. Only `succeeded` is trained on, unless a policy says otherwise."""
 RolloutStatus = Literal["queued", "running", "succeeded", "failed", "cancelled"]

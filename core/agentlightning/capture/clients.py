@@ -43,6 +43,10 @@ class Clients:
             for patch in self._patches if not self._models else ():
                 patch.remove()
 
+    def adapters(self) -> list[str]:
+        """Import names of the adapters that route requests."""
+        return list(self._models)
+
     def models(self) -> list[str]:
         """Names and patterns of all adapters that stand for the model of the rollout."""
         return [name for names in self._models.copy().values() for name in names]

@@ -7,7 +7,7 @@ finds the request that an answer belongs to. Nothing is guessed: a call without 
 from __future__ import annotations
 
 import re
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -67,6 +67,9 @@ class ModelCall:
         """
         call_id = uuid5(UUID(self.id), str(len(self.sent))).hex if self.sent else self.id
         self.sent.append((request, call_id))
+        if (recorder := self.recorder()) is not None:
+            with _claims().lock:
+                _claims().senders.setdefault(recorder, {})[call_id] = self.adapter
         return call_id
 
     def end(self, told: object = None, *, otherwise: str | None = None) -> tuple[str | None, str | None]:
@@ -81,7 +84,7 @@ class ModelCall:
         if call_id is None:
             return None, self._cause(otherwise)
         recorder = self.recorder()
-        if recorder is not None and not _claim(recorder, call_id):
+        if recorder is not None and not claim(recorder, call_id):
             return None, f"a cache: another span already has this answer (call {call_id})"
         return call_id, None
 
@@ -108,9 +111,27 @@ _open_call: ContextVar[ModelCall | None] = ContextVar("agentlightning_model_call
 
 
 def model_call() -> ModelCall | None:
+    """The model call that the next request here belongs to, or None: the open one, else one that a finder knows."""
+    return opened_call() or next((call for find in _claims().finders.values() if (call := find()) is not None), None)
+
+
+def opened_call() -> ModelCall | None:
     """The model call that is open here, or None. (The variable may hold an ended one: another task may report the end.)"""
     call = _open_call.get()
     return call if call is not None and call.open and call.recorder() is not None else None
+
+
+def find_calls(adapter: str, find: Callable[[], ModelCall | None] | None) -> None:
+    """Ask a function for the call of a request that is sent outside every open call. None: ask it no longer."""
+    with _claims().lock:
+        finders = {name: other for name, other in _claims().finders.items() if name != adapter}
+        _claims().finders = finders if find is None else {**finders, adapter: find}
+
+
+def sender(recorder: Recorder, call_id: str) -> str | None:
+    """Import name of the adapter whose model call sent a request of the attempt; None: no model call did."""
+    with _claims().lock:
+        return _claims().senders.get(recorder, {}).get(call_id)
 
 
 @contextmanager
@@ -124,11 +145,13 @@ def no_model_call() -> Generator[None]:
 
 
 class _Claims:
-    """The recorded calls that a span names already."""
+    """The recorded calls that a span names already, and who sent their requests."""
 
     def __init__(self) -> None:
         self.lock = Lock()
         self.of: WeakKeyDictionary[Recorder, set[str]] = WeakKeyDictionary()
+        self.senders: WeakKeyDictionary[Recorder, dict[str, str]] = WeakKeyDictionary()
+        self.finders: dict[str, Callable[[], ModelCall | None]] = {}
 
 
 @cache
@@ -136,7 +159,7 @@ def _claims() -> _Claims:
     return _Claims()
 
 
-def _claim(recorder: Recorder, call_id: str) -> bool:
+def claim(recorder: Recorder, call_id: str) -> bool:
     """True for the first span of the attempt that names the call."""
     claims = _claims()
     with claims.lock:

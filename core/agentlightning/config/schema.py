@@ -298,10 +298,12 @@ class Config(BaseSettings):
             raise ConfigError("agent and command are both set. Remove one of them.")
 
     def _check_command(self) -> None:
-        """A command runs in processes of its own, where no adapter can tell its agents apart."""
-        for key, names in {"adapters": self.adapters, "agents": self.agents}.items():
-            if names:
-                raise ConfigError(f"{key} is {list(names)}, but adapters cannot see the agents of a command. Remove it.")
+        """A command runs in processes of its own, where no adapter is."""
+        if self.adapters:
+            raise ConfigError(
+                f"adapters is {list(self.adapters)}, but adapters cannot see the agents of a command. Remove it, and switch on the "
+                "program's OpenTelemetry."
+            )
         if self.runner.workers:
             raise ConfigError(f"runner.workers is {self.runner.workers}, but a command runs in processes of its own. Remove it.")
 

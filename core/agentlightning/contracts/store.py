@@ -13,8 +13,10 @@ Invariants, held by `agentlightning.testing.store_contract` for every implementa
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Literal, Protocol, runtime_checkable
+
+from msgspec.structs import force_setattr, replace
 
 from agentlightning.types import (
     Attempt,
@@ -59,7 +61,24 @@ class AttemptRecords(WireValue, frozen=True, kw_only=True):
     calls: tuple[Call, ...] = ()
     completions: tuple[Completion, ...] = ()
     spans: tuple[Span, ...] = ()
+    """Without links: a span below one is below that link's parent."""
     rewards: tuple[Reward, ...] = ()
+
+    def __post_init__(self) -> None:
+        if links := {span.id: span.parent_id for span in self.spans if span.kind == "link"}:
+            force_setattr(self, "spans", tuple(_attached(span, links) for span in self.spans if span.id not in links))
+
+
+def _attached(span: Span, links: Mapping[str, str | None]) -> Span:
+    """The span below its nearest ancestor that is no link."""
+    parent, passed = span.parent_id, set[str]()
+    while parent is not None and parent in links:
+        if parent in passed:  # a cycle: clients make the ids
+            parent = None
+            break
+        passed.add(parent)
+        parent = links[parent]
+    return span if parent == span.parent_id else replace(span, parent_id=parent)
 
 
 @runtime_checkable

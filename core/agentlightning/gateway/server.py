@@ -40,6 +40,7 @@ from agentlightning.gateway.rendering.demonstration import Demonstrate
 from agentlightning.gateway.rendering.load import load_rendering
 from agentlightning.gateway.rendering.renderer import Rendering
 from agentlightning.gateway.sampled_call import SampledAnswerer
+from agentlightning.gateway.traces import TraceEndpoint
 from agentlightning.gateway.unknown_path import UnknownPath
 from agentlightning.types import LLM, Attempt
 
@@ -106,6 +107,7 @@ def gateway_app(store: LightningStore, engine: Engine, **options: Unpack[Options
         *(Route(path, endpoint, methods=["POST"]) for path, endpoint in endpoints.items()),
         Route(CALLS_PATH, EndOfAttempt(callers).answer, methods=["DELETE"]),
         *Cards(engine, models).routes,
+        *TraceEndpoint(store, max_body).routes,
     ]
     unknown = UnknownPath(service, endpoints).answer
 

@@ -19,9 +19,10 @@ from types import TracebackType
 from typing import Any, cast
 from urllib.parse import urlsplit
 
-from agentlightning.capture.recorder import checked_reward, current
+from agentlightning.capture.recorder import KEY_HEADER, checked_reward, current
 from agentlightning.config.schema import RewardFrom
 from agentlightning.errors import AgentError, ConfigError, RewardError
+from agentlightning.gateway.api.otlp import has_protobuf
 from agentlightning.runner.managed_process import Command, Guard, ManagedProcess, describe_exit
 from agentlightning.runner.process_output import Pipes, PipeTail
 from agentlightning.runner.proxies import without_proxy
@@ -29,6 +30,8 @@ from agentlightning.types import JSON, LLM
 
 TASK_LIMIT = 96 * 1024
 """Largest task in an environment variable, in bytes. Linux takes 128 KiB in one variable."""
+EXPORT_DELAY = "500"
+"""Milliseconds before the program sends its ended spans. A program that is killed loses those of that time."""
 GRACE = 2.0
 """Seconds between SIGTERM and SIGKILL."""
 FOREIGN = frozenset({"ANTHROPIC_AUTH_TOKEN", "AGL_TASK", "AGL_REWARD_FILE", "AGL_REWARD_URL"})
@@ -43,7 +46,8 @@ class CommandAgent:
     `line` is split as in a shell, but runs without one; write `sh -c '...'` if you need a shell. The program runs in `folder` with this
     process's environment and these variables: `OPENAI_BASE_URL`, `OPENAI_API_KEY`, `ANTHROPIC_BASE_URL`, `ANTHROPIC_API_KEY`, `AGL_MODEL`,
     `AGL_TASK` (JSON; absent above 96 KiB), `AGL_TASK_FILE`, and `AGL_REWARD_FILE` or `AGL_REWARD_URL` if `reward` needs one. Its standard
-    input is the task, too.
+    input is the task, too. `OTEL_EXPORTER_OTLP_ENDPOINT`, `_HEADERS` and `_PROTOCOL` send its OpenTelemetry traces to the gateway, which
+    records agents and tools from them.
 
     Raises `ConfigError` before the run begins if the program does not exist.
     """
@@ -131,8 +135,21 @@ class CommandAgent:
             variables["AGL_REWARD_FILE"] = str(folder / "reward")
         if self.reward == "post":
             variables["AGL_REWARD_URL"] = f"{llm.base_url}/reward"
+        variables |= _telemetry(root, llm.api_key)
         variables |= without_proxy(urlsplit(llm.base_url).hostname)
         return {name: value for name, value in os.environ.items() if name not in FOREIGN} | variables
+
+
+def _telemetry(root: str, key: str) -> dict[str, str]:
+    """The variables of OpenTelemetry's exporters. Those of traces alone come first in every SDK, so they must agree."""
+    protocol = "http/protobuf" if has_protobuf() else "http/json"
+    return {
+        "OTEL_EXPORTER_OTLP_ENDPOINT": root,
+        "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": f"{root}/v1/traces",
+        **{f"OTEL_EXPORTER_OTLP_{signal}HEADERS": f"{KEY_HEADER.lower()}={key}" for signal in ("", "TRACES_")},
+        **{f"OTEL_EXPORTER_OTLP_{signal}PROTOCOL": protocol for signal in ("", "TRACES_")},
+        "OTEL_BSP_SCHEDULE_DELAY": EXPORT_DELAY,
+    }
 
 
 def read_reward(text: str, where: str) -> float:

@@ -110,7 +110,8 @@ def check_joins(trajectories: Iterable[Trajectory], agents: Sequence[str] | None
     if unjoined or not seen:
         raise JoinError(
             f"agents = {list(agents)} selects agents, but {unjoined or len(transitions)} of {len(transitions)} model calls name no "
-            "agent. Activate the framework's adapter: pass its callback or call `install()`. `agl show` lists the calls."
+            "agent. Activate the framework's adapter: pass its callback or call `install()`. For a command, switch on its OpenTelemetry. "
+            "`agl show` lists the calls."
         )
     unmatched = [pattern for pattern in agents if not any(fnmatchcase(name, pattern) for name in seen)]
     if len(unmatched) == len(agents):

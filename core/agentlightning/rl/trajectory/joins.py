@@ -1,17 +1,19 @@
 """Joining: which span tells of which model call. Nothing is guessed; a join that is missing says so.
 
 A span joins by its `call_id`; without one, by the hash of its request (attribute `request_hash`) within the attempt, in order of
-arrival, and only where that order is beyond doubt.
+arrival, and only where that order is beyond doubt. A span that names neither (attribute `join_by_time`) joins the one call made within
+its time, where no other span and no other call could be meant.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, cast
 
+from agentlightning.capture.otel.meaning import BY_TIME
 from agentlightning.types import Call, Span
 
 REQUEST_HASH = "request_hash"
@@ -20,6 +22,8 @@ TOOL_CALL_ID = "tool_call_id"
 """Attribute of a `tool` span: id of the tool call that asked for it."""
 NEVER_ARRIVED = "never reached the gateway"
 """Said of a span whose model call has no counterpart."""
+CLOCK = 0.005
+"""Seconds by which the times of two processes on one machine may differ."""
 
 
 class Tree:
@@ -67,6 +71,7 @@ def join(calls: Sequence[Call], spans: Sequence[Span]) -> Joins:
     live = {call.id: call for call in calls if call.id not in alias}
     joined: dict[str, list[Span]] = defaultdict(list)
     by_hash: dict[str, list[Span]] = defaultdict(list)
+    by_time: list[Span] = []
     diagnostics: list[str] = []
     for span in spans:
         if span.kind != "llm":
@@ -76,6 +81,8 @@ def join(calls: Sequence[Call], spans: Sequence[Span]) -> Joins:
             joined[call_id].append(span)
         elif call_id is None and isinstance(span.attributes.get(REQUEST_HASH), str):
             by_hash[cast(str, span.attributes[REQUEST_HASH])].append(span)
+        elif call_id is None and span.attributes.get(BY_TIME):
+            by_time.append(span)
         else:
             diagnostics.append(_never_arrived(span))
     open_calls: dict[str, list[Call]] = defaultdict(list)
@@ -95,7 +102,40 @@ def join(calls: Sequence[Call], spans: Sequence[Span]) -> Joins:
                 f"not joined: {len(candidates)} calls and {len(waiting)} spans have the same request and no call id, so their order is in "
                 f"doubt (calls {', '.join(call.id for call in candidates)})"
             )
+    pairs, doubts = _join_by_time(by_time, [call for call in live.values() if call.id not in joined])
+    for call_id, span in pairs:
+        joined[call_id].append(span)
+    diagnostics.extend(doubts)
     return Joins({call_id: tuple(members) for call_id, members in joined.items()}, alias, tuple(diagnostics))
+
+
+def _join_by_time(spans: Sequence[Span], calls: Sequence[Call]) -> tuple[list[tuple[str, Span]], list[str]]:
+    """The calls that were made within one of these spans each, as (call id, span); and the spans that join none.
+
+    The clocks of two machines may differ by the time of a call. Then a call is in no span, and a span has no call, so nothing is joined.
+    """
+    within = {span.id: [call for call in calls if _is_within(call, span)] for span in spans}
+    around = Counter(call.id for candidates in within.values() for call in candidates)
+    empty = [span for span in spans if not within[span.id]]
+    doubtful = bool(empty) and len(around) < len(calls)
+    pairs: list[tuple[str, Span]] = []
+    doubts: list[str] = []
+    for span in spans:
+        candidates = within[span.id]
+        if not candidates:
+            doubts.append(_never_arrived(span))
+        elif len(candidates) == 1 and around[candidates[0].id] == 1 and not doubtful:
+            pairs.append((candidates[0].id, span))
+        else:
+            ids = ", ".join(call.id for call in candidates)
+            doubts.append(
+                f"not joined: span {span.name!r} ({span.id}) has no call id, and its time leaves in doubt which call it made ({ids})"
+            )
+    return pairs, doubts
+
+
+def _is_within(call: Call, span: Span) -> bool:
+    return span.ended is not None and span.started - CLOCK <= call.started and call.ended <= span.ended + CLOCK
 
 
 def superseded(calls: Sequence[Call]) -> dict[str, str]:

@@ -12,16 +12,25 @@ from typing import Any
 
 import numpy as np
 
-IN_A_ROW = 3
-"""Steps in a row that show a sign. One step of a few groups is noise; three by chance are rare."""
-NOISE = 2.0
-"""Standard errors by which two rewards must differ. About 95 % of differences by chance are smaller."""
+from agentlightning.training.step_history import (
+    IN_A_ROW,
+    NOISE,
+    Facts,
+    Steps,
+    first_eval,
+    has,
+    last_measured,
+    mean_reward,
+    no_signal,
+    peak_reward,
+    reward_error,
+    start_error,
+)
+
 NO_SIGNAL = 0.65
 """Share of groups without signal. Healthy runs stay below one half; the first try on Spider had four to five of six."""
 LOW, HIGH = 1 / 3, 2 / 3
 """Groups without signal are all wrong or all right if their mean reward lies in this third of the rewards seen."""
-ALL_RIGHT = 0.95
-"""Position in the rewards seen above which a run has nothing left to learn."""
 TRUNCATED = 0.5
 """Share of replies that end at the token limit. Half of them then lose their answers."""
 TRUNCATED_REWARD = 0.1
@@ -82,24 +91,9 @@ class Diagnosis:
         return f"Not learning ({self.cause}): {self.evidence} {self.remedy}"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Facts:
-    """The settings of a run that a diagnosis names. None: not known."""
-
-    lr: float | None = None
-    suggested_lr: float | None = None
-    max_tokens: int | None = None
-    mismatch_alarm: float = 0.05
-    checkpoint: str | None = None
-    """The best checkpoint so far."""
-    checkpoint_step: int = 0
-    samples: bool = True
-    """Whether the engine samples the rollouts. Those of a replay say nothing about the policy in training."""
-
-
 def diagnose(rows: Sequence[Mapping[str, Any]], facts: Facts) -> Diagnosis | None:
     """Return the likeliest cause; None: the run learns, or it is too early to tell. `rows` are the lines of `metrics.jsonl` so far."""
-    steps = _Steps(rows, facts)
+    steps = Steps(rows, facts)
     for cause in (*_HARMFUL, *(() if steps.learns or not facts.samples else _NO_PROGRESS)):
         diagnosis = cause(steps)
         if diagnosis is not None:
@@ -107,73 +101,10 @@ def diagnose(rows: Sequence[Mapping[str, Any]], facts: Facts) -> Diagnosis | Non
     return None
 
 
-class _Steps:
-    """The training steps and evaluations of a run."""
-
-    def __init__(self, rows: Sequence[Mapping[str, Any]], facts: Facts) -> None:
-        self.facts = facts
-        self.all = [row for row in rows if row["step"] > 0]
-        self.scored = [row for row in self.all if _has(row, "reward", "groups")]
-        """Steps with rollouts of the policy."""
-        self.evals = [row for row in rows if any(name.startswith("eval.") for name in row)]
-
-    def last(self, name: str, count: int = IN_A_ROW) -> list[float]:
-        """Return a metric of the last steps with rollouts; empty if one of them has none."""
-        rows = self.scored[-count:]
-        return [float(row[name]) for row in rows] if len(rows) == count and all(_has(row, name) for row in rows) else []
-
-    @property
-    def learns(self) -> bool:
-        """Whether the reward of the last steps is above that of the first steps by more than noise."""
-        if len(self.scored) < 2 * IN_A_ROW:
-            return False
-        first, last = _mean(self.scored[:IN_A_ROW]), _mean(self.scored[-IN_A_ROW:])
-        return last[0] - first[0] > NOISE * math.hypot(first[1], last[1])
-
-    @property
-    def no_signal(self) -> float:
-        """The lowest share of groups without signal in the last steps; 0: unknown."""
-        shares = [_no_signal(row) for row in self.scored[-IN_A_ROW:]]
-        return min(shares) if len(shares) == IN_A_ROW else 0.0
-
-    @property
-    def range(self) -> tuple[float, float] | None:
-        """The lowest and the highest reward so far; None: unknown."""
-        rows = [row for row in self.scored if _has(row, "reward_min", "reward_max")]
-        return (min(row["reward_min"] for row in rows), max(row["reward_max"] for row in rows)) if rows else None
-
-    def position(self, reward: float) -> float | None:
-        """Where a reward lies between the lowest (0) and the highest (1) so far."""
-        if self.range is None or self.range[0] == self.range[1]:
-            return None
-        low, high = self.range
-        return (reward - low) / (high - low)
-
-    @property
-    def solved(self) -> bool:
-        """Whether almost every rollout of the last steps has the highest reward."""
-        rewards = self.last("reward")
-        position = self.position(float(np.mean(rewards))) if rewards else None
-        return position is not None and position >= ALL_RIGHT
-
-    @property
-    def lower_rate(self) -> str:
-        """A sentence with a lower learning rate."""
-        return "Lower trainer.lr." if self.facts.lr is None else f"Set trainer.lr = {self.facts.lr / 4:.1e}."
-
-    @property
-    def way_back(self) -> str:
-        """How to start again from before the harm."""
-        checkpoint = self.facts.checkpoint
-        if checkpoint is None or not self.all or self.facts.checkpoint_step > self.all[-1]["step"] - IN_A_ROW:
-            return f"Stop this run. {self.lower_rate} Start it again."
-        return f'Stop this run. Set model = "{checkpoint}" (the best checkpoint). {self.lower_rate} Start a new run with `agl train`.'
-
-
 # --- harm: looked for in every run --------------------------------------------------------------------------------------------------------
 
 
-def _mismatch(steps: _Steps) -> Diagnosis | None:
+def _mismatch(steps: Steps) -> Diagnosis | None:
     if not steps.all or not steps.all[-1].get("alarm"):
         return None
     return Diagnosis(
@@ -184,7 +115,7 @@ def _mismatch(steps: _Steps) -> Diagnosis | None:
     )
 
 
-def _kl_explosion(steps: _Steps) -> Diagnosis | None:
+def _kl_explosion(steps: Steps) -> Diagnosis | None:
     divergences = steps.last("kl")
     if not divergences or min(divergences) < KL:
         return None
@@ -195,17 +126,17 @@ def _kl_explosion(steps: _Steps) -> Diagnosis | None:
     )
 
 
-def _collapse(steps: _Steps) -> Diagnosis | None:
+def _collapse(steps: Steps) -> Diagnosis | None:
     if not steps.facts.samples or len(steps.scored) <= IN_A_ROW:
         return None
-    start, peak = _mean(steps.scored[:IN_A_ROW])[0], _peak(steps.scored)
-    if (first := _first_eval(steps.evals)) is not None:
+    start, peak = mean_reward(steps.scored[:IN_A_ROW])[0], peak_reward(steps.scored)
+    if (first := first_eval(steps.evals)) is not None:
         start = max(start, first)
     limit = max(start, (start + peak) / 2)  # it fell below the start, or lost half of its gain
     recent = steps.scored[-IN_A_ROW:]
-    if any(row["reward"] + NOISE * math.hypot(_error(row), _spread_error(steps.scored)) >= limit for row in recent):
+    if any(row["reward"] + NOISE * math.hypot(reward_error(row), start_error(steps.scored)) >= limit for row in recent):
         return None
-    cut, silent = steps.last("truncated_fraction"), [_no_signal(row) for row in recent]
+    cut, silent = steps.last("truncated_fraction"), [no_signal(row) for row in recent]
     signs = [f"{cut[-1]:.0%} of the replies end at the token limit"] if cut and min(cut) >= TRUNCATED else []
     signs += [f"{silent[-1]:.0%} of the groups have no signal"] if min(silent) >= NO_SIGNAL else []
     if not signs:
@@ -218,16 +149,16 @@ def _collapse(steps: _Steps) -> Diagnosis | None:
     )
 
 
-def _eval_falls(steps: _Steps) -> Diagnosis | None:
+def _eval_falls(steps: Steps) -> Diagnosis | None:
     if not steps.evals or steps.evals[-1]["step"] < EVAL_STEP:
         return None
     row = steps.evals[-1]
-    fallen = [kind for kind in ("greedy", "sampled") if _has(row, f"eval.{kind}.change_high") and row[f"eval.{kind}.change_high"] < 0]
+    fallen = [kind for kind in ("greedy", "sampled") if has(row, f"eval.{kind}.change_high") and row[f"eval.{kind}.change_high"] < 0]
     if not fallen:
         return None
     kind, other = fallen[0], "sampled" if fallen[0] == "greedy" else "greedy"
     change, low, high = (row[f"eval.{kind}.{name}"] for name in ("change", "change_low", "change_high"))
-    rest = f" The {other} one changed by {row[f'eval.{other}.change']:+.3f}." if _has(row, f"eval.{other}.change") else ""
+    rest = f" The {other} one changed by {row[f'eval.{other}.change']:+.3f}." if has(row, f"eval.{other}.change") else ""
     return Diagnosis(
         cause="eval_falls" if len(fallen) == 2 or kind == "sampled" else "greedy_falls",
         evidence=f"The {kind} eval reward changed by {change:+.3f} from before training (95 % interval {low:+.3f} to {high:+.3f}).{rest}",
@@ -238,7 +169,7 @@ def _eval_falls(steps: _Steps) -> Diagnosis | None:
 # --- no progress: looked for while the reward does not rise -------------------------------------------------------------------------------
 
 
-def _tools_never_called(steps: _Steps) -> Diagnosis | None:
+def _tools_never_called(steps: Steps) -> Diagnosis | None:
     offers, uses = sum(steps.last("tool_offers")), sum(steps.last("tool_uses"))
     if offers < TOOL_OFFERS or uses > TOOL_USE * offers or steps.solved:
         return None
@@ -249,7 +180,7 @@ def _tools_never_called(steps: _Steps) -> Diagnosis | None:
     )
 
 
-def _truncated(steps: _Steps) -> Diagnosis | None:
+def _truncated(steps: Steps) -> Diagnosis | None:
     shares = steps.last("truncated_fraction")
     worth = [steps.position(reward) or 0.0 for reward in steps.last("truncated_reward")]
     if not shares or min(shares) < TRUNCATED or any(position > TRUNCATED_REWARD for position in worth) or steps.solved:
@@ -262,7 +193,7 @@ def _truncated(steps: _Steps) -> Diagnosis | None:
     )
 
 
-def _never_scores(steps: _Steps) -> Diagnosis | None:
+def _never_scores(steps: Steps) -> Diagnosis | None:
     if steps.range is None or steps.range[0] != steps.range[1] or len(steps.scored) < IN_A_ROW:
         return None
     reward, rollouts = steps.range[0], sum(row.get("rollouts", 0) for row in steps.scored)
@@ -276,8 +207,8 @@ def _never_scores(steps: _Steps) -> Diagnosis | None:
     )
 
 
-def _entropy_collapse(steps: _Steps) -> Diagnosis | None:
-    first, last = [row["entropy"] for row in steps.scored if _has(row, "entropy")][:IN_A_ROW], _last_measured(steps.scored, "entropy")
+def _entropy_collapse(steps: Steps) -> Diagnosis | None:
+    first, last = [row["entropy"] for row in steps.scored if has(row, "entropy")][:IN_A_ROW], last_measured(steps.scored, "entropy")
     if len(steps.scored) < 2 * IN_A_ROW or len(last) < IN_A_ROW or max(last) > ENTROPY_LEFT * np.mean(first) or steps.solved:
         return None
     return Diagnosis(
@@ -287,10 +218,10 @@ def _entropy_collapse(steps: _Steps) -> Diagnosis | None:
     )
 
 
-def _no_group_signal(steps: _Steps) -> Diagnosis | None:
+def _no_group_signal(steps: Steps) -> Diagnosis | None:
     if steps.no_signal < NO_SIGNAL:
         return None
-    rewards = [row["zero_variance_reward"] for row in steps.scored[-IN_A_ROW:] if _has(row, "zero_variance_reward")]
+    rewards = [row["zero_variance_reward"] for row in steps.scored[-IN_A_ROW:] if has(row, "zero_variance_reward")]
     reward = float(np.mean(rewards)) if rewards else float(np.mean(steps.last("reward")))
     position = steps.position(reward)
     share = f"In the last {IN_A_ROW} steps, at least {steps.no_signal:.0%} of the groups had no signal: "
@@ -313,7 +244,7 @@ def _no_group_signal(steps: _Steps) -> Diagnosis | None:
     )
 
 
-def _clipped(steps: _Steps) -> Diagnosis | None:
+def _clipped(steps: Steps) -> Diagnosis | None:
     shares = steps.last("clip_fraction")
     if not shares or min(shares) < CLIPPED:
         return None
@@ -324,7 +255,7 @@ def _clipped(steps: _Steps) -> Diagnosis | None:
     )
 
 
-def _few_tokens(steps: _Steps) -> Diagnosis | None:
+def _few_tokens(steps: Steps) -> Diagnosis | None:
     shares = steps.last("agent_fraction")
     if not shares or max(shares) > TRAINED_AGENTS or steps.solved:
         return None
@@ -335,7 +266,7 @@ def _few_tokens(steps: _Steps) -> Diagnosis | None:
     )
 
 
-def _history_rewritten(steps: _Steps) -> Diagnosis | None:
+def _history_rewritten(steps: Steps) -> Diagnosis | None:
     contexts: dict[str, int] = {}
     for row in steps.scored[-IN_A_ROW:]:
         for name in row:
@@ -353,12 +284,13 @@ def _history_rewritten(steps: _Steps) -> Diagnosis | None:
     )
 
 
-def _no_effect(steps: _Steps) -> Diagnosis | None:
-    trained = [row for row in steps.scored if _has(row, "entropy") and row.get("trained_tokens")]
+def _no_effect(steps: Steps) -> Diagnosis | None:
+    trained = [row for row in steps.scored if has(row, "entropy") and row.get("trained_tokens")]
     if len(trained) < QUIET_STEPS:
         return None
     first, last = trained[:QUIET_WINDOW], trained[-QUIET_WINDOW:]
-    rewards, entropies = (_mean(first), _mean(last)), [float(np.mean([row["entropy"] for row in rows])) for rows in (first, last)]
+    rewards = mean_reward(first), mean_reward(last)
+    entropies = [float(np.mean([row["entropy"] for row in rows])) for rows in (first, last)]
     if abs(entropies[1] - entropies[0]) > ENTROPY_MOVES * abs(entropies[0]):
         return None
     if abs(rewards[1][0] - rewards[0][0]) > NOISE * math.hypot(rewards[0][1], rewards[1][1]):
@@ -373,9 +305,9 @@ def _no_effect(steps: _Steps) -> Diagnosis | None:
     )
 
 
-_HARMFUL: tuple[Callable[[_Steps], Diagnosis | None], ...] = (_mismatch, _kl_explosion, _collapse, _eval_falls)
+_HARMFUL: tuple[Callable[[Steps], Diagnosis | None], ...] = (_mismatch, _kl_explosion, _collapse, _eval_falls)
 """The likeliest first."""
-_NO_PROGRESS: tuple[Callable[[_Steps], Diagnosis | None], ...] = (
+_NO_PROGRESS: tuple[Callable[[Steps], Diagnosis | None], ...] = (
     _tools_never_called,  # the next three explain why groups have no signal
     _truncated,
     _never_scores,
@@ -399,48 +331,3 @@ def fresh_calls(contexts: Mapping[str, int]) -> tuple[int, int, str] | None:
     if total - bridged <= total * UNBRIDGED:
         return None
     return total - bridged, total, max(continuing, key=lambda context: continuing[context])
-
-
-# --- numbers ------------------------------------------------------------------------------------------------------------------------------
-
-
-def _has(row: Mapping[str, Any], *names: str) -> bool:
-    """Whether a row has these numbers. One that is not finite is null in `metrics.jsonl`."""
-    return all(isinstance(row.get(name), int | float) and math.isfinite(row[name]) for name in names)
-
-
-def _last_measured(rows: Sequence[Mapping[str, Any]], name: str) -> list[float]:
-    """Return a metric of the last steps that have it. A step without an update has no entropy."""
-    return [row[name] for row in rows if _has(row, name)][-IN_A_ROW:]
-
-
-def _no_signal(row: Mapping[str, Any]) -> float:
-    return row.get("zero_variance_groups", 0) / row["groups"] if row["groups"] else 0.0
-
-
-def _error(row: Mapping[str, Any]) -> float:
-    """The standard error of a step's reward, over its groups."""
-    return row.get("reward_spread", 0.0) / math.sqrt(max(1, row["groups"]))
-
-
-def _spread_error(rows: Sequence[Mapping[str, Any]]) -> float:
-    """The standard error of the mean of the first steps' rewards."""
-    return _mean(rows[:IN_A_ROW])[1]
-
-
-def _mean(rows: Sequence[Mapping[str, Any]]) -> tuple[float, float]:
-    """Return the mean reward of some steps and its standard error."""
-    rewards = [row["reward"] for row in rows]
-    errors = [_error(row) for row in rows]
-    between = float(np.std(rewards)) / math.sqrt(len(rows))  # one group has no spread
-    return float(np.mean(rewards)), max(between, math.sqrt(sum(error * error for error in errors)) / len(rows))
-
-
-def _peak(rows: Sequence[Mapping[str, Any]]) -> float:
-    """Return the highest mean reward of steps in a row."""
-    return max(_mean(rows[place : place + IN_A_ROW])[0] for place in range(len(rows) - IN_A_ROW + 1))
-
-
-def _first_eval(rows: Sequence[Mapping[str, Any]]) -> float | None:
-    """Return the sampled eval reward before training."""
-    return rows[0]["eval.sampled"] if rows and rows[0]["step"] == 0 and _has(rows[0], "eval.sampled") else None

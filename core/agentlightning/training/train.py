@@ -21,7 +21,6 @@ from agentlightning.registry.registry import registry
 from agentlightning.runner.runner import Agent
 from agentlightning.training.choice import worse
 from agentlightning.training.controls import Controls, Stopped, run_in_thread
-from agentlightning.training.diagnosis import Facts
 from agentlightning.training.evaluation import Evaluator
 from agentlightning.training.job import Job, job_of, keep_tasks, make_job
 from agentlightning.training.learning_rate import lr_of_model, lr_warning
@@ -38,6 +37,7 @@ from agentlightning.training.services import Services, open_services
 from agentlightning.training.session import Session
 from agentlightning.training.step_checks import StepChecks
 from agentlightning.training.step_groups import StepGroups
+from agentlightning.training.step_history import Facts
 from agentlightning.training.step_source import ReplyLimits
 from agentlightning.types import JSON
 

@@ -16,10 +16,11 @@ from typer.testing import CliRunner
 import agentlightning as agl
 from agentlightning.cli.main import build
 from agentlightning.training import diagnosis
-from agentlightning.training.diagnosis import Facts, diagnose
+from agentlightning.training.diagnosis import diagnose
 from agentlightning.training.metrics import read_metrics
 from agentlightning.training.progress import TrainingProgress
 from agentlightning.training.run_folder import RunFolder
+from agentlightning.training.step_history import Facts
 
 Row = dict[str, Any]
 

@@ -1,0 +1,137 @@
+"""The steps of a run so far, read for a diagnosis: what they measured, how noisy their rewards are, and what a remedy may name."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+IN_A_ROW = 3
+"""Steps in a row that show a sign. One step of a few groups is noise; three by chance are rare."""
+NOISE = 2.0
+"""Standard errors by which two rewards must differ. About 95 % of differences by chance are smaller."""
+ALL_RIGHT = 0.95
+"""Position in the rewards seen above which a run has nothing left to learn."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Facts:
+    """The settings of a run that a diagnosis names. None: not known."""
+
+    lr: float | None = None
+    suggested_lr: float | None = None
+    max_tokens: int | None = None
+    mismatch_alarm: float = 0.05
+    checkpoint: str | None = None
+    """The best checkpoint so far."""
+    checkpoint_step: int = 0
+    samples: bool = True
+    """Whether the engine samples the rollouts. Those of a replay say nothing about the policy in training."""
+
+
+class Steps:
+    """The training steps and evaluations of a run."""
+
+    def __init__(self, rows: Sequence[Mapping[str, Any]], facts: Facts) -> None:
+        self.facts = facts
+        self.all = [row for row in rows if row["step"] > 0]
+        self.scored = [row for row in self.all if has(row, "reward", "groups")]
+        """Steps with rollouts of the policy."""
+        self.evals = [row for row in rows if any(name.startswith("eval.") for name in row)]
+
+    def last(self, name: str, count: int = IN_A_ROW) -> list[float]:
+        """Return a metric of the last steps with rollouts; empty if one of them has none."""
+        rows = self.scored[-count:]
+        return [float(row[name]) for row in rows] if len(rows) == count and all(has(row, name) for row in rows) else []
+
+    @property
+    def learns(self) -> bool:
+        """Whether the reward of the last steps is above that of the first steps by more than noise."""
+        if len(self.scored) < 2 * IN_A_ROW:
+            return False
+        first, last = mean_reward(self.scored[:IN_A_ROW]), mean_reward(self.scored[-IN_A_ROW:])
+        return last[0] - first[0] > NOISE * math.hypot(first[1], last[1])
+
+    @property
+    def no_signal(self) -> float:
+        """The lowest share of groups without signal in the last steps; 0: unknown."""
+        shares = [no_signal(row) for row in self.scored[-IN_A_ROW:]]
+        return min(shares) if len(shares) == IN_A_ROW else 0.0
+
+    @property
+    def range(self) -> tuple[float, float] | None:
+        """The lowest and the highest reward so far; None: unknown."""
+        rows = [row for row in self.scored if has(row, "reward_min", "reward_max")]
+        return (min(row["reward_min"] for row in rows), max(row["reward_max"] for row in rows)) if rows else None
+
+    def position(self, reward: float) -> float | None:
+        """Where a reward lies between the lowest (0) and the highest (1) so far."""
+        if self.range is None or self.range[0] == self.range[1]:
+            return None
+        low, high = self.range
+        return (reward - low) / (high - low)
+
+    @property
+    def solved(self) -> bool:
+        """Whether almost every rollout of the last steps has the highest reward."""
+        rewards = self.last("reward")
+        position = self.position(float(np.mean(rewards))) if rewards else None
+        return position is not None and position >= ALL_RIGHT
+
+    @property
+    def lower_rate(self) -> str:
+        """A sentence with a lower learning rate."""
+        return "Lower trainer.lr." if self.facts.lr is None else f"Set trainer.lr = {self.facts.lr / 4:.1e}."
+
+    @property
+    def way_back(self) -> str:
+        """How to start again from before the harm."""
+        checkpoint = self.facts.checkpoint
+        if checkpoint is None or not self.all or self.facts.checkpoint_step > self.all[-1]["step"] - IN_A_ROW:
+            return f"Stop this run. {self.lower_rate} Start it again."
+        return f'Stop this run. Set model = "{checkpoint}" (the best checkpoint). {self.lower_rate} Start a new run with `agl train`.'
+
+
+def has(row: Mapping[str, Any], *names: str) -> bool:
+    """Whether a row has these numbers. One that is not finite is null in `metrics.jsonl`."""
+    return all(isinstance(row.get(name), int | float) and math.isfinite(row[name]) for name in names)
+
+
+def last_measured(rows: Sequence[Mapping[str, Any]], name: str) -> list[float]:
+    """Return a metric of the last steps that have it. A step without an update has no entropy."""
+    return [row[name] for row in rows if has(row, name)][-IN_A_ROW:]
+
+
+def no_signal(row: Mapping[str, Any]) -> float:
+    return row.get("zero_variance_groups", 0) / row["groups"] if row["groups"] else 0.0
+
+
+def reward_error(row: Mapping[str, Any]) -> float:
+    """The standard error of a step's reward, over its groups."""
+    return row.get("reward_spread", 0.0) / math.sqrt(max(1, row["groups"]))
+
+
+def start_error(rows: Sequence[Mapping[str, Any]]) -> float:
+    """The standard error of the mean of the first steps' rewards."""
+    return mean_reward(rows[:IN_A_ROW])[1]
+
+
+def mean_reward(rows: Sequence[Mapping[str, Any]]) -> tuple[float, float]:
+    """Return the mean reward of some steps and its standard error."""
+    rewards = [row["reward"] for row in rows]
+    errors = [reward_error(row) for row in rows]
+    between = float(np.std(rewards)) / math.sqrt(len(rows))  # one group has no spread
+    return float(np.mean(rewards)), max(between, math.sqrt(sum(error * error for error in errors)) / len(rows))
+
+
+def peak_reward(rows: Sequence[Mapping[str, Any]]) -> float:
+    """Return the highest mean reward of steps in a row."""
+    return max(mean_reward(rows[place : place + IN_A_ROW])[0] for place in range(len(rows) - IN_A_ROW + 1))
+
+
+def first_eval(rows: Sequence[Mapping[str, Any]]) -> float | None:
+    """Return the sampled eval reward before training."""
+    return rows[0]["eval.sampled"] if rows and rows[0]["step"] == 0 and has(rows[0], "eval.sampled") else None

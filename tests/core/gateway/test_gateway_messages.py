@@ -269,7 +269,6 @@ IMAGE = {"type": "image", "source": {"type": "base64", "media_type": "image/png"
     [
         ({"messages": [{"role": "user", "content": [{"type": "text", "text": "x"}, IMAGE]}]}, r"messages\[0\].content\[1\] is 'image'"),
         ({"messages": [{"role": "user", "content": [{"type": "tool_result", "tool_use_id": "a", "content": [IMAGE]}]}]}, "'image'"),
-        ({"messages": [user("x"), {"role": "assistant", "content": "The answer is ("}]}, "End with a user message"),
         ({"messages": [{"role": "robot", "content": "x"}]}, "'robot'"),
         ({"messages": []}, "messages is empty"),
         ({"tools": [{"type": "web_search_20250305", "name": "web_search"}]}, "server tool 'web_search_20250305'"),
@@ -405,3 +404,18 @@ async def test_another_gateway_goes_on_in_the_middle_of_a_conversation(house: An
         await h.gateway.stop()
     one, two = (await h.records(attempt)).completions
     assert starts(two, one)
+
+
+async def test_a_last_message_of_the_assistant_is_the_beginning_of_the_reply(house: Any) -> None:
+    h = await house([" Paris.", "never"])
+    attempt = await h.attempt()
+    client = anthropic.AsyncAnthropic(base_url=h.gateway.base_url.removesuffix("/v1"), api_key=attempt.key, max_retries=0)
+    begun: Any = [{"role": "user", "content": "Where is the Louvre?"}, {"role": "assistant", "content": "It is in"}]
+    answer = await client.messages.create(model="scripted", max_tokens=40, messages=begun)
+    assert answer.content[0].text == " Paris."
+    [completion] = (await h.records(attempt)).completions
+    assert h.text(completion.prompt_ids).endswith("<|im_start|>assistant\nIt is in")
+    called = [*begun[:1], {"role": "assistant", "content": [{"type": "tool_use", "id": "a", "name": "search", "input": {}}]}]
+    with pytest.raises(anthropic.BadRequestError, match="tool_result"):
+        await client.messages.create(model="scripted", max_tokens=40, messages=called)
+    await client.close()

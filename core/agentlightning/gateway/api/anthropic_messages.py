@@ -151,16 +151,16 @@ def canonical_request(asked: MessagesRequest, earlier: Sequence[Message] = (), t
     """The request in the canonical form, with the messages and tools of the thread that it continues. Raises `Refused`."""
     messages = [*earlier, *_messages(asked)]
     tools = tools or [_tool(tool, f"tools[{i}]") for i, tool in enumerate(asked.tools or ())]
-    if messages and messages[-1].role == "assistant":
-        raise Refused(
-            "The last message is the assistant's, and the gateway cannot continue it. End with a user message.",
-            param="messages",
-        )
+    last = messages[-1] if messages else None
+    if last is not None and last.tool_calls:
+        raise Refused("The last message is a tool call of the assistant, and nothing continues it. Add its tool_result.", param="messages")
+    continues = last is not None and last.role == "assistant"  # in this form, the reply continues such a message
     choice = asked.tool_choice
     return ChatRequest.of(
         asked,
         messages,
         stop=asked.stops,
+        continue_final_message=True if continues else asked.continue_final_message,
         tools=list(tools) or None,
         tool_choice=None if choice is None else _tool_choice(choice, [tool.function.name for tool in tools]),
         parallel_tool_calls=False if choice is not None and choice.disable_parallel_tool_use else None,

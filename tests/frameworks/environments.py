@@ -31,6 +31,18 @@ def make(folder: Path, framework: Framework) -> None:
     stamp.touch()
 
 
+def make_plain(folder: Path, package: str) -> None:
+    """Make an environment with one package and without the checkout: its program speaks to the gateway alone."""
+    home = folder / package
+    if (home / ".installed").exists():
+        return
+    print(f"Setting up {home} ...", flush=True)
+    venv.create(home, clear=True)
+    pip = [sys.executable, "-m", "pip", "-qq", "--disable-pip-version-check", "--no-input", "--python", str(home / "bin" / "python")]
+    subprocess.run([*pip, "install", package], check=True)
+    (home / ".installed").touch()
+
+
 def make_node(folder: Path) -> None:
     """Make the folder of the AI SDK's program, with its packages."""
     shutil.copytree(ROOT / "tests" / "frameworks" / "ai_sdk", folder / "ai-sdk", dirs_exist_ok=True)
@@ -41,5 +53,7 @@ if __name__ == "__main__":
     for framework in FRAMEWORKS:
         if framework.name in sys.argv[2:] or len(sys.argv) == 2:
             make(Path(sys.argv[1]), framework)
+    if len(sys.argv) == 2 or "instructor" in sys.argv[2:]:
+        make_plain(Path(sys.argv[1]), "instructor")  # it wants an older openai than the other packages
     if shutil.which("npm") is not None and (len(sys.argv) == 2 or "ai-sdk" in sys.argv[2:]):
         make_node(Path(sys.argv[1]))

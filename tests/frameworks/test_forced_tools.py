@@ -84,21 +84,6 @@ async def test_pydantic_ai_gets_its_output_type(tmp_path: Path, renderer: str) -
         assert [call.status for call in await calls()] == ["completed"]
 
 
-@pytest.mark.parametrize("renderer", ["marks", "text"])
-async def test_instructor_gets_its_model(tmp_path: Path, renderer: str) -> None:
-    instructor: Any = pytest.importorskip("instructor")
-    import openai
-
-    async with forced(tmp_path, renderer, "Place", ANSWER) as opened:
-        llm, calls = await opened()
-        client = instructor.from_openai(openai.AsyncOpenAI(base_url=llm.base_url, api_key=llm.api_key))
-        place = await client.chat.completions.create(
-            model=llm.model, response_model=Place, messages=[{"role": "user", "content": "Where is the Louvre?"}]
-        )
-        assert place.model_dump() == ANSWER
-        assert [call.status for call in await calls()] == ["completed"]
-
-
 async def run_program(command: list[str], folder: Path, llm: LLM) -> str:
     environment = {**os.environ, "OPENAI_BASE_URL": llm.base_url, "OPENAI_API_KEY": llm.api_key, "AGL_MODEL": llm.model}
     done = await asyncio.to_thread(
@@ -106,6 +91,24 @@ async def run_program(command: list[str], folder: Path, llm: LLM) -> str:
     )
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
+
+
+@pytest.mark.parametrize("renderer", ["marks", "text"])
+async def test_instructor_gets_its_model(tmp_path: Path, renderer: str) -> None:
+    python = Path(ENVIRONMENTS or "").resolve() / "instructor" / "bin" / "python"
+    if not ENVIRONMENTS or not python.exists():
+        pytest.skip("no environment here has it; run: make test-frameworks")
+    program = (
+        "import os, instructor, openai, pydantic\n"
+        "class Place(pydantic.BaseModel):\n    city: str\n    country: str\n"
+        "ask = instructor.from_openai(openai.OpenAI()).chat.completions.create\n"
+        "messages = [{'role': 'user', 'content': 'Where is the Louvre?'}]\n"
+        "print(ask(model=os.environ['AGL_MODEL'], response_model=Place, messages=messages).model_dump_json())"
+    )
+    async with forced(tmp_path, renderer, "Place", ANSWER) as opened:
+        llm, calls = await opened()
+        assert json.loads(await run_program([str(python), "-c", program], tmp_path, llm)) == ANSWER
+        assert [call.status for call in await calls()] == ["completed"]
 
 
 @pytest.mark.parametrize("renderer", ["marks", "text"])

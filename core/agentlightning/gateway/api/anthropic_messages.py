@@ -151,6 +151,8 @@ def canonical_request(asked: MessagesRequest, earlier: Sequence[Message] = (), t
     """The request in the canonical form, with the messages and tools of the thread that it continues. Raises `Refused`."""
     messages = [*earlier, *_messages(asked)]
     tools = tools or [_tool(tool, f"tools[{i}]") for i, tool in enumerate(asked.tools or ())]
+    if earlier and not asked.messages:
+        raise Refused("messages is empty, so nothing follows in this thread. Send at least one message.", param="messages")
     last = messages[-1] if messages else None
     if last is not None and last.tool_calls:
         raise Refused("The last message is a tool call of the assistant, and nothing continues it. Add its tool_result.", param="messages")

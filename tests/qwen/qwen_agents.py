@@ -8,6 +8,7 @@ from typing import Any
 import agentlightning as agl
 
 QUESTION = "What is 12 times 7? Call multiply, then say the result."
+REPEATS = "The small model calls its tool again and again."
 TOOL_NAMES = ("multiply", "weather")
 
 
@@ -36,6 +37,7 @@ async def langchain(llm: agl.LLM) -> str:
     from langchain.agents import create_agent
     from langchain.agents.middleware import wrap_model_call
     from langchain_openai import ChatOpenAI
+    from langgraph.errors import GraphRecursionError
 
     @wrap_model_call  # type: ignore[arg-type]
     async def force_first(request: Any, handler: Any) -> Any:
@@ -44,13 +46,16 @@ async def langchain(llm: agl.LLM) -> str:
 
     model = ChatOpenAI(model=llm.model, base_url=llm.base_url, api_key=llm.api_key)  # type: ignore[arg-type]
     agent = create_agent(model, [multiply, weather], middleware=[force_first])  # type: ignore[list-item]
-    state = await agent.ainvoke({"messages": [{"role": "user", "content": QUESTION}]}, {"recursion_limit": 8})
+    try:
+        state = await agent.ainvoke({"messages": [{"role": "user", "content": QUESTION}]}, {"recursion_limit": 8})
+    except GraphRecursionError:
+        return REPEATS
     return str(state["messages"][-1].content)
 
 
 async def openai_agents(llm: agl.LLM) -> str:
     import openai
-    from agents import Agent, ModelSettings, OpenAIChatCompletionsModel, RunConfig, Runner, function_tool
+    from agents import Agent, MaxTurnsExceeded, ModelSettings, OpenAIChatCompletionsModel, RunConfig, Runner, function_tool
 
     client = openai.AsyncOpenAI(base_url=llm.base_url, api_key=llm.api_key)
     agent = Agent(
@@ -59,7 +64,10 @@ async def openai_agents(llm: agl.LLM) -> str:
         model=OpenAIChatCompletionsModel(llm.model, client),
         model_settings=ModelSettings(tool_choice="multiply"),
     )
-    result = await Runner.run(agent, QUESTION, max_turns=4, run_config=RunConfig(tracing_disabled=True))
+    try:
+        result = await Runner.run(agent, QUESTION, max_turns=4, run_config=RunConfig(tracing_disabled=True))
+    except MaxTurnsExceeded:
+        return REPEATS
     return str(result.final_output)
 
 

@@ -109,7 +109,8 @@ class Registry:
         """Add a plugin: a module, an object with hook implementations, or an entry point of one."""
         staged: list[Entry] = []
         try:
-            module = plugin.load() if isinstance(plugin, importlib.metadata.EntryPoint) else plugin
+            # By its attributes: where the backport `importlib_metadata` is imported (litellm does), entry points are of its class.
+            module = plugin.load() if hasattr(plugin, "load") and hasattr(plugin, "group") else plugin
             self.manager.register(module, name)
             self.manager.check_pending()  # finds a misspelt hook
             for kind in KINDS:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import importlib
 import importlib.metadata
 import inspect
 import sys
@@ -207,3 +208,17 @@ def test_first_party_plugins_come_in_by_the_entry_points_of_anybody() -> None:
 def test_the_builtin_plugin_is_whole() -> None:
     assert Registry({"builtin": builtin}).broken == {}
     assert [singular(kind) for kind in ("losses", "engines", "advantages", "stores")] == ["loss", "engine", "advantage", "store"]
+
+
+def test_an_entry_point_of_the_backport_is_one_too() -> None:
+    """litellm imports `importlib_metadata`, which then makes the entry points of the standard library as well."""
+
+    class Backport:
+        name, value, group = "sqlite", "agentlightning_sqlite.plugin", "agentlightning"
+
+        def load(self) -> Any:
+            return importlib.import_module(self.value)
+
+    plugins = Registry({"sqlite": Backport()})
+    assert plugins.broken == {}
+    assert "sqlite" in plugins.names("stores")

@@ -1,13 +1,15 @@
-"""Writing files that are complete or absent, and errors of the disk in plain words."""
+"""Writing files that are complete or absent, errors of the disk in plain words, and the header of a safetensors file."""
 
 from __future__ import annotations
 
 import errno
+import json
 import os
 import shutil
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from agentlightning.errors import RunError
 
@@ -65,3 +67,20 @@ def _cause(error: OSError, path: Path) -> str:
 def folder_bytes(folder: Path) -> int:
     """Return the size of all files below a folder."""
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def safetensors_header(file: Path) -> tuple[int, dict[str, Any]]:
+    """Return (where the data starts, `{dtype, shape, data_offsets}` by the name of a tensor) of a safetensors file. Raises `ValueError` for
+    a file that is cut off or has another format."""
+    size = file.stat().st_size
+    with file.open("rb") as data:
+        length = int.from_bytes(data.read(8), "little")
+        header: Any = json.loads(data.read(min(length, size)))
+    try:
+        tensors = {name: tensor for name, tensor in header.items() if name != "__metadata__"}
+        end = max((tensor["data_offsets"][1] for tensor in tensors.values()), default=0)
+    except (AttributeError, KeyError, TypeError) as error:
+        raise ValueError(f"{file} has no header of safetensors") from error
+    if size < 8 + length + end:
+        raise ValueError(f"{file} is cut off")
+    return 8 + length, tensors

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import math
-import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from agentlightning.errors import ConfigError
+from agentlightning.files import safetensors_header
 from agentlightning.registry.registry import registry
 
 BYTES_FULL, BYTES_FROZEN = 16, 2
@@ -94,16 +93,13 @@ def _headers(folder: Path) -> tuple[dict[str, tuple[int, ...]], str]:
     sizes: dict[str, int] = {}
     files = sorted(folder.glob("model*.safetensors")) if folder.is_dir() else []
     for file in files:
-        with file.open("rb") as data:
-            try:
-                [length] = struct.unpack("<Q", data.read(8))
-                header: Mapping[str, Any] = json.loads(data.read(length))
-            except (ValueError, struct.error):  # cut off
-                continue
-        for name, tensor in header.items():
-            if name != "__metadata__":
-                shapes[name] = tuple(tensor["shape"])
-                sizes[tensor["dtype"]] = sizes.get(tensor["dtype"], 0) + math.prod(tensor["shape"])
+        try:
+            _, tensors = safetensors_header(file)
+        except ValueError:  # cut off
+            continue
+        for name, tensor in tensors.items():
+            shapes[name] = tuple(tensor["shape"])
+            sizes[tensor["dtype"]] = sizes.get(tensor["dtype"], 0) + math.prod(tensor["shape"])
     largest = max(sizes, key=lambda name: sizes[name]) if sizes else ""
     return shapes, TYPES.get(largest, largest)
 

@@ -22,6 +22,7 @@ import platformdirs
 from agentlightning.contracts.model import ModelFiles
 from agentlightning.contracts.rendering import FILE as RENDERING
 from agentlightning.errors import ConfigError, RunError, unknown
+from agentlightning.files import safetensors_header
 from agentlightning.registry.registry import Registry, registry
 from agentlightning.types import new_id
 
@@ -108,15 +109,11 @@ def weights_problem(folder: Path) -> str | None:
 
 
 def _is_complete(file: Path) -> bool:
-    """Whether a safetensors file has the bytes that its header names."""
     try:
-        with file.open("rb") as data:
-            length = int.from_bytes(data.read(8), "little")
-            header: dict[str, Any] = json.loads(data.read(min(length, file.stat().st_size)))
-        ends = [tensor["data_offsets"][1] for name, tensor in header.items() if name != "__metadata__"]
-    except (ValueError, KeyError, TypeError, AttributeError):
+        safetensors_header(file)
+    except ValueError:
         return False
-    return file.stat().st_size >= 8 + length + max(ends, default=0)
+    return True
 
 
 class _Finder:

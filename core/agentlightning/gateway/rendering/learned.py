@@ -7,13 +7,14 @@ in the same direction (Land and Bartolo 2024, arXiv 2405.05417, find such tokens
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from agentlightning.files import safetensors_header
 
 OUTPUTS = ("lm_head.weight", "embed_out.weight", "embed_tokens.weight", "wte.weight", "embed_in.weight", "word_embeddings.weight")
 """Ends of the names of output embeddings, and of input embeddings that serve as outputs as well. The first match counts."""
@@ -40,28 +41,23 @@ def _is_unused(row: NDArray[np.float32], others: NDArray[np.float32]) -> bool:
 
 def _output_embedding(folder: Path) -> tuple[NDArray[np.uint8], str] | None:
     """((tokens, bytes of a row), its type) in the model's safetensors files. None: not there."""
-    tensors = {name: (file, start, about) for file in sorted(folder.glob("*.safetensors")) for name, start, about in _header(file)}
+    tensors = {name: (file, start, about) for file in sorted(folder.glob("*.safetensors")) for name, start, about in _tensors(file)}
     for end in OUTPUTS:
         for name, (file, start, about) in tensors.items():
             if name.endswith(end) and about["dtype"] in ("BF16", "F16", "F32") and len(about["shape"]) == 2:
-                size = (about["data_offsets"][1] - about["data_offsets"][0]) // about["shape"][0]
-                offset = start + about["data_offsets"][0]
-                if file.stat().st_size < start + about["data_offsets"][1]:
-                    return None  # damaged
-                return np.memmap(file, np.uint8, "r", offset, (about["shape"][0], size)), about["dtype"]
+                first, last = about["data_offsets"]
+                rows = about["shape"][0]
+                return np.memmap(file, np.uint8, "r", start + first, (rows, (last - first) // rows)), about["dtype"]
     return None
 
 
-def _header(file: Path) -> list[tuple[str, int, dict[str, Any]]]:
-    """(name, where the data of the file starts, type with shape and offsets) of each tensor. A file that is damaged has none: the engine
-    says so."""
+def _tensors(file: Path) -> list[tuple[str, int, dict[str, Any]]]:
+    """(name, where the data of the file starts, about it) of each tensor. A damaged file has none: who loads the model says so."""
     try:
-        with file.open("rb") as stream:
-            size = int.from_bytes(stream.read(8), "little")
-            header = cast("dict[str, Any]", json.loads(stream.read(min(size, 100_000_000))))
-        return [(name, 8 + size, about) for name, about in header.items() if name != "__metadata__"]
-    except (OSError, ValueError, AttributeError):
+        start, tensors = safetensors_header(file)
+    except ValueError:
         return []
+    return [(name, start, about) for name, about in tensors.items()]
 
 
 def _floats(rows: NDArray[np.uint8], dtype: str) -> NDArray[np.float32]:

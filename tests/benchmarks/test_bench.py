@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ from agentlightning.cli.main import build
 from agentlightning.contracts.hookspecs import hookimpl
 from agentlightning.errors import MissingExtra, PluginError
 from agentlightning.registry.registry import Registry, registry
+from agentlightning.training import evaluation_key
 from agentlightning.training.run_folder import RunFolder
 from agentlightning_benchmarks.bench import catalog, chart
 from agentlightning_benchmarks.bench.report import differences
@@ -149,7 +152,8 @@ def test_a_benchmark_warms_up_trains_measures_and_reports_every_number(bench: Be
                 assert np.mean(rewards) == pytest.approx(run["eval"][kind][when]), "the same number, from the store and the metrics"
             assert [step for step, _ in run["curve"][f"test_{kind}"]] == [0, 1, 2]
         assert [step for step, _ in run["curve"]["train"]] == [1, 2]
-        assert run["requests"]["all"] == run["requests"]["completed"] == 2 * 2 * 4 + 3 * 3 * 3
+        evaluations = 3 - len({entry["step"] for entry in run.get("eval_reused", ())})  # a step may leave the weights as they were
+        assert run["requests"]["all"] == run["requests"]["completed"] == 2 * 2 * 4 + evaluations * 3 * 3
         tokens = run["tokens"]
         assert tokens["all"] == tokens["trained"] + sum(tokens["left_out"].values())
         warm = run["warm_start"]
@@ -200,6 +204,35 @@ def test_evaluation_alone_trains_nothing_and_reports_in_the_same_form(bench: Ben
     assert "tokens" in run
     assert not list((only(tmp_path / "measured") / run["folder"]).glob("checkpoints/*"))
     assert "significant" not in output
+
+
+def test_seeds_and_later_benchmarks_share_the_evaluation_of_the_model(
+    bench: Bench, package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(evaluation_key, "STARTED", time.time())  # the package was written after this process began
+    common = ("tiny", "--model", str(package.parent / "tiny"), "--folder", "measured", "--data", str(tmp_path), "--steps", "1")
+    (tmp_path / "train.jsonl").touch()
+    code, output = bench(*common, "--seed", "0", "--seed", "1")
+    assert code == 0, output
+    first, second = result_of(only(tmp_path / "measured"))["runs"]
+    base = [[(entry["kind"], entry["run"]) for entry in run.get("eval_reused", ()) if entry["step"] == 0] for run in (first, second)]
+    assert base == [[], [("greedy", f"../{first['folder']}")]]
+    assert first["rollouts"]["eval"] - second["rollouts"]["eval"] == 32  # one greedy rollout of each task
+    for one, other in zip(first["tasks"], second["tasks"], strict=True):
+        assert one["greedy"]["before"] == other["greedy"]["before"]
+        assert len(other["sampled"]["before"]) == len(other["sampled"]["after"]) == 2
+    shutil.move(only(tmp_path / "measured"), tmp_path / "measured" / "bench-earlier")
+    code, output = bench(*common[:7], "--seed", "0", "--eval-only")
+    assert code == 0, output
+    assert "reused" not in output  # the engine loads the model alone, so this is another evaluation
+    shutil.move(next((tmp_path / "measured").glob("bench-tiny*")), tmp_path / "measured" / "bench-evaluation")
+    code, output = bench(*common[:7], "--seed", "0", "--eval-only")
+    assert "Step 0: reused the sampled and greedy evaluation" in " ".join(output.split())
+    [run] = result_of(next((tmp_path / "measured").glob("bench-tiny*")))["runs"]
+    assert len(run["tasks"]) == 32
+    assert run["requests"]["all"] == 0
+    code, output = bench(*common[:7], "--seed", "0", "--eval-only", "--no-eval-cache")
+    assert "reused" not in output
 
 
 def test_real_files_are_trained_on_and_measured_on_32_tasks(bench: Bench, tmp_path: Path):

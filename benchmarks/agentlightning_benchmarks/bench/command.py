@@ -58,6 +58,9 @@ class Options:
     test_suite: Annotated[bool, typer.Option("--test-suite", help="text-to-sql only: score on every variant of each Spider database.")] = (
         False
     )
+    no_eval_cache: Annotated[bool, typer.Option("--no-eval-cache", help="Evaluate again what an earlier run in the folder evaluated.")] = (
+        False
+    )
     folder: Annotated[Path | None, typer.Option(help="Write the benchmark folder here.", show_default="runs")] = None
     renderer: RendererOption = None
     chat_template: ChatTemplateOption = None
@@ -163,6 +166,7 @@ def order_of(options: Options, name: str) -> Any:
         seeds=seeds,
         steps=options.steps,
         test_suite=options.test_suite,
+        eval_cache=not options.no_eval_cache,
         rendering=rendering_keys(
             options.renderer, options.chat_template, options.template_arguments, options.history, options.special_tokens
         ),

@@ -7,17 +7,21 @@ import time
 
 from agentlightning.config.toml import to_toml
 from agentlightning.training.controls import Controls, run_in_thread
-from agentlightning.training.evaluation import eval_metrics, eval_rollouts
+from agentlightning.training.eval_rollouts import eval_rollouts
+from agentlightning.training.evaluation import eval_metrics
+from agentlightning.training.evaluation_cache import evaluation_cache, notices
 from agentlightning.training.job import Job, keep_tasks
 from agentlightning.training.metrics import Trackers
 from agentlightning.training.plan import plan_rollouts
 from agentlightning.training.progress import Progress
 from agentlightning.training.result import write_result
+from agentlightning.training.rollouts import RolloutSettings
 from agentlightning.training.run_folder import RunFolder
 from agentlightning.training.run_state import RunState
 from agentlightning.training.services import open_rollout_services
 from agentlightning.training.step_checks import check_first
 from agentlightning.training.train import Run
+from agentlightning.types import Trajectory
 
 
 def evaluate(job: Job, *, progress: Progress) -> Run:
@@ -34,19 +38,26 @@ async def _evaluate(job: Job, progress: Progress, stop: asyncio.Event) -> Run:
         config = keep_tasks(job, folder).config
         folder.write_config(to_toml(config))
         began, started = time.monotonic(), time.time()
+        cache, rollouts = evaluation_cache(job, plan, folder), eval_rollouts(config.eval, job.eval_tasks, RolloutSettings.of(config), 0)
         progress.begin(0)
         try:
-            async with open_rollout_services(config, plan, folder, controls) as services:
-                progress.phase("evaluating")
-                rollouts = eval_rollouts(config.eval, job.eval_tasks, services.rollouts, 0)
-                trajectories = await services.collector.run(rollouts)
-                check_first(trajectories, None, folder=folder.path)
+            earlier = await cache.of_base(rollouts)
+            for notice in notices(earlier.reused, folder):
+                progress.message(notice)
+            ran = list[Trajectory]()
+            if missing := earlier.missing(rollouts):
+                async with open_rollout_services(config, plan, folder, controls) as services:
+                    progress.phase("evaluating")
+                    ran = await services.collector.run(missing)
+                    await cache.keep(ran)
+            trajectories = earlier.join(rollouts, ran)
+            check_first(trajectories, None, folder=folder.path)
         finally:
             progress.end()
         seconds = time.monotonic() - began
         with Trackers(config.trackers, folder.path) as trackers:
             trackers.log({"step": 0, "rollouts": len(trajectories), **eval_metrics(trajectories), "seconds": seconds})
-        state = RunState(started=started, seconds=seconds, finished=True)
+        state = RunState(started=started, seconds=seconds, finished=True, reused=earlier.reused)
         folder.write_state(state)
-        write_result(folder, state, name=config.name, model=config.model, seed=config.seed)
+        write_result(folder, state, config)
         return Run(folder.path, folder.read_result())

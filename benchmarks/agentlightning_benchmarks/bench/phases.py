@@ -21,7 +21,7 @@ from typing import Any
 
 import msgspec
 
-from agentlightning.config.schema import load_config
+from agentlightning.config.schema import Config, load_config
 from agentlightning.errors import RunError
 from agentlightning.files import write_file
 from agentlightning.training.job import Job, job_of
@@ -47,6 +47,8 @@ class Order:
     seeds: tuple[int, ...] = (0,)
     steps: int | None = None
     test_suite: bool = False
+    eval_cache: bool = True
+    """Reuse earlier evaluations of the same weights."""
     rendering: dict[str, Any] = field(default_factory=dict[str, Any])
     """The keys of a config that change how messages become tokens."""
 
@@ -90,6 +92,8 @@ def run_seed(order: Order, seed: int, folder: Path, say: Callable[[str], None]) 
     config = replace(config, name=f"{order.benchmark}-{'evaluation-' if order.eval_only else ''}seed-{seed}")
     if order.data is not None and order.preset == "cpu":
         config = replace(config, eval=replace(config.eval, tasks=catalog.REAL_TASKS))
+    if not order.eval_cache:
+        config = replace(config, eval=replace(config.eval, cache=False))
     if order.model is not None:
         config = replace(config, model=order.model)
     if order.steps is not None:
@@ -100,7 +104,7 @@ def run_seed(order: Order, seed: int, folder: Path, say: Callable[[str], None]) 
         if done is not None:
             return Phases(seed, None, done)
         with TrainingProgress() as progress:
-            return Phases(seed, None, evaluate(_job(order, config), progress=progress))
+            return Phases(seed, None, evaluate(_job(order, config, folder), progress=progress))
     warm: Run | None = None
     # A warm-up teaches the preset's own model the generated tasks. Another model on real tasks starts as it is.
     as_it_is = order.model is not None and order.data is not None
@@ -114,11 +118,12 @@ def run_seed(order: Order, seed: int, folder: Path, say: Callable[[str], None]) 
             return Phases(seed, warm, None)
         config = replace(config, model=str(warm.checkpoint))
     say(f"seed {seed}: training, {config.steps} steps" + (" from the policy of the warm-up" if warm else ""))
-    return Phases(seed, warm, _run(folder, _job(order, config)))
+    return Phases(seed, warm, _run(folder, _job(order, config, folder)))
 
 
-def _job(order: Order, config: object) -> Job:
-    return catalog.job(catalog.find(order.benchmark), config, real=order.data, test_suite=order.test_suite)  # type: ignore[arg-type]
+def _job(order: Order, config: Config, folder: Path) -> Job:
+    job = catalog.job(catalog.find(order.benchmark), config, real=order.data, test_suite=order.test_suite)
+    return replace(job, earlier_runs=str(folder.parent))
 
 
 def _run(folder: Path, job: Job) -> Run:

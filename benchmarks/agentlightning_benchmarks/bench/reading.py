@@ -6,15 +6,19 @@ import asyncio
 import tomllib
 from collections import Counter
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from agentlightning.cli.accounts import Account, account
+from agentlightning.errors import RunError
 from agentlightning.rl.trajectory.build import trajectory
 from agentlightning.stores.common import open_store
-from agentlightning.training.evaluation import KINDS, Kind, kind_of
+from agentlightning.training.eval_rollouts import KINDS, Kind, Place, place_of, read_evaluation
 from agentlightning.training.metrics import read_metrics
+from agentlightning.training.rollouts import ReadTrajectory
 from agentlightning.training.run_folder import RunFolder
+from agentlightning.training.run_state import ReusedEvaluation
 from agentlightning.types import Trajectory
 
 Scores = dict[str, list[float | None]]
@@ -51,10 +55,10 @@ def read_run(folder: Path) -> Measured:
 
 async def _read(run: RunFolder) -> Measured:
     config = tomllib.loads(run.config.read_text())
-    settings = {"agents": config.get("agents") or None, "reward_weights": config.get("reward_weights")}
+    read = partial(trajectory, agents=config.get("agents") or None, reward_weights=config.get("reward_weights"))
     batches = run.read_batches()
     measured = Measured(read_metrics(run.path), {kind: {} for kind in KINDS}, Account())
-    counted: dict[tuple[Kind, int, str, int], Trajectory] = {}
+    counted: dict[int, dict[Place, Trajectory]] = {}
     store, cursor = open_store(run.store_address), 0
     try:
         while True:
@@ -63,15 +67,31 @@ async def _read(run: RunFolder) -> Measured:
                 break
             for state in states:
                 state, records = await store.read(state.rollout.id)
-                attempt = trajectory(state, records, **settings) if state.winner is not None else None
+                attempt = read(state, records) if state.winner is not None else None
                 measured.account += account(state, records, attempt, batches.get(state.rollout.id))
                 measured.rollouts[state.rollout.mode] += 1
-                rollout, kind = state.rollout, kind_of(state.rollout.group or "")
-                if rollout.mode == "eval" and kind is not None and attempt is not None and state.status in ("succeeded", "failed"):
+                rollout, place = state.rollout, place_of(state.rollout)
+                if rollout.mode == "eval" and place is not None and attempt is not None and state.status in ("succeeded", "failed"):
                     # An interrupted evaluation is repeated. The later one counts.
-                    counted[kind, rollout.step or 0, rollout.task.id, rollout.index] = attempt
+                    counted.setdefault(rollout.step or 0, {})[place] = attempt
     finally:
         await store.close()
-    for (kind, step, task, _), attempt in sorted(counted.items(), key=lambda item: item[0][3]):
-        measured.scores[kind].setdefault(step, {}).setdefault(task, []).append(attempt.reward)
+    for entry in run.read_state().reused if run.state.exists() else ():
+        rollouts = await _read_reused(run, entry, read)
+        counted.setdefault(entry.step, {}).update({place: attempt for place, attempt in rollouts.items() if place[0] == entry.kind})
+    for step, rollouts in counted.items():
+        for (kind, task, _), attempt in sorted(rollouts.items(), key=lambda item: item[0][2]):
+            measured.scores[kind].setdefault(step, {}).setdefault(task, []).append(attempt.reward)
     return measured
+
+
+async def _read_reused(run: RunFolder, entry: ReusedEvaluation, read: ReadTrajectory) -> dict[Place, Trajectory]:
+    """Return the rollouts of another run's evaluation that this run reused; none if that run is gone."""
+    try:
+        store = open_store(RunFolder.open(run.path / entry.run).store_address)
+    except RunError:
+        return {}
+    try:
+        return await read_evaluation(store, entry.run_step, read)
+    finally:
+        await store.close()

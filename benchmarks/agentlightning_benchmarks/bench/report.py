@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from agentlightning.files import write_file
-from agentlightning.training.evaluation import KINDS, Kind
+from agentlightning.training.eval_rollouts import KINDS, Kind
 from agentlightning.training.interval import LEVEL, RESAMPLES, bootstrap
 from agentlightning.training.progress import duration
 from agentlightning.training.train import Run
@@ -89,7 +89,7 @@ def _run(run: Run, folder: Path, measured: Measured | None = None) -> dict[str, 
     }
     if sums.demonstrated:  # with other losses, the value measures nothing
         curves["loss"] = measured.curve("loss")
-    kept = ("model", "steps", "finished", "seconds", "eval", "measured_after_step", "best", "policy_step", "checkpoint")
+    kept = ("model", "steps", "finished", "seconds", "eval", "measured_after_step", "eval_reused", "best", "policy_step", "checkpoint")
     return {
         "folder": run.folder.relative_to(folder).as_posix() if run.folder.is_relative_to(folder) else str(run.folder),
         **{key: run.result[key] for key in kept if run.result.get(key) not in (None, {})},

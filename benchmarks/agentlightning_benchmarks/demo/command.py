@@ -20,6 +20,9 @@ def demo(
         typer.Option(metavar="DIR", help="Real tasks: a folder with GSM8K's train.jsonl and dev.jsonl.", show_default=False),
     ] = None,
     engine: Annotated[str, typer.Option(metavar="NAME", help="Engine: `torch` or `vllm` (see `agl engines`).")] = "torch",
+    no_eval_cache: Annotated[
+        bool, typer.Option("--no-eval-cache", help="Evaluate again what an earlier run in the folder evaluated.")
+    ] = False,
     folder: Annotated[Path, typer.Option(help="Create the run folder here.")] = Path("runs"),
 ) -> None:
     """Train a small LangChain agent on this machine: SmolLM2-135M learns to answer word problems with a calculator.
@@ -47,11 +50,13 @@ def demo(
     if engine != "torch":
         config = replace(config, engine={"name": engine})
         check_names(config)
+    if no_eval_cache:
+        config = replace(config, eval=replace(config.eval, cache=False))
     if data is not None:
         real = {"tasks": str(data / "train.jsonl"), "eval_tasks": str(data / "dev.jsonl")}
         config = replace(config, name="gsm8k", eval=replace(config.eval, tasks=32), **real)
     with TrainingProgress() as progress:
         run = train_config(config, progress=progress)
-    print_run(run, Console())
+    print_run(run, Console(), diagnosis=not progress.shows_diagnosis)
     if run.stopped:
         raise typer.Exit(130)

@@ -18,7 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from agentlightning.cli.accounts import account, finished_step
-from agentlightning.cli.view import STYLES, RecordsSource, Shown, print_diagnosis, print_sums, short
+from agentlightning.cli.view import STYLES, RecordsSource, Shown, print_diagnosis, print_reused, print_sums, short
 from agentlightning.config.schema import store_file
 from agentlightning.contracts.store import AttemptRecords, LightningStore, RolloutState
 from agentlightning.errors import ConfigError, LightningError, NotFound, StoreError
@@ -66,6 +66,7 @@ def show(
         raise ConfigError("--tokens needs one rollout. Name it: `agl show RUN ROLLOUT --tokens`.")
     rows = asyncio.run(_all(source, step, mode, status))
     print_rollouts(rows, source, console, limit=limit)
+    print_reused(source.run, console)
     print_diagnosis(source.run, console)
 
 

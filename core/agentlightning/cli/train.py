@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -16,6 +17,7 @@ from agentlightning.training.progress import TrainingProgress, before_after_tabl
 from agentlightning.training.run_folder import RunFolder
 
 if TYPE_CHECKING:
+    from agentlightning.config.schema import Config
     from agentlightning.training.dry_run import DryRun
     from agentlightning.training.train import Run
 
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
 def train(
     config: Annotated[Path | None, typer.Argument(metavar="[CONFIG.toml]", help="The config file.")] = None,
     resume: Annotated[str | None, typer.Option(metavar="RUN", help="Resume a run: its folder, its name, or `latest`.")] = None,
+    model: Annotated[str | None, typer.Option(help="Train this model instead of the config's.")] = None,
+    lr: Annotated[float | None, typer.Option(help="Use this learning rate instead of the config's.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Run one group and one step, then estimate memory, time, and disk.")] = False,
 ) -> None:
     """Train an agent from a config file.
@@ -38,6 +42,8 @@ def train(
 
     `agl train --resume latest` continues the last run with its own settings.
 
+    `agl train runs/X/config.toml --model runs/X/checkpoints/step-00010 --lr 1e-6` starts a new run from a checkpoint.
+
     `agl show latest` lists its rollouts.
 
     **Config files**
@@ -48,6 +54,8 @@ def train(
     """
     if resume is not None and dry_run:
         raise ConfigError("--dry-run checks a new run, but --resume continues an old one. Remove one of them.")
+    if resume is not None and (model is not None or lr is not None):
+        raise ConfigError(f"--resume continues a run with its own settings. Remove {'--lr' if model is None else '--model'}.")
     run = open_training(resume) if resume is not None else None
     if run is not None and not run.state.exists():
         raise RunError(f"Run {run.name} has no state.json, so there is no training to resume. Name a run of `agl train`.")
@@ -58,7 +66,7 @@ def train(
     from agentlightning.config.parts import naming
     from agentlightning.config.schema import load_config
 
-    settings = load_config(config)
+    settings = changed(load_config(config), model, lr)
     with naming(config), TrainingProgress() as progress:
         if dry_run:
             from agentlightning.training.dry_run import dry_run as check
@@ -68,9 +76,18 @@ def train(
         from agentlightning.training.train import train_config
 
         done = train_config(settings, resume=run.path if run else None, progress=progress)
-    print_run(done, Console())
+    print_run(done, Console(), diagnosis=not progress.shows_diagnosis)
     if done.stopped:
         raise typer.Exit(130)
+
+
+def changed(settings: Config, model: str | None, lr: float | None) -> Config:
+    """Return the settings with another model and learning rate; None: the config's own."""
+    from agentlightning.config.models import model_path
+
+    if model is not None:
+        settings = replace(settings, model=model_path(model, Path.cwd()))
+    return settings if lr is None else replace(settings, trainer={**settings.trainer, "lr": lr})
 
 
 def open_training(name: str) -> RunFolder:
@@ -86,8 +103,8 @@ def shown_path(path: Path) -> str:
     return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
 
 
-def print_run(run: Run, console: Console) -> None:
-    """Print the result of a run, its folder, and the next commands."""
+def print_run(run: Run, console: Console, *, diagnosis: bool = True) -> None:
+    """Print the result of a run, its folder, and the next commands. `diagnosis`: also why it does not learn."""
     folder = shown_path(run.folder)
     if run.stopped:
         console.print(Text.assemble(("stopped", "yellow"), f" after step {run.result.get('steps', 0)}. All finished steps are kept."))
@@ -95,7 +112,8 @@ def print_run(run: Run, console: Console) -> None:
         return
     if run.result.get("eval"):
         console.print(before_after_table(run.result))
-    print_diagnosis(RunFolder(run.folder), console)
+    if diagnosis:
+        print_diagnosis(RunFolder(run.folder), console)
     rows = [("run", folder), ("time", duration(run.result.get("seconds")))]
     if "checkpoint" in run.result:
         rows += [("weights", shown_path(run.checkpoint)), ("", str(run.result.get("policy_reason", "")))]

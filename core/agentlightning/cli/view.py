@@ -62,6 +62,16 @@ def print_diagnosis(run: RunFolder | None, console: Console) -> None:
         console.print(Text(diagnosis.text, style="yellow"), soft_wrap=True)
 
 
+def print_reused(run: RunFolder | None, console: Console) -> None:
+    """Print which run has the rollouts of the evaluations that this run reused."""
+    if run is None or not run.state.exists():
+        return
+    for entry in run.read_state().reused:
+        where = "" if entry.run == "." else f" of {(run.path / entry.run).resolve()}"
+        text = f"The {entry.kind} evaluation of step {entry.step} reuses the rollouts of step {entry.run_step}{where}."
+        console.print(text, soft_wrap=True, highlight=False)
+
+
 def print_sums(rows: list[Shown], console: Console) -> None:
     """Every request and every token, accounted for."""
     sums = total(row.account for row in rows)

@@ -92,6 +92,8 @@ class EvalConfig(BaseSettings):
     """Sampled rollouts of each task; 0 for none."""
     greedy: bool = True
     """Also run one greedy rollout of each task."""
+    cache: bool = True
+    """Reuse evaluations of the same weights, tasks, agent and settings, of earlier runs in `folder` too. False runs them again."""
     patience: PositiveInt | None = None
     """Stop after N evaluations in a row without a higher sampled reward. Absent: never."""
 

@@ -127,7 +127,9 @@ def served_model(name: str, progress: Progress, choices: RenderingChoices | None
     policy = Policy(version=int(result["policy_version"]), base=config.model, uri=f"file:{path}")
     trained_as = Path(config.model).name if Path(config.model).exists() else config.model  # agents ask for this name
     weights = f"step {result['policy_step']}. {result['policy_reason']}" if "policy_reason" in result else ""
-    return ServedModel(ModelFiles(trained_as, str(path)), dict(config.engine), policy, choices.over(saved_rendering(path)), weights)
+    trained = result.get("policy_step") != 0  # the folder of the model before training does not know how the run renders messages
+    rendering = saved_rendering(path) if trained else config.rendering(str(path))
+    return ServedModel(ModelFiles(trained_as, str(path)), dict(config.engine), policy, choices.over(rendering), weights)
 
 
 def upstream_model(url: str, *, key_env: str | None = None, name: str | None = None) -> ServedModel:

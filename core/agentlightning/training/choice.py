@@ -1,13 +1,14 @@
 """The choice of a run's weights: a paired test over the eval tasks, sampled and greedy, and not the highest number.
 
 The weights are those of the last evaluated step, unless the test finds them worse than those of the strongest evaluation before. A highest
-number of several is high by luck, too; a later step that cannot be told apart from it has learned more.
+number of several is high by luck, too; a later step that cannot be told apart from it has learned more. If the test finds the chosen step
+worse than the model before training, the choice is that model, as step 0.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -80,13 +81,14 @@ class Choice:
     """The step whose weights are the best of a run so far."""
 
     step: int
+    """0: the model before training."""
     reason: str
     against: int | None = None
     """The step that the test compared with; None: nothing was compared."""
     difference: Differences = field(default_factory=dict[str, Difference])
     """The later step of the two less the earlier one."""
     change: Differences = field(default_factory=dict[str, Difference])
-    """The chosen step less the model before training; empty if that was not evaluated."""
+    """The chosen step less the model before training; empty if that was not evaluated, or is the choice."""
 
 
 def differences(before: Evaluation, after: Evaluation) -> Differences:
@@ -121,13 +123,16 @@ def choose(choice: Choice | None, strongest: Evaluation | None, first: Evaluatio
 
     `choice` and `strongest` are None at the first evaluation after training began, and `first` without one before training.
     """
-    change = {} if first is None else differences(first, evaluation)
-    if choice is None or strongest is None:
-        return Choice(step=evaluation.step, reason="It is the first evaluated step.", change=change)
-    difference = differences(strongest, evaluation)
-    if worse(difference):
+    difference = {} if strongest is None else differences(strongest, evaluation)
+    if choice is not None and strongest is not None and worse(difference):
         reason = f"A paired test finds step {evaluation.step} worse than step {strongest.step}: {in_words(difference)}."
-        return Choice(step=choice.step, reason=reason, against=evaluation.step, difference=difference, change=choice.change)
+        return choice if choice.step == 0 else replace(choice, reason=reason, against=evaluation.step, difference=difference)
+    change = {} if first is None else differences(first, evaluation)
+    if worse(change):
+        reason = f"Training made the model worse. A paired test of step {evaluation.step} finds {in_words(change)}."
+        return Choice(step=0, reason=reason, against=evaluation.step, difference=change)
+    if strongest is None:
+        return Choice(step=evaluation.step, reason="It is the first evaluated step.", change=change)
     reason = f"It is the last evaluated step. A paired test does not find it worse than step {strongest.step}: {in_words(difference)}."
     return Choice(step=evaluation.step, reason=reason, against=strongest.step, difference=difference, change=change)
 

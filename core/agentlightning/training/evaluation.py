@@ -5,46 +5,65 @@ Every evaluation of a run has the same rollouts, so that two of them compare tas
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
-from dataclasses import replace
-from typing import Any, Literal
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
 from agentlightning.config.schema import EvalConfig
 from agentlightning.training.choice import BOTH, LEAST_CHANGED, Evaluation, choose, differences
+from agentlightning.training.eval_rollouts import KINDS, eval_rollouts, kind_of
+from agentlightning.training.evaluation_cache import EvaluationCache
 from agentlightning.training.no_calls import made_no_call
-from agentlightning.training.rollouts import RolloutSettings
-from agentlightning.training.run_state import RunState
+from agentlightning.training.run_state import Evaluated, ReusedEvaluation, RunState
 from agentlightning.training.services import Services
-from agentlightning.types import Rollout, Task, Trajectory
+from agentlightning.types import Task, Trajectory
 
-Kind = Literal["sampled", "greedy"]
-KINDS: tuple[Kind, ...] = ("sampled", "greedy")
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """The rollouts of an evaluation."""
+
+    trajectories: list[Trajectory]
+    reused: list[ReusedEvaluation]
+    """The parts of it that ran earlier."""
+    version: int
+    """Of the policy."""
 
 
 class Evaluator:
     """Measures the policy on the eval tasks."""
 
-    def __init__(self, services: Services, settings: EvalConfig, tasks: Sequence[Task]) -> None:
-        self._services, self._settings, self._tasks = services, settings, list(tasks)
+    def __init__(self, services: Services, settings: EvalConfig, tasks: Sequence[Task], cache: EvaluationCache) -> None:
+        self._services, self._settings, self._tasks, self._cache = services, settings, list(tasks), cache
 
     def due(self, step: int, *, last: bool) -> bool:
         """Return whether a step (0: before the first one) ends with an evaluation."""
         every = self._settings.every
         return bool(self._tasks) and (step == 0 or last or bool(every and step % every == 0))
 
-    async def measure(self, step: int) -> list[Trajectory]:
-        """Return the trajectories of an evaluation with the weights as they are."""
-        await self._services.clear_cache()
-        return await self._services.collector.run(eval_rollouts(self._settings, self._tasks, self._services.rollouts, step))
+    async def measure(self, step: int, state: RunState) -> Measured:
+        """Return an evaluation of the weights as they are. Rollouts of the same weights that ran earlier do not run again."""
+        rollouts, version = eval_rollouts(self._settings, self._tasks, self._services.rollouts, step), self._services.engine.policy.version
+        earlier = await self._cache.of_step(step, state, version, rollouts)
+        trajectories = list[Trajectory]()
+        if missing := earlier.missing(rollouts):
+            await self._services.clear_cache()
+            trajectories = await self._services.collector.run(missing)
+        if step == 0:
+            await self._cache.keep(trajectories)
+        return Measured(earlier.join(rollouts, trajectories), earlier.reused, version)
 
-    def judge(self, state: RunState, metrics: dict[str, Any], trajectories: Sequence[Trajectory]) -> RunState:
+    def judge(self, state: RunState, metrics: dict[str, Any], measured: Measured) -> RunState:
         """Return the state of the run after an evaluation: its highest reward, and the step with the best weights."""
-        reward = metrics.get("eval.sampled", metrics.get("eval.greedy"))
+        step, reward = metrics["step"], metrics.get("eval.sampled", metrics.get("eval.greedy"))
+        evaluated = Evaluated(step=step, version=measured.version, measured=time.time())
+        state = replace(state, evaluated=evaluated, reused=[*state.reused, *measured.reused])
         if reward is None:
             return state
-        evaluation = evaluation_of(metrics["step"], trajectories)
+        evaluation = evaluation_of(step, measured.trajectories)
         if state.best is None or reward > state.best:
             state = replace(state, best=reward, evals_without_gain=0)
         else:
@@ -58,25 +77,6 @@ class Evaluator:
     def out_of_patience(self, state: RunState) -> bool:
         """Return whether the eval reward has not risen for `eval.patience` evaluations."""
         return self._settings.patience is not None and state.evals_without_gain >= self._settings.patience
-
-
-def eval_rollouts(settings: EvalConfig, tasks: Sequence[Task], rollouts: RolloutSettings, step: int) -> list[Rollout]:
-    """Return the rollouts of one evaluation: `samples` sampled ones of each task, and a greedy one."""
-    kinds: dict[Kind, tuple[int, RolloutSettings]] = {
-        "sampled": (settings.samples, rollouts),
-        "greedy": (int(settings.greedy), rollouts.greedy()),
-    }
-    return [
-        sampling.rollout(task, "eval", f"{kind}-{step}-{place}", index, step)
-        for kind, (count, sampling) in kinds.items()
-        for place, task in enumerate(tasks[: settings.tasks])
-        for index in range(count)
-    ]
-
-
-def kind_of(group: str) -> Kind | None:
-    """Return how the rollouts of a group were sampled; None: they belong to no evaluation."""
-    return next((kind for kind in KINDS if group.startswith(f"{kind}-")), None)
 
 
 def evaluation_of(step: int, trajectories: Sequence[Trajectory]) -> Evaluation:

@@ -30,6 +30,8 @@ class Job:
     agent: str | Agent | None
     tasks: list[Task] = field(repr=False)
     eval_tasks: list[Task] = field(repr=False)
+    earlier_runs: str | None = None
+    """A folder with runs whose evaluations may stand in for those of this run; None: `config.folder`."""
 
 
 def make_job(
@@ -53,7 +55,7 @@ def make_job(
     }
     named = {key: value for key, value in names.items() if arguments[key] is not None}
     config = build(Config, {"path": str(Path.cwd()), **named, **{key: _table(value) for key, value in settings.items()}})
-    config = dataclasses.replace(config, model=model_path(config.model, Path.cwd()))
+    config = dataclasses.replace(config, model=model_path(config.model, Path.cwd()), folder=str(Path.cwd() / config.folder))
     if config.replay is not None:
         config = dataclasses.replace(config, replay=config.replay.under(Path.cwd()))
     check_names(config)

@@ -128,6 +128,11 @@ class TrainingProgress(Progress):
         if text is not None and changed and not self._console.is_terminal:
             self.message(text)
 
+    @property
+    def shows_diagnosis(self) -> bool:
+        """Whether the picture on the terminal, whose last state stays there, has a diagnosis."""
+        return not self._board.disable and self._board.diagnosis is not None
+
     def end(self) -> None:
         with self._lock:
             self._phase = ""

@@ -4,23 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from datetime import datetime
+from pathlib import Path
 from typing import Any
 
+from agentlightning.config.schema import Config
 from agentlightning.training.chart import reward_chart
-from agentlightning.training.choice import Choice, Differences, in_words, worse
-from agentlightning.training.evaluation import KINDS
+from agentlightning.training.choice import Choice, Differences
+from agentlightning.training.eval_rollouts import KINDS
 from agentlightning.training.metrics import read_metrics
 from agentlightning.training.run_folder import RunFolder
-from agentlightning.training.run_state import RunState
+from agentlightning.training.run_state import ReusedEvaluation, RunState
 
 
-def write_result(folder: RunFolder, state: RunState, *, name: str, model: str, seed: int) -> None:
-    """Write the result of a run from its metrics. A number that was not measured is absent."""
+def write_result(folder: RunFolder, state: RunState, config: Config, *, weights: str = "") -> None:
+    """Write the result of a run from its metrics. A number that was not measured is absent. `weights`: the folder of the model before
+    training, for a run that made it worse."""
     rows = read_metrics(folder.path)
     result: dict[str, Any] = {
-        "name": name,
-        "model": model,
-        "seed": seed,
+        "name": config.name,
+        "model": config.model,
+        "seed": config.seed,
         "steps": state.step,
         "finished": state.finished,
         "seconds": round(state.seconds, 1),
@@ -29,17 +33,15 @@ def write_result(folder: RunFolder, state: RunState, *, name: str, model: str, s
     measured = [row["step"] for row in rows if row["step"] > 0 and any(f"eval.{kind}" in row for kind in KINDS)]
     if measured:
         result["measured_after_step"] = measured[-1]
+    if state.reused:
+        result["eval_reused"] = [_reused(entry) for entry in state.reused]
     if state.diagnosis is not None:
         result["diagnosis"] = asdict(state.diagnosis)
     if state.choice is not None:
         result["best"] = _best(rows, state.choice)
-    if steps := folder.steps():
-        step = state.best_step if state.best_step in steps else steps[-1]
-        versions = {row["step"]: row["policy_version"] for row in rows if "policy_version" in row}
-        result |= {"policy_step": step, "policy_version": int(versions.get(step, 0)), "policy_reason": _reason(state.choice, step)}
-        result["checkpoint"] = str(folder.checkpoint(step).relative_to(folder.path))
+    result |= _policy(folder, state, rows, weights)
     folder.write_result(result)
-    reward_chart(rows, folder.chart, title=name)
+    reward_chart(rows, folder.chart, title=config.name)
 
 
 def _before_after(rows: Sequence[Mapping[str, Any]], kind: str) -> dict[str, float]:
@@ -49,6 +51,29 @@ def _before_after(rows: Sequence[Mapping[str, Any]], kind: str) -> dict[str, flo
     if values and values[-1][0] > 0:
         rewards["after"] = values[-1][1]
     return rewards
+
+
+def _policy(folder: RunFolder, state: RunState, rows: Sequence[Mapping[str, Any]], weights: str) -> dict[str, Any]:
+    """The weights of the run, and why these; nothing if there are none."""
+    if state.choice is not None and state.choice.step == 0 and Path(weights).is_dir():
+        reason = f"{state.choice.reason} So these weights are those of the model before training."
+        return {"policy_step": 0, "policy_version": 0, "policy_reason": reason, "checkpoint": str(Path(weights).resolve())}
+    steps = folder.steps()
+    if not steps:
+        return {}
+    step = state.best_step if state.best_step in steps else steps[-1]
+    versions = {row["step"]: row["policy_version"] for row in rows if "policy_version" in row}
+    return {
+        "policy_step": step,
+        "policy_version": int(versions.get(step, 0)),
+        "policy_reason": _reason(state.choice, step),
+        "checkpoint": str(folder.checkpoint(step).relative_to(folder.path)),
+    }
+
+
+def _reused(entry: ReusedEvaluation) -> dict[str, Any]:
+    """An evaluation that ran earlier. `agl show` lists its rollouts in that run."""
+    return {**asdict(entry), "measured": datetime.fromtimestamp(entry.measured).astimezone().isoformat(timespec="seconds")}
 
 
 def _best(rows: Sequence[Mapping[str, Any]], choice: Choice) -> dict[str, Any]:
@@ -68,8 +93,8 @@ def _reason(choice: Choice | None, step: int) -> str:
     """Why these weights are the run's."""
     if choice is None:
         return "It is the last checkpoint, because no step after training began was evaluated."
+    if choice.step == 0:
+        return f"It is the last checkpoint. {choice.reason} Serve the model before training instead."
     if choice.step != step:
         return f"It is the last checkpoint, because step {choice.step} (the best one) has none. Set checkpoints.best = true."
-    if worse(choice.change):
-        return f"{choice.reason} But it is worse than the model before training: {in_words(choice.change)}."
     return choice.reason

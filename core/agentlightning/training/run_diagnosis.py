@@ -11,10 +11,11 @@ import numpy as np
 
 from agentlightning.contracts.store import LightningStore
 from agentlightning.gateway.conversation import text_of
-from agentlightning.training.diagnosis import ANNOUNCED, REPLY_CAUSES, Facts, diagnose
+from agentlightning.training.diagnose import ANNOUNCED, REPLY_CAUSES, diagnose
 from agentlightning.training.progress import Progress
 from agentlightning.training.rollouts import mean_reward
 from agentlightning.training.run_state import RunState
+from agentlightning.training.step_history import Facts
 from agentlightning.types import Completion, Trajectory
 
 REPLIES = 2

@@ -4,6 +4,7 @@
         config.toml     the complete config, as the run used it
         metrics.jsonl   one line for each step (metrics.py)
         result.json     the result
+        evaluation.json what the evaluation before training depends on, so that other runs can reuse it (evaluation_cache.py)
         reward.png      the reward curve (chart.py)
         store.db        every rollout, completion, span and reward
         state.json      the state of the run
@@ -33,7 +34,7 @@ import msgspec
 
 from agentlightning.errors import RunError
 from agentlightning.files import disk_errors, flush, write_file
-from agentlightning.training.run_state import Learned, RunState
+from agentlightning.training.run_state import BaseEvaluation, Learned, RunState
 from agentlightning.types import JSON
 
 _STEP = re.compile(r"step-(\d+)")
@@ -57,6 +58,7 @@ class RunFolder:
     path: Path
     config = _Inside("config.toml")
     result = _Inside("result.json")
+    evaluation = _Inside("evaluation.json")
     chart = _Inside("reward.png")
     store = _Inside("store.db")
     state = _Inside("state.json")
@@ -159,6 +161,12 @@ class RunFolder:
 
     def read_result(self) -> dict[str, JSON]:
         return _read(self.result, dict[str, Any])
+
+    def write_evaluation(self, evaluation: BaseEvaluation) -> None:
+        write_file(self.evaluation, _pretty(evaluation))
+
+    def read_evaluation(self) -> BaseEvaluation:
+        return _read(self.evaluation, BaseEvaluation)
 
     def write_state(self, state: RunState) -> None:
         write_file(self.state, _pretty(state))

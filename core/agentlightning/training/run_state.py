@@ -6,7 +6,44 @@ from dataclasses import dataclass, field
 
 from agentlightning.training.choice import Choice, Evaluation
 from agentlightning.training.diagnosis import Diagnosis
+from agentlightning.training.eval_rollouts import Kind
 from agentlightning.types import JSON
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evaluated:
+    """The last evaluation of a run."""
+
+    step: int
+    version: int
+    """Of the policy."""
+    measured: float
+    """When it ran, seconds since the epoch."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReusedEvaluation:
+    """An evaluation that did not run, because these weights were evaluated before."""
+
+    step: int
+    kind: Kind
+    run: str
+    """Folder of the run that has the rollouts, relative to this run's folder (`.`: this run)."""
+    run_step: int
+    """Their step in that run."""
+    measured: float
+    """When they ran, seconds since the epoch."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BaseEvaluation:
+    """The evaluation before training that other runs may reuse (`evaluation.json`)."""
+
+    measured: float
+    """When it ran, seconds since the epoch."""
+    kinds: dict[Kind, str]
+    code: dict[str, str]
+    """As in `EvaluationKey`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,7 +65,11 @@ class RunState:
     strongest: Evaluation | None = None
     """The evaluation after training began with the highest mean reward."""
     choice: Choice | None = None
-    """The step with the best weights; None: no step was evaluated after training began."""
+    """The step with the best weights (0: the model before training); None: no step was evaluated after training began."""
+    evaluated: Evaluated | None = None
+    """The last evaluation; None: there was none."""
+    reused: list[ReusedEvaluation] = field(default_factory=list[ReusedEvaluation])
+    """The evaluations of this run whose rollouts ran earlier."""
     unlogged: dict[str, JSON] | None = None
     """Metrics of the last finished step while its evaluation is due; None: they are in `metrics.jsonl`."""
     diagnosis: Diagnosis | None = None

@@ -20,6 +20,7 @@ from agentlightning.contracts.batch import Batch
 from agentlightning.contracts.loss import LossSettings
 from agentlightning.errors import EngineError, NonFinite
 from agentlightning.training.evaluation import Evaluator, change_metrics, eval_metrics, evaluation_of
+from agentlightning.training.evaluation_cache import notices
 from agentlightning.training.metrics import contributions, step_metrics
 from agentlightning.training.run_diagnosis import RunDiagnosis
 from agentlightning.training.run_record import RunRecord
@@ -197,13 +198,16 @@ class Session(base.Session):
         if self._evaluator.due(step, last=self._is_last(step)):
             self._controls.progress.phase("evaluating")
             with self._timed("evaluation"):
-                trajectories = await self._evaluator.measure(step)
+                measured = await self._evaluator.measure(step, self.state)
+            trajectories = measured.trajectories
+            for notice in notices(measured.reused, self._record.folder):
+                self.say(notice)
             if step == 0:
                 self._checks.first(trajectories)
             row |= eval_metrics(trajectories) | change_metrics(self.state.first, evaluation_of(step, trajectories))
             row["seconds.evaluation"] = self._seconds["evaluation"]
             row["seconds"] = row.get("seconds", 0.0) + self._seconds["evaluation"]
-            self._record.state = self._evaluator.judge(self.state, row, trajectories)
+            self._record.state = self._evaluator.judge(self.state, row, measured)
         self._record.state = await self._diagnosis.after(self.state, row)
         self._record.log(row)
         self._save(unlogged=None)

@@ -13,7 +13,7 @@ from agentlightning.contracts.batch import Batch
 from agentlightning.errors import AgentError, JoinError
 from agentlightning.rl.batch.build import ZERO_VARIANCE
 from agentlightning.rl.trajectory.build import check_joins
-from agentlightning.training.diagnosis import WAYS_OUT, fresh_calls
+from agentlightning.training.fresh_calls import WAYS_OUT, fresh_calls
 from agentlightning.training.no_calls import no_calls_report
 from agentlightning.types import Trajectory
 

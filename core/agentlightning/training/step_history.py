@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 IN_A_ROW = 3
 """Steps in a row that show a sign. One step of a few groups is noise; three by chance are rare."""
+NO_SIGNAL = 0.65
+"""Share of groups without signal. Healthy runs stay below one half; the first try on Spider had four to five of six."""
+TRUNCATED = 0.5
+"""Share of replies that end at the token limit. Half of them then lose their answers."""
 NOISE = 2.0
 """Standard errors by which two rewards must differ. About 95 % of differences by chance are smaller."""
 ALL_RIGHT = 0.95
@@ -25,9 +30,12 @@ class Facts:
     suggested_lr: float | None = None
     max_tokens: int | None = None
     mismatch_alarm: float = 0.05
-    checkpoint: str | None = None
-    """The best checkpoint so far."""
-    checkpoint_step: int = 0
+    config: str | None = None
+    """The config file of the run, for a command; None: no command starts this run."""
+    checkpoints: Mapping[int, str] = field(default_factory=dict[int, str])
+    """The checkpoints by step, as a user names them."""
+    best: int | None = None
+    """The step with the best weights (0: the model before training); None: no step was evaluated after training began."""
     samples: bool = True
     """Whether the engine samples the rollouts. Those of a replay say nothing about the policy in training."""
 
@@ -82,17 +90,39 @@ class Steps:
         return position is not None and position >= ALL_RIGHT
 
     @property
+    def lower_lr(self) -> float | None:
+        """A learning rate that does less harm."""
+        lr, suggested = self.facts.lr, self.facts.suggested_lr
+        return None if lr is None else min(lr / 4, lr if suggested is None else suggested)
+
+    @property
     def lower_rate(self) -> str:
         """A sentence with a lower learning rate."""
-        return "Lower trainer.lr." if self.facts.lr is None else f"Set trainer.lr = {self.facts.lr / 4:.1e}."
+        return "Lower trainer.lr." if self.lower_lr is None else f"Set trainer.lr = {self.lower_lr:.1e}."
 
     @property
     def way_back(self) -> str:
-        """How to start again from before the harm."""
-        checkpoint = self.facts.checkpoint
-        if checkpoint is None or not self.all or self.facts.checkpoint_step > self.all[-1]["step"] - IN_A_ROW:
-            return f"Stop this run. {self.lower_rate} Start it again."
-        return f'Stop this run. Set model = "{checkpoint}" (the best checkpoint). {self.lower_rate} Start a new run with `agl train`.'
+        """How to start again from before the harm, with the command."""
+        step = self._step_before_harm
+        start = "start it again" if step is None else f"go back to step {step}"
+        if self.facts.config is None:
+            model = "" if step is None else f' Set model = "{self.facts.checkpoints[step]}".'
+            return f"Stop this run and {start}.{model} {self.lower_rate}"
+        command = ["agl", "train", self.facts.config]
+        command += [] if step is None else ["--model", self.facts.checkpoints[step]]
+        command += [] if self.lower_lr is None else ["--lr", f"{self.lower_lr:.1e}"]
+        return f"Stop this run and {start} with a lower learning rate: {shlex.join(command)}"
+
+    @property
+    def _step_before_harm(self) -> int | None:
+        """The best step with a checkpoint from before the last steps; without evaluations, the newest up to the highest reward."""
+        if len(self.all) <= IN_A_ROW:
+            return None
+        best, latest = self.facts.best, self.all[-1]["step"] - IN_A_ROW
+        if best is not None:
+            return best if 0 < best <= latest and best in self.facts.checkpoints else None
+        latest = min(latest, peak_step(self.scored))
+        return max((step for step in self.facts.checkpoints if step <= latest), default=None)
 
 
 def has(row: Mapping[str, Any], *names: str) -> bool:
@@ -129,7 +159,17 @@ def mean_reward(rows: Sequence[Mapping[str, Any]]) -> tuple[float, float]:
 
 def peak_reward(rows: Sequence[Mapping[str, Any]]) -> float:
     """Return the highest mean reward of steps in a row."""
-    return max(mean_reward(rows[place : place + IN_A_ROW])[0] for place in range(len(rows) - IN_A_ROW + 1))
+    return max(_rewards_in_a_row(rows))
+
+
+def peak_step(rows: Sequence[Mapping[str, Any]]) -> int:
+    """Return the last of the steps in a row with the highest mean reward; 0: there are too few steps."""
+    rewards = _rewards_in_a_row(rows)
+    return rows[int(np.argmax(rewards)) + IN_A_ROW - 1]["step"] if rewards else 0
+
+
+def _rewards_in_a_row(rows: Sequence[Mapping[str, Any]]) -> list[float]:
+    return [mean_reward(rows[place : place + IN_A_ROW])[0] for place in range(len(rows) - IN_A_ROW + 1)]
 
 
 def first_eval(rows: Sequence[Mapping[str, Any]]) -> float | None:

@@ -19,9 +19,9 @@ from agentlightning.contracts.store import LightningStore
 from agentlightning.errors import LightningError
 from agentlightning.registry.registry import registry
 from agentlightning.runner.runner import Agent
-from agentlightning.training.choice import worse
 from agentlightning.training.controls import Controls, Stopped, run_in_thread
 from agentlightning.training.evaluation import Evaluator
+from agentlightning.training.evaluation_cache import evaluation_cache
 from agentlightning.training.job import Job, job_of, keep_tasks, make_job
 from agentlightning.training.learning_rate import lr_of_model, lr_warning
 from agentlightning.training.metrics import Trackers, cut_metrics, read_metrics
@@ -54,7 +54,8 @@ class Run:
 
     @property
     def checkpoint(self) -> Path:
-        """The folder of the best weights (`policy_reason` in the result says why). Loads with `AutoModelForCausalLM.from_pretrained`."""
+        """The folder of the best weights, which may be the model before training (`policy_reason` in the result says why).
+        `AutoModelForCausalLM.from_pretrained` loads it."""
         return self.folder / str(self.result["checkpoint"])
 
 
@@ -174,7 +175,7 @@ async def _open(job: Job, plan: TrainingPlan, folder: RunFolder, start: Start, c
             RunRecord(folder, start.state, trackers, services.trainer, config.checkpoints, plan.rendering, controls.progress),
             source=source,
             limits=ReplyLimits(config.collection, services.trainer.capabilities.max_sequence_tokens),
-            evaluator=Evaluator(services, config.eval, job.eval_tasks),
+            evaluator=Evaluator(services, config.eval, job.eval_tasks, evaluation_cache(job, plan, folder)),
             checks=StepChecks(config.agents, config.mismatch_alarm, folder.path),
             diagnosis=_diagnosis(config, plan, folder, services, suggested_lr, samples=source.samples),
             steps=config.steps,
@@ -182,7 +183,7 @@ async def _open(job: Job, plan: TrainingPlan, folder: RunFolder, start: Start, c
         try:
             yield session
         finally:
-            write_result(folder, session.state, name=config.name, model=config.model, seed=config.seed)
+            write_result(folder, session.state, config, weights=plan.files.path)
 
 
 async def _train(session: Session, algorithm: Algorithm) -> bool:
@@ -218,19 +219,24 @@ def _diagnosis(
     """Return the diagnosis of a run, with the lines of the steps before."""
 
     def facts(state: RunState) -> Facts:
-        harmed = state.choice is not None and worse(state.choice.change)  # then only the model before training is better
-        step = state.best_step if state.best_step in folder.steps() and not harmed else None
+        named = config.agent is None or not ("<" in config.agent or config.agent.startswith("__main__:"))
         return Facts(
             lr=getattr(plan.trainer[1], "lr", None),
             suggested_lr=suggested_lr,
             max_tokens=config.sampling.max_tokens,
             mismatch_alarm=config.mismatch_alarm,
-            checkpoint=None if step is None else str(folder.checkpoint(step)),
-            checkpoint_step=step or 0,
+            config=_shown(folder.config) if named else None,
+            checkpoints={step: _shown(folder.checkpoint(step)) for step in folder.steps()},
+            best=state.best_step,
             samples=samples,
         )
 
     return RunDiagnosis(read_metrics(folder.path), facts, config.agents, services.store, services.controls.progress)
+
+
+def _shown(path: Path) -> str:
+    """A path as you would type it in this folder."""
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
 
 
 def _step_groups(job: Job, services: Services, start: Start) -> StepGroups:

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import json
+import sys
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from openai import AsyncOpenAI
+from rich.console import Console
 
 import agentlightning as agl
+from agentlightning.cli.train import print_run
+from agentlightning.config.schema import load_config
 from agentlightning.serving.serve import served_model
 from agentlightning.training.choice import Choice, Evaluation, choose, differences, worse
 from agentlightning.training.progress import Progress
+from agentlightning.training.result import write_result
 from agentlightning.training.run_folder import RunFolder
 
 
@@ -81,13 +87,24 @@ def test_differences_pair_the_tasks_and_leave_out_those_without_a_score() -> Non
     assert not worse({})
 
 
-def test_gsm_trial_is_told_that_its_weights_are_worse_than_before() -> None:
+def test_gsm_trial_keeps_the_model_before_training() -> None:
     """120 problems: sampled 0.133 to 0.142, greedy 0.258 to 0.108."""
     first = evaluation(0, sampled=ones(16, 120), greedy=ones(31, 120))
     choice = after(evaluation(22, sampled=ones(17, 120), greedy=ones(13, 120)), first=first)
-    assert worse(choice.change)
-    assert choice.change["greedy"].falls
-    assert not choice.change["sampled"].falls
+    assert (choice.step, choice.against) == (0, 22)
+    assert choice.difference["greedy"].falls
+    assert not choice.difference["sampled"].falls
+    assert "Training made the model worse. A paired test of step 22 finds sampled +0.008" in choice.reason
+
+
+def test_a_step_that_recovers_from_harm_is_chosen_and_one_that_falls_back_is_not() -> None:
+    first = evaluation(0, sampled=ones(20))
+    low, recovered, lower = (evaluation(step, sampled=ones(count)) for step, count in ((5, 10), (10, 19), (15, 9)))
+    assert after(low, first=first).step == 0
+    assert after(low, recovered, first=first).step == 10
+    assert after(low, recovered, lower, first=first).step == 10
+    assert after(low, evaluation(10, sampled=ones(3)), first=first).step == 0
+    assert after(low).step == 5  # nothing is known of the model before training
 
 
 TASKS = [{"text": f"task {n}"} for n in range(8)]
@@ -114,7 +131,8 @@ def agree(run: agl.Run) -> dict[str, Any]:
     served = served_model(str(run.folder), Progress())
     assert served.policy is not None
     assert Path(served.files.path) == run.checkpoint == run.folder / result["checkpoint"]
-    assert run.checkpoint.name == f"step-{result['policy_step']:05d}"
+    trained = run.checkpoint.name == f"step-{result['policy_step']:05d}"
+    assert trained == (result["policy_step"] > 0)
     assert served.policy.version == result["policy_version"]
     assert served.weights == f"step {result['policy_step']}. {result['policy_reason']}"
     return result
@@ -128,16 +146,39 @@ def test_the_result_and_the_server_name_the_same_weights(model: str, tmp_path: P
     assert set(result["best"]["change"]["greedy"]) == {"mean", "low", "high", "pairs", "unpaired", "changed"}
 
 
-def test_weights_that_training_made_worse_are_served_with_that_word(model: str, tmp_path: Path) -> None:
-    calls = iter(range(10_000))
+async def spoiled(task: Any, llm: agl.LLM) -> float:
+    """An agent whose reward falls after the evaluation before training."""
+    score = await letters(task, llm)
+    return 1.0 if next(CALLS) < 16 else score / 2
 
-    async def spoiled(task: Any, llm: agl.LLM) -> float:
-        score = await letters(task, llm)
-        return 1.0 if next(calls) < 16 else score / 2  # the evaluation before training, and all that follows
 
-    result = agree(train(model, tmp_path, spoiled, steps=1))
-    assert result["best"]["step"] == result["policy_step"] == 1
-    assert "But it is worse than the model before training: sampled -0." in result["policy_reason"]
+CALLS = iter(range(0))
+
+
+def test_a_run_that_only_harmed_serves_the_model_before_training(model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.modules[__name__], "CALLS", iter(range(10_000)))
+    run = train(model, tmp_path, spoiled, steps=1, renderer="text")
+    result = agree(run)
+    assert result["best"]["step"] == result["policy_step"] == result["policy_version"] == 0
+    assert (result["best"]["against"], run.checkpoint) == (1, Path(model))
+    assert "Training made the model worse. A paired test of step 1 finds sampled -0." in result["policy_reason"]
+    assert result["policy_reason"].endswith("So these weights are those of the model before training.")
+    assert served_model(str(run.folder), Progress()).rendering.renderer == "text"  # as in the run that measured them
+    out = StringIO()
+    print_run(run, Console(file=out, width=1000))
+    assert f"weights    {model}" in out.getvalue()
+    assert "Training made the model worse" in out.getvalue()
+
+
+def test_without_the_files_of_the_model_before_training_the_last_checkpoint_stays(
+    model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.modules[__name__], "CALLS", iter(range(10_000)))
+    folder = RunFolder.open(train(model, tmp_path, spoiled, steps=1).folder)
+    write_result(folder, folder.read_state(), load_config(folder.config), weights="owner/hub-id")
+    result = folder.read_result()
+    assert result["policy_step"] == 1
+    assert str(result["policy_reason"]).endswith("Serve the model before training instead.")
 
 
 def test_without_an_evaluation_the_last_checkpoint_is_served(model: str, tmp_path: Path) -> None:
@@ -151,7 +192,7 @@ def test_without_an_evaluation_the_last_checkpoint_is_served(model: str, tmp_pat
 
 
 def test_a_best_step_without_a_checkpoint_is_not_said_to_be_served(model: str, tmp_path: Path) -> None:
-    good = iter([0.1] * 16 + [0.5] * 8 + [1.0] * 16 + [0.5] * 8 + [0.0] * 100)
+    good = iter([0.1] * 16 + [0.4, 0.6] * 4 + [1.0] * 16 + [0.4, 0.6] * 4 + [0.05] * 100)
 
     async def best_first(task: Any, llm: agl.LLM) -> float:
         await letters(task, llm)

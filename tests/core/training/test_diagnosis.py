@@ -15,8 +15,10 @@ from typer.testing import CliRunner
 
 import agentlightning as agl
 from agentlightning.cli.main import build
-from agentlightning.training import diagnosis
-from agentlightning.training.diagnosis import diagnose
+from agentlightning.cli.train import print_run
+from agentlightning.config.schema import load_config
+from agentlightning.training.causes_of_no_progress import QUIET_STEPS
+from agentlightning.training.diagnose import diagnose
 from agentlightning.training.metrics import read_metrics
 from agentlightning.training.progress import TrainingProgress
 from agentlightning.training.run_folder import RunFolder
@@ -165,23 +167,73 @@ def collapse(step: int) -> Row:
     }
 
 
-def test_a_collapse_is_named_with_the_way_back() -> None:
+def facts(best: int | None, *steps: int, **more: Any) -> Facts:
+    """Those of run `x` with checkpoints of these steps."""
+    checkpoints = {step: f"runs/x/checkpoints/step-{step:05}" for step in steps}
+    return Facts(**{"lr": 4e-5, "config": "runs/x/config.toml", "checkpoints": checkpoints, "best": best, **more})
+
+
+def remedy(rows: list[Row], facts: Facts) -> str:
+    found = diagnose(rows, facts)
+    assert found is not None
+    return found.remedy
+
+
+def test_a_collapse_is_named_with_the_command_that_goes_back() -> None:
     rows = run(12, collapse)
     assert [cause(rows[:steps]) for steps in range(1, 10)] == [None] * 9
-    found = diagnose(rows[:10], Facts(lr=4e-5, checkpoint="runs/x/checkpoints/step-00005", checkpoint_step=5))
+    found = diagnose(rows[:10], facts(5, 5, 9, 10))
     assert found is not None
     assert found.cause == "collapse"
     assert "from 0.240 to 0.000" in found.evidence
     assert "100% of the replies end at the token limit and 100% of the groups have no signal" in found.evidence
-    assert 'model = "runs/x/checkpoints/step-00005"' in found.remedy
-    assert "trainer.lr = 1.0e-05" in found.remedy
+    assert found.remedy == (
+        "Stop this run and go back to step 5 with a lower learning rate: "
+        "agl train runs/x/config.toml --model runs/x/checkpoints/step-00005 --lr 1.0e-05"
+    )
+    assert "--lr 5.6e-06" in remedy(rows, facts(5, 5, suggested_lr=5.6e-6))
 
 
 def test_the_way_back_names_no_checkpoint_from_within_the_collapse() -> None:
-    found = diagnose(run(12, collapse), Facts(lr=4e-5, checkpoint="runs/x/checkpoints/step-00010", checkpoint_step=10))
+    start = "Stop this run and start it again with a lower learning rate: agl train runs/x/config.toml --lr 1.0e-05"
+    assert remedy(run(12, collapse), facts(10, 10)) == start
+    assert remedy(run(12, collapse), facts(0, 6, 7)) == start  # every evaluated step was worse than the model before training
+    assert remedy(run(12, collapse), facts(None, 8, 10, 12)) == start  # the reward fell from step 6 on
+
+
+def test_without_evaluations_the_way_back_is_the_newest_checkpoint_up_to_the_highest_reward() -> None:
+    assert "--model runs/x/checkpoints/step-00006 --lr" in remedy(run(12, collapse), facts(None, 3, 6, 9, 12))
+
+
+def test_an_agent_that_no_command_can_start_has_a_way_back_in_words() -> None:
+    rows = run(12, collapse)
+    words = 'Stop this run and go back to step 5. Set model = "runs/x/checkpoints/step-00005". Set trainer.lr = 1.0e-05.'
+    assert remedy(rows, facts(5, 5, config=None)) == words
+    assert remedy(rows, facts(5, config=None)) == "Stop this run and start it again. Set trainer.lr = 1.0e-05."
+
+
+def at_once(step: int) -> Row:
+    """The first update destroys the policy."""
+    lost = {"reward": 0.0, "reward_spread": 0.0, "zero_variance_groups": 8, "zero_variance_reward": 0.0, "truncated_fraction": 1.0}
+    return {"reward": 0.25, "reward_spread": 0.15} if step == 1 else lost
+
+
+def test_a_collapse_after_the_first_update_is_named_as_soon_as_it_lasts() -> None:
+    rows = run(6, at_once)
+    assert [cause(rows[:steps]) for steps in (2, 3, 4, 5)] == [None, None, "collapse", "collapse"]
+    found = diagnose(rows, facts(None))
     assert found is not None
-    assert "step-00010" not in found.remedy
-    assert "trainer.lr = 1.0e-05" in found.remedy
+    assert "The reward fell from 0.250 to 0.000" in found.evidence
+    alone = [{**row, "groups": 1, "reward_spread": 0.0} for row in rows]  # the reward of one group has no known noise
+    assert cause(alone[:4]) != "collapse"
+
+
+def test_every_reply_at_the_limit_is_no_collapse_while_the_reward_is_that_of_the_model_before_training() -> None:
+    cut = always(reward=0.3, truncated_fraction=1.0)
+    base = {"step": 0, "eval.sampled": 0.3}
+    assert cause([base, *run(6, cut)]) == "truncated"
+    assert cause([{**base, "eval.sampled": 0.6}, *run(6, cut)]) == "collapse"
+    assert cause([{**base, "eval.sampled": 0.6}, *run(6, always(reward=0.3))]) is None  # neither cut nor without signal
 
 
 def test_a_reward_that_falls_without_a_sign_or_within_its_noise_is_no_collapse() -> None:
@@ -212,8 +264,8 @@ def test_an_entropy_that_is_gone_without_a_rising_reward_is_a_collapse_of_the_en
 
 def test_a_learning_rate_without_effect_needs_twenty_quiet_steps() -> None:
     quiet = always(reward=0.3, entropy=1.0)
-    assert cause(run(diagnosis.QUIET_STEPS - 1, quiet)) is None
-    found = diagnose(run(diagnosis.QUIET_STEPS, quiet), Facts(lr=1e-8, suggested_lr=2e-5))
+    assert cause(run(QUIET_STEPS - 1, quiet)) is None
+    found = diagnose(run(QUIET_STEPS, quiet), Facts(lr=1e-8, suggested_lr=2e-5))
     assert found is not None
     assert found.cause == "no_effect"
     assert "from 1.0e-08 to 2.0e-05" in found.remedy
@@ -285,6 +337,18 @@ def settings(model: str, folder: Path, **more: Any) -> dict[str, Any]:
     }
 
 
+AGENT = """
+from openai import AsyncOpenAI
+
+
+async def solve(task, llm):
+    async with AsyncOpenAI(base_url=llm.base_url, api_key=llm.api_key, max_retries=0) as client:
+        messages = [{"role": "user", "content": task["text"]}]
+        await client.chat.completions.create(model=llm.model, messages=messages, max_tokens=2)
+    return 0.5
+"""
+
+
 class Line(TrainingProgress):
     """Progress on a console that is no terminal."""
 
@@ -344,6 +408,41 @@ def test_the_board_shows_the_diagnosis_in_a_line_until_it_is_gone() -> None:
     progress.diagnosis(None, changed=False)
     assert "Not learning" not in picture(progress)
     progress.end()
+
+
+def test_the_command_of_the_way_back_trains_from_that_checkpoint_at_that_rate(model: str, tmp_path: Path) -> None:
+    (tmp_path / "agent_of_a_command.py").write_text(AGENT)
+    config = tmp_path / "first.toml"
+    lines = ['agent = "agent_of_a_command:solve"', 'tasks = "tasks.jsonl"', f'model = "{model}"', "steps = 1", "tasks_per_step = 1"]
+    config.write_text("\n".join([*lines, 'folder = "runs"', "trainer = { lr = 1e-4 }"]))
+    (tmp_path / "tasks.jsonl").write_text('{"text": "a"}\n')
+    invoked = CliRunner().invoke(build(), ["train", str(config)])
+    assert invoked.exit_code == 0, invoked.output
+    [first] = RunFolder.all(tmp_path / "runs")
+    checkpoint = first.checkpoint(1)
+    invoked = CliRunner().invoke(build(), ["train", str(first.config), "--model", str(checkpoint), "--lr", "2.5e-05"])
+    assert invoked.exit_code == 0, invoked.output
+    [_, second] = RunFolder.all(tmp_path / "runs")
+    started = load_config(second.config)
+    assert (started.model, started.trainer["lr"]) == (str(checkpoint), 2.5e-5)
+    for option in (["--lr", "1e-5"], ["--model", model]):
+        refused = CliRunner().invoke(build(), ["train", "--resume", str(second.path), *option])
+        assert refused.exit_code == 2
+        assert f"Remove {option[0]}" in " ".join(refused.output.split())
+
+
+def test_a_terminal_shows_the_diagnosis_once(model: str, tmp_path: Path) -> None:
+    out = StringIO()
+    console = Console(file=out, force_terminal=True, width=300)
+    progress = TrainingProgress(console)
+    done = agl.train(wrong, **settings(model, tmp_path, steps=3, progress=progress))
+    before = out.getvalue().count("Not learning")
+    assert "Not learning" in picture(progress)  # the last picture stays on the screen
+    print_run(done, console, diagnosis=not progress.shows_diagnosis)
+    assert out.getvalue().count("Not learning") == before > 0
+    silent = TrainingProgress(Console(file=StringIO()))
+    print_run(done, console, diagnosis=not silent.shows_diagnosis)
+    assert out.getvalue().count("Not learning") == before + 1
 
 
 def picture(progress: TrainingProgress) -> str:

@@ -11,7 +11,14 @@ from agents import Agent, Model, ModelSettings, RunContextWrapper, function_tool
 
 from agentlightning_benchmarks.rag.index import Index
 
-INSTRUCTIONS = "Search until you have found the answer, then reply with one line: Answer: the answer"
+SHORT = "Search until you have found the answer, then reply with one line: Answer: the answer"
+"""Instructions for a model of 135M parameters that has learned them in a warm-up."""
+FULL = (
+    "Answer the question with the passages of an encyclopedia. A question often needs several facts: search for one fact at a time, with the "
+    "names and words that its passage must contain. If a search does not help, try other words. When you know the answer, reply with one "
+    "line and as few words as possible: Answer: the answer"
+)
+"""Instructions for a model that follows them."""
 NOTHING = "No passage was found. Try other words."
 MAX_TURNS = 6
 """Maximum number of model calls per question. A four-hop question takes five."""
@@ -41,8 +48,8 @@ def search(library: RunContextWrapper[Library], query: str) -> str:
     return library.context.search(query)
 
 
-def build_agent(model: Model) -> Agent[Library]:
+def build_agent(model: Model, instructions: str = SHORT) -> Agent[Library]:
     """Return the agent. Run it with a `Library` as its context."""
     return Agent[Library](
-        name="researcher", instructions=INSTRUCTIONS, tools=[search], model=model, model_settings=ModelSettings(max_tokens=MAX_TOKENS)
+        name="researcher", instructions=instructions, tools=[search], model=model, model_settings=ModelSettings(max_tokens=MAX_TOKENS)
     )

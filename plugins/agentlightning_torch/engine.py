@@ -32,7 +32,7 @@ from agentlightning_torch.regimes import Samplers
 from agentlightning_torch.sampler import Counts, Reply, SampledToken
 from agentlightning_torch.serving import check_served
 from agentlightning_torch.settings import TorchEngineSettings
-from agentlightning_torch.weights import Weights, get_weights, is_loaded
+from agentlightning_torch.weights import Weights, chosen_type, find_device, get_weights, is_loaded
 
 log = logging.getLogger(__name__)
 
@@ -77,6 +77,11 @@ class TorchEngine(Engine):
             return "exactly, with a cache of keys and values"
 
         return try_model(model, attempt)
+
+    @classmethod
+    def number_type(cls, model: ModelFiles, settings: TorchEngineSettings) -> str:
+        """See `Engine`."""
+        return str(chosen_type(model, find_device(settings.device), settings.dtype))
 
     @classmethod
     def _open(cls, model: ModelFiles, settings: TorchEngineSettings, share: Share) -> TorchEngine:

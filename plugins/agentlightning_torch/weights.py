@@ -135,13 +135,19 @@ class Weights:
             peft.set_peft_model_state_dict(self.model, state)
 
 
+def chosen_type(files: ModelFiles, device: torch.device, dtype: str) -> torch.dtype:
+    """Return the number type of a model's weights with this setting."""
+    config = AutoConfig.from_pretrained(files.path).get_text_config()
+    return number_type(dtype, device, getattr(config, "hidden_size", 0))
+
+
 def get_weights(share: Share, files: ModelFiles, *, device: str = "auto", dtype: str = "auto") -> Weights:
     """Return the run's weights of a model. The first call loads them.
 
     `auto` is bfloat16 on a CUDA GPU and on a CPU that multiplies faster in it, else float32. Raises `ConfigError` if the model cannot be
     loaded, or is already loaded with another device or dtype.
     """
-    place = _device(device)
+    place = find_device(device)
     key = _key(files)
     weights = share.get(key)
     if isinstance(weights, Weights):
@@ -154,8 +160,7 @@ def get_weights(share: Share, files: ModelFiles, *, device: str = "auto", dtype:
                 )
         return weights
     try:
-        config = AutoConfig.from_pretrained(files.path).get_text_config()
-        number = number_type(dtype, place, getattr(config, "hidden_size", 0))
+        number = chosen_type(files, place, dtype)
         with no_bars():
             model: Any = AutoModelForCausalLM.from_pretrained(files.path, dtype=number)
     except ConfigError:
@@ -215,7 +220,7 @@ def no_bars() -> Iterator[None]:
             bars.enable_progress_bar()
 
 
-def _device(name: str) -> torch.device:
+def find_device(name: str) -> torch.device:
     try:
         device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
         torch.empty(0, device=device)  # asks the driver, because a valid name may belong to an absent device

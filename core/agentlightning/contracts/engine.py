@@ -83,6 +83,11 @@ class Engine(ABC):
         """Tell whether this engine takes a model, from its configuration alone (blocking)."""
         return Fit("unknown", "it tells when it starts")
 
+    @classmethod
+    def number_type(cls, model: ModelFiles, settings: Any) -> str:
+        """Return the number type of a model's weights on this machine, if the settings leave it to the engine (blocking); else ''."""
+        return ""
+
     @abstractmethod
     def generate(self, prompt_ids: IntArray, sampling: Sampling, *, rollout: str | None = None) -> AsyncIterator[Chunk]:
         """Sample one reply. Closing the iterator aborts it.

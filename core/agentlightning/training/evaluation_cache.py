@@ -7,6 +7,7 @@ its `store.db`. A run that is removed takes its evaluation along.
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -14,7 +15,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 
-from agentlightning.errors import RunError, StoreError
+from agentlightning.errors import ConfigError, RunError, StoreError
 from agentlightning.stores.common import open_store
 from agentlightning.training.eval_rollouts import KINDS, Kind, Place, kind_of, place_of, read_evaluation
 from agentlightning.training.evaluation_key import EvaluationKey, code_digest, evaluation_key, loaded_code
@@ -24,6 +25,8 @@ from agentlightning.training.rollouts import ReadTrajectory, trajectory_reader
 from agentlightning.training.run_folder import RunFolder
 from agentlightning.training.run_state import BaseEvaluation, ReusedEvaluation, RunState
 from agentlightning.types import Rollout, Trajectory
+
+log = logging.getLogger("agentlightning")
 
 
 @dataclass(slots=True)
@@ -73,11 +76,14 @@ class EvaluationCache:
 
     async def of_base(self, rollouts: Sequence[Rollout]) -> Earlier:
         """Return what earlier runs know of the model before training."""
-        self._key = await asyncio.to_thread(self._make_key)
+        try:
+            self._key = await asyncio.to_thread(self._make_key)
+        except (OSError, ValueError, TypeError, ConfigError) as error:  # a run does not fail because its files cannot be compared
+            log.warning("Evaluations are not shared between runs: %s", error)
         earlier = Earlier()
         for run, evaluation in await asyncio.to_thread(self._candidates) if self._reuse else []:
-            known = {entry.kind for entry in earlier.reused}
-            await self._take(earlier, [entry for entry in self._entries(run, evaluation) if entry.kind not in known], rollouts)
+            kinds = {entry.kind for entry in earlier.reused}
+            await self._take(earlier, [entry for entry in self._entries(run, evaluation) if entry.kind not in kinds], rollouts)
         return earlier
 
     async def keep(self, trajectories: Sequence[Trajectory]) -> None:
@@ -88,8 +94,8 @@ class EvaluationCache:
         code = await asyncio.to_thread(loaded_code)  # with the modules that the agent loaded while it ran
         if code is None or any(code.get(root) != digest for root, digest in key.code.items()):
             return
-        whole = {kind for kind in KINDS if _is_scored([rollout for rollout in trajectories if kind_of(rollout.group) == kind])}
-        kinds: dict[Kind, str] = {kind: digest for kind, digest in key.kinds.items() if kind in whole}
+        scored = {kind for kind in KINDS if _is_scored([rollout for rollout in trajectories if kind_of(rollout.group) == kind])}
+        kinds: dict[Kind, str] = {kind: digest for kind, digest in key.kinds.items() if kind in scored}
         if kinds:
             self._folder.write_evaluation(BaseEvaluation(measured=time.time(), kinds=kinds, code=code))
 

@@ -77,6 +77,7 @@ def evaluation_key(config: Config, plan: Plan, tasks: Sequence[Task]) -> Evaluat
         "agent": agent,
         "arguments": sys.argv[1:] if agent.startswith("__main__:") else [],
         "engine": [_class_name(plan.engine[0]), asdict(plan.engine[1])],
+        "number_type": plan.engine[0].number_type(plan.files, plan.engine[1]),
         "trainer": _trainer(plan),
         "rendering": asdict(plan.rendering),
         "runner": asdict(config.runner),

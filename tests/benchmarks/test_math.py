@@ -194,7 +194,7 @@ async def test_an_answer_that_is_wrong_or_never_comes_earns_nothing(tmp_path: Pa
     assert (earned, made.calls) == (0.0, {"completed": CALLS})
 
 
-@pytest.mark.parametrize("preset", ["cpu", "gpu"])
+@pytest.mark.parametrize("preset", ["cpu", "gpu", "real"])
 def test_the_configs_are_ones_that_agl_train_takes(preset: str) -> None:
     config = load_config(FOLDER / f"{preset}.toml")
     assert len(load_tasks(config.eval_tasks or "")) == 64

@@ -217,4 +217,4 @@ def test_musique_is_read_as_it_is() -> None:
     train, test = rag_tasks.load(data)
     assert (len(train), len(test)) == (1139, 226)
     shown = [demonstrated(task)[0][-1:] == [f"Answer: {task['answer']}"] for task in test]
-    assert sum(shown) > 0.4 * len(test), "what BM25 finds of every hop, in three passages"
+    assert sum(shown) > 0.3 * len(test), "what BM25 finds of every hop, in two passages"

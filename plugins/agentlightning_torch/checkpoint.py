@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import shutil
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -97,8 +98,14 @@ def read(folder: Path) -> State:
 
 def _save_tokenizer(path: str, folder: Path) -> None:
     """Copy the tokenizer to the checkpoint, if the model's folder has one."""
+    times = tuple(file.stat().st_mtime_ns for name in ("tokenizer.json", "tokenizer_config.json") if (file := Path(path) / name).is_file())
+    if times or not Path(path).is_dir():
+        _tokenizer(path, times).save_pretrained(folder)
+
+
+@lru_cache(maxsize=1)
+def _tokenizer(path: str, times: tuple[int, ...]) -> Any:
+    """Return a tokenizer whose files have these times. Reading takes far longer than writing, and every checkpoint has one."""
     from transformers import AutoTokenizer
 
-    if Path(path).is_dir() and not any((Path(path) / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json")):
-        return
-    AutoTokenizer.from_pretrained(path).save_pretrained(folder)
+    return AutoTokenizer.from_pretrained(path)

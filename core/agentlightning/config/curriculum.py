@@ -38,9 +38,8 @@ class Curriculum(Sampler):
     to 0 to 1 by the lowest and highest so far. The prior is one rollout with the mean success of the measured tasks. Real-valued rewards
     vary less than rewards of 0 and 1 with the same mean. The worth falls by the same factor, which has a prior of its own.
 
-    The pool is the tasks whose measured variance is above the worth of an unknown task. Three quarters of a step, but
-    at most half of the pool, come from the pool. The rest explores all other tasks. Both are drawn in proportion to their worth. A
-    forgotten task is an unknown one.
+    The pool is the tasks whose measured variance is above the worth of an unknown task. Three quarters of a step come from the pool, but at
+    most half of the pool. The rest explores all other tasks. Both are drawn in proportion to their worth. A forgotten task is an unknown one.
     """
 
     def __init__(self, tasks: Sequence[Task], seed: int = 0) -> None:
@@ -89,15 +88,12 @@ class Curriculum(Sampler):
             position = self._place.get(task_id)
             if position is None:
                 continue
-            chances = self._drawn.get(position, [])
-            chance = chances.pop(0) if chances else None
-            if not chances:
-                self._drawn.pop(position, None)
+            chance = self._drawn_with(position)
             if len(rewards) < 2:
                 continue
             evidence = np.array([len(rewards), sum(rewards), sum(reward * reward for reward in rewards)])
             self._now[position] = KEPT * self._now[position] + evidence
-            self._start[position] += fresh * evidence
+            self._start[position] = (1 - fresh * (1 - KEPT)) * self._start[position] + fresh * evidence
             low, high = self._range or (rewards[0], rewards[0])
             self._range = min(low, *rewards), max(high, *rewards)
             if chance is not None:
@@ -110,7 +106,7 @@ class Curriculum(Sampler):
             if rows:
                 for position, row in rows.items():
                     self._now[position] = row
-                self._start = KEPT * self._now
+                self._start = self._now.copy()
                 self._range = _range(state.get("range"))
                 return len(rows)
         return 0
@@ -139,6 +135,13 @@ class Curriculum(Sampler):
                 table[positions[key]] = row
         self._drawn = {positions[key]: list(chances) for key, chances in state["drawn"].items()}
         self._tally = Tally(**state["tally"])
+
+    def _drawn_with(self, position: int) -> float | None:
+        """Return the chance with which the oldest group of a task was drawn; None: not known. The group is under way no more."""
+        chances = self._drawn.pop(position, [])
+        if chances[1:]:
+            self._drawn[position] = chances[1:]
+        return chances[0] if chances else None
 
     def _by_key(self, table: Doubles) -> dict[str, JSON]:
         return {self._keys[position]: table[position].tolist() for position in np.flatnonzero(table[:, 0])}

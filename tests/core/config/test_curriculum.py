@@ -188,6 +188,9 @@ def test_another_run_starts_from_what_was_measured_of_the_starting_weights() -> 
     weight = second._now[:, 0]
     assert weight[1] == pytest.approx(8 * 2 ** (-(HALF_LIFE + 1) / HALF_LIFE)), "the policy had changed when it was measured"
     assert second.summary() == {}, "the rollouts were those of another run"
+    third = curriculum(6)
+    third.carry([json.loads(json.dumps(second.state()))])
+    assert third._now[1, 0] == pytest.approx(weight[1]), "a run that was stopped before its first step loses nothing"
     assert curriculum(2).carry([]) == 0
     changed = Curriculum(load_tasks([{"id": "t0", "text": "another task with the same id"}]))
     assert changed.carry([state]) == 0

@@ -39,7 +39,7 @@ class Curriculum(Sampler):
     vary less than rewards of 0 and 1 with the same mean. The worth falls by the same factor, which has a prior of its own.
 
     The pool is the tasks whose measured variance is above the worth of an unknown task. Three quarters of a step come from the pool, but at
-    most half of the pool. The rest explores all other tasks. Both are drawn in proportion to their worth. A forgotten task is an unknown one.
+    most half of the pool. The rest explores all other tasks. Both are drawn in proportion to worth. A forgotten task is an unknown one.
     """
 
     def __init__(self, tasks: Sequence[Task], seed: int = 0) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from agentlightning.config.schema import Config
 from agentlightning.training.chart import reward_chart
@@ -39,6 +39,9 @@ def write_result(folder: RunFolder, state: RunState, config: Config, *, weights:
         result["diagnosis"] = asdict(state.diagnosis)
     if state.choice is not None:
         result["best"] = _best(rows, state.choice)
+    sampler: Any = state.sampler
+    if isinstance(sampler, dict) and (summary := cast("dict[str, Any]", sampler).get("summary")):
+        result["sampler"] = summary
     result |= _policy(folder, state, rows, weights)
     folder.write_result(result)
     reward_chart(rows, folder.chart, title=config.name)

@@ -29,6 +29,8 @@ LORA = 10.0
 """LoRA's rate over that of full training."""
 TOO_HIGH, TOO_LOW = 2.0, 50.0
 """Factors from the rule that deserve a warning. 2.3 times the rule harmed greedy replies. Small models can learn at 20 times less."""
+TOO_HIGH_AT_LOWEST = 5.0
+"""The same where the rule ends at its lowest rate: a published rate that learns, and no run is known that failed just above it."""
 SMALLEST = 10_000_000
 """Trained parameters below which there are no runs to learn the rule from."""
 
@@ -66,7 +68,7 @@ def lr_warning(lr: float | None, suggested: float | None) -> str | None:
     """Return a warning if a learning rate is far from the suggested one."""
     if lr is None or suggested is None:
         return None
-    if lr > TOO_HIGH * suggested:
+    if lr > suggested * (TOO_HIGH_AT_LOWEST if suggested in (LOWEST, LORA * LOWEST) else TOO_HIGH):
         return (
             f"trainer.lr = {lr:.1e} is {lr / suggested:.1f} times the suggested {suggested:.1e} for this model and these layers. "
             "Rates that high harmed greedy replies, or made runs collapse. Lower it."

@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import sys
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -72,6 +73,10 @@ def agent(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     file = tmp_path_factory.mktemp("agent") / "agent_of_evaluations.py"
     write(file, SOURCE)
     with pytest.MonkeyPatch.context() as patch:
+        for name, module in list(sys.modules.items()):
+            path = getattr(module, "__file__", None) or ""
+            if "/pytest-" in path and path.startswith(tempfile.gettempdir()):  # code that other tests wrote, loaded, and perhaps changed
+                patch.delitem(sys.modules, name)
         patch.syspath_prepend(str(file.parent))
         patch.setattr(sys, "dont_write_bytecode", True)
         yield file

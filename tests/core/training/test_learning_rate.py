@@ -34,6 +34,8 @@ POINTS = [
     (SMOL, "top:10", 1.3e-4, False),  # this repository's demo learns
     (QWEN, "top:8", 2e-5, True),  # GSM8K: held-out greedy reward 0.258 to 0.108
     (QWEN, "top:10", 4e-5, True),  # GSM8K, 64 rollouts a step: reward 0.25 to 0 within six steps
+    (QWEN, "full", 5.1e-6, True),
+    (QWEN, "full", 4.9e-6, False),  # no run is known that failed here
     (QWEN, "full", 1e-6, False),  # the rate of the published recipes
     (replace(QWEN, parameters=1_500_000_000), "full", 1e-6, False),  # Dr. GRPO (arXiv 2503.20783)
     (replace(QWEN, parameters=7_000_000_000), "full", 1e-6, False),  # DeepSeekMath (arXiv 2402.03300)

@@ -124,6 +124,16 @@ class WeightSync:
             shutil.rmtree(folder_of(self._exported.pop(version)), ignore_errors=True)
         return metrics
 
+    async def reload(self, policy: Policy) -> None:
+        """Have the engine load the version that it serves again. A new folder holds it, because an engine skips one that it has loaded."""
+        lost = self._exported.pop(policy.version, None)
+        if lost is not None:
+            folder = folder_of(lost)
+            self._exported[policy.version] = await self._trainer.export(folder.with_name(f"{folder.name}-again"))
+        await self.serve(policy)
+        if lost is not None:
+            shutil.rmtree(folder_of(lost), ignore_errors=True)
+
     def clear(self) -> None:
         """Remove the exported weights. Checkpoints have the weights that stay."""
         shutil.rmtree(self._folder, ignore_errors=True)

@@ -61,7 +61,7 @@ async def make(python: str, files: ModelFiles, tmp_path: Path) -> AsyncIterator[
     """Makes worlds, and ends them."""
     worlds: list[World] = []
 
-    async def made(*, train: str = "full", **settings: Any) -> World:
+    async def made(*, train: str = "full", files: ModelFiles = files, **settings: Any) -> World:
         torch.set_num_threads(1)
         share: Share = {}
         trainer = await TorchTrainer.create(files, TrainerSettings(train=train, dtype="float32", device="cpu"), share)

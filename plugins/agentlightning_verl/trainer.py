@@ -228,7 +228,7 @@ class VerlTrainer(Trainer):
         ids = weight_check_ids(self._vocabulary)
         arrays = {"lengths": np.array([len(ids)]), "temperature": np.ones(1, np.float32), "ids": ids.astype(np.int64)}
         logprobs = self._ask(Message("score", arrays=arrays)).arrays["logprob"][:-1]
-        WeightCheck(ids, floats(logprobs)).write(folder)
+        WeightCheck(ids, floats(logprobs), "float32" if self._cpu else "bfloat16").write(folder)
         return structs.replace(self.policy, uri=f"file:{quote(str(folder.resolve()))}")
 
     def _save(self, folder: Path) -> None:

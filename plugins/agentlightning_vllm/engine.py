@@ -60,19 +60,14 @@ class VllmEngine(Engine):
         if settings.context is not None and settings.context > context:
             raise ConfigError(f"engine.context is {settings.context}, but {model.name!r} has a context of {context}. Lower it.")
         context = settings.context or context
-        order: Order | None = None
-        dtype, environment = settings.dtype, environment_of(settings)
-        if environment is not None:
-            if dtype == "auto":
-                dtype = "float32" if environment.cpu else "bfloat16"
-            order = Order(settings, environment, model.path, context, dtype)
+        environment = environment_of(settings)
         info = EngineInfo(model.name, model.path, context, frozenset({"file"}))
         fleet = Fleet(
-            order=order,
+            order=None if environment is None else Order(settings, environment, model.path, context),
             key=os.environ[settings.key_env] if settings.key_env is not None else None,
             base=Policy(version=0, base=model.name, uri=f"{'file' if Path(model.path).is_dir() else 'hub'}:{model.path}"),
             silence=settings.silence,
-            weight_check_limit=settings.weight_check_limit or (0.005 if dtype == "float32" else 0.15),
+            weight_check_limit=settings.weight_check_limit,
             packs_head=environment is None or environment.cpu,
             logs=Path(tempfile.mkdtemp(prefix="agl-vllm-")),
         )

@@ -16,7 +16,7 @@ from agentlightning.runner.managed_process import Command, ManagedProcess
 from agentlightning.runner.process_output import LogFile
 from agentlightning.training.weight_sync import WeightCheck, compare_weights, folder_of
 from agentlightning.types import Policy
-from agentlightning_vllm.server import ADAPTER, NAME, Order, free_port, new_key
+from agentlightning_vllm.server import ADAPTER, HALVES, NAME, Order, free_port, new_key
 from agentlightning_vllm.tied_head import Weights
 from agentlightning_vllm.wire import Interrupted, Wire
 
@@ -24,6 +24,8 @@ log = logging.getLogger("agentlightning.vllm")
 
 TRIES = 3
 """Attempts per load, each with a fresh server."""
+EXACT, ROUNDED = 0.005, 0.15
+"""Limits of the weight check in nats per token: engine and trainer in float32, and with fewer bits or unknown ones."""
 RETURN = 120.0
 """Seconds for a server of `engine.urls` to return."""
 
@@ -40,8 +42,8 @@ class Fleet:
     """Policy that a fresh server loads."""
     silence: float
     """Seconds without an answer before a request is interrupted."""
-    weight_check_limit: float
-    """Maximum difference of the weight check, in nats per token."""
+    weight_check_limit: float | None
+    """Maximum difference of the weight check, in nats per token. None for one that fits the number types."""
     packs_head: bool
     """Whether a server may compute logits from a packed copy of the output head."""
     logs: Path
@@ -198,16 +200,22 @@ class Replica:
 
     async def _prove(self, policy: Policy) -> dict[str, float]:
         """Compare the served weights with the trainer's weight check, if their folder has one."""
-        check = WeightCheck.read(folder_of(policy)) if policy.uri.startswith("file:") else None
+        check = WeightCheck.of(policy)
         if check is None:
             self.served = policy
             return {}
         logprobs = await self.wire.score(self.model, check.ids)
-        difference, wrong = compare_weights(check, logprobs, limit=self._fleet.weight_check_limit, before=self._last_check)
+        difference, wrong = compare_weights(check, logprobs, limit=self._limit(check), before=self._last_check)
         if wrong is not None:
             raise EngineError(f"vLLM server {self.number} loaded version {policy.version} from {policy.uri}, and {wrong}")
         self.served, self._last_check = policy, check
         return {"weight_check_diff": difference}
+
+    def _limit(self, check: WeightCheck) -> float:
+        """Return the maximum difference of a weight check."""
+        order = self._fleet.order
+        exact = order is not None and order.dtype(check) == "float32" and check.dtype not in HALVES
+        return self._fleet.weight_check_limit or (EXACT if exact else ROUNDED)
 
     async def _bring_up(self, policy: Policy) -> None:
         self._asleep, self.served = False, None

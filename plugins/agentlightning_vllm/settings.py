@@ -32,7 +32,7 @@ class VllmSettings(EngineSettings):
     devices: tuple[str, ...] = ()
     """`CUDA_VISIBLE_DEVICES` of each replica (`["0,1", "2,3"]`). Default: the machine's order."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Number type of the weights. `auto` is bfloat16 on a GPU and float32 on a CPU, like the torch trainer."""
+    """Number type of the weights. `auto` is bfloat16 on a GPU. On a CPU it is the trainer's, or float32 without a trainer."""
     context: Annotated[int, Meta(ge=2)] | None = None
     """Maximum tokens of prompt and response together. Default: the model's own limit."""
     memory_gb: PositiveFloat | None = None
@@ -52,8 +52,8 @@ class VllmSettings(EngineSettings):
     silence: PositiveFloat = 600.0
     """Seconds without a token before a request is retried. A server that no longer answers is then restarted."""
     weight_check_limit: PositiveFloat | None = None
-    """Maximum mean difference in log-probability between engine and trainer after a load, in nats per token. Default: 0.005 in float32,
-    else 0.15."""
+    """Maximum mean difference in log-probability between engine and trainer after a load, in nats per token. Default: 0.005 if
+    both use float32, else 0.15."""
 
     @property
     def copy_weights(self) -> bool:

@@ -323,7 +323,7 @@ async def test_a_running_server_is_given_the_weights_and_given_them_again_when_s
 
 def their_server(python: str, files: ModelFiles, port: int, folder: Path) -> ManagedProcess:
     """A server that somebody else starts, with the key `sesame`."""
-    order = Order(VllmSettings(), find_environment(python), files.path, 512, "float32")
+    order = Order(VllmSettings(), find_environment(python), files.path, 512)
     base = Policy(version=0, base="tiny", uri=f"file:{files.path}")
     command = Command(arguments=order.arguments(base, files.path, None, port), environment=order.variables("sesame", 0))
     return ManagedProcess(command, LogFile(folder / "theirs.log"))
@@ -338,6 +338,13 @@ async def until_healthy(port: int) -> None:
             await asyncio.sleep(0.5)
     finally:
         await wire.close()
+
+
+async def test_a_server_without_a_gpu_computes_in_the_number_type_of_the_trainer(make: Any) -> None:
+    world = await make(trained_in="bfloat16")
+    assert 1e-4 < (await world.serve())["weight_check_diff"] < 0.15
+    words = Path(f"/proc/{world.engine.replicas[0].pid}/cmdline").read_text().split("\0")
+    assert words[words.index("--dtype") + 1] == "bfloat16"
 
 
 @pytest.mark.parametrize("sharded", [False, True])

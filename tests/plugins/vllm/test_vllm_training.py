@@ -131,7 +131,8 @@ def test_three_steps_of_the_demo_train_on_vllm(python: str, tmp_path: Path) -> N
 
     config = load_config(CONFIG)
     engine = {"name": "vllm", "python": python, "context": 1024}
-    run = train_config(replace(config, steps=3, folder=str(tmp_path), engine=engine), progress=False)
+    trainer = {**config.trainer, "dtype": "float32"}
+    run = train_config(replace(config, steps=3, folder=str(tmp_path), engine=engine, trainer=trainer), progress=False)
     rows = read_metrics(run.folder)
     print(*({key: row[key] for key in sorted(row) if key in SHOWN} for row in rows), sep="\n")
     steps = [row for row in rows if row["step"]]

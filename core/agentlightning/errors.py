@@ -20,7 +20,8 @@
     ├── JoinError               model calls and framework spans do not meet
     ├── RoutingError            a model call cannot reach the gateway of its rollout
     ├── TrainerError            the trainer could not take the step
-    │   └── NonFinite           NaN or infinity in loss or gradient
+    │   ├── NonFinite           NaN or infinity in loss or gradient
+    │   └── Mismatch            the sampled tokens come from other weights than the trainer's
     └── RunError                a run folder cannot be made, read or resumed
 
 A message is two sentences: what is wrong, with the value; what to do.
@@ -114,6 +115,10 @@ class TrainerError(LightningError):
 
 class NonFinite(TrainerError):
     """NaN or infinity in the loss or the gradient."""
+
+
+class Mismatch(TrainerError):
+    """The sampled tokens come from other weights than the trainer's."""
 
 
 class RunError(LightningError):

@@ -110,9 +110,10 @@ def weight_check_of(model: Any) -> WeightCheck:
     """Return the model's outputs for the tokens of a probe, at temperature 1."""
     ids = weight_check_ids(plain(model).config.get_text_config().vocab_size)
     with torch.no_grad():
-        logits = model(input_ids=_tensor(ids, next(model.parameters()).device)[None], use_cache=False).logits[0, :-1].float()
+        first = next(model.parameters())
+        logits = model(input_ids=_tensor(ids, first.device)[None], use_cache=False).logits[0, :-1].float()
     chosen = logits.log_softmax(-1).gather(1, _tensor(ids[1:], logits.device)[:, None])[:, 0]
-    return WeightCheck(ids, chosen.double().cpu().numpy())
+    return WeightCheck(ids, chosen.double().cpu().numpy(), str(first.dtype).removeprefix("torch."))
 
 
 @contextmanager

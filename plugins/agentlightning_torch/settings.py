@@ -9,7 +9,7 @@ from msgspec import Meta
 
 from agentlightning.contracts.engine import EngineSettings
 from agentlightning.contracts.trainer import TrainerSettings
-from agentlightning.errors import ConfigError
+from agentlightning.rl.schedule import check_schedule
 from agentlightning.settings import Beta, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 TRAINED = "'full', 'lora', or 'top:N' (such as 'top:8')"
@@ -68,6 +68,4 @@ class TorchTrainerSettings(TrainerSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.schedule != "constant" and self.total_steps is not None and self.total_steps <= self.warmup_steps:
-            problem = f"trainer.total_steps is {self.total_steps}, but trainer.warmup_steps is {self.warmup_steps}"
-            raise ConfigError(f"{problem}. Schedule {self.schedule!r} needs more total steps than warm-up steps.")
+        check_schedule(self.schedule, self.warmup_steps, self.total_steps)

@@ -20,11 +20,12 @@ def tiny_model(
     hidden: int = 64,
     layers: int = 2,
     context: int = 512,
+    tied: bool = False,
 ) -> ModelFiles:
     """Save a Llama with random float32 weights in `folder`.
 
     The same arguments give the same weights, and torch's global seed stays unchanged. Weights have a large deviation (0.1), so attention
-    and next-token distributions are far from uniform.
+    and next-token distributions are far from uniform. With `tied`, the embedding is also the output head.
     """
     tokenizer: Any = make_tokenizer(folder)
     config = LlamaConfig(
@@ -36,6 +37,7 @@ def tiny_model(
         num_key_value_heads=2,
         max_position_embeddings=context,
         initializer_range=0.1,
+        tie_word_embeddings=tied,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,

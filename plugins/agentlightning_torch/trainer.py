@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from agentlightning.contracts.batch import Batch
 from agentlightning.contracts.loss import CustomLoss, LossSettings
 from agentlightning.contracts.model import Fit, ModelFiles, Share
-from agentlightning.contracts.trainer import Capabilities, Trainer, check_capabilities
+from agentlightning.contracts.trainer import Capabilities, Trainer, check_capabilities, check_mismatch
 from agentlightning.errors import ConfigError, TrainerError
 from agentlightning.registry.registry import registry
 from agentlightning.rl.correction.tis import TruncatedImportanceSampling
@@ -195,6 +195,8 @@ class TorchTrainer(Trainer):
             for _ in range(loss.epochs):
                 for part in range(len(update.parts)):
                     update.gradient(part)
+                    if not update.norms:
+                        check_mismatch(self, batch, update.old_logprobs)
                     update.norms.append(self.optimizer.step(lr))
                     for optimizer in optimizers[1:]:
                         optimizer.step(self.settings.critic_lr)

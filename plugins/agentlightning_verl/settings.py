@@ -9,6 +9,7 @@ from msgspec import Meta
 
 from agentlightning.contracts.trainer import TrainerSettings
 from agentlightning.errors import ConfigError
+from agentlightning.rl.schedule import check_schedule
 from agentlightning.settings import Beta, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 
@@ -30,6 +31,7 @@ class VerlSettings(TrainerSettings):
     lora_alpha: PositiveInt = 32
     lr: Annotated[float, Meta(gt=0, lt=1, description="1e-6 is usual, 1e-5 for LoRA")] = 1e-6
     weight_decay: NonNegativeFloat = 0.0
+    """Weight decay of matrices. Norms and biases never decay."""
     betas: tuple[Beta, Beta] = (0.9, 0.999)
     clip_norm: PositiveFloat = 1.0
     """Maximum gradient norm. Larger gradients are scaled down to it."""
@@ -51,6 +53,7 @@ class VerlSettings(TrainerSettings):
         super().__post_init__()
         if self.nodes > 1 and self.ray_address is None:
             raise ConfigError(f'trainer.nodes is {self.nodes}, but no Ray cluster is named. Set trainer.ray_address = "auto".')
+        check_schedule(self.schedule, self.warmup_steps, self.total_steps)
 
     def facts(self) -> dict[str, Any]:
         """Return the settings for verl's process."""

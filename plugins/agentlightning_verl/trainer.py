@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import os
 import shutil
 import socket
@@ -28,7 +29,7 @@ from numpy.typing import NDArray
 from agentlightning.contracts.batch import Batch
 from agentlightning.contracts.loss import LossSettings
 from agentlightning.contracts.model import ModelFiles, Share
-from agentlightning.contracts.trainer import Capabilities, Trainer, check_capabilities
+from agentlightning.contracts.trainer import Capabilities, Trainer, check_capabilities, check_mismatch, mismatch
 from agentlightning.errors import ConfigError, NonFinite, TrainerError, UnsupportedSetting
 from agentlightning.rl.batch.packs import cut_packs
 from agentlightning.rl.schedule import learning_rate
@@ -184,14 +185,20 @@ class VerlTrainer(Trainer):
         work = [rows_of(batch, part if len(parts) > 1 else None) for part in parts]
         several = loss.epochs * len(parts) > 1
         old = self._old(batch, work) if several else None
+        if old is not None:
+            check_mismatch(self, batch, old)
         lr = learning_rate(settings.lr, settings.schedule, settings.warmup_steps, settings.total_steps, self.steps)
         facts = {key: value for key, value in asdict(loss).items() if key in ("clip_low", "clip_high", "dual_clip")}
+        if not several and math.isfinite(self.mismatch_limit):
+            facts["mismatch_limit"] = self.mismatch_limit  # the workers compare before their optimizer step
         updates: list[dict[str, float]] = []
         for _ in range(loss.epochs):
             for rows in work:
                 # each minibatch estimates the full loss, so it is scaled to it
                 arrays = rows.arrays(batch, float(len(parts)), old, self.policy.version)
                 update = self._ask(Message("update", {"lr": lr, "loss": {"loss": loss.name, **facts}}, arrays)).facts
+                if update.pop("refused", 0.0):
+                    raise mismatch(update["mismatch_abs"] / update["mismatch_count"], self.mismatch_limit)
                 _check_finite(update, len(updates))
                 updates.append(update)
         self.steps += 1
@@ -221,7 +228,7 @@ class VerlTrainer(Trainer):
         ids = weight_check_ids(self._vocabulary)
         arrays = {"lengths": np.array([len(ids)]), "temperature": np.ones(1, np.float32), "ids": ids.astype(np.int64)}
         logprobs = self._ask(Message("score", arrays=arrays)).arrays["logprob"][:-1]
-        WeightCheck(ids, floats(logprobs)).write(folder)
+        WeightCheck(ids, floats(logprobs), "float32" if self._cpu else "bfloat16").write(folder)
         return structs.replace(self.policy, uri=f"file:{quote(str(folder.resolve()))}")
 
     def _save(self, folder: Path) -> None:

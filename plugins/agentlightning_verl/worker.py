@@ -26,15 +26,46 @@ OFF = 1e9
 """A clip bound that no ratio reaches."""
 
 
+class Engine(FSDPEngineWithLMHead):
+    """verl's engine with the torch trainer's rules: only matrices decay, and the rollouts of other weights are not trained."""
+
+    _refused = False
+    """Whether the gradients are those of other weights' rollouts."""
+
+    def _build_optimizer(self, module: Any) -> Any:
+        optimizer = super()._build_optimizer(module)
+        (group,) = optimizer.param_groups
+        vectors = [p for p in group["params"] if p.ndim < 2]
+        group["params"] = [p for p in group["params"] if p.ndim >= 2]
+        optimizer.add_param_group({**group, "params": vectors, "weight_decay": 0.0})
+        return optimizer
+
+    def forward_backward_batch(self, data: TensorDict, loss_function: Any, forward_only: bool = False) -> Any:
+        outputs = super().forward_backward_batch(data, loss_function, forward_only=forward_only)
+        limit = tu.get(data, key="mismatch_limit", default=None)
+        if limit is not None and not forward_only:
+            metrics = outputs["metrics"]
+            sums = torch.tensor([sum(metrics[f"agl/mismatch_{name}"]) for name in ("abs", "count")], device=get_device_name())
+            torch.distributed.all_reduce(sums, group=self.get_data_parallel_group())
+            self._refused = bool(sums[0] > limit * sums[1])
+            metrics["agl/refused"] = [float(self._refused)]
+        return outputs
+
+    def optimizer_step(self) -> float:
+        if self._refused:
+            self._refused = False
+            self.optimizer_zero_grad()
+            return 0.0
+        return super().optimizer_step()
+
+
 class Worker(TrainingWorker):
     """One process of the worker group."""
 
     def __init__(self, config: TrainingWorkerConfig) -> None:
-        if get_device_name() == "cpu":
-            if "cpu" not in EngineRegistry._engines.get("language_model", {}).get("fsdp2", {}):
-                EngineRegistry.register(model_type="language_model", backend=["fsdp2"], device="cpu")(FSDPEngineWithLMHead)
-            if not torch.distributed.is_initialized():  # verl would otherwise name the CPU twice
-                torch.distributed.init_process_group("gloo", rank=int(os.environ["RANK"]), world_size=int(os.environ["WORLD_SIZE"]))
+        if get_device_name() == "cpu" and not torch.distributed.is_initialized():  # verl would otherwise name the CPU twice
+            torch.distributed.init_process_group("gloo", rank=int(os.environ["RANK"]), world_size=int(os.environ["WORLD_SIZE"]))
+        EngineRegistry._engines["language_model"]["fsdp2"] = {get_device_name(): Engine}  # its `register` replaces nothing
         super().__init__(config)
         self.set_loss_fn(_loss)
 

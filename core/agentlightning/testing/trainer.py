@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from agentlightning.contracts.batch import Batch
 from agentlightning.contracts.loss import LossSettings
 from agentlightning.contracts.model import ModelFiles, Share
-from agentlightning.contracts.trainer import Capabilities, Trainer, TrainerSettings, check_capabilities
+from agentlightning.contracts.trainer import Capabilities, Trainer, TrainerSettings, check_capabilities, check_mismatch
 from agentlightning.errors import NonFinite, TrainerError, UnsupportedSetting
 from agentlightning.types import Policy
 
@@ -61,6 +61,9 @@ class TableTrainer(Trainer):
         index = np.flatnonzero(batch.trained)
         before, token = batch.token_ids[batch.parent[index]], batch.token_ids[index]
         probability, logprob = self._distribution(before, token, batch.temperature[index])
+        logprobs = np.full(len(batch), np.nan)
+        logprobs[index] = logprob
+        check_mismatch(self, batch, logprobs)
         signal = batch.weight[index] * batch.advantage[index]  # (trained tokens,)
         change = -probability * (signal / batch.temperature[index])[:, None]
         change[np.arange(len(index)), token] += signal / batch.temperature[index]

@@ -23,7 +23,7 @@ from msgspec import structs
 from agentlightning.contracts.batch import Batch
 from agentlightning.contracts.loss import LossSettings
 from agentlightning.contracts.trainer import Trainer
-from agentlightning.errors import NonFinite, TrainerError, UnsupportedSetting
+from agentlightning.errors import Mismatch, NonFinite, TrainerError, UnsupportedSetting
 from agentlightning.rl.batch.build import make_batch
 from agentlightning.rl.loss import PPOClip
 from agentlightning.testing.rollouts import conversation, trajectory
@@ -65,6 +65,8 @@ class TrainerContract:
     loss: ClassVar[LossSettings] = PPOClip()
     vocabulary: ClassVar[int] = 250
     """Token ids below it are in the model's vocabulary."""
+    several_updates: ClassVar[bool] = True
+    """Whether it takes several optimizer steps on a batch (`loss.epochs`, `loss.minibatches`)."""
 
     async def make(self) -> Trainer:
         raise NotImplementedError("Define `make` in the subclass. It returns a fresh trainer.")
@@ -121,6 +123,20 @@ class TrainerContract:
             assert trainer.policy == fresh.policy
             _, metrics = await trainer.step(batch, self.loss)
             assert of_weights(metrics) == of_weights((await fresh.step(batch, self.loss))[1])
+
+    async def test_a_batch_of_other_weights_is_refused_and_leaves_the_weights_as_they_were(self) -> None:
+        for several in (False, True):
+            loss = replace(self.loss, epochs=2) if several and self.several_updates else self.loss
+            async with self.trainer() as trainer, self.trainer() as fresh:
+                trainer.mismatch_limit = 0.5
+                batch = self.batch()
+                other = replace(batch, rollout_logprobs=batch.rollout_logprobs - 9)
+                with refused(Mismatch):
+                    await trainer.step(other, loss)
+                assert trainer.policy == fresh.policy
+                later = replace(other, version=other.version - 1)  # sampled by an earlier version: a difference is expected
+                _, metrics = await trainer.step(later, loss)
+                assert of_weights(metrics) == of_weights((await fresh.step(later, loss))[1])
 
     # --- settings that it does not honour (law 11) -----------------------------------------------------------------------------------
 

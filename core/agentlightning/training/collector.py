@@ -76,6 +76,11 @@ class Collector:
             [rollout_id for group in self._groups.values() for rollout_id in group.ids if rollout_id not in group.trajectories]
         )
 
+    async def discard(self) -> None:
+        """Cancel every rollout that has not ended, and forget all groups that were not returned."""
+        await self.cancel()
+        self._groups, self._group_of, self._ended = {}, {}, []
+
     def _take(self, name: str) -> list[Trajectory]:
         self._ended.remove(name)
         group = self._groups.pop(name)

@@ -57,7 +57,7 @@ async def plan_training(config: Config, agent: str | Agent | None, progress: Pro
     def check() -> TrainingPlan:
         algorithm = Part.parse("algorithms", config.algorithm, "algorithm").make()
         reach_loopback()  # before the agent is imported, because its module may create a client
-        engine = _plugin("engines", config.engine, "engine")
+        engine = _engine(config)
         if engine[0].remote:
             raise UnsupportedSetting(
                 f"The weights of engine {config.engine['name']!r} are on another server, and no trainer can change them. Use "
@@ -76,7 +76,7 @@ async def plan_rollouts(config: Config, agent: str | Agent, progress: Progress) 
 
     def check() -> Plan:
         reach_loopback()
-        engine = _plugin("engines", config.engine, "engine")
+        engine = _engine(config)
         checked = _agent(config, agent)
         if not engine[0].remote:
             files = _model(config.model, progress)
@@ -97,6 +97,12 @@ def _rendering(config: Config, files: ModelFiles) -> RenderingSettings:
     settings = config.rendering(files.path)
     make_rendering(files.name, files.path, settings)
     return settings
+
+
+def _engine(config: Config) -> Plugin:
+    engine, settings = _plugin("engines", config.engine, "engine")
+    engine.check_settings(settings)
+    return engine, settings
 
 
 def _plugin(kind: str, table: Mapping[str, JSON], where: str) -> Plugin:

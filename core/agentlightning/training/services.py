@@ -76,6 +76,7 @@ async def open_services(
         store = open_store(folder.store_address)
         exits.push_async_callback(store.close)
         trainer = await _open_trainer(exits, plan.trainer, plan.files, share, restore, controls.progress)
+        trainer.mismatch_limit = config.mismatch_limit
         engine = await _open_engine(exits, plan.engine, plan.files, share)
         await store.publish(trainer.policy)
         weight_sync = WeightSync(trainer, engine, folder.weights)

@@ -6,6 +6,7 @@ checkpoint is always the state between two steps, so a resumed run does what an 
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 from agentlightning.algorithms import base
 from agentlightning.contracts.batch import Batch
 from agentlightning.contracts.loss import LossSettings
-from agentlightning.errors import EngineError, NonFinite
+from agentlightning.errors import EngineError, Mismatch, NonFinite
 from agentlightning.training.evaluation import Evaluator, change_metrics, eval_metrics, evaluation_of
 from agentlightning.training.evaluation_cache import notices
 from agentlightning.training.metrics import contributions, step_metrics
@@ -29,6 +30,8 @@ from agentlightning.training.services import Services
 from agentlightning.training.step_checks import StepChecks
 from agentlightning.training.step_source import Counts, ReplyLimits, StepSource
 from agentlightning.types import Trajectory
+
+log = logging.getLogger("agentlightning")
 
 
 class Session(base.Session):
@@ -59,6 +62,10 @@ class Session(base.Session):
         """Of the parts of this step."""
         self._between_steps = True
         """Whether the weights are those of `state.step`."""
+        self._collected = 0
+        """Rollouts of this step."""
+        self._mismatched: dict[int, int] = {}
+        """Discarded rollouts of the steps that started again."""
 
     # --- an algorithm calls these ---
 
@@ -88,7 +95,9 @@ class Session(base.Session):
         with self._timed(self._source.name):
             collected, counts = await self._source.next(step, group_size)
         trajectories, limited = self._limits.apply(collected)
-        self._counts = counts | limited
+        self._counts, self._collected = counts | limited, len(trajectories)
+        if step in self._mismatched:
+            self._counts["rollouts_mismatched"] = float(self._mismatched[step])
         if step == self.state.step == 0:
             self._checks.first_step(trajectories)
         return trajectories
@@ -113,7 +122,7 @@ class Session(base.Session):
                 if policy != before:
                     await self._services.store.publish(policy)
                 metrics |= await self._services.weight_sync.serve(policy)
-            except NonFinite:
+            except (NonFinite, Mismatch):
                 self._between_steps = True  # the trainer left the weights as they were
                 raise
             finally:
@@ -142,8 +151,10 @@ class Session(base.Session):
         sampling = time.monotonic() - self._step_began if self._services.overlap else self._seconds.get("rollouts")
         if sampling and row["sampled_tokens"]:
             row["tokens_per_second"] = row["sampled_tokens"] / sampling
-        if self._checks.mismatch(row):
+        alarm = self._checks.alarm(row)
+        if alarm is not None:
             row["alarm"] = "mismatch_abs"
+            log.warning(alarm)  # also without progress
         for notice in self._checks.notices(row, trajectories, batch):
             self.say(notice)
         self._source.learn(trajectories)
@@ -173,6 +184,20 @@ class Session(base.Session):
         if row is not None:
             self._step_began = time.monotonic()
             await self._evaluate_and_log(row)
+
+    async def start_again(self, mismatch: Mismatch) -> None:
+        """Discard the rollouts of a step that was not trained, and have the engine load the weights again. Once in a step, then it is an
+        `EngineError`."""
+        step = self.state.step
+        if step in self._mismatched:
+            raise EngineError(
+                f"Step {step + 1} was sampled again, and the rollouts still come from other weights. {mismatch} If the engine itself "
+                "computes less exactly than the trainer, set algorithm.loss.correction = 'tis' and raise mismatch_limit."
+            ) from mismatch
+        log.warning("ALARM, step %d: not trained. %s The engine loads the weights again, and the step samples again.", step + 1, mismatch)
+        self._mismatched[step] = self._collected
+        await self._source.again()
+        await self._services.weight_sync.reload(self._services.trainer.policy)
 
     async def end(self) -> None:
         """Cancel the groups that run ahead of the last step, and write the last checkpoint."""

@@ -44,19 +44,19 @@ class StepChecks:
         for text, count in diagnostics.most_common(5):
             log.warning("%s (%d times in the first step)", text, count)
 
-    def mismatch(self, row: dict[str, Any]) -> bool:
-        """Return whether engine and trainer differ by more than the alarm allows."""
-        return row.get("mismatch_abs", 0.0) > self.mismatch_alarm
+    def alarm(self, row: dict[str, Any]) -> str | None:
+        """Return the alarm of a step whose engine and trainer differ too much."""
+        if row.get("mismatch_abs", 0.0) <= self.mismatch_alarm:
+            return None
+        return (
+            f"ALARM, step {row['step']}: engine and trainer differ by {row['mismatch_abs']:.4f} in log-probability per token (limit "
+            f"{self.mismatch_alarm:g}). The trained policy is not the sampled one. Check model and dtype, and that the engine serves "
+            "the last version."
+        )
 
     def notices(self, row: dict[str, Any], trajectories: Sequence[Trajectory], batch: Batch) -> list[str]:
         """Return the sentences that the user should read about a step, besides its metrics."""
         step, notices = row["step"], list[str]()
-        if self.mismatch(row):
-            notices.append(
-                f"ALARM, step {step}: engine and trainer differ by {row['mismatch_abs']:.4f} in log-probability per token (limit "
-                f"{self.mismatch_alarm:g}). The trained policy is not the sampled one. Check model and dtype, and that the engine serves "
-                "the last version."
-            )
         if row["failed"]:
             first = next(trajectory for trajectory in trajectories if trajectory.status != "succeeded")
             notices.append(

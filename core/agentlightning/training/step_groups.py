@@ -60,8 +60,10 @@ class StepGroups(StepSource):
         self._tasks_per_step, self._steps = tasks_per_step, steps
         self._filter = None if settings.filter is None else Part.parse("filters", settings.filter, "collection.filter").make()
         self._resumed: list[StartedGroup] = []
-        """Groups of a stopped run, which start first."""
+        """Groups of a stopped run or of a step that starts again. They start first."""
         self._running: dict[str, StartedGroup] = {}
+        self._used: list[StartedGroup] = []
+        """Groups of the last step."""
         self._step, self._places = -1, 0
         self._repeats: Counter[str] = Counter()
         """Groups that the step has started, by task id."""
@@ -103,6 +105,7 @@ class StepGroups(StepSource):
             else:
                 missing -= 1
         groups.sort(key=lambda group: (group[0].step, group[0].place))
+        self._used = [group for group, *_ in groups]
         version = self._trainer.policy.version
         marked = [self._mark(trajectory, kept, version) for _, group, kept in groups for trajectory in group]
         counts: Counts = {}
@@ -112,6 +115,11 @@ class StepGroups(StepSource):
         if self._settings.max_staleness:
             counts["stale_tokens"] = excluded_tokens(marked, STALE)
         return marked, counts
+
+    async def again(self) -> None:
+        await self._collector.discard()
+        self._resumed = [*self._used, *self._running.values(), *self._resumed]
+        self._used, self._running = [], {}
 
     def _keeps(self, group: Sequence[Trajectory]) -> bool:
         """Return whether a step trains on a group, by `collection.filter`."""
@@ -136,7 +144,7 @@ class StepGroups(StepSource):
         return leave_out(trajectory, reason)
 
     async def _start(self, step: int, count: int, group_size: int) -> None:
-        """Start so many groups: first those of a stopped run, then new ones."""
+        """Start so many groups: first those that start again, then new ones."""
         if count < 1:
             return
         if step != self._step:

@@ -32,6 +32,10 @@ class StepSource(ABC):
     async def next(self, step: int, group_size: int) -> tuple[list[Trajectory], Counts]:
         """Return the trajectories of a step, group by group, and their counts."""
 
+    async def again(self) -> None:
+        """Discard the trajectories of this step and everything that runs ahead of it. The next call of `next` starts the same groups."""
+        raise NotImplementedError(f"{type(self).__name__} samples nothing, so a step cannot start again.")
+
     async def more(self) -> bool:
         """Return whether another step has anything to train on."""
         return True

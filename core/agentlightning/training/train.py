@@ -16,7 +16,7 @@ from agentlightning.config.samplers import Sampler
 from agentlightning.config.schema import Config
 from agentlightning.config.toml import to_toml
 from agentlightning.contracts.store import LightningStore
-from agentlightning.errors import LightningError
+from agentlightning.errors import LightningError, Mismatch
 from agentlightning.registry.registry import registry
 from agentlightning.runner.runner import Agent
 from agentlightning.training.controls import Controls, Stopped, run_in_thread
@@ -196,7 +196,7 @@ async def _train(session: Session, algorithm: Algorithm) -> bool:
     """Run an algorithm to its end; return whether the user stopped it. A run that ends early keeps its finished steps."""
     try:
         await session.begin()
-        await algorithm.run(session)
+        await _run(session, algorithm)
         await session.end()
     except (Stopped, asyncio.CancelledError):
         await session.rescue()
@@ -205,6 +205,15 @@ async def _train(session: Session, algorithm: Algorithm) -> bool:
         await session.rescue()
         raise
     return False
+
+
+async def _run(session: Session, algorithm: Algorithm) -> None:
+    """Run an algorithm to its end. It starts again at a step that was sampled from other weights than the trainer's."""
+    while True:
+        try:
+            return await algorithm.run(session)
+        except Mismatch as mismatch:
+            await session.start_again(mismatch)
 
 
 async def _suggested_lr(plan: TrainingPlan, controls: Controls) -> float | None:

@@ -36,10 +36,12 @@ class WeightCheck:
     """(tokens,)"""
     logprobs: FloatArray
     """(tokens - 1,) of each token but the first, given those before it, at temperature 1."""
+    dtype: str = "float32"
+    """Number type of the trainer's weights."""
 
     def write(self, folder: Path) -> None:
         """Write the check into a folder of weights."""
-        text = json.dumps({"ids": self.ids.tolist(), "logprobs": self.logprobs.tolist()})
+        text = json.dumps({"ids": self.ids.tolist(), "logprobs": self.logprobs.tolist(), "dtype": self.dtype})
         (folder / WEIGHT_CHECK).write_text(text, "utf-8")
 
     @classmethod
@@ -47,13 +49,18 @@ class WeightCheck:
         """Return the weight check in a folder of weights; None: there is none. Raises `EngineError` if it is damaged."""
         try:
             content = json.loads((folder / WEIGHT_CHECK).read_text("utf-8"))
-            return cls(ints(content["ids"]), floats(content["logprobs"]))
+            return cls(ints(content["ids"]), floats(content["logprobs"]), content["dtype"])
         except FileNotFoundError:
             return None
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise EngineError(
                 f"The weight check {folder / WEIGHT_CHECK} cannot be read: {error}. Export the weights again, or remove it for no check."
             ) from error
+
+    @classmethod
+    def of(cls, policy: Policy) -> WeightCheck | None:
+        """Return the weight check of a policy. None if its weights are in no folder, or without a check."""
+        return cls.read(folder_of(policy)) if policy.uri.startswith("file:") else None
 
     def difference(self, served: FloatArray) -> float:
         """Return the mean |served - trained| in nats a token. `served`: (tokens - 1,). Raises `EngineError` for another length."""
@@ -123,6 +130,16 @@ class WeightSync:
         for version in list(self._exported)[:-VERSIONS]:
             shutil.rmtree(folder_of(self._exported.pop(version)), ignore_errors=True)
         return metrics
+
+    async def reload(self, policy: Policy) -> None:
+        """Have the engine load the version that it serves again. A new folder holds it, because an engine skips one that it has loaded."""
+        lost = self._exported.pop(policy.version, None)
+        if lost is not None:
+            folder = folder_of(lost)
+            self._exported[policy.version] = await self._trainer.export(folder.with_name(f"{folder.name}-again"))
+        await self.serve(policy)
+        if lost is not None:
+            shutil.rmtree(folder_of(lost), ignore_errors=True)
 
     def clear(self) -> None:
         """Remove the exported weights. Checkpoints have the weights that stay."""

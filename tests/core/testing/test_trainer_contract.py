@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ from agentlightning.types import Policy
 
 
 class TestTableTrainer(TrainerContract):
+    several_updates = False
+
     async def make(self) -> TableTrainer:
         return TableTrainer()
 
@@ -81,6 +84,14 @@ class Careless(TableTrainer):
             raise
 
 
+class Trusting(TableTrainer):
+    """Compares nothing with the engine's log-probabilities."""
+
+    async def step(self, batch: Any, loss: Any) -> Any:
+        self.mismatch_limit = math.inf
+        return await super().step(batch, loss)
+
+
 class Eager(TableTrainer):
     """Honours less than it is asked for, and says nothing."""
 
@@ -133,6 +144,7 @@ BROKEN = {
     "same_batch": Random,
     "without_signal": StepsOnNothing,
     "not_finite": Careless,
+    "other_weights": Trusting,
     "does_not_have": Eager,
     "setting_of_the_loss": Eager,
     "too_long": Limited,
@@ -154,6 +166,8 @@ def test_every_test_of_the_contract_has_a_trainer_that_it_catches() -> None:
 @pytest.mark.parametrize("part", BROKEN)
 async def test_the_contract_catches_a_trainer_that_breaks_it(part: str, tmp_path: Path) -> None:
     class Checked(TrainerContract):
+        several_updates = False
+
         async def make(self) -> TableTrainer:
             return BROKEN[part]()
 

@@ -334,9 +334,12 @@ def test_early_stop_ends_a_run_that_no_longer_gets_better(model: str, tmp_path: 
     assert run.result["steps"] < 50
 
 
-def test_engine_and_trainer_that_differ_raise_the_alarm(model: str, tmp_path: Path) -> None:
+def test_engine_and_trainer_that_differ_raise_the_alarm_in_metrics_and_log(
+    model: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     run = agl.train(two_turns, tasks=TASKS, **settings(model, tmp_path, steps=1, mismatch_alarm=1e-12))
     assert rows(run)[0]["alarm"] == "mismatch_abs"
+    assert any(record.getMessage().startswith("ALARM, step 1") for record in caplog.records)
 
 
 def test_a_step_that_is_not_finite_ends_the_run_and_keeps_the_last_good_weights(

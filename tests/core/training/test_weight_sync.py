@@ -73,6 +73,21 @@ async def test_through_files_each_version_is_written_once_and_the_last_two_stay(
     assert not (tmp_path / "w").exists()
 
 
+async def test_a_reload_gives_the_engine_a_new_folder_of_the_same_version(tmp_path: Path) -> None:
+    trainer, engine = Gives("memory:x", "file"), Takes("file")
+    over = weight_sync(trainer, engine, tmp_path / "w")
+    await over.serve(trainer.policy)
+    await over.serve(trainer.step())
+    for _ in range(2):
+        await over.reload(trainer.policy)
+    assert [policy.version for policy in engine.loaded] == [0, 1, 1, 1]
+    assert len({policy.uri for policy in engine.loaded}) == 4
+    folders = sorted(folder for folder in (tmp_path / "w").iterdir())
+    assert folders == [tmp_path / "w" / "version-00000", folder_of(engine.loaded[-1])]
+    await over.serve(trainer.policy)  # a step that trained nothing
+    assert engine.loaded[-1] == engine.loaded[-2]
+
+
 def test_a_trainer_and_an_engine_without_a_way_in_common_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UnsupportedSetting, match="provides weights as memory, but the engine takes file"):
         weight_sync(Gives("memory:x", "memory"), Takes("file"), tmp_path)

@@ -91,6 +91,10 @@ def test_two_temperatures_in_one_conversation_are_refused() -> None:
         ({"betas": (0.9,)}, "a list of 2, each a number of at least 0 and below 1"),
         ({"schedule": "step"}, "'constant', 'linear' or 'cosine'"),
         ({"device": "tpu"}, "'auto', 'cpu' or 'cuda'"),
+        (
+            {"schedule": "linear", "warmup_steps": 5, "total_steps": 5},
+            "trainer.total_steps is 5, but trainer.warmup_steps is 5. Schedule 'linear' needs more total steps than warm-up steps.",
+        ),
     ],
 )
 def test_a_wrong_setting_is_named(settings: dict[str, Any], message: str) -> None:

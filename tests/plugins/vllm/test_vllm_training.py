@@ -2,27 +2,32 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 import torch
 from openai import AsyncOpenAI
 
 import agentlightning as agl
 from agentlightning.contracts.model import ModelFiles
+from agentlightning.errors import ConfigError
 from agentlightning.training.metrics import read_metrics
+from agentlightning_torch.testing import tiny_model
 
 REAL = bool(os.environ.get("AGL_TEST_VLLM"))
 pytestmark = pytest.mark.timeout(1800 if REAL else 240)
 TASKS = [{"id": str(n), "text": text} for n, text in enumerate(["abc", "xyz", "hello", "12+3"])]
 
 
-def server_of(folder: Path) -> int:
-    """The process of the server that serves weights of a folder."""
+def server_of(folder: Path) -> tuple[int, int]:
+    """The process and the port of the server that serves weights of a folder."""
     for entry in Path("/proc").iterdir():
         if entry.name.isdecimal():
             try:
@@ -30,12 +35,12 @@ def server_of(folder: Path) -> int:
             except OSError:
                 continue
             if "vllm.entrypoints.openai.api_server" in words and any(word.startswith(str(folder)) for word in words):
-                return int(entry.name)
+                return int(entry.name), int(words[words.index("--port") + 1])
     raise AssertionError("no server")
 
 
-def agent(folder: Path, killed: list[int]) -> Any:
-    """Two turns; in the second step, at the ninth call, the server is killed."""
+def agent(act: Callable[[], None]) -> Any:
+    """Two turns; in the second step, at the ninth call, `act` does something to the server."""
     calls = 0
 
     async def two_turns(task: Any, llm: agl.LLM) -> float:
@@ -45,8 +50,7 @@ def agent(folder: Path, killed: list[int]) -> Any:
             for _ in range(2):
                 calls += 1
                 if calls == 16 + 9:
-                    killed.append(server_of(folder))
-                    os.kill(killed[0], signal.SIGKILL)
+                    await asyncio.to_thread(act)
                 answer = await client.chat.completions.create(model=llm.model, messages=messages, max_tokens=8)
                 text = answer.choices[0].message.content or ""
                 messages += [{"role": "assistant", "content": text}, {"role": "user", "content": "more"}]
@@ -55,14 +59,13 @@ def agent(folder: Path, killed: list[int]) -> Any:
     return two_turns
 
 
-def test_a_server_that_is_killed_in_the_middle_of_a_step_costs_no_rollout(files: ModelFiles, python: str, tmp_path: Path) -> None:
+def train(files: ModelFiles, python: str, folder: Path, act: Callable[[], None]) -> agl.Run:
     torch.set_num_threads(1)
-    killed: list[int] = []
-    run = agl.train(
-        agent(tmp_path, killed),
+    return agl.train(
+        agent(act),
         tasks=TASKS,
         model=files.path,
-        folder=tmp_path,
+        folder=folder,
         steps=3,
         tasks_per_step=2,
         algorithm=agl.LightningRL(group_size=4),
@@ -70,6 +73,33 @@ def test_a_server_that_is_killed_in_the_middle_of_a_step_costs_no_rollout(files:
         trainer={"name": "torch", "lr": 1e-3, "device": "cpu", "dtype": "float32"},
         progress=False,
     )
+
+
+def test_a_server_whose_weights_somebody_changes_in_mid_step_gets_them_again_before_anything_is_trained(
+    files: ModelFiles, python: str, tmp_path: Path
+) -> None:
+    other = tiny_model(tmp_path / "other", seed=1, hidden=128)
+
+    def change() -> None:
+        body = {"method": "reload_weights", "kwargs": {"weights_path": other.path}}
+        httpx.post(f"http://127.0.0.1:{server_of(tmp_path)[1]}/collective_rpc", json=body, timeout=60).raise_for_status()
+
+    rows = read_metrics(train(files, python, tmp_path, change).folder)
+    assert [row.get("rollouts_mismatched") for row in rows] == [None, 8, None]
+    for row in rows:
+        assert row["mismatch_abs"] < 1e-3
+        assert row["weight_check_diff"] < 1e-4
+        assert "alarm" not in row
+
+
+def test_a_server_that_is_killed_in_the_middle_of_a_step_costs_no_rollout(files: ModelFiles, python: str, tmp_path: Path) -> None:
+    killed: list[int] = []
+
+    def kill() -> None:
+        killed.append(server_of(tmp_path)[0])
+        os.kill(killed[0], signal.SIGKILL)
+
+    run = train(files, python, tmp_path, kill)
     rows = read_metrics(run.folder)
     assert killed
     assert [row["step"] for row in rows] == [1, 2, 3]
@@ -85,6 +115,14 @@ def test_a_server_that_is_killed_in_the_middle_of_a_step_costs_no_rollout(files:
         server_of(tmp_path)
 
 
+def test_a_missing_vllm_is_named_before_anybody_looks_for_the_model(tmp_path: Path) -> None:
+    bare = tmp_path / "bare"
+    bare.write_text("#!/bin/sh\necho '{}'\n")
+    bare.chmod(0o755)
+    with pytest.raises(ConfigError, match=r"has no vLLM\..*install"):
+        agl.train(agent(lambda: None), tasks=TASKS, model="no-such-model", folder=tmp_path, engine={"name": "vllm", "python": str(bare)})
+
+
 @pytest.mark.skipif(not REAL, reason="make test-vllm: SmolLM2 on vLLM itself")
 def test_three_steps_of_the_demo_train_on_vllm(python: str, tmp_path: Path) -> None:
     from agentlightning.config.schema import load_config
@@ -93,7 +131,8 @@ def test_three_steps_of_the_demo_train_on_vllm(python: str, tmp_path: Path) -> N
 
     config = load_config(CONFIG)
     engine = {"name": "vllm", "python": python, "context": 1024}
-    run = train_config(replace(config, steps=3, folder=str(tmp_path), engine=engine), progress=False)
+    trainer = {**config.trainer, "dtype": "float32"}
+    run = train_config(replace(config, steps=3, folder=str(tmp_path), engine=engine, trainer=trainer), progress=False)
     rows = read_metrics(run.folder)
     print(*({key: row[key] for key in sorted(row) if key in SHOWN} for row in rows), sep="\n")
     steps = [row for row in rows if row["step"]]

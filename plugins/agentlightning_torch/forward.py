@@ -53,8 +53,8 @@ def score_forest(
 ) -> Scores:
     """Compute the scores of one pack as a forest. With `entropy`, the entropy has a gradient.
 
-    `length` goes to `imposed_length`, and `attention` to `Visible`. `frozen` is of this batch: it keeps states of the frozen layers. A model
-    that cannot be computed as a forest may raise any exception.
+    `length` goes to `imposed_length`, and `attention` to `Visible`. `frozen` keeps states of this batch. A model that cannot be computed as
+    a forest may raise any exception.
     """
     device = next(model.parameters()).device
     if device.type == "cuda":

@@ -39,6 +39,8 @@ def make_job(options: argparse.Namespace, files: Any) -> Job:
     config = load_config(CONFIG) if options.curve == "demo" else catalog.preset(catalog.find(options.curve), "gpu")
     trainer, engine = dict(config.trainer), dict(config.engine)
     if options.curve != "demo":
+        if options.model == "smollm2":  # its prompts are shorter
+            config = replace(config, agent=catalog.preset(catalog.find(options.curve), "cpu").agent)
         config = replace(config, steps=STEPS, eval=replace(config.eval, every=STEPS // 4, tasks=HELD_OUT))
     if DRY:
         config = toy(config)

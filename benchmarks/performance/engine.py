@@ -1,9 +1,14 @@
-"""Compares tokens per second of the torch engine, left-padded `generate`, and transformers' continuous batching.
+"""Compares tokens per second of the torch engine with its own bound, transformers' `generate`, and vLLM where it is installed.
 
-    python benchmarks/performance/engine.py [--model smollm2-135m] [--requests 16] [--rounds 2]
+    python benchmarks/performance/engine.py                              # SmolLM2: 6 groups of 8 replies, 400 prompt and 48 new tokens
+    python benchmarks/performance/engine.py --model FOLDER --rounds 3    # another model
+    python benchmarks/performance/engine.py --groups 2 --rollouts 4      # smaller
 
-Each round runs all of them in turn on the same requests, so that background load affects them equally. The best round of each counts.
-Compare ratios, not absolute numbers. Each request samples 48 to 64 tokens at temperature 1, and none ends early.
+Each round runs all of them in turn on the same requests, so that background load affects them equally. The best round of each counts. The
+prompts are random tokens, the replies of a group share one, and no reply ends early. Tokens per second include the prefill.
+
+The bound is the time of a decode step's matrix products alone, with every reply in flight: weights of all linear layers, and the head.
+`decode` counts only the steps after the prefill, and `share` is its part of the bound.
 """
 
 from __future__ import annotations
@@ -11,92 +16,144 @@ from __future__ import annotations
 import argparse
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any
 
+import numpy as np
 import torch
-from transformers import AutoTokenizer, GenerationConfig
+from bounds import console
+from rich.table import Table
 
 from agentlightning.config.models import find_model
-from agentlightning.types import Sampling, ints
+from agentlightning.contracts.engine import Engine
+from agentlightning.contracts.model import ModelFiles
+from agentlightning.errors import LightningError
+from agentlightning.types import IntArray, Sampling, ints
 from agentlightning_torch.engine import TorchEngine, TorchEngineSettings
 from agentlightning_torch.weights import get_weights
 
-Work = list[tuple[list[int], int]]
-"""Return prompts, and the number of tokens to sample for each."""
+Prompts = list[IntArray]
+DTYPES = ("float32", "bfloat16")
 
 
-def requests(tokenizer: Any, count: int) -> Work:
-    questions = [
-        f"What is {7 * i + 3} plus {5 * i + 11}? Answer in {i % 5 + 1} sentences. {'Think well. ' * (i % 4)}" for i in range(count)
-    ]
-    texts = [tokenizer.apply_chat_template([{"role": "user", "content": q}], add_generation_prompt=True, tokenize=False) for q in questions]
-    return [(tokenizer.encode(text, add_special_tokens=False), 48 + 16 * i // max(1, count - 1)) for i, text in enumerate(texts)]
+async def sampled(engine: Engine, prompts: Prompts, new: int) -> tuple[int, float]:
+    """Return the sampled tokens, and the seconds after every reply has its first token."""
+    waiting, started = len(prompts), 0.0
 
-
-async def ours(engine: TorchEngine, work: Work) -> int:
-    async def one(ids: list[int], limit: int, seed: int) -> int:
-        return sum([len(chunk.ids) async for chunk in engine.generate(ints(ids), Sampling(max_tokens=limit, seed=seed))])
+    async def one(ids: IntArray, seed: int) -> int:
+        nonlocal waiting, started
+        count = 0
+        async for chunk in engine.generate(ids, Sampling(max_tokens=new, seed=seed)):
+            if not count:
+                waiting -= 1
+                started = time.perf_counter() if not waiting else 0.0
+            count += len(chunk.ids)
+        return count
 
     await engine.load(engine.policy)  # remove leftovers of the previous round
-    return sum(await asyncio.gather(*(one(ids, limit, seed) for seed, (ids, limit) in enumerate(work))))
+    tokens = sum(await asyncio.gather(*(one(ids, seed) for seed, ids in enumerate(prompts))))
+    if tokens != new * len(prompts):
+        raise SystemExit(f"The engine sampled {tokens} tokens of {new * len(prompts)}: some replies ended early. Use another model.")
+    return tokens, time.perf_counter() - started
 
 
-def one_at_a_time(engine: TorchEngine, work: Work) -> int:
-    async def run() -> int:
-        return sum([await ours(engine, [item]) for item in work])
-
-    return asyncio.run(run())
-
-
-def padded(model: Any, work: Work) -> int:
-    longest, most = max(len(ids) for ids, _ in work), max(limit for _, limit in work)
-    ids = torch.tensor([[0] * (longest - len(ids)) + ids for ids, _ in work], device=model.device)
-    mask = torch.tensor([[0] * (longest - len(ids)) + [1] * len(ids) for ids, _ in work], device=model.device)
+def padded(model: Any, prompts: Prompts, new: int) -> None:
+    ids = torch.from_numpy(np.stack(prompts).astype(np.int64)).to(model.device)
     with torch.no_grad():
-        model.generate(ids, attention_mask=mask, do_sample=True, max_new_tokens=most, min_new_tokens=most, pad_token_id=0)
-    return sum(limit for _, limit in work)
+        model.generate(ids, attention_mask=torch.ones_like(ids), do_sample=True, max_new_tokens=new, min_new_tokens=new, pad_token_id=0)
 
 
-def continuous(model: Any, work: Work) -> int:
-    most = max(limit for _, limit in work)  # generate_batch takes a single limit
-    config = GenerationConfig(do_sample=True, max_new_tokens=most, eos_token_id=-1, pad_token_id=0)
-    out = model.generate_batch([ids for ids, _ in work], generation_config=config)
-    done = sum(len(reply.generated_tokens) for reply in out.values())
-    if done != most * len(work):
-        raise SystemExit(f"generate_batch made {done} tokens of {most * len(work)}")
-    return sum(limit for _, limit in work)
+def bound(model: Any, rows: int) -> float:
+    """Return tokens per second if a decode step of `rows` replies were its matrix products alone."""
+    layers = [module.weight for module in model.modules() if isinstance(module, torch.nn.Linear)]
+    inputs = {size: torch.randn(rows, size).to(layers[0]) for size in {weight.shape[1] for weight in layers}}
+    best = float("inf")
+    with torch.no_grad():
+        for _ in range(4):
+            started = time.perf_counter()
+            for weight in layers:
+                torch.nn.functional.linear(inputs[weight.shape[1]], weight)
+            best = min(best, time.perf_counter() - started)
+    return rows / best
+
+
+async def vllm_engine(files: ModelFiles) -> Engine | str:
+    """Return vLLM's engine, or why there is none."""
+    try:
+        from agentlightning_vllm.engine import VllmEngine
+
+        return await VllmEngine.create(files, VllmEngine.Settings(), {})
+    except (ImportError, LightningError) as error:
+        return str(error)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="smollm2-135m")
-    parser.add_argument("--requests", type=int, default=16)
+    parser.add_argument("--model", default="smollm2-135m", help="a name or a folder")
+    parser.add_argument("--groups", type=int, default=6)
+    parser.add_argument("--rollouts", type=int, default=8, help="replies per group")
+    parser.add_argument("--prompt", type=int, default=400, help="tokens per prompt")
+    parser.add_argument("--new", type=int, default=48, help="sampled tokens per reply")
     parser.add_argument("--rounds", type=int, default=2)
-    arguments = parser.parse_args()
-    files, share = find_model(arguments.model), {}
-    model = get_weights(share, files).model
-    engine = asyncio.run(TorchEngine.create(files, TorchEngineSettings(), share))
-    work = requests(AutoTokenizer.from_pretrained(files.path), arguments.requests)
-    ways: dict[str, Callable[[], int]] = {
-        "torch engine": lambda: asyncio.run(ours(engine, work)),
-        "generate, left-padded": lambda: padded(model, work),
-        "generate_batch": lambda: continuous(model, work),
-        "torch engine, one at a time": lambda: one_at_a_time(engine, work),
-    }
-    best = dict.fromkeys(ways, 0.0)
-    asyncio.run(ours(engine, work[:1]))  # warm up
+    asyncio.run(measure(parser.parse_args()))
+
+
+async def measure(arguments: argparse.Namespace) -> None:
+    files, rows, new = find_model(arguments.model), arguments.groups * arguments.rollouts, arguments.new
+    engines: dict[str, Engine] = {}
+    bounds: dict[str, float] = {}
+    plain: dict[str, Callable[[], None]] = {}
+    for dtype in DTYPES:
+        share: dict[str, Any] = {}
+        model = get_weights(share, files, dtype=dtype).model
+        engines[f"torch engine, {dtype}"] = await TorchEngine.create(files, TorchEngineSettings(max_batch=rows), share)
+        bounds[f"torch engine, {dtype}"] = bound(model, rows)
+        vocabulary = model.config.get_text_config().vocab_size
+        plain[f"generate, {dtype}"] = lambda model=model: padded(model, prompts, new)
+    vllm = await vllm_engine(files)
+    if not isinstance(vllm, str):
+        engines["vLLM"] = vllm
+    random = np.random.default_rng(0)
+    prompts = [
+        ids for _ in range(arguments.groups) for ids in [ints(random.integers(0, vocabulary, arguments.prompt))] * arguments.rollouts
+    ]
+    best: dict[str, float] = {}
+    decode: dict[str, float] = {}
     for _ in range(arguments.rounds):
-        for name, run in ways.items():
-            start = time.perf_counter()
-            speed = run() / (time.perf_counter() - start)
-            best[name] = max(best[name], speed)
-            print(f"  {name}: {speed:.1f} tok/s", flush=True)
-    asyncio.run(engine.close())
-    total = sum(limit for _, limit in work)
-    print(f"{arguments.model}, {len(work)} requests, {total} tokens, best of {arguments.rounds}, {torch.get_num_threads()} threads")
+        for name, engine in engines.items():
+            started = time.perf_counter()
+            tokens, rest = await sampled(engine, prompts, new)
+            best[name] = max(best.get(name, 0), tokens / (time.perf_counter() - started))
+            decode[name] = max(decode.get(name, 0), (tokens - rows) / rest)
+        for name, run in plain.items():
+            started = time.perf_counter()
+            run()
+            best[name] = max(best.get(name, 0), rows * new / (time.perf_counter() - started))
+    for engine in engines.values():
+        await engine.close()
+    report(arguments, best, decode, bounds)
+    if isinstance(vllm, str):
+        console.print(f"vLLM: {vllm}")
+
+
+def report(arguments: argparse.Namespace, best: Mapping[str, float], decode: Mapping[str, float], bounds: Mapping[str, float]) -> None:
+    title = (
+        f"{arguments.model}: {arguments.groups} groups of {arguments.rollouts}, {arguments.prompt} prompt and {arguments.new} new tokens, "
+        f"best of {arguments.rounds}, {torch.get_num_threads()} threads"
+    )
+    table = Table(title=title, title_justify="left")
+    for column in ("", "tokens/s", "x of float32", "decode tokens/s", "bound", "share"):
+        table.add_column(column, justify="left" if not column else "right")
+    reference = best[f"torch engine, {DTYPES[0]}"]
     for name, speed in best.items():
-        print(f"{name:28} {speed:8.1f} tok/s   engine is {best['torch engine'] / speed:5.2f} times as fast")
+        row = [name, f"{speed:.1f}", f"{speed / reference:.2f}", *[""] * 3]
+        if name in decode:
+            row[3] = f"{decode[name]:.1f}"
+        with suppress(KeyError):
+            row[4:] = [f"{bounds[name]:.0f}", f"{decode[name] / bounds[name]:.0%}"]
+        table.add_row(*row)
+    console.print(table)
 
 
 if __name__ == "__main__":

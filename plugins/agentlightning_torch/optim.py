@@ -7,14 +7,14 @@ copy.
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any
 
 import torch
 
 from agentlightning.errors import ConfigError, NonFinite
 from agentlightning_torch.forward import plain
-
-HALVES = (torch.bfloat16, torch.float16)
+from agentlightning_torch.number_type import HALVES
 
 
 def trained_parameters(model: Any, train: str) -> dict[str, torch.nn.Parameter]:
@@ -72,6 +72,9 @@ class Optimizer:
         self.parameters = parameters
         self.clip_norm = clip_norm
         self.masters = {n: p.detach().float().clone() if p.dtype in HALVES else p for n, p in parameters.items()}
+        for name, p in parameters.items():
+            if self.masters[name] is not p:
+                p.register_post_accumulate_grad_hook(partial(_to_master, self.masters[name]))
         groups = [
             {"params": [p for p in self.masters.values() if p.ndim >= 2], "weight_decay": weight_decay},
             {"params": [p for p in self.masters.values() if p.ndim < 2], "weight_decay": 0.0},  # norms and biases
@@ -79,20 +82,19 @@ class Optimizer:
         self.adam = torch.optim.AdamW(groups, lr=lr, betas=betas)
 
     def zero(self) -> None:
-        for p in self.parameters.values():
+        for p in (*self.parameters.values(), *self.masters.values()):
             p.grad = None
 
     def step(self, lr: float) -> float:
         """Take a step with the current gradients. Return their norm before clipping."""
-        grads = [p.grad.float() if p.grad.dtype in HALVES else p.grad for p in self.parameters.values() if p.grad is not None]
+        grads = [master.grad for master in self.masters.values() if master.grad is not None]
         norm = float(torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g) for g in grads])))
         if not math.isfinite(norm):
             self.zero()
             raise NonFinite(f"The norm of the gradient is {norm}. The weights are unchanged. Try a lower lr or clip_norm.")
         scale = min(1.0, self.clip_norm / (norm + 1e-6))
-        for name, p in self.parameters.items():
-            if p.grad is not None:
-                self.masters[name].grad = p.grad.to(self.masters[name].dtype).mul_(scale)
+        for grad in grads:
+            grad.mul_(scale)
         for group in self.adam.param_groups:
             group["lr"] = lr
         self.adam.step()
@@ -100,7 +102,6 @@ class Optimizer:
             for name, p in self.parameters.items():
                 if self.masters[name] is not p:
                     p.copy_(self.masters[name])
-                    self.masters[name].grad = None
         self.zero()
         return norm
 
@@ -130,6 +131,13 @@ class Optimizer:
                     self.adam.state[master] = {
                         kind: v.clone() if kind == "step" else v.to(master.device, master.dtype, copy=True) for kind, v in moments.items()
                     }
+
+
+def _to_master(master: torch.Tensor, p: torch.Tensor) -> None:
+    """Add the gradient of a 16-bit parameter to its master copy's, so that a sum over packs keeps float32."""
+    assert p.grad is not None
+    master.grad = p.grad.float() if master.grad is None else master.grad.add_(p.grad)
+    p.grad = None
 
 
 @torch.no_grad()

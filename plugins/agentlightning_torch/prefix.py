@@ -5,6 +5,7 @@ All entries belong to the current weights. A change of the weights clears them.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +21,31 @@ def common(a: Tokens, b: Tokens) -> int:
     n = min(len(a), len(b))
     different = np.flatnonzero(a[:n] != b[:n])
     return int(different[0]) if len(different) else n
+
+
+def shared_prefixes(sequences: Sequence[Tokens], least: int) -> list[tuple[list[int], int]]:
+    """Return groups of sequences with a common prefix of at least `least` tokens, as (their numbers, its length).
+
+    A sequence is in one group at most. Of groups by the first `least` tokens, twice as many, and so on, the ones that save most are taken:
+    all sequences share a system prompt, and those of one task share more.
+    """
+    best: list[tuple[list[int], int]] = []
+    most = 0
+    while any(len(sequence) >= least for sequence in sequences):
+        groups: dict[bytes, list[int]] = {}
+        for number, sequence in enumerate(sequences):
+            if len(sequence) >= least:
+                groups.setdefault(sequence[:least].tobytes(), []).append(number)
+        shared = [
+            (numbers, min(common(sequences[numbers[0]], sequences[other]) for other in numbers[1:]))
+            for numbers in groups.values()
+            if len(numbers) > 1
+        ]
+        saved = sum((len(numbers) - 1) * length for numbers, length in shared)
+        if saved > most:
+            best, most = shared, saved
+        least *= 2
+    return best
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -16,7 +16,7 @@ import torch
 from agentlightning.errors import EngineError
 from agentlightning.types import FinishReason, Sampling
 from agentlightning_torch.draw import draw
-from agentlightning_torch.prefix import CachedPrefix, PrefixCache, Tokens, common
+from agentlightning_torch.prefix import CachedPrefix, PrefixCache, Tokens, common, shared_prefixes
 from agentlightning_torch.slots import Decode, KVShape, Prefill, Slots, forward
 from agentlightning_torch.weights import Weights
 
@@ -24,6 +24,8 @@ PREFILL = 2048
 """Maximum number of tokens in one prefill pass."""
 WORTH_WAITING = 16
 """A reply waits for another's prefill if it can then copy this many more tokens."""
+WORTH_SHARING = 64
+"""Rows with so many common tokens read their keys together."""
 
 
 class Reply:
@@ -92,6 +94,8 @@ class Sampler:
         self._slots = Slots(shape)
         self._prefixes = PrefixCache(shape.token_bytes)
         self._generation = weights.generation
+        self._grouped: list[Reply] = []
+        self._groups: list[tuple[list[int], int]] = []
         self._ending: list[Reply] = []
         """Replies whose last token `step` has not returned yet."""
 
@@ -142,7 +146,8 @@ class Sampler:
             self._make_room()
             positions = np.array([reply.length - 1 for reply in self.live])
             ids = np.array([reply.tokens[-1] for reply in self.live])
-            attend = Decode(self._slots, torch.from_numpy(positions).to(self._shape.device), int(positions.max()) + 1)
+            places = torch.from_numpy(positions).to(self._shape.device)
+            attend = Decode(self._slots, places, int(positions.max()) + 1, self._shared())
             logits = forward(self._weights.model, ids, positions, attend, last_only=False, length=self._length)
             tokens, logprobs = draw(logits, [r.sampling for r in self.live], [r.noise for r in self.live])
             version = self._weights.policy.version
@@ -162,6 +167,13 @@ class Sampler:
             self._leave(reply)
         self._ending = []
         return events
+
+    def _shared(self) -> list[tuple[list[int], int]]:
+        """Return the rows that share a prefix, and its length. Found anew only when the rows have changed."""
+        if self._grouped != self.live:
+            self._grouped = list(self.live)
+            self._groups = shared_prefixes([reply.tokens[:-1] for reply in self.live], WORTH_SHARING)
+        return self._groups
 
     def _admit(self) -> bool:
         """Give waiting replies rows, first come, first served. A reply waits if another one is about to prefill its prompt."""

@@ -22,7 +22,8 @@ class TorchEngineSettings(EngineSettings):
     device: str = "auto"
     """`auto`, `cpu`, `cuda`, or `cuda:1`."""
     dtype: str = "auto"
-    """`auto` (bfloat16 on a GPU, else float32), `float32`, `bfloat16`, `float16`, or `float64`."""
+    """`auto`, `float32`, `bfloat16`, `float16`, or `float64`. `auto` is bfloat16 on a GPU and on a CPU that is faster with it, else
+    float32."""
     max_batch: PositiveInt = 32
     """Maximum number of replies decoded together. Others wait."""
     memory_gb: PositiveFloat | None = None
@@ -61,7 +62,7 @@ class TorchTrainerSettings(TrainerSettings):
     """Maximum number of tokens computed at once. Sets the memory use. Every conversation must fit."""
     device: str = "auto"
     dtype: str = "auto"
-    """Number type of the weights. `auto` is float32 on a CPU, and bfloat16 on a GPU with steps on a float32 copy."""
+    """Number type of the weights, as for the engine. With 16 bits, steps update a float32 copy of the trained weights."""
     seed: int = 0
     """Random seed of a fresh LoRA adapter."""
 

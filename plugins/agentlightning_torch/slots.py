@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from agentlightning_torch.attention import HAS_KERNEL
 from agentlightning_torch.lengths import imposed_length
 from agentlightning_torch.masks import PositionMask, check_mask, one_sequence, register, using_attention
 
@@ -162,12 +163,21 @@ class Prefill:
 
 
 class Decode:
-    """Attend in a forward pass over one token in each of the first n rows, at these positions."""
+    """Attend in a forward pass over one token in each of the first n rows, at these positions.
 
-    def __init__(self, slots: Slots, positions: Tensor, longest: int) -> None:
+    On a CPU, the rows of a group read the keys of their common prefix once (`groups`: rows, and tokens of the prefix). Each row attends to
+    its other keys apart, and the log-sum-exp joins both parts. Source: arXiv 2402.05099.
+    """
+
+    def __init__(self, slots: Slots, positions: Tensor, longest: int, groups: Sequence[tuple[Sequence[int], int]] = ()) -> None:
         self.slots, self.positions, self.longest = slots, positions, longest
         self.rows = torch.arange(len(positions), device=slots.shape.device)
         self._masks: dict[PositionMask | None, Tensor | None] = {}
+        if not HAS_KERNEL or slots.shape.device.type != "cpu" or slots.shape.key != slots.shape.value:
+            groups = ()
+        self._groups = [self._part(rows, start) for rows, start in groups]
+        alone = sorted({*range(len(positions))} - {row for rows, _ in groups for row in rows})
+        self._alone = self._part(alone, 0) if groups and alone else None
 
     def __call__(self, layer: Layer, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         rows, heads = len(self.rows), k.shape[1]
@@ -176,8 +186,31 @@ class Decode:
         values[self.rows, :, self.positions] = v[0].transpose(0, 1)
         # Query heads of one key head take the place of query tokens, so nothing is copied.
         grouped = q[0].transpose(0, 1).reshape(rows, heads, -1, q.shape[-1])  # (rows, heads, group, dim)
-        past_k, past_v = keys[:rows, :, : self.longest], values[:rows, :, : self.longest]
-        return attend(grouped, past_k, past_v, self._sees(layer.mask), layer).reshape(1, rows, q.shape[1], -1)
+        if not self._groups or layer.mask is not None or layer.softcap is not None or layer.sinks is not None:
+            past_k, past_v = keys[:rows, :, : self.longest], values[:rows, :, : self.longest]
+            return attend(grouped, past_k, past_v, self._sees(layer.mask), layer).reshape(1, rows, q.shape[1], -1)
+        out = torch.empty_like(grouped)
+        for part in self._groups:
+            own = grouped[part.rows]
+            together = own.transpose(0, 1).reshape(1, heads, -1, own.shape[-1])  # (1, heads, rows of the group x group, dim)
+            first, total = attend_with_lse(
+                together, keys[part.first, :, : part.start][None], values[part.first, :, : part.start][None], layer
+            )
+            rest, lse = part.attend(own, keys, values, layer)
+            first, total = (x.reshape(heads, len(own), *own.shape[2:3], *x.shape[3:]).transpose(0, 1) for x in (first, total))
+            both = torch.logaddexp(total, lse)
+            out[part.rows] = (first * (total - both).exp_()[..., None] + rest * (lse - both).exp_()[..., None]).to(out.dtype)
+        if self._alone is not None:
+            out[self._alone.rows] = self._alone.attend(grouped[self._alone.rows], keys, values, layer)[0]
+        return out.reshape(1, rows, q.shape[1], -1)
+
+    def _part(self, rows: Sequence[int], start: int) -> _Part:
+        positions = self.positions[list(rows)]
+        end = int(positions.max()) + 1
+        sees = torch.arange(start, end) <= positions[:, None]
+        added = torch.zeros(sees.shape, dtype=self.slots.shape.dtype).masked_fill_(~sees, -torch.inf)[:, None, None]
+        adjacent = list(rows) == list(range(rows[0], rows[0] + len(rows)))
+        return _Part(slice(rows[0], rows[0] + len(rows)) if adjacent else torch.tensor(rows), rows[0], start, end, added)
 
     def _sees(self, mask: PositionMask | None) -> Tensor | None:
         """(rows, 1, 1, longest) true on visible tokens; None: all."""
@@ -186,6 +219,29 @@ class Decode:
             sees = None if mask is None and len(self.rows) == 1 else places <= own
             self._masks[mask] = None if sees is None else (sees if mask is None else sees & mask(own, places))[:, None, None]
         return self._masks[mask]
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """Some rows, and their keys from `start` to `end`."""
+
+    rows: slice | Tensor
+    first: int
+    """The number of one of them."""
+    start: int
+    end: int
+    added: Tensor
+    """(rows, 1, 1, end - start) 0 on visible keys, else minus infinity."""
+
+    def attend(self, queries: Tensor, keys: Tensor, values: Tensor, layer: Layer) -> tuple[Tensor, Tensor]:
+        """Attention of queries (rows, heads, group, dim), and its log-sum-exp (rows, heads, group)."""
+        places = slice(self.start, self.end)
+        return attend_with_lse(queries, keys[self.rows, :, places], values[self.rows, :, places], layer, self.added)
+
+
+def attend_with_lse(q: Tensor, k: Tensor, v: Tensor, layer: Layer, added: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Attention of q (batch, heads, queries, dim) on a CPU, and the log-sum-exp of its products (batch, heads, queries)."""
+    return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, 0.0, False, attn_mask=added, scale=layer.scale)
 
 
 Attend = Callable[[Layer, Tensor, Tensor, Tensor], Tensor]

@@ -29,6 +29,7 @@ from agentlightning.contracts.model import Fit, ModelFiles, Share
 from agentlightning.contracts.trainer import Capabilities, Trainer, check_capabilities
 from agentlightning.errors import ConfigError, TrainerError
 from agentlightning.registry.registry import registry
+from agentlightning.rl.correction.tis import TruncatedImportanceSampling
 from agentlightning.rl.loss import SFTLoss
 from agentlightning.rl.schedule import learning_rate
 from agentlightning.types import Policy
@@ -38,6 +39,7 @@ from agentlightning_torch.forward import Scores, plain, weight_check_of
 from agentlightning_torch.frozen import FrozenStates
 from agentlightning_torch.heap import give_back
 from agentlightning_torch.losses import LOSSES
+from agentlightning_torch.number_type import HALVES
 from agentlightning_torch.optim import Optimizer, add_lora, trained_parameters
 from agentlightning_torch.reference import Reference
 from agentlightning_torch.scoring import Scoring, find_scoring
@@ -185,7 +187,7 @@ class TorchTrainer(Trainer):
         if not batch.trained_tokens:
             return self.policy, {"tokens": 0.0, "tokens_trained": 0.0, "lr": 0.0}
         started = time.perf_counter()
-        update = self._update(batch, loss)
+        update = self._update(batch, self._with_correction(loss))
         update.prepare()
         optimizers = [self.optimizer, *([self.critic_optimizer] if self.critic_optimizer and batch.returns is not None else [])]
         before = [optimizer.state() for optimizer in optimizers] if update.several or len(optimizers) > 1 else []
@@ -221,6 +223,12 @@ class TorchTrainer(Trainer):
         update = Update(batch, loss, scores, self.reference.applied, self.critic, self.settings.value_clip)
         frozen = FrozenStates(plain(self.weights.model), len(batch)) if update.repeats else None
         return update
+
+    def _with_correction(self, loss: LossSettings) -> LossSettings:
+        """Correct by truncated importance sampling by default where weights have 16 bits: engine and trainer round differently."""
+        if loss.correction is None and not loss.over_pairs and self.weights.dtype in HALVES:
+            return replace(loss, correction=TruncatedImportanceSampling())
+        return loss
 
     def _forget_gradients(self) -> None:
         self.optimizer.zero()

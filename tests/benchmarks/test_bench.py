@@ -325,7 +325,7 @@ def test_every_preset_of_the_project_is_a_configuration_that_holds():
     assert names == ["math", "rag", "text-to-sql"]
     for name in names:
         entry = catalog.find(name)
-        for size in ("cpu", "gpu"):
+        for size in ("cpu", "gpu", "real"):
             config = catalog.preset(entry, size)
             assert config.eval_tasks, f"{name} {size} is measured on nothing"
             if catalog.warm_start(entry, size, 0) is not None:

@@ -21,9 +21,9 @@ from agentlightning.testing.tokenizer import make_tokenizer
 from agentlightning.types import Reward, Rollout, Sampling, Task
 from agentlightning_autogen import uninstall
 from agentlightning_benchmarks.math import tasks as tasks_module
-from agentlightning_benchmarks.math.agent import CALLS, calculator
+from agentlightning_benchmarks.math.agent import CALLS, FULL, calculator
 from agentlightning_benchmarks.math.reward import number_in, reward
-from agentlightning_benchmarks.math.solve import solve
+from agentlightning_benchmarks.math.solve import solve, solve_real
 from agentlightning_benchmarks.math.tasks import load, make_tasks, test_tasks, train_tasks
 from agentlightning_benchmarks.math.templates import NAMES, TEMPLATES, THINGS
 
@@ -153,8 +153,8 @@ class TestFiles:
         assert load(tmp_path)[1] == [{"id": "dev-1", "question": "1+1?", "answer": "2"}]
 
 
-async def run(folder: Path, task: dict[str, Any], script: Any) -> tuple[float, Any, Any]:
-    """The reward, the trajectory and the records of one rollout of the benchmark's own `solve`."""
+async def run(folder: Path, task: dict[str, Any], script: Any, agent: Any = solve) -> tuple[float, Any, Any]:
+    """The reward, the trajectory and the records of one rollout of the benchmark's own agent."""
     make_tokenizer(folder)
     store = open_store("memory:")
     gateway = Gateway(store, ScriptedEngine(folder, script))
@@ -164,7 +164,7 @@ async def run(folder: Path, task: dict[str, Any], script: Any) -> tuple[float, A
         attempt = await store.begin(rollout, "test", lease=60)
         recorder = Recorder(store, rollout, attempt, gateway.llm(attempt))
         with use(recorder):
-            earned = await solve(rollout.task.input, recorder.llm)
+            earned = await agent(rollout.task.input, recorder.llm)
         recorder.add(Reward(attempt_id=attempt.id, value=earned, name="return"))
         await recorder.close()
     finally:
@@ -188,13 +188,26 @@ async def test_the_agent_calls_the_calculator_and_answers(tmp_path: Path) -> Non
     assert sorted(span.attributes["output"] for span in tools) == ["247", "92"]
 
 
+async def test_a_real_model_reads_examples_of_several_steps(tmp_path: Path) -> None:
+    prompts: list[str] = []
+
+    def script(prompt: str, sampling: Sampling) -> str:
+        prompts.append(prompt)
+        return ["CALL calculator(4*23+5*31)", "The answer is 247."][len(prompts) - 1]
+
+    assert (await run(tmp_path, SENT, script, solve_real))[0] == 1.0
+    for _, expression, result in FULL.examples:
+        assert f"CALL calculator({expression})" in prompts[0]
+        assert calculator(expression) == result
+
+
 async def test_an_answer_that_is_wrong_or_never_comes_earns_nothing(tmp_path: Path) -> None:
     assert (await run(tmp_path, SENT, ["The answer is 246."]))[0] == 0.0
     earned, made, _ = await run(tmp_path, SENT, lambda prompt, sampling: "CALL calculator(247)")
     assert (earned, made.calls) == (0.0, {"completed": CALLS})
 
 
-@pytest.mark.parametrize("preset", ["cpu", "gpu"])
+@pytest.mark.parametrize("preset", ["cpu", "gpu", "real"])
 def test_the_configs_are_ones_that_agl_train_takes(preset: str) -> None:
     config = load_config(FOLDER / f"{preset}.toml")
     assert len(load_tasks(config.eval_tasks or "")) == 64

@@ -23,11 +23,11 @@ from agentlightning.testing.engine import ScriptedEngine
 from agentlightning.testing.tokenizer import make_tokenizer
 from agentlightning.types import Reward, Rollout, Sampling, Task, Trajectory
 from agentlightning_benchmarks.rag import tasks as rag_tasks
-from agentlightning_benchmarks.rag.agent import MAX_TURNS, NOTHING, Library
+from agentlightning_benchmarks.rag.agent import EXAMPLE_ANSWER, EXAMPLE_QUESTION, EXAMPLE_SEARCHES, MAX_TURNS, NOTHING, Library
 from agentlightning_benchmarks.rag.demonstrate import demonstrate
 from agentlightning_benchmarks.rag.index import open_index
 from agentlightning_benchmarks.rag.questions import relations
-from agentlightning_benchmarks.rag.solve import solve
+from agentlightning_benchmarks.rag.solve import solve, solve_real
 from agentlightning_benchmarks.rag.world import FILE, corpus_file, read_world
 
 FOLDER = Path(rag_tasks.__file__).parent
@@ -107,7 +107,7 @@ def test_every_generated_question_can_be_answered_by_searching() -> None:
 
 
 @asynccontextmanager
-async def running(tmp_path: Path, script: Any) -> AsyncIterator[Callable[[dict[str, Any]], Any]]:
+async def running(tmp_path: Path, script: Any, agent: Any = solve) -> AsyncIterator[Callable[[dict[str, Any]], Any]]:
     """A gateway with scripted replies; gives a function that runs the agent on a task."""
     make_tokenizer(tmp_path)
     store = open_store("memory:")
@@ -119,7 +119,7 @@ async def running(tmp_path: Path, script: Any) -> AsyncIterator[Callable[[dict[s
         attempt = await store.begin(rollout, "test", lease=60)
         recorder = Recorder(store, rollout, attempt, gateway.llm(attempt))
         with use(recorder):
-            earned = await solve(task, recorder.llm)
+            earned = await agent(task, recorder.llm)
         recorder.add(Reward(attempt_id=attempt.id, value=earned, name="return"))
         await recorder.close()
         await store.finish(attempt.id, "succeeded")
@@ -143,6 +143,24 @@ async def test_the_agent_searches_twice_and_answers(tmp_path: Path) -> None:
     assert [transition.continues for transition in made.transitions] == [None, 0, 1], "one conversation, continued token by token"
     assert {transition.agent for transition in made.transitions} == {"researcher"}
     assert not made.diagnostics
+
+
+async def test_a_real_model_reads_a_worked_example_first(tmp_path: Path) -> None:
+    task = rag_tasks.test_tasks()[1]
+    replies, _ = demonstrated(task)
+    prompts: list[str] = []
+
+    def script(prompt: str, sampling: Sampling) -> str:
+        prompts.append(prompt)
+        return replies[len(prompts) - 1]
+
+    async with running(tmp_path, script, solve_real) as run:
+        earned, made = await run(task)
+    assert earned == 1.0
+    searches = [f"CALL search({query})" for query, _ in EXAMPLE_SEARCHES]
+    places = [prompts[0].index(text) for text in (EXAMPLE_QUESTION, *searches, EXAMPLE_ANSWER, task["question"])]
+    assert places == sorted(places)
+    assert [transition.continues for transition in made.transitions] == [None, 0, 1]
 
 
 async def test_a_search_that_found_nothing_is_a_fact_of_the_turn_that_asked_for_it(tmp_path: Path) -> None:
@@ -202,10 +220,10 @@ def test_a_search_without_a_result_says_so() -> None:
     assert Library(open_index(task["corpus"]["path"]), 1, 40).search("xylophone") == NOTHING
 
 
-@pytest.mark.parametrize("name", ["cpu.toml", "cpu_warm_start.toml", "gpu.toml"])
+@pytest.mark.parametrize("name", ["cpu.toml", "cpu_warm_start.toml", "gpu.toml", "real.toml"])
 def test_the_configs_are_some_that_agl_train_takes(name: str) -> None:
     config = load_config(FOLDER / name)
-    assert config.agent == "agentlightning_benchmarks.rag.solve:solve"
+    assert config.agent == f"agentlightning_benchmarks.rag.solve:{'solve' if name.startswith('cpu') else 'solve_real'}"
     assert len(load_tasks(config.tasks)) == 2000
     assert config.eval_tasks is None or len(load_tasks(config.eval_tasks)) == 64
 
@@ -217,4 +235,4 @@ def test_musique_is_read_as_it_is() -> None:
     train, test = rag_tasks.load(data)
     assert (len(train), len(test)) == (1139, 226)
     shown = [demonstrated(task)[0][-1:] == [f"Answer: {task['answer']}"] for task in test]
-    assert sum(shown) > 0.4 * len(test), "what BM25 finds of every hop, in three passages"
+    assert sum(shown) > 0.3 * len(test), "what BM25 finds of every hop, in two passages"

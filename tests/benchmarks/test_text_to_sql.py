@@ -288,10 +288,11 @@ def test_a_third_of_the_first_queries_is_left_to_the_model() -> None:
 # Configurations, and real data
 
 
-@pytest.mark.parametrize("name", ["cpu", "cpu_warm_start", "gpu"])
+@pytest.mark.parametrize("name", ["cpu", "cpu_warm_start", "gpu", "real"])
 def test_a_config_is_one_that_agl_train_takes(name: str) -> None:
     config = load_config(FOLDER / f"{name}.toml")
-    assert config.agent == "agentlightning_benchmarks.text_to_sql.solve:solve"
+    solve = "solve" if name.startswith("cpu") else "solve_real"
+    assert config.agent == f"agentlightning_benchmarks.text_to_sql.solve:{solve}"
     assert len(load_tasks(config.tasks)) == 800
     if name != "cpu_warm_start":
         assert len(load_tasks(config.eval_tasks or "")) == 64

@@ -8,6 +8,7 @@ from __future__ import annotations
 import ast
 import operator
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from autogen_agentchat.agents import AssistantAgent
@@ -24,12 +25,41 @@ from autogen_core.models import (
 from autogen_core.tools import FunctionTool
 from simpleeval import InvalidExpression, SimpleEval
 
-INSTRUCTIONS = "Call the calculator, then give the answer."
-EXAMPLES = (
-    ("There are 6 bags with 5 balls in each bag. How many balls are there?", "6*5", "30"),
-    ("Lea had 9 cakes and ate 2. How many cakes are left?", "9-2", "7"),
-    ("Sam has 3 pears and gets 4 more. How many pears does Sam have?", "3+4", "7"),
+
+@dataclass(frozen=True, slots=True)
+class Prompts:
+    """What the agent tells the model, with worked examples (question, expression, result)."""
+
+    instructions: str
+    examples: tuple[tuple[str, str, str], ...]
+
+
+SHORT = Prompts(
+    instructions="Call the calculator, then give the answer.",
+    examples=(
+        ("There are 6 bags with 5 balls in each bag. How many balls are there?", "6*5", "30"),
+        ("Lea had 9 cakes and ate 2. How many cakes are left?", "9-2", "7"),
+        ("Sam has 3 pears and gets 4 more. How many pears does Sam have?", "3+4", "7"),
+    ),
 )
+"""For a model of 135M parameters. It copies longer examples."""
+FULL = Prompts(
+    instructions="Solve the problem. Call the calculator with one expression for the whole problem, then give the answer.",
+    examples=(
+        ("A shop sells 14 red and 9 blue pens a day, for 3 dollars each. How much money does it take in 5 days?", "(14+9)*3*5", "345"),
+        (
+            "Ada's book has 150 pages. She reads 20 pages on Monday and twice as many on Tuesday. How many pages are left?",
+            "150-20-20*2",
+            "90",
+        ),
+        (
+            "A farmer has 60 eggs. He sells a third of them and drops 4. He packs the rest into boxes of 6. How many boxes does he fill?",
+            "(60-60/3-4)/6",
+            "6",
+        ),
+    ),
+)
+"""For a model that follows instructions, and problems of several steps."""
 CALLS = 6
 """Maximum number of model calls per problem."""
 LONGEST = 200
@@ -90,21 +120,21 @@ def calculator(expression: str) -> str:
         return f"error: {error}"
 
 
-def build_agent(model: ChatCompletionClient) -> AssistantAgent:
+def build_agent(model: ChatCompletionClient, prompts: Prompts = SHORT) -> AssistantAgent:
     """Return the agent for one problem, with a few worked examples in its conversation."""
     return AssistantAgent(
         "solver",
         model,
         tools=[FunctionTool(calculator, description="works out an arithmetic expression.")],
-        system_message=INSTRUCTIONS,
-        model_context=UnboundedChatCompletionContext(initial_messages=worked_examples()),
+        system_message=prompts.instructions,
+        model_context=UnboundedChatCompletionContext(initial_messages=worked_examples(prompts)),
         max_tool_iterations=CALLS,
     )
 
 
-def worked_examples() -> list[LLMMessage]:
+def worked_examples(prompts: Prompts) -> list[LLMMessage]:
     messages: list[LLMMessage] = []
-    for number, (question, expression, result) in enumerate(EXAMPLES):
+    for number, (question, expression, result) in enumerate(prompts.examples):
         call = FunctionCall(id=f"example-{number}", name="calculator", arguments=f'{{"expression": "{expression}"}}')
         done = FunctionExecutionResult(content=result, name="calculator", call_id=call.id, is_error=False)
         messages += [

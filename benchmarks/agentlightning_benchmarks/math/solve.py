@@ -12,7 +12,7 @@ from autogen_ext.models.openai import OpenAIChatCompletionClient
 
 import agentlightning as agl
 from agentlightning_autogen import LightningChatCompletionClient
-from agentlightning_benchmarks.math.agent import build_agent
+from agentlightning_benchmarks.math.agent import FULL, SHORT, Prompts, build_agent
 from agentlightning_benchmarks.math.reward import reward
 
 MODEL_INFO = ModelInfo(vision=False, function_calling=True, json_output=False, family="unknown", structured_output=False)
@@ -26,8 +26,17 @@ def model_client(model: str, base_url: str) -> OpenAIChatCompletionClient:
 
 
 async def solve(task: dict[str, Any], llm: agl.LLM) -> float:
-    """Solve a `task` with `question` and `answer`. The reward is 1 for the right answer, else 0."""
-    agent = build_agent(LightningChatCompletionClient(model_client(llm.model, llm.base_url)))
+    """Solve a `task` with `question` and `answer`, with the prompts for a small model. The reward is 1 for the right answer, else 0."""
+    return await _solve(task, llm, SHORT)
+
+
+async def solve_real(task: dict[str, Any], llm: agl.LLM) -> float:
+    """The same with prompts for a model that follows instructions."""
+    return await _solve(task, llm, FULL)
+
+
+async def _solve(task: dict[str, Any], llm: agl.LLM, prompts: Prompts) -> float:
+    agent = build_agent(LightningChatCompletionClient(model_client(llm.model, llm.base_url)), prompts)
     return reward(answer_text(await agent.run(task=task["question"])), task["answer"])
 
 

@@ -41,9 +41,9 @@ class Passage:
     text: str
 
     def shown(self, words: int) -> str:
-        """Return the passage as one line of at most `words` words. The title comes first unless the text contains it."""
+        """Return the passage as one line of at most `words` words. The title comes first, before a text that does not begin with it."""
         text = " ".join(self.text.split())
-        line = text if not self.title or self.title in text else f"{self.title}: {text}"
+        line = text if not self.title or text.startswith(self.title) else f"{self.title}: {text}"
         parts = line.split(" ", words)
         return line if len(parts) <= words else " ".join(parts[:words]) + " …"
 

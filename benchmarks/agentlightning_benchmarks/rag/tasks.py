@@ -24,7 +24,7 @@ HOPS = (1, 2)
 """Hops of the generated tasks, in rotation."""
 SHOWN = {"top_k": 1, "words": 40}
 """Passages per query and words per passage for the generated corpus. Short passages keep prompts small enough for a CPU."""
-SHOWN_REAL = {"top_k": 3, "words": 60}
+SHOWN_REAL = {"top_k": 2, "words": 60}
 FILES = "train.jsonl, dev.jsonl and corpus.jsonl, as MuSiQue's"
 
 

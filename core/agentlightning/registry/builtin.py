@@ -67,6 +67,7 @@ def register_corrections(register: Register) -> None:
         "agentlightning.rl.correction.sequence_masking:SequenceMasking",
         summary="the same for replies or attempts",
     )
+    register("none", "agentlightning.rl.correction.none:NoCorrection", summary="weight 1, also with 16-bit weights")
 
 
 @hookimpl

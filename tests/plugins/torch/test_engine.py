@@ -19,8 +19,10 @@ from agentlightning.errors import ConfigError, ContextOverflow, EngineError
 from agentlightning.types import Policy, Sampling, ints
 from agentlightning_torch.engine import TorchEngine, TorchEngineSettings
 from agentlightning_torch.optim import add_lora, trained_parameters
+from agentlightning_torch.prefix import shared_prefixes
 from agentlightning_torch.sampler import Reply, Sampler
 from agentlightning_torch.serving import check_served
+from agentlightning_torch.slots import Decode, Prefill, Slots, forward
 from agentlightning_torch.testing import tiny_model
 from agentlightning_torch.weights import FairLock, Weights, get_weights
 
@@ -517,3 +519,39 @@ def test_replies_that_had_ended_when_a_row_could_not_be_kept_are_lost_as_well(fi
     with pytest.raises(MemoryError):
         sampler.step(admit=True)
     assert set(sampler.fail()) == set(replies)
+
+
+def test_groups_share_the_prefix_that_saves_most():
+    def tokens(*parts: tuple[int, int]) -> np.ndarray:
+        return np.concatenate([np.full(count, token, np.int32) for token, count in parts])
+
+    system = (1, 8)
+    rows = [tokens(system, (task, 20), (9 + reply, 3)) for task in (2, 3) for reply in range(3)]
+    assert shared_prefixes(rows, 8) == [([0, 1, 2], 28), ([3, 4, 5], 28)]
+    assert shared_prefixes([tokens(system, (task, 5)) for task in range(2, 6)], 8) == [([0, 1, 2, 3], 8)]
+    assert shared_prefixes([*rows[:1], tokens((7, 40))], 8) == []
+    assert shared_prefixes(rows, 64) == []
+
+
+@pytest.mark.parametrize("order", [range(6), [0, 3, 1, 5, 4, 2]])
+def test_rows_that_share_a_prefix_decode_as_they_do_alone(files, order):
+    model = get_weights({}, files, dtype="float32").model
+    shape = check_served(model, "tiny")
+    random = np.random.default_rng(0)
+    prompts = [random.integers(0, 99, 30) for _ in range(2)]
+    rows = [np.concatenate([prompts[i % 2], random.integers(0, 99, 2 + i)]) for i in range(5)] + [random.integers(0, 99, 12)]
+    rows = [rows[i] for i in order]
+    groups = shared_prefixes([row.astype(np.int32)[:-1] for row in rows], 16)
+    assert sorted(length for _, length in groups) == [30, 30]
+
+    def logits(groups) -> torch.Tensor:
+        slots = Slots(shape)
+        slots.fit(len(rows), max(map(len, rows)), keep=0, hoped=0)
+        pieces = [(number, 0, len(row) - 1) for number, row in enumerate(rows)]
+        ids, places = np.concatenate([row[:-1] for row in rows]), np.concatenate([np.arange(len(row) - 1) for row in rows])
+        forward(model, ids, places, Prefill(slots, pieces), last_only=True)
+        last = np.array([len(row) - 1 for row in rows])
+        attend = Decode(slots, torch.from_numpy(last), int(last.max()) + 1, groups)
+        return forward(model, np.array([row[-1] for row in rows]), last, attend, last_only=False)
+
+    torch.testing.assert_close(logits(groups), logits([]), rtol=1e-5, atol=1e-5)

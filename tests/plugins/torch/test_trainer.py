@@ -19,6 +19,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, Gemma2Config, Gemm
 from agentlightning.contracts.loss import CustomLoss, LossSettings
 from agentlightning.contracts.model import ModelFiles
 from agentlightning.errors import ConfigError, NonFinite, PluginError, TrainerError, UnsupportedSetting
+from agentlightning.rl.correction.none import NoCorrection
 from agentlightning.rl.loss import CISPO, FunctionLoss, PPOClip
 from agentlightning.rl.schedule import learning_rate
 from agentlightning.training.weight_sync import WeightCheck, folder_of
@@ -277,6 +278,13 @@ async def test_weights_of_16_bits_are_stepped_in_float32(files: ModelFiles):
         assert master.dtype == torch.float32
         assert torch.equal(trainer.optimizer.parameters[name], master.bfloat16())
         assert ((master - before[f"weight.{name}"]).abs() > 1e-6).float().mean() > 0.9  # steps far below bfloat16's resolution
+
+
+async def test_16_bit_weights_correct_the_rounding_of_the_engine_by_default(files: ModelFiles):
+    for dtype, correction, corrects in (("bfloat16", None, True), ("bfloat16", NoCorrection(), False), ("float32", None, None)):
+        async with training(files, dtype=dtype) as trainer:
+            _, metrics = await trainer.step(two_turns(), PPOClip(correction=correction))
+            assert metrics.get("correction_mean") is None if corrects is None else (metrics["correction_mean"] != 1) == corrects
 
 
 async def test_a_model_with_soft_caps_is_trained_on_rows(tmp_path: Path, caplog: pytest.LogCaptureFixture):

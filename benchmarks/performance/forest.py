@@ -271,7 +271,7 @@ def take_steps(bench: Bench, batch: Batch, work: dict[str, list[list[Pack]]], re
             bench.wait()
             took = time.perf_counter() - started
             if not turn:
-                steps.gradients[mode] = {n: p.grad.detach().clone() for n, p in bench.parameters.items() if p.grad is not None}
+                steps.gradients[mode] = {n: m.grad.detach().clone() for n, m in bench.optimizer.masters.items() if m.grad is not None}
             started = time.perf_counter()
             bench.optimizer.step(LR)
             bench.wait()

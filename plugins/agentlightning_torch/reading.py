@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 CHUNK = 1 << 24
 """Maximum number of logits in memory."""
-CACHED = 1 << 20
+CACHED = 1 << 19
 """Number of logits that go through the softmax at once. Its passes over them stay in the cache."""
 
 Head = Callable[[torch.Tensor], torch.Tensor]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -23,7 +24,9 @@ if TYPE_CHECKING:
 def train(
     config: Annotated[Path | None, typer.Argument(metavar="[CONFIG.toml]", help="The config file.")] = None,
     resume: Annotated[str | None, typer.Option(metavar="RUN", help="Resume a run: its folder, its name, or `latest`.")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Run one group and one step, then estimate memory, time, and disk.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Run a few groups and one step, then estimate signal, memory, time, and disk.")
+    ] = False,
 ) -> None:
     """Train an agent from a config file.
 
@@ -32,7 +35,8 @@ def train(
 
     **Examples**
 
-    `agl train config.toml --dry-run` checks the settings by running one group, and estimates memory, time, and disk.
+    `agl train config.toml --dry-run` checks the settings with at most one step. It estimates the share of groups that teach something, and
+    memory, time, and disk. It suggests group size, tasks per step, and temperature.
 
     `agl train config.toml` trains.
 
@@ -97,6 +101,7 @@ def print_run(run: Run, console: Console) -> None:
         console.print(before_after_table(run.result))
     print_diagnosis(RunFolder(run.folder), console)
     rows = [("run", folder), ("time", duration(run.result.get("seconds")))]
+    rows += saved_rollouts(run.result["sampler"]) if "saved_rollouts" in run.result.get("sampler", {}) else []
     if "checkpoint" in run.result:
         rows += [("weights", shown_path(run.checkpoint)), ("", str(run.result.get("policy_reason", "")))]
     rows += [("look at it", f"agl show {folder}"), ("serve it", f"agl serve {folder}")]
@@ -104,27 +109,50 @@ def print_run(run: Run, console: Console) -> None:
         console.print(f"{name:<11}{value}", soft_wrap=True, highlight=False)
 
 
+def saved_rollouts(sampler: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return rows with the rollouts that a curriculum saved, from `sampler` in `result.json`."""
+    saved, low, high, rollouts = (sampler[name] for name in ("saved_rollouts", "saved_rollouts_low", "saved_rollouts_high", "rollouts"))
+    wasted, uniform = sampler["no_signal_rollouts"] / rollouts, sampler["uniform_no_signal_rollouts"] / rollouts
+    verb = "saved no rollouts beyond chance: about" if low <= 0 <= high else "saved about" if saved > 0 else "cost about"
+    return [
+        ("sampler", f"{verb} {abs(saved):.0f} of {rollouts} rollouts (95 % interval {low:.0f} to {high:.0f})"),
+        ("", f"{wasted:.0%} were in groups without signal, and about {uniform:.0%} would be with uniform sampling"),
+    ]
+
+
 def print_dry_run(report: DryRun, console: Console) -> None:
     """Print the measurements and estimates of a dry run."""
     table = Table(Column(style="bold"), Column(), title="Dry run: nothing was trained", title_justify="left", show_header=False)
     reward = "not scored" if report.reward is None else f"mean reward {report.reward:.3f}"
     failed = f", {report.failed} failed" if report.failed else ""
+    tasks = "one task" if report.groups == 1 else f"{report.groups} tasks"
+    tokens = f"{report.step_prompt_tokens:,.0f} prompt and {report.step_sampled_tokens:,.0f} sampled tokens"
     for name, value in (
         ("model", "\n".join(report.model)),
-        ("rollouts", f"{report.rollouts} of one task in {duration(report.rollout_seconds)}, {reward}{failed}"),
+        ("rollouts", f"{report.rollouts} of {tasks} in {duration(report.rollout_seconds)}, {reward}{failed}"),
+        *((("signal", report.signal.text),) if report.signal else ()),
         ("model calls", f"{report.transitions}: {report.prompt_tokens:,} prompt and {report.sampled_tokens:,} sampled tokens"),
         ("training", "nothing to train" if report.training_seconds is None else f"{duration(report.training_seconds)} for these"),
-        ("one step", f"about {duration(report.step_seconds)}"),
+        ("one step", f"about {duration(report.step_seconds)}, {tokens}"),
         ("the run", f"about {duration(report.run_seconds)}"),
         ("memory", f"{_bytes(report.memory_bytes)} at most so far"),
         ("disk", f"about {_bytes(report.disk_bytes)}, {_bytes(report.checkpoint_bytes)} a checkpoint; free: {_bytes(report.free_bytes)}"),
     ):
         table.add_row(name, Text(value))
+    if report.suggestions:
+        table.add_row("suggested", Text(_suggested(report)))
     console.print(table)
     if report.error:
         console.print(Text.assemble(("first failure: ", "bold red"), report.error), soft_wrap=True)
     if report.disk_bytes > report.free_bytes:
         console.print("The disk is too small for this run. Free some space, or keep fewer checkpoints.", style="bold red", soft_wrap=True)
+
+
+def _suggested(report: DryRun) -> str:
+    lines = [suggestion.text for suggestion in report.suggestions]
+    if report.suggested_step_seconds != report.step_seconds:
+        lines.append(f"One step then takes about {duration(report.suggested_step_seconds)}.")
+    return "\n".join([*lines, report.advice] if report.advice else lines)
 
 
 def _bytes(count: int) -> str:

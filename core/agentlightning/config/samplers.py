@@ -5,17 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
 from agentlightning.errors import ConfigError, TaskError
 from agentlightning.types import JSON, Task
-
-FLOOR = 0.05
-"""Smallest chance of a task in a curriculum, as a fraction of the largest: the policy changes, so a task may teach something later."""
-RECENT = 0.5
-"""Share of a task's last group in its mean variance."""
 
 
 class Sampler(ABC):
@@ -38,8 +33,19 @@ class Sampler(ABC):
     def resume(self, progress: Mapping[str, JSON]) -> None:
         """Continue from `progress`. `seed` is restored already."""
 
-    def learn(self, task_id: str, rewards: Sequence[float]) -> None:
-        """Take the rewards of a task's group after its step. Ignored by default."""
+    def learn(self, groups: Sequence[tuple[str, Sequence[float]]]) -> None:
+        """Take the groups of a finished step: each task's id and its rewards. Called once for each step. Ignored by default."""
+
+    def carry(self, earlier: Iterable[Mapping[str, JSON]]) -> int:
+        """Start from the measurements of earlier runs with the same model and agent; return the number of tasks that have any.
+
+        `earlier`: the states of their samplers, newest first, read one by one. By default nothing is read, and the number is 0.
+        """
+        return 0
+
+    def summary(self) -> dict[str, JSON]:
+        """Return the numbers for `sampler` in `result.json`; empty by default."""
+        return {}
 
     def next(self, count: int) -> list[Task]:
         """Return the next tasks: those of a step together, and later one for each filtered group."""
@@ -49,7 +55,7 @@ class Sampler(ABC):
 
     def state(self) -> dict[str, JSON]:
         """Return all that `restore` needs, as JSON."""
-        return {"tasks": self._fingerprint(), "seed": self.seed, **self.progress()}
+        return {"tasks": self._fingerprint(), "seed": self.seed, "summary": self.summary(), **self.progress()}
 
     def restore(self, state: Mapping[str, JSON]) -> None:
         """Continue from a state. Raises `ConfigError` if it belongs to other tasks."""
@@ -113,44 +119,3 @@ class Epochs(Sampler):
     def resume(self, progress: Mapping[str, JSON]) -> None:
         self._start(int(progress["epoch"]), list(progress["held"]), int(progress["need"]))
         self._position = int(progress["position"])
-
-
-class Curriculum(Sampler):
-    """Tasks with differing rewards come more often, because only those teach something.
-
-    A task's chance is proportional to the variance of its rewards: p (1 - p) for rewards of 0 and 1. A new task has the largest chance.
-    The tasks of a step differ, as long as there are enough. Source: learnability in arXiv 2408.15099.
-    """
-
-    def __init__(self, tasks: Sequence[Task], seed: int = 0) -> None:
-        super().__init__(tasks, seed)
-        self._draws = 0
-        self._variance: dict[str, float] = {}
-
-    def draw(self, count: int) -> list[int]:
-        rng = np.random.default_rng([self.seed % 2**64, self._draws])
-        self._draws += 1
-        chances = self.chances()
-        drawn: list[int] = []
-        while len(drawn) < count:
-            part = min(count - len(drawn), len(self.tasks))
-            drawn += rng.choice(len(self.tasks), part, replace=False, p=chances).tolist()
-        return drawn
-
-    def chances(self) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
-        """(tasks,) the chance of each to be drawn next."""
-        most = max(self._variance.values(), default=0.0) or 1.0
-        weight = np.array([max(self._variance.get(task.id, most) / most, FLOOR) for task in self.tasks])
-        return weight / weight.sum()
-
-    def learn(self, task_id: str, rewards: Sequence[float]) -> None:
-        if len(rewards) > 1:
-            variance = float(np.var(rewards))
-            self._variance[task_id] = RECENT * variance + (1 - RECENT) * self._variance.get(task_id, variance)
-
-    def progress(self) -> dict[str, JSON]:
-        return {"draws": self._draws, "variance": dict(self._variance)}
-
-    def resume(self, progress: Mapping[str, JSON]) -> None:
-        self._draws = int(progress["draws"])
-        self._variance = {name: float(value) for name, value in progress["variance"].items()}

@@ -198,7 +198,8 @@ class Config(BaseSettings):
     tasks_per_step: PositiveInt = 8
     """Tasks in each step."""
     sampler: Annotated[str, of_kind("samplers")] = "epochs"
-    """Order of the tasks."""
+    """Order of the tasks: `epochs` (shuffled), `in_order`, or `curriculum` (finds tasks whose rewards differ, and stays with them; starts
+    from what earlier runs in `folder` measured)."""
     adapters: tuple[Annotated[str, of_kind("adapters")], ...] = ()
     """Framework adapters to install, for an agent without a callback."""
     models: tuple[str, ...] = ()

@@ -44,12 +44,17 @@ def is_reference(source: str) -> bool:
 
 
 def task_id(value: JSON) -> str:
-    """Return a dict's `id`, or the first 16 hexadecimal digits of the SHA-256 of the canonical JSON."""
+    """Return a dict's `id`, or the `content_id`."""
     identifier = cast("dict[str, Any]", value).get("id") if isinstance(value, dict) else None
     if identifier is not None:
         if isinstance(identifier, bool) or not isinstance(identifier, str | int) or identifier == "":
             raise TaskError(f"The id is {identifier!r}. Use text or a whole number, or remove the id.")
         return str(identifier)
+    return content_id(value)
+
+
+def content_id(value: JSON) -> str:
+    """Return the first 16 hexadecimal digits of the SHA-256 of the canonical JSON."""
     canonical = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return hashlib.sha256(canonical.encode("utf-8", "surrogatepass")).hexdigest()[:16]
 

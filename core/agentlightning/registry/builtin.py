@@ -97,7 +97,7 @@ def register_filters(register: Register) -> None:
 
 @hookimpl
 def register_samplers(register: Register) -> None:
-    register("curriculum", "agentlightning.config.samplers:Curriculum", summary="more often the tasks with the most variable rewards")
+    register("curriculum", "agentlightning.config.curriculum:Curriculum", summary="finds tasks whose rewards differ, and stays with them")
     register("epochs", "agentlightning.config.samplers:Epochs", summary="a new random order each epoch, without replacement")
     register("in_order", "agentlightning.config.samplers:InOrder", summary="the order of the file, repeated")
 

@@ -1,15 +1,16 @@
-"""A dry run: one group of rollouts and one training step, measured, and from them the time and disk of the whole run."""
+"""A dry run: a few groups of rollouts and one training step, measured, and from them the signal, time and disk of the whole run."""
 
 from __future__ import annotations
 
 import asyncio
+import math
 import resource
 import shutil
 import sys
 import time
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -25,6 +26,7 @@ from agentlightning.files import folder_bytes
 from agentlightning.gateway.rendering.report import report_rendering
 from agentlightning.rl.batch.build import make_batch
 from agentlightning.training.controls import Controls, run_in_thread
+from agentlightning.training.group_signal import GroupSignal, Suggestion, group_signal, remedy, suggest
 from agentlightning.training.job import Job, job_of
 from agentlightning.training.plan import TrainingPlan, plan_training
 from agentlightning.training.production.opening import check_replay, open_replay
@@ -33,16 +35,22 @@ from agentlightning.training.rollouts import first_error, mean_reward
 from agentlightning.training.run_folder import RunFolder
 from agentlightning.training.services import Services, open_services
 from agentlightning.training.step_checks import check_first
-from agentlightning.types import Trajectory
+from agentlightning.types import Task, Trajectory
+
+TASKS = 8
+"""Tasks of a dry run, at most. It takes no longer than one step of the run."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measured:
-    """The measurements of one group of rollouts and one training step."""
+    """The measurements of a few groups of rollouts and one training step on them."""
 
+    groups: int
     rollouts: int
     reward: float | None
-    """Mean of the group; None: no rollout was scored."""
+    """Mean of the rollouts; None: none was scored."""
+    signal: GroupSignal | None
+    """None: the algorithm compares no rollouts of this policy, or too few were scored."""
     failed: int
     error: str | None
     """Of the first rollout that failed."""
@@ -50,9 +58,9 @@ class Measured:
     sampled_tokens: int
     prompt_tokens: int
     rollout_seconds: float
-    """For the group."""
+    """For all groups together."""
     training_seconds: float | None
-    """Forward, backward and step on the group; None: nothing was sampled."""
+    """Forward, backward and step on all groups; None: nothing was sampled."""
     memory_bytes: int
     """Peak memory of this process so far."""
     checkpoint_bytes: int
@@ -65,6 +73,14 @@ class DryRun(Measured):
 
     step_seconds: float | None
     """For one step: rollouts and training grow with the number of tasks in it."""
+    step_prompt_tokens: float
+    step_sampled_tokens: float
+    suggestions: tuple[Suggestion, ...]
+    """Group size, tasks per step and temperature for the measured signal; empty: it was not measured."""
+    suggested_step_seconds: float | None
+    """For one step with the suggested group size and number of tasks."""
+    advice: str | None
+    """What to change about tasks or reward; None: a group size has enough signal, or it was not measured."""
     run_seconds: float | None
     """For all steps with their evaluations."""
     disk_bytes: int
@@ -75,7 +91,7 @@ class DryRun(Measured):
 
 
 def dry_run(config: Config, *, progress: Progress | None = None) -> DryRun:
-    """Check everything that a run needs, with one group of rollouts and one training step, in a temporary folder."""
+    """Check everything that a run needs, with a few groups of rollouts and one training step, in a temporary folder."""
     if config.replay is not None:
         config = replace(config, replay=replace(config.replay, wait=False))  # the rollouts so far are enough to try it
     job = job_of(config)
@@ -96,7 +112,7 @@ def _describe(config: Config, files: ModelFiles) -> tuple[str, ...]:
 
 
 async def measure(job: Job, plan: TrainingPlan, group_size: int, controls: Controls) -> Measured:
-    """Run one group of rollouts and one training step. Raises the errors of a run."""
+    """Run a group of rollouts for a few tasks, and one training step. Raises the errors of a run."""
     config = job.config
     await check_replay(config, plan, controls)
     with TemporaryDirectory(prefix="agl-dry-run-") as temporary:
@@ -108,7 +124,11 @@ async def measure(job: Job, plan: TrainingPlan, group_size: int, controls: Contr
             if replay is not None:
                 trajectories = await replay.take(1, group_size)
             else:
-                rollouts = [services.rollouts.rollout(job.tasks[0], "train", "dry-run", index, 0) for index in range(group_size)]
+                rollouts = [
+                    services.rollouts.rollout(task, "train", f"dry-run-{place}", index, 0)
+                    for place, task in enumerate(_few_tasks(job))
+                    for index in range(group_size)
+                ]
                 trajectories = await services.collector.run(rollouts)
             rollout_seconds = time.monotonic() - began
             check_first(trajectories, config.agents)
@@ -119,8 +139,10 @@ async def measure(job: Job, plan: TrainingPlan, group_size: int, controls: Contr
         transitions = [transition for trajectory in trajectories for transition in trajectory.transitions]
         checkpoint_bytes = folder_bytes(checkpoint)
         return Measured(
+            groups=max(1, len(trajectories) // group_size),
             rollouts=len(trajectories),
             reward=mean_reward(trajectories),
+            signal=group_signal(trajectories, group_size) if _compares_own(config, plan.algorithm) else None,
             failed=sum(trajectory.status != "succeeded" for trajectory in trajectories),
             error=first_error(trajectories),
             transitions=len(transitions),
@@ -132,6 +154,18 @@ async def measure(job: Job, plan: TrainingPlan, group_size: int, controls: Contr
             checkpoint_bytes=checkpoint_bytes,
             store_bytes=folder_bytes(folder.path) - checkpoint_bytes,
         )
+
+
+def _few_tasks(job: Job) -> list[Task]:
+    """Random tasks, because a file may begin with the easy ones."""
+    count = min(TASKS, job.config.tasks_per_step, len(job.tasks))
+    places = np.random.default_rng(job.config.seed).choice(len(job.tasks), count, replace=False)
+    return [job.tasks[place] for place in places]
+
+
+def _compares_own(config: Config, algorithm: Algorithm) -> bool:
+    """Whether the algorithm compares the rollouts of a group, and this policy sampled them."""
+    return algorithm.needs.group and config.replay is None and algorithm.demonstrate is None
 
 
 async def _try_training(services: Services, algorithm: Algorithm, trajectories: Sequence[Trajectory]) -> float | None:
@@ -154,21 +188,45 @@ async def _try_training(services: Services, algorithm: Algorithm, trajectories: 
 def estimate(job: Job, group_size: int, measured: Measured) -> DryRun:
     """Return the measurements with estimates for the run."""
     config, eval_rollouts = job.config, _eval_rollouts(job)
-    step_seconds = run_seconds = None
+    scale, sampled, step_seconds, run_seconds = config.tasks_per_step / measured.groups, max(1, measured.rollouts), None, None
     if measured.training_seconds is not None:
-        step_seconds = (measured.rollout_seconds + measured.training_seconds) * config.tasks_per_step
+        step_seconds = (measured.rollout_seconds + measured.training_seconds) * scale
         if not eval_rollouts or config.replay is None:  # with a replay nobody has measured the agent
-            run_seconds = step_seconds * config.steps + measured.rollout_seconds / group_size * eval_rollouts
+            run_seconds = step_seconds * config.steps + measured.rollout_seconds / sampled * eval_rollouts
+    suggestions = _suggestions(job, measured.signal)
     keep_every = config.checkpoints.keep_every
     checkpoints = min(config.checkpoints.last + 1 + (config.steps // keep_every if keep_every else 0), config.steps + 1)
     rollouts = group_size * config.tasks_per_step * config.steps + eval_rollouts
     return DryRun(
-        **asdict(measured),
+        **{setting.name: getattr(measured, setting.name) for setting in fields(measured)},
         step_seconds=step_seconds,
+        step_prompt_tokens=measured.prompt_tokens * scale,
+        step_sampled_tokens=measured.sampled_tokens * scale,
+        suggestions=suggestions,
+        suggested_step_seconds=None if step_seconds is None or not suggestions else step_seconds * _growth(suggestions),
+        advice=None if measured.signal is None else remedy(measured.signal),
         run_seconds=run_seconds,
-        disk_bytes=measured.checkpoint_bytes * checkpoints + measured.store_bytes // group_size * rollouts,
+        disk_bytes=measured.checkpoint_bytes * checkpoints + measured.store_bytes // sampled * rollouts,
         free_bytes=shutil.disk_usage(_existing(Path(config.folder))).free,
     )
+
+
+def _suggestions(job: Job, signal: GroupSignal | None) -> tuple[Suggestion, ...]:
+    config = job.config
+    if signal is None:
+        return ()
+    return suggest(
+        signal,
+        tasks_per_step=config.tasks_per_step,
+        tasks=len(job.tasks),
+        temperature=config.sampling.temperature,
+        sampler=config.sampler,
+    )
+
+
+def _growth(suggestions: Sequence[Suggestion]) -> float:
+    """How many times as many rollouts a step has with the suggested settings."""
+    return math.prod(suggestion.growth for suggestion in suggestions)
 
 
 def _eval_rollouts(job: Job) -> int:

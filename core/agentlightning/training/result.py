@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import Any, cast
 
 from agentlightning.training.chart import reward_chart
 from agentlightning.training.choice import Choice, Differences, in_words, worse
@@ -33,6 +33,9 @@ def write_result(folder: RunFolder, state: RunState, *, name: str, model: str, s
         result["diagnosis"] = asdict(state.diagnosis)
     if state.choice is not None:
         result["best"] = _best(rows, state.choice)
+    sampler: Any = state.sampler
+    if isinstance(sampler, dict) and (summary := cast("dict[str, Any]", sampler).get("summary")):
+        result["sampler"] = summary
     if steps := folder.steps():
         step = state.best_step if state.best_step in steps else steps[-1]
         versions = {row["step"]: row["policy_version"] for row in rows if "policy_version" in row}

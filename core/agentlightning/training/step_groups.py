@@ -85,10 +85,9 @@ class StepGroups(StepSource):
         """Tell the sampler the rewards of its tasks, group by group."""
         rewards: dict[tuple[str, str], list[float]] = {}
         for trajectory in trajectories:
-            if trajectory.reward is not None:
-                rewards.setdefault((trajectory.task.id, trajectory.group), []).append(trajectory.reward)
-        for (task_id, _), group_rewards in rewards.items():
-            self._sampler.learn(task_id, group_rewards)
+            scored = [] if trajectory.reward is None else [trajectory.reward]
+            rewards.setdefault((trajectory.task.id, trajectory.group), []).extend(scored)
+        self._sampler.learn([(task_id, group_rewards) for (task_id, _), group_rewards in rewards.items()])
 
     async def next(self, step: int, group_size: int) -> tuple[list[Trajectory], Counts]:
         ahead = min(self._settings.max_staleness, self._steps - step - 1) * self._tasks_per_step

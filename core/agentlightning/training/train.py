@@ -21,6 +21,7 @@ from agentlightning.registry.registry import registry
 from agentlightning.runner.runner import Agent
 from agentlightning.training.choice import worse
 from agentlightning.training.controls import Controls, Stopped, run_in_thread
+from agentlightning.training.earlier_runs import earlier_samplers
 from agentlightning.training.evaluation import Evaluator
 from agentlightning.training.job import Job, job_of, keep_tasks, make_job
 from agentlightning.training.learning_rate import lr_of_model, lr_warning
@@ -110,14 +111,16 @@ async def train_job(job: Job, *, progress: Progress, resume: str | Path | None, 
     plan = await plan_training(config, job.agent, progress)
     if resume is None:
         await check_replay(config, plan, controls)
-    sampler = None if config.replay is not None else registry().load("samplers", config.sampler)(job.tasks, config.seed)
+    sampler: Sampler | None = None if config.replay is not None else registry().load("samplers", config.sampler)(job.tasks, config.seed)
     folder = RunFolder.open(resume) if resume is not None else RunFolder.create(config.folder, config.name)
     with folder.lock():
-        start = _restore(folder, sampler, resumed=resume is not None)
+        start = _restore(folder, sampler, config, resumed=resume is not None)
         progress.begin(config.steps, start.state.step)
         if resume is not None:
             resumed = f"Resuming after step {start.state.step}."
             progress.message(resumed if start.checkpoint else f"{folder.name} has no checkpoint yet: starting again.")
+        if start.carried:
+            progress.message(f"An earlier run measured {start.carried} of the {len(job.tasks)} tasks. The sampler starts from its rewards.")
         try:
             async with _open(job, plan, folder, start, controls) as session:
                 stopped = await _train(session, plan.algorithm)
@@ -135,6 +138,8 @@ class Start:
     """At its position in the tasks; None: a production replay has no tasks."""
     checkpoint: Path | None
     """None: the run starts with the model's own weights."""
+    carried: int = 0
+    """Tasks that earlier runs measured for the sampler."""
 
     @property
     def logged(self) -> int:
@@ -142,9 +147,10 @@ class Start:
         return -1 if self.checkpoint is None else self.state.step - (self.state.unlogged is not None)
 
 
-def _restore(folder: RunFolder, sampler: Sampler | None, *, resumed: bool) -> Start:
+def _restore(folder: RunFolder, sampler: Sampler | None, config: Config, *, resumed: bool) -> Start:
     if not resumed or not folder.steps():
-        return Start(RunState(started=time.time(), sampler=sampler.state() if sampler else {}), sampler, None)
+        carried = 0 if sampler is None else sampler.carry(earlier_samplers(folder.path, Path(config.folder), to_toml(config)))
+        return Start(RunState(started=time.time(), sampler=sampler.state() if sampler else {}), sampler, None, carried)
     checkpoint, state = folder.resume_point()
     if sampler is not None:
         sampler.restore(cast("dict[str, JSON]", state.sampler))

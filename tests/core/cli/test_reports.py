@@ -11,6 +11,7 @@ from rich.console import Console
 from agentlightning.cli.rollout import print_scored
 from agentlightning.cli.train import print_dry_run, print_run
 from agentlightning.training.dry_run import DryRun
+from agentlightning.training.group_signal import GroupSignal, Suggestion
 from agentlightning.training.score import Scored
 from agentlightning.training.train import Run
 
@@ -51,6 +52,47 @@ def test_a_dry_run_warns_of_a_disk_that_is_too_small_and_names_the_first_failure
     )
     for part in ("Llama", "not scored, 2 failed", "3.0 GiB", "disk is too small", "first failure: ValueError: [odd]"):
         assert part in text(console)
+    assert "signal" not in text(console), "it was not measured"
+
+
+def test_a_dry_run_tells_in_plain_words_what_the_groups_teach_and_what_to_set(console: Console) -> None:
+    signal = made(GroupSignal, size=8, groups=8, with_signal=2, low=0.07, high=0.59, chances={4: 0.2, 8: 0.31, 16: 0.42, 32: 0.53})
+    suggestions = (Suggestion(setting="algorithm.group_size", now=8, value=32, reason="why"),)
+    advice = "Use easier tasks."
+    print_dry_run(
+        made(
+            DryRun, model=(), signal=signal, suggestions=suggestions, suggested_step_seconds=200, step_seconds=50, advice=advice, error=""
+        ),
+        console,
+    )
+    for part in (
+        "Too little, because 50% or more is good: about 31% of the groups will teach something.",
+        "It teaches something only if their rewards differ",
+        "2 of 8 groups do (95 % interval 7% to 59%)",
+        "20% of groups of 4, 31% of groups of 8, 42% of groups of 16, and 53% of groups of 32",
+        "algorithm.group_size = 32 (now 8): why.",
+        "One step then takes about 3:20 min",
+        advice,
+    ):
+        assert part in text(console)
+
+
+@pytest.mark.parametrize(
+    ("saved", "low", "high", "says"),
+    [
+        (120.0, 60.0, 170.0, "saved about 120 of 384 rollouts (95 % interval 60 to 170)"),
+        (10.0, -30.0, 50.0, "saved no rollouts beyond chance: about 10 of 384 rollouts (95 % interval -30 to 50)"),
+        (-50.0, -90.0, -10.0, "cost about 50 of 384 rollouts"),
+    ],
+)
+def test_a_run_with_a_curriculum_says_how_many_rollouts_it_saved(
+    console: Console, tmp_path: Path, saved: float, low: float, high: float, says: str
+) -> None:
+    sampler = {"rollouts": 384, "no_signal_rollouts": 96, "uniform_no_signal_rollouts": 96 + saved, "saved_rollouts": saved}
+    sampler |= {"saved_rollouts_low": low, "saved_rollouts_high": high}
+    print_run(Run(tmp_path, {"sampler": sampler, "checkpoint": "x"}), console)
+    assert says in text(console)
+    assert "25% were in groups without signal, and about" in text(console)
 
 
 def test_scored_rollouts_are_summed_up(console: Console) -> None:

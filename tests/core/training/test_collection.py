@@ -9,13 +9,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from openai import AsyncOpenAI
 
 import agentlightning as agl
-from agentlightning.config.samplers import Curriculum
-from agentlightning.config.tasks import load_tasks
 from agentlightning.contracts.engine import EngineSettings
 from agentlightning.contracts.model import ModelFiles, Share
 from agentlightning.contracts.store import AttemptRecords, RolloutState
@@ -218,14 +215,32 @@ def test_zero_variance_groups_are_replaced_up_to_a_budget(model: str, tmp_path: 
 
 def test_a_run_with_refills_that_was_stopped_goes_on_bitwise(model: str, tmp_path: Path) -> None:
     settings = {**ONE_BY_ONE, "collection": {"filter": "nonzero_variance", "resample": 1}, "sampler": "curriculum"}
-    whole = run(job(model, tmp_path, first_letter, **settings))
-    half = run(job(model, tmp_path, first_letter, **settings), Steps(stop_after=2))
-    resumed = run(job(model, tmp_path, first_letter, **settings), resume=half.folder)
+    whole = run(job(model, tmp_path / "whole", first_letter, **settings))
+    half = run(job(model, tmp_path / "half", first_letter, **settings), Steps(stop_after=2))
+    resumed = run(job(model, tmp_path / "half", first_letter, **settings), resume=half.folder)
     assert measured(resumed) == measured(whole)
     assert sum(row["groups_resampled"] for row in rows(whole)) > 0
-    learned = RunFolder.open(whole.folder).read_state().sampler["variance"]  # what the curriculum was told
-    assert learned["0"] == learned["1"] == 0
-    assert max(learned.values()) > 0
+    folder = RunFolder.open(whole.folder)
+    evidence = folder.read_state().sampler["now"].values()  # what the curriculum was told
+    assert any(total == count for count, total, _ in evidence), "a task that is always right"
+    assert any(total < count for count, total, _ in evidence)
+    summary = folder.read_result()["sampler"]
+    assert summary == RunFolder.open(resumed.folder).read_result()["sampler"]
+    assert summary["groups"] == sum(row["groups"] for row in rows(whole))
+    assert summary["no_signal_groups"] == sum(row["zero_variance_groups"] for row in rows(whole))
+
+
+def test_a_second_run_starts_from_the_difficulty_that_the_first_one_measured(model: str, tmp_path: Path) -> None:
+    settings = {**ONE_BY_ONE, "sampler": "curriculum", "steps": 3}
+    first = RunFolder.open(run(job(model, tmp_path, first_letter, **settings)).folder)
+    steps, other = Steps(), Steps()
+    second = run(job(model, tmp_path, first_letter, **{**settings, "steps": 1}), steps)
+    earlier = first.read_state().sampler["start"]
+    [said] = [text for text in steps.messages if "earlier run" in text]
+    assert said.startswith(f"An earlier run measured {len(earlier)} of the 6 tasks.")
+    assert set(earlier) <= set(RunFolder.open(second.folder).read_state().sampler["now"])
+    run(job(model, tmp_path, two_turns, **{**settings, "steps": 1}), other)
+    assert not [text for text in other.messages if "earlier run" in text], "another agent finds other tasks hard"
 
 
 def test_a_task_that_comes_twice_in_a_step_is_sampled_anew(model: str, tmp_path: Path) -> None:
@@ -355,33 +370,3 @@ def test_filters_say_whether_a_group_teaches_anything() -> None:
     assert not difficulty(group(1.0, 1.0, None))
     assert not difficulty(group(None, None))
     assert difficulty(group(1.0, 1.0), high=1.0)
-
-
-def test_a_curriculum_prefers_tasks_whose_rewards_differ_and_forgets_none() -> None:
-    tasks = load_tasks([{"id": name} for name in "abcd"])
-    sampler = Curriculum(tasks, seed=3)
-    np.testing.assert_allclose(sampler.chances(), 0.25)
-    sampler.learn("a", [0.0, 1.0])  # variance 1/4
-    sampler.learn("b", [1.0, 1.0])
-    sampler.learn("c", [0.0, 0.0, 1.0, 0.0])  # 3/16
-    np.testing.assert_allclose(sampler.chances(), np.array([1, 0.05, 0.75, 1]) / 2.8)  # d was not seen, and counts as the best
-    sampler.learn("a", [1.0, 1.0])  # half of it is the last group's
-    np.testing.assert_allclose(sampler.chances(), np.array([2 / 3, 0.05, 1, 1]) / (2 / 3 + 2.05))
-    drawn = Counter(task.id for _ in range(500) for task in sampler.next(1))
-    assert drawn["b"] > 0
-    assert drawn["c"] > 10 * drawn["b"]
-    for _ in range(20):
-        assert len({task.id for task in sampler.next(4)}) == 4
-    assert Counter(task.id for task in sampler.next(8)) == {"a": 2, "b": 2, "c": 2, "d": 2}
-
-
-def test_a_curriculum_goes_on_where_it_was() -> None:
-    tasks = load_tasks([{"id": name} for name in "abcdef"])
-    one, other = Curriculum(tasks, seed=1), Curriculum(tasks, seed=2)
-    for name in "abc":
-        one.learn(name, [0.0, float(name == "a")])
-    one.next(2)
-    other.restore(one.state())
-    assert [t.id for _ in range(5) for t in one.next(3)] == [t.id for _ in range(5) for t in other.next(3)]
-    with pytest.raises(ConfigError, match="differ from those that this run started with"):
-        Curriculum(tasks[:3]).restore(one.state())

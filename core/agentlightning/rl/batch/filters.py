@@ -7,15 +7,15 @@ from collections.abc import Sequence
 import numpy as np
 
 from agentlightning.errors import ConfigError
+from agentlightning.rl.signal import TOLERANCE, has_signal
 from agentlightning.settings import NonNegativeFloat
 from agentlightning.types import Trajectory
 
 
-def nonzero_variance(group: Sequence[Trajectory], *, tolerance: NonNegativeFloat = 1e-6) -> bool:
+def nonzero_variance(group: Sequence[Trajectory], *, tolerance: NonNegativeFloat = TOLERANCE) -> bool:
     """Whether the rewards of a group differ. A group of equal rewards teaches nothing. Source: dynamic sampling of DAPO, arXiv
     2503.14476."""
-    rewards = [trajectory.reward for trajectory in group if trajectory.reward is not None]
-    return len(rewards) > 1 and max(rewards) - min(rewards) > tolerance
+    return has_signal([trajectory.reward for trajectory in group if trajectory.reward is not None], tolerance)
 
 
 def difficulty(group: Sequence[Trajectory], *, low: float = 0.1, high: float = 0.9) -> bool:

@@ -50,8 +50,8 @@ from agentlightning_torch.update import Update
 from agentlightning_torch.weights import no_bars
 
 PLAIN = "padded rows of transformers, float32"
-FASTER = {"float32": 1.5, "bfloat16": 3.0}
-"""Minimum ratio of the plain step's time to the trainer's, by number type."""
+FASTER = {"float32": 2.0, "bfloat16": 3.5}
+"""Minimum ratio of the plain step's time to the trainer's, by number type. A CPU without units for bfloat16 misses the second."""
 EXACT = {"float32": 1e-4, "bfloat16": 0.05}
 """Maximum difference of the gradient, by number type."""
 KEPT = 1.1

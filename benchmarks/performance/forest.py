@@ -24,6 +24,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ from typing import Any
 import numpy as np
 import torch
 from bounds import Report, bar, finish
+from numpy.typing import NDArray
 from transformers import AutoModelForCausalLM
 
 from agentlightning.config.models import find_model
@@ -53,46 +55,63 @@ PEAKS = {"H100 SXM": 989e12, "H100 80GB HBM3": 989e12, "H200": 989e12, "A100": 3
 LR = 1e-12
 
 
-def rollouts(count: int, turns: int, prompt: int, reply: int, observation: int, vocabulary: int) -> Batch:
-    """Return one group with advantages that sum to zero."""
+def rollouts(
+    count: int,
+    turns: int,
+    prompt: int,
+    reply: int,
+    observation: int,
+    vocabulary: int,
+    groups: int = 1,
+    text: NDArray[np.int64] | None = None,
+) -> Batch:
+    """Return groups of `count` rollouts with advantages that sum to zero. Their tokens are random, or pieces of `text`."""
     rng = np.random.default_rng(0)
-    shared = rng.integers(0, vocabulary, prompt)
+
+    def tokens(size: int) -> NDArray[np.int64]:
+        if text is None:
+            return rng.integers(0, vocabulary, size)
+        start = rng.integers(0, len(text) - size + 1)
+        return text[start : start + size]
+
     trajectories: list[Trajectory] = []
-    for index in range(count):
-        history, transitions = shared, list[Transition]()
-        for turn in range(turns):
-            response = rng.integers(0, vocabulary, reply)
-            transitions.append(
-                Transition(
-                    completion_id=f"{index}.{turn}",
-                    call_id="",
-                    prompt_ids=history.astype(np.int32),
-                    response_ids=response.astype(np.int32),
-                    logprobs=np.full(reply, -5, np.float32),
-                    versions=np.zeros(reply, np.int32),
-                    temperature=1.0,
-                    agent=None,
-                    index=turn,
-                    turn=turn,
-                    continues=turn - 1 if turn else None,
+    for group in range(groups):
+        shared = tokens(prompt)
+        for index in range(count):
+            history, transitions = shared, list[Transition]()
+            for turn in range(turns):
+                response = tokens(reply)
+                transitions.append(
+                    Transition(
+                        completion_id=f"{group}.{index}.{turn}",
+                        call_id="",
+                        prompt_ids=history.astype(np.int32),
+                        response_ids=response.astype(np.int32),
+                        logprobs=np.full(reply, -5, np.float32),
+                        versions=np.zeros(reply, np.int32),
+                        temperature=1.0,
+                        agent=None,
+                        index=turn,
+                        turn=turn,
+                        continues=turn - 1 if turn else None,
+                    )
+                )
+                history = np.concatenate([history, response, tokens(observation)])
+            name = f"{group}.{index}"
+            trajectories.append(
+                Trajectory(
+                    task=Task(f"t{group}", None),
+                    rollout_id=name,
+                    attempt_id=name,
+                    group=f"g{group}",
+                    index=index,
+                    mode="train",
+                    status="succeeded",
+                    reward=1.0,
+                    transitions=tuple(transitions),
                 )
             )
-            history = np.concatenate([history, response, rng.integers(0, vocabulary, observation)])
-        name = str(index)
-        trajectories.append(
-            Trajectory(
-                task=Task("t", None),
-                rollout_id=name,
-                attempt_id=name,
-                group="g",
-                index=index,
-                mode="train",
-                status="succeeded",
-                reward=1.0,
-                transitions=tuple(transitions),
-            )
-        )
-    return make_batch(trajectories, [np.full(turns, 1.0 if k % 2 else -1.0) for k in range(count)])
+    return make_batch(trajectories, [np.full(turns, 1.0 if k % 2 else -1.0) for k in range(len(trajectories))])
 
 
 @dataclass
@@ -134,7 +153,7 @@ class Bench:
                 else:
                     yield score_rows(self.model, batch, packs, entropy=entropy), sum(map(len, packs))
 
-        update = Update(batch, PPOClip(), score, score)
+        update = Update(batch, PPOClip(), score, nullcontext)
         update.prepare()
         update.gradient(0)
 
@@ -252,7 +271,7 @@ def take_steps(bench: Bench, batch: Batch, work: dict[str, list[list[Pack]]], re
             bench.wait()
             took = time.perf_counter() - started
             if not turn:
-                steps.gradients[mode] = {n: p.grad.detach().clone() for n, p in bench.parameters.items() if p.grad is not None}
+                steps.gradients[mode] = {n: m.grad.detach().clone() for n, m in bench.optimizer.masters.items() if m.grad is not None}
             started = time.perf_counter()
             bench.optimizer.step(LR)
             bench.wait()

@@ -214,6 +214,8 @@ class _Parts(torch.autograd.Function):
 
     Let P_ij = exp(s_ij - L_i), with L the log-sum-exp over all parts. Output and gradients are then sums over the parts. torch's CPU kernel
     returns L of a part, and accepts any L for the gradients. Source: arXiv 2205.14135, 2310.01889.
+
+    16-bit inputs are computed in float32. The sums then do not round at each part, and without matrix units the kernel is faster so.
     """
 
     @staticmethod
@@ -221,20 +223,20 @@ class _Parts(torch.autograd.Function):
         ctx: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, parts: list[Part], scale: float | None
     ) -> torch.Tensor:
         """Compute the output. `query` is (1, heads, tokens, size). `key` and `value` may have fewer heads, each for several query heads."""
-        out, total = torch.empty_like(query), query.new_empty(query.shape[:-1], dtype=torch.promote_types(query.dtype, torch.float32))
-        k, v = _for_all_heads(query, key), _for_all_heads(query, value)
+        q, k, v = _widened(query, key, value)
+        out, total = torch.empty_like(q), q.new_empty(q.shape[:-1])
         for queries, keys, hidden, causal in parts:
             part, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-                query[:, :, queries], k[:, :, keys], v[:, :, keys], 0.0, causal, attn_mask=_as(hidden, query), scale=scale
+                q[:, :, queries], k[:, :, keys], v[:, :, keys], 0.0, causal, attn_mask=_as(hidden, q), scale=scale
             )
             place, sofar = out[:, :, queries], total[:, :, queries]
             if queries == keys:
                 place.copy_(part)
                 sofar.copy_(lse)
             else:
-                both = torch.logaddexp(sofar, lse)
-                place.mul_((sofar - both).exp_()[..., None]).add_(part.mul_((lse - both).exp_()[..., None]))
-                sofar.copy_(both)
+                place.lerp_(part, (lse - sofar).sigmoid_()[..., None])
+                sofar.copy_(torch.logaddexp(sofar, lse))
+        out = out.to(query.dtype)
         ctx.save_for_backward(query, key, value, out, total)
         ctx.parts, ctx.scale = parts, scale
         return out
@@ -243,29 +245,33 @@ class _Parts(torch.autograd.Function):
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         """Return the gradients of query, key, and value."""
         query, key, value, out, total = ctx.saved_tensors
-        k, v = _for_all_heads(query, key), _for_all_heads(query, value)
-        gradients = [torch.zeros_like(x) for x in (query, k, v)]
+        q, k, v = _widened(query, key, value)
+        of_out, out = grads[0].to(q.dtype), out.to(q.dtype)
+        gradients = [torch.zeros_like(x) for x in (q, k, v)]
         for queries, keys, hidden, causal in ctx.parts:
             parts = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
-                grads[0][:, :, queries],
-                query[:, :, queries],
+                of_out[:, :, queries],
+                q[:, :, queries],
                 k[:, :, keys],
                 v[:, :, keys],
                 out[:, :, queries],
                 total[:, :, queries],
                 0.0,
                 causal,
-                attn_mask=_as(hidden, query),
+                attn_mask=_as(hidden, q),
                 scale=ctx.scale,
             )
             for gradient, part, where in zip(gradients, parts, (queries, keys, keys), strict=True):
                 gradient[:, :, where] += part
         of_key, of_value = (x.unflatten(1, (key.shape[1], -1)).sum(2) for x in gradients[1:])
-        return gradients[0], of_key, of_value, None, None
+        return gradients[0].to(query.dtype), of_key.to(key.dtype), of_value.to(value.dtype), None, None
 
 
-def _for_all_heads(query: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-    return x.repeat_interleave(query.shape[1] // x.shape[1], 1)
+def _widened(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return all three in at least float32, with keys and values for every query head."""
+    q, k, v = (x.to(torch.promote_types(x.dtype, torch.float32)) for x in (query, key, value))
+    groups = q.shape[1] // k.shape[1]
+    return q, k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
 
 
 def _as(hidden: torch.Tensor | None, like: torch.Tensor) -> torch.Tensor | None:

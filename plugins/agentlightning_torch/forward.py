@@ -7,7 +7,7 @@ dropout would make trainer and engine disagree. The head runs only where it pred
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from inspect import signature
 from typing import Any
@@ -20,6 +20,7 @@ from agentlightning.contracts.batch import Batch
 from agentlightning.rl.batch.packs import Pack
 from agentlightning.training.weight_sync import WeightCheck, weight_check_ids
 from agentlightning_torch.attention import FLEX_MULTIPLE, Visible, using_forest
+from agentlightning_torch.frozen import FrozenStates
 from agentlightning_torch.lengths import imposed_length
 from agentlightning_torch.masks import one_sequence
 from agentlightning_torch.reading import read
@@ -47,10 +48,13 @@ def plain(model: Any) -> Any:
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
-def score_forest(model: Any, batch: Batch, pack: Pack, *, entropy: bool = False, length: int = 0, **attention: Any) -> Scores:
+def score_forest(
+    model: Any, batch: Batch, pack: Pack, *, entropy: bool = False, length: int = 0, frozen: FrozenStates | None = None, **attention: Any
+) -> Scores:
     """Compute the scores of one pack as a forest. With `entropy`, the entropy has a gradient.
 
-    `length` goes to `imposed_length`, and `attention` to `Visible`. A model that cannot be computed as a forest may raise any exception.
+    `length` goes to `imposed_length`, and `attention` to `Visible`. `frozen` keeps states of this batch. A model that cannot be computed as
+    a forest may raise any exception.
     """
     device = next(model.parameters()).device
     if device.type == "cuda":
@@ -59,7 +63,8 @@ def score_forest(model: Any, batch: Batch, pack: Pack, *, entropy: bool = False,
     keep, row = np.unique(pack.parent[trained], return_inverse=True)
     ids = _tensor(batch.token_ids[pack.index], device)[None]
     lean = _has_plain_head(model)
-    with using_forest(plain(model), Visible(pack, device, **attention)), imposed_length(model, length):
+    below = nullcontext() if frozen is None else frozen.over(_tensor(pack.index, device), length)
+    with using_forest(plain(model), Visible(pack, device, **attention)), imposed_length(model, length), below:
         predicting = _predicting(
             model,
             _tensor(keep, device),

@@ -21,6 +21,7 @@ from agentlightning.rl.batch.packs import cut_packs, leaf_rows, transition_rows
 from agentlightning.testing.rollouts import trajectory, transition
 from agentlightning.types import Bools, Doubles
 from agentlightning_torch.forward import Scores, group_rows, keeping, plain, score_forest, score_rows
+from agentlightning_torch.frozen import FrozenStates
 from agentlightning_torch.lengths import SHORT, length_of, longest, probe_length, regime, selects, switches
 from agentlightning_torch.masks import OwnMask
 
@@ -48,9 +49,19 @@ class Scoring:
         return "forest" if self.forest else "one row for each call" if self.single else "root-to-leaf rows"
 
     def scores(
-        self, model: Any, batch: Batch, tokens_per_pack: int, rollouts: Sequence[int] | None = None, *, entropy: bool = False
+        self,
+        model: Any,
+        batch: Batch,
+        tokens_per_pack: int,
+        rollouts: Sequence[int] | None = None,
+        *,
+        entropy: bool = False,
+        frozen: FrozenStates | None = None,
     ) -> Iterator[tuple[Scores, int]]:
-        """Scores of every pack or group of rows, one at a time, with the tokens computed. Raises `TrainerError` for a long sequence."""
+        """Scores of every pack or group of rows, one at a time, with the tokens computed. `frozen` is of this batch; rows leave it out.
+
+        Raises `TrainerError` for a long sequence.
+        """
         if self.longest is not None and len(batch) and (tokens := int(batch.position.max()) + 1) > self.longest:
             raise TrainerError(
                 f"A conversation has {tokens} tokens, and this model is defined up to {self.longest}. Shorten the conversations, or drop "
@@ -60,7 +71,7 @@ class Scoring:
             packs = cut_packs(batch, tokens_per_pack, rollouts, transitions)  # also refuses what does not fit
             if self.forest:
                 for pack in packs:
-                    yield score_forest(model, batch, pack, entropy=entropy, length=length), len(pack)
+                    yield score_forest(model, batch, pack, entropy=entropy, length=length, frozen=frozen), len(pack)
                 continue
             rows = (transition_rows if self.single else leaf_rows)(batch, rollouts, transitions)
             for group in group_rows(rows, 0 if self.single else tokens_per_pack):

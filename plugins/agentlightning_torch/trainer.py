@@ -35,7 +35,8 @@ from agentlightning.rl.schedule import learning_rate
 from agentlightning.types import Policy
 from agentlightning_torch import checkpoint
 from agentlightning_torch.critic import ValueHead, hidden_size
-from agentlightning_torch.forward import Scores, weight_check_of
+from agentlightning_torch.forward import Scores, plain, weight_check_of
+from agentlightning_torch.frozen import FrozenStates
 from agentlightning_torch.heap import give_back
 from agentlightning_torch.losses import LOSSES
 from agentlightning_torch.number_type import HALVES
@@ -218,18 +219,12 @@ class TorchTrainer(Trainer):
         return self._update(batch, SFTLoss()).values() if batch.trained_tokens else np.full(len(batch), np.nan)
 
     def _update(self, batch: Batch, loss: LossSettings) -> Update:
-        def reference(rollouts: Sequence[int] | None, entropy: bool) -> Iterator[tuple[Scores, int]]:
-            with self.reference.model() as model:
-                yield from self._scores(model, batch, rollouts, entropy)
+        def scores(rollouts: Sequence[int] | None, entropy: bool) -> Iterator[tuple[Scores, int]]:
+            return self._scores(self.weights.model, batch, rollouts, entropy, frozen)
 
-        return Update(
-            batch,
-            loss,
-            lambda rollouts, entropy: self._scores(self.weights.model, batch, rollouts, entropy),
-            reference,
-            self.critic,
-            self.settings.value_clip,
-        )
+        update = Update(batch, loss, scores, self.reference.applied, self.critic, self.settings.value_clip)
+        frozen = FrozenStates(plain(self.weights.model), len(batch)) if update.repeats else None
+        return update
 
     def _with_correction(self, loss: LossSettings) -> LossSettings:
         """Correct by truncated importance sampling by default where weights have 16 bits: engine and trainer round differently."""
@@ -242,8 +237,10 @@ class TorchTrainer(Trainer):
         if self.critic_optimizer is not None:
             self.critic_optimizer.zero()
 
-    def _scores(self, model: Any, batch: Batch, rollouts: Sequence[int] | None, entropy: bool) -> Iterator[tuple[Scores, int]]:
-        return self.scoring.scores(model, batch, self.settings.tokens_per_pack, rollouts, entropy=entropy)
+    def _scores(
+        self, model: Any, batch: Batch, rollouts: Sequence[int] | None, entropy: bool, frozen: FrozenStates | None = None
+    ) -> Iterator[tuple[Scores, int]]:
+        return self.scoring.scores(model, batch, self.settings.tokens_per_pack, rollouts, entropy=entropy, frozen=frozen)
 
     def _save(self, folder: Path) -> None:
         critic = {} if self.critic_optimizer is None else self.critic_optimizer.state()

@@ -8,6 +8,7 @@ differentiated.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -40,7 +41,8 @@ class Update:
     batch: Batch
     loss: LossSettings
     score: Score
-    score_reference: Score
+    reference: Callable[[], AbstractContextManager[None]]
+    """Makes the model that `score` runs the reference."""
     critic: ValueHead | None = None
     value_clip: float | None = None
 
@@ -74,15 +76,26 @@ class Update:
         """Return True if the weights change within the step."""
         return self.loss.epochs * len(self.parts) > 1
 
+    @property
+    def needs_old(self) -> bool:
+        """Return True if the loss needs all `old_logprobs` before the first gradient."""
+        correction = self.loss.correction
+        return self.several or self.loss.over_pairs or (correction is not None and correction.over != "token")
+
+    @property
+    def repeats(self) -> bool:
+        """Return True if the step passes over its tokens several times."""
+        return self.needs_old or bool(self.loss.kl_coef)
+
     def prepare(self) -> None:
         """Compute everything that needs the weights before the step."""
-        correction = self.loss.correction
-        if self.several or self.loss.over_pairs or (correction is not None and correction.over != "token"):
-            self.old_logprobs = self._pass(self.score, None)
+        if self.needs_old:
+            self.old_logprobs = self._pass(None)
             self.prepared = True
             self._correct(np.flatnonzero(self.batch.trained))
         if self.loss.kl_coef or self.loss.over_pairs:
-            self.reference_logprobs = self._pass(self.score_reference, None)
+            with self.reference():
+                self.reference_logprobs = self._pass(None)
 
     def gradient(self, part: int) -> None:
         """Add a minibatch's gradient, as an estimate of the full loss, to the parameters."""
@@ -200,12 +213,12 @@ class Update:
             metrics["explained_variance"] = 1 - float(np.var((batch.returns - batch.value)[targets])) / variance
         return metrics
 
-    def _pass(self, score: Score, rollouts: Sequence[int] | None) -> Doubles:
+    def _pass(self, rollouts: Sequence[int] | None) -> Doubles:
         """Return (tokens,) log-probabilities without gradient; NaN outside `rollouts`."""
         self._count_pass(rollouts)
         logprobs = np.full(len(self.batch), np.nan)
         with torch.no_grad():
-            for scores, tokens in score(rollouts, False):
+            for scores, tokens in self.score(rollouts, False):
                 self.tokens += tokens
                 logprobs[scores.index] = _numpy(scores.logprob)
         return logprobs
@@ -237,7 +250,7 @@ class Update:
             return None
         log_ratios = np.zeros(len(self.batch))
         if self.norms:  # before the first optimizer step, every ratio is 1
-            logprobs = self._pass(self.score, rollouts)
+            logprobs = self._pass(rollouts)
             index = np.flatnonzero(np.isfinite(logprobs))
             sequences = self._sequences(self.loss.ratio_over, index)
             log_ratios[index] = sums(logprobs[index] - self.old_logprobs[index], sequences, mean=True)
@@ -246,7 +259,7 @@ class Update:
     def _pair_margins(self, loss: DPOLoss, part: int, rollouts: Sequence[int] | None) -> Doubles:
         """Return z of each token's pair in a minibatch under the current weights, (tokens,). Also measure the loss of its pairs."""
         assert self.batch.pairs is not None
-        logprobs = self._pass(self.score, rollouts) if self.norms else self.old_logprobs
+        logprobs = self._pass(rollouts) if self.norms else self.old_logprobs
         of_pairs, of_tokens = margins(self.batch, self.batch.pairs, loss.beta, logprobs - self.reference_logprobs)
         z = of_pairs[np.isin(self.batch.pairs[:, 0], self.parts[part])]
         self._add("loss", float(np.logaddexp(0, -z).sum()) / len(of_pairs))

@@ -178,6 +178,35 @@ def test_attention_in_parts_is_attention_under_the_dense_mask(mask: str):
         torch.testing.assert_close(mine, reference, rtol=1e-11, atol=1e-12)
 
 
+def test_attention_in_parts_rounds_16_bit_numbers_once():
+    (pack,) = cut_packs(random_batch(5), 10_000)
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(1, heads, len(pack), 8) for heads in (4, 2, 2, 4)]
+    *inputs, grad = (torch.randn(shape, generator=generator).bfloat16().requires_grad_() for shape in shapes)
+    visible = Visible(pack, torch.device("cpu"), block=3)
+    results = []
+    for dtype in (torch.bfloat16, torch.float64):
+        own = [x.detach().to(dtype).requires_grad_() for x in inputs]
+        with forest_pass(visible):
+            out = forest_attention(None, *own, None, scaling=1.0)[0]
+        results.append([out.detach(), *torch.autograd.grad(out, own, grad.to(dtype).transpose(1, 2))])
+    (ours, *our_gradients), (exact, *exact_gradients) = results
+    assert ours.dtype == torch.bfloat16
+    torch.testing.assert_close(ours.double(), exact, rtol=2**-8, atol=1e-6)
+    for mine, reference in zip(our_gradients, exact_gradients, strict=True):
+        assert (mine.double() - reference).norm() / reference.norm() < 5e-3
+
+
+def test_a_gradient_in_bfloat16_is_near_that_of_float64():
+    batch = random_batch(2)
+    model = tiny_llama().bfloat16()
+    work = [[pack] for pack in cut_packs(batch, 10_000)]
+    ours = gradient(model, batch, work, forest())
+    exact = gradient(model.double(), batch, work, forest())
+    ours, exact = (torch.cat([value.double().flatten() for value in gradients.values()]) for gradients in (ours, exact))
+    assert (ours - exact).norm() / exact.norm() < 0.04
+
+
 def sliding(model_type: str) -> torch.nn.Module:
     """A model with windows of 5 tokens in some layers."""
     torch.manual_seed(0)

@@ -8,7 +8,10 @@ from pathlib import Path
 import agentlightning.training
 
 FOLDER = Path(agentlightning.training.__path__[0])
-TOP = {"job.py", "train.py", "plan.py", "services.py", "dry_run.py", "score.py", "rollouts.py", "production/opening.py"}
+TOP = {
+    *("job.py", "train.py", "plan.py", "services.py", "dry_run.py", "score.py", "rollouts.py", "production/opening.py"),
+    *("evaluation_key.py", "result.py"),
+}
 
 
 def imports_config(file: Path) -> bool:

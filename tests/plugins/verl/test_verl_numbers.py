@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import subprocess
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -149,9 +150,9 @@ def update(batch: Batch, loss: LossSettings, old: np.ndarray, now: torch.Tensor)
         for some in np.array_split(index, 3):  # as packs would
             yield Scores(some, values[torch.from_numpy(some)], nothing[: len(some), 0], nothing[: len(some)]), len(some)
 
-    made = Update(batch, loss, score, score)
+    made = Update(batch, loss, score, nullcontext)
     made.prepared = True
-    made.old_logprobs = made._pass(score, None)
+    made.old_logprobs = made._pass(None)
     made._correct(index)
     made.norms.append(1.0)
     return made

@@ -201,7 +201,7 @@ class Config(BaseSettings):
     """Tasks in each step."""
     sampler: Annotated[str, of_kind("samplers")] = "epochs"
     """Order of the tasks: `epochs` (shuffled), `in_order`, or `curriculum` (finds tasks whose rewards differ, and stays with them; starts
-    from what earlier runs in `folder` measured)."""
+    from what earlier runs with this name in `folder` measured)."""
     adapters: tuple[Annotated[str, of_kind("adapters")], ...] = ()
     """Framework adapters to install, for an agent without a callback."""
     models: tuple[str, ...] = ()

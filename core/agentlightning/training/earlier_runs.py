@@ -11,8 +11,8 @@ from agentlightning.errors import RunError
 from agentlightning.training.run_folder import RunFolder
 from agentlightning.types import JSON
 
-ALIKE = ("model", "agent", "command", "reward", "reward_weights", "sampling")
-"""Settings that decide how hard a task is."""
+ALIKE = ("name", "model", "agent", "command", "reward", "reward_weights", "sampling")
+"""Settings that decide how hard a task is, and the name: seeds of a benchmark have names of their own and stay independent."""
 
 
 def earlier_samplers(own: Path, root: Path, config: str) -> Iterator[Mapping[str, JSON]]:

@@ -73,7 +73,7 @@ def job(model: str, folder: Path, agent: Any = two_turns, **more: Any) -> Any:
         "checkpoints": {"every": 0},
         **more,
     }
-    return make_job(agent, tasks=TASKS, model=model, folder=folder, name="tiny", **settings)
+    return make_job(agent, tasks=TASKS, model=model, folder=folder, **{"name": "tiny", **settings})
 
 
 def run(job: Any, steps: Steps | None = None, resume: Path | None = None) -> agl.Run:
@@ -240,7 +240,10 @@ def test_a_second_run_starts_from_the_difficulty_that_the_first_one_measured(mod
     assert said.startswith(f"An earlier run measured {len(earlier)} of the 6 tasks.")
     assert set(earlier) <= set(RunFolder.open(second.folder).read_state().sampler["now"])
     run(job(model, tmp_path, two_turns, **{**settings, "steps": 1}), other)
-    assert not [text for text in other.messages if "earlier run" in text], "another agent finds other tasks hard"
+    run(job(model, tmp_path, first_letter, **{**settings, "steps": 1, "name": "seed-1"}), other)
+    assert not [text for text in other.messages if "earlier run" in text], (
+        "another agent finds other tasks hard; another name is independent"
+    )
 
 
 def test_a_task_that_comes_twice_in_a_step_is_sampled_anew(model: str, tmp_path: Path) -> None:

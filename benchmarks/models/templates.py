@@ -384,7 +384,6 @@ def main() -> None:
     parser.add_argument("--only", default="", help="Check the templates whose name contains this")
     parser.add_argument("--write", type=Path, help="Replace the table in this page")
     options = parser.parse_args()
-    logging.getLogger("agentlightning").setLevel(logging.ERROR)
     rows = [check_template(path) for path in sorted(options.folder.glob("*.jinja")) if options.only in path.name]
     if options.write is None:
         print(table(rows))
@@ -407,4 +406,5 @@ tokenizer and the marks that it writes.
 - **errors**: odd conversations are rendered, or refused with a 400."""
 
 if __name__ == "__main__":
+    logging.getLogger("agentlightning").setLevel(logging.ERROR)
     main()

@@ -257,7 +257,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", help="architectures; absent: all")
     parser.add_argument(
-        "--results", type=Path, default=Path("runs/architectures.jsonl"), help="where outcomes are kept (default %(default)s)"
+        "--results",
+        type=Path,
+        default=Path("runs/architectures.jsonl"),
+        help="where outcomes are kept until all are there (default %(default)s)",
     )
     parser.add_argument("--markdown", type=Path, help="write the table into this file, between its markers")
     arguments = parser.parse_args()
@@ -275,6 +278,7 @@ def main() -> int:
     outcomes = [kept[name] for name in arguments.names or kept]
     if arguments.markdown:
         write_markdown(arguments.markdown, outcomes)
+    path.unlink(missing_ok=True)  # the next run checks the code of then
     wrong = [outcome.name for outcome in outcomes if outcome.wrong]
     console.print(dict(Counter(f"{outcome.trainer}, {outcome.engine}" for outcome in outcomes)), f"not exact: {', '.join(wrong) or 'none'}")
     return 1 if wrong else 0

@@ -8,7 +8,7 @@ from __future__ import annotations
 import statistics
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,19 +24,26 @@ def bar() -> Progress:
     return Progress(SpinnerColumn(), *Progress.get_default_columns(), TimeElapsedColumn(), console=console, transient=True)
 
 
+def in_turn(names: Iterable[str], repeat: int) -> Iterator[tuple[str, bool]]:
+    """Yield each name `repeat` times and once more, in turn, and whether its run counts: the first round does not. Shows a progress bar."""
+    names = list(names)
+    with bar() as progress:
+        task = progress.add_task("", total=len(names) * (repeat + 1))
+        for turn in range(repeat + 1):
+            for name in names:
+                progress.update(task, description=name)
+                yield name, turn > 0
+                progress.advance(task)
+
+
 def take_turns(runs: Mapping[str, Callable[[], Any]], repeat: int) -> dict[str, list[float]]:
     """Time each run `repeat` times, in turn. The first round is not counted."""
     seconds: dict[str, list[float]] = {name: [] for name in runs}
-    with bar() as progress:
-        task = progress.add_task("", total=len(runs) * (repeat + 1))
-        for turn in range(repeat + 1):
-            for name, run in runs.items():
-                progress.update(task, description=name)
-                started = time.thread_time()
-                run()
-                if turn:
-                    seconds[name].append(time.thread_time() - started)
-                progress.advance(task)
+    for name, counts in in_turn(runs, repeat):
+        started = time.thread_time()
+        runs[name]()
+        if counts:
+            seconds[name].append(time.thread_time() - started)
     return seconds
 
 

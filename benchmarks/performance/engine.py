@@ -4,8 +4,9 @@
     python benchmarks/performance/engine.py --model FOLDER --rounds 3    # another model
     python benchmarks/performance/engine.py --groups 2 --rollouts 4      # smaller
 
-Each round runs all of them in turn on the same requests, so that background load affects them equally. The best round of each counts. The
-prompts are random tokens, the replies of a group share one, and no reply ends early. Tokens per second include the prefill.
+Each round runs all of them in turn on the same requests, so that background load affects them equally. A first round does not count. Of the
+others the best counts. The prompts are random tokens, the replies of a group share one, and no reply ends early. Tokens per second include
+the prefill.
 
 The bound is the time of a decode step's matrix products alone, with every reply in flight: weights of all linear layers, and the head.
 `decode` counts only the steps after the prefill, and `share` is its part of the bound.
@@ -17,12 +18,11 @@ import argparse
 import asyncio
 import time
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from typing import Any
 
 import numpy as np
 import torch
-from bounds import console
+from bounds import console, in_turn
 from rich.table import Table
 
 from agentlightning.config.models import find_model
@@ -120,16 +120,18 @@ async def measure(arguments: argparse.Namespace) -> None:
     ]
     best: dict[str, float] = {}
     decode: dict[str, float] = {}
-    for _ in range(arguments.rounds):
-        for name, engine in engines.items():
-            started = time.perf_counter()
-            tokens, rest = await sampled(engine, prompts, new)
-            best[name] = max(best.get(name, 0), tokens / (time.perf_counter() - started))
-            decode[name] = max(decode.get(name, 0), (tokens - rows) / rest)
-        for name, run in plain.items():
-            started = time.perf_counter()
-            run()
-            best[name] = max(best.get(name, 0), rows * new / (time.perf_counter() - started))
+    for name, counts in in_turn([*engines, *plain], arguments.rounds):
+        started = time.perf_counter()
+        if name in plain:
+            plain[name]()
+            speed = rows * new / (time.perf_counter() - started)
+        else:
+            tokens, rest = await sampled(engines[name], prompts, new)
+            speed = tokens / (time.perf_counter() - started)
+            if counts:
+                decode[name] = max(decode.get(name, 0), (tokens - rows) / rest)
+        if counts:
+            best[name] = max(best.get(name, 0), speed)
     for engine in engines.values():
         await engine.close()
     report(arguments, best, decode, bounds)
@@ -150,7 +152,7 @@ def report(arguments: argparse.Namespace, best: Mapping[str, float], decode: Map
         row = [name, f"{speed:.1f}", f"{speed / reference:.2f}", *[""] * 3]
         if name in decode:
             row[3] = f"{decode[name]:.1f}"
-        with suppress(KeyError):
+        if name in bounds:
             row[4:] = [f"{bounds[name]:.0f}", f"{decode[name] / bounds[name]:.0%}"]
         table.add_row(*row)
     console.print(table)

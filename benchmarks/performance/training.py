@@ -32,7 +32,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from bounds import Report, bar, finish
+from bounds import Report, finish, in_turn
 from forest import rollouts
 from numpy.typing import NDArray
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -191,15 +191,10 @@ def errors(path: str, options: argparse.Namespace, batch: Batch) -> dict[str, fl
 def take_turns(runs: dict[str, Callable[[Clock], None]], repeat: int) -> dict[str, list[Clock]]:
     """Time all runs in turn. The first round is not counted."""
     clocks: dict[str, list[Clock]] = {name: [] for name in runs}
-    with bar() as progress:
-        task = progress.add_task("", total=len(runs) * (repeat + 1))
-        for turn in range(repeat + 1):
-            for name, run in runs.items():
-                progress.update(task, description=name)
-                run(clock := Clock())
-                progress.advance(task)
-                if turn:
-                    clocks[name].append(clock)
+    for name, counts in in_turn(runs, repeat):
+        runs[name](clock := Clock())
+        if counts:
+            clocks[name].append(clock)
     return clocks
 
 

@@ -90,12 +90,13 @@ def _no_group_signal(steps: Steps) -> Diagnosis | None:
     rewards = [row["zero_variance_reward"] for row in steps.scored[-IN_A_ROW:] if has(row, "zero_variance_reward")]
     reward = float(np.mean(rewards)) if rewards else float(np.mean(steps.last("reward")))
     position = steps.position(reward)
+    curriculum = "" if steps.facts.sampler == "curriculum" else 'sampler = "curriculum"'
     share = f"In the last {IN_A_ROW} steps, at least {steps.no_signal:.0%} of the groups had no signal: "
     if position is not None and position >= HIGH:
         return Diagnosis(
             cause="all_right",
             evidence=f"{share}their rollouts were all right, with mean reward {reward:.2f}.",
-            remedy='Use harder tasks, or sampler = "curriculum" to find them.',
+            remedy=f"Use harder tasks, or {curriculum} to find them." if curriculum else "Use harder tasks.",
         )
     if position is None or position <= LOW:
         return Diagnosis(
@@ -106,7 +107,7 @@ def _no_group_signal(steps: Steps) -> Diagnosis | None:
     return Diagnosis(
         cause="no_signal",
         evidence=f"{share}some were all wrong and some all right, with mean reward {reward:.2f}.",
-        remedy='Set sampler = "curriculum", or collection.filter = "nonzero_variance" with collection.resample.',
+        remedy=f'Set {curriculum and f"{curriculum}, or "}collection.filter = "nonzero_variance" with collection.resample.',
     )
 
 

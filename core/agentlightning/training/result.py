@@ -8,7 +8,6 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, cast
 
-from agentlightning.config.schema import Config
 from agentlightning.training.chart import reward_chart
 from agentlightning.training.choice import Choice, Differences
 from agentlightning.training.eval_rollouts import KINDS
@@ -17,14 +16,14 @@ from agentlightning.training.run_folder import RunFolder
 from agentlightning.training.run_state import ReusedEvaluation, RunState
 
 
-def write_result(folder: RunFolder, state: RunState, config: Config, *, weights: str = "") -> None:
+def write_result(folder: RunFolder, state: RunState, *, name: str, model: str, seed: int, weights: str = "") -> None:
     """Write the result of a run from its metrics. A number that was not measured is absent. `weights`: the folder of the model before
     training, for a run that made it worse."""
     rows = read_metrics(folder.path)
     result: dict[str, Any] = {
-        "name": config.name,
-        "model": config.model,
-        "seed": config.seed,
+        "name": name,
+        "model": model,
+        "seed": seed,
         "steps": state.step,
         "finished": state.finished,
         "seconds": round(state.seconds, 1),
@@ -44,7 +43,7 @@ def write_result(folder: RunFolder, state: RunState, config: Config, *, weights:
         result["sampler"] = summary
     result |= _policy(folder, state, rows, weights)
     folder.write_result(result)
-    reward_chart(rows, folder.chart, title=config.name)
+    reward_chart(rows, folder.chart, title=name)
 
 
 def _before_after(rows: Sequence[Mapping[str, Any]], kind: str) -> dict[str, float]:

@@ -30,6 +30,7 @@ class Facts:
     suggested_lr: float | None = None
     max_tokens: int | None = None
     mismatch_alarm: float = 0.05
+    sampler: str = "epochs"
     config: str | None = None
     """The config file of the run, for a command; None: no command starts this run."""
     checkpoints: Mapping[int, str] = field(default_factory=dict[int, str])

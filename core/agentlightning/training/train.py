@@ -189,7 +189,7 @@ async def _open(job: Job, plan: TrainingPlan, folder: RunFolder, start: Start, c
         try:
             yield session
         finally:
-            write_result(folder, session.state, config, weights=plan.files.path)
+            write_result(folder, session.state, name=config.name, model=config.model, seed=config.seed, weights=plan.files.path)
 
 
 async def _train(session: Session, algorithm: Algorithm) -> bool:
@@ -240,6 +240,7 @@ def _diagnosis(
             suggested_lr=suggested_lr,
             max_tokens=config.sampling.max_tokens,
             mismatch_alarm=config.mismatch_alarm,
+            sampler=config.sampler,
             config=_shown(folder.config) if named else None,
             checkpoints={step: _shown(folder.checkpoint(step)) for step in folder.steps()},
             best=state.best_step,

@@ -15,7 +15,6 @@ from rich.console import Console
 
 import agentlightning as agl
 from agentlightning.cli.train import print_run
-from agentlightning.config.schema import load_config
 from agentlightning.serving.serve import served_model
 from agentlightning.training.choice import Choice, Evaluation, choose, differences, worse
 from agentlightning.training.progress import Progress
@@ -175,7 +174,7 @@ def test_without_the_files_of_the_model_before_training_the_last_checkpoint_stay
 ) -> None:
     monkeypatch.setattr(sys.modules[__name__], "CALLS", iter(range(10_000)))
     folder = RunFolder.open(train(model, tmp_path, spoiled, steps=1).folder)
-    write_result(folder, folder.read_state(), load_config(folder.config), weights="owner/hub-id")
+    write_result(folder, folder.read_state(), name="tiny", model="owner/hub-id", seed=0, weights="owner/hub-id")
     result = folder.read_result()
     assert result["policy_step"] == 1
     assert str(result["policy_reason"]).endswith("Serve the model before training instead.")

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from openai import AsyncOpenAI
+from letters import TASKS, ask, two_turns
 
 import agentlightning as agl
 from agentlightning.contracts.engine import EngineSettings
@@ -26,8 +26,6 @@ from agentlightning.training.train import train_job
 from agentlightning.types import Task, Trajectory
 from agentlightning_torch.engine import TorchEngine
 from agentlightning_torch.weights import get_weights
-
-TASKS = [{"id": str(n), "text": text} for n, text in enumerate(["abc", "xyz", "hello", "12+3", "why?", "one two"])]
 
 
 class Steps:
@@ -47,20 +45,6 @@ class Steps:
 
     def __getattr__(self, name: str) -> Any:
         return lambda *args, **kwargs: None
-
-
-async def ask(llm: agl.LLM, messages: list[Any], tokens: int = 8) -> str:
-    async with AsyncOpenAI(base_url=llm.base_url, api_key=llm.api_key, max_retries=0) as client:
-        answer = await client.chat.completions.create(model=llm.model, messages=messages, max_tokens=tokens)
-    return answer.choices[0].message.content or ""
-
-
-async def two_turns(task: Any, llm: agl.LLM) -> float:
-    messages: list[Any] = [{"role": "user", "content": task["text"]}]
-    for _ in range(2):
-        text = await ask(llm, messages)
-        messages += [{"role": "assistant", "content": text}, {"role": "user", "content": "more"}]
-    return sum(each.isalpha() for each in text[:8]) / 8
 
 
 def job(model: str, folder: Path, agent: Any = two_turns, **more: Any) -> Any:

@@ -9,8 +9,15 @@ import agentlightning.training
 
 FOLDER = Path(agentlightning.training.__path__[0])
 TOP = {
-    *("job.py", "train.py", "plan.py", "services.py", "dry_run.py", "score.py", "rollouts.py", "production/opening.py"),
-    *("evaluation_key.py", "result.py"),
+    "job.py",
+    "train.py",
+    "plan.py",
+    "services.py",
+    "dry_run.py",
+    "score.py",
+    "rollouts.py",
+    "evaluation_key.py",
+    "production/opening.py",
 }
 
 

@@ -179,6 +179,13 @@ def remedy(rows: list[Row], facts: Facts) -> str:
     return found.remedy
 
 
+def test_a_curriculum_that_runs_already_is_no_advice() -> None:
+    for reward in (0.5, 1.0):
+        rows = run(12, lambda step, reward=reward: {"reward": reward, "zero_variance_groups": 7, "zero_variance_reward": reward})
+        assert "curriculum" in remedy(rows, Facts())
+        assert "curriculum" not in remedy(rows, Facts(sampler="curriculum"))
+
+
 def test_a_collapse_is_named_with_the_command_that_goes_back() -> None:
     rows = run(12, collapse)
     assert [cause(rows[:steps]) for steps in range(1, 10)] == [None] * 9

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
-from openai import AsyncOpenAI
+from letters import TASKS, two_turns
 
 import agentlightning as agl
 from agentlightning.contracts.engine import EngineSettings
@@ -20,7 +20,6 @@ from agentlightning.training.run_folder import RunFolder
 from agentlightning_torch.engine import TorchEngine, TorchEngineSettings
 from agentlightning_torch.weights import get_weights
 
-TASKS = [{"id": str(n), "text": text} for n, text in enumerate(["abc", "xyz", "hello", "12+3", "why?", "one two"])]
 CALLS = 16
 """Model calls in a step."""
 
@@ -55,16 +54,6 @@ class Disturbed(TorchEngine):
                     parameter.mul_(1.3)
         async for chunk in super().generate(*args, **kwargs):
             yield chunk
-
-
-async def two_turns(task: Any, llm: agl.LLM) -> float:
-    async with AsyncOpenAI(base_url=llm.base_url, api_key=llm.api_key, max_retries=0) as client:
-        messages: list[Any] = [{"role": "user", "content": task["text"]}]
-        for _ in range(2):
-            answer = await client.chat.completions.create(model=llm.model, messages=messages, max_tokens=8)
-            text = answer.choices[0].message.content or ""
-            messages += [{"role": "assistant", "content": text}, {"role": "user", "content": "more"}]
-    return sum(character.isalpha() for character in text[:8]) / 8
 
 
 def train(model: str, folder: Path, *disturbed: int, **settings: Any) -> agl.Run:

@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from openai import AsyncOpenAI, OpenAI
+from letters import TASKS, score, two_turns
+from openai import OpenAI
 from transformers import AutoModelForCausalLM
 
 import agentlightning as agl
@@ -25,23 +26,6 @@ from agentlightning.stores.common import open_store
 from agentlightning.training.metrics import read_metrics
 from agentlightning.training.run_folder import RunFolder
 from agentlightning_torch.trainer import TorchTrainer
-
-TASKS = [{"id": str(n), "text": text} for n, text in enumerate(["abc", "xyz", "hello", "12+3", "why?", "one two"])]
-
-
-def score(text: str) -> float:
-    """How many of the first characters are letters: random weights say something about that, and can learn it."""
-    return sum(each.isalpha() for each in text[:8]) / 8
-
-
-async def two_turns(task: Any, llm: agl.LLM) -> float:
-    async with AsyncOpenAI(base_url=llm.base_url, api_key=llm.api_key, max_retries=0) as client:
-        messages: list[Any] = [{"role": "user", "content": task["text"]}]
-        for _ in range(2):
-            answer = await client.chat.completions.create(model=llm.model, messages=messages, max_tokens=8)
-            text = answer.choices[0].message.content or ""
-            messages += [{"role": "assistant", "content": text}, {"role": "user", "content": "more"}]
-    return score(text)
 
 
 def settings(model: str, folder: Path, **more: Any) -> dict[str, Any]:

@@ -99,7 +99,7 @@ def loaded_code() -> Code | None:
         source = _source(module)
         if source is None:
             continue
-        if _changed(module, source):
+        if _changed(source):
             return None
         root = _root(source)
         if str(root) not in code:
@@ -171,18 +171,12 @@ def _root(source: Path) -> Path:
     return root
 
 
-def _changed(module: ModuleType, source: Path) -> bool:
+def _changed(source: Path) -> bool:
     """Whether a file may have changed since its module was loaded."""
     try:
-        state = source.stat()
-        if state.st_mtime > STARTED:
-            return True
-        compiled = getattr(getattr(module, "__spec__", None), "cached", None)
-        header = Path(compiled).read_bytes()[:16] if compiled and Path(compiled).is_file() else b""
+        return source.stat().st_mtime > STARTED
     except OSError:
         return True
-    timed = len(header) == 16 and header[4:8] == bytes(4)  # otherwise it holds a hash of the source
-    return timed and header[8:] != b"".join((int(number) & 0xFFFFFFFF).to_bytes(4, "little") for number in (state.st_mtime, state.st_size))
 
 
 def _agent_name(agent: str | Agent | None) -> str | None:

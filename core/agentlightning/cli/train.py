@@ -35,7 +35,7 @@ def train(
     """Train an agent from a config file.
 
     A run writes `runs/<time>-<name>/`: metrics, the reward curve, every rollout, and checkpoints that load with transformers.
-    Ctrl-C stops cleanly. `--resume` continues from the last checkpoint.
+    Ctrl-C or `kill` stops cleanly. `--resume` continues from the last checkpoint.
 
     **Examples**
 

@@ -1,11 +1,13 @@
-"""The user's side of a run: progress reports, and Ctrl-C."""
+"""The user's side of a run: progress reports, and a stop by Ctrl-C or `kill`."""
 
 from __future__ import annotations
 
 import asyncio
+import signal
 import threading
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from concurrent.futures import CancelledError, Future, wait
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -46,7 +48,7 @@ class Controls:
 
 
 def run_in_thread(main: Callable[[asyncio.Event], Coroutine[Any, Any, T]]) -> T:
-    """Run a coroutine in a thread with an event loop of its own. The first Ctrl-C sets its event, the second cancels it."""
+    """Run a coroutine in a thread with an event loop of its own. The first Ctrl-C or SIGTERM sets its event, the second cancels it."""
     loop, stop = asyncio.new_event_loop(), asyncio.Event()
     result: Future[T] = Future()
     tasks: list[asyncio.Task[T]] = []
@@ -64,13 +66,27 @@ def run_in_thread(main: Callable[[asyncio.Event], Coroutine[Any, Any, T]]) -> T:
 
     threading.Thread(target=body, name="agentlightning", daemon=True).start()
     interrupts = 0
-    while True:
-        try:
-            wait([result])  # not Thread.join: in Python 3.11 an interrupted join takes a running thread for a stopped one
-            return result.result()
-        except KeyboardInterrupt:
-            interrupts += 1
-            if not result.done():
-                loop.call_soon_threadsafe(stop.set if interrupts == 1 else tasks[0].cancel)
-        except (CancelledError, asyncio.CancelledError, Stopped) as error:
-            raise KeyboardInterrupt from error
+    with _interrupted_by_sigterm():
+        while True:
+            try:
+                wait([result])  # not Thread.join: in Python 3.11 an interrupted join takes a running thread for a stopped one
+                return result.result()
+            except KeyboardInterrupt:
+                interrupts += 1
+                if not result.done():
+                    loop.call_soon_threadsafe(stop.set if interrupts == 1 else tasks[0].cancel)
+            except (CancelledError, asyncio.CancelledError, Stopped) as error:
+                raise KeyboardInterrupt from error
+
+
+@contextmanager
+def _interrupted_by_sigterm() -> Iterator[None]:
+    """Let SIGTERM, with which `kill` and job schedulers stop a program, act as Ctrl-C. A handler of the program's own stays."""
+    ours = threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    if ours:
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        if ours:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)

@@ -160,7 +160,8 @@ def test_killed_in_the_middle_of_a_step_it_resumes_from_its_checkpoint(model: st
     assert [row["step"] for row in rows(run)] == list(range(1, done + 2))
 
 
-def test_ctrl_c_leaves_a_run_that_can_be_resumed(model: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_and_kill_leave_a_run_that_can_be_resumed(model: str, tmp_path: Path, number: signal.Signals) -> None:
     script = tmp_path / "script.py"
     script.write_text(
         "import agentlightning as agl, signal, sys\nfrom pathlib import Path\nsys.path.insert(0, sys.argv[1])\nimport test_training as t\n"
@@ -180,7 +181,7 @@ def test_ctrl_c_leaves_a_run_that_can_be_resumed(model: str, tmp_path: Path) -> 
     for line in process.stderr:
         if "2/500" in line or "step 2" in line:
             break
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     out, _ = process.communicate(timeout=60)
     assert "stopped True" in out
     [folder] = RunFolder.all(tmp_path / "runs")

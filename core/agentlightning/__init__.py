@@ -1,4 +1,4 @@
-"""Agent Lightning: agents that already exist learn by reinforcement, without being rewritten.
+"""Agent Lightning: train your existing agent with reinforcement learning.
 
 import agentlightning as agl
 

@@ -28,7 +28,7 @@ Bools: TypeAlias = NDArray[np.bool_]
 
 Mode = Literal["train", "eval", "production"]
 SpanKind = Literal["llm", "tool", "agent", "note", "link"]
-"""`link`: stands for a span that is not recorded. Its children belong to its parent, and nobody who reads an attempt sees it."""
+"""`link`: stands for a span that is not recorded. Its children belong to its parent, and readers of an attempt never see it."""
 AttemptStatus = Literal["running", "succeeded", "failed", "timed_out", "cancelled", "lost"]
 """`lost`: the lease expired. `failed`: the agent raised. Only `succeeded` is trained on, unless a policy says otherwise."""
 RolloutStatus = Literal["queued", "running", "succeeded", "failed", "cancelled"]
@@ -360,7 +360,7 @@ class Trajectory(WireValue, frozen=True, kw_only=True):
     tool_offers: int = 0
     """Completed requests that offered tools."""
     tool_uses: int = 0
-    """Those of them that the model answered with a tool call."""
+    """Completed requests with tools that the model answered with a tool call."""
     diagnostics: tuple[str, ...] = ()
     """Records that were excluded or could not be joined, by name."""
 

@@ -28,7 +28,7 @@ def check_served(model: Any, name: str) -> KVShape:
             raise NotImplementedError(picked)
         shape = kv_shape(model)
         if context is None:
-            raise NotImplementedError("its configuration names no longest context")
+            raise NotImplementedError("its configuration sets no maximum context length")
         for length in sorted({min(SHORT, context), probe_length(config, context)}):
             fault = _compare(model, shape, length)
             if fault is not None:

@@ -40,11 +40,14 @@ class TorchTrainerSettings(TrainerSettings):
     train: Annotated[str, Meta(pattern="^(full|lora|top:0*[1-9][0-9]*)$", description=TRAINED)] = "full"
     """Weights to train: `full`, `top:N` (the last N layers and the final norm), or `lora`."""
     lora_rank: PositiveInt = 16
+    """Rank of a fresh LoRA adapter."""
     lora_alpha: PositiveFloat = 32.0
+    """The adapter counts `lora_alpha / lora_rank` times."""
     lr: Annotated[float, Meta(gt=0, lt=1, description="1e-5 is usual, 1e-4 for LoRA")] = 1e-5
     weight_decay: NonNegativeFloat = 0.0
     """Weight decay of matrices. Norms and biases never decay."""
     betas: tuple[Beta, Beta] = (0.9, 0.999)
+    """Decay rates of AdamW's averages of the gradient and of its square."""
     clip_norm: PositiveFloat = 1.0
     """Maximum gradient norm. Larger gradients are scaled down to it."""
     critic: bool = False
@@ -56,11 +59,13 @@ class TorchTrainerSettings(TrainerSettings):
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     """Schedule of `lr` after the warm-up. `linear` and `cosine` reach 0 at `total_steps`."""
     warmup_steps: NonNegativeInt = 0
+    """Steps in which `lr` rises from 0."""
     total_steps: int | None = None
     """Length of the schedule. Default: the steps of the run."""
     tokens_per_pack: PositiveInt = 4096
     """Maximum number of tokens computed at once. Sets the memory use. Every conversation must fit."""
     device: str = "auto"
+    """`auto`, `cpu`, `cuda`, or `cuda:1`, as for the engine."""
     dtype: str = "auto"
     """Number type of the weights, as for the engine. With 16 bits, steps update a float32 copy of the trained weights."""
     seed: int = 0

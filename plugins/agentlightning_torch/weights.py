@@ -168,7 +168,7 @@ def get_weights(share: Share, files: ModelFiles, *, device: str = "auto", dtype:
     except (OSError, ValueError, RuntimeError) as error:
         if "Unrecognized configuration class" in str(error):  # the text names every class that transformers has
             raise UnsupportedSetting(
-                f"transformers has no causal language model of the kind of {files.name!r}, in {files.path!r}. Use another model."
+                f"transformers has no causal language model for {files.name!r} (in {files.path!r}). Use another model."
             ) from error
         raise ConfigError(
             f"Model {files.name!r} cannot be loaded from {files.path!r}: {error}. Expected a folder or hub id for transformers."

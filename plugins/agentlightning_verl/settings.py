@@ -23,21 +23,27 @@ class VerlSettings(TrainerSettings):
     workers: PositiveInt = 1
     """Processes per node, one per GPU."""
     nodes: PositiveInt = 1
+    """Machines of the Ray cluster."""
     ray_address: str | None = None
     """Address of a running Ray cluster (`auto`, `ray://host:10001`). Default: the trainer starts one on this machine."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    """`auto` takes the GPUs if there are any."""
     train: Annotated[Literal["full", "lora"], Meta(description="trainer 'torch' has 'top:N'")] = "full"
     lora_rank: PositiveInt = 16
+    """Rank of a fresh LoRA adapter."""
     lora_alpha: PositiveInt = 32
+    """The adapter counts `lora_alpha / lora_rank` times."""
     lr: Annotated[float, Meta(gt=0, lt=1, description="1e-6 is usual, 1e-5 for LoRA")] = 1e-6
     weight_decay: NonNegativeFloat = 0.0
     """Weight decay of matrices. Norms and biases never decay."""
     betas: tuple[Beta, Beta] = (0.9, 0.999)
+    """Decay rates of AdamW's averages of the gradient and of its square."""
     clip_norm: PositiveFloat = 1.0
     """Maximum gradient norm. Larger gradients are scaled down to it."""
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     """Schedule of `lr` after the warm-up. `linear` and `cosine` reach 0 at `total_steps`."""
     warmup_steps: NonNegativeInt = 0
+    """Steps in which `lr` rises from 0."""
     total_steps: PositiveInt | None = None
     """Length of the schedule. Default: the steps of the run."""
     tokens_per_pack: PositiveInt = 16384

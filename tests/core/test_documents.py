@@ -14,8 +14,10 @@ import numpy as np
 import pytest
 
 import agentlightning as agl
+from agentlightning.config.json_schema import config_schema
 from agentlightning.config.parts import Part
 from agentlightning.config.schema import Config, check_names, load_config
+from agentlightning.config.settings_reference import markdown
 from agentlightning.registry.registry import Registry, registry
 from agentlightning.rl.arrays import RolloutArrays
 from agentlightning.rl.credit.identical import identical
@@ -112,6 +114,11 @@ def test_the_page_on_algorithms_names_all_that_is_built_in() -> None:
     for kind in ("step_signals", "credits", "advantages", "losses", "corrections", "filters", "samplers", "algorithms"):
         for entry in registry().entries(kind):
             assert f"`{entry.name}`" in text or f'"{entry.name}"' in text or entry.plugin != "builtin", f"{kind}: {entry.name}"
+
+
+def test_the_page_on_settings_is_what_the_settings_say() -> None:
+    page = (ROOT / "docs/settings.md").read_text()
+    assert page == markdown(config_schema()), "Run: agl config --markdown > docs/settings.md"
 
 
 def test_the_documents_name_no_file_that_is_missing() -> None:

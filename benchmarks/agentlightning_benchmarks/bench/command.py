@@ -43,7 +43,7 @@ class Options:
     )
     preset: Annotated[
         Preset | None,
-        typer.Option(help="Settings: `cpu`, `gpu`, or `real`, a real model on a CPU.", show_default="cpu"),
+        typer.Option(help="Settings: `cpu`, `gpu`, or `real` (a larger model on a CPU).", show_default="cpu"),
     ] = None
     data: Annotated[
         Path | None, typer.Option(metavar="DIR|NAME", help="Real tasks: a folder, `gsm8k`, or `musique`.", show_default=False)
@@ -58,9 +58,7 @@ class Options:
     test_suite: Annotated[bool, typer.Option("--test-suite", help="text-to-sql only: score on every variant of each Spider database.")] = (
         False
     )
-    no_eval_cache: Annotated[bool, typer.Option("--no-eval-cache", help="Evaluate again what an earlier run in the folder evaluated.")] = (
-        False
-    )
+    no_eval_cache: Annotated[bool, typer.Option("--no-eval-cache", help="Ignore evaluations that earlier runs in the folder left.")] = False
     folder: Annotated[Path | None, typer.Option(help="Write the benchmark folder here.", show_default="runs")] = None
     renderer: RendererOption = None
     chat_template: ChatTemplateOption = None
@@ -105,8 +103,8 @@ def bench(options: Options) -> None:
 
     `agl bench rag --seed 0 --seed 1 --seed 2` runs three seeds and reports the 95% confidence interval of the change.
 
-    `agl bench math --data gsm8k --steps 2` runs the same agent on real questions. If there is no such folder, the data set is downloaded
-    once. `musique` works the same way for `rag`. Spider needs a folder that you download yourself.
+    `agl bench math --data gsm8k --steps 2` runs the same agent on real questions. If there is no folder `gsm8k`, the data set is
+    downloaded once. `musique` works the same way for `rag`. Spider needs a folder that you download yourself.
 
     `agl bench text-to-sql --eval-only` evaluates the untrained model.
 

@@ -27,7 +27,7 @@ def reward(text: str | None, answer: float | int | str) -> float:
 
 
 def number_in(text: str) -> float | None:
-    """Return the number after the first "answer is", else the last number. Return None without a number."""
+    """Return the number after the last "answer is", else the last number. Return None without a number."""
     marks = list(ANSWER.finditer(text))
     stated = NUMBER.findall(" " + text[marks[-1].end() :]) if marks else []
     numbers = stated[:1] or NUMBER.findall(" " + text)[-1:]

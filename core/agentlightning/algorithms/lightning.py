@@ -37,6 +37,7 @@ class LightningRL(Algorithm):
     """Factors of the advantages, by agent (a name or pattern; the first match counts); 1 for other agents. They scale advantages and not
     returns, so that they leave the baselines of other agents alone."""
     loss: Annotated[PartValue | LossSettings, of_kind("losses")] = "ppo_clip"
+    """The term of a token that training minimises."""
     loss_aggregation: Literal["sequence_mean", "token_mean", "constant_length"] = "sequence_mean"
     """The weight of a token: each rollout's tokens sum to one; all tokens weigh the same; each weighs 1 / `length`."""
     length: PositiveInt | None = None

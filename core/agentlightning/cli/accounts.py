@@ -17,7 +17,7 @@ from agentlightning.types import CallStatus, Mode, Rollout, Trajectory
 UNACCOUNTED = "unaccounted for"
 NOT_TRAINED: dict[Mode, str] = {
     "train": "no finished training step took it",
-    "eval": "eval evaluation",
+    "eval": "evaluation rollout",
     "production": "recorded outside a training run",
 }
 """Why tokens were not trained where nothing else is the reason."""

@@ -67,10 +67,9 @@ def rollout(
     Each task runs in its own process. The process reads the task as JSON from standard input or `AGL_TASK`. It connects to the model with
     `OPENAI_BASE_URL` and `OPENAI_API_KEY` (or `ANTHROPIC_BASE_URL` and `ANTHROPIC_API_KEY`). `AGL_MODEL` is the model's name.
 
-    Its last printed line is the reward: a number or `{"reward": number}`. With `--reward exit_code`, exit code 0 earns a reward of 1, and
-    any other earns 0. With `file`, it writes the reward to the file named by `AGL_REWARD_FILE`. With `post`, it POSTs the reward to
-    `AGL_REWARD_URL`.
-    """
+    Its last printed line is the reward: a number or `{"reward": number}`. With `--reward exit_code`, exit code 0 earns a reward of 1, and 1
+    to 125 earn 0. Otherwise any exit code but 0 is a failed attempt. With `file`, it writes the reward to the file named by
+    `AGL_REWARD_FILE`. With `post`, it POSTs the reward to `AGL_REWARD_URL`."""
     from agentlightning.training.score import rollout_config
 
     rendering = rendering_keys(renderer, chat_template, arguments, history, special_tokens)

@@ -32,7 +32,9 @@ def show(
     run: Annotated[
         str, typer.Argument(metavar="[RUN]", help="A run's folder or name, `latest`, a store file (agl.db), or a store's address.")
     ] = "latest",
-    rollout: Annotated[str | None, typer.Argument(metavar="[ROLLOUT]", help="Show one rollout: its id, or the end of its id.")] = None,
+    rollout: Annotated[
+        str | None, typer.Argument(metavar="[ROLLOUT]", help="Show one rollout: its id, or the start or end of its id.")
+    ] = None,
     step: Annotated[int | None, typer.Option(help="Show only this step, as numbered in metrics.jsonl.")] = None,
     mode: Annotated[Mode | None, typer.Option(help="Show only this mode.")] = None,
     status: Annotated[RolloutStatus | None, typer.Option(help="Show only this status.")] = None,

@@ -39,8 +39,8 @@ def train(
 
     **Examples**
 
-    `agl train config.toml --dry-run` checks the settings with at most one step. It estimates the share of groups that teach something, and
-    memory, time, and disk. It suggests group size, tasks per step, and temperature.
+    `agl train config.toml --dry-run` checks the settings with at most one step. It estimates the share of groups with signal, and the
+    memory, time, and disk of the run. It suggests group size, tasks per step, and temperature.
 
     `agl train config.toml` trains.
 
@@ -131,16 +131,16 @@ def saved_rollouts(sampler: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Return rows with the rollouts that a curriculum saved, from `sampler` in `result.json`."""
     saved, low, high, rollouts = (sampler[name] for name in ("saved_rollouts", "saved_rollouts_low", "saved_rollouts_high", "rollouts"))
     wasted, uniform = sampler["no_signal_rollouts"] / rollouts, sampler["uniform_no_signal_rollouts"] / rollouts
-    verb = "saved no rollouts beyond chance: about" if low <= 0 <= high else "saved about" if saved > 0 else "cost about"
+    verb = "no significant saving: about" if low <= 0 <= high else "saved about" if saved > 0 else "cost about"
     return [
-        ("sampler", f"{verb} {abs(saved):.0f} of {rollouts} rollouts (95 % interval {low:.0f} to {high:.0f})"),
-        ("", f"{wasted:.0%} were in groups without signal, and about {uniform:.0%} would be with uniform sampling"),
+        ("sampler", f"{verb} {abs(saved):.0f} of {rollouts} rollouts (95% interval {low:.0f} to {high:.0f})"),
+        ("", f"{wasted:.0%} were in groups without signal, and about {uniform:.0%} would have been with uniform sampling"),
     ]
 
 
 def print_dry_run(report: DryRun, console: Console) -> None:
     """Print the measurements and estimates of a dry run."""
-    table = Table(Column(style="bold"), Column(), title="Dry run: nothing was trained", title_justify="left", show_header=False)
+    table = Table(Column(style="bold"), Column(), title="Dry run: no weights were kept", title_justify="left", show_header=False)
     reward = "not scored" if report.reward is None else f"mean reward {report.reward:.3f}"
     failed = f", {report.failed} failed" if report.failed else ""
     tasks = "one task" if report.groups == 1 else f"{report.groups} tasks"

@@ -193,7 +193,7 @@ class Tally:
             self.no_signal_weight += 1 / chance
 
     def summary(self) -> dict[str, JSON]:
-        """Return the counts, and the saved rollouts with a 95 % interval; negative: uniform sampling would have done better."""
+        """Return the counts, and the saved rollouts with a 95% interval; negative: uniform sampling would have done better."""
         if not self.groups:
             return {}
         effective = self.weight**2 / self.weight_squares  # groups of equal weight that would be as precise

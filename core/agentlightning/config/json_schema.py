@@ -64,8 +64,7 @@ class _Writer:
             if value is not None:
                 description = " ".join(part for part in (texts.get(setting.name), value.get("description")) if part)
                 properties[setting.name] = {**value, **({"description": description} if description else {})}
-                if isinstance(setting.default, str | bool | int | float) and abs(_number(setting.default)) <= MAX:
-                    properties[setting.name]["default"] = setting.default
+                properties[setting.name] |= _default(setting.default)
         required = [setting.name for setting in settable if is_required(setting) and setting.name in properties]
         return {"type": "object", "properties": properties, "required": required, "additionalProperties": False}
 
@@ -134,9 +133,14 @@ class _Writer:
 
     def _keywords(self, function: Callable[..., Any]) -> Schema:
         hints = type_hints(function)
-        values = {name: self._value(hints.get(name, Any)) for name in keywords(function)}
-        properties = {name: value for name, value in values.items() if value is not None}
-        return {"type": "object", "properties": properties, "required": [], "additionalProperties": False}
+        properties: Schema = {}
+        for name in keywords(function):
+            value, default = self._value(hints.get(name, Any)), inspect.signature(function).parameters[name].default
+            if value is not None:
+                properties[name] = {**value, **_default(default)}
+        description = " ".join((inspect.getdoc(function) or "").split())
+        head = {"description": description} if description else {}
+        return {"type": "object", **head, "properties": properties, "required": [], "additionalProperties": False}
 
 
 @cache
@@ -165,5 +169,8 @@ def _finite(schema: Schema) -> Schema:
     return {**cut, **nested}
 
 
-def _number(value: str | bool | int | float) -> float:
-    return 0.0 if isinstance(value, str) else float(value)
+def _default(value: object) -> Schema:
+    """The default of a setting, where TOML can hold it."""
+    if isinstance(value, tuple) and value:
+        return {"default": list(cast("tuple[Any, ...]", value))}
+    return {"default": value} if isinstance(value, str) or (isinstance(value, bool | int | float) and abs(value) <= MAX) else {}

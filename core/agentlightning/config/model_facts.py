@@ -12,9 +12,10 @@ from agentlightning.errors import ConfigError
 from agentlightning.files import safetensors_header
 from agentlightning.registry.registry import registry
 
-BYTES_FULL, BYTES_FROZEN = 16, 2
-"""A parameter in training: its weight and gradient in 16 bits, and in 32 bits a master copy and two moments of Adam's. In float32, as on a
-CPU, the same: weight, gradient and two moments of 4 bytes. A frozen one, as below LoRA or in an engine, has 16 bits on a GPU."""
+BYTES_FULL, BYTES_FROZEN = 18, 2
+"""A parameter in training, at most: its weight in 16 bits, and in 32 bits the sum of its gradients, a master copy and two moments of
+Adam's. verl adds up gradients in 16 bits, and float32 has no copy: 16. A frozen one, as below LoRA or in an engine, has 16 bits on a
+GPU."""
 BYTES_CPU = 4
 """A frozen parameter in float32."""
 LORA_RANK = 16

@@ -61,12 +61,12 @@ class RunnerSettings(BaseSettings):
     attempts: PositiveInt = 3
     """Attempts at one rollout, at most."""
     on_failure: Literal["retry", "drop", "penalise"] = "retry"
-    """An attempt whose agent raised or hung is retried (and dropped after the last attempt), dropped, or trained on with the reward
-    `penalty`."""
+    """What to do with an attempt whose agent raised or hung. `retry`: try again, and drop the rollout after the last attempt. `drop`: drop
+    it. `penalise`: train on it with the reward `penalty`."""
     penalty: FiniteFloat = 0.0
     """The reward of a failed attempt with `on_failure = "penalise"`."""
     lease: PositiveFloat = 60.0
-    """Seconds without a sign of a runner, after which another runner takes its attempt over."""
+    """Seconds without a heartbeat of a runner before another runner takes over its attempt."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,8 +127,8 @@ class CollectionConfig(BaseSettings):
     table = "collection"
     max_staleness: NonNegativeInt = 0
     """Off-policy steps: training steps between sampling a token and training it. With 0 a step's rollouts start after the step before it.
-    Above 0 rollouts go on while the trainer steps, with as many groups ahead, and the engine serves weights of its own, which change under
-    running agents. Replies with an older token are excluded and counted."""
+    Above 0, collection continues during a training step, up to so many steps ahead. The engine then serves weights of its own, which may
+    change during a rollout. Replies with an older token are excluded and counted."""
     filter: Annotated[JSON, of_kind("filters")] = None
     """Keep some groups: `nonzero_variance` (rewards differ), `difficulty` (`{name = "difficulty", low = 0.1, high = 0.9}`), or your own
     function. Absent: all. Filtered groups are not trained, and count among the scored rollouts."""
@@ -188,7 +188,7 @@ class Config(BaseSettings):
     replay: ReplayConfig | None = None
     """Train on the rollouts of a deployed agent."""
     model: str
-    """A registered model, a folder, or a hub id."""
+    """A name that `agl models` lists, a folder, a `.gguf` file, a LoRA adapter, a run, or a hub id."""
     eval_tasks: str | None = None
     """Tasks that are never trained on, to measure progress; in the same form as `tasks`."""
     name: FolderName = "run"
@@ -200,16 +200,16 @@ class Config(BaseSettings):
     tasks_per_step: PositiveInt = 8
     """Tasks in each step."""
     sampler: Annotated[str, of_kind("samplers")] = "epochs"
-    """Order of the tasks: `epochs` (shuffled), `in_order`, or `curriculum` (finds tasks whose rewards differ, and stays with them; starts
-    from what earlier runs with this name in `folder` measured)."""
+    """Order of the tasks: `epochs` (shuffled), `in_order`, or `curriculum` (finds tasks whose rewards differ, and samples them more
+    often; starts from what earlier runs with this name in `folder` measured)."""
     adapters: tuple[Annotated[str, of_kind("adapters")], ...] = ()
     """Framework adapters to install, for an agent without a callback."""
     models: tuple[str, ...] = ()
     """Model names or patterns (`gpt-4o*`) that your agent hard-codes. Those calls go to the model being trained."""
     renderer: str | None = None
-    """How messages become tokens: `auto` and `template` use the model's chat template, `text` as well but describes tools in the system
-    message, `chatml` needs no template. Or a family of the `renderers` library, or `module:function`. Absent: as the model was trained
-    here, else `auto`. The next four keys have such a default too."""
+    """How messages become tokens: `auto` and `template` use the model's chat template. `text` does too, but describes tools in the system
+    message. `chatml` needs no template. Or a family of the `renderers` library, or `module:function`. Absent: the renderer saved with the
+    weights, else `auto`. The next four keys default the same way."""
     chat_template: str | None = None
     """A Jinja file to use instead of the model's own chat template."""
     template_arguments: dict[str, JSON] = field(default_factory=dict[str, JSON])

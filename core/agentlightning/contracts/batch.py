@@ -1,6 +1,6 @@
-"""The batch that a trainer learns from: a forest of tokens, in which context stands once and every trained token is trained exactly once.
+"""The batch that a trainer learns from: a forest of tokens, in which context appears once and every trained token is trained exactly once.
 
-Tokens stand in depth-first order. Token `j` is visible to token `i` exactly when `j <= i < end[j]`, and the log-probability of token `i`
+Tokens are in depth-first order. Token `j` is visible to token `i` exactly when `j <= i < end[j]`, and the log-probability of token `i`
 comes from the logits at `parent[i]`. Weights are fixed on the full batch, so that no split of it changes a gradient. `rl.batch.build`
 makes batches, and `rl.batch.packs` cuts them into pieces that fit a device.
 """
@@ -31,7 +31,7 @@ class Stats:
 
     rollouts: int = 0
     scored_rollouts: int = 0
-    """R of the weights: rollouts with an advantage, or with a reward and no call of the model."""
+    """B of the weights: rollouts with an advantage, or with a reward and no call of the model."""
     groups: int = 0
     zero_variance_groups: int = 0
     """Scored groups in which every advantage is zero. They count in every denominator, and only a critic learns from them."""

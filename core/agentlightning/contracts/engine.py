@@ -85,7 +85,7 @@ class Engine(ABC):
     @classmethod
     def check_model(cls, model: ModelFiles) -> Fit:
         """Tell whether this engine takes a model, from its configuration alone (blocking)."""
-        return Fit("unknown", "it tells when it starts")
+        return Fit("unknown", "known only when it starts")
 
     @classmethod
     def number_type(cls, model: ModelFiles, settings: Any) -> str:

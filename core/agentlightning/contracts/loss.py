@@ -53,7 +53,8 @@ class LossSettings(BaseSettings):
 
     @property
     def ratio_over(self) -> Level:
-        """The unit of the ratio rho: the token, or the geometric mean over its turn or attempt, with the gradient of the token's."""
+        """The unit of the ratio rho: the token, or its turn or attempt. The ratio of those is a geometric mean over their tokens, and each
+        token gets the gradient of its own log-probability."""
         return "token"
 
     @property

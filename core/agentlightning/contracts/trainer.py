@@ -117,7 +117,7 @@ class Trainer(ABC):
     @classmethod
     def check_model(cls, model: ModelFiles) -> Fit:
         """Tell whether this trainer takes a model, from its configuration alone (blocking)."""
-        return Fit("unknown", "it tells when it starts")
+        return Fit("unknown", "known only when it starts")
 
     @abstractmethod
     async def step(self, batch: Batch, loss: LossSettings) -> tuple[Policy, dict[str, float]]:

@@ -44,9 +44,11 @@ class PPOClip(ClippedLoss):
 
     name: str = "ppo_clip"
     clip_low: Annotated[float, Meta(ge=0, le=1, description="0.2 is usual")] = 0.2
+    """Lower bound of the clip, below 1."""
     clip_high: Annotated[float, Meta(ge=0, description="0.28 is usual")] = 0.28
+    """Upper bound of the clip, above 1."""
     dual_clip: Annotated[float, Meta(gt=1, description="3.0 is usual")] | None = 3.0
-    """None: off. Above 1."""
+    """Bound of the loss of tokens with a negative advantage. None: no bound."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,8 +61,11 @@ class GSPO(ClippedLoss):
 
     name: str = "gspo"
     sequence: Literal["turn", "attempt"] = "turn"
+    """What has a ratio: a reply, or all replies of an attempt."""
     clip_low: UnitInterval = 3e-4
+    """Lower bound of the clip, below 1."""
     clip_high: NonNegativeFloat = 4e-4
+    """Upper bound of the clip, above 1."""
 
     @property
     def ratio_over(self) -> Level:
@@ -73,8 +78,9 @@ class CISPO(ClippedLoss):
 
     name: str = "cispo"
     clip_low: UnitInterval = 1.0
-    """1.0: no lower bound, as in the paper."""
+    """Lower bound of the clip, below 1. 1.0: no bound, as in the paper."""
     clip_high: NonNegativeFloat = 0.28
+    """Upper bound of the clip, above 1."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,7 +19,7 @@ CONCENTRATIONS = 2.0 ** np.arange(-7, 7.1, 0.25)
 UNSEEN = 0.5
 """Rollouts with another reward that count as measured if all rewards are equal (the Jeffreys prior of a share)."""
 Z = 1.959964
-"""Standard errors on each side of a 95 % interval."""
+"""Standard errors on each side of a 95% interval."""
 
 
 def has_signal(rewards: Sequence[float], tolerance: float = TOLERANCE) -> bool:
@@ -53,7 +53,7 @@ def signal_chance(groups: Sequence[Sequence[float]], size: int) -> float:
 
 
 def share_interval(hits: float, total: float) -> tuple[float, float]:
-    """Return the 95 % interval of a share that was measured as `hits` of `total` (Wilson). It is not empty for 0 of 8."""
+    """Return the 95% interval of a share that was measured as `hits` of `total` (Wilson). It is not empty for 0 of 8."""
     share, spread = hits / total, Z * Z / total
     middle = (share + spread / 2) / (1 + spread)
     half = Z * math.sqrt(share * (1 - share) / total + spread / (4 * total)) / (1 + spread)

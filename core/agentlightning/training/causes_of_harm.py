@@ -93,7 +93,7 @@ def _eval_falls(steps: Steps) -> Diagnosis | None:
     rest = f" The {other} one changed by {row[f'eval.{other}.change']:+.3f}." if has(row, f"eval.{other}.change") else ""
     return Diagnosis(
         cause="eval_falls" if len(fallen) == 2 or kind == "sampled" else "greedy_falls",
-        evidence=f"The {kind} eval reward changed by {change:+.3f} from before training (95 % interval {low:+.3f} to {high:+.3f}).{rest}",
+        evidence=f"The {kind} eval reward changed by {change:+.3f} from before training (95% interval {low:+.3f} to {high:+.3f}).{rest}",
         remedy=f"The learning rate is likely too high. {steps.way_back}",
     )
 

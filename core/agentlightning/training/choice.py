@@ -69,7 +69,7 @@ class Difference:
     @property
     def text(self) -> str:
         """The mean difference with its interval."""
-        return f"{self.interval.mean:+.3f} (95 % interval {self.interval.low:+.3f} to {self.interval.high:+.3f})"
+        return f"{self.interval.mean:+.3f} (95% interval {self.interval.low:+.3f} to {self.interval.high:+.3f})"
 
 
 Differences = dict[str, Difference]

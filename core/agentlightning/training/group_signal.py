@@ -44,7 +44,7 @@ class GroupSignal:
     with_signal: int
     """Groups whose rewards differ."""
     low: float
-    """95 % interval of the share of groups with signal."""
+    """95% interval of the share of groups with signal."""
     high: float
     chances: dict[int, float]
     """Estimated share of the run's groups with signal, by group size; the run's own is among them."""
@@ -62,7 +62,7 @@ class GroupSignal:
         return (
             f"{verdict}: about {chance:.0%} of the groups will teach something.\n"
             "A group is the rollouts of one task. It teaches something only if their rewards differ.\n"
-            f"Here {self.with_signal} of {self.groups} groups do (95 % interval {self.low:.0%} to {self.high:.0%}).\n"
+            f"Here {self.with_signal} of {self.groups} groups do (95% interval {self.low:.0%} to {self.high:.0%}).\n"
             f"Expect about {', '.join(others)}, and {last}."
         )
 

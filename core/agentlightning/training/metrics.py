@@ -7,7 +7,7 @@ A line has `step` (finished steps at that time; 0: before training) and numbers.
 - `demonstrated_reward`: mean reward of rollouts with demonstrations in place of the policy's replies;
 - `eval.sampled`, `eval.greedy`: mean reward on the eval tasks, at the steps with an evaluation;
 - `eval.greedy.change`, `eval.greedy.change_low`, `eval.greedy.change_high`, and the same of `eval.sampled`: the change from before training
-  with its 95 % interval, paired by task, if at least six tasks changed;
+  with its 95% interval, paired by task, if at least six tasks changed;
 - `eval.sampled.no_calls`, `eval.greedy.no_calls`: rollouts of an evaluation that made no model call;
 - `context.bridged`, `context.first`, `context.rewritten`, `context.edited`, ...: completed model calls by the origin of their prompts, as
   `Call.context` names it; `broken_calls`: replies with a tool call that cannot be read;

@@ -17,7 +17,7 @@ NO_SIGNAL = 0.65
 TRUNCATED = 0.5
 """Share of replies that end at the token limit. Half of them then lose their answers."""
 NOISE = 2.0
-"""Standard errors by which two rewards must differ. About 95 % of differences by chance are smaller."""
+"""Standard errors by which two rewards must differ. About 95% of differences by chance are smaller."""
 ALL_RIGHT = 0.95
 """Position in the rewards seen above which a run has nothing left to learn."""
 

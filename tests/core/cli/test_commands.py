@@ -67,6 +67,8 @@ def test_help_loads_neither_torch_nor_a_framework() -> None:
         (["serve"], 2, "needs a model, a run or an upstream"),
         (["serve", "latest", "--model", "m"], 2, "takes one of MODEL and --model"),
         (["models", "pull", "smollm2-135n"], 2, "smollm2-135m"),
+        (["config", "trainr"], 2, "'trainr' in its name"),
+        (["config", "eval", "--schema"], 2, "exclude one another"),
         (["show"], 1, "There is no run under runs"),
         (["show", "sqlite:typo.db"], 1, "There is no store file 'typo.db'"),
     ],
@@ -80,6 +82,15 @@ def test_bad_input_is_one_clear_message(
     assert output.startswith("error: ")
     assert says in output
     assert "Traceback" not in output
+
+
+def test_the_settings_of_a_part_are_shown_with_values_defaults_and_meaning(agl: AGL) -> None:
+    code, output = agl("config", "eval")
+    assert code == 0
+    words = " ".join(output.split())
+    assert "every integer ≥ 0 5 Steps between two evaluations" in words
+    assert "greedy true or false true" in words
+    assert "timeout" not in words, "only tables and parts with this name are shown"
 
 
 def test_a_wrong_key_in_the_configuration_names_the_right_one(agl: AGL, tmp_path: Path) -> None:

@@ -43,7 +43,7 @@ def test_advice_without_a_gpu_is_torch_and_says_how_to_install_it() -> None:
     advice = advise(made())
     assert (advice.engine, advice.trainer) == ("torch", "torch")
     assert advice.commands == ("pip install 'agentlightning[torch]'",)
-    assert advice.full == pytest.approx(0.6 * 32 * 2**30 / 16 / 1e9)
+    assert advice.full == pytest.approx(0.6 * 32 * 2**30 / 18 / 1e9)
     assert advise(made(packages={"torch": "2.13"})).commands == ()
 
 

@@ -68,7 +68,7 @@ def test_a_dry_run_tells_in_plain_words_what_the_groups_teach_and_what_to_set(co
     for part in (
         "Too little, because 50% or more is good: about 31% of the groups will teach something.",
         "It teaches something only if their rewards differ",
-        "2 of 8 groups do (95 % interval 7% to 59%)",
+        "2 of 8 groups do (95% interval 7% to 59%)",
         "20% of groups of 4, 31% of groups of 8, 42% of groups of 16, and 53% of groups of 32",
         "algorithm.group_size = 32 (now 8): why.",
         "One step then takes about 3:20 min",
@@ -80,8 +80,8 @@ def test_a_dry_run_tells_in_plain_words_what_the_groups_teach_and_what_to_set(co
 @pytest.mark.parametrize(
     ("saved", "low", "high", "says"),
     [
-        (120.0, 60.0, 170.0, "saved about 120 of 384 rollouts (95 % interval 60 to 170)"),
-        (10.0, -30.0, 50.0, "saved no rollouts beyond chance: about 10 of 384 rollouts (95 % interval -30 to 50)"),
+        (120.0, 60.0, 170.0, "saved about 120 of 384 rollouts (95% interval 60 to 170)"),
+        (10.0, -30.0, 50.0, "no significant saving: about 10 of 384 rollouts (95% interval -30 to 50)"),
         (-50.0, -90.0, -10.0, "cost about 50 of 384 rollouts"),
     ],
 )

@@ -25,7 +25,7 @@ def test_every_request_and_every_sampled_token_is_accounted_for(agl: AGL, run: F
     assert code == 0
     assert line(output, "requests =") == "7 requests = 5 completed + 1 superseded by a retry + 1 refused"
     tokens = line(output, "sampled tokens =")
-    assert tokens == "14 sampled tokens = 5 trained + 4 eval evaluation + 3 no signal + 2 attempt failed"
+    assert tokens == "14 sampled tokens = 5 trained + 4 evaluation rollout + 3 no signal + 2 attempt failed"
     assert "unaccounted" not in output
     assert line(output, "train rollout") == "3 train rollouts, mean reward 1.000 over 1 scored"
     assert line(output, "eval rollout") == "1 eval rollout, mean reward 0.250 over 1 scored"
@@ -207,7 +207,7 @@ def test_a_plain_store_file_is_shown_as_well(agl: AGL, run: Filled, tmp_path: Pa
     code, output = agl("show", "agl.db")
     assert code == 0
     assert made["eval"].id[-8:] in output
-    assert "= 0 trained + 8 no finished training step took it + 4 eval evaluation + 2 attempt failed" in output
+    assert "= 0 trained + 8 no finished training step took it + 4 evaluation rollout + 2 attempt failed" in output
 
 
 @pytest.mark.parametrize(

@@ -55,7 +55,7 @@ def test_the_check_loads_no_weights_and_says_what_a_run_would_do(tiny: Path) -> 
     file.write_bytes(file.read_bytes()[: 8 + size])  # the header is enough
     report = check_model(str(tiny))
     assert (report.facts.architecture, report.facts.parameters, report.facts.dtype) == ("LlamaForCausalLM", 107_200, "float32")
-    assert report.full_bytes == 16 * 107_200
+    assert report.full_bytes == 18 * 107_200
     assert report.lora_bytes is not None
     assert report.rendering is not None
     assert report.rendering.renderer == "template"
@@ -98,7 +98,7 @@ def test_a_large_model_is_counted_by_its_configuration_alone(tmp_path: Path) -> 
     report = check_model(str(tmp_path))
     assert report.facts.size == "6.7B parameters"
     assert report.facts.kv_token == 4 * 32 * 32 * 128
-    assert report.full_bytes == 16 * report.facts.parameters if report.facts.parameters else False
+    assert report.full_bytes == 18 * report.facts.parameters if report.facts.parameters else False
     assert "too large for the" in report.memory_note(10**15, serving=False)
     assert fits(report)["engine torch"] == "yes"
 

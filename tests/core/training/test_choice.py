@@ -56,7 +56,7 @@ def test_the_highest_number_of_several_by_luck_is_not_chosen() -> None:
 def test_a_step_that_is_worse_beyond_doubt_is_not_chosen() -> None:
     choice = after(evaluation(5, sampled=ones(20)), evaluation(10, sampled=ones(14)))
     assert (choice.step, choice.against) == (5, 10)
-    assert "step 10 worse than step 5: sampled -0.150 (95 % interval -0.2" in choice.reason
+    assert "step 10 worse than step 5: sampled -0.150 (95% interval -0.2" in choice.reason
     assert after(evaluation(5, sampled=ones(20)), evaluation(10, sampled=ones(15))).step == 10  # five tasks prove nothing
 
 

@@ -11,7 +11,7 @@ from agentlightning.types import Doubles
 
 
 def rloo(rollouts: RolloutArrays, returns: Doubles, *, tolerance: FiniteNonNegative = 1e-6) -> Doubles:
-    """A = R - mean of the others = G / (G - 1) (R - m), with G rollouts in the group; where credit differs by turn A_t = G_t - b_t.
+    """A = R - mean of the others = n / (n - 1) (R - m), with n rollouts in the group; where credit differs by turn A_t = G_t - b_t.
     Source: arXiv 2402.14740."""
     groups = Groups.of(rollouts, returns, tolerance)
     if not groups.identical:

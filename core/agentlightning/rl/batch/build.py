@@ -56,8 +56,8 @@ def make_batch(
 ) -> Batch:
     """Make the batch of some trajectories.
 
-    `advantages[k]` is (transitions of trajectory k,), or (its sampled tokens,); a transition of NaN is left out and named. Weights, with R
-    the scored rollouts: `sequence_mean`: the tokens of each rollout share 1/R equally; `token_mean`: 1/N; `constant_length`: 1/(R *
+    `advantages[k]` is (transitions of trajectory k,), or (its sampled tokens,); a transition of NaN is left out and named. Weights, with B
+    the scored rollouts: `sequence_mean`: the tokens of each rollout share 1/B equally; `token_mean`: 1/N; `constant_length`: 1/(B *
     length); `pair_mean`: 1/P, with P the pairs. With `demonstrations` the demonstrated transitions are trained and the sampled ones left
     out, else the other way round. `critic[k]`: value and return of each sampled token of trajectory k. `pairs`: indices of trajectories,
     chosen and rejected; trajectories in no pair are left out.

@@ -21,7 +21,9 @@ class SequenceMasking(Correction):
     low: BandLow = 0.5
     high: BandHigh = 2.0
     level: Literal["turn", "attempt"] = "turn"
+    """The sequence: a reply, or all replies of an attempt."""
     mean: bool = True
+    """Geometric mean of the ratios instead of their product."""
 
     @property
     def over(self) -> Level:

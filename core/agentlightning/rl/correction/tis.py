@@ -20,6 +20,7 @@ class TruncatedImportanceSampling(Correction):
     name: str = "tis"
     clip: Annotated[float, Meta(gt=0, description="2.0 is usual")] = 2.0
     level: Level = "token"
+    """What has a ratio: a token, a reply, or all replies of an attempt."""
 
     @property
     def over(self) -> Level:

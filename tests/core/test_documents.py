@@ -147,7 +147,7 @@ def test_the_loop_of_the_page_on_production_runs_as_it_stands(tmp_path: Path, mo
             name, _, value = line.strip().partition(" ")
             said[name] = value.strip()
         printed = {each.split(" ")[0] for each in blocks("docs/production.md", "console")[0].splitlines()[1:-1]}
-        assert printed == set(said)
+        assert printed - {"weights"} == set(said), "a run has weights, a model has none"
         monkeypatch.setenv("AGL_STORE", said["store"])
         world: dict[str, Any] = {}
         exec(acts, world)

@@ -1,6 +1,6 @@
-"""Signal: whether a group of rollouts teaches anything, and how likely a new group does.
+"""Signal: whether the rewards of a group of rollouts differ, and how likely those of a new group do.
 
-Advantages compare the rewards of a group, so a group teaches something only if its rewards differ.
+Advantages compare the rewards of a group, so equal rewards have no gradient.
 """
 
 from __future__ import annotations

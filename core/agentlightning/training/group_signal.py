@@ -60,8 +60,8 @@ class GroupSignal:
         verdict = "Enough" if chance >= ENOUGH else f"Too little, because {ENOUGH:.0%} or more is good"
         *others, last = [f"{share:.0%} of groups of {size}" for size, share in self.chances.items()]
         return (
-            f"{verdict}: about {chance:.0%} of the groups will teach something.\n"
-            "A group is the rollouts of one task. It teaches something only if their rewards differ.\n"
+            f"{verdict}: about {chance:.0%} of the groups will have signal.\n"
+            "A group is the rollouts of one task. It has signal only if their rewards differ.\n"
             f"Here {self.with_signal} of {self.groups} groups do (95% interval {self.low:.0%} to {self.high:.0%}).\n"
             f"Expect about {', '.join(others)}, and {last}."
         )

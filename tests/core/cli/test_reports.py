@@ -66,8 +66,8 @@ def test_a_dry_run_tells_in_plain_words_what_the_groups_teach_and_what_to_set(co
         console,
     )
     for part in (
-        "Too little, because 50% or more is good: about 31% of the groups will teach something.",
-        "It teaches something only if their rewards differ",
+        "Too little, because 50% or more is good: about 31% of the groups will have signal.",
+        "It has signal only if their rewards differ",
         "2 of 8 groups do (95% interval 7% to 59%)",
         "20% of groups of 4, 31% of groups of 8, 42% of groups of 16, and 53% of groups of 32",
         "algorithm.group_size = 32 (now 8): why.",

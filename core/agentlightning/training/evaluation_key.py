@@ -160,7 +160,7 @@ def _is_installed(file: str) -> bool:
 @cache
 def _libraries() -> tuple[str, ...]:
     paths = sysconfig.get_paths()
-    return tuple(f"{paths[name]}{os.sep}" for name in ("stdlib", "platstdlib", "purelib", "platlib"))
+    return tuple(f"{paths[name]}{os.sep}" for name in ("stdlib", "platstdlib", "purelib", "platlib", "scripts"))  # `agl` is a script
 
 
 def _root(source: Path) -> Path:

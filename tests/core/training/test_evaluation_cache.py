@@ -7,12 +7,14 @@ import json
 import os
 import shutil
 import sys
+import sysconfig
 import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from io import StringIO
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -272,6 +274,15 @@ def test_a_folder_that_is_too_large_to_read_has_no_key(tmp_path: Path, monkeypat
     monkeypatch.setattr(evaluation_key, "MOST_FILES", 2)
     monkeypatch.setattr(evaluation_key, "MOST_BYTES", 7)
     assert code_digest(tmp_path) is None
+
+
+def test_the_script_that_starts_the_program_is_not_its_code(agent: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    others = evaluation_key.loaded_code()
+    script = ModuleType("script")
+    script.__file__ = str(Path(sysconfig.get_path("scripts")) / "agl")
+    monkeypatch.setitem(sys.modules, "script", script)
+    assert others is not None
+    assert evaluation_key.loaded_code() == others
 
 
 def test_a_package_counts_with_its_subfolders_and_a_folder_without(tmp_path: Path) -> None:

@@ -21,7 +21,8 @@
     ├── RoutingError            a model call cannot reach the gateway of its rollout
     ├── TrainerError            the trainer could not take the step
     │   ├── NonFinite           NaN or infinity in loss or gradient
-    │   └── Mismatch            the sampled tokens come from other weights than the trainer's
+    │   ├── Mismatch            the sampled tokens come from other weights than the trainer's
+    │   └── HalfStep            the step failed after it changed weights
     └── RunError                a run folder cannot be made, read or resumed
 
 A message is two sentences: what is wrong, with the value; what to do.
@@ -119,6 +120,10 @@ class NonFinite(TrainerError):
 
 class Mismatch(TrainerError):
     """The sampled tokens come from other weights than the trainer's."""
+
+
+class HalfStep(TrainerError):
+    """The step failed after it changed weights, so that only a checkpoint has those of a finished step."""
 
 
 class RunError(LightningError):

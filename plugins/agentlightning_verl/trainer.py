@@ -30,7 +30,7 @@ from agentlightning.contracts.batch import Batch
 from agentlightning.contracts.loss import LossSettings
 from agentlightning.contracts.model import ModelFiles, Share
 from agentlightning.contracts.trainer import Capabilities, Trainer, check_capabilities, check_mismatch, mismatch
-from agentlightning.errors import ConfigError, NonFinite, TrainerError, UnsupportedSetting
+from agentlightning.errors import ConfigError, HalfStep, NonFinite, TrainerError, UnsupportedSetting
 from agentlightning.rl.batch.packs import cut_packs
 from agentlightning.rl.schedule import learning_rate
 from agentlightning.runner.managed_process import Command, ManagedProcess
@@ -173,7 +173,8 @@ class VerlTrainer(Trainer):
                 reason = answer.facts["error"].strip().splitlines()[-1]
             else:
                 reason = "it stopped answering" if self._process.code is None else f"it {self._process.how}"
-            raise TrainerError(f"verl's process failed to {message.kind}: {reason}. Its log {self._log.path} ends:\n{self._log.tail()}")
+            failure = HalfStep if message.kind == "update" else TrainerError  # it may have updated some weights
+            raise failure(f"verl's process failed to {message.kind}: {reason}. Its log {self._log.path} ends:\n{self._log.tail()}")
         return answer
 
     def _step(self, batch: Batch, loss: LossSettings) -> tuple[Policy, dict[str, float]]:
@@ -266,7 +267,7 @@ def _check_finite(update: dict[str, float], earlier: int) -> None:
         return
     problem = f"The loss is {update['loss']} and the gradient's norm {update['grad_norm']}"
     if earlier:
-        raise TrainerError(f"{problem} in update {earlier + 1} of a step, after others changed the weights. Resume from the checkpoint.")
+        raise HalfStep(f"{problem} in update {earlier + 1} of a step, after others changed the weights. Resume from the checkpoint.")
     raise NonFinite(f"{problem}. The weights are unchanged. Try a lower lr or clip_norm.")
 
 

@@ -85,6 +85,9 @@ def train(
         raise typer.Exit(130)
 
 
+NO_CHECKPOINT = "There is no checkpoint yet, so a resumed run starts again."
+
+
 def changed(settings: Config, model: str | None, lr: float | None) -> Config:
     """Return the settings with another model and learning rate; None: the config's own."""
     from agentlightning.config.models import model_path
@@ -111,7 +114,9 @@ def print_run(run: Run, console: Console, *, diagnosis: bool = True) -> None:
     """Print the result of a run, its folder, and the next commands. `diagnosis`: also why it does not learn."""
     folder = shown_path(run.folder)
     if run.stopped:
-        console.print(Text.assemble(("stopped", "yellow"), f" after step {run.result.get('steps', 0)}. All finished steps are kept."))
+        steps, kept = run.result.get("steps", 0), max(RunFolder(run.folder).steps(), default=0)
+        rest = "All finished steps are kept." if kept >= steps else f"The last checkpoint is of step {kept}, so a resumed run starts there."
+        console.print(Text.assemble(("stopped", "yellow"), f" after step {steps}. {rest if kept or not steps else NO_CHECKPOINT}"))
         console.print(f"continue with:  agl train --resume {folder}", soft_wrap=True, highlight=False)
         return
     if run.result.get("eval"):

@@ -123,8 +123,9 @@ class Trainer(ABC):
     async def step(self, batch: Batch, loss: LossSettings) -> tuple[Policy, dict[str, float]]:
         """Train on a batch, and return the next version and metrics: `loss.epochs` passes of `loss.minibatches` optimizer steps each.
 
-        A batch without a trained token (`batch.trained_tokens == 0`) trains nothing and keeps the version. An error (`NonFinite` for a loss
-        or gradient that is not finite) leaves the weights as they were. Before the first optimizer step, `check_mismatch` compares the
+        A batch without a trained token (`batch.trained_tokens == 0`) trains nothing and keeps the version. A `TrainerError` (`NonFinite`
+        for a loss or gradient that is not finite) leaves the weights as they were, so that a failed run keeps its finished steps. Raise
+        `HalfStep` if the weights have changed or may have. Before the first optimizer step, `check_mismatch` compares the
         batch's log-probabilities with the trainer's own.
         """
 

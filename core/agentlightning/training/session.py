@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from agentlightning.algorithms import base
 from agentlightning.contracts.batch import Batch
 from agentlightning.contracts.loss import LossSettings
-from agentlightning.errors import EngineError, Mismatch, NonFinite
+from agentlightning.errors import EngineError, HalfStep, Mismatch, TrainerError
 from agentlightning.training.evaluation import Evaluator, change_metrics, eval_metrics, evaluation_of
 from agentlightning.training.evaluation_cache import notices
 from agentlightning.training.metrics import contributions, step_metrics
@@ -29,7 +29,7 @@ from agentlightning.training.run_state import RunState
 from agentlightning.training.services import Services
 from agentlightning.training.step_checks import StepChecks
 from agentlightning.training.step_source import Counts, ReplyLimits, StepSource
-from agentlightning.types import Trajectory
+from agentlightning.types import Policy, Trajectory
 
 log = logging.getLogger("agentlightning")
 
@@ -115,16 +115,12 @@ class Session(base.Session):
         with self._timed("training"):
             if not self._services.overlap:
                 await engine.pause()
-            self._between_steps = False
             try:
                 before = trainer.policy
-                policy, metrics = await trainer.step(batch, loss)
+                policy, metrics = await self._take_step(batch, loss)
                 if policy != before:
                     await self._services.store.publish(policy)
                 metrics |= await self._services.weight_sync.serve(policy)
-            except (NonFinite, Mismatch):
-                self._between_steps = True  # the trainer left the weights as they were
-                raise
             finally:
                 if not self._services.overlap:
                     await engine.resume()
@@ -213,6 +209,15 @@ class Session(base.Session):
             await self._record.write_checkpoint()
 
     # --- inside ---
+
+    async def _take_step(self, batch: Batch, loss: LossSettings) -> tuple[Policy, dict[str, float]]:
+        """Take the trainer's step. Only a `HalfStep`, and an error that is no `TrainerError`, leave other weights than before."""
+        self._between_steps = False
+        try:
+            return await self._services.trainer.step(batch, loss)
+        except TrainerError as error:
+            self._between_steps = not isinstance(error, HalfStep)
+            raise
 
     def _is_last(self, finished: int) -> bool:
         return finished == self._steps or self._source_ends

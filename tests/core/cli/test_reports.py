@@ -12,6 +12,8 @@ from agentlightning.cli.rollout import print_scored
 from agentlightning.cli.train import print_dry_run, print_run
 from agentlightning.training.dry_run import DryRun
 from agentlightning.training.group_signal import GroupSignal, Suggestion
+from agentlightning.training.run_folder import RunFolder
+from agentlightning.training.run_state import RunState
 from agentlightning.training.score import Scored
 from agentlightning.training.train import Run
 
@@ -42,8 +44,23 @@ def test_a_finished_run_says_what_it_learned_where_it_is_and_what_comes_next(
 
 
 def test_a_stopped_run_says_how_to_go_on(console: Console, tmp_path: Path) -> None:
+    checkpoint(tmp_path / "x", 3)
     print_run(Run(tmp_path / "x", {"steps": 3}, stopped=True), console)
     assert f"stopped after step 3. All finished steps are kept.\ncontinue with:  agl train --resume {tmp_path / 'x'}" in text(console)
+
+
+def checkpoint(folder: Path, step: int) -> None:
+    (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
+    with RunFolder(folder).new_checkpoint(RunState(step=step)):
+        pass
+
+
+def test_a_run_that_was_stopped_within_a_step_names_the_step_that_a_resumed_one_starts_from(console: Console, tmp_path: Path) -> None:
+    print_run(Run(tmp_path / "x", {"steps": 3}, stopped=True), console)
+    assert "stopped after step 3. There is no checkpoint yet, so a resumed run starts again." in text(console)
+    checkpoint(tmp_path / "x", 2)
+    print_run(Run(tmp_path / "x", {"steps": 3}, stopped=True), console)
+    assert "stopped after step 3. The last checkpoint is of step 2, so a resumed run starts there." in text(console)
 
 
 def test_a_dry_run_warns_of_a_disk_that_is_too_small_and_names_the_first_failure(console: Console) -> None:

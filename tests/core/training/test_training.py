@@ -21,7 +21,18 @@ from transformers import AutoModelForCausalLM
 
 import agentlightning as agl
 from agentlightning.contracts.loss import CustomLoss
-from agentlightning.errors import AgentError, ConfigError, JoinError, LightningError, NonFinite, RunError, TaskError, UnsupportedSetting
+from agentlightning.errors import (
+    AgentError,
+    ConfigError,
+    HalfStep,
+    JoinError,
+    LightningError,
+    NonFinite,
+    RunError,
+    TaskError,
+    TrainerError,
+    UnsupportedSetting,
+)
 from agentlightning.stores.common import open_store
 from agentlightning.training.metrics import read_metrics
 from agentlightning.training.run_folder import RunFolder
@@ -346,6 +357,24 @@ def test_a_step_that_is_not_finite_ends_the_run_and_keeps_the_last_good_weights(
     assert json.loads(folder.result.read_text())["steps"] == 2
     weights = AutoModelForCausalLM.from_pretrained(folder.checkpoint(2)).state_dict()
     assert all(value.isfinite().all() for value in weights.values())
+
+
+@pytest.mark.parametrize(("error", "kept"), [(TrainerError, [2]), (HalfStep, [])])
+def test_a_step_that_fails_keeps_the_steps_before_unless_it_changed_weights(
+    model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: type[TrainerError], kept: list[int]
+) -> None:
+    step, calls = TorchTrainer.step, iter(range(100))
+
+    async def overlong(trainer: TorchTrainer, *arguments: Any) -> Any:
+        if next(calls) == 2:
+            raise error("A sequence is too long.")
+        return await step(trainer, *arguments)
+
+    monkeypatch.setattr(TorchTrainer, "step", overlong)
+    with pytest.raises(error, match="too long"):
+        agl.train(two_turns, tasks=TASKS, **settings(model, tmp_path))
+    [folder] = RunFolder.all(tmp_path)
+    assert folder.steps() == kept
 
 
 def test_agents_that_are_not_selected_are_recorded_and_not_trained(model: str, tmp_path: Path) -> None:

@@ -11,12 +11,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from agentlightning.training.interval import Interval, bootstrap
 from agentlightning.types import Trajectory
 
 LEAST_CHANGED = 6
 """Tasks whose reward must change before a difference counts. Five that all change in one direction do so by chance in 6 % of cases."""
+COVERAGE = 0.8
+"""The share of an earlier evaluation's scored tasks that a later one must score to count. A judge that fails now and then stays above."""
 BOTH = "both"
 """The mean of the kinds of an evaluation, task by task."""
 
@@ -43,9 +46,20 @@ class Evaluation:
         return cls(step=step, rewards=rewards)
 
     @property
-    def mean(self) -> float:
-        """The mean reward over tasks and kinds."""
-        return float(np.mean([np.mean(list(tasks.values())) for tasks in self.rewards.values()]))
+    def scored(self) -> int:
+        """The number of scored tasks, over all kinds."""
+        return sum(len(tasks) for tasks in self.rewards.values())
+
+    def covers(self, other: Evaluation) -> bool:
+        """Whether this scored about as many tasks as another evaluation, so that its mean reward is not that of a few easy tasks."""
+        return self.scored >= COVERAGE * other.scored
+
+    def beats(self, other: Evaluation) -> bool:
+        """Whether this has the higher mean over the tasks that both scored, or the other one scored too few to tell."""
+        if not other.covers(self):
+            return True
+        rewards = _changes(other, self)
+        return bool(rewards) and float(np.nansum(rewards[BOTH])) > 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,8 +105,8 @@ class Choice:
     """The chosen step less the model before training; empty if that was not evaluated, or is the choice."""
 
 
-def differences(before: Evaluation, after: Evaluation) -> Differences:
-    """Return what changed from one evaluation to another. A task that one of them did not score is left out."""
+def _changes(before: Evaluation, after: Evaluation) -> dict[str, NDArray[np.float64]]:
+    """Return (tasks,) the difference of each task, by kind and for `both`; NaN: one of the evaluations did not score it."""
     tasks = sorted({task for rewards in (*before.rewards.values(), *after.rewards.values()) for task in rewards})
     kinds = [kind for kind in before.rewards if kind in after.rewards]
     missing = float("nan")
@@ -102,6 +116,12 @@ def differences(before: Evaluation, after: Evaluation) -> Differences:
     }
     if kinds:
         table[BOTH] = np.mean(list(table.values()), axis=0)
+    return table
+
+
+def differences(before: Evaluation, after: Evaluation) -> Differences:
+    """Return what changed from one evaluation to another. A task that one of them did not score is left out."""
+    table = _changes(before, after)
     intervals = {kind: bootstrap(values[np.newaxis]) for kind, values in table.items()}
     return {
         kind: Difference(interval=interval, changed=int(np.count_nonzero(np.abs(np.nan_to_num(table[kind])) > 1e-9)))
@@ -135,6 +155,16 @@ def choose(choice: Choice | None, strongest: Evaluation | None, first: Evaluatio
         return Choice(step=evaluation.step, reason="It is the first evaluated step.", change=change)
     reason = f"It is the last evaluated step. A paired test does not find it worse than step {strongest.step}: {in_words(difference)}."
     return Choice(step=evaluation.step, reason=reason, against=strongest.step, difference=difference, change=change)
+
+
+def incomplete(evaluation: Evaluation, earlier: Evaluation | None) -> str | None:
+    """Return why an evaluation does not count after an earlier one; None: it counts."""
+    if earlier is None or evaluation.covers(earlier):
+        return None
+    return (
+        f"The evaluation after step {evaluation.step} does not count in the choice of weights: it scored {evaluation.scored} tasks, and "
+        f"that of step {earlier.step} scored {earlier.scored}. See `agl show` for the errors of its rollouts."
+    )
 
 
 def in_words(difference: Differences) -> str:

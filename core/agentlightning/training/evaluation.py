@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from agentlightning.config.schema import EvalConfig
-from agentlightning.training.choice import BOTH, LEAST_CHANGED, Evaluation, choose, differences
+from agentlightning.training.choice import BOTH, LEAST_CHANGED, Evaluation, choose, differences, incomplete
 from agentlightning.training.eval_rollouts import KINDS, eval_rollouts, kind_of
 from agentlightning.training.evaluation_cache import EvaluationCache
 from agentlightning.training.no_calls import made_no_call
@@ -57,21 +57,24 @@ class Evaluator:
         return Measured(earlier.join(rollouts, trajectories), earlier.reused, version)
 
     def judge(self, state: RunState, metrics: dict[str, Any], measured: Measured) -> RunState:
-        """Return the state of the run after an evaluation: its highest reward, and the step with the best weights."""
+        """Return the state of the run after an evaluation: its highest reward, and the step with the best weights.
+
+        An incomplete evaluation changes neither.
+        """
         step, reward = metrics["step"], metrics.get("eval.sampled", metrics.get("eval.greedy"))
         evaluated = Evaluated(step=step, version=measured.version, measured=time.time())
         state = replace(state, evaluated=evaluated, reused=[*state.reused, *measured.reused])
-        if reward is None:
+        evaluation, fullest = evaluation_of(step, measured.trajectories), fullest_of(state)
+        if reward is None or incomplete(evaluation, fullest):
             return state
-        evaluation = evaluation_of(step, measured.trajectories)
-        if state.best is None or reward > state.best:
+        if state.best is None or reward > state.best or not (fullest is None or fullest.covers(evaluation)):
             state = replace(state, best=reward, evals_without_gain=0)
         else:
             state = replace(state, evals_without_gain=state.evals_without_gain + 1)
         if evaluation.step == 0:
             return replace(state, first=evaluation)
         choice = choose(state.choice, state.strongest, state.first, evaluation)
-        strongest = evaluation if state.strongest is None or evaluation.mean > state.strongest.mean else state.strongest
+        strongest = evaluation if state.strongest is None or evaluation.beats(state.strongest) else state.strongest
         return replace(state, choice=choice, strongest=strongest)
 
     def out_of_patience(self, state: RunState) -> bool:
@@ -82,6 +85,11 @@ class Evaluator:
 def evaluation_of(step: int, trajectories: Sequence[Trajectory]) -> Evaluation:
     """Return the rewards of an evaluation by kind and task."""
     return Evaluation.of(step, {kind: [rollout for rollout in trajectories if kind_of(rollout.group) == kind] for kind in KINDS})
+
+
+def fullest_of(state: RunState) -> Evaluation | None:
+    """Return the earlier evaluation with the most scored tasks; None: there is none."""
+    return max((evaluation for evaluation in (state.first, state.strongest) if evaluation), key=lambda it: it.scored, default=None)
 
 
 def change_metrics(first: Evaluation | None, evaluation: Evaluation) -> dict[str, float]:

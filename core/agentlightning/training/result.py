@@ -94,7 +94,7 @@ def _intervals(differences: Differences) -> dict[str, Any]:
 def _reason(choice: Choice | None, step: int) -> str:
     """Why these weights are the run's."""
     if choice is None:
-        return "It is the last checkpoint, because no step after training began was evaluated."
+        return "It is the last checkpoint, because no step after training began was evaluated in full."
     if choice.step == 0:
         return f"It is the last checkpoint. {choice.reason} Serve the model before training instead."
     if choice.step != step:

@@ -20,7 +20,8 @@ from agentlightning.algorithms import base
 from agentlightning.contracts.batch import Batch
 from agentlightning.contracts.loss import LossSettings
 from agentlightning.errors import EngineError, HalfStep, Mismatch, TrainerError
-from agentlightning.training.evaluation import Evaluator, change_metrics, eval_metrics, evaluation_of
+from agentlightning.training.choice import incomplete
+from agentlightning.training.evaluation import Evaluator, change_metrics, eval_metrics, evaluation_of, fullest_of
 from agentlightning.training.evaluation_cache import notices
 from agentlightning.training.metrics import contributions, step_metrics
 from agentlightning.training.run_diagnosis import RunDiagnosis
@@ -234,7 +235,10 @@ class Session(base.Session):
                 self.say(notice)
             if step == 0:
                 self._checks.first(trajectories)
-            row |= eval_metrics(trajectories) | change_metrics(self.state.first, evaluation_of(step, trajectories))
+            evaluation = evaluation_of(step, trajectories)
+            if (reason := incomplete(evaluation, fullest_of(self.state))) is not None:
+                self.say(reason)
+            row |= eval_metrics(trajectories) | change_metrics(self.state.first, evaluation)
             row["seconds.evaluation"] = self._seconds["evaluation"]
             row["seconds"] = row.get("seconds", 0.0) + self._seconds["evaluation"]
             self._record.state = self._evaluator.judge(self.state, row, measured)

@@ -15,11 +15,15 @@ from rich.console import Console
 
 import agentlightning as agl
 from agentlightning.cli.train import print_run
+from agentlightning.config.schema import EvalConfig
 from agentlightning.serving.serve import served_model
 from agentlightning.training.choice import Choice, Evaluation, choose, differences, worse
+from agentlightning.training.evaluation import Evaluator, Measured, eval_metrics
 from agentlightning.training.progress import Progress
 from agentlightning.training.result import write_result
 from agentlightning.training.run_folder import RunFolder
+from agentlightning.training.run_state import RunState
+from agentlightning.types import Task, Trajectory
 
 
 def evaluation(step: int, **kinds: list[float]) -> Evaluation:
@@ -40,7 +44,7 @@ def after(*evaluations: Evaluation, first: Evaluation | None = None) -> Choice:
     choice, strongest = None, None
     for current in evaluations:
         choice = choose(choice, strongest, first, current)
-        strongest = current if strongest is None or current.mean > strongest.mean else strongest
+        strongest = current if strongest is None or current.beats(strongest) else strongest
     assert choice is not None
     return choice
 
@@ -104,6 +108,47 @@ def test_a_step_that_recovers_from_harm_is_chosen_and_one_that_falls_back_is_not
     assert after(low, recovered, lower, first=first).step == 10
     assert after(low, evaluation(10, sampled=ones(3)), first=first).step == 0
     assert after(low).step == 5  # nothing is known of the model before training
+
+
+def judged(*evaluations: dict[str, list[float | None]]) -> RunState:
+    """The state after evaluations of the steps 0, 5, 10, ...; None: a rollout without a reward."""
+    evaluator: Any = Evaluator(None, EvalConfig(), [], None)  # type: ignore[arg-type]
+    state = RunState()
+    for number, kinds in enumerate(evaluations):
+        rollouts = [
+            Trajectory(
+                rollout_id=f"{kind}-{task}", task=Task(id=str(task), input=None), mode="eval", group=f"{kind}-{task}", index=0,
+                attempt_id="", status="succeeded", reward=reward,
+            )
+            for kind, rewards in kinds.items()
+            for task, reward in enumerate(rewards)
+        ]  # fmt: skip
+        row = {"step": 5 * number, **eval_metrics(rollouts)}
+        state = evaluator.judge(state, row, Measured(rollouts, [], number))
+    return state
+
+
+def test_an_evaluation_with_few_scored_rollouts_changes_no_choice() -> None:
+    usual, lucky = {"sampled": ones(24, 60)}, {"sampled": [1.0, 1.0, *[None] * 58]}
+    state = judged(usual, usual, lucky)
+    assert (state.best_step, state.best, state.strongest and state.strongest.step) == (5, 0.4, 5)
+    assert state.evaluated is not None
+    assert state.evaluated.step == 10
+    assert judged(usual, lucky).choice is None
+    harmed = judged(usual, lucky, {"sampled": ones(10, 60)})
+    assert (harmed.best_step, harmed.best) == (0, 0.4), "the paired test still sees the harm"
+
+
+def test_an_evaluation_that_scored_more_replaces_an_incomplete_one() -> None:
+    state = judged({"sampled": [1.0, 1.0, *[None] * 58]}, {"sampled": ones(24, 60)})
+    assert (state.best_step, state.best) == (5, 0.4)
+    some = [*ones(24, 50), *[None] * 10]
+    assert judged({"sampled": ones(20, 60)}, {"sampled": ones(21, 60)}, {"sampled": some}).best_step == 10  # five in six are enough
+
+
+def test_the_strongest_evaluation_is_found_over_the_tasks_that_both_scored() -> None:
+    easy = evaluation(10, sampled=ones(20, 36))  # the four tasks that it did not score are wrong
+    assert not easy.beats(evaluation(5, sampled=ones(20)))
 
 
 TASKS = [{"text": f"task {n}"} for n in range(8)]

@@ -13,6 +13,7 @@ from msgspec import structs
 from agentlightning.config.parts import build_step_rewards
 from agentlightning.config.schema import Config
 from agentlightning.contracts.store import AttemptRecords, RolloutState
+from agentlightning.errors import RewardError
 from agentlightning.rl.trajectory.build import trajectory
 from agentlightning.training.no_calls import exclude_without_calls
 from agentlightning.types import Mode, Rollout, Sampling, Task, Trajectory
@@ -54,14 +55,30 @@ class RolloutSettings:
 
 
 def trajectory_reader(config: Config) -> ReadTrajectory:
-    """Return `rl.trajectory.build.trajectory` with the settings of a run."""
+    """Return `rl.trajectory.build.trajectory` with the settings of a run.
+
+    A rollout of the run itself whose rewards contradict each other is not scored. One of a replay raises `RewardError`.
+    """
     step_rewards = build_step_rewards(config.step_rewards)
     read = partial(trajectory, agents=config.agents, reward_weights=config.reward_weights, step_rewards=step_rewards)
 
-    def read_training(state: RolloutState, records: Sequence[AttemptRecords]) -> Trajectory:
-        return exclude_without_calls(read(state, records)) if state.rollout.mode == "train" else read(state, records)
+    def read_own(state: RolloutState, records: Sequence[AttemptRecords]) -> Trajectory:
+        if state.rollout.mode == "production":
+            return read(state, records)
+        try:
+            result = read(state, records)
+        except RewardError as error:
+            result = without_rewards(state, records, error)
+        drops = config.collection.no_calls == "drop" and state.rollout.mode == "train"
+        return exclude_without_calls(result) if drops else result
 
-    return read_training if config.collection.no_calls == "drop" else read
+    def without_rewards(state: RolloutState, records: Sequence[AttemptRecords], error: RewardError) -> Trajectory:
+        """The trajectory with the error as the reason of its missing reward. Raises it again if a step signal failed."""
+        unscored = read(state, [structs.replace(attempt, rewards=()) for attempt in records])
+        notes = [note for note in unscored.diagnostics if not note.startswith("not scored")]
+        return structs.replace(unscored, error=str(error), diagnostics=(f"not scored: {error}", *notes))
+
+    return read_own
 
 
 def mean_reward(trajectories: Sequence[Trajectory]) -> float | None:

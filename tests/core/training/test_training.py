@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
 import pytest
 import torch
@@ -482,6 +483,20 @@ def test_a_return_that_contradicts_an_emitted_reward_fails_its_attempt_and_not_t
 
     run = agl.train(solve, tasks=TASKS, **settings(model, tmp_path, steps=3, runner={"on_failure": "drop"}))
     assert sum(row["failed"] for row in rows(run)) == 4
+
+
+def test_a_posted_reward_that_contradicts_the_return_leaves_its_rollout_unscored(model: str, tmp_path: Path) -> None:
+    async def solve(task: Any, llm: agl.LLM) -> float:
+        earned = await two_turns(task, llm)
+        if task["id"] == "0":
+            headers = {"Authorization": f"Bearer {llm.api_key}"}
+            async with httpx.AsyncClient(trust_env=False) as client:
+                (await client.post(f"{llm.base_url}/reward", headers=headers, json=earned + 1)).raise_for_status()
+        return earned
+
+    run = agl.train(solve, tasks=TASKS, eval_tasks=TASKS[:2], **settings(model, tmp_path, steps=3))
+    assert sum(row["unscored"] for row in rows(run)[1:]) == 4
+    assert [row["eval.greedy.unscored"] for row in rows(run) if "eval.greedy" in row] == [1, 1]
 
 
 def test_an_agent_that_exits_fails_its_attempt_and_not_the_process(model: str, tmp_path: Path) -> None:

@@ -91,6 +91,7 @@ def _no_group_signal(steps: Steps) -> Diagnosis | None:
     reward = float(np.mean(rewards)) if rewards else float(np.mean(steps.last("reward")))
     position = steps.position(reward)
     curriculum = "" if steps.facts.sampler == "curriculum" else 'sampler = "curriculum"'
+    filters = "a higher collection.resample" if steps.facts.filters else 'collection.filter = "nonzero_variance" with collection.resample'
     share = f"In the last {IN_A_ROW} steps, at least {steps.no_signal:.0%} of the groups had no signal: "
     if position is not None and position >= HIGH:
         return Diagnosis(
@@ -107,7 +108,7 @@ def _no_group_signal(steps: Steps) -> Diagnosis | None:
     return Diagnosis(
         cause="no_signal",
         evidence=f"{share}some were all wrong and some all right, with mean reward {reward:.2f}.",
-        remedy=f'Set {curriculum and f"{curriculum}, or "}collection.filter = "nonzero_variance" with collection.resample.',
+        remedy=f"Set {curriculum and f'{curriculum}, or '}{filters}.",
     )
 
 

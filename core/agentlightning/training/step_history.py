@@ -31,6 +31,8 @@ class Facts:
     max_tokens: int | None = None
     mismatch_alarm: float = 0.05
     sampler: str = "epochs"
+    filters: bool = False
+    """Whether `collection.filter` is set."""
     config: str | None = None
     """The config file of the run, for a command; None: no command starts this run."""
     checkpoints: Mapping[int, str] = field(default_factory=dict[int, str])
@@ -137,7 +139,14 @@ def last_measured(rows: Sequence[Mapping[str, Any]], name: str) -> list[float]:
 
 
 def no_signal(row: Mapping[str, Any]) -> float:
-    return row.get("zero_variance_groups", 0) / row["groups"] if row["groups"] else 0.0
+    """Return the share of a step's groups without signal. A filtered group whose place another one took does not count.
+
+    Groups of one rollout compare nothing, so the share is 0.
+    """
+    places = row["groups"] - row.get("groups_resampled", 0)
+    if not places or row.get("rollouts", math.inf) <= row["groups"]:
+        return 0.0
+    return max(0.0, 1 - (row["groups"] - row.get("zero_variance_groups", 0)) / places)
 
 
 def reward_error(row: Mapping[str, Any]) -> float:

@@ -241,6 +241,7 @@ def _diagnosis(
             max_tokens=config.sampling.max_tokens,
             mismatch_alarm=config.mismatch_alarm,
             sampler=config.sampler,
+            filters=config.collection.filter is not None,
             config=_shown(folder.config) if named else None,
             checkpoints={step: _shown(folder.checkpoint(step)) for step in folder.steps()},
             best=state.best_step,

@@ -137,6 +137,12 @@ def test_every_sampled_token_that_is_not_trained_is_named_with_a_reason():
     assert batch.stats.sampled_tokens == batch.trained_tokens + sum(u.tokens for u in batch.untrained)
 
 
+def test_an_excluded_group_whose_advantages_differ_is_no_zero_variance_group():
+    stale = [trajectory(k, transition(0, [1], [2], id=f"s{k}", trained=False, reason="stale")) for k in range(2)]
+    batch = make_batch(stale, [[1], [-1]])
+    assert (batch.stats.zero_variance_groups, batch.trained_tokens) == (0, 0)
+
+
 def test_a_group_without_signal_costs_nothing_and_counts_in_the_denominator():
     loud = [trajectory(k, transition(0, [1], [2, 3], id=f"l{k}")) for k in range(2)]
     quiet = [trajectory(k, transition(0, [1], [2, 3], id=f"q{k}"), group="q") for k in range(2)]

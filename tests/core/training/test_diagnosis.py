@@ -122,6 +122,18 @@ def test_numbers_that_are_not_finite_are_no_sign() -> None:
     assert cause(rows) is None
 
 
+def test_groups_that_others_replace_are_no_sign() -> None:
+    assert cause(run(5, always(groups=28, groups_resampled=20, zero_variance_groups=20, groups_filtered=20))) is None
+    exhausted = always(groups=28, groups_resampled=20, zero_variance_groups=26, zero_variance_reward=0.5)
+    found = diagnose(run(5, exhausted), Facts(filters=True, sampler="curriculum"))
+    assert found is not None
+    assert (found.cause, found.remedy) == ("no_signal", "Set a higher collection.resample.")
+
+
+def test_groups_of_one_rollout_have_nothing_to_compare() -> None:
+    assert cause(run(5, always(groups=64, zero_variance_groups=50, zero_variance_reward=None))) is None
+
+
 def test_the_first_try_on_spider_was_all_wrong() -> None:
     silent = [4, 5, 5, 4, 5, 4, 5, 5]
     rows = run(

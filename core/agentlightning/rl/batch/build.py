@@ -7,7 +7,7 @@ The order is (task, group, index, call), so that a permuted input makes the same
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias, get_args
 
@@ -71,7 +71,7 @@ def make_batch(
     rollouts = [_rollout(trajectories[k], advantages[k], None if critic is None else critic[k]) for k in order]
     ordered_pairs = None if pairs is None else _in_order(pairs, order)
     _find_reasons(rollouts, demonstrations, ordered_pairs)
-    flat_groups = _zero_variance_groups(rollouts)
+    flat_groups = _groups_without(rollouts, lambda row: row.teaches and row.reason is None)
     _weigh(rollouts, loss_aggregation, length or 1, len(ordered_pairs or ()))
     if critic is None:  # a critic learns from every group
         for row in (row for rollout in rollouts if rollout.trajectory.group in flat_groups for row in rollout.rows):
@@ -90,7 +90,7 @@ def make_batch(
         rollout_group=np.array([groups[rollout.trajectory.group] for rollout in trained], np.int32),
         groups=tuple(groups),
         untrained=_untrained(rollouts),
-        stats=_stats(rollouts, forest, rows, len(flat_groups)),
+        stats=_stats(rollouts, forest, rows),
     )
 
 
@@ -205,10 +205,10 @@ def _reason(transition: Transition, uncredited: str | None = None, *, demonstrat
     return None if len(transition.response_ids) else "no token was sampled"
 
 
-def _zero_variance_groups(rollouts: Sequence[_Rollout]) -> set[str]:
-    """Scored groups in which every advantage that could be trained is zero."""
+def _groups_without(rollouts: Sequence[_Rollout], teaches: Callable[[Row], bool]) -> set[str]:
+    """Scored groups in which no row teaches anything."""
     scored = {rollout.trajectory.group for rollout in rollouts if rollout.scored}
-    return scored - {rollout.trajectory.group for rollout in rollouts if any(row.reason is None and row.teaches for row in rollout.rows)}
+    return scored - {rollout.trajectory.group for rollout in rollouts if any(teaches(row) for row in rollout.rows)}
 
 
 def _weigh(rollouts: Sequence[_Rollout], loss_aggregation: LossAggregation, length: int, pairs: int) -> None:
@@ -268,14 +268,14 @@ def _untrained(rollouts: Sequence[_Rollout]) -> tuple[Untrained, ...]:
     )
 
 
-def _stats(rollouts: Sequence[_Rollout], forest: Forest, trained: Sequence[Row], zero_variance_groups: int) -> Stats:
+def _stats(rollouts: Sequence[_Rollout], forest: Forest, trained: Sequence[Row]) -> Stats:
     transitions = [row.transition for rollout in rollouts for row in rollout.rows]
     sampled = sum(len(t.response_ids) for t in transitions)
     return Stats(
         rollouts=len(rollouts),
         scored_rollouts=sum(rollout.scored for rollout in rollouts),
         groups=len({rollout.trajectory.group for rollout in rollouts}),
-        zero_variance_groups=zero_variance_groups,
+        zero_variance_groups=len(_groups_without(rollouts, lambda row: row.teaches and not row.unscored)),
         captured_tokens=sum(len(t.prompt_ids) for t in transitions) + sampled,
         sampled_tokens=sampled,
         scored_tokens=sum(rollout.tokens for rollout in rollouts),

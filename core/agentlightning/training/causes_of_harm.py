@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from agentlightning.rl.batch.build import ZERO_VARIANCE
 from agentlightning.training.diagnosis import Diagnosis
 from agentlightning.training.step_history import (
     IN_A_ROW,
@@ -36,6 +37,41 @@ def _mismatch(steps: Steps) -> Diagnosis | None:
         evidence=f"Engine and trainer differ by {steps.all[-1]['mismatch_abs']:.3f} in log-probability per token "
         f"(limit {steps.facts.mismatch_alarm:g}).",
         remedy="Check model and dtype, and that the engine serves the last version.",
+    )
+
+
+def _not_scored(steps: Steps) -> Diagnosis | None:
+    rows = steps.all[-IN_A_ROW:]
+    if len(rows) < IN_A_ROW or any(row.get("trained_tokens") != 0 or has(row, "reward") for row in rows):
+        return None
+    rollouts, failed, excluded, missing = (
+        int(sum(row.get(name, 0) for row in rows)) for name in ("rollouts", "failed", "excluded_rollouts", "unscored")
+    )
+    silent = max(0, missing - failed)
+    remedies = {
+        "`agl show` lists their errors. A service that your agent or judge needs may be down.": failed,
+        "Check that the agent's client is routed to the gateway, and that no cache answers.": excluded,
+        "Return the reward from the agent function, or call agl.reward(value).": silent,
+    }
+    return Diagnosis(
+        cause="not_scored",
+        evidence=f"None of the {rollouts} rollouts of the last {IN_A_ROW} steps was scored: {failed} failed, {excluded} made no model "
+        f"call, and {silent} ended without a reward.",
+        remedy=max(remedies, key=lambda remedy: remedies[remedy]),
+    )
+
+
+def _nothing_trained(steps: Steps) -> Diagnosis | None:
+    rows = steps.all[-IN_A_ROW:]
+    reasons = [row.get("untrained_reason", ZERO_VARIANCE) for row in rows]
+    if len(rows) < IN_A_ROW or any(row.get("trained_tokens") != 0 for row in rows):
+        return None
+    if ZERO_VARIANCE in reasons or steps.no_signal >= NO_SIGNAL:  # a filter excludes groups without signal, too
+        return None
+    return Diagnosis(
+        cause="nothing_trained",
+        evidence=f"The last {IN_A_ROW} steps trained no token. The reason of most replies: {reasons[-1]}.",
+        remedy="See `agl show RUN ROLLOUT` for the reason of each reply, and change the setting that excludes it.",
     )
 
 
@@ -98,5 +134,5 @@ def _eval_falls(steps: Steps) -> Diagnosis | None:
     )
 
 
-HARM: tuple[Callable[[Steps], Diagnosis | None], ...] = (_mismatch, _kl_explosion, _collapse, _eval_falls)
+HARM: tuple[Callable[[Steps], Diagnosis | None], ...] = (_mismatch, _not_scored, _nothing_trained, _kl_explosion, _collapse, _eval_falls)
 """The likeliest first."""

@@ -4,6 +4,7 @@ A line has `step` (finished steps at that time; 0: before training) and numbers.
 
 - `reward`: mean reward of the step's training rollouts; `reward_spread`: standard deviation of the groups' mean rewards;
 - `excluded_rollouts`: rollouts that have no part in training, nor in `reward`, because they made no model call (`collection.no_calls`);
+- `untrained_reason`: the reason of most replies, in a step that trained none;
 - `demonstrated_reward`: mean reward of rollouts with demonstrations in place of the policy's replies;
 - `eval.sampled`, `eval.greedy`: mean reward on the eval tasks, at the steps with an evaluation;
 - `eval.greedy.change`, `eval.greedy.change_low`, `eval.greedy.change_high`, and the same of `eval.sampled`: the change from before training
@@ -60,6 +61,8 @@ def step_metrics(trajectories: Sequence[Trajectory], batch: Batch) -> dict[str, 
         "zero_variance_groups": batch.stats.zero_variance_groups,
         **_reward_metrics(trajectories),
     }
+    if not batch.trained_tokens and batch.untrained:
+        row["untrained_reason"] = Counter(untrained.reason for untrained in batch.untrained).most_common(1)[0][0]
     excluded = sum(trajectory.excluded is not None for trajectory in trajectories)
     row |= {"excluded_rollouts": excluded} if excluded else {}
     signals = {reward.id: reward.name for transition in transitions for reward in transition.rewards if reward.source == STEP_SIGNAL}

@@ -152,7 +152,7 @@ class Session(base.Session):
         if alarm is not None:
             row["alarm"] = "mismatch_abs"
             log.warning(alarm)  # also without progress
-        for notice in self._checks.notices(row, trajectories, batch):
+        for notice in self._checks.notices(row, trajectories):
             self.say(notice)
         self._source.learn(trajectories)
         self._record.folder.write_batch(finished, contributions(trajectories, returns, advantages, batch))

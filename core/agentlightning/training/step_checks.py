@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from agentlightning.contracts.batch import Batch
 from agentlightning.errors import AgentError, JoinError
 from agentlightning.rl.batch.build import ZERO_VARIANCE
 from agentlightning.rl.trajectory.build import check_joins
@@ -54,7 +53,7 @@ class StepChecks:
             "the last version."
         )
 
-    def notices(self, row: dict[str, Any], trajectories: Sequence[Trajectory], batch: Batch) -> list[str]:
+    def notices(self, row: dict[str, Any], trajectories: Sequence[Trajectory]) -> list[str]:
         """Return the sentences that the user should read about a step, besides its metrics."""
         step, notices = row["step"], list[str]()
         if row["failed"]:
@@ -72,9 +71,8 @@ class StepChecks:
                 "Check that rewards differ within a group, and that algorithm.advantage fits algorithm.group_size."
             )
         elif not row["trained_tokens"]:
-            reasons = Counter(untrained.reason for untrained in batch.untrained).most_common(1)
-            zero_variance = not reasons or reasons[0][0] == ZERO_VARIANCE
-            cause = "every advantage is zero" if zero_variance else f"most tokens are excluded: {reasons[0][0]}"
+            reason = row.get("untrained_reason", ZERO_VARIANCE)
+            cause = "every advantage is zero" if reason == ZERO_VARIANCE else f"most tokens are excluded: {reason}"
             if row.get("excluded_rollouts") == row["rollouts"]:
                 cause = "no rollout made a model call"
             notices.append(f"Step {step}: no update, {cause}.")

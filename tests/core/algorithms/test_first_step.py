@@ -89,7 +89,7 @@ def notices(session: OneStep, step: int) -> list[str]:
     asyncio.run(LightningRL(group_size=2).run(session))
     assert session.batch is not None
     row = {"step": step, **step_metrics(session.trajectories, session.batch), **session.metrics}
-    return StepChecks(None, 0.1, Path("runs/x")).notices(row, session.trajectories, session.batch)
+    return StepChecks(None, 0.1, Path("runs/x")).notices(row, session.trajectories)
 
 
 def test_a_first_step_whose_advantages_are_all_zero_is_reported_once() -> None:

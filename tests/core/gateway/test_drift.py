@@ -75,11 +75,11 @@ async def test_a_template_that_drops_reasoning_is_named_counted_and_warned_of_on
     row = {"step": 3, **step_metrics([read], batch)}
     assert {key: value for key, value in row.items() if key.startswith("context.")} == {"context.first": 1, "context.rewritten": 2}
     checks = StepChecks(None, 1.0, Path("run"))
-    [notice] = [text for text in checks.notices(row, [read], batch) if "sampled tokens" in text]
+    [notice] = [text for text in checks.notices(row, [read]) if "sampled tokens" in text]
     assert notice.startswith("Step 3: 2 of 2 continuing model calls do not start with the sampled tokens")
     assert "The commonest cause: rewritten: thinking." in notice
     assert 'Set history = "exact"' in notice
-    assert not [text for text in checks.notices(row, [read], batch) if "sampled tokens" in text]
+    assert not [text for text in checks.notices(row, [read]) if "sampled tokens" in text]
     assert "3 prompts = 2 rewritten: thinking + 1 first" in shown(state, records, read)
 
 

@@ -134,6 +134,51 @@ def test_groups_of_one_rollout_have_nothing_to_compare() -> None:
     assert cause(run(5, always(groups=64, zero_variance_groups=50, zero_variance_reward=None))) is None
 
 
+UNSCORED = {
+    "reward": None,
+    "reward_spread": None,
+    "reward_min": None,
+    "reward_max": None,
+    "trained_tokens": 0,
+    "zero_variance_reward": None,
+}
+
+
+@pytest.mark.parametrize(
+    ("counts", "evidence", "remedy"),
+    [
+        (
+            {"unscored": 64, "failed": 60},
+            "180 failed, 0 made no model call, and 12 ended without a reward",
+            "`agl show` lists their errors",
+        ),
+        ({"unscored": 0, "failed": 0, "excluded_rollouts": 64}, "0 failed, 192 made no model call", "routed to the gateway"),
+        ({"unscored": 64, "failed": 0}, "and 192 ended without a reward", "agl.reward(value)"),
+    ],
+)
+def test_a_run_in_which_nothing_is_scored_any_more_is_diagnosed(counts: Row, evidence: str, remedy: str) -> None:
+    rises = lambda step: {"reward": 0.1 * step} if step < 10 else {**UNSCORED, **counts}  # noqa: E731
+    assert cause(run(11, rises)) is None
+    found = diagnose(run(12, rises), Facts())
+    assert found is not None
+    assert found.cause == "not_scored"
+    assert evidence in found.evidence
+    assert remedy in found.remedy
+    warm_up = always(**UNSCORED | {"trained_tokens": 100}, demonstrated_reward=1.0)
+    assert cause(run(12, warm_up)) is None
+
+
+def test_a_run_whose_replies_are_all_excluded_is_diagnosed_with_the_reason() -> None:
+    excluded = since(8, trained_tokens=0, untrained_reason="too old")
+    assert cause(run(9, excluded)) is None
+    found = diagnose(run(10, excluded), Facts())
+    assert found is not None
+    assert (found.cause, found.evidence[-8:]) == ("nothing_trained", "too old.")
+    assert cause(run(10, since(8, trained_tokens=0, untrained_reason="zero-variance group"))) is None
+    filtered = since(8, trained_tokens=0, untrained_reason="filtered", zero_variance_groups=8, zero_variance_reward=0.0)
+    assert cause(run(10, filtered)) == "all_wrong"
+
+
 def test_the_first_try_on_spider_was_all_wrong() -> None:
     silent = [4, 5, 5, 4, 5, 4, 5, 5]
     rows = run(

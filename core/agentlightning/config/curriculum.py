@@ -131,9 +131,9 @@ class Curriculum(Sampler):
         positions = {key: position for position, key in enumerate(self._keys)}
         for rows, table in ((state["now"], self._now), (state["start"], self._start)):
             table[:] = 0.0
-            for key, row in rows.items():
-                table[positions[key]] = row
-        self._drawn = {positions[key]: list(chances) for key, chances in state["drawn"].items()}
+            for key in rows.keys() & positions.keys():  # a task whose text has changed is an unknown one
+                table[positions[key]] = rows[key]
+        self._drawn = {positions[key]: list(chances) for key, chances in state["drawn"].items() if key in positions}
         self._tally = Tally(**state["tally"])
 
     def _drawn_with(self, position: int) -> float | None:

@@ -58,11 +58,16 @@ class Sampler(ABC):
         return {"tasks": self._fingerprint(), "seed": self.seed, "summary": self.summary(), **self.progress()}
 
     def restore(self, state: Mapping[str, JSON]) -> None:
-        """Continue from a state. Raises `ConfigError` if it belongs to other tasks."""
+        """Continue from a state. Raises `ConfigError` if it belongs to other tasks or to another sampler."""
         if state.get("tasks") != self._fingerprint():
             raise ConfigError("The tasks, or their order, differ from those that this run started with. Resume with the same tasks file.")
         self.seed = int(state["seed"])
-        self.resume(state)
+        try:
+            self.resume(state)
+        except (KeyError, TypeError) as error:
+            raise ConfigError(
+                f"The saved state is not one of the sampler {type(self).__name__}: {error!r}. Resume with the sampler that the run started with."
+            ) from error
 
     def _fingerprint(self) -> str:
         return hashlib.sha256(json.dumps([task.id for task in self.tasks]).encode()).hexdigest()[:16]

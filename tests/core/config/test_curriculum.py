@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agentlightning.config.curriculum import HALF_LIFE, Curriculum
+from agentlightning.config.samplers import Epochs
 from agentlightning.config.tasks import load_tasks
 from agentlightning.errors import ConfigError
 from agentlightning.types import Doubles
@@ -172,6 +173,25 @@ def test_a_curriculum_goes_on_where_it_was_with_groups_under_way() -> None:
     assert one.state() == other.state()
     with pytest.raises(ConfigError, match="differ from those that this run started with"):
         curriculum(3).restore(one.state())
+
+
+def test_a_task_whose_text_has_changed_is_an_unknown_one_to_a_resumed_run() -> None:
+    one, tasks = curriculum(3), [{"id": "t0"}, {"id": "t1", "text": "corrected"}, {"id": "t2"}]
+    one.next(3)
+    one.learn([("t0", [0.0, 1.0])])
+    one.learn([("t1", [0.0, 1.0])])
+    one.next(3)
+    other = Curriculum(load_tasks(tasks), 0)
+    other.restore(json.loads(json.dumps(one.state())))
+    assert other._now[:, 0].tolist() == [one._now[0, 0], 0.0, 0.0]
+
+
+def test_the_state_of_another_sampler_is_refused() -> None:
+    epochs = Epochs(curriculum(3).tasks, 0)
+    with pytest.raises(ConfigError, match="not one of the sampler Curriculum"):
+        curriculum(3).restore(epochs.state())
+    with pytest.raises(ConfigError, match="not one of the sampler Epochs"):
+        epochs.restore(curriculum(3).state())
 
 
 def test_another_run_starts_from_what_was_measured_of_the_starting_weights() -> None:

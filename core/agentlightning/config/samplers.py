@@ -66,7 +66,8 @@ class Sampler(ABC):
             self.resume(state)
         except (KeyError, TypeError) as error:
             raise ConfigError(
-                f"The saved state is not one of the sampler {type(self).__name__}: {error!r}. Resume with the sampler that the run started with."
+                f"The saved state is not one of the sampler {type(self).__name__}: {error!r}. Resume with the sampler that the run started "
+                "with."
             ) from error
 
     def _fingerprint(self) -> str:

@@ -224,8 +224,8 @@ class Session(base.Session):
         return finished == self._steps or self._source_ends
 
     async def _evaluate_and_log(self, row: dict[str, Any]) -> None:
-        """Evaluate if it is due, then log the step. A run that is stopped during the evaluation keeps the row in its state."""
-        step = int(row["step"])
+        """Evaluate if it is due, then log the step. A run that is stopped before the end keeps the row in its state, and no evaluation."""
+        step, state = int(row["step"]), self.state
         if self._evaluator.due(step, last=self._is_last(step)):
             self._controls.progress.phase("evaluating")
             with self._timed("evaluation"):
@@ -241,9 +241,10 @@ class Session(base.Session):
             row |= eval_metrics(trajectories) | change_metrics(self.state.first, evaluation)
             row["seconds.evaluation"] = self._seconds["evaluation"]
             row["seconds"] = row.get("seconds", 0.0) + self._seconds["evaluation"]
-            self._record.state = self._evaluator.judge(self.state, row, measured)
-        self._record.state = await self._diagnosis.after(self.state, row)
+            state = self._evaluator.judge(state, row, measured)
+        state = await self._diagnosis.after(state, row)
         self._record.log(row)
+        self._record.state = state
         self._save(unlogged=None)
 
     def _save(self, *, unlogged: dict[str, Any] | None) -> None:

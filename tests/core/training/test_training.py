@@ -30,13 +30,16 @@ from agentlightning.errors import (
     LightningError,
     NonFinite,
     RunError,
+    StoreError,
     TaskError,
     TrainerError,
     UnsupportedSetting,
 )
 from agentlightning.stores.common import open_store
 from agentlightning.training.metrics import read_metrics
+from agentlightning.training.run_diagnosis import RunDiagnosis
 from agentlightning.training.run_folder import RunFolder
+from agentlightning.training.run_state import RunState
 from agentlightning_torch.trainer import TorchTrainer
 
 
@@ -376,6 +379,30 @@ def test_a_step_that_fails_keeps_the_steps_before_unless_it_changed_weights(
         agl.train(two_turns, tasks=TASKS, **settings(model, tmp_path))
     [folder] = RunFolder.all(tmp_path)
     assert folder.steps() == kept
+
+
+def test_a_run_that_fails_after_an_evaluation_judges_it_once(model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    after, calls = RunDiagnosis.after, iter(range(100))
+
+    async def fails_at_step_1(diagnosis: RunDiagnosis, state: RunState, row: dict[str, Any]) -> RunState:
+        if next(calls) == 1:
+            raise StoreError("The store is gone.")
+        return await after(diagnosis, state, row)
+
+    monkeypatch.setattr(RunDiagnosis, "after", fails_at_step_1)
+
+    async def constant(task: Any, llm: agl.LLM) -> float:
+        await two_turns(task, llm)
+        return 0.5
+
+    arguments = settings(model, tmp_path, steps=2, eval={"every": 1})
+    with pytest.raises(StoreError):
+        agl.train(constant, tasks=TASKS, eval_tasks=TASKS[:2], **arguments)
+    [folder] = RunFolder.all(tmp_path)
+    assert (folder.resume_point()[1].step, folder.resume_point()[1].evals_without_gain) == (1, 0)
+    run = agl.train(constant, tasks=TASKS, eval_tasks=TASKS[:2], resume=folder.path, **arguments)
+    assert [row["step"] for row in rows(run)] == [0, 1, 2]
+    assert folder.read_state().evals_without_gain == 2
 
 
 def test_agents_that_are_not_selected_are_recorded_and_not_trained(model: str, tmp_path: Path) -> None:

@@ -144,7 +144,8 @@ def register_renderers(register: Register) -> None:
 
 @hookspec
 def register_trackers(register: Register) -> None:
-    """Trackers of metrics. Target: a class that is called with `(folder: Path)` and has `log(metrics: dict)` and `close()`."""
+    """Trackers of metrics. Target: a class that is called with `(folder: Path)` and has `log(metrics: dict)` and `close()`.
+    An error in one of these is a warning, once in a run."""
 
 
 @hookspec

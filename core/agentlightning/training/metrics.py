@@ -27,7 +27,7 @@ from __future__ import annotations
 import logging
 import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -160,21 +160,33 @@ class JSONLines:
 
 
 class Trackers:
-    """The trackers of a run: `metrics.jsonl`, and every tracker that its config names."""
+    """The trackers of a run: `metrics.jsonl`, and every tracker that its config names. Only an error of the first one ends the run."""
 
     def __init__(self, names: Sequence[str], folder: Path) -> None:
-        self._trackers: list[Any] = [registry().load("trackers", name)(folder) for name in dict.fromkeys(("jsonl", *names))]
+        self._trackers: dict[str, Any] = {name: registry().load("trackers", name)(folder) for name in dict.fromkeys(("jsonl", *names))}
+        self._warned: set[str] = set()
 
     def log(self, metrics: Mapping[str, JSON]) -> None:
-        for tracker in self._trackers:
-            tracker.log(metrics)
+        for name, tracker in self._trackers.items():
+            self._call(name, lambda log=tracker.log: log(metrics))
 
     def __enter__(self) -> Trackers:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for tracker in self._trackers:
-            tracker.close()
+        for name, tracker in self._trackers.items():
+            self._call(name, tracker.close)
+
+    def _call(self, name: str, call: Callable[[], None]) -> None:
+        """Call a tracker. An error of one that the run does not need is a warning, once for each tracker."""
+        try:
+            call()
+        except Exception as error:
+            if name == "jsonl":
+                raise
+            if name not in self._warned:
+                log.warning("The tracker %r raised %s: %s. It is called again after the next step.", name, type(error).__name__, error)
+            self._warned.add(name)
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -16,7 +17,7 @@ from agentlightning.config.samplers import Sampler
 from agentlightning.config.schema import Config
 from agentlightning.config.toml import to_toml
 from agentlightning.contracts.store import LightningStore
-from agentlightning.errors import LightningError, Mismatch
+from agentlightning.errors import Mismatch
 from agentlightning.registry.registry import registry
 from agentlightning.runner.runner import Agent
 from agentlightning.training.controls import Controls, Stopped, run_in_thread
@@ -41,6 +42,8 @@ from agentlightning.training.step_groups import StepGroups
 from agentlightning.training.step_history import Facts
 from agentlightning.training.step_source import ReplyLimits
 from agentlightning.types import JSON
+
+log = logging.getLogger("agentlightning")
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,8 +204,11 @@ async def _train(session: Session, algorithm: Algorithm) -> bool:
     except (Stopped, asyncio.CancelledError):
         await session.rescue()
         return True
-    except LightningError:
-        await session.rescue()
+    except Exception:
+        try:
+            await session.rescue()
+        except Exception as error:  # the first error says more
+            log.warning("No checkpoint of the finished steps was written: %s", error)
         raise
     return False
 

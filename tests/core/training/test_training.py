@@ -405,6 +405,46 @@ def test_a_run_that_fails_after_an_evaluation_judges_it_once(model: str, tmp_pat
     assert folder.read_state().evals_without_gain == 2
 
 
+class Offline:
+    """A tracker whose server is gone."""
+
+    def __init__(self, folder: Path) -> None: ...
+
+    def log(self, metrics: Any) -> None:
+        raise ConnectionError("no route to host")
+
+    def close(self) -> None:
+        raise ConnectionError("no route to host")
+
+
+def test_a_tracker_that_fails_is_one_warning_and_ends_no_run(model: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    run = agl.train(two_turns, tasks=TASKS, **settings(model, tmp_path, trackers=[f"{__name__}:Offline"]))
+    assert [row["step"] for row in rows(run)] == [1, 2, 3]
+    (warning,) = [record.getMessage() for record in caplog.records if "tracker" in record.getMessage()]
+    assert "raised ConnectionError: no route to host" in warning
+
+
+@pytest.mark.parametrize("full_disk", [False, True])
+def test_an_error_of_any_kind_keeps_the_finished_steps_and_is_the_one_that_is_raised(
+    model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, full_disk: bool
+) -> None:
+    async def save(trainer: TorchTrainer, folder: Path) -> None:
+        raise OSError("disk full")
+
+    class FailsAfterStep2(StopAfter):
+        def step(self, row: Any) -> None:
+            if row["step"] == 2:
+                raise TypeError("an odd row")
+
+    if full_disk:
+        monkeypatch.setattr(TorchTrainer, "save", save)
+    with pytest.raises(TypeError, match="an odd row"):
+        agl.train(two_turns, tasks=TASKS, **settings(model, tmp_path, progress=FailsAfterStep2(-1)))
+    [folder] = RunFolder.all(tmp_path)
+    assert folder.steps() == ([] if full_disk else [2])
+    assert ("No checkpoint of the finished steps was written" in caplog.text) == full_disk
+
+
 def test_agents_that_are_not_selected_are_recorded_and_not_trained(model: str, tmp_path: Path) -> None:
     from langchain_core.messages import HumanMessage
     from langchain_openai import ChatOpenAI

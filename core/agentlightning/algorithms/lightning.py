@@ -108,7 +108,7 @@ class LightningRL(Algorithm):
             estimate = self.estimate(rollouts, returns, advantage)
             if credit_asks:
                 estimate = with_target(rollouts, estimate, returns)
-            batch = learner_batch(rollouts, estimate, loss_aggregation=self.loss_aggregation, length=self.length)
+            batch = learner_batch(rollouts, estimate, returns, loss_aggregation=self.loss_aggregation, length=self.length)
             metrics = await session.update(batch, loss)
             nonzero = nonzero_advantages(rollouts, estimate)
             if nonzero is not None:
@@ -151,13 +151,21 @@ class LightningRL(Algorithm):
         return replace(estimate, advantage=per_token * np.repeat(weight, rollouts.tokens))
 
 
-def learner_batch(rollouts: RolloutArrays, estimate: Estimate, *, loss_aggregation: LossAggregation, length: int | None) -> Batch:
-    """The batch of an estimate, with values and targets if there is a critic."""
+def learner_batch(
+    rollouts: RolloutArrays,
+    estimate: Estimate,
+    returns: Doubles | None = None,
+    *,
+    loss_aggregation: LossAggregation,
+    length: int | None,
+) -> Batch:
+    """The batch of an estimate, with values and targets if there is a critic. Rollouts with `returns` count in its denominators."""
+    scored = None if returns is None else [bool(np.isfinite(part).any()) for part in rollouts.split(returns)]
     critic = None
     if rollouts.values is not None:
         critic = list(zip(rollouts.split(rollouts.values), rollouts.split(estimate.target), strict=True))
     advantages = rollouts.split(estimate.advantage)
-    return make_batch(rollouts.trajectories, advantages, loss_aggregation=loss_aggregation, length=length, critic=critic)
+    return make_batch(rollouts.trajectories, advantages, loss_aggregation=loss_aggregation, length=length, critic=critic, scored=scored)
 
 
 def nonzero_advantages(rollouts: RolloutArrays, estimate: Estimate) -> float | None:

@@ -117,6 +117,10 @@ def check_first(
 
     `AgentError`: all rollouts failed, or none was scored. `JoinError`: no model call reached the gateway. `full_step`: see `check_joins`.
     """
+    if not trajectories:
+        raise AgentError(
+            "The first step has no rollouts, because the store has none to train on. Wait until rollouts in it have ended and are scored."
+        )
     failed = [trajectory for trajectory in trajectories if trajectory.status != "succeeded" and trajectory.reward is None]
     if len(failed) == len(trajectories):
         cause = (failed[0].error or failed[0].status).rstrip(".")

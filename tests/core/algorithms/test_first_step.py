@@ -14,11 +14,11 @@ import pytest
 from agentlightning.algorithms.lightning import LightningRL
 from agentlightning.contracts.batch import Batch
 from agentlightning.contracts.loss import LossSettings
-from agentlightning.errors import ConfigError
+from agentlightning.errors import AgentError, ConfigError
 from agentlightning.rl.arrays import RolloutArrays
 from agentlightning.rl.marks import independent
 from agentlightning.training.metrics import step_metrics
-from agentlightning.training.step_checks import StepChecks
+from agentlightning.training.step_checks import StepChecks, check_first
 from agentlightning.types import Doubles, Trajectory
 from world import rollout
 
@@ -90,6 +90,11 @@ def notices(session: OneStep, step: int) -> list[str]:
     assert session.batch is not None
     row = {"step": step, **step_metrics(session.trajectories, session.batch), **session.metrics}
     return StepChecks(None, 0.1, Path("runs/x")).notices(row, session.trajectories)
+
+
+def test_a_first_step_without_rollouts_is_an_error_that_says_so() -> None:
+    with pytest.raises(AgentError, match="has no rollouts"):
+        check_first([], None)
 
 
 def test_a_first_step_whose_advantages_are_all_zero_is_reported_once() -> None:

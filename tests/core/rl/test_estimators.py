@@ -272,6 +272,17 @@ def test_a_critic_learns_from_a_group_without_signal_too() -> None:
     assert (without.trained_tokens, without.stats.zero_variance_groups) == (0, 1)
 
 
+def test_a_filtered_rollout_counts_in_the_denominator_with_a_critic_too() -> None:
+    first, second = (rollout(k, float(k), ("a", (2,))) for k in range(2))
+    filtered = structs.replace(first, transitions=(structs.replace(first.transitions[0], trained=False, reason="filtered"),))
+    unscored = rollout(2, None, ("a", (2,)))
+    rollouts = replace(RolloutArrays.of([filtered, second, unscored]), values=np.full(6, 0.25))
+    returns = identical(rollouts)
+    batch = learner_batch(rollouts, gae(rollouts, returns, whiten=False), returns, loss_aggregation="sequence_mean", length=None)
+    assert batch.stats.scored_rollouts == 2
+    assert batch.weight.sum() == pytest.approx(0.5)
+
+
 def own_credit(rollouts: RolloutArrays) -> Any:
     return identical(rollouts)
 

@@ -131,7 +131,7 @@ def test_what_lies_between_old_replies_and_the_trained_policy_has_its_own_name_a
     first, second = rows(run)
     assert first["off_policy_abs"] < 1e-5, "the policy that was served is the one that the run begins with"
     assert second["off_policy_abs"] > 0.05
-    assert not [key for row in rows(run) for key in row if key.startswith(("alarm", "logprob_diff", "version_gap", "tokens_per_second"))]
+    assert not [key for row in rows(run) for key in row if key.startswith(("alarm", "mismatch_", "version_gap", "tokens_per_second"))]
     other = tiny_model(tmp_path / "other", seed=1)
     hears = Hears()
     run = agl.train(**settings(produced, store, tmp_path, model=other.path, steps=1, progress=hears))

@@ -82,6 +82,7 @@ async def open_services(
         weight_sync = WeightSync(trainer, engine, folder.weights)
         exits.callback(weight_sync.clear)
         await weight_sync.serve(trainer.policy)
+        await _cancel_unfinished(store)  # before the runners can claim them
         collector = await _open_runners(exits, config, plan, store, engine, controls, plan.algorithm.demonstrate)
         max_staleness = config.collection.max_staleness
         yield Services(engine, collector, RolloutSettings.of(config), store, trainer, weight_sync, controls, max_staleness)
@@ -117,6 +118,14 @@ async def _open_engine(exits: AsyncExitStack, plugin: Plugin, files: ModelFiles,
     engine: Engine = await plugin[0].create(files, plugin[1], share)
     exits.push_async_callback(engine.close)
     return engine
+
+
+async def _cancel_unfinished(store: LightningStore) -> None:
+    """Cancel the rollouts of a step that a stopped run did not finish. The resumed run repeats the step."""
+    states, _ = await store.list(status=["queued", "running"], limit=1_000_000)
+    ids = [state.rollout.id for state in states if state.rollout.mode != "production"]
+    if ids:
+        await store.cancel(ids)
 
 
 async def _open_runners(

@@ -16,7 +16,6 @@ from agentlightning.algorithms.lightning import LightningRL
 from agentlightning.config.samplers import Sampler
 from agentlightning.config.schema import Config
 from agentlightning.config.toml import to_toml
-from agentlightning.contracts.store import LightningStore
 from agentlightning.errors import Mismatch
 from agentlightning.registry.registry import registry
 from agentlightning.runner.runner import Agent
@@ -172,7 +171,6 @@ async def _open(job: Job, plan: TrainingPlan, folder: RunFolder, start: Start, c
         services = await exits.enter_async_context(open_services(config, plan, folder, controls, restore=start.checkpoint))
         source = replay or _step_groups(job, services, start)
         # The folder changes from here on: every error of config and checkpoint has been raised.
-        await _cancel_unfinished(services.store)
         folder.cut_back(start.state.step)
         cut_metrics(folder.path, after=start.logged)
         config = keep_tasks(job, folder).config
@@ -269,14 +267,6 @@ def _step_groups(job: Job, services: Services, start: Start) -> StepGroups:
     groups = StepGroups(services, config.collection, start.sampler, tasks_per_step=config.tasks_per_step, steps=config.steps)
     groups.resume(cast("list[dict[str, Any]]", start.state.pending), job.tasks)
     return groups
-
-
-async def _cancel_unfinished(store: LightningStore) -> None:
-    """Cancel the rollouts of a step that a stopped run did not finish. The resumed run repeats the step."""
-    states, _ = await store.list(status=["queued", "running"], limit=1_000_000)
-    ids = [state.rollout.id for state in states if state.rollout.mode != "production"]
-    if ids:
-        await store.cancel(ids)
 
 
 def _progress(progress: Progress | bool) -> Progress:

@@ -40,6 +40,7 @@ from agentlightning.training.metrics import read_metrics
 from agentlightning.training.run_diagnosis import RunDiagnosis
 from agentlightning.training.run_folder import RunFolder
 from agentlightning.training.run_state import RunState
+from agentlightning.types import Rollout, Task
 from agentlightning_torch.trainer import TorchTrainer
 
 
@@ -443,6 +444,27 @@ def test_an_error_of_any_kind_keeps_the_finished_steps_and_is_the_one_that_is_ra
     [folder] = RunFolder.all(tmp_path)
     assert folder.steps() == ([] if full_disk else [2])
     assert ("No checkpoint of the finished steps was written" in caplog.text) == full_disk
+
+
+def test_a_resumed_run_does_not_run_what_the_dead_one_left_in_the_queue(model: str, tmp_path: Path) -> None:
+    inputs: list[Any] = []
+
+    async def solve(task: Any, llm: agl.LLM) -> float:
+        inputs.append(task["text"])
+        return await two_turns(task, llm)
+
+    run = agl.train(solve, tasks=TASKS, **settings(model, tmp_path, steps=1))
+    folder = RunFolder.open(run.folder)
+
+    async def leave() -> None:
+        store = open_store(folder.store_address)
+        await store.add([Rollout(task=Task(id="left", input={"text": "left"}), mode="train")])
+        await store.close()
+
+    asyncio.run(leave())
+    agl.train(solve, tasks=TASKS, resume=run.folder, **settings(model, tmp_path, steps=2))
+    assert len(inputs) == 16
+    assert "left" not in inputs
 
 
 def test_agents_that_are_not_selected_are_recorded_and_not_trained(model: str, tmp_path: Path) -> None:

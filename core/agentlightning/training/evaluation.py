@@ -50,6 +50,8 @@ class Evaluator:
         earlier = await self._cache.of_step(step, state, version, rollouts)
         trajectories = list[Trajectory]()
         if missing := earlier.missing(rollouts):
+            if step == 0:
+                self._cache.forget()
             await self._services.clear_cache()
             trajectories = await self._services.collector.run(missing)
         if step == 0:

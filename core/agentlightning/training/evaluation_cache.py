@@ -16,6 +16,7 @@ from datetime import datetime
 from pathlib import Path
 
 from agentlightning.errors import ConfigError, RunError, StoreError
+from agentlightning.files import disk_errors
 from agentlightning.stores.common import open_store
 from agentlightning.training.eval_rollouts import KINDS, Kind, Place, kind_of, place_of, read_evaluation
 from agentlightning.training.evaluation_key import EvaluationKey, code_digest, evaluation_key, loaded_code
@@ -59,13 +60,16 @@ class EvaluationCache:
         nothing is found."""
         self._folder, self._runs, self._read, self._make_key, self._reuse = folder, runs, read, key, reuse
         self._key: EvaluationKey | None = None
+        self._steps: set[int] = set()
+        """Steps evaluated since this process opened the run. Before that, the agent and its reward may have been others."""
 
     async def of_step(self, step: int, state: RunState, version: int, rollouts: Sequence[Rollout]) -> Earlier:
         """Return what is known of a step's evaluation, with the policy in this version."""
+        self._steps.add(step)
         if step == 0:
             return await self.of_base(rollouts)
         earlier, last = Earlier(), state.evaluated
-        if not self._reuse or last is None or last.version != version:
+        if not self._reuse or last is None or last.version != version or last.step not in self._steps:
             return earlier
         for kind in KINDS:
             source = next((entry for entry in state.reused if (entry.step, entry.kind) == (last.step, kind)), None)
@@ -85,6 +89,11 @@ class EvaluationCache:
             kinds = {entry.kind for entry in earlier.reused}
             await self._take(earlier, [entry for entry in self._entries(run, evaluation) if entry.kind not in kinds], rollouts)
         return earlier
+
+    def forget(self) -> None:
+        """Let other runs no longer reuse this run's evaluation before training, because it runs again."""
+        with disk_errors("remove", self._folder.evaluation):
+            self._folder.evaluation.unlink(missing_ok=True)
 
     async def keep(self, trajectories: Sequence[Trajectory]) -> None:
         """Let other runs reuse the kinds of an evaluation before training that ran here, if every rollout of it was scored."""

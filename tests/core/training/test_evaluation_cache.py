@@ -260,6 +260,23 @@ def test_weights_that_no_step_changed_are_evaluated_once_in_a_run(train: Train) 
     assert {entry["run"] for entry in again.result["eval_reused"]} == {f"../{run.folder.name}"}
 
 
+def test_a_resumed_run_evaluates_again_because_its_reward_may_have_changed(train: Train) -> None:
+    run = train(function="constant", steps=1, eval={"every": 1})
+    resumed = train(function="constant", steps=3, eval={"every": 1}, resume=run.folder)
+    assert [sum(ran(resumed, step).values()) for step in (0, 1, 2, 3)] == [6, 0, 6, 0]
+
+
+def test_an_evaluation_that_runs_again_is_no_longer_shared(train: Train, first: Path, agent: Path) -> None:
+    shutil.rmtree(first / "checkpoints")
+    (first / "checkpoints").mkdir()
+    try:
+        os.utime(agent, (time.time(), time.time() + 60))
+        train(resume=first)
+    finally:
+        write(agent, SOURCE)
+    assert not (first / "evaluation.json").exists()
+
+
 def test_trained_weights_are_evaluated_at_every_step(train: Train) -> None:
     run = train(steps=2, eval={"every": 1}, tasks_per_step=3)
     assert [sum(ran(run, step).values()) for step in (0, 1, 2)] == [6, 6, 6]

@@ -62,14 +62,14 @@ def trajectory_reader(config: Config) -> ReadTrajectory:
     step_rewards = build_step_rewards(config.step_rewards)
     read = partial(trajectory, agents=config.agents, reward_weights=config.reward_weights, step_rewards=step_rewards)
 
-    def read_own(state: RolloutState, records: Sequence[AttemptRecords]) -> Trajectory:
-        if state.rollout.mode == "production":
-            return read(state, records)
+    def read_rollout(state: RolloutState, records: Sequence[AttemptRecords]) -> Trajectory:
         try:
             result = read(state, records)
         except RewardError as error:
+            if state.rollout.mode == "production":
+                raise
             result = without_rewards(state, records, error)
-        drops = config.collection.no_calls == "drop" and state.rollout.mode == "train"
+        drops = config.collection.no_calls == "drop" and state.rollout.mode != "eval"
         return exclude_without_calls(result) if drops else result
 
     def without_rewards(state: RolloutState, records: Sequence[AttemptRecords], error: RewardError) -> Trajectory:
@@ -78,7 +78,7 @@ def trajectory_reader(config: Config) -> ReadTrajectory:
         notes = [note for note in unscored.diagnostics if not note.startswith("not scored")]
         return structs.replace(unscored, error=str(error), diagnostics=(f"not scored: {error}", *notes))
 
-    return read_own
+    return read_rollout
 
 
 def mean_reward(trajectories: Sequence[Trajectory]) -> float | None:

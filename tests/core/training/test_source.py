@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agentlightning.algorithms.lightning import LightningRL
+from agentlightning.config.schema import CollectionConfig, Config
 from agentlightning.contracts.store import LightningStore
 from agentlightning.rl.trajectory.build import trajectory
 from agentlightning.stores.common import open_store
@@ -20,7 +21,7 @@ from agentlightning.training.production.reading import ReplayReader
 from agentlightning.training.production.replay import ProductionReplay
 from agentlightning.training.production.states import ReplayRollout, State, choose
 from agentlightning.training.progress import Progress
-from agentlightning.training.rollouts import ReadTrajectory
+from agentlightning.training.rollouts import ReadTrajectory, trajectory_reader
 from agentlightning.types import Call, Completion, Mode, Reward, Rollout, Sampling, Task
 
 OURS = "0123456789abcdef"
@@ -138,6 +139,18 @@ async def test_a_scored_rollout_with_nothing_to_train_counts_in_the_baseline_of_
     assert foreign not in {each.rollout_id for each in found}
     assert source.counts() == {"replay.waiting": 0, "replay.unscored": 0, "replay.excluded": 1}
     assert await ids(source_of(store), 5, 1) == [one, two]
+
+
+@pytest.mark.parametrize("no_calls", ["drop", "keep"])
+async def test_a_rollout_without_a_model_call_is_dropped_unless_it_is_to_be_kept(no_calls: Any) -> None:
+    store = open_store("memory:")
+    silent, one, two = await acted(store, "a", 0.0, calls=0), await acted(store, "a", 1.0), await acted(store, "a", 1.0)
+    await acted(store, "a", calls=0)
+    read = trajectory_reader(Config(model="tiny", command="true", tasks="t.jsonl", collection=CollectionConfig(no_calls=no_calls)))
+    source = source_of(store, compares=True, reading=read)
+    assert await ids(source, 1, 2) == ([one, two] if no_calls == "drop" else [silent, one, two])
+    await source.more()
+    assert source.account() == ("2 without a model call" if no_calls == "drop" else "1 without a reward so far")
 
 
 async def test_what_is_left_is_counted_by_why() -> None:

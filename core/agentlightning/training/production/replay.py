@@ -138,6 +138,8 @@ class ProductionReplay(StepSource):
         trajectory, same_tokenizer = await self._reader.read(rollout.id)
         if trajectory is None:
             self._table.settle(rollout, State.EXCLUDED, CONTRADICTED)
+        elif trajectory.excluded is not None:
+            self._table.settle(rollout, State.EXCLUDED, trajectory.excluded)
         elif trajectory.reward is None and trajectory.status == "succeeded":
             rollout.due = now + min(max((now - rollout.ended) / 10, self.SOONEST), self.LATEST)
         elif trajectory.reward is None:

@@ -17,6 +17,9 @@ from agentlightning.errors import TaskError
 from agentlightning.registry.registry import load_object
 from agentlightning.types import JSON, Task
 
+WITH_ID = "agl_task"
+"""Key of a task with an id of its own, in a file that a run wrote."""
+
 
 def load_tasks(source: str | Path | Iterable[JSON]) -> list[Task]:
     """Return the tasks of a `.jsonl` or `.json` file, of `module:attribute` (a list, or a function that returns one), or of values.
@@ -51,6 +54,25 @@ def task_id(value: JSON) -> str:
             raise TaskError(f"The id is {identifier!r}. Use text or a whole number, or remove the id.")
         return str(identifier)
     return content_id(value)
+
+
+def task_line(task: Task) -> str:
+    """Return a task as a line of a `.jsonl` file: its input, or an object with its id if that is not the input's own."""
+    try:
+        own = task_id(task.input) != task.id or _as_task(task.input) is not task.input
+    except TaskError:
+        own = True
+    return json.dumps({WITH_ID: {"id": task.id, "input": task.input}} if own else task.input)
+
+
+def _as_task(value: Any) -> Any:
+    """Return the `Task` of an object that `task_line` made; any other value as it is."""
+    table = cast("dict[str, Any]", value) if isinstance(value, dict) else {}
+    parts = table.get(WITH_ID)
+    if len(table) > 1 or not isinstance(parts, dict) or set(cast("dict[str, Any]", parts)) != {"id", "input"}:
+        return cast("Any", value)
+    task = cast("dict[str, Any]", parts)
+    return Task(str(task["id"]), task["input"])
 
 
 def content_id(value: JSON) -> str:
@@ -106,7 +128,7 @@ def _read(path: Path) -> Iterator[tuple[str, Any]]:
     empty = True
     for where, value in _lines(path, data) if path.suffix == ".jsonl" else _items(path, data):
         empty = False
-        yield where, value
+        yield where, _as_task(value)
     if empty:
         raise TaskError(f"{path}: The file has no tasks. Add at least one.")
 

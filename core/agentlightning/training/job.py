@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any, cast
 
 from agentlightning.config.models import model_path
 from agentlightning.config.schema import Config, build, check_names
-from agentlightning.config.tasks import load_tasks
+from agentlightning.config.tasks import load_tasks, task_line
 from agentlightning.errors import ConfigError
 from agentlightning.files import write_file
 from agentlightning.runner.program import CommandAgent
@@ -76,7 +75,7 @@ def keep_tasks(job: Job, folder: RunFolder) -> Job:
     for key, tasks in (("tasks", job.tasks), ("eval_tasks", job.eval_tasks)):
         if getattr(config, key) == INLINE:
             path = folder.path / f"{key}.jsonl"
-            write_file(path, b"".join(json.dumps(task.input).encode() + b"\n" for task in tasks))
+            write_file(path, "".join(f"{task_line(task)}\n" for task in tasks).encode())
             config = dataclasses.replace(config, **{key: str(path)})
     return dataclasses.replace(job, config=config)
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agentlightning.config.samplers import Epochs, InOrder, Sampler
-from agentlightning.config.tasks import load_tasks
+from agentlightning.config.tasks import load_tasks, task_line
 from agentlightning.errors import ConfigError, TaskError
 from agentlightning.types import Task
 
@@ -101,6 +101,20 @@ def test_tasks_may_be_named_in_code(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         load_tasks("my_tasks_module:wrong")
     with pytest.raises(ConfigError, match="Unknown name"):
         load_tasks("my_tasks_module:sone")
+
+
+def test_tasks_come_back_from_a_file_with_the_ids_that_they_had(tmp_path: Path) -> None:
+    tasks = [
+        *load_tasks(["a", {"id": 7}, {"x": 1.5}]),
+        Task("own", "a"),
+        Task("other", {"id": "theirs"}),
+        Task("odd", {"id": True}),
+        *load_tasks([{"agl_task": {"id": "x", "input": 1}}]),
+    ]
+    path = tmp_path / "tasks.jsonl"
+    path.write_text("".join(f"{task_line(task)}\n" for task in tasks))
+    assert load_tasks(path) == tasks
+    assert path.read_text().splitlines()[:3] == ['"a"', '{"id": 7}', '{"x": 1.5}']
 
 
 def test_the_given_data_set_reads(request: pytest.FixtureRequest) -> None:

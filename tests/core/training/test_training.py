@@ -21,6 +21,7 @@ from openai import OpenAI
 from transformers import AutoModelForCausalLM
 
 import agentlightning as agl
+from agentlightning.config.tasks import load_tasks
 from agentlightning.contracts.loss import CustomLoss
 from agentlightning.errors import (
     AgentError,
@@ -444,6 +445,12 @@ def test_an_error_of_any_kind_keeps_the_finished_steps_and_is_the_one_that_is_ra
     [folder] = RunFolder.all(tmp_path)
     assert folder.steps() == ([] if full_disk else [2])
     assert ("No checkpoint of the finished steps was written" in caplog.text) == full_disk
+
+
+def test_tasks_with_ids_of_their_own_are_in_the_run_folder_with_them(model: str, tmp_path: Path) -> None:
+    tasks = [Task(f"question {n}", task) for n, task in enumerate(TASKS)]
+    run = agl.train(two_turns, tasks=tasks, **settings(model, tmp_path, steps=1))
+    assert load_tasks(run.folder / "tasks.jsonl") == tasks
 
 
 def test_a_resumed_run_does_not_run_what_the_dead_one_left_in_the_queue(model: str, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -58,3 +59,19 @@ def test_a_pair_of_which_one_half_is_missing_is_left_out_and_counted():
 def test_the_same_numbers_give_the_same_interval():
     differences = np.random.default_rng(0).normal(size=(3, 64))
     assert bootstrap(differences) == bootstrap(differences)
+
+
+def test_many_tasks_are_resampled_in_parts_with_the_same_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    differences = np.random.default_rng(3).normal(size=(1, 2_000))
+    tracemalloc.start()
+    try:
+        interval = bootstrap(differences, resamples=5_000)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 50e6, "all resamples at once take 80 MB for each of four arrays"
+    monkeypatch.setattr("agentlightning.training.interval.LARGEST", 10**9)
+    at_once = bootstrap(differences, resamples=5_000)
+    assert interval is not None
+    assert at_once is not None
+    assert (interval.low, interval.high) == pytest.approx((at_once.low, at_once.high), abs=1e-12)

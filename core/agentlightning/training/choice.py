@@ -138,16 +138,15 @@ def worse(difference: Differences) -> bool:
     return difference[BOTH].falls or (falls and not difference[BOTH].rises)
 
 
-def choose(choice: Choice | None, strongest: Evaluation | None, first: Evaluation | None, evaluation: Evaluation) -> Choice:
-    """Return the choice after another evaluation of a trained step.
+def choose(choice: Choice | None, strongest: Evaluation | None, change: Differences, evaluation: Evaluation) -> Choice:
+    """Return the choice after another evaluation of a trained step. `change`: from the evaluation before training; empty without one.
 
-    `choice` and `strongest` are None at the first evaluation after training began, and `first` without one before training.
+    `choice` and `strongest` are None at the first evaluation after training began.
     """
     difference = {} if strongest is None else differences(strongest, evaluation)
     if choice is not None and strongest is not None and worse(difference):
         reason = f"A paired test finds step {evaluation.step} worse than step {strongest.step}: {in_words(difference)}."
         return choice if choice.step == 0 else replace(choice, reason=reason, against=evaluation.step, difference=difference)
-    change = {} if first is None else differences(first, evaluation)
     if worse(change):
         reason = f"Training made the model worse. A paired test of step {evaluation.step} finds {in_words(change)}."
         return Choice(step=0, reason=reason, against=evaluation.step, difference=change)

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from agentlightning.config.schema import EvalConfig
-from agentlightning.training.choice import BOTH, LEAST_CHANGED, Evaluation, choose, differences, incomplete
+from agentlightning.training.choice import BOTH, LEAST_CHANGED, Differences, Evaluation, choose, differences, incomplete
 from agentlightning.training.eval_rollouts import KINDS, eval_rollouts, kind_of
 from agentlightning.training.evaluation_cache import EvaluationCache
 from agentlightning.training.no_calls import made_no_call
@@ -58,15 +58,21 @@ class Evaluator:
             await self._cache.keep(trajectories)
         return Measured(earlier.join(rollouts, trajectories), earlier.reused, version)
 
-    def judge(self, state: RunState, metrics: dict[str, Any], measured: Measured) -> RunState:
-        """Return the state of the run after an evaluation: its highest reward, and the step with the best weights.
+    def judge(self, state: RunState, metrics: dict[str, Any], measured: Measured) -> tuple[RunState, dict[str, float]]:
+        """Return the state of the run after an evaluation (its highest reward, and the step with the best weights), and the metrics of the
+        change from before training. Blocks for seconds if there are many tasks.
 
-        An incomplete evaluation changes neither.
+        An incomplete evaluation changes neither reward nor step.
         """
+        evaluation = evaluation_of(metrics["step"], measured.trajectories)
+        change = {} if state.first is None or evaluation.step == 0 else differences(state.first, evaluation)
+        return self._judge(state, metrics, measured, evaluation, change), change_metrics(change)
+
+    def _judge(self, state: RunState, metrics: dict[str, Any], measured: Measured, evaluation: Evaluation, change: Differences) -> RunState:
         step, reward = metrics["step"], metrics.get("eval.sampled", metrics.get("eval.greedy"))
         evaluated = Evaluated(step=step, version=measured.version, measured=time.time())
         state = replace(state, evaluated=evaluated, reused=[*state.reused, *measured.reused])
-        evaluation, fullest = evaluation_of(step, measured.trajectories), fullest_of(state)
+        fullest = fullest_of(state)
         if reward is None or incomplete(evaluation, fullest):
             return state
         if state.best is None or reward > state.best or not (fullest is None or fullest.covers(evaluation)):
@@ -75,7 +81,7 @@ class Evaluator:
             state = replace(state, evals_without_gain=state.evals_without_gain + 1)
         if evaluation.step == 0:
             return replace(state, first=evaluation)
-        choice = choose(state.choice, state.strongest, state.first, evaluation)
+        choice = choose(state.choice, state.strongest, change, evaluation)
         strongest = evaluation if state.strongest is None or evaluation.beats(state.strongest) else state.strongest
         return replace(state, choice=choice, strongest=strongest)
 
@@ -94,12 +100,10 @@ def fullest_of(state: RunState) -> Evaluation | None:
     return max((evaluation for evaluation in (state.first, state.strongest) if evaluation), key=lambda it: it.scored, default=None)
 
 
-def change_metrics(first: Evaluation | None, evaluation: Evaluation) -> dict[str, float]:
-    """Return what changed from the evaluation before training, with intervals; nothing without one, or if too few tasks changed."""
-    if first is None or evaluation.step == 0:
-        return {}
+def change_metrics(change: Differences) -> dict[str, float]:
+    """Return what changed from the evaluation before training, with intervals; nothing if too few tasks changed."""
     row: dict[str, float] = {}
-    for kind, difference in differences(first, evaluation).items():
+    for kind, difference in change.items():
         if kind != BOTH and difference.changed >= LEAST_CHANGED:
             interval = difference.interval
             row |= {

@@ -17,6 +17,8 @@ from numpy.typing import NDArray
 
 LEVEL = 0.95
 RESAMPLES = 10_000
+LARGEST = 2**20
+"""Numbers in an array of resampled tasks. All resamples of 10,000 tasks at once would take 800 MB for each array."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,9 +49,13 @@ def bootstrap(differences: NDArray[np.float64], *, resamples: int = RESAMPLES, l
     rng = np.random.default_rng(seed)
     seeds, tasks = differences.shape
     rows = rng.multinomial(seeds, np.full(seeds, 1 / seeds), size=resamples).astype(np.float64)  # (resamples, seeds)
-    columns = rng.multinomial(tasks, np.full(tasks, 1 / tasks), size=resamples).astype(np.float64)  # (resamples, tasks)
-    count = ((rows @ paired) * columns).sum(1)
-    total = ((rows @ values) * columns).sum(1)
+    count, total = np.zeros(resamples), np.zeros(resamples)
+    chunk = max(1, LARGEST // tasks)
+    for start in range(0, resamples, chunk):  # the generator gives the same numbers in chunks
+        part = slice(start, min(start + chunk, resamples))
+        columns = rng.multinomial(tasks, np.full(tasks, 1 / tasks), size=part.stop - start).astype(np.float64)  # (chunk, tasks)
+        count[part] = ((rows[part] @ paired) * columns).sum(1)
+        total[part] = ((rows[part] @ values) * columns).sum(1)
     drawn = count > 0
     means = total[drawn] / count[drawn]
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])

@@ -6,6 +6,7 @@ checkpoint is always the state between two steps, so a resumed run does what an 
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from collections.abc import Generator, Iterator, Sequence
@@ -21,7 +22,7 @@ from agentlightning.contracts.batch import Batch
 from agentlightning.contracts.loss import LossSettings
 from agentlightning.errors import EngineError, HalfStep, Mismatch, TrainerError
 from agentlightning.training.choice import incomplete
-from agentlightning.training.evaluation import Evaluator, change_metrics, eval_metrics, evaluation_of, fullest_of
+from agentlightning.training.evaluation import Evaluator, eval_metrics, evaluation_of, fullest_of
 from agentlightning.training.evaluation_cache import notices
 from agentlightning.training.metrics import contributions, step_metrics
 from agentlightning.training.run_diagnosis import RunDiagnosis
@@ -235,13 +236,13 @@ class Session(base.Session):
                 self.say(notice)
             if step == 0:
                 self._checks.first(trajectories)
-            evaluation = evaluation_of(step, trajectories)
-            if (reason := incomplete(evaluation, fullest_of(self.state))) is not None:
+            if (reason := incomplete(evaluation_of(step, trajectories), fullest_of(state))) is not None:
                 self.say(reason)
-            row |= eval_metrics(trajectories) | change_metrics(self.state.first, evaluation)
+            row |= eval_metrics(trajectories)
             row["seconds.evaluation"] = self._seconds["evaluation"]
             row["seconds"] = row.get("seconds", 0.0) + self._seconds["evaluation"]
-            state = self._evaluator.judge(state, row, measured)
+            state, change = await asyncio.to_thread(self._evaluator.judge, state, row, measured)
+            row |= change
         state = await self._diagnosis.after(state, row)
         self._record.log(row)
         self._record.state = state

@@ -43,7 +43,7 @@ def after(*evaluations: Evaluation, first: Evaluation | None = None) -> Choice:
     """The choice of a run with these evaluations."""
     choice, strongest = None, None
     for current in evaluations:
-        choice = choose(choice, strongest, first, current)
+        choice = choose(choice, strongest, {} if first is None else differences(first, current), current)
         strongest = current if strongest is None or current.beats(strongest) else strongest
     assert choice is not None
     return choice
@@ -124,7 +124,7 @@ def judged(*evaluations: dict[str, list[float | None]]) -> RunState:
             for task, reward in enumerate(rewards)
         ]  # fmt: skip
         row = {"step": 5 * number, **eval_metrics(rollouts)}
-        state = evaluator.judge(state, row, Measured(rollouts, [], number))
+        state, _ = evaluator.judge(state, row, Measured(rollouts, [], number))
     return state
 
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from agentlightning.errors import RunError
 from agentlightning.files import disk_errors, write_file
-from agentlightning.training.choice import Evaluation, choose
+from agentlightning.training.choice import Evaluation, choose, differences
 from agentlightning.training.diagnosis import Diagnosis
 from agentlightning.training.run_folder import RunFolder, kept_steps
 from agentlightning.training.run_state import Learned, RunState
@@ -62,7 +62,7 @@ def test_opening_a_run_that_is_not_there_names_those_that_are(tmp_path: Path, mo
 def test_state_and_batches_come_back_as_they_were_written(tmp_path: Path) -> None:
     folder = make(tmp_path)
     first, strongest = (Evaluation(step=step, rewards={"greedy": {"a": step / 3, "b": 0.1}}) for step in (0, 2))
-    choice = choose(None, None, first, strongest)
+    choice = choose(None, None, differences(first, strongest), strongest)
     diagnosis = Diagnosis(cause="truncated", evidence="e", remedy="r")
     state = RunState(
         step=3,

@@ -87,7 +87,7 @@ def _kl_explosion(steps: Steps) -> Diagnosis | None:
 
 
 def _collapse(steps: Steps) -> Diagnosis | None:
-    if not steps.facts.samples or len(steps.scored) <= IN_A_ROW:
+    if not steps.facts.samples or len(steps.scored) <= IN_A_ROW or steps.eval_changes is not None:
         return None
     start, peak = mean_reward(steps.scored[:IN_A_ROW])[0], peak_reward(steps.scored)
     if (base := first_eval(steps.evals)) is not None:

@@ -161,7 +161,9 @@ def _no_effect(steps: Steps) -> Diagnosis | None:
     entropies = [float(np.mean([row["entropy"] for row in rows])) for rows in (first, last)]
     if abs(entropies[1] - entropies[0]) > ENTROPY_MOVES * abs(entropies[0]):
         return None
-    if abs(rewards[1][0] - rewards[0][0]) > NOISE * math.hypot(rewards[0][1], rewards[1][1]):
+    noise = NOISE * math.hypot(rewards[0][1], rewards[1][1])
+    changes = steps.eval_changes
+    if abs(rewards[1][0] - rewards[0][0]) > noise if changes is None else any(low > 0 or high < 0 for low, high in changes):
         return None
     lr, suggested = steps.facts.lr, steps.facts.suggested_lr
     higher = None if lr is None else max(3 * lr, suggested or 0.0)

@@ -61,10 +61,21 @@ class Steps:
     @property
     def learns(self) -> bool:
         """Whether the reward of the last steps is above that of the first steps by more than noise."""
+        if self.eval_changes is not None:
+            return any(low > 0 for low, _ in self.eval_changes)
         if len(self.scored) < 2 * IN_A_ROW:
             return False
         first, last = mean_reward(self.scored[:IN_A_ROW]), mean_reward(self.scored[-IN_A_ROW:])
         return last[0] - first[0] > NOISE * math.hypot(first[1], last[1])
+
+    @property
+    def eval_changes(self) -> list[tuple[float, float]] | None:
+        """The intervals of what the last evaluation changed from before training, in a run with a curriculum: its steps have easier or
+        harder tasks from time to time, so their rewards do not compare. None: they compare, or there is no later evaluation."""
+        if self.facts.sampler != "curriculum" or not self.evals or self.evals[0]["step"] > 0 or self.evals[-1]["step"] == 0:
+            return None
+        names = [(f"eval.{kind}.change_low", f"eval.{kind}.change_high") for kind in ("sampled", "greedy")]
+        return [(self.evals[-1][low], self.evals[-1][high]) for low, high in names if has(self.evals[-1], low, high)]
 
     @property
     def no_signal(self) -> float:

@@ -521,6 +521,36 @@ def test_the_reward_must_rise_by_two_standard_errors_to_count_as_learning() -> N
     assert cause(run(6, rise(0.11))) is None
 
 
+def evaluated(rows: list[Row], low: float, high: float) -> list[Row]:
+    """Rows with an evaluation before training and after the last step."""
+    change = {"eval.sampled.change": (low + high) / 2, "eval.sampled.change_low": low, "eval.sampled.change_high": high}
+    return [{"step": 0, "eval.sampled": 0.3}, *rows[:-1], {**rows[-1], "eval.sampled": 0.3, **change}]
+
+
+def test_with_a_curriculum_the_evaluations_tell_whether_a_run_learns() -> None:
+    rising = run(6, lambda step: {"reward": 0.3 + 0.1 * step, "tool_uses": 0})
+    assert cause(rising) is None
+    assert cause(evaluated(rising, -0.1, 0.1)) is None
+    assert cause(evaluated(rising, -0.1, 0.1), sampler="curriculum") == "tools_never_called", "the tasks became easier"
+    flat = run(6, always(tool_uses=0))
+    assert cause(evaluated(flat, 0.1, 0.2), sampler="curriculum") is None
+    assert cause(rising, sampler="curriculum") is None, "without evaluations the reward decides"
+
+
+def test_with_a_curriculum_harder_tasks_are_no_collapse() -> None:
+    harder = lambda step: {"reward": 0.8 if step < 8 else 0.1, "truncated_fraction": 0.6, "truncated_reward": 0.5}  # noqa: E731
+    assert cause(run(12, harder)) == "collapse"
+    assert cause(evaluated(run(12, harder), 0.1, 0.2), sampler="curriculum") is None
+    assert cause(evaluated(run(12, harder), -0.2, -0.1), sampler="curriculum") == "eval_falls"
+
+
+def test_with_a_curriculum_the_evaluations_show_an_effect() -> None:
+    quiet = run(QUIET_STEPS, always(reward=0.3, entropy=1.0))
+    assert cause(evaluated(quiet, -0.1, 0.1), sampler="curriculum") == "no_effect"
+    moving = run(QUIET_STEPS, lambda step: {"reward": 0.1 + 0.04 * step, "entropy": 1.0})
+    assert cause(evaluated(moving, -0.1, 0.1), sampler="curriculum") == "no_effect"
+
+
 def test_a_run_is_solved_above_95_percent_of_the_rewards_seen() -> None:
     assert cause(run(5, always(reward=0.94, tool_uses=0))) == "tools_never_called"
     assert cause(run(5, always(reward=0.96, tool_uses=0))) is None

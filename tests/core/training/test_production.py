@@ -143,7 +143,7 @@ def test_a_reward_that_comes_after_a_step_is_trained_in_a_later_one(
     produced: Produced, store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ProductionReplay, "SOONEST", 0.05)
-    monkeypatch.setattr(ProductionReplay, "LATEST", 0.1)
+    monkeypatch.setattr(ProductionReplay, "AGE", 0.0)
     worth = produced[2]
     give_rewards(store, worth[:48])
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from functools import partial
 from typing import Any
 
@@ -153,6 +154,36 @@ async def test_a_rollout_without_a_model_call_is_dropped_unless_it_is_to_be_kept
     assert source.account() == ("2 without a model call" if no_calls == "drop" else "1 without a reward so far")
 
 
+async def test_a_waiting_replay_looks_the_less_often_for_a_reward_the_older_its_rollout_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    store, clock = open_store("memory:"), [time.time()]
+    late = await acted(store, "a")
+    await acted(store, "b")
+    reads: list[str] = []
+    read = store.read
+
+    async def counted(rollout_id: str) -> Any:
+        reads.append(rollout_id)
+        return await read(rollout_id)
+
+    store.read = counted  # type: ignore[method-assign]
+    monkeypatch.setattr("agentlightning.training.production.replay.time.time", lambda: clock[0])
+    source = source_of(store)
+    await source.take(1, 1)
+    looks = []
+    for _ in range(7):  # a week in the store
+        reads.clear()
+        for _ in range(24 * 12):
+            clock[0] += 300
+            await source._look_again(clock[0])
+        looks.append(len(reads))
+    assert looks[0] < 2 * 60
+    assert looks[-1] <= 4
+    await reward(store, late, 1.0)
+    assert await source.more()
+    assert await ids(source, 1, 1) == [late]
+    assert source.account() == "1 without a reward so far"
+
+
 async def test_what_is_left_is_counted_by_why() -> None:
     store = open_store("memory:")
     await acted(store, "a")
@@ -234,7 +265,7 @@ async def test_rewards_that_contradict_each_other_by_the_time_of_the_step_exclud
 
 async def test_of_one_task_the_rollout_that_ended_first_is_taken_first_whenever_its_reward_came(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ProductionReplay, "SOONEST", 0.0)
-    monkeypatch.setattr(ProductionReplay, "LATEST", 0.0)
+    monkeypatch.setattr(ProductionReplay, "AGE", 0.0)
     store = open_store("memory:")
     first, second, third = [await acted(store, "a") for _ in range(3)]
     source = source_of(store, compares=True)

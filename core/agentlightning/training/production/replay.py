@@ -11,6 +11,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Collection
+from heapq import heappop, heappush
 
 from msgspec.structs import replace
 
@@ -32,8 +33,10 @@ class ProductionReplay(StepSource):
     samples = False
     PAGE = 200
     """Rollouts listed at once."""
-    SOONEST, LATEST = 2.0, 600.0
-    """Seconds until the replay looks again for a missing reward: a tenth of the rollout's age, within these bounds."""
+    SOONEST, AGE = 2.0, 0.1
+    """The replay looks again for a missing reward after this part of the rollout's age, and at the soonest after so many seconds."""
+    LONGEST_WAIT = 600.0
+    """Seconds to wait for a change in the store at once."""
 
     def __init__(
         self,
@@ -52,6 +55,8 @@ class ProductionReplay(StepSource):
         self._table = ReplayTable(trained, compares=compares)
         self._cursor = 0
         self._page: deque[RolloutState] = deque()
+        self._unscored: list[tuple[float, int, ReplayRollout]] = []
+        """A heap of the UNSCORED rollouts: when to look for a reward again (seconds since the epoch), and `seq`."""
 
     async def next(self, step: int, group_size: int) -> tuple[list[Trajectory], Counts]:
         return await self.take(self._tasks_per_step, group_size), {}
@@ -73,7 +78,7 @@ class ProductionReplay(StepSource):
                 break
             self._tell(count, size, aloud=not told)
             told = True
-            await self._controls.wait(self._store.wait(seq, timeout=min(pause, self.LATEST)))
+            await self._controls.wait(self._store.wait(seq, timeout=min(pause, self.LONGEST_WAIT)))
         groups = self._table.take(count, size, full_only=self._wait)
         return [trajectory for group in groups for trajectory in await self._read(group)]
 
@@ -127,10 +132,13 @@ class ProductionReplay(StepSource):
 
     async def _look_again(self, now: float) -> float:
         """Read the unscored rollouts that are due again; return the seconds until the next one is due."""
-        for rollout in [rollout for rollout in self._table.unscored() if rollout.due <= now]:
+        due: list[ReplayRollout] = []
+        while self._unscored and self._unscored[0][0] <= now:
+            due.append(heappop(self._unscored)[2])
+        for rollout in due:
             self._controls.check()
             await self._assess(rollout)
-        return max(0.0, min((rollout.due for rollout in self._table.unscored()), default=float("inf")) - time.time())
+        return max(0.0, self._unscored[0][0] - time.time()) if self._unscored else float("inf")
 
     async def _assess(self, rollout: ReplayRollout) -> None:
         """Set the state of an unscored rollout."""
@@ -141,7 +149,7 @@ class ProductionReplay(StepSource):
         elif trajectory.excluded is not None:
             self._table.settle(rollout, State.EXCLUDED, trajectory.excluded)
         elif trajectory.reward is None and trajectory.status == "succeeded":
-            rollout.due = now + min(max((now - rollout.ended) / 10, self.SOONEST), self.LATEST)
+            heappush(self._unscored, (now + max((now - rollout.ended) * self.AGE, self.SOONEST), rollout.seq, rollout))
         elif trajectory.reward is None:
             self._table.settle(rollout, State.EXCLUDED, f"that ended as {trajectory.status!r}")
         elif has_trained_tokens(trajectory):
@@ -163,7 +171,7 @@ class ProductionReplay(StepSource):
 
     def _tell(self, count: int, size: int, *, aloud: bool) -> None:
         """Tell the user how many rollouts the step still needs."""
-        full, unscored = self._table.groups(size), len(list(self._table.unscored()))
+        full, unscored = self._table.groups(size), len(self._unscored)
         self._controls.progress.phase("waiting for production")
         self._controls.progress.rollouts(full, count, unscored)
         if aloud:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bisect import insort
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from operator import itemgetter
@@ -40,8 +40,6 @@ class ReplayRollout:
     ended: float = 0.0
     """When it ended, seconds since the epoch."""
     state: State = State.UNSCORED
-    due: float = 0.0
-    """When to look for a reward again, seconds since the epoch; while UNSCORED."""
     reason: str = ""
     """Why nothing of it is trained; while EXCLUDED or BASELINE."""
 
@@ -70,9 +68,6 @@ class ReplayTable:
         rollout.state, rollout.reason = state, reason
         if state in (State.READY, State.BASELINE):
             insort(self._usable.setdefault(rollout.task, []), rollout, key=lambda member: member.seq)
-
-    def unscored(self) -> Iterator[ReplayRollout]:
-        return (rollout for rollout in self._rollouts.values() if rollout.state is State.UNSCORED)
 
     def groups(self, size: int, task: str | None = None) -> int:
         """Count the full groups of `size` ready rollouts, of all tasks or of one."""

@@ -5,6 +5,9 @@ from __future__ import annotations
 import asyncio
 import json
 import math
+import signal
+import subprocess
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
@@ -22,6 +25,7 @@ from agentlightning.errors import ConfigError, NonFinite, PluginError, TrainerEr
 from agentlightning.rl.correction.none import NoCorrection
 from agentlightning.rl.loss import CISPO, FunctionLoss, PPOClip
 from agentlightning.rl.schedule import learning_rate
+from agentlightning.training.run_folder import RunFolder
 from agentlightning.training.weight_sync import WeightCheck, folder_of
 from agentlightning_torch import checkpoint
 from agentlightning_torch.testing import tiny_model
@@ -266,6 +270,30 @@ async def test_a_checkpoint_that_does_not_fit_is_refused_by_name(files: ModelFil
         with pytest.raises(TrainerError, match="another version of agentlightning"):
             await other.restore(tmp_path / "c")
         assert same(state(other), before)
+
+
+KILLED_SAVE = """
+import os, pathlib, sys
+import torch
+from transformers import AutoModelForCausalLM
+from agentlightning.training.run_folder import RunFolder, RunState
+from agentlightning_torch import checkpoint
+
+checkpoint.save_file = lambda *_: os.kill(os.getpid(), 9)
+model, state = AutoModelForCausalLM.from_pretrained(sys.argv[2]), checkpoint.State({"weight": torch.zeros(3)}, {})
+with RunFolder(pathlib.Path(sys.argv[1])).new_checkpoint(RunState(step=1)) as folder:
+    checkpoint.write(folder, model, sys.argv[2], state)
+"""
+"""Dies after the weights of a checkpoint, before the trainer's tensors."""
+
+
+def test_a_save_that_was_killed_leaves_nothing_in_the_run(files: ModelFiles, tmp_path: Path):
+    folder = RunFolder.create(tmp_path, "killed")
+    arguments = [sys.executable, "-c", KILLED_SAVE, str(folder.path), files.path]
+    assert subprocess.run(arguments, check=False, timeout=120).returncode == -signal.SIGKILL
+    assert list(folder.checkpoints.rglob("model.safetensors"))
+    with folder.lock():
+        assert not list(folder.checkpoints.iterdir())
 
 
 async def test_weights_of_16_bits_are_stepped_in_float32(files: ModelFiles):

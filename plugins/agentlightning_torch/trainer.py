@@ -227,8 +227,8 @@ class TorchTrainer(Trainer):
         return update
 
     def _with_correction(self, loss: LossSettings) -> LossSettings:
-        """Correct by truncated importance sampling by default where weights have 16 bits: engine and trainer round differently."""
-        if loss.correction is None and not loss.over_pairs and self.weights.dtype in HALVES:
+        """Correct a ratio by truncated importance sampling by default where weights have 16 bits: engine and trainer round differently."""
+        if loss.correction is None and loss.has_ratio and self.weights.dtype in HALVES:
             return replace(loss, correction=TruncatedImportanceSampling())
         return loss
 

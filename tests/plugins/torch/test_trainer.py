@@ -22,9 +22,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, Gemma2Config, Gemm
 from agentlightning.contracts.loss import CustomLoss, LossSettings
 from agentlightning.contracts.model import ModelFiles
 from agentlightning.errors import ConfigError, NonFinite, PluginError, TrainerError, UnsupportedSetting
+from agentlightning.rl.batch.build import make_batch
 from agentlightning.rl.correction.none import NoCorrection
-from agentlightning.rl.loss import CISPO, FunctionLoss, PPOClip
+from agentlightning.rl.loss import CISPO, FunctionLoss, PPOClip, SFTLoss
 from agentlightning.rl.schedule import learning_rate
+from agentlightning.testing.rollouts import conversation, trajectory
 from agentlightning.training.run_folder import RunFolder
 from agentlightning.training.weight_sync import WeightCheck, folder_of
 from agentlightning_torch import checkpoint
@@ -313,6 +315,24 @@ async def test_16_bit_weights_correct_the_rounding_of_the_engine_by_default(file
         async with training(files, dtype=dtype) as trainer:
             _, metrics = await trainer.step(two_turns(), PPOClip(correction=correction))
             assert metrics.get("correction_mean") is None if corrects is None else (metrics["correction_mean"] != 1) == corrects
+
+
+async def test_a_loss_without_a_ratio_is_plain_cross_entropy_in_16_bits_too(files: ModelFiles):
+    """`rft` trains sampled tokens, which have log-probabilities of the engine, by cross-entropy."""
+    history, turns = list(range(5, 25)), [(list(range(30, 36)), [7, 8]), (list(range(40, 46)), [9])]
+    transitions = conversation(history, turns, logprobs=-4.0)
+    batch = make_batch([trajectory(0, *transitions)], [np.ones(2)])
+    async with training(files, dtype="bfloat16") as trainer:
+        _, metrics = await trainer.step(batch, SFTLoss())
+    model = AutoModelForCausalLM.from_pretrained(files.path, dtype=torch.bfloat16)
+    losses = []
+    for transition in transitions:
+        row, size = torch.tensor([*transition.prompt_ids.tolist(), *transition.response_ids.tolist()]), len(transition.response_ids)
+        with torch.no_grad():
+            logits = model(row[None]).logits[0, -size - 1 : -1].float()
+        losses.append(torch.nn.functional.cross_entropy(logits, row[-size:]).item())
+    assert metrics["loss"] == pytest.approx(np.mean(losses), rel=0.01)
+    assert "correction_mean" not in metrics
 
 
 async def test_a_model_with_soft_caps_is_trained_on_rows(tmp_path: Path, caplog: pytest.LogCaptureFixture):

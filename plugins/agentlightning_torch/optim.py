@@ -86,8 +86,10 @@ class Optimizer:
             p.grad = None
 
     def step(self, lr: float) -> float:
-        """Take a step with the current gradients. Return their norm before clipping."""
+        """Take a step with the current gradients. Return their norm before clipping. Without any gradient, nothing changes."""
         grads = [master.grad for master in self.masters.values() if master.grad is not None]
+        if not grads:
+            return 0.0
         norm = float(torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g) for g in grads])))
         if not math.isfinite(norm):
             self.zero()

@@ -229,7 +229,7 @@ class TorchEngine(Engine):
                     sampler.add(self._new.popleft())
                 if self._closed:
                     return False
-                if sampler.live or self._dropped or (sampler.waiting and not self._held and not self._drained):
+                if sampler.in_flight or self._dropped or (sampler.waiting and not self._held and not self._drained):
                     return True
                 if not self._drained:
                     self._wake.wait()

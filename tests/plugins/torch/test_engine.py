@@ -384,6 +384,25 @@ async def test_little_memory_makes_replies_wait_and_changes_none(files):
     await big.close()
 
 
+async def test_a_pause_also_finishes_replies_that_lost_their_row(files):
+    small = await TorchEngine.create(files, TorchEngineSettings(memory_gb=1.2e6 / 2**30, dtype="float32"), {})
+    slow_down(small)
+    tasks = [asyncio.create_task(ask(small, prompt(20 + n, seed=n), seed=n, max_tokens=150)) for n in range(20)]
+    lost: list[Reply] = []
+    while not lost:
+        await asyncio.sleep(0.01)
+        with weights_of(small).lock:
+            lost = [reply for reply in small._sampler.waiting if reply.started]
+    await small.pause()
+    assert [reply.length for reply in lost] == [reply.end for reply in lost]
+    await asyncio.sleep(0.05)
+    held = [task for task in tasks if not task.done()]
+    assert held, "replies that had not begun wait"
+    await small.resume()
+    assert all(len(ids) == 150 for ids, *_ in await asyncio.gather(*tasks))
+    await small.close()
+
+
 async def test_an_error_in_the_model_reaches_everybody_and_the_engine_goes_on(engine):
     slow_down(engine)
     tasks = [asyncio.create_task(ask(engine, prompt(8), max_tokens=400)) for _ in range(40)]  # more than one batch

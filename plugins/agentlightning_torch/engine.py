@@ -209,8 +209,7 @@ class TorchEngine(Engine):
     def _run(self) -> None:
         while self._listen():
             try:
-                while self._dropped:
-                    self._sampler.drop(self._dropped.popleft())
+                self._drop()
                 events = self._sampler.step(admit=not (self._held or self._drained))
             except Exception as error:
                 self._send([(reply, _failure(error)) for reply in self._sampler.fail()])
@@ -220,13 +219,25 @@ class TorchEngine(Engine):
         for _, done in self._drained:
             done.set_exception(EngineError("The engine was closed during this request. Create a new one."))
 
+    def _drop(self) -> None:
+        """Remove closed requests. One that was opened and closed during a step is still new, so new ones come first."""
+        with self._wake:
+            self._take_new()
+            dropped = list(self._dropped)
+            self._dropped.clear()
+        for request in dropped:
+            self._sampler.drop(request)
+
+    def _take_new(self) -> None:
+        while self._new:
+            self._sampler.add(self._new.popleft())
+
     def _listen(self) -> bool:
         """Take new requests, and wait until one can run. Return False if the engine is closed."""
         sampler = self._sampler
         while True:
             with self._wake:
-                while self._new:
-                    sampler.add(self._new.popleft())
+                self._take_new()
                 if self._closed:
                     return False
                 if sampler.in_flight or self._dropped or (sampler.waiting and not self._held and not self._drained):

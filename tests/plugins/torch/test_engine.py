@@ -246,6 +246,30 @@ async def test_closing_the_iterator_frees_the_row(engine):
     assert engine.counts.decoded < 700
 
 
+async def test_a_request_that_is_closed_before_it_began_never_runs(engine):
+    busy, proceed = threading.Event(), threading.Event()
+    drop = engine._sampler.drop
+
+    def slow(reply: Reply) -> None:
+        busy.set()
+        assert proceed.wait(10)
+        drop(reply)
+
+    engine._sampler.drop = slow
+    slow_down(engine)
+    stream = engine.generate(ints(prompt(8)), Sampling(max_tokens=400))
+    await anext(stream)
+    await stream.aclose()
+    assert await asyncio.to_thread(busy.wait, 10)  # the engine's thread is removing the first request
+    second = asyncio.create_task(ask(engine, prompt(9), max_tokens=400))
+    await asyncio.sleep(0.01)
+    second.cancel()
+    await asyncio.sleep(0.01)
+    proceed.set()
+    assert len((await ask(engine, prompt(5)))[0]) == 12
+    assert engine._sampler.live == engine._sampler.waiting == []
+
+
 async def test_pause_finishes_what_is_under_way_and_holds_what_comes(engine):
     slow_down(engine)
     running = asyncio.create_task(ask(engine, prompt(8), max_tokens=100))

@@ -71,6 +71,9 @@ class Value:
             return NotImplemented
         return all(_equal(getattr(self, name), getattr(other, name)) for name in _field_names(type(self)))
 
+    def __ne__(self, other: object) -> bool:
+        return not self == other  # a struct's own compares identity
+
     __hash__ = None  # type: ignore[assignment]  # arrays have no hash
 
 

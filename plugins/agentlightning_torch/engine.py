@@ -155,7 +155,7 @@ class TorchEngine(Engine):
         in-flight replies continue. `file:` is a folder from `save_pretrained`.
         """
         source = self._source
-        if source is not None and policy == source.policy != self.policy:
+        if source is not None and policy == source.policy:  # also of the served version: a reload copies it again
             await asyncio.to_thread(self._weights.take, source)
         else:
             await self._when_drained(lambda: self._load(policy))

@@ -352,6 +352,27 @@ async def test_an_engine_with_weights_of_its_own_takes_the_trainers_between_two_
         await engine.close()
 
 
+async def test_a_reload_of_the_served_version_copies_the_trainers_weights_again_and_waits_for_nobody(files):
+    share: dict = {}
+    trained = get_weights(share, files, dtype="float32")
+    trained_parameters(trained.model, "full")
+    engine = await TorchEngine.create(files, replace(FLOAT32, copy_weights=True), share)
+    try:
+        slow_down(engine)
+        set_weights(weights_of(engine), 0)  # as after a mismatch: other weights under the same version
+        reply = asyncio.create_task(ask(engine, prompt(20), seed=4, max_tokens=400))
+        while engine.counts.decoded < 5:
+            await asyncio.sleep(0.001)
+        assert engine.policy == trained.policy
+        await engine.load(trained.policy)
+        assert not reply.done()
+        for mine, theirs in zip(weights_of(engine).model.parameters(), trained.model.parameters(), strict=True):
+            assert torch.equal(mine, theirs)
+        reply.cancel()
+    finally:
+        await engine.close()
+
+
 async def test_a_policy_on_disk_is_loaded_and_a_wrong_one_refused(engine, tmp_path):
     other = tiny_model(tmp_path / "a folder", seed=1)
     policy = Policy(version=4, base="tiny", uri=Path(other.path).as_uri())

@@ -133,12 +133,13 @@ class Sampler:
         self.waiting.clear()
         self._ending.clear()
         self.forget()
-        self._slots = Slots(self._shape)
         return lost
 
     def forget(self) -> None:
-        """Drop all keys and values. Live replies are recomputed."""
+        """Drop all keys and values. Live replies are recomputed. Without any, the rows give their memory back to the prefix cache."""
         self._prefixes.clear()
+        if not self.live:
+            self._slots = Slots(self._shape)
         for reply in self.live:
             reply.cached = 0
 
@@ -253,11 +254,13 @@ class Sampler:
         """Make room for the live rows. The last `joining` of them are still empty. If this needs a copy, also make room for the waiting
         ones."""
         rows = len(self.live)
+        if self._slots.holds(rows, longest):
+            return
         hoped = min(self._max_batch, rows + len(self.waiting))
         if self._slots.cost(hoped, longest) > self._memory:
             hoped = rows
-        if self._slots.fit(rows, longest, keep=rows - joining, hoped=hoped):
-            self._prefixes.trim(self._memory - self._slots.bytes)
+        self._prefixes.trim(self._memory - self._slots.cost(hoped, longest))
+        self._slots.fit(hoped, longest, keep=rows - joining)
 
     def _leave(self, reply: Reply) -> None:
         """Free a row: cache its keys and values, and move the last row into its place."""

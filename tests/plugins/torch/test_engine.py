@@ -550,6 +550,32 @@ def test_a_kept_sequence_is_copied_although_making_room_drops_it(files):
     assert second.tokens.tolist() == alone.tokens.tolist()
 
 
+def test_prefixes_make_room_before_the_rows_grow(files):
+    sampler = sampler_of(files, 300)
+    finish(sampler, Reply(ints(prompt(100)), Sampling(temperature=0), 20))
+    slots, fit, together = sampler._slots, sampler._slots.fit, []
+
+    def watched(rows: int, length: int, *, keep: int) -> None:
+        together.append(sampler._prefixes.bytes + slots.cost(rows, length))
+        fit(rows, length, keep=keep)
+
+    assert sampler._prefixes.bytes
+    slots.fit = watched
+    finish(sampler, Reply(ints(prompt(200, seed=1)), Sampling(temperature=0), 5))
+    assert 0 < max(together) <= sampler._memory
+
+
+def test_rows_give_their_memory_back_when_the_weights_change(files):
+    sampler = sampler_of(files, 600)
+    finish(sampler, *(Reply(ints(prompt(120, seed=n)), Sampling(temperature=0), 5) for n in range(4)))
+    assert sampler._prefixes.bytes < 2 * 120 * sampler._shape.token_bytes, "four rows of 128 tokens leave no room for two prefixes"
+    set_weights(sampler._weights, version=1)
+    for n in range(4):
+        finish(sampler, Reply(ints(prompt(120, seed=n)), Sampling(temperature=0), 5))
+    assert sampler._prefixes.bytes > 3 * 120 * sampler._shape.token_bytes
+    assert sampler.bytes <= sampler._memory
+
+
 @pytest.mark.parametrize("where", ["fit", "write"])
 def test_a_reply_that_cannot_join_is_reported_as_lost_and_may_be_dropped_afterwards(files, where):
     sampler = sampler_of(files, 1000)
@@ -610,7 +636,7 @@ def test_rows_that_share_a_prefix_decode_as_they_do_alone(files, order):
 
     def logits(groups) -> torch.Tensor:
         slots = Slots(shape)
-        slots.fit(len(rows), max(map(len, rows)), keep=0, hoped=0)
+        slots.fit(len(rows), max(map(len, rows)), keep=0)
         pieces = [(number, 0, len(row) - 1) for number, row in enumerate(rows)]
         ids, places = np.concatenate([row[:-1] for row in rows]), np.concatenate([np.arange(len(row) - 1) for row in rows])
         forward(model, ids, places, Prefill(slots, pieces), last_only=True)

@@ -16,7 +16,6 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Future
 from typing import Any
-from urllib.parse import unquote
 
 import numpy as np
 import torch
@@ -24,14 +23,19 @@ import torch
 from agentlightning.contracts.engine import Chunk, Engine, EngineInfo, check_request
 from agentlightning.contracts.model import Fit, ModelFiles, Share
 from agentlightning.errors import EngineError
+from agentlightning.training.weight_sync import WeightCheck, compare_weights, folder_of
 from agentlightning.types import IntArray, Policy, Sampling, floats, ints
+from agentlightning_torch.forward import weight_check_of
 from agentlightning_torch.lengths import switches
+from agentlightning_torch.number_type import HALVES
 from agentlightning_torch.regimes import Samplers
 from agentlightning_torch.sampler import Counts, Reply, SampledToken
 from agentlightning_torch.serving import check_served
 from agentlightning_torch.settings import TorchEngineSettings
 from agentlightning_torch.weights import Weights, chosen_type, find_device, get_weights, is_loaded
 
+EXACT, ROUNDED = 0.005, 0.15
+"""Maximum mean difference, in nats per token, between a weight check and the loaded weights. `ROUNDED` holds if either has 16 bits."""
 log = logging.getLogger(__name__)
 
 
@@ -110,9 +114,11 @@ class TorchEngine(Engine):
         # Protected by `_wake`: requests from other threads to the engine's thread.
         self._new: deque[Request] = deque()
         self._dropped: deque[Request] = deque()
-        self._drained: deque[tuple[Callable[[], None], Future[None]]] = deque()
+        self._drained: deque[tuple[Callable[[], dict[str, float]], Future[dict[str, float]]]] = deque()
         self._held = 0
         self._closed = False
+        self._last_check: WeightCheck | None = None
+        """Weight check of the served folder."""
         self._thread = threading.Thread(target=self._run, name="agl-torch-engine", daemon=True)
         self._thread.start()
 
@@ -152,20 +158,19 @@ class TorchEngine(Engine):
         """See `Engine.load`.
 
         `memory:` means the trainer's current weights. Shared weights need no copy. A separate copy is updated between two tokens, and
-        in-flight replies continue. `file:` is a folder from `save_pretrained`.
+        in-flight replies continue. `file:` is a folder from `save_pretrained`. Its weight check, if it has one, is compared.
         """
         source = self._source
         if source is not None and policy == source.policy:  # also of the served version: a reload copies it again
             await asyncio.to_thread(self._weights.take, source)
-        else:
-            await self._when_drained(lambda: self._load(policy))
-        return {}
+            return {}
+        return await self._when_drained(lambda: self._load(policy))
 
     async def pause(self) -> None:
         """See `Engine.pause`. It holds waiting requests too. Each call needs a `resume`."""
         with self._wake:
             self._held += 1
-        await self._when_drained(lambda: None)
+        await self._when_drained(dict)
 
     async def resume(self) -> None:
         with self._wake:
@@ -184,17 +189,19 @@ class TorchEngine(Engine):
             change()
             self._wake.notify()
 
-    async def _when_drained(self, action: Callable[[], None]) -> None:
-        """Run `action` in the engine's thread once no reply is in flight. New replies wait."""
-        done: Future[None] = Future()
+    async def _when_drained(self, action: Callable[[], dict[str, float]]) -> dict[str, float]:
+        """Run `action` in the engine's thread once no reply is in flight, and return its measurements. New replies wait."""
+        done: Future[dict[str, float]] = Future()
         self._tell(lambda: self._drained.append((action, done)))
-        await asyncio.shield(asyncio.wrap_future(done))
+        return await asyncio.shield(asyncio.wrap_future(done))
 
-    def _load(self, policy: Policy) -> None:
+    def _load(self, policy: Policy) -> dict[str, float]:
         weights, scheme = self._weights, policy.uri.partition(":")[0]
+        measured: dict[str, float] = {}
         with weights.lock:
             if scheme == "file" and policy != weights.policy:
-                weights.load_state(unquote(policy.uri.removeprefix("file:").removeprefix("//")))
+                weights.load_state(folder_of(policy))
+                measured = self._prove(policy)
                 weights.policy = policy
             elif scheme == "memory" and policy != weights.policy:
                 raise EngineError(
@@ -203,6 +210,24 @@ class TorchEngine(Engine):
             elif scheme not in ("file", "memory"):
                 raise EngineError(f"The torch engine cannot load {policy.uri!r}. Expected `file:` or `memory:`.")
             self._sampler.forget()
+        return measured
+
+    def _prove(self, policy: Policy) -> dict[str, float]:
+        """Compare the loaded weights with the trainer's weight check, if their folder has one."""
+        check = WeightCheck.of(policy)
+        if check is None:
+            return {}
+        served = weight_check_of(self._weights.model, check.ids)
+        halves = {str(dtype).removeprefix("torch.") for dtype in HALVES}
+        limit = ROUNDED if halves & {check.dtype, served.dtype} else EXACT
+        difference, fault = compare_weights(check, served.logprobs, limit=limit, before=self._last_check)
+        if fault is not None:
+            raise EngineError(
+                f"The torch engine loaded version {policy.version} from {policy.uri}, and {fault}. Use the same model and "
+                "dtype for engine and trainer, and let nothing else write into the folder."
+            )
+        self._last_check = check
+        return {"weight_check_diff": difference}
 
     # Below: the engine's thread.
 
@@ -247,11 +272,11 @@ class TorchEngine(Engine):
                     continue
                 action, done = self._drained[0]
             try:
-                action()
+                measured = action()
             except Exception as error:
                 done.set_exception(error)
             else:
-                done.set_result(None)
+                done.set_result(measured)
             with self._wake:
                 self._drained.popleft()
 

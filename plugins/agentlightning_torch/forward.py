@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from agentlightning.contracts.batch import Batch
 from agentlightning.rl.batch.packs import Pack
 from agentlightning.training.weight_sync import WeightCheck, weight_check_ids
+from agentlightning.types import IntArray
 from agentlightning_torch.attention import FLEX_MULTIPLE, Visible, using_forest
 from agentlightning_torch.frozen import FrozenStates
 from agentlightning_torch.lengths import imposed_length
@@ -111,9 +112,9 @@ def group_rows(rows: Sequence[Pack], tokens_per_pack: int) -> list[list[Pack]]:
     return groups
 
 
-def weight_check_of(model: Any) -> WeightCheck:
-    """Return the model's outputs for the tokens of a probe, at temperature 1."""
-    ids = weight_check_ids(plain(model).config.get_text_config().vocab_size)
+def weight_check_of(model: Any, ids: IntArray | None = None) -> WeightCheck:
+    """Return the model's log-probabilities of `ids` (tokens,) at temperature 1. None: the tokens that every check of the model has."""
+    ids = weight_check_ids(plain(model).config.get_text_config().vocab_size) if ids is None else ids
     with torch.no_grad():
         first = next(model.parameters())
         logits = model(input_ids=_tensor(ids, first.device)[None], use_cache=False).logits[0, :-1].float()

@@ -18,6 +18,7 @@ from agentlightning.contracts.model import ModelFiles
 from agentlightning.errors import ConfigError, ContextOverflow, EngineError
 from agentlightning.types import Policy, Sampling, ints
 from agentlightning_torch.engine import TorchEngine, TorchEngineSettings
+from agentlightning_torch.forward import weight_check_of
 from agentlightning_torch.optim import add_lora, trained_parameters
 from agentlightning_torch.prefix import shared_prefixes
 from agentlightning_torch.sampler import Reply, Sampler
@@ -391,6 +392,20 @@ async def test_a_policy_on_disk_is_loaded_and_a_wrong_one_refused(engine, tmp_pa
             await engine.load(Policy(version=5, base="tiny", uri=uri))
     again = await ask(engine, prompt(30), seed=1)
     assert (again[0], again[2]) == (ids, versions)
+
+
+async def test_weights_on_disk_are_compared_with_their_weight_check(engine, tmp_path):
+    first, second = (tiny_model(tmp_path / str(seed), seed=seed).path for seed in (1, 2))
+    checks = [weight_check_of(AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)) for path in (first, second)]
+    checks[0].write(Path(first))
+    measured = await engine.load(Policy(version=1, base="tiny", uri=Path(first).as_uri()))
+    assert 0 <= measured["weight_check_diff"] < 1e-4
+    checks[0].write(Path(second))  # the weights of the folder are other ones
+    with pytest.raises(EngineError, match=r"loaded version 2 from file:.*differ from the trainer's by .* \(limit 0\.005\)"):
+        await engine.load(Policy(version=2, base="tiny", uri=Path(second).as_uri()))
+    checks[1].write(Path(second))
+    assert (await engine.load(Policy(version=2, base="tiny", uri=Path(second).as_uri())))["weight_check_diff"] < 1e-4
+    assert engine.policy.version == 2
 
 
 async def test_an_adapter_is_served_and_merged_in_nothing(engine, tmp_path):

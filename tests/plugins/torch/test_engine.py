@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from msgspec import structs
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from agentlightning.contracts.model import ModelFiles
@@ -425,6 +426,56 @@ async def test_an_adapter_is_served_and_merged_in_nothing(engine, tmp_path):
     await fresh.load(Policy(version=1, base="tiny", kind="lora", uri=f"file:{tmp_path}"))
     assert (await ask(fresh, prompt(30), temperature=0))[0] == ids
     await fresh.close()
+
+
+def adapter(files: ModelFiles, folder: Path, **settings) -> str:
+    """A folder with an adapter for a model."""
+    peft = pytest.importorskip("peft")
+    config = peft.LoraConfig(**{"r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "v_proj"], "init_lora_weights": False, **settings})
+    peft.get_peft_model(AutoModelForCausalLM.from_pretrained(files.path), config).save_pretrained(str(folder))
+    return f"file:{folder}"
+
+
+def without_a_weight(folder: Path) -> str:
+    """The same adapter with one weight less."""
+    file = folder / "adapter_model.safetensors"
+    save_file(dict(list(load_file(file).items())[1:]), file)
+    return f"file:{folder}"
+
+
+async def test_an_adapter_that_does_not_fit_is_refused_and_changes_nothing(engine, files, tmp_path):
+    weights = weights_of(engine)
+    plain, modules = await ask(engine, prompt(30), temperature=0), dict(weights.model.named_modules())
+    wide = adapter(tiny_model(tmp_path / "model", hidden=32), tmp_path / "wide")
+    adapter(files, tmp_path / "cut")
+    absent = adapter(files, tmp_path / "absent")
+    config = tmp_path / "absent" / "adapter_config.json"
+    config.write_text(config.read_text().replace('"q_proj"', '"elsewhere"').replace('"v_proj"', '"nowhere"'))
+    for uri, says in (
+        (wide, "cannot be loaded into 'tiny'"),
+        (without_a_weight(tmp_path / "cut"), "differs"),
+        (absent, "cannot be loaded"),
+    ):
+        with pytest.raises(EngineError, match=says):
+            await engine.load(Policy(version=1, base="tiny", kind="lora", uri=uri))
+        assert dict(weights.model.named_modules()) == modules
+        assert all(parameter.requires_grad for parameter in weights.model.parameters())
+        again = await ask(engine, prompt(30), temperature=0)
+        assert (again[0], again[2]) == (plain[0], plain[2])
+    await engine.load(Policy(version=1, base="tiny", kind="lora", uri=adapter(files, tmp_path / "first")))
+    first = await ask(engine, prompt(30), temperature=0)
+    assert first[0] != plain[0]
+    for name, settings, says in (
+        ("alpha", {"lora_alpha": 16}, "has lora_alpha 16, but the model's has 8"),
+        ("rank", {"r": 2}, "has r 2, but the model's has 4"),
+        ("layers", {"target_modules": ["q_proj", "up_proj"]}, "does not fit the model: .*proj.* differs"),
+    ):
+        with pytest.raises(EngineError, match=says):
+            await engine.load(Policy(version=2, base="tiny", kind="lora", uri=adapter(files, tmp_path / name, **settings)))
+        again = await ask(engine, prompt(30), temperature=0)
+        assert (again[0], again[2]) == (first[0], first[2])
+    await engine.load(Policy(version=2, base="tiny", kind="lora", uri=adapter(files, tmp_path / "second")))
+    assert (await ask(engine, prompt(30), temperature=0))[0] != first[0]
 
 
 async def test_little_memory_makes_replies_wait_and_changes_none(files):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import inspect
+import json
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -245,7 +246,7 @@ class TorchTrainer(Trainer):
     def _save(self, folder: Path) -> None:
         critic = {} if self.critic_optimizer is None else self.critic_optimizer.state()
         tensors = {**self.optimizer.state(), **critic, "rng": torch.get_rng_state()}
-        facts = {"policy": structs.asdict(self.policy), "steps": self.steps, "train": self.settings.train}
+        facts = {"policy": structs.asdict(self.policy), "steps": self.steps, "train": self.settings.train, **self._kept_settings()}
         checkpoint.write(folder, self.weights.model, self.weights.files.path, checkpoint.State(tensors, facts))
 
     def _export(self, folder: Path) -> Policy:
@@ -253,6 +254,13 @@ class TorchTrainer(Trainer):
         checkpoint.export(folder, self.weights.model, adapter=self.settings.train == "lora")
         probe.write(folder)
         return structs.replace(self.policy, uri=f"file:{quote(str(folder.resolve()))}")
+
+    def _kept_settings(self) -> dict[str, str | int | float]:
+        """Return the settings that a checkpoint's weights do not tell, and that a resumed run must keep."""
+        kept: dict[str, str | int | float] = {"dtype": str(self.weights.dtype).removeprefix("torch.")}
+        if self.settings.train == "lora":
+            kept |= {"lora_rank": self.settings.lora_rank, "lora_alpha": self.settings.lora_alpha}
+        return kept
 
     def _restore(self, folder: Path) -> None:
         state = checkpoint.read(folder)
@@ -262,6 +270,13 @@ class TorchTrainer(Trainer):
                 f"checkpoint {str(folder)!r} is of {policy.base!r} trained as {train!r}, but this run trains {self.policy.base!r} as "
                 f"{self.settings.train!r}. Use the checkpoint's settings."
             )
+        for name, ours in self._kept_settings().items():
+            saved = state.facts.get(name, ours)
+            if saved != ours:
+                raise TrainerError(
+                    f"checkpoint {str(folder)!r} was trained with {name} {saved!r}, but this run has {ours!r}. "
+                    f"Set trainer.{name} = {json.dumps(saved)} in the run's config.toml."
+                )
         try:
             self.optimizer.load(state.tensors)
             if self.critic_optimizer is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import math
+import re
 import signal
 import subprocess
 import sys
@@ -272,6 +273,34 @@ async def test_a_checkpoint_that_does_not_fit_is_refused_by_name(files: ModelFil
         with pytest.raises(TrainerError, match="another version of agentlightning"):
             await other.restore(tmp_path / "c")
         assert same(state(other), before)
+
+
+@pytest.mark.parametrize(
+    ("saved", "resumed", "says"),
+    [
+        ({"dtype": "bfloat16"}, {"dtype": "float32"}, "dtype 'bfloat16', but this run has 'float32'. Set trainer.dtype = \"bfloat16\""),
+        ({"dtype": "float32"}, {"dtype": "auto"}, None),  # this small model is in float32
+        ({"train": "lora"}, {"train": "lora", "lora_alpha": 16.0}, "lora_alpha 32.0, but this run has 16.0. Set trainer.lora_alpha = 32.0"),
+        ({"train": "lora"}, {"train": "lora", "lora_rank": 8}, "lora_rank 16, but this run has 8. Set trainer.lora_rank = 16"),
+        ({}, {"lora_alpha": 16.0}, None),
+    ],
+)
+async def test_a_checkpoint_of_other_settings_is_refused_with_the_way_out(
+    files: ModelFiles, tmp_path: Path, saved: dict, resumed: dict, says: str | None
+):
+    async with training(files, **saved) as trainer:
+        await trainer.step(two_turns(), PPOClip())
+        await trainer.save(tmp_path / "c")
+    async with training(files, **resumed) as other:
+        before = state(other)
+        if says is None:
+            await other.restore(tmp_path / "c")
+            assert other.policy.version == 1
+            return
+        with pytest.raises(TrainerError, match=re.escape(says)):
+            await other.restore(tmp_path / "c")
+        assert same(state(other), before)
+        assert other.policy.version == 0
 
 
 KILLED_SAVE = """

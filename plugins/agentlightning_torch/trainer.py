@@ -45,6 +45,7 @@ from agentlightning_torch.optim import Optimizer, add_lora, trained_parameters
 from agentlightning_torch.reference import Reference
 from agentlightning_torch.scoring import Scoring, find_scoring
 from agentlightning_torch.settings import TorchTrainerSettings as Settings
+from agentlightning_torch.settings import check_trained_type
 from agentlightning_torch.update import Update
 from agentlightning_torch.weights import Weights, get_weights
 
@@ -99,6 +100,7 @@ class TorchTrainer(Trainer):
     @classmethod
     def _create(cls, model: ModelFiles, settings: Settings, share: Share) -> TorchTrainer:
         weights = get_weights(share, model, device=settings.device, dtype=settings.dtype)
+        check_trained_type(str(weights.dtype).removeprefix("torch."))  # an engine may have chosen it
         with weights.lock:
             scoring = find_scoring(weights.model, model.name, settings.tokens_per_pack)
             if not scoring.forest:

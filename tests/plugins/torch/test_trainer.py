@@ -33,6 +33,7 @@ from agentlightning.training.weight_sync import WeightCheck, folder_of
 from agentlightning_torch import checkpoint
 from agentlightning_torch.testing import tiny_model
 from agentlightning_torch.trainer import Settings, TorchTrainer
+from agentlightning_torch.weights import get_weights
 from world import two_turns
 
 
@@ -418,11 +419,19 @@ async def test_a_cancelled_caller_waits_for_the_end_of_the_step(files: ModelFile
         ({"tokens_per_pack": 0}, "trainer.tokens_per_pack"),
         ({"lora_rank": 0}, "trainer.lora_rank"),
         ({"lora_alpha": 0.0}, "trainer.lora_alpha"),
+        ({"dtype": "float16"}, "trainer.dtype is 'float16', which rounds small gradients to 0. Use 'bfloat16' or 'float32'"),
     ],
 )
 def test_a_wrong_setting_is_named_with_what_was_expected(setting: dict, says: str):
     with pytest.raises(ConfigError, match=says.replace(".", r"\.")):
         Settings(**setting)
+
+
+async def test_weights_that_an_engine_has_in_float16_are_not_trained(files: ModelFiles):
+    share: dict[str, Any] = {}
+    get_weights(share, files, device="cpu", dtype="float16")
+    with pytest.raises(ConfigError, match="which rounds small gradients to 0"):
+        await TorchTrainer.create(files, Settings(device="cpu"), share)
 
 
 async def test_a_schedule_without_an_end_is_refused_where_no_run_gives_it_one(files: ModelFiles):

@@ -246,8 +246,8 @@ class TorchTrainer(Trainer):
         return self.scoring.scores(model, batch, self.settings.tokens_per_pack, rollouts, entropy=entropy, frozen=frozen)
 
     def _save(self, folder: Path) -> None:
-        critic = {} if self.critic_optimizer is None else self.critic_optimizer.state()
-        tensors = {**self.optimizer.state(), **critic, "rng": torch.get_rng_state()}
+        critic = {} if self.critic_optimizer is None else self.critic_optimizer.tensors()
+        tensors = {**self.optimizer.tensors(), **critic, "rng": torch.get_rng_state()}
         facts = {"policy": structs.asdict(self.policy), "steps": self.steps, "train": self.settings.train, **self._kept_settings()}
         checkpoint.write(folder, self.weights.model, self.weights.files.path, checkpoint.State(tensors, facts))
 

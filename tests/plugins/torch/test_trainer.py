@@ -304,6 +304,41 @@ async def test_a_checkpoint_of_other_settings_is_refused_with_the_way_out(
         assert other.policy.version == 0
 
 
+async def test_a_save_copies_neither_weights_nor_moments(files: ModelFiles, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    written: dict[str, torch.Tensor] = {}
+    write = checkpoint.write
+
+    def watched(folder: Path, model: Any, tokenizer: str, state: checkpoint.State) -> None:
+        written.update(state.tensors)
+        write(folder, model, tokenizer, state)
+
+    monkeypatch.setattr(checkpoint, "write", watched)
+    async with training(files, dtype="bfloat16", critic=True) as trainer:
+        await trainer.step(two_turns(), PPOClip())
+        await trainer.save(tmp_path / "c")
+        for name, master in trainer.optimizer.masters.items():
+            assert written[f"weight.{name}"].data_ptr() == master.data_ptr()
+            for kind, moment in trainer.optimizer.adam.state[master].items():
+                assert written[f"{kind}.{name}"].data_ptr() == moment.data_ptr()
+        before = state(trainer)
+        await trainer.step(two_turns(), PPOClip())
+        await trainer.restore(tmp_path / "c")
+        assert same(state(trainer), before)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("train", ["full", "lora"])
+async def test_a_save_needs_little_memory_of_the_gpu(tmp_path: Path, train: str):
+    files = tiny_model(tmp_path / "model", hidden=1024, layers=8)
+    async with training(files, device="cuda", train=train) as trainer:
+        await trainer.step(two_turns(), PPOClip())
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        await trainer.save(tmp_path / "c")
+        weights = sum(p.numel() * p.element_size() for p in trainer.weights.model.parameters())
+        assert torch.cuda.max_memory_allocated() - before < weights / 4
+
+
 KILLED_SAVE = """
 import os, pathlib, sys
 import torch

@@ -23,19 +23,16 @@ import torch
 from agentlightning.contracts.engine import Chunk, Engine, EngineInfo, check_request
 from agentlightning.contracts.model import Fit, ModelFiles, Share
 from agentlightning.errors import EngineError
-from agentlightning.training.weight_sync import WeightCheck, compare_weights, folder_of
+from agentlightning.training.weight_sync import WeightCheck, folder_of
 from agentlightning.types import IntArray, Policy, Sampling, floats, ints
-from agentlightning_torch.forward import weight_check_of
 from agentlightning_torch.lengths import switches
-from agentlightning_torch.number_type import HALVES
 from agentlightning_torch.regimes import Samplers
 from agentlightning_torch.sampler import Counts, Reply, SampledToken
 from agentlightning_torch.serving import check_served
 from agentlightning_torch.settings import TorchEngineSettings
+from agentlightning_torch.weight_check import compare_with_check
 from agentlightning_torch.weights import Weights, chosen_type, find_device, get_weights, is_loaded
 
-EXACT, ROUNDED = 0.005, 0.15
-"""Maximum mean difference, in nats per token, between a weight check and the loaded weights. `ROUNDED` holds if either has 16 bits."""
 log = logging.getLogger(__name__)
 
 
@@ -201,7 +198,7 @@ class TorchEngine(Engine):
         with weights.lock:
             if scheme == "file" and policy != weights.policy:
                 weights.load_state(folder_of(policy))
-                measured = self._prove(policy)
+                measured, self._last_check = compare_with_check(weights.model, policy, self._last_check)
                 weights.policy = policy
             elif scheme == "memory" and policy != weights.policy:
                 raise EngineError(
@@ -211,23 +208,6 @@ class TorchEngine(Engine):
                 raise EngineError(f"The torch engine cannot load {policy.uri!r}. Expected `file:` or `memory:`.")
             self._sampler.forget()
         return measured
-
-    def _prove(self, policy: Policy) -> dict[str, float]:
-        """Compare the loaded weights with the trainer's weight check, if their folder has one."""
-        check = WeightCheck.of(policy)
-        if check is None:
-            return {}
-        served = weight_check_of(self._weights.model, check.ids)
-        halves = {str(dtype).removeprefix("torch.") for dtype in HALVES}
-        limit = ROUNDED if halves & {check.dtype, served.dtype} else EXACT
-        difference, fault = compare_weights(check, served.logprobs, limit=limit, before=self._last_check)
-        if fault is not None:
-            raise EngineError(
-                f"The torch engine loaded version {policy.version} from {policy.uri}, and {fault}. Use the same model and "
-                "dtype for engine and trainer, and let nothing else write into the folder."
-            )
-        self._last_check = check
-        return {"weight_check_diff": difference}
 
     # Below: the engine's thread.
 

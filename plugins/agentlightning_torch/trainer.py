@@ -36,7 +36,7 @@ from agentlightning.rl.schedule import learning_rate
 from agentlightning.types import Policy
 from agentlightning_torch import checkpoint
 from agentlightning_torch.critic import ValueHead, hidden_size
-from agentlightning_torch.forward import Scores, plain, weight_check_of
+from agentlightning_torch.forward import Scores, plain
 from agentlightning_torch.frozen import FrozenStates
 from agentlightning_torch.heap import give_back
 from agentlightning_torch.losses import LOSSES
@@ -47,6 +47,7 @@ from agentlightning_torch.scoring import Scoring, find_scoring
 from agentlightning_torch.settings import TorchTrainerSettings as Settings
 from agentlightning_torch.settings import check_trained_type
 from agentlightning_torch.update import Update
+from agentlightning_torch.weight_check import weight_check_of
 from agentlightning_torch.weights import Weights, get_weights
 
 T = TypeVar("T")

@@ -19,13 +19,13 @@ from agentlightning.contracts.model import ModelFiles
 from agentlightning.errors import ConfigError, ContextOverflow, EngineError
 from agentlightning.types import Policy, Sampling, ints
 from agentlightning_torch.engine import TorchEngine, TorchEngineSettings
-from agentlightning_torch.forward import weight_check_of
 from agentlightning_torch.optim import add_lora, trained_parameters
 from agentlightning_torch.prefix import shared_prefixes
 from agentlightning_torch.sampler import Reply, Sampler
 from agentlightning_torch.serving import check_served
 from agentlightning_torch.slots import Decode, Prefill, Slots, forward
 from agentlightning_torch.testing import tiny_model
+from agentlightning_torch.weight_check import weight_check_of
 from agentlightning_torch.weights import FairLock, Weights, get_weights
 
 VOCABULARY = 259

@@ -71,6 +71,9 @@ class Value:
             return NotImplemented
         return all(_equal(getattr(self, name), getattr(other, name)) for name in _field_names(type(self)))
 
+    def __ne__(self, other: object) -> bool:
+        return not self == other  # a struct's own compares identity
+
     __hash__ = None  # type: ignore[assignment]  # arrays have no hash
 
 
@@ -106,11 +109,17 @@ class Task(WireValue, frozen=True):
     """The argument of the agent."""
 
 
+def is_greedy(temperature: float) -> bool:
+    """Return True for temperatures that pick the likeliest token: 0, and smaller than numbers of 32 bits can divide logits by. vLLM draws
+    the same line."""
+    return not temperature >= 1e-5  # also for NaN
+
+
 class Sampling(WireValue, frozen=True, kw_only=True):
     """How a reply is sampled.
 
-    `logprobs` are always log-softmax(logits / temperature) over the full vocabulary. Temperature 0 is greedy, with the logprobs of
-    temperature 1.
+    `logprobs` are always log-softmax(logits / temperature) over the full vocabulary. A temperature below 1e-5 is greedy, with the logprobs
+    of temperature 1.
     """
 
     temperature: float = 1.0
@@ -128,7 +137,7 @@ class Sampling(WireValue, frozen=True, kw_only=True):
     @property
     def truncated(self) -> bool:
         """Whether the sampling distribution is narrower than that of the recorded logprobs."""
-        return self.temperature > 0 and (self.top_p < 1 or self.top_k > 0)
+        return not is_greedy(self.temperature) and (self.top_p < 1 or self.top_k > 0)
 
 
 class Rollout(WireValue, frozen=True, kw_only=True):

@@ -36,7 +36,7 @@ class State:
     tensors: dict[str, torch.Tensor]
     """Trained weights in full precision, moments, and `rng` (torch's, on the CPU)."""
     facts: dict[str, Any]
-    """JSON: version, step, base, train."""
+    """JSON: the policy, the number of steps, and the settings that a resumed run must keep."""
 
 
 def write(folder: Path, model: Any, tokenizer_path: str, state: State) -> None:

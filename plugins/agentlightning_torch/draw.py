@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from agentlightning.types import Sampling
+from agentlightning.types import Sampling, is_greedy
 
 CHUNK = 1 << 20
 """Maximum number of logits worked on at once. They stay in the processor's cache."""
@@ -22,7 +22,7 @@ def draw(logits: Tensor, samplings: Sequence[Sampling], noise: Sequence[np.rando
     """Sample ids (rows,) from logits (rows, vocabulary), and log-softmax(logits / temperature) at them.
 
     Each row takes one number from its own generator and inverts the cumulative distribution, summed in float64. The noise is NumPy's, so a
-    seed means the same on every device. Temperature 0 is greedy, with the log-probabilities of temperature 1.
+    seed means the same on every device. A temperature below 1e-5 is greedy, with the log-probabilities of temperature 1.
     """
     ids: list[int] = []
     logprobs: list[float] = []
@@ -36,12 +36,12 @@ def draw(logits: Tensor, samplings: Sequence[Sampling], noise: Sequence[np.rando
 
 
 def _draw(logits: Tensor, samplings: Sequence[Sampling], noise: Sequence[np.random.Generator]) -> tuple[list[int], list[float]]:
-    temperature = torch.tensor([s.temperature or 1.0 for s in samplings], device=logits.device)[:, None]
+    temperature = torch.tensor([1.0 if is_greedy(s.temperature) else s.temperature for s in samplings], device=logits.device)[:, None]
     highest, ids = logits.max(-1, keepdim=True)
     weights = (logits.float() - highest.float()).div_(temperature).exp_()
     sums = _block_sums(weights)
     total = sums.sum(-1, keepdim=True)
-    hot = [i for i, s in enumerate(samplings) if s.temperature > 0]
+    hot = [i for i, s in enumerate(samplings) if not is_greedy(s.temperature)]
     if hot:
         for i in hot:
             if samplings[i].truncated:

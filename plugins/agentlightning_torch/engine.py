@@ -16,7 +16,6 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Future
 from typing import Any
-from urllib.parse import unquote
 
 import numpy as np
 import torch
@@ -24,12 +23,14 @@ import torch
 from agentlightning.contracts.engine import Chunk, Engine, EngineInfo, check_request
 from agentlightning.contracts.model import Fit, ModelFiles, Share
 from agentlightning.errors import EngineError
+from agentlightning.training.weight_sync import WeightCheck, folder_of
 from agentlightning.types import IntArray, Policy, Sampling, floats, ints
 from agentlightning_torch.lengths import switches
 from agentlightning_torch.regimes import Samplers
 from agentlightning_torch.sampler import Counts, Reply, SampledToken
 from agentlightning_torch.serving import check_served
 from agentlightning_torch.settings import TorchEngineSettings
+from agentlightning_torch.weight_check import compare_with_check
 from agentlightning_torch.weights import Weights, chosen_type, find_device, get_weights, is_loaded
 
 log = logging.getLogger(__name__)
@@ -110,9 +111,11 @@ class TorchEngine(Engine):
         # Protected by `_wake`: requests from other threads to the engine's thread.
         self._new: deque[Request] = deque()
         self._dropped: deque[Request] = deque()
-        self._drained: deque[tuple[Callable[[], None], Future[None]]] = deque()
+        self._drained: deque[tuple[Callable[[], dict[str, float]], Future[dict[str, float]]]] = deque()
         self._held = 0
         self._closed = False
+        self._last_check: WeightCheck | None = None
+        """Weight check of the served folder."""
         self._thread = threading.Thread(target=self._run, name="agl-torch-engine", daemon=True)
         self._thread.start()
 
@@ -152,20 +155,19 @@ class TorchEngine(Engine):
         """See `Engine.load`.
 
         `memory:` means the trainer's current weights. Shared weights need no copy. A separate copy is updated between two tokens, and
-        in-flight replies continue. `file:` is a folder from `save_pretrained`.
+        in-flight replies continue. `file:` is a folder from `save_pretrained`. Its weight check, if it has one, is compared.
         """
         source = self._source
-        if source is not None and policy == source.policy != self.policy:
+        if source is not None and policy == source.policy:  # also of the served version: a reload copies it again
             await asyncio.to_thread(self._weights.take, source)
-        else:
-            await self._when_drained(lambda: self._load(policy))
-        return {}
+            return {}
+        return await self._when_drained(lambda: self._load(policy))
 
     async def pause(self) -> None:
         """See `Engine.pause`. It holds waiting requests too. Each call needs a `resume`."""
         with self._wake:
             self._held += 1
-        await self._when_drained(lambda: None)
+        await self._when_drained(dict)
 
     async def resume(self) -> None:
         with self._wake:
@@ -184,17 +186,19 @@ class TorchEngine(Engine):
             change()
             self._wake.notify()
 
-    async def _when_drained(self, action: Callable[[], None]) -> None:
-        """Run `action` in the engine's thread once no reply is in flight. New replies wait."""
-        done: Future[None] = Future()
+    async def _when_drained(self, action: Callable[[], dict[str, float]]) -> dict[str, float]:
+        """Run `action` in the engine's thread once no reply is in flight, and return its measurements. New replies wait."""
+        done: Future[dict[str, float]] = Future()
         self._tell(lambda: self._drained.append((action, done)))
-        await asyncio.shield(asyncio.wrap_future(done))
+        return await asyncio.shield(asyncio.wrap_future(done))
 
-    def _load(self, policy: Policy) -> None:
+    def _load(self, policy: Policy) -> dict[str, float]:
         weights, scheme = self._weights, policy.uri.partition(":")[0]
+        measured: dict[str, float] = {}
         with weights.lock:
             if scheme == "file" and policy != weights.policy:
-                weights.load_state(unquote(policy.uri.removeprefix("file:").removeprefix("//")))
+                weights.load_state(folder_of(policy))
+                measured, self._last_check = compare_with_check(weights.model, policy, self._last_check)
                 weights.policy = policy
             elif scheme == "memory" and policy != weights.policy:
                 raise EngineError(
@@ -203,14 +207,14 @@ class TorchEngine(Engine):
             elif scheme not in ("file", "memory"):
                 raise EngineError(f"The torch engine cannot load {policy.uri!r}. Expected `file:` or `memory:`.")
             self._sampler.forget()
+        return measured
 
     # Below: the engine's thread.
 
     def _run(self) -> None:
         while self._listen():
             try:
-                while self._dropped:
-                    self._sampler.drop(self._dropped.popleft())
+                self._drop()
                 events = self._sampler.step(admit=not (self._held or self._drained))
             except Exception as error:
                 self._send([(reply, _failure(error)) for reply in self._sampler.fail()])
@@ -220,27 +224,39 @@ class TorchEngine(Engine):
         for _, done in self._drained:
             done.set_exception(EngineError("The engine was closed during this request. Create a new one."))
 
+    def _drop(self) -> None:
+        """Remove closed requests. One that was opened and closed during a step is still new, so new ones come first."""
+        with self._wake:
+            self._take_new()
+            dropped = list(self._dropped)
+            self._dropped.clear()
+        for request in dropped:
+            self._sampler.drop(request)
+
+    def _take_new(self) -> None:
+        while self._new:
+            self._sampler.add(self._new.popleft())
+
     def _listen(self) -> bool:
         """Take new requests, and wait until one can run. Return False if the engine is closed."""
         sampler = self._sampler
         while True:
             with self._wake:
-                while self._new:
-                    sampler.add(self._new.popleft())
+                self._take_new()
                 if self._closed:
                     return False
-                if sampler.live or self._dropped or (sampler.waiting and not self._held and not self._drained):
+                if sampler.in_flight or self._dropped or (sampler.waiting and not self._held and not self._drained):
                     return True
                 if not self._drained:
                     self._wake.wait()
                     continue
                 action, done = self._drained[0]
             try:
-                action()
+                measured = action()
             except Exception as error:
                 done.set_exception(error)
             else:
-                done.set_result(None)
+                done.set_result(measured)
             with self._wake:
                 self._drained.popleft()
 

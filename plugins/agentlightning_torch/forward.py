@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 
 from agentlightning.contracts.batch import Batch
 from agentlightning.rl.batch.packs import Pack
-from agentlightning.training.weight_sync import WeightCheck, weight_check_ids
 from agentlightning_torch.attention import FLEX_MULTIPLE, Visible, using_forest
 from agentlightning_torch.frozen import FrozenStates
 from agentlightning_torch.lengths import imposed_length
@@ -109,16 +108,6 @@ def group_rows(rows: Sequence[Pack], tokens_per_pack: int) -> list[list[Pack]]:
         else:
             groups.append([row])
     return groups
-
-
-def weight_check_of(model: Any) -> WeightCheck:
-    """Return the model's outputs for the tokens of a probe, at temperature 1."""
-    ids = weight_check_ids(plain(model).config.get_text_config().vocab_size)
-    with torch.no_grad():
-        first = next(model.parameters())
-        logits = model(input_ids=_tensor(ids, first.device)[None], use_cache=False).logits[0, :-1].float()
-    chosen = logits.log_softmax(-1).gather(1, _tensor(ids[1:], logits.device)[:, None])[:, 0]
-    return WeightCheck(ids, chosen.double().cpu().numpy(), str(first.dtype).removeprefix("torch."))
 
 
 @contextmanager

@@ -86,8 +86,10 @@ class Optimizer:
             p.grad = None
 
     def step(self, lr: float) -> float:
-        """Take a step with the current gradients. Return their norm before clipping."""
+        """Take a step with the current gradients. Return their norm before clipping. Without any gradient, nothing changes."""
         grads = [master.grad for master in self.masters.values() if master.grad is not None]
+        if not grads:
+            return 0.0
         norm = float(torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g) for g in grads])))
         if not math.isfinite(norm):
             self.zero()
@@ -105,17 +107,21 @@ class Optimizer:
         self.zero()
         return norm
 
-    def state(self) -> dict[str, torch.Tensor]:
-        """Return copies of weights (in full precision) and moments, by name."""
-        state: dict[str, torch.Tensor] = {}
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """Return weights (in full precision) and moments, by name, without a copy. The next step changes them."""
+        tensors: dict[str, torch.Tensor] = {}
         for name, master in self.masters.items():
-            state[f"weight.{name}"] = master.detach().clone()
+            tensors[f"weight.{name}"] = master.detach()
             for kind, value in self.adam.state.get(master, {}).items():
-                state[f"{kind}.{name}"] = value.detach().clone()
-        return state
+                tensors[f"{kind}.{name}"] = value.detach()
+        return tensors
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """Return copies of `tensors`."""
+        return {name: value.clone() for name, value in self.tensors().items()}
 
     def load(self, state: dict[str, torch.Tensor]) -> None:
-        """Restore a `state`. Raises `KeyError` before any change if its parameters differ."""
+        """Restore `tensors` or `state`. Raises `KeyError` before any change if its parameters differ."""
         weights = {name: state[f"weight.{name}"] for name in self.masters}
         for name, master in self.masters.items():
             if weights[name].shape != master.shape:
@@ -142,7 +148,8 @@ def _to_master(master: torch.Tensor, p: torch.Tensor) -> None:
 
 @torch.no_grad()
 def merged_state(model: Any) -> dict[str, torch.Tensor]:
-    """Return the state of the plain model with its LoRA adapter merged in. The model itself stays bit-identical."""
+    """Return the state of the plain model with its LoRA adapter merged in. The model itself stays bit-identical. Merged layers are on the
+    CPU, so that a GPU holds one of them at a time."""
     inner = plain(model)
     if inner is model:
         return dict(model.state_dict())
@@ -153,6 +160,6 @@ def merged_state(model: Any) -> dict[str, torch.Tensor]:
             continue
         owner, _, kind = name.rpartition(".base_layer.")
         if owner in layers and kind == "weight":
-            value = value + layers[owner].get_delta_weight(model.active_adapter).to(value.dtype)
+            value = (value + layers[owner].get_delta_weight(model.active_adapter).to(value.dtype)).cpu()
         merged[f"{owner}.{kind}" if owner else name] = value
     return merged

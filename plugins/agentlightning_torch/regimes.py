@@ -44,6 +44,11 @@ class Samplers:
         return [reply for sampler in self._samplers for reply in sampler.waiting]
 
     @property
+    def in_flight(self) -> bool:
+        """See `Sampler.in_flight`."""
+        return any(sampler.in_flight for sampler in self._samplers)
+
+    @property
     def bytes(self) -> int:
         """Memory of keys and values."""
         return sum(sampler.bytes for sampler in self._samplers)
@@ -64,7 +69,7 @@ class Samplers:
         """See `Sampler.step`."""
         events: list[SampledToken] = []
         for sampler in self._samplers:
-            if sampler.live or (sampler.waiting and admit):
+            if sampler.in_flight or (sampler.waiting and admit):
                 events += sampler.step(admit=admit)
                 self._ended = [event.reply for event in events if event.finish]
         self._ended = []

@@ -37,7 +37,7 @@ class Reply:
         self.stops = frozenset(sampling.stop_ids)
         self.end = len(prompt) + limit
         """Length at which it ends."""
-        self.length = len(prompt)
+        self.start = self.length = len(prompt)
         self.cached = 0
         """Number of tokens whose keys and values are in its row."""
         self.row = -1
@@ -48,6 +48,11 @@ class Reply:
     def tokens(self) -> Tokens:
         """Prompt and response so far."""
         return self._tokens[: self.length]
+
+    @property
+    def started(self) -> bool:
+        """Return True if a token was sampled. Such a reply is in flight, even if it waits for a row again."""
+        return self.length > self.start
 
     def append(self, token: int) -> FinishReason | None:
         if self.length == len(self._tokens):
@@ -100,6 +105,11 @@ class Sampler:
         """Replies whose last token `step` has not returned yet."""
 
     @property
+    def in_flight(self) -> bool:
+        """Return True while a reply has a row, or has lost it to others and is not complete."""
+        return bool(self.live) or any(reply.started for reply in self.waiting)
+
+    @property
     def bytes(self) -> int:
         """Memory of keys and values, with the prefix cache."""
         return self._slots.bytes + self._prefixes.bytes
@@ -123,23 +133,24 @@ class Sampler:
         self.waiting.clear()
         self._ending.clear()
         self.forget()
-        self._slots = Slots(self._shape)
         return lost
 
     def forget(self) -> None:
-        """Drop all keys and values. Live replies are recomputed."""
+        """Drop all keys and values. Live replies are recomputed. Without any, the rows give their memory back to the prefix cache."""
         self._prefixes.clear()
+        if not self.live:
+            self._slots = Slots(self._shape)
         for reply in self.live:
             reply.cached = 0
 
     def step(self, *, admit: bool) -> list[SampledToken]:
-        """Sample one more token for each live reply. With `admit`, waiting ones join."""
+        """Sample one more token for each live reply. With `admit`, waiting ones join; without, only those that lost their row."""
         with self._weights.lock:
             if self._generation != self._weights.generation:
                 self.forget()
                 self._generation = self._weights.generation
             self._prefill()
-            while admit and self._admit():
+            while self._admit(fresh=admit):
                 self._prefill()
             if not self.live:
                 return []
@@ -175,10 +186,11 @@ class Sampler:
             self._groups = shared_prefixes([reply.tokens[:-1] for reply in self.live], WORTH_SHARING)
         return self._groups
 
-    def _admit(self) -> bool:
-        """Give waiting replies rows, first come, first served. A reply waits if another one is about to prefill its prompt."""
+    def _admit(self, *, fresh: bool) -> bool:
+        """Give waiting replies rows, first come, first served. A reply waits if another one is about to prefill its prompt. Unless `fresh`,
+        only replies with a sampled token join."""
         joined: list[Reply] = []
-        for reply in list(self.waiting):
+        for reply in [reply for reply in self.waiting if fresh or reply.started]:
             longest = max([reply.length, *(other.length for other in self.live)])
             cost = self._slots.cost(len(self.live) + 1, longest)
             if len(self.live) >= self._max_batch or (self.live and cost > self._memory):
@@ -242,11 +254,13 @@ class Sampler:
         """Make room for the live rows. The last `joining` of them are still empty. If this needs a copy, also make room for the waiting
         ones."""
         rows = len(self.live)
+        if self._slots.holds(rows, longest):
+            return
         hoped = min(self._max_batch, rows + len(self.waiting))
         if self._slots.cost(hoped, longest) > self._memory:
             hoped = rows
-        if self._slots.fit(rows, longest, keep=rows - joining, hoped=hoped):
-            self._prefixes.trim(self._memory - self._slots.bytes)
+        self._prefixes.trim(self._memory - self._slots.cost(hoped, longest))
+        self._slots.fit(hoped, longest, keep=rows - joining)
 
     def _leave(self, reply: Reply) -> None:
         """Free a row: cache its keys and values, and move the last row into its place."""

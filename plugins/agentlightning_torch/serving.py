@@ -84,7 +84,7 @@ def _compare(model: Any, shape: KVShape, length: int) -> str | None:
 def _served(model: Any, shape: KVShape, rows: list[np.ndarray], length: int) -> list[Tensor]:
     """The logits (vocabulary,) after each row, computed as the sampler does."""
     slots = Slots(shape)
-    slots.fit(len(rows), max(map(len, rows)), keep=0, hoped=0)
+    slots.fit(len(rows), max(map(len, rows)), keep=0)
     for half in (0, 1):
         pieces = [_piece(number, row, half) for number, row in enumerate(rows)]
         pieces = [piece for piece in pieces if piece[2]]

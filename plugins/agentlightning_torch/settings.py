@@ -9,6 +9,7 @@ from msgspec import Meta
 
 from agentlightning.contracts.engine import EngineSettings
 from agentlightning.contracts.trainer import TrainerSettings
+from agentlightning.errors import ConfigError
 from agentlightning.rl.schedule import check_schedule
 from agentlightning.settings import Beta, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
@@ -67,10 +68,20 @@ class TorchTrainerSettings(TrainerSettings):
     device: str = "auto"
     """`auto`, `cpu`, `cuda`, or `cuda:1`, as for the engine."""
     dtype: str = "auto"
-    """Number type of the weights, as for the engine. With 16 bits, steps update a float32 copy of the trained weights."""
+    """`auto`, `float32`, `bfloat16`, or `float64`, as for the engine. With bfloat16, steps update a float32 copy of the trained weights.
+    float16 is refused: it rounds small gradients to 0."""
     seed: int = 0
     """Random seed of a fresh LoRA adapter."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_trained_type(self.dtype)
         check_schedule(self.schedule, self.warmup_steps, self.total_steps)
+
+
+def check_trained_type(dtype: str) -> None:
+    """Raise `ConfigError` for a number type that a trainer cannot train in."""
+    if dtype == "float16":
+        raise ConfigError(
+            "trainer.dtype is 'float16', which rounds small gradients to 0. Use 'bfloat16' or 'float32', for engine and trainer alike."
+        )

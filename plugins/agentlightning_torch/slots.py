@@ -49,37 +49,35 @@ class Slots:
 
     def __init__(self, shape: KVShape) -> None:
         self.shape = shape
-        self.keys, self.values = self._new(0, 0)
+        self.keys, self.values = self._zeros(0, 0, shape.key), self._zeros(0, 0, shape.value)
 
-    def _new(self, rows: int, capacity: int) -> tuple[Tensor, Tensor]:
+    def _zeros(self, rows: int, capacity: int, dim: int) -> Tensor:
         # Zeros, because values after a row's end are multiplied by probability zero and must not be NaN.
         s = self.shape
-        sizes = (s.layers, rows, s.heads, capacity)
-        return torch.zeros(*sizes, s.key, dtype=s.dtype, device=s.device), torch.zeros(*sizes, s.value, dtype=s.dtype, device=s.device)
+        return torch.zeros(s.layers, rows, s.heads, capacity, dim, dtype=s.dtype, device=s.device)
 
     @property
     def bytes(self) -> int:
         return self.keys.shape[1] * self.keys.shape[3] * self.shape.token_bytes
 
     def cost(self, rows: int, length: int) -> int:
-        """The minimum bytes for `fit`."""
+        """Return the bytes for which `fit` asks."""
         return rows * -(-length // PAGE) * PAGE * self.shape.token_bytes
 
-    def fit(self, rows: int, length: int, *, keep: int, hoped: int) -> bool:
-        """Make room for `rows` rows of `length` tokens, keeping the first `keep` rows.
+    def holds(self, rows: int, length: int) -> bool:
+        """Return True if there is room for `rows` rows of `length` tokens."""
+        return rows <= self.keys.shape[1] and length <= self.keys.shape[3]
 
-        Return True if this needed a copy. The room is then for `hoped` rows.
-        """
-        old_rows, old_capacity = self.keys.shape[1], self.keys.shape[3]
-        if rows <= old_rows and length <= old_capacity:
-            return False
+    def fit(self, rows: int, length: int, *, keep: int) -> None:
+        """Make room for exactly `rows` rows of `length` tokens, with a copy of the first `keep` rows."""
         capacity = -(-length // PAGE) * PAGE
-        kept = min(old_capacity, capacity)
-        keys, values = self._new(max(rows, hoped), capacity)
-        keys[:, :keep, :, :kept] = self.keys[:, :keep, :, :kept]
-        values[:, :keep, :, :kept] = self.values[:, :keep, :, :kept]
-        self.keys, self.values = keys, values
-        return True
+        self.keys = self._resized(self.keys, rows, capacity, keep)  # this frees the old keys before the values double
+        self.values = self._resized(self.values, rows, capacity, keep)
+
+    def _resized(self, old: Tensor, rows: int, capacity: int, keep: int) -> Tensor:
+        new, kept = self._zeros(rows, capacity, old.shape[-1]), min(old.shape[3], capacity)
+        new[:, :keep, :, :kept] = old[:, :keep, :, :kept]
+        return new
 
     def read(self, row: int, length: int) -> tuple[Tensor, Tensor]:
         """Return views of a row's keys and values, (layers, heads, length, dim)."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import inspect
+import json
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -35,7 +36,7 @@ from agentlightning.rl.schedule import learning_rate
 from agentlightning.types import Policy
 from agentlightning_torch import checkpoint
 from agentlightning_torch.critic import ValueHead, hidden_size
-from agentlightning_torch.forward import Scores, plain, weight_check_of
+from agentlightning_torch.forward import Scores, plain
 from agentlightning_torch.frozen import FrozenStates
 from agentlightning_torch.heap import give_back
 from agentlightning_torch.losses import LOSSES
@@ -44,7 +45,9 @@ from agentlightning_torch.optim import Optimizer, add_lora, trained_parameters
 from agentlightning_torch.reference import Reference
 from agentlightning_torch.scoring import Scoring, find_scoring
 from agentlightning_torch.settings import TorchTrainerSettings as Settings
+from agentlightning_torch.settings import check_trained_type
 from agentlightning_torch.update import Update
+from agentlightning_torch.weight_check import weight_check_of
 from agentlightning_torch.weights import Weights, get_weights
 
 T = TypeVar("T")
@@ -98,6 +101,7 @@ class TorchTrainer(Trainer):
     @classmethod
     def _create(cls, model: ModelFiles, settings: Settings, share: Share) -> TorchTrainer:
         weights = get_weights(share, model, device=settings.device, dtype=settings.dtype)
+        check_trained_type(str(weights.dtype).removeprefix("torch."))  # an engine may have chosen it
         with weights.lock:
             scoring = find_scoring(weights.model, model.name, settings.tokens_per_pack)
             if not scoring.forest:
@@ -227,8 +231,8 @@ class TorchTrainer(Trainer):
         return update
 
     def _with_correction(self, loss: LossSettings) -> LossSettings:
-        """Correct by truncated importance sampling by default where weights have 16 bits: engine and trainer round differently."""
-        if loss.correction is None and not loss.over_pairs and self.weights.dtype in HALVES:
+        """Correct a ratio by truncated importance sampling by default where weights have 16 bits: engine and trainer round differently."""
+        if loss.correction is None and loss.has_ratio and self.weights.dtype in HALVES:
             return replace(loss, correction=TruncatedImportanceSampling())
         return loss
 
@@ -243,9 +247,9 @@ class TorchTrainer(Trainer):
         return self.scoring.scores(model, batch, self.settings.tokens_per_pack, rollouts, entropy=entropy, frozen=frozen)
 
     def _save(self, folder: Path) -> None:
-        critic = {} if self.critic_optimizer is None else self.critic_optimizer.state()
-        tensors = {**self.optimizer.state(), **critic, "rng": torch.get_rng_state()}
-        facts = {"policy": structs.asdict(self.policy), "steps": self.steps, "train": self.settings.train}
+        critic = {} if self.critic_optimizer is None else self.critic_optimizer.tensors()
+        tensors = {**self.optimizer.tensors(), **critic, "rng": torch.get_rng_state()}
+        facts = {"policy": structs.asdict(self.policy), "steps": self.steps, "train": self.settings.train, **self._kept_settings()}
         checkpoint.write(folder, self.weights.model, self.weights.files.path, checkpoint.State(tensors, facts))
 
     def _export(self, folder: Path) -> Policy:
@@ -253,6 +257,13 @@ class TorchTrainer(Trainer):
         checkpoint.export(folder, self.weights.model, adapter=self.settings.train == "lora")
         probe.write(folder)
         return structs.replace(self.policy, uri=f"file:{quote(str(folder.resolve()))}")
+
+    def _kept_settings(self) -> dict[str, str | int | float]:
+        """Return the settings that a checkpoint's weights do not tell, and that a resumed run must keep."""
+        kept: dict[str, str | int | float] = {"dtype": str(self.weights.dtype).removeprefix("torch.")}
+        if self.settings.train == "lora":
+            kept |= {"lora_rank": self.settings.lora_rank, "lora_alpha": self.settings.lora_alpha}
+        return kept
 
     def _restore(self, folder: Path) -> None:
         state = checkpoint.read(folder)
@@ -262,6 +273,13 @@ class TorchTrainer(Trainer):
                 f"checkpoint {str(folder)!r} is of {policy.base!r} trained as {train!r}, but this run trains {self.policy.base!r} as "
                 f"{self.settings.train!r}. Use the checkpoint's settings."
             )
+        for name, ours in self._kept_settings().items():
+            saved = state.facts.get(name, ours)
+            if saved != ours:
+                raise TrainerError(
+                    f"checkpoint {str(folder)!r} was trained with {name} {saved!r}, but this run has {ours!r}. "
+                    f"Set trainer.{name} = {json.dumps(saved)} in the run's config.toml."
+                )
         try:
             self.optimizer.load(state.tensors)
             if self.critic_optimizer is not None:

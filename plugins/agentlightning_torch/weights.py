@@ -22,6 +22,9 @@ from agentlightning.errors import ConfigError, EngineError, UnsupportedSetting
 from agentlightning.types import Policy
 from agentlightning_torch.number_type import number_type
 
+ADAPTER_SETTINGS = ("peft_type", "r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora", "use_dora")
+"""Settings that change what an adapter's weights mean. The names of its weights tell its layers."""
+
 
 class FairLock:
     """A reentrant lock that serves waiting threads in order.
@@ -128,11 +131,47 @@ class Weights:
     def _load_adapter(self, folder: Path) -> None:
         import peft  # slow to import, so only for adapters
 
+        state = peft.load_peft_weights(str(folder), device=str(self.device))
         if isinstance(self.model, PreTrainedModel):
-            self.model = peft.PeftModel.from_pretrained(self.model, str(folder)).eval()
-        else:
-            state = peft.load_peft_weights(str(folder), device=str(self.device))
-            peft.set_peft_model_state_dict(self.model, state)
+            with _undone_on_error(self.model):
+                model = peft.PeftModel.from_pretrained(self.model, str(folder)).eval()
+                _compare_adapter(folder, state, peft.get_peft_model_state_dict(model))
+            self.model = model
+            return
+        name = self.model.active_adapter
+        theirs, ours = peft.PeftConfig.from_pretrained(str(folder)), self.model.peft_config[name]
+        for setting in ADAPTER_SETTINGS:
+            new, old = getattr(theirs, setting, None), getattr(ours, setting, None)
+            if new != old:
+                raise EngineError(
+                    f"The adapter in {str(folder)!r} has {setting} {new!r}, but the model's has {old!r}. Load one with the same settings."
+                )
+        _compare_adapter(folder, state, peft.get_peft_model_state_dict(self.model, adapter_name=name))
+        peft.set_peft_model_state_dict(self.model, state, adapter_name=name)
+
+
+def _compare_adapter(folder: Path, state: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
+    """Raise `EngineError` unless an adapter has exactly these weights."""
+    wrong = sorted(state.keys() ^ expected.keys()) or [name for name in state if state[name].shape != expected[name].shape]
+    if wrong:
+        raise EngineError(f"The adapter in {str(folder)!r} does not fit the model: {wrong[0]} differs. Load an adapter of the same layers.")
+
+
+@contextlib.contextmanager
+def _undone_on_error(model: PreTrainedModel) -> Iterator[None]:
+    """Give a model its own layers back if the block fails, because peft replaces them before it looks at an adapter's weights."""
+    modules, trained = dict(model.named_modules()), {parameter: parameter.requires_grad for parameter in model.parameters()}
+    try:
+        yield
+    except BaseException:
+        for name, module in modules.items():
+            if name:
+                parent, _, child = name.rpartition(".")
+                setattr(modules[parent], child, module)
+        for parameter, requires_grad in trained.items():
+            parameter.requires_grad_(requires_grad)
+        vars(model).pop("peft_config", None)
+        raise
 
 
 def chosen_type(files: ModelFiles, device: torch.device, dtype: str) -> torch.dtype:

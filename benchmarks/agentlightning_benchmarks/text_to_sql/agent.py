@@ -41,7 +41,7 @@ SHORT = Prompts(
 """For a model of 135M parameters that has learned them in a warm-up."""
 FULL = Prompts(
     system="You answer questions about an SQLite database. You write one query, see its result, and correct it where it is wrong.",
-    write="Write one SQLite query that answers the question, and select only what it asks for. Reply with the query alone, in a ```sql block.",
+    write="Write one SQLite query that answers the question. Select only what it asks for. Reply with the query alone, in a ```sql block.",
     check="Does this result answer the question? Reply with one word: correct or wrong.",
     rewrite="Write a better query. Reply with the query alone, in a ```sql block.",
 )

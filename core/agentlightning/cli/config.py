@@ -35,13 +35,13 @@ def config(
     from agentlightning.config import settings_reference
     from agentlightning.config.json_schema import config_schema
 
-    whole = config_schema()
+    every_key = config_schema()
     if schema:
-        typer.echo(json.dumps(whole, indent=2, ensure_ascii=False))
+        typer.echo(json.dumps(every_key, indent=2, ensure_ascii=False))
     elif markdown:
-        typer.echo(settings_reference.markdown(whole), nl=False)
+        typer.echo(settings_reference.markdown(every_key), nl=False)
     else:
-        _show([section for section in settings_reference.sections(whole) if part in section.title], part)
+        _show([section for section in settings_reference.sections(every_key) if part in section.title], part)
 
 
 def _show(sections: list[Section], part: str) -> None:

@@ -58,6 +58,11 @@ class LossSettings(BaseSettings):
         return "token"
 
     @property
+    def has_ratio(self) -> bool:
+        """Whether it weighs the sampling policy against the trained one. False: a trainer adds no correction of its own."""
+        return True
+
+    @property
     def clip_band(self) -> tuple[float, float] | None:
         """(low, high) of the clip of rho to [1 - low, 1 + high], for metrics; None: it clips nothing."""
         return None

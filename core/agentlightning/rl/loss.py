@@ -89,6 +89,10 @@ class SFTLoss(LossSettings):
 
     name: str = "sft"
 
+    @property
+    def has_ratio(self) -> bool:
+        return False
+
 
 @dataclass(frozen=True, kw_only=True)
 class FunctionLoss(CustomLoss):
@@ -111,6 +115,10 @@ class DPOLoss(LossSettings):
 
     name: str = "dpo"
     beta: Annotated[float, Meta(gt=0, le=MAX, description="0.1 is usual")] = 0.1
+
+    @property
+    def has_ratio(self) -> bool:
+        return False
 
     @property
     def over_pairs(self) -> bool:

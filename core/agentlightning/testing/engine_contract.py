@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -74,6 +75,8 @@ class EngineContract:
     """Seconds after which an engine counts as stuck."""
     long_reply: ClassVar[int] = 24
     """Tokens of a reply that is still in flight when a test does something to the engine."""
+    abandoned_reply: ClassVar[int] = 400
+    """Tokens of a reply whose caller leaves, as far as the context allows. The test tells more if they take several seconds."""
     tolerance: ClassVar[float] = 1e-2
     """Nats by which two log-probabilities of one token may differ."""
 
@@ -159,12 +162,19 @@ class EngineContract:
         assert len(remote.ids) == len(local.ids) > 0
 
     async def test_closing_the_iterator_frees_its_place(self, engine: Engine) -> None:
+        size = min(self.abandoned_reply, engine.info.context_length - len(self.prompt))
         async with asyncio.timeout(self.patience):
+            started = time.monotonic()
+            await ask(engine, self.prompt, max_tokens=size)
+            complete = time.monotonic() - started
             for _ in range(3):
-                async with aclosing(_stream(engine, self.prompt, max_tokens=self.long_reply)) as chunks:
+                async with aclosing(_stream(engine, self.prompt, max_tokens=size)) as chunks:
                     async for _chunk in chunks:
                         break
+            started = time.monotonic()
             await engine.pause()
+            waited = time.monotonic() - started
+            assert waited < max(1.0, complete / 2), "a pause waited for replies whose callers have left"
             await engine.resume()
             assert (await ask(engine, self.prompt, max_tokens=2)).ids
 

@@ -210,21 +210,22 @@ class RunFolder:
     @contextmanager
     def new_checkpoint(self, state: RunState) -> Generator[Path]:
         """Give the trainer a folder to save into. Leaving the block makes it the checkpoint of `state.step`, and `state` the run's state.
-        An error inside changes nothing."""
+        An error inside changes nothing. The folder lies in a temporary one, so `lock` also removes what a killed trainer left beside it."""
         final, part = self.checkpoint(state.step), self.checkpoints / f".part-{state.step:05d}-{os.getpid()}"
         try:
             with disk_errors("write checkpoint", final):
                 self.checkpoints.mkdir(exist_ok=True)
                 shutil.rmtree(part, ignore_errors=True)
-                part.mkdir()
-                yield part
-                write_file(part / _STATE, _pretty(state))
-                for file in part.rglob("*"):
+                inner = part / final.name
+                inner.mkdir(parents=True)
+                yield inner
+                write_file(inner / _STATE, _pretty(state))
+                for file in inner.rglob("*"):
                     if file.is_file():
                         flush(file)
                 if final.exists():  # of a run that was cut back before this step
                     _discard(final)
-                part.rename(final)
+                inner.rename(final)
                 flush(self.checkpoints)
         finally:
             shutil.rmtree(part, ignore_errors=True)

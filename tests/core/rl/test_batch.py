@@ -120,9 +120,10 @@ def test_every_sampled_token_that_is_not_trained_is_named_with_a_reason():
         transition(5, [1], [8], temperature=0.0),
         transition(6, [1, 2, 3, 9], [5]),
         transition(7, [1], []),
+        transition(8, [1], [8], temperature=1e-50),
     )
     quiet = trajectory(0, transition(0, [1], [5, 5], id="q"), group="h")
-    batch = make_batch([each, quiet], [[1, 1, 1, np.nan, 1, 1, 1, 1], [0]])
+    batch = make_batch([each, quiet], [[1, 1, 1, np.nan, 1, 1, 1, 1, 1], [0]])
     assert [(u.completion_id, u.tokens, u.reason) for u in batch.untrained] == [
         ("c0", 2, "agent 'judge' is not selected"),
         ("c1", 1, "no logprobs were recorded"),
@@ -130,6 +131,7 @@ def test_every_sampled_token_that_is_not_trained_is_named_with_a_reason():
         ("c3", 1, "earned no credit"),
         ("c4", 1, "no prompt predicts its first token"),
         ("c5", 1, "sampled greedily"),
+        ("c8", 1, "sampled greedily"),
         ("q", 2, "zero-variance group"),
     ]
     assert batch.token_ids.tolist() == [1, 2, 3, 9, 5]

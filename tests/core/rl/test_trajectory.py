@@ -229,6 +229,7 @@ def test_a_completion_without_its_call_is_named() -> None:
         ({"logprobs": [-0.5, math.nan]}, "1 of its 2 logprobs are missing"),
         ({"sampling": Sampling(top_p=0.9)}, "top_p"),
         ({"sampling": Sampling(temperature=0.0)}, "sampled greedily"),
+        ({"sampling": Sampling(temperature=1e-50, top_p=0.5)}, "sampled greedily"),
         ({"finish_reason": "cancelled"}, "ended as 'cancelled'"),
     ],
 )

@@ -130,6 +130,15 @@ def test_every_value_comes_back_equal(data: Any) -> None:
     assert same(decode(encode(value), kind), value)
 
 
+@given(policies)
+def test_values_of_equal_content_are_equal_and_nothing_else_is(policy: Policy) -> None:
+    copy, later = msgspec.structs.replace(policy), msgspec.structs.replace(policy, version=policy.version + 1)
+    assert policy is not copy
+    assert (policy == copy, policy != copy) == (True, False)
+    assert (policy == later, policy != later) == (False, True)
+    assert (policy == "policy", policy != "policy") == (False, True)
+
+
 @given(completions(), st.data())
 @settings(max_examples=100, deadline=None)
 def test_a_changed_or_missing_byte_is_refused(completion: Completion, data: Any) -> None:

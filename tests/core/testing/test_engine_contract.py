@@ -104,6 +104,22 @@ class OneAtATime(ScriptedEngine):
         self.busy = False
 
 
+class Lingering(ScriptedEngine):
+    """Goes on with a reply whose caller has left."""
+
+    async def generate(self, prompt_ids: IntArray, sampling: Sampling, *, rollout: str | None = None) -> AsyncIterator[Chunk]:
+        try:
+            async for chunk in super().generate(prompt_ids, sampling, rollout=rollout):
+                yield chunk
+        except GeneratorExit:
+            self.lingering = asyncio.create_task(self._finish())
+            raise
+
+    async def _finish(self) -> None:
+        async with self._gate.reply():
+            await asyncio.sleep(2)
+
+
 class OneLoop(ScriptedEngine):
     loop: Any = None
 
@@ -145,7 +161,7 @@ BROKEN = {
     "cannot_be": AnyPrompt,
     "concurrent": OneAtATime,
     "two_event_loops": OneLoop,
-    "frees_its_place": OneAtATime,
+    "frees_its_place": Lingering,
     "pause_finishes": HastyPause,
     "during_a_pause": HastyPause,
     "loaded_policy": Stubborn,

@@ -131,6 +131,21 @@ def test_a_checkpoint_is_there_whole_or_not_at_all(tmp_path: Path) -> None:
     assert folder.read_state().step == 1
 
 
+def test_what_a_killed_trainer_left_beside_its_checkpoint_is_removed(tmp_path: Path) -> None:
+    folder = make(tmp_path)
+    code = (
+        "import os, sys, pathlib\n"
+        "from agentlightning.training.run_folder import RunFolder, RunState\n"
+        "with RunFolder(pathlib.Path(sys.argv[1])).new_checkpoint(RunState(step=2)) as checkpoint:\n"
+        "    checkpoint.with_name(f'.{checkpoint.name}.half').mkdir()\n"
+        "    os.kill(os.getpid(), 9)"
+    )
+    assert subprocess.run([sys.executable, "-c", code, str(folder.path)], check=False).returncode == -signal.SIGKILL
+    assert os.listdir(folder.checkpoints)
+    with folder.lock():
+        assert os.listdir(folder.checkpoints) == []
+
+
 def test_a_run_resumes_from_its_newest_checkpoint_with_that_checkpoints_state(tmp_path: Path) -> None:
     folder = make(tmp_path)
     with pytest.raises(RunError, match="no complete checkpoint"):

@@ -53,6 +53,14 @@ def test_truncation_leaves_the_likeliest_tokens_and_reports_the_full_distributio
     assert drawn(logits, 0.1, top_k=2)[1] == pytest.approx(np.log(0.4), abs=1e-6)
 
 
+@pytest.mark.parametrize("temperature", [1e-6, 1e-38, 1e-50, 5e-324])
+def test_a_temperature_that_float32_cannot_divide_by_is_greedy(temperature: float):
+    logits = torch.randn(100, generator=torch.Generator().manual_seed(0))
+    assert drawn(logits, 0.5, temperature=temperature) == drawn(logits, 0.5, temperature=0.0)
+    index, logprob = drawn(logits, 0.5, temperature=1e-5)
+    assert (index, logprob) == (int(logits.argmax()), 0.0)
+
+
 def test_rows_do_not_depend_on_their_neighbours():
     logits = torch.randn(4, 1000, generator=torch.Generator().manual_seed(0))
     samplings = [Sampling(max_tokens=1), Sampling(max_tokens=1, temperature=0.0), Sampling(max_tokens=1, top_p=0.5), Sampling(max_tokens=1)]

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from msgspec import structs
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from agentlightning.contracts.model import ModelFiles
@@ -24,6 +25,7 @@ from agentlightning_torch.sampler import Reply, Sampler
 from agentlightning_torch.serving import check_served
 from agentlightning_torch.slots import Decode, Prefill, Slots, forward
 from agentlightning_torch.testing import tiny_model
+from agentlightning_torch.weight_check import weight_check_of
 from agentlightning_torch.weights import FairLock, Weights, get_weights
 
 VOCABULARY = 259
@@ -238,12 +240,38 @@ async def test_closing_the_iterator_frees_the_row(engine):
     np.testing.assert_allclose(logprobs, expected(weights_of(engine).model, prompt(8, seed=2), ids), atol=1e-4)
     assert engine._sampler.live == []
     assert engine.counts.decoded < 400
+    before = engine.counts.decoded
     waiting = asyncio.create_task(ask(engine, prompt(8), max_tokens=400))
-    await asyncio.sleep(0.02)
+    while engine.counts.decoded == before:
+        await asyncio.sleep(0.001)
     waiting.cancel()
     await engine.pause()
     assert engine._sampler.live == []
-    assert engine.counts.decoded < 700
+    assert engine.counts.decoded < before + 100
+
+
+async def test_a_request_that_is_closed_before_it_began_never_runs(engine):
+    busy, proceed = threading.Event(), threading.Event()
+    drop = engine._sampler.drop
+
+    def slow(reply: Reply) -> None:
+        busy.set()
+        assert proceed.wait(10)
+        drop(reply)
+
+    engine._sampler.drop = slow
+    slow_down(engine)
+    stream = engine.generate(ints(prompt(8)), Sampling(max_tokens=400))
+    await anext(stream)
+    await stream.aclose()
+    assert await asyncio.to_thread(busy.wait, 10)  # the engine's thread is removing the first request
+    second = asyncio.create_task(ask(engine, prompt(9), max_tokens=400))
+    await asyncio.sleep(0.01)
+    second.cancel()
+    await asyncio.sleep(0.01)
+    proceed.set()
+    assert len((await ask(engine, prompt(5)))[0]) == 12
+    assert engine._sampler.live == engine._sampler.waiting == []
 
 
 async def test_pause_finishes_what_is_under_way_and_holds_what_comes(engine):
@@ -328,6 +356,27 @@ async def test_an_engine_with_weights_of_its_own_takes_the_trainers_between_two_
         await engine.close()
 
 
+async def test_a_reload_of_the_served_version_copies_the_trainers_weights_again_and_waits_for_nobody(files):
+    share: dict = {}
+    trained = get_weights(share, files, dtype="float32")
+    trained_parameters(trained.model, "full")
+    engine = await TorchEngine.create(files, replace(FLOAT32, copy_weights=True), share)
+    try:
+        slow_down(engine)
+        set_weights(weights_of(engine), 0)  # as after a mismatch: other weights under the same version
+        reply = asyncio.create_task(ask(engine, prompt(20), seed=4, max_tokens=400))
+        while engine.counts.decoded < 5:
+            await asyncio.sleep(0.001)
+        assert engine.policy == trained.policy
+        await engine.load(trained.policy)
+        assert not reply.done()
+        for mine, theirs in zip(weights_of(engine).model.parameters(), trained.model.parameters(), strict=True):
+            assert torch.equal(mine, theirs)
+        reply.cancel()
+    finally:
+        await engine.close()
+
+
 async def test_a_policy_on_disk_is_loaded_and_a_wrong_one_refused(engine, tmp_path):
     other = tiny_model(tmp_path / "a folder", seed=1)
     policy = Policy(version=4, base="tiny", uri=Path(other.path).as_uri())
@@ -346,6 +395,20 @@ async def test_a_policy_on_disk_is_loaded_and_a_wrong_one_refused(engine, tmp_pa
             await engine.load(Policy(version=5, base="tiny", uri=uri))
     again = await ask(engine, prompt(30), seed=1)
     assert (again[0], again[2]) == (ids, versions)
+
+
+async def test_weights_on_disk_are_compared_with_their_weight_check(engine, tmp_path):
+    first, second = (tiny_model(tmp_path / str(seed), seed=seed).path for seed in (1, 2))
+    checks = [weight_check_of(AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)) for path in (first, second)]
+    checks[0].write(Path(first))
+    measured = await engine.load(Policy(version=1, base="tiny", uri=Path(first).as_uri()))
+    assert 0 <= measured["weight_check_diff"] < 1e-4
+    checks[0].write(Path(second))  # the weights of the folder are other ones
+    with pytest.raises(EngineError, match=r"loaded version 2 from file:.*differ from the trainer's by .* \(limit 0\.005\)"):
+        await engine.load(Policy(version=2, base="tiny", uri=Path(second).as_uri()))
+    checks[1].write(Path(second))
+    assert (await engine.load(Policy(version=2, base="tiny", uri=Path(second).as_uri())))["weight_check_diff"] < 1e-4
+    assert engine.policy.version == 2
 
 
 async def test_an_adapter_is_served_and_merged_in_nothing(engine, tmp_path):
@@ -367,6 +430,56 @@ async def test_an_adapter_is_served_and_merged_in_nothing(engine, tmp_path):
     await fresh.close()
 
 
+def adapter(files: ModelFiles, folder: Path, **settings) -> str:
+    """A folder with an adapter for a model."""
+    peft = pytest.importorskip("peft")
+    config = peft.LoraConfig(**{"r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "v_proj"], "init_lora_weights": False, **settings})
+    peft.get_peft_model(AutoModelForCausalLM.from_pretrained(files.path), config).save_pretrained(str(folder))
+    return f"file:{folder}"
+
+
+def without_a_weight(folder: Path) -> str:
+    """The same adapter with one weight less."""
+    file = folder / "adapter_model.safetensors"
+    save_file(dict(list(load_file(file).items())[1:]), file)
+    return f"file:{folder}"
+
+
+async def test_an_adapter_that_does_not_fit_is_refused_and_changes_nothing(engine, files, tmp_path):
+    weights = weights_of(engine)
+    plain, modules = await ask(engine, prompt(30), temperature=0), dict(weights.model.named_modules())
+    wide = adapter(tiny_model(tmp_path / "model", hidden=32), tmp_path / "wide")
+    adapter(files, tmp_path / "cut")
+    absent = adapter(files, tmp_path / "absent")
+    config = tmp_path / "absent" / "adapter_config.json"
+    config.write_text(config.read_text().replace('"q_proj"', '"elsewhere"').replace('"v_proj"', '"nowhere"'))
+    for uri, says in (
+        (wide, "cannot be loaded into 'tiny'"),
+        (without_a_weight(tmp_path / "cut"), "differs"),
+        (absent, "cannot be loaded"),
+    ):
+        with pytest.raises(EngineError, match=says):
+            await engine.load(Policy(version=1, base="tiny", kind="lora", uri=uri))
+        assert dict(weights.model.named_modules()) == modules
+        assert all(parameter.requires_grad for parameter in weights.model.parameters())
+        again = await ask(engine, prompt(30), temperature=0)
+        assert (again[0], again[2]) == (plain[0], plain[2])
+    await engine.load(Policy(version=1, base="tiny", kind="lora", uri=adapter(files, tmp_path / "first")))
+    first = await ask(engine, prompt(30), temperature=0)
+    assert first[0] != plain[0]
+    for name, settings, says in (
+        ("alpha", {"lora_alpha": 16}, "has lora_alpha 16, but the model's has 8"),
+        ("rank", {"r": 2}, "has r 2, but the model's has 4"),
+        ("layers", {"target_modules": ["q_proj", "up_proj"]}, "does not fit the model: .*proj.* differs"),
+    ):
+        with pytest.raises(EngineError, match=says):
+            await engine.load(Policy(version=2, base="tiny", kind="lora", uri=adapter(files, tmp_path / name, **settings)))
+        again = await ask(engine, prompt(30), temperature=0)
+        assert (again[0], again[2]) == (first[0], first[2])
+    await engine.load(Policy(version=2, base="tiny", kind="lora", uri=adapter(files, tmp_path / "second")))
+    assert (await ask(engine, prompt(30), temperature=0))[0] != first[0]
+
+
 async def test_little_memory_makes_replies_wait_and_changes_none(files):
     small = await TorchEngine.create(files, TorchEngineSettings(memory_gb=1.2e6 / 2**30, dtype="float32"), {})  # 128 tokens take 66 kB
     big = await TorchEngine.create(files, FLOAT32, {})
@@ -382,6 +495,25 @@ async def test_little_memory_makes_replies_wait_and_changes_none(files):
     assert small.counts.prefilled > big.counts.prefilled  # replies that had to give up their row
     await small.close()
     await big.close()
+
+
+async def test_a_pause_also_finishes_replies_that_lost_their_row(files):
+    small = await TorchEngine.create(files, TorchEngineSettings(memory_gb=1.2e6 / 2**30, dtype="float32"), {})
+    slow_down(small)
+    tasks = [asyncio.create_task(ask(small, prompt(20 + n, seed=n), seed=n, max_tokens=150)) for n in range(20)]
+    lost: list[Reply] = []
+    while not lost:
+        await asyncio.sleep(0.01)
+        with weights_of(small).lock:
+            lost = [reply for reply in small._sampler.waiting if reply.started]
+    await small.pause()
+    assert [reply.length for reply in lost] == [reply.end for reply in lost]
+    await asyncio.sleep(0.05)
+    held = [task for task in tasks if not task.done()]
+    assert held, "replies that had not begun wait"
+    await small.resume()
+    assert all(len(ids) == 150 for ids, *_ in await asyncio.gather(*tasks))
+    await small.close()
 
 
 async def test_an_error_in_the_model_reaches_everybody_and_the_engine_goes_on(engine):
@@ -486,6 +618,32 @@ def test_a_kept_sequence_is_copied_although_making_room_drops_it(files):
     assert second.tokens.tolist() == alone.tokens.tolist()
 
 
+def test_prefixes_make_room_before_the_rows_grow(files):
+    sampler = sampler_of(files, 300)
+    finish(sampler, Reply(ints(prompt(100)), Sampling(temperature=0), 20))
+    slots, fit, together = sampler._slots, sampler._slots.fit, []
+
+    def watched(rows: int, length: int, *, keep: int) -> None:
+        together.append(sampler._prefixes.bytes + slots.cost(rows, length))
+        fit(rows, length, keep=keep)
+
+    assert sampler._prefixes.bytes
+    slots.fit = watched
+    finish(sampler, Reply(ints(prompt(200, seed=1)), Sampling(temperature=0), 5))
+    assert 0 < max(together) <= sampler._memory
+
+
+def test_rows_give_their_memory_back_when_the_weights_change(files):
+    sampler = sampler_of(files, 600)
+    finish(sampler, *(Reply(ints(prompt(120, seed=n)), Sampling(temperature=0), 5) for n in range(4)))
+    assert sampler._prefixes.bytes < 2 * 120 * sampler._shape.token_bytes, "four rows of 128 tokens leave no room for two prefixes"
+    set_weights(sampler._weights, version=1)
+    for n in range(4):
+        finish(sampler, Reply(ints(prompt(120, seed=n)), Sampling(temperature=0), 5))
+    assert sampler._prefixes.bytes > 3 * 120 * sampler._shape.token_bytes
+    assert sampler.bytes <= sampler._memory
+
+
 @pytest.mark.parametrize("where", ["fit", "write"])
 def test_a_reply_that_cannot_join_is_reported_as_lost_and_may_be_dropped_afterwards(files, where):
     sampler = sampler_of(files, 1000)
@@ -546,7 +704,7 @@ def test_rows_that_share_a_prefix_decode_as_they_do_alone(files, order):
 
     def logits(groups) -> torch.Tensor:
         slots = Slots(shape)
-        slots.fit(len(rows), max(map(len, rows)), keep=0, hoped=0)
+        slots.fit(len(rows), max(map(len, rows)), keep=0)
         pieces = [(number, 0, len(row) - 1) for number, row in enumerate(rows)]
         ids, places = np.concatenate([row[:-1] for row in rows]), np.concatenate([np.arange(len(row) - 1) for row in rows])
         forward(model, ids, places, Prefill(slots, pieces), last_only=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -31,6 +32,10 @@ class TestTorchEngine(EngineContract):
         engine = await TorchEngine.create(files, TorchEngineSettings(device="cpu", dtype="float32"), {})
         yield engine
         await engine.close()
+
+    async def test_closing_the_iterator_frees_its_place(self, engine: Any) -> None:
+        engine._weights.model.register_forward_pre_hook(lambda *_: time.sleep(0.01))  # a complete reply takes seconds
+        await super().test_closing_the_iterator_frees_its_place(engine)
 
     async def next_policy(self, engine: Any) -> Policy:
         """The weights that the engine shares have moved on."""

@@ -5,6 +5,10 @@ from __future__ import annotations
 import asyncio
 import json
 import math
+import re
+import signal
+import subprocess
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
@@ -19,13 +23,17 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, Gemma2Config, Gemm
 from agentlightning.contracts.loss import CustomLoss, LossSettings
 from agentlightning.contracts.model import ModelFiles
 from agentlightning.errors import ConfigError, NonFinite, PluginError, TrainerError, UnsupportedSetting
+from agentlightning.rl.batch.build import make_batch
 from agentlightning.rl.correction.none import NoCorrection
-from agentlightning.rl.loss import CISPO, FunctionLoss, PPOClip
+from agentlightning.rl.loss import CISPO, FunctionLoss, PPOClip, SFTLoss
 from agentlightning.rl.schedule import learning_rate
+from agentlightning.testing.rollouts import conversation, trajectory
+from agentlightning.training.run_folder import RunFolder
 from agentlightning.training.weight_sync import WeightCheck, folder_of
 from agentlightning_torch import checkpoint
 from agentlightning_torch.testing import tiny_model
 from agentlightning_torch.trainer import Settings, TorchTrainer
+from agentlightning_torch.weights import get_weights
 from world import two_turns
 
 
@@ -268,6 +276,93 @@ async def test_a_checkpoint_that_does_not_fit_is_refused_by_name(files: ModelFil
         assert same(state(other), before)
 
 
+@pytest.mark.parametrize(
+    ("saved", "resumed", "says"),
+    [
+        ({"dtype": "bfloat16"}, {"dtype": "float32"}, "dtype 'bfloat16', but this run has 'float32'. Set trainer.dtype = \"bfloat16\""),
+        ({"dtype": "float32"}, {"dtype": "auto"}, None),  # this small model is in float32
+        ({"train": "lora"}, {"train": "lora", "lora_alpha": 16.0}, "lora_alpha 32.0, but this run has 16.0. Set trainer.lora_alpha = 32.0"),
+        ({"train": "lora"}, {"train": "lora", "lora_rank": 8}, "lora_rank 16, but this run has 8. Set trainer.lora_rank = 16"),
+        ({}, {"lora_alpha": 16.0}, None),
+    ],
+)
+async def test_a_checkpoint_of_other_settings_is_refused_with_the_way_out(
+    files: ModelFiles, tmp_path: Path, saved: dict, resumed: dict, says: str | None
+):
+    async with training(files, **saved) as trainer:
+        await trainer.step(two_turns(), PPOClip())
+        await trainer.save(tmp_path / "c")
+    async with training(files, **resumed) as other:
+        before = state(other)
+        if says is None:
+            await other.restore(tmp_path / "c")
+            assert other.policy.version == 1
+            return
+        with pytest.raises(TrainerError, match=re.escape(says)):
+            await other.restore(tmp_path / "c")
+        assert same(state(other), before)
+        assert other.policy.version == 0
+
+
+async def test_a_save_copies_neither_weights_nor_moments(files: ModelFiles, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    written: dict[str, torch.Tensor] = {}
+    write = checkpoint.write
+
+    def watched(folder: Path, model: Any, tokenizer: str, state: checkpoint.State) -> None:
+        written.update(state.tensors)
+        write(folder, model, tokenizer, state)
+
+    monkeypatch.setattr(checkpoint, "write", watched)
+    async with training(files, dtype="bfloat16", critic=True) as trainer:
+        await trainer.step(two_turns(), PPOClip())
+        await trainer.save(tmp_path / "c")
+        for name, master in trainer.optimizer.masters.items():
+            assert written[f"weight.{name}"].data_ptr() == master.data_ptr()
+            for kind, moment in trainer.optimizer.adam.state[master].items():
+                assert written[f"{kind}.{name}"].data_ptr() == moment.data_ptr()
+        before = state(trainer)
+        await trainer.step(two_turns(), PPOClip())
+        await trainer.restore(tmp_path / "c")
+        assert same(state(trainer), before)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("train", ["full", "lora"])
+async def test_a_save_needs_little_memory_of_the_gpu(tmp_path: Path, train: str):
+    files = tiny_model(tmp_path / "model", hidden=1024, layers=8)
+    async with training(files, device="cuda", train=train) as trainer:
+        await trainer.step(two_turns(), PPOClip())
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        await trainer.save(tmp_path / "c")
+        weights = sum(p.numel() * p.element_size() for p in trainer.weights.model.parameters())
+        assert torch.cuda.max_memory_allocated() - before < weights / 4
+
+
+KILLED_SAVE = """
+import os, pathlib, sys
+import torch
+from transformers import AutoModelForCausalLM
+from agentlightning.training.run_folder import RunFolder, RunState
+from agentlightning_torch import checkpoint
+
+checkpoint.save_file = lambda *_: os.kill(os.getpid(), 9)
+model, state = AutoModelForCausalLM.from_pretrained(sys.argv[2]), checkpoint.State({"weight": torch.zeros(3)}, {})
+with RunFolder(pathlib.Path(sys.argv[1])).new_checkpoint(RunState(step=1)) as folder:
+    checkpoint.write(folder, model, sys.argv[2], state)
+"""
+"""Dies after the weights of a checkpoint, before the trainer's tensors."""
+
+
+def test_a_save_that_was_killed_leaves_nothing_in_the_run(files: ModelFiles, tmp_path: Path):
+    folder = RunFolder.create(tmp_path, "killed")
+    arguments = [sys.executable, "-c", KILLED_SAVE, str(folder.path), files.path]
+    assert subprocess.run(arguments, check=False, timeout=120).returncode == -signal.SIGKILL
+    assert list(folder.checkpoints.rglob("model.safetensors"))
+    with folder.lock():
+        assert not list(folder.checkpoints.iterdir())
+
+
 async def test_weights_of_16_bits_are_stepped_in_float32(files: ModelFiles):
     async with training(files, dtype="bfloat16", lr=1e-5) as trainer:
         before = state(trainer)
@@ -285,6 +380,24 @@ async def test_16_bit_weights_correct_the_rounding_of_the_engine_by_default(file
         async with training(files, dtype=dtype) as trainer:
             _, metrics = await trainer.step(two_turns(), PPOClip(correction=correction))
             assert metrics.get("correction_mean") is None if corrects is None else (metrics["correction_mean"] != 1) == corrects
+
+
+async def test_a_loss_without_a_ratio_is_plain_cross_entropy_in_16_bits_too(files: ModelFiles):
+    """`rft` trains sampled tokens, which have log-probabilities of the engine, by cross-entropy."""
+    history, turns = list(range(5, 25)), [(list(range(30, 36)), [7, 8]), (list(range(40, 46)), [9])]
+    transitions = conversation(history, turns, logprobs=-4.0)
+    batch = make_batch([trajectory(0, *transitions)], [np.ones(2)])
+    async with training(files, dtype="bfloat16") as trainer:
+        _, metrics = await trainer.step(batch, SFTLoss())
+    model = AutoModelForCausalLM.from_pretrained(files.path, dtype=torch.bfloat16)
+    losses = []
+    for transition in transitions:
+        row, size = torch.tensor([*transition.prompt_ids.tolist(), *transition.response_ids.tolist()]), len(transition.response_ids)
+        with torch.no_grad():
+            logits = model(row[None]).logits[0, -size - 1 : -1].float()
+        losses.append(torch.nn.functional.cross_entropy(logits, row[-size:]).item())
+    assert metrics["loss"] == pytest.approx(np.mean(losses), rel=0.01)
+    assert "correction_mean" not in metrics
 
 
 async def test_a_model_with_soft_caps_is_trained_on_rows(tmp_path: Path, caplog: pytest.LogCaptureFixture):
@@ -341,11 +454,19 @@ async def test_a_cancelled_caller_waits_for_the_end_of_the_step(files: ModelFile
         ({"tokens_per_pack": 0}, "trainer.tokens_per_pack"),
         ({"lora_rank": 0}, "trainer.lora_rank"),
         ({"lora_alpha": 0.0}, "trainer.lora_alpha"),
+        ({"dtype": "float16"}, "trainer.dtype is 'float16', which rounds small gradients to 0. Use 'bfloat16' or 'float32'"),
     ],
 )
 def test_a_wrong_setting_is_named_with_what_was_expected(setting: dict, says: str):
     with pytest.raises(ConfigError, match=says.replace(".", r"\.")):
         Settings(**setting)
+
+
+async def test_weights_that_an_engine_has_in_float16_are_not_trained(files: ModelFiles):
+    share: dict[str, Any] = {}
+    get_weights(share, files, device="cpu", dtype="float16")
+    with pytest.raises(ConfigError, match="which rounds small gradients to 0"):
+        await TorchTrainer.create(files, Settings(device="cpu"), share)
 
 
 async def test_a_schedule_without_an_end_is_refused_where_no_run_gives_it_one(files: ModelFiles):

@@ -102,6 +102,25 @@ async def test_a_critic_learns_its_targets_and_leaves_the_policy_as_it_would_hav
         assert values[shared].std() == pytest.approx(0)
 
 
+@pytest.mark.parametrize("learning", [1, 0], ids=["one minibatch has targets", "none has"])
+async def test_a_minibatch_without_a_target_leaves_the_critic_alone_and_trains_the_policy(files: ModelFiles, learning: int) -> None:
+    """As with `advantage = {write = "gae", "*" = "grpo"}`, where no trained token of a minibatch is of `write`."""
+    async with training(files) as alone, training(files, critic=True) as both:
+        batch = batch_of(critic=True)
+        assert batch.returns is not None
+        rollout = np.where(batch.trained, batch.transition_rollout[batch.transition], -1)
+        targets = replace(batch, returns=np.where(rollout < learning, batch.returns, np.nan))
+        assert both.critic is not None
+        before = [p.detach().clone() for p in both.critic.parameters()]
+        await alone.step(batch_of(), PPOClip(minibatches=3))
+        _, metrics = await both.step(targets, PPOClip(minibatches=3))
+        close(weights(alone), weights(both))
+        moved = any(not torch.equal(p, old) for p, old in zip(both.critic.parameters(), before, strict=True))
+        assert ("value_loss" in metrics, moved) == (bool(learning), bool(learning))
+        assert both.critic_optimizer is not None
+        assert {float(s["step"]) for s in both.critic_optimizer.adam.state.values()} == ({1.0} if learning else set())
+
+
 async def test_a_step_moves_a_value_no_further_than_its_clip_is_worth(files: ModelFiles) -> None:
     """Values that lie further from where they were than the clip have no gradient, where that would bring them to the target."""
     async with training(files, critic=True, value_clip=0.05) as trainer:

@@ -18,7 +18,7 @@ from agentlightning.contracts.batch import Batch, Stats, Untrained
 from agentlightning.errors import ConfigError, TrainerError
 from agentlightning.rl.batch.filling import Advantage, Row, token_arrays
 from agentlightning.rl.batch.forest import Forest
-from agentlightning.types import Doubles, IntArray, Ints, Trajectory, Transition, ints
+from agentlightning.types import Doubles, IntArray, Ints, Trajectory, Transition, ints, is_greedy
 
 LossAggregation: TypeAlias = Literal["sequence_mean", "token_mean", "constant_length", "pair_mean"]
 DEMONSTRATED = "demonstrated, not sampled: it belongs in no ratio"
@@ -200,7 +200,7 @@ def _reason(transition: Transition, uncredited: str | None = None, *, demonstrat
         return "no logprobs were recorded"
     if not finite and transition.logprobs is not None and not np.isfinite(transition.logprobs).all():
         return f"{int((~np.isfinite(transition.logprobs)).sum())} of its logprobs are missing"
-    if not transition.temperature > 0:
+    if is_greedy(transition.temperature):
         return "sampled greedily"
     if uncredited is not None:
         return uncredited

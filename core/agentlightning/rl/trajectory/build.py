@@ -23,7 +23,7 @@ from agentlightning.rl.trajectory.joins import NEVER_ARRIVED, Tree, join
 from agentlightning.rl.trajectory.reward_targets import RewardTargets
 from agentlightning.rl.trajectory.rollout_reward import check_finite, rollout_reward
 from agentlightning.rl.trajectory.step_rewards import StepReward
-from agentlightning.types import AttemptStatus, Call, Completion, Reward, Trajectory, Transition
+from agentlightning.types import AttemptStatus, Call, Completion, Reward, Trajectory, Transition, is_greedy
 
 log = logging.getLogger(__name__)
 
@@ -269,7 +269,7 @@ class _Reading:
                 return f"{missing} of its {len(completion.logprobs)} logprobs are missing"
             if completion.sampling.truncated:
                 return "sampled with top_p or top_k, so its logprobs are not those of the sampling distribution"
-            if not completion.sampling.temperature > 0:
+            if is_greedy(completion.sampling.temperature):
                 return "sampled greedily"
         if self.agents is None:
             return None

@@ -159,13 +159,20 @@ def learner_batch(
     loss_aggregation: LossAggregation,
     length: int | None,
 ) -> Batch:
-    """The batch of an estimate, with values and targets if there is a critic. Rollouts with `returns` count in its denominators."""
-    scored = None if returns is None else [bool(np.isfinite(part).any()) for part in rollouts.split(returns)]
+    """The batch of an estimate, with values and targets if there is a critic.
+
+    A rollout with `returns` counts in the denominators, even if an advantage leaves out those of its transitions that are not trained.
+    """
     critic = None
     if rollouts.values is not None:
         critic = list(zip(rollouts.split(rollouts.values), rollouts.split(estimate.target), strict=True))
-    advantages = rollouts.split(estimate.advantage)
-    return make_batch(rollouts.trajectories, advantages, loss_aggregation=loss_aggregation, length=length, critic=critic, scored=scored)
+    advantage = estimate.advantage
+    if returns is not None:
+        excluded = np.isfinite(returns) & ~rollouts.trained  # (transitions,)
+        excluded = excluded if advantage.shape == excluded.shape else np.repeat(excluded, rollouts.tokens)
+        advantage = np.where(excluded & np.isnan(advantage), 0.0, advantage)
+    advantages = rollouts.split(advantage)
+    return make_batch(rollouts.trajectories, advantages, loss_aggregation=loss_aggregation, length=length, critic=critic)
 
 
 def nonzero_advantages(rollouts: RolloutArrays, estimate: Estimate) -> float | None:

@@ -31,7 +31,7 @@ class Stats:
 
     rollouts: int = 0
     scored_rollouts: int = 0
-    """B of the weights: rollouts with a return or an advantage, or with a reward and no call of the model."""
+    """B of the weights: rollouts with an advantage, or with a reward and no call of the model."""
     groups: int = 0
     zero_variance_groups: int = 0
     """Scored groups in which every advantage is zero. They count in every denominator, and only a critic learns from them."""

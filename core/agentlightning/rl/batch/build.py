@@ -53,7 +53,6 @@ def make_batch(
     demonstrations: bool = False,
     critic: Sequence[tuple[Doubles, Doubles]] | None = None,
     pairs: Sequence[tuple[int, int]] | None = None,
-    scored: Sequence[bool] | None = None,
 ) -> Batch:
     """Make the batch of some trajectories.
 
@@ -61,8 +60,7 @@ def make_batch(
     the scored rollouts: `sequence_mean`: the tokens of each rollout share 1/B equally; `token_mean`: 1/N; `constant_length`: 1/(B *
     length); `pair_mean`: 1/P, with P the pairs. With `demonstrations` the demonstrated transitions are trained and the sampled ones left
     out, else the other way round. `critic[k]`: value and return of each sampled token of trajectory k. `pairs`: indices of trajectories,
-    chosen and rejected; trajectories in no pair are left out. `scored[k]`: whether trajectory k has a return. It then counts in
-    B, even if no transition of it has an advantage.
+    chosen and rejected; trajectories in no pair are left out.
 
     Raises `ConfigError` for an impossible aggregation. Raises `TrainerError` for arrays that do not fit one another, and for a pair in
     which one rollout has nothing to train."""
@@ -71,8 +69,6 @@ def make_batch(
         raise TrainerError(f"{len(trajectories)} trajectories have {len(advantages)} arrays of advantages. Pass one array for each.")
     order = sorted(range(len(trajectories)), key=lambda k: _place(trajectories[k]))
     rollouts = [_rollout(trajectories[k], advantages[k], None if critic is None else critic[k]) for k in order]
-    for rollout, k in zip(rollouts, order, strict=True):
-        rollout.scored |= scored is not None and scored[k]
     ordered_pairs = None if pairs is None else _in_order(pairs, order)
     _find_reasons(rollouts, demonstrations, ordered_pairs)
     flat_groups = _groups_without(rollouts, lambda row: row.teaches and row.reason is None)

@@ -67,6 +67,7 @@ test-range: setup
 
 test-architectures: setup
 	@OMP_NUM_THREADS=1 $(BIN)/python benchmarks/models/architectures.py
+	@AGL_TEST_ARCHITECTURES=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/plugins/torch/test_models.py -k equals_its_gguf_file
 
 test-vllm: setup
 	@$(BIN)/agl models pull smollm2-135m > /dev/null

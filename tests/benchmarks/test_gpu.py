@@ -146,7 +146,10 @@ def test_a_second_call_does_what_is_left_and_again_does_it_once_more(gpu: Simple
     assert lines(tmp_path)[-1]["figures"] == [{"value": 1}]  # not added to those of the first time
 
 
-def test_a_step_past_its_limit_is_ended_with_everything_it_started(gpu: SimpleNamespace, tmp_path: Path) -> None:
+def test_a_step_past_its_limit_is_ended_with_everything_it_started(
+    gpu: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gpu.processes, "GRACE", 1.0)
     code = (
         "import subprocess, sys, time\n" + MEASURE % 1 + "\n"
         "child = subprocess.Popen([sys.executable, '-c', 'import signal, time; signal.signal(2, signal.SIG_IGN); time.sleep(600)'])\n"
@@ -173,6 +176,7 @@ def test_a_step_that_the_end_of_a_call_interrupts_is_continued(
     gpu: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(gpu.working, "GRACE", 0.5)
+    monkeypatch.setattr(gpu.processes, "GRACE", 1.0)
     monkeypatch.setattr(gpu.working, "SHORTEST", 1)
     monkeypatch.setattr(gpu.working, "LEAST", 0.5)
     code = "import os, time\nif os.path.exists('second'): " + MEASURE % 2 + "\nelse: time.sleep(600)"

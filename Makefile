@@ -1,5 +1,6 @@
 # make demo    train the demo agent on this machine and report what it learned
-# make test    lint, type-check, and run every test
+# make test    lint, type-check, and run the tests
+# make test-slow    the tests that make test leaves out because they take longest, two minutes
 # make test-fuzz    6,000 malformed requests to the gateway, some minutes
 # make test-range   the torch plugin's tests with the oldest torch and transformers that it allows (up to 5 GB)
 # make test-architectures   every causal architecture of transformers, tiny, in the torch engine and trainer (some minutes)
@@ -21,7 +22,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 PIP    := $(BIN)/python -m pip -qq --disable-pip-version-check --no-input
 
-.PHONY: help setup demo test test-fuzz test-range test-architectures test-vllm test-verl test-frameworks test-langchain test-gpu-scripts test-harnesses test-qwen wheel style lint format clean
+.PHONY: help setup demo test test-slow test-fuzz test-range test-architectures test-vllm test-verl test-frameworks test-langchain test-gpu-scripts test-harnesses test-qwen wheel style lint format clean
 
 help: # the comment at the top of this file
 	@sed -n "/^#/!q; s/^# \{0,1\}//p" Makefile
@@ -56,8 +57,11 @@ format: setup
 # Two processes share the cores; one thread each keeps numbers repeatable and the machine usable. Pyright runs beside them and reports last.
 test: style
 	@$(BIN)/pyright > $(VENV)/pyright.log 2>&1 & pyright=$$!; \
-	OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest -q -n 2 --dist worksteal; tests=$$?; \
+	OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest -q -n 2 --dist worksteal -m 'not slow'; tests=$$?; \
 	wait $$pyright; types=$$?; cat $(VENV)/pyright.log; exit $$((tests | types))
+
+test-slow: setup
+	@OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest -q -n 2 --dist worksteal -m slow
 
 test-fuzz: setup
 	@AGL_FUZZ_REQUESTS=6000 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -s tests/core/gateway/test_gateway_fuzz.py

@@ -135,7 +135,6 @@ def result_of(folder: Path) -> dict[str, Any]:
     return json.loads((folder / "result.json").read_text())
 
 
-@pytest.mark.slow
 def test_a_benchmark_warms_up_trains_measures_and_reports_every_number(bench: Bench, tmp_path: Path):
     code, output = bench("tiny", "--seed", "0", "--seed", "3")
     assert code == 0, output

@@ -373,6 +373,7 @@ def scripts(gpu: SimpleNamespace) -> dict[str, Any]:
     return first
 
 
+@pytest.mark.slow
 def test_a_script_runs_at_toy_size_with_the_model_of_another(gpu: SimpleNamespace, tmp_path: Path) -> None:
     steps = scripts(gpu)
     assert gpu.working.work([steps["models"], steps["engine_speed"]], options(tmp_path)) == 0, lines(tmp_path)
@@ -380,7 +381,6 @@ def test_a_script_runs_at_toy_size_with_the_model_of_another(gpu: SimpleNamespac
     assert (model["model"], engine["tokens"]) == ("smollm2", 8)
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(not os.environ.get("AGL_TEST_GPU_SCRIPTS"), reason="a minute of one core; run: make test-gpu-scripts")
 def test_each_script_runs_at_toy_size_and_its_figures_are_reported(gpu: SimpleNamespace, tmp_path: Path) -> None:
     assert gpu.working.work(list(scripts(gpu).values()), options(tmp_path)) == 0, [line.get("error") for line in lines(tmp_path)]

@@ -28,7 +28,9 @@ def run(script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-@pytest.mark.parametrize("script", SMALL)
+@pytest.mark.parametrize(
+    "script", ["conversion", "advantage", *(pytest.param(name, marks=pytest.mark.slow) for name in ("forest", "attention"))]
+)
 def test_a_script_prints_its_ratios_and_fails_only_where_a_bound_is_missed(script):
     arguments, expected = SMALL[script]
     found = run(script, *arguments.split())

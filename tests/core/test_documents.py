@@ -128,7 +128,6 @@ def test_the_documents_name_no_file_that_is_missing() -> None:
                 assert ((ROOT / file).parent / target).exists(), f"{file}: {target}"
 
 
-@pytest.mark.slow
 def test_the_loop_of_the_page_on_production_runs_as_it_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Through `agl serve` in another process, whose store is read over HTTP; the model is a tiny one."""
     tiny_model(tmp_path / "tiny")

@@ -40,7 +40,6 @@ def mypy(folder: Path) -> tuple[set[tuple[str, int]], str]:
     return {(name, int(line)) for name, line in re.findall(r"^([\w.]+):(\d+): error", output, re.MULTILINE)}, output
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("check", [pyright, mypy])
 def test_a_consumers_file_passes_a_strict_type_checker_and_its_mistakes_are_found(check, tmp_path: Path) -> None:
     for name in ("consumer.py", "mistakes.py"):

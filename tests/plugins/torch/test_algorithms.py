@@ -66,6 +66,7 @@ def train(model: str, folder: Path, algorithm: dict[str, Any], **more: Any) -> a
     )
 
 
+@pytest.mark.slow
 def test_ppo_with_a_critic_raises_the_greedy_reward_of_the_tiny_tool_task(model: str, tmp_path: Path) -> None:
     loss = {"name": "ppo_clip", "epochs": 2, "minibatches": 2}
     run = train(model, tmp_path, {"advantage": {"name": "gae", "lam": 0.95}, "loss": loss})
@@ -76,6 +77,7 @@ def test_ppo_with_a_critic_raises_the_greedy_reward_of_the_tiny_tool_task(model:
     assert all({"value_loss", "explained_variance"} <= row.keys() for row in rows if row["step"] > 1)
 
 
+@pytest.mark.slow
 def test_rollouts_that_run_two_steps_ahead_teach_it_as_well(model: str, tmp_path: Path) -> None:
     algorithm = {"advantage": "rloo", "loss": {"name": "ppo_clip", "correction": {"name": "tis"}}}
     run = train(model, tmp_path, algorithm, collection={"max_staleness": 2}, steps=20)

@@ -14,7 +14,6 @@ from agentlightning_verl.trainer import VerlTrainer
 pytestmark = [
     pytest.mark.skipif(PYTHON is None, reason="make test-verl: verl in an environment of its own"),
     pytest.mark.timeout(900),
-    pytest.mark.slow,
 ]
 
 

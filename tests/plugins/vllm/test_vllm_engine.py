@@ -211,6 +211,7 @@ async def test_a_pause_lets_replies_end_and_holds_new_ones(make: Any) -> None:
     await engine.resume()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(REAL, reason="vLLM sleeps on GPUs only")
 async def test_servers_sleep_while_the_engine_is_paused(make: Any, gpu_python: str) -> None:
     world = await make(python=gpu_python, sleep=True, dtype="float32")
@@ -247,6 +248,7 @@ def test_a_setting_that_vllm_cpu_does_not_honour_is_refused_by_name(settings: di
     assert message in str(caught.value)
 
 
+@pytest.mark.slow
 async def test_a_lora_adapter_is_served_on_its_base(make: Any) -> None:
     world = await make(train="lora")
     await world.serve()
@@ -266,6 +268,7 @@ async def test_a_lora_adapter_is_served_on_its_base(make: Any) -> None:
         await world.engine.load(Policy(version=2, base="tiny", uri=f"file:{world.folder}"))
 
 
+@pytest.mark.slow
 async def test_the_calls_of_a_rollout_stay_with_one_of_two_replicas(make: Any) -> None:
     world = await make(replicas=2)
     await world.serve()

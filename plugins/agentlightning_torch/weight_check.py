@@ -8,13 +8,10 @@ import numpy as np
 import torch
 
 from agentlightning.errors import EngineError
-from agentlightning.training.weight_sync import WeightCheck, compare_weights, weight_check_ids
+from agentlightning.training.weight_sync import EXACT, ROUNDED, WeightCheck, compare_weights, weight_check_ids
 from agentlightning.types import IntArray, Policy
 from agentlightning_torch.forward import plain
 from agentlightning_torch.number_type import HALVES
-
-EXACT, ROUNDED = 0.005, 0.15
-"""Maximum mean difference, in nats per token, between a weight check and the loaded weights. `ROUNDED` holds if either has 16 bits."""
 
 
 def weight_check_of(model: Any, ids: IntArray | None = None) -> WeightCheck:

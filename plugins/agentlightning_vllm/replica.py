@@ -14,7 +14,7 @@ from pathlib import Path
 from agentlightning.errors import EngineError
 from agentlightning.runner.managed_process import Command, ManagedProcess
 from agentlightning.runner.process_output import LogFile
-from agentlightning.training.weight_sync import WeightCheck, compare_weights, folder_of
+from agentlightning.training.weight_sync import EXACT, ROUNDED, WeightCheck, compare_weights, folder_of
 from agentlightning.types import Policy
 from agentlightning_vllm.server import ADAPTER, HALVES, NAME, Order, free_port, new_key
 from agentlightning_vllm.tied_head import Weights
@@ -24,8 +24,6 @@ log = logging.getLogger("agentlightning.vllm")
 
 TRIES = 3
 """Attempts per load, each with a fresh server."""
-EXACT, ROUNDED = 0.005, 0.15
-"""Limits of the weight check in nats per token: engine and trainer in float32, and with fewer bits or unknown ones."""
 RETURN = 120.0
 """Seconds for a server of `engine.urls` to return."""
 

@@ -16,6 +16,7 @@ SMALL = {
     "forest": ("--rollouts 2 --turns 2 --prompt 8 --reply 2 --observation 2 --repeat 1 --threads 1", "one row per"),
     "attention": ("--groups 1 --prompt 8 --repeat 1", "dense mask"),
 }
+LONG = ("forest", "attention")
 
 
 def run(script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -28,9 +29,7 @@ def run(script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-@pytest.mark.parametrize(
-    "script", ["conversion", "advantage", *(pytest.param(name, marks=pytest.mark.slow) for name in ("forest", "attention"))]
-)
+@pytest.mark.parametrize("script", [pytest.param(name, marks=pytest.mark.slow) if name in LONG else name for name in SMALL])
 def test_a_script_prints_its_ratios_and_fails_only_where_a_bound_is_missed(script):
     arguments, expected = SMALL[script]
     found = run(script, *arguments.split())

@@ -24,6 +24,8 @@ WEIGHT_CHECK = "weight_check.json"
 VERSIONS = 2
 """Versions that stay: the served one, and the one before it, because an engine may still be reading it."""
 TOKENS = 64
+EXACT, ROUNDED = 0.005, 0.15
+"""Limits of a weight check in nats per token: engine and trainer in float32, and with fewer bits or unknown ones."""
 DISTINCT = 4.0
 """Two versions are distinct if they differ by more than this many times the difference of engine and trainer."""
 

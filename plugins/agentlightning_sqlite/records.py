@@ -51,7 +51,7 @@ class RecordTable:
 
     def __init__(self, connection: sqlite3.Connection) -> None:
         self._sql = connection
-        self._tokens: OrderedDict[int, IntArray] = OrderedDict()  # prompt and response by `records.seq`
+        self._tokens: OrderedDict[str, IntArray] = OrderedDict()  # prompt and response by completion id: a deleted `seq` is used again
         self._cached = 0  # their lengths together
 
     def forget(self) -> None:
@@ -77,24 +77,26 @@ class RecordTable:
         ).fetchone()
         if base is None:
             return None, prompt
-        start = self._conversation(base[0])
+        start = self._conversation(row.continues, base[0])
         if not np.array_equal(start, prompt[: len(start)]):
             return None, prompt
         return base[0], prompt[len(start) :]
 
-    def _conversation(self, seq: int) -> IntArray:
+    def _conversation(self, completion_id: str, seq: int) -> IntArray:
         """Return prompt and response of a completion, from the cache or from its chain of bases."""
-        uncached: list[tuple[int, IntArray, IntArray]] = []
-        base: int | None = seq
-        while base is not None and base not in self._tokens:
-            row_seq = base
-            base, prompt, value = self._sql.execute("SELECT base, prompt, value FROM records WHERE seq = ?", (row_seq,)).fetchone()
-            uncached.append((row_seq, decode(prompt, IntArray), decode(value, Completion).response_ids))
-        tokens = NO_TOKENS if base is None else self._tokens[base]
-        for row_seq, prompt, response in reversed(uncached):
-            self._tokens[row_seq] = tokens = np.concatenate([tokens, prompt, response])
+        uncached: list[tuple[str, IntArray, IntArray]] = []
+        row_id, base = completion_id, seq
+        while row_id not in self._tokens:
+            base, prompt, value = self._sql.execute("SELECT base, prompt, value FROM records WHERE seq = ?", (base,)).fetchone()
+            uncached.append((row_id, decode(prompt, IntArray), decode(value, Completion).response_ids))
+            if base is None:
+                break
+            (row_id,) = self._sql.execute("SELECT id FROM records WHERE seq = ?", (base,)).fetchone()
+        tokens = NO_TOKENS if base is None else self._tokens[row_id]
+        for row_id, prompt, response in reversed(uncached):
+            self._tokens[row_id] = tokens = np.concatenate([tokens, prompt, response])
             self._cached += len(tokens)
-        self._tokens.move_to_end(seq)
+        self._tokens.move_to_end(completion_id)
         while self._cached > CACHED_TOKENS and len(self._tokens) > 1:
             self._cached -= len(self._tokens.popitem(last=False)[1])
         return tokens

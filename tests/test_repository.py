@@ -19,7 +19,7 @@ PACKAGES = {each.name: each.parent.name for folder in FOLDERS for each in (ROOT 
 
 LIGHT = {"numpy", "msgspec", "pluggy", "starlette", "uvicorn", "httpx", "rich", "typer", "click", "platformdirs", "watchfiles", "tomli_w"}
 """What core may import with itself; Typer brings click."""
-LATE = {"renderers", "transformers", "tokenizers", "matplotlib", "openai", "pytest", "opentelemetry", "google"}
+LATE = {"pyarrow", "renderers", "transformers", "tokenizers", "matplotlib", "openai", "pytest", "opentelemetry", "google"}
 """What a function of core may import; extras bring them (pytest: the contract tests for implementations)."""
 
 LAYERS = (

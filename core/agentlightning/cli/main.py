@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.text import Text
 from typer.core import TyperGroup
 
-from agentlightning.cli import config, doctor, models, rollout, serve, show, train
+from agentlightning.cli import config, doctor, models, rollout, score, serve, show, store, train
 from agentlightning.cli import plugins as plugins_command
 from agentlightning.errors import ConfigError, LightningError
 from agentlightning.registry.registry import Entry, Registry, registry
@@ -94,7 +94,9 @@ def build(plugins: Registry | None = None) -> typer.Typer:
     app.command("config")(config.config)
     app.command("plugins")(plugins_command.plugins)
     app.command("doctor")(doctor.doctor)
+    app.command("score")(score.score)
     app.add_typer(models.app, name="models")
+    app.add_typer(store.app, name="store")
     return app
 
 

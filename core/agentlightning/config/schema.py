@@ -153,11 +153,13 @@ class CollectionConfig(BaseSettings):
 
 @dataclass(frozen=True, kw_only=True)
 class ReplayConfig(BaseSettings):
-    """The store of a deployed agent, whose rollouts a run trains on (`agentlightning.training.production`)."""
+    """The store whose rollouts a run trains on, without an agent (`agentlightning.training.production`)."""
 
     table = "replay"
     store: str
-    """Its address, as in `agl serve` and `agl.rollout`. It is only read."""
+    """Its address, as in `agl serve` and `agl.rollout`, or the folder of a run. It is only read."""
+    mode: Literal["production", "train"] = "production"
+    """Train on the rollouts of a deployed agent, or on the training rollouts of earlier runs."""
     wait: bool = False
     """Wait for rollouts and rewards that are still to come. Otherwise the run ends when nothing is left to train."""
 
@@ -170,7 +172,10 @@ class ReplayConfig(BaseSettings):
     def under(self, base: Path) -> ReplayConfig:
         """Return the same settings, with the path of a store file made absolute."""
         file = store_file(self.store)
-        return self if file is None else replace(self, store=f"sqlite:{base / file}")
+        if file is None:
+            return self
+        path = base / file
+        return replace(self, store=f"sqlite:{path / 'store.db' if path.is_dir() else path}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -186,7 +191,7 @@ class Config(BaseSettings):
     tasks: str | None = None
     """A `.jsonl` or `.json` file, or `module:attribute`. Give this or `replay`."""
     replay: ReplayConfig | None = None
-    """Train on the rollouts of a deployed agent."""
+    """Train on the rollouts of a store: of a deployed agent, or of earlier runs."""
     model: str
     """A name that `agl models` lists, a folder, a `.gguf` file, a LoRA adapter, a run, or a hub id."""
     eval_tasks: str | None = None

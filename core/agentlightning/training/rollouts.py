@@ -60,13 +60,14 @@ def trajectory_reader(config: Config) -> ReadTrajectory:
     A rollout of the run itself whose rewards contradict each other is not scored. One of a replay raises `RewardError`.
     """
     step_rewards = build_step_rewards(config.step_rewards)
+    replayed = config.replay.mode if config.replay is not None else "production"
     read = partial(trajectory, agents=config.agents, reward_weights=config.reward_weights, step_rewards=step_rewards)
 
     def read_rollout(state: RolloutState, records: Sequence[AttemptRecords]) -> Trajectory:
         try:
             result = read(state, records)
         except RewardError as error:
-            if state.rollout.mode == "production":
+            if state.rollout.mode == replayed:
                 raise
             result = without_rewards(state, records, error)
         drops = config.collection.no_calls == "drop" and state.rollout.mode != "eval"

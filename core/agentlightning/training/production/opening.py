@@ -21,6 +21,13 @@ from agentlightning.training.production.replay import ProductionReplay
 from agentlightning.training.rollouts import trajectory_reader
 from agentlightning.training.run_folder import RunFolder
 
+ADVICE = {
+    "production": "Record rollouts with `agl.rollout(task)` and `agl serve`, score them with agl.reward or agl.reward_later, or set "
+    "replay.wait = true to wait for them.",
+    "train": "Name the store of a run that trained, or score its rollouts with `agl score`. A model that learned from them needs new ones.",
+}
+"""What to do if a store has nothing to train on, by `replay.mode`."""
+
 
 @asynccontextmanager
 async def open_replay(
@@ -40,6 +47,7 @@ async def open_replay(
             controls,
             compares=plan.algorithm.needs.group,
             tasks_per_step=config.tasks_per_step,
+            mode=config.replay.mode,
             wait=config.replay.wait,
             trained=earlier | set(trained),
         )
@@ -52,9 +60,8 @@ async def check_replay(config: Config, plan: TrainingPlan, controls: Controls) -
     async with open_replay(config, plan, controls) as replay:
         if replay is not None and config.replay is not None and not await replay.more():
             raise StoreError(
-                f"replay.store: there is nothing to train on in {config.replay.store!r}; its production rollouts: "
-                f"{replay.account() or 'none has ended'}. Record rollouts with `agl.rollout(task)` and `agl serve`, score them with "
-                "agl.reward or agl.reward_later, or set replay.wait = true to wait for them."
+                f"replay.store: there is nothing to train on in {config.replay.store!r}; its {config.replay.mode} rollouts: "
+                f"{replay.account() or 'none has ended'}. {ADVICE[config.replay.mode]}"
             )
 
 

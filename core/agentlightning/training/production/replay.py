@@ -1,4 +1,4 @@
-"""Production replay: a step's trajectories from the store of a deployed agent.
+"""Replay: a step's trajectories from the store of a deployed agent, or of earlier runs.
 
 A step can take a rollout once it has ended and is scored. The rollout that ended first comes first, and each is taken once: never again in
 this run, nor in a run that starts from its weights, whatever rewards arrive later. The store is only read, and only as far as a step needs.
@@ -20,7 +20,7 @@ from agentlightning.training.controls import Controls
 from agentlightning.training.production.reading import CONTRADICTED, ReplayReader, exclusion_reason, has_trained_tokens
 from agentlightning.training.production.states import ReplayRollout, ReplayTable, State
 from agentlightning.training.step_source import Counts, StepSource
-from agentlightning.types import Trajectory
+from agentlightning.types import Mode, Trajectory
 
 ENDED = ("succeeded", "failed", "cancelled")
 
@@ -45,13 +45,14 @@ class ProductionReplay(StepSource):
         *,
         compares: bool,
         tasks_per_step: int,
+        mode: Mode = "production",
         wait: bool = False,
         trained: Collection[str] = (),
     ) -> None:
-        """`compares`: the algorithm compares the rollouts of a task, so a step takes full groups. `trained`: ids of rollouts that were
-        trained before."""
+        """`compares`: the algorithm compares the rollouts of a task, so a step takes full groups. `mode`: of the rollouts. `trained`: ids
+        of rollouts that were trained before."""
         self._store, self._reader, self._controls = reader.store, reader, controls
-        self._compares, self._tasks_per_step, self._wait = compares, tasks_per_step, wait
+        self._compares, self._tasks_per_step, self._wait, self._mode = compares, tasks_per_step, wait, mode
         self._table = ReplayTable(trained, compares=compares)
         self._cursor = 0
         self._page: deque[RolloutState] = deque()
@@ -114,11 +115,11 @@ class ProductionReplay(StepSource):
         return True
 
     async def _following(self) -> RolloutState | None:
-        """Return the next production rollout that has ended; None: there is none so far."""
+        """Return the next rollout of the mode that has ended; None: there is none so far."""
         self._controls.check()
         if not self._page:
             states, self._cursor = await self._store.list(
-                after=self._cursor, limit=self.PAGE, status=ENDED, mode="production", order="changed"
+                after=self._cursor, limit=self.PAGE, status=ENDED, mode=self._mode, order="changed"
             )
             self._page.extend(states)
         return self._page.popleft() if self._page else None

@@ -7,7 +7,8 @@ from __future__ import annotations
 import sqlite3
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from typing import Any, TypeVar
+from itertools import groupby
+from typing import Any, TypeVar, get_args
 
 from agentlightning.contracts.store import AttemptRecords, RolloutState
 from agentlightning.errors import NotFound, StoreError
@@ -19,6 +20,7 @@ from agentlightning_sqlite.records import RecordTable, Row
 T = TypeVar("T")
 
 ATTEMPT = "attempts.id, rollouts.id, number, key, worker, attempts.status, started, finished, error"
+ROLLOUT = "added, changed, status, value"
 ATTEMPTS = "attempts JOIN rollouts ON rollouts.added = attempts.rollout"
 
 
@@ -27,16 +29,26 @@ class Ledger:
 
     def __init__(self, connection: sqlite3.Connection, name: str) -> None:
         self.sql, self.name = connection, name
-        self.seq = 0
-        """The newest sequence number, as of the last `look` and the changes after it."""
+        self.advanced = False
+        """Whether sequence numbers were given since `renew`."""
+        self._seq: int | None = None
         self.record_table = RecordTable(connection)
+
+    @property
+    def seq(self) -> int:
+        """The newest sequence number, which is read at the first use in a transaction."""
+        return self.look() if self._seq is None else self._seq
 
     def look(self) -> int:
         """Read the newest sequence number."""
-        (self.seq,) = self.sql.execute(
+        (self._seq,) = self.sql.execute(
             "SELECT max(coalesce((SELECT max(changed) FROM rollouts), 0), (SELECT newest FROM sequence))"
         ).fetchone()
         return self.seq
+
+    def renew(self) -> None:
+        """Begin a transaction: other processes may have given sequence numbers."""
+        self._seq, self.advanced = None, False
 
     def forget(self) -> None:
         """Drop cached rows after a rollback."""
@@ -44,7 +56,7 @@ class Ledger:
 
     def atomically(self, work: Callable[[Ledger], T]) -> T:
         """Run one operation. If it fails, undo only this one and raise its error. Without an open transaction, it gets its own."""
-        seq = self.seq
+        seq = self._seq
         self.sql.execute("SAVEPOINT operation")
         try:
             result = work(self)
@@ -52,7 +64,7 @@ class Ledger:
             if self.sql.in_transaction:  # else SQLite gave up the whole transaction
                 self.sql.execute("ROLLBACK TO operation")
                 self.sql.execute("RELEASE operation")
-            self.seq = seq
+            self._seq = seq
             self.forget()
             raise
         self.sql.execute("RELEASE operation")
@@ -133,13 +145,18 @@ class Ledger:
             self.seq + 1, rollout.id, self.seq + 1, status, rollout.mode, rollout.step, rollout.group, queueable,
             rollout.max_attempts, value,
         )  # fmt: skip
-        self.seq += self.sql.execute("INSERT INTO rollouts VALUES (?,?,?,?,?,?,?,?,?,?) ON CONFLICT (id) DO NOTHING", row).rowcount
+        if self.sql.execute("INSERT INTO rollouts VALUES (?,?,?,?,?,?,?,?,?,?) ON CONFLICT (id) DO NOTHING", row).rowcount:
+            self._advance()
         return self.seq
 
     def change(self, added: int, status: RolloutStatus) -> None:
         """Give a rollout a status and the next sequence number."""
-        self.seq += 1
-        self.sql.execute("UPDATE rollouts SET status = ?, changed = ? WHERE added = ?", (status, self.seq, added))
+        self.sql.execute("UPDATE rollouts SET status = ?, changed = ? WHERE added = ?", (status, self._advance(), added))
+
+    def _advance(self) -> int:
+        """Take the next sequence number."""
+        self._seq, self.advanced = self.seq + 1, True
+        return self._seq
 
     def _start(self, added: int, rollout: Rollout, worker: str, lease: float) -> Attempt:
         (earlier,) = self.sql.execute("SELECT count(*) FROM attempts WHERE rollout = ?", (added,)).fetchone()
@@ -167,9 +184,14 @@ class Ledger:
     # --- records -------------------------------------------------------------------------------------------------------------------
 
     def record(self, rows: Sequence[Row]) -> None:
-        places = {attempt_id: self._place(attempt_id) for attempt_id in {row.attempt_id for row in rows}}
-        for row in rows:
-            self.record_table.insert(places[row.attempt_id], row)
+        for has_prompt, group in groupby(rows, key=lambda row: row.prompt is not None):
+            part = list(group)
+            if has_prompt:
+                for row in part:
+                    self.record_table.insert(self._place(row.attempt_id), row)
+            elif self.record_table.append(part) < len(part):  # there already, or of an unknown attempt
+                for attempt_id in {row.attempt_id for row in part}:
+                    self._place(attempt_id)
 
     def records(self, attempt: Attempt) -> AttemptRecords:
         return self.record_table.of(self._place(attempt.id), attempt)
@@ -195,24 +217,21 @@ class Ledger:
         return decode(row[0], Rollout), _attempt(row[1:])
 
     def state(self, rollout_id: str) -> RolloutState:
-        self.rollout(rollout_id)
-        return self._states(self.sql.execute("SELECT added, changed, status, value FROM rollouts WHERE id = ?", (rollout_id,)).fetchall())[
-            0
-        ]
+        rows = self.sql.execute(f"SELECT {ROLLOUT} FROM rollouts WHERE id = ?", (rollout_id,)).fetchall()
+        if not rows:
+            raise self._not_found("rollout", rollout_id)
+        return self._states(rows)[0]
 
-    def page(self, after: int, limit: int, order: str, where: Mapping[str, object], status: Collection[str] | None) -> tuple[
-        list[RolloutState], int
-    ]:  # fmt: skip
+    def page(
+        self, after: int, limit: int, order: str, where: Mapping[str, object], status: Collection[str] | None
+    ) -> tuple[list[RolloutState], int]:
         """Return a page of `list`. `where` holds columns and their required values."""
-        column = "added" if order == "added" else "changed"
-        conditions, values = [f"{column} > ?", *(f"{name} = ?" for name in where)], [after, *where.values()]
-        if status is not None:
-            conditions.append(f"status IN ({','.join('?' * len(status))})")
-            values += status
-        rows = self.sql.execute(
-            f"SELECT added, changed, status, value FROM rollouts WHERE {' AND '.join(conditions)} ORDER BY {column} LIMIT ?",
-            (*values, max(limit, 0)),
-        ).fetchall()
+        column, limit = "added" if order == "added" else "changed", max(limit, 0)
+        if status is not None and column == "added" and not {"step", "grp"} & where.keys():
+            query, values = _by_status(after, limit, [where["mode"]] if "mode" in where else get_args(Mode), status)
+        else:
+            query, values = _by_column(column, after, where, status)
+        rows = self.sql.execute(f"{query} ORDER BY {column} LIMIT ?", (*values, limit)).fetchall()
         if rows:
             after = rows[-1][0 if order == "added" else 1]
         return self._states(rows), after
@@ -256,6 +275,25 @@ class Ledger:
     def policies(self, name: str | None) -> list[Policy]:
         rows = self.sql.execute("SELECT value FROM policies WHERE ?1 IS NULL OR name = ?1 ORDER BY name, version", (name,))
         return [decode(value, Policy) for (value,) in rows]
+
+
+def _by_column(column: str, after: int, where: Mapping[str, object], status: Collection[str] | None) -> tuple[str, list[object]]:
+    """A query for the rollouts after a number, in the order of its index. The `+` keeps SQLite from the index by status, which would sort
+    every rollout of that status."""
+    conditions, values = [f"{column} > ?", *(f"{'+' * (name == 'mode')}{name} = ?" for name in where)], [after, *where.values()]
+    if status is not None:
+        conditions.append(f"+status IN ({','.join('?' * len(status))})")
+        values += status
+    return f"SELECT {ROLLOUT} FROM rollouts WHERE {' AND '.join(conditions)}", values
+
+
+def _by_status(after: int, limit: int, modes: Collection[object], status: Collection[str]) -> tuple[str, list[object]]:
+    """A query for the first rollouts of each status and mode after a number: each part reads `limit` rows of the index by status."""
+    part = f"SELECT * FROM (SELECT {ROLLOUT} FROM rollouts WHERE status = ? AND mode = ? AND added > ? ORDER BY added LIMIT ?)"
+    pairs = [(one, mode) for one in dict.fromkeys(status) for mode in modes]
+    if not pairs:
+        return f"SELECT {ROLLOUT} FROM rollouts WHERE 0", []
+    return " UNION ALL ".join([part] * len(pairs)), [value for one, mode in pairs for value in (one, mode, after, limit)]
 
 
 def unknown_key() -> NotFound:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -59,17 +60,26 @@ class RecordTable:
         self._tokens.clear()
         self._cached = 0
 
+    def append(self, rows: Sequence[Row]) -> int:
+        """Append records without prompts, and return their number: the first value under an id stays, and an attempt may be unknown."""
+        return self._sql.executemany(
+            "INSERT INTO records (attempt, kind, id, value) SELECT number_in_file, ?, ?, ? FROM attempts WHERE id = ? "
+            "ON CONFLICT (id, kind) DO NOTHING",
+            [(row.kind, row.id, row.value, row.attempt_id) for row in rows],
+        ).rowcount
+
     def insert(self, place: int, row: Row) -> None:
-        """Append a record. The first value under an id stays."""
-        base, prompt = (None, None) if row.prompt is None else self._tail(place, row, row.prompt)
+        """Append a completion. The first value under an id stays."""
+        base, prompt = self._tail(place, row)
         self._sql.execute(
             "INSERT INTO records (attempt, kind, id, base, prompt, value) VALUES (?,?,?,?,?,?) ON CONFLICT (id, kind) DO NOTHING",
-            (place, row.kind, row.id, base, None if prompt is None else encode(prompt), row.value),
+            (place, row.kind, row.id, base, encode(prompt), row.value),
         )
 
-    def _tail(self, place: int, row: Row, prompt: IntArray) -> tuple[int | None, IntArray]:
+    def _tail(self, place: int, row: Row) -> tuple[int | None, IntArray]:
         """Return the completion whose tokens start the prompt, and the rest of the prompt. Without one, return None and the whole
         prompt."""
+        prompt = NO_TOKENS if row.prompt is None else row.prompt
         if row.continues is None or row.continues == row.id:
             return None, prompt
         base = self._sql.execute(

@@ -21,6 +21,8 @@ VERSION = 3
 """`PRAGMA user_version`, the version of the tables below. `migrations.py` brings older files to it."""
 MEMORY = ":memory:"
 """SQLite's name of an in-memory database. Each connection has its own."""
+LOG_PAGES = 4000
+"""Pages of 4 KB in the log before SQLite copies them into the file."""
 BUSY = 30.0
 """Seconds to wait for locks of other processes."""
 
@@ -99,6 +101,7 @@ def connect(path: Path | str) -> sqlite3.Connection:
     connection = sqlite3.connect(path, timeout=BUSY, isolation_level=None, check_same_thread=False, cached_statements=256)
     connection.execute("PRAGMA synchronous = FULL")
     connection.execute("PRAGMA foreign_keys = ON")
+    connection.execute(f"PRAGMA wal_autocheckpoint = {LOG_PAGES}")
     return connection
 
 

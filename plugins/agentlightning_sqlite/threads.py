@@ -88,9 +88,12 @@ class Writer:
         ledger, sql = self._ledger, self._connection
         try:
             sql.execute("BEGIN IMMEDIATE")
-            before = ledger.look()
-            for operation in batch:
-                self._do(operation)
+            ledger.renew()
+            if len(batch) == 1:  # its failure undoes the transaction
+                batch[0].result = batch[0].work(ledger)
+            else:
+                for operation in batch:
+                    self._do(operation)
             sql.execute("COMMIT")
         except Exception as error:  # after any failure, no caller may hear that its data is stored
             if sql.in_transaction:
@@ -100,7 +103,7 @@ class Writer:
             for operation in batch:
                 operation.error = operation.error or reason
             return
-        if ledger.seq > before:
+        if ledger.advanced:
             self._changes.notify(ledger.seq)
             with suppress(OSError):  # without the signal, other processes notice later
                 os.utime(self._wal)  # other processes watch this file

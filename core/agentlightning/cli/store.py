@@ -122,7 +122,7 @@ def prune(
         raise ConfigError(f"--status is {status!r}, and rollouts in progress stay. Use succeeded, failed, or cancelled.")
     seconds = age(older_than)
     file = store_file(find_records(store).address)
-    size = file.stat().st_size if file is not None else 0
+    size = _bytes(file)
 
     async def run(report: Callable[[int], None]) -> retention.Pruned:
         async with _source(store) as opened:
@@ -137,7 +137,7 @@ def prune(
         pruned = asyncio.run(run(lambda count: progress.update(task, completed=count)))
     _print_pruned(pruned, deleted=yes)
     if yes and file is not None:
-        _print(f"{file} took {size / 2**20:,.1f} MiB and takes {file.stat().st_size / 2**20:,.1f} MiB now.")
+        _print(f"{file} took {size / 2**20:,.1f} MiB and takes {_bytes(file) / 2**20:,.1f} MiB now.")
 
 
 def age(text: str) -> float:
@@ -191,6 +191,12 @@ def _print_pruned(pruned: retention.Pruned, *, deleted: bool) -> None:
     else:
         advice = " Add --yes to delete them." if count else ""
         _print(f"Would delete {count:,} rollouts. {pruned.kept:,} do not match{stays}.{advice}")
+
+
+def _bytes(file: Path | None) -> int:
+    """The size of a store file and its log."""
+    files = [] if file is None else [file, file.with_name(f"{file.name}-wal")]
+    return sum(path.stat().st_size for path in files if path.is_file())
 
 
 @contextmanager

@@ -99,7 +99,7 @@ ROLLOUTS = Table.of("rollouts", Rollout, status="text", seq="integer", attempts=
 ATTEMPTS = Table.of("attempts", Attempt, task_id="text", mode="text", step="integer", reward="number")
 CALLS = Table.of("calls", Call, **_JOINED)
 COMPLETIONS = Table.of(
-    "completions", Completion, **_JOINED, text="text", temperature="number", prompt_tokens="integer", response_tokens="integer"
+    "completions", Completion, **_JOINED, task="json", text="text", temperature="number", prompt_tokens="integer", response_tokens="integer"
 )
 SPANS = Table.of("spans", Span, **_JOINED)
 REWARDS = Table.of("rewards", Reward, rollout_id="text", task_id="text", mode="text", step="integer")
@@ -120,7 +120,8 @@ def rows_of(stored: StoredRollout, reward: float | None) -> dict[str, list[Row]]
         rows["attempts"].append(ATTEMPTS.row(records.attempt, **joined))
         joined["rollout_id"] = rollout.id
         rows["calls"] += [CALLS.row(call, **joined) for call in records.calls]
-        rows["completions"] += [COMPLETIONS.row(completion, **joined, **_summary(completion)) for completion in records.completions]
+        task = rows["rollouts"][0]["task"]
+        rows["completions"] += [COMPLETIONS.row(reply, task=task, **joined, **_summary(reply)) for reply in records.completions]
         rows["spans"] += [SPANS.row(span, **joined) for span in records.spans]
         del joined["reward"]
         rows["rewards"] += [REWARDS.row(reward, **joined) for reward in records.rewards]

@@ -60,7 +60,8 @@ def test_a_run_trains_on_another_runs_store_without_an_agent(first: tuple[str, a
     assert all(row["trained_tokens"] > 0 for row in rows)
     assert rows[0]["off_policy_abs"] < 1e-4, "the first step's replies come from the weights that this run starts with"
     assert rows[2]["off_policy_abs"] > 1e-3
-    assert 0, sorted(rows[2])
+    assert 0 < rows[2]["correction_mean"] <= 2.0
+    assert rows[2]["correction_mean"] != rows[0]["correction_mean"], "the correction follows the distance"
     assert measured(two) == rows, "the same seed gives the same run"
     before, after, again = weights(model), weights(one.checkpoint), weights(two.checkpoint)
     assert any((before[name] != after[name]).any() for name in before)

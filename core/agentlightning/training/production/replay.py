@@ -52,7 +52,8 @@ class ProductionReplay(StepSource):
         """`compares`: the algorithm compares the rollouts of a task, so a step takes full groups. `mode`: of the rollouts. `trained`: ids
         of rollouts that were trained before."""
         self._store, self._reader, self._controls = reader.store, reader, controls
-        self._compares, self._tasks_per_step, self._wait, self._mode = compares, tasks_per_step, wait, mode
+        self._compares, self._tasks_per_step, self._wait = compares, tasks_per_step, wait
+        self._mode: Mode = mode
         self._table = ReplayTable(trained, compares=compares)
         self._cursor = 0
         self._page: deque[RolloutState] = deque()

@@ -3,7 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import re
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
 from collections.abc import Callable
+from contextlib import closing, suppress
 from pathlib import Path
 
 import pytest
@@ -33,7 +40,7 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def ids(path: str) -> list[str]:
     async def read() -> list[Rollout]:
         opened = open_store(path)
-        states, _ = await opened.list(limit=100)
+        states, _ = await opened.list(limit=9999)
         await opened.close()
         return [state.rollout for state in states]
 
@@ -56,6 +63,37 @@ def test_rollouts_travel_through_files_and_stores(agl: AGL, store: Path) -> None
     assert ids("agl.db") == ids("third.db")
     code, output = agl("store", "copy", "nowhere.db", "third.db")
     assert (code, "There is no store file" in output) == (1, True)
+
+
+def test_ctrl_c_stops_a_copy_and_resume_continues(agl: AGL, store: Path) -> None:
+    async def fill() -> None:
+        opened = open_store("agl.db")
+        for _ in range(20):
+            await opened.put([ended_rollout(turns=3) for _ in range(150)])
+        await opened.close()
+
+    asyncio.run(fill())
+    command = [sys.executable, "-m", "agentlightning", "store", "copy", "agl.db", "copy.db"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    while process.poll() is None and succeeded("copy.db") < 500:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert re.search(r"Stopped after [\d,]+ rollouts\. `agl store copy agl\.db copy\.db --resume` continues\.", error)
+    assert 500 <= succeeded("copy.db") < 3029
+    code, output = agl("store", "copy", "agl.db", "copy.db", "--resume")
+    assert code == 0
+    assert (match := re.fullmatch(r"Copied 3,030 rollouts, ([\d,]+) of them earlier\.\n", output))
+    assert int(match[1].replace(",", "")) >= 500
+    assert ids("agl.db") == ids("copy.db")
+
+
+def succeeded(path: str) -> int:
+    """How many rollouts a store file has in this status; 0 without a file."""
+    with suppress(sqlite3.Error), closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as sql:
+        return sql.execute("SELECT count(*) FROM rollouts WHERE status = 'succeeded'").fetchone()[0]
+    return 0
 
 
 def test_prune_shows_first_and_deletes_with_yes(agl: AGL, store: Path) -> None:

@@ -216,7 +216,10 @@ def test_what_does_not_go_with_a_source_is_refused(tmp_path: Path, text: str, sa
 @pytest.mark.parametrize(
     ("table", "says"),
     [
-        ('{ store = "a.db", wait_for = 3 }', r"Unknown key 'wait_for' in \[replay\]\. Did you mean 'wait'\? Use one of store, wait\."),
+        (
+            '{ store = "a.db", wait_for = 3 }',
+            r"Unknown key 'wait_for' in \[replay\]\. Did you mean 'wait'\? Use one of store, mode, wait\.",
+        ),
         ("{ wait = true }", r"Missing 'store' in \[replay\]"),
         (
             '{ store = "http://secret@host:8000" }',

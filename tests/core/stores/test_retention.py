@@ -9,8 +9,8 @@ from msgspec.structs import replace
 
 from agentlightning.contracts.store import StoredRollout
 from agentlightning.stores.retention import prune
-from agentlightning.testing.store import ended_rollout, rollouts
-from agentlightning.types import Span
+from agentlightning.testing.store import completion, ended_rollout, rollouts
+from agentlightning.types import Completion, Span
 from agentlightning_sqlite.store import SQLiteStore
 
 DAY = 86400.0
@@ -62,13 +62,22 @@ async def test_a_status_limits_what_goes(tmp_path: Path) -> None:
 async def test_a_conversation_written_after_a_deletion_by_another_process_is_exact(tmp_path: Path) -> None:
     """A writer remembers conversations. After a deletion, SQLite uses the numbers of their records again."""
     writer, other = SQLiteStore(tmp_path / "agl.db"), SQLiteStore(tmp_path / "agl.db")
-    first, (records,) = ended_rollout(turns=3)
-    await writer.put([(first, (records,))])
-    assert await other.delete([first.rollout.id]) == 1
-    again = [ended_rollout(turns=4) for _ in range(2)]
-    for stored in again:
-        await writer.put([stored])
-    for state, expected in again:
-        assert (await other.read(state.rollout.id))[1] == expected
+
+    async def record(*prompts: list[int]) -> tuple[str, list[Completion]]:
+        (rollout,) = rollouts(1)
+        await writer.add([rollout])
+        ((_, attempt),) = await writer.claim("w", lease=60)
+        first = completion(attempt.id, prompts[0], [3])
+        second = completion(attempt.id, prompts[1], [5], continues=first.id)
+        for reply in (first, second):
+            await writer.record([reply])
+        await writer.finish(attempt.id, "succeeded")
+        return rollout.id, [first, second]
+
+    old, _ = await record([1, 2], [1, 2, 3, 4])
+    assert await other.delete([old]) == 1
+    new, replies = await record([9], [1, 2, 3, 4])  # the second one starts with the deleted conversation
+    _, (records,) = await other.read(new)
+    assert list(records.completions) == replies
     await writer.close()
     await other.close()

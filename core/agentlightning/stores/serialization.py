@@ -3,11 +3,15 @@
 A message is a header of 12 bytes, little-endian: magic `AGLw`, schema (uint16), reserved (uint16, 0), CRC-32 of the body (uint32). The
 body is MessagePack: msgspec writes each value as a map of its fields with its class name under `type`. Arrays are raw little-endian int32
 or float32. Content from outside (task inputs, messages, attributes) is anything that JSON can hold, and nothing else.
+
+A value may gain a field with a default without a new schema: older bytes then read as the default. For any other change, raise `SCHEMA` and
+add an entry to `UPGRADES`, so that stores with older bytes stay readable.
 """
 
 from __future__ import annotations
 
 import zlib
+from collections.abc import Callable
 from functools import cache
 from struct import Struct
 from typing import Any, TypeVar, cast, get_args, get_origin, overload
@@ -22,7 +26,10 @@ from agentlightning.errors import WireError
 from agentlightning.types import JSON, Call, Completion, Rollout, Span, Task, Trajectory, WireValue
 
 SCHEMA = 2
-"""The schema that this version writes and reads."""
+"""The schema that this version writes."""
+UPGRADES: dict[int, Callable[[Any], Any]] = {}
+"""By schema: a function from the plain content of a message to that of the next schema. Values are dicts with their class name under
+`type`, and arrays stay `msgspec.msgpack.Ext`."""
 MAGIC = b"AGLw"
 HEADER = Struct("<4sHHI")
 
@@ -58,18 +65,26 @@ def decode(data: bytes, kind: Any) -> Any:
     if len(data) < HEADER.size or data[: len(MAGIC)] != MAGIC:
         raise WireError(f"These {len(data)} bytes are not Agent Lightning's. Send bytes that start with {MAGIC!r}.")
     _, schema, _, checksum = HEADER.unpack_from(data)
-    if schema != SCHEMA:
+    if schema > SCHEMA or not all(older in UPGRADES for older in range(schema, SCHEMA)):
         advice = "Upgrade agentlightning here" if schema > SCHEMA else "Upgrade agentlightning where the bytes were written"
         raise WireError(f"The bytes have schema {schema}, and this agentlightning reads schema {SCHEMA}. {advice}.")
     body = memoryview(data)[HEADER.size :]
     if zlib.crc32(body) != checksum:
         raise WireError(f"The bytes are damaged: the checksum of {len(body)} bytes does not match. Send or write them again.")
     try:
-        return _decoder(kind).decode(body)
+        return _decoder(kind).decode(_upgraded(body, schema) if schema < SCHEMA else body)
     except (msgspec.MsgspecError, TypeError, ValueError, RecursionError) as error:
         if isinstance(error, WireError):
             raise
         raise WireError(f"The bytes do not hold {_name(kind)}: {error}. Read them as the type that was written.") from error
+
+
+def _upgraded(body: memoryview, schema: int) -> bytes:
+    """The body of an older schema, as one of this schema."""
+    content = msgspec.msgpack.decode(body)
+    for older in range(schema, SCHEMA):
+        content = UPGRADES[older](content)
+    return msgspec.msgpack.encode(content)
 
 
 # --- arrays ------------------------------------------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from agentlightning.contracts.store import AttemptRecords, RolloutState
 from agentlightning.errors import WireError
+from agentlightning.stores import serialization
 from agentlightning.stores.serialization import _CONTENT, HEADER, MAGIC, SCHEMA, decode, encode
 from agentlightning.types import (
     Attempt,
@@ -182,6 +183,34 @@ def test_another_schema_is_refused_by_name(schema: int, advice: str) -> None:
     data = encode(Task("a", 1))
     with pytest.raises(WireError, match=rf"schema {schema}, .* reads schema {SCHEMA}\. Upgrade agentlightning {advice}"):
         decode(data[:4] + struct.pack("<H", schema) + data[6:], Task)
+
+
+def test_bytes_of_an_older_schema_are_upgraded_step_by_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two changes of the future: `text` is called `input`, and then the ids get a prefix."""
+    monkeypatch.setattr(serialization, "SCHEMA", SCHEMA + 2)
+    old = {"type": "Task", "id": "a", "text": {"n": msgspec.msgpack.Ext(3, str(10**30).encode()), "tokens": [1]}}
+    body = msgspec.msgpack.encode(old)
+    data = HEADER.pack(MAGIC, SCHEMA, 0, zlib.crc32(body)) + body
+    with pytest.raises(WireError, match="Upgrade agentlightning where the bytes were written"):
+        decode(data, Task)
+
+    def rename(task: dict[str, Any]) -> dict[str, Any]:
+        return {"type": task["type"], "id": task["id"], "input": task["text"]}
+
+    def prefix(task: dict[str, Any]) -> dict[str, Any]:
+        return {**task, "id": f"t-{task['id']}"}
+
+    monkeypatch.setattr(serialization, "UPGRADES", {SCHEMA: rename, SCHEMA + 1: prefix})
+    assert decode(data, Task) == Task("t-a", {"n": 10**30, "tokens": [1]})
+    assert decode(encode(Task("t-a", 1)), Task) == Task("t-a", 1)
+
+
+def test_a_field_that_a_value_gained_reads_as_its_default() -> None:
+    call = Call(id="c", attempt_id="a", index=0, status="completed", tools=3)
+    content = msgspec.msgpack.decode(encode(call)[HEADER.size :])
+    del content["tools"]
+    body = msgspec.msgpack.encode({**content, "of_a_later_version": 1})
+    assert decode(HEADER.pack(MAGIC, SCHEMA, 0, zlib.crc32(body)) + body, Call).tools == 0
 
 
 def test_foreign_bytes_are_refused() -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -32,7 +32,7 @@ from agentlightning.settings import (
     build,
     of_kind,
 )
-from agentlightning.types import JSON
+from agentlightning.types import JSON, Task
 
 Reference = Annotated[str, Meta(pattern=".:.", description="'module:function'")]
 DEFAULT_PARTS = {"algorithm": "lightning", "engine": "torch", "trainer": "torch"}
@@ -87,7 +87,7 @@ class EvalConfig(BaseSettings):
     every: NonNegativeInt = 5
     """Steps between two evaluations; 0 evaluates only before and after."""
     tasks: PositiveInt | None = None
-    """Evaluate the first N tasks. Absent: all."""
+    """Evaluate N tasks, spread evenly over `eval_tasks`, which may be sorted. Absent: all."""
     samples: NonNegativeInt = 1
     """Sampled rollouts of each task; 0 for none."""
     greedy: bool = True
@@ -103,6 +103,11 @@ class EvalConfig(BaseSettings):
             raise ConfigError("eval.samples is 0 and eval.greedy is false, so nothing is evaluated. Set one of them, or remove eval_tasks.")
         if self.patience is not None and not self.every:
             raise ConfigError("eval.patience counts evaluations during training, but eval.every is 0. Set eval.every.")
+
+    def chosen(self, tasks: Sequence[Task]) -> list[Task]:
+        """Return the tasks of an evaluation, in their order."""
+        count = len(tasks) if self.tasks is None else min(self.tasks, len(tasks))
+        return [tasks[place * len(tasks) // count] for place in range(count)]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -58,6 +58,8 @@ class RunnerSettings(BaseSettings):
     """Seconds for one attempt."""
     workers: NonNegativeInt = 0
     """Worker processes; 0 runs agents in this process. Use workers for agents that block or crash."""
+    remote: bool = False
+    """Runners on other machines run the agent. The run prints the command that starts one; `workers` of this machine help them."""
     attempts: PositiveInt = 3
     """Attempts at one rollout, at most."""
     on_failure: Literal["retry", "drop", "penalise"] = "retry"
@@ -246,8 +248,12 @@ class Config(BaseSettings):
     """Raise an alarm above this mean difference in log-probability between engine and trainer, per sampled token."""
     mismatch_limit: PositiveFloat = 0.2
     """Do not train a step above this difference. The engine loads the weights again, and the step samples new rollouts, once."""
+    host: str = "127.0.0.1"
+    """Address that the gateway listens on. `0.0.0.0` lets other machines in, for `runner.remote`."""
     port: Annotated[int, Meta(ge=0, le=65535)] = 0
     """Port of the gateway; 0 takes a free one."""
+    address: str | None = None
+    """How other machines reach the gateway, as in `http://trainer:8001`. Absent: the name of this machine, and the port."""
     max_body_mb: Annotated[int, Meta(ge=1)] = 32
     """Largest body of a request to the gateway, in MB. The gateway refuses larger ones before it reads them."""
     folder: str = "runs"

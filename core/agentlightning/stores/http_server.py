@@ -14,7 +14,7 @@ from collections import OrderedDict
 from typing import Any
 
 from starlette.applications import Starlette
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
 
@@ -60,7 +60,10 @@ class StoreServer:
             return _failure(404, WireError(f"This store has no call {name!r}. Use one of {', '.join(METHODS)}."))
         if name in SIGNS:
             self.last_sign = time.monotonic()
-        body = await request.body()
+        try:
+            body = await request.body()
+        except ClientDisconnect:  # killed; nobody reads the answer
+            return Response(status_code=400)
         request_id = request.headers.get(REQUEST_HEADER)
         if not METHODS[name].once or request_id is None:
             return await self._answer(name, body)

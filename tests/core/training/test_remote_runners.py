@@ -97,12 +97,13 @@ class Starting(Progress):
 
 
 def test_a_run_learns_from_runners_elsewhere_and_one_that_dies_costs_no_rollout(
-    model: str, tmp_path: Path, processes: Processes, monkeypatch: pytest.MonkeyPatch
+    model: str, tmp_path: Path, processes: Processes, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.syspath_prepend(tmp_path)
     progress = Starting(lambda words: processes.agl(*words))
     remote = {"remote": True, "concurrency": 2, "lease": 2.0}
     run = agl.train("their_agent:solve", tasks=TASKS, **settings(model, tmp_path, steps=2, runner=remote) | {"progress": progress})
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
     assert progress.runners[0].returncode == -signal.SIGKILL
     assert [row["unscored"] for row in rows(run)] == [0, 0]
     assert [row["transitions"] for row in rows(run)] == [8, 8]

@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.text import Text
 from typer.core import TyperGroup
 
-from agentlightning.cli import config, doctor, models, rollout, score, serve, show, store, train
+from agentlightning.cli import config, doctor, models, rollout, runner, score, serve, show, store, train
 from agentlightning.cli import plugins as plugins_command
 from agentlightning.errors import ConfigError, LightningError
 from agentlightning.registry.registry import Entry, Registry, registry
@@ -90,6 +90,7 @@ def build(plugins: Registry | None = None) -> typer.Typer:
     app.command("train")(train.train)
     app.command("rollout")(rollout.rollout)
     app.command("serve")(serve.serve)
+    app.command("runner")(runner.runner)
     app.command("show")(show.show)
     app.command("config")(config.config)
     app.command("plugins")(plugins_command.plugins)

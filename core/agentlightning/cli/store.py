@@ -15,6 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from agentlightning.cli.show import find_records
+from agentlightning.cli.store_server import serve
 from agentlightning.config.schema import store_file
 from agentlightning.contracts.store import LightningStore, StoredRollout
 from agentlightning.errors import ConfigError, LightningError
@@ -23,7 +24,8 @@ from agentlightning.stores import parquet, retention, transfer
 from agentlightning.stores.common import ENDED, open_store
 from agentlightning.types import Mode, RolloutStatus
 
-app = typer.Typer(no_args_is_help=True, help="Export, import, copy, and prune stored rollouts.")
+app = typer.Typer(no_args_is_help=True, rich_markup_mode="markdown", help="Serve, export, import, copy, and prune stores.")
+app.command("serve")(serve)
 STORE = "A run's folder or name, `latest`, a store file (agl.db), or a store's address."
 StoreArgument = Annotated[str, typer.Argument(metavar="STORE", help=STORE)]
 TargetArgument = Annotated[str, typer.Argument(metavar="TO", help="A store's address, or a store file. A missing file is created.")]

@@ -10,11 +10,22 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from agentlightning.contracts.store import AttemptRecords, RolloutState
-from agentlightning.errors import NotFound, StoreError
-from agentlightning.stores.common import check_finish, check_policy, closed_attempt, new_attempt, next_status, printable
+from agentlightning.errors import NotFound
+from agentlightning.stores.common import (
+    check_finish,
+    check_policy,
+    closed_attempt,
+    new_attempt,
+    next_status,
+    not_found,
+    printable,
+    rollout_exists,
+    unknown_key,
+)
+from agentlightning.stores.records import Row
 from agentlightning.stores.serialization import decode, encode
 from agentlightning.types import Attempt, AttemptStatus, Mode, Policy, Rollout, RolloutStatus
-from agentlightning_sqlite.records import RecordTable, Row
+from agentlightning_sqlite.records import RecordTable
 
 T = TypeVar("T")
 
@@ -83,7 +94,7 @@ class Ledger:
             attempts = self._attempts([added]).get(added, ())
             if not queueable and attempts and attempts[-1].worker == worker and attempts[-1].status == "running":
                 return attempts[-1]  # a repeated call from a worker that lost the answer
-            raise StoreError(f"Rollout {rollout.id} already exists in the store {self.name}. Begin a new rollout.")
+            raise rollout_exists(rollout.id, self.name)
         return self._start(self._enter(rollout, value, "running"), rollout, worker, lease)
 
     def heartbeat(self, attempt_id: str, lease: float) -> None:
@@ -138,7 +149,7 @@ class Ledger:
 
     def _start(self, added: int, rollout: Rollout, worker: str, lease: float) -> Attempt:
         (earlier,) = self.sql.execute("SELECT count(*) FROM attempts WHERE rollout = ?", (added,)).fetchone()
-        new = new_attempt(rollout, earlier + 1, worker)
+        new = new_attempt(rollout, earlier + 1, worker, time.time())
         self.sql.execute(
             "INSERT INTO attempts (id, rollout, number, key, worker, status, started, expires) VALUES (?,?,?,?,?,?,?,?)",
             (new.id, added, new.number, new.key, worker, new.status, new.started, time.time() + lease),
@@ -230,7 +241,7 @@ class Ledger:
         return attempts
 
     def _not_found(self, noun: str, id: str) -> NotFound:
-        return NotFound(f"No {noun} {id!r} in the store {self.name}. Check the id and the address of the store.")
+        return not_found(noun, id, self.name)
 
     # --- policies ------------------------------------------------------------------------------------------------------------------
 
@@ -244,10 +255,6 @@ class Ledger:
     def policies(self, name: str | None) -> list[Policy]:
         rows = self.sql.execute("SELECT value FROM policies WHERE ?1 IS NULL OR name = ?1 ORDER BY name, version", (name,))
         return [decode(value, Policy) for (value,) in rows]
-
-
-def unknown_key() -> NotFound:
-    return NotFound("No attempt has this key. Use the key that the rollout's runner received.")
 
 
 def _attempt(row: Sequence[Any]) -> Attempt:

@@ -1,0 +1,132 @@
+"""`LightningStore` on PostgreSQL.
+
+The server flushes to disk before it acknowledges. Stores on any number of machines may have the same database open. A restart of the server
+delays operations and loses nothing that was acknowledged.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from typing import Literal, get_args
+
+from agentlightning.contracts.store import AttemptRecords, RolloutState
+from agentlightning.stores.common import Changes, check_lease, unknown_key, wait_for_change
+from agentlightning.stores.records import Row
+from agentlightning.stores.serialization import encode
+from agentlightning.types import Attempt, AttemptStatus, Mode, Policy, Record, Rollout, RolloutStatus
+from agentlightning_postgres.access import Access
+from agentlightning_postgres.address import Address
+from agentlightning_postgres.ledger import Claims, Ledger
+from agentlightning_postgres.records import RecordWriter
+from agentlightning_postgres.schema import prepare
+from agentlightning_postgres.text import to_column
+from agentlightning_postgres.transaction import Transaction
+
+
+class PostgresStore:
+    """Open the store in a database, with its tables created or migrated."""
+
+    def __init__(self, address: Address) -> None:
+        self.address = address
+        prepare(address)
+        self._changes = Changes()
+        self._access = Access(address, self._changes)
+        self._records = RecordWriter(address.name)
+
+    def __repr__(self) -> str:
+        return f"PostgresStore({self.address.name!r})"
+
+    def _ledger(self, transaction: Transaction) -> Ledger:
+        return Ledger(transaction, self.address.name)
+
+    async def add(self, rollouts: Sequence[Rollout]) -> None:
+        values = [(rollout, encode(rollout)) for rollout in rollouts]
+        if values:
+            await self._access.run(lambda sql: self._ledger(sql).add(values))
+
+    async def claim(
+        self, worker: str, *, lease: float, limit: int = 1, modes: Collection[Mode] | None = None
+    ) -> list[tuple[Rollout, Attempt]]:
+        check_lease(lease)
+        chosen: Collection[Mode] = get_args(Mode) if modes is None else set(modes)
+        earlier: Claims = []
+        return await self._access.run(lambda sql: self._ledger(sql).claim(worker, lease, limit, chosen, earlier))
+
+    async def begin(self, rollout: Rollout, worker: str, *, lease: float) -> Attempt:
+        check_lease(lease)
+        value = encode(rollout)
+        return await self._access.run(lambda sql: self._ledger(sql).begin(rollout, value, worker, lease))
+
+    async def heartbeat(self, attempt_id: str, *, lease: float) -> None:
+        check_lease(lease)
+        await self._access.run(lambda sql: self._ledger(sql).heartbeat(attempt_id, lease))
+
+    async def record(self, records: Sequence[Record]) -> None:
+        rows = [Row.of(record) for record in records]
+        await self._access.run(lambda sql: self._records.insert(sql, rows))
+
+    async def finish(self, attempt_id: str, status: AttemptStatus, *, error: str | None = None, retry: bool = False) -> RolloutState:
+        return await self._access.run(lambda sql: self._ledger(sql).finish(attempt_id, status, error, retry))
+
+    async def cancel(self, rollout_ids: Sequence[str]) -> int:
+        ids, earlier = list(rollout_ids), set[int]()
+        return await self._access.run(lambda sql: self._ledger(sql).cancel(ids, earlier))
+
+    async def attempt(self, *, id: str | None = None, key: str | None = None) -> tuple[Rollout, Attempt]:
+        column, value = ("id", id) if id is not None else ("key", key)
+        if value is None:
+            raise unknown_key()
+        return await self._access.run(lambda sql: self._ledger(sql).attempt_and_rollout(column, value))
+
+    async def read(self, rollout_id: str) -> tuple[RolloutState, tuple[AttemptRecords, ...]]:
+        return await self._access.run(lambda sql: self._ledger(sql).rollout(rollout_id))
+
+    async def records(self, attempt_id: str) -> AttemptRecords:
+        return await self._access.run(lambda sql: self._ledger(sql).records(attempt_id))
+
+    async def list(
+        self,
+        *,
+        after: int = 0,
+        limit: int = 100,
+        status: Collection[RolloutStatus] | None = None,
+        mode: Mode | None = None,
+        step: int | None = None,
+        group: str | None = None,
+        order: Literal["added", "changed"] = "added",
+    ) -> tuple[list[RolloutState], int]:
+        grp = None if group is None else to_column(group)
+        where = {name: value for name, value in (("mode", mode), ("step", step), ("grp", grp)) if value is not None}
+        return await self._access.run(lambda sql: self._ledger(sql).page(after, limit, order, where, status))
+
+    async def wait(self, after: int, *, timeout: float | None = None) -> int:
+        async def look() -> tuple[int, float | None]:
+            if (newest := self._access.newest) > after:
+                return newest, None
+            await self._access.listen()
+            seq, expiry = await self._access.run(lambda sql: self._ledger(sql).look())
+            if expiry is not None and expiry <= 0:
+                await self._access.run(lambda sql: self._ledger(sql).collect())
+                seq, expiry = await self._access.run(lambda sql: self._ledger(sql).look())
+            return seq, None if expiry is None else max(0.05, expiry)
+
+        return await wait_for_change(self._changes, look, after, timeout)
+
+    async def publish(self, policy: Policy) -> None:
+        await self._access.run(lambda sql: self._ledger(sql).publish(policy))
+
+    async def policies(self, name: str | None = None) -> list[Policy]:
+        return await self._access.run(lambda sql: self._ledger(sql).policies(name))
+
+    async def close(self) -> None:
+        """Finish running operations, then release the connections. Wakes every waiter."""
+        await self._access.close()
+
+
+def open_postgres(address: str) -> PostgresStore:
+    """Open the store at `postgresql://user@host:port/database`. Missing tables are created.
+
+    The tables lie in the schema `agentlightning`, or in the one of `?schema=NAME`. The password comes from PGPASSWORD or ~/.pgpass; the
+    address may hold it, too. Raises `StoreVersionError` for a newer store, and `StoreError` if the database cannot be used.
+    """
+    return PostgresStore(Address.parse(address))

@@ -21,13 +21,14 @@ from agentlightning.errors import StoreError
 from agentlightning.stores.common import Changes, closed_store
 from agentlightning_postgres.address import CONNECTIONS, Address
 from agentlightning_postgres.failures import passes, translated
-from agentlightning_postgres.listener import Listener
+from agentlightning_postgres.feed import Feed
 from agentlightning_postgres.loop import LoopThread
 from agentlightning_postgres.schema import session
 from agentlightning_postgres.transaction import Row, Transaction
 
 T = TypeVar("T")
 Connection = psycopg.AsyncConnection[Row]
+Work = Callable[[Transaction], Awaitable[T]]
 
 PATIENCE = 30.0
 """Seconds in which an operation is repeated, as `StoreClient` does."""
@@ -51,26 +52,26 @@ class Session:
 class Access:
     """Runs operations on a pool of connections, in an event loop of its own."""
 
-    def __init__(self, address: Address, changes: Changes) -> None:
+    def __init__(self, address: Address, changes: Changes, look: Work[tuple[int, float | None]]) -> None:
         self.address, self._changes = address, changes
         self._thread = LoopThread(POOL)
         self._pool: AsyncConnectionPool[Connection] | None = None
-        self._listener = Listener(address, changes)
+        self._feed = Feed(address, changes, lambda: self._persist(look))
         self._sessions: WeakKeyDictionary[Connection, Session] = WeakKeyDictionary()
 
-    async def run(self, work: Callable[[Transaction], Awaitable[T]]) -> T:
+    async def run(self, work: Work[T]) -> T:
         """Run an operation until it has its answer. `work` must be able to run again after it took effect."""
         return await self._on_thread(self._persist(work))
 
     async def listen(self) -> None:
         """Return once changes are reported from now on."""
-        if not self._listener.active or self._thread.closed:
+        if not self._feed.open or self._thread.closed:
             await self._on_thread(self._listen())
 
     @property
     def newest(self) -> int:
-        """The newest sequence number that was reported; 0 while nothing is."""
-        return self._listener.newest
+        """The newest sequence number that was reported since `listen`."""
+        return self._feed.newest
 
     async def _on_thread(self, work: Coroutine[Any, Any, T]) -> T:
         try:
@@ -80,7 +81,7 @@ class Access:
                 raise
             raise closed_store(self.address) from error
 
-    async def _persist(self, work: Callable[[Transaction], Awaitable[T]]) -> T:
+    async def _persist(self, work: Work[T]) -> T:
         deadline, pause = time.monotonic() + PATIENCE, 0.02
         lost: list[Session] = []
         while True:
@@ -135,7 +136,7 @@ class Access:
         deadline, pause = time.monotonic() + PATIENCE, 0.02
         while True:
             try:
-                return await self._listener.start()
+                return await self._feed.start()
             except psycopg.Error as error:
                 if time.monotonic() + pause > deadline:
                     raise self._late(error) from error
@@ -159,6 +160,6 @@ class Access:
         self._changes.notify()
 
     async def _disconnect(self) -> None:
-        await self._listener.close()
+        await self._feed.close()
         if self._pool is not None:
             await self._pool.close()

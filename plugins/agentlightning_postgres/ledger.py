@@ -25,7 +25,7 @@ from agentlightning_postgres.transaction import Statement
 
 Claims = list[tuple[Rollout, Attempt]]
 
-COUNTER = "UPDATE store SET seq = seq + %s RETURNING seq, pg_notify(current_schema(), seq::text)"
+COUNTER = "UPDATE store SET seq = seq + %s RETURNING seq, pg_notify(current_schema(), concat_ws(' ', seq, %s::double precision))"
 CHANGE = f"""
 WITH counter AS ({COUNTER})
 UPDATE rollouts SET status = new.status, changed = counter.seq - %s + new.nth,
@@ -64,7 +64,16 @@ class Ledger(Reading):
         for (id,) in stored:
             del new[id]
         if new:
-            await self.sql.commit(_entered(seq, new, "queued"), (COUNTER, (len(new),)))
+            await self.sql.commit(_entered(seq, new, "queued"), (COUNTER, (len(new), None)))
+
+    async def claimable(self, modes: Collection[str]) -> bool:
+        """Whether `claim` may have something to do. It is cheaper than a claim that finds nothing."""
+        condition, values = _of_modes(modes)
+        ((answer,),) = await self.sql.query(
+            f"SELECT EXISTS (SELECT FROM rollouts WHERE status = 'queued' {condition}) OR EXISTS (SELECT FROM attempts WHERE {EXPIRED})",
+            values,
+        )
+        return answer
 
     async def claim(self, worker: str, lease: float, limit: int, modes: Collection[str], earlier: Claims) -> Claims:
         """`earlier` holds the claims of a run whose answer was lost, and is filled."""
@@ -106,7 +115,7 @@ class Ledger(Reading):
             raise rollout_exists(rollout.id, self.name)
         attempt = new_attempt(rollout, 1, worker, now)
         entered = _entered(seq, {id: (rollout, value)}, "running")
-        await self.sql.commit(entered, _started([seq + 1], [attempt], worker, lease, now), (COUNTER, (1,)))
+        await self.sql.commit(entered, _started([seq + 1], [attempt], worker, lease, now), (COUNTER, (1, lease)))
         return attempt
 
     async def heartbeat(self, attempt_id: str, lease: float) -> None:
@@ -165,6 +174,15 @@ class Ledger(Reading):
             }
             await self.sql.commit(_ended("lost", rows[0][-1], errors), _changed(changes))
 
+    async def look(self) -> tuple[int, float | None]:
+        """Collect expired leases. Return the newest sequence number, and the seconds until the next lease expires."""
+        statement = f"SELECT seq, (SELECT min(expires) FROM attempts WHERE status = 'running') - {NOW} FROM store"
+        ((seq, expiry),) = await self.sql.query(statement)
+        if expiry is not None and expiry <= 0:
+            await self.collect()
+            ((seq, expiry),) = await self.sql.query(statement)
+        return seq, None if expiry is None else max(0.05, expiry)
+
     async def publish(self, policy: Policy) -> None:
         key = (to_column(policy.name), policy.version)
         await self.sql.query("INSERT INTO policies VALUES (%s, %s, %s) ON CONFLICT DO NOTHING", (*key, encode(policy)))
@@ -172,12 +190,18 @@ class Ledger(Reading):
         check_policy(decode(value, Policy), policy)
 
 
+def _of_modes(modes: Collection[str]) -> Statement:
+    """The condition for rollouts of these modes. One mode has an index of its own."""
+    if set(modes) >= {"train", "eval", "production"}:
+        return "", ()
+    return ("AND mode = %s", tuple(modes)) if len(modes) == 1 else ("AND mode = ANY(%s)", (list(modes),))
+
+
 def _heads(modes: Collection[str], limit: int) -> Statement:
     """Lock the oldest queued rollouts that nobody else locks: place, number of attempts, value."""
-    where = "" if set(modes) >= {"train", "eval", "production"} else "AND mode = %s" if len(modes) == 1 else "AND mode = ANY(%s)"
-    values = [] if not where else [*modes] if len(modes) == 1 else [list(modes)]
+    condition, values = _of_modes(modes)
     return (
-        f"SELECT added, attempts, value FROM rollouts WHERE status = 'queued' {where} ORDER BY added LIMIT %s "
+        f"SELECT added, attempts, value FROM rollouts WHERE status = 'queued' {condition} ORDER BY added LIMIT %s "
         "FOR NO KEY UPDATE SKIP LOCKED",
         (*values, limit),
     )
@@ -205,6 +229,6 @@ def _ended(status: AttemptStatus, now: float, errors: Mapping[str, str | None]) 
     return END, (status, now, list(errors), [None if error is None else to_column(error) for error in errors.values()])
 
 
-def _changed(changes: Mapping[int, RolloutStatus]) -> Statement:
+def _changed(changes: Mapping[int, RolloutStatus], lease: float | None = None) -> Statement:
     """Give rollouts a status and the next sequence numbers. The last statement before the commit, because it locks the counter."""
-    return CHANGE, (len(changes), len(changes), list(changes), list(changes.values()))
+    return CHANGE, (len(changes), lease, len(changes), list(changes), list(changes.values()))

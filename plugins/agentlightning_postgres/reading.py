@@ -104,12 +104,6 @@ class Reading:
         rows = await self.sql.query(*states(" AND ".join(conditions), values, column, max(limit, 0)))
         return states_of(rows), rows[-1][0 if column == "added" else 1] if rows else after
 
-    async def look(self) -> tuple[int, float | None]:
-        """Return the newest sequence number, and the seconds until the next lease expires."""
-        statement = f"SELECT seq, (SELECT min(expires) FROM attempts WHERE status = 'running') - {NOW} FROM store"
-        ((seq, expiry),) = await self.sql.query(statement)
-        return seq, expiry
-
     async def policies(self, name: str | None) -> list[Policy]:
         where, values = ("", ()) if name is None else ("WHERE name = %s", (to_column(name),))
         rows = await self.sql.query(f"SELECT value FROM policies {where} ORDER BY name, version", values)

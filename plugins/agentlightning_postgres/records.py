@@ -18,6 +18,10 @@ from agentlightning_postgres.transaction import Statement, Transaction
 CACHED_PLACES = 10_000
 """Maximum number of attempts whose `place` is kept in memory."""
 
+INSERT_ONE = """
+INSERT INTO records (attempt, kind, id, base, prompt, value) VALUES (%b, %b, %b, %b, %b, %b) ON CONFLICT (id, kind) DO NOTHING
+RETURNING kind, id
+"""
 INSERT = """
 INSERT INTO records (attempt, kind, id, base, prompt, value)
 SELECT attempt, kind, id, base, prompt, value
@@ -49,6 +53,8 @@ class _Batch:
 
     @property
     def insertion(self) -> Statement:
+        if len(self.rows) == 1:
+            return INSERT_ONE, self.rows[0]
         return INSERT, [list(column) for column in zip(*self.rows, strict=True)]
 
 

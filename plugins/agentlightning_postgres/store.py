@@ -30,7 +30,8 @@ class PostgresStore:
         self.address = address
         prepare(address)
         self._changes = Changes()
-        self._access = Access(address, self._changes)
+        self._access = Access(address, self._changes, self._look)
+        self._idle = False
         self._records = RecordWriter(address.name)
 
     def __repr__(self) -> str:
@@ -38,6 +39,9 @@ class PostgresStore:
 
     def _ledger(self, transaction: Transaction) -> Ledger:
         return Ledger(transaction, self.address.name)
+
+    async def _look(self, transaction: Transaction) -> tuple[int, float | None]:
+        return await self._ledger(transaction).look()
 
     async def add(self, rollouts: Sequence[Rollout]) -> None:
         values = [(rollout, encode(rollout)) for rollout in rollouts]
@@ -50,7 +54,16 @@ class PostgresStore:
         check_lease(lease)
         chosen: Collection[Mode] = get_args(Mode) if modes is None else set(modes)
         earlier: Claims = []
-        return await self._access.run(lambda sql: self._ledger(sql).claim(worker, lease, limit, chosen, earlier))
+
+        async def work(sql: Transaction) -> Claims:
+            ledger = self._ledger(sql)
+            if self._idle and not earlier and not await ledger.claimable(chosen):
+                return []
+            return await ledger.claim(worker, lease, limit, chosen, earlier)
+
+        claims = await self._access.run(work)
+        self._idle = not claims  # a runner that waits hears of many changes that are nothing to claim
+        return claims
 
     async def begin(self, rollout: Rollout, worker: str, *, lease: float) -> Attempt:
         check_lease(lease)
@@ -100,17 +113,14 @@ class PostgresStore:
         return await self._access.run(lambda sql: self._ledger(sql).page(after, limit, order, where, status))
 
     async def wait(self, after: int, *, timeout: float | None = None) -> int:
-        async def look() -> tuple[int, float | None]:
-            if (newest := self._access.newest) > after:
-                return newest, None
-            await self._access.listen()
-            seq, expiry = await self._access.run(lambda sql: self._ledger(sql).look())
-            if expiry is not None and expiry <= 0:
-                await self._access.run(lambda sql: self._ledger(sql).collect())
-                seq, expiry = await self._access.run(lambda sql: self._ledger(sql).look())
-            return seq, None if expiry is None else max(0.05, expiry)
+        if timeout == 0:
+            return (await self._access.run(self._look))[0]
 
-        return await wait_for_change(self._changes, look, after, timeout)
+        async def newest() -> tuple[int, None]:
+            await self._access.listen()
+            return self._access.newest, None
+
+        return await wait_for_change(self._changes, newest, after, timeout)
 
     async def publish(self, policy: Policy) -> None:
         await self._access.run(lambda sql: self._ledger(sql).publish(policy))

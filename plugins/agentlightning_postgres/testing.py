@@ -47,7 +47,7 @@ class Server:
 
     def __init__(self, folder: Path, programs: Path) -> None:
         self._folder, self._programs, self._data = folder, programs, folder / "data"
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: subprocess.Popen[Any] | None = None
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port: int = free.getsockname()[1]
@@ -85,8 +85,8 @@ class Server:
                     self._programs / "postgres", "-D", self._data, "-p", str(self.port), "-k", self._folder, "-c",
                     "listen_addresses=127.0.0.1", "-c", "shared_buffers=32MB", "-c", "max_connections=200", "-c", "autovacuum_naptime=5s",
                 ]  # fmt: skip
-                self._process = subprocess.Popen(command, stdout=log, stderr=log, cwd=self._folder, **_account())  # noqa: S603
-            while self._process.poll() is None:
+                self._process = process = subprocess.Popen(command, stdout=log, stderr=log, cwd=self._folder, **_account())  # noqa: S603
+            while process.poll() is None:
                 try:
                     psycopg.connect(self.local().partition("&schema=")[0]).close()
                     return

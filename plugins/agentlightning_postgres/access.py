@@ -38,7 +38,16 @@ SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid = %s AND backen
 
 POOL = "agl-postgres"
 """Name of every pool, and start of its messages."""
-logging.getLogger("psycopg.pool").addFilter(lambda record: POOL not in record.getMessage())  # operations report for themselves
+QUIET = (f"error connecting in '{POOL}", f"reconnection attempt in pool '{POOL}", "discarding ", "error ignored terminating")
+
+
+def _news(record: logging.LogRecord) -> bool:
+    """Whether a message of psycopg says more than that a connection was lost. Operations report that if it lasts."""
+    return not record.getMessage().startswith(QUIET)
+
+
+for logger in ("psycopg", "psycopg.pool"):
+    logging.getLogger(logger).addFilter(_news)
 
 
 @dataclass(frozen=True, slots=True)

@@ -49,7 +49,7 @@ class Address:
             parameters = conninfo_to_dict(uri)
         except psycopg.ProgrammingError:
             parameters = None  # libpq repeats a part of the address, which may be of the password
-        if parameters is None or not uri.startswith(("postgresql://", "postgres://")):
+        if parameters is None or not uri.startswith(("postgresql://", "postgres://")) or _misread(parameters):
             raise StoreError(
                 "The address of the PostgreSQL store is not valid. Write postgresql://user@host:5432/database, with %40 for @ "
                 "and %2F for / in user and password."
@@ -66,6 +66,11 @@ def _without_schema(address: str) -> tuple[str, str]:
     schemas = [unquote(pair.partition("=")[2]) for pair in pairs if pair.startswith("schema=")]
     rest = "&".join(pair for pair in pairs if not pair.startswith("schema="))
     return f"{uri}?{rest}" if rest else uri, schemas[-1] if schemas else SCHEMA
+
+
+def _misread(parameters: dict[str, Any]) -> bool:
+    """Whether a password with unescaped characters became a port or a part of the database's name."""
+    return "@" in str(parameters.get("dbname", "")) or re.fullmatch(r"[\d,]*", str(parameters.get("port", ""))) is None
 
 
 def _name(parameters: dict[str, Any], schema: str) -> str:

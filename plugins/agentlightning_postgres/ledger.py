@@ -21,7 +21,7 @@ from agentlightning.stores.serialization import decode, encode
 from agentlightning.types import Attempt, AttemptStatus, Policy, Rollout, RolloutStatus
 from agentlightning_postgres.reading import ATTEMPT, ATTEMPTS, NOW, Reading, attempt_of, states, states_of
 from agentlightning_postgres.text import from_column, to_column
-from agentlightning_postgres.transaction import Statement
+from agentlightning_postgres.transaction import Row, Statement
 
 Claims = list[tuple[Rollout, Attempt]]
 
@@ -82,12 +82,7 @@ class Ledger(Reading):
         earlier.clear()
         if limit <= 0 or not modes:
             return earlier
-        expiry = f"SELECT EXISTS (SELECT FROM attempts WHERE {EXPIRED}), {NOW}"
-        heads, ((expired, now),) = await self.sql.begin(_heads(modes, limit), (expiry, ()))
-        if expired:
-            await self.sql.rollback()
-            await self.collect()
-            heads, ((_, now),) = await self.sql.begin(_heads(modes, limit), (expiry, ()))
+        heads, now = await self._lock_heads(modes, limit)
         for _, number, value in heads:
             rollout = decode(value, Rollout)
             earlier.append((rollout, new_attempt(rollout, number + 1, worker, now)))
@@ -96,6 +91,23 @@ class Ledger(Reading):
             attempts = [attempt for _, attempt in earlier]
             await self.sql.commit(_started(places, attempts, worker, lease, now), _changed(dict.fromkeys(places, "running")))
         return earlier
+
+    async def _lock_heads(self, modes: Collection[str], limit: int) -> tuple[list[Row], float]:
+        """Collect expired leases, then lock queued rollouts. Return their rows and the server's clock.
+
+        Locked rows are skipped, and rows that were added after the statement began are not seen. So no rows prove that nothing is queued
+        only if the sequence did not move meanwhile.
+        """
+        state = f"SELECT seq, EXISTS (SELECT FROM attempts WHERE {EXPIRED}), {NOW} FROM store"
+        collected = False
+        while True:
+            ((before, expired, _),), heads, ((after, _, now),) = await self.sql.begin((state, ()), _heads(modes, limit), (state, ()))
+            if not (expired and not collected) and (heads or before == after):
+                return heads, now
+            await self.sql.rollback()
+            if expired and not collected:
+                collected = True
+                await self.collect()
 
     async def begin(self, rollout: Rollout, value: bytes, worker: str, lease: float) -> Attempt:
         id = to_column(rollout.id)

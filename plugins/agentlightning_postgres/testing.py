@@ -104,7 +104,7 @@ class Server:
 
     def stop(self) -> None:
         if self._process is not None and self._process.poll() is None:
-            self._process.send_signal(signal.SIGINT)  # end connections, then stop
+            self._process.send_signal(signal.SIGQUIT)  # at once, because the files are deleted
             self._process.wait()
 
 

@@ -91,14 +91,15 @@ class Access:
             raise closed_store(self.address) from error
 
     async def _persist(self, work: Work[T]) -> T:
-        deadline, pause = time.monotonic() + PATIENCE, 0.02
+        deadline, pause = None, 0.02  # a connection that stalls may take long to fail, so patience begins then
         lost: list[Session] = []
         while True:
             connection: Connection | None = None
             try:
-                async with (await self._opened()).connection(timeout=max(0.1, deadline - time.monotonic())) as connection:
+                left = PATIENCE if deadline is None else max(0.1, deadline - time.monotonic())
+                async with (await self._opened()).connection(timeout=left) as connection:
                     while lost:
-                        await self._end(connection, lost[-1], deadline)
+                        await self._end(connection, lost[-1], time.monotonic() + left)
                         lost.pop()
                     return await work(Transaction(connection))
             except PoolTimeout as error:
@@ -106,6 +107,7 @@ class Access:
             except psycopg.Error as error:
                 if not passes(error, connection):
                     raise translated(error, self.address) from error
+                deadline = deadline or time.monotonic() + PATIENCE
                 if time.monotonic() + pause > deadline:
                     raise self._late(error) from error
                 if connection is not None and connection.closed and (ended := self._sessions.get(connection)) is not None:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import psycopg.errors
 
 from agentlightning.stores.common import not_found
 from agentlightning.stores.records import NO_TOKENS, Row, TokenCache, tail
@@ -57,6 +58,22 @@ class _Batch:
             return INSERT_ONE, self.rows[0]
         return INSERT, [list(column) for column in zip(*self.rows, strict=True)]
 
+    def fits(self, inserted: Sequence[Sequence[str]]) -> bool:
+        """Whether all completions that others of the batch continue were inserted. Else another writer was first with one, and the stored
+        one has to be continued."""
+        return {id for _, id in self.chained} <= _completions(inserted)
+
+    def keep(self, inserted: Sequence[Sequence[str]], cache: TokenCache[Key]) -> None:
+        """Remember the tokens of the inserted completions."""
+        stored = _completions(inserted)
+        for key, tokens in self.tokens.items():
+            if key[1] in stored:
+                cache.put(key, tokens)
+
+
+def _completions(inserted: Sequence[Sequence[str]]) -> set[str]:
+    return {id for kind, id in inserted if kind == "Completion"}
+
 
 class RecordWriter:
     """Remembers attempts and conversations in progress, so that most records take one round trip."""
@@ -68,23 +85,40 @@ class RecordWriter:
 
     async def insert(self, sql: Transaction, rows: Sequence[Row]) -> None:
         """Append records, all or none. The first value under an id stays. Raises `NotFound` for an unknown attempt."""
+        while rows:
+            try:
+                inserted = await self._insert(sql, rows)
+            except psycopg.errors.ForeignKeyViolation:  # an attempt was deleted since it was remembered
+                await sql.rollback()
+                self.forget()
+                continue
+            if inserted:
+                return
+
+    async def _insert(self, sql: Transaction, rows: Sequence[Row]) -> bool:
+        batch = await self._batch(sql, rows)
+        if not batch.chained:
+            batch.keep(await sql.query(*batch.insertion), self._tokens)
+            return True
+        (inserted,) = await sql.begin(batch.insertion)
+        if not batch.fits(inserted):
+            await sql.rollback()
+            return False
+        await sql.commit()
+        batch.keep(inserted, self._tokens)
+        return True
+
+    async def insert_within(self, sql: Transaction, rows: Sequence[Row]) -> bool:
+        """Append records in the open transaction. Return False if it must be rolled back and repeated."""
         if not rows:
-            return
-        places = await self._find(sql, {row.attempt_id for row in rows})
-        while True:
-            batch = await self._batch(sql, places, rows)
-            if not batch.chained:
-                inserted = await sql.query(*batch.insertion)
-                break
-            (inserted,) = await sql.begin(batch.insertion)
-            if {id for _, id in batch.chained} <= {id for kind, id in inserted if kind == "Completion"}:
-                await sql.commit()
-                break
-            await sql.rollback()  # another writer was first with such a completion: continue the stored one
-        stored = {id for kind, id in inserted if kind == "Completion"}
-        for key, tokens in batch.tokens.items():
-            if key[1] in stored:
-                self._tokens.put(key, tokens)
+            return True
+        batch = await self._batch(sql, rows)
+        return batch.fits(await sql.query(*batch.insertion))
+
+    def forget(self) -> None:
+        """Drop what is remembered, after a rollback or a deletion."""
+        self._places.clear()
+        self._tokens.clear()
 
     async def _find(self, sql: Transaction, attempt_ids: set[str]) -> dict[str, int]:
         """Return the places of attempts."""
@@ -103,7 +137,8 @@ class RecordWriter:
             self._places.popitem(last=False)
         return places
 
-    async def _batch(self, sql: Transaction, places: dict[str, int], rows: Sequence[Row]) -> _Batch:
+    async def _batch(self, sql: Transaction, rows: Sequence[Row]) -> _Batch:
+        places = await self._find(sql, {row.attempt_id for row in rows})
         batch = _Batch([], {}, set())
         for row in rows:
             place, id = places[row.attempt_id], to_column(row.id)

@@ -9,14 +9,15 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from typing import Literal, get_args
 
-from agentlightning.contracts.store import AttemptRecords, RolloutState
+from agentlightning.contracts.store import AttemptRecords, RolloutState, StoredRollout
 from agentlightning.stores.common import Changes, check_lease, unknown_key, wait_for_change
-from agentlightning.stores.records import Row
+from agentlightning.stores.records import Arriving, Row
 from agentlightning.stores.serialization import encode
 from agentlightning.types import Attempt, AttemptStatus, Mode, Policy, Record, Rollout, RolloutStatus
 from agentlightning_postgres.access import Access
 from agentlightning_postgres.address import Address
 from agentlightning_postgres.ledger import Claims, Ledger
+from agentlightning_postgres.moving import Moving
 from agentlightning_postgres.records import RecordWriter
 from agentlightning_postgres.schema import prepare
 from agentlightning_postgres.text import to_column
@@ -121,6 +122,19 @@ class PostgresStore:
             return self._access.newest, None
 
         return await wait_for_change(self._changes, newest, after, timeout)
+
+    async def put(self, rollouts: Sequence[StoredRollout]) -> None:
+        arriving = [Arriving.of(stored) for stored in rollouts]
+        if arriving:
+            await self._access.run(lambda sql: Moving(sql, self.address.name, self._records).put(arriving))
+
+    async def delete(self, rollout_ids: Sequence[str]) -> int:
+        ids, earlier = list(rollout_ids), set[int]()
+        return await self._access.run(lambda sql: Moving(sql, self.address.name, self._records).delete(ids, earlier))
+
+    async def compact(self) -> None:
+        """Let new rows use the space of deleted ones. Only `VACUUM FULL`, which stops all writers, shortens the server's files."""
+        await self._access.run(lambda sql: sql.query("VACUUM (ANALYZE) rollouts, attempts, records"))
 
     async def publish(self, policy: Policy) -> None:
         await self._access.run(lambda sql: self._ledger(sql).publish(policy))

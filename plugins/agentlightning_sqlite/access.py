@@ -13,7 +13,7 @@ from weakref import finalize
 
 from agentlightning.stores.common import Changes, closed_store
 from agentlightning_sqlite.ledger import Ledger
-from agentlightning_sqlite.schema import MEMORY, connect, create_tables, prepare, translated
+from agentlightning_sqlite.schema import MEMORY, compact, connect, create_tables, prepare, translated
 from agentlightning_sqlite.threads import Readers, Watcher, Writer
 
 T = TypeVar("T")
@@ -34,6 +34,10 @@ class Access(Protocol):
         """Report changes from now on. Return the seconds until the caller should check again, because events may be missed until then."""
         ...
 
+    async def compact(self) -> None:
+        """Give the space of deleted rows back."""
+        ...
+
     async def close(self) -> None: ...
 
 
@@ -42,9 +46,12 @@ class FileAccess:
 
     def __init__(self, path: Path, changes: Changes) -> None:
         prepare(path)
-        self._changes = changes
+        self._path, self._changes = path, changes
         self._writer, self._readers, self._watcher = Writer(path, changes), Readers(path), Watcher(path, changes)
         self.write, self.read, self.watch = self._writer.run, self._readers.run, self._watcher.start
+
+    async def compact(self) -> None:
+        await asyncio.to_thread(compact, self._path)
 
     async def close(self) -> None:
         await asyncio.to_thread(self._stop)
@@ -91,6 +98,9 @@ class MemoryAccess:
 
     def watch(self) -> None:
         """Do nothing. Every change passes through `write`."""
+
+    async def compact(self) -> None:
+        """Do nothing. Freed memory is used again, and it ends with the process."""
 
     async def close(self) -> None:
         with self._lock:

@@ -40,16 +40,18 @@ class Ledger:
         self.sql, self.name = connection, name
         self.seq = 0
         """The newest sequence number, as of the last `look` and the changes after it."""
-        self._records = RecordTable(connection)
+        self.record_table = RecordTable(connection)
 
     def look(self) -> int:
         """Read the newest sequence number."""
-        self.seq = self.sql.execute("SELECT coalesce(max(changed), 0) FROM rollouts").fetchone()[0]
+        (self.seq,) = self.sql.execute(
+            "SELECT max(coalesce((SELECT max(changed) FROM rollouts), 0), (SELECT newest FROM sequence))"
+        ).fetchone()
         return self.seq
 
     def forget(self) -> None:
         """Drop cached rows after a rollback."""
-        self._records.forget()
+        self.record_table.forget()
 
     def atomically(self, work: Callable[[Ledger], T]) -> T:
         """Run one operation. If it fails, undo only this one and raise its error. Without an open transaction, it gets its own."""
@@ -71,7 +73,7 @@ class Ledger:
 
     def add(self, rollouts: Iterable[tuple[Rollout, bytes]]) -> None:
         for rollout, value in rollouts:
-            self._enter(rollout, value, "queued")
+            self.enter(rollout, value, "queued", queueable=True)
 
     def claim(self, worker: str, lease: float, limit: int, modes: Collection[Mode]) -> list[tuple[Rollout, Attempt]]:
         self.collect()
@@ -84,18 +86,18 @@ class Ledger:
         for added, value in sorted(heads)[: max(limit, 0)]:
             rollout = decode(value, Rollout)
             claimed.append((rollout, self._start(added, rollout, worker, lease)))
-            self._change(added, "running")
+            self.change(added, "running")
         return claimed
 
     def begin(self, rollout: Rollout, value: bytes, worker: str, lease: float) -> Attempt:
         row = self.sql.execute("SELECT added, queueable FROM rollouts WHERE id = ?", (rollout.id,)).fetchone()
         if row is not None:
             added, queueable = row
-            attempts = self._attempts([added]).get(added, ())
+            attempts = self.attempts([added]).get(added, ())
             if not queueable and attempts and attempts[-1].worker == worker and attempts[-1].status == "running":
                 return attempts[-1]  # a repeated call from a worker that lost the answer
             raise rollout_exists(rollout.id, self.name)
-        return self._start(self._enter(rollout, value, "running"), rollout, worker, lease)
+        return self._start(self.enter(rollout, value, "running", queueable=False), rollout, worker, lease)
 
     def heartbeat(self, attempt_id: str, lease: float) -> None:
         extended = self.sql.execute(
@@ -113,11 +115,12 @@ class Ledger:
     def cancel(self, rollout_ids: Sequence[str]) -> int:
         count = 0
         for rollout_id in rollout_ids:
-            added, status = self._rollout(rollout_id)
-            if status == "queued":
-                self._change(added, "cancelled")
-            elif status == "running":
-                self._end(self._attempts([added])[added][-1].id, "cancelled", None, retry=False)
+            added, status = self.rollout(rollout_id)
+            attempts = self.attempts([added]).get(added, ())
+            if status == "running" and attempts:
+                self._end(attempts[-1].id, "cancelled", None, retry=False)
+            elif status in ("queued", "running"):  # a running rollout without an attempt is being copied
+                self.change(added, "cancelled")
             else:
                 continue
             count += 1
@@ -135,26 +138,34 @@ class Ledger:
         """Return when the next lease ends, in seconds since the epoch."""
         return self.sql.execute("SELECT min(expires) FROM attempts WHERE status = 'running'").fetchone()[0]
 
-    def _enter(self, rollout: Rollout, value: bytes, status: RolloutStatus) -> int:
+    def enter(self, rollout: Rollout, value: bytes, status: RolloutStatus, *, queueable: bool) -> int:
+        """Add a rollout, unless it exists. Return the newest sequence number."""
         row = (
-            self.seq + 1, rollout.id, self.seq + 1, status, rollout.mode, rollout.step, rollout.group, status == "queued",
+            self.seq + 1, rollout.id, self.seq + 1, status, rollout.mode, rollout.step, rollout.group, queueable,
             rollout.max_attempts, value,
         )  # fmt: skip
         self.seq += self.sql.execute("INSERT INTO rollouts VALUES (?,?,?,?,?,?,?,?,?,?) ON CONFLICT (id) DO NOTHING", row).rowcount
         return self.seq
 
-    def _change(self, added: int, status: RolloutStatus) -> None:
+    def change(self, added: int, status: RolloutStatus) -> None:
+        """Give a rollout a status and the next sequence number."""
         self.seq += 1
         self.sql.execute("UPDATE rollouts SET status = ?, changed = ? WHERE added = ?", (status, self.seq, added))
 
     def _start(self, added: int, rollout: Rollout, worker: str, lease: float) -> Attempt:
         (earlier,) = self.sql.execute("SELECT count(*) FROM attempts WHERE rollout = ?", (added,)).fetchone()
         new = new_attempt(rollout, earlier + 1, worker, time.time())
-        self.sql.execute(
-            "INSERT INTO attempts (id, rollout, number, key, worker, status, started, expires) VALUES (?,?,?,?,?,?,?,?)",
-            (new.id, added, new.number, new.key, worker, new.status, new.started, time.time() + lease),
-        )
+        self.insert_attempt(added, new, lease)
         return new
+
+    def insert_attempt(self, added: int, attempt: Attempt, lease: float) -> None:
+        """Add an attempt of the rollout that was added as `added`."""
+        values = (
+            attempt.id, added, attempt.number, attempt.key, attempt.worker, attempt.status, attempt.started, attempt.finished,
+            attempt.error, time.time() + lease,
+        )  # fmt: skip
+        columns = "id, rollout, number, key, worker, status, started, finished, error, expires"
+        self.sql.execute(f"INSERT INTO attempts ({columns}) VALUES (?,?,?,?,?,?,?,?,?,?)", values)
 
     def _end(self, attempt_id: str, status: AttemptStatus, error: str | None, retry: bool) -> None:
         added, number, queueable, most = self.sql.execute(
@@ -162,17 +173,17 @@ class Ledger:
         ).fetchone()
         ended = (status, time.time(), printable(error), attempt_id)
         self.sql.execute("UPDATE attempts SET status = ?, finished = ?, error = ? WHERE id = ?", ended)
-        self._change(added, next_status(status, again=bool(retry and queueable and number < most)))
+        self.change(added, next_status(status, again=bool(retry and queueable and number < most)))
 
     # --- records -------------------------------------------------------------------------------------------------------------------
 
     def record(self, rows: Sequence[Row]) -> None:
         places = {attempt_id: self._place(attempt_id) for attempt_id in {row.attempt_id for row in rows}}
         for row in rows:
-            self._records.insert(places[row.attempt_id], row)
+            self.record_table.insert(places[row.attempt_id], row)
 
     def records(self, attempt: Attempt) -> AttemptRecords:
-        return self._records.of(self._place(attempt.id), attempt)
+        return self.record_table.of(self._place(attempt.id), attempt)
 
     def _place(self, attempt_id: str) -> int:
         row = self.sql.execute("SELECT number_in_file FROM attempts WHERE id = ?", (attempt_id,)).fetchone()
@@ -195,7 +206,7 @@ class Ledger:
         return decode(row[0], Rollout), _attempt(row[1:])
 
     def state(self, rollout_id: str) -> RolloutState:
-        self._rollout(rollout_id)
+        self.rollout(rollout_id)
         return self._states(self.sql.execute("SELECT added, changed, status, value FROM rollouts WHERE id = ?", (rollout_id,)).fetchall())[
             0
         ]
@@ -217,20 +228,21 @@ class Ledger:
             after = rows[-1][0 if order == "added" else 1]
         return self._states(rows), after
 
-    def _rollout(self, rollout_id: str) -> tuple[int, str]:
+    def rollout(self, rollout_id: str) -> tuple[int, RolloutStatus]:
+        """Return `added` and the status of a rollout."""
         row = self.sql.execute("SELECT added, status FROM rollouts WHERE id = ?", (rollout_id,)).fetchone()
         if row is None:
             raise self._not_found("rollout", rollout_id)
         return row
 
     def _states(self, rows: list[tuple[int, int, RolloutStatus, bytes]]) -> list[RolloutState]:
-        attempts = self._attempts([added for added, _, _, _ in rows])
+        attempts = self.attempts([added for added, _, _, _ in rows])
         return [
             RolloutState(rollout=decode(value, Rollout), status=status, attempts=attempts.get(added, ()), seq=changed)
             for added, changed, status, value in rows
         ]
 
-    def _attempts(self, places: list[int]) -> dict[int, tuple[Attempt, ...]]:
+    def attempts(self, places: list[int]) -> dict[int, tuple[Attempt, ...]]:
         """Return the attempts of rollouts, by `rollouts.added`, ordered by number."""
         attempts: dict[int, tuple[Attempt, ...]] = {}
         for start in range(0, len(places), 500):  # SQLite limits the parameters of a statement

@@ -17,7 +17,7 @@ class RecordTable:
 
     def __init__(self, connection: sqlite3.Connection) -> None:
         self._sql = connection
-        self._tokens = TokenCache[int]()  # by `records.seq`
+        self._tokens = TokenCache[str]()  # by completion id, because the `seq` of a deleted record is used again
 
     def forget(self) -> None:
         """Drop cached tokens after a rollback."""
@@ -39,22 +39,25 @@ class RecordTable:
         base = self._sql.execute(
             "SELECT seq FROM records WHERE id = ? AND kind = 'Completion' AND attempt = ?", (row.continues, place)
         ).fetchone()
-        new = None if base is None else tail(self._conversation(base[0]), prompt)
+        if base is None:
+            return None, prompt
+        new = tail(self._conversation(row.continues, base[0]), prompt)
         return (None, prompt) if new is None else (base[0], new)
 
-    def _conversation(self, seq: int) -> IntArray:
+    def _conversation(self, completion_id: str, seq: int) -> IntArray:
         """Return prompt and response of a completion, from the cache or from its chain of bases."""
-        uncached: list[tuple[int, IntArray, IntArray]] = []
-        base: int | None = seq
-        while base is not None and base not in self._tokens:
-            row_seq = base
-            base, prompt, value = self._sql.execute("SELECT base, prompt, value FROM records WHERE seq = ?", (row_seq,)).fetchone()
-            uncached.append((row_seq, decode(prompt, IntArray), decode(value, Completion).response_ids))
-        cached = None if base is None else self._tokens.get(base)
-        tokens = NO_TOKENS if cached is None else cached
-        for row_seq, prompt, response in reversed(uncached):
+        uncached: list[tuple[str, IntArray, IntArray]] = []
+        row_id, base = completion_id, seq
+        while (tokens := self._tokens.get(row_id)) is None:
+            base, prompt, value = self._sql.execute("SELECT base, prompt, value FROM records WHERE seq = ?", (base,)).fetchone()
+            uncached.append((row_id, decode(prompt, IntArray), decode(value, Completion).response_ids))
+            if base is None:
+                tokens = NO_TOKENS
+                break
+            (row_id,) = self._sql.execute("SELECT id FROM records WHERE seq = ?", (base,)).fetchone()
+        for row_id, prompt, response in reversed(uncached):
             tokens = np.concatenate([tokens, prompt, response])
-            self._tokens.put(row_seq, tokens)
+            self._tokens.put(row_id, tokens)
         return tokens
 
     def of(self, place: int, attempt: Attempt) -> AttemptRecords:

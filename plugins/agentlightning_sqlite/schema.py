@@ -1,21 +1,24 @@
 """The database: its tables, its version, and how to connect to it.
 
-`added` and `changed` share one sequence, the order of the store. max(changed) is the newest number. Rows are never deleted. Values are
-bytes of `agentlightning.stores.serialization`. The other columns exist for searching and updating.
+`added` and `changed` share one sequence, the order of the store. The newest number is max(changed), or `sequence.newest` after the newest
+rollouts were deleted, because numbers never repeat. Values are bytes of `agentlightning.stores.serialization`. The other columns exist for
+searching and updating.
 """
 
 from __future__ import annotations
 
 import sqlite3
 import time
+from contextlib import closing
 from pathlib import Path
 
 from agentlightning.errors import StoreError, StoreVersionError
+from agentlightning_sqlite.migrations import OLDEST, migrate, run_script
 
 APPLICATION = 0x41474C73
 """`PRAGMA application_id` of stores: "AGLs"."""
-VERSION = 2
-"""`PRAGMA user_version`, the version of the tables below."""
+VERSION = 3
+"""`PRAGMA user_version`, the version of the tables below. `migrations.py` brings older files to it."""
 MEMORY = ":memory:"
 """SQLite's name of an in-memory database. Each connection has its own."""
 BUSY = 30.0
@@ -77,12 +80,17 @@ CREATE TABLE records (
     UNIQUE (id, kind)
 );
 CREATE INDEX records_by_attempt ON records (attempt, seq);
+CREATE INDEX records_by_base ON records (base) WHERE base IS NOT NULL;
 CREATE TABLE policies (
     name TEXT NOT NULL,
     version INTEGER NOT NULL,
     value BLOB NOT NULL,               -- Policy
     PRIMARY KEY (name, version)
 ) WITHOUT ROWID;
+CREATE TABLE sequence (
+    newest INTEGER NOT NULL            -- one row: the newest sequence number at the last deletion
+);
+INSERT INTO sequence VALUES (0);
 """
 
 
@@ -111,6 +119,7 @@ def prepare(path: Path) -> None:
             if not _ours(connection, path):  # another process may have been first
                 create_tables(connection)
             connection.execute("COMMIT")
+        migrate(connection)
     except sqlite3.Error as error:
         raise translated(error, path) from error
     finally:
@@ -120,21 +129,31 @@ def prepare(path: Path) -> None:
 
 def create_tables(connection: sqlite3.Connection) -> None:
     """Fill an empty database, in the open transaction."""
-    for statement in TABLES.split(";\n"):
-        connection.execute(statement)
+    run_script(connection, TABLES)
     connection.execute(f"PRAGMA application_id = {APPLICATION}")
     connection.execute(f"PRAGMA user_version = {VERSION}")
 
 
+def compact(path: Path) -> None:
+    """Rewrite the file without the pages of deleted rows, and shorten its log. Needs the file's size again as free space meanwhile."""
+    try:
+        with closing(connect(path)) as connection:
+            connection.execute("VACUUM")
+            connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    except sqlite3.Error as error:
+        raise translated(error, path) from error
+
+
 def _ours(connection: sqlite3.Connection, path: Path) -> bool:
-    """Return True if the file is a store of this version, and False if it is empty."""
+    """Return True if the file is a store of this version or an older one, and False if it is empty."""
     (application,) = connection.execute("PRAGMA application_id").fetchone()
     (version,) = connection.execute("PRAGMA user_version").fetchone()
     if application == APPLICATION:
-        if version != VERSION:
+        if not OLDEST <= version <= VERSION:
+            readable = f"reads versions {OLDEST} to {VERSION}"
             advice = "Upgrade agentlightning" if version > VERSION else "Open it with the agentlightning that created it"
             raise StoreVersionError(
-                f"The store {path} has version {version}, and this agentlightning reads version {VERSION}. {advice}, or name another file."
+                f"The store {path} has version {version}, and this agentlightning {readable}. {advice}, or name another file."
             )
         return True
     (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()

@@ -11,14 +11,15 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Literal, get_args
 
-from agentlightning.contracts.store import AttemptRecords, RolloutState
+from agentlightning.contracts.store import AttemptRecords, RolloutState, StoredRollout
 from agentlightning.errors import StoreError
 from agentlightning.stores.common import Changes, check_lease, unknown_key, wait_for_change
-from agentlightning.stores.records import Row
+from agentlightning.stores.records import Arriving, Row
 from agentlightning.stores.serialization import encode
 from agentlightning.types import Attempt, AttemptStatus, Mode, Policy, Record, Rollout, RolloutStatus
 from agentlightning_sqlite.access import Access, FileAccess, MemoryAccess
 from agentlightning_sqlite.ledger import Ledger
+from agentlightning_sqlite.moving import delete, put
 from agentlightning_sqlite.schema import MEMORY
 
 
@@ -105,6 +106,17 @@ class SQLiteStore:
             return seq, min((seconds for seconds in due if seconds is not None), default=None)
 
         return await wait_for_change(self._changes, look, after, timeout)
+
+    async def put(self, rollouts: Sequence[StoredRollout]) -> None:
+        arriving = [Arriving.of(stored) for stored in rollouts]
+        await self._access.write(lambda ledger: put(ledger, arriving))
+
+    async def delete(self, rollout_ids: Sequence[str]) -> int:
+        ids = list(rollout_ids)
+        return await self._access.write(lambda ledger: delete(ledger, ids))
+
+    async def compact(self) -> None:
+        await self._access.compact()
 
     async def publish(self, policy: Policy) -> None:
         await self._access.write(lambda ledger: ledger.publish(policy))

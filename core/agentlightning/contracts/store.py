@@ -14,7 +14,7 @@ Invariants, held by `agentlightning.testing.store_contract` for every implementa
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from typing import Literal, Protocol, runtime_checkable
+from typing import Literal, Protocol, TypeAlias, runtime_checkable
 
 from msgspec.structs import force_setattr, replace
 
@@ -79,6 +79,10 @@ def _attached(span: Span, links: Mapping[str, str | None]) -> Span:
         passed.add(parent)
         parent = links[parent]
     return span if parent == span.parent_id else replace(span, parent_id=parent)
+
+
+StoredRollout: TypeAlias = tuple[RolloutState, tuple[AttemptRecords, ...]]
+"""Everything about a rollout, as `LightningStore.read` returns it."""
 
 
 @runtime_checkable
@@ -147,6 +151,24 @@ class LightningStore(Protocol):
     async def wait(self, after: int, *, timeout: float | None = None) -> int:
         """Return the store's sequence number once it exceeds `after` (a rollout was added or changed status), or at the timeout.
         Implementations notify; they do not poll."""
+        ...
+
+    async def put(self, rollouts: Sequence[StoredRollout]) -> None:
+        """Merge rollouts of another store, in order, all or none. Adds what is missing by id, and keeps ids, keys, statuses and times.
+
+        An attempt's end replaces `running` and `lost`, and the status of a rollout follows. An ended attempt, an ended rollout, and a
+        record stay. A running attempt arrives with a lease of `COPIED_LEASE` seconds. A rollout that arrives as `running` without an
+        attempt is announced: it has its place in the order of `add`, and cannot be claimed. Raises `StoreError` if a rollout has another
+        attempt of the same number here."""
+        ...
+
+    async def delete(self, rollout_ids: Sequence[str]) -> int:
+        """Delete rollouts with their attempts and records, and return their number. Those stay that are queued or running, or that share
+        a group or a step with one that is. Unknown ids are ignored. Sequence numbers never repeat."""
+        ...
+
+    async def compact(self) -> None:
+        """Give the space of deleted rollouts back to the disk, as far as the implementation can."""
         ...
 
     async def publish(self, policy: Policy) -> None:

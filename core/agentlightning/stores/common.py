@@ -86,6 +86,14 @@ async def wait_for_change(
             await asyncio.wait([woken], timeout=min((seconds for seconds in (left, expiry) if seconds is not None), default=None))
 
 
+# --- copies -----------------------------------------------------------------------------------------------------------------------
+
+ENDED: tuple[RolloutStatus, ...] = ("succeeded", "failed", "cancelled")
+"""Statuses that never change again."""
+COPIED_LEASE = 60.0
+"""Seconds of the lease of a running attempt that arrives by `put`."""
+
+
 # --- checks ------------------------------------------------------------------------------------------------------------------------
 
 

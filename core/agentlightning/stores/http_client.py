@@ -53,7 +53,7 @@ class Method:
         parameters = list(inspect.signature(function).parameters.values())[1:]
         keywords = tuple(parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY)
         types = tuple(hints[parameter.name] for parameter in parameters)
-        return cls(tuple[types], keywords, hints["return"], once=function.__name__ in ("claim", "finish", "cancel"))
+        return cls(tuple[types], keywords, hints["return"], once=function.__name__ in ("claim", "finish", "cancel", "delete"))
 
 
 METHODS = MappingProxyType(
@@ -153,6 +153,9 @@ class StoreClient:
     read = _remote(LightningStore.read)
     records = _remote(LightningStore.records)
     list = _remote(LightningStore.list)
+    put = _remote(LightningStore.put)
+    delete = _remote(LightningStore.delete)
+    compact = _remote(LightningStore.compact)
     publish = _remote(LightningStore.publish)
     policies = _remote(LightningStore.policies)
 

@@ -14,7 +14,7 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 from msgspec.structs import replace
 
-from agentlightning.contracts.store import AttemptRecords
+from agentlightning.contracts.store import AttemptRecords, RolloutState, StoredRollout
 from agentlightning.stores.serialization import decode, encode
 from agentlightning.types import Attempt, Call, Completion, IntArray, Record, Reward, Span, ints
 
@@ -50,15 +50,30 @@ class Row:
         return cls(record.attempt_id, kind, record.id, value, record.continues, record.prompt_ids, record.response_ids)
 
 
+@dataclass(frozen=True, slots=True)
+class Arriving:
+    """A rollout of another store, as bytes."""
+
+    state: RolloutState
+    value: bytes
+    attempts: tuple[tuple[Attempt, list[Row]], ...]
+
+    @classmethod
+    def of(cls, stored: StoredRollout) -> Arriving:
+        state, attempts = stored
+        return cls(state, encode(state.rollout), tuple((attempt.attempt, _rows(attempt)) for attempt in attempts))
+
+
+def _rows(records: AttemptRecords) -> list[Row]:
+    return [Row.of(record) for kind in (records.calls, records.completions, records.spans, records.rewards) for record in kind]
+
+
 class TokenCache(Generic[K]):
     """Prompt and response of the latest conversations, at most `CACHED_TOKENS` together."""
 
     def __init__(self) -> None:
         self._tokens: OrderedDict[K, IntArray] = OrderedDict()
         self._cached = 0
-
-    def __contains__(self, key: K) -> bool:
-        return key in self._tokens
 
     def get(self, key: K) -> IntArray | None:
         """Return the tokens of a completion, and keep them longest."""

@@ -17,12 +17,12 @@ import threading
 import time
 from collections.abc import Generator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from msgspec.structs import replace
 
-from agentlightning.contracts.store import LightningStore, RolloutState
+from agentlightning.contracts.store import AttemptRecords, LightningStore, RolloutState, StoredRollout
 from agentlightning.errors import LeaseLost, NotFound, StoreError, WireError
 from agentlightning.types import Attempt, Call, Completion, Policy, Reward, Rollout, Sampling, Span, Task, ints, new_id
 
@@ -61,6 +61,31 @@ def completion(attempt_id: str, prompt: list[int], response: list[int], **settin
 
 def span(attempt_id: str, **settings: Any) -> Span:
     return Span(attempt_id=attempt_id, kind="tool", name="calculator", **settings)
+
+
+def queued_state(rollout: Rollout) -> RolloutState:
+    return RolloutState(rollout=rollout, status="queued")
+
+
+def ended_rollout(status: Literal["succeeded", "failed"] = "succeeded", *, turns: int = 1, **settings: Any) -> StoredRollout:
+    """A rollout as `read` returns it: one attempt, a conversation of `turns` completions, a span, and a reward."""
+    (rollout,) = rollouts(1, **settings)
+    attempt = Attempt(
+        id=new_id(), rollout_id=rollout.id, number=1, key=f"agl-{new_id()}", worker="w", status=status, started=1.0, finished=2.0,
+        error="boom" if status == "failed" else None,
+    )  # fmt: skip
+    completions: list[Completion] = []
+    tokens, earlier = [1, 2], None
+    for turn in range(turns):
+        tokens = [*tokens, turn]
+        completions.append(completion(attempt.id, tokens, [5, 6], continues=earlier))
+        tokens, earlier = [*tokens, 5, 6], completions[-1].id
+    calls = tuple(Call(id=c.call_id, attempt_id=attempt.id, index=i, status="completed") for i, c in enumerate(completions))
+    records = AttemptRecords(
+        attempt=attempt, calls=calls, completions=tuple(completions), spans=(span(attempt.id),),
+        rewards=(Reward(attempt_id=attempt.id, value=0.5),),
+    )  # fmt: skip
+    return RolloutState(rollout=rollout, status=status, attempts=(attempt,)), (records,)
 
 
 async def claimed(store: LightningStore) -> Attempt:
@@ -441,6 +466,85 @@ class StoreContract:
         assert not thread.is_alive()
         assert failures == []
         assert all(state.status == "succeeded" for state in (await store.list(limit=20))[0])
+
+    # --- copies and deletion --------------------------------------------------------------------------------------------------------
+
+    async def test_put_keeps_everything_that_read_returned(self, store: LightningStore) -> None:
+        stored = [ended_rollout(turns=3), ended_rollout("failed"), *((queued_state(rollout), ()) for rollout in rollouts(1))]
+        await store.put(stored)
+        await store.put(stored)  # the same again
+        for state, records in stored:
+            state_here, records_here = await store.read(state.rollout.id)
+            assert (replace(state_here, seq=0), records_here) == (state, records)
+        for state, _ in stored[:2]:
+            assert await store.attempt(key=state.attempts[0].key) == (state.rollout, state.attempts[0])
+        assert [s.rollout.id for s in (await store.list())[0]] == [state.rollout.id for state, _ in stored]
+        assert [rollout.id for rollout, _ in await store.claim("w", lease=LEASE, limit=9)] == [stored[2][0].rollout.id]
+
+    async def test_put_announces_first_and_fills_in_the_order_of_the_end(self, store: LightningStore) -> None:
+        one, two = ended_rollout(), ended_rollout()
+        await store.put([(RolloutState(rollout=state.rollout, status="running"), ()) for state, _ in (one, two)])
+        assert await store.claim("w", lease=LEASE) == []
+        seq = await store.wait(0, timeout=0)
+        await store.put([two])
+        assert await store.wait(seq, timeout=5) > seq
+        await store.put([one])
+        ids = [state.rollout.id for state, _ in (one, two)]
+        assert [s.rollout.id for s in (await store.list())[0]] == ids
+        assert [s.rollout.id for s in (await store.list(order="changed"))[0]] == ids[::-1]
+
+    async def test_put_brings_the_end_of_what_was_running_and_records_that_came_later(self, store: LightningStore) -> None:
+        state, (records,) = ended_rollout()
+        running = replace(records.attempt, status="running", finished=None)
+        early = RolloutState(rollout=state.rollout, status="running", attempts=(running,))
+        await store.put([(early, (AttemptRecords(attempt=running),))])
+        await store.heartbeat(running.id, lease=LEASE)
+        await store.put([(state, (records,))])
+        late = Reward(attempt_id=running.id, value=2.0, source="customer")
+        later = replace(records, rewards=(*records.rewards, late))
+        await store.put([(state, (later,))])
+        await store.put([(early, (AttemptRecords(attempt=running),))])  # an old copy changes nothing
+        state_here, records_here = await store.read(state.rollout.id)
+        assert (replace(state_here, seq=0), records_here) == (state, (later,))
+
+    async def test_put_refuses_an_attempt_that_differs_and_stores_nothing(self, store: LightningStore) -> None:
+        state, records = ended_rollout()
+        await store.put([(state, records)])
+        other = replace(state.attempts[0], id=new_id(), key="agl-other")
+        with refused(StoreError):
+            await store.put([ended_rollout(), (replace(state, attempts=(other,)), (AttemptRecords(attempt=other),))])
+        assert len((await store.list())[0]) == 1
+
+    async def test_a_running_attempt_that_was_put_expires_like_any_other(self, store: LightningStore) -> None:
+        state, (records,) = ended_rollout()
+        running = replace(records.attempt, status="running", finished=None)
+        await store.put([(RolloutState(rollout=state.rollout, status="running", attempts=(running,)), (AttemptRecords(attempt=running),))])
+        await store.heartbeat(running.id, lease=0.01)
+        await asyncio.sleep(0.05)
+        ((rollout, attempt),) = await store.claim("w", lease=LEASE)
+        assert (rollout, attempt.number) == (state.rollout, 2)
+
+    async def test_deletion_spares_what_a_step_in_progress_needs(self, store: LightningStore) -> None:
+        old = ended_rollout(turns=3)
+        same_group, same_step = ended_rollout(group="g", step=None), ended_rollout(group="h", step=7)
+        await store.put([old, same_group, same_step])
+        await store.add(waiting := [*rollouts(1, group="g"), *rollouts(1, group="k", step=7)])
+        seq = await store.wait(0, timeout=0)
+        ids = [state.rollout.id for state, _ in (old, same_group, same_step)] + [rollout.id for rollout in waiting] + ["unknown"]
+        assert await store.delete(ids) == 1
+        with refused(NotFound):
+            await store.read(old[0].rollout.id)
+        with refused(NotFound):
+            await store.attempt(id=old[0].attempts[0].id)
+        await store.cancel([rollout.id for rollout in waiting])
+        assert await store.delete(ids) == 4
+        assert (await store.list())[0] == []
+        await store.compact()
+        assert await store.wait(0, timeout=0) == seq + 2
+        await store.add(rollouts(1))
+        assert await store.wait(seq + 2, timeout=5) == seq + 3
+        await store.put([old])  # it may come back
+        assert (await store.read(old[0].rollout.id))[1] == old[1]
 
     # --- policies ------------------------------------------------------------------------------------------------------------------
 

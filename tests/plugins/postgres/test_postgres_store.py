@@ -14,7 +14,7 @@ import numpy as np
 import psycopg
 import pytest
 
-from agentlightning.errors import StoreError, StoreVersionError
+from agentlightning.errors import NotFound, StoreError, StoreVersionError
 from agentlightning.registry.registry import registry
 from agentlightning.stores.common import open_store
 from agentlightning.testing.store import StoreContract, completion, rollouts, span
@@ -219,3 +219,22 @@ async def test_concurrent_adds_of_the_same_rollouts_leave_no_gap(address: str) -
     assert [state.seq for state in (await stores[0].list())[0]] == [1, 2, 3, 4, 5]
     for store in stores:
         await store.close()
+
+
+async def test_what_another_store_deleted_is_not_remembered(store: PostgresStore, address: str) -> None:
+    (rollout,) = rollouts(1)
+    await store.add([rollout])
+    ((_, attempt),) = await store.claim("w", lease=60)
+    first = completion(attempt.id, [1, 2], [3])
+    await store.record([first])
+    await store.finish(attempt.id, "succeeded")
+    stored = await store.read(rollout.id)
+    other = open_postgres(address)
+    assert await other.delete([rollout.id]) == 1
+    with pytest.raises(NotFound):
+        await store.record([span(attempt.id)])
+    await other.put([stored])
+    following = completion(attempt.id, [1, 2, 3, 4], [5], continues=first.id)
+    await store.record([following])
+    assert (await store.records(attempt.id)).completions == (first, following)
+    await other.close()

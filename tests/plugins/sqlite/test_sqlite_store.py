@@ -18,6 +18,7 @@ from agentlightning.errors import StoreError, StoreVersionError
 from agentlightning.registry.registry import registry
 from agentlightning.testing.store import StoreContract, completion, rollouts, span
 from agentlightning.types import Completion
+from agentlightning_sqlite.migrations import OLDEST
 from agentlightning_sqlite.schema import VERSION
 from agentlightning_sqlite.store import SQLiteStore, open_sqlite
 
@@ -101,11 +102,11 @@ async def test_one_operation_that_fails_takes_no_other_with_it(tmp_path: Path) -
 async def test_a_file_of_another_version_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "agl.db"
     await SQLiteStore(path).close()
-    for version, way_out in ((VERSION + 1, "Upgrade agentlightning"), (VERSION - 1, "Open it with the agentlightning that created it")):
+    for version, way_out in ((VERSION + 1, "Upgrade agentlightning"), (OLDEST - 1, "Open it with the agentlightning that created it")):
         sql = sqlite3.connect(path)
         sql.execute(f"PRAGMA user_version = {version}")
         sql.close()
-        with pytest.raises(StoreVersionError, match=rf"agl\.db has version {version}, .* reads version {VERSION}\. {way_out}"):
+        with pytest.raises(StoreVersionError, match=rf"agl\.db has version {version}, .* reads versions {OLDEST} to {VERSION}\. {way_out}"):
             SQLiteStore(path)
 
 
@@ -160,6 +161,7 @@ import asyncio, resource, sys
 from pathlib import Path
 from agentlightning.errors import StoreError
 from agentlightning.testing.store import rollouts
+from agentlightning_sqlite.migrations import OLDEST
 from agentlightning_sqlite.schema import VERSION
 from agentlightning_sqlite.store import SQLiteStore
 

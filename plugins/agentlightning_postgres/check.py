@@ -17,10 +17,18 @@ SCHEMES = ("postgresql://", "postgres://")
 
 
 def check() -> str:
-    """Write a rollout to the server of AGL_STORE, claim it, and read it with another connection, in a schema that is dropped afterwards."""
+    """Write a rollout to the server of AGL_STORE, claim it, and read it with another connection, in a schema that is dropped afterwards.
+    Without AGL_STORE, use a server in a temporary folder, if PostgreSQL is installed here."""
     address = os.environ.get("AGL_STORE", "")
-    if not address.startswith(SCHEMES):
+    if address.startswith(SCHEMES):
+        return _try(address)
+    if binaries() is None:
         return f"psycopg {psycopg.__version__} is installed. To test a server, set AGL_STORE=postgresql://user@host/database"
+    with temporary_server() as server:
+        return _try(server.local().partition("&schema=")[0])
+
+
+def _try(address: str) -> str:
     scratch = Address.parse(f"{address}{'&' if '?' in address else '?'}schema=agl_doctor_{new_id()}")
     try:
         version = asyncio.run(_test(scratch))

@@ -14,6 +14,4 @@ def register_stores(register: Register) -> None:
 
 @hookimpl
 def register_checks(register: Register) -> None:
-    register(
-        "postgres", "agentlightning_postgres.check:check", extra="postgres", needs=NEEDS, summary="writes and reads a rollout in AGL_STORE"
-    )
+    register("postgres", "agentlightning_postgres.check:check", extra="postgres", needs=NEEDS, summary="writes and reads a rollout")

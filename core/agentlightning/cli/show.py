@@ -19,7 +19,7 @@ from rich.text import Text
 
 from agentlightning.cli.accounts import account, finished_step
 from agentlightning.cli.view import STYLES, RecordsSource, Shown, print_diagnosis, print_reused, print_sums, short
-from agentlightning.config.schema import store_file
+from agentlightning.config.store_address import store_file
 from agentlightning.contracts.store import AttemptRecords, LightningStore, RolloutState
 from agentlightning.errors import ConfigError, LightningError, NotFound, StoreError
 from agentlightning.registry.registry import registry
@@ -88,7 +88,7 @@ def find_records(name: str) -> RecordsSource:
         return RecordsSource(f"sqlite:{Path(name).resolve()}")
     run = RunFolder.latest() if name == "latest" else RunFolder.open(name)
     config = _config(run)
-    if not run.store.is_file():
+    if not run.has_store:
         raise StoreError(f"Run {run.name} has no store.db, because nothing was recorded yet. Start it again with `agl train`.")
     observed, notes = _step_rewards(config)
     settings = {"agents": config.get("agents"), "reward_weights": config.get("reward_weights"), "step_rewards": observed}

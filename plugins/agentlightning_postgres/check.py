@@ -12,6 +12,7 @@ from psycopg import sql
 from agentlightning.types import Rollout, Task, new_id
 from agentlightning_postgres.address import Address
 from agentlightning_postgres.store import PostgresStore
+from agentlightning_postgres.testing import binaries, temporary_server
 
 SCHEMES = ("postgresql://", "postgres://")
 

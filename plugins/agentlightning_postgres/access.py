@@ -20,12 +20,14 @@ from psycopg_pool import AsyncConnectionPool, PoolTimeout
 from agentlightning.errors import StoreError
 from agentlightning.stores.common import Changes, closed_store
 from agentlightning_postgres.address import CONNECTIONS, Address
+from agentlightning_postgres.combiner import Combiner
 from agentlightning_postgres.failures import passes, translated
 from agentlightning_postgres.feed import Feed
 from agentlightning_postgres.loop import LoopThread
 from agentlightning_postgres.schema import session
 from agentlightning_postgres.transaction import Row, Transaction
 
+A = TypeVar("A")
 T = TypeVar("T")
 Connection = psycopg.AsyncConnection[Row]
 Work = Callable[[Transaction], Awaitable[T]]
@@ -65,12 +67,16 @@ class Access:
         self.address, self._changes = address, changes
         self._thread = LoopThread(POOL)
         self._pool: AsyncConnectionPool[Connection] | None = None
-        self._feed = Feed(address, changes, lambda: self._persist(look))
+        self._feed = Feed(address, changes, lambda: self.persist(look))
         self._sessions: WeakKeyDictionary[Connection, Session] = WeakKeyDictionary()
 
     async def run(self, work: Work[T]) -> T:
         """Run an operation until it has its answer. `work` must be able to run again after it took effect."""
-        return await self._on_thread(self._persist(work))
+        return await self._on_thread(self.persist(work))
+
+    async def call(self, combiner: Combiner[A, T], argument: A) -> T:
+        """Run an operation that may share its transaction with others. The combiner's work runs through `persist`."""
+        return await self._on_thread(combiner.call(argument))
 
     async def listen(self) -> None:
         """Return once changes are reported from now on."""
@@ -90,7 +96,8 @@ class Access:
                 raise
             raise closed_store(self.address) from error
 
-    async def _persist(self, work: Work[T]) -> T:
+    async def persist(self, work: Work[T]) -> T:
+        """Like `run`, on this object's own event loop."""
         deadline, pause = None, 0.02  # a connection that stalls may take long to fail, so patience begins then
         lost: list[Session] = []
         while True:

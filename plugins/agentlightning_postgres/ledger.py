@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 
 from agentlightning.contracts.store import RolloutState
 from agentlightning.stores.common import (
@@ -40,8 +41,9 @@ FROM unnest(%s::text[], %s::text[], %s::bigint[], %s::text[], %s::bigint[], %b::
 """
 START = """
 INSERT INTO attempts (id, rollout, number, key, worker, status, started, expires)
-SELECT id, rollout, number, key, %s, 'running', %s, %s FROM unnest(%s::text[], %s::bigint[], %s::bigint[], %s::text[])
-    AS new (id, rollout, number, key)
+SELECT id, rollout, number, key, worker, 'running', %s, expires
+FROM unnest(%s::text[], %s::bigint[], %s::bigint[], %s::text[], %s::text[], %s::double precision[])
+    AS new (id, rollout, number, key, worker, expires)
 """
 END = """
 UPDATE attempts SET status = %s, finished = %s, error = new.error FROM unnest(%s::text[], %s::text[]) AS new (id, error)
@@ -50,6 +52,15 @@ WHERE attempts.id = new.id
 EXPIRED = f"attempts.status = 'running' AND expires <= {NOW}"
 LAPSES = 500
 """Maximum number of expired leases that one transaction collects."""
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """The arguments of a claim."""
+
+    worker: str
+    lease: float
+    limit: int
 
 
 class Ledger(Reading):
@@ -75,21 +86,23 @@ class Ledger(Reading):
         )
         return answer
 
-    async def claim(self, worker: str, lease: float, limit: int, modes: Collection[str], earlier: Claims) -> Claims:
-        """`earlier` holds the claims of a run whose answer was lost, and is filled."""
+    async def claim(self, callers: Sequence[Caller], modes: Collection[str], earlier: Claims) -> Claims:
+        """Claim for each caller in turn. `earlier` holds the claims of a run whose answer was lost, and is filled."""
         if earlier and await self.sql.query("SELECT 1 FROM attempts WHERE id = %s", (earlier[0][1].id,)):
             return earlier
         earlier.clear()
-        if limit <= 0 or not modes:
+        turns = [caller for caller in callers for _ in range(caller.limit)]
+        if not turns or not modes:
             return earlier
-        heads, now = await self._lock_heads(modes, limit)
-        for _, number, value in heads:
+        heads, now = await self._lock_heads(modes, len(turns))
+        for (_, number, value), caller in zip(heads, turns, strict=False):
             rollout = decode(value, Rollout)
-            earlier.append((rollout, new_attempt(rollout, number + 1, worker, now)))
+            earlier.append((rollout, new_attempt(rollout, number + 1, caller.worker, now)))
         if heads:
+            leases = [caller.lease for _, caller in zip(heads, turns, strict=False)]
             places = [added for added, _, _ in heads]
-            attempts = [attempt for _, attempt in earlier]
-            await self.sql.commit(_started(places, attempts, worker, lease, now), _changed(dict.fromkeys(places, "running")))
+            start = _started(places, [attempt for _, attempt in earlier], leases, now)
+            await self.sql.commit(start, _changed(dict.fromkeys(places, "running"), min(leases)))
         return earlier
 
     async def _lock_heads(self, modes: Collection[str], limit: int) -> tuple[list[Row], float]:
@@ -127,7 +140,7 @@ class Ledger(Reading):
             raise rollout_exists(rollout.id, self.name)
         attempt = new_attempt(rollout, 1, worker, now)
         entered = _entered(seq, {id: (rollout, value)}, "running")
-        await self.sql.commit(entered, _started([seq + 1], [attempt], worker, lease, now), (COUNTER, (1, lease)))
+        await self.sql.commit(entered, _started([seq + 1], [attempt], [lease], now), (COUNTER, (1, lease)))
         return attempt
 
     async def heartbeat(self, attempt_id: str, lease: float) -> None:
@@ -229,11 +242,12 @@ def _entered(seq: int, rollouts: dict[str, tuple[Rollout, bytes]], status: Rollo
     return ADD, (seq, seq, status, queued, 0 if queued else 1, *(list(column) for column in zip(*columns, strict=True)))
 
 
-def _started(places: list[int], attempts: Sequence[Attempt], worker: str, lease: float, now: float) -> Statement:
-    return START, (
-        to_column(worker), now, now + lease, [attempt.id for attempt in attempts], places, [attempt.number for attempt in attempts],
-        [attempt.key for attempt in attempts],
-    )  # fmt: skip
+def _started(places: list[int], attempts: Sequence[Attempt], leases: Sequence[float], now: float) -> Statement:
+    columns = [
+        (attempt.id, place, attempt.number, attempt.key, to_column(attempt.worker), now + lease)
+        for attempt, place, lease in zip(attempts, places, leases, strict=True)
+    ]
+    return START, (now, *(list(column) for column in zip(*columns, strict=True)))
 
 
 def _ended(status: AttemptStatus, now: float, errors: Mapping[str, str | None]) -> Statement:

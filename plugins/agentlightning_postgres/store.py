@@ -7,6 +7,8 @@ delays operations and loses nothing that was acknowledged.
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from functools import partial
+from itertools import accumulate
 from typing import Literal, get_args
 
 from agentlightning.contracts.store import AttemptRecords, RolloutState, StoredRollout
@@ -16,7 +18,8 @@ from agentlightning.stores.serialization import encode
 from agentlightning.types import Attempt, AttemptStatus, Mode, Policy, Record, Rollout, RolloutStatus
 from agentlightning_postgres.access import Access
 from agentlightning_postgres.address import Address
-from agentlightning_postgres.ledger import Claims, Ledger
+from agentlightning_postgres.combiner import Combiner
+from agentlightning_postgres.ledger import Caller, Claims, Ledger
 from agentlightning_postgres.moving import Moving
 from agentlightning_postgres.records import RecordWriter
 from agentlightning_postgres.schema import prepare
@@ -32,8 +35,10 @@ class PostgresStore:
         prepare(address)
         self._changes = Changes()
         self._access = Access(address, self._changes, self._look)
-        self._idle = False
         self._records = RecordWriter(address.name)
+        self._recording = Combiner(self._record)
+        self._claims: dict[frozenset[Mode], Combiner[Caller, Claims]] = {}
+        self._idle = set[frozenset[Mode]]()  # modes whose last claim was empty
 
     def __repr__(self) -> str:
         return f"PostgresStore({self.address.name!r})"
@@ -53,18 +58,27 @@ class PostgresStore:
         self, worker: str, *, lease: float, limit: int = 1, modes: Collection[Mode] | None = None
     ) -> list[tuple[Rollout, Attempt]]:
         check_lease(lease)
-        chosen: Collection[Mode] = get_args(Mode) if modes is None else set(modes)
+        chosen = frozenset[Mode](get_args(Mode) if modes is None else modes)
+        claims = self._claims.setdefault(chosen, Combiner(partial(self._claim, chosen)))
+        return await self._access.call(claims, Caller(worker, lease, limit))
+
+    async def _claim(self, modes: frozenset[Mode], callers: list[Caller]) -> list[Claims]:
+        """Claim for several callers in one transaction."""
         earlier: Claims = []
 
         async def work(sql: Transaction) -> Claims:
             ledger = self._ledger(sql)
-            if self._idle and not earlier and not await ledger.claimable(chosen):
+            if modes in self._idle and not earlier and not await ledger.claimable(modes):
                 return []
-            return await ledger.claim(worker, lease, limit, chosen, earlier)
+            return await ledger.claim(callers, modes, earlier)
 
-        claims = await self._access.run(work)
-        self._idle = not claims  # a runner that waits hears of many changes that are nothing to claim
-        return claims
+        claims = await self._access.persist(work)
+        if claims:
+            self._idle.discard(modes)
+        else:
+            self._idle.add(modes)  # a runner that waits hears of many changes that are nothing to claim
+        ends = [*accumulate(max(caller.limit, 0) for caller in callers)]
+        return [claims[start:end] for start, end in zip([0, *ends], ends, strict=False)]
 
     async def begin(self, rollout: Rollout, worker: str, *, lease: float) -> Attempt:
         check_lease(lease)
@@ -77,7 +91,14 @@ class PostgresStore:
 
     async def record(self, records: Sequence[Record]) -> None:
         rows = [Row.of(record) for record in records]
-        await self._access.run(lambda sql: self._records.insert(sql, rows))
+        if rows:
+            await self._access.call(self._recording, rows)
+
+    async def _record(self, calls: list[list[Row]]) -> list[None]:
+        """Record the rows of several calls in one transaction."""
+        rows = [row for call in calls for row in call]
+        await self._access.persist(lambda sql: self._records.insert(sql, rows))
+        return [None] * len(calls)
 
     async def finish(self, attempt_id: str, status: AttemptStatus, *, error: str | None = None, retry: bool = False) -> RolloutState:
         return await self._access.run(lambda sql: self._ledger(sql).finish(attempt_id, status, error, retry))

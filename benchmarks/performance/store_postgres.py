@@ -2,10 +2,11 @@
 
     python benchmarks/performance/store_postgres.py [--records 400] [--writers 8] [--runners 64]
 
-Records: processes write spans of 2 KB, one by one, each durable before the next. The reference is a plain INSERT through psycopg by as many
-processes in the same run. Claims: one runner claims and finishes rollouts, without and with other runners that wait for changes; and a
-rollout is added while all of them wait for it. Rounds are interleaved, and medians are shown. CPU is the time of the client processes.
-It needs PostgreSQL's programs (`apt-get install postgresql`). Exits with status 1 if a bound is missed.
+Records: processes write spans of 2 KB, one by one or eight at once, each durable before the next. The reference is a plain INSERT through
+psycopg by as many processes in the same run. CPU is that of clients and server together; two cores can do 2000 / CPU ms records a second.
+Claims: one runner claims and finishes rollouts, without and with other runners that wait for changes. Addition to end: one of the waiting
+runners claims and finishes a new rollout. Rounds are interleaved, and ratios use the best ones. It needs PostgreSQL's programs
+(`apt-get install postgresql`). Exits with status 1 if a bound is missed.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from collections.abc import Callable, Generator
 from contextlib import contextmanager
 
 import psycopg
+from bounds import Report, finish
 
 from agentlightning.types import Rollout, Span, Task
 from agentlightning_postgres.address import Address
@@ -45,13 +47,17 @@ def timed() -> Generator[None]:
     print(began, time.monotonic(), time.process_time() - used, flush=True)
 
 
-async def record(address: str, count: int) -> None:
-    """Record spans one by one."""
+async def record(address: str, count: int, at_once: int) -> None:
+    """Record spans, `at_once` at a time."""
     store = open_postgres(address)
     attempt = await store.begin(rollouts(1)[0], "writer", lease=3600)
-    with timed():
-        for _ in range(count):
+
+    async def write(number: int) -> None:
+        for _ in range(number):
             await store.record([Span(attempt_id=attempt.id, kind="tool", name="calculator", attributes={"output": TEXT})])
+
+    with timed():
+        await asyncio.gather(*(write(count // at_once) for _ in range(at_once)))
     await store.close()
 
 
@@ -146,56 +152,75 @@ def with_runners(address: str, runners: int, take: bool, measure: Callable[[Post
 
 
 def measure(server: Server, options: argparse.Namespace) -> dict[str, list[float]]:
+    """Return figures by name: records a second, CPU milliseconds a record, milliseconds of claims."""
     figures: dict[str, list[float]] = {}
 
     def add(name: str, value: float) -> None:
         figures.setdefault(name, []).append(value)
 
+    def claim(store: PostgresStore) -> float:
+        return 1000 * asyncio.run(claims(store, options.claims))
+
+    def react(store: PostgresStore) -> float:
+        return 1000 * asyncio.run(reactions(store, options.claims))
+
+    total = options.records * options.writers
     for _ in range(options.rounds):
         address = server.local(f"bench_{uuid.uuid4().hex}")
         asyncio.run(open_postgres(address).close())
         with psycopg.connect(Address.parse(server.local()).conninfo, autocommit=True) as sql:
             sql.execute("DROP TABLE IF EXISTS raw")
             sql.execute("CREATE TABLE raw (n bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, id text UNIQUE, value bytea)")
-        for name, job, place in (("raw", "insert", server.local()), ("store", "record", address)):
-            seconds, used = together(job, place, options.records, options.writers)
-            add(f"{name} records/s", options.records * options.writers / seconds)
-            add(f"{name} CPU ms", 1000 * used / options.records / options.writers)
-
-        def claim(store: PostgresStore) -> float:
-            return asyncio.run(claims(store, options.claims))
-
-        def react(store: PostgresStore) -> float:
-            return asyncio.run(reactions(store, options.claims))
-
+        for job in ("insert", "record", "record8"):
+            before = server.cpu()
+            seconds, used = together(job, address, options.records, options.writers)
+            add(f"{job}/s", total / seconds)
+            add(f"{job} CPU", 1000 * (used + server.cpu() - before) / total)
         for runners in (0, options.runners):
-            add(f"claim ms, {runners} waiting", 1000 * with_runners(address, runners, False, claim))
+            add(f"claim {runners}", with_runners(address, runners, False, claim))
         for runners in (RUNNERS_PER_PROCESS, options.runners):
-            add(f"add to end ms, {runners} waiting", 1000 * with_runners(address, runners, True, react))
+            add(f"react {runners}", with_runners(address, runners, True, react))
     return figures
 
 
-def main() -> int:
+def report(figures: dict[str, list[float]], options: argparse.Namespace) -> list[str]:
+    records = Report(f"{options.writers} processes record spans of 2 KB", ("records/s", "CPU ms"))
+    for job, name in (("insert", "raw psycopg"), ("record", "store, one by one"), ("record8", "store, eight at once")):
+        rate, used = max(figures[f"{job}/s"]), min(figures[f"{job} CPU"])
+        ratio = None if job == "insert" else used / min(figures["insert CPU"])
+        records.add(name, f"{rate:.0f}", f"{used:.2f}", ratio=ratio, most=None if ratio is None else 4)
+    waits = Report("one claim, and one rollout from its addition to its end", ("fastest", "median"))
+    for kind, name, few, most in (("claim", "claim", 0, 1.5), ("react", "addition to end", RUNNERS_PER_PROCESS, None)):
+        for runners in (few, options.runners):
+            values = figures[f"{kind} {runners}"]
+            ratio = None if runners == few else min(values) / min(figures[f"{kind} {few}"])
+            bound = None if ratio is None else most
+            cells = (f"{min(values):.2f} ms", f"{statistics.median(values):.2f} ms")
+            waits.add(f"{name}, {runners} runners wait", *cells, ratio=ratio, most=bound)
+    return [*records.show(), *waits.show()]
+
+
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--records", type=int, default=400, help="for each writer")
     parser.add_argument("--writers", type=int, default=8)
     parser.add_argument("--runners", type=int, default=64)
     parser.add_argument("--claims", type=int, default=100)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--job", choices=["record", "insert", "idle", "take"], help=argparse.SUPPRESS)
+    parser.add_argument("--job", choices=["record", "record8", "insert", "idle", "take"], help=argparse.SUPPRESS)
     parser.add_argument("--address", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.job == "insert":
         insert(options.address, options.records)
+    elif options.job in ("record", "record8"):
+        asyncio.run(record(options.address, options.records, 8 if options.job == "record8" else 1))
     elif options.job:
-        asyncio.run(record(options.address, options.records) if options.job == "record" else idle(options.address, options.job == "take"))
+        asyncio.run(idle(options.address, options.job == "take"))
     else:
         with temporary_server() as server:
-            figures = {name: statistics.median(values) for name, values in measure(server, options).items()}
-        for name, value in figures.items():
-            print(f"{name:32} {value:9.2f}")
-    return 0
+            figures = measure(server, options)
+        finish(report(figures, options))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -10,7 +10,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +96,17 @@ class Server:
                 raise RuntimeError(f"PostgreSQL does not start. Read {self._folder / 'log'}.")
             time.sleep(0.1)
 
+    def cpu(self) -> float:
+        """Seconds of CPU time of the server and all its sessions so far. (Linux)"""
+        assert self._process is not None
+        pid = self._process.pid
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        ticks = sum(map(int, _times(pid)))  # with those of ended sessions
+        for child in children:
+            with suppress(OSError):
+                ticks += sum(map(int, _times(int(child))[:2]))
+        return ticks / os.sysconf("SC_CLK_TCK")
+
     def kill(self) -> None:
         """kill -9: the server ends without writing anything, as when the machine fails."""
         assert self._process is not None
@@ -106,6 +117,11 @@ class Server:
         if self._process is not None and self._process.poll() is None:
             self._process.send_signal(signal.SIGQUIT)  # at once, because the files are deleted
             self._process.wait()
+
+
+def _times(pid: int) -> list[str]:
+    """utime, stime, cutime and cstime of a process, in clock ticks."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:15]
 
 
 @contextmanager

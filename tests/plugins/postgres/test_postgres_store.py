@@ -238,3 +238,23 @@ async def test_what_another_store_deleted_is_not_remembered(store: PostgresStore
     await store.record([following])
     assert (await store.records(attempt.id)).completions == (first, following)
     await other.close()
+
+
+async def test_one_call_that_fails_takes_no_other_with_it(store: PostgresStore) -> None:
+    await store.add(rollouts(1))
+    ((_, attempt),) = await store.claim("w", lease=60)
+    written = [span(attempt.id) for _ in range(20)]
+    results = await asyncio.gather(
+        *(store.record([record, span("nobody")] if i % 2 else [record]) for i, record in enumerate(written)), return_exceptions=True
+    )
+    assert [isinstance(result, StoreError) for result in results] == [bool(i % 2) for i in range(20)]
+    assert {s.id for s in (await store.records(attempt.id)).spans} == {record.id for record in written[::2]}
+
+
+async def test_claims_at_once_give_each_caller_its_own(store: PostgresStore) -> None:
+    await store.add(rollouts(10))
+    limits = [1, 3, 0, 2, 9]
+    claims = await asyncio.gather(*(store.claim(f"w{limit}", lease=60, limit=limit) for limit in limits))
+    assert [len(claim) for claim in claims] == [1, 3, 0, 2, 4]
+    assert all(attempt.worker == f"w{limit}" for limit, claim in zip(limits, claims, strict=True) for _, attempt in claim)
+    assert len({attempt.id for claim in claims for _, attempt in claim}) == 10

@@ -59,7 +59,9 @@ class History:
 
     def conversation(self, index: int, reply: Message) -> str:
         """`Completion.conversation`: of one history with a reply to it."""
-        return f"{self.head}.{chain([*self.messages[index], reply])[-1]}"
+        messages, hashes = self.messages[index], self.hashes[index]
+        calls = _Calls(sum(len(message.get("tool_calls") or ()) for message in messages))
+        return f"{self.head}.{_digest((hashes[-1] if hashes else '') + canonical(reply, calls))}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,8 +78,8 @@ class Match:
 class _Calls:
     """Tool calls of one conversation, numbered in order."""
 
-    def __init__(self) -> None:
-        self.count = 0
+    def __init__(self, count: int = 0) -> None:
+        self.count = count
         self.numbers: dict[str, int] = {}
 
     def add(self, id: str) -> int:

@@ -85,23 +85,30 @@ class Reply:
         """Generate to the end, for a rollout by its id. Closing it aborts the engine. Pieces have text if the answer `streams`."""
         detokenizer = Detokenizer(self.rendering.decode)
         stream = cast("AsyncGenerator[Any]", engine.generate(self.prompt_ids, self.sampling, rollout=rollout))
-        async with aclosing(stream) as chunks:
-            async for chunk in chunks:
-                start = len(self.ids)
-                new: list[int] = chunk.ids.tolist()
-                shown = new[:-1] if chunk.finish is not None and new and new[-1] in self.sampling.stop_ids else new
-                before = self.text
-                self.text += detokenizer.feed(shown, final=chunk.finish is not None)
-                taken = len(new)
-                if self._find_stop(len(before)):
-                    taken = self._needed(before, start, new)
-                self.ids += new[:taken]
-                self._scores.append(None if chunk.logprobs is None else chunk.logprobs[:taken])
-                self._versions.append(np.full(taken, chunk.version, dtype=np.int32))
-                self.finish = "stop" if self._hidden is not None else chunk.finish
-                yield Piece(start, len(self.ids), self._grown() if streams else "")
-                if self.finish is not None:
-                    return
+        waits = not streams and not self.sampling.stop  # nobody reads the text before the end
+        unread: list[int] = []
+        try:
+            async with aclosing(stream) as chunks:
+                async for chunk in chunks:
+                    start = len(self.ids)
+                    new: list[int] = chunk.ids.tolist()
+                    unread += new[:-1] if chunk.finish is not None and new and new[-1] in self.sampling.stop_ids else new
+                    taken = len(new)
+                    if chunk.finish is not None or not waits:
+                        before = self.text
+                        self.text += detokenizer.feed(unread, final=chunk.finish is not None)
+                        unread = []
+                        if self._find_stop(len(before)):
+                            taken = self._needed(before, start, new)
+                    self.ids += new[:taken]
+                    self._scores.append(None if chunk.logprobs is None else chunk.logprobs[:taken])
+                    self._versions.append(np.full(taken, chunk.version, dtype=np.int32))
+                    self.finish = "stop" if self._hidden is not None else chunk.finish
+                    yield Piece(start, len(self.ids), self._grown() if streams else "")
+                    if self.finish is not None:
+                        return
+        finally:
+            self.text += detokenizer.feed(unread)
 
     def _find_stop(self, before: int) -> bool:
         """Cut the text at the first stop string, looking only where new text can have completed one."""

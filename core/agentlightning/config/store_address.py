@@ -44,3 +44,8 @@ def check_no_secret(setting: str, address: str) -> None:
             f"{setting} has a password in it, and the run folder keeps its settings. Remove it and set PGPASSWORD, or write it to "
             "~/.pgpass."
         )
+
+
+def shown_address(address: str) -> str:
+    """Return an address without its login and passwords, for messages."""
+    return re.sub(r"(?<=[?&])(ssl)?password=[^&]*", "password=...", re.sub(r"(?<=://).*@", "", address))

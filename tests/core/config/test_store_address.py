@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from agentlightning.config.store_address import absolute_store, check_no_secret, run_store
+from agentlightning.config.store_address import absolute_store, check_no_secret, run_store, shown_address
 from agentlightning.errors import ConfigError
 
 
@@ -34,6 +34,8 @@ def test_a_secret_is_refused_and_not_repeated(address: str) -> None:
     with pytest.raises(ConfigError, match=r"store has a (token|password) in it, .*Remove it and set") as raised:
         check_no_secret("store", address)
     assert "sec" not in str(raised.value)
+    assert "sec" not in shown_address(address)
+    assert "token" not in shown_address(address)
 
 
 @pytest.mark.parametrize(

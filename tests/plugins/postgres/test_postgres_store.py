@@ -7,6 +7,7 @@ import logging
 import os
 import subprocess
 import sys
+import time
 import traceback
 from collections.abc import AsyncIterator
 
@@ -258,3 +259,15 @@ async def test_claims_at_once_give_each_caller_its_own(store: PostgresStore) -> 
     assert [len(claim) for claim in claims] == [1, 3, 0, 2, 4]
     assert all(attempt.worker == f"w{limit}" for limit, claim in zip(limits, claims, strict=True) for _, attempt in claim)
     assert len({attempt.id for claim in claims for _, attempt in claim}) == 10
+
+
+async def test_leases_and_times_use_the_servers_clock(store: PostgresStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    await store.add(rollouts(2))
+    now, ahead = time.time(), time.time() + 3600
+    monkeypatch.setattr(time, "time", lambda: ahead)  # this machine's clock is wrong
+    ((_, attempt),) = await store.claim("w", lease=60)
+    assert abs(attempt.started - now) < 30
+    monkeypatch.setattr(time, "time", lambda: now + 7200)
+    assert len(await store.claim("thief", lease=60, limit=9)) == 1
+    state = await store.finish(attempt.id, "succeeded")
+    assert abs((state.attempts[0].finished or 0) - now) < 30

@@ -12,7 +12,7 @@ import time
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any, TypeVar
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, finalize
 
 import psycopg
 from psycopg_pool import AsyncConnectionPool, PoolTimeout
@@ -66,6 +66,7 @@ class Access:
     def __init__(self, address: Address, changes: Changes, look: Work[tuple[int, float | None]]) -> None:
         self.address, self._changes = address, changes
         self._thread = LoopThread(POOL)
+        finalize(self, self._thread.abandon)
         self._pool: AsyncConnectionPool[Connection] | None = None
         self._feed = Feed(address, changes, lambda: self.persist(look))
         self._sessions: WeakKeyDictionary[Connection, Session] = WeakKeyDictionary()

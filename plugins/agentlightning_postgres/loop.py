@@ -56,6 +56,24 @@ class LoopThread:
         await asyncio.to_thread(self._thread.join)
         self._loop.close()
 
+    def abandon(self) -> None:
+        """End the thread without waiting for work, for an object that was never closed."""
+        with self._lock:
+            if self.closed:
+                return
+            self.closed = True
+        asyncio.run_coroutine_threadsafe(self._cancel(), self._loop)
+        self._thread.join(timeout=1)
+        if not self._loop.is_running():
+            self._loop.close()
+
+    async def _cancel(self) -> None:
+        tasks = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        self._loop.call_soon(self._loop.stop)
+
     async def _end(self, last: Coroutine[Any, Any, None]) -> None:
         await asyncio.gather(*self._running, return_exceptions=True)
         await last

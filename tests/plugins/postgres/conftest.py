@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 import shutil
 import subprocess
 from collections.abc import AsyncIterator, Iterator
 
 import pytest
+from postgres_schemas import NUMBERS
 
 from agentlightning_postgres.store import PostgresStore, open_postgres
 from agentlightning_postgres.testing import Server, binaries, temporary_server
-
-NUMBERS = itertools.count()
 
 
 def install() -> None:

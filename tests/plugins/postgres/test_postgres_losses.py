@@ -11,14 +11,14 @@ from typing import Any
 
 import psycopg
 import pytest
-from proxy import Loss, Proxy
+from postgres_proxy import Loss, Proxy
+from postgres_schemas import NUMBERS
 
 from acknowledged import check_acknowledged, line, start
 from agentlightning.errors import StoreError
 from agentlightning.testing.store import rollouts
 from agentlightning_postgres.store import PostgresStore, open_postgres
 from agentlightning_postgres.testing import PASSWORD, Server, temporary_server
-from conftest import NUMBERS
 
 
 @pytest.fixture(scope="module")

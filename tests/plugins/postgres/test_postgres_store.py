@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator
 import numpy as np
 import psycopg
 import pytest
+from postgres_schemas import NUMBERS
 
 from agentlightning.errors import NotFound, StoreError, StoreVersionError
 from agentlightning.registry.registry import registry
@@ -24,7 +25,6 @@ from agentlightning_postgres.address import Address
 from agentlightning_postgres.schema import VERSION
 from agentlightning_postgres.store import PostgresStore, open_postgres
 from agentlightning_postgres.testing import PASSWORD, USER, Server
-from conftest import NUMBERS
 
 
 class TestPostgresStore(StoreContract):
@@ -210,6 +210,15 @@ def test_doctor_writes_a_rollout_and_leaves_nothing(server: Server) -> None:
     assert output.startswith("wrote, claimed and read a rollout; PostgreSQL ")
     with psycopg.connect(Address.parse(server.local()).conninfo) as sql:
         assert sql.execute("SELECT nspname FROM pg_namespace WHERE nspname LIKE 'agl_doctor%'").fetchall() == []
+
+
+def test_a_store_that_is_never_closed_ends_quietly_with_its_process(address: str) -> None:
+    program = (
+        "import asyncio, sys\nfrom agentlightning.stores.common import open_store\n"
+        "store = open_store(sys.argv[1])\nprint(asyncio.run(store.list()), asyncio.run(store.wait(0, timeout=0.1)))"
+    )
+    ended = subprocess.run([sys.executable, "-c", program, address], capture_output=True, text=True, check=True, timeout=60)
+    assert (ended.stdout, ended.stderr) == ("([], 0) 0\n", "")
 
 
 async def test_concurrent_adds_of_the_same_rollouts_leave_no_gap(address: str) -> None:

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from postgres_schemas import NUMBERS
 
 import agentlightning as agl
 from agentlightning.errors import ConfigError
@@ -16,7 +17,6 @@ from agentlightning.stores.common import open_store
 from agentlightning.training.run_folder import RunFolder
 from agentlightning_postgres.testing import Server
 from agentlightning_torch.testing import tiny_model
-from conftest import NUMBERS
 
 TASKS = [{"id": str(number), "question": f"{number}"} for number in range(2)]
 

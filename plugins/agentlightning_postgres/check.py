@@ -25,7 +25,7 @@ def check() -> str:
         return _try(address)
     if binaries() is None:
         return f"psycopg {psycopg.__version__} is installed. To test a server, set AGL_STORE=postgresql://user@host/database"
-    with temporary_server() as server:
+    with temporary_server(in_memory=True) as server:
         return _try(server.local().partition("&schema=")[0])
 
 

@@ -18,6 +18,7 @@ import psycopg
 
 PASSWORD = "s3cret/of:the@server"  # noqa: S105  # a server that only this machine reaches, and that ends with its test
 USER = "agl"
+MEMORY = Path("/dev/shm")  # noqa: S108  # a folder of random name is made there
 
 
 def binaries() -> Path | None:
@@ -83,7 +84,7 @@ class Server:
             with (self._folder / "log").open("ab") as log:
                 command = [
                     self._programs / "postgres", "-D", self._data, "-p", str(self.port), "-k", self._folder, "-c",
-                    "listen_addresses=127.0.0.1", "-c", "shared_buffers=32MB", "-c", "max_connections=200", "-c", "autovacuum_naptime=5s",
+                    "listen_addresses=127.0.0.1", "-c", "shared_buffers=32MB", "-c", "max_connections=200", "-c", "max_wal_size=128MB",
                 ]  # fmt: skip
                 self._process = process = subprocess.Popen(command, stdout=log, stderr=log, cwd=self._folder, **_account())  # noqa: S603
             while process.poll() is None:
@@ -119,18 +120,25 @@ class Server:
             self._process.wait()
 
 
+def _has_room() -> bool:
+    return MEMORY.is_dir() and shutil.disk_usage(MEMORY).free > 2**31
+
+
 def _times(pid: int) -> list[str]:
     """utime, stime, cutime and cstime of a process, in clock ticks."""
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:15]
 
 
 @contextmanager
-def temporary_server() -> Generator[Server]:
-    """Run a server for the block. Raises `FileNotFoundError` where PostgreSQL is not installed."""
+def temporary_server(*, in_memory: bool = False) -> Generator[Server]:
+    """Run a server for the block, with its files in memory if there is room. A killed server loses nothing there, as on a disk.
+
+    Raises `FileNotFoundError` where PostgreSQL is not installed.
+    """
     programs = binaries()
     if programs is None:
         raise FileNotFoundError("PostgreSQL is not installed here. Run: apt-get install postgresql")
-    folder = Path(tempfile.mkdtemp(prefix="agl-pg-"))
+    folder = Path(tempfile.mkdtemp(prefix="agl-pg-", dir=MEMORY if in_memory and _has_room() else None))
     server = Server(folder, programs)
     try:
         server.create()

@@ -27,7 +27,7 @@ def install() -> None:
 @pytest.fixture(scope="session")
 def server() -> Iterator[Server]:
     install()
-    with temporary_server() as running:
+    with temporary_server(in_memory=True) as running:
         yield running
 
 

@@ -24,7 +24,7 @@ from agentlightning_postgres.testing import PASSWORD, Server, temporary_server
 @pytest.fixture(scope="module")
 def fragile(server: Server) -> Iterator[Server]:
     """A server that tests may kill. `server` installs PostgreSQL."""
-    with temporary_server() as running:
+    with temporary_server(in_memory=True) as running:
         yield running
 
 

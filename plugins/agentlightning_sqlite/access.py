@@ -11,9 +11,9 @@ from threading import Lock
 from typing import Protocol, TypeVar
 from weakref import finalize
 
-from agentlightning.stores.common import Changes
+from agentlightning.stores.common import Changes, closed_store
 from agentlightning_sqlite.ledger import Ledger
-from agentlightning_sqlite.schema import MEMORY, closed, compact, connect, create_tables, prepare, translated
+from agentlightning_sqlite.schema import MEMORY, compact, connect, create_tables, prepare, translated
 from agentlightning_sqlite.threads import Readers, Watcher, Writer
 
 T = TypeVar("T")
@@ -90,7 +90,7 @@ class MemoryAccess:
 
     def _do(self, operation: Callable[[], T]) -> T:
         if self._closed:
-            raise closed(MEMORY)
+            raise closed_store(MEMORY)
         try:
             return operation()
         except sqlite3.Error as error:

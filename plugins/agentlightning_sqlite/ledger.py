@@ -11,11 +11,22 @@ from itertools import groupby
 from typing import Any, TypeVar, get_args
 
 from agentlightning.contracts.store import AttemptRecords, RolloutState
-from agentlightning.errors import NotFound, StoreError
-from agentlightning.stores.common import check_finish, check_policy, closed_attempt, new_attempt, next_status, printable
+from agentlightning.errors import NotFound
+from agentlightning.stores.common import (
+    check_finish,
+    check_policy,
+    closed_attempt,
+    new_attempt,
+    next_status,
+    not_found,
+    printable,
+    rollout_exists,
+    unknown_key,
+)
+from agentlightning.stores.records import Row
 from agentlightning.stores.serialization import decode, encode
 from agentlightning.types import Attempt, AttemptStatus, Mode, Policy, Rollout, RolloutStatus
-from agentlightning_sqlite.records import RecordTable, Row
+from agentlightning_sqlite.records import RecordTable
 
 T = TypeVar("T")
 
@@ -97,7 +108,7 @@ class Ledger:
             attempts = self.attempts([added]).get(added, ())
             if not queueable and attempts and attempts[-1].worker == worker and attempts[-1].status == "running":
                 return attempts[-1]  # a repeated call from a worker that lost the answer
-            raise StoreError(f"Rollout {rollout.id} already exists in the store {self.name}. Begin a new rollout.")
+            raise rollout_exists(rollout.id, self.name)
         return self._start(self.enter(rollout, value, "running", queueable=False), rollout, worker, lease)
 
     def heartbeat(self, attempt_id: str, lease: float) -> None:
@@ -160,7 +171,7 @@ class Ledger:
 
     def _start(self, added: int, rollout: Rollout, worker: str, lease: float) -> Attempt:
         (earlier,) = self.sql.execute("SELECT count(*) FROM attempts WHERE rollout = ?", (added,)).fetchone()
-        new = new_attempt(rollout, earlier + 1, worker)
+        new = new_attempt(rollout, earlier + 1, worker, time.time())
         self.insert_attempt(added, new, lease)
         return new
 
@@ -261,7 +272,7 @@ class Ledger:
         return attempts
 
     def _not_found(self, noun: str, id: str) -> NotFound:
-        return NotFound(f"No {noun} {id!r} in the store {self.name}. Check the id and the address of the store.")
+        return not_found(noun, id, self.name)
 
     # --- policies ------------------------------------------------------------------------------------------------------------------
 
@@ -294,10 +305,6 @@ def _by_status(after: int, limit: int, modes: Collection[object], status: Collec
     if not pairs:
         return f"SELECT {ROLLOUT} FROM rollouts WHERE 0", []
     return " UNION ALL ".join([part] * len(pairs)), [value for one, mode in pairs for value in (one, mode, after, limit)]
-
-
-def unknown_key() -> NotFound:
-    return NotFound("No attempt has this key. Use the key that the rollout's runner received.")
 
 
 def _attempt(row: Sequence[Any]) -> Attempt:

@@ -5,33 +5,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 
-from agentlightning.contracts.store import AttemptRecords, RolloutState, StoredRollout
 from agentlightning.errors import StoreError
 from agentlightning.stores.common import COPIED_LEASE, ENDED
-from agentlightning.stores.serialization import encode
+from agentlightning.stores.records import Arriving
 from agentlightning.types import Attempt
 from agentlightning_sqlite.ledger import Ledger
-from agentlightning_sqlite.records import Row
-
-
-@dataclass(frozen=True, slots=True)
-class Arriving:
-    """A rollout of another store, as bytes."""
-
-    state: RolloutState
-    value: bytes
-    attempts: tuple[tuple[Attempt, list[Row]], ...]
-
-    @classmethod
-    def of(cls, stored: StoredRollout) -> Arriving:
-        state, attempts = stored
-        return cls(state, encode(state.rollout), tuple((attempt.attempt, _rows(attempt)) for attempt in attempts))
-
-
-def _rows(records: AttemptRecords) -> list[Row]:
-    return [Row.of(record) for kind in (records.calls, records.completions, records.spans, records.rewards) for record in kind]
 
 
 def put(ledger: Ledger, rollouts: Iterable[Arriving]) -> None:

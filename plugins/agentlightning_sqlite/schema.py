@@ -180,10 +180,6 @@ def _wal(connection: sqlite3.Connection, path: Path) -> None:
         raise StoreError(f"The store {path} cannot use write-ahead logging (journal mode {mode!r}). Put it on a local disk.")
 
 
-def closed(name: Path | str) -> StoreError:
-    return StoreError(f"The store {name} is closed. Open it again.")
-
-
 def translated(error: sqlite3.Error, name: Path | str) -> StoreError:
     """Convert SQLite's error to a `StoreError` that names the store and the fix."""
     code = getattr(error, "sqlite_errorname", "")

@@ -13,13 +13,13 @@ from typing import Literal, get_args
 
 from agentlightning.contracts.store import AttemptRecords, RolloutState, StoredRollout
 from agentlightning.errors import StoreError
-from agentlightning.stores.common import Changes, check_lease, wait_for_change
+from agentlightning.stores.common import Changes, check_lease, unknown_key, wait_for_change
+from agentlightning.stores.records import Arriving, Row
 from agentlightning.stores.serialization import encode
 from agentlightning.types import Attempt, AttemptStatus, Mode, Policy, Record, Rollout, RolloutStatus
 from agentlightning_sqlite.access import Access, FileAccess, MemoryAccess
-from agentlightning_sqlite.ledger import Ledger, unknown_key
-from agentlightning_sqlite.moving import Arriving, delete, put
-from agentlightning_sqlite.records import Row
+from agentlightning_sqlite.ledger import Ledger
+from agentlightning_sqlite.moving import delete, put
 from agentlightning_sqlite.schema import MEMORY
 
 

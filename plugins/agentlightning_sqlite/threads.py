@@ -21,9 +21,9 @@ from typing import Any, TypeVar
 
 import watchfiles
 
-from agentlightning.stores.common import Changes
+from agentlightning.stores.common import Changes, closed_store
 from agentlightning_sqlite.ledger import Ledger
-from agentlightning_sqlite.schema import closed, connect, translated
+from agentlightning_sqlite.schema import connect, translated
 
 T = TypeVar("T")
 TOGETHER = 256
@@ -57,7 +57,7 @@ class Writer:
         operation = _Operation(work, asyncio.get_running_loop().create_future())
         with self._lock:
             if self._closed:
-                raise closed(self.path)
+                raise closed_store(self.path)
             self._queue.put(operation)
         return await operation.future
 
@@ -161,7 +161,7 @@ class Readers:
         try:
             future = asyncio.get_running_loop().run_in_executor(self._pool, self._do, work)
         except RuntimeError as error:
-            raise closed(self.path) from error
+            raise closed_store(self.path) from error
         return await future
 
     def _do(self, work: Callable[[Ledger], T]) -> T:

@@ -19,7 +19,7 @@ from rich.text import Text
 
 from agentlightning.cli.accounts import account, finished_step
 from agentlightning.cli.view import STYLES, RecordsSource, Shown, print_diagnosis, print_reused, print_sums, short
-from agentlightning.config.schema import store_file
+from agentlightning.config.store_address import shown_address, store_file
 from agentlightning.contracts.store import AttemptRecords, LightningStore, RolloutState
 from agentlightning.errors import ConfigError, LightningError, NotFound, StoreError
 from agentlightning.registry.registry import registry
@@ -88,7 +88,7 @@ def find_records(name: str) -> RecordsSource:
         return RecordsSource(f"sqlite:{Path(name).resolve()}")
     run = RunFolder.latest() if name == "latest" else RunFolder.open(name)
     config = _config(run)
-    if not run.store.is_file():
+    if not run.has_store:
         raise StoreError(f"Run {run.name} has no store.db, because nothing was recorded yet. Start it again with `agl train`.")
     observed, notes = _step_rewards(config)
     settings = {"agents": config.get("agents"), "reward_weights": config.get("reward_weights"), "step_rewards": observed}
@@ -215,7 +215,7 @@ def _shown(source: RecordsSource, state: RolloutState, attempts: tuple[AttemptRe
 def print_rollouts(rows: list[Shown], source: RecordsSource, console: Console, *, limit: int) -> None:
     """Print the table of the last rows, and the totals of all."""
     if not rows:
-        console.print(Text(f"no rollout in {source.run.name if source.run else source.address} matches"))
+        console.print(Text(f"no rollout in {source.run.name if source.run else shown_address(source.address)} matches"))
         return
     shown = rows[-limit:] if limit else rows
     table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")

@@ -16,7 +16,7 @@ from rich.table import Table
 
 from agentlightning.cli.show import find_records
 from agentlightning.cli.store_server import serve
-from agentlightning.config.schema import store_file
+from agentlightning.config.store_address import store_file
 from agentlightning.contracts.store import LightningStore, StoredRollout
 from agentlightning.errors import ConfigError, LightningError
 from agentlightning.rl.trajectory.build import trajectory

@@ -17,6 +17,7 @@ from msgspec import Meta
 
 from agentlightning.config.models import model_path
 from agentlightning.config.parts import Part, build_step_rewards, naming
+from agentlightning.config.store_address import absolute_store, check_no_secret
 from agentlightning.config.tasks import is_reference
 from agentlightning.contracts.rendering import HistoryMode, RenderingChoices, RenderingSettings, saved_rendering
 from agentlightning.errors import ConfigError
@@ -179,17 +180,11 @@ class ReplayConfig(BaseSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        scheme, _, rest = self.store.partition("://")
-        if scheme in ("http", "https") and "@" in rest.partition("/")[0]:
-            raise ConfigError("replay.store has a token in it, and the run folder keeps its settings. Remove it and set AGL_TOKEN instead.")
+        check_no_secret("replay.store", self.store)
 
     def under(self, base: Path) -> ReplayConfig:
         """Return the same settings, with the path of a store file made absolute."""
-        file = store_file(self.store)
-        if file is None:
-            return self
-        path = base / file
-        return replace(self, store=f"sqlite:{path / 'store.db' if path.is_dir() else path}")
+        return replace(self, store=absolute_store(self.store, base))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -270,11 +265,16 @@ class Config(BaseSettings):
     """Largest body of a request to the gateway, in MB. The gateway refuses larger ones before it reads them."""
     folder: str = "runs"
     """Folder for run folders."""
+    store: str | None = None
+    """Address of an empty store for the run's rollouts. `postgresql://user@host/database` gets a schema for each run. Absent: `store.db` in
+    the run folder."""
     path: str | None = None
     """Folder for imports of the modules named here, and for a command to run in. Default: the config file's folder."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.store is not None:
+            check_no_secret("store", self.store)
         for key, default in DEFAULT_PARTS.items():
             table = {"name": default, **getattr(self, key)}
             if not isinstance(table["name"], str):
@@ -406,18 +406,12 @@ def _absolute(config: Config, base: Path, data: Mapping[str, Any]) -> Config:
     changes |= {key: _path(source, base) for key in ("tasks", "eval_tasks") if (source := getattr(config, key)) is not None}
     if config.replay is not None:
         changes["replay"] = config.replay.under(base)
+    if config.store is not None:
+        changes["store"] = absolute_store(config.store, base)
     changes["model"] = model_path(config.model, base)
     if config.chat_template is not None:
         changes["chat_template"] = str(base / Path(config.chat_template).expanduser())
     return replace(config, **changes)
-
-
-def store_file(address: str) -> Path | None:
-    """Return the file of a store's address (`sqlite:path`, or a plain path); None for other stores."""
-    scheme, colon, rest = address.partition(":")
-    if colon and scheme != "sqlite" and not address.startswith((".", "/", "~")):
-        return None
-    return Path(rest if colon and scheme == "sqlite" else address).expanduser()
 
 
 def import_from(folder: Path) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from threading import Lock
 
 from agentlightning.contracts.store import LightningStore
-from agentlightning.errors import LeaseLost, StoreError
+from agentlightning.errors import LeaseLost, NotFound, StoreError
 from agentlightning.registry.registry import registry
 from agentlightning.types import Attempt, AttemptStatus, Policy, Rollout, RolloutStatus, new_id
 
@@ -97,11 +97,11 @@ COPIED_LEASE = 60.0
 # --- checks ------------------------------------------------------------------------------------------------------------------------
 
 
-def new_attempt(rollout: Rollout, number: int, worker: str) -> Attempt:
-    """A running attempt with a new key."""
+def new_attempt(rollout: Rollout, number: int, worker: str, now: float) -> Attempt:
+    """A running attempt with a new key. `now` is the store's clock, in seconds since the epoch."""
     return Attempt(
         id=new_id(), rollout_id=rollout.id, number=number, key=f"agl-{secrets.token_urlsafe(24)}", worker=worker, status="running",
-        started=time.time(),
+        started=now,
     )  # fmt: skip
 
 
@@ -148,6 +148,26 @@ def check_policy(published: Policy, policy: Policy) -> None:
             f"Policy {policy.name!r} version {policy.version} is already published with uri {published.uri!r}. "
             f"Give {policy.uri!r} a new version."
         )
+
+
+def not_found(noun: str, id: str, store: str) -> NotFound:
+    """The error for a rollout or an attempt that the store does not hold."""
+    return NotFound(f"No {noun} {id!r} in the store {store}. Check the id and the address of the store.")
+
+
+def unknown_key() -> NotFound:
+    """The error for a key that belongs to no attempt. It does not repeat the key."""
+    return NotFound("No attempt has this key. Use the key that the rollout's runner received.")
+
+
+def rollout_exists(rollout_id: str, store: str) -> StoreError:
+    """The error of `begin` for a rollout that another call added."""
+    return StoreError(f"Rollout {rollout_id} already exists in the store {store}. Begin a new rollout.")
+
+
+def closed_store(store: object) -> StoreError:
+    """The error for calls after `close`."""
+    return StoreError(f"The store {store} is closed. Open it again.")
 
 
 def printable(text: str | None) -> str | None:

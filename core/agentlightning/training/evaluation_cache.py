@@ -163,7 +163,7 @@ def evaluation_cache(job: Job, plan: Plan, folder: RunFolder) -> EvaluationCache
 
 async def _read(run: Path, step: int, read: ReadTrajectory) -> dict[Place, Trajectory]:
     folder = RunFolder.open(run)
-    if not folder.store.is_file():
+    if not folder.has_store:
         return {}
     store = open_store(folder.store_address)
     try:

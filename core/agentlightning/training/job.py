@@ -10,8 +10,8 @@ from typing import Any, cast
 
 from agentlightning.config.models import model_path
 from agentlightning.config.schema import Config, build_config, check_names
+from agentlightning.config.store_address import absolute_store, run_store
 from agentlightning.config.tasks import load_tasks, task_line
-from agentlightning.errors import ConfigError
 from agentlightning.files import write_file
 from agentlightning.runner.program import CommandAgent
 from agentlightning.runner.runner import Agent
@@ -41,11 +41,6 @@ def make_job(
     **settings: Any,
 ) -> Job:
     """Return the job of `train`'s arguments."""
-    if "store" in settings:
-        raise ConfigError(
-            "train has no setting store: each run keeps store.db in its own folder. "
-            'To train on recorded rollouts, use replay={"store": ...}.'
-        )
     arguments = {"agent": agent, "tasks": tasks, "eval_tasks": eval_tasks}
     names = {
         "agent": agent if isinstance(agent, str) else f"{getattr(agent, '__module__', '?')}:{_qualified_name(agent)}",
@@ -57,6 +52,8 @@ def make_job(
     config = dataclasses.replace(config, model=model_path(config.model, Path.cwd()), folder=str(Path.cwd() / config.folder))
     if config.replay is not None:
         config = dataclasses.replace(config, replay=config.replay.under(Path.cwd()))
+    if config.store is not None:
+        config = dataclasses.replace(config, store=absolute_store(config.store, Path.cwd()))
     check_names(config)
     return Job(config, agent, [] if tasks is None else load_tasks(tasks), [] if eval_tasks is None else load_tasks(eval_tasks))
 
@@ -67,6 +64,13 @@ def job_of(config: Config) -> Job:
     if config.command is not None:
         agent = CommandAgent(config.command, reward=config.reward, folder=config.path or ".")
     return Job(config, agent, load_tasks(config.tasks) if config.tasks else [], load_tasks(config.eval_tasks) if config.eval_tasks else [])
+
+
+def with_store(job: Job, folder: RunFolder) -> Job:
+    """Return the job with the address of the run's own store. A resumed run has it already."""
+    if job.config.store is None:
+        return job
+    return dataclasses.replace(job, config=dataclasses.replace(job.config, store=run_store(job.config.store, folder.name)))
 
 
 def keep_tasks(job: Job, folder: RunFolder) -> Job:

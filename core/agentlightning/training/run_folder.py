@@ -24,6 +24,7 @@ import re
 import shutil
 import socket
 import time
+import tomllib
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -122,8 +123,17 @@ class RunFolder:
 
     @property
     def store_address(self) -> str:
-        """The address for `open_store`."""
-        return f"sqlite:{self.store}"
+        """The address for `open_store`: the setting `store` of the run, or the file in this folder."""
+        try:
+            store: str | None = tomllib.loads(self.config.read_text()).get("store")
+        except (OSError, ValueError):
+            store = None
+        return store or f"sqlite:{self.store}"
+
+    @property
+    def has_store(self) -> bool:
+        """Whether anything was recorded, as far as this folder knows."""
+        return self.store.is_file() or not self.store_address.endswith(str(self.store))
 
     # --- one writer ---
 

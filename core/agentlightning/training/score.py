@@ -12,7 +12,7 @@ from agentlightning.config.schema import Config
 from agentlightning.config.toml import to_toml
 from agentlightning.errors import ConfigError
 from agentlightning.training.controls import Controls, run_in_thread
-from agentlightning.training.job import Job, job_of
+from agentlightning.training.job import Job, job_of, with_store
 from agentlightning.training.no_calls import no_calls_report
 from agentlightning.training.plan import plan_rollouts
 from agentlightning.training.progress import Progress
@@ -54,6 +54,7 @@ async def _score(job: Job, limit: int | None, controls: Controls) -> Scored:
         raise ConfigError('The config has a replay and no agent to run. Set agent = "module:function" and eval_tasks.')
     plan = await plan_rollouts(config, job.agent, controls.progress)
     folder = RunFolder.create(config.folder, f"{config.name}-rollout")
+    config = with_store(job, folder).config
     with folder.lock():
         folder.write_config(to_toml(config))
         began, tasks = time.monotonic(), (job.eval_tasks or job.tasks)[:limit]

@@ -19,6 +19,7 @@ from agentlightning.contracts.engine import Engine
 from agentlightning.contracts.model import ModelFiles, Share
 from agentlightning.contracts.store import LightningStore
 from agentlightning.contracts.trainer import Trainer
+from agentlightning.errors import ConfigError
 from agentlightning.gateway import Gateway
 from agentlightning.gateway.rendering.demonstration import Demonstrate
 from agentlightning.registry.registry import registry
@@ -77,8 +78,7 @@ async def open_services(
     """Open the services of a training run. Heavy work happens in threads. `restore` is the checkpoint of a resumed run."""
     share: Share = {}
     async with AsyncExitStack() as exits:
-        store = open_store(folder.store_address)
-        exits.push_async_callback(store.close)
+        store = await _open_store(exits, config, folder)
         trainer = await _open_trainer(exits, plan.trainer, plan.files, share, restore, controls.progress)
         trainer.mismatch_limit = config.mismatch_limit
         engine = await _open_engine(exits, plan.engine, plan.files, share)
@@ -96,14 +96,25 @@ async def open_services(
 async def open_rollout_services(config: Config, plan: Plan, folder: RunFolder, controls: Controls) -> AsyncGenerator[RolloutServices]:
     """Open the services of rollouts without training."""
     async with AsyncExitStack() as exits:
-        store = open_store(folder.store_address)
-        exits.push_async_callback(store.close)
+        store = await _open_store(exits, config, folder)
         controls.progress.phase("loading model")
         engine = await _open_engine(exits, plan.engine, plan.files, {})
         if plan.files.path:
             await engine.load(engine.policy)  # an engine that starts with its first load reports its errors now
         collector = await _open_runners(exits, config, plan, store, engine, controls, None)
         yield RolloutServices(engine, collector, RolloutSettings.of(config))
+
+
+async def _open_store(exits: AsyncExitStack, config: Config, folder: RunFolder) -> LightningStore:
+    """Open the run's store. A new run needs an empty one, because a run trains on everything in its store."""
+    store = await asyncio.to_thread(open_store, config.store or folder.store_address)
+    exits.push_async_callback(store.close)
+    if config.store is not None and not folder.state.exists() and (await store.list(limit=1))[0]:
+        raise ConfigError(
+            f"store: {store!r} has rollouts, and a run needs an empty store. Name another one. To train on recorded rollouts, set "
+            "replay = {store = ...}."
+        )
+    return store
 
 
 async def _open_trainer(

@@ -23,7 +23,7 @@ from agentlightning.training.controls import Controls, Stopped, run_in_thread
 from agentlightning.training.earlier_runs import earlier_samplers
 from agentlightning.training.evaluation import Evaluator
 from agentlightning.training.evaluation_cache import evaluation_cache
-from agentlightning.training.job import Job, job_of, keep_tasks, make_job
+from agentlightning.training.job import Job, job_of, keep_tasks, make_job, with_store
 from agentlightning.training.learning_rate import lr_of_model, lr_warning
 from agentlightning.training.metrics import Trackers, cut_metrics, read_metrics
 from agentlightning.training.plan import TrainingPlan, plan_training
@@ -116,6 +116,7 @@ async def train_job(job: Job, *, progress: Progress, resume: str | Path | None, 
         await check_replay(config, plan, controls)
     sampler: Sampler | None = None if config.replay is not None else registry().load("samplers", config.sampler)(job.tasks, config.seed)
     folder = RunFolder.open(resume) if resume is not None else RunFolder.create(config.folder, config.name)
+    job = with_store(job, folder)
     with folder.lock():
         start = _restore(folder, sampler, config, resumed=resume is not None)
         progress.begin(config.steps, start.state.step)

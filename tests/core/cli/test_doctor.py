@@ -97,7 +97,7 @@ def test_what_is_installed_here_works(name: str) -> None:
 
 def test_every_plugin_of_ours_that_is_more_than_a_format_has_a_check() -> None:
     own = set(registry().names("adapters")) - {name for name, *_ in PRESETS}  # presets have the check of `opentelemetry`
-    assert set(registry().names("checks")) >= {"gateway", "sqlite", "torch", "vllm", "verl", *own}
+    assert set(registry().names("checks")) >= {"gateway", "sqlite", "postgres", "torch", "vllm", "verl", *own}
 
 
 def test_the_report_names_machine_advice_and_checks() -> None:

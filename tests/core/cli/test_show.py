@@ -215,7 +215,7 @@ def test_a_plain_store_file_is_shown_as_well(agl: AGL, run: Filled, tmp_path: Pa
     [
         (["show", "nothing"], 1, "There is no run 'nothing'. The latest runs are: "),
         (["show", "nothing.db"], 1, "There is no store file 'nothing.db'"),
-        (["show", "postgres://host/db"], 2, "Unknown store 'postgres'. Use one of "),
+        (["show", "mysql://host/db"], 2, "Unknown store 'mysql'. Use one of "),
         (["show", "latest", "zzzz"], 1, "There is no rollout 'zzzz' in this store"),
         (["show", "latest", "0"], 1, "fits"),
         (["show", "latest", "--tokens"], 2, "Name it: `agl show RUN ROLLOUT --tokens`"),

@@ -306,8 +306,8 @@ def test_a_wrong_setting_is_said_before_anything_starts(model: str, tmp_path: Pa
         agl.train(two_turns, tasks=TASKS, stepz=3, **settings(model, tmp_path))
     with pytest.raises(ConfigError, match=r"Unknown key 'learning_rate' in \[trainer\]"):
         agl.train(two_turns, tasks=TASKS, **settings(model, tmp_path, trainer={"name": "torch", "learning_rate": 1}))
-    with pytest.raises(ConfigError, match=r"train has no setting store: each run keeps store\.db.*use replay="):
-        agl.train(two_turns, tasks=TASKS, store="agl.db", **settings(model, tmp_path))
+    with pytest.raises(ConfigError, match=r"store has a password in it.*PGPASSWORD"):
+        agl.train(two_turns, tasks=TASKS, store="postgresql://me:secret@host/agl", **settings(model, tmp_path))
     with pytest.raises(TaskError, match=r"tasks is a dict\. Use a list of tasks"):
         agl.train(two_turns, tasks={"question": "2+3?"}, **settings(model, tmp_path))
     assert not RunFolder.all(tmp_path), "a run that cannot start leaves no folder"

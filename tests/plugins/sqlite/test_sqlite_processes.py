@@ -5,33 +5,21 @@ from __future__ import annotations
 import asyncio
 import signal
 import sqlite3
-import subprocess
-import sys
 import time
 from collections import defaultdict
 from pathlib import Path
 
+from acknowledged import check_acknowledged, line, start
 from agentlightning.testing.store import rollouts
 from agentlightning.types import Rollout, Task
 from agentlightning_sqlite.store import SQLiteStore
-
-SCRIPT = Path(__file__).with_name("sqlite_process.py")
-
-
-def start(job: str, path: Path, name: str) -> subprocess.Popen[str]:
-    return subprocess.Popen([sys.executable, str(SCRIPT), job, str(path), name], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-
-
-def line(process: subprocess.Popen[str]) -> list[str]:
-    assert process.stdout is not None
-    return process.stdout.readline().split()
 
 
 async def test_nothing_acknowledged_is_lost_when_a_writer_is_killed(tmp_path: Path) -> None:
     path = tmp_path / "agl.db"
     acknowledged: defaultdict[str, list[list[str]]] = defaultdict(list)
     for number in range(4):
-        process = start("write", path, f"w{number}")
+        process = start("write", str(path), f"w{number}")
         assert line(process) == ["ready"]
         lines = [line(process)]
         deadline = time.monotonic() + 0.25 + 0.1 * number
@@ -44,22 +32,8 @@ async def test_nothing_acknowledged_is_lost_when_a_writer_is_killed(tmp_path: Pa
         process.stdout.close()
         for word, *rest in lines:
             acknowledged[word].append(rest)
-    assert len(acknowledged["finished"]) > 20, "the writers did too little for this test to say anything"
     store = SQLiteStore(path)
-    states, _ = await store.list(limit=100_000)
-    attempts = {attempt.id: attempt for state in states for attempt in state.attempts}
-    assert {id for (id,) in acknowledged["added"]} <= {state.rollout.id for state in states}
-    claims = [attempt for _, attempt in acknowledged["claimed"]]
-    assert len(claims) == len(set(claims))
-    assert set(claims) <= attempts.keys()
-    assert all(attempts[id].status == "succeeded" for (id,) in acknowledged["finished"])
-    assert all(len(state.attempts) <= 1 for state in states)  # leases of 600 s: nothing is handed out again
-    for attempt_id in {attempt for attempt, _, _ in acknowledged["recorded"]}:
-        written = await store.records(attempt_id)
-        sizes = {completion.id: len(completion.prompt_ids) for completion in written.completions}
-        assert len(written.spans) == len(written.completions)  # all or none
-        for completion, size in ((c, int(n)) for attempt, c, n in acknowledged["recorded"] if attempt == attempt_id):
-            assert sizes[completion] == size
+    await check_acknowledged(store, acknowledged)
     await store.close()
     assert sqlite3.connect(path).execute("PRAGMA integrity_check").fetchone() == ("ok",)
 
@@ -68,7 +42,7 @@ async def test_processes_that_claim_at_once_never_share_an_attempt(tmp_path: Pat
     path = tmp_path / "agl.db"
     store = SQLiteStore(path)
     await store.add(rollouts(300))
-    processes = [start("drain", path, f"p{i}") for i in range(3)]
+    processes = [start("drain", str(path), f"p{i}") for i in range(3)]
     taken: list[str] = []
     for process in processes:  # one that is up first would take everything while the others start
         assert line(process) == ["ready"]
@@ -86,7 +60,7 @@ async def test_processes_that_claim_at_once_never_share_an_attempt(tmp_path: Pat
 async def test_wait_hears_what_another_process_commits(tmp_path: Path) -> None:
     path = tmp_path / "agl.db"
     store = SQLiteStore(path)
-    process = start("watch", path, "watcher")
+    process = start("watch", str(path), "watcher")
     try:
         assert line(process) == ["ready"]
         assert line(process) == ["seq", "0"]
@@ -107,7 +81,7 @@ async def test_wait_hears_what_another_process_commits(tmp_path: Path) -> None:
 
 
 def test_processes_may_make_the_file_at_the_same_time(tmp_path: Path) -> None:
-    processes = [start("drain", tmp_path / "new" / "agl.db", f"p{i}") for i in range(4)]
+    processes = [start("drain", str(tmp_path / "new" / "agl.db"), f"p{i}") for i in range(4)]
     for process in processes:
         output, _ = process.communicate(timeout=30)
         assert (process.returncode, output) == (0, "ready\n")

@@ -73,7 +73,7 @@ async def test_bytes_of_a_conversation_grow_with_its_new_tokens(tmp_path: Path) 
 
 
 async def test_a_prompt_is_whole_after_the_writer_forgot_the_conversation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("agentlightning_sqlite.records.CACHED_TOKENS", 5)
+    monkeypatch.setattr("agentlightning.stores.records.CACHED_TOKENS", 5)
     store = SQLiteStore(tmp_path / "agl.db")
     await store.add(rollouts(1))
     ((_, attempt),) = await store.claim("w", lease=60)

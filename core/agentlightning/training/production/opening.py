@@ -9,7 +9,8 @@ from collections.abc import AsyncGenerator, Collection
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-from agentlightning.config.schema import Config, store_file
+from agentlightning.config.schema import Config
+from agentlightning.config.store_address import store_file
 from agentlightning.contracts.store import LightningStore
 from agentlightning.errors import RunError, StoreError
 from agentlightning.gateway.rendering.load import load_tokenizer

@@ -1,4 +1,4 @@
-"""What the tests of the SQLite store run in other processes: `python sqlite_process.py <job> <path> <name>`.
+"""What the tests of durable stores run in other processes: `python store_process.py <job> <address> <name>`.
 
 Each line of output is an acknowledgement, written after the store gave it.
 """
@@ -7,19 +7,19 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from pathlib import Path
 
 import numpy as np
 
+from agentlightning.contracts.store import LightningStore
+from agentlightning.stores.common import open_store
 from agentlightning.types import Completion, Rollout, Sampling, Span, Task
-from agentlightning_sqlite.store import SQLiteStore
 
 
 def say(*words: object) -> None:
     print(*words, flush=True)
 
 
-async def write(store: SQLiteStore, name: str) -> None:
+async def write(store: LightningStore, name: str) -> None:
     """Claim, record a conversation, finish; for ever, by several workers at once."""
 
     async def work() -> None:
@@ -43,7 +43,7 @@ async def write(store: SQLiteStore, name: str) -> None:
     await asyncio.gather(*(work() for _ in range(4)))
 
 
-async def drain(store: SQLiteStore, name: str) -> None:
+async def drain(store: LightningStore, name: str) -> None:
     """When told to, claim until nothing is queued."""
     sys.stdin.readline()
     while claimed := await store.claim(name, lease=60, limit=2):
@@ -53,7 +53,7 @@ async def drain(store: SQLiteStore, name: str) -> None:
             await store.finish(attempt.id, "succeeded")
 
 
-async def watch(store: SQLiteStore, name: str) -> None:
+async def watch(store: LightningStore, name: str) -> None:
     """Print every new sequence number as soon as it is known."""
     seq = 0
     while True:
@@ -62,8 +62,8 @@ async def watch(store: SQLiteStore, name: str) -> None:
 
 
 async def main() -> None:
-    job, path, name = sys.argv[1:]
-    store = SQLiteStore(Path(path))
+    job, address, name = sys.argv[1:]
+    store = open_store(address)
     say("ready")
     await {"write": write, "drain": drain, "watch": watch}[job](store, name)
     await store.close()

@@ -1,0 +1,54 @@
+"""Addresses of stores in settings."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from urllib.parse import quote
+
+from agentlightning.errors import ConfigError
+
+POSTGRES = ("postgresql", "postgres")
+
+
+def store_file(address: str) -> Path | None:
+    """Return the file of a store's address (`sqlite:path`, or a plain path); None for other stores."""
+    scheme, colon, rest = address.partition(":")
+    if colon and scheme != "sqlite" and not address.startswith((".", "/", "~")):
+        return None
+    return Path(rest if colon and scheme == "sqlite" else address).expanduser()
+
+
+def absolute_store(address: str, base: Path) -> str:
+    """Return the same address, with the path of a store file made absolute. A folder is a run's, and means its store."""
+    file = store_file(address)
+    if file is None:
+        return address
+    path = base / file
+    return f"sqlite:{path / 'store.db' if path.is_dir() else path}"
+
+
+def run_store(address: str, run: str) -> str:
+    """Return the address of a run's own store: in a PostgreSQL database, the schema with the run's name unless the address has one."""
+    scheme, _, rest = address.partition("://")
+    if scheme not in POSTGRES or re.search(r"[?&]schema=", rest):
+        return address
+    return f"{address}{'&' if '?' in rest else '?'}schema={quote(run[:63], safe='')}"
+
+
+def check_no_secret(setting: str, address: str) -> None:
+    """Raise `ConfigError` for a token or a password in an address, because the run folder keeps its settings."""
+    scheme, _, rest = address.partition("://")
+    login = rest.partition("/")[0].rpartition("@")[0]
+    if scheme in ("http", "https") and login:
+        raise ConfigError(f"{setting} has a token in it, and the run folder keeps its settings. Remove it and set AGL_TOKEN instead.")
+    if scheme in POSTGRES and (":" in rest.rpartition("@")[0] or re.search(r"[?&](ssl)?password=", rest)):
+        raise ConfigError(
+            f"{setting} has a password in it, and the run folder keeps its settings. Remove it and set PGPASSWORD, or write it to "
+            "~/.pgpass."
+        )
+
+
+def shown_address(address: str) -> str:
+    """Return an address without its login and passwords, for messages."""
+    return re.sub(r"(?<=[?&])(ssl)?password=[^&]*", "password=...", re.sub(r"(?<=://).*@", "", address))

@@ -1,0 +1,1 @@
+"""Registers the stores `postgresql` and `postgres`: a database that several machines write."""

@@ -90,8 +90,8 @@ def main() -> None:
         cpu, wall = asyncio.run(cost(arguments.rollouts, with_runner(agent)))
         table.add_row(name, f"{cpu:.3f}", f"{wall:.3f}", f"{cpu / reference:.1f}", f"{cpu - reference:.3f} (bound 1)")
     Console(width=120).print(table)
-    whole = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    print(f"{arguments.flying} rollouts in flight add {added:.0f} MB; the process has {whole:.0f} MB at its peak (bound 300)")
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    print(f"{arguments.flying} rollouts in flight add {added:.0f} MB; the process has {peak:.0f} MB at its peak (bound 300)")
 
 
 if __name__ == "__main__":

@@ -197,10 +197,10 @@ async def test_a_reward_of_the_wrong_type_is_not_tried_again_but_a_nan_is() -> N
     async def solve(task: Any) -> Any:
         return "ten" if task == "text" else float("nan")
 
-    async with running(solve, "text") as (store, _):
-        [state] = await ended(store)
-    assert len(state.attempts) == 1
-    assert "a reward of this type stays wrong" in str(state.attempts[0].error)
+    async with running(solve, "text", "nan") as (store, _):
+        text, nan = await ended(store, 2)
+    assert (len(text.attempts), len(nan.attempts)) == (1, 2)
+    assert "a reward of this type stays wrong" in str(text.attempts[0].error)
 
 
 async def test_a_refused_prompt_is_not_tried_again() -> None:

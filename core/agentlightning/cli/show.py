@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import tomllib
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import suppress
@@ -51,10 +52,14 @@ def show(
 
     `agl show latest 5f0c9a1e` shows one rollout: agents, model calls, tools, rewards, advantages.
 
+    `agl show 5f0c9a1e` does the same.
+
     `agl show latest 5f0c9a1e --tokens` adds every token with its log-probability.
 
     `agl show agl.db --status failed` lists the failed rollouts in a store recorded with `agl.rollout(task)`.
     """
+    if rollout is None and _is_id(run):
+        run, rollout = "latest", run
     source = find_records(run)
     console = Console()
     if not console.is_terminal and "COLUMNS" not in os.environ:
@@ -70,6 +75,11 @@ def show(
     print_rollouts(rows, source, console, limit=limit)
     print_reused(source.run, console)
     print_diagnosis(source.run, console)
+
+
+def _is_id(name: str) -> bool:
+    """Whether the only argument is a rollout's id, or the end that the list shows, and no run or file."""
+    return re.fullmatch("[0-9a-f]{8,32}", name) is not None and not Path(name).exists() and not (Path("runs") / name).exists()
 
 
 def find_records(name: str) -> RecordsSource:
@@ -97,9 +107,9 @@ def find_records(name: str) -> RecordsSource:
 
 
 def _check_file(file: Path | None) -> None:
-    """Raise `StoreError` for a store file that does not exist, because opening it would create it."""
+    """Raise `ConfigError` for a store file that does not exist, because opening it would create it."""
     if file is not None and not file.is_file():
-        raise StoreError(f"There is no store file {str(file)!r}. Name a run (`latest`), or a file that `agl.rollout(task)` recorded into.")
+        raise ConfigError(f"There is no store file {str(file)!r}. Name a run (`latest`), or a file that `agl.rollout(task)` recorded into.")
 
 
 def _config(run: RunFolder) -> dict[str, Any]:
@@ -162,8 +172,8 @@ async def _find(store: LightningStore, name: str) -> str:
     if len(matches) == 1:
         return matches[0]
     if matches:
-        raise NotFound(f"{name!r} fits {len(matches)} rollouts: {', '.join(matches[:4])} ... Give more of the id.")
-    raise NotFound(f"There is no rollout {name!r} in this store. `agl show RUN` lists the rollouts.")
+        raise ConfigError(f"{name!r} fits {len(matches)} rollouts: {', '.join(matches[:4])} ... Give more of the id.")
+    raise ConfigError(f"There is no rollout {name!r} in this store. `agl show RUN` lists the rollouts.")
 
 
 async def _all(source: RecordsSource, step: int | None, mode: Mode | None, status: RolloutStatus | None) -> list[Shown]:

@@ -7,30 +7,25 @@ decides about a retry. Nothing recorded is lost.
 from __future__ import annotations
 
 import asyncio
-import contextvars
 import copy
-import functools
-import inspect
 import logging
 import os
 import socket
-import threading
-import traceback
 from collections.abc import Callable
-from concurrent.futures import Future
+from dataclasses import dataclass, replace
 from typing import Any
 
 from agentlightning.capture.recorder import Recorder, checked_reward, use
 from agentlightning.config.schema import RunnerSettings
 from agentlightning.contracts.store import LightningStore
-from agentlightning.errors import AgentError, AgentTimeout, ConfigError, LeaseLost, StoreError
+from agentlightning.errors import AgentError, AgentTimeout, LeaseLost, StoreError
 from agentlightning.registry.registry import registry
 from agentlightning.rl.trajectory.rollout_reward import rollout_reward
-from agentlightning.types import JSON, LLM, Attempt, AttemptStatus, Reward, Rollout
+from agentlightning.runner.agent_call import Agent, AgentCall, Outcome, explain, message_of, takes_llm
+from agentlightning.runner.retry import Failure, why_not_again
+from agentlightning.types import LLM, Attempt, AttemptStatus, Reward, Rollout
 
 log = logging.getLogger(__name__)
-Agent = Callable[..., Any]
-"""Called with the task's input, and with an `LLM` if it takes a second argument; sync or async. Returns the reward, or None."""
 
 
 def worker_name() -> str:
@@ -41,6 +36,11 @@ def worker_name() -> str:
 class Runner:
     """Keeps up to `concurrency` rollouts of a store running."""
 
+    GRACE = 5.0
+    """Seconds for a stopped agent to end. Then it is abandoned."""
+    LOOK = 0.5
+    """Seconds between two looks for cancelled rollouts."""
+
     def __init__(
         self,
         store: LightningStore,
@@ -49,11 +49,15 @@ class Runner:
         settings: RunnerSettings,
         *,
         name: str | None = None,
+        recycled: bool = False,
     ) -> None:
+        """`recycled`: `run` returns when an agent was abandoned and the other rollouts have ended, so that a new process can replace it."""
         self.store, self.settings = store, settings
         self.name = name or worker_name()
         self.abandoned = 0
-        """Threads of synchronous agents that run on after their timeout."""
+        """Agents that run on after their timeout or cancellation, in a task or a thread."""
+        self._recycled = recycled
+        self._turn = asyncio.Lock()
         self._agent, self._takes_llm = agent, takes_llm(agent)
         self._llm = llm
         self._running: set[asyncio.Task[None]] = set()
@@ -66,12 +70,16 @@ class Runner:
 
     async def run(self) -> None:
         """Claim and run until cancelled; then close the running attempts as `cancelled`."""
+        watch = asyncio.create_task(self._stop_cancelled())
         try:
             cursor = 0
             while True:
                 if self._broken:
                     raise self._broken[0]
-                free = self.settings.concurrency - len(self._running)
+                retired = self._recycled and self.abandoned > 0
+                if retired and not self._running:
+                    return
+                free = 0 if retired else self.settings.concurrency - len(self._running)
                 claimed = await self.store.claim(self.name, lease=self.settings.lease, limit=free) if free else []
                 for rollout, attempt in claimed:
                     task = asyncio.create_task(self._attempt(rollout, attempt), name=f"attempt-{attempt.id}")
@@ -80,7 +88,7 @@ class Runner:
                 if not claimed:
                     cursor = await self._something_new(cursor)
         finally:
-            running = list(self._running)
+            running = [watch, *self._running]
             for task in running:
                 task.cancel()
             await asyncio.gather(*running, return_exceptions=True)
@@ -103,105 +111,107 @@ class Runner:
     async def _attempt(self, rollout: Rollout, attempt: Attempt) -> None:
         recorder = Recorder(self.store, rollout, attempt, self._llm(attempt))
         registry().hook.rollout_started(rollout=rollout)
-        status: AttemptStatus
         heartbeat = asyncio.create_task(self._heartbeat(attempt, asyncio.current_task()))
-        error: str | None = None
         try:
-            with use(recorder):
-                # a copy: an agent may change its task, but not its group's
-                result = await self._call(copy.deepcopy(rollout.task.input), recorder.llm)
-            if result is not None:
-                recorder.add(Reward(attempt_id=attempt.id, value=checked_reward(result), name="return"))
-            await recorder.flush()
-            rollout_reward(recorder.rewards, status="succeeded")  # raises if two rewards contradict each other
-            status = "succeeded"
-        except asyncio.CancelledError as raised:
-            task = asyncio.current_task()
-            if task is not None and task.cancelling():
-                status, error = "cancelled", "the runner was stopped"
-            else:  # the agent's framework raised it; nobody cancelled this task
-                status, error = "failed", _explain(raised)
-        except AgentTimeout as timeout:
-            status, error = "timed_out", str(timeout)
-        except AgentError as wrong:
-            status, error = "failed", str(wrong)
-        except (Exception, SystemExit) as raised:
-            status, error = "failed", _explain(raised)
+            end = await self._run_agent(recorder)
+        except asyncio.CancelledError as cancelled:
+            self.abandoned += sum(outcome.abandoned for outcome in cancelled.args if isinstance(outcome, Outcome))
+            end = _End(status="cancelled", text="the runner was stopped")
+        except (Exception, GeneratorExit) as raised:  # the runner's own, of a record or a reward
+            end = _End(status="failed", text=str(raised) if isinstance(raised, AgentError) else explain(raised), error=raised)
         finally:
             heartbeat.cancel()
         try:
-            await self._close(rollout, attempt, recorder, status, error)
+            await self._close(recorder, end)
         except LeaseLost:
             return  # another runner has it now; the records of this attempt stay
 
-    async def _close(self, rollout: Rollout, attempt: Attempt, recorder: Recorder, status: AttemptStatus, error: str | None) -> None:
-        failed = status in ("failed", "timed_out")
-        penalised = failed and self.settings.on_failure == "penalise" and not await self._infrastructure(attempt)
+    async def _run_agent(self, recorder: Recorder) -> _End:
+        """Run the agent to its end and judge it. Raises what the runner itself finds wrong."""
+        task_input = copy.deepcopy(recorder.rollout.task.input)  # an agent may change its task, but not its group's
+        await self._turn.acquire()  # its first instructions may build a client: a hundred of them at once would use up its timeout
         try:
-            if penalised:
-                recorder.add(Reward(attempt_id=attempt.id, value=self.settings.penalty, name="penalty", source="runner"))
+            with use(recorder):
+                call = AgentCall(self._agent, (task_input, recorder.llm) if self._takes_llm else (task_input,))
+        finally:
+            asyncio.get_running_loop().call_soon(self._turn.release)  # after those instructions
+        outcome = await call.wait(self.settings.timeout, self.GRACE)
+        self.abandoned += outcome.abandoned
+        if outcome.timed_out:
+            return _End(status="timed_out", text=self._late(outcome.error), error=outcome.error)
+        error = outcome.error
+        if error is not None:
+            text = message_of(error) if isinstance(error, AgentError) else explain(error)
+            return _End(status="timed_out" if isinstance(error, AgentTimeout) else "failed", text=text, error=error)
+        if outcome.value is not None:
+            recorder.add(Reward(attempt_id=recorder.attempt.id, value=checked_reward(outcome.value), name="return"))
+        await recorder.flush()
+        rollout_reward(recorder.rewards, status="succeeded")  # raises if two rewards contradict each other
+        return _End(status="succeeded")
+
+    def _late(self, raised: BaseException | None) -> str:
+        """The text of a timeout, with the notes of the agent's cancellation."""
+        text = (
+            f"The agent did not return within {self.settings.timeout:g} s. Raise runner.timeout, or find out with `agl show` why it hangs."
+        )
+        return " ".join([text, *getattr(raised, "__notes__", ())])
+
+    async def _close(self, recorder: Recorder, end: _End) -> None:
+        attempt, policy, retry = recorder.attempt, self.settings.on_failure, end.status == "cancelled"
+        try:
+            if end.status in ("failed", "timed_out"):
+                failure = await self._failure(attempt, end)
+                if policy == "penalise" and not failure.infrastructure:
+                    recorder.add(Reward(attempt_id=attempt.id, value=self.settings.penalty, name="penalty", source="runner"))
+                elif policy != "drop":
+                    reason = why_not_again(failure)
+                    retry = reason is None
+                    end = replace(end, text=f"{end.text}\nNot tried again: {reason}." if reason else end.text)
             await recorder.close()
         except Exception as raised:  # the store failed, whatever the agent did
-            status, failed, penalised = "failed", True, False
-            error = "; ".join(filter(None, (error, _explain(raised))))
-        retry = status == "cancelled" or (failed and not penalised and self.settings.on_failure != "drop")
-        state = await self.store.finish(attempt.id, status, error=error, retry=retry)
+            end = _End(status="failed", text="; ".join(filter(None, (end.text, explain(raised)))))
+            retry = policy != "drop"
+        state = await self.store.finish(attempt.id, end.status, error=end.text, retry=retry)
         registry().hook.rollout_finished(state=state)
 
-    async def _infrastructure(self, attempt: Attempt) -> bool:
-        """Whether a model call failed in the engine or the gateway: then the agent is not to blame."""
-        records = await self.store.records(attempt.id)
-        retried = {call.supersedes for call in records.calls}
-        return any(call.status == "error" and call.id not in retried for call in records.calls)
+    async def _failure(self, attempt: Attempt, end: _End) -> Failure:
+        """What `why_not_again` wants to know of a failed attempt."""
+        calls = (await self.store.records(attempt.id)).calls
+        earlier: tuple[Attempt, ...] = ()
+        if attempt.number > 1:
+            state, _ = await self.store.read(attempt.rollout_id)
+            earlier = tuple(other for other in state.attempts if other.number < attempt.number)
+        return Failure(status=end.status, text=end.text, error=end.error, calls=calls, earlier=earlier)
 
     async def _heartbeat(self, attempt: Attempt, task: asyncio.Task[Any] | None) -> None:
         await keep_lease(self.store, attempt.id, self.settings.lease)
         if task is not None:
             task.cancel()
 
-    async def _call(self, task_input: JSON, llm: LLM) -> Any:
-        arguments = (task_input, llm) if self._takes_llm else (task_input,)
-        if not is_async(self._agent):
-            return await self._in_thread(functools.partial(self._agent, *arguments))
-        limit = asyncio.timeout(self.settings.timeout)
-        try:
-            async with limit:
-                return await self._agent(*arguments)
-        except TimeoutError as error:
-            if limit.expired():
-                raise self._timeout(error.__cause__) from error
-            raise
-
-    async def _in_thread(self, call: Callable[[], Any]) -> Any:
-        """Run a synchronous agent in its own thread: one that hangs must not block a pool."""
-        future: Future[Any] = Future()
-        future.set_running_or_notify_cancel()  # a timeout abandons the thread, and cannot cancel it
-        context = contextvars.copy_context()
-
-        def body() -> None:
+    async def _stop_cancelled(self) -> None:
+        """Stop the agents of rollouts that somebody cancelled in the store."""
+        last = await self.store.wait(0, timeout=0)
+        while True:
             try:
-                future.set_result(context.run(call))
-            except (StopIteration, KeyboardInterrupt) as raised:  # a future cannot hold these
-                future.set_exception(AgentError(f"{type(raised).__name__}: {raised}"))
-            except BaseException as raised:
-                future.set_exception(raised)
+                await self.store.wait(last, timeout=self.settings.lease)
+                states, last = await self.store.list(after=last, limit=1000, status=["cancelled"], order="changed")
+            except StoreError as error:
+                log.debug("The cancelled rollouts cannot be read; trying again. %s", error)
+                states = []
+            names = {f"attempt-{attempt.id}" for state in states for attempt in state.attempts}
+            for task in self._running:
+                if task.get_name() in names:
+                    task.cancel()
+            await asyncio.sleep(self.LOOK)
 
-        threading.Thread(target=body, name="agentlightning-agent", daemon=True).start()
-        result = asyncio.wrap_future(future)
-        try:
-            return await asyncio.wait_for(result, self.settings.timeout)
-        except TimeoutError as error:
-            if result.cancelled():
-                self.abandoned += 1
-                raise self._timeout() from error
-            raise
 
-    def _timeout(self, cancelled: BaseException | None = None) -> AgentTimeout:
-        """The error of a timeout, with the notes of the agent's cancellation."""
-        text = (
-            f"The agent did not return within {self.settings.timeout:g} s. Raise runner.timeout, or find out with `agl show` why it hangs."
-        )
-        return AgentTimeout(" ".join([text, *getattr(cancelled, "__notes__", ())]))
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _End:
+    """How an attempt ended."""
+
+    status: AttemptStatus
+    text: str | None = None
+    error: BaseException | None = None
 
 
 async def keep_lease(store: LightningStore, attempt_id: str, lease: float) -> None:
@@ -214,35 +224,3 @@ async def keep_lease(store: LightningStore, attempt_id: str, lease: float) -> No
             return
         except StoreError as error:
             log.warning("The lease of attempt %s could not be extended; trying again. %s", attempt_id, error)
-
-
-def takes_llm(agent: Agent) -> bool:
-    """Whether the agent takes `(task, llm)`, not `(task)`. Raises `ConfigError` if it takes neither."""
-    try:
-        signature = inspect.signature(agent)
-    except (TypeError, ValueError):
-        return True
-    for arguments in ((0, 0), (0,)):
-        try:
-            signature.bind(*arguments)
-        except TypeError:
-            continue
-        return len(arguments) == 2
-    raise ConfigError(f"The agent {getattr(agent, '__qualname__', agent)!r} takes {signature}. Expected (task, llm) or (task) alone.")
-
-
-def is_async(agent: Agent) -> bool:
-    """Whether calling the agent returns an awaitable."""
-    while isinstance(agent, functools.partial):
-        agent = agent.func
-    return inspect.iscoroutinefunction(agent) or inspect.iscoroutinefunction(getattr(agent, "__call__", None))  # noqa: B004
-
-
-def _explain(error: BaseException) -> str:
-    """The error and its line in the user's own code, for `agl show`."""
-    frames = traceback.extract_tb(error.__traceback__)
-    where = f" at {frames[-1].filename}:{frames[-1].lineno}" if frames else ""
-    own = [frame for frame in frames if "site-packages" not in frame.filename and "agentlightning" not in frame.filename]
-    if own and own[-1] is not frames[-1]:
-        where = f" at {own[-1].filename}:{own[-1].lineno}{' (in ' + frames[-1].filename + ')'}"
-    return f"{type(error).__name__}: {error}{where}"

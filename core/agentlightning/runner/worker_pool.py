@@ -30,6 +30,8 @@ from agentlightning.runner.runner import Runner
 from agentlightning.types import LLM, Attempt, AttemptStatus, Reward
 
 log = logging.getLogger("agentlightning.runner.worker_pool")
+RECYCLED = 75
+"""Exit code of a worker with an abandoned agent, after its other rollouts ended."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,6 +105,9 @@ class Workers:
             finally:
                 watch.cancel()
                 await _end(process)
+            if code == RECYCLED:
+                log.info("Worker process %s left an agent that did not stop. Starting another.", order.name)
+                continue
             await self._give_back(order.name, "failed", f"Worker process {order.name} died with exit code {code}.")
             useless = 0 if await self._claimed(order.name) else useless + 1
             log.warning("Worker process %s died with exit code %s. Starting another.", order.name, code)
@@ -113,12 +118,14 @@ class Workers:
 
     async def _watch(self, name: str, process: Process) -> None:
         """Extend a living worker's leases: its agent may block the heartbeat. Kill it if an attempt is far too late."""
-        beat = 0.0
+        beat, first_seen = 0.0, dict[str, float]()
         while True:
             await asyncio.sleep(1)
-            now, due = time.time(), time.monotonic() - beat > self._settings.lease / 3
-            for attempt in await self._running(name):
-                if now - attempt.started > self._settings.timeout + self.GRACE:
+            now = time.monotonic()  # the clock of `attempt.started` may jump
+            due, running = now - beat > self._settings.lease / 3, await self._running(name)
+            first_seen = {attempt.id: first_seen.get(attempt.id, now) for attempt in running}
+            for attempt in running:
+                if now - first_seen[attempt.id] > self._settings.timeout + self.GRACE:
                     late = f"The agent blocked its worker process beyond the timeout of {self._settings.timeout:g} s, so it was killed."
                     await self._give_back(name, "timed_out", late)
                     process.kill()
@@ -167,7 +174,8 @@ async def _end(process: Process) -> None:
         await process.wait()
 
 
-async def _work(order: WorkerOrder) -> None:
+async def _work(order: WorkerOrder) -> int:
+    """Run rollouts. Returns the exit code."""
     open_store = registry().load("stores", "http")
     for adapter in order.adapters:
         registry().load("adapters", adapter)(order.models)
@@ -177,6 +185,7 @@ async def _work(order: WorkerOrder) -> None:
         lambda attempt: LLM(order.model, order.base_url, attempt.key),
         order.settings,
         name=order.name,
+        recycled=True,
     )
     loop, task = asyncio.get_running_loop(), asyncio.create_task(runner.run())
 
@@ -190,7 +199,8 @@ async def _work(order: WorkerOrder) -> None:
     try:
         await task
     except asyncio.CancelledError:
-        return
+        return 0
+    return RECYCLED
 
 
 def main() -> None:
@@ -202,8 +212,8 @@ def main() -> None:
     for entry in reversed(order.path):
         if entry not in sys.path:
             sys.path.insert(0, entry)
-    asyncio.run(_work(order))
-    os._exit(0)  # abandoned agent threads must not keep the process
+    code = asyncio.run(_work(order))
+    os._exit(code)  # abandoned agent threads must not keep the process
 
 
 if __name__ == "__main__":

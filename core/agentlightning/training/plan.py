@@ -19,8 +19,8 @@ from agentlightning.contracts.trainer import check_capabilities
 from agentlightning.errors import ConfigError, UnsupportedSetting
 from agentlightning.gateway.rendering.load import make_rendering
 from agentlightning.registry.registry import load_object, registry
+from agentlightning.runner.agent_call import Agent, takes_llm
 from agentlightning.runner.proxies import reach_loopback
-from agentlightning.runner.runner import Agent, takes_llm
 from agentlightning.runner.worker_pool import reference_of
 from agentlightning.training.progress import Progress
 from agentlightning.types import JSON

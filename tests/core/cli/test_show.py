@@ -214,12 +214,19 @@ def test_a_plain_store_file_is_shown_as_well(agl: AGL, run: Filled, tmp_path: Pa
     ("arguments", "code", "says"),
     [
         (["show", "nothing"], 1, "There is no run 'nothing'. The latest runs are: "),
-        (["show", "nothing.db"], 1, "There is no store file 'nothing.db'"),
+        (["show", "nothing.db"], 2, "There is no store file 'nothing.db'"),
         (["show", "mysql://host/db"], 2, "Unknown store 'mysql'. Use one of "),
-        (["show", "latest", "zzzz"], 1, "There is no rollout 'zzzz' in this store"),
-        (["show", "latest", "0"], 1, "fits"),
+        (["show", "latest", "zzzz"], 2, "There is no rollout 'zzzz' in this store"),
+        (["show", "latest", "0"], 2, "fits"),
         (["show", "latest", "--tokens"], 2, "Name it: `agl show RUN ROLLOUT --tokens`"),
     ],
 )
 def test_wrong_names_say_what_would_be_right(agl: AGL, run: Filled, arguments: list[str], code: int, says: str) -> None:
     assert (agl(*arguments)[0], says in agl(*arguments)[1]) == (code, True)
+
+
+def test_the_listed_id_alone_shows_the_rollout_of_the_last_run(agl: AGL, run: Filled) -> None:
+    listed = next(line.split()[0] for line in agl("show")[1].splitlines()[1:])
+    assert agl("show", listed) == agl("show", "latest", listed)
+    assert agl("show", listed)[0] == 0
+    assert agl("show", "0123abcd")[0] == 2

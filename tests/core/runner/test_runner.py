@@ -14,7 +14,8 @@ from agentlightning.capture.recorder import current
 from agentlightning.config.schema import RunnerSettings
 from agentlightning.contracts.store import RolloutState
 from agentlightning.errors import ConfigError, StoreError
-from agentlightning.runner.runner import Runner, takes_llm
+from agentlightning.runner.agent_call import takes_llm
+from agentlightning.runner.runner import Runner
 from agentlightning.stores.common import open_store
 from agentlightning.types import LLM, Attempt, Call, Rollout, Span, Task
 from agentlightning_sqlite.store import SQLiteStore
@@ -106,13 +107,13 @@ async def test_an_agent_that_raises_is_tried_again_and_the_error_names_its_line(
     async def solve(task: Any) -> float:
         tries.append(1)
         if len(tries) < 3:
-            raise ZeroDivisionError("no good")
+            raise ZeroDivisionError(f"no good {len(tries)}")
         return 1.0
 
     [(state, _)] = await run(solve, "task", attempts=3)
     assert state.status == "succeeded"
     assert [attempt.status for attempt in state.attempts] == ["failed", "failed", "succeeded"]
-    assert "ZeroDivisionError: no good at " in str(state.attempts[0].error)
+    assert "ZeroDivisionError: no good 1 at " in str(state.attempts[0].error)
     assert "test_runner.py:" in str(state.attempts[0].error)
 
 
@@ -202,6 +203,7 @@ async def test_a_sync_agent_that_hangs_is_timed_out_its_thread_abandoned_and_cou
     store, go_on = open_store("memory:"), threading.Event()
     await store.add([Rollout(task=Task("1", None), mode="train")])
     runner = Runner(store, lambda task: go_on.wait(30), llm, RunnerSettings(timeout=0.05, on_failure="drop"))
+    runner.GRACE = 0.1
     task = asyncio.create_task(runner.run())
     cursor = 0
     while not (await store.list(status=["failed"]))[0]:

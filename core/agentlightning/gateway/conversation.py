@@ -27,14 +27,21 @@ def head_hash(policy: str, tools: Sequence[JSON] | None, format: Any = None) -> 
     return _digest(json.dumps(terms, sort_keys=True))
 
 
-def chain(messages: Iterable[Message]) -> list[str]:
-    """(messages,) hash of the conversation up to and with each message."""
-    hashes: list[str] = []
-    last, calls = "", _Calls()
-    for message in messages:
-        last = _digest(last + canonical(message, calls))
-        hashes.append(last)
-    return hashes
+@dataclass(frozen=True, slots=True)
+class Chain:
+    """The hash of a conversation up to and with each of its messages."""
+
+    hashes: tuple[str, ...] = ()
+    """(messages,)"""
+    calls: tuple[str, ...] = ()
+    """The ids of its tool calls, in order."""
+
+    def extended(self, messages: Iterable[Message]) -> Chain:
+        """The chain with more messages."""
+        hashes, calls = list(self.hashes), _Calls(self.calls)
+        for message in messages:
+            hashes.append(_digest((hashes[-1] if hashes else "") + canonical(message, calls)))
+        return Chain(tuple(hashes), tuple(calls.ids))
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,22 +51,22 @@ class History:
     head: str
     """See `head_hash`."""
     messages: tuple[list[dict[str, Any]], ...]
-    hashes: tuple[list[str], ...]
-    """See `chain`; aligned with `messages`."""
+    chains: tuple[Chain, ...]
+    """Aligned with `messages`."""
 
     @classmethod
     def of(cls, head: str, *messages: list[dict[str, Any]]) -> History:
         """Hash the messages of one request."""
-        return cls(head, messages, tuple(chain(history) for history in messages))
+        return cls(head, messages, tuple(Chain().extended(history) for history in messages))
 
     @property
     def request_hash(self) -> str:
         """`Call.request_hash`: of the canonical request. Anybody with the messages and tools can compute it."""
-        return f"{self.head}.{'.'.join(hashes[-1] for hashes in self.hashes)}"
+        return f"{self.head}.{'.'.join(chain.hashes[-1] for chain in self.chains)}"
 
     def conversation(self, index: int, reply: Message) -> str:
         """`Completion.conversation`: of one history with a reply to it."""
-        return f"{self.head}.{chain([*self.messages[index], reply])[-1]}"
+        return f"{self.head}.{self.chains[index].extended([reply]).hashes[-1]}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,14 +83,14 @@ class Match:
 class _Calls:
     """Tool calls of one conversation, numbered in order."""
 
-    def __init__(self) -> None:
-        self.count = 0
-        self.numbers: dict[str, int] = {}
+    def __init__(self, ids: Iterable[str] = ()) -> None:
+        self.ids = list(ids)
+        self.numbers = {id: number for number, id in enumerate(self.ids)}
 
     def add(self, id: str) -> int:
-        self.numbers[id] = self.count
-        self.count += 1
-        return self.count - 1
+        self.numbers[id] = len(self.ids)
+        self.ids.append(id)
+        return self.numbers[id]
 
 
 def canonical(message: Message, calls: _Calls | None = None) -> str:
@@ -143,7 +150,7 @@ class Conversations:
 
         Only the last assistant message can match: a bridge takes no assistant message that was not sampled.
         """
-        [messages], [hashes] = history.messages, history.hashes
+        [messages], [hashes] = history.messages, [chain.hashes for chain in history.chains]
         last = next((i for i in range(len(messages) - 1, -1, -1) if messages[i]["role"] == "assistant"), None)
         if last is None or not self._chains:
             return Match("first")
@@ -156,7 +163,7 @@ class Conversations:
 
     def with_reasoning(self, history: History) -> list[Message]:
         """The messages, with the reasoning of recorded replies that the agent dropped."""
-        [messages], [hashes] = history.messages, history.hashes
+        [messages], [hashes] = history.messages, [chain.hashes for chain in history.chains]
         restored: list[Message] = []
         for message, digest in zip(messages, hashes, strict=True):
             reply = self._replies.get(f"{history.head}.{digest}") if message["role"] == "assistant" else None

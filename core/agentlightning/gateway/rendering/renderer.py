@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
+import numpy as np
+
 from agentlightning.gateway.api.schema import Refused
 from agentlightning.gateway.rendering.tokens import Tokens
 from agentlightning.gateway.rendering.tool_text import End, ToolCall
@@ -116,7 +118,7 @@ class Rendering:
         bridge = self.renderer.bridge(earlier, conversation, end)
         if bridge.ids is None:
             return None, bridge.cause
-        return ints([*earlier.prompt_ids.tolist(), *earlier.response_ids.tolist(), *bridge.ids]), bridge.cause
+        return ints(np.concatenate([earlier.prompt_ids, earlier.response_ids, ints(bridge.ids)])), bridge.cause
 
     def encode(self, text: str) -> list[int]:
         return self.tokens.encode(text)

@@ -17,6 +17,7 @@ import msgspec
 
 from agentlightning.types import JSON, Call, Completion
 
+_json = json.JSONEncoder(sort_keys=True).encode
 Message = Mapping[str, Any]
 """In OpenAI's form, content as text."""
 
@@ -24,7 +25,7 @@ Message = Mapping[str, Any]
 def head_hash(policy: str, tools: Sequence[JSON] | None, format: Any = None) -> str:
     """Hash of the terms of a conversation: policy, tools, and the reply format (`ChatRequest.format`)."""
     terms = [policy, list(tools or ()), *([] if format is None else [msgspec.to_builtins(format)])]
-    return _digest(json.dumps(terms, sort_keys=True))
+    return _digest(_json(terms))
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +36,17 @@ class Chain:
     """(messages,)"""
     calls: tuple[str, ...] = ()
     """The ids of its tool calls, in order."""
+
+    @classmethod
+    def of(cls, messages: Sequence[Message], earlier: History | None) -> Chain:
+        """The chain of these messages."""
+        if earlier is None:
+            return cls().extended(messages)
+        before, chain = earlier.messages[0], earlier.chains[0]
+        pairs = enumerate(zip(messages, before, strict=False))
+        same = next((i for i, (message, other) in pairs if message != other), min(len(messages), len(before)))
+        calls = sum(len(message.get("tool_calls") or ()) for message in before[:same])
+        return cls(chain.hashes[:same], chain.calls[:calls]).extended(messages[same:])
 
     def extended(self, messages: Iterable[Message]) -> Chain:
         """The chain with more messages."""
@@ -55,9 +67,9 @@ class History:
     """Aligned with `messages`."""
 
     @classmethod
-    def of(cls, head: str, *messages: list[dict[str, Any]]) -> History:
-        """Hash the messages of one request."""
-        return cls(head, messages, tuple(Chain().extended(history) for history in messages))
+    def of(cls, head: str, *messages: list[dict[str, Any]], earlier: History | None = None) -> History:
+        """Hash the messages of one request. It takes the hashes of messages that begin an `earlier` one too."""
+        return cls(head, messages, tuple(Chain.of(history, earlier) for history in messages))
 
     @property
     def request_hash(self) -> str:
@@ -102,7 +114,7 @@ def canonical(message: Message, calls: _Calls | None = None) -> str:
         function = call["function"]
         asked.append([calls.add(str(call.get("id"))), function["name"], _arguments(function.get("arguments"))])
     answers = calls.numbers.get(str(message.get("tool_call_id")), message.get("tool_call_id"))
-    return json.dumps([role, text_of(message.get("content")), asked, answers], sort_keys=True)
+    return _json([role, text_of(message.get("content")), asked, answers])
 
 
 def text_of(content: Any) -> str:
@@ -135,6 +147,12 @@ class Conversations:
         self._positions: dict[str, int | None] = {}
         """By the hash of a reply alone: the number of messages before it, None after a restart."""
         self._requests: set[str] = set()
+        self._latest: History | None = None
+
+    def read(self, head: str, *messages: list[dict[str, Any]]) -> History:
+        """The history of a request. Only messages that the latest one did not have are hashed."""
+        self._latest = History.of(head, *messages, earlier=self._latest)
+        return self._latest
 
     def add(self, call: Call, completions: Iterable[Completion], before: int | None = None) -> None:
         """Add an answered call. `before`: the number of messages in its request."""

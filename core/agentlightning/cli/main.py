@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.text import Text
 from typer.core import TyperGroup
 
-from agentlightning.cli import config, doctor, models, rollout, serve, show, train
+from agentlightning.cli import config, doctor, models, rollout, runner, serve, show, store, train
 from agentlightning.cli import plugins as plugins_command
 from agentlightning.errors import ConfigError, LightningError
 from agentlightning.registry.registry import Entry, Registry, registry
@@ -90,11 +90,13 @@ def build(plugins: Registry | None = None) -> typer.Typer:
     app.command("train")(train.train)
     app.command("rollout")(rollout.rollout)
     app.command("serve")(serve.serve)
+    app.command("runner")(runner.runner)
     app.command("show")(show.show)
     app.command("config")(config.config)
     app.command("plugins")(plugins_command.plugins)
     app.command("doctor")(doctor.doctor)
     app.add_typer(models.app, name="models")
+    app.add_typer(store.app, name="store")
     return app
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -32,7 +32,7 @@ from agentlightning.settings import (
     build,
     of_kind,
 )
-from agentlightning.types import JSON
+from agentlightning.types import JSON, Task
 
 Reference = Annotated[str, Meta(pattern=".:.", description="'module:function'")]
 DEFAULT_PARTS = {"algorithm": "lightning", "engine": "torch", "trainer": "torch"}
@@ -58,6 +58,8 @@ class RunnerSettings(BaseSettings):
     """Seconds for one attempt."""
     workers: NonNegativeInt = 0
     """Worker processes; 0 runs agents in this process. Use workers for agents that block or crash."""
+    remote: bool = False
+    """Runners on other machines run the agent. The run prints the command that starts one; `workers` of this machine help them."""
     attempts: PositiveInt = 3
     """Attempts at one rollout, at most."""
     on_failure: Literal["retry", "drop", "penalise"] = "retry"
@@ -87,7 +89,7 @@ class EvalConfig(BaseSettings):
     every: NonNegativeInt = 5
     """Steps between two evaluations; 0 evaluates only before and after."""
     tasks: PositiveInt | None = None
-    """Evaluate the first N tasks. Absent: all."""
+    """Evaluate N tasks, spread evenly over `eval_tasks`, which may be sorted. Absent: all."""
     samples: NonNegativeInt = 1
     """Sampled rollouts of each task; 0 for none."""
     greedy: bool = True
@@ -103,6 +105,11 @@ class EvalConfig(BaseSettings):
             raise ConfigError("eval.samples is 0 and eval.greedy is false, so nothing is evaluated. Set one of them, or remove eval_tasks.")
         if self.patience is not None and not self.every:
             raise ConfigError("eval.patience counts evaluations during training, but eval.every is 0. Set eval.every.")
+
+    def chosen(self, tasks: Sequence[Task]) -> list[Task]:
+        """Return the tasks of an evaluation, in their order."""
+        count = len(tasks) if self.tasks is None else min(self.tasks, len(tasks))
+        return [tasks[place * len(tasks) // count] for place in range(count)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -241,8 +248,12 @@ class Config(BaseSettings):
     """Raise an alarm above this mean difference in log-probability between engine and trainer, per sampled token."""
     mismatch_limit: PositiveFloat = 0.2
     """Do not train a step above this difference. The engine loads the weights again, and the step samples new rollouts, once."""
+    host: str = "127.0.0.1"
+    """Address that the gateway listens on. `0.0.0.0` lets other machines in, for `runner.remote`."""
     port: Annotated[int, Meta(ge=0, le=65535)] = 0
     """Port of the gateway; 0 takes a free one."""
+    address: str | None = None
+    """How other machines reach the gateway, as in `http://trainer:8001`. Absent: the name of this machine, and the port."""
     max_body_mb: Annotated[int, Meta(ge=1)] = 32
     """Largest body of a request to the gateway, in MB. The gateway refuses larger ones before it reads them."""
     folder: str = "runs"

@@ -1,15 +1,12 @@
-"""The gateway as an ASGI app, and as a server in its own thread and event loop, so that a blocking agent cannot stop its own model."""
+"""The gateway as an ASGI app, and as a server in its own thread, so that a blocking agent cannot stop its own model."""
 
 from __future__ import annotations
 
 import asyncio
-import socket
 from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Sequence
 from contextlib import asynccontextmanager
-from threading import Thread
 from typing import Any, TypedDict, Unpack
 
-import uvicorn
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import Response
@@ -32,10 +29,11 @@ from agentlightning.gateway.api.protocol import Form
 from agentlightning.gateway.api.rewards import PATH as REWARD_PATH
 from agentlightning.gateway.api.rewards import RewardEndpoint
 from agentlightning.gateway.api.schema import Refused
+from agentlightning.gateway.app_server import AppServer
 from agentlightning.gateway.auth import Callers
 from agentlightning.gateway.call import Endpoint, Forwarder, Service
 from agentlightning.gateway.end_of_attempt import EndOfAttempt
-from agentlightning.gateway.listener import TimedProtocol, closes_for_async_clients, is_loopback, listen, local_names_only
+from agentlightning.gateway.listener import closes_for_async_clients
 from agentlightning.gateway.rendering.demonstration import Demonstrate
 from agentlightning.gateway.rendering.load import load_rendering
 from agentlightning.gateway.rendering.renderer import Rendering
@@ -48,12 +46,6 @@ CALLS_PATH = "/v1/calls"
 BASE = "/v1"
 OTHER_BASES = ("", "/v1/v1")
 """The beginnings of paths from clients that add no /v1 to their base address, and from those that add one to ours."""
-SHUTDOWN = 5
-"""Seconds for in-flight calls when the server stops. Then they are cancelled and recorded as such."""
-RECORDING = 5
-"""Seconds for a slow store to record them."""
-KEEP_ALIVE = 75
-"""Seconds that an idle connection stays open. No client keeps one longer."""
 
 
 class _Loader:
@@ -137,69 +129,15 @@ class Gateway:
     def __init__(
         self, store: LightningStore, engine: Engine, *, host: str = "127.0.0.1", port: int = 0, **options: Unpack[Options]
     ) -> None:
-        self._app = gateway_app(store, engine, **options)
-        self._engine, self._host, self._port = engine, host, port
-        self._server: uvicorn.Server | None = None
-        self._thread: Thread | None = None
-
-    async def start(self) -> None:
-        """Listen and serve. Raises `GatewayError` when the address is not free."""
-        if self._server is not None:
-            raise GatewayError("The gateway is already running. Stop it first.")
-        listener = listen(self._host, self._port)
-        self._port = listener.getsockname()[1]
-        app = closes_for_async_clients(self._app)
-        config = uvicorn.Config(
-            local_names_only(app) if is_loopback(self._host) else app,
-            http=TimedProtocol,
-            log_config=None,
-            access_log=False,
-            proxy_headers=False,
-            lifespan="on",
-            ws="none",
-            timeout_keep_alive=KEEP_ALIVE,
-            timeout_graceful_shutdown=SHUTDOWN,
-        )
-        server = self._server = uvicorn.Server(config)
-        self._thread = Thread(target=_serve, args=(server, listener), name="agentlightning-gateway", daemon=True)
-        self._thread.start()
-        while not server.started:
-            if not self._thread.is_alive():
-                self._server = None
-                raise GatewayError(f"The gateway on {self._host}:{self._port} stopped during its start. See the log.")
-            await asyncio.sleep(0.005)
-
-    async def stop(self) -> None:
-        """Stop listening. In-flight calls have a few seconds to end. Idempotent."""
-        server, thread, self._server = self._server, self._thread, None
-        if server is None or thread is None:
-            return
-        server.should_exit = True
-        await asyncio.to_thread(thread.join)
+        self._engine = engine
+        self._server = AppServer(closes_for_async_clients(gateway_app(store, engine, **options)), host=host, port=port)
+        self.start, self.stop = self._server.start, self._server.stop
 
     @property
     def base_url(self) -> str:
         """The address for agents: `http://host:port/v1`."""
-        if self._server is None:
-            raise GatewayError("The gateway has no address yet. Start it first.")
-        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self._host, self._host)  # noqa: S104 (compared, not listened on)
-        return f"http://{f'[{host}]' if ':' in host else host}:{self._port}/v1"
+        return f"{self._server.url}/v1"
 
     def llm(self, attempt: Attempt) -> LLM:
         """Model name, address and key for the agent of an attempt."""
         return LLM(self._engine.info.model, self.base_url, attempt.key)
-
-
-def _serve(server: uvicorn.Server, listener: socket.socket) -> None:
-    try:
-        asyncio.run(_serve_and_record(server, listener))
-    finally:
-        listener.close()
-
-
-async def _serve_and_record(server: uvicorn.Server, listener: socket.socket) -> None:
-    await server.serve(sockets=[listener])
-    # the end of the loop would cut off the records of the calls that it cancelled
-    others = asyncio.all_tasks() - {asyncio.current_task()}
-    if others:
-        await asyncio.wait(others, timeout=RECORDING)

@@ -82,7 +82,7 @@ def serve(
     async def serve_until_stopped() -> None:
         async with _serving(model, Address(host, port, max_body_mb * 2**20), store, progress) as served:
             ready(served)
-            await _until_interrupted()
+            await until_interrupted()
 
     asyncio.run(serve_until_stopped())
 
@@ -138,7 +138,7 @@ def upstream_model(url: str, *, key_env: str | None = None, name: str | None = N
     return ServedModel(ModelFiles(name or "", ""), table, None, RenderingSettings())
 
 
-async def _until_interrupted() -> None:
+async def until_interrupted() -> None:
     """Return at SIGINT or SIGTERM."""
     stop, loop = asyncio.Event(), asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import logging
 import os
 import time
 from collections.abc import Callable, Collection
@@ -27,10 +28,13 @@ from agentlightning.stores.common import printable
 from agentlightning.stores.serialization import decode, encode
 from agentlightning.types import AttemptStatus, new_id
 
+logger = logging.getLogger(__name__)
 F = TypeVar("F", bound=Callable[..., Any])
 PREFIX = "/store/v1"
 REQUEST_HEADER = "X-AGL-Request-Id"
 """Header with the id of a `once` call."""
+OUTAGE = 5.0
+"""Seconds without an answer before the log says so."""
 LONG_POLL = 20.0
 """Maximum seconds of one `wait` request; proxies cut longer connections."""
 
@@ -80,12 +84,14 @@ def _remote(method: F) -> F:
 
 
 class StoreClient:
-    """A `LightningStore` behind HTTP. Retries connection errors for `patience` seconds."""
+    """A `LightningStore` behind HTTP. Retries connection errors for `patience` seconds, and logs an outage that lasts."""
 
     def __init__(self, url: str, token: str, *, patience: float = 30.0) -> None:
         self.url, self._token, self._patience = url.rstrip("/"), token, patience
         self._clients: WeakKeyDictionary[asyncio.AbstractEventLoop, httpx.AsyncClient] = WeakKeyDictionary()
         self._closed = False
+        self._outage = False
+        """Whether the log says that the store does not answer."""
 
     def __repr__(self) -> str:
         return f"StoreClient({self.url!r})"
@@ -110,7 +116,7 @@ class StoreClient:
         method = METHODS[name]
         body = encode(arguments)
         headers = {REQUEST_HEADER: new_id()} if method.once else {}
-        deadline, pause = time.monotonic() + self._patience, 0.05
+        began, pause = time.monotonic(), 0.05
         while True:
             failure: Exception | None = None
             try:
@@ -119,9 +125,16 @@ class StoreClient:
                 failure, reason = error, f"{type(error).__name__} {error}".strip()
             else:
                 if answer.status_code not in (502, 503, 504):  # a proxy's, while the server starts again
+                    if self._outage:
+                        self._outage = False
+                        logger.warning("The store at %s answers again.", self.url)
                     return self._read(name, method, answer)
                 reason = f"HTTP {answer.status_code}"
-            if time.monotonic() + pause > deadline:
+            lasted = time.monotonic() - began
+            if lasted > OUTAGE and not self._outage:
+                self._outage = True
+                logger.warning("The store at %s does not answer (%s). Trying again until it does.", self.url, reason)
+            if lasted + pause > self._patience:
                 raise StoreError(
                     f"The store at {self.url} did not answer `{name}` within {self._patience:.0f} seconds ({reason}). "
                     "Check that it runs at that address."
@@ -175,8 +188,14 @@ class StoreClient:
             await client.aclose()
 
 
-def open_http(address: str) -> StoreClient:
+def open_http(address: str, *, patience: float = 30.0) -> StoreClient:
     """Open the store at `http://token@host:port` (or https). The token can also come from the variable `AGL_TOKEN`."""
+    url, token = split_address(address)
+    return StoreClient(url, token, patience=patience)
+
+
+def split_address(address: str) -> tuple[str, str]:
+    """Return URL and token of `http://token@host:port`; the token from `AGL_TOKEN` if the address has none. Raises `StoreError`."""
     parts = urlsplit(address)
     token = unquote(parts.username or "") or os.environ.get("AGL_TOKEN", "")
     host = parts.netloc.rpartition("@")[2]
@@ -184,4 +203,4 @@ def open_http(address: str) -> StoreClient:
         raise StoreError(f"{address!r} is not the address of a store. Write http://token@host:port.")
     if not token:
         raise StoreError(f"The store at {host} needs a token. Write http://TOKEN@{host}, or set AGL_TOKEN to it. `agl serve` prints it.")
-    return StoreClient(f"{parts.scheme}://{host}{parts.path}", token)
+    return f"{parts.scheme}://{host}{parts.path}".rstrip("/"), token

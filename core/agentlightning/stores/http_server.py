@@ -9,11 +9,12 @@ import asyncio
 import hashlib
 import logging
 import secrets
+import time
 from collections import OrderedDict
 from typing import Any
 
 from starlette.applications import Starlette
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
 
@@ -24,6 +25,8 @@ from agentlightning.stores.serialization import decode, encode
 
 ANSWERS = 4096
 """Maximum answers kept for repeated requests."""
+SIGNS = frozenset({"claim", "heartbeat"})
+"""The calls of a living runner."""
 
 logger = logging.getLogger(__name__)
 
@@ -37,14 +40,30 @@ class StoreServer:
         self.store = store
         self._secret = _hash(f"Bearer {token}")
         self._answers: OrderedDict[tuple[str, str], asyncio.Task[Response]] = OrderedDict()
+        self.last_sign: float | None = None
+        """When a runner last asked for work or renewed a lease (`time.monotonic`)."""
+
+    @property
+    def routes(self) -> list[Route]:
+        """For an app that serves the store."""
+        return [Route(f"{PREFIX}/{{method}}", self.answer, methods=["POST"])]
+
+    def admits(self, request: Request) -> bool:
+        """Whether a request has the token."""
+        return secrets.compare_digest(_hash(request.headers.get("Authorization", "")), self._secret)
 
     async def answer(self, request: Request) -> Response:
-        if not secrets.compare_digest(_hash(request.headers.get("Authorization", "")), self._secret):
+        if not self.admits(request):
             return _failure(401, StoreError("The token is missing or wrong. Send it as `Authorization: Bearer TOKEN`."))
         name = request.path_params["method"]
         if name not in METHODS:
             return _failure(404, WireError(f"This store has no call {name!r}. Use one of {', '.join(METHODS)}."))
-        body = await request.body()
+        if name in SIGNS:
+            self.last_sign = time.monotonic()
+        try:
+            body = await request.body()
+        except ClientDisconnect:  # killed; nobody reads the answer
+            return Response(status_code=400)
         request_id = request.headers.get(REQUEST_HEADER)
         if not METHODS[name].once or request_id is None:
             return await self._answer(name, body)
@@ -88,4 +107,4 @@ def _failure(status: int, error: Exception) -> Response:
 
 def store_app(store: LightningStore, token: str) -> Starlette:
     """An ASGI app that serves `store` under `/store/v1/` to clients with `token`. Its routes also fit into a larger app."""
-    return Starlette(routes=[Route(f"{PREFIX}/{{method}}", StoreServer(store, token).answer, methods=["POST"])])
+    return Starlette(routes=StoreServer(store, token).routes)

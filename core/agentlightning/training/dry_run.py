@@ -233,7 +233,7 @@ def _eval_rollouts(job: Job) -> int:
     """Return the rollouts in all evaluations of a run."""
     settings = job.config.eval
     evaluations = 2 + ((job.config.steps - 1) // settings.every if settings.every else 0)
-    return evaluations * len(job.eval_tasks[: settings.tasks]) * (settings.samples + settings.greedy)
+    return evaluations * len(settings.chosen(job.eval_tasks)) * (settings.samples + settings.greedy)
 
 
 def _existing(path: Path) -> Path:

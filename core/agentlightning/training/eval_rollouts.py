@@ -27,7 +27,7 @@ def eval_rollouts(settings: EvalConfig, tasks: Sequence[Task], rollouts: Rollout
     }
     return [
         sampling.rollout(task, "eval", f"{kind}-{step}-{place}", index, step)
-        for place, task in enumerate(tasks[: settings.tasks])
+        for place, task in enumerate(settings.chosen(tasks))
         for kind, (count, sampling) in kinds.items()
         for index in range(count)
     ]

@@ -86,7 +86,7 @@ def evaluation_key(config: Config, plan: Plan, tasks: Sequence[Task]) -> Evaluat
         "models": config.models,
         "machine": [platform.node(), platform.machine(), sys.version],
         "packages": _installed(),
-        "files": _named_files(tasks[: config.eval.tasks]),
+        "files": _named_files(config.eval.chosen(tasks)),
     }
     sampled = {**common, "temperature": config.sampling.temperature, "seed": config.seed}
     return EvaluationKey({"sampled": _hash(sampled), "greedy": _hash(common)}, code)

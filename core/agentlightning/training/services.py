@@ -6,13 +6,13 @@ This is where a config is taken apart: each part below receives its own table, o
 from __future__ import annotations
 
 import asyncio
+import os
 import secrets
 import sys
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, asynccontextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from agentlightning.config.schema import Config, RunnerSettings
 from agentlightning.contracts.engine import Engine
@@ -22,13 +22,16 @@ from agentlightning.contracts.trainer import Trainer
 from agentlightning.gateway import Gateway
 from agentlightning.gateway.rendering.demonstration import Demonstrate
 from agentlightning.runner.program import CommandAgent
+from agentlightning.runner.remote import RunnerOrder, order_route
 from agentlightning.runner.runner import Agent, Runner
 from agentlightning.runner.worker_pool import WorkerOrder, Workers
 from agentlightning.stores.common import open_store
+from agentlightning.stores.http_server import StoreServer
 from agentlightning.training.collector import Collector
 from agentlightning.training.controls import Controls
 from agentlightning.training.plan import Plan, Plugin, TrainingPlan
 from agentlightning.training.progress import Progress
+from agentlightning.training.remote_runners import runner_command, watch_runners
 from agentlightning.training.rollouts import RolloutSettings, trajectory_reader
 from agentlightning.training.run_folder import RunFolder
 from agentlightning.training.weight_sync import WeightSync
@@ -138,42 +141,45 @@ async def _open_runners(
     demonstrate: Demonstrate | None,
 ) -> Collector:
     """Start a gateway and runners; return their collector. `demonstrate` answers training calls in the policy's place."""
-    token = secrets.token_urlsafe(24)
-    routes: Sequence[Any] = ()
-    if config.runner.workers:
-        from agentlightning.stores.http_server import store_app
-
-        routes = store_app(store, token).routes
+    token, runner = os.environ.get("AGL_TOKEN") or secrets.token_urlsafe(24), config.runner
+    server = StoreServer(store, token)
+    order = order_route(server, RunnerOrder(model=engine.info.model, models=config.models, settings=runner))
     gateway = Gateway(
-        store, engine, port=config.port, extra_routes=routes, demonstrate=demonstrate, models=config.models,
-        max_body=config.max_body_mb * 2**20, rendering=plan.rendering,
+        store, engine, host=config.host, port=config.port, demonstrate=demonstrate, models=config.models, rendering=plan.rendering,
+        extra_routes=[*server.routes, order] if runner.workers or runner.remote else (), max_body=config.max_body_mb * 2**20,
     )  # fmt: skip
     await gateway.start()
     exits.push_async_callback(gateway.stop)
-    agent = plan.agent
-    if isinstance(agent, str):
-        order = WorkerOrder(
-            agent=agent,
-            store=gateway.base_url.removesuffix("/v1").replace("://", f"://{token}@", 1),
-            model=engine.info.model,
-            base_url=gateway.base_url,
-            adapters=tuple(config.adapters),
-            models=tuple(config.models),
-            settings=config.runner,
-            path=tuple(path or str(Path.cwd()) for path in sys.path),
-            name=f"worker-{new_id()[-8:]}",
-        )
-        runs = Workers(store, order, config.runner).run()
+    if runner.remote and plan.agent is not None:
+        command = runner_command(config, plan.agent, token, gateway.base_url)
+        watch = asyncio.create_task(watch_runners(server, runner.lease, command, controls.progress.message))
+        exits.push_async_callback(_cancel, watch)
+    if runner.workers and isinstance(plan.agent, str):
+        runs = Workers(store, _worker_order(config, plan.agent, gateway, engine.info.model, token), runner).run()
     else:
-        runs = _run_here(agent, store, gateway, config.runner)
+        runs = _run_here(None if runner.remote else plan.agent, store, gateway, runner)
     runners = asyncio.create_task(runs)
     exits.push_async_callback(_cancel, runners)
     return Collector(store, runners, trajectory_reader(config), controls)
 
 
-async def _run_here(agent: Agent | None, store: LightningStore, gateway: Gateway, settings: RunnerSettings) -> None:
-    if agent is None:
-        await asyncio.Event().wait()  # the run has no rollouts of its own
+def _worker_order(config: Config, agent: str, gateway: Gateway, model: str, token: str) -> WorkerOrder:
+    return WorkerOrder(
+        agent=agent,
+        store=gateway.base_url.removesuffix("/v1").replace("://", f"://{token}@", 1),
+        model=model,
+        base_url=gateway.base_url,
+        adapters=tuple(config.adapters),
+        models=tuple(config.models),
+        settings=config.runner,
+        path=tuple(path or str(Path.cwd()) for path in sys.path),
+        name=f"worker-{new_id()[-8:]}",
+    )
+
+
+async def _run_here(agent: str | Agent | None, store: LightningStore, gateway: Gateway, settings: RunnerSettings) -> None:
+    if agent is None or isinstance(agent, str):
+        await asyncio.Event().wait()  # the run has no rollouts of its own, or runners elsewhere have them
         return
     with agent if isinstance(agent, CommandAgent) else nullcontext():
         await Runner(store, agent, gateway.llm, settings).run()

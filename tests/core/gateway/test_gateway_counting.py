@@ -181,7 +181,7 @@ async def test_a_store_that_fails_is_told_and_nothing_is_answered_unrecorded(hou
 
 
 async def test_a_stopping_gateway_records_what_is_under_way(house: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("agentlightning.gateway.server.SHUTDOWN", 1)
+    monkeypatch.setattr("agentlightning.gateway.app_server.SHUTDOWN", 1)
     h = await house(lambda prompt, sampling: LONG, chunk=1, delay=1.0)
     attempt = await h.attempt()
     task = asyncio.create_task(h.client(attempt).chat.completions.create(model="scripted", messages=HI))
@@ -197,7 +197,7 @@ async def test_a_stopping_gateway_records_what_is_under_way(house: Any, monkeypa
 
 
 async def test_a_call_that_is_cancelled_while_it_is_recorded_is_recorded_once(house: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("agentlightning.gateway.server.SHUTDOWN", 0.1)
+    monkeypatch.setattr("agentlightning.gateway.app_server.SHUTDOWN", 0.1)
     h = await house(lambda prompt, sampling: "x")
     attempt = await h.attempt()
     record, begun = h.store.record, asyncio.Event()

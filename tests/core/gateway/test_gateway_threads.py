@@ -143,7 +143,7 @@ async def test_a_client_sends_the_whole_conversation_to_a_gateway_that_lost_its_
     h = await house(["one", "two"], options={"token": "secret"})
     thread = connect(h, "secret").beta.messages.thread(model="scripted", max_tokens=50)
     await thread.send({"role": "user", "content": SECRET})
-    port = h.gateway._port
+    port = int(h.gateway.base_url.removesuffix("/v1").rpartition(":")[2])
     await h.gateway.stop()
     h.gateway = Gateway(h.store, h.engine, token="secret", port=port)
     await h.gateway.start()

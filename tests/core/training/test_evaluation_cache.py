@@ -321,3 +321,14 @@ def test_the_rollouts_of_one_task_are_neighbours() -> None:
     assert [(rollout.task.id, rollout.group, rollout.index) for rollout in rollouts[:4]] == [
         ("a", "sampled-5-0", 0), ("a", "sampled-5-0", 1), ("a", "greedy-5-0", 0), ("b", "sampled-5-1", 0),
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("count", "expected"), [(None, "abcdefghij"), (1, "a"), (4, "acfh"), (7, "abcefhi"), (10, "abcdefghij"), (99, "abcdefghij")]
+)
+def test_an_evaluation_of_some_tasks_spreads_them_over_the_file(count: int | None, expected: str) -> None:
+    tasks = [Task(name, {}) for name in "abcdefghij"]
+    assert "".join(task.id for task in EvalConfig(tasks=count).chosen(tasks)) == expected
+    rollouts = eval_rollouts(EvalConfig(tasks=count), tasks, RolloutSettings(0, Sampling(), 1), 0)
+    assert "".join(dict.fromkeys(rollout.task.id for rollout in rollouts)) == expected
+    assert EvalConfig(tasks=count).chosen([]) == []

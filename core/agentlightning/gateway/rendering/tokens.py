@@ -87,7 +87,8 @@ class Tokens:
 
     def _encode(self, text: str) -> list[int]:
         if self._backend is not None:  # without checks that cost more than the encoding of one message
-            return self._backend.encode(text, add_special_tokens=False).ids
+            [encoding] = self._backend.encode_batch_fast([text], add_special_tokens=False)  # without offsets, which cost as much
+            return encoding.ids
         return list(self.tokenizer.encode(text, add_special_tokens=False))
 
     @cached_property

@@ -1,0 +1,101 @@
+"""`agl runner`."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+
+from agentlightning.errors import ConfigError
+
+if TYPE_CHECKING:
+    from agentlightning.runner.remote import RemoteRunner, RunnerOrder
+    from agentlightning.runner.runner import Runner
+
+
+def runner(
+    store: Annotated[str | None, typer.Option(metavar="ADDRESS", help="The store: `http://TOKEN@host:port`. Default: AGL_STORE.")] = None,
+    agent: Annotated[str | None, typer.Option(metavar="MODULE:FUNCTION", help="Your agent. It must be on this machine.")] = None,
+    command: Annotated[str | None, typer.Option(metavar="LINE", help="Run this command for each task instead of a Python agent.")] = None,
+    reward: Annotated[
+        str, typer.Option(metavar="FROM", help="A command's reward: `stdout` (its last line), `exit_code`, `file` or `post`.")
+    ] = "stdout",
+    adapter: Annotated[list[str] | None, typer.Option(metavar="NAME", help="Install a framework adapter first. Repeat for more.")] = None,
+    gateway: Annotated[str | None, typer.Option(metavar="URL", help="The gateway, if the store's server is not it.")] = None,
+    model: Annotated[str | None, typer.Option(metavar="NAME", help="Ask for this model. Default: the run's.")] = None,
+    concurrency: Annotated[int | None, typer.Option(min=1, help="Rollouts in flight. Default: as the run says.")] = None,
+) -> None:
+    """Run rollouts of a training run that is on another machine.
+
+    `agl train` with `[runner] remote = true` prints the command for its runners. Start as many as you like, on any machine that has the
+    agent and reaches the address. A runner waits while the run does not answer, and works on when it is back. Ctrl-C gives its rollouts
+    back to the run, and another runner repeats them.
+
+    **Examples**
+
+    `agl runner --store http://TOKEN@trainer:8001 --agent my_agent:solve` runs an agent for the run on `trainer`.
+
+    `agl runner --store http://TOKEN@trainer:8001 --command "node agent.js"` runs a program in any language.
+
+    `agl runner --store http://TOKEN@stores:9000 --gateway http://trainer:8001 --agent my_agent:solve` is for a store of its own
+    (`agl store serve`).
+    """
+    address = store or os.environ.get("AGL_STORE", "")
+    if not address:
+        raise ConfigError("`agl runner` does not know the store. Add --store ADDRESS, or set AGL_STORE.")
+    if (agent is None) == (command is None):
+        problem = "both --agent and --command" if agent else "no agent"
+        raise ConfigError(f"`agl runner` has {problem}. Give one: --agent module:function, or --command LINE.")
+    from agentlightning.config.schema import RewardFrom
+    from agentlightning.runner.program import CommandAgent
+    from agentlightning.runner.remote import RemoteRunner
+    from agentlightning.settings import convert
+
+    checked = convert(reward, RewardFrom, "--reward")
+    program = CommandAgent(command, reward=checked, folder=Path.cwd()) if command is not None else None
+    arguments = RemoteRunner(
+        store=address, agent=program or agent or "", gateway=gateway, model=model, adapters=adapter or (), concurrency=concurrency
+    )
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    try:
+        if program is None:
+            asyncio.run(_until_stopped(arguments))
+        else:
+            with program:
+                asyncio.run(_until_stopped(arguments))
+    except asyncio.CancelledError:
+        raise KeyboardInterrupt("stopped; the rollouts in flight are back in the queue") from None
+    finally:
+        sys.stdout.flush()
+
+
+async def _until_stopped(arguments: RemoteRunner) -> None:
+    """Run until SIGINT or SIGTERM; a second signal ends the process at once."""
+    from agentlightning.runner.remote import run_remote
+
+    task = asyncio.current_task()
+    assert task is not None
+    loop = asyncio.get_running_loop()
+
+    def stop(number: int) -> None:
+        loop.remove_signal_handler(number)
+        task.cancel()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stop, number)
+    await run_remote(arguments, _print_start)
+
+
+def _print_start(runner: Runner, order: RunnerOrder, gateway: str) -> None:
+    console = Console()
+    rows = {"runner": runner.name, "gateway": gateway, "model": order.model, "in flight": f"at most {runner.settings.concurrency}"}
+    for name, value in rows.items():
+        console.print(f"{name:<11}{value}", soft_wrap=True, highlight=False)
+    console.print("Waiting for rollouts. Ctrl-C gives the running ones back.", style="dim")

@@ -1,0 +1,51 @@
+"""`agl store serve`."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from agentlightning.errors import ConfigError
+
+
+def serve(
+    store: Annotated[
+        str | None, typer.Argument(metavar="[STORE]", help="A store's address or file. Default: AGL_STORE, or ./agl.db.")
+    ] = None,
+    host: Annotated[
+        str, typer.Option(help="Address to listen on. 0.0.0.0 lets other machines in, and needs a token of yours.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on (0 = any free port).")] = 9000,
+    token: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="What clients must know. Default: AGL_TOKEN, or a new one on this machine alone.")
+    ] = None,
+) -> None:
+    """Serve a store to runners, gateways and scripts on other machines. Ctrl-C stops it.
+
+    Whoever has the token reads and writes everything in the store.
+
+    **Examples**
+
+    `agl store serve agl.db` prints the address of the store, with its token.
+
+    `AGL_TOKEN=... agl store serve agl.db --host 0.0.0.0` serves other machines.
+
+    `agl show http://TOKEN@127.0.0.1:9000` lists its rollouts.
+    """
+    from agentlightning.gateway.listener import is_loopback
+    from agentlightning.serving.store import serve_store
+
+    secret = token or os.environ.get("AGL_TOKEN")
+    if not secret and not is_loopback(host):
+        raise ConfigError(f"--host {host} lets other machines in, but the store has no token. Set AGL_TOKEN to a secret of yours.")
+
+    def ready(address: str) -> None:
+        console = Console()
+        console.print(f"store     {address}", soft_wrap=True, highlight=False)
+        console.print("Ctrl-C stops it", style="dim")
+
+    serve_store(store, host=host, port=port, token=secret or secrets.token_urlsafe(24), ready=ready)

@@ -17,6 +17,7 @@ import msgspec
 
 from agentlightning.types import JSON, Call, Completion
 
+_json = json.JSONEncoder(sort_keys=True).encode
 Message = Mapping[str, Any]
 """In OpenAI's form, content as text."""
 
@@ -24,17 +25,35 @@ Message = Mapping[str, Any]
 def head_hash(policy: str, tools: Sequence[JSON] | None, format: Any = None) -> str:
     """Hash of the terms of a conversation: policy, tools, and the reply format (`ChatRequest.format`)."""
     terms = [policy, list(tools or ()), *([] if format is None else [msgspec.to_builtins(format)])]
-    return _digest(json.dumps(terms, sort_keys=True))
+    return _digest(_json(terms))
 
 
-def chain(messages: Iterable[Message]) -> list[str]:
-    """(messages,) hash of the conversation up to and with each message."""
-    hashes: list[str] = []
-    last, calls = "", _Calls()
-    for message in messages:
-        last = _digest(last + canonical(message, calls))
-        hashes.append(last)
-    return hashes
+@dataclass(frozen=True, slots=True)
+class Chain:
+    """The hash of a conversation up to and with each of its messages."""
+
+    hashes: tuple[str, ...] = ()
+    """(messages,)"""
+    calls: tuple[str, ...] = ()
+    """The ids of its tool calls, in order."""
+
+    @classmethod
+    def of(cls, messages: Sequence[Message], earlier: History | None) -> Chain:
+        """The chain of these messages."""
+        if earlier is None:
+            return cls().extended(messages)
+        before, chain = earlier.messages[0], earlier.chains[0]
+        pairs = enumerate(zip(messages, before, strict=False))
+        same = next((i for i, (message, other) in pairs if message != other), min(len(messages), len(before)))
+        calls = sum(len(message.get("tool_calls") or ()) for message in before[:same])
+        return cls(chain.hashes[:same], chain.calls[:calls]).extended(messages[same:])
+
+    def extended(self, messages: Iterable[Message]) -> Chain:
+        """The chain with more messages."""
+        hashes, calls = list(self.hashes), _Calls(self.calls)
+        for message in messages:
+            hashes.append(_digest((hashes[-1] if hashes else "") + canonical(message, calls)))
+        return Chain(tuple(hashes), tuple(calls.ids))
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,24 +63,22 @@ class History:
     head: str
     """See `head_hash`."""
     messages: tuple[list[dict[str, Any]], ...]
-    hashes: tuple[list[str], ...]
-    """See `chain`; aligned with `messages`."""
+    chains: tuple[Chain, ...]
+    """Aligned with `messages`."""
 
     @classmethod
-    def of(cls, head: str, *messages: list[dict[str, Any]]) -> History:
-        """Hash the messages of one request."""
-        return cls(head, messages, tuple(chain(history) for history in messages))
+    def of(cls, head: str, *messages: list[dict[str, Any]], earlier: History | None = None) -> History:
+        """Hash the messages of one request. It takes the hashes of messages that begin an `earlier` one too."""
+        return cls(head, messages, tuple(Chain.of(history, earlier) for history in messages))
 
     @property
     def request_hash(self) -> str:
         """`Call.request_hash`: of the canonical request. Anybody with the messages and tools can compute it."""
-        return f"{self.head}.{'.'.join(hashes[-1] for hashes in self.hashes)}"
+        return f"{self.head}.{'.'.join(chain.hashes[-1] for chain in self.chains)}"
 
     def conversation(self, index: int, reply: Message) -> str:
         """`Completion.conversation`: of one history with a reply to it."""
-        messages, hashes = self.messages[index], self.hashes[index]
-        calls = _Calls(sum(len(message.get("tool_calls") or ()) for message in messages))
-        return f"{self.head}.{_digest((hashes[-1] if hashes else '') + canonical(reply, calls))}"
+        return f"{self.head}.{self.chains[index].extended([reply]).hashes[-1]}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,14 +95,14 @@ class Match:
 class _Calls:
     """Tool calls of one conversation, numbered in order."""
 
-    def __init__(self, count: int = 0) -> None:
-        self.count = count
-        self.numbers: dict[str, int] = {}
+    def __init__(self, ids: Iterable[str] = ()) -> None:
+        self.ids = list(ids)
+        self.numbers = {id: number for number, id in enumerate(self.ids)}
 
     def add(self, id: str) -> int:
-        self.numbers[id] = self.count
-        self.count += 1
-        return self.count - 1
+        self.numbers[id] = len(self.ids)
+        self.ids.append(id)
+        return self.numbers[id]
 
 
 def canonical(message: Message, calls: _Calls | None = None) -> str:
@@ -97,7 +114,7 @@ def canonical(message: Message, calls: _Calls | None = None) -> str:
         function = call["function"]
         asked.append([calls.add(str(call.get("id"))), function["name"], _arguments(function.get("arguments"))])
     answers = calls.numbers.get(str(message.get("tool_call_id")), message.get("tool_call_id"))
-    return json.dumps([role, text_of(message.get("content")), asked, answers], sort_keys=True)
+    return _json([role, text_of(message.get("content")), asked, answers])
 
 
 def text_of(content: Any) -> str:
@@ -130,6 +147,12 @@ class Conversations:
         self._positions: dict[str, int | None] = {}
         """By the hash of a reply alone: the number of messages before it, None after a restart."""
         self._requests: set[str] = set()
+        self._latest: History | None = None
+
+    def read(self, head: str, *messages: list[dict[str, Any]]) -> History:
+        """The history of a request. Only messages that the latest one did not have are hashed."""
+        self._latest = History.of(head, *messages, earlier=self._latest)
+        return self._latest
 
     def add(self, call: Call, completions: Iterable[Completion], before: int | None = None) -> None:
         """Add an answered call. `before`: the number of messages in its request."""
@@ -145,7 +168,7 @@ class Conversations:
 
         Only the last assistant message can match: a bridge takes no assistant message that was not sampled.
         """
-        [messages], [hashes] = history.messages, history.hashes
+        [messages], [hashes] = history.messages, [chain.hashes for chain in history.chains]
         last = next((i for i in range(len(messages) - 1, -1, -1) if messages[i]["role"] == "assistant"), None)
         if last is None or not self._chains:
             return Match("first")
@@ -158,7 +181,7 @@ class Conversations:
 
     def with_reasoning(self, history: History) -> list[Message]:
         """The messages, with the reasoning of recorded replies that the agent dropped."""
-        [messages], [hashes] = history.messages, history.hashes
+        [messages], [hashes] = history.messages, [chain.hashes for chain in history.chains]
         restored: list[Message] = []
         for message, digest in zip(messages, hashes, strict=True):
             reply = self._replies.get(f"{history.head}.{digest}") if message["role"] == "assistant" else None

@@ -63,16 +63,16 @@ async def demonstrated(generation: Generation, demonstrate: Demonstrate, rollout
 
 async def generate(generation: Generation, rollout: str, *, streams: bool) -> AsyncGenerator[tuple[int, Piece]]:
     """Sample all replies at once. Yields their pieces if the answer `streams`. Raises the engine's error, and leaves nothing running."""
+    if not streams and len(generation.replies) == 1:
+        async for _ in _sample(generation, generation.replies[0], rollout):
+            pass
+        return
     queue: asyncio.Queue[tuple[int, Piece] | Exception | None] = asyncio.Queue()
 
     async def run(index: int, reply: Reply) -> None:
         try:
-            async with aclosing(reply.run(generation.engine, rollout, streams=streams)) as pieces:
-                async for piece in pieces:
-                    if streams:
-                        queue.put_nowait((index, piece))
-            if reply.finish is None:
-                raise RuntimeError(f"Engine {generation.engine.info.model!r} ended a reply without a finish reason.")
+            async for piece in _sample(generation, reply, rollout, streams=streams):
+                queue.put_nowait((index, piece))  # at once: a slow client does not hold up the engine
             queue.put_nowait(None)
         except Exception as error:
             queue.put_nowait(error)
@@ -92,3 +92,12 @@ async def generate(generation: Generation, rollout: str, *, streams: bool) -> As
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _sample(generation: Generation, reply: Reply, rollout: str, *, streams: bool = False) -> AsyncGenerator[Piece]:
+    """Sample one reply to its end."""
+    async with aclosing(reply.run(generation.engine, rollout, streams=streams)) as pieces:
+        async for piece in pieces:
+            yield piece
+    if reply.finish is None:
+        raise RuntimeError(f"Engine {generation.engine.info.model!r} ended a reply without a finish reason.")

@@ -32,11 +32,11 @@ class Prompt:
     """Messages of the request up to and with that reply."""
 
 
-def read_history(policy: str, asked: Asked) -> History:
+def read_history(policy: str, asked: Asked, conversations: Conversations) -> History:
     """The messages of a request. A text or ids to continue count as one message each."""
     request = asked.request
     head = head_hash(policy, request.offered(), request.format)
-    return History.of(head, *([[_prompt_message(prompt)] for prompt in asked.prompts] or [request.history()]))
+    return conversations.read(head, *([[_prompt_message(prompt)] for prompt in asked.prompts] or [request.history()]))
 
 
 def plan_prompts(rendering: Rendering, asked: Asked, history: History, conversations: Conversations, when: float) -> tuple[Prompt, ...]:

@@ -37,7 +37,7 @@ class SampledAnswerer:
         """See `Answerer.answer`."""
         service, state, rollout = self.service, incoming.state, incoming.state.rollout
         asked = self.form.parse(incoming.body, state)
-        history = read_history(rollout.policy, asked)
+        history = read_history(rollout.policy, asked, state.conversations)
         draft = Draft(history, tools=len(asked.request.offered()))
         yield draft
         check_open(state.attempt)
@@ -50,12 +50,13 @@ class SampledAnswerer:
             check_length(prompt, service.engine.info)
         _warn(service, incoming, asked)
         generation = plan_generation(rollout, incoming.index, asked, history, rendering, prompts, service.engine)
-        yield replace(draft, completions=partial(sampled_completions, incoming, generation))
+        recorded = replace(draft, completions=partial(sampled_completions, incoming, generation))
+        yield recorded
         if self.demonstrate is not None and rollout.mode == "train" and not asked.prompts:
             generation = await demonstrated(generation, self.demonstrate, rollout, asked)
-        draft = replace(draft, completions=partial(sampled_completions, incoming, generation))
-        yield draft
-        async with aclosing(_answer(service, incoming, asked, generation, draft)) as steps:
+            recorded = replace(draft, completions=partial(sampled_completions, incoming, generation))
+            yield recorded
+        async with aclosing(_answer(service, incoming, asked, generation, recorded)) as steps:
             async for step in steps:
                 yield step
 

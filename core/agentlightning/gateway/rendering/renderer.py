@@ -118,7 +118,7 @@ class Rendering:
         bridge = self.renderer.bridge(earlier, conversation, end)
         if bridge.ids is None:
             return None, bridge.cause
-        return ints(np.concatenate([earlier.prompt_ids, earlier.response_ids, np.array(bridge.ids, np.int32)])), bridge.cause
+        return ints(np.concatenate([earlier.prompt_ids, earlier.response_ids, ints(bridge.ids)])), bridge.cause
 
     def encode(self, text: str) -> list[int]:
         return self.tokens.encode(text)

@@ -77,38 +77,41 @@ class Reply:
     """The visible part: no end mark, nothing from the stop string on."""
     finish: FinishReason | None = None
     _scores: list[FloatArray | None] = field(default_factory=list["FloatArray | None"])
-    _versions: list[IntArray] = field(default_factory=list[IntArray])
+    _versions: list[tuple[int, int]] = field(default_factory=list[tuple[int, int]])
+    """A version, and the number of its tokens."""
     _hidden: str | None = None
     _sent: int = 0
+    _read: Parsed | None = None
+    """The whole reply, read."""
 
     async def run(self, engine: Engine, rollout: str | None = None, *, streams: bool = False) -> AsyncGenerator[Piece]:
-        """Generate to the end, for a rollout by its id. Closing it aborts the engine. Pieces have text if the answer `streams`."""
-        detokenizer = Detokenizer(self.rendering.decode)
+        """Generate to the end, for a rollout by its id. Yields pieces if the answer `streams`. Closing it aborts the engine."""
+        detokenizer, reads_along = Detokenizer(self.rendering.decode), streams or bool(self.sampling.stop)
         stream = cast("AsyncGenerator[Any]", engine.generate(self.prompt_ids, self.sampling, rollout=rollout))
-        waits = not streams and not self.sampling.stop  # nobody reads the text before the end
-        unread: list[int] = []
         try:
             async with aclosing(stream) as chunks:
                 async for chunk in chunks:
-                    start = len(self.ids)
-                    new: list[int] = chunk.ids.tolist()
-                    unread += new[:-1] if chunk.finish is not None and new and new[-1] in self.sampling.stop_ids else new
-                    taken = len(new)
-                    if chunk.finish is not None or not waits:
-                        before = self.text
-                        self.text += detokenizer.feed(unread, final=chunk.finish is not None)
-                        unread = []
-                        if self._find_stop(len(before)):
-                            taken = self._needed(before, start, new)
+                    start, new = len(self.ids), chunk.ids.tolist()
+                    taken = self._read_chunk(detokenizer, new, chunk.finish) if reads_along else len(new)
                     self.ids += new[:taken]
                     self._scores.append(None if chunk.logprobs is None else chunk.logprobs[:taken])
-                    self._versions.append(np.full(taken, chunk.version, dtype=np.int32))
+                    self._versions.append((chunk.version, taken))
                     self.finish = "stop" if self._hidden is not None else chunk.finish
-                    yield Piece(start, len(self.ids), self._grown() if streams else "")
+                    if streams:
+                        yield Piece(start, len(self.ids), self._grown())
                     if self.finish is not None:
                         return
         finally:
-            self.text += detokenizer.feed(unread)
+            if not reads_along:
+                ids = self.ids[: len(self.ids) - self._is_marked]
+                self.text = detokenizer.feed(ids, final=self.finish is not None)
+
+    def _read_chunk(self, detokenizer: Detokenizer, new: list[int], finish: FinishReason | None) -> int:
+        """Read the text of new tokens. Returns the number of them up to the end of the first stop string."""
+        shown = new[:-1] if finish is not None and new and new[-1] in self.sampling.stop_ids else new
+        before = self.text
+        self.text += detokenizer.feed(shown, final=finish is not None)
+        return self._needed(before, len(self.ids), new) if self._find_stop(len(before)) else len(new)
 
     def _find_stop(self, before: int) -> bool:
         """Cut the text at the first stop string, looking only where new text can have completed one."""
@@ -159,7 +162,9 @@ class Reply:
 
     def read(self) -> Parsed:
         """The reply as the agent gets it."""
-        return self.parsed("whole" if self.finish == "stop" else "cut")
+        if self._read is None or self.finish is None:
+            self._read = self.parsed("whole" if self.finish == "stop" else "cut")
+        return self._read
 
     @property
     def problem(self) -> str | None:
@@ -204,9 +209,14 @@ class Reply:
     @property
     def versions(self) -> IntArray:
         """(response,)"""
-        return ints(np.concatenate([np.empty(0, np.int32), *self._versions]))
+        versions, counts = zip(*self._versions, strict=True) if self._versions else ((), ())
+        return ints(np.repeat(np.array(versions, np.int32), np.array(counts, np.int64)))
 
     def shown(self, start: int, end: int) -> range:
         """The indices of these tokens without the end mark."""
-        marked = self.finish is not None and bool(self.ids) and self.ids[-1] in self.sampling.stop_ids
-        return range(start, min(end, len(self.ids) - marked))
+        return range(start, min(end, len(self.ids) - self._is_marked))
+
+    @property
+    def _is_marked(self) -> bool:
+        """Whether the last token is an end mark."""
+        return self.finish is not None and bool(self.ids) and self.ids[-1] in self.sampling.stop_ids

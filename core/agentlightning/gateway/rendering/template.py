@@ -16,6 +16,7 @@ from typing import Any, cast
 
 from agentlightning.gateway.api.schema import Refused
 from agentlightning.gateway.conversation import text_of
+from agentlightning.gateway.rendering.jinja import Render
 
 Message = Mapping[str, Any]
 
@@ -80,6 +81,8 @@ class ChatTemplate:
     source: str | Mapping[str, str] | None = None
     """Instead of the tokenizer's own: Jinja text, or several texts by name (`default`, `tool_use`)."""
     arguments: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    render: Render | None = None
+    """See `fast_render`. None: transformers renders."""
     accepts: Accepts = field(default_factory=Accepts)
     says_tools: Callable[[Sequence[Any]], str] | None = None
     """The section of the system message that describes tools, where the template shows none."""
@@ -132,11 +135,14 @@ class ChatTemplate:
             raise Refused(f"{reserved[0]} is no argument of a chat template. Set it in the request itself.", param="chat_template_kwargs")
         if when is not None:
             template = NOW.sub(lambda call: json.dumps(when.strftime(call[2])), template)
+        shown = list(tools) if tools and self.says_tools is None else None
         try:
+            if messages and self.render is not None:
+                return self.render(template, messages, shown, reply, more)
             return str(
                 self.tokenizer.apply_chat_template(
                     [dict(message) for message in messages],
-                    tools=list(tools) if tools and self.says_tools is None else None,
+                    tools=shown,
                     chat_template=template,
                     tokenize=False,
                     add_generation_prompt=reply,

@@ -20,6 +20,7 @@ from typing import Any
 from agentlightning.contracts.rendering import RenderingSettings
 from agentlightning.gateway.api.schema import Refused
 from agentlightning.gateway.rendering.frames import empty_reasoning
+from agentlightning.gateway.rendering.jinja import fast_render
 from agentlightning.gateway.rendering.marked import THOUGHT, TOOLS, USER, asks, common_prefix, rendered
 from agentlightning.gateway.rendering.probe import Traits, probe
 from agentlightning.gateway.rendering.renderer import Bridge, Conversation, Parsed, Renderer
@@ -48,7 +49,8 @@ class TemplateRenderer(Renderer):
 
     def __init__(self, tokens: Tokens, settings: RenderingSettings, eos: Sequence[int] = (), *, name: str = "template") -> None:
         self.name, self._tokens, self._settings = name, tokens, settings
-        template = ChatTemplate(tokens.tokenizer, settings.chat_template, settings.template_arguments)
+        arguments = settings.template_arguments
+        template = ChatTemplate(tokens.tokenizer, settings.chat_template, arguments, fast_render(tokens.tokenizer, arguments))
         traits = probe(template)
         self.traits = replace(traits, calls=None, writes_calls=False) if name == "text" else traits
         self.format: CallFormat | TextCalls = self.traits.calls or TextCalls()

@@ -10,6 +10,7 @@
 # make test-langchain   langchain-tests' suites of ChatOpenAI and ChatAnthropic with three renderers, some minutes
 # make test-gpu-scripts   every script of benchmarks/gpu at toy size on this machine's CPU, a minute
 # make test-harnesses   command-line coding agents from npm, unchanged, in .venv-harnesses (900 MB, two minutes)
+# make test-ray              runners on a Ray cluster of two nodes, with Ray installed; about a minute
 # make test-qwen FOLDER=...   agents and benchmarks on a real Qwen2.5-Coder-0.5B-Instruct, some minutes on a CPU
 # make wheel   build the wheel into dist/, install it in a clean environment and try it
 # make setup   what both need, into .venv (done by itself)
@@ -22,7 +23,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 PIP    := $(BIN)/python -m pip -qq --disable-pip-version-check --no-input
 
-.PHONY: help setup demo test test-slow test-fuzz test-range test-architectures test-vllm test-verl test-frameworks test-langchain test-gpu-scripts test-harnesses test-qwen wheel style lint format clean
+.PHONY: help setup demo test test-slow test-fuzz test-range test-architectures test-vllm test-verl test-frameworks test-langchain test-gpu-scripts test-harnesses test-qwen test-ray wheel style lint format clean
 
 help: # the comment at the top of this file
 	@sed -n "/^#/!q; s/^# \{0,1\}//p" Makefile
@@ -87,6 +88,10 @@ $(VENV)-verl/.installed: pyproject.toml constraints.txt
 
 test-verl: setup $(VENV)-verl/.installed
 	@AGL_TEST_VERL="$$(pwd)/$(VENV)-verl/bin/python" $(BIN)/python -m pytest -v -s tests/plugins/verl
+
+test-ray: setup
+	@$(PIP) install -q -c constraints.txt -e '.[ray]'
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -v tests/plugins/ray
 
 test-frameworks: setup
 	@$(BIN)/python tests/frameworks/environments.py $(VENV)-frameworks

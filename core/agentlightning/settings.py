@@ -72,6 +72,8 @@ def convert(value: Any, hint: Any, key: str) -> Any:
     if optional and (value is None or (value is False and bool not in choices)):
         return None
     choice, arguments = choices[0], get_args(choices[0])
+    if get_origin(choice) is Annotated and is_dataclass(arguments[0]):
+        choice = arguments[0]
     if len(choices) == 1 and is_dataclass(choice) and isinstance(value, Mapping | cast(type, choice)):
         return build(cast("type[Any]", choice), value, key)
     if len(choices) == 1 and get_origin(choice) is dict and isinstance(value, dict) and arguments[0] is str:

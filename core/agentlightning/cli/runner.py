@@ -6,8 +6,6 @@ import asyncio
 import logging
 import os
 import signal
-import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -54,26 +52,18 @@ def runner(
         problem = "both --agent and --command" if agent else "no agent"
         raise ConfigError(f"`agl runner` has {problem}. Give one: --agent module:function, or --command LINE.")
     from agentlightning.config.schema import RewardFrom
-    from agentlightning.runner.program import CommandAgent
     from agentlightning.runner.remote import RemoteRunner
     from agentlightning.settings import convert
 
-    checked = convert(reward, RewardFrom, "--reward")
-    program = CommandAgent(command, reward=checked, folder=Path.cwd()) if command is not None else None
     arguments = RemoteRunner(
-        store=address, agent=program or agent or "", gateway=gateway, model=model, adapters=adapter or (), concurrency=concurrency
-    )
+        store=address, agent=agent, command=command, reward=convert(reward, RewardFrom, "--reward"), gateway=gateway, model=model,
+        adapters=tuple(adapter or ()), concurrency=concurrency,
+    )  # fmt: skip
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     try:
-        if program is None:
-            asyncio.run(_until_stopped(arguments))
-        else:
-            with program:
-                asyncio.run(_until_stopped(arguments))
+        asyncio.run(_until_stopped(arguments))
     except asyncio.CancelledError:
         raise KeyboardInterrupt("stopped; the rollouts in flight are back in the queue") from None
-    finally:
-        sys.stdout.flush()
 
 
 async def _until_stopped(arguments: RemoteRunner) -> None:

@@ -103,7 +103,7 @@ class _Writer:
         name: Schema = {"anyOf": [*names, {"type": "string", "pattern": ".:."}]}
         if kind in NAMES:
             return name
-        default = DEFAULT_PARTS.get(singular(kind))
+        default = "local" if kind == "runners" else DEFAULT_PARTS.get(singular(kind))
         tables = [{"if": _has_name(entry.name, entry.name == default), "then": self._table(entry)} for entry in entries]
         table: Schema = {"type": "object", "properties": {"name": name}, "allOf": tables}
         if default is not None:
@@ -124,7 +124,7 @@ class _Writer:
     def _settings(self, entry: Entry) -> Schema | None:
         """The settings of a part; None where its class cannot be imported here."""
         try:
-            target: Any = entry.load_settings() if entry.kind in ("engines", "trainers") else entry.load()
+            target: Any = entry.load_settings() if entry.kind in ("engines", "trainers", "runners") else entry.load()
         except PluginError:
             return None
         if is_dataclass(target):

@@ -11,7 +11,7 @@ import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 from msgspec import Meta
 
@@ -52,6 +52,8 @@ class RunnerSettings(BaseSettings):
     """How rollouts run."""
 
     table = "runner"
+    name: str = "local"
+    """Where agents run: here (`local`), or as a plugin arranges it (`ray`)."""
     concurrency: PositiveInt = 32
     """Rollouts in flight, in each process."""
     timeout: PositiveFloat = 300.0
@@ -69,6 +71,11 @@ class RunnerSettings(BaseSettings):
     """The reward of a failed attempt with `on_failure = "penalise"`."""
     lease: PositiveFloat = 60.0
     """Seconds without a heartbeat of a runner before another runner takes over its attempt."""
+
+    @property
+    def elsewhere(self) -> bool:
+        """Whether runners outside this process and its workers run the agent."""
+        return self.remote or self.name != "local"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -239,7 +246,7 @@ class Config(BaseSettings):
     """The trainer and its settings."""
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     collection: CollectionConfig = field(default_factory=CollectionConfig)
-    runner: RunnerSettings = field(default_factory=RunnerSettings)
+    runner: Annotated[RunnerSettings, of_kind("runners")] = field(default_factory=RunnerSettings)
     eval: EvalConfig = field(default_factory=EvalConfig)
     checkpoints: CheckpointConfig = field(default_factory=CheckpointConfig)
     trackers: tuple[Annotated[str, of_kind("trackers")], ...] = ("jsonl",)
@@ -342,10 +349,21 @@ def load_config(path: str | Path, plugins: Registry | None = None) -> Config:
             data = tomllib.loads(text)
         except tomllib.TOMLDecodeError as error:
             raise ConfigError(f"The file is not TOML: {error}. Correct it there.") from error
-        config = build(Config, {"name": path.stem, **data})
+        config = build_config({"name": path.stem, **data}, plugins)
         import_from(path.resolve().parent / (config.path or ""))
         check_names(config, plugins)
         return _absolute(config, path.resolve().parent, data)
+
+
+def build_config(data: Mapping[str, Any], plugins: Registry | None = None) -> Config:
+    """Return the config of a table. The `name` in its `runner` chooses the class of those settings. Raises `ConfigError`."""
+    runner = data.get("runner")
+    if not isinstance(runner, Mapping):
+        return build(Config, data)
+    name = str(cast("Mapping[str, Any]", runner).get("name", "local"))
+    with naming("runner"):
+        entry = (plugins or registry()).entry("runners", name)
+    return build(Config, {**data, "runner": build(entry.load_settings(), runner, "runner")})
 
 
 def check_names(config: Config, plugins: Registry | None = None) -> None:

@@ -15,6 +15,7 @@ KINDS = {
     "corrections": "algorithm.loss.correction",
     "engines": "engine",
     "trainers": "trainer",
+    "runners": "runner",
     "filters": "collection.filter",
     "samplers": "sampler",
     "adapters": "adapters",

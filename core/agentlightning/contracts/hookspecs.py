@@ -70,6 +70,13 @@ def register_trainers(register: Register) -> None:
 
 
 @hookspec
+def register_runners(register: Register) -> None:
+    """Where runners run, by `name` in `[runner]`. Target: `run(arguments, settings)`, a coroutine function that keeps
+    `agentlightning.runner.remote.run_remote(arguments)` running in other processes until it is cancelled. Its `settings` derive from
+    `agentlightning.config.schema.RunnerSettings`."""
+
+
+@hookspec
 def register_adapters(register: Register) -> None:
     """Framework adapters. Target: `install(models=()) -> None` of an `agentlightning.contracts.adapter.Adapter`."""
 

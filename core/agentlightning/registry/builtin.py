@@ -10,6 +10,14 @@ def register_stores(register: Register) -> None:
 
 
 @hookimpl
+def register_runners(register: Register) -> None:
+    register(
+        "local", "agentlightning.runner.runner:Runner", settings="agentlightning.config.schema:RunnerSettings",
+        summary="in the run's process, in worker processes, or where you start `agl runner`",
+    )  # fmt: skip
+
+
+@hookimpl
 def register_checks(register: Register) -> None:
     register("gateway", "agentlightning.serving.check:check", summary="starts and answers a request")
 

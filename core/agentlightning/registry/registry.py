@@ -22,9 +22,8 @@ from agentlightning.errors import ConfigError, MissingExtra, PluginError, unknow
 
 GROUP = "agentlightning"
 KINDS = (
-    "stores", "engines", "trainers", "adapters", "algorithms", "step_signals", "credits", "advantages", "losses", "corrections", "filters",
-    "samplers",
-    "models", "converters", "renderers", "trackers", "commands", "benchmarks", "checks",
+    "stores", "engines", "trainers", "runners", "adapters", "algorithms", "step_signals", "credits", "advantages", "losses", "corrections",
+    "filters", "samplers", "models", "converters", "renderers", "trackers", "commands", "benchmarks", "checks",
 )  # fmt: skip
 
 

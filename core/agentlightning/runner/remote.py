@@ -12,6 +12,7 @@ import json
 import logging
 import math
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,7 +22,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from agentlightning.config.schema import RunnerSettings
+from agentlightning.config.schema import RewardFrom, RunnerSettings
 from agentlightning.contracts.store import LightningStore
 from agentlightning.errors import ConfigError, GatewayError
 from agentlightning.registry.registry import load_object, registry
@@ -55,13 +56,17 @@ class RemoteRunner:
 
     store: str
     """The address of the store, with its token."""
-    agent: str | CommandAgent
-    """`module:function`, or a program."""
+    agent: str | None = None
+    """`module:function`. Give this or `command`."""
+    command: str | None = None
+    """A command line, run in the current folder."""
+    reward: RewardFrom = "stdout"
+    """Of the command."""
     gateway: str | None = None
     """The gateway's address. None: the store's own, where a run serves both."""
     model: str | None = None
     """None: the run's."""
-    adapters: Sequence[str] = ()
+    adapters: tuple[str, ...] = ()
     concurrency: int | None = None
     """None: the run's."""
 
@@ -133,12 +138,13 @@ async def run_remote(arguments: RemoteRunner, ready: Callable[[Runner, RunnerOrd
         await _first(source)
         order = source.current
         settings = dataclasses.replace(order.settings, concurrency=arguments.concurrency or order.settings.concurrency)
-        agent = await asyncio.to_thread(_load, arguments.agent, arguments.adapters, order.models)
+        agent = await asyncio.to_thread(_load, arguments, order.models)
         runner = Runner(store, agent, lambda attempt: LLM(source.current.model, f"{gateway}/v1", attempt.key), settings)
         ready(runner, order, gateway)
         following = asyncio.create_task(source.follow())
         try:
-            await runner.run()
+            with agent if isinstance(agent, CommandAgent) else nullcontext():
+                await runner.run()
         finally:
             following.cancel()
     finally:
@@ -170,11 +176,13 @@ async def _first(source: _Source) -> None:
             pause = min(2 * pause, 5.0)
 
 
-def _load(agent: str | CommandAgent, adapters: Sequence[str], models: Sequence[str]) -> Agent:
+def _load(arguments: RemoteRunner, models: Sequence[str]) -> Agent:
+    if arguments.command is not None:
+        return CommandAgent(arguments.command, reward=arguments.reward)
     reach_loopback()
-    for adapter in adapters:
+    for adapter in arguments.adapters:
         registry().load("adapters", adapter)(tuple(models))
-    loaded: Any = load_object(agent) if isinstance(agent, str) else agent
-    if not callable(loaded):
+    agent: Any = load_object(arguments.agent or "")
+    if not callable(agent):
         raise ConfigError(f"The agent {agent!r} is not a function. Define it as `async def solve(task, llm) -> float`, for example.")
-    return loaded
+    return agent

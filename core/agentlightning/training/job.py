@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from agentlightning.config.models import model_path
-from agentlightning.config.schema import Config, build, check_names
+from agentlightning.config.schema import Config, build_config, check_names
 from agentlightning.config.tasks import load_tasks, task_line
 from agentlightning.errors import ConfigError
 from agentlightning.files import write_file
@@ -53,7 +53,7 @@ def make_job(
         **{key: str(value) if isinstance(value, str | Path) else INLINE for key, value in (("tasks", tasks), ("eval_tasks", eval_tasks))},
     }
     named = {key: value for key, value in names.items() if arguments[key] is not None}
-    config = build(Config, {"path": str(Path.cwd()), **named, **{key: _table(value) for key, value in settings.items()}})
+    config = build_config({"path": str(Path.cwd()), **named, **{key: _table(value) for key, value in settings.items()}})
     config = dataclasses.replace(config, model=model_path(config.model, Path.cwd()), folder=str(Path.cwd() / config.folder))
     if config.replay is not None:
         config = dataclasses.replace(config, replay=config.replay.under(Path.cwd()))

@@ -146,7 +146,7 @@ def _own_weights(name: str, settings: EngineSettings, max_staleness: int) -> Eng
 def _agent(config: Config, agent: str | Agent | None) -> str | Agent | None:
     if agent is None:
         return None
-    if config.command is not None or not (config.runner.workers or config.runner.remote):
+    if config.command is not None or not (config.runner.workers or config.runner.elsewhere):
         return _load_agent(agent, config.adapters, config.models)
     reference = reference_of(agent)
     _load_agent(reference, config.adapters, config.models)  # in this process too, so that a wrong name is an error now

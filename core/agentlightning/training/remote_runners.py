@@ -10,22 +10,30 @@ from collections.abc import Callable
 
 from agentlightning.config.schema import Config
 from agentlightning.gateway.listener import is_loopback
+from agentlightning.runner.remote import RemoteRunner
 from agentlightning.runner.runner import Agent
 from agentlightning.runner.worker_pool import reference_of
 from agentlightning.stores.http_server import StoreServer
 
 
-def runner_command(config: Config, agent: str | Agent, token: str, base_url: str) -> str:
-    """Return the command that starts a runner on another machine. `base_url`: the gateway's own address."""
+def remote_runner(config: Config, agent: str | Agent, token: str, base_url: str) -> RemoteRunner:
+    """Return what a runner elsewhere must know. `base_url`: the gateway's own address."""
     own = base_url.removesuffix("/v1")
     host = own if is_loopback(config.host) else f"http://{socket.gethostname()}:{own.rpartition(':')[2]}"
-    address = (config.address or host).rstrip("/")
-    words = ["agl", "runner", "--store", address.replace("://", f"://{token}@", 1)]
-    if config.command is not None:
-        words += ["--command", config.command, "--reward", config.reward]
-    else:
-        words += ["--agent", reference_of(agent)]
-    for adapter in config.adapters:
+    return RemoteRunner(
+        store=(config.address or host).rstrip("/").replace("://", f"://{token}@", 1),
+        agent=None if config.command is not None else reference_of(agent),
+        command=config.command,
+        reward=config.reward,
+        adapters=config.adapters,
+    )
+
+
+def runner_command(runner: RemoteRunner) -> str:
+    """Return the command that starts a runner on another machine."""
+    words = ["agl", "runner", "--store", runner.store]
+    words += ["--agent", runner.agent] if runner.agent is not None else ["--command", runner.command or "", "--reward", runner.reward]
+    for adapter in runner.adapters:
         words += ["--adapter", adapter]
     return shlex.join(words)
 

@@ -21,6 +21,7 @@ from agentlightning.contracts.store import LightningStore
 from agentlightning.contracts.trainer import Trainer
 from agentlightning.gateway import Gateway
 from agentlightning.gateway.rendering.demonstration import Demonstrate
+from agentlightning.registry.registry import registry
 from agentlightning.runner.program import CommandAgent
 from agentlightning.runner.remote import RunnerOrder, order_route
 from agentlightning.runner.runner import Agent, Runner
@@ -31,7 +32,7 @@ from agentlightning.training.collector import Collector
 from agentlightning.training.controls import Controls
 from agentlightning.training.plan import Plan, Plugin, TrainingPlan
 from agentlightning.training.progress import Progress
-from agentlightning.training.remote_runners import runner_command, watch_runners
+from agentlightning.training.remote_runners import remote_runner, runner_command, watch_runners
 from agentlightning.training.rollouts import RolloutSettings, trajectory_reader
 from agentlightning.training.run_folder import RunFolder
 from agentlightning.training.weight_sync import WeightSync
@@ -146,18 +147,20 @@ async def _open_runners(
     order = order_route(server, RunnerOrder(model=engine.info.model, models=config.models, settings=runner))
     gateway = Gateway(
         store, engine, host=config.host, port=config.port, demonstrate=demonstrate, models=config.models, rendering=plan.rendering,
-        extra_routes=[*server.routes, order] if runner.workers or runner.remote else (), max_body=config.max_body_mb * 2**20,
+        extra_routes=[*server.routes, order] if runner.workers or runner.elsewhere else (), max_body=config.max_body_mb * 2**20,
     )  # fmt: skip
     await gateway.start()
     exits.push_async_callback(gateway.stop)
-    if runner.remote and plan.agent is not None:
-        command = runner_command(config, plan.agent, token, gateway.base_url)
-        watch = asyncio.create_task(watch_runners(server, runner.lease, command, controls.progress.message))
+    remote = remote_runner(config, plan.agent, token, gateway.base_url) if runner.elsewhere and plan.agent is not None else None
+    if remote is not None and runner.remote:
+        watch = asyncio.create_task(watch_runners(server, runner.lease, runner_command(remote), controls.progress.message))
         exits.push_async_callback(_cancel, watch)
-    if runner.workers and isinstance(plan.agent, str):
+    if remote is not None and runner.name != "local":
+        runs = registry().load("runners", runner.name)(remote, runner)
+    elif runner.workers and isinstance(plan.agent, str):
         runs = Workers(store, _worker_order(config, plan.agent, gateway, engine.info.model, token), runner).run()
     else:
-        runs = _run_here(None if runner.remote else plan.agent, store, gateway, runner)
+        runs = _run_here(None if remote is not None else plan.agent, store, gateway, runner)
     runners = asyncio.create_task(runs)
     exits.push_async_callback(_cancel, runners)
     return Collector(store, runners, trajectory_reader(config), controls)

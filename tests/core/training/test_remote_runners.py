@@ -27,7 +27,7 @@ from agentlightning.stores.http_server import StoreServer
 from agentlightning.testing.engine import ScriptedEngine
 from agentlightning.testing.tokenizer import make_tokenizer
 from agentlightning.training.progress import Progress
-from agentlightning.training.remote_runners import runner_command, watch_runners
+from agentlightning.training.remote_runners import remote_runner, runner_command, watch_runners
 from agentlightning.training.run_folder import RunFolder
 from agentlightning.types import Rollout, Sampling, Task
 
@@ -102,7 +102,8 @@ def test_a_run_learns_from_runners_elsewhere_and_one_that_dies_costs_no_rollout(
     monkeypatch.syspath_prepend(tmp_path)
     progress = Starting(lambda words: processes.agl(*words))
     remote = {"remote": True, "concurrency": 2, "lease": 2.0}
-    run = agl.train("their_agent:solve", tasks=TASKS, **settings(model, tmp_path, steps=2, runner=remote) | {"progress": progress})
+    arguments = settings(model, tmp_path, steps=2, runner=remote, progress=progress)
+    run = agl.train("their_agent:solve", tasks=TASKS, **arguments)
     assert not [record for record in caplog.records if record.levelname == "ERROR"]
     assert progress.runners[0].returncode == -signal.SIGKILL
     assert [row["unscored"] for row in rows(run)] == [0, 0]
@@ -156,6 +157,7 @@ def test_a_runner_outlives_its_store_server_and_no_record_is_lost(tmp_path: Path
         await until(lambda states: all(state.status == "succeeded" for state in states))
         states, _ = await store.list(limit=1000)
         for state in states:
+            assert state.winner is not None
             records = await store.records(state.winner.id)
             assert [len(records.calls), len(records.completions), len(records.rewards)] == [1, 1, 1]
         runner.send_signal(signal.SIGINT)
@@ -241,10 +243,10 @@ def test_the_printed_command_names_everything_that_a_runner_needs() -> None:
         agent="my_agent:solve", tasks="x.jsonl", model="m", adapters=("langchain",), host="0.0.0.0", address="http://trainer:80/",
         runner=RunnerSettings(remote=True),
     )  # fmt: skip
-    command = runner_command(config, "my_agent:solve", "secret", "http://127.0.0.1:8001/v1")
+    command = runner_command(remote_runner(config, "my_agent:solve", "secret", "http://127.0.0.1:8001/v1"))
     assert command == "agl runner --store http://secret@trainer:80 --agent my_agent:solve --adapter langchain"
     program = Config(command="node 'my agent.js'", tasks="x.jsonl", model="m", reward="exit_code", runner=RunnerSettings(remote=True))
-    command = runner_command(program, "", "secret", "http://127.0.0.1:8001/v1")
+    command = runner_command(remote_runner(program, "", "secret", "http://127.0.0.1:8001/v1"))
     assert shlex.split(command)[2:] == [
         "--store", "http://secret@127.0.0.1:8001", "--command", "node 'my agent.js'", "--reward", "exit_code",
     ]  # fmt: skip

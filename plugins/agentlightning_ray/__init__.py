@@ -1,0 +1,1 @@
+"""Runners on a Ray cluster. Core reaches this package through its entry point."""

@@ -1,0 +1,113 @@
+"""Runners on a real Ray cluster of two nodes on this machine."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import agentlightning as agl
+from agentlightning.config.schema import RunnerSettings, build_config
+from agentlightning.errors import ConfigError
+from agentlightning.stores.common import open_store
+from agentlightning.training.metrics import read_metrics
+from agentlightning.training.progress import Progress
+from agentlightning.training.run_folder import RunFolder
+from agentlightning.types import Attempt
+from agentlightning_ray.settings import RaySettings
+from agentlightning_torch.testing import tiny_model
+
+AGENT = """
+import os, time
+from openai import OpenAI
+
+def solve(task, llm):
+    client = OpenAI(base_url=llm.base_url, api_key=llm.api_key)
+    answer = client.chat.completions.create(model=llm.model, messages=[{"role": "user", "content": task["text"]}], max_tokens=6)
+    time.sleep(0.3)
+    return sum(c.isalpha() for c in answer.choices[0].message.content or "") / 6
+"""
+TASKS = [{"id": str(n), "text": text} for n, text in enumerate(["abc", "xyz", "hello"])]
+
+
+def table(**runner: Any) -> dict[str, Any]:
+    return {"agent": "a:b", "tasks": "x.jsonl", "model": "m", "runner": runner}
+
+
+def test_the_name_of_the_runner_chooses_its_settings() -> None:
+    config = build_config(table(name="ray", workers=3, cpus=0.5, resources={"browser": 1}))
+    assert config.runner == RaySettings(workers=3, cpus=0.5, resources={"browser": 1.0})
+    assert config.runner.elsewhere
+    assert type(build_config(table(workers=3)).runner) is RunnerSettings
+
+
+@pytest.mark.parametrize(
+    ("runner", "message"),
+    [
+        ({"name": "rai"}, "Did you mean 'ray'"),
+        ({"name": "ray", "cpu": 1}, "Did you mean 'cpus'"),
+        ({"cpus": 1}, "cpus"),
+        ({"name": "ray", "workers": 0}, "runner.workers is 0"),
+        ({"name": "ray", "remote": True}, "both set"),
+    ],
+)
+def test_a_wrong_setting_of_the_runner_is_named(runner: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        build_config(table(**runner))
+
+
+@pytest.fixture
+def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    ray = pytest.importorskip("ray", reason="make test-ray installs Ray")
+    from ray.cluster_utils import Cluster
+
+    monkeypatch.setenv("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
+    started = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False, "object_store_memory": 80_000_000})
+    yield started
+    ray.shutdown()
+    started.shutdown()
+
+
+class Killing(Progress):
+    """Kills one of two nodes after some rollouts."""
+
+    def __init__(self, cluster: Any) -> None:
+        self.cluster = cluster
+        self.nodes = [cluster.add_node(num_cpus=2, object_store_memory=80_000_000) for _ in range(2)]
+        self.killed = False
+
+    def rollouts(self, done: int, total: int, running: int, mean_reward: float | None = None, tokens: int | None = None) -> None:
+        if done >= 4 and not self.killed:
+            self.killed = True
+            self.cluster.remove_node(self.nodes[0], allow_graceful=False)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Ray's test cluster needs Linux")
+def test_a_run_on_two_nodes_survives_the_death_of_one(cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "ray_agent.py").write_text(AGENT)
+    monkeypatch.syspath_prepend(tmp_path)
+    progress = Killing(cluster)
+    run = agl.train(
+        "ray_agent:solve", tasks=TASKS, model=tiny_model(tmp_path / "tiny").path, folder=tmp_path, name="tiny", steps=2, tasks_per_step=2,
+        algorithm=agl.LightningRL(group_size=6), trainer={"name": "torch", "lr": 1e-3}, progress=progress,
+        runner={"name": "ray", "cluster": cluster.address, "workers": 2, "concurrency": 2, "lease": 3.0},
+    )  # fmt: skip
+    assert progress.killed
+    assert [(row["unscored"], row["transitions"]) for row in read_metrics(run.folder)] == [(0, 12), (0, 12)]
+
+    async def attempts() -> list[Attempt]:
+        store = open_store(RunFolder.open(run.folder).store_address)
+        states, _ = await store.list(limit=100)
+        await store.close()
+        assert all(state.status == "succeeded" for state in states)
+        return [attempt for state in states for attempt in state.attempts]
+
+    seen = asyncio.run(attempts())
+    assert len({attempt.worker for attempt in seen}) >= 2
+    assert not any(attempt.worker.endswith(f"-{os.getpid()}") for attempt in seen)
+    assert any(attempt.status == "lost" for attempt in seen)

@@ -83,7 +83,7 @@ class TimedProtocol(Protocol):
             return
         self.transport.write(CONTINUE)
         if pauses:
-            self.loop.call_later(pause, self._probe, *pauses)
+            self.loop.call_later(pause, lambda: self._probe(*pauses))
 
     @property
     def _is_answering(self) -> bool:

@@ -23,6 +23,10 @@ MAX_HEADERS = 65_536
 """Bytes of unfinished headers. uvicorn has no limit of its own."""
 ASYNC_HEADER = "x-stainless-async"
 """Of OpenAI's and Anthropic's clients: `async:asyncio`, or `false`."""
+PROBES = (0.2, 0.4, 0.8, 1.6, 0.0)
+"""Seconds after each sign of life to a client that has closed its sending side and waits for its answer. Clients limit their number."""
+CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+"""An interim response. Every HTTP/1.1 client ignores it, and a closed one answers it with a reset."""
 LOCAL_NAMES = ("localhost", "*.localhost", "*.local", "*.internal")
 """Names that a loopback address may have. No public name server answers for them, so no page elsewhere can take one."""
 
@@ -55,10 +59,31 @@ class TimedProtocol(Protocol):
             self.transport.close()
         self._watch()
 
+    def eof_received(self) -> bool:  # pyright: ignore[reportIncompatibleMethodOverride]  # uvicorn's own is typed as None
+        """See `asyncio.Protocol`. A client may close its sending side after a request and still read the answer.
+
+        A client that went away sends the same end. A few interim responses tell the two apart; later, the answer itself does.
+        An end in the middle of a request or of an answer closes the connection.
+        """
+        cycle: Any = self.cycle
+        if not self._is_answering or cycle.more_body or cycle.response_started:
+            return False
+        cycle.keep_alive = False
+        self._probe(*PROBES)
+        return True
+
     def connection_lost(self, exc: Exception | None) -> None:
         """See `asyncio.Protocol`."""
         self._unwatch()
         super().connection_lost(exc)
+
+    def _probe(self, pause: float, *pauses: float) -> None:
+        cycle: Any = self.cycle
+        if not self._is_answering or cycle.response_started or self.transport.is_closing() or cycle.scope["http_version"] == "1.0":
+            return
+        self.transport.write(CONTINUE)
+        if pauses:
+            self.loop.call_later(pause, lambda: self._probe(*pauses))
 
     @property
     def _is_answering(self) -> bool:

@@ -34,9 +34,9 @@ EXPORT_DELAY = "500"
 """Milliseconds before the program sends its ended spans. A program that is killed loses those of that time."""
 GRACE = 2.0
 """Seconds between SIGTERM and SIGKILL."""
-FOREIGN = frozenset({"ANTHROPIC_AUTH_TOKEN", "AGL_TASK", "AGL_REWARD_FILE", "AGL_REWARD_URL"})
-"""Variables that the program must not inherit. Clients would send your own token in place of the attempt's key; the others may come from
-an outer rollout."""
+FOREIGN = frozenset({"ANTHROPIC_AUTH_TOKEN", "AGL_TOKEN", "AGL_STORE", "AGL_TASK", "AGL_REWARD_FILE", "AGL_REWARD_URL"})
+"""Variables that the program must not inherit. Clients would send your own token in place of the attempt's key. The token of a store opens
+the keys of all its rollouts. The others may come from an outer rollout."""
 
 
 class CommandAgent:

@@ -208,7 +208,8 @@ async def test_a_javascript_program_trains_the_same_way(shop: Shop) -> None:
 
 
 async def test_the_keys_of_the_user_do_not_reach_the_program(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("OPENAI_API_KEY", "OPENAI_API_BASE", "ANTHROPIC_API_KEY", "ANTHROPIC_AUTH_TOKEN", "AGL_REWARD_FILE", "AGL_TASK"):
+    ours = ("AGL_TOKEN", "AGL_STORE", "AGL_REWARD_FILE", "AGL_TASK")  # a store's token opens the keys of all its rollouts
+    for name in ("OPENAI_API_KEY", "OPENAI_API_BASE", "ANTHROPIC_API_KEY", "ANTHROPIC_AUTH_TOKEN", *ours):
         monkeypatch.setenv(name, "the user's own")
     monkeypatch.setenv("MINE", "stays")
     write(

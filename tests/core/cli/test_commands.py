@@ -70,7 +70,7 @@ def test_help_loads_neither_torch_nor_a_framework() -> None:
         (["config", "trainr"], 2, "'trainr' in its name"),
         (["config", "eval", "--schema"], 2, "exclude one another"),
         (["show"], 1, "There is no run under runs"),
-        (["show", "sqlite:typo.db"], 1, "There is no store file 'typo.db'"),
+        (["show", "sqlite:typo.db"], 2, "There is no store file 'typo.db'"),
     ],
 )
 def test_bad_input_is_one_clear_message(

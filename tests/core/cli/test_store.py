@@ -62,7 +62,7 @@ def test_rollouts_travel_through_files_and_stores(agl: AGL, store: Path) -> None
     assert agl("store", "copy", "second.db", "third.db", "--resume") == (0, "Copied 30 rollouts, 30 of them earlier.\n")
     assert ids("agl.db") == ids("third.db")
     code, output = agl("store", "copy", "nowhere.db", "third.db")
-    assert (code, "There is no store file" in output) == (1, True)
+    assert (code, "There is no store file" in output) == (2, True)
 
 
 def test_ctrl_c_stops_a_copy_and_resume_continues(agl: AGL, store: Path) -> None:

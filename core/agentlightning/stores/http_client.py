@@ -2,7 +2,7 @@
 
 A call is a POST to `/store/v1/<method>` with `Authorization: Bearer <token>`. Arguments, results and errors are bytes of `serialization`.
 The client repeats a call after a lost answer. If a repetition would change something (`once`), the call carries an id, and the server
-repeats its first answer to that id.
+repeats its first answer to that id. A claim has its id in the store, because a claim that is lost would wait for the end of its lease.
 """
 
 from __future__ import annotations

@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import closing, suppress
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -65,6 +66,7 @@ def test_rollouts_travel_through_files_and_stores(agl: AGL, store: Path) -> None
     assert (code, "There is no store file" in output) == (2, True)
 
 
+@pytest.mark.slow
 def test_ctrl_c_stops_a_copy_and_resume_continues(agl: AGL, store: Path) -> None:
     async def fill() -> None:
         opened = open_store("agl.db")
@@ -74,7 +76,8 @@ def test_ctrl_c_stops_a_copy_and_resume_continues(agl: AGL, store: Path) -> None
 
     asyncio.run(fill())
     command = [sys.executable, "-m", "agentlightning", "store", "copy", "agl.db", "copy.db"]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    heard = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # a shell starts its background jobs deaf to it
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, preexec_fn=heard)
     while process.poll() is None and succeeded("copy.db") < 500:
         time.sleep(0.02)
     process.send_signal(signal.SIGINT)

@@ -126,6 +126,7 @@ def test_a_run_learns_from_runners_elsewhere_and_one_that_dies_costs_no_rollout(
     assert any(message == "A runner asks for work." for message in progress.messages)
 
 
+@pytest.mark.slow
 def test_a_runner_outlives_its_store_server_and_no_record_is_lost(tmp_path: Path, processes: Processes) -> None:
     path, count = tmp_path / "agl.db", 24
 
@@ -242,16 +243,16 @@ async def test_a_store_without_a_gateway_asks_for_one() -> None:
 
 async def test_a_run_without_runners_says_so_once_and_again_when_the_last_one_is_gone() -> None:
     server, told = StoreServer(open_store("memory:"), "secret"), list[str]()
-    watch = asyncio.create_task(watch_runners(server, 1.0, "agl runner ...", told.append))
-    await asyncio.sleep(2.6)
+    watch = asyncio.create_task(watch_runners(server, 0.5, "agl runner ...", told.append))
+    await asyncio.sleep(1.3)
     server.last_sign = time.monotonic()
-    await asyncio.sleep(3.2)
+    await asyncio.sleep(1.8)
     watch.cancel()
     assert [message.splitlines()[0] for message in told] == [
         "Waiting for runners. Start one on each machine that has the agent:",
-        "There is still no runner after 1 s. Start one:",
+        "There is still no runner after 0.5 s. Start one:",
         "A runner asks for work.",
-        "No runner has asked for work for 1 s, so the run waits. Start one:",
+        "No runner has asked for work for 0.5 s, so the run waits. Start one:",
     ]
     await server.store.close()
 

@@ -13,8 +13,7 @@ A line has `step` (finished steps at that time; 0: before training) and numbers.
 - `context.bridged`, `context.first`, `context.rewritten`, `context.edited`, ...: completed model calls by the origin of their prompts, as
   `Call.context` names it; `broken_calls`: replies with a tool call that cannot be read;
 - `reward_min`, `reward_max`: lowest and highest reward; `zero_variance_reward`: mean reward of groups in which all rewards are equal;
-- `requests.completed`, `requests.refused`, ...: model calls by status; `requests.other_attempts`: those of attempts that failed or were
-  lost, and were not the last;
+- `requests.completed`, `requests.refused`, ...: model calls by status; `requests.other_attempts`: those of attempts that did not win;
 - `truncated_fraction`: share of the replies that end at a token limit; `truncated_reward`: mean reward of rollouts with one;
 - `agent_fraction`: share of the sampled tokens by the agents in training, if `agents` names some;
 - `tool_offers`: completed calls that offered tools; `tool_uses`: those that a tool call answered;

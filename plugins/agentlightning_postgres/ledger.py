@@ -45,6 +45,10 @@ SELECT id, rollout, number, key, worker, 'running', %s, expires
 FROM unnest(%s::text[], %s::bigint[], %s::bigint[], %s::text[], %s::text[], %s::double precision[])
     AS new (id, rollout, number, key, worker, expires)
 """
+NAME = """
+INSERT INTO claims SELECT place, request FROM attempts, unnest(%s::text[], %s::text[]) AS new (id, request) WHERE attempts.id = new.id
+"""
+FORGET = "DELETE FROM claims USING attempts WHERE attempt = place AND status <> 'running'"
 END = """
 UPDATE attempts SET status = %s, finished = %s, error = new.error FROM unnest(%s::text[], %s::text[]) AS new (id, error)
 WHERE attempts.id = new.id
@@ -61,6 +65,7 @@ class Caller:
     worker: str
     lease: float
     limit: int
+    request: str | None = None
 
 
 class Ledger(Reading):
@@ -86,6 +91,18 @@ class Ledger(Reading):
         )
         return answer
 
+    async def started(self, requests: Collection[str]) -> dict[str, Claims]:
+        """The running attempts of claims by their names, oldest first."""
+        rows = await self.sql.query(
+            f"SELECT request, rollouts.value, {ATTEMPT} FROM {ATTEMPTS} JOIN claims ON claims.attempt = place "
+            "WHERE request = ANY(%s) AND attempts.status = 'running' ORDER BY added",
+            ([to_column(request) for request in requests],),
+        )
+        claims: dict[str, Claims] = {}
+        for request, value, *columns in rows:
+            claims.setdefault(from_column(request), []).append((decode(value, Rollout), attempt_of(columns)))
+        return claims
+
     async def claim(self, callers: Sequence[Caller], modes: Collection[str], earlier: Claims) -> Claims:
         """Claim for each caller in turn. `earlier` holds the claims of a run whose answer was lost, and is filled."""
         if earlier and await self.sql.query("SELECT 1 FROM attempts WHERE id = %s", (earlier[0][1].id,)):
@@ -102,7 +119,9 @@ class Ledger(Reading):
             leases = [caller.lease for _, caller in zip(heads, turns, strict=False)]
             places = [added for added, _, _ in heads]
             start = _started(places, [attempt for _, attempt in earlier], leases, now)
-            await self.sql.commit(start, _changed(dict.fromkeys(places, "running"), min(leases)))
+            names = {attempt.id: caller.request for (_, attempt), caller in zip(earlier, turns, strict=False) if caller.request}
+            named = [_named(names), (FORGET, ())] if names else []
+            await self.sql.commit(start, *named, _changed(dict.fromkeys(places, "running"), min(leases)))
         return earlier
 
     async def _lock_heads(self, modes: Collection[str], limit: int) -> tuple[list[Row], float]:
@@ -248,6 +267,11 @@ def _started(places: list[int], attempts: Sequence[Attempt], leases: Sequence[fl
         for attempt, place, lease in zip(attempts, places, leases, strict=True)
     ]
     return START, (now, *(list(column) for column in zip(*columns, strict=True)))
+
+
+def _named(names: Mapping[str, str]) -> Statement:
+    """Keep the name of the call that started each attempt, by its id."""
+    return NAME, (list(names), [to_column(request) for request in names.values()])
 
 
 def _ended(status: AttemptStatus, now: float, errors: Mapping[str, str | None]) -> Statement:

@@ -79,6 +79,13 @@ CREATE TABLE policies (
     PRIMARY KEY (name, version)
 );
 """,
+    """
+CREATE TABLE claims (
+    attempt bigint PRIMARY KEY REFERENCES attempts (place) ON DELETE CASCADE,
+    request text COLLATE "C" NOT NULL  -- the name of the call that started it
+);
+CREATE INDEX claims_by_request ON claims (request);
+""",
 )
 """Statements of each version, oldest first. Never edit one that was released; append the next."""
 VERSION = len(MIGRATIONS)

@@ -55,12 +55,14 @@ class PostgresStore:
             await self._access.run(lambda sql: self._ledger(sql).add(values))
 
     async def claim(
-        self, worker: str, *, lease: float, limit: int = 1, modes: Collection[Mode] | None = None
+        self, worker: str, *, lease: float, limit: int = 1, modes: Collection[Mode] | None = None, request: str | None = None
     ) -> list[tuple[Rollout, Attempt]]:
         check_lease(lease)
+        if request is not None and (started := await self._access.run(lambda sql: self._ledger(sql).started([request]))):
+            return started[request]
         chosen = frozenset[Mode](get_args(Mode) if modes is None else modes)
         claims = self._claims.setdefault(chosen, Combiner(partial(self._claim, chosen)))
-        return await self._access.call(claims, Caller(worker, lease, limit))
+        return await self._access.call(claims, Caller(worker, lease, limit, request))
 
     async def _claim(self, modes: frozenset[Mode], callers: list[Caller]) -> list[Claims]:
         """Claim for several callers in one transaction."""

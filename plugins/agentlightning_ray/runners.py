@@ -1,5 +1,8 @@
 """Keeps `run_remote` running in actors of a Ray cluster."""
 
+# pyright: reportMissingImports=false
+# Ray is an extra, so the environment of the type check may lack it.
+
 from __future__ import annotations
 
 import asyncio

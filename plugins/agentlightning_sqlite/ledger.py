@@ -87,8 +87,10 @@ class Ledger:
         for rollout, value in rollouts:
             self.enter(rollout, value, "queued", queueable=True)
 
-    def claim(self, worker: str, lease: float, limit: int, modes: Collection[Mode]) -> list[tuple[Rollout, Attempt]]:
+    def claim(self, worker: str, lease: float, limit: int, modes: Collection[Mode], request: str | None) -> list[tuple[Rollout, Attempt]]:
         self.collect()
+        if request is not None and (earlier := self._claimed(request)):
+            return earlier
         heads: list[tuple[int, bytes]] = []
         for mode in set(modes):
             heads += self.sql.execute(
@@ -99,7 +101,18 @@ class Ledger:
             rollout = decode(value, Rollout)
             claimed.append((rollout, self._start(added, rollout, worker, lease)))
             self.change(added, "running")
+        if request is not None:
+            ids = [(request, attempt.id) for _, attempt in claimed]
+            self.sql.executemany("INSERT INTO claims SELECT number_in_file, ? FROM attempts WHERE id = ?", ids)
         return claimed
+
+    def _claimed(self, request: str) -> list[tuple[Rollout, Attempt]]:
+        """The running attempts of a claim by its name, oldest first."""
+        rows = self.sql.execute(
+            f"SELECT rollouts.value, {ATTEMPT} FROM {ATTEMPTS} JOIN claims ON claims.attempt = number_in_file "
+            "WHERE request = ? AND attempts.status = 'running' ORDER BY added", (request,)
+        )  # fmt: skip
+        return [(decode(value, Rollout), _attempt(columns)) for value, *columns in rows]
 
     def begin(self, rollout: Rollout, value: bytes, worker: str, lease: float) -> Attempt:
         row = self.sql.execute("SELECT added, queueable FROM rollouts WHERE id = ?", (rollout.id,)).fetchone()
@@ -185,9 +198,10 @@ class Ledger:
         self.sql.execute(f"INSERT INTO attempts ({columns}) VALUES (?,?,?,?,?,?,?,?,?,?)", values)
 
     def _end(self, attempt_id: str, status: AttemptStatus, error: str | None, retry: bool) -> None:
-        added, number, queueable, most = self.sql.execute(
-            f"SELECT added, number, queueable, max_attempts FROM {ATTEMPTS} WHERE attempts.id = ?", (attempt_id,)
+        place, added, number, queueable, most = self.sql.execute(
+            f"SELECT number_in_file, added, number, queueable, max_attempts FROM {ATTEMPTS} WHERE attempts.id = ?", (attempt_id,)
         ).fetchone()
+        self.sql.execute("DELETE FROM claims WHERE attempt = ?", (place,))
         ended = (status, time.time(), printable(error), attempt_id)
         self.sql.execute("UPDATE attempts SET status = ?, finished = ?, error = ? WHERE id = ?", ended)
         self.change(added, next_status(status, again=bool(retry and queueable and number < most)))

@@ -14,6 +14,13 @@ CREATE INDEX records_by_base ON records (base) WHERE base IS NOT NULL;
 CREATE TABLE sequence (newest INTEGER NOT NULL);
 INSERT INTO sequence VALUES (0);
 """,
+    4: """
+CREATE TABLE claims (
+    attempt INTEGER PRIMARY KEY REFERENCES attempts (number_in_file),  -- a running one
+    request TEXT NOT NULL                                              -- the name of the call that started it
+);
+CREATE INDEX claims_by_request ON claims (request);
+""",
 }
 """SQL statements by the version that they make. The versions have no gap."""
 OLDEST = min(MIGRATIONS) - 1

@@ -17,7 +17,7 @@ from agentlightning_sqlite.migrations import OLDEST, migrate, run_script
 
 APPLICATION = 0x41474C73
 """`PRAGMA application_id` of stores: "AGLs"."""
-VERSION = 3
+VERSION = 4
 """`PRAGMA user_version`, the version of the tables below. `migrations.py` brings older files to it."""
 MEMORY = ":memory:"
 """SQLite's name of an in-memory database. Each connection has its own."""
@@ -71,6 +71,11 @@ CREATE TABLE attempts (
     UNIQUE (rollout, number)
 );
 CREATE INDEX attempts_by_lease ON attempts (expires) WHERE status = 'running';
+CREATE TABLE claims (
+    attempt INTEGER PRIMARY KEY REFERENCES attempts (number_in_file),  -- a running one
+    request TEXT NOT NULL                                              -- the name of the call that started it
+);
+CREATE INDEX claims_by_request ON claims (request);
 CREATE TABLE records (
     seq INTEGER PRIMARY KEY,
     attempt INTEGER NOT NULL REFERENCES attempts (number_in_file),

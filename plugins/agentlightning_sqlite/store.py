@@ -39,11 +39,11 @@ class SQLiteStore:
         await self._access.write(lambda ledger: ledger.add(values))
 
     async def claim(
-        self, worker: str, *, lease: float, limit: int = 1, modes: Collection[Mode] | None = None
+        self, worker: str, *, lease: float, limit: int = 1, modes: Collection[Mode] | None = None, request: str | None = None
     ) -> list[tuple[Rollout, Attempt]]:
         check_lease(lease)
         chosen: Collection[Mode] = get_args(Mode) if modes is None else modes
-        return await self._access.write(lambda ledger: ledger.claim(worker, lease, limit, chosen))
+        return await self._access.write(lambda ledger: ledger.claim(worker, lease, limit, chosen, request))
 
     async def begin(self, rollout: Rollout, worker: str, *, lease: float) -> Attempt:
         check_lease(lease)

@@ -94,10 +94,13 @@ class LightningStore(Protocol):
         ...
 
     async def claim(
-        self, worker: str, *, lease: float, limit: int = 1, modes: Collection[Mode] | None = None
+        self, worker: str, *, lease: float, limit: int = 1, modes: Collection[Mode] | None = None, request: str | None = None
     ) -> list[tuple[Rollout, Attempt]]:
         """Start a running attempt, with its own key and a lease in seconds, of up to `limit` queued rollouts, oldest first.
-        Collects expired leases first. Returns at once; the list is empty if no rollout is queued."""
+        Collects expired leases first. Returns at once; the list is empty if no rollout is queued.
+
+        `request` names the call for a client that may lose the answer. While attempts of that call run, a repeated one returns them and
+        starts no others."""
         ...
 
     async def begin(self, rollout: Rollout, worker: str, *, lease: float) -> Attempt:

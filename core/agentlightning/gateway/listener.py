@@ -23,7 +23,7 @@ MAX_HEADERS = 65_536
 """Bytes of unfinished headers. uvicorn has no limit of its own."""
 ASYNC_HEADER = "x-stainless-async"
 """Of OpenAI's and Anthropic's clients: `async:asyncio`, or `false`."""
-PROBES = (0.2, 0.4, 0.8, 1.6, 0.0)
+PROBES = (0.01, 0.2, 0.6, 1.8, 0.0)
 """Seconds after each sign of life to a client that has closed its sending side and waits for its answer. Clients limit their number."""
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 """An interim response. Every HTTP/1.1 client ignores it, and a closed one answers it with a reset."""

@@ -40,6 +40,7 @@ from agentlightning.gateway.rendering.renderer import Rendering
 from agentlightning.gateway.sampled_call import SampledAnswerer
 from agentlightning.gateway.traces import TraceEndpoint
 from agentlightning.gateway.unknown_path import UnknownPath
+from agentlightning.stores.health import health_routes
 from agentlightning.types import LLM, Attempt
 
 CALLS_PATH = "/v1/calls"
@@ -109,7 +110,7 @@ def gateway_app(store: LightningStore, engine: Engine, **options: Unpack[Options
         if isinstance(engine, Forwarder):
             await engine.disconnect()
 
-    routes = [*routes, *_at_other_bases(routes), *options.get("extra_routes", ())]
+    routes = [*routes, *_at_other_bases(routes), *health_routes(store), *options.get("extra_routes", ())]
     return Starlette(routes=routes, exception_handlers={404: unknown, 405: unknown}, lifespan=lifespan)
 
 

@@ -8,6 +8,9 @@ from dataclasses import dataclass
 from agentlightning.errors import RewardError
 from agentlightning.types import Attempt, AttemptStatus, Call
 
+NOTE = "\nNot tried again: "
+"""Between the error of an attempt and the reason why it was the last."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Failure:

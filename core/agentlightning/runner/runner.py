@@ -22,7 +22,7 @@ from agentlightning.errors import AgentError, AgentTimeout, LeaseLost, StoreErro
 from agentlightning.registry.registry import registry
 from agentlightning.rl.trajectory.rollout_reward import rollout_reward
 from agentlightning.runner.agent_call import Agent, AgentCall, Outcome, explain, message_of, takes_llm
-from agentlightning.runner.retry import Failure, why_not_again
+from agentlightning.runner.retry import NOTE, Failure, why_not_again
 from agentlightning.types import LLM, Attempt, AttemptStatus, Reward, Rollout
 
 log = logging.getLogger(__name__)
@@ -166,7 +166,7 @@ class Runner:
                 elif policy != "drop":
                     reason = why_not_again(failure)
                     retry = reason is None
-                    end = replace(end, text=f"{end.text}\nNot tried again: {reason}." if reason else end.text)
+                    end = replace(end, text=f"{end.text}{NOTE}{reason}." if reason else end.text)
             await recorder.close()
         except Exception as raised:  # the store failed, whatever the agent did
             end = _End(status="failed", text="; ".join(filter(None, (end.text, explain(raised)))))

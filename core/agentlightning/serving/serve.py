@@ -22,7 +22,7 @@ from agentlightning.gateway import Gateway
 from agentlightning.gateway.rendering.load import make_rendering
 from agentlightning.runner.rollout import DEFAULT_STORE
 from agentlightning.stores.common import open_store
-from agentlightning.stores.http_server import store_app
+from agentlightning.stores.http_server import StoreServer
 from agentlightning.training.progress import Progress
 from agentlightning.training.run_folder import RunFolder
 from agentlightning.types import Policy
@@ -102,7 +102,7 @@ async def _serving(model: ServedModel, address: Address, store: str | None, prog
         stack.push_async_callback(engine.close)
         if model.files.path:
             await engine.load(model.policy or engine.policy)  # a run's trained version, so that records name it
-        routes = store_app(opened, token).routes
+        routes = StoreServer(opened, token).routes
         gateway = Gateway(
             opened, engine, host=address.host, port=address.port, max_body=address.max_body, token=token, extra_routes=routes,
             rendering=model.rendering,

@@ -2,7 +2,7 @@
 
 A call is a POST to `/store/v1/<method>` with `Authorization: Bearer <token>`. Arguments, results and errors are bytes of `serialization`.
 The client repeats a call after a lost answer. If a repetition would change something (`once`), the call carries an id, and the server
-repeats its first answer to that id.
+repeats its first answer to that id. A claim has its id in the store, because a claim that is lost would wait for the end of its lease.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from agentlightning.contracts.store import LightningStore, RolloutState
 from agentlightning.errors import LeaseLost, LightningError, NotFound, StoreError, StoreVersionError, WireError
 from agentlightning.stores.common import printable
 from agentlightning.stores.serialization import decode, encode
-from agentlightning.types import AttemptStatus, new_id
+from agentlightning.types import Attempt, AttemptStatus, Mode, Rollout, new_id
 
 logger = logging.getLogger(__name__)
 F = TypeVar("F", bound=Callable[..., Any])
@@ -57,7 +57,7 @@ class Method:
         parameters = list(inspect.signature(function).parameters.values())[1:]
         keywords = tuple(parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY)
         types = tuple(hints[parameter.name] for parameter in parameters)
-        return cls(tuple[types], keywords, hints["return"], once=function.__name__ in ("claim", "finish", "cancel", "delete"))
+        return cls(tuple[types], keywords, hints["return"], once=function.__name__ in ("finish", "cancel", "delete"))
 
 
 METHODS = MappingProxyType(
@@ -157,7 +157,6 @@ class StoreClient:
         raise error(message)
 
     add = _remote(LightningStore.add)
-    claim = _remote(LightningStore.claim)
     begin = _remote(LightningStore.begin)
     heartbeat = _remote(LightningStore.heartbeat)
     record = _remote(LightningStore.record)
@@ -171,6 +170,12 @@ class StoreClient:
     compact = _remote(LightningStore.compact)
     publish = _remote(LightningStore.publish)
     policies = _remote(LightningStore.policies)
+
+    async def claim(
+        self, worker: str, *, lease: float, limit: int = 1, modes: Collection[Mode] | None = None, request: str | None = None
+    ) -> list[tuple[Rollout, Attempt]]:
+        chosen = None if modes is None else [*modes]
+        return await self.call("claim", worker, lease, limit, chosen, request or new_id())  # its name survives the server
 
     async def finish(self, attempt_id: str, status: AttemptStatus, *, error: str | None = None, retry: bool = False) -> RolloutState:
         return await self.call("finish", attempt_id, status, printable(error), retry)

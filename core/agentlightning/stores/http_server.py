@@ -20,6 +20,7 @@ from starlette.routing import Route
 
 from agentlightning.contracts.store import LightningStore
 from agentlightning.errors import ConfigError, LeaseLost, LightningError, NotFound, StoreError, WireError
+from agentlightning.stores.health import health_routes
 from agentlightning.stores.http_client import ERRORS, LONG_POLL, METHODS, PREFIX, REQUEST_HEADER
 from agentlightning.stores.serialization import decode, encode
 
@@ -106,5 +107,5 @@ def _failure(status: int, error: Exception) -> Response:
 
 
 def store_app(store: LightningStore, token: str) -> Starlette:
-    """An ASGI app that serves `store` under `/store/v1/` to clients with `token`. Its routes also fit into a larger app."""
-    return Starlette(routes=StoreServer(store, token).routes)
+    """An ASGI app that serves `store` under `/store/v1/` to clients with `token`, with `/health` and `/ready`."""
+    return Starlette(routes=[*StoreServer(store, token).routes, *health_routes(store)])

@@ -112,6 +112,20 @@ class StoreContract:
         assert len({attempt.key for attempt in attempts}) == len({attempt.id for attempt in attempts}) == 5
         assert all(a.number == 1 and a.status == "running" and a.worker == "w" and a.rollout_id == r.id for r, a in first + rest)
 
+    async def test_a_repeated_claim_returns_the_attempts_of_the_first_while_they_run(self, store: LightningStore) -> None:
+        added = rollouts(5)
+        await store.add(added)
+        first = await store.claim("w", lease=LEASE, limit=2, request="a")
+        assert await store.claim("w", lease=LEASE, limit=2, request="a") == first
+        other = await store.claim("w", lease=LEASE, request="b")
+        assert [rollout.id for rollout, _ in [*first, *other]] == [rollout.id for rollout in added[:3]]
+        await store.finish(first[0][1].id, "failed")
+        assert await store.claim("w", lease=LEASE, limit=2, request="a") == first[1:]
+        await store.finish(first[1][1].id, "succeeded")
+        ((rollout, _),) = await store.claim("w", lease=LEASE, request="a")  # nothing of the first runs any more
+        assert rollout.id == added[3].id
+        assert await store.claim("w", lease=LEASE, request="none", modes=()) == []
+
     async def test_a_claim_can_be_limited_to_modes(self, store: LightningStore) -> None:
         train, val = rollouts(2), rollouts(2, mode="eval")
         await store.add([train[0], val[0], train[1], val[1]])

@@ -4,29 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import shlex
-import socket
 import time
 from collections.abc import Callable
 
-from agentlightning.config.schema import Config
-from agentlightning.gateway.listener import is_loopback
 from agentlightning.runner.remote import RemoteRunner
-from agentlightning.runner.runner import Agent
-from agentlightning.runner.worker_pool import reference_of
 from agentlightning.stores.http_server import StoreServer
-
-
-def remote_runner(config: Config, agent: str | Agent, token: str, base_url: str) -> RemoteRunner:
-    """Return what a runner elsewhere must know. `base_url`: the gateway's own address."""
-    own = base_url.removesuffix("/v1")
-    host = own if is_loopback(config.host) else f"http://{socket.gethostname()}:{own.rpartition(':')[2]}"
-    return RemoteRunner(
-        store=(config.address or host).rstrip("/").replace("://", f"://{token}@", 1),
-        agent=None if config.command is not None else reference_of(agent),
-        command=config.command,
-        reward=config.reward,
-        adapters=config.adapters,
-    )
 
 
 def runner_command(runner: RemoteRunner) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import os
 import secrets
+import socket
 import sys
 from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, asynccontextmanager, nullcontext
@@ -21,19 +22,20 @@ from agentlightning.contracts.store import LightningStore
 from agentlightning.contracts.trainer import Trainer
 from agentlightning.errors import ConfigError
 from agentlightning.gateway import Gateway
+from agentlightning.gateway.listener import is_loopback
 from agentlightning.gateway.rendering.demonstration import Demonstrate
 from agentlightning.registry.registry import registry
 from agentlightning.runner.program import CommandAgent
-from agentlightning.runner.remote import RunnerOrder, order_route
+from agentlightning.runner.remote import RemoteRunner, RunnerOrder, order_route
 from agentlightning.runner.runner import Agent, Runner
-from agentlightning.runner.worker_pool import WorkerOrder, Workers
+from agentlightning.runner.worker_pool import WorkerOrder, Workers, reference_of
 from agentlightning.stores.common import open_store
 from agentlightning.stores.http_server import StoreServer
 from agentlightning.training.collector import Collector
 from agentlightning.training.controls import Controls
 from agentlightning.training.plan import Plan, Plugin, TrainingPlan
 from agentlightning.training.progress import Progress
-from agentlightning.training.remote_runners import remote_runner, runner_command, watch_runners
+from agentlightning.training.remote_runners import runner_command, watch_runners
 from agentlightning.training.rollouts import RolloutSettings, trajectory_reader
 from agentlightning.training.run_folder import RunFolder
 from agentlightning.training.weight_sync import WeightSync
@@ -175,6 +177,19 @@ async def _open_runners(
     runners = asyncio.create_task(runs)
     exits.push_async_callback(_cancel, runners)
     return Collector(store, runners, trajectory_reader(config), controls)
+
+
+def remote_runner(config: Config, agent: str | Agent, token: str, base_url: str) -> RemoteRunner:
+    """Return what a runner elsewhere must know. `base_url`: the gateway's own address."""
+    own = base_url.removesuffix("/v1")
+    host = own if is_loopback(config.host) else f"http://{socket.gethostname()}:{own.rpartition(':')[2]}"
+    return RemoteRunner(
+        store=(config.address or host).rstrip("/").replace("://", f"://{token}@", 1),
+        agent=None if config.command is not None else reference_of(agent),
+        command=config.command,
+        reward=config.reward,
+        adapters=config.adapters,
+    )
 
 
 def _worker_order(config: Config, agent: str, gateway: Gateway, model: str, token: str) -> WorkerOrder:

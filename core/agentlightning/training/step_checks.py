@@ -12,6 +12,7 @@ from typing import Any
 from agentlightning.errors import AgentError, JoinError
 from agentlightning.rl.batch.build import ZERO_VARIANCE
 from agentlightning.rl.trajectory.build import check_joins
+from agentlightning.runner.retry import NOTE
 from agentlightning.training.fresh_calls import WAYS_OUT, fresh_calls
 from agentlightning.training.no_calls import no_calls_report
 from agentlightning.types import Trajectory
@@ -123,7 +124,7 @@ def check_first(
         )
     failed = [trajectory for trajectory in trajectories if trajectory.status != "succeeded" and trajectory.reward is None]
     if len(failed) == len(trajectories):
-        cause = (failed[0].error or failed[0].status).rstrip(".")
+        cause = (failed[0].error or failed[0].status).partition(NOTE)[0].rstrip(".")
         hint = f" See `agl show {folder}`." if folder else ""
         raise AgentError(f"All {len(failed)} rollouts of the first step failed. The first one: {cause}.{hint}")
     if not any(sum(trajectory.calls.values()) for trajectory in trajectories):

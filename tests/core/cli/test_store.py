@@ -68,7 +68,7 @@ def test_rollouts_travel_through_files_and_stores(agl: AGL, store: Path) -> None
 def test_ctrl_c_stops_a_copy_and_resume_continues(agl: AGL, store: Path) -> None:
     async def fill() -> None:
         opened = open_store("agl.db")
-        for _ in range(20):
+        for _ in range(40):
             await opened.put([ended_rollout(turns=3) for _ in range(150)])
         await opened.close()
 
@@ -81,10 +81,10 @@ def test_ctrl_c_stops_a_copy_and_resume_continues(agl: AGL, store: Path) -> None
     _, error = process.communicate(timeout=60)
     assert process.returncode == 130
     assert re.search(r"Stopped after [\d,]+ rollouts\. `agl store copy agl\.db copy\.db --resume` continues\.", error)
-    assert 500 <= succeeded("copy.db") < 3029
+    assert 500 <= succeeded("copy.db") < 6029
     code, output = agl("store", "copy", "agl.db", "copy.db", "--resume")
     assert code == 0
-    assert (match := re.fullmatch(r"Copied 3,030 rollouts, ([\d,]+) of them earlier\.\n", output))
+    assert (match := re.fullmatch(r"Copied 6,030 rollouts, ([\d,]+) of them earlier\.\n", output))
     assert int(match[1].replace(",", "")) >= 500
     assert ids("agl.db") == ids("copy.db")
 

@@ -23,12 +23,14 @@ from agentlightning.errors import ConfigError, StoreError
 from agentlightning.gateway import Gateway
 from agentlightning.runner.remote import RemoteRunner, run_remote
 from agentlightning.stores.common import open_store
+from agentlightning.stores.http_client import open_http
 from agentlightning.stores.http_server import StoreServer
 from agentlightning.testing.engine import ScriptedEngine
 from agentlightning.testing.tokenizer import make_tokenizer
 from agentlightning.training.progress import Progress
-from agentlightning.training.remote_runners import remote_runner, runner_command, watch_runners
+from agentlightning.training.remote_runners import runner_command, watch_runners
 from agentlightning.training.run_folder import RunFolder
+from agentlightning.training.services import remote_runner
 from agentlightning.types import Rollout, Sampling, Task
 
 AGENT = """
@@ -176,6 +178,22 @@ def test_a_runner_outlives_its_store_server_and_no_record_is_lost(tmp_path: Path
             await asyncio.sleep(0.05)
 
     asyncio.run(scenario())
+
+
+async def test_a_claim_that_is_repeated_after_the_server_was_killed_returns_the_same_attempt(tmp_path: Path, processes: Processes) -> None:
+    store = open_store(str(tmp_path / "agl.db"))
+    await store.add([Rollout(task=Task(str(i), {}), mode="train") for i in range(3)])
+    claims: list[Any] = []
+    for _ in range(2):
+        server = processes.agl("store", "serve", str(tmp_path / "agl.db"), "--port", "0", AGL_TOKEN="secret")
+        client = open_http((await asyncio.to_thread(read_until, server, "http://")).split()[1])
+        claims.append(await client.claim("w", lease=60, limit=2, request="the same"))
+        await client.close()
+        server.kill()
+        server.wait()
+    assert claims[0] == claims[1]
+    assert [state.status for state in (await store.list())[0]] == ["running", "running", "queued"]
+    await store.close()
 
 
 def test_ctrl_c_gives_the_running_rollouts_back(tmp_path: Path, processes: Processes) -> None:

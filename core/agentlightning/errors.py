@@ -24,6 +24,7 @@
     │   ├── Mismatch            the sampled tokens come from other weights than the trainer's
     │   └── HalfStep            the step failed after it changed weights
     └── RunError                a run folder cannot be made, read or resumed
+        └── UnknownRun          no run has this name (also a ConfigError)
 
 A message is two sentences: what is wrong, with the value; what to do.
 """
@@ -128,6 +129,10 @@ class HalfStep(TrainerError):
 
 class RunError(LightningError):
     """A run folder cannot be made, read or resumed."""
+
+
+class UnknownRun(RunError, ConfigError):
+    """No run has this name."""
 
 
 def unknown(noun: str, name: str, names: Sequence[str], where: str = "") -> str:

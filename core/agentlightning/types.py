@@ -362,6 +362,8 @@ class Trajectory(WireValue, frozen=True, kw_only=True):
     transitions: tuple[Transition, ...] = ()
     calls: dict[str, int] = {}
     """Number of requests by status; the sum is the number of requests."""
+    other_calls: int = 0
+    """Requests of the rollout's other attempts, which are never trained."""
     contexts: dict[str, int] = {}
     """Number of completed requests by the origin of their prompts, as in `Call.context`."""
     broken_calls: int = 0

@@ -68,6 +68,11 @@ class VerlTrainer(Trainer):
         )
 
     @classmethod
+    def check_settings(cls, settings: VerlSettings) -> None:
+        """See `Trainer.check_settings`. Finds verl."""
+        find_verl(settings.python)
+
+    @classmethod
     async def create(cls, model: ModelFiles, settings: VerlSettings, share: Share) -> VerlTrainer:
         """Start verl's process, Ray, and the workers. Raises `ConfigError` without verl."""
         if settings.schedule != "constant" and settings.total_steps is None:

@@ -141,7 +141,7 @@ async def _one(source: RecordsSource, name: str) -> Shown:
             return _shown(source, *await store.read(name))
         replayed = await _replayed(source, name)
         if len(replayed) > 1:
-            raise NotFound(f"{name!r} fits {len(replayed)} rollouts of the replay {source.production}. Give more of the id.")
+            raise ConfigError(f"{name!r} fits {len(replayed)} rollouts of the replay {source.production}. Give more of the id.")
         return replayed[0] if replayed else _shown(source, *await store.read(await _find(store, name)))
     finally:
         await store.close()

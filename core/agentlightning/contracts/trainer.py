@@ -115,6 +115,10 @@ class Trainer(ABC):
         raise NotImplementedError(f"{cls.__qualname__} has no `create`. Add one to use this trainer in a run.")
 
     @classmethod
+    def check_settings(cls, settings: Any) -> None:
+        """Raise `ConfigError` for settings that cannot work on this machine (blocking). Loads nothing, so that a run is refused early."""
+
+    @classmethod
     def check_model(cls, model: ModelFiles) -> Fit:
         """Tell whether this trainer takes a model, from its configuration alone (blocking)."""
         return Fit("unknown", "known only when it starts")

@@ -4,7 +4,8 @@ A program has a mark in its environment and begins a session; its children inher
 signals, process groups and sessions. (Without `/proc`, as on macOS: its process group.)
 
 Run as a script, this file is the guard. It reads lines from standard input: `+mark` before a program starts, `=mark pid` when it has
-started, `-mark` when all of it has ended. The input ends when the other process does, however that ends; then the guard kills the rest.
+started, `-mark` when all of it has ended, `/path` a folder to remove. The input ends when the other process does, however that ends; then
+the guard kills the rest and removes the folders.
 It imports the standard library only, so it starts in milliseconds.
 """
 
@@ -64,9 +65,12 @@ def main() -> None:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)  # it ends with its input
     programs: dict[str, int | None] = {}
+    folders: list[str] = []
     for line in sys.stdin:
         what, words = line[0], line[1:].split()
-        if what == "-":
+        if what == "/":
+            folders.append(line.rstrip("\n"))
+        elif what == "-":
             programs.pop(words[0], None)
         else:
             programs[words[0]] = int(words[1]) if what == "=" else None
@@ -76,6 +80,10 @@ def main() -> None:
             kill_program(mark, leader)
         programs = {mark: leader for mark, leader in programs.items() if leader is None and time.monotonic() < until}
         time.sleep(0.05)
+    import shutil  # only now, because it takes longer than the rest
+
+    for folder in folders:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 if __name__ == "__main__":

@@ -61,6 +61,10 @@ class Guard:
         """Stop watching a program that has ended."""
         self._tell(f"-{mark}")
 
+    def remove(self, folder: Path) -> None:
+        """Remove a folder with its content after this process has ended."""
+        self._tell(str(folder.absolute()))
+
     def close(self) -> None:
         self._process.communicate()
 

@@ -14,7 +14,7 @@ import shutil
 import sys
 from contextlib import suppress
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, mkdtemp
 from types import TracebackType
 from typing import Any, cast
 from urllib.parse import urlsplit
@@ -57,22 +57,25 @@ class CommandAgent:
         self._arguments = _split(line)
         _check_program(self._arguments[0], self.folder)
         self._guard: Guard | None = None
+        self._folders: Path | None = None
 
     def __enter__(self) -> CommandAgent:
         self._guard = Guard()
+        self._folders = Path(mkdtemp(prefix="agl-command-"))
+        self._guard.remove(self._folders)  # also if this process is killed
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         assert self._guard is not None
         self._guard.close()
-        self._guard = None
+        self._guard = self._folders = None
 
     async def __call__(self, task: JSON, llm: LLM) -> float | None:
         """Run one rollout. Returns the reward, or None if the program posted it. `AgentError` tells how the program ended and its last
         output."""
         if self._guard is None:
             raise AgentError("The command has no guard to end its processes. Use it as `with CommandAgent(...) as agent:`.")
-        with TemporaryDirectory(prefix="agl-command-") as name:
+        with TemporaryDirectory(dir=self._folders) as name:
             folder = Path(name)
             text = json.dumps(task)
             (folder / "task.json").write_text(text + "\n")

@@ -13,6 +13,7 @@ A line has `step` (finished steps at that time; 0: before training) and numbers.
 - `context.bridged`, `context.first`, `context.rewritten`, `context.edited`, ...: completed model calls by the origin of their prompts, as
   `Call.context` names it; `broken_calls`: replies with a tool call that cannot be read;
 - `reward_min`, `reward_max`: lowest and highest reward; `zero_variance_reward`: mean reward of groups in which all rewards are equal;
+- `requests.completed`, `requests.refused`, ...: model calls by status; `requests.other_attempts`: those of attempts that did not win;
 - `truncated_fraction`: share of the replies that end at a token limit; `truncated_reward`: mean reward of rollouts with one;
 - `agent_fraction`: share of the sampled tokens by the agents in training, if `agents` names some;
 - `tool_offers`: completed calls that offered tools; `tool_uses`: those that a tool call answered;
@@ -69,11 +70,16 @@ def step_metrics(trajectories: Sequence[Trajectory], batch: Batch) -> dict[str, 
     row |= {f"step_signals.{name}": count for name, count in sorted(Counter(signals.values()).items())}
     requests, contexts = Counter[str](), Counter[str]()
     for trajectory in trajectories:
-        requests.update(trajectory.calls)
+        requests.update(request_counts(trajectory))
         contexts.update(trajectory.contexts)
     row |= {f"requests.{status}": count for status, count in sorted(requests.items())}
     broken = sum(trajectory.broken_calls for trajectory in trajectories)
     return row | _context_metrics(contexts) | ({"broken_calls": broken} if broken else {})
+
+
+def request_counts(trajectory: Trajectory) -> dict[str, int]:
+    """Requests by status; under `other_attempts`, those of failed and lost attempts. The sum is the number of requests of the rollout."""
+    return trajectory.calls | ({"other_attempts": trajectory.other_calls} if trajectory.other_calls else {})
 
 
 def _context_metrics(contexts: Mapping[str, int]) -> dict[str, int]:

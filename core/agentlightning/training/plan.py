@@ -123,6 +123,7 @@ def _trainer(config: Config, algorithm: Algorithm) -> Plugin:
             "trainer.critic = true has no effect: neither credit nor advantage uses a critic. "
             "Remove it, or set advantage = 'gae' or credit = 'learned'."
         )
+    trainer.check_settings(settings)
     return trainer, settings
 
 

@@ -33,7 +33,7 @@ from typing import Any
 
 import msgspec
 
-from agentlightning.errors import RunError
+from agentlightning.errors import RunError, UnknownRun
 from agentlightning.files import disk_errors, flush, write_file
 from agentlightning.training.run_state import BaseEvaluation, Learned, RunState
 from agentlightning.types import JSON
@@ -93,13 +93,13 @@ class RunFolder:
         for folder in (Path(path), Path("runs") / path):
             if folder.is_dir():
                 if not any((folder / name).exists() for name in ("config.toml", "store.db", "state.json")):
-                    raise RunError(
+                    raise UnknownRun(
                         f"{folder} is not a run folder: it has no config.toml, store.db or state.json. Name a folder runs/<time>-<name>/."
                     )
                 return cls(folder.resolve())
         latest = [run.path.name for run in cls.all(Path("runs"))][-3:]
         hint = f"The latest runs are: {', '.join(latest)}." if latest else "The folder ./runs has no run."
-        raise RunError(f"There is no run {str(path)!r}. {hint}")
+        raise UnknownRun(f"There is no run {str(path)!r}. {hint}")
 
     @classmethod
     def all(cls, root: Path | str) -> list[RunFolder]:
@@ -114,7 +114,7 @@ class RunFolder:
         """Return the run that started last."""
         runs = cls.all(root)
         if not runs:
-            raise RunError(f"There is no run under {root}. `agl train CONFIG.toml` makes one, and so does `agl demo`.")
+            raise UnknownRun(f"There is no run under {root}. `agl train CONFIG.toml` makes one, and so does `agl demo`.")
         return runs[-1]
 
     @property

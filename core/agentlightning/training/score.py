@@ -13,6 +13,7 @@ from agentlightning.config.toml import to_toml
 from agentlightning.errors import ConfigError
 from agentlightning.training.controls import Controls, run_in_thread
 from agentlightning.training.job import Job, job_of, with_store
+from agentlightning.training.metrics import request_counts
 from agentlightning.training.no_calls import no_calls_report
 from agentlightning.training.plan import plan_rollouts
 from agentlightning.training.progress import Progress
@@ -70,7 +71,7 @@ async def _score(job: Job, limit: int | None, controls: Controls) -> Scored:
 def _report(folder: Path, trajectories: Sequence[Trajectory], seconds: float) -> Scored:
     requests = Counter[str]()
     for trajectory in trajectories:
-        requests.update(trajectory.calls)
+        requests.update(request_counts(trajectory))
     replies = [len(transition.response_ids) for trajectory in trajectories for transition in trajectory.transitions]
     return Scored(
         folder=folder,

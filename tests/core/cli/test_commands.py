@@ -60,8 +60,8 @@ def test_help_loads_neither_torch_nor_a_framework() -> None:
     [
         (["train"], 2, "Give it a config file, or `--resume RUN`"),
         (["train", "missing.toml"], 2, "missing.toml"),
-        (["train", "--resume", "latest"], 1, "There is no run under runs"),
-        (["train", "--resume", "20200101-000000-x"], 1, "There is no run '20200101-000000-x'"),
+        (["train", "--resume", "latest"], 2, "There is no run under runs"),
+        (["train", "--resume", "20200101-000000-x"], 2, "There is no run '20200101-000000-x'"),
         (["train", "--resume", "latest", "--dry-run"], 2, "--resume continues an old one"),
         (["rollout", "missing.toml"], 2, "missing.toml"),
         (["serve"], 2, "needs a model, a run or an upstream"),
@@ -69,7 +69,7 @@ def test_help_loads_neither_torch_nor_a_framework() -> None:
         (["models", "pull", "smollm2-135n"], 2, "smollm2-135m"),
         (["config", "trainr"], 2, "'trainr' in its name"),
         (["config", "eval", "--schema"], 2, "exclude one another"),
-        (["show"], 1, "There is no run under runs"),
+        (["show"], 2, "There is no run under runs"),
         (["show", "sqlite:typo.db"], 2, "There is no store file 'typo.db'"),
     ],
 )

@@ -213,7 +213,7 @@ def test_a_plain_store_file_is_shown_as_well(agl: AGL, run: Filled, tmp_path: Pa
 @pytest.mark.parametrize(
     ("arguments", "code", "says"),
     [
-        (["show", "nothing"], 1, "There is no run 'nothing'. The latest runs are: "),
+        (["show", "nothing"], 2, "There is no run 'nothing'. The latest runs are: "),
         (["show", "nothing.db"], 2, "There is no store file 'nothing.db'"),
         (["show", "mysql://host/db"], 2, "Unknown store 'mysql'. Use one of "),
         (["show", "latest", "zzzz"], 2, "There is no rollout 'zzzz' in this store"),

@@ -13,6 +13,7 @@ from agentlightning.contracts.store import AttemptRecords, RolloutState
 from agentlightning.errors import ConfigError, JoinError, LightningError, NotFound, RewardError
 from agentlightning.rl.trajectory.build import UNJOINED, check_joins, trajectory
 from agentlightning.rl.trajectory.joins import NEVER_ARRIVED
+from agentlightning.training.metrics import request_counts
 from agentlightning.types import Attempt, Call, Completion, Reward, Rollout, Sampling, Span, Task, Trajectory
 
 
@@ -166,6 +167,8 @@ def test_a_lost_attempt_is_never_used() -> None:
     assert (t.attempt_id, t.reward, [x.completion_id for x in t.transitions]) == ("a1", 1.0, ["x0.0"])
     alone = trajectory(state(lost), (theirs,))
     assert (alone.status, alone.reward, alone.transitions) == ("lost", None, ())
+    assert [(t.calls, t.other_calls), (alone.calls, alone.other_calls)] == [({"completed": 1}, 1), ({}, 1)]
+    assert request_counts(t) == {"completed": 1, "other_attempts": 1}
 
 
 def test_a_rollout_that_was_cancelled_in_the_queue_is_an_unscored_trajectory() -> None:

@@ -484,6 +484,10 @@ async def test_no_program_outlives_a_run_that_is_killed(tmp_path: Path, number: 
     run.send_signal(number)
     run.wait()
     assert await gone(pids_of(tmp_path))
+    deadline = time.monotonic() + 10
+    while folders := list(tmp_path.glob("agl-command-*")):
+        assert time.monotonic() < deadline, folders
+        await asyncio.sleep(0.02)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="a program whose session is not known yet is found in /proc")

@@ -744,6 +744,7 @@ def test_a_function_of_ones_own_that_is_wrong_is_named_with_what_was_expected(
         ({"algorithm": {"name": "lightning", "advantage": "gppo"}}, "grpo"),
         ({"algorithm": {"name": "lightning", "loss": "dpo"}}, "Unknown loss 'dpo'"),
         ({"algorithm": {"name": "dpo"}, "trainer": {"name": "verl"}}, r"algorithm\.loss is 'dpo', and trainer 'verl' does not have"),
+        ({"trainer": {"name": "verl", "python": "/nowhere/python"}}, r"trainer\.python is '/nowhere/python', which is not a program"),
         ({"algorithm": {"name": "dpo", "beta": 0.0}}, r"algorithm\.beta is 0\.0\. Use a finite number above 0"),
         ({"algorithm": {"name": "dpo", "group_size": 1}}, r"algorithm\.group_size is 1\. Use a whole number of at least 2"),
         ({"algorithm": {"name": "dpo", "kl_coef": 0.1}}, r"Unknown key 'kl_coef' in \[algorithm\]"),

@@ -39,7 +39,7 @@ def trajectory(
     reward_weights: Mapping[str, float] | None = None,
     step_rewards: Sequence[StepReward] = (),
 ) -> Trajectory:
-    """Build the trajectory of the rollout's winning attempt; other attempts are never looked at.
+    """Build the trajectory of the rollout's winning attempt. Of the other attempts, only the requests are counted.
 
     `agents`: names or patterns (`fnmatch`) of the agents to train; None: all. `reward_weights`: see `rollout_reward`. `step_rewards`: the
     step signals to look for, and what each earns.
@@ -52,7 +52,8 @@ def trajectory(
         raise LightningError(f"Rollout {state.rollout.id} is {state.status}. Wait until it has ended to read its trajectory.")
     if winner is None or winner.status == "lost":  # cancelled before it was claimed, or no attempt came back
         status: AttemptStatus = winner.status if winner else "cancelled" if state.status == "cancelled" else "failed"
-        return _bare(state, winner.id if winner else "", status, f"not scored: no attempt was completed ({status})")
+        bare = _bare(state, winner.id if winner else "", status, f"not scored: no attempt was completed ({status})")
+        return replace(bare, other_calls=sum(len(attempt.calls) for attempt in records))
     won = next((attempt for attempt in records if attempt.attempt.id == winner.id), None)
     if won is None:
         raise NotFound(f"Rollout {state.rollout.id} has no records of its winning attempt {winner.id}. Pass the records of all attempts.")
@@ -69,6 +70,7 @@ def trajectory(
         rewards=of_rollout,
         transitions=transitions,
         calls=reading.counts(),
+        other_calls=sum(len(attempt.calls) for attempt in records if attempt is not won),
         contexts=reading.contexts(),
         broken_calls=reading.broken_calls(transitions),
         tool_offers=len(reading.offering_calls()),

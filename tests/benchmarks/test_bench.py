@@ -205,6 +205,7 @@ def test_evaluation_alone_trains_nothing_and_reports_in_the_same_form(bench: Ben
     assert "significant" not in output
 
 
+@pytest.mark.slow
 def test_seeds_and_later_benchmarks_share_the_evaluation_of_the_model(
     bench: Bench, package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

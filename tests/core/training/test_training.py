@@ -603,6 +603,7 @@ def test_an_agent_that_exits_fails_its_attempt_and_not_the_process(model: str, t
         agl.train(solve, tasks=TASKS, **settings(model, tmp_path))
 
 
+@pytest.mark.slow
 def test_a_worker_that_its_agent_blocks_is_killed_and_its_rollout_ends(model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(tmp_path))
     (tmp_path / "blocking_agent.py").write_text(

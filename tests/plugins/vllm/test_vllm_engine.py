@@ -149,6 +149,7 @@ async def test_a_load_that_was_sabotaged_is_an_error_and_the_next_one_is_not(mak
     assert (await ask(world.engine, prompt(5)))[2] == {3}
 
 
+@pytest.mark.slow
 async def test_a_server_that_is_killed_comes_back_and_no_reply_is_lost(make: Any) -> None:
     world = await make()
     await world.serve()

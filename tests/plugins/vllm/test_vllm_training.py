@@ -92,6 +92,7 @@ def test_a_server_whose_weights_somebody_changes_in_mid_step_gets_them_again_bef
         assert "alarm" not in row
 
 
+@pytest.mark.slow
 def test_a_server_that_is_killed_in_the_middle_of_a_step_costs_no_rollout(files: ModelFiles, python: str, tmp_path: Path) -> None:
     killed: list[int] = []
 

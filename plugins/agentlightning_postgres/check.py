@@ -9,7 +9,8 @@ from contextlib import closing
 import psycopg
 from psycopg import sql
 
-from agentlightning.types import Rollout, Task, new_id
+from agentlightning.stores.common import try_out
+from agentlightning.types import new_id
 from agentlightning_postgres.address import Address
 from agentlightning_postgres.store import PostgresStore
 from agentlightning_postgres.testing import binaries, temporary_server
@@ -32,24 +33,10 @@ def check() -> str:
 def _try(address: str) -> str:
     scratch = Address.parse(f"{address}{'&' if '?' in address else '?'}schema=agl_doctor_{new_id()}")
     try:
-        version = asyncio.run(_test(scratch))
+        asyncio.run(try_out(PostgresStore(scratch), PostgresStore(scratch)))
+        with closing(psycopg.connect(scratch.conninfo)) as connection:
+            version = connection.info.parameter_status("server_version") or "of an unknown version"
     finally:
         with closing(psycopg.connect(scratch.conninfo, autocommit=True)) as connection:
             connection.execute(sql.SQL("DROP SCHEMA IF EXISTS {} CASCADE").format(sql.Identifier(scratch.schema)))
     return f"wrote, claimed and read a rollout; PostgreSQL {version}"
-
-
-async def _test(address: Address) -> str:
-    store, other = PostgresStore(address), PostgresStore(address)
-    try:
-        rollout = Rollout(task=Task("task", {"text": "a"}), mode="train")
-        await store.add([rollout])
-        await store.claim("doctor", lease=30)
-        state, _ = await other.read(rollout.id)
-        if state.status != "running":
-            raise RuntimeError(f"A claimed rollout has the status {state.status!r}. Please report this error.")
-    finally:
-        await store.close()
-        await other.close()
-    with closing(psycopg.connect(address.conninfo)) as connection:
-        return connection.info.parameter_status("server_version") or "of an unknown version"

@@ -78,8 +78,6 @@ CREATE TABLE policies (
     value bytea NOT NULL,              -- Policy
     PRIMARY KEY (name, version)
 );
-""",
-    """
 CREATE TABLE claims (
     attempt bigint PRIMARY KEY REFERENCES attempts (place) ON DELETE CASCADE,
     request text COLLATE "C" NOT NULL  -- the name of the call that started it

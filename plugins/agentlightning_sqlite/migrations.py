@@ -13,8 +13,6 @@ MIGRATIONS: dict[int, str] = {
 CREATE INDEX records_by_base ON records (base) WHERE base IS NOT NULL;
 CREATE TABLE sequence (newest INTEGER NOT NULL);
 INSERT INTO sequence VALUES (0);
-""",
-    4: """
 CREATE TABLE claims (
     attempt INTEGER PRIMARY KEY REFERENCES attempts (number_in_file),  -- a running one
     request TEXT NOT NULL                                              -- the name of the call that started it

@@ -17,7 +17,7 @@ from agentlightning_sqlite.migrations import OLDEST, migrate, run_script
 
 APPLICATION = 0x41474C73
 """`PRAGMA application_id` of stores: "AGLs"."""
-VERSION = 4
+VERSION = 3
 """`PRAGMA user_version`, the version of the tables below. `migrations.py` brings older files to it."""
 MEMORY = ":memory:"
 """SQLite's name of an in-memory database. Each connection has its own."""

@@ -66,9 +66,9 @@ class RunnerSettings(BaseSettings):
     attempts: PositiveInt = 3
     """Attempts at one rollout, at most."""
     on_failure: Literal["retry", "drop", "penalise"] = "retry"
-    """What to do with an attempt whose agent raised or hung. `retry`: try again, and drop the rollout after the last attempt, or at
-    once if another attempt would fail in the same way: a refused prompt, a reward of the wrong type, the same error twice. `drop`: drop
-    it. `penalise`: train on it with the reward `penalty`."""
+    """What to do with an attempt whose agent raised or hung. `retry`: try again, and drop the rollout after the last attempt. A
+    failure that cannot change is the last one: a refused prompt, a reward of the wrong type, the same error twice. `drop`: drop it.
+    `penalise`: train on it with the reward `penalty`."""
     penalty: FiniteFloat = 0.0
     """The reward of a failed attempt with `on_failure = "penalise"`."""
     lease: PositiveFloat = 60.0

@@ -24,7 +24,7 @@ from starlette.routing import Route
 
 from agentlightning.config.schema import RewardFrom, RunnerSettings
 from agentlightning.contracts.store import LightningStore
-from agentlightning.errors import ConfigError, GatewayError
+from agentlightning.errors import ConfigError
 from agentlightning.registry.registry import load_object, registry
 from agentlightning.runner.program import CommandAgent
 from agentlightning.runner.proxies import reach_loopback
@@ -117,7 +117,7 @@ class _Source:
             await asyncio.sleep(REFRESH)
             try:
                 await self.read()
-            except (httpx.HTTPError, ConfigError, GatewayError) as error:
+            except (httpx.HTTPError, ConfigError) as error:
                 log.debug("The order cannot be read: %s", error)
 
     @property

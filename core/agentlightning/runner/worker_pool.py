@@ -61,7 +61,7 @@ def reference_of(agent: str | Callable[..., Any]) -> str:
     if module is None or name is None or "<" in name or module == "__main__":
         raise ConfigError(
             f"Worker processes cannot import the agent {name or agent!r}: it is a closure, a lambda, or in the main script. Put it at "
-            "the top level of a module and pass 'module:function', or set runner.workers = 0."
+            "the top level of a module and pass 'module:function', or let it run in this process."
         )
     return f"{module}:{name}"
 
@@ -105,10 +105,10 @@ class Workers:
             finally:
                 watch.cancel()
                 await _end(process)
-            if code == RECYCLED:
+            lost = await self._give_back(order.name, "failed", f"Worker process {order.name} died with exit code {code}.")
+            if code == RECYCLED and not lost:  # an agent may exit with the same code
                 log.info("Worker process %s left an agent that did not stop. Starting another.", order.name)
                 continue
-            await self._give_back(order.name, "failed", f"Worker process {order.name} died with exit code {code}.")
             useless = 0 if await self._claimed(order.name) else useless + 1
             log.warning("Worker process %s died with exit code %s. Starting another.", order.name, code)
             if useless >= self.CRASHES:
@@ -143,13 +143,16 @@ class Workers:
         states, _ = await self._store.list(limit=1_000_000)
         return any(attempt.worker == name for state in states for attempt in state.attempts)
 
-    async def _give_back(self, name: str, status: AttemptStatus, why: str) -> None:
-        for attempt in await self._running(name):
+    async def _give_back(self, name: str, status: AttemptStatus, why: str) -> int:
+        """Close the running attempts of a worker. Returns their number."""
+        running = await self._running(name)
+        for attempt in running:
             with suppress(LeaseLost):
                 if self._settings.on_failure == "penalise":
                     penalty = Reward(attempt_id=attempt.id, value=self._settings.penalty, name="penalty", source="runner")
                     await self._store.record([penalty])
                 await self._store.finish(attempt.id, status, error=why, retry=self._settings.on_failure == "retry")
+        return len(running)
 
 
 async def _start(order: WorkerOrder) -> Process:

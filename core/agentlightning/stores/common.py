@@ -13,7 +13,7 @@ from threading import Lock
 from agentlightning.contracts.store import LightningStore
 from agentlightning.errors import LeaseLost, NotFound, StoreError
 from agentlightning.registry.registry import registry
-from agentlightning.types import Attempt, AttemptStatus, Policy, Rollout, RolloutStatus, new_id
+from agentlightning.types import Attempt, AttemptStatus, Policy, Rollout, RolloutStatus, Task, new_id
 
 
 def open_store(address: str) -> LightningStore:
@@ -168,6 +168,20 @@ def rollout_exists(rollout_id: str, store: str) -> StoreError:
 def closed_store(store: object) -> StoreError:
     """The error for calls after `close`."""
     return StoreError(f"The store {store} is closed. Open it again.")
+
+
+async def try_out(store: LightningStore, other: LightningStore) -> None:
+    """Write and claim a rollout, read it through `other`, which has the same records open, and close both. For `agl doctor`."""
+    try:
+        rollout = Rollout(task=Task("task", {"text": "a"}), mode="train")
+        await store.add([rollout])
+        await store.claim("doctor", lease=30)
+        state, _ = await other.read(rollout.id)
+        if state.status != "running":
+            raise RuntimeError(f"A claimed rollout has the status {state.status!r}. Please report this error.")
+    finally:
+        await store.close()
+        await other.close()
 
 
 def printable(text: str | None) -> str | None:

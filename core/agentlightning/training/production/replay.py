@@ -16,13 +16,12 @@ from heapq import heappop, heappush
 from msgspec.structs import replace
 
 from agentlightning.contracts.store import RolloutState
+from agentlightning.stores.common import ENDED
 from agentlightning.training.controls import Controls
 from agentlightning.training.production.reading import CONTRADICTED, ReplayReader, exclusion_reason, has_trained_tokens
 from agentlightning.training.production.states import ReplayRollout, ReplayTable, State
 from agentlightning.training.step_source import Counts, StepSource
 from agentlightning.types import Mode, Trajectory
-
-ENDED = ("succeeded", "failed", "cancelled")
 
 
 class ProductionReplay(StepSource):

@@ -27,14 +27,14 @@ from agentlightning.testing.engine import ScriptedEngine
 from agentlightning.testing.tokenizer import make_tokenizer
 from agentlightning.types import Reward, Rollout, Sampling, Task, Trajectory
 from agentlightning_benchmarks.text_to_sql import tasks as sql_tasks
-from agentlightning_benchmarks.text_to_sql.agent import SHORT, build_agent, is_right, query_in, show
-from agentlightning_benchmarks.text_to_sql.database import Result, execute
+from agentlightning_benchmarks.text_to_sql.agent import FULL, SHORT, build_agent, is_right, query_in, show
+from agentlightning_benchmarks.text_to_sql.database import Result, execute, hint
 from agentlightning_benchmarks.text_to_sql.demonstrate import attempted, demonstrate
 from agentlightning_benchmarks.text_to_sql.domains import vocabulary
 from agentlightning_benchmarks.text_to_sql.forms import read_forms
 from agentlightning_benchmarks.text_to_sql.generate import CONTENTS, database, make_schema, make_tasks
 from agentlightning_benchmarks.text_to_sql.reward import has_order, reward
-from agentlightning_benchmarks.text_to_sql.solve import solve
+from agentlightning_benchmarks.text_to_sql.solve import solve, solve_real
 
 FOLDER = Path(sql_tasks.__file__).parent
 REAL = Path(__file__).resolve().parents[3] / "shared" / "data" / "spider"
@@ -166,13 +166,13 @@ async def running(tmp_path: Path, script: Any, **kwargs: Any) -> AsyncIterator[C
     await gateway.start()
 
     async def run(
-        task: dict[str, Any], agents: Sequence[str] | None = None, facts: dict[str, float] | None = None
+        task: dict[str, Any], agents: Sequence[str] | None = None, facts: dict[str, float] | None = None, agent: Any = solve
     ) -> tuple[float, Trajectory]:
         rollout = Rollout(task=Task(task["id"], task), mode="train", sampling=Sampling())
         attempt = await store.begin(rollout, "test", lease=60)
         recorder = Recorder(store, rollout, attempt, gateway.llm(attempt))
         with use(recorder):
-            earned = await solve(task, recorder.llm)
+            earned = await agent(task, recorder.llm)
         recorder.add(Reward(attempt_id=attempt.id, value=earned, name="return"))
         await recorder.close()
         await store.finish(attempt.id, "succeeded")
@@ -216,6 +216,49 @@ async def test_a_wrong_query_is_rewritten_in_the_same_conversation(tmp_path: Pat
         True
     ] * 4
     assert made.calls == {"completed": 4}
+
+
+async def test_a_failed_query_is_rewritten_at_once_with_a_hint_at_what_the_database_has(tmp_path: Path) -> None:
+    task = sql_tasks.test_tasks()[0]
+    prompts: list[str] = []
+    replies = iter(["SELECT x FROM nowhere", "SELECT 'no error: '", "wrong", task["query"]])
+
+    def script(prompt: str, sampling: Sampling) -> str:
+        prompts.append(prompt)
+        return next(replies)
+
+    async with running(tmp_path, script) as run:
+        earned, made = await run(task, agent=solve_real)
+    assert earned == 1.0
+    assert [transition.agent for transition in made.transitions] == ["write", "rewrite", "check", "rewrite"]
+    assert FULL.repair is not None
+    first_table = re.search(r"\w+", task["schema"])
+    assert first_table is not None
+    assert f"error: no such table: nowhere. The tables are {first_table.group()}" in prompts[1]
+    assert FULL.repair in prompts[1]
+    last = prompts[3][len(prompts[2]) :]
+    assert FULL.rewrite in last
+    assert FULL.repair not in last
+
+
+@pytest.mark.parametrize(
+    ("query", "expected"),
+    [
+        ("SELECT owner FROM pet", '. owner is a column of person, "two words".'),
+        ("SELECT p.OWNER FROM pet AS p", '. OWNER is a column of person, "two words".'),
+        ("SELECT weight FROM pet", ". No table has a column weight."),
+        ("SELECT 1 FROM pets", '. The tables are pet, person, "two words".'),
+        ("SELECT count(count(*)) FROM pet", ""),
+        ("SELECT FROM", ""),
+    ],
+)
+def test_a_hint_says_where_a_missing_name_is(tmp_path: Path, query: str, expected: str) -> None:
+    file = tmp_path / "a.sqlite"
+    with closing(sqlite3.connect(file)) as connection:
+        connection.executescript('CREATE TABLE pet (name); CREATE TABLE person (Owner, age); CREATE TABLE "two words" (owner);')
+    error = execute(file, query).error
+    assert error is not None
+    assert hint(file, error) == expected
 
 
 async def test_a_query_that_did_not_execute_is_a_fact_of_the_turn_that_wrote_it(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, TypedDict
 
 from langchain_core.language_models import BaseChatModel
@@ -16,7 +16,7 @@ from langchain_core.tools import tool
 from langgraph.graph import END, START, StateGraph
 from langgraph.graph.message import add_messages
 
-from agentlightning_benchmarks.text_to_sql.database import Result, execute
+from agentlightning_benchmarks.text_to_sql.database import Result, execute, hint
 
 TURNS = 3
 """Maximum number of queries per question."""
@@ -30,6 +30,8 @@ class Prompts:
     write: str
     check: str
     rewrite: str
+    repair: str | None = None
+    """What rewrite asks right after a query that failed to execute. None: check sees the error like any result."""
 
 
 SHORT = Prompts(
@@ -44,8 +46,12 @@ FULL = Prompts(
     write="Write one SQLite query that answers the question. Select only what it asks for. Reply with the query alone, in a ```sql block.",
     check="Does this result answer the question? Reply with one word: correct or wrong.",
     rewrite="Write a better query. Reply with the query alone, in a ```sql block.",
+    repair="That query is wrong. Don't repeat it. Read from the right tables, with a JOIN if needed. Reply with a new query alone, in a "
+    "```sql block.",
 )
 """For a model that follows instructions."""
+LETTERS, HINTED_LETTERS = 120, 240
+"""Maximum length of a result that the model sees, in characters; the second of an error with a hint."""
 ERROR = "error: "
 """Prefix of the message for a query that failed to execute."""
 FENCED = re.compile(r"```(?:sql|sqlite)?\s*\n(.*?)```", re.DOTALL | re.IGNORECASE)
@@ -60,14 +66,18 @@ class State(TypedDict):
     messages: Annotated[list[AnyMessage], add_messages]
     query: str
     result: str
+    failed: bool
     right: bool
     turns: int
 
 
 @tool
-async def sql(database: str, query: str) -> str:
-    """Runs a query on an SQLite file."""
-    return show(await asyncio.to_thread(execute, database, query))
+async def sql(database: str, query: str, hints: bool = False) -> str:
+    """Runs a query on an SQLite file. With `hints`, an error also says what the database has instead of a missing column or table."""
+    result = await asyncio.to_thread(execute, database, query)
+    if hints and result.error is not None:
+        return show(replace(result, error=result.error + await asyncio.to_thread(hint, database, result.error)), letters=HINTED_LETTERS)
+    return show(result)
 
 
 def build_agent(model: BaseChatModel, prompts: Prompts = SHORT) -> Any:
@@ -79,7 +89,14 @@ def build_agent(model: BaseChatModel, prompts: Prompts = SHORT) -> Any:
         return {"messages": [*asked, reply], "query": query_in(str(reply.text)), "turns": 1}
 
     async def run(state: State) -> dict[str, Any]:
-        return {"result": await sql.ainvoke({"database": state["database"], "query": state["query"]})}
+        asked = {"database": state["database"], "query": state["query"], "hints": prompts.repair is not None}
+        result = await sql.ainvoke(asked)
+        return {"result": result, "failed": result.startswith(ERROR)}
+
+    def after_run(state: State) -> str:
+        if state["turns"] == TURNS:  # no node could act on a verdict
+            return END
+        return "rewrite" if state["failed"] and prompts.repair else "check"
 
     async def check(state: State) -> dict[str, Any]:
         asked = HumanMessage(f"{state['result']}\n{prompts.check}")
@@ -87,7 +104,8 @@ def build_agent(model: BaseChatModel, prompts: Prompts = SHORT) -> Any:
         return {"messages": [asked, reply], "right": is_right(str(reply.text))}
 
     async def rewrite(state: State) -> dict[str, Any]:
-        asked = HumanMessage(prompts.rewrite)
+        repairs = state["failed"] and prompts.repair
+        asked = HumanMessage(f"{state['result']}\n{prompts.repair}" if repairs else prompts.rewrite)
         reply = await model.ainvoke([*state["messages"], asked])
         return {"messages": [asked, reply], "query": query_in(str(reply.text)), "turns": state["turns"] + 1}
 
@@ -98,8 +116,7 @@ def build_agent(model: BaseChatModel, prompts: Prompts = SHORT) -> Any:
     graph.add_node("rewrite", rewrite)
     graph.add_edge(START, "write")
     graph.add_edge("write", "execute")
-    # After the last turn, no node could act on a verdict.
-    graph.add_conditional_edges("execute", lambda state: END if state["turns"] == TURNS else "check", ["check", END])
+    graph.add_conditional_edges("execute", after_run, ["check", "rewrite", END])
     graph.add_conditional_edges("check", lambda state: END if state["right"] else "rewrite", ["rewrite", END])
     graph.add_edge("rewrite", "execute")
     return graph.compile(name="text-to-sql")
@@ -116,7 +133,7 @@ def is_right(verdict: str) -> bool:
     return re.search(r"wrong|incorrect|not correct", verdict, re.IGNORECASE) is None
 
 
-def show(result: Result, rows: int = 3, letters: int = 120) -> str:
+def show(result: Result, rows: int = 3, letters: int = LETTERS) -> str:
     """Return a result as one line: the number of rows, and the first rows."""
     if result.error is not None:
         return _cut(f"{ERROR}{result.error}", letters)

@@ -43,6 +43,7 @@ FORBIDDEN = {"load_extension", "fts3_tokenizer"}
 """Functions that reach outside the database."""
 WIDE = re.compile(r"%[^%a-zA-Z]*(\*|\d{6})")
 """A width or precision of `printf` that SQLite would fill character by character, without a look at any limit."""
+MISSING = re.compile(r"no such (column|table): (.+)")
 FAULTS = {sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_IOERR}
 """Primary error codes that blame the file."""
 
@@ -96,12 +97,28 @@ def execute(path: str | Path, query: str, *, seconds: float = SECONDS, rows: int
             timer.join()  # so that it never interrupts a connection that is closing
 
 
+def hint(path: str | Path, error: str) -> str:
+    """Return what the database has instead of a missing column or table that an error names: the tables with a column of that name, or all
+    tables. Return an empty text for other errors."""
+    missing = MISSING.search(error)
+    if missing is None:
+        return ""
+    kind, name = missing.groups()
+    with _reading(path) as connection:
+        tables = _tables(connection)
+        if kind == "table":
+            return f". The tables are {', '.join(map(_name, tables))}."
+        column = name.rpartition(".")[2].strip('"')
+        having = [table for table in tables if column.lower() in map(str.lower, _columns(connection, table))]
+    places = ", ".join(map(_name, having))
+    return f". {column} is a column of {places}." if having else f". No table has a column {column}."
+
+
 def schema_text(path: str | Path, limit: int = 4000) -> str:
     """Describe the tables with their columns, then the foreign keys, one per line. After `limit` characters, lines are dropped and
     counted."""
     with _reading(path) as connection:
-        names = connection.execute("SELECT name FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite_%' ORDER BY rowid")
-        tables: list[str] = [name for (name,) in names]
+        tables = _tables(connection)
         lines = [f"{_name(table)}({', '.join(_name(column) for column in _columns(connection, table))})" for table in tables]
         lines += [line for table in tables for line in _foreign_keys(connection, table)]
     kept: list[str] = []
@@ -116,8 +133,7 @@ def described_schema(path: str | Path, *, rows: int = 3, letters: int = 30, limi
     """Describe the tables as SQL with the types and keys of their columns, each with its first rows. Beyond `limit` characters, tables
     come without rows. Beyond it again, they are dropped and counted."""
     with _reading(path) as connection:
-        names = connection.execute("SELECT name FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite_%' ORDER BY rowid")
-        tables = [_statement(connection, name) for (name,) in names]
+        tables = [_statement(connection, name) for name in _tables(connection)]
         shown = [_first_rows(connection, name, rows, letters) for name, _ in tables]
     texts = [f"{statement}\n{first}" for (_, statement), first in zip(tables, shown, strict=True)]
     if sum(map(len, texts)) > limit:
@@ -128,6 +144,11 @@ def described_schema(path: str | Path, *, rows: int = 3, letters: int = 30, limi
             return "\n\n".join([*kept, f"-- and {len(texts) - len(kept)} tables more"])
         kept.append(text)
     return "\n\n".join(kept)
+
+
+def _tables(connection: sqlite3.Connection) -> list[str]:
+    rows = connection.execute("SELECT name FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite_%' ORDER BY rowid")
+    return [name for (name,) in rows]
 
 
 def _statement(connection: sqlite3.Connection, table: str) -> tuple[str, str]:

@@ -39,7 +39,7 @@ def rollout(
         ),
     ] = None,
     tasks: Annotated[
-        str | None, typer.Option(metavar="FILE", help="Use these tasks instead of the config file's: .jsonl or .json.")
+        str | None, typer.Option(metavar="FILE", help="Use these tasks instead of the config file's, such as a .jsonl or .csv file.")
     ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Run the first N tasks. Default: all.")] = None,
     model: Annotated[str | None, typer.Option(metavar="NAME", help="Use this model instead: any name that `agl serve` takes.")] = None,

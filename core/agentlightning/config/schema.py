@@ -18,6 +18,7 @@ from msgspec import Meta
 from agentlightning.config.models import model_path
 from agentlightning.config.parts import Part, build_step_rewards, naming
 from agentlightning.config.store_address import absolute_store, check_no_secret
+from agentlightning.config.task_files import HUB
 from agentlightning.config.tasks import is_reference
 from agentlightning.contracts.rendering import HistoryMode, RenderingChoices, RenderingSettings, saved_rendering
 from agentlightning.errors import ConfigError
@@ -199,13 +200,16 @@ class Config(BaseSettings):
     reward: RewardFrom = "stdout"
     """Where a command's reward comes from: the last line that it prints, its exit code, the file `AGL_REWARD_FILE`, or a POST."""
     tasks: str | None = None
-    """A `.jsonl` or `.json` file, or `module:attribute`. Give this or `replay`."""
+    """A `.jsonl`, `.ndjson`, `.json`, `.csv`, `.tsv` or `.parquet` file (`.gz` may follow), a Hugging Face data set
+    (`hf:openai/gsm8k:main:train`, or the folder of one), or `module:attribute`. Give this or `replay`."""
     replay: ReplayConfig | None = None
     """Train on the rollouts of a store: of a deployed agent, or of earlier runs."""
     model: str
     """A name that `agl models` lists, a folder, a `.gguf` file, a LoRA adapter, a run, or a hub id."""
     eval_tasks: str | None = None
     """Tasks that are never trained on, to measure progress; in the same form as `tasks`."""
+    task_columns: dict[str, str] = field(default_factory=dict[str, str])
+    """New names for the keys of `tasks` and `eval_tasks`, old = new: `{ problem = "question" }`."""
     name: FolderName = "run"
     """Part of the run folder's name. Default: the name of the config file."""
     seed: NonNegativeInt = 0
@@ -422,4 +426,7 @@ def import_from(folder: Path) -> None:
 
 
 def _path(source: str, base: Path) -> str:
+    if source.startswith(HUB):
+        name, colon, rest = source.removeprefix(HUB).partition(":")
+        return f"{HUB}{(base / name).resolve()}{colon}{rest}" if (base / name).is_dir() else source
     return source if is_reference(source) else str(base / Path(source).expanduser())

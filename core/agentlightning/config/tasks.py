@@ -1,4 +1,4 @@
-"""Tasks from values and files.
+"""Tasks from values, files and data sets.
 
 A task's id is a dict's `id`, or the hash of the content, so the same task has the same id in every run. Errors name the file and the line,
 or the position.
@@ -9,26 +9,39 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NoReturn, cast
+from typing import Any, cast
 
+from agentlightning.config.task_files import HUB, read_tasks
 from agentlightning.errors import TaskError
 from agentlightning.registry.registry import load_object
 from agentlightning.types import JSON, Task
 
 WITH_ID = "agl_task"
 """Key of a task with an id of its own, in a file that a run wrote."""
+DOUBLES = 20
+"""Pairs of equal tasks that an error lists."""
 
 
-def load_tasks(source: str | Path | Iterable[JSON]) -> list[Task]:
-    """Return the tasks of a `.jsonl` or `.json` file, of `module:attribute` (a list, or a function that returns one), or of values.
+def load_tasks(source: str | Path | Iterable[JSON], columns: Mapping[str, str] | None = None) -> list[Task]:
+    """Return the tasks of a file, of a data set (`hf:NAME:CONFIG:SPLIT`), of `module:attribute` (a list, or a function that returns one),
+    or of values.
 
-    A `.jsonl` file has one JSON value on each line, and skips empty lines. A `.json` file is a list of values. A value may be a `Task`.
-    Raises `TaskError`, or `ConfigError` for a `module:attribute` that does not exist.
+    A `.jsonl` or `.ndjson` file has one JSON value on each line, and skips empty lines. A `.json` file is a list of values. A row of a
+    `.csv`, `.tsv` or `.parquet` file, or of a data set, is an object. A value may be a `Task`. `columns` renames the keys of objects, as
+    `task_columns` in a config.
+
+    Raises `TaskError`, `MissingExtra` where a library is missing, or `ConfigError` for a `module:attribute` that does not exist.
     """
+    values = _values(source)
+    return _tasks(((where, _renamed(where, value, columns)) for where, value in values) if columns else values)
+
+
+def _values(source: str | Path | Iterable[JSON]) -> Iterator[tuple[str, Any]]:
+    """Return (where, value) of each task."""
     if isinstance(source, Path) or (isinstance(source, str) and not is_reference(source)):
-        return _tasks(_read(Path(source)))
+        return ((where, _as_task(value)) for where, value in read_tasks(source))
     values: Any = load_object(source) if isinstance(source, str) else source
     values = values() if isinstance(source, str) and callable(values) else values
     if isinstance(values, str | bytes | dict) or not isinstance(values, Iterable):
@@ -37,11 +50,27 @@ def load_tasks(source: str | Path | Iterable[JSON]) -> list[Task]:
             f"{name} is a {type(cast(Any, values)).__name__}. Use a list of tasks, or name a file or a function that returns one."
         )
     of_source = f" of {source}" if isinstance(source, str) else ""
-    return _tasks((f"task {number}{of_source}", item) for number, item in enumerate(cast("Iterable[Any]", values)))
+    return ((f"task {number}{of_source}", item) for number, item in enumerate(cast("Iterable[Any]", values)))
+
+
+def _renamed(where: str, value: Any, columns: Mapping[str, str]) -> Any:
+    """Return an object with its keys renamed; any other value as it is."""
+    if not isinstance(value, dict):
+        return cast("Any", value)
+    row = cast("dict[str, Any]", value)
+    missing = [old for old in columns if old not in row]
+    if missing:
+        raise TaskError(f"{where}: task_columns renames {missing[0]!r}, but the keys are {', '.join(map(repr, row))}. Name one of them.")
+    renamed = {columns.get(key, key): item for key, item in row.items()}
+    if len(renamed) < len(row):
+        raise TaskError(f"{where}: task_columns gives two keys of {', '.join(map(repr, row))} the same name. Choose another.")
+    return renamed
 
 
 def is_reference(source: str) -> bool:
-    """Whether a source of tasks is `module:attribute` rather than a file."""
+    """Whether a source of tasks is `module:attribute` rather than a file or a data set."""
+    if source.startswith(HUB):
+        return False
     module, colon, attribute = source.partition(":")
     return bool(colon) and all(part.isidentifier() for part in f"{module}.{attribute}".split("."))
 
@@ -85,6 +114,7 @@ def _tasks(values: Iterable[tuple[str, Any]]) -> list[Task]:
     """Check (where, value) pairs, and make them tasks."""
     tasks: list[Task] = []
     places: dict[str, str] = {}
+    doubles: list[str] = []
     for where, value in values:
         try:
             _check_json(value.input if isinstance(value, Task) else value)
@@ -94,9 +124,13 @@ def _tasks(values: Iterable[tuple[str, Any]]) -> list[Task]:
         if task.id in places:
             has_id = isinstance(value, Task) or (isinstance(value, dict) and "id" in value)
             same = "have the same id" if has_id else "are the same task"
-            raise TaskError(f"{places[task.id]} and {where} {same} ({task.id!r}). Remove one, or give each its own id.")
+            doubles.append(f"{places[task.id]} and {where} {same} ({task.id!r})")
+            continue
         places[task.id] = where
         tasks.append(task)
+    if doubles:
+        more = f"; and {len(doubles) - DOUBLES} more" if len(doubles) > DOUBLES else ""
+        raise TaskError(f"{'; '.join(doubles[:DOUBLES])}{more}. Remove one of each pair, or give each its own id.")
     return tasks
 
 
@@ -115,53 +149,3 @@ def _check_json(value: Any, at: str = "") -> None:
         raise TaskError(f"{here}{value} is not a JSON number. Use a finite one.")
     elif value is not None and not isinstance(value, bool | int | float | str):
         raise TaskError(f"{here}{value!r:.80} is of type {type(value).__name__}. Use a value that JSON can hold.")
-
-
-def _read(path: Path) -> Iterator[tuple[str, Any]]:
-    """Yield (where, value) of each task in a file."""
-    if path.suffix not in (".jsonl", ".json"):
-        raise TaskError(f"{path}: The name ends with {path.suffix or 'nothing'!r}. Use .jsonl (a value on each line) or .json (a list).")
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise TaskError(f"{path}: The tasks file cannot be read: {error.strerror or error}. Check its path.") from error
-    empty = True
-    for where, value in _lines(path, data) if path.suffix == ".jsonl" else _items(path, data):
-        empty = False
-        yield where, _as_task(value)
-    if empty:
-        raise TaskError(f"{path}: The file has no tasks. Add at least one.")
-
-
-def _lines(path: Path, data: bytes) -> Iterator[tuple[str, Any]]:
-    for number, line in enumerate(data.removeprefix(b"\xef\xbb\xbf").split(b"\n"), 1):  # an editor may have put a byte-order mark
-        if line.strip():
-            yield f"{path}, line {number}", _parse(line, f"{path}, line {number}")
-
-
-def _items(path: Path, data: bytes) -> Iterator[tuple[str, Any]]:
-    value: Any = _parse(data.removeprefix(b"\xef\xbb\xbf"), str(path)) if data.strip() else []
-    if not isinstance(value, list):
-        raise TaskError(f"{path}: The file holds a {type(value).__name__}. Use a list of tasks, or a .jsonl file with one on each line.")
-    for number, item in enumerate(cast("list[Any]", value)):
-        yield f"{path}, item {number}", item
-
-
-def _parse(text: bytes, where: str) -> Any:
-    try:
-        return json.loads(text.decode(), parse_constant=_no_constant)
-    except UnicodeDecodeError as error:
-        raise TaskError(f"{where}: The file is not UTF-8 at byte {error.start + 1}. Save it as UTF-8.") from error
-    except json.JSONDecodeError as error:
-        line = f"line {error.lineno}, " if error.lineno > 1 else ""
-        shown = text.decode().strip()
-        shown = shown if len(shown) <= 60 else shown[:60] + "…"
-        raise TaskError(f"{where}: This is not JSON: {error.msg} ({line}column {error.colno}) in {shown!r}. Correct it.") from error
-    except RecursionError as error:
-        raise TaskError(f"{where}: The value is nested too deeply. Use fewer levels.") from error
-    except ValueError as error:
-        raise TaskError(f"{where}: This is not JSON: {error}. Correct it.") from error
-
-
-def _no_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is not a JSON number")

@@ -55,7 +55,7 @@ def make_job(
     if config.store is not None:
         config = dataclasses.replace(config, store=absolute_store(config.store, Path.cwd()))
     check_names(config)
-    return Job(config, agent, [] if tasks is None else load_tasks(tasks), [] if eval_tasks is None else load_tasks(eval_tasks))
+    return Job(config, agent, _loaded(tasks, config), _loaded(eval_tasks, config))
 
 
 def job_of(config: Config) -> Job:
@@ -63,7 +63,11 @@ def job_of(config: Config) -> Job:
     agent: str | Agent | None = config.agent
     if config.command is not None:
         agent = CommandAgent(config.command, reward=config.reward, folder=config.path or ".")
-    return Job(config, agent, load_tasks(config.tasks) if config.tasks else [], load_tasks(config.eval_tasks) if config.eval_tasks else [])
+    return Job(config, agent, _loaded(config.tasks, config), _loaded(config.eval_tasks, config))
+
+
+def _loaded(source: Sequence[JSON] | str | Path | None, config: Config) -> list[Task]:
+    return [] if source is None else load_tasks(source, config.task_columns)
 
 
 def with_store(job: Job, folder: RunFolder) -> Job:
@@ -76,8 +80,12 @@ def with_store(job: Job, folder: RunFolder) -> Job:
 def keep_tasks(job: Job, folder: RunFolder) -> Job:
     """Write tasks that were passed as values into the run folder, and return the job whose config names those files."""
     config = job.config
+    if INLINE not in (config.tasks, config.eval_tasks):
+        return job
+    renamed = bool(config.task_columns)
+    config = dataclasses.replace(config, task_columns={})  # the files have the new names
     for key, tasks in (("tasks", job.tasks), ("eval_tasks", job.eval_tasks)):
-        if getattr(config, key) == INLINE:
+        if getattr(config, key) == INLINE or (renamed and tasks):
             path = folder.path / f"{key}.jsonl"
             write_file(path, "".join(f"{task_line(task)}\n" for task in tasks).encode())
             config = dataclasses.replace(config, **{key: str(path)})

@@ -1,16 +1,25 @@
 from __future__ import annotations
 
+import gzip
 import json
 from collections import Counter
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
+import datasets
+import pyarrow
+import pyarrow.parquet as pyarrow_parquet
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agentlightning.config.samplers import Epochs, InOrder, Sampler
+from agentlightning.config.schema import load_config
 from agentlightning.config.tasks import load_tasks, task_line
 from agentlightning.errors import ConfigError, TaskError
+from agentlightning.training.job import job_of, keep_tasks, make_job
+from agentlightning.training.run_folder import RunFolder
 from agentlightning.types import Task
 
 
@@ -35,6 +44,9 @@ def test_duplicates_are_an_error_that_names_both() -> None:
         load_tasks([{"id": "x"}, {"id": "y"}, {"id": "x", "q": 1}])
     with pytest.raises(TaskError, match="task 0 and task 1 are the same task"):
         load_tasks(["q", "q"])
+    with pytest.raises(TaskError, match=r"task 0 and task 1 .*; task 0 and task 2 .*; and 29 more\. Remove one of each pair") as error:
+        load_tasks(["q"] * 50)
+    assert str(error.value).count("are the same task") == 20
 
 
 def test_a_jsonl_file_holds_a_task_a_line(tmp_path: Path) -> None:
@@ -64,13 +76,113 @@ def test_a_json_file_holds_a_list(tmp_path: Path) -> None:
         ("a.json", b"", r"a\.json: The file has no tasks"),
         ("a.json", b'{"a": 1}', r"a\.json: The file holds a dict. Use a list"),
         ("a.json", b'[1,\n"x"\n2]', r"a\.json: This is not JSON: .*line 3, column 1"),
-        ("a.csv", b"q,a\n", r"a\.csv: The name ends with '\.csv'. Use \.jsonl"),
+        ("a.txt", b"q,a\n", r"a\.txt: The name ends with '\.txt'. Use \.jsonl"),
+        ("a.tar.gz", b"", r"a\.tar\.gz: The name ends with '\.tar\.gz'. Use \.jsonl"),
+        ("a", b"", r"The name ends with 'nothing'"),
+        ("a.jsonl", b'[{"id": 1},\n {"id": 2}]\n', r"a\.jsonl: The file holds one list, not a value on each line. Name it \.json"),
+        ("a.jsonl", b"[1, 2]", r"Name it \.json"),
+        ("a.jsonl.gz", b"no gzip", r"a\.jsonl\.gz: The file is not complete gzip: .*Compress it again"),
+        ("a.jsonl.gz", gzip.compress(b'{"id": 1}')[:-9], r"The file is not complete gzip"),
+        ("a.csv", b"", r"a\.csv: The file has no tasks"),
+        ("a.csv", b"q,a\n", r"a\.csv: The file has no tasks"),
+        ("a.csv", b"q,q\n1,2\n", r"line 1: The header is \['q', 'q'\]. Give each column a name of its own"),
+        ("a.csv", b"q,a\n1,2\n3\n", r"a\.csv, line 3: The row has 1 values, and the header 2"),
+        ("a.csv", b'q,a\n"1,2\n', r"a\.csv, line 2: This is no row of a table: unexpected end of data"),
+        ("a.tsv", b"q\ta\n\xff\t1\n", r"a\.tsv: The file is not UTF-8"),
+        ("a.parquet", b"PAR1", r"a\.parquet: This is not a Parquet file"),
     ],
 )
 def test_a_broken_file_names_the_line_and_what_is_wrong(tmp_path: Path, name: str, content: bytes, says: str) -> None:
     (tmp_path / name).write_bytes(content)
     with pytest.raises(TaskError, match=says):
         load_tasks(tmp_path / name)
+
+
+def test_the_extension_names_the_format_in_any_case(tmp_path: Path) -> None:
+    lines = b'{"q": "a", "n": "1"}\n{"q": "b, c", "n": ""}\n'
+    table = 'q,n\na,1\n\n"b, c",\n'
+    contents = {
+        "a.JSONL": lines,
+        "a.ndjson": lines,
+        "a.jsonl.GZ": gzip.compress(lines),
+        "a.Json": b'[{"q": "a", "n": "1"}, {"q": "b, c", "n": ""}]',
+        "a.csv": b"\xef\xbb\xbf" + table.encode(),
+        "a.CSV.gz": gzip.compress(table.encode()),
+        "a.tsv": b"q\tn\r\na\t1\r\nb, c\t\r\n",
+    }
+    expected = load_tasks([{"q": "a", "n": "1"}, {"q": "b, c", "n": ""}])
+    for name, content in contents.items():
+        (tmp_path / name).write_bytes(content)
+        assert load_tasks(tmp_path / name) == expected, name
+
+
+def test_a_line_that_is_a_list_is_a_task_if_others_follow(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text("[1]\n[2]\n")
+    assert [task.input for task in load_tasks(tmp_path / "a.jsonl")] == [[1], [2]]
+
+
+def test_a_row_of_a_parquet_file_is_a_task(tmp_path: Path) -> None:
+    rows = [{"id": "a", "n": 1, "parts": [{"x": 0.5}]}, {"id": "b", "n": None, "parts": []}]
+    pyarrow_parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "a.Parquet")
+    assert [task.input for task in load_tasks(tmp_path / "a.Parquet")] == rows
+    with pytest.raises(TaskError, match=r"gone\.parquet: The tasks file cannot be read"):
+        load_tasks(tmp_path / "gone.parquet")
+    dated = pyarrow.Table.from_pylist([{"at": datetime(2026, 1, 1, tzinfo=UTC)}])
+    pyarrow_parquet.write_table(dated, tmp_path / "dated.parquet")
+    with pytest.raises(TaskError, match=r"row 0: at at: .* is of type datetime"):
+        load_tasks(tmp_path / "dated.parquet")
+
+
+def test_a_data_set_is_read_from_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    (tmp_path / "files").mkdir()
+    (tmp_path / "files" / "train.jsonl").write_text('{"problem": "1+1", "answer": 2}\n')
+    (tmp_path / "files" / "test.jsonl").write_text('{"problem": "1+2", "answer": 3}\n')
+    made: Any = datasets.load_dataset(str(tmp_path / "files"))
+    made.save_to_disk(tmp_path / "saved")
+    for folder in ("files", "saved"):
+        source = f"hf:{tmp_path / folder}"
+        assert [task.input for task in load_tasks(source)] == [{"problem": "1+1", "answer": 2}]
+        assert [task.input for task in load_tasks(f"{source}::test")] == [{"problem": "1+2", "answer": 3}]
+        with pytest.raises(TaskError, match=r"::dev: The data set cannot be loaded: \w+: "):
+            load_tasks(f"{source}::dev")
+    renamed = load_tasks(f"hf:{tmp_path / 'saved'}::test", {"problem": "question"})
+    assert renamed == load_tasks([{"question": "1+2", "answer": 3}])
+
+
+@pytest.mark.parametrize("source", ["hf:", "hf::main:train", "hf:a:b:c:d"])
+def test_a_data_set_needs_a_name(source: str) -> None:
+    with pytest.raises(TaskError, match=r"names no data set\. Write hf:NAME:CONFIG:SPLIT"):
+        load_tasks(source)
+
+
+def test_a_folder_of_a_data_set_is_relative_to_the_config_file(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "c.toml").write_text('agent = "m:f"\ntasks = "hf:data::train"\neval_tasks = "hf:openai/gsm8k:main:test"\nmodel = "m"\n')
+    config = load_config(tmp_path / "c.toml")
+    assert (config.tasks, config.eval_tasks) == (f"hf:{tmp_path / 'data'}::train", "hf:openai/gsm8k:main:test")
+
+
+def test_keys_are_renamed() -> None:
+    renamed = load_tasks([{"problem": "p", "answer": 1}, "text"], {"problem": "question"})
+    assert renamed == load_tasks([{"question": "p", "answer": 1}, "text"])
+    assert load_tasks([{"a": 1, "b": 2}], {"a": "b", "b": "a"})[0].input == {"b": 1, "a": 2}
+    with pytest.raises(TaskError, match=r"task 0: task_columns renames 'x', but the keys are 'a', 'b'. Name one of them"):
+        load_tasks([{"a": 1, "b": 2}], {"x": "y"})
+    with pytest.raises(TaskError, match="task_columns gives two keys of 'a', 'b' the same name"):
+        load_tasks([{"a": 1, "b": 2}], {"a": "b"})
+
+
+def test_a_run_keeps_renamed_tasks_of_values_and_files(tmp_path: Path) -> None:
+    (tmp_path / "eval.csv").write_text("problem\n2\n")
+    settings: dict[str, Any] = {"model": "m", "task_columns": {"problem": "question"}, "folder": str(tmp_path)}
+    job = make_job("m:f", tasks=[{"problem": "1"}], eval_tasks=tmp_path / "eval.csv", **settings)
+    folder = RunFolder(tmp_path)
+    kept = job_of(keep_tasks(job, folder).config)
+    assert (
+        (kept.tasks, kept.eval_tasks) == (job.tasks, job.eval_tasks) == (load_tasks([{"question": "1"}]), load_tasks([{"question": "2"}]))
+    )
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:

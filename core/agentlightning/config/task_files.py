@@ -78,7 +78,7 @@ def _table(separator: str) -> Callable[[Path, bytes], Located]:
     def read(path: Path, data: bytes) -> Located:
         reader = csv.reader(io.StringIO(_text(data, str(path)), newline=""), delimiter=separator, strict=True)
         try:
-            header = next(reader, [])
+            header = next(reader, list[str]())
             if len(set(header)) < len(header) or "" in header:
                 raise TaskError(f"{path}, line 1: The header is {header}. Give each column a name of its own.")
             for row in reader:
@@ -123,8 +123,8 @@ def _data_set(source: str) -> Located:
     datasets = _library("datasets", "Data sets of Hugging Face need the library datasets", "datasets")
     saved = (Path(name) / "dataset_dict.json").is_file() or (Path(name) / "state.json").is_file()
     try:
-        rows = datasets.load_from_disk(name) if saved else datasets.load_dataset(name, config or None, split=split or "train")
-        rows = rows[split or "train"] if isinstance(rows, dict) else rows
+        rows: Any = datasets.load_from_disk(name) if saved else datasets.load_dataset(name, config or None, split=split or "train")
+        rows = rows[split or "train"] if (Path(name) / "dataset_dict.json").is_file() else rows
     except Exception as error:  # any of the library, of the hub's client, of the network
         raise TaskError(f"{source}: The data set cannot be loaded: {type(error).__name__}: {error}") from error
     for number, row in enumerate(rows):

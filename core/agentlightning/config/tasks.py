@@ -56,7 +56,7 @@ def _values(source: str | Path | Iterable[JSON]) -> Iterator[tuple[str, Any]]:
 def _renamed(where: str, value: Any, columns: Mapping[str, str]) -> Any:
     """Return an object with its keys renamed; any other value as it is."""
     if not isinstance(value, dict):
-        return cast("Any", value)
+        return value
     row = cast("dict[str, Any]", value)
     missing = [old for old in columns if old not in row]
     if missing:

@@ -135,10 +135,10 @@ class UnknownRun(RunError, ConfigError):
     """No run has this name."""
 
 
-def unknown(noun: str, name: str, names: Sequence[str], where: str = "") -> str:
-    """`Unknown engine 'toch'. Did you mean 'torch'? Use one of torch, vllm.`"""
+def unknown(noun: str, name: str, names: Sequence[str], where: str = "", elsewhere: str = "") -> str:
+    """`Unknown engine 'toch'. Did you mean 'torch'? Use one of torch, vllm.` `elsewhere`: a better question than that."""
     advice = f"Use one of {', '.join(names)}." if names else "There is none."
-    return f"Unknown {noun} {name!r}{where and ' ' + where}.{did_you_mean(name, names)} {advice}"
+    return f"Unknown {noun} {name!r}{where and ' ' + where}.{elsewhere or did_you_mean(name, names)} {advice}"
 
 
 def did_you_mean(name: str, names: Sequence[str]) -> str:

@@ -18,6 +18,7 @@ from typing import Annotated, Any, cast, get_args, get_origin
 import msgspec
 
 from agentlightning.config.parts import keywords
+from agentlightning.config.presets import PRESETS
 from agentlightning.config.schema import DEFAULT_PARTS, Config
 from agentlightning.contracts.loss import Correction, LossSettings
 from agentlightning.errors import PluginError
@@ -100,6 +101,8 @@ class _Writer:
         """A registered name, `module:attribute`, or a table of a name and settings."""
         entries = list(self._plugins.entries(kind))
         names = [{"const": entry.name, "description": entry.summary} for entry in entries]
+        if kind == "algorithms":
+            names += [{"const": preset, "description": f"`lightning` with {settings}"} for preset, settings in PRESETS.items()]
         name: Schema = {"anyOf": [*names, {"type": "string", "pattern": ".:."}]}
         if kind in NAMES:
             return name
@@ -107,7 +110,7 @@ class _Writer:
         tables = [{"if": _has_name(entry.name, entry.name == default), "then": self._table(entry)} for entry in entries]
         table: Schema = {"type": "object", "properties": {"name": name}, "allOf": tables}
         if default is not None:
-            return table
+            return {"if": {"type": "object"}, "then": table, "else": name}
         if kind == "advantages":
             per_agent = {"additionalProperties": {"$ref": "#/$defs/advantages"}}
             table = {"if": {"required": ["name"]}, "then": table, "else": per_agent}

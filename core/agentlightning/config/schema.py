@@ -15,8 +15,10 @@ from typing import Annotated, Any, Literal, cast
 
 from msgspec import Meta
 
+from agentlightning.config.keys import check_config_keys
 from agentlightning.config.models import model_path
 from agentlightning.config.parts import Part, build_step_rewards, naming
+from agentlightning.config.presets import with_preset
 from agentlightning.config.store_address import absolute_store, check_no_secret
 from agentlightning.config.task_files import HUB
 from agentlightning.config.tasks import is_reference
@@ -39,6 +41,8 @@ from agentlightning.types import JSON, Task
 Reference = Annotated[str, Meta(pattern=".:.", description="'module:function'")]
 DEFAULT_PARTS = {"algorithm": "lightning", "engine": "torch", "trainer": "torch"}
 """The `name` of a table that has none."""
+PARTS = {**{key: (f"{key}s", default) for key, default in DEFAULT_PARTS.items()}, "runner": ("runners", "local")}
+"""Kind and default name of each table whose `name` chooses its settings. A text in place of the table is the name."""
 FolderName = Annotated[str, Meta(pattern=r"^[^/\\\x00]+$", description="text without slashes, because it becomes part of a folder's name")]
 RewardFrom = Literal["stdout", "exit_code", "file", "post"]
 """Where the reward of a command comes from.
@@ -366,7 +370,16 @@ def load_config(path: str | Path, plugins: Registry | None = None) -> Config:
 
 
 def build_config(data: Mapping[str, Any], plugins: Registry | None = None) -> Config:
-    """Return the config of a table. The `name` in its `runner` chooses the class of those settings. Raises `ConfigError`."""
+    """Return the config of a table. Raises `ConfigError`.
+
+    A text in place of a part's table is its name, and the name of a preset means settings of `lightning`. The `name` in its `runner`
+    chooses the class of those settings.
+    """
+    named = {key: {"name": value} for key in PARTS if isinstance(value := data.get(key), str)}  # engine = "vllm"
+    data = {**data, **named}
+    if isinstance(algorithm := data.get("algorithm"), Mapping):
+        data = {**data, "algorithm": with_preset(cast("Mapping[str, Any]", algorithm))}
+    check_config_keys(Config, PARTS, data, plugins or registry())
     runner = data.get("runner")
     if not isinstance(runner, Mapping):
         return build(Config, data)

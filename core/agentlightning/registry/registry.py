@@ -215,6 +215,10 @@ def load_object(reference: str) -> Any:
     module_name, _, attribute = reference.partition(":")
     if not module_name or not attribute:
         raise ConfigError(f"{reference!r} does not name an object. Write it as 'module:attribute'.")
+    if module_name.endswith(".py"):
+        *folder, file = module_name.replace("\\", "/").split("/")
+        at = f" and run from {'/'.join(folder)!r}, or set path" if folder else ""
+        raise ConfigError(f"{reference!r} names a file. Write '{file.removesuffix('.py')}:{attribute}' for its module{at}.")
     try:
         value: Any = importlib.import_module(module_name)
     except ModuleNotFoundError as error:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import json
+import re
 import tomllib
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -12,16 +14,18 @@ from msgspec import Meta
 
 from agentlightning.algorithms.lightning import LightningRL
 from agentlightning.config.parts import Part
-from agentlightning.config.schema import Config, ReplayConfig, load_config
+from agentlightning.config.presets import PRESETS
+from agentlightning.config.schema import Config, ReplayConfig, build_config, check_names, load_config
 from agentlightning.config.toml import to_toml
 from agentlightning.contracts import engine as contracts
 from agentlightning.errors import ConfigError, PluginError
-from agentlightning.registry.registry import Registry
+from agentlightning.registry.registry import Registry, load_object
 from agentlightning.rl.arrays import RolloutArrays
 from agentlightning.rl.credit.discounted import discounted
 from agentlightning.rl.loss import CISPO, PPOClip
 from agentlightning.settings import BaseSettings, PositiveInt, UnitInterval, build
 
+BASE = {"agent": "m:f", "tasks": "train.jsonl", "model": "smollm2-135m"}
 LEAST = 'agent = "m:f"\ntasks = "train.jsonl"\nmodel = "smollm2-135m"\n'
 
 
@@ -368,3 +372,56 @@ def test_settings_made_in_python_are_checked_like_those_of_a_file(settings: dict
 def test_a_list_and_a_whole_number_become_what_the_types_say() -> None:
     checked = Checked(names=["a"], share=1)  # type: ignore[arg-type]
     assert (checked.names, type(checked.share)) == (("a",), float)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("lr = 1e-5", r"Unknown key 'lr' at the top level\. It belongs to \[trainer\]\."),
+        ("temperature = 0.5", r"Unknown key 'temperature' at the top level\. It belongs to \[sampling\]\."),
+        ("workers = 2", r"It belongs to \[runner\]\."),
+        ("group_size = 2", r"It belongs to \[algorithm\]\."),
+        ("device = 'cpu'", r"It belongs to \[engine\] or \[trainer\]\."),
+        ("[trainer]\nsteps = 2", r"Unknown key 'steps' in \[trainer\]\. It belongs to the top level, above the first \[table\]\."),
+        ("[trainer]\nlearning_rate = 1", r"Unknown key 'learning_rate' in \[trainer\]\. Did you mean 'lr'\? Use one of name, train"),
+        ("learning_rate = 1", r"Unknown key 'learning_rate' at the top level\. Did you mean 'lr' in \[trainer\]\?"),
+        ("[sampling]\nmax_new_tokens = 1", r"Unknown key 'max_new_tokens' in \[sampling\]\. Did you mean 'max_tokens'\?"),
+        ("algorithm = {name='grpo', advantag='rloo'}", r"Unknown key 'advantag' in \[algorithm\]\. Did you mean 'advantage'\?"),
+        ("engine = 'torhc'", r"engine: Unknown engine 'torhc'\. Did you mean 'torch'\?"),
+    ],
+)
+def test_a_misplaced_key_names_its_table(tmp_path: Path, text: str, says: str) -> None:
+    path = tmp_path / "demo.toml"
+    path.write_text(f'agent = "m:f"\ntasks = "t.jsonl"\nmodel = "m"\n{text}\n')
+    with pytest.raises(ConfigError, match=says):
+        load_config(path)
+
+
+def test_the_name_of_a_part_stands_for_its_table() -> None:
+    config = build_config({**BASE, "engine": "vllm", "trainer": "verl", "runner": "local", "algorithm": "sft"})
+    assert (config.engine, config.trainer, config.algorithm) == ({"name": "vllm"}, {"name": "verl"}, {"name": "sft"})
+    assert config.runner.name == "local"
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_preset_is_settings_of_lightning(name: str) -> None:
+    config = build_config({**BASE, "algorithm": name})
+    check_names(config)
+    assert config.algorithm == {"name": "lightning", **PRESETS[name]}
+    changed = build_config({**BASE, "algorithm": {"name": name, "group_size": 3}})
+    assert changed.algorithm == {**config.algorithm, "group_size": 3}
+
+
+def test_presets_are_in_the_documentation() -> None:
+    page = (Path(__file__).resolve().parents[3] / "docs" / "algorithms.md").read_text().partition("## Names of the field")[2]
+    for name, settings in PRESETS.items():
+        [row] = re.findall(rf"^\| `{name}` \| (.*`\w+ = .*)\|$", page, re.MULTILINE)
+        for key, value in settings.items():
+            assert f"`{key} = {json.dumps(value)}`" in row
+
+
+def test_a_file_is_no_module() -> None:
+    with pytest.raises(ConfigError, match=r"'my_agent\.py:solve' names a file\. Write 'my_agent:solve' for its module\.$"):
+        load_object("my_agent.py:solve")
+    with pytest.raises(ConfigError, match=r"Write 'a:solve' for its module and run from 'x/y', or set path\.$"):
+        load_object("x/y/a.py:solve")

@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.text import Text
 from typer.core import TyperGroup
 
-from agentlightning.cli import config, doctor, models, rollout, runner, score, serve, show, store, train
+from agentlightning.cli import config, doctor, models, rollout, runner, runs, score, serve, show, store, train
 from agentlightning.cli import plugins as plugins_command
 from agentlightning.errors import ConfigError, LightningError
 from agentlightning.registry.registry import Entry, Registry, registry
@@ -92,6 +92,8 @@ def build(plugins: Registry | None = None) -> typer.Typer:
     app.command("serve")(serve.serve)
     app.command("runner")(runner.runner)
     app.command("show")(show.show)
+    app.command("runs")(runs.runs)
+    app.command("compare")(runs.compare)
     app.command("config")(config.config)
     app.command("plugins")(plugins_command.plugins)
     app.command("doctor")(doctor.doctor)

@@ -140,15 +140,13 @@ class RunFolder:
     @contextmanager
     def lock(self) -> Generator[None]:
         """Be the one process that writes this run, within the block. Raises `RunError` with the name of another process that does."""
-        import fcntl  # POSIX; imported here so that reading a run works everywhere
-
         path = self.path / ".lock"
         with disk_errors("lock the run", path):
             handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         try:
             with disk_errors("lock the run", path):
                 try:
-                    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    _lock_soon(handle)
                 except BlockingIOError:
                     owner = os.pread(handle, 200, 0).decode(errors="replace").strip() or "another process"
                     raise RunError(f"Run {self.name} is in use by {owner}. Wait for it to end, or stop it first.") from None
@@ -160,6 +158,23 @@ class RunFolder:
             yield
         finally:
             os.close(handle)  # releases the lock; the file stays, because removing it would let two processes lock two files
+
+    @property
+    def in_use(self) -> bool:
+        """Whether a process writes this run."""
+        import fcntl  # POSIX; imported here so that reading a run works everywhere
+
+        try:
+            handle = os.open(self.path / ".lock", os.O_RDONLY)
+        except OSError:
+            return False
+        try:
+            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            return False
+        except BlockingIOError:
+            return True
+        finally:
+            os.close(handle)
 
     # --- values ---
 
@@ -265,6 +280,19 @@ class RunFolder:
             for step in gone:
                 _discard(self.checkpoint(step))
         return gone
+
+
+def _lock_soon(handle: int) -> None:
+    """Lock a file for this process. `in_use` of another process may hold it for a moment."""
+    import fcntl
+
+    for wait in (0.1, None):
+        try:
+            return fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if wait is None:
+                raise
+            time.sleep(wait)
 
 
 def kept_steps(steps: Sequence[int], *, best: int | None = None, every: int | None = None, last: int = 2) -> set[int]:

@@ -1,0 +1,155 @@
+"""`agl runs` and `agl compare` on run folders and their stores."""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import threading
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import pytest
+
+from agentlightning.stores.common import open_store
+from agentlightning.training.choice import Choice, Evaluation
+from agentlightning.training.diagnosis import Diagnosis
+from agentlightning.training.run_folder import RunFolder
+from agentlightning.training.run_state import Evaluated, RunState
+from agentlightning.types import Call, Completion, Reward, Rollout, Sampling, Task
+
+AGL = Callable[..., tuple[int, str]]
+Rewards = Mapping[str, float]
+
+
+async def record(folder: RunFolder, step: int, rewards: Rewards) -> None:
+    """Record the greedy rollouts of an evaluation."""
+    store = open_store(folder.store_address)
+    for place, (task, reward) in enumerate(rewards.items()):
+        rollout = Rollout(task=Task(task, None), mode="eval", group=f"greedy-{step}-{place}", step=step, sampling=Sampling(temperature=0))
+        attempt = await store.begin(rollout, "worker", lease=60)
+        call = Call(id=f"{rollout.id}-c", attempt_id=attempt.id, index=0, status="completed", choices=1)
+        completion = Completion(
+            call_id=call.id,
+            attempt_id=attempt.id,
+            prompt_ids=[1],
+            response_ids=[2],
+            logprobs=[-0.5],
+            versions=[step],
+            sampling=Sampling(),
+            finish_reason="stop",
+        )
+        await store.record([call, completion, Reward(attempt_id=attempt.id, value=reward, name="return")])
+        await store.finish(attempt.id, "succeeded")
+    await store.close()
+
+
+def make_run(name: str, evaluations: dict[int, Rewards], served: int | None, diagnosis: Diagnosis | None = None) -> RunFolder:
+    """A run whose store has the evaluation of each step, and whose state keeps the first and the strongest of them."""
+    folder = RunFolder.create("runs", name)
+    folder.write_config('model = "models/tiny"\nsteps = 8\n')
+    kept = {step: Evaluation(step=step, rewards={"greedy": dict(rewards)}) for step, rewards in evaluations.items()}
+    later = [evaluation for step, evaluation in kept.items() if step > 0]
+    last = max(evaluations, default=None)
+    folder.write_state(
+        RunState(
+            step=last or 0,
+            first=kept.get(0),
+            strongest=max(later, key=lambda it: sum(it.rewards["greedy"].values()), default=None),
+            choice=None if served is None else Choice(step=served, reason="a test"),
+            evaluated=None if last is None else Evaluated(step=last, version=last, measured=1.0),
+            diagnosis=diagnosis,
+            seconds=120.0,
+            started=1.0,
+        )
+    )
+    for step, rewards in evaluations.items():
+        asyncio.run(record(folder, step, rewards))
+    return folder
+
+
+BASE = {f"t{k:02}": float(k < 4) for k in range(16)}
+"""4 of 16 tasks are solved."""
+STRONG = {f"t{k:02}": float(k < 14) for k in range(16)}
+SERVED = {f"t{k:02}": float(2 <= k < 14) for k in range(16)}
+"""12 of 16; against `BASE` ten are won, and two lost."""
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def words(output: str) -> list[list[str]]:
+    return [line.split() for line in output.splitlines()]
+
+
+def test_runs_are_listed_with_their_progress(agl: AGL, here: Path) -> None:
+    done = make_run("one", {0: BASE, 8: STRONG}, 8)
+    done.write_result({"eval": {"greedy": {"before": 0.25, "after": 0.875}}})
+    done.write_state(RunState(step=8, finished=True, first=done.read_state().first, seconds=120.0))
+    make_run("two", {0: BASE}, None, Diagnosis(cause="no_signal", evidence="e.", remedy="r."))
+    RunFolder.create("runs", "three")
+    running = make_run("four", {}, None)
+    nested = RunFolder.create("runs/bench-math-20260101-000000", "five")
+    nested.write_state(RunState(step=3))
+    with running.lock():
+        code, output = agl("runs")
+    assert code == 0
+    rows = {row[0].rpartition("-")[2]: row[1:] for row in words(output)[1:]}
+    assert set(rows) == {"one", "two", "three", "four", "five"}
+    assert rows["one"][-6:] == ["8/8", "2", "0.250", "→", "0.875", "finished"]
+    assert rows["two"][-5:] == ["0/8", "2", "0.250", "stopped,", "no_signal"]
+    assert rows["three"] == ["unknown"]
+    assert rows["four"][-1] == "running"
+    assert rows["five"] == ["3", "0", "stopped"]
+    assert "and 4 earlier ones" in agl("runs", "--limit", "1")[1]
+    assert agl("runs", "elsewhere")[1].strip() == "no run in elsewhere"
+
+
+def test_a_run_is_compared_with_its_model(agl: AGL, here: Path) -> None:
+    make_run("one", {0: BASE, 4: STRONG, 8: SERVED}, 8)
+    code, output = agl("compare", "latest")
+    assert code == 0
+    [row] = [row for row in words(output) if row[:1] == ["greedy"] and row[1] not in ("won:", "lost:")]
+    assert row[1:4] == ["0.250", "0.750", "+0.500"]
+    assert row[-3:] == ["10", "2", "4"]
+    low, high = float(row[4]), float(row[6])
+    assert 0.0 < low < 0.5 < high < 1.0
+    assert f"greedy won: {', '.join(f't{k:02}' for k in range(4, 14))}" in output
+    assert "greedy lost: t00, t01" in output
+
+
+def test_two_runs_are_compared_on_the_tasks_that_both_evaluated(agl: AGL, here: Path) -> None:
+    one = make_run("one", {0: BASE, 8: SERVED}, 8)
+    two = make_run("two", {0: BASE, 8: {"t01": 1.0, "t15": 0.0, "elsewhere": 1.0}}, 8)
+    code, output = agl("compare", one.name, two.name)
+    assert code == 0
+    [row] = [row for row in words(output) if row[:1] == ["greedy"] and row[1] not in ("won:", "lost:")]
+    assert row[1:4] == ["0.000", "0.500", "+0.500"]
+    assert row[-3:] == ["1", "0", "1"]
+    assert "elsewhere" not in output
+
+
+def test_runs_without_a_common_task_cannot_be_compared(agl: AGL, here: Path) -> None:
+    one, two = make_run("one", {0: BASE}, None), make_run("two", {0: {"x": 1.0}}, None)
+    code, output = agl("compare", one.name, two.name)
+    assert code == 1
+    assert "have no evaluated task in common" in " ".join(output.split())
+    never = make_run("never", {}, None)
+    assert "was never evaluated" in " ".join(agl("compare", never.name)[1].split())
+    assert "There is no run 'gone'" in " ".join(agl("compare", "gone")[1].split())
+
+
+def test_a_look_at_a_run_does_not_keep_another_process_from_starting_it(here: Path) -> None:
+    folder = RunFolder.create("runs", "one")
+    assert not folder.in_use
+    with folder.lock():
+        assert folder.in_use
+    assert not folder.in_use
+    with (folder.path / ".lock").open() as look:
+        fcntl.flock(look, fcntl.LOCK_SH)
+        timer = threading.Timer(0.02, fcntl.flock, (look, fcntl.LOCK_UN))
+        timer.start()
+        with folder.lock():
+            timer.join()

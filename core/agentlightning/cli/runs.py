@@ -42,11 +42,11 @@ def runs(
 
     `agl runs /data/runs --limit 0` lists all runs in another folder.
     """
-    found = sorted(
+    folders = sorted(
         [*RunFolder.all(folder), *(run for inner in folder.glob("*/") for run in RunFolder.all(inner))], key=lambda run: run.path.name
     )
     console = Console()
-    if not found:
+    if not folders:
         console.print(Text(f"no run in {folder}"))
         return
     table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
@@ -55,11 +55,11 @@ def runs(
     for heading in ("steps", "minutes", "sampled", "greedy"):
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("state")
-    for run in found[-limit:]:
+    for run in folders[-limit:]:
         table.add_row(*_row(run, folder))
     console.print(table)
-    if limit and len(found) > limit:
-        console.print(f"… and {len(found) - limit} earlier ones; --limit 0 shows all", style="dim")
+    if limit and len(folders) > limit:
+        console.print(f"… and {len(folders) - limit} earlier ones; --limit 0 shows all", style="dim")
 
 
 def _row(run: RunFolder, folder: Path) -> list[Text]:
@@ -148,9 +148,9 @@ def _served(name: str) -> _Side:
     if step is None:
         raise RunError(f"Run {run.name} was never evaluated. Set eval_tasks, and train it.")
     label = f"{run.name} step {step}"
-    for known in (state.first, state.strongest):
-        if known is not None and known.step == step:
-            return _Side(run, label, known)
+    for evaluation in (state.first, state.strongest):
+        if evaluation is not None and evaluation.step == step:
+            return _Side(run, label, evaluation)
     return _Side(run, label, asyncio.run(_read(run, step)))
 
 

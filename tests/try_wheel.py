@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import agentlightning as agl
+from agentlightning.cli.init import project_files
 from agentlightning.registry.registry import registry
 from agentlightning_benchmarks.rag.questions import one_hop, two_hops
 from agentlightning_benchmarks.rag.world import read_world
@@ -17,6 +18,7 @@ assert next(one_hop("train")), "no question"
 assert next(two_hops("test")), "no question"
 assert read_world().keys() == vocabulary().keys()
 assert read_forms().forms
+assert "agent.py" in project_files("langgraph"), "the projects of agl init are missing"
 presets = Path(agl.__file__).parents[1] / "agentlightning_benchmarks"
 assert len(list(presets.glob("*/*.toml"))) >= 6, "presets are missing"
 print(f"agentlightning from {Path(agl.__file__).parent}: the wheel works")

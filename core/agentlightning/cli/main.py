@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.text import Text
 from typer.core import TyperGroup
 
-from agentlightning.cli import config, doctor, models, rollout, runner, runs, score, serve, show, store, train
+from agentlightning.cli import config, doctor, init, models, rollout, runner, runs, score, serve, show, store, train
 from agentlightning.cli import plugins as plugins_command
 from agentlightning.errors import ConfigError, LightningError
 from agentlightning.registry.registry import Entry, Registry, registry
@@ -87,6 +87,7 @@ def build(plugins: Registry | None = None) -> typer.Typer:
             app.add_typer(target, name=entry.name, help=summary)
         else:
             app.command(entry.name, help=target.__doc__ or summary)(target)
+    app.command("init")(init.init)
     app.command("train")(train.train)
     app.command("rollout")(rollout.rollout)
     app.command("serve")(serve.serve)

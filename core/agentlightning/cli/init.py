@@ -1,0 +1,65 @@
+"""`agl init` writes a small project: an agent, its reward, tasks, and a config that trains on a CPU at once."""
+
+from __future__ import annotations
+
+import json
+import random
+from importlib.resources import files
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+from rich.console import Console
+from rich.text import Text
+
+from agentlightning.errors import ConfigError
+
+Kind = Literal["langgraph", "openai-agents", "autogen", "program"]
+EXTRAS: dict[Kind, str] = {
+    "langgraph": "langchain,torch",
+    "openai-agents": "openai-agents,torch",
+    "autogen": "autogen,torch",
+    "program": "torch",
+}
+AGENTS = {"program": 'command = "python3 agent.py"'}
+SUFFIX = ".txt"
+"""Of the templates, so that no tool takes them for modules of this package."""
+EVAL_TASKS = 32
+
+
+def init(
+    kind: Annotated[Kind, typer.Argument(help="The framework, or a program that only speaks HTTP.")] = "langgraph",
+    folder: Annotated[Path, typer.Option(help="Where to write the project.", file_okay=False)] = Path("my-agent"),
+) -> None:
+    """Write a small project that trains on a CPU at once: agent, reward, tasks, config, test.
+
+    **Examples**
+
+    `agl init` writes a LangGraph project into ./my-agent.
+
+    `agl init program --folder solver` writes a program without any library of an agent.
+    """
+    if folder.exists() and any(folder.iterdir()):
+        raise ConfigError(f"{folder} is not empty. Choose another folder with --folder, because this would overwrite its files.")
+    written = project_files(kind)
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, text in written.items():
+        (folder / name).write_text(text)
+    console = Console()
+    console.print(Text.assemble(f"{kind} project in ", (str(folder), "cyan"), f": {', '.join(sorted(written))}"), soft_wrap=True)
+    console.print(f"Next: cd {folder}, then agl train config.toml", highlight=False)
+
+
+def project_files(kind: Kind) -> dict[str, str]:
+    """Return the files of a project by name."""
+    texts: dict[str, str] = {}
+    for place in ("shared", kind):
+        for template in (files("agentlightning.cli") / "projects" / place).iterdir():
+            texts[template.name.removesuffix(SUFFIX)] = template.read_text(encoding="utf-8")
+    texts["README.md"] = texts["README.md"].replace("EXTRA", EXTRAS[kind])
+    texts["config.toml"] = texts["config.toml"].replace("AGENT", AGENTS.get(kind, 'agent = "agent:solve"'))
+    numbers = [(a, b) for a in range(2, 21) for b in range(2, 21)]
+    random.Random(0).shuffle(numbers)  # noqa: S311  # not for secrets
+    lines = [json.dumps({"question": f"What is {a} + {b}?", "answer": str(a + b)}) + "\n" for a, b in numbers]
+    texts["eval_tasks.jsonl"], texts["tasks.jsonl"] = "".join(lines[:EVAL_TASKS]), "".join(lines[EVAL_TASKS:])
+    return texts

@@ -11,7 +11,7 @@ import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, ClassVar, Literal, cast
 
 from msgspec import Meta
 
@@ -58,8 +58,10 @@ class RunnerSettings(BaseSettings):
     """How rollouts run."""
 
     table = "runner"
+    imports_agent: ClassVar[bool] = True
+    """Whether this machine has the agent, too, so that a wrong name is an error before the run begins."""
     name: str = "local"
-    """Where agents run: here (`local`), or as a plugin arranges it (`ray`)."""
+    """Where agents run: here (`local`), or as a plugin arranges it (`ray`, `docker`)."""
     concurrency: PositiveInt = 32
     """Rollouts in flight, in each process."""
     timeout: PositiveFloat = 300.0
@@ -78,6 +80,9 @@ class RunnerSettings(BaseSettings):
     """The reward of a failed attempt with `on_failure = "penalise"`."""
     lease: PositiveFloat = 60.0
     """Seconds without a heartbeat of a runner before another runner takes over its attempt."""
+
+    def check_machine(self) -> None:
+        """Raise `ConfigError` if agents cannot run so from this machine. Called in a thread, before anything opens."""
 
     @property
     def elsewhere(self) -> bool:

@@ -173,7 +173,7 @@ class Callers:
         owner = await find_attempt(self._store, headers)
         if owner is not None:
             return await self._state(*owner)
-        key = next(iter(_keys(headers)), "")
+        key = next(iter(keys_of(headers)), "")
         if self._token is not None and hmac.compare_digest(key.encode(), self._token.encode()):
             return None
         hint = "" if self._token is None else "The API key is wrong. Use the api_key that `agl serve` printed (AGL_TOKEN sets it). "
@@ -207,7 +207,7 @@ class Callers:
 
 async def find_attempt(store: LightningStore, headers: Mapping[str, str]) -> tuple[Rollout, Attempt] | None:
     """The rollout and attempt whose key comes with a request, or None."""
-    for key in _keys(headers):
+    for key in keys_of(headers):
         try:
             return await store.attempt(key=key)
         except NotFound:
@@ -215,7 +215,7 @@ async def find_attempt(store: LightningStore, headers: Mapping[str, str]) -> tup
     return None
 
 
-def _keys(headers: Mapping[str, str]) -> list[str]:
+def keys_of(headers: Mapping[str, str]) -> list[str]:
     """The keys of a request: as OpenAI's clients send it, as Anthropic's do, as our adapters do."""
     scheme, _, bearer = headers.get("authorization", "").partition(" ")
     keys = (bearer.strip() if scheme.lower() == "bearer" else "", headers.get("x-api-key", ""), headers.get(KEY_HEADER.lower(), ""))

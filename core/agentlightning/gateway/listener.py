@@ -1,4 +1,4 @@
-"""The gateway's address: a limit of time for the headers of a request, of names for a loopback address, and the end of connections."""
+"""The gateway's address: limits of connections, of time for the headers of a request, of names for a loopback address."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from uvicorn.protocols.http.auto import AutoHTTPProtocol
 from agentlightning.errors import GatewayError
 from agentlightning.gateway.api.answers import json_response
 from agentlightning.gateway.api.schema import Refused
+from agentlightning.gateway.limits import FULL, most_connections
 
 HEADER_TIMEOUT = 20.0
 """Seconds from the first byte of a request, or the opening of its connection, to the end of its headers."""
@@ -49,6 +50,10 @@ class TimedProtocol(Protocol):
     def connection_made(self, transport: asyncio.Transport) -> None:
         """See `asyncio.Protocol`."""
         super().connection_made(transport)
+        if len(self.connections) > most_connections():
+            transport.write(FULL)
+            transport.close()
+            return
         self._watch()
 
     def data_received(self, data: bytes) -> None:

@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from typing import Any, TypedDict, Unpack
 
 from starlette.applications import Starlette
+from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
@@ -33,6 +34,7 @@ from agentlightning.gateway.app_server import AppServer
 from agentlightning.gateway.auth import Callers
 from agentlightning.gateway.call import Endpoint, Forwarder, Service
 from agentlightning.gateway.end_of_attempt import EndOfAttempt
+from agentlightning.gateway.limits import LimitedRequests
 from agentlightning.gateway.listener import closes_for_async_clients
 from agentlightning.gateway.rendering.demonstration import Demonstrate
 from agentlightning.gateway.rendering.load import load_rendering
@@ -111,7 +113,8 @@ def gateway_app(store: LightningStore, engine: Engine, **options: Unpack[Options
             await engine.disconnect()
 
     routes = [*routes, *_at_other_bases(routes), *health_routes(store), *options.get("extra_routes", ())]
-    return Starlette(routes=routes, exception_handlers={404: unknown, 405: unknown}, lifespan=lifespan)
+    limits = Middleware(LimitedRequests, unlimited=options.get("token"))
+    return Starlette(routes=routes, exception_handlers={404: unknown, 405: unknown}, lifespan=lifespan, middleware=[limits])
 
 
 def _at_other_bases(routes: Sequence[Route]) -> list[Route]:

@@ -53,8 +53,9 @@ class CommandAgent:
     """
 
     def __init__(self, line: str, *, reward: RewardFrom = "stdout", folder: str | Path = ".") -> None:
-        self.line, self.reward, self.folder = line, reward, Path(folder).resolve()
-        self._arguments = _split(line)
+        self.line, self.folder = line, Path(folder).resolve()
+        self.reward: RewardFrom = reward
+        self._arguments = split_command(line)
         _check_program(self._arguments[0], self.folder)
         self._guard: Guard | None = None
         self._folders: Path | None = None
@@ -83,14 +84,7 @@ class CommandAgent:
             command = Command(arguments=self._arguments, environment=environment, folder=self.folder, stdin=folder / "task.json")
             output = Pipes()
             code = await self._run(command, output, self._guard)
-            if self.reward == "exit_code" and 0 <= code <= 125:
-                return float(code == 0)
-            if code != 0:
-                raise AgentError(f"The command {describe_exit(code)}; {output.tail()}")
-            try:
-                return await self._read_reward(folder / "reward", output)
-            except RewardError as error:
-                raise RewardError(f"{error}; {output.tail()}") from error
+            return await program_reward(self.reward, code, folder / "reward", output)
 
     async def _run(self, command: Command, output: Pipes, watcher: Guard) -> int:
         """The exit code, when the process and its children have ended. A cancellation gets a note with the last output."""
@@ -108,39 +102,61 @@ class CommandAgent:
             cancelled.add_note(output.tail())
             raise
 
-    async def _read_reward(self, file: Path, output: Pipes) -> float | None:
-        if self.reward == "post":
-            recorder = current()
-            if recorder is not None and not (await recorder.store.records(recorder.attempt.id)).rewards:
-                raise RewardError("The command ended without a reward. With reward = 'post' it must post one to AGL_REWARD_URL")
-            return None
-        if self.reward == "file":
+    def _environment(self, task: str, llm: LLM, folder: Path) -> dict[str, str]:
+        own = {
+            **program_variables(task, llm, self.reward, str(folder)),
+            "PWD": str(self.folder),  # programs that trust it would work in the folder of this process
+            **without_proxy(urlsplit(llm.base_url).hostname),
+        }
+        return {name: value for name, value in os.environ.items() if name not in FOREIGN} | own
+
+
+def program_variables(task: str, llm: LLM, reward: RewardFrom, folder: str) -> dict[str, str]:
+    """The environment variables of a program for one rollout. `folder`: where it sees `task.json` and `reward`."""
+    root = llm.base_url.removesuffix("/v1")
+    variables = {
+        "OPENAI_BASE_URL": llm.base_url,
+        "OPENAI_API_BASE": llm.base_url,  # older clients read it, and LangChain prefers it
+        "OPENAI_API_KEY": llm.api_key,
+        "OPENAI_DEFAULT_MODEL": llm.model,  # the OpenAI Agents SDK's default
+        "OPENAI_AGENTS_DISABLE_TRACING": "1",  # its traces would take this key to OpenAI
+        "ANTHROPIC_BASE_URL": root,
+        "ANTHROPIC_API_KEY": llm.api_key,
+        "AGL_MODEL": llm.model,
+        "AGL_TASK_FILE": f"{folder}/task.json",
+    }
+    if len(task) <= TASK_LIMIT:
+        variables["AGL_TASK"] = task
+    if reward == "file":
+        variables["AGL_REWARD_FILE"] = f"{folder}/reward"
+    if reward == "post":
+        variables["AGL_REWARD_URL"] = f"{llm.base_url}/reward"
+    return variables | _telemetry(root, llm.api_key)
+
+
+async def program_reward(source: RewardFrom, code: int, file: Path, output: Pipes) -> float | None:
+    """The reward of a program that ended with this exit code, or None if it posted one. `file`: its reward file.
+
+    Raises `AgentError` for a failed program, and `RewardError` for one without a reward, with its last output.
+    """
+    if source == "exit_code" and 0 <= code <= 125:
+        return float(code == 0)
+    if code != 0:
+        raise AgentError(f"The command {describe_exit(code)}; {output.tail()}")
+    try:
+        if source == "post":
+            return await _posted()
+        if source == "file":
             return read_reward(_end_of(file), "the file AGL_REWARD_FILE")
         return read_reward(output.stdout.text, "its standard output")
+    except RewardError as error:
+        raise RewardError(f"{error}; {output.tail()}") from error
 
-    def _environment(self, task: str, llm: LLM, folder: Path) -> dict[str, str]:
-        root = llm.base_url.removesuffix("/v1")
-        variables = {
-            "OPENAI_BASE_URL": llm.base_url,
-            "OPENAI_API_BASE": llm.base_url,  # older clients read it, and LangChain prefers it
-            "OPENAI_API_KEY": llm.api_key,
-            "OPENAI_DEFAULT_MODEL": llm.model,  # the OpenAI Agents SDK's default
-            "OPENAI_AGENTS_DISABLE_TRACING": "1",  # its traces would take this key to OpenAI
-            "ANTHROPIC_BASE_URL": root,
-            "ANTHROPIC_API_KEY": llm.api_key,
-            "AGL_MODEL": llm.model,
-            "AGL_TASK_FILE": str(folder / "task.json"),
-            "PWD": str(self.folder),  # programs that trust it would work in the folder of this process
-        }
-        if len(task) <= TASK_LIMIT:
-            variables["AGL_TASK"] = task
-        if self.reward == "file":
-            variables["AGL_REWARD_FILE"] = str(folder / "reward")
-        if self.reward == "post":
-            variables["AGL_REWARD_URL"] = f"{llm.base_url}/reward"
-        variables |= _telemetry(root, llm.api_key)
-        variables |= without_proxy(urlsplit(llm.base_url).hostname)
-        return {name: value for name, value in os.environ.items() if name not in FOREIGN} | variables
+
+async def _posted() -> None:
+    recorder = current()
+    if recorder is not None and not (await recorder.store.records(recorder.attempt.id)).rewards:
+        raise RewardError("The command ended without a reward. With reward = 'post' it must post one to AGL_REWARD_URL")
 
 
 def _telemetry(root: str, key: str) -> dict[str, str]:
@@ -187,7 +203,8 @@ def _end_of(file: Path) -> str:
         ) from error
 
 
-def _split(line: str) -> list[str]:
+def split_command(line: str) -> list[str]:
+    """The words of a command line. Raises `ConfigError` if a shell would not take it."""
     try:
         arguments = shlex.split(line)
     except ValueError as error:

@@ -126,10 +126,13 @@ class _Source:
         return self.order if self.model is None else dataclasses.replace(self.order, model=self.model)
 
 
-async def run_remote(arguments: RemoteRunner, ready: Callable[[Runner, RunnerOrder, str], None]) -> None:
+async def run_remote(
+    arguments: RemoteRunner, ready: Callable[[Runner, RunnerOrder, str], None], make_agent: Callable[[RunnerOrder], Agent] | None = None
+) -> None:
     """Run rollouts of the store until cancelled; then give the running ones back. Waits for a server that does not answer.
 
-    `ready` is called once, with the runner, the order and the gateway's address. Raises `ConfigError` for a wrong agent, `StoreError` for a
+    `ready` is called once, with the runner, the order and the gateway's address. `make_agent` returns the agent in place of the one that
+    `arguments` name. Raises `ConfigError` for a wrong agent, `StoreError` for a
     refused token.
     """
     store, gateway, token = _open(arguments)
@@ -138,7 +141,7 @@ async def run_remote(arguments: RemoteRunner, ready: Callable[[Runner, RunnerOrd
         await _first(source)
         order = source.current
         settings = dataclasses.replace(order.settings, concurrency=arguments.concurrency or order.settings.concurrency)
-        agent = await asyncio.to_thread(_load, arguments, order.models)
+        agent = make_agent(order) if make_agent is not None else await asyncio.to_thread(_load, arguments, order.models)
         runner = Runner(store, agent, lambda attempt: LLM(source.current.model, f"{gateway}/v1", attempt.key), settings)
         ready(runner, order, gateway)
         following = asyncio.create_task(source.follow())

@@ -65,7 +65,7 @@ class EvaluationKey:
 def evaluation_key(config: Config, plan: Plan, tasks: Sequence[Task]) -> EvaluationKey | None:
     """Return the key of evaluations of a run's model before training; None: it is in doubt. Blocks while it reads the model's files."""
     model, agent = Path(plan.files.path), _agent_name(plan.agent)
-    if not plan.files.path or not model.is_dir() or agent is None:
+    if not plan.files.path or not model.is_dir() or agent is None or not config.runner.imports_agent:
         return None
     code = loaded_code()
     if code is None:

@@ -61,7 +61,9 @@ def make_job(
 def job_of(config: Config) -> Job:
     """Return the job of a config alone."""
     agent: str | Agent | None = config.agent
-    if config.command is not None:
+    if config.command is not None and not config.runner.imports_agent:
+        agent = config.command
+    elif config.command is not None:
         agent = CommandAgent(config.command, reward=config.reward, folder=config.path or ".")
     return Job(config, agent, _loaded(config.tasks, config), _loaded(config.eval_tasks, config))
 

@@ -34,7 +34,7 @@ class Plan:
     """The parts of a config for rollouts, checked and ready to open."""
 
     agent: str | Agent | None
-    """The agent itself; its name if worker processes run it; None: the run has no rollouts of its own."""
+    """The agent itself; its name, or its command line, if other processes run it; None: the run has no rollouts of its own."""
     files: ModelFiles
     engine: Plugin
     rendering: RenderingSettings
@@ -147,6 +147,9 @@ def _own_weights(name: str, settings: EngineSettings, max_staleness: int) -> Eng
 def _agent(config: Config, agent: str | Agent | None) -> str | Agent | None:
     if agent is None:
         return None
+    config.runner.check_machine()
+    if not config.runner.imports_agent:
+        return reference_of(agent)
     if config.command is not None or not (config.runner.workers or config.runner.elsewhere):
         return _load_agent(agent, config.adapters, config.models)
     reference = reference_of(agent)

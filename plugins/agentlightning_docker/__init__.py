@@ -1,0 +1,1 @@
+"""Rollouts in containers. Core reaches this package through its entry point."""

@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from typing import Any, TypedDict, Unpack
 
 from starlette.applications import Starlette
+from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
@@ -41,6 +42,8 @@ from agentlightning.gateway.sampled_call import SampledAnswerer
 from agentlightning.gateway.traces import TraceEndpoint
 from agentlightning.gateway.unknown_path import UnknownPath
 from agentlightning.stores.health import health_routes
+from agentlightning.telemetry.metrics import Metrics
+from agentlightning.telemetry.requests import MeasuredRequests
 from agentlightning.types import LLM, Attempt
 
 CALLS_PATH = "/v1/calls"
@@ -80,6 +83,8 @@ class Options(TypedDict, total=False):
     """Further names, or patterns, for the model."""
     max_body: int
     """Bytes of a request's body, at most."""
+    metrics: Metrics
+    """Measures the requests. Absent: nothing does."""
 
 
 def gateway_app(store: LightningStore, engine: Engine, **options: Unpack[Options]) -> Starlette:
@@ -111,7 +116,8 @@ def gateway_app(store: LightningStore, engine: Engine, **options: Unpack[Options
             await engine.disconnect()
 
     routes = [*routes, *_at_other_bases(routes), *health_routes(store), *options.get("extra_routes", ())]
-    return Starlette(routes=routes, exception_handlers={404: unknown, 405: unknown}, lifespan=lifespan)
+    measured = [Middleware(MeasuredRequests, options["metrics"], routes)] if "metrics" in options else []
+    return Starlette(routes=routes, middleware=measured, exception_handlers={404: unknown, 405: unknown}, lifespan=lifespan)
 
 
 def _at_other_bases(routes: Sequence[Route]) -> list[Route]:

@@ -19,13 +19,24 @@ PACKAGES = {each.name: each.parent.name for folder in FOLDERS for each in (ROOT 
 
 LIGHT = {"numpy", "msgspec", "pluggy", "starlette", "uvicorn", "httpx", "rich", "typer", "click", "platformdirs", "watchfiles", "tomli_w"}
 """What core may import with itself; Typer brings click."""
-LATE = {"pyarrow", "renderers", "transformers", "tokenizers", "matplotlib", "openai", "pytest", "opentelemetry", "google"}
+LATE = {
+    "pyarrow",
+    "renderers",
+    "transformers",
+    "tokenizers",
+    "matplotlib",
+    "openai",
+    "pytest",
+    "opentelemetry",
+    "google",
+    "prometheus_client",
+}
 """What a function of core may import; extras bring them (pytest: the contract tests for implementations)."""
 
 LAYERS = (
     ("types", "errors", "settings", "files", "lazy"),
     ("contracts",),
-    ("registry", "stores", "capture"),
+    ("registry", "stores", "capture", "telemetry"),
     ("rl", "gateway"),
     ("config",),
     ("runner",),

@@ -7,11 +7,11 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from agentlightning.contracts.store import AttemptRecords, RolloutState
+from agentlightning.contracts.store import AttemptRecords, RolloutState, StoreCounts
 from agentlightning.stores.common import not_found, unknown_key
 from agentlightning.stores.records import attempt_records
 from agentlightning.stores.serialization import decode
-from agentlightning.types import Attempt, Policy, Rollout
+from agentlightning.types import Attempt, Mode, Policy, Rollout
 from agentlightning_postgres.text import from_column, to_column
 from agentlightning_postgres.transaction import Row, Statement, Transaction
 
@@ -103,6 +103,17 @@ class Reading:
             values.append(list(status))
         rows = await self.sql.query(*states(" AND ".join(conditions), values, column, max(limit, 0)))
         return states_of(rows), rows[-1][0 if column == "added" else 1] if rows else after
+
+    async def counts(self) -> StoreCounts:
+        """Return the work of the store: queued and running rollouts, and lost attempts."""
+        rollouts, ((lost,),) = await self.sql.snapshot(
+            ("SELECT status, mode, count(*) FROM rollouts WHERE status IN ('queued', 'running') GROUP BY status, mode", ()),
+            ("SELECT count(*) FROM attempts WHERE status = 'lost'", ()),
+        )
+        work: dict[str, dict[Mode, int]] = {"queued": {}, "running": {}}
+        for status, mode, count in rollouts:
+            work[status][mode] = count
+        return StoreCounts(**work, lost=lost)
 
     async def policies(self, name: str | None) -> list[Policy]:
         where, values = ("", ()) if name is None else ("WHERE name = %s", (to_column(name),))

@@ -61,6 +61,7 @@ CREATE TABLE attempts (
     UNIQUE (rollout, number)
 );
 CREATE INDEX attempts_by_lease ON attempts (expires) WHERE status = 'running';
+CREATE INDEX attempts_lost ON attempts (rollout) WHERE status = 'lost';
 CREATE TABLE records (
     seq bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     attempt bigint NOT NULL REFERENCES attempts (place),

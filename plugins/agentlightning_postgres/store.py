@@ -11,7 +11,7 @@ from functools import partial
 from itertools import accumulate
 from typing import Literal, get_args
 
-from agentlightning.contracts.store import AttemptRecords, RolloutState, StoredRollout
+from agentlightning.contracts.store import AttemptRecords, RolloutState, StoreCounts, StoredRollout
 from agentlightning.stores.common import Changes, check_lease, unknown_key, wait_for_change
 from agentlightning.stores.records import Arriving, Row
 from agentlightning.stores.serialization import encode
@@ -135,6 +135,9 @@ class PostgresStore:
         grp = None if group is None else to_column(group)
         where = {name: value for name, value in (("mode", mode), ("step", step), ("grp", grp)) if value is not None}
         return await self._access.run(lambda sql: self._ledger(sql).page(after, limit, order, where, status))
+
+    async def counts(self) -> StoreCounts:
+        return await self._access.run(lambda sql: self._ledger(sql).counts())
 
     async def wait(self, after: int, *, timeout: float | None = None) -> int:
         if timeout == 0:

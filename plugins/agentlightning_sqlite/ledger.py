@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from itertools import groupby
 from typing import Any, TypeVar, get_args
 
-from agentlightning.contracts.store import AttemptRecords, RolloutState
+from agentlightning.contracts.store import AttemptRecords, RolloutState, StoreCounts
 from agentlightning.errors import NotFound
 from agentlightning.stores.common import (
     check_finish,
@@ -260,6 +260,14 @@ class Ledger:
         if rows:
             after = rows[-1][0 if order == "added" else 1]
         return self._states(rows), after
+
+    def counts(self) -> StoreCounts:
+        work: dict[str, dict[Mode, int]] = {"queued": {}, "running": {}}
+        query = "SELECT status, mode, count(*) FROM rollouts WHERE status IN ('queued', 'running') GROUP BY status, mode"
+        for status, mode, count in self.sql.execute(query):
+            work[status][mode] = count
+        (lost,) = self.sql.execute("SELECT count(*) FROM attempts WHERE status = 'lost'").fetchone()
+        return StoreCounts(**work, lost=lost)
 
     def rollout(self, rollout_id: str) -> tuple[int, RolloutStatus]:
         """Return `added` and the status of a rollout."""

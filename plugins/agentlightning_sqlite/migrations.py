@@ -11,6 +11,7 @@ import sqlite3
 MIGRATIONS: dict[int, str] = {
     3: """
 CREATE INDEX records_by_base ON records (base) WHERE base IS NOT NULL;
+CREATE INDEX attempts_lost ON attempts (rollout) WHERE status = 'lost';
 CREATE TABLE sequence (newest INTEGER NOT NULL);
 INSERT INTO sequence VALUES (0);
 CREATE TABLE claims (

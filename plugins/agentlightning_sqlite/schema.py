@@ -71,6 +71,7 @@ CREATE TABLE attempts (
     UNIQUE (rollout, number)
 );
 CREATE INDEX attempts_by_lease ON attempts (expires) WHERE status = 'running';
+CREATE INDEX attempts_lost ON attempts (rollout) WHERE status = 'lost';
 CREATE TABLE claims (
     attempt INTEGER PRIMARY KEY REFERENCES attempts (number_in_file),  -- a running one
     request TEXT NOT NULL                                              -- the name of the call that started it

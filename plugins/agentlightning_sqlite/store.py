@@ -11,7 +11,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Literal, get_args
 
-from agentlightning.contracts.store import AttemptRecords, RolloutState, StoredRollout
+from agentlightning.contracts.store import AttemptRecords, RolloutState, StoreCounts, StoredRollout
 from agentlightning.errors import StoreError
 from agentlightning.stores.common import Changes, check_lease, unknown_key, wait_for_change
 from agentlightning.stores.records import Arriving, Row
@@ -94,6 +94,9 @@ class SQLiteStore:
     ) -> tuple[list[RolloutState], int]:
         where = {name: value for name, value in (("mode", mode), ("step", step), ("grp", group)) if value is not None}
         return await self._access.read(lambda ledger: ledger.page(after, limit, order, where, status))
+
+    async def counts(self) -> StoreCounts:
+        return await self._access.read(Ledger.counts)
 
     async def wait(self, after: int, *, timeout: float | None = None) -> int:
         async def look() -> tuple[int, float | None]:

@@ -18,7 +18,7 @@ from agentlightning.runner.program import CommandAgent
 from agentlightning.runner.runner import Runner
 from agentlightning.runner.worker_pool import WorkerOrder, Workers
 from agentlightning.stores.common import open_store
-from agentlightning.stores.http_server import store_app
+from agentlightning.telemetry.store_app import store_app
 from agentlightning.types import LLM, Rollout, Task
 
 pytestmark = pytest.mark.slow

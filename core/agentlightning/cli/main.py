@@ -6,6 +6,7 @@ with `--debug` or `AGL_DEBUG=1`.
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from collections.abc import Callable
@@ -21,7 +22,9 @@ from agentlightning.cli import config, doctor, init, models, rollout, runner, ru
 from agentlightning.cli import plugins as plugins_command
 from agentlightning.errors import ConfigError, LightningError
 from agentlightning.registry.registry import Entry, Registry, registry
+from agentlightning.telemetry.logs import VARIABLE, LogFormat, is_json, set_up_logs
 
+log = logging.getLogger("agentlightning")
 EPILOG = "Start with `agl demo`. See `agl COMMAND --help` for the options and examples of a command."
 
 
@@ -47,7 +50,10 @@ def debugging() -> bool:
 
 
 def complain(message: str, style: str = "bold red") -> None:
-    """Print an error on stderr."""
+    """Print an error on stderr, or log it."""
+    if is_json():
+        log.log(logging.ERROR if style == "bold red" else logging.WARNING, "%s", message)
+        return
     head = "error: " if style == "bold red" else ""
     Console(stderr=True).print(Text.assemble((head, style), (message, "" if head else style)), soft_wrap=True)
 
@@ -75,11 +81,15 @@ def build(plugins: Registry | None = None) -> typer.Typer:
     @app.callback()
     def agl(  # pyright: ignore[reportUnusedFunction]  # typer calls it
         debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of every error (also: AGL_DEBUG=1).")] = False,
+        log_format: Annotated[
+            LogFormat, typer.Option("--log-format", envvar=VARIABLE, help="Write logs and progress as text, or as one JSON object a line.")
+        ] = "text",
         show_version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
     ) -> None:
         """Train your existing agent with reinforcement learning."""
         if debug:
             os.environ["AGL_DEBUG"] = "1"
+        set_up_logs(log_format)
 
     for entry in plugins.entries("commands"):
         target, summary = _command(entry), entry.summary or None

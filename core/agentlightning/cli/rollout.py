@@ -20,7 +20,8 @@ from agentlightning.cli.rendering import (
 )
 from agentlightning.cli.train import shown_path
 from agentlightning.errors import ConfigError
-from agentlightning.training.progress import TrainingProgress, duration
+from agentlightning.training.logged_progress import open_progress
+from agentlightning.training.progress import duration
 
 if TYPE_CHECKING:
     from agentlightning.config.schema import Config
@@ -74,7 +75,7 @@ def rollout(
 
     rendering = rendering_keys(renderer, chat_template, arguments, history, special_tokens)
     settings = settings_of(config, {"command": command, "reward": reward, "tasks": tasks, "model": model, **rendering})
-    with TrainingProgress() as progress:
+    with open_progress() as progress:
         report = rollout_config(settings, limit=limit, progress=progress)
     print_scored(report, Console())
     if not report.scored:

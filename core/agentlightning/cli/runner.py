@@ -12,10 +12,13 @@ import typer
 from rich.console import Console
 
 from agentlightning.errors import ConfigError
+from agentlightning.telemetry.logs import is_json
 
 if TYPE_CHECKING:
     from agentlightning.runner.remote import RemoteRunner, RunnerOrder
     from agentlightning.runner.runner import Runner
+
+log = logging.getLogger("agentlightning.runner")
 
 
 def runner(
@@ -59,7 +62,8 @@ def runner(
         store=address, agent=agent, command=command, reward=convert(reward, RewardFrom, "--reward"), gateway=gateway, model=model,
         adapters=tuple(adapter or ()), concurrency=concurrency,
     )  # fmt: skip
-    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    if not is_json():
+        logging.basicConfig(format="%(message)s", level=logging.WARNING)
     try:
         asyncio.run(_until_stopped(arguments))
     except asyncio.CancelledError:
@@ -84,6 +88,9 @@ async def _until_stopped(arguments: RemoteRunner) -> None:
 
 
 def _print_start(runner: Runner, order: RunnerOrder, gateway: str) -> None:
+    if is_json():
+        log.info("runner %s waits for rollouts of the gateway %s", runner.name, gateway)
+        return
     console = Console()
     rows = {"runner": runner.name, "gateway": gateway, "model": order.model, "in flight": f"at most {runner.settings.concurrency}"}
     for name, value in rows.items():

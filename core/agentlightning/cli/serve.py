@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import os
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -17,11 +19,13 @@ from agentlightning.cli.rendering import (
 )
 from agentlightning.contracts.rendering import RenderingChoices
 from agentlightning.errors import ConfigError
-from agentlightning.training.progress import TrainingProgress
+from agentlightning.telemetry.logs import is_json
+from agentlightning.training.logged_progress import open_progress
 
 if TYPE_CHECKING:
     from agentlightning.serving.serve import Served
 
+log = logging.getLogger("agentlightning.serve")
 Source = Annotated[
     str | None,
     typer.Argument(metavar="[MODEL]", help="A run (`latest`, `runs/x`), a name, a folder, a .gguf file, a LoRA adapter, or a hub id."),
@@ -80,16 +84,26 @@ def serve(
     if upstream is not None and choices.used():
         option = choices.used()[0].replace("_", "-")
         raise ConfigError(f"--{option} has no effect with --upstream, because that server renders the messages. Remove it.")
+    check_log_token(os.environ.get("AGL_TOKEN"))
     from agentlightning.serving.serve import serve as serve_until_stopped
     from agentlightning.serving.serve import served_model, upstream_model
 
-    with TrainingProgress() as progress:
+    with open_progress() as progress:
         own = source or model or ""
         served = upstream_model(upstream, key_env=upstream_key_env, name=model) if upstream else served_model(own, progress, choices)
         serve_until_stopped(served, host=host, port=port, store=store, max_body_mb=max_body_mb, progress=progress, ready=_print_addresses)
 
 
+def check_log_token(secret: str | None) -> None:
+    """Raise `ConfigError` if nobody would learn the key of a server: JSON logs hide it."""
+    if is_json() and not secret:
+        raise ConfigError("--log-format json hides the key of the server, and it has none of yours. Set AGL_TOKEN to a secret of yours.")
+
+
 def _print_addresses(served: Served) -> None:
+    if is_json():
+        log.info("serving %s at %s", served.model or "as the agent asks", served.base_url)
+        return
     console = Console()
     model = served.model or "as the agent asks"
     rows = {"base_url": served.base_url, "api_key": served.token, "model": model, "store": served.store}

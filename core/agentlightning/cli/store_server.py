@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import secrets
 from typing import Annotated
@@ -9,7 +10,11 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from agentlightning.cli.serve import check_log_token
 from agentlightning.errors import ConfigError
+from agentlightning.telemetry.logs import is_json
+
+log = logging.getLogger("agentlightning.serve")
 
 
 def serve(
@@ -43,7 +48,12 @@ def serve(
     if not secret and not is_loopback(host):
         raise ConfigError(f"--host {host} lets other machines in, but the store has no token. Set AGL_TOKEN to a secret of yours.")
 
+    check_log_token(secret)
+
     def ready(address: str) -> None:
+        if is_json():
+            log.info("serving the store at %s", address)
+            return
         console = Console()
         console.print(f"store     {address}", soft_wrap=True, highlight=False)
         console.print("Ctrl-C stops it", style="dim")

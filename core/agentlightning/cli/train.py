@@ -14,7 +14,8 @@ from rich.text import Text
 
 from agentlightning.cli.view import print_diagnosis
 from agentlightning.errors import ConfigError, RunError
-from agentlightning.training.progress import TrainingProgress, before_after_table, duration
+from agentlightning.training.logged_progress import open_progress
+from agentlightning.training.progress import before_after_table, duration
 from agentlightning.training.run_folder import RunFolder
 
 if TYPE_CHECKING:
@@ -71,7 +72,7 @@ def train(
     from agentlightning.config.schema import load_config
 
     settings = changed(load_config(config), model, lr)
-    with naming(config), TrainingProgress() as progress:
+    with naming(config), open_progress() as progress:
         if dry_run:
             from agentlightning.training.dry_run import dry_run as check
 

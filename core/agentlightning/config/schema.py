@@ -265,6 +265,9 @@ class Config(BaseSettings):
     checkpoints: CheckpointConfig = field(default_factory=CheckpointConfig)
     trackers: tuple[Annotated[str, of_kind("trackers")], ...] = ("jsonl",)
     """Where metrics go."""
+    otlp_endpoint: str | None = None
+    """Address of an OpenTelemetry receiver, without `/v1/traces`: it gets each finished rollout as a trace. Absent:
+    `OTEL_EXPORTER_OTLP_ENDPOINT`, or none."""
     mismatch_alarm: NonNegativeFloat = 0.05
     """Raise an alarm above this mean difference in log-probability between engine and trainer, per sampled token."""
     mismatch_limit: PositiveFloat = 0.2
@@ -289,6 +292,8 @@ class Config(BaseSettings):
         super().__post_init__()
         if self.store is not None:
             check_no_secret("store", self.store)
+        if self.otlp_endpoint is not None and not self.otlp_endpoint.startswith(("http://", "https://")):
+            raise ConfigError(f"otlp_endpoint is {self.otlp_endpoint!r}. Use an HTTP address, such as http://127.0.0.1:4318.")
         for key, default in DEFAULT_PARTS.items():
             table = {"name": default, **getattr(self, key)}
             if not isinstance(table["name"], str):

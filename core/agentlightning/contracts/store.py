@@ -81,6 +81,17 @@ def _attached(span: Span, links: Mapping[str, str | None]) -> Span:
     return span if parent == span.parent_id else replace(span, parent_id=parent)
 
 
+class StoreCounts(WireValue, frozen=True, kw_only=True):
+    """How much work a store has, for monitoring."""
+
+    queued: dict[Mode, int]
+    """Queued rollouts by mode. A mode without any is absent."""
+    running: dict[Mode, int]
+    """Running rollouts by mode."""
+    lost: int
+    """Stored attempts whose lease expired."""
+
+
 StoredRollout: TypeAlias = tuple[RolloutState, tuple[AttemptRecords, ...]]
 """Everything about a rollout, as `LightningStore.read` returns it."""
 
@@ -149,6 +160,10 @@ class LightningStore(Protocol):
     ) -> tuple[list[RolloutState], int]:
         """A page of matching rollouts, and the cursor for `after` of the next page. `added` uses the order of `add`. `changed` uses
         `RolloutState.seq`, so a reader that keeps the cursor sees every change of status at least once."""
+        ...
+
+    async def counts(self) -> StoreCounts:
+        """The queued and running rollouts, and the lost attempts. Takes the time to count these, however many rollouts have ended."""
         ...
 
     async def wait(self, after: int, *, timeout: float | None = None) -> int:

@@ -27,6 +27,7 @@ from agentlightning.gateway.api.schema import Refused
 from agentlightning.gateway.auth import AttemptState, Callers, Incoming, Seen
 from agentlightning.gateway.record import Draft, Recording
 from agentlightning.gateway.sampling import overridden
+from agentlightning.telemetry.logs import set_log_ids
 from agentlightning.types import AttemptStatus, CallStatus
 
 log = logging.getLogger("agentlightning.gateway")
@@ -145,6 +146,7 @@ class Endpoint:
         if state is None:
             state = await self._service.callers.begin(b"" if isinstance(body, Refused) else body)
         incoming = state.open(headers, body, started)
+        set_log_ids(rollout_id=state.rollout.id, attempt_id=state.attempt.id, call_id=incoming.seen.id)
         recording = Recording(self._service.store, incoming)
         task, gone = asyncio.current_task(), asyncio.create_task(client_gone(receive))
         assert task is not None
@@ -154,6 +156,9 @@ class Endpoint:
         finally:
             del state.running[task]
             gone.cancel()
+            log.info(
+                "Call %s after %.3f s%s", recording.status, time.time() - started, f": {recording.detail}" if recording.detail else "."
+            )
             if production:
                 await self._service.store.finish(state.attempt.id, ENDS[recording.status], error=recording.detail)
 

@@ -43,6 +43,8 @@ from agentlightning.gateway.sampled_call import SampledAnswerer
 from agentlightning.gateway.traces import TraceEndpoint
 from agentlightning.gateway.unknown_path import UnknownPath
 from agentlightning.stores.health import health_routes
+from agentlightning.telemetry.metrics import Metrics
+from agentlightning.telemetry.requests import MeasuredRequests
 from agentlightning.types import LLM, Attempt
 
 CALLS_PATH = "/v1/calls"
@@ -82,6 +84,8 @@ class Options(TypedDict, total=False):
     """Further names, or patterns, for the model."""
     max_body: int
     """Bytes of a request's body, at most."""
+    metrics: Metrics
+    """Measures the requests. Absent: nothing does."""
 
 
 def gateway_app(store: LightningStore, engine: Engine, **options: Unpack[Options]) -> Starlette:
@@ -113,8 +117,9 @@ def gateway_app(store: LightningStore, engine: Engine, **options: Unpack[Options
             await engine.disconnect()
 
     routes = [*routes, *_at_other_bases(routes), *health_routes(store), *options.get("extra_routes", ())]
-    limits = Middleware(LimitedRequests, unlimited=options.get("token"))
-    return Starlette(routes=routes, exception_handlers={404: unknown, 405: unknown}, lifespan=lifespan, middleware=[limits])
+    measured = [Middleware(MeasuredRequests, options["metrics"], routes)] if "metrics" in options else []
+    middleware = [*measured, Middleware(LimitedRequests, unlimited=options.get("token"))]  # a refused request is measured, too
+    return Starlette(routes=routes, middleware=middleware, exception_handlers={404: unknown, 405: unknown}, lifespan=lifespan)
 
 
 def _at_other_bases(routes: Sequence[Route]) -> list[Route]:

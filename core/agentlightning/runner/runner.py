@@ -23,6 +23,7 @@ from agentlightning.registry.registry import registry
 from agentlightning.rl.trajectory.rollout_reward import rollout_reward
 from agentlightning.runner.agent_call import Agent, AgentCall, Outcome, explain, message_of, takes_llm
 from agentlightning.runner.retry import NOTE, Failure, why_not_again
+from agentlightning.telemetry.logs import set_log_ids
 from agentlightning.types import LLM, Attempt, AttemptStatus, Reward, Rollout
 
 log = logging.getLogger(__name__)
@@ -109,6 +110,7 @@ class Runner:
                 change.cancel()
 
     async def _attempt(self, rollout: Rollout, attempt: Attempt) -> None:
+        set_log_ids(rollout_id=rollout.id, attempt_id=attempt.id)
         recorder = Recorder(self.store, rollout, attempt, self._llm(attempt))
         registry().hook.rollout_started(rollout=rollout)
         heartbeat = asyncio.create_task(self._heartbeat(attempt, asyncio.current_task()))
@@ -172,6 +174,7 @@ class Runner:
             end = _End(status="failed", text="; ".join(filter(None, (end.text, explain(raised)))))
             retry = policy != "drop"
         state = await self.store.finish(attempt.id, end.status, error=end.text, retry=retry)
+        log.info("Attempt %d ended as %s%s", attempt.number, end.status, f": {end.text}" if end.text else ".")
         registry().hook.rollout_finished(state=state)
 
     async def _failure(self, attempt: Attempt, end: _End) -> Failure:

@@ -27,6 +27,7 @@ from agentlightning.contracts.store import LightningStore
 from agentlightning.errors import AgentError, ConfigError, LeaseLost
 from agentlightning.registry.registry import load_object, registry
 from agentlightning.runner.runner import Runner
+from agentlightning.telemetry.logs import set_up_logs
 from agentlightning.types import LLM, Attempt, AttemptStatus, Reward
 
 log = logging.getLogger("agentlightning.runner.worker_pool")
@@ -210,6 +211,7 @@ def main() -> None:
     """Entry of a worker process."""
     import signal
 
+    set_up_logs()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all workers; the parent decides
     order = msgspec.json.decode(sys.stdin.buffer.readline(), type=WorkerOrder)
     for entry in reversed(order.path):

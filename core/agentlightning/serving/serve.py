@@ -23,8 +23,11 @@ from agentlightning.gateway.rendering.load import make_rendering
 from agentlightning.runner.rollout import DEFAULT_STORE
 from agentlightning.stores.common import open_store
 from agentlightning.stores.http_server import StoreServer
+from agentlightning.telemetry.metrics import Metrics
+from agentlightning.telemetry.requests import metrics_route
 from agentlightning.training.progress import Progress
 from agentlightning.training.run_folder import RunFolder
+from agentlightning.training.trace_export import open_export
 from agentlightning.types import Policy
 
 
@@ -95,17 +98,21 @@ async def _serving(model: ServedModel, address: Address, store: str | None, prog
     async with AsyncExitStack() as stack:
         if model.files.path:
             await asyncio.to_thread(make_rendering, model.files.name, model.files.path, model.rendering)  # before the weights load
-        opened = open_store(store or os.environ.get("AGL_STORE") or DEFAULT_STORE)
+        metrics = Metrics()
+        opened = metrics.store(open_store(store or os.environ.get("AGL_STORE") or DEFAULT_STORE))
         stack.push_async_callback(opened.close)
+        export = await stack.enter_async_context(open_export(opened, None, model.files.name, metrics))
+        opened.finished = None if export is None else export.finished
         progress.phase("loading model")
         engine: Engine = await part.target.create(model.files, settings, {})
         stack.push_async_callback(engine.close)
         if model.files.path:
             await engine.load(model.policy or engine.policy)  # a run's trained version, so that records name it
-        routes = StoreServer(opened, token).routes
+        server = StoreServer(opened, token)
+        routes = [*server.routes, metrics_route(metrics, opened, server.admits)]
         gateway = Gateway(
             opened, engine, host=address.host, port=address.port, max_body=address.max_body, token=token, extra_routes=routes,
-            rendering=model.rendering,
+            rendering=model.rendering, metrics=metrics,
         )  # fmt: skip
         await gateway.start()
         stack.push_async_callback(gateway.stop)

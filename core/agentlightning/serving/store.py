@@ -11,7 +11,7 @@ from agentlightning.gateway.app_server import AppServer
 from agentlightning.runner.rollout import DEFAULT_STORE
 from agentlightning.serving.serve import until_interrupted
 from agentlightning.stores.common import open_store
-from agentlightning.stores.http_server import store_app
+from agentlightning.telemetry.store_app import store_app
 
 
 def serve_store(address: str | None, *, host: str, port: int, token: str, ready: Callable[[str], None]) -> None:

@@ -165,6 +165,7 @@ class StoreClient:
     read = _remote(LightningStore.read)
     records = _remote(LightningStore.records)
     list = _remote(LightningStore.list)
+    counts = _remote(LightningStore.counts)
     put = _remote(LightningStore.put)
     delete = _remote(LightningStore.delete)
     compact = _remote(LightningStore.compact)

@@ -13,14 +13,12 @@ import time
 from collections import OrderedDict
 from typing import Any
 
-from starlette.applications import Starlette
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
 
 from agentlightning.contracts.store import LightningStore
 from agentlightning.errors import ConfigError, LeaseLost, LightningError, NotFound, StoreError, WireError
-from agentlightning.stores.health import health_routes
 from agentlightning.stores.http_client import ERRORS, LONG_POLL, METHODS, PREFIX, REQUEST_HEADER
 from agentlightning.stores.serialization import decode, encode
 
@@ -104,8 +102,3 @@ def _failure(status: int, error: Exception) -> Response:
     message = str(error) if isinstance(error, LightningError) else f"The server failed: {type(error).__name__}: {error}. Read its log."
     body = encode((kind, message.encode("utf-8", "backslashreplace").decode()))
     return Response(body, status_code=status, media_type="application/octet-stream")
-
-
-def store_app(store: LightningStore, token: str) -> Starlette:
-    """An ASGI app that serves `store` under `/store/v1/` to clients with `token`, with `/health` and `/ready`."""
-    return Starlette(routes=[*StoreServer(store, token).routes, *health_routes(store)])

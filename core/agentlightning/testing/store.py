@@ -390,6 +390,20 @@ class StoreContract:
         assert await ids(status=()) == await ids(group="nobody") == await ids(limit=0) == []
         assert await ids(status=["queued"], order="changed") == [b.id, c.id]
 
+    async def test_counts_tell_the_work_by_mode_and_the_lost_attempts(self, store: LightningStore) -> None:
+        await store.add([*rollouts(3), *rollouts(1, mode="eval")])
+        await store.begin(rollouts(1, mode="production")[0], "w", lease=LEASE)
+        claimed = await store.claim("w", lease=0.5, limit=2)
+        counts = await store.counts()
+        assert (counts.queued, counts.running) == ({"train": 1, "eval": 1}, {"train": 2, "production": 1})
+        await asyncio.sleep(0.55)
+        await store.claim("w", lease=LEASE, limit=1)
+        for _, attempt in claimed:
+            with refused(LeaseLost):
+                await store.finish(attempt.id, "succeeded")
+        counts = await store.counts()
+        assert (counts.queued, counts.running, counts.lost) == ({"train": 2, "eval": 1}, {"train": 1, "production": 1}, 2)
+
     async def test_a_reader_of_changes_sees_every_change(self, store: LightningStore) -> None:
         await store.add(rollouts(6))
         page, cursor = await store.list(order="changed")

@@ -40,6 +40,7 @@ from agentlightning.errors import RunError
 from agentlightning.files import disk_errors, write_file
 from agentlightning.registry.registry import registry
 from agentlightning.rl.trajectory.step_rewards import STEP_SIGNAL
+from agentlightning.telemetry.metrics import TrainingMetrics
 from agentlightning.training.run_state import Learned
 from agentlightning.types import JSON, Trajectory
 
@@ -166,10 +167,13 @@ class JSONLines:
 
 
 class Trackers:
-    """The trackers of a run: `metrics.jsonl`, and every tracker that its config names. Only an error of the first one ends the run."""
+    """The trackers of a run: `metrics.jsonl`, every tracker that its config names, and `/metrics`. Only an error of the first one ends the
+    run."""
 
-    def __init__(self, names: Sequence[str], folder: Path) -> None:
+    def __init__(self, names: Sequence[str], folder: Path, served: TrainingMetrics | None = None) -> None:
         self._trackers: dict[str, Any] = {name: registry().load("trackers", name)(folder) for name in dict.fromkeys(("jsonl", *names))}
+        if served is not None:
+            self._trackers["/metrics"] = served
         self._warned: set[str] = set()
 
     def log(self, metrics: Mapping[str, JSON]) -> None:

@@ -9,7 +9,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from threading import RLock
-from typing import Any
+from typing import Any, Self
 
 import rich.progress
 from rich.console import Console, RenderableType
@@ -50,6 +50,17 @@ class Progress:
 
     def end(self) -> None:
         """The run has ended, well or not. May be called twice."""
+
+    @property
+    def shows_diagnosis(self) -> bool:
+        """Whether the picture on the terminal, whose last state stays there, has a diagnosis."""
+        return False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.end()
 
 
 class TrainingProgress(Progress):
@@ -130,7 +141,6 @@ class TrainingProgress(Progress):
 
     @property
     def shows_diagnosis(self) -> bool:
-        """Whether the picture on the terminal, whose last state stays there, has a diagnosis."""
         return not self._board.disable and self._board.diagnosis is not None
 
     def end(self) -> None:
@@ -139,12 +149,6 @@ class TrainingProgress(Progress):
             self._board.hide(PHASE)
             if not self._board.disable:
                 self._board.stop()
-
-    def __enter__(self) -> TrainingProgress:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.end()
 
     def time_left(self) -> float | None:
         """Return the seconds left: the median of the last five steps, less the time of the present one. None: not known yet."""

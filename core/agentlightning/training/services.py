@@ -14,6 +14,7 @@ from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, asynccontextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from agentlightning.config.schema import Config, RunnerSettings
 from agentlightning.contracts.engine import Engine
@@ -31,6 +32,8 @@ from agentlightning.runner.runner import Agent, Runner
 from agentlightning.runner.worker_pool import WorkerOrder, Workers, reference_of
 from agentlightning.stores.common import open_store
 from agentlightning.stores.http_server import StoreServer
+from agentlightning.telemetry.metrics import Metrics
+from agentlightning.telemetry.requests import metrics_route
 from agentlightning.training.collector import Collector
 from agentlightning.training.controls import Controls
 from agentlightning.training.plan import Plan, Plugin, TrainingPlan
@@ -38,6 +41,7 @@ from agentlightning.training.progress import Progress
 from agentlightning.training.remote_runners import runner_command, watch_runners
 from agentlightning.training.rollouts import RolloutSettings, trajectory_reader
 from agentlightning.training.run_folder import RunFolder
+from agentlightning.training.trace_export import TraceExport, open_export
 from agentlightning.training.weight_sync import WeightSync
 from agentlightning.types import new_id
 
@@ -61,6 +65,9 @@ class Services(RolloutServices):
     controls: Controls
     max_staleness: int
     """Steps that may lie between sampling a token and training on it."""
+    metrics: Metrics
+    export: TraceExport | None
+    """Sends rollouts to an OpenTelemetry receiver, if there is one."""
 
     @property
     def overlap(self) -> bool:
@@ -80,7 +87,9 @@ async def open_services(
     """Open the services of a training run. Heavy work happens in threads. `restore` is the checkpoint of a resumed run."""
     share: Share = {}
     async with AsyncExitStack() as exits:
-        store = await _open_store(exits, config, folder)
+        metrics = Metrics()
+        store = metrics.store(await _open_store(exits, config, folder))
+        export = await exits.enter_async_context(open_export(store, config.otlp_endpoint, plan.files.name, metrics))
         trainer = await _open_trainer(exits, plan.trainer, plan.files, share, restore, controls.progress)
         trainer.mismatch_limit = config.mismatch_limit
         engine = await _open_engine(exits, plan.engine, plan.files, share)
@@ -89,21 +98,22 @@ async def open_services(
         exits.callback(weight_sync.clear)
         await weight_sync.serve(trainer.policy)
         await _cancel_unfinished(store)  # before the runners can claim them
-        collector = await _open_runners(exits, config, plan, store, engine, controls, plan.algorithm.demonstrate)
+        collector = await _open_runners(exits, config, plan, Served(store, engine, metrics, plan.algorithm.demonstrate), controls)
         max_staleness = config.collection.max_staleness
-        yield Services(engine, collector, RolloutSettings.of(config), store, trainer, weight_sync, controls, max_staleness)
+        yield Services(engine, collector, RolloutSettings.of(config), store, trainer, weight_sync, controls, max_staleness, metrics, export)
 
 
 @asynccontextmanager
 async def open_rollout_services(config: Config, plan: Plan, folder: RunFolder, controls: Controls) -> AsyncGenerator[RolloutServices]:
     """Open the services of rollouts without training."""
     async with AsyncExitStack() as exits:
-        store = await _open_store(exits, config, folder)
+        metrics = Metrics()
+        store = metrics.store(await _open_store(exits, config, folder))
         controls.progress.phase("loading model")
         engine = await _open_engine(exits, plan.engine, plan.files, {})
         if plan.files.path:
             await engine.load(engine.policy)  # an engine that starts with its first load reports its errors now
-        collector = await _open_runners(exits, config, plan, store, engine, controls, None)
+        collector = await _open_runners(exits, config, plan, Served(store, engine, metrics, None), controls)
         yield RolloutServices(engine, collector, RolloutSettings.of(config))
 
 
@@ -145,22 +155,26 @@ async def _cancel_unfinished(store: LightningStore) -> None:
         await store.cancel(ids)
 
 
-async def _open_runners(
-    exits: AsyncExitStack,
-    config: Config,
-    plan: Plan,
-    store: LightningStore,
-    engine: Engine,
-    controls: Controls,
-    demonstrate: Demonstrate | None,
-) -> Collector:
-    """Start a gateway and runners; return their collector. `demonstrate` answers training calls in the policy's place."""
+class Served(NamedTuple):
+    """The parts that a run's gateway serves and measures."""
+
+    store: LightningStore
+    engine: Engine
+    metrics: Metrics
+    demonstrate: Demonstrate | None
+    """Answers training calls in the policy's place."""
+
+
+async def _open_runners(exits: AsyncExitStack, config: Config, plan: Plan, served: Served, controls: Controls) -> Collector:
+    """Start a gateway and runners; return their collector."""
     token, runner = os.environ.get("AGL_TOKEN") or secrets.token_urlsafe(24), config.runner
+    store, engine, metrics, demonstrate = served
     server = StoreServer(store, token)
     order = order_route(server, RunnerOrder(model=engine.info.model, models=config.models, settings=runner))
+    remote_routes = [*server.routes, order] if runner.workers or runner.elsewhere else []
     gateway = Gateway(
         store, engine, host=config.host, port=config.port, demonstrate=demonstrate, models=config.models, rendering=plan.rendering,
-        extra_routes=[*server.routes, order] if runner.workers or runner.elsewhere else (), max_body=config.max_body_mb * 2**20,
+        extra_routes=[metrics_route(metrics, store, server.admits), *remote_routes], max_body=config.max_body_mb * 2**20, metrics=metrics,
     )  # fmt: skip
     await gateway.start()
     exits.push_async_callback(gateway.stop)

@@ -156,7 +156,10 @@ class Session(base.Session):
         for notice in self._checks.notices(row, trajectories):
             self.say(notice)
         self._source.learn(trajectories)
-        self._record.folder.write_batch(finished, contributions(trajectories, returns, advantages, batch))
+        learned = contributions(trajectories, returns, advantages, batch)
+        self._record.folder.write_batch(finished, learned)
+        if self._services.export is not None:
+            self._services.export.step(trajectories, learned)
         row |= self._source.counts() | {f"seconds.{name}": seconds for name, seconds in self._seconds.items()}
         row["seconds"] = time.monotonic() - self._step_began
         self._record.state = replace(self.state, step=finished)
@@ -232,6 +235,8 @@ class Session(base.Session):
             with self._timed("evaluation"):
                 measured = await self._evaluator.measure(step, self.state)
             trajectories = measured.trajectories
+            if self._services.export is not None:
+                self._services.export.step(trajectories)
             for notice in notices(measured.reused, self._record.folder):
                 self.say(notice)
             if step == 0:

@@ -19,6 +19,7 @@ from agentlightning.config.toml import to_toml
 from agentlightning.errors import Mismatch
 from agentlightning.registry.registry import registry
 from agentlightning.runner.runner import Agent
+from agentlightning.telemetry.metrics import TrainingMetrics
 from agentlightning.training.controls import Controls, Stopped, run_in_thread
 from agentlightning.training.earlier_runs import earlier_samplers
 from agentlightning.training.evaluation import Evaluator
@@ -177,7 +178,7 @@ async def _open(job: Job, plan: TrainingPlan, folder: RunFolder, start: Start, c
         config = keep_tasks(job, folder).config
         folder.write_config(to_toml(config))
         folder.write_state(start.state)
-        trackers = exits.enter_context(Trackers(config.trackers, folder.path))
+        trackers = exits.enter_context(Trackers(config.trackers, folder.path, TrainingMetrics(services.metrics, config.steps)))
         session = Session(
             services,
             RunRecord(folder, start.state, trackers, services.trainer, config.checkpoints, plan.rendering, controls.progress),

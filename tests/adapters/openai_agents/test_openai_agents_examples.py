@@ -29,7 +29,7 @@ from agents_world import Prompt
 from agentlightning.gateway import Gateway
 from agentlightning.rl.trajectory.build import trajectory
 from agentlightning.stores.common import open_store
-from agentlightning.stores.http_server import store_app
+from agentlightning.telemetry.store_app import store_app
 from agentlightning.testing.engine import ScriptedEngine
 from agentlightning.types import Sampling
 

@@ -11,7 +11,7 @@ import pytest
 from tests.gateway_house import House
 
 from agentlightning.gateway import Gateway
-from agentlightning.stores.http_server import store_app
+from agentlightning.telemetry.store_app import store_app
 
 HI: Any = [{"role": "user", "content": "hi"}]
 BODIES = {

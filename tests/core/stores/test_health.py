@@ -11,7 +11,7 @@ import pytest
 from agentlightning.gateway import Gateway
 from agentlightning.gateway.app_server import AppServer
 from agentlightning.stores.common import open_store
-from agentlightning.stores.http_server import store_app
+from agentlightning.telemetry.store_app import store_app
 from agentlightning.testing.engine import ScriptedEngine
 from agentlightning.testing.tokenizer import make_tokenizer
 

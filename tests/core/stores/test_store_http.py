@@ -17,8 +17,8 @@ from agentlightning.contracts.store import LightningStore
 from agentlightning.errors import ConfigError, NotFound, StoreError, WireError
 from agentlightning.stores.common import open_store
 from agentlightning.stores.http_client import LONG_POLL, METHODS, StoreClient, open_http
-from agentlightning.stores.http_server import store_app
 from agentlightning.stores.serialization import encode
+from agentlightning.telemetry.store_app import store_app
 from agentlightning.testing.store import StoreContract, rollouts
 from agentlightning_sqlite.store import SQLiteStore
 

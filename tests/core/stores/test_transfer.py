@@ -20,8 +20,8 @@ from agentlightning.errors import StoreError, StoreVersionError
 from agentlightning.stores import parquet, transfer
 from agentlightning.stores.common import open_store
 from agentlightning.stores.http_client import StoreClient
-from agentlightning.stores.http_server import store_app
 from agentlightning.stores.transfer import Copied, StoreSource, copy
+from agentlightning.telemetry.store_app import store_app
 from agentlightning.testing.store import ended_rollout, rollouts
 from agentlightning.types import Attempt, Call, Completion, Policy, Reward, Rollout, Span, Task, new_id
 from agentlightning_sqlite.store import SQLiteStore

@@ -6,6 +6,7 @@ import asyncio
 import socket
 from errno import EADDRINUSE
 from fnmatch import fnmatchcase
+from functools import cache
 from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,11 @@ MAX_HEADERS = 65_536
 """Bytes of unfinished headers. uvicorn has no limit of its own."""
 ASYNC_HEADER = "x-stainless-async"
 """Of OpenAI's and Anthropic's clients: `async:asyncio`, or `false`."""
+MAX_CONNECTIONS = 4096
+"""Open connections. Each is a file of this process."""
+OTHER_FILES = 200
+"""Files that a process keeps for its store, its engine and its libraries."""
+TOO_MANY = b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
 PROBES = (0.01, 0.2, 0.6, 1.8, 0.0)
 """Seconds after each sign of life to a client that has closed its sending side and waits for its answer. Clients limit their number."""
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
@@ -37,7 +43,7 @@ else:
 
 
 class TimedProtocol(Protocol):
-    """Uvicorn's protocol. It closes a connection whose next request does not complete its headers in time.
+    """Uvicorn's protocol. It closes a connection whose next request does not complete its headers in time, and one above the limit.
 
     An idle connection between two requests has uvicorn's own limit.
     """
@@ -49,6 +55,10 @@ class TimedProtocol(Protocol):
     def connection_made(self, transport: asyncio.Transport) -> None:
         """See `asyncio.Protocol`."""
         super().connection_made(transport)
+        if len(self.connections) > connection_limit():
+            transport.write(TOO_MANY)
+            transport.close()
+            return
         self._watch()
 
     def data_received(self, data: bytes) -> None:
@@ -104,6 +114,15 @@ class TimedProtocol(Protocol):
     def _give_up(self) -> None:
         if not self._is_answering:
             self.transport.close()
+
+
+@cache
+def connection_limit() -> int:
+    """The number of connections that a server of this process keeps open. Its other files need their place."""
+    import resource  # POSIX
+
+    files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return MAX_CONNECTIONS if files == resource.RLIM_INFINITY else max(1, min(MAX_CONNECTIONS, files - OTHER_FILES))
 
 
 def local_names_only(app: ASGIApp) -> ASGIApp:

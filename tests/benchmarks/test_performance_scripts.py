@@ -39,7 +39,7 @@ def test_a_script_prints_its_ratios_and_fails_only_where_a_bound_is_missed(scrip
     assert found.returncode == missed, found.stderr
 
 
-@pytest.mark.parametrize("script", ["conversion", "advantage", "trl", "store_postgres"])  # the others load torch for it
+@pytest.mark.parametrize("script", ["conversion", "advantage", "trl", "store_http", "store_postgres"])  # the others load torch for it
 def test_the_help_of_a_script_says_how_to_run_it(script):
     found = run(script, "--help")
     assert found.returncode == 0

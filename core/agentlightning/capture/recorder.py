@@ -14,6 +14,7 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import cache
+from itertools import islice
 from threading import Lock
 from typing import Any
 from weakref import WeakSet
@@ -40,6 +41,8 @@ class Recorder:
 
     LIMIT = 4096
     """Most records in the buffer. One more raises an error in the adding thread, so that nothing is lost in silence."""
+    TOGETHER = 256
+    """Most records in one call of the store, which limits the size of a call."""
 
     def __init__(self, store: LightningStore, rollout: Rollout, attempt: Attempt, llm: LLM) -> None:
         self.store, self.rollout, self.attempt, self.llm = store, rollout, attempt, llm
@@ -91,7 +94,7 @@ class Recorder:
         """Write the buffer to the store until it is empty."""
         while self._buffer and self._error is None:
             with self._lock:
-                batch = list(self._buffer)
+                batch = list(islice(self._buffer, self.TOGETHER))
             try:
                 await self.store.record(batch)
             except Exception as error:

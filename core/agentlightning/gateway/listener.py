@@ -38,7 +38,7 @@ else:
 
 
 class TimedProtocol(Protocol):
-    """Uvicorn's protocol. It closes a connection whose next request does not complete its headers in time.
+    """Uvicorn's protocol. It closes a connection whose next request does not complete its headers in time, and one above the limit.
 
     An idle connection between two requests has uvicorn's own limit.
     """

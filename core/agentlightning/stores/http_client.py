@@ -3,6 +3,8 @@
 A call is a POST to `/store/v1/<method>` with `Authorization: Bearer <token>`. Arguments, results and errors are bytes of `serialization`.
 The client repeats a call after a lost answer. If a repetition would change something (`once`), the call carries an id, and the server
 repeats its first answer to that id. A claim has its id in the store, because a claim that is lost would wait for the end of its lease.
+Short writes that wait for a request of the same client travel together (`http_batch`). A server that is full answers 503 with Retry-After,
+and the client waits as long as it does so.
 """
 
 from __future__ import annotations
@@ -11,8 +13,9 @@ import asyncio
 import inspect
 import logging
 import os
+import random
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import wraps
 from types import MappingProxyType
@@ -25,6 +28,7 @@ import httpx
 from agentlightning.contracts.store import LightningStore, RolloutState
 from agentlightning.errors import LeaseLost, LightningError, NotFound, StoreError, StoreVersionError, WireError
 from agentlightning.stores.common import printable
+from agentlightning.stores.http_batch import BATCH_PATH, BATCHED, Answer, Batcher, SentCall
 from agentlightning.stores.serialization import decode, encode
 from agentlightning.types import Attempt, AttemptStatus, Mode, Rollout, new_id
 
@@ -33,6 +37,10 @@ F = TypeVar("F", bound=Callable[..., Any])
 PREFIX = "/store/v1"
 REQUEST_HEADER = "X-AGL-Request-Id"
 """Header with the id of a `once` call."""
+CONTENT_TYPE = "application/octet-stream"
+"""Of every request, and of every answer of a store."""
+RETRIED = frozenset({408, 502, 503, 504})
+"""Answers to a request that was not done: it stalled, the store is full, or a proxy waits while the server starts again."""
 OUTAGE = 5.0
 """Seconds without an answer before the log says so."""
 LONG_POLL = 20.0
@@ -83,12 +91,20 @@ def _remote(method: F) -> F:
     return cast(F, call)
 
 
+@dataclass(frozen=True, slots=True)
+class _Connection:
+    """The way to the server from one event loop."""
+
+    client: httpx.AsyncClient
+    batcher: Batcher
+
+
 class StoreClient:
     """A `LightningStore` behind HTTP. Retries connection errors for `patience` seconds, and logs an outage that lasts."""
 
     def __init__(self, url: str, token: str, *, patience: float = 30.0) -> None:
         self.url, self._token, self._patience = url.rstrip("/"), token, patience
-        self._clients: WeakKeyDictionary[asyncio.AbstractEventLoop, httpx.AsyncClient] = WeakKeyDictionary()
+        self._connections: WeakKeyDictionary[asyncio.AbstractEventLoop, _Connection] = WeakKeyDictionary()
         self._closed = False
         self._outage = False
         """Whether the log says that the store does not answer."""
@@ -96,62 +112,87 @@ class StoreClient:
     def __repr__(self) -> str:
         return f"StoreClient({self.url!r})"
 
-    def _client(self) -> httpx.AsyncClient:
+    def _connection(self) -> _Connection:
         """The connections of the running event loop."""
         if self._closed:
             raise StoreError(f"The client of the store at {self.url} is closed. Open another one.")
         loop = asyncio.get_running_loop()
-        if loop not in self._clients:
-            self._clients[loop] = httpx.AsyncClient(
+        if loop not in self._connections:
+            client = httpx.AsyncClient(
                 base_url=self.url + PREFIX,
-                headers={"Authorization": f"Bearer {self._token}", "Content-Type": "application/octet-stream"},
+                headers={"Authorization": f"Bearer {self._token}", "Content-Type": CONTENT_TYPE},
                 timeout=httpx.Timeout(LONG_POLL + 10, connect=5),
                 limits=httpx.Limits(max_connections=None, max_keepalive_connections=32),
                 trust_env=False,  # proxies of the environment are for other traffic
             )
-        return self._clients[loop]
+            self._connections[loop] = _Connection(client, Batcher(self._send))
+        return self._connections[loop]
 
     async def call(self, name: str, *arguments: Any) -> Any:
         """Do a call of `METHODS` on the server."""
         method = METHODS[name]
-        body = encode(arguments)
-        headers = {REQUEST_HEADER: new_id()} if method.once else {}
-        began, pause = time.monotonic(), 0.05
+        call = SentCall(name, new_id() if method.once else None, encode(arguments))
+        connection = self._connection()
+        answer = await (connection.batcher.call(call) if name in BATCHED else self._post(call))
+        return self._read(name, method.result, answer)
+
+    async def _send(self, calls: Sequence[SentCall]) -> list[Answer]:
+        """Do several calls in one request."""
+        if len(calls) == 1:
+            return [await self._post(calls[0])]
+        answers: list[Answer] = self._read(BATCH_PATH, list[Answer], await self._post(SentCall(BATCH_PATH, None, encode(calls))))
+        if len(answers) != len(calls):
+            raise StoreError(f"The store at {self.url} answered {len(answers)} of {len(calls)} calls. Use the same version on both sides.")
+        return answers
+
+    async def _post(self, call: SentCall) -> Answer:
+        """Do a request until it has its answer."""
+        headers = {REQUEST_HEADER: call.request} if call.request is not None else {}
+        outage, pause = time.monotonic(), 0.05  # since when the server does not answer
+        began = outage
         while True:
             failure: Exception | None = None
             try:
-                answer = await self._client().post(f"/{name}", content=body, headers=headers)
+                response = await self._connection().client.post(f"/{call.name}", content=call.body, headers=headers)
             except httpx.TransportError as error:
                 failure, reason = error, f"{type(error).__name__} {error}".strip()
             else:
-                if answer.status_code not in (502, 503, 504):  # a proxy's, while the server starts again
+                if response.status_code not in RETRIED:
                     if self._outage:
                         self._outage = False
                         logger.warning("The store at %s answers again.", self.url)
-                    return self._read(name, method, answer)
-                reason = f"HTTP {answer.status_code}"
-            lasted = time.monotonic() - began
-            if lasted > OUTAGE and not self._outage:
-                self._outage = True
-                logger.warning("The store at %s does not answer (%s). Trying again until it does.", self.url, reason)
-            if lasted + pause > self._patience:
+                    return Answer(response.status_code, response.content)
+                reason = f"HTTP {response.status_code}"
+                if retry_after := _retry_after(response):  # it lives, so this is no outage
+                    self._tell(began, "is full (HTTP 503)")
+                    await asyncio.sleep(retry_after * random.uniform(1, 1.5))  # noqa: S311 (a pause)
+                    outage = time.monotonic()
+                    continue
+            self._tell(began, f"does not answer ({reason})")
+            if time.monotonic() - outage + pause > self._patience:
                 raise StoreError(
-                    f"The store at {self.url} did not answer `{name}` within {self._patience:.0f} seconds ({reason}). "
+                    f"The store at {self.url} did not answer `{call.name}` within {self._patience:.0f} seconds ({reason}). "
                     "Check that it runs at that address."
                 ) from failure
             await asyncio.sleep(pause)
             pause = min(2 * pause, 2.0)
 
-    def _read(self, name: str, method: Method, answer: httpx.Response) -> Any:
-        if answer.status_code == 200:
-            return decode(answer.content, method.result)
-        if answer.status_code == 401:
+    def _tell(self, began: float, trouble: str) -> None:
+        """Log trouble that lasts, once."""
+        if time.monotonic() - began > OUTAGE and not self._outage:
+            self._outage = True
+            logger.warning("The store at %s %s. Trying again.", self.url, trouble)
+
+    def _read(self, name: str, result: Any, answer: Answer) -> Any:
+        if answer.status == 200:
+            return decode(answer.body, result)
+        if answer.status == 401:
             raise StoreError(f"The store at {self.url} refused the token. Give the token that `agl serve` printed, or set AGL_TOKEN.")
         try:
-            kind, message = decode(answer.content, tuple[str, str])
+            kind, message = decode(answer.body, tuple[str, str])
         except WireError:
             raise StoreError(
-                f"The server at {self.url} is not a store: it answered `{name}` with HTTP {answer.status_code}. Check host and port."
+                f"The server at {self.url} is not a store: it answered `{name}` with HTTP {answer.status}. Check host and port."
             ) from None
         error: type[LightningError] = ERRORS.get(kind, StoreError)
         raise error(message)
@@ -192,9 +233,16 @@ class StoreClient:
     async def close(self) -> None:
         """Close the running loop's connections. Those of other loops end with their loops; the store itself stays open."""
         self._closed = True
-        client = self._clients.pop(asyncio.get_running_loop(), None)
-        if client is not None:
-            await client.aclose()
+        connection = self._connections.pop(asyncio.get_running_loop(), None)
+        if connection is not None:
+            await connection.client.aclose()
+
+
+def _retry_after(response: httpx.Response) -> int | None:
+    """The seconds to wait for a store that is full. None for the answer of a proxy, whose store is gone."""
+    seconds = response.headers.get("Retry-After", "")
+    from_store = response.status_code == 503 and response.headers.get("Content-Type") == CONTENT_TYPE
+    return int(seconds) if from_store and seconds.isdecimal() else None
 
 
 def open_http(address: str, *, patience: float = 30.0) -> StoreClient:

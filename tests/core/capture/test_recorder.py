@@ -137,6 +137,16 @@ async def test_a_full_buffer_is_an_error_and_nothing_is_dropped(monkeypatch: pyt
     assert store.values == [0, 1, 2, 3]
 
 
+async def test_a_long_buffer_is_written_in_several_calls_in_order() -> None:
+    store = Store()
+    r = new_recorder(store)
+    for k in range(1000):
+        r.add(number(k))
+    await r.close()
+    assert store.values == [*range(1000)]
+    assert max(len(batch) for batch in store.batches) == Recorder.TOGETHER
+
+
 async def test_a_record_that_comes_after_the_end_is_refused_aloud() -> None:
     store = Store()
     r = new_recorder(store)

@@ -12,17 +12,21 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
+from prometheus_client import generate_latest
 
 import agentlightning as agl
 from agentlightning.config.json_schema import config_schema
 from agentlightning.config.parts import Part
 from agentlightning.config.schema import Config, check_names, load_config
 from agentlightning.config.settings_reference import markdown
+from agentlightning.contracts.store import StoreCounts
 from agentlightning.registry.registry import Registry, registry
 from agentlightning.rl.arrays import RolloutArrays
 from agentlightning.rl.credit.identical import identical
 from agentlightning.serving.serve import served_model
 from agentlightning.settings import build
+from agentlightning.telemetry.metrics import Metrics, TrainingMetrics
 from agentlightning.training.progress import Progress
 from agentlightning.training.run_folder import RunFolder
 from agentlightning.training.train import train_config
@@ -166,3 +170,21 @@ def test_the_loop_of_the_page_on_production_runs_as_it_stands(tmp_path: Path, mo
     assert len(trained) == 12
     assert sum(each.trained for each in trained.values()) > 0
     assert served_model(str(run.folder), Progress())[2] is not None
+
+
+def test_the_monitoring_of_the_documents_uses_metrics_that_exist() -> None:
+    metrics = Metrics()
+    TrainingMetrics(metrics, steps=1)
+    metrics.snapshot.counts = StoreCounts(queued={}, running={}, lost=0)
+    text = generate_latest(metrics.registry).decode()
+    names = {line.split(" ")[2] for line in text.splitlines() if line.startswith("# TYPE")}
+    names |= {name for name, _ in TrainingMetrics.GAUGES.values()} | {"agl_policy_version", "agl_training_last_step_timestamp_seconds"}
+    page = (ROOT / "docs/operating.md").read_text()
+    table = set(re.findall(r"`(agl_\w+?)(?:\{[\w,]*\})?`", page))
+    own = {name for name in names if name.startswith("agl_") and not name.endswith("_created")}
+    assert own == {name for name in table if name.startswith("agl_")}
+    scrape, rules = (yaml.safe_load(block) for block in blocks("docs/operating.md", "yaml"))
+    assert scrape["scrape_configs"][0]["authorization"] == {"credentials_file": "token"}
+    for rule in rules["groups"][0]["rules"]:
+        used = {name.removesuffix("_bucket") for name in re.findall(r"agl_\w+", rule["expr"])}
+        assert used <= names, rule

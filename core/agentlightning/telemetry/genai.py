@@ -155,7 +155,8 @@ class _Writer:
         told = span.attributes
         attributes: Attributes = {"gen_ai.tool.name": span.name, "gen_ai.tool.call.id": told.get("tool_call_id")}
         if self._content:
-            attributes |= {"gen_ai.tool.call.arguments": _text(told.get("input")), "gen_ai.tool.call.result": _text(told.get("output"))}
+            parts = {"gen_ai.tool.call.arguments": "input", "gen_ai.tool.call.result": "output"}
+            attributes |= {name: _text(told[key]) for name, key in parts.items() if key in told}
         return attributes
 
     def _write(self, id: str, span: Span, operation: str, name: str, attributes: Attributes, call: Call | None = None) -> GenAISpan:

@@ -45,8 +45,16 @@ class StoreMetrics:
         self.call_retries = counter("agl_model_call_retries_total", "Recorded model calls that repeat an earlier one.")
         self.prompt_tokens = counter("agl_prompt_tokens_total", "Tokens of recorded prompts, cached or not.")
         self.sampled_tokens = counter("agl_sampled_tokens_total", "Recorded tokens that an engine sampled.")
-        self._registry, self._version = registry, None
-        self._gauge = Gauge
+        self._registry, self._gauge = registry, Gauge
+        self._version: Gauge | None = None
+        self._histograms: dict[str, Histogram] = {}
+
+    def time(self, operation: str, seconds: float) -> None:
+        """Note the time of an operation."""
+        histogram = self._histograms.get(operation)
+        if histogram is None:  # labels are slow to look up
+            histogram = self._histograms[operation] = self.seconds.labels(operation)
+        histogram.observe(seconds)
 
     def publish(self, policy: Policy) -> None:
         """Note the version of a published policy."""
@@ -103,7 +111,7 @@ class MeasuredStore:
             self._metrics.errors.labels(operation).inc()
             raise
         finally:
-            self._metrics.seconds.labels(operation).observe(time.perf_counter() - began)
+            self._metrics.time(operation, time.perf_counter() - began)
 
     async def add(self, rollouts: Sequence[Rollout]) -> None:
         await self._timed("add", self._store.add(rollouts))

@@ -9,6 +9,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
@@ -19,6 +20,9 @@ from agentlightning.contracts.store import LightningStore
 from agentlightning.stores.health import PATIENCE
 from agentlightning.stores.http_client import METHODS, PREFIX
 from agentlightning.telemetry.metrics import Metrics
+
+if TYPE_CHECKING:
+    from prometheus_client import Gauge, Histogram
 
 PATH = "/metrics"
 UNKNOWN = "unknown"
@@ -32,6 +36,7 @@ class MeasuredRequests:
 
     def __init__(self, app: ASGIApp, metrics: Metrics, routes: Sequence[BaseRoute]) -> None:
         self._app, self._metrics = app, metrics
+        self._by_path: dict[str, tuple[Gauge, Histogram]] = {}
         served = [route for route in routes if isinstance(route, Route)]
         first = {route.endpoint: route.path for route in reversed(served)}
         self._labels = {route.path: first[route.endpoint] for route in served if not route.param_convertors}
@@ -50,7 +55,7 @@ class MeasuredRequests:
                 status = str(message["status"])
             await send(message)
 
-        in_flight = self._metrics.in_flight.labels(path)
+        in_flight, seconds = self._of_path(path)
         in_flight.inc()
         try:
             await self._app(scope, receive, send_measured)
@@ -60,7 +65,13 @@ class MeasuredRequests:
         finally:
             in_flight.dec()
             self._metrics.requests.labels(path, status).inc()
-            self._metrics.request_seconds.labels(path).observe(time.perf_counter() - began)
+            seconds.observe(time.perf_counter() - began)
+
+    def _of_path(self, path: str) -> tuple[Gauge, Histogram]:
+        """The metrics with this label, which are slow to look up."""
+        if path not in self._by_path:
+            self._by_path[path] = self._metrics.in_flight.labels(path), self._metrics.request_seconds.labels(path)
+        return self._by_path[path]
 
     def _label(self, scope: Scope) -> str:
         label = self._labels.get(scope["path"])

@@ -123,6 +123,7 @@ async def test_content_leaves_only_when_the_standard_variable_says_so(receiver: 
     assert "agl.advantage" not in spans[0].attributes
     tool = next(span for span in spans if span.name == "execute_tool add")
     assert tool.attributes["gen_ai.tool.call.arguments"] == '{"a": 1}'
+    assert "gen_ai.tool.call.result" not in tool.attributes  # it failed
     await store.close()
 
 

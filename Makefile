@@ -90,7 +90,7 @@ test-verl: setup $(VENV)-verl/.installed
 	@AGL_TEST_VERL="$$(pwd)/$(VENV)-verl/bin/python" $(BIN)/python -m pytest -v -s tests/plugins/verl
 
 test-ray: setup
-	@$(PIP) install -q -c constraints.txt -e '.[ray]'
+	@$(PIP) install -q -c constraints.txt -e '.[ray]' kubernetes-validate
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -v tests/plugins/ray
 
 test-frameworks: setup

@@ -6,7 +6,8 @@ import asyncio
 import logging
 import os
 import signal
-from typing import TYPE_CHECKING, Annotated
+from collections.abc import Coroutine
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -32,6 +33,8 @@ def runner(
     gateway: Annotated[str | None, typer.Option(metavar="URL", help="The gateway, if the store's server is not it.")] = None,
     model: Annotated[str | None, typer.Option(metavar="NAME", help="Ask for this model. Default: the run's.")] = None,
     concurrency: Annotated[int | None, typer.Option(min=1, help="Rollouts in flight. Default: as the run says.")] = None,
+    ray: Annotated[bool, typer.Option("--ray", help="Run actors on the Ray cluster of RAY_ADDRESS instead of this process.")] = False,
+    workers: Annotated[int | None, typer.Option(min=1, help="Actors, with --ray. Default: 2.")] = None,
 ) -> None:
     """Run rollouts of a training run that is on another machine.
 
@@ -47,6 +50,8 @@ def runner(
 
     `agl runner --store http://TOKEN@stores:9000 --gateway http://trainer:8001 --agent my_agent:solve` is for a store of its own
     (`agl store serve`).
+
+    `agl runner --ray --workers 8 --store http://TOKEN@trainer:8001 --agent my_agent:solve` starts eight actors, one CPU for each.
     """
     address = store or os.environ.get("AGL_STORE", "")
     if not address:
@@ -54,6 +59,8 @@ def runner(
     if (agent is None) == (command is None):
         problem = "both --agent and --command" if agent else "no agent"
         raise ConfigError(f"`agl runner` has {problem}. Give one: --agent module:function, or --command LINE.")
+    if workers is not None and not ray:
+        raise ConfigError(f"--workers is {workers}, but only --ray takes it. Add --ray, or start `agl runner` again for one more runner.")
     from agentlightning.config.schema import RewardFrom
     from agentlightning.runner.remote import RemoteRunner
     from agentlightning.settings import convert
@@ -65,15 +72,28 @@ def runner(
     if not is_json():
         logging.basicConfig(format="%(message)s", level=logging.WARNING)
     try:
-        asyncio.run(_until_stopped(arguments))
+        asyncio.run(_until_stopped(_on_ray(arguments, workers) if ray else _here(arguments)))
     except asyncio.CancelledError:
         raise KeyboardInterrupt("stopped; the rollouts in flight are back in the queue") from None
 
 
-async def _until_stopped(arguments: RemoteRunner) -> None:
-    """Run until SIGINT or SIGTERM; a second signal ends the process at once."""
+async def _here(arguments: RemoteRunner) -> None:
     from agentlightning.runner.remote import run_remote
 
+    await run_remote(arguments, _print_start)
+
+
+async def _on_ray(arguments: RemoteRunner, workers: int | None) -> None:
+    from agentlightning.registry.registry import registry
+
+    entry = registry().entry("runners", "ray")
+    run, settings = entry.load(), entry.load_settings()(**({} if workers is None else {"workers": workers}))
+    print(f"{settings.workers} actors on Ray ask the store for rollouts. Ctrl-C gives the running ones back.", flush=True)
+    await run(arguments, settings)
+
+
+async def _until_stopped(work: Coroutine[Any, Any, None]) -> None:
+    """Run until SIGINT or SIGTERM; a second signal ends the process at once."""
     task = asyncio.current_task()
     assert task is not None
     loop = asyncio.get_running_loop()
@@ -84,7 +104,7 @@ async def _until_stopped(arguments: RemoteRunner) -> None:
 
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop, number)
-    await run_remote(arguments, _print_start)
+    await work
 
 
 def _print_start(runner: Runner, order: RunnerOrder, gateway: str) -> None:

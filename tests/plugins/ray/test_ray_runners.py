@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,13 +13,18 @@ from typing import Any
 import pytest
 
 import agentlightning as agl
+from agentlightning.cli.runner import runner
 from agentlightning.config.schema import RunnerSettings, build_config
 from agentlightning.errors import ConfigError
+from agentlightning.gateway import Gateway
 from agentlightning.stores.common import open_store
+from agentlightning.stores.http_server import store_app
+from agentlightning.testing.engine import ScriptedEngine
+from agentlightning.testing.tokenizer import make_tokenizer
 from agentlightning.training.metrics import read_metrics
 from agentlightning.training.progress import Progress
 from agentlightning.training.run_folder import RunFolder
-from agentlightning.types import Attempt
+from agentlightning.types import Attempt, Rollout, Sampling, Task
 from agentlightning_ray.settings import RaySettings
 from agentlightning_torch.testing import tiny_model
 
@@ -111,3 +117,46 @@ def test_a_run_on_two_nodes_survives_the_death_of_one(cluster: Any, tmp_path: Pa
     assert len({attempt.worker for attempt in seen}) >= 2
     assert not any(attempt.worker.endswith(f"-{os.getpid()}") for attempt in seen)
     assert any(attempt.status == "lost" for attempt in seen)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Ray's test cluster needs Linux")
+async def test_agl_runner_starts_actors_that_claim_from_a_named_store(cluster: Any, tmp_path: Path) -> None:
+    for _ in range(2):
+        cluster.add_node(num_cpus=1, object_store_memory=80_000_000)
+    (tmp_path / "ray_agent.py").write_text(AGENT)
+    make_tokenizer(tmp_path / "tokenizer")
+    store = open_store("memory:")
+    engine = ScriptedEngine(tmp_path / "tokenizer", lambda prompt, sampling: "abc")
+    gateway = Gateway(store, engine, token="secret", extra_routes=store_app(store, "secret").routes)
+    await gateway.start()
+    await store.add([Rollout(task=Task(str(n), {"text": "hi"}), mode="train", sampling=Sampling()) for n in range(12)])
+    address = gateway.base_url.removesuffix("/v1").replace("://", "://secret@")
+    words = ["--ray", "--store", address, "--agent", "ray_agent:solve", "--concurrency", "2"]
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "agentlightning", "runner", *words, cwd=tmp_path, stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT, env={**os.environ, "RAY_ADDRESS": cluster.address, "PYTHONPATH": str(tmp_path)},
+    )  # fmt: skip
+    try:
+        async with asyncio.timeout(240):  # starting Ray takes most of it
+            while len((await store.list(status=["succeeded"]))[0]) < 12:
+                assert process.returncode is None, (await process.communicate())[0].decode()
+                await asyncio.sleep(0.2)
+            states, _ = await store.list()
+            workers = {attempt.worker for state in states for attempt in state.attempts}
+            assert len(workers) == 2
+            assert not any(worker.endswith(f"-{process.pid}") for worker in workers)
+            process.send_signal(signal.SIGINT)
+            output, _ = await process.communicate()
+        assert process.returncode == 130, output.decode()
+        assert b"2 actors on Ray" in output
+        assert b"secret" not in output
+    finally:
+        if process.returncode is None:
+            process.kill()
+        await gateway.stop()
+        await store.close()
+
+
+def test_workers_without_ray_are_refused() -> None:
+    with pytest.raises(ConfigError, match="--workers is 3, but only --ray takes it"):
+        runner(store="http://x@127.0.0.1:1", agent="a:b", workers=3)

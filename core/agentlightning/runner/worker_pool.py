@@ -24,7 +24,7 @@ import msgspec
 
 from agentlightning.config.schema import RunnerSettings
 from agentlightning.contracts.store import LightningStore
-from agentlightning.errors import AgentError, ConfigError, LeaseLost
+from agentlightning.errors import AgentError, ConfigError, LeaseLost, NotFound
 from agentlightning.registry.registry import load_object, registry
 from agentlightning.runner.runner import Runner
 from agentlightning.telemetry.logs import set_up_logs
@@ -67,6 +67,58 @@ def reference_of(agent: str | Callable[..., Any]) -> str:
     return f"{module}:{name}"
 
 
+class WorkerAttempts:
+    """The attempts of workers whose names begin with a prefix, from the store's feed of changes.
+
+    A look costs as much as has changed since the last one, however many rollouts are stored or running.
+    """
+
+    PAGE = 1000
+    """Changes read at once."""
+
+    def __init__(self, store: LightningStore, prefix: str) -> None:
+        self._store, self._prefix = store, prefix
+        self._cursor: int | None = None
+        self._lock = asyncio.Lock()
+        self._claimed = set[str]()
+        self._running: dict[str, dict[str, Attempt]] = {}
+
+    async def start(self) -> None:
+        """Begin before the first worker claims."""
+        self._cursor = await self._store.wait(0, timeout=0)
+
+    async def running(self, worker: str) -> list[Attempt]:
+        """The running attempts of a worker."""
+        await self._look()
+        return [*self._running.get(worker, {}).values()]
+
+    async def has_claimed(self, worker: str) -> bool:
+        """Whether a worker has ever claimed a rollout."""
+        await self._look()
+        return worker in self._claimed
+
+    def drop(self, attempt: Attempt) -> None:
+        """Forget an attempt that is closed or deleted."""
+        self._running.get(attempt.worker, {}).pop(attempt.id, None)
+
+    async def _look(self) -> None:
+        async with self._lock:
+            while True:
+                states, self._cursor = await self._store.list(after=self._cursor or 0, limit=self.PAGE, order="changed")
+                for attempt in (attempt for state in states for attempt in state.attempts):
+                    if attempt.worker.startswith(self._prefix):
+                        self._keep(attempt)
+                if len(states) < self.PAGE:
+                    return
+
+    def _keep(self, attempt: Attempt) -> None:
+        self._claimed.add(attempt.worker)
+        if attempt.status == "running":
+            self._running.setdefault(attempt.worker, {})[attempt.id] = attempt
+        else:
+            self.drop(attempt)
+
+
 class Workers:
     """Keeps `settings.workers` processes running until cancelled."""
 
@@ -77,9 +129,11 @@ class Workers:
 
     def __init__(self, store: LightningStore, order: WorkerOrder, settings: RunnerSettings) -> None:
         self._store, self._order, self._settings = store, order, settings
+        self._attempts = WorkerAttempts(store, f"{order.name}-")
 
     async def run(self) -> None:
         """Run until cancelled. Raises `AgentError` if workers die one after the other."""
+        await self._attempts.start()
         keepers = [asyncio.create_task(self._keep(number)) for number in range(self._settings.workers)]
         try:
             done, _ = await asyncio.wait(keepers, return_when=asyncio.FIRST_COMPLETED)
@@ -110,7 +164,7 @@ class Workers:
             if code == RECYCLED and not lost:  # an agent may exit with the same code
                 log.info("Worker process %s left an agent that did not stop. Starting another.", order.name)
                 continue
-            useless = 0 if await self._claimed(order.name) else useless + 1
+            useless = 0 if await self._attempts.has_claimed(order.name) else useless + 1
             log.warning("Worker process %s died with exit code %s. Starting another.", order.name, code)
             if useless >= self.CRASHES:
                 raise AgentError(
@@ -123,7 +177,7 @@ class Workers:
         while True:
             await asyncio.sleep(1)
             now = time.monotonic()  # the clock of `attempt.started` may jump
-            due, running = now - beat > self._settings.lease / 3, await self._running(name)
+            due, running = now - beat > self._settings.lease / 3, await self._attempts.running(name)
             first_seen = {attempt.id: first_seen.get(attempt.id, now) for attempt in running}
             for attempt in running:
                 if now - first_seen[attempt.id] > self._settings.timeout + self.GRACE:
@@ -132,23 +186,20 @@ class Workers:
                     process.kill()
                     return
                 if due:
-                    with suppress(LeaseLost):
-                        await self._store.heartbeat(attempt.id, lease=self._settings.lease)
+                    await self._extend(attempt)
             beat = time.monotonic() if due else beat
 
-    async def _running(self, name: str) -> list[Attempt]:
-        states, _ = await self._store.list(status=["running"], limit=100_000)
-        return [state.attempts[-1] for state in states if state.attempts[-1].worker == name]
-
-    async def _claimed(self, name: str) -> bool:
-        states, _ = await self._store.list(limit=1_000_000)
-        return any(attempt.worker == name for state in states for attempt in state.attempts)
+    async def _extend(self, attempt: Attempt) -> None:
+        try:
+            await self._store.heartbeat(attempt.id, lease=self._settings.lease)
+        except (LeaseLost, NotFound):
+            self._attempts.drop(attempt)
 
     async def _give_back(self, name: str, status: AttemptStatus, why: str) -> int:
         """Close the running attempts of a worker. Returns their number."""
-        running = await self._running(name)
+        running = await self._attempts.running(name)
         for attempt in running:
-            with suppress(LeaseLost):
+            with suppress(LeaseLost, NotFound):
                 if self._settings.on_failure == "penalise":
                     penalty = Reward(attempt_id=attempt.id, value=self._settings.penalty, name="penalty", source="runner")
                     await self._store.record([penalty])

@@ -66,7 +66,7 @@ test-slow: setup
 	@OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest -q -n 2 --dist worksteal -m slow
 
 test-faults: setup
-	@AGL_TEST_FAULTS=1 OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest -q --timeout 400 tests/faults \
+	@AGL_TEST_FAULTS=1 OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest -q -n 2 --dist worksteal --timeout 400 tests/faults \
 		tests/plugins/sqlite/test_sqlite_processes.py tests/plugins/postgres/test_postgres_losses.py
 
 test-fuzz: setup

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import pytest
 import uvicorn
 
 from agentlightning.config.schema import RunnerSettings
@@ -71,6 +72,7 @@ async def work(tmp_path: Path, tasks: list[str], *, concurrency: int = 1, attemp
     return states
 
 
+@pytest.mark.slow
 async def test_a_task_that_kills_its_worker_fails_after_its_attempts_and_the_rest_goes_on(tmp_path: Path) -> None:
     states = await work(tmp_path, ["good", "poison", "good", "good"])
     assert [state.status for state in states] == ["succeeded", "failed", "succeeded", "succeeded"]
@@ -96,6 +98,7 @@ async def test_a_worker_that_exits_with_the_code_of_a_recycled_one_loses_no_atte
     assert "failed" not in {attempt.status for attempt in states[1].attempts}
 
 
+@pytest.mark.slow
 async def test_a_worker_with_an_abandoned_agent_is_replaced(tmp_path: Path) -> None:
     states = await work(tmp_path, ["good", "stubborn", "good"], timeout=0.5, on_failure="drop")
     assert [state.status for state in states] == ["succeeded", "failed", "succeeded"]

@@ -102,21 +102,21 @@ def finish(service: Service, count: int, fault: str, times: int, full: bool) -> 
 
 
 def test_a_killed_gateway_costs_no_record_and_no_rollout(service: Service, full: bool, report: Report) -> None:
-    kills, count = (5, 160) if full else (1, 24)
+    kills, count = (3, 96) if full else (1, 24)
     service.add(count)
     for _ in range(2):
         service.runner()
     for kill in range(kills):
         wait_until(lambda kill=kill: service.ended() >= count * (kill + 1) // (kills + 2), "progress")
         service.gateway.kill()
-        time.sleep(2.0 * kill)
+        time.sleep(kill)
         service.gateway = service.serve_model()
     report(finish(service, count, "kill -9 of the gateway", kills, full))
 
 
 @pytest.mark.slow
 def test_a_killed_store_server_costs_no_record_and_no_rollout(service: Service, full: bool, report: Report) -> None:
-    kills, count = (10, 160) if full else (2, 24)
+    kills, count = (8, 96) if full else (2, 24)
     service.add(count)
     for _ in range(2):
         service.runner()
@@ -145,7 +145,7 @@ def proxied(port: int, **settings: Any) -> Iterator[FaultProxy]:
 
 
 def test_a_network_that_stalls_cuts_and_delivers_twice_costs_no_record(service: Service, full: bool, report: Report) -> None:
-    count = 160 if full else 24
+    count = 96 if full else 24
     with proxied(service.store_port, share=0.3) as proxy:
         service.add(count)
         for _ in range(2):
@@ -159,7 +159,7 @@ def test_a_network_that_stalls_cuts_and_delivers_twice_costs_no_record(service: 
 @pytest.mark.slow
 def test_two_hundred_runners_share_a_store_and_those_that_die_cost_no_rollout(service: Service, full: bool, report: Report) -> None:
     count, kills = (200, 20) if full else (40, 0)
-    rollouts = 3 * count
+    rollouts = 2 * count
     service.add(rollouts)
     script = Path(__file__).with_name("many_runners.py")
     many = service.house.start([str(script), str(count), service.address(), f"http://127.0.0.1:{service.gateway_port}"], PYTHONPATH=".")

@@ -25,7 +25,7 @@ LEASE = 2.0
 class Training:
     """A run, which is resumed until it ends. Without other settings it has remote runners."""
 
-    REMOTE = f"remote = true\nconcurrency = 4\nlease = {LEASE}\n"
+    REMOTE = f"remote = true\nconcurrency = 4\nlease = {LEASE}\nattempts = 20\n"
 
     def __init__(
         self, house: House, model: str, *, steps: int, agent: str = 'agent = "fault_agent:solve"', runner: str = REMOTE, store: str = ""
@@ -87,8 +87,8 @@ class Training:
 
 
 def test_runners_that_are_killed_cost_no_rollout_of_the_run(house: House, model: str, full: bool, report: Report) -> None:
-    kills = 12 if full else 2
-    training = Training(house, model, steps=6 if full else 2)
+    kills = 8 if full else 2
+    training = Training(house, model, steps=4 if full else 2)
     training.start().wait_for("Waiting for runners")
     runners = [training.runner() for _ in range(3)]
     for kill in range(kills):
@@ -99,8 +99,8 @@ def test_runners_that_are_killed_cost_no_rollout_of_the_run(house: House, model:
 
 
 def test_a_trainer_that_is_killed_and_resumed_costs_no_record(house: House, model: str, full: bool, report: Report) -> None:
-    kills = 6 if full else 1
-    training = Training(house, model, steps=6 if full else 2)
+    kills = 4 if full else 1
+    training = Training(house, model, steps=5 if full else 2)
     training.start()
     for _ in range(2):
         training.runner()
@@ -115,7 +115,7 @@ def test_a_trainer_that_is_killed_and_resumed_costs_no_record(house: House, mode
 def test_a_killed_postgresql_costs_no_record_and_the_run_goes_on(house: House, model: str, full: bool, report: Report) -> None:
     if binaries() is None:
         pytest.skip("This test needs PostgreSQL. Run: apt-get install -y postgresql")
-    kills = 6 if full else 1
+    kills = 5 if full else 1
     with temporary_server(in_memory=True) as server:
         training = Training(house, model, steps=4 if full else 2, store=server.local().replace("&schema=agentlightning", ""))
         training.start()
@@ -131,7 +131,7 @@ def test_a_killed_postgresql_costs_no_record_and_the_run_goes_on(house: House, m
 
 
 def test_a_task_that_kills_its_worker_fails_and_the_run_goes_on(house: House, model: str, full: bool, report: Report) -> None:
-    steps = 4 if full else 2
+    steps = 3 if full else 2
     runner = "workers = 2\nconcurrency = 4\nlease = 2.0\n"
     training = Training(house, model, steps=steps, agent='agent = "fault_agent:poisoned"', runner=runner)
     output = training.start()
@@ -142,9 +142,9 @@ def test_a_task_that_kills_its_worker_fails_and_the_run_goes_on(house: House, mo
 
 
 def test_a_program_that_forks_and_hangs_ends_with_its_children(house: House, model: str, full: bool, report: Report) -> None:
-    hangs = 12 if full else 2
+    hangs = 8 if full else 2
     agent = f'command = "{sys.executable} fault_agent.py"\nreward = "post"'
-    training = Training(house, model, steps=3 if full else 1, agent=agent, runner="concurrency = 4\ntimeout = 12\n")
+    training = Training(house, model, steps=2 if full else 1, agent=agent, runner="concurrency = 4\ntimeout = 12\n")
     training.start(HANGS=str(hangs)).wait()
     pids = (house.folder / "pids").read_text().split()
     assert len(pids) == 2 * hangs
@@ -179,9 +179,9 @@ def fill(disk: Path) -> Path:
 
 
 def test_a_full_disk_costs_no_record_and_the_run_resumes(house: House, model: str, full: bool, report: Report) -> None:
-    times = 4 if full else 1
+    times = 3 if full else 1
     with small_disk(house.folder / "runs", 256):
-        training = Training(house, model, steps=6 if full else 2)
+        training = Training(house, model, steps=4 if full else 2)
         training.start()
         for _ in range(2):
             training.runner()

@@ -23,7 +23,7 @@ from weakref import WeakKeyDictionary
 import httpx
 
 from agentlightning.contracts.store import LightningStore, RolloutState
-from agentlightning.errors import LeaseLost, LightningError, NotFound, StoreError, StoreVersionError, WireError
+from agentlightning.errors import LeaseLost, LightningError, NotFound, StoreError, StoreUnavailable, StoreVersionError, WireError
 from agentlightning.stores.common import printable
 from agentlightning.stores.serialization import decode, encode
 from agentlightning.types import Attempt, AttemptStatus, Mode, Rollout, new_id
@@ -63,8 +63,18 @@ class Method:
 METHODS = MappingProxyType(
     {name: Method.of(method) for name, method in vars(LightningStore).items() if inspect.iscoroutinefunction(method) and name != "close"}
 )
-ERRORS = MappingProxyType({error.__name__: error for error in (StoreError, NotFound, LeaseLost, StoreVersionError, WireError)})
+ERRORS = MappingProxyType(
+    {error.__name__: error for error in (StoreError, StoreUnavailable, NotFound, LeaseLost, StoreVersionError, WireError)}
+)
 """Errors of calls; any other error of the server arrives as a `StoreError`."""
+
+
+def _why(answer: httpx.Response) -> str:
+    """The reason of a server that cannot answer now."""
+    try:
+        return decode(answer.content, tuple[str, str])[1]
+    except WireError:
+        return f"HTTP {answer.status_code}"
 
 
 def _remote(method: F) -> F:
@@ -124,12 +134,12 @@ class StoreClient:
             except httpx.TransportError as error:
                 failure, reason = error, f"{type(error).__name__} {error}".strip()
             else:
-                if answer.status_code not in (502, 503, 504):  # a proxy's, while the server starts again
+                if answer.status_code not in (502, 503, 504):  # the server cannot now, or a proxy says that it starts again
                     if self._outage:
                         self._outage = False
                         logger.warning("The store at %s answers again.", self.url)
                     return self._read(name, method, answer)
-                reason = f"HTTP {answer.status_code}"
+                reason = _why(answer)
             lasted = time.monotonic() - began
             if lasted > OUTAGE and not self._outage:
                 self._outage = True

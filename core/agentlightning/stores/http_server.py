@@ -19,7 +19,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from agentlightning.contracts.store import LightningStore
-from agentlightning.errors import ConfigError, LeaseLost, LightningError, NotFound, StoreError, WireError
+from agentlightning.errors import ConfigError, LeaseLost, LightningError, NotFound, StoreError, StoreUnavailable, WireError
 from agentlightning.stores.health import health_routes
 from agentlightning.stores.http_client import ERRORS, LONG_POLL, METHODS, PREFIX, REQUEST_HEADER
 from agentlightning.stores.serialization import decode, encode
@@ -74,14 +74,18 @@ class StoreServer:
             task = self._answers[name, request_id] = asyncio.create_task(self._answer(name, body))
             while len(self._answers) > ANSWERS:
                 self._answers.popitem(last=False)
-        return await asyncio.shield(task)
+        answer = await asyncio.shield(task)
+        if answer.status_code == 503:
+            self._answers.pop((name, request_id), None)  # a repetition tries again
+        return answer
 
     async def _answer(self, name: str, body: bytes) -> Response:
         try:
             result = await self._do(name, decode(body, METHODS[name].arguments))
             return Response(encode(result), media_type="application/octet-stream")
         except LightningError as error:
-            return _failure(404 if isinstance(error, NotFound) else 409 if isinstance(error, LeaseLost) else 400, error)
+            kinds = {NotFound: 404, LeaseLost: 409, StoreUnavailable: 503}
+            return _failure(next((status for kind, status in kinds.items() if isinstance(error, kind)), 400), error)
         except Exception as error:  # the boundary: the client gets a named error, the log the traceback
             logger.exception("The store failed in the call %r.", name)
             return _failure(500, error)

@@ -1,6 +1,7 @@
 # make demo    train the demo agent on this machine and report what it learned
 # make test    lint, type-check, and run the tests
 # make test-slow    the tests that make test leaves out because they take longest, two minutes
+# make test-faults  kill -9 of every process, a full disk, a bad network, a clock that jumps: a table of what was lost, ten minutes
 # make test-fuzz    6,000 malformed requests to the gateway, some minutes
 # make test-range   the torch plugin's tests with the oldest torch and transformers that it allows (up to 5 GB)
 # make test-architectures   every causal architecture of transformers, tiny, in the torch engine and trainer (some minutes)
@@ -23,7 +24,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 PIP    := $(BIN)/python -m pip -qq --disable-pip-version-check --no-input
 
-.PHONY: help setup demo test test-slow test-fuzz test-range test-architectures test-vllm test-verl test-frameworks test-langchain test-gpu-scripts test-harnesses test-qwen test-ray wheel style lint format clean
+.PHONY: help setup demo test test-slow test-faults test-fuzz test-range test-architectures test-vllm test-verl test-frameworks test-langchain test-gpu-scripts test-harnesses test-qwen test-ray wheel style lint format clean
 
 help: # the comment at the top of this file
 	@sed -n "/^#/!q; s/^# \{0,1\}//p" Makefile
@@ -63,6 +64,10 @@ test: style
 
 test-slow: setup
 	@OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest -q -n 2 --dist worksteal -m slow
+
+test-faults: setup
+	@AGL_TEST_FAULTS=1 OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest -q -n 2 --dist worksteal --timeout 400 tests/faults \
+		tests/plugins/sqlite/test_sqlite_processes.py tests/plugins/postgres/test_postgres_losses.py
 
 test-fuzz: setup
 	@AGL_FUZZ_REQUESTS=6000 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -s tests/core/gateway/test_gateway_fuzz.py

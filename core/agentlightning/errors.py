@@ -10,6 +10,7 @@
     ├── StoreError              the store refused or failed
     │   ├── NotFound            no such rollout, attempt or policy
     │   ├── LeaseLost           the attempt is closed or belongs to another runner
+    │   ├── StoreUnavailable    the store cannot do it now: its disk is full, or its database locked
     │   └── StoreVersionError   a store file of another version
     ├── EngineError             the engine could not generate or load
     │   └── ContextOverflow     the prompt does not fit the model
@@ -65,6 +66,10 @@ class WireError(LightningError, ValueError):
 
 class StoreError(LightningError):
     """The store refused or failed."""
+
+
+class StoreUnavailable(StoreError):
+    """The store cannot do it now, but the same call may succeed later: its disk is full, or its database locked."""
 
 
 class NotFound(StoreError, LookupError):

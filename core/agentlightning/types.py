@@ -158,7 +158,7 @@ class Rollout(WireValue, frozen=True, kw_only=True):
     sampling: Sampling | None = None
     """Overrides the agent's settings; None (production): keep them."""
     max_attempts: int = 3
-    """Maximum attempts, lost ones included."""
+    """Maximum attempts. Lost ones count, cancelled ones do not: a stopped runner gives its rollouts back."""
     created: float = msgspec.field(default_factory=time.time)
 
 

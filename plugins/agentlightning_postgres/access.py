@@ -17,7 +17,7 @@ from weakref import WeakKeyDictionary, finalize
 import psycopg
 from psycopg_pool import AsyncConnectionPool, PoolTimeout
 
-from agentlightning.errors import StoreError
+from agentlightning.errors import StoreError, StoreUnavailable
 from agentlightning.stores.common import Changes, closed_store
 from agentlightning_postgres.address import CONNECTIONS, Address
 from agentlightning_postgres.combiner import Combiner
@@ -171,7 +171,7 @@ class Access:
         return self._late(error)
 
     def _late(self, error: psycopg.Error) -> StoreError:
-        return StoreError(f"{translated(error, self.address)} It was tried for {PATIENCE:.0f} seconds.")
+        return StoreUnavailable(f"{translated(error, self.address)} It was tried for {PATIENCE:.0f} seconds.")
 
     async def close(self) -> None:
         """Finish running operations, then close every connection. Waiters wake."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import psycopg
 
-from agentlightning.errors import StoreError
+from agentlightning.errors import StoreError, StoreUnavailable
 
 PASSING = frozenset({"40001", "40P01", "53300", "57P01", "57P02", "57P03", "57P05", "25P03", "55P03"})
 """Errors of a transaction that had no effect: conflicts, a server that stops or starts, too many connections, a lost session."""
@@ -45,4 +45,5 @@ def translated(error: psycopg.Error, name: object) -> StoreError:
     else:
         advice = next((advice for codes, advice in ADVICE.items() if code.startswith(codes)), "Please report this error.")
     reason = " ".join(text.split())
-    return StoreError(f"The store {name} failed: {reason} ({code or type(error).__name__}). {advice}")
+    kind = StoreUnavailable if code == "53100" else StoreError
+    return kind(f"The store {name} failed: {reason} ({code or type(error).__name__}). {advice}")

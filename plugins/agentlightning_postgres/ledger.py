@@ -12,6 +12,7 @@ from agentlightning.stores.common import (
     check_finish,
     check_policy,
     closed_attempt,
+    may_retry,
     new_attempt,
     next_status,
     not_found,
@@ -53,6 +54,7 @@ END = """
 UPDATE attempts SET status = %s, finished = %s, error = new.error FROM unnest(%s::text[], %s::text[]) AS new (id, error)
 WHERE attempts.id = new.id
 """
+SPENT = "(SELECT count(*) FROM attempts AS other WHERE other.rollout = rollouts.added AND other.status NOT IN ('running', 'cancelled'))"
 EXPIRED = f"attempts.status = 'running' AND expires <= {NOW}"
 LAPSES = 500
 """Maximum number of expired leases that one transaction collects."""
@@ -169,15 +171,15 @@ class Ledger(Reading):
 
     async def finish(self, attempt_id: str, status: AttemptStatus, error: str | None, retry: bool) -> RolloutState:
         id = to_column(attempt_id)
-        lock = f"SELECT added, queueable, max_attempts, {NOW}, {ATTEMPT} FROM {ATTEMPTS} WHERE attempts.id = %s FOR NO KEY UPDATE"
+        lock = f"SELECT added, queueable, max_attempts, {SPENT}, {NOW}, {ATTEMPT} FROM {ATTEMPTS} WHERE attempts.id = %s FOR NO KEY UPDATE"
         (rows,) = await self.sql.begin((lock, (id,)))
         if not rows:
             raise not_found("attempt", attempt_id, self.name)
-        added, queueable, most, now, *columns = rows[0]
+        added, queueable, most, spent, now, *columns = rows[0]
         attempt = attempt_of(columns)
         statements: list[Statement] = []
         if check_finish(attempt, status, retry):
-            following = next_status(status, again=bool(retry and queueable and attempt.number < most))
+            following = next_status(status, again=bool(retry and queueable and may_retry(status, spent, most)))
             statements = [_ended(status, now, {id: printable(error)}), _changed({added: following})]
         (state,) = states_of((await self.sql.commit(*statements, states("added = %s", (added,))))[-1])
         return state
@@ -205,7 +207,7 @@ class Ledger(Reading):
     async def collect(self) -> None:
         """Close attempts whose lease expired, unless another store is at it."""
         statement = (
-            f"SELECT added, queueable, max_attempts, number, attempts.id, worker, {NOW} FROM {ATTEMPTS} WHERE {EXPIRED} ORDER BY expires "
+            f"SELECT added, queueable, max_attempts, {SPENT}, attempts.id, worker, {NOW} FROM {ATTEMPTS} WHERE {EXPIRED} ORDER BY expires "
             f"LIMIT {LAPSES} FOR NO KEY UPDATE SKIP LOCKED"
         )
         while True:
@@ -214,7 +216,7 @@ class Ledger(Reading):
                 return await self.sql.rollback()
             errors = {id: f"the lease of worker {from_column(worker)!r} expired" for _, _, _, _, id, worker, _ in rows}
             changes: dict[int, RolloutStatus] = {
-                added: next_status("lost", again=queueable and number < most) for added, queueable, most, number, *_ in rows
+                added: next_status("lost", again=queueable and may_retry("lost", spent, most)) for added, queueable, most, spent, *_ in rows
             }
             await self.sql.commit(_ended("lost", rows[0][-1], errors), _changed(changes))
 

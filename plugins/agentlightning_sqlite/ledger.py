@@ -16,6 +16,7 @@ from agentlightning.stores.common import (
     check_finish,
     check_policy,
     closed_attempt,
+    may_retry,
     new_attempt,
     next_status,
     not_found,
@@ -26,6 +27,7 @@ from agentlightning.stores.common import (
 from agentlightning.stores.records import Row
 from agentlightning.stores.serialization import decode, encode
 from agentlightning.types import Attempt, AttemptStatus, Mode, Policy, Rollout, RolloutStatus
+from agentlightning_sqlite.clock import Clock
 from agentlightning_sqlite.records import RecordTable
 
 T = TypeVar("T")
@@ -33,6 +35,7 @@ T = TypeVar("T")
 ATTEMPT = "attempts.id, rollouts.id, number, key, worker, attempts.status, started, finished, error"
 ROLLOUT = "added, changed, status, value"
 ATTEMPTS = "attempts JOIN rollouts ON rollouts.added = attempts.rollout"
+SPENT = "(SELECT count(*) FROM attempts AS other WHERE other.rollout = rollouts.added AND other.status NOT IN ('running', 'cancelled'))"
 
 
 class Ledger:
@@ -43,6 +46,7 @@ class Ledger:
         self.advanced = False
         """Whether sequence numbers were given since `renew`."""
         self._seq: int | None = None
+        self._clock = Clock()
         self.record_table = RecordTable(connection)
 
     @property
@@ -126,7 +130,7 @@ class Ledger:
 
     def heartbeat(self, attempt_id: str, lease: float) -> None:
         extended = self.sql.execute(
-            "UPDATE attempts SET expires = ? WHERE id = ? AND status = 'running'", (time.time() + lease, attempt_id)
+            "UPDATE attempts SET expires = ? WHERE id = ? AND status = 'running'", (self._now() + lease, attempt_id)
         ).rowcount
         if not extended:
             raise closed_attempt(self.attempt(attempt_id))
@@ -154,10 +158,19 @@ class Ledger:
     def collect(self) -> None:
         """Close attempts whose lease expired."""
         expired = self.sql.execute(
-            "SELECT id, worker FROM attempts WHERE status = 'running' AND expires <= ? ORDER BY expires", (time.time(),)
+            "SELECT id, worker FROM attempts WHERE status = 'running' AND expires <= ? ORDER BY expires", (self._now(),)
         ).fetchall()
         for attempt_id, worker in expired:
             self._end(attempt_id, "lost", f"the lease of worker {worker!r} expired", retry=True)
+
+    def _now(self) -> float:
+        """Return the time that leases count from. After a jump of the clock, first move the leases that it ended or made far too long.
+        Another process may have moved them already."""
+        now = time.time()
+        if jump := self._clock.jump():
+            touched, limit = ("expires <= ?", now) if jump > 0 else ("expires > ?", now - jump / 2)
+            self.sql.execute(f"UPDATE attempts SET expires = expires + ? WHERE status = 'running' AND {touched}", (jump, limit))
+        return now
 
     def expiry(self) -> float | None:
         """Return when the next lease ends, in seconds since the epoch."""
@@ -192,19 +205,19 @@ class Ledger:
         """Add an attempt of the rollout that was added as `added`."""
         values = (
             attempt.id, added, attempt.number, attempt.key, attempt.worker, attempt.status, attempt.started, attempt.finished,
-            attempt.error, time.time() + lease,
+            attempt.error, self._now() + lease,
         )  # fmt: skip
         columns = "id, rollout, number, key, worker, status, started, finished, error, expires"
         self.sql.execute(f"INSERT INTO attempts ({columns}) VALUES (?,?,?,?,?,?,?,?,?,?)", values)
 
     def _end(self, attempt_id: str, status: AttemptStatus, error: str | None, retry: bool) -> None:
-        place, added, number, queueable, most = self.sql.execute(
-            f"SELECT number_in_file, added, number, queueable, max_attempts FROM {ATTEMPTS} WHERE attempts.id = ?", (attempt_id,)
+        place, added, queueable, most, spent = self.sql.execute(
+            f"SELECT number_in_file, added, queueable, max_attempts, {SPENT} FROM {ATTEMPTS} WHERE attempts.id = ?", (attempt_id,)
         ).fetchone()
         self.sql.execute("DELETE FROM claims WHERE attempt = ?", (place,))
         ended = (status, time.time(), printable(error), attempt_id)
         self.sql.execute("UPDATE attempts SET status = ?, finished = ?, error = ? WHERE id = ?", ended)
-        self.change(added, next_status(status, again=bool(retry and queueable and number < most)))
+        self.change(added, next_status(status, again=bool(retry and queueable and may_retry(status, spent, most))))
 
     # --- records -------------------------------------------------------------------------------------------------------------------
 

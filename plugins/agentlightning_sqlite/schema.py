@@ -12,7 +12,7 @@ import time
 from contextlib import closing
 from pathlib import Path
 
-from agentlightning.errors import StoreError, StoreVersionError
+from agentlightning.errors import StoreError, StoreUnavailable, StoreVersionError
 from agentlightning_sqlite.migrations import OLDEST, migrate, run_script
 
 APPLICATION = 0x41474C73
@@ -39,6 +39,8 @@ ADVICE = {
     ("SQLITE_IOERR",): "The disk failed or is full: check the disk and your quota.",
 }
 """Fixes for SQLite's errors, by the start of their names."""
+PASSING = ("SQLITE_FULL", "SQLITE_BUSY", "SQLITE_LOCKED", "SQLITE_IOERR")
+"""Errors that somebody can mend while the store is open."""
 
 TABLES = """
 CREATE TABLE rollouts (
@@ -190,4 +192,5 @@ def translated(error: sqlite3.Error, name: Path | str) -> StoreError:
     """Convert SQLite's error to a `StoreError` that names the store and the fix."""
     code = getattr(error, "sqlite_errorname", "")
     advice = next((advice for codes, advice in ADVICE.items() if code.startswith(codes)), "Please report this error.")
-    return StoreError(f"The store {name} failed: {error} ({code or type(error).__name__}). {advice}")
+    kind = StoreUnavailable if code.startswith(PASSING) else StoreError
+    return kind(f"The store {name} failed: {error} ({code or type(error).__name__}). {advice}")

@@ -71,7 +71,8 @@ class RunnerSettings(BaseSettings):
     remote: bool = False
     """Runners on other machines run the agent. The run prints the command that starts one; `workers` of this machine help them."""
     attempts: PositiveInt = 3
-    """Attempts at one rollout, at most."""
+    """Attempts at one rollout, at most. An attempt does not count if its runner was stopped, or if another rollout may have ended its
+    worker."""
     on_failure: Literal["retry", "drop", "penalise"] = "retry"
     """What to do with an attempt whose agent raised or hung. `retry`: try again, and drop the rollout after the last attempt. A
     failure that cannot change is the last one: a refused prompt, a reward of the wrong type, the same error twice. `drop`: drop it.

@@ -6,7 +6,7 @@ Invariants, held by `agentlightning.testing.store_contract` for every implementa
 - Acknowledged data is durable, as far as the implementation promises durability.
 - Order is the store's own sequence (order of acknowledgement), never ids or client clocks.
 - Leases use the store's clock. An attempt whose lease expired is `lost`, and its records stay readable. Its rollout is queued again;
-  after `max_attempts` it is `failed`.
+  after `max_attempts` it is `failed`. Cancelled attempts do not count.
 - Any thread's event loop may call any method concurrently (the gateway has its own loop).
 - Recording is idempotent by id: the first value under an id stays.
 """

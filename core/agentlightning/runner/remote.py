@@ -103,6 +103,14 @@ class _Source:
             else:
                 self.order = RunnerOrder(model=self.model or await self._served(client))
 
+    async def answers(self) -> bool:
+        """Whether the gateway answers now. A proxy before it says 502 or 503 while it does not."""
+        try:
+            async with httpx.AsyncClient(timeout=10, trust_env=False) as client:
+                return (await client.get(f"{self.gateway}/health")).status_code < 500
+        except httpx.TransportError:
+            return False
+
     async def _served(self, client: httpx.AsyncClient) -> str:
         answer = await client.get("/v1/models")
         if answer.status_code != 200:
@@ -142,7 +150,9 @@ async def run_remote(
         order = source.current
         settings = dataclasses.replace(order.settings, concurrency=arguments.concurrency or order.settings.concurrency)
         agent = make_agent(order) if make_agent is not None else await asyncio.to_thread(_load, arguments, order.models)
-        runner = Runner(store, agent, lambda attempt: LLM(source.current.model, f"{gateway}/v1", attempt.key), settings)
+        runner = Runner(
+            store, agent, lambda attempt: LLM(source.current.model, f"{gateway}/v1", attempt.key), settings, gateway_answers=source.answers
+        )
         ready(runner, order, gateway)
         following = asyncio.create_task(source.follow())
         try:

@@ -11,7 +11,7 @@ import copy
 import logging
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -22,11 +22,16 @@ from agentlightning.errors import AgentError, AgentTimeout, LeaseLost, StoreErro
 from agentlightning.registry.registry import registry
 from agentlightning.rl.trajectory.rollout_reward import rollout_reward
 from agentlightning.runner.agent_call import Agent, AgentCall, Outcome, explain, message_of, takes_llm
+from agentlightning.runner.isolation import Claims
 from agentlightning.runner.retry import NOTE, Failure, why_not_again
 from agentlightning.telemetry.logs import set_log_ids
 from agentlightning.types import LLM, Attempt, AttemptStatus, Reward, Rollout
 
 log = logging.getLogger(__name__)
+
+
+NO_GATEWAY = "The gateway did not answer, so this attempt does not count."
+"""Begins the error of an attempt that ended while the gateway was away."""
 
 
 def worker_name() -> str:
@@ -51,13 +56,17 @@ class Runner:
         *,
         name: str | None = None,
         recycled: bool = False,
+        gateway_answers: Callable[[], Awaitable[bool]] | None = None,
     ) -> None:
-        """`recycled`: `run` returns when an agent was abandoned and the other rollouts have ended, so that a new process can replace it."""
+        """`recycled`: `run` returns when an agent was abandoned and the other rollouts have ended, so that a new process can replace it.
+        `gateway_answers`: for a gateway that may die while the runner lives."""
         self.store, self.settings = store, settings
         self.name = name or worker_name()
         self.abandoned = 0
         """Agents that run on after their timeout or cancellation, in a task or a thread."""
         self._recycled = recycled
+        self._gateway_answers = gateway_answers
+        self._gateway_lost = False
         self._turn = asyncio.Lock()
         self._agent, self._takes_llm = agent, takes_llm(agent)
         self._llm = llm
@@ -72,16 +81,18 @@ class Runner:
     async def run(self) -> None:
         """Claim and run until cancelled; then close the running attempts as `cancelled`."""
         watch = asyncio.create_task(self._stop_cancelled())
+        claims = Claims(self.store, self.name, lease=self.settings.lease, concurrency=self.settings.concurrency)
         try:
             cursor = 0
             while True:
                 if self._broken:
                     raise self._broken[0]
+                if self._gateway_lost:
+                    await self._find_gateway()
                 retired = self._recycled and self.abandoned > 0
                 if retired and not self._running:
                     return
-                free = 0 if retired else self.settings.concurrency - len(self._running)
-                claimed = await self.store.claim(self.name, lease=self.settings.lease, limit=free) if free else []
+                claimed = [] if retired else await claims.next(len(self._running))
                 for rollout, attempt in claimed:
                     task = asyncio.create_task(self._attempt(rollout, attempt), name=f"attempt-{attempt.id}")
                     self._running.add(task)
@@ -159,7 +170,11 @@ class Runner:
         return " ".join([text, *getattr(raised, "__notes__", ())])
 
     async def _close(self, recorder: Recorder, end: _End) -> None:
-        attempt, policy, retry = recorder.attempt, self.settings.on_failure, end.status == "cancelled"
+        attempt, policy = recorder.attempt, self.settings.on_failure
+        if end.status in ("failed", "timed_out") and not await self._has_gateway():
+            self._gateway_lost = True
+            end = _End(status="cancelled", text=f"{NO_GATEWAY} {end.text}")
+        retry = end.status == "cancelled"
         try:
             if end.status in ("failed", "timed_out"):
                 failure = await self._failure(attempt, end)
@@ -176,6 +191,17 @@ class Runner:
         state = await self.store.finish(attempt.id, end.status, error=end.text, retry=retry)
         log.info("Attempt %d ended as %s%s", attempt.number, end.status, f": {end.text}" if end.text else ".")
         registry().hook.rollout_finished(state=state)
+
+    async def _find_gateway(self) -> None:
+        """Wait until the gateway answers. Rollouts that start meanwhile would fail."""
+        log.warning("The gateway does not answer. New rollouts wait until it does.")
+        while self._gateway_lost:
+            await asyncio.sleep(self.LOOK)
+            self._gateway_lost = not await self._has_gateway()
+        log.warning("The gateway answers again.")
+
+    async def _has_gateway(self) -> bool:
+        return self._gateway_answers is None or await self._gateway_answers()
 
     async def _failure(self, attempt: Attempt, end: _End) -> Failure:
         """What `why_not_again` wants to know of a failed attempt."""

@@ -26,6 +26,7 @@ from agentlightning.config.schema import RunnerSettings
 from agentlightning.contracts.store import LightningStore
 from agentlightning.errors import AgentError, ConfigError, LeaseLost, NotFound
 from agentlightning.registry.registry import load_object, registry
+from agentlightning.runner.isolation import NOTE
 from agentlightning.runner.runner import Runner
 from agentlightning.telemetry.logs import set_up_logs
 from agentlightning.types import LLM, Attempt, AttemptStatus, Reward
@@ -196,14 +197,17 @@ class Workers:
             self._attempts.drop(attempt)
 
     async def _give_back(self, name: str, status: AttemptStatus, why: str) -> int:
-        """Close the running attempts of a worker. Returns their number."""
-        running = await self._attempts.running(name)
+        """Close the running attempts of a worker. Returns their number. If there are several, none is known to be the cause."""
+        running, policy = await self._attempts.running(name), self._settings.on_failure
         for attempt in running:
             with suppress(LeaseLost, NotFound):
-                if self._settings.on_failure == "penalise":
+                if len(running) > 1:
+                    await self._store.finish(attempt.id, "cancelled", error=why + NOTE, retry=True)
+                    continue
+                if policy == "penalise":
                     penalty = Reward(attempt_id=attempt.id, value=self._settings.penalty, name="penalty", source="runner")
                     await self._store.record([penalty])
-                await self._store.finish(attempt.id, status, error=why, retry=self._settings.on_failure == "retry")
+                await self._store.finish(attempt.id, status, error=why, retry=policy == "retry")
         return len(running)
 
 

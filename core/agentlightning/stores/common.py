@@ -114,6 +114,11 @@ def next_status(ended: AttemptStatus, *, again: bool) -> RolloutStatus:
     return "cancelled" if ended == "cancelled" else "failed"
 
 
+def may_retry(ended: AttemptStatus, spent: int, most: int) -> bool:
+    """Whether a rollout has attempts left. `spent` of its earlier ones count towards `most`; cancelled ones do not."""
+    return spent + (ended != "cancelled") < most
+
+
 def check_finish(attempt: Attempt, status: AttemptStatus, retry: bool) -> bool:
     """Whether `finish` changes anything. Raises `StoreError` for an impossible end, `LeaseLost` if the attempt ended otherwise."""
     if status == "running" or (retry and status == "succeeded"):

@@ -26,7 +26,7 @@ from weakref import WeakKeyDictionary
 import httpx
 
 from agentlightning.contracts.store import LightningStore, RolloutState
-from agentlightning.errors import LeaseLost, LightningError, NotFound, StoreError, StoreVersionError, WireError
+from agentlightning.errors import LeaseLost, LightningError, NotFound, StoreError, StoreUnavailable, StoreVersionError, WireError
 from agentlightning.stores.common import printable
 from agentlightning.stores.http_batch import BATCH_PATH, BATCHED, Answer, Batcher, SentCall
 from agentlightning.stores.serialization import decode, encode
@@ -71,8 +71,18 @@ class Method:
 METHODS = MappingProxyType(
     {name: Method.of(method) for name, method in vars(LightningStore).items() if inspect.iscoroutinefunction(method) and name != "close"}
 )
-ERRORS = MappingProxyType({error.__name__: error for error in (StoreError, NotFound, LeaseLost, StoreVersionError, WireError)})
+ERRORS = MappingProxyType(
+    {error.__name__: error for error in (StoreError, StoreUnavailable, NotFound, LeaseLost, StoreVersionError, WireError)}
+)
 """Errors of calls; any other error of the server arrives as a `StoreError`."""
+
+
+def _why(answer: httpx.Response) -> str:
+    """The reason of a server that cannot answer now."""
+    try:
+        return decode(answer.content, tuple[str, str])[1]
+    except WireError:
+        return f"HTTP {answer.status_code}"
 
 
 def _remote(method: F) -> F:
@@ -134,6 +144,8 @@ class StoreClient:
         call = SentCall(name, new_id() if method.once else None, encode(arguments))
         connection = self._connection()
         answer = await (connection.batcher.call(call) if name in BATCHED else self._post(call))
+        if answer.status in RETRIED:  # the rest of its batch was done
+            answer = await self._post(call)
         return self._read(name, method.result, answer)
 
     async def _send(self, calls: Sequence[SentCall]) -> list[Answer]:
@@ -162,7 +174,7 @@ class StoreClient:
                         self._outage = False
                         logger.warning("The store at %s answers again.", self.url)
                     return Answer(response.status_code, response.content)
-                reason = f"HTTP {response.status_code}"
+                reason = _why(response)
                 if retry_after := _retry_after(response):  # it lives, so this is no outage
                     self._tell(began, "is full (HTTP 503)")
                     await asyncio.sleep(retry_after * random.uniform(1, 1.5))  # noqa: S311 (a pause)

@@ -20,7 +20,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from agentlightning.contracts.store import LightningStore
-from agentlightning.errors import ConfigError, LeaseLost, LightningError, NotFound, StoreError, WireError
+from agentlightning.errors import ConfigError, LeaseLost, LightningError, NotFound, StoreError, StoreUnavailable, WireError
 from agentlightning.stores.http_batch import BATCH_PATH, BATCHED, Answer, SentCall
 from agentlightning.stores.http_client import CONTENT_TYPE, ERRORS, LONG_POLL, METHODS, PREFIX, REQUEST_HEADER
 from agentlightning.stores.http_load import MAX_BODY, RETRY_AFTER, STALL, Load, expected_size, read_body
@@ -117,13 +117,17 @@ class StoreServer:
             task = self._answers[call.name, call.request] = asyncio.create_task(self._answer(call.name, call.body))
             while len(self._answers) > ANSWERS:
                 self._answers.popitem(last=False)
-        return await asyncio.shield(task)
+        answer = await asyncio.shield(task)
+        if answer.status == 503:
+            self._answers.pop((call.name, call.request), None)  # a repetition tries again
+        return answer
 
     async def _answer(self, name: str, body: bytes) -> Answer:
         try:
             return Answer(200, encode(await self._do(name, decode(body, METHODS[name].arguments))))
         except LightningError as error:
-            return _failure(404 if isinstance(error, NotFound) else 409 if isinstance(error, LeaseLost) else 400, error)
+            kinds = {NotFound: 404, LeaseLost: 409, StoreUnavailable: 503}
+            return _failure(next((status for kind, status in kinds.items() if isinstance(error, kind)), 400), error)
         except Exception as error:  # the boundary: the client gets a named error, the log the traceback
             logger.exception("The store failed in the call %r.", name)
             return _failure(500, error)

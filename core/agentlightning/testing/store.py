@@ -24,7 +24,21 @@ from msgspec.structs import replace
 
 from agentlightning.contracts.store import AttemptRecords, LightningStore, RolloutState, StoredRollout
 from agentlightning.errors import LeaseLost, NotFound, StoreError, WireError
-from agentlightning.types import Attempt, Call, Completion, Policy, Reward, Rollout, Sampling, Span, Task, ints, new_id
+from agentlightning.types import (
+    Attempt,
+    AttemptStatus,
+    Call,
+    Completion,
+    Policy,
+    Reward,
+    Rollout,
+    RolloutStatus,
+    Sampling,
+    Span,
+    Task,
+    ints,
+    new_id,
+)
 
 LEASE = 60.0
 
@@ -215,6 +229,17 @@ class StoreContract:
         ((rollout, attempt),) = await store.claim("w", lease=LEASE)
         assert rollout.id == second.id
         assert state.winner == state.attempts[2]
+
+    async def test_cancelled_attempts_do_not_count(self, store: LightningStore) -> None:
+        (rollout,) = rollouts(1, max_attempts=2)
+        await store.add([rollout])
+        ends: list[tuple[AttemptStatus, RolloutStatus]] = [("cancelled", "queued"), ("failed", "queued")]
+        ends += [("cancelled", "queued"), ("failed", "failed")]
+        for status, expected in ends:
+            ((_, attempt),) = await store.claim("w", lease=LEASE)
+            assert (await store.finish(attempt.id, status, retry=True)).status == expected
+        state, _ = await store.read(rollout.id)
+        assert [attempt.number for attempt in state.attempts] == [1, 2, 3, 4]
 
     async def test_an_expired_lease_makes_a_new_attempt_and_the_old_one_is_lost(self, store: LightningStore) -> None:
         await store.add(rollouts(1))

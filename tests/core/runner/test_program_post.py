@@ -66,3 +66,11 @@ async def test_the_key_of_a_closed_attempt_gives_no_reward(gateway: Gate) -> Non
     assert answer.status_code == 401
     assert "is closed (timed_out)" in answer.json()["error"]["message"]
     assert (await store.records(attempt.id)).rewards == ()
+
+
+async def test_a_reward_that_the_store_does_not_take_is_an_error_that_asks_for_it_again(gateway: Gate) -> None:
+    store, attempt, client = gateway
+    await store.close()
+    answer = await client.post("/reward", headers={"x-api-key": attempt.key}, content=b"1")
+    assert answer.status_code == 503
+    assert "Send it again" in answer.json()["error"]["message"]

@@ -14,7 +14,7 @@ import pytest
 import uvicorn
 
 from agentlightning.contracts.store import LightningStore
-from agentlightning.errors import ConfigError, NotFound, StoreError, WireError
+from agentlightning.errors import ConfigError, NotFound, StoreError, StoreUnavailable, WireError
 from agentlightning.stores.common import open_store
 from agentlightning.stores.http_client import LONG_POLL, METHODS, StoreClient, open_http
 from agentlightning.stores.serialization import encode
@@ -193,6 +193,31 @@ async def test_an_error_of_the_store_arrives_with_its_name_and_the_rest_as_a_sto
             await client.policies()
         assert "failed in the call 'policies'" in caplog.text
         await client.close()
+
+
+async def test_a_store_that_cannot_answer_now_is_asked_again() -> None:
+    class Full(SQLiteStore):
+        refusals = 0
+
+        async def finish(self, *args: Any, **kwargs: Any) -> Any:
+            if self.refusals < 2:
+                self.refusals += 1
+                raise StoreUnavailable("The disk is full.")
+            return await super().finish(*args, **kwargs)
+
+    store = Full()
+    with Served(store_app(store, TOKEN)) as server:
+        client = StoreClient(server.url, TOKEN)
+        await client.add(rollouts(1))
+        ((_, attempt),) = await client.claim("w", lease=60)
+        assert (await client.finish(attempt.id, "succeeded")).status == "succeeded"
+        assert store.refusals == 2
+        store.refusals = 0
+        hasty = StoreClient(server.url, TOKEN, patience=0.0)
+        with pytest.raises(StoreError, match="The disk is full"):
+            await hasty.finish(attempt.id, "succeeded")
+        await client.close()
+        await hasty.close()
 
 
 def test_an_address_carries_host_port_and_token(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -251,9 +251,10 @@ def test_an_agent_in_worker_processes_trains_and_a_crash_costs_an_attempt_only(
         store = open_store(RunFolder.open(run.folder).store_address)
         states, _ = await store.list()
         await store.close()
-        return [len(state.attempts) for state in states]
+        assert any(attempt.status != "succeeded" for state in states for attempt in state.attempts)
+        return [sum(attempt.status != "cancelled" for attempt in state.attempts) for state in states]
 
-    assert max(asyncio.run(attempts())) == 2
+    assert max(asyncio.run(attempts())) <= 2
 
 
 def test_a_closure_cannot_go_to_worker_processes_and_the_error_says_so(model: str, tmp_path: Path) -> None:

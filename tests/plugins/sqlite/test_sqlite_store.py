@@ -8,6 +8,7 @@ import resource
 import sqlite3
 import subprocess
 import sys
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -197,3 +198,22 @@ async def test_closing_wakes_whoever_waits(tmp_path: Path) -> None:
     await store.close()
     with pytest.raises(StoreError, match="closed"):
         await asyncio.wait_for(waiting, 2)
+
+
+async def test_leases_survive_a_clock_that_jumps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store, offset, real = SQLiteStore(tmp_path / "agl.db"), 0.0, time.time
+    monkeypatch.setattr(time, "time", lambda: real() + offset)
+    await store.add(rollouts(3, max_attempts=1))
+    (_, kept), (_, beating) = await store.claim("w", lease=60, limit=2)
+    ((_, dead),) = await store.claim("dead", lease=0.3)
+    offset = 3600.0
+    assert await store.claim("thief", lease=60) == []  # nothing is lost
+    await store.heartbeat(beating.id, lease=60)
+    offset = -3600.0
+    await store.heartbeat(kept.id, lease=0.3)
+    await asyncio.sleep(0.4)
+    await store.claim("thief", lease=60)
+    states, _ = await store.list()
+    assert [state.attempts[0].status for state in states] == ["lost", "running", "lost"], "only those without a heartbeat"
+    assert dead.id == states[2].attempts[0].id
+    await store.close()

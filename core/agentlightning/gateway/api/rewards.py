@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import logging
+
 import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
 from agentlightning.capture.recorder import checked_reward
 from agentlightning.contracts.store import LightningStore
-from agentlightning.errors import RewardError
+from agentlightning.errors import RewardError, StoreError
 from agentlightning.gateway.api.answers import json_response
 from agentlightning.gateway.api.body import FAULTS, MAX_BODY, read_body
 from agentlightning.gateway.api.schema import Refused
 from agentlightning.gateway.auth import UNKNOWN, check_open, find_attempt
 from agentlightning.types import Reward
 
+log = logging.getLogger(__name__)
 PATH = "/v1/reward"
 EXPECTED = 'Send a number, or {"reward": number} with a "name" for one of several rewards.'
 
@@ -38,6 +41,9 @@ class RewardEndpoint:
             await self._store.record([reward])
         except Refused as refusal:
             return json_response(refusal.body, refusal.status)
+        except StoreError as error:
+            log.error("The store did not take a posted reward: %s", error)
+            return json_response(Refused(f"The store did not take the reward: {error}. Send it again.").body, 503)
         return json_response({"id": reward.id, "reward": reward.value, "name": reward.name})
 
     async def _attempt(self, request: Request) -> str:

@@ -17,7 +17,7 @@ from test_store_http import TOKEN, Served
 
 from acknowledged import line
 from agentlightning.errors import StoreError
-from agentlightning.gateway.listener import OTHER_FILES
+from agentlightning.gateway.limits import RESERVED
 from agentlightning.stores import http_client, http_load
 from agentlightning.stores.common import open_store
 from agentlightning.stores.http_client import StoreClient
@@ -125,7 +125,7 @@ async def test_a_request_that_stalls_is_given_up(monkeypatch: pytest.MonkeyPatch
 async def test_a_server_keeps_a_bounded_number_of_connections_open(server: subprocess.Popen[str]) -> None:
     url = url_of(server)
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.prlimit(server.pid, resource.RLIMIT_NOFILE, (OTHER_FILES + 20, hard))
+    resource.prlimit(server.pid, resource.RLIMIT_NOFILE, (RESERVED + 20, hard))
     client = StoreClient(url, TOKEN)
     host, port = url.removeprefix("http://").split(":")
     with ExitStack() as hold:

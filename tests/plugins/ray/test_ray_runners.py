@@ -18,7 +18,7 @@ from agentlightning.config.schema import RunnerSettings, build_config
 from agentlightning.errors import ConfigError
 from agentlightning.gateway import Gateway
 from agentlightning.stores.common import open_store
-from agentlightning.stores.http_server import store_app
+from agentlightning.telemetry.store_app import store_app
 from agentlightning.testing.engine import ScriptedEngine
 from agentlightning.testing.tokenizer import make_tokenizer
 from agentlightning.training.metrics import read_metrics

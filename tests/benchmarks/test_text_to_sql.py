@@ -409,7 +409,7 @@ def spoil(data: Path, name: str, content: bytes | None) -> None:
         ("train.jsonl", None, r"train\.jsonl"),
         ("dev.jsonl", b"", r"dev\.jsonl: The file has no tasks"),
         ("dev.jsonl", b"{", r"dev\.jsonl, line 1"),
-        ("dev.jsonl", b"[1]\n", r"dev\.jsonl, question 1: db_id, question, query missing"),
+        ("dev.jsonl", b"[1]\n[2]\n", r"dev\.jsonl, question 1: db_id, question, query missing"),
         ("dev.jsonl", json.dumps({**ROW, "query": 3}).encode(), r"dev\.jsonl, question 1: query missing or no text"),
         ("dev.jsonl", json.dumps({**ROW, "db_id": "cats"}).encode(), r"dev\.jsonl: the database 'cats' is not in .*database\.zip"),
         ("dev.jsonl", json.dumps({**ROW, "db_id": "../x"}).encode(), r"dev\.jsonl: the database '../x' is not in"),

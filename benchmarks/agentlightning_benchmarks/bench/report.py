@@ -139,7 +139,7 @@ def print_result(result: Mapping[str, Any], console: Console) -> None:
         console.print(f"The curve and numbers start after a supervised warm-up ({shown} for the first seed). The times include it.")
     for kind, change in result.get("change", {}).items():
         paired = f"{change['pairs']:,} pairs of test task and seed" + (f", {change['unpaired']} unpaired" if change["unpaired"] else "")
-        verdict = ("significant", "green") if change["rises"] else ("not significant", "yellow")
+        verdict = ("rises", "green") if change["rises"] else ("falls", "red") if change["high"] < 0 else ("not significant", "yellow")
         console.print(
             Text.assemble(
                 f"{kind}: change {change['mean']:+.3f}, 95% confidence interval {change['low']:+.3f} to {change['high']:+.3f} ({paired}): ",

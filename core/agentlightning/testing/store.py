@@ -233,8 +233,9 @@ class StoreContract:
     async def test_cancelled_attempts_do_not_count(self, store: LightningStore) -> None:
         (rollout,) = rollouts(1, max_attempts=2)
         await store.add([rollout])
-        ends: list[tuple[AttemptStatus, RolloutStatus]] = [("cancelled", "queued"), ("failed", "queued")]
-        ends += [("cancelled", "queued"), ("failed", "failed")]
+        ends: list[tuple[AttemptStatus, RolloutStatus]] = [
+            ("cancelled", "queued"), ("failed", "queued"), ("cancelled", "queued"), ("failed", "failed"),
+        ]  # fmt: skip
         for status, expected in ends:
             ((_, attempt),) = await store.claim("w", lease=LEASE)
             assert (await store.finish(attempt.id, status, retry=True)).status == expected

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -115,6 +116,7 @@ async def test_strangers_add_no_labels_and_an_expired_lease_is_counted(served: A
         for number in range(5):
             await stranger.get(f"/admin-{number}.php")
             await stranger.post(f"/store/v1/steal-{number}")
+    await asyncio.sleep(0.05)
     assert await store.claim("w", lease=60)
     values = await scraper.read()
     assert "admin" not in scraper.text

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import tomllib
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import Annotated, cast
 
 import typer
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from agentlightning.cli.show import find_records
+from agentlightning.cli.show import find_records, run_config
 from agentlightning.cli.view import print_diagnosis
 from agentlightning.contracts.store import AttemptRecords, RolloutState
 from agentlightning.errors import RunError
@@ -64,7 +64,7 @@ def runs(
 
 def _row(run: RunFolder, folder: Path) -> list[Text]:
     name = Text(str(run.path.relative_to(folder.resolve())), style="cyan")
-    config = _config(run)
+    config = run_config(run)
     try:
         state = run.read_state()
     except RunError:  # it has not begun, or another version wrote it
@@ -133,11 +133,13 @@ def compare(
     print_diagnosis(after.run, console)
 
 
+@dataclass(frozen=True, slots=True)
 class _Side:
     """One side of a comparison."""
 
-    def __init__(self, run: RunFolder, label: str, evaluation: Evaluation) -> None:
-        self.run, self.name, self.evaluation = run, label, evaluation
+    run: RunFolder
+    name: str
+    evaluation: Evaluation
 
 
 def _served(name: str) -> _Side:
@@ -216,10 +218,3 @@ def _pairs(kind: str, before: Evaluation, after: Evaluation) -> dict[str, tuple[
 
 def _mean(tasks: dict[str, float]) -> float:
     return sum(tasks.values()) / len(tasks)
-
-
-def _config(run: RunFolder) -> dict[str, Any]:
-    try:
-        return tomllib.loads(run.config.read_text())
-    except (OSError, ValueError):
-        return {}

@@ -97,7 +97,7 @@ def find_records(name: str) -> RecordsSource:
     if Path(name).is_file():
         return RecordsSource(f"sqlite:{Path(name).resolve()}")
     run = RunFolder.latest() if name == "latest" else RunFolder.open(name)
-    config = _config(run)
+    config = run_config(run)
     if not run.has_store:
         raise StoreError(f"Run {run.name} has no store.db, because nothing was recorded yet. Start it again with `agl train`.")
     observed, notes = _step_rewards(config)
@@ -112,7 +112,7 @@ def _check_file(file: Path | None) -> None:
         raise ConfigError(f"There is no store file {str(file)!r}. Name a run (`latest`), or a file that `agl.rollout(task)` recorded into.")
 
 
-def _config(run: RunFolder) -> dict[str, Any]:
+def run_config(run: RunFolder) -> dict[str, Any]:
     """Return the run's config file unchecked: a mistake in it must not hide the records."""
     try:
         return tomllib.loads(run.config.read_text())

@@ -5,8 +5,8 @@ A request over a limit is answered before its body is read. No call is recorded 
 
 from __future__ import annotations
 
+import hmac
 import logging
-import resource
 import time
 from collections import OrderedDict
 from dataclasses import dataclass
@@ -37,6 +37,8 @@ log = logging.getLogger("agentlightning.gateway")
 @cache
 def most_connections() -> int:
     """Open connections of one server, at most. A process without free files could not write its store."""
+    import resource  # POSIX
+
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     files = MOST + RESERVED if soft == resource.RLIM_INFINITY else soft
     return max(16, min(MOST, files - RESERVED))
@@ -73,7 +75,7 @@ class LimitedRequests:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         limited = scope["type"] == "http" and scope["method"] == "POST" and not scope["path"].startswith(PREFIX)
         key = next(iter(keys_of(Headers(scope=scope))), None) if limited else None
-        if key is None or key == self._unlimited:
+        if key is None or (self._unlimited is not None and hmac.compare_digest(key.encode(), self._unlimited.encode())):
             await self._app(scope, receive, send)
             return
         use = self._use(key)

@@ -46,6 +46,10 @@ class Runner:
     """Seconds for a stopped agent to end. Then it is abandoned."""
     LOOK = 0.5
     """Seconds between two looks for cancelled rollouts."""
+    START_TIME = 0.05
+    """Seconds that the first instructions of an agent may take, such as building an SDK's client."""
+    START_SHARE = 0.01
+    """The part of an agent's timeout that the first instructions of others may use up."""
 
     def __init__(
         self,
@@ -67,7 +71,8 @@ class Runner:
         self._recycled = recycled
         self._gateway_answers = gateway_answers
         self._gateway_lost = False
-        self._turn = asyncio.Lock()
+        self._starts = asyncio.Semaphore(max(1, int(self.START_SHARE * settings.timeout / self.START_TIME)))
+        """Agents whose first instructions run in a row."""
         self._agent, self._takes_llm = agent, takes_llm(agent)
         self._llm = llm
         self._running: set[asyncio.Task[None]] = set()
@@ -142,12 +147,12 @@ class Runner:
     async def _run_agent(self, recorder: Recorder) -> _End:
         """Run the agent to its end and judge it. Raises what the runner itself finds wrong."""
         task_input = copy.deepcopy(recorder.rollout.task.input)  # an agent may change its task, but not its group's
-        await self._turn.acquire()  # its first instructions may build a client: a hundred of them at once would use up its timeout
+        await self._starts.acquire()  # its first instructions may build a client; those of many agents in a row use up its timeout
         try:
             with use(recorder):
                 call = AgentCall(self._agent, (task_input, recorder.llm) if self._takes_llm else (task_input,))
         finally:
-            asyncio.get_running_loop().call_soon(self._turn.release)  # after those instructions
+            asyncio.get_running_loop().call_soon(self._starts.release)  # after those instructions
         outcome = await call.wait(self.settings.timeout, self.GRACE)
         self.abandoned += outcome.abandoned
         if outcome.timed_out:

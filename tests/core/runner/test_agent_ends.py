@@ -231,6 +231,21 @@ async def test_a_lost_attempt_keeps_its_late_records_and_does_not_win() -> None:
     assert [len(records.rewards) for records in attempts] == [1, 0]
 
 
+@pytest.mark.parametrize(("timeout", "in_a_row"), [(300.0, 8), (2.0, 1)])
+async def test_agents_start_in_a_row_while_that_takes_little_of_their_timeout(timeout: float, in_a_row: int) -> None:
+    seen: list[str] = []
+
+    async def agent(_: Any) -> float:
+        seen.append("started")
+        await asyncio.sleep(0)
+        seen.append("went on")
+        return 1.0
+
+    async with running(agent, *range(8), concurrency=8, timeout=timeout) as (store, _):
+        await ended(store, 8)
+    assert seen.index("went on") == in_a_row  # so their first calls share a batch of the engine
+
+
 async def test_agents_start_one_after_the_other_so_that_building_their_clients_uses_nobodys_timeout() -> None:
     async def solve(task: Any) -> float:
         time.sleep(0.02)  # builds its client

@@ -27,7 +27,7 @@ LEASE = 2.0
 class Training:
     """A run, which is resumed until it ends. Without other settings it has remote runners."""
 
-    REMOTE = f"remote = true\nconcurrency = 4\nlease = {LEASE}\nattempts = 20\n"
+    REMOTE = f"remote = true\nconcurrency = 4\nlease = {LEASE}\n"
 
     def __init__(
         self, house: House, model: str, *, steps: int, agent: str = 'agent = "fault_agent:solve"', runner: str = REMOTE, store: str = ""
@@ -65,8 +65,10 @@ class Training:
         metrics = list(self.runs.glob("*/metrics.jsonl"))
         return max((row["step"] for row in read_metrics(metrics[-1].parent)), default=0) if metrics else 0
 
-    def wait_for_answers(self, more: int = 1) -> None:
-        """Wait until agents got that many answers more."""
+    def wait_for_answers(self, more: int = 1, *, after_step: int = 0) -> None:
+        """Wait until the run has done `after_step` steps, then until agents got that many answers more. A test that hits each step once
+        or twice costs a rollout one or two of its three attempts."""
+        wait_until(lambda: self.done >= after_step or self.ended, f"end of step {after_step}", 150)
         goal = len(self.house.acknowledged()) + more
         try:
             wait_until(lambda: len(self.house.acknowledged()) >= goal or self.ended, "progress", 150)
@@ -97,7 +99,8 @@ def test_runners_that_are_killed_cost_no_rollout_of_the_run(house: House, model:
     training.start().wait_for("Waiting for runners")
     runners = [training.runner() for _ in range(3)]
     for kill in range(kills):
-        training.wait_for_answers(4)
+        training.wait_for_answers(4, after_step=kill // 2)
+        assert not training.ended, "the run ended before the fault"
         runners[kill % 3].kill()
         runners[kill % 3] = training.runner()
     report(training.finish("kill -9 of a runner", kills))
@@ -109,8 +112,8 @@ def test_a_trainer_that_is_killed_and_resumed_costs_no_record(house: House, mode
     training.start()
     for _ in range(2):
         training.runner()
-    for _ in range(kills):
-        training.wait_for_answers(10)
+    for kill in range(kills):
+        training.wait_for_answers(10, after_step=kill)
         assert not training.ended, "the run ended before the fault"
         training.trainer.kill()  # type: ignore[union-attr]  # it is started
         training.start()
@@ -127,7 +130,7 @@ def test_a_killed_postgresql_costs_no_record_and_the_run_goes_on(house: House, m
         for _ in range(2):
             training.runner()
         for kill in range(kills):
-            training.wait_for_answers(8)
+            training.wait_for_answers(8, after_step=kill // 2)
             assert not training.ended, training.trainer.output  # type: ignore[union-attr]
             server.kill()
             time.sleep(float(kill % 3))
@@ -190,8 +193,8 @@ def test_a_full_disk_costs_no_record_and_the_run_resumes(house: House, model: st
         training.start()
         for _ in range(2):
             training.runner()
-        for _ in range(times):
-            training.wait_for_answers(10)
+        for number in range(times):
+            training.wait_for_answers(10, after_step=number)
             ballast = fill(training.runs)
             assert training.trainer is not None
             assert training.trainer.wait() == 1, training.trainer.output
@@ -225,7 +228,7 @@ def test_a_clock_that_jumps_costs_no_record_and_no_rollout(house: House, model: 
     training.start(**clock.environment)
     runners = [training.runner() for _ in range(2)]
     for number, jump in enumerate(jumps):
-        training.wait_for_answers(8)
+        training.wait_for_answers(8, after_step=number)
         assert not training.ended, training.trainer.output  # type: ignore[union-attr]
         clock.jump(jump)
         runners[number % 2].kill()  # its leases end by a clock that jumped

@@ -101,7 +101,7 @@ class Runner:
                 if not claimed:
                     await self._something_new()
         finally:
-            running = [watch, *self._running, *filter(None, [self._change])]
+            running: list[asyncio.Task[Any]] = [watch, *self._running, *([self._change] if self._change is not None else [])]
             for task in running:
                 task.cancel()
             await asyncio.gather(*running, return_exceptions=True)

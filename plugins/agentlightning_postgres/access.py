@@ -128,7 +128,7 @@ class Access:
         """End a lost session, and return once it is gone. Its last statement may still be on its way to the server."""
         while await Transaction(connection).query(END_SESSION, (lost.pid, lost.started)):
             if time.monotonic() > deadline:
-                raise StoreError(
+                raise StoreUnavailable(
                     f"The store {self.address} lost a connection, and its process {lost.pid} on the server does not end. "
                     "End it there with `SELECT pg_terminate_backend(pid)`."
                 )

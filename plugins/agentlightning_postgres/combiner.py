@@ -6,6 +6,8 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Generic, TypeVar
 
+from agentlightning.errors import StoreUnavailable
+
 A = TypeVar("A")
 R = TypeVar("R")
 TOGETHER = 256
@@ -13,7 +15,10 @@ TOGETHER = 256
 
 
 class Combiner(Generic[A, R]):
-    """Runs calls of one event loop, alone or together. `run` returns one result for each argument, or fails without an effect."""
+    """Runs calls of one event loop, alone or together. `run` returns one result for each argument, or fails without an effect.
+
+    If the store is away, all calls that wait together fail together.
+    """
 
     def __init__(self, run: Callable[[list[A]], Awaitable[list[R]]]) -> None:
         self._run = run
@@ -40,19 +45,31 @@ class Combiner(Generic[A, R]):
         """Run the calls that wait, until there is none."""
         while self._waiting:
             batch, self._waiting = self._waiting[:TOGETHER], self._waiting[TOGETHER:]
-            if not await self._serve_batch(batch) and len(batch) > 1:
-                for call in batch:  # each fails alone
-                    await self._serve_batch([call])
+            if not await self._serve_batch(batch):
+                await self._serve_alone(batch)
         self._busy = False
 
+    async def _serve_alone(self, batch: list[tuple[A, asyncio.Future[R]]]) -> None:
+        """Run calls one by one, so that each fails alone. Once the store is away, the rest fails as well."""
+        away: StoreUnavailable | None = None
+        for argument, future in batch:
+            if away is not None:
+                future.set_exception(away)
+                continue
+            await self._serve_batch([(argument, future)])
+            error = future.exception()
+            away = error if isinstance(error, StoreUnavailable) else None
+
     async def _serve_batch(self, batch: list[tuple[A, asyncio.Future[R]]]) -> bool:
-        """Run calls together, and answer them. Return False for several that failed: they are not answered."""
+        """Run calls together, and answer them. Return False for several that failed because of one of them: they are not answered."""
         try:
             results = await self._run([argument for argument, _ in batch])
         except BaseException as error:
-            if len(batch) == 1:
-                batch[0][1].set_exception(error)
-            return False
+            if len(batch) > 1 and not isinstance(error, StoreUnavailable):
+                return False
+            for _, future in batch:  # no call is to blame if the store is away, and one after the other would wait for it again
+                future.set_exception(error)
+            return True
         for (_, future), result in zip(batch, results, strict=True):
             future.set_result(result)
         return True

@@ -166,8 +166,8 @@ class Ledger:
     def _now(self) -> float:
         """Return the time that leases count from. After a jump of the clock, first move the leases that it ended or made far too long.
         Another process may have moved them already."""
-        now = time.time()
-        if jump := self._clock.jump():
+        now, jump = self._clock.read()  # one reading: the time after a jump with the leases before it would keep a lease for long
+        if jump:
             touched, limit = ("expires <= ?", now) if jump > 0 else ("expires > ?", now - jump / 2)
             self.sql.execute(f"UPDATE attempts SET expires = expires + ? WHERE status = 'running' AND {touched}", (jump, limit))
         return now

@@ -6,7 +6,6 @@ acknowledged operation, and perhaps some whose acknowledgement was in flight.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Literal, get_args
@@ -18,9 +17,14 @@ from agentlightning.stores.records import Arriving, Row
 from agentlightning.stores.serialization import encode
 from agentlightning.types import Attempt, AttemptStatus, Mode, Policy, Record, Rollout, RolloutStatus
 from agentlightning_sqlite.access import Access, FileAccess, MemoryAccess
+from agentlightning_sqlite.clock import Clock
 from agentlightning_sqlite.ledger import Ledger
 from agentlightning_sqlite.moving import delete, put
 from agentlightning_sqlite.schema import MEMORY
+
+LOOK_ANYWAY = 5.0
+"""Seconds after which a waiter looks without a signal: a writer may have been killed before it gave one, or the wall clock went back, so
+that the next lease ends sooner than it seemed."""
 
 
 class SQLiteStore:
@@ -28,7 +32,7 @@ class SQLiteStore:
 
     def __init__(self, path: Path | None = None) -> None:
         self.path = path
-        self._changes = Changes()
+        self._changes, self._clock = Changes(), Clock()
         self._access: Access = MemoryAccess(self._changes) if path is None else FileAccess(path, self._changes)
 
     def __repr__(self) -> str:
@@ -102,11 +106,12 @@ class SQLiteStore:
         async def look() -> tuple[int, float | None]:
             again = self._access.watch()
             seq, expiry = await self._access.read(lambda ledger: (ledger.look(), ledger.expiry()))
-            if expiry is not None and expiry <= time.time():
+            now, jump = self._clock.read()
+            if expiry is not None and (jump or expiry <= now):
                 await self._access.write(Ledger.collect)
                 seq, expiry = await self._access.read(lambda ledger: (ledger.look(), ledger.expiry()))
-            due = (again, None if expiry is None else max(0.0, expiry - time.time()))
-            return seq, min((seconds for seconds in due if seconds is not None), default=None)
+            due = (LOOK_ANYWAY, again, None if expiry is None else max(0.0, expiry - now))
+            return seq, min(seconds for seconds in due if seconds is not None)
 
         return await wait_for_change(self._changes, look, after, timeout)
 

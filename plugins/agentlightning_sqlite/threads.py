@@ -192,8 +192,6 @@ class Watcher:
     """Milliseconds in which events are batched."""
     SETTLING = 0.25
     """Seconds until the system reports events reliably."""
-    LOOK_ANYWAY = 5000
-    """Milliseconds without an event before it checks anyway, in case a writer was killed between commit and signal."""
 
     def __init__(self, path: Path, changes: Changes) -> None:
         self.path, self._changes = path, changes
@@ -220,8 +218,8 @@ class Watcher:
         try:
             ledger.look()  # so that the log file exists
             for _ in watchfiles.watch(
-                f"{self.path}-wal", watch_filter=None, debounce=self.PAUSE, step=self.PAUSE, rust_timeout=self.LOOK_ANYWAY,
-                yield_on_timeout=True, stop_event=self._stop, raise_interrupt=False,
+                f"{self.path}-wal", watch_filter=None, debounce=self.PAUSE, step=self.PAUSE, stop_event=self._stop, raise_interrupt=False,
+                rust_timeout=0,  # it would count on the wall clock
             ):  # fmt: skip
                 try:
                     if ledger.look() > seen:

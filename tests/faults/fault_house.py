@@ -112,6 +112,11 @@ class Process:
     def code(self) -> int | None:
         return self._process.poll()
 
+    @property
+    def account(self) -> str:
+        """Its arguments, its exit code, and the end of its output."""
+        return f"{self._process.args} ended as {self.code}: {self.output[-2000:]}"
+
     def wait_for(self, text: str, seconds: float = 120) -> None:
         """Wait until the output has a text."""
         wait_until(lambda: text in self.output or self.code is not None, f"{text!r} in {self.output}", seconds)

@@ -130,7 +130,7 @@ class Endpoint:
         self._service, self._answerer = service, answerer
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        started, headers = time.time(), Headers(scope=scope)
+        started, began, headers = time.time(), time.monotonic(), Headers(scope=scope)
         try:
             state = await self._service.callers.attempt(headers)
         except Refused as refusal:
@@ -157,7 +157,7 @@ class Endpoint:
             del state.running[task]
             gone.cancel()
             log.info(
-                "Call %s after %.3f s%s", recording.status, time.time() - started, f": {recording.detail}" if recording.detail else "."
+                "Call %s after %.3f s%s", recording.status, time.monotonic() - began, f": {recording.detail}" if recording.detail else "."
             )
             if production:
                 await self._service.store.finish(state.attempt.id, ENDS[recording.status], error=recording.detail)

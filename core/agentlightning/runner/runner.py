@@ -76,6 +76,8 @@ class Runner:
         self._agent, self._takes_llm = agent, takes_llm(agent)
         self._llm = llm
         self._running: set[asyncio.Task[None]] = set()
+        self._cursor = 0
+        self._change: asyncio.Task[int] | None = None
         self._broken: list[BaseException] = []
 
     @property
@@ -88,7 +90,6 @@ class Runner:
         watch = asyncio.create_task(self._stop_cancelled())
         claims = Claims(self.store, self.name, lease=self.settings.lease, concurrency=self.settings.concurrency)
         try:
-            cursor = 0
             while True:
                 if self._broken:
                     raise self._broken[0]
@@ -103,27 +104,28 @@ class Runner:
                     self._running.add(task)
                     task.add_done_callback(self._ended)
                 if not claimed:
-                    cursor = await self._something_new(cursor)
+                    await self._something_new()
         finally:
-            running = [watch, *self._running]
+            running: list[asyncio.Task[Any]] = [watch, *self._running, *([self._change] if self._change is not None else [])]
             for task in running:
                 task.cancel()
             await asyncio.gather(*running, return_exceptions=True)
+            self._change = None
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._running.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             self._broken.append(error)  # the store refused to close an attempt, and nobody else reports it
 
-    async def _something_new(self, cursor: int) -> int:
-        """Wait until the store changed, one of our rollouts ended, or a lease may have expired."""
-        change = asyncio.create_task(self.store.wait(cursor, timeout=self.settings.lease / 4))
-        try:
-            await asyncio.wait([change, *self._running], return_when=asyncio.FIRST_COMPLETED)
-            return change.result() if change.done() else cursor
-        finally:
-            if not change.done():
-                change.cancel()
+    async def _something_new(self) -> None:
+        """Wait until the store changed, one of our rollouts ended, or a lease may have expired. The wait for the store goes on meanwhile,
+        because a poll over HTTP that is cancelled costs a connection."""
+        if self._change is None:
+            self._change = asyncio.create_task(self.store.wait(self._cursor, timeout=self.settings.lease / 4))
+        await asyncio.wait([self._change, *self._running], return_when=asyncio.FIRST_COMPLETED)
+        if self._change.done():
+            change, self._change = self._change, None
+            self._cursor = change.result()
 
     async def _attempt(self, rollout: Rollout, attempt: Attempt) -> None:
         set_log_ids(rollout_id=rollout.id, attempt_id=attempt.id)

@@ -362,3 +362,37 @@ async def test_an_agent_that_changes_its_task_does_not_change_that_of_its_group(
 
     await run(solve, task, task)
     assert seen == [2, 2]
+
+
+async def test_a_runner_keeps_its_wait_for_the_store_when_a_rollout_ends() -> None:
+    class Waited(SQLiteStore):
+        begun = cancelled = 0
+
+        async def wait(self, after: int, *, timeout: float | None = None) -> int:
+            self.begun += 1
+            try:
+                return await super().wait(after, timeout=timeout)
+            except asyncio.CancelledError:
+                self.cancelled += 1
+                raise
+
+    store, ends = Waited(), [asyncio.Event() for _ in range(4)]
+    await store.add([Rollout(task=Task(str(number), number), mode="train") for number in range(4)])
+
+    async def solve(task: Any) -> float:
+        await ends[task].wait()
+        return 1.0
+
+    runner = Runner(store, solve, llm, RunnerSettings(concurrency=4))
+    running = asyncio.create_task(runner.run())
+    for left in (3, 2, 1, 0):
+        await asyncio.sleep(0.05)
+        ends[left].set()
+        async with asyncio.timeout(5):
+            while runner.running > left:
+                await asyncio.sleep(0.01)
+    await asyncio.sleep(0.05)
+    assert store.begun > 2
+    assert store.cancelled == 0
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)

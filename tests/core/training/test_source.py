@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -154,6 +155,20 @@ async def test_a_rollout_without_a_model_call_is_dropped_unless_it_is_to_be_kept
     assert source.account() == ("2 without a model call" if no_calls == "drop" else "1 without a reward so far")
 
 
+async def test_a_waiting_replay_looks_for_a_reward_although_the_clock_went_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    store, clocks = open_store("memory:"), SimpleNamespace(time=time.time, monotonic=time.monotonic)
+    rollout = await acted(store, "a")
+    monkeypatch.setattr(ProductionReplay, "SOONEST", 0.05)
+    monkeypatch.setattr("agentlightning.training.production.replay.time", clocks)
+    source = source_of(store)
+    await source.take(1, 1)
+    clocks.time = lambda: time.time() - 86400
+    await reward(store, rollout, 1.0)
+    await asyncio.sleep(0.1)
+    assert await source._look_again(clocks.monotonic()) == float("inf")
+    assert await ids(source, 1, 1) == [rollout]
+
+
 async def test_a_waiting_replay_looks_the_less_often_for_a_reward_the_older_its_rollout_is(monkeypatch: pytest.MonkeyPatch) -> None:
     store, clock = open_store("memory:"), [time.time()]
     late = await acted(store, "a")
@@ -166,7 +181,8 @@ async def test_a_waiting_replay_looks_the_less_often_for_a_reward_the_older_its_
         return await read(rollout_id)
 
     store.read = counted  # type: ignore[method-assign]
-    monkeypatch.setattr("agentlightning.training.production.replay.time.time", lambda: clock[0])
+    clocks = SimpleNamespace(time=lambda: clock[0], monotonic=lambda: clock[0])
+    monkeypatch.setattr("agentlightning.training.production.replay.time", clocks)
     source = source_of(store)
     await source.take(1, 1)
     looks = []

@@ -15,8 +15,8 @@ from postgres_proxy import Loss, Proxy
 from postgres_schemas import NUMBERS
 
 from acknowledged import check_acknowledged, line, start
-from agentlightning.errors import StoreError
-from agentlightning.testing.store import rollouts
+from agentlightning.errors import StoreError, StoreUnavailable
+from agentlightning.testing.store import rollouts, span
 from agentlightning_postgres.store import PostgresStore, open_postgres
 from agentlightning_postgres.testing import PASSWORD, Server, temporary_server
 
@@ -183,3 +183,20 @@ async def test_nothing_acknowledged_is_lost_when_the_server_is_killed(fragile: S
 @pytest.mark.slow
 async def test_eight_processes_lose_nothing_when_the_server_is_killed_again_and_again(fragile: Server) -> None:
     await _crash(fragile, writers=8, seconds=4.0, kills=4)
+
+
+async def test_calls_that_share_a_transaction_fail_together_when_the_server_is_away(
+    fragile: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("agentlightning_postgres.access.PATIENCE", 1.0)
+    store = open_postgres(fragile.local(f"test_{next(NUMBERS)}"))
+    await store.add(rollouts(8))
+    attempts = [attempt for _, attempt in await store.claim("w", lease=600, limit=8)]
+    fragile.kill()
+    began = time.monotonic()
+    answers = await asyncio.gather(*(store.record([span(attempt.id)]) for attempt in attempts), return_exceptions=True)
+    took = time.monotonic() - began
+    fragile.start()
+    await store.close()
+    assert {type(answer) for answer in answers} == {StoreUnavailable}
+    assert took < 5, "the first call is tried for a second, then the others together"

@@ -217,3 +217,37 @@ async def test_leases_survive_a_clock_that_jumps(tmp_path: Path, monkeypatch: py
     assert [state.attempts[0].status for state in states] == ["lost", "running", "lost"], "only those without a heartbeat"
     assert dead.id == states[2].attempts[0].id
     await store.close()
+
+
+async def test_a_waiter_hears_of_a_lease_that_ends_after_the_clock_went_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("agentlightning_sqlite.store.LOOK_ANYWAY", 0.2)
+    store, offset, real = SQLiteStore(tmp_path / "agl.db"), 0.0, time.time
+    monkeypatch.setattr(time, "time", lambda: real() + offset)
+    await store.add(rollouts(1, max_attempts=1))
+    await store.claim("dead", lease=0.5)
+    waiting = asyncio.ensure_future(store.wait(await store.wait(0), timeout=30))
+    await asyncio.sleep(0.1)
+    offset = -86400.0
+    await asyncio.wait_for(waiting, 5)
+    states, _ = await store.list()
+    assert states[0].attempts[0].status == "lost"
+    await store.close()
+
+
+async def test_a_clock_that_jumps_within_a_heartbeat_makes_no_endless_lease(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store, real, readings = SQLiteStore(tmp_path / "agl.db"), time.time, 0
+
+    def jumps_after_one_reading() -> float:
+        nonlocal readings
+        readings += 1
+        return real() if readings == 1 else real() - 86400
+
+    await store.add(rollouts(1, max_attempts=1))
+    ((_, attempt),) = await store.claim("dead", lease=60)
+    monkeypatch.setattr(time, "time", jumps_after_one_reading)
+    await store.heartbeat(attempt.id, lease=0.3)
+    await asyncio.sleep(0.4)
+    await store.claim("heir", lease=60)
+    states, _ = await store.list()
+    assert states[0].attempts[0].status == "lost"
+    await store.close()

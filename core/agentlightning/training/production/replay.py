@@ -57,7 +57,7 @@ class ProductionReplay(StepSource):
         self._cursor = 0
         self._page: deque[RolloutState] = deque()
         self._unscored: list[tuple[float, int, ReplayRollout]] = []
-        """A heap of the UNSCORED rollouts: when to look for a reward again (seconds since the epoch), and `seq`."""
+        """A heap of the UNSCORED rollouts: when to look for a reward again (on the monotonic clock), and `seq`."""
 
     async def next(self, step: int, group_size: int) -> tuple[list[Trajectory], Counts]:
         return await self.take(self._tasks_per_step, group_size), {}
@@ -74,7 +74,7 @@ class ProductionReplay(StepSource):
             seq = await self._store.wait(0, timeout=0) if self._wait else 0
             if await self._fill(count, size):
                 break
-            pause = await self._look_again(time.time())
+            pause = await self._look_again(time.monotonic())
             if self._table.groups(size) >= count or not self._wait:
                 break
             self._tell(count, size, aloud=not told)
@@ -139,18 +139,18 @@ class ProductionReplay(StepSource):
         for rollout in due:
             self._controls.check()
             await self._assess(rollout)
-        return max(0.0, self._unscored[0][0] - time.time()) if self._unscored else float("inf")
+        return max(0.0, self._unscored[0][0] - time.monotonic()) if self._unscored else float("inf")
 
     async def _assess(self, rollout: ReplayRollout) -> None:
         """Set the state of an unscored rollout."""
-        now = time.time()
+        now, age = time.monotonic(), time.time() - rollout.ended
         trajectory, same_tokenizer = await self._reader.read(rollout.id)
         if trajectory is None:
             self._table.settle(rollout, State.EXCLUDED, CONTRADICTED)
         elif trajectory.excluded is not None:
             self._table.settle(rollout, State.EXCLUDED, trajectory.excluded)
         elif trajectory.reward is None and trajectory.status == "succeeded":
-            heappush(self._unscored, (now + max((now - rollout.ended) * self.AGE, self.SOONEST), rollout.seq, rollout))
+            heappush(self._unscored, (now + max(age * self.AGE, self.SOONEST), rollout.seq, rollout))
         elif trajectory.reward is None:
             self._table.settle(rollout, State.EXCLUDED, f"that ended as {trajectory.status!r}")
         elif has_trained_tokens(trajectory):

@@ -57,10 +57,10 @@ class GroupSignal:
     def text(self) -> str:
         """A few lines for somebody who never heard of groups."""
         chance = self.chances[self.size]
-        verdict = "Enough" if chance >= ENOUGH else f"Too little, because {ENOUGH:.0%} or more is good"
+        verdict = "That is enough." if chance >= ENOUGH else f"That is too little. Aim for {ENOUGH:.0%} or more."
         *others, last = [f"{share:.0%} of groups of {size}" for size, share in self.chances.items()]
         return (
-            f"{verdict}: about {chance:.0%} of the groups will have signal.\n"
+            f"About {chance:.0%} of the groups will have signal. {verdict}\n"
             "A group is the rollouts of one task. It has signal only if their rewards differ.\n"
             f"Here {self.with_signal} of {self.groups} groups do (95% interval {self.low:.0%} to {self.high:.0%}).\n"
             f"Expect about {', '.join(others)}, and {last}."

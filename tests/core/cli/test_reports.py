@@ -83,7 +83,7 @@ def test_a_dry_run_tells_in_plain_words_what_the_groups_teach_and_what_to_set(co
         console,
     )
     for part in (
-        "Too little, because 50% or more is good: about 31% of the groups will have signal.",
+        "About 31% of the groups will have signal. That is too little. Aim for 50% or more.",
         "It has signal only if their rewards differ",
         "2 of 8 groups do (95% interval 7% to 59%)",
         "20% of groups of 4, 31% of groups of 8, 42% of groups of 16, and 53% of groups of 32",

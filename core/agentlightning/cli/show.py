@@ -19,7 +19,18 @@ from rich.table import Table
 from rich.text import Text
 
 from agentlightning.cli.accounts import account, finished_step
-from agentlightning.cli.view import STYLES, RecordsSource, Shown, print_diagnosis, print_reused, print_sums, short
+from agentlightning.cli.view import (
+    STYLES,
+    RecordsSource,
+    Shown,
+    kind,
+    print_diagnosis,
+    print_reused,
+    print_sums,
+    records_console,
+    short,
+    task_text,
+)
 from agentlightning.config.store_address import shown_address, store_file
 from agentlightning.contracts.store import AttemptRecords, LightningStore, RolloutState
 from agentlightning.errors import ConfigError, LightningError, NotFound, StoreError
@@ -27,6 +38,9 @@ from agentlightning.registry.registry import registry
 from agentlightning.stores.common import open_store
 from agentlightning.training.run_folder import RunFolder
 from agentlightning.types import Mode, RolloutStatus
+
+TASK_LIMIT = 200
+"""Characters of a task that are laid out in its row."""
 
 
 def show(
@@ -50,7 +64,7 @@ def show(
 
     `agl show latest --step 3 --mode train` lists the training rollouts of step 3.
 
-    `agl show latest 5f0c9a1e` shows one rollout: agents, model calls, tools, rewards, advantages.
+    `agl show latest 5f0c9a1e` shows one rollout: agents, messages, replies, tools, rewards, advantages.
 
     `agl show 5f0c9a1e` does the same.
 
@@ -61,9 +75,7 @@ def show(
     if rollout is None and _is_id(run):
         run, rollout = "latest", run
     source = find_records(run)
-    console = Console()
-    if not console.is_terminal and "COLUMNS" not in os.environ:
-        console.width = 200  # a pipe or a file has no width to fit
+    console = records_console()
     if rollout is not None:
         from agentlightning.cli.tree import print_rollout
 
@@ -231,9 +243,9 @@ def print_rollouts(rows: list[Shown], source: RecordsSource, console: Console, *
     table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
     for heading in ("rollout", "step", "mode", "task", "index", "status", "reward", "calls", "tokens", "trained", "seconds"):
         left = heading in ("rollout", "mode", "task", "status")
-        least = {"rollout": 8, "task": 4, "mode": 5, "status": 9}.get(heading, len(heading))  # on a narrow screen the task gives way
+        least = {"rollout": 8, "task": 8, "mode": 5, "status": 9}.get(heading, len(heading))  # on a narrow screen the task gives way
         table.add_column(
-            heading, justify="left" if left else "right", no_wrap=True, min_width=least, max_width=40 if heading == "task" else None
+            heading, justify="left" if left else "right", no_wrap=True, min_width=least, max_width=60 if heading == "task" else None
         )
     for row in shown:
         rollout, number = row.state.rollout, finished_step(row.state.rollout)
@@ -241,8 +253,8 @@ def print_rollouts(rows: list[Shown], source: RecordsSource, console: Console, *
         table.add_row(
             Text(short(rollout.id), style="cyan"),
             "" if number is None else str(number),
-            rollout.mode,
-            Text(rollout.task.id),
+            kind(rollout),
+            Text(task_text(rollout.task)[:TASK_LIMIT]),
             str(rollout.index),
             Text(row.state.status, style=STYLES.get(row.state.status, "")),
             "–" if reward is None else f"{reward:.3f}",

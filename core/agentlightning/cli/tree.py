@@ -7,7 +7,7 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from rich.console import Console, Group, RenderableType
 from rich.panel import Panel
@@ -16,14 +16,14 @@ from rich.text import Text
 from rich.tree import Tree
 
 from agentlightning.cli.accounts import finished_step
+from agentlightning.cli.conversation import clip, message_text, sent_text
 from agentlightning.cli.view import STYLES, RecordsSource, Shown, print_sums, short
 from agentlightning.contracts.store import AttemptRecords
 from agentlightning.rl.trajectory.joins import Joins, join
+from agentlightning.stores.messages import RecordedMessages
 from agentlightning.types import Call, Completion, Reward, Span
 
 Decode = Callable[[int], str]
-TEXT_LIMIT = 2000
-"""Characters of one text that are shown."""
 
 
 def print_rollout(shown: Shown, source: RecordsSource, console: Console, *, tokens: bool) -> None:
@@ -57,6 +57,7 @@ class AttemptTree:
     def __init__(self, shown: Shown, records: AttemptRecords, decode: Decode | None, tokens: bool) -> None:
         self._shown, self._records, self._decode, self._tokens = shown, records, decode, tokens
         self._joins: Joins = join(records.calls, records.spans)
+        self._messages = RecordedMessages(records)
         self._calls = {call.id: call for call in records.calls}
         self._completions: dict[str, list[Completion]] = defaultdict(list)
         for completion in records.completions:
@@ -137,7 +138,7 @@ class AttemptTree:
             head.append(f"\nretried as call {short(self._joins.alias[call.id])}", style="yellow")
         for key in {call.id, span.id if span is not None else call.id}:
             self._append_rewards(head, key)
-        parts: list[RenderableType] = [head]
+        parts: list[RenderableType] = [head, *sent_text(call, self._messages)]
         for completion in self._completions[call.id]:
             parts += self._completion(completion)
         return Group(*parts)
@@ -159,7 +160,7 @@ class AttemptTree:
         exact = self._decode is not None and logprobs is not None
         if self._decode is not None and logprobs is not None:
             parts.append(coloured([self._decode(int(token)) for token in completion.response_ids], logprobs.tolist()))
-        parts.append(Text(_clip(message_text(completion.message, content=not exact))))
+        parts.append(Text(clip(message_text(completion.message, content=not exact))))
         if self._tokens:
             parts.append(self._token_table(completion))
         return [part for part in parts if not (isinstance(part, Text) and not part.plain)]
@@ -217,18 +218,6 @@ def _colour(logprob: float) -> str:
     return "green" if chance > 0.9 else "bright_green" if chance > 0.5 else "yellow" if chance > 0.1 else "red"
 
 
-def message_text(message: Any, *, content: bool = True) -> str:
-    """A reply as a person reads it: its text (with `content`), then its tool calls."""
-    if not isinstance(message, dict):
-        return "" if message is None or not content else str(message)
-    reply = cast("dict[str, Any]", message)
-    lines = [str(reply["content"])] if content and reply.get("content") else []
-    for tool_call in cast("list[dict[str, Any]]", reply.get("tool_calls") or []):
-        function = cast("dict[str, Any]", tool_call.get("function", tool_call))
-        lines.append(f"→ {function.get('name')}({function.get('arguments', '')})")
-    return "\n".join(lines)
-
-
 def load_decoder(source: RecordsSource) -> Decode | None:
     """Token ids to text with the tokenizer of the run's model; None where it is not on this machine."""
     try:
@@ -264,8 +253,4 @@ def _sampling(shown: Shown) -> str:
 
 
 def _json(value: Any) -> str:
-    return _clip(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str))
-
-
-def _clip(text: str) -> str:
-    return text if len(text) <= TEXT_LIMIT else f"{text[:TEXT_LIMIT]} … ({len(text) - TEXT_LIMIT} more characters)"
+    return clip(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str))

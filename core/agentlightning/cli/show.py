@@ -5,11 +5,9 @@ from __future__ import annotations
 import asyncio
 import os
 import re
-import tomllib
-from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from msgspec.structs import replace
@@ -18,24 +16,32 @@ from rich.progress import Progress
 from rich.table import Table
 from rich.text import Text
 
-from agentlightning.cli.accounts import account, finished_step
+from agentlightning.cli.accounts import account
 from agentlightning.cli.view import (
     STYLES,
     RecordsSource,
     Shown,
-    kind,
     print_diagnosis,
     print_reused,
     print_sums,
     records_console,
     short,
-    task_text,
 )
 from agentlightning.config.store_address import shown_address, store_file
-from agentlightning.contracts.store import AttemptRecords, LightningStore, RolloutState
-from agentlightning.errors import ConfigError, LightningError, NotFound, StoreError
+from agentlightning.contracts.store import AttemptRecords, RolloutState
+from agentlightning.errors import ConfigError, NotFound, StoreError
 from agentlightning.registry.registry import registry
 from agentlightning.stores.common import open_store
+from agentlightning.training.recorded import (
+    find_rollout,
+    finished_step,
+    kind_of_rollout,
+    read_trajectory,
+    rollout_states,
+    run_config,
+    task_text,
+    trajectory_settings,
+)
 from agentlightning.training.run_folder import RunFolder
 from agentlightning.types import Mode, RolloutStatus
 
@@ -112,8 +118,7 @@ def find_records(name: str) -> RecordsSource:
     config = run_config(run)
     if not run.has_store:
         raise StoreError(f"Run {run.name} has no store.db, because nothing was recorded yet. Start it again with `agl train`.")
-    observed, notes = _step_rewards(config)
-    settings = {"agents": config.get("agents"), "reward_weights": config.get("reward_weights"), "step_rewards": observed}
+    settings, notes = trajectory_settings(config)
     production = config.get("replay", {}).get("store")
     return RecordsSource(run.store_address, run, run.read_batches(), settings, config.get("model"), production, notes)
 
@@ -124,28 +129,6 @@ def _check_file(file: Path | None) -> None:
         raise ConfigError(f"There is no store file {str(file)!r}. Name a run (`latest`), or a file that `agl.rollout(task)` recorded into.")
 
 
-def run_config(run: RunFolder) -> dict[str, Any]:
-    """Return the run's config file unchecked: a mistake in it must not hide the records."""
-    try:
-        return tomllib.loads(run.config.read_text())
-    except (OSError, ValueError):
-        return {}
-
-
-def _step_rewards(config: Mapping[str, Any]) -> tuple[Sequence[Any], tuple[str, ...]]:
-    """Return the run's step rewards, for `trajectory`; none, and a note, if they cannot be read any more."""
-    if not config.get("step_rewards"):
-        return (), ()
-    from agentlightning.config.parts import build_step_rewards
-    from agentlightning.config.schema import import_from
-
-    try:
-        import_from(Path(config.get("path", ".")))
-        return build_step_rewards(config["step_rewards"]), ()
-    except Exception as error:  # a user's module may raise anything
-        return (), (f"the run's step_rewards are not shown: {error}",)
-
-
 async def _one(source: RecordsSource, name: str) -> Shown:
     store = open_store(source.address)
     try:
@@ -154,7 +137,7 @@ async def _one(source: RecordsSource, name: str) -> Shown:
         replayed = await _replayed(source, name)
         if len(replayed) > 1:
             raise ConfigError(f"{name!r} fits {len(replayed)} rollouts of the replay {source.production}. Give more of the id.")
-        return replayed[0] if replayed else _shown(source, *await store.read(await _find(store, name)))
+        return replayed[0] if replayed else _shown(source, *await store.read(await find_rollout(store, name)))
     finally:
         await store.close()
 
@@ -177,17 +160,6 @@ async def _replayed(source: RecordsSource, name: str = "") -> list[Shown]:
     return rows
 
 
-async def _find(store: LightningStore, name: str) -> str:
-    """Return the id of the only rollout whose id starts or ends with `name`."""
-    ids = [state.rollout.id async for state in _states(store)]
-    matches = [rollout_id for rollout_id in ids if rollout_id.endswith(name) or rollout_id.startswith(name)]
-    if len(matches) == 1:
-        return matches[0]
-    if matches:
-        raise ConfigError(f"{name!r} fits {len(matches)} rollouts: {', '.join(matches[:4])} ... Give more of the id.")
-    raise ConfigError(f"There is no rollout {name!r} in this store. `agl show RUN` lists the rollouts.")
-
-
 async def _all(source: RecordsSource, step: int | None, mode: Mode | None, status: RolloutStatus | None) -> list[Shown]:
     """Return the rollouts that fit, the replayed ones first."""
 
@@ -204,7 +176,7 @@ async def _all(source: RecordsSource, step: int | None, mode: Mode | None, statu
     try:
         with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
             job = bar.add_task("reading rollouts", total=None)
-            async for state in _states(store, mode=mode, status=[status] if status else None):
+            async for state in rollout_states(store, mode=mode, status=[status] if status else None):
                 if fits(state):
                     rows.append(_shown(source, *await store.read(state.rollout.id)))
                 bar.advance(job)
@@ -213,23 +185,8 @@ async def _all(source: RecordsSource, step: int | None, mode: Mode | None, statu
     return rows
 
 
-async def _states(store: LightningStore, **filters: Any) -> AsyncGenerator[RolloutState]:
-    states, after = await store.list(limit=200, **filters)
-    while states:
-        for state in states:
-            yield state
-        states, after = await store.list(after=after, limit=200, **filters)
-
-
 def _shown(source: RecordsSource, state: RolloutState, attempts: tuple[AttemptRecords, ...]) -> Shown:
-    from agentlightning.rl.trajectory.build import trajectory
-
-    built, problem = None, None
-    if state.winner is not None:
-        try:
-            built = trajectory(state, attempts, **source.settings)
-        except LightningError as error:
-            problem = str(error)
+    built, problem = read_trajectory(state, attempts, source.settings)
     learned = source.learned.get(state.rollout.id)
     return Shown(state, attempts, built, problem, learned, account(state, attempts, built, learned))
 
@@ -253,7 +210,7 @@ def print_rollouts(rows: list[Shown], source: RecordsSource, console: Console, *
         table.add_row(
             Text(short(rollout.id), style="cyan"),
             "" if number is None else str(number),
-            kind(rollout),
+            kind_of_rollout(rollout),
             Text(task_text(rollout.task)[:TASK_LIMIT]),
             str(rollout.index),
             Text(row.state.status, style=STYLES.get(row.state.status, "")),

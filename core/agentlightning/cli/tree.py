@@ -15,12 +15,13 @@ from rich.table import Column, Table
 from rich.text import Text
 from rich.tree import Tree
 
-from agentlightning.cli.accounts import finished_step
 from agentlightning.cli.conversation import clip, message_text, sent_text
 from agentlightning.cli.view import STYLES, RecordsSource, Shown, print_sums, short
 from agentlightning.contracts.store import AttemptRecords
 from agentlightning.rl.trajectory.joins import Joins, join
 from agentlightning.stores.messages import RecordedMessages
+from agentlightning.training.attempt_tree import AttemptTree, Node
+from agentlightning.training.recorded import finished_step
 from agentlightning.types import Call, Completion, Reward, Span
 
 Decode = Callable[[int], str]
@@ -44,30 +45,24 @@ def print_rollout(shown: Shown, source: RecordsSource, console: Console, *, toke
     if decode is None and tokens:
         console.print("showing token ids without text: this run's tokenizer is not here, or `tokenizers` is not installed", style="dim")
     for records in shown.attempts:
-        console.print(AttemptTree(shown, records, decode, tokens).tree())
+        console.print(AttemptView(shown, records, decode, tokens).tree())
     notes = [*source.notes, *([shown.problem] if shown.problem else []), *(shown.trajectory.diagnostics if shown.trajectory else ())]
     for note in notes:
         console.print(Text.assemble(("note: ", "yellow"), note), soft_wrap=True)
     print_sums([shown], console)
 
 
-class AttemptTree:
+class AttemptView:
     """Builds the tree of one attempt."""
 
     def __init__(self, shown: Shown, records: AttemptRecords, decode: Decode | None, tokens: bool) -> None:
         self._shown, self._records, self._decode, self._tokens = shown, records, decode, tokens
         self._joins: Joins = join(records.calls, records.spans)
         self._messages = RecordedMessages(records)
-        self._calls = {call.id: call for call in records.calls}
         self._completions: dict[str, list[Completion]] = defaultdict(list)
         for completion in records.completions:
             self._completions[completion.call_id].append(completion)
         self._rewards: dict[str | None, list[Reward]] = defaultdict(list)
-        self._children: dict[str | None, list[Span]] = defaultdict(list)
-        span_ids = {span.id for span in records.spans}
-        for span in sorted(records.spans, key=lambda span: span.started):
-            self._children[span.parent_id if span.parent_id in span_ids else None].append(span)
-        self._call_of = {span.id: call_id for call_id, spans in self._joins.spans.items() for span in spans}
         trajectory = shown.trajectory
         counts = trajectory is not None and trajectory.attempt_id == records.attempt.id
         self._transitions = (
@@ -87,30 +82,22 @@ class AttemptTree:
             head.append(f"\n{attempt.error}", style="red")
         self._append_rewards(head, None)
         root = Tree(head, guide_style="dim")
-        shown: set[str] = set()
-        for span in self._children[None]:
-            self._add(root, span, shown, set())
-        alone = [call for call in self._records.calls if call.id not in shown]
+        structure = AttemptTree.of(self._records, self._joins)
+        for node in structure.roots:
+            self._add(root, node)
         branch = root
-        if alone and self._records.spans:
+        if structure.calls and self._records.spans:
             branch = root.add(Text("model calls without a span of the framework", style="yellow"))
-        for call in alone:
+        for call in structure.calls:
             branch.add(self._call(call, None))
         if not self._records.calls:
             root.add(Text("no model call reached the gateway", style="yellow"))
         return root
 
-    def _add(self, parent: Tree, span: Span, shown: set[str], above: set[str]) -> None:
-        if span.id in above:  # clients choose ids, so a cycle is possible: it is shown once
-            return
-        call_id = self._call_of.get(span.id)
-        if call_id is not None and call_id in self._calls:
-            shown |= {call_id, *(old for old, new in self._joins.alias.items() if new == call_id)}
-            branch = parent.add(self._call(self._calls[call_id], span))
-        else:
-            branch = parent.add(self._span(span))
-        for child in self._children[span.id]:
-            self._add(branch, child, shown, above | {span.id})
+    def _add(self, parent: Tree, node: Node) -> None:
+        branch = parent.add(self._span(node.span) if node.call is None else self._call(node.call, node.span))
+        for child in node.children:
+            self._add(branch, child)
 
     def _span(self, span: Span) -> Text:
         style = {"agent": "bold magenta", "tool": "bold blue", "note": "italic", "llm": "bold yellow"}[span.kind]

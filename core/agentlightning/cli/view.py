@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import os
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any
 
 from rich.console import Console, ConsoleOptions, ConsoleRenderable, RenderHook, RenderResult
 from rich.segment import Segment
@@ -16,12 +14,11 @@ from rich.text import Text
 from agentlightning.cli.accounts import UNACCOUNTED, Account, total
 from agentlightning.contracts.store import AttemptRecords, RolloutState
 from agentlightning.training.no_calls import made_no_call
+from agentlightning.training.recorded import kind_of_rollout
 from agentlightning.training.run_folder import RunFolder
 from agentlightning.training.run_state import Learned
-from agentlightning.types import Rollout, Task, Trajectory, is_greedy
+from agentlightning.types import Trajectory
 
-QUESTIONS = ("question", "problem", "prompt", "input", "text", "query", "instruction", "task")
-"""The usual names of a task's question."""
 SYMBOLS = {
     **{code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"},
     **dict.fromkeys([127, *range(128, 160), 0x61C, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A)], "\ufffd"),
@@ -91,33 +88,6 @@ def records_console() -> Console:
     return console
 
 
-def task_text(task: Task) -> str:
-    """What a task asks, on one line. Its id comes first, unless it is only a hash."""
-    text = _question(task.input)
-    line = " ".join((text if isinstance(text, str) else json.dumps(text, ensure_ascii=False, default=str)).split())
-    return line if re.fullmatch("[0-9a-f]{16}|[0-9a-f]{32}", task.id) else f"{task.id} {line}"
-
-
-def _question(input: Any) -> Any:
-    """The question in a task's input: the latest message, a field by its usual name, or everything."""
-    if not isinstance(input, dict):
-        return input
-    fields = cast("dict[str, Any]", input)
-    messages: Any = fields.get("messages") or fields.get("input")
-    if isinstance(messages, list) and messages and isinstance(messages[-1], dict):
-        return cast("dict[str, Any]", messages[-1]).get("content")
-    rest = {name: value for name, value in fields.items() if name != "id"}
-    usual = next((rest[name] for name in QUESTIONS if isinstance(rest.get(name), str)), None)
-    return usual if usual is not None else next(iter(rest.values())) if len(rest) == 1 else rest
-
-
-def kind(rollout: Rollout) -> str:
-    """The mode of a rollout; of an evaluation also whether its replies are the likeliest or sampled."""
-    if rollout.mode != "eval" or rollout.sampling is None:
-        return rollout.mode
-    return f"{'greedy' if is_greedy(rollout.sampling.temperature) else 'sampled'} {rollout.mode}"
-
-
 def print_diagnosis(run: RunFolder | None, console: Console) -> None:
     """Print why a run does not learn, if it does not."""
     diagnosis = run.read_state().diagnosis if run is not None and run.state.exists() else None
@@ -140,7 +110,7 @@ def print_sums(rows: list[Shown], console: Console) -> None:
     sums = total(row.account for row in rows)
     console.print()
     for name in ("train", "sampled eval", "greedy eval", "eval", "production"):
-        those = [row for row in rows if kind(row.state.rollout) == name]
+        those = [row for row in rows if kind_of_rollout(row.state.rollout) == name]
         rewards = [row.trajectory.reward for row in those if row.trajectory and row.trajectory.reward is not None]
         mean = f"mean reward {sum(rewards) / len(rewards):.3f} over {len(rewards):,} scored" if rewards else "none scored"
         silent = sum(made_no_call(row.trajectory) for row in those if row.trajectory)

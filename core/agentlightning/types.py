@@ -205,9 +205,17 @@ class Call(WireValue, frozen=True, kw_only=True):
     template's `rewritten: thinking`, `rewritten: tools`, `rewritten: template`; `renderer changed`."""
     tools: int = 0
     """Tools that the request offered."""
-    input: JSON = None
-    """The conversation, if later requests may refer to this call instead of repeating it. `messages` (without instructions) follow the
-    reply of the call `after` (None: they are complete)."""
+    after: str | None = None
+    """An earlier call of the attempt. `messages` quotes its conversation: its messages, then its replies by choice."""
+    messages: JSON = None
+    """The messages of the request, in OpenAI's form. Each item is a message, or `[start, end]` of the conversation of `after` (end None: to
+    its end). `messages_of` in `agentlightning.stores.messages` puts the whole list together. None: not recorded."""
+    tools_from: str | None = None
+    """An earlier call of the attempt with the same `tool_schemas`."""
+    tool_schemas: JSON = None
+    """The tools of the request, as the sender wrote them. None: it has none, or those of `tools_from`."""
+    thread_start: int | None = None
+    """A later request may name this call instead of its conversation from this message on. None: none may."""
     started: float = 0.0
     ended: float = 0.0
 

@@ -17,7 +17,7 @@ from agentlightning.errors import ConfigError, EngineError, UnsupportedSetting
 from agentlightning.gateway.call import Answerer, Forwarder, Service
 from agentlightning.types import IntArray, Policy, Sampling
 from agentlightning_upstream.connection import Connection
-from agentlightning_upstream.forward import PATHS, ForwardAnswerer
+from agentlightning_upstream.forward import FORMS, ForwardAnswerer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +62,7 @@ class Upstream(Forwarder):
 
     def answerers(self, service: Service) -> Mapping[str, Answerer]:
         """See `Forwarder.answerers`."""
-        return {path: ForwardAnswerer(service, self._connection, path) for path in PATHS}
+        return {path: ForwardAnswerer(service, self._connection, path) for path in FORMS}
 
     async def disconnect(self) -> None:
         """See `Forwarder.disconnect`."""

@@ -16,7 +16,12 @@ import msgspec
 
 from agentlightning.gateway.api.answers import encode, event
 from agentlightning.gateway.api.body import read_fields
+from agentlightning.gateway.api.openai_chat import ChatForm
+from agentlightning.gateway.api.openai_completions import CompletionsForm
+from agentlightning.gateway.api.openai_responses import ResponsesForm
+from agentlightning.gateway.api.protocol import Form
 from agentlightning.gateway.api.schema import ChatRequest, Refused, check_model
+from agentlightning.gateway.api.sent import sent_elsewhere
 from agentlightning.gateway.auth import Incoming, check_open
 from agentlightning.gateway.call import Ending, Opening, Service, Step
 from agentlightning.gateway.conversation import History, head_hash
@@ -29,7 +34,7 @@ from agentlightning_upstream.sse import event_data, event_value, events, with_da
 from agentlightning_upstream.wire import Reader, ResponseReader, failure, json_object
 
 log = logging.getLogger("agentlightning.gateway")
-PATHS = ("/v1/chat/completions", "/v1/responses", "/v1/completions")
+FORMS: dict[str, Form[Any]] = {form.path: form for form in (ChatForm(), ResponsesForm(), CompletionsForm())}
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +55,8 @@ class ForwardAnswerer:
         body = read_fields(incoming.body)
         request = _canonical(body) if self.path == "/v1/chat/completions" else None
         history = None if request is None else _history(rollout.policy, request)
-        draft = Draft(history, tools=0 if request is None else len(request.offered()), context="upstream")
+        sent = sent_elsewhere(FORMS[self.path], body, incoming.state)
+        draft = Draft(history, sent, tools=0 if request is None else len(request.offered()), context="upstream")
         yield draft
         check_open(incoming.state.attempt)
         self._check_model(body, rollout.policy)

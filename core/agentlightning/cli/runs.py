@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from agentlightning.cli.show import find_records, run_config
+from agentlightning.cli.show import find_records
 from agentlightning.cli.view import print_diagnosis
 from agentlightning.contracts.store import AttemptRecords, RolloutState
 from agentlightning.errors import RunError
@@ -22,6 +22,7 @@ from agentlightning.stores.common import open_store
 from agentlightning.training.choice import BOTH, Difference, Evaluation, differences
 from agentlightning.training.eval_rollouts import KINDS, read_evaluation
 from agentlightning.training.evaluation import evaluation_of
+from agentlightning.training.recorded import run_config
 from agentlightning.training.run_folder import RunFolder
 from agentlightning.training.run_state import RunState
 from agentlightning.types import Trajectory

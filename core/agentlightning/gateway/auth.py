@@ -17,7 +17,9 @@ from agentlightning.errors import NotFound
 from agentlightning.gateway.api.body import read_fields
 from agentlightning.gateway.api.schema import Refused
 from agentlightning.gateway.conversation import Conversations
-from agentlightning.types import Attempt, Call, Completion, Rollout, Task, new_id
+from agentlightning.gateway.kept_messages import KeptMessages
+from agentlightning.stores.messages import Message
+from agentlightning.types import JSON, Attempt, Call, Completion, Rollout, Task, new_id
 
 UNKNOWN = (
     "This call belongs to no attempt. Choose one of three ways to name its attempt. Use the attempt's key (llm.api_key) as the API key. "
@@ -60,6 +62,15 @@ class Incoming:
     """The reason why its body was not read."""
 
 
+@dataclass(frozen=True, slots=True)
+class Thread:
+    """A conversation that a later request may name instead of repeating it."""
+
+    messages: list[Message]
+    """Up to and with the latest reply, without the instructions that each request brings."""
+    tools: list[JSON]
+
+
 @dataclass(slots=True)
 class AttemptState:
     """One attempt, its calls and its conversations."""
@@ -68,8 +79,9 @@ class AttemptState:
     attempt: Attempt
     conversations: Conversations = field(default_factory=Conversations)
     calls: dict[str, Seen] = field(default_factory=dict[str, Seen])
-    kept: OrderedDict[str, tuple[Any, Any]] = field(default_factory=OrderedDict[str, tuple[Any, Any]])
-    """`Call.input` and the message of the reply, by id of the call, where a later request may refer to it. Production calls share one."""
+    messages: KeptMessages = field(default_factory=KeptMessages)
+    threads: OrderedDict[str, Thread] = field(default_factory=OrderedDict[str, "Thread"])
+    """By id of the call with the latest reply. Production calls share one."""
     owners: OrderedDict[str, str] = field(default_factory=OrderedDict[str, str])
     """The attempt of each id that a client chose. All attempts of a gateway share it, because the store takes an id once."""
     next_index: int = 0
@@ -95,8 +107,9 @@ class AttemptState:
         """Add a recorded call. `before`: the number of messages in its request; None after a restart."""
         completions = list(completions)
         self.conversations.add(call, completions, before)
-        if call.input is not None and completions:
-            self.kept[call.id] = call.input, completions[0].message
+        self.messages.add(call, completions)
+        if call.thread_start is not None and completions:
+            self.threads[call.id] = Thread(self.messages.conversation(call.id)[call.thread_start :], self.messages.tools(call))
 
     def open(self, headers: Mapping[str, str], body: bytes | Refused, started: float) -> Incoming:
         """Count a request. It gets the id that its header asks for, unless a call of some attempt has that id. A `Refused`: its body was
@@ -124,27 +137,6 @@ class AttemptState:
                 return other
         return None
 
-    def history(self, call: str) -> list[dict[str, Any]] | None:
-        """The messages up to and with the reply of a call, without instructions, oldest first; None: they were not kept."""
-        parts: list[list[dict[str, Any]]] = []
-        at: str | None = call
-        while at is not None:
-            if at not in self.kept:
-                return None
-            input, message = self.kept[at]
-            parts += [[message], input["messages"]]
-            at = input["after"]
-        return [message for part in reversed(parts) for message in part]
-
-    def tools(self, call: str | None) -> list[dict[str, Any]]:
-        """The tools of the conversation up to a call, if its form keeps them."""
-        while call in self.kept:
-            input, _ = self.kept[call]
-            if "tools" in input:
-                return input["tools"]
-            call = input["after"]
-        return []
-
 
 class Callers:
     """Finds the attempt of a request, and keeps the states of running attempts."""
@@ -157,16 +149,16 @@ class Callers:
         self._store, self._policy, self._token = store, policy, token
         self._states: OrderedDict[str, AttemptState] = OrderedDict()
         self._loading: dict[str, asyncio.Task[AttemptState]] = {}
-        self._kept: OrderedDict[str, tuple[Any, Any]] = OrderedDict()  # of production calls
+        self._threads: OrderedDict[str, Thread] = OrderedDict()  # of production calls
         self._owners: OrderedDict[str, str] = OrderedDict()
 
     async def begin(self, body: bytes) -> AttemptState:
         """Open a rollout for a production call."""
         rollout = Rollout(task=Task(new_id(), _question(body)), mode="production", policy=self._policy, max_attempts=1)
-        while len(self._kept) > self.LIMIT:
-            self._kept.popitem(last=False)
+        while len(self._threads) > self.LIMIT:
+            self._threads.popitem(last=False)
         attempt = await self._store.begin(rollout, "gateway", lease=PRODUCTION_LEASE)
-        return AttemptState(rollout, attempt, kept=self._kept, owners=self._owners)
+        return AttemptState(rollout, attempt, threads=self._threads, owners=self._owners)
 
     async def attempt(self, headers: Mapping[str, str]) -> AttemptState | None:
         """The attempt of a request, or None for a production call with the server's token. Raises `Refused` (401) for any other key."""

@@ -9,11 +9,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from agentlightning.contracts.store import LightningStore
-from agentlightning.gateway.api.protocol import Asked
+from agentlightning.gateway.api.sent import Sent
 from agentlightning.gateway.auth import AttemptState, Incoming
 from agentlightning.gateway.conversation import History
 from agentlightning.gateway.generation import Generation
-from agentlightning.gateway.prompt import Prompt
 from agentlightning.gateway.rendering.demonstration import DemonstratingEngine
 from agentlightning.types import Call, CallStatus, Completion, ints
 
@@ -27,9 +26,9 @@ class Draft:
     """The record of a call as far as its answer has come. Each step of an answer makes a fuller one."""
 
     history: History | None = None
+    sent: Sent | None = None
     tools: int = 0
     context: str | None = None
-    input: dict[str, Any] | None = None
     completions: Callable[[CallStatus], list[Completion]] = _no_completions
     """The replies so far, for a call that ends with this status."""
 
@@ -74,7 +73,7 @@ class Recording:
             request_hash=seen.request_hash,
             context=draft.context,
             tools=draft.tools,
-            input=draft.input if status == "completed" else None,
+            **_sent_fields(draft, status, state),
             started=incoming.started,
             ended=time.time(),
         )
@@ -85,19 +84,16 @@ class Recording:
         state.add(call, completions, 0 if history is None else len(history.messages[0]))
 
 
-def call_input(history: History, prompt: Prompt, asked: Asked, state: AttemptState) -> dict[str, Any] | None:
-    """`Call.input`: the messages and tools that the form keeps, less those that an earlier call keeps already."""
-    if asked.keep_from is None:
-        return None
-    [messages] = history.messages
-    after, start = None, asked.keep_from
-    if prompt.continues is not None:
-        call_id = prompt.continues.call_id
-        earlier = state.history(call_id)
-        if earlier is not None and len(earlier) == prompt.end - start:
-            after, start = call_id, prompt.end
-    tools = {} if asked.keep_tools == state.tools(after) else {"tools": asked.keep_tools}
-    return {"after": after, "messages": messages[start:], **tools}
+def _sent_fields(draft: Draft, status: CallStatus, state: AttemptState) -> dict[str, Any]:
+    """The fields of the call that hold its messages and tools."""
+    if draft.sent is None:
+        return {}
+    sent, history = draft.sent, draft.history
+    hashes = history.chains[0].hashes if history is not None and len(history.chains) == 1 else ()
+    after, messages = state.messages.quote(sent.messages, hashes)
+    tools_from, schemas = state.messages.quote_tools(sent.tools)
+    start = sent.thread_start if status == "completed" else None
+    return {"after": after, "messages": messages, "tools_from": tools_from, "tool_schemas": schemas, "thread_start": start}
 
 
 def sampled_completions(

@@ -10,11 +10,12 @@ from typing import Any
 
 from agentlightning.gateway.api.protocol import About, Asked, Form
 from agentlightning.gateway.api.schema import Refused, check_model
+from agentlightning.gateway.api.sent import Sent, sent_anyway
 from agentlightning.gateway.auth import Incoming, check_open
 from agentlightning.gateway.call import Ending, Opening, Service, Step
 from agentlightning.gateway.generation import Generation, demonstrated, generate, plan_generation
 from agentlightning.gateway.prompt import check_length, plan_prompts, read_history
-from agentlightning.gateway.record import Draft, call_input, sampled_completions
+from agentlightning.gateway.record import Draft, sampled_completions
 from agentlightning.gateway.rendering.demonstration import Demonstrate
 from agentlightning.gateway.rendering.renderer import Rendering
 from agentlightning.gateway.rendering.replies import Reply
@@ -36,15 +37,19 @@ class SampledAnswerer:
     async def answer(self, incoming: Incoming) -> AsyncGenerator[Step]:
         """See `Answerer.answer`."""
         service, state, rollout = self.service, incoming.state, incoming.state.rollout
-        asked = self.form.parse(incoming.body, state)
+        try:
+            asked = self.form.parse(incoming.body, state)
+        except Refused:
+            yield Draft(sent=sent_anyway(self.form, incoming.body, state))
+            raise
         history = read_history(rollout.policy, asked, state.conversations)
-        draft = Draft(history, tools=len(asked.request.offered()))
+        draft = Draft(history, Sent.of(asked, history.messages[0]), tools=len(asked.request.offered()))
         yield draft
         check_open(state.attempt)
         check_model(asked.request.model, service.engine.info.model, rollout.policy, service.models)
         rendering = await self.rendering()
         prompts = plan_prompts(rendering, asked, history, state.conversations, state.attempt.started)
-        draft = replace(draft, context=prompts[0].context, input=call_input(history, prompts[0], asked, state))
+        draft = replace(draft, context=prompts[0].context)
         yield draft
         for prompt in prompts:
             check_length(prompt, service.engine.info)

@@ -22,7 +22,7 @@ from agentlightning.errors import MissingExtra, StoreError, StoreVersionError
 from agentlightning.stores.columns import PER_ROLLOUT, POLICIES, ROLLOUTS, Kind, Row, Table, rows_of, stored_of
 from agentlightning.types import Ints, Policy
 
-VERSION = 1
+VERSION = 2
 """The version of the tables. A field that a value gains with a default needs no new version."""
 GROUP = 256
 """Rollouts of one row group."""
@@ -150,9 +150,10 @@ class ParquetSource:
         if METADATA not in metadata:
             raise StoreError(f"{path} is no table of an export. Name a folder that `agl store export` wrote.")
         version = json.loads(metadata[METADATA])["version"]
-        if version > VERSION:
+        if version != VERSION:
             reads = f"this agentlightning reads version {VERSION}"
-            raise StoreVersionError(f"{path} has version {version}, and {reads}. Upgrade agentlightning.")
+            advice = "Upgrade agentlightning" if version > VERSION else "Export the store again"
+            raise StoreVersionError(f"{path} has version {version}, and {reads}. {advice}.")
         return file
 
     async def page(self, after: int, limit: int, order: Literal["added", "changed"]) -> tuple[list[RolloutState], int]:

@@ -23,11 +23,12 @@ from numpy.typing import NDArray
 
 from agentlightning.contracts.store import AttemptRecords, RolloutState
 from agentlightning.errors import WireError
+from agentlightning.stores.upgrades import upgrade_2
 from agentlightning.types import JSON, Call, Completion, Rollout, Span, Task, Trajectory, WireValue
 
-SCHEMA = 2
+SCHEMA = 3
 """The schema that this version writes."""
-UPGRADES: dict[int, Callable[[Any], Any]] = {}
+UPGRADES: dict[int, Callable[[Any], Any]] = {2: upgrade_2}
 """By schema: a function from the plain content of a message to that of the next schema. Values are dicts with their class name under
 `type`, and arrays stay `msgspec.msgpack.Ext`."""
 MAGIC = b"AGLw"
@@ -127,7 +128,7 @@ _CONTENT: dict[type, tuple[tuple[str, bool], ...]] = {
     # the fields that hold JSON (True), or values with such fields (False)
     Task: (("input", True),),
     Rollout: (("task", False),),
-    Call: (("input", True),),
+    Call: (("messages", True), ("tool_schemas", True)),
     Completion: (("message", True),),
     Span: (("attributes", True),),
     Trajectory: (("task", False),),

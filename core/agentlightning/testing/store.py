@@ -308,7 +308,11 @@ class StoreContract:
     async def test_records_come_back_equal_in_order_and_by_kind(self, store: LightningStore) -> None:
         await store.add(rollouts(1))
         ((rollout, attempt),) = await store.claim("w", lease=LEASE)
-        call = Call(id=new_id(), attempt_id=attempt.id, index=0, status="completed", choices=1, request_hash="h")
+        text = {"role": "user", "content": "é\ud800", "parts": [{"big": 10**30, "none": None}]}
+        call = Call(
+            id=new_id(), attempt_id=attempt.id, index=0, status="completed", choices=1, request_hash="h", after="earlier",
+            messages=[[0, 2], text], tools_from="first", tool_schemas=[{"type": "function", "parameters": {}}], thread_start=1,
+        )  # fmt: skip
         nan = completion(attempt.id, [1, 2], [3, 4], logprobs=np.array([np.nan, -1], np.float32), call_id=call.id)
         empty = completion(attempt.id, [], [], logprobs=None)
         spans = [span(attempt.id, attributes={"n": i, "deep": [{"x": None, "big": 10**30}], "text": "é\ud800"}) for i in range(3)]

@@ -14,6 +14,7 @@ from pydantic import BaseModel
 from agentlightning.capture.recorder import CALL_HEADER
 from agentlightning.errors import EngineError
 from agentlightning.gateway import Gateway
+from agentlightning.stores.messages import new_messages
 from agentlightning.types import Attempt, Completion, Sampling
 from gateway_house import House, eventually
 
@@ -169,9 +170,9 @@ async def test_a_previous_response_is_continued_by_its_id_and_by_another_gateway
     first, second, third = records.completions
     assert starts(second, first)
     assert starts(third, second)
-    # what is kept of a call is what is new in it
-    assert [(call.input["after"], len(call.input["messages"])) for call in records.calls] == [
-        (None, 1),
+    # a call records what is new in it
+    assert [(call.after, len(new_messages(call) or ())) for call in records.calls] == [
+        (None, 2),  # with the instructions
         (first.call_id, 1),
         (second.call_id, 1),
     ]

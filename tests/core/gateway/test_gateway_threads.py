@@ -11,6 +11,7 @@ from anthropic.types import ThreadNotFoundError
 from tests.gateway_house import CALCULATOR, House
 
 from agentlightning.gateway import Gateway
+from agentlightning.stores.messages import new_messages
 from agentlightning.types import Attempt, Completion, Rollout, Task, new_id
 
 SECRET = "the secret is 7"
@@ -67,10 +68,10 @@ async def test_the_tool_runner_of_anthropics_client_runs_on_one_chain_of_sampled
     for text in ("Be kind.", "The weather of a city.", SECRET, "rain in Oslo", "rain in Rome"):
         assert text in prompt
     # the record keeps each message and the tools once
-    assert [(call.input["after"], len(call.input["messages"]), "tools" in call.input) for call in records.calls] == [
-        (None, 2, True),
-        (first.call_id, 1, False),
-        (second.call_id, 1, False),
+    assert [(call.after, len(new_messages(call) or ()), call.tools_from) for call in records.calls] == [
+        (None, 2, None),
+        (first.call_id, 1, first.call_id),
+        (second.call_id, 1, first.call_id),
     ]
 
 

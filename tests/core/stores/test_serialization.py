@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from agentlightning.contracts.store import AttemptRecords, RolloutState
 from agentlightning.errors import WireError
 from agentlightning.stores import serialization
+from agentlightning.stores.messages import messages_of, tools_of
 from agentlightning.stores.serialization import _CONTENT, HEADER, MAGIC, SCHEMA, decode, encode
 from agentlightning.types import (
     Attempt,
@@ -34,6 +35,7 @@ from agentlightning.types import (
     WireValue,
 )  # fmt: skip
 
+OLDEST = min(serialization.UPGRADES)
 text = st.text(st.characters(exclude_categories=("Cs",)), max_size=12)
 maybe = st.none() | text
 json = st.recursive(
@@ -71,7 +73,10 @@ attempts = st.builds(
     Attempt, id=text, rollout_id=text, number=small, key=text, worker=text, status=st.sampled_from(["running", "lost"]),
     started=number, finished=st.none() | number, error=maybe,
 )  # fmt: skip
-calls = st.builds(Call, id=text, attempt_id=text, index=small, status=st.sampled_from(["completed", "refused"]), detail=maybe)
+calls = st.builds(
+    Call, id=text, attempt_id=text, index=small, status=st.sampled_from(["completed", "refused"]), detail=maybe,
+    after=maybe, messages=json, tools_from=maybe, tool_schemas=json, thread_start=st.none() | small,
+)  # fmt: skip
 spans = st.builds(
     Span, id=text, attempt_id=text, kind=st.sampled_from(["llm", "tool"]), name=text, started=number,
     attributes=st.dictionaries(text, json, max_size=3),
@@ -178,7 +183,7 @@ def test_arrays_are_read_only_int32_and_float32_and_take_four_bytes_a_token() ->
     assert len(encode(of_size(2000))) - len(encode(of_size(1000))) == 4000
 
 
-@pytest.mark.parametrize(("schema", "advice"), [(SCHEMA + 1, "here"), (SCHEMA - 1, "where the bytes were written")])
+@pytest.mark.parametrize(("schema", "advice"), [(SCHEMA + 1, "here"), (OLDEST - 1, "where the bytes were written")])
 def test_another_schema_is_refused_by_name(schema: int, advice: str) -> None:
     data = encode(Task("a", 1))
     with pytest.raises(WireError, match=rf"schema {schema}, .* reads schema {SCHEMA}\. Upgrade agentlightning {advice}"):
@@ -203,6 +208,35 @@ def test_bytes_of_an_older_schema_are_upgraded_step_by_step(monkeypatch: pytest.
     monkeypatch.setattr(serialization, "UPGRADES", {SCHEMA: rename, SCHEMA + 1: prefix})
     assert decode(data, Task) == Task("t-a", {"n": 10**30, "tokens": [1]})
     assert decode(encode(Task("t-a", 1)), Task) == Task("t-a", 1)
+
+
+def test_the_messages_that_schema_2_kept_are_those_of_the_call() -> None:
+    def of_schema_2(id: str, kept: Any) -> dict[str, Any]:
+        content = msgspec.msgpack.decode(encode(Call(id=id, attempt_id="a", index=0, status="completed"))[HEADER.size :])
+        new = {name for name in content if name in ("after", "messages", "tools_from", "tool_schemas", "thread_start")}
+        return {**{name: value for name, value in content.items() if name not in new}, "input": kept}
+
+    def read(content: Any, kind: Any) -> Any:
+        body = msgspec.msgpack.encode(content)
+        return decode(HEADER.pack(MAGIC, 2, 0, zlib.crc32(body)) + body, kind)
+
+    hello, again, tool = {"role": "user", "content": "hello"}, {"role": "user", "content": "again"}, {"type": "function"}
+    old = [
+        of_schema_2("c1", {"after": None, "messages": [hello], "tools": [tool]}),
+        of_schema_2("c2", {"after": "c1", "messages": [again]}),
+        of_schema_2("c3", None),
+    ]
+    calls = read(old, list[Call])
+    reply = Completion(
+        call_id="c1", attempt_id="a", prompt_ids=[], response_ids=[], logprobs=None, versions=[], sampling=Sampling(), finish_reason="stop",
+        message={"role": "assistant", "content": "hi"},
+    )  # fmt: skip
+    attempt = Attempt(id="a", rollout_id="r", number=1, key="k", worker="w", status="running", started=0)
+    records = AttemptRecords(attempt=attempt, calls=tuple(calls), completions=(reply,))
+    assert [messages_of(records, call.id) for call in calls] == [[hello], [hello, {"role": "assistant", "content": "hi"}, again], None]
+    assert [tools_of(records, call.id) for call in calls] == [[tool], [tool], None]
+    assert [call.thread_start for call in calls] == [0, 0, None]
+    assert read({**msgspec.msgpack.decode(encode(records)[HEADER.size :]), "calls": old}, AttemptRecords) == records
 
 
 def test_a_field_that_a_value_gained_reads_as_its_default() -> None:

@@ -167,7 +167,10 @@ def stored_rollouts(draw: Any) -> StoredRollout:
             id=new_id(), attempt_id=attempt.id, kind="tool", name=draw(text), started=draw(number), ended=draw(st.none() | number),
             attributes=draw(st.dictionaries(text, json, max_size=3)),
         )  # fmt: skip
-        call = Call(id=new_id(), attempt_id=attempt.id, index=draw(small), status="completed", detail=draw(maybe), input=draw(json))
+        call = Call(
+            id=new_id(), attempt_id=attempt.id, index=draw(small), status="completed", detail=draw(maybe), after=draw(maybe),
+            messages=draw(json), tools_from=draw(maybe), tool_schemas=draw(json), thread_start=draw(st.none() | small),
+        )  # fmt: skip
         reward = Reward(id=new_id(), attempt_id=attempt.id, value=draw(number), span_id=draw(maybe))
         records.append(AttemptRecords(attempt=attempt, calls=(call,), completions=(completion,), spans=(span,), rewards=(reward,)))
     status = "failed" if records else draw(st.sampled_from(["queued", "cancelled"]))
@@ -222,16 +225,18 @@ async def test_an_export_has_the_columns_that_its_page_documents(tmp_path: Path)
         assert [name for name in names if f"`{name}`" not in page] == [], file.name
 
 
-async def test_other_folders_and_newer_exports_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_other_folders_and_exports_of_other_versions_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = await filled(open_store("memory:"))
     with pytest.raises(StoreError, match=r"Cannot read .*agl store export"):
         parquet.ParquetSource(tmp_path)
     await parquet.export(source, tmp_path / "out", reward=no_reward)
     with pytest.raises(StoreError, match="exists already"):
         await parquet.export(source, tmp_path / "out", reward=no_reward)
-    monkeypatch.setattr(parquet, "VERSION", 0)
-    with pytest.raises(StoreVersionError, match=r"has version 1, and this agentlightning reads version 0\. Upgrade agentlightning"):
-        parquet.ParquetSource(tmp_path / "out")
+    version = parquet.VERSION
+    for reads, advice in ((version - 1, "Upgrade agentlightning"), (version + 1, "Export the store again")):
+        monkeypatch.setattr(parquet, "VERSION", reads)
+        with pytest.raises(StoreVersionError, match=rf"has version {version}, and this agentlightning reads version {reads}\. {advice}"):
+            parquet.ParquetSource(tmp_path / "out")
 
 
 async def test_an_export_that_fails_leaves_nothing(tmp_path: Path) -> None:

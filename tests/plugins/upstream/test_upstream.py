@@ -20,6 +20,7 @@ from agentlightning.errors import ConfigError, UnsupportedSetting
 from agentlightning.rl.batch.build import make_batch
 from agentlightning.rl.trajectory.build import trajectory
 from agentlightning.stores.common import open_store
+from agentlightning.stores.messages import messages_of, tools_of
 from agentlightning.types import Attempt, Rollout, Sampling, Task, new_id
 from agentlightning_upstream.engine import Upstream, UpstreamSettings
 from agentlightning_upstream.sse import event_value, events
@@ -421,7 +422,23 @@ async def test_responses_are_forwarded_and_recorded_without_ids(forward: Any, st
     [completion] = (records := await front.records(attempt)).completions
     assert (records.calls[0].status, completion.message["content"], completion.finish_reason) == ("completed", "hello", "stop")
     assert completion.missing == "token ids missing: the upstream returned none"
+    assert messages_of(records, records.calls[0].id) == [user("hi")]
     assert (server.bodies[0]["max_output_tokens"], server.bodies[0]["temperature"]) == (9, 1.0)
+
+
+async def test_forwarded_messages_are_recorded_once_with_their_images(forward: Any) -> None:
+    front = await forward(PlainServer("hello"))
+    attempt = await front.attempt()
+    image = {"type": "image_url", "image_url": {"url": "data:image/png;base64,iVBORw0KGgo="}}
+    said: Any = [{"role": "developer", "content": "Look."}, {"role": "user", "content": [{"type": "text", "text": "What is it?"}, image]}]
+    for more in ([], [{"role": "assistant", "content": "hello"}, user("And now?")]):
+        said += more
+        await front.client(attempt).chat.completions.create(model="theirs", messages=said, tools=[CALCULATOR])
+    records = await front.records(attempt)
+    first, second = records.calls
+    assert messages_of(records, second.id) == [{"role": "system", "content": "Look."}, *said[1:]]
+    assert (second.after, second.messages) == (first.id, [[0, 3], user("And now?")])
+    assert (tools_of(records, second.id), second.tool_schemas) == ([CALCULATOR], None)
 
 
 async def test_completions_are_forwarded_with_their_ids_where_the_upstream_has_them(ours: Any) -> None:

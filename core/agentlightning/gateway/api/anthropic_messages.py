@@ -138,8 +138,7 @@ class MessagesForm(Form[MessagesRequest]):
         return Asked(
             chat,
             lambda about: MessagesAnswer(about, stops, request.shows_thinking),
-            keep_from=None if thread is None else 0,
-            keep_tools=msgspec.to_builtins(chat.tools or []),
+            thread_start=None if thread is None else 0,
         )
 
     def error(self, refusal: Refused) -> bytes:
@@ -178,9 +177,8 @@ def _thread_so_far(asked: MessagesRequest, state: AttemptState) -> tuple[list[Me
         return [], []
     if thread.type != "continue" or thread.previous_message_id is None:
         raise Refused('thread is neither {"type": "create"} nor {"type": "continue", "previous_message_id": ID}. Send one.', param="thread")
-    call = thread.previous_message_id.removeprefix(PREFIX)
-    history = state.history(call)
-    if history is None:
+    kept = state.threads.get(thread.previous_message_id.removeprefix(PREFIX))
+    if kept is None:
         raise Refused(
             f"The gateway has no thread that ends with the message {thread.previous_message_id!r}. It may belong to another attempt, or "
             'be incomplete. Send the whole conversation, with thread = {"type": "create"}.',
@@ -193,7 +191,7 @@ def _thread_so_far(asked: MessagesRequest, state: AttemptState) -> tuple[list[Me
                 'whole conversation with thread = {"type": "create"}.',
                 param=name, code="thread_fingerprint_mismatch",
             )  # fmt: skip
-    return msgspec.convert(history, list[Message]), msgspec.convert(state.tools(call), list[Tool])
+    return msgspec.convert(kept.messages, list[Message]), msgspec.convert(kept.tools, list[Tool])
 
 
 def _messages(asked: MessagesRequest) -> list[Message]:

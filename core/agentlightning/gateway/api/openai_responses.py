@@ -107,7 +107,7 @@ class ResponsesForm(Form[ResponsesRequest]):
         return Asked(
             chat,
             lambda about: ResponsesAnswer(about, chat, offered, fields),  # the answer repeats tools, text and the like
-            keep_from=None if request.store is False else len(instructions),
+            thread_start=None if request.store is False else len(instructions),
             ignored=GRAMMAR if has_grammar(request.tools or ()) else {},
         )
 
@@ -123,15 +123,15 @@ def _previous(response: str | None, state: AttemptState) -> list[Message]:
     """The conversation that ended with an earlier response of this attempt, without its instructions, as at OpenAI."""
     if response is None:
         return []
-    history = state.history(response.removeprefix(PREFIX))
-    if history is None:
+    thread = state.threads.get(response.removeprefix(PREFIX))
+    if thread is None:
         raise Refused(
             f"The gateway has no response {response!r}. It may belong to another attempt, have store=false, or be incomplete."
             " Instead of its id, send the whole conversation as input.",
             param="previous_response_id",
             code="previous_response_not_found",
         )
-    return [msgspec.convert(message, Message) for message in history]
+    return [msgspec.convert(message, Message) for message in thread.messages]
 
 
 def _messages(input: str | list[Item]) -> list[Message]:

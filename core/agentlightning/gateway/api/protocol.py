@@ -68,10 +68,8 @@ class Asked:
     """Makes the writer of its answer."""
     prompts: tuple[str | tuple[int, ...], ...] = ()
     """Texts or token ids to continue, instead of the messages: `request.n` choices of each, in order."""
-    keep_from: int | None = None
-    """The record keeps messages from this index on, so that a later request can refer to them. None: it keeps none."""
-    keep_tools: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
-    """The tools that it keeps with them."""
+    thread_start: int | None = None
+    """See `Call.thread_start`."""
     ignored: Mapping[str, str] = field(default_factory=dict[str, str])
     """Fields that the answer ignores, with the reason for the one warning of each."""
     fields: Mapping[str, Any] = field(default_factory=dict[str, Any])

@@ -192,8 +192,10 @@ class ChatRequest(ChoiceSettings, kw_only=True):
 
     def offered(self) -> list[dict[str, Any]]:
         """The tools that the model may call, as the renderer takes them."""
-        if self.tool_choice == "none":
-            return []
+        return [] if self.tool_choice == "none" else self.sent_or_plain_tools()
+
+    def sent_or_plain_tools(self) -> list[dict[str, Any]]:
+        """All tools of the request, also those that `tool_choice` hides from the model."""
         return self.sent_tools or [msgspec.to_builtins(tool) for tool in self.tools or ()]
 
     def history(self) -> list[dict[str, Any]]:

@@ -8,6 +8,7 @@ import re
 import tomllib
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace as replaced
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -26,6 +27,7 @@ from agentlightning.errors import ConfigError, LightningError, NotFound, StoreEr
 from agentlightning.registry.registry import registry
 from agentlightning.stores.common import open_store
 from agentlightning.training.run_folder import RunFolder
+from agentlightning.training.run_state import Learned
 from agentlightning.types import Mode, RolloutStatus
 
 
@@ -84,7 +86,7 @@ def _is_id(name: str) -> bool:
 
 def find_records(name: str) -> RecordsSource:
     """Return the records that an argument names: of a run, a store file, or a store's address."""
-    if "://" in name or name.partition(":")[0] in registry().names("stores"):
+    if is_store_address(name):
         if name.startswith("sqlite:"):
             _check_file(store_file(name))
         return RecordsSource(name)
@@ -97,13 +99,23 @@ def find_records(name: str) -> RecordsSource:
     if Path(name).is_file():
         return RecordsSource(f"sqlite:{Path(name).resolve()}")
     run = RunFolder.latest() if name == "latest" else RunFolder.open(name)
+    return replaced(run_records(run), learned=run.read_batches())
+
+
+def is_store_address(name: str) -> bool:
+    """Whether an argument is the address of a store, with its scheme."""
+    return "://" in name or name.partition(":")[0] in registry().names("stores")
+
+
+def run_records(run: RunFolder) -> RecordsSource:
+    """Return the records of a run, without the contributions of its rollouts."""
     config = run_config(run)
     if not run.has_store:
         raise StoreError(f"Run {run.name} has no store.db, because nothing was recorded yet. Start it again with `agl train`.")
     observed, notes = _step_rewards(config)
     settings = {"agents": config.get("agents"), "reward_weights": config.get("reward_weights"), "step_rewards": observed}
     production = config.get("replay", {}).get("store")
-    return RecordsSource(run.store_address, run, run.read_batches(), settings, config.get("model"), production, notes)
+    return RecordsSource(run.store_address, run, {}, settings, config, production, notes)
 
 
 def _check_file(file: Path | None) -> None:
@@ -210,6 +222,11 @@ async def _states(store: LightningStore, **filters: Any) -> AsyncGenerator[Rollo
 
 
 def _shown(source: RecordsSource, state: RolloutState, attempts: tuple[AttemptRecords, ...]) -> Shown:
+    return as_shown(source, state, attempts, source.learned.get(state.rollout.id))
+
+
+def as_shown(source: RecordsSource, state: RolloutState, attempts: tuple[AttemptRecords, ...], learned: Learned | None) -> Shown:
+    """Return a rollout with its trajectory and account."""
     from agentlightning.rl.trajectory.build import trajectory
 
     built, problem = None, None
@@ -218,7 +235,6 @@ def _shown(source: RecordsSource, state: RolloutState, attempts: tuple[AttemptRe
             built = trajectory(state, attempts, **source.settings)
         except LightningError as error:
             problem = str(error)
-    learned = source.learned.get(state.rollout.id)
     return Shown(state, attempts, built, problem, learned, account(state, attempts, built, learned))
 
 

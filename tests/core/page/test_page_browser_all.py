@@ -209,6 +209,8 @@ PICTURES = {
     "runs": "#/", "run": "#/run/{run}", "rollouts": "#/run/{run}/rollouts?mode=train", "rollout": "#/run/{run}/rollout/{id}?node={last}",
     "tokens": "#/run/{run}/rollout/{id}?view=tokens&by=logprob", "group": "#/run/{run}/group/{group}", "compare": "#/compare?a={run}",
 }  # fmt: skip
+SHOWN = {"run": ".chart canvas", "rollout": ".reply", "tokens": ".token.sampled", "group": ".fork"}
+"""What shows that a view is complete. The others have a table."""
 
 
 @pytest.mark.skipif(not os.environ.get("AGL_TEST_PAGE_RUNS"), reason="make test-page RUNS=folder, with a run of `agl demo` in it")
@@ -223,22 +225,18 @@ def test_the_pictures_of_the_documents(browser: Any) -> None:
         detail = api.get("/view/api/rollout", params={"source": run, "id": row["id"]}).json()
         calls = [node for node in nodes(detail["attempts"][0]["nodes"]) if node["kind"] == "call"]
         names = {"run": run, "id": row["id"], "group": row["group"], "last": calls[-1]["id"]}
-        for theme in ("light", "dark"):
-            context = browser.new_context(viewport={"width": 1280, "height": 800}, color_scheme=theme)
-            page = context.new_page()
-            open_page(page, link)
-            for name, address in PICTURES.items():
-                page.evaluate("address => { location.hash = address }", address.format(**names))
-                page.wait_for_selector(
-                    {"run": ".chart canvas", "rollout": ".reply", "tokens": ".token.sampled", "group": ".fork"}.get(name, "tbody tr")
-                )
-                page.wait_for_timeout(400)
-                if name == "tokens":
-                    page.locator(".token.sampled").nth(3).hover()
-                picture = Image.open(io.BytesIO(page.screenshot())).convert("RGB").quantize(192, dither=Image.Dither.NONE)
-                if theme == "light" or name == "rollout":
-                    picture.save(DOCS / f"page-{name}{'-dark' if theme == 'dark' else ''}.png", optimize=True)
-            context.close()
+        context = browser.new_context(viewport={"width": 1280, "height": 800})
+        page = context.new_page()
+        open_page(page, link)
+        for name, address in PICTURES.items():
+            page.evaluate("address => { location.hash = address }", address.format(**names))
+            page.wait_for_selector(SHOWN.get(name, "tbody tr"))
+            page.wait_for_timeout(400)
+            if name == "tokens":
+                page.locator(".token.sampled").nth(3).hover()
+            picture = Image.open(io.BytesIO(page.screenshot())).convert("RGB").quantize(192, dither=Image.Dither.NONE)
+            picture.save(DOCS / f"page-{name}.png", optimize=True)
+        context.close()
 
 
 def nodes(tree: list[dict[str, Any]]) -> list[dict[str, Any]]:

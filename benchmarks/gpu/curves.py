@@ -19,8 +19,9 @@ from agentlightning.registry.registry import registry
 from agentlightning.training.job import Job, job_of
 from agentlightning.training.metrics import read_metrics
 from agentlightning.training.progress import TrainingProgress
+from agentlightning.training.run import Run
 from agentlightning.training.run_folder import RunFolder
-from agentlightning.training.train import Run, run_job
+from agentlightning.training.train import run_job
 from agentlightning_benchmarks.bench import catalog
 from agentlightning_benchmarks.demo.command import CONFIG
 from measuring import DRY, Figures

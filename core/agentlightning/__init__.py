@@ -27,7 +27,8 @@ if TYPE_CHECKING:
     from agentlightning.errors import LightningError
     from agentlightning.rl.loss import CISPO, PPOClip
     from agentlightning.runner.rollout import reward_later, rollout
-    from agentlightning.training.train import Run, train, train_async
+    from agentlightning.training.run import Run
+    from agentlightning.training.train import train, train_async
     from agentlightning.types import LLM, Rollout, Sampling, Span, Task, Trajectory, Transition
 
 __version__ = "0.1.0"
@@ -72,7 +73,8 @@ _HOMES = {
     "errors": ["LightningError"],
     "rl.loss": ["CISPO", "PPOClip"],
     "runner.rollout": ["reward_later", "rollout"],
-    "training.train": ["Run", "train", "train_async"],
+    "training.run": ["Run"],
+    "training.train": ["train", "train_async"],
     "types": ["LLM", "Rollout", "Sampling", "Span", "Task", "Trajectory", "Transition"],
 }
 

@@ -16,11 +16,11 @@ from agentlightning.training.plan import plan_rollouts
 from agentlightning.training.progress import Progress
 from agentlightning.training.result import write_result
 from agentlightning.training.rollouts import RolloutSettings
+from agentlightning.training.run import Run
 from agentlightning.training.run_folder import RunFolder
 from agentlightning.training.run_state import RunState
 from agentlightning.training.services import open_rollout_services
 from agentlightning.training.step_checks import check_first
-from agentlightning.training.train import Run
 from agentlightning.types import Trajectory
 
 

@@ -26,8 +26,9 @@ from agentlightning.errors import RunError
 from agentlightning.files import write_file
 from agentlightning.training.job import Job, job_of
 from agentlightning.training.progress import TrainingProgress
+from agentlightning.training.run import Run
 from agentlightning.training.run_folder import RunFolder
-from agentlightning.training.train import Run, run_job
+from agentlightning.training.train import run_job
 from agentlightning_benchmarks.bench import catalog
 from agentlightning_benchmarks.bench.evaluation import evaluate
 from agentlightning_torch.heap import give_back

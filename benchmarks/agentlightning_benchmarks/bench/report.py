@@ -18,7 +18,7 @@ from agentlightning.files import write_file
 from agentlightning.training.eval_rollouts import KINDS, Kind
 from agentlightning.training.interval import LEVEL, RESAMPLES, bootstrap
 from agentlightning.training.progress import duration
-from agentlightning.training.train import Run
+from agentlightning.training.run import Run
 from agentlightning_benchmarks.bench.phases import Order, Phases
 from agentlightning_benchmarks.bench.reading import Measured, Scores, read_run
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from agentlightning.contracts.store import AttemptRecords, RolloutState
 from agentlightning.rl.trajectory.joins import superseded
 from agentlightning.training.run_state import Learned
-from agentlightning.types import CallStatus, Mode, Rollout, Trajectory
+from agentlightning.types import CallStatus, Mode, Trajectory
 
 UNACCOUNTED = "unaccounted for"
 NOT_TRAINED: dict[Mode, str] = {
@@ -109,10 +109,3 @@ def _dropped(records: AttemptRecords, replaced: Collection[str]) -> Counter[str]
 
 def total(accounts: Iterable[Account]) -> Account:
     return sum(accounts, Account())
-
-
-def finished_step(rollout: Rollout) -> int | None:
-    """The step as `metrics.jsonl` counts it: how many were finished with it. (A training rollout is made before its step ends.)"""
-    if rollout.step is None:
-        return None
-    return rollout.step + 1 if rollout.mode == "train" else rollout.step

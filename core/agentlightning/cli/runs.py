@@ -13,11 +13,11 @@ from rich.table import Table
 from rich.text import Text
 
 from agentlightning.cli.comparison import base_side, paired_rewards, served_side
-from agentlightning.cli.show import run_config
 from agentlightning.cli.view import print_diagnosis
 from agentlightning.errors import RunError
 from agentlightning.training.choice import BOTH, Difference, Evaluation, differences
 from agentlightning.training.eval_rollouts import KINDS
+from agentlightning.training.recorded import run_config
 from agentlightning.training.run_folder import RunFolder
 from agentlightning.training.run_state import RunState
 

@@ -5,12 +5,10 @@ from __future__ import annotations
 import asyncio
 import os
 import re
-import tomllib
-from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace as replaced
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from msgspec.structs import replace
@@ -19,16 +17,38 @@ from rich.progress import Progress
 from rich.table import Table
 from rich.text import Text
 
-from agentlightning.cli.accounts import account, finished_step
-from agentlightning.cli.view import STYLES, RecordsSource, Shown, print_diagnosis, print_reused, print_sums, short
+from agentlightning.cli.accounts import account
+from agentlightning.cli.view import (
+    STYLES,
+    RecordsSource,
+    Shown,
+    print_diagnosis,
+    print_reused,
+    print_sums,
+    records_console,
+    short,
+)
 from agentlightning.config.store_address import shown_address, store_file
-from agentlightning.contracts.store import AttemptRecords, LightningStore, RolloutState
-from agentlightning.errors import ConfigError, LightningError, NotFound, StoreError
+from agentlightning.contracts.store import AttemptRecords, RolloutState
+from agentlightning.errors import ConfigError, NotFound, StoreError
 from agentlightning.registry.registry import registry
 from agentlightning.stores.common import open_store
+from agentlightning.training.recorded import (
+    find_rollout,
+    finished_step,
+    kind_of_rollout,
+    read_trajectory,
+    rollout_states,
+    run_config,
+    task_text,
+    trajectory_settings,
+)
 from agentlightning.training.run_folder import RunFolder
 from agentlightning.training.run_state import Learned
 from agentlightning.types import Mode, RolloutStatus
+
+TASK_LIMIT = 200
+"""Characters of a task that are laid out in its row."""
 
 
 def show(
@@ -52,7 +72,7 @@ def show(
 
     `agl show latest --step 3 --mode train` lists the training rollouts of step 3.
 
-    `agl show latest 5f0c9a1e` shows one rollout: agents, model calls, tools, rewards, advantages.
+    `agl show latest 5f0c9a1e` shows one rollout: agents, messages, replies, tools, rewards, advantages.
 
     `agl show 5f0c9a1e` does the same.
 
@@ -63,9 +83,7 @@ def show(
     if rollout is None and _is_id(run):
         run, rollout = "latest", run
     source = find_records(run)
-    console = Console()
-    if not console.is_terminal and "COLUMNS" not in os.environ:
-        console.width = 200  # a pipe or a file has no width to fit
+    console = records_console()
     if rollout is not None:
         from agentlightning.cli.tree import print_rollout
 
@@ -112,8 +130,7 @@ def run_records(run: RunFolder) -> RecordsSource:
     config = run_config(run)
     if not run.has_store:
         raise StoreError(f"Run {run.name} has no store.db, because nothing was recorded yet. Start it again with `agl train`.")
-    observed, notes = _step_rewards(config)
-    settings = {"agents": config.get("agents"), "reward_weights": config.get("reward_weights"), "step_rewards": observed}
+    settings, notes = trajectory_settings(config)
     production = config.get("replay", {}).get("store")
     return RecordsSource(run.store_address, run, {}, settings, config, production, notes)
 
@@ -124,28 +141,6 @@ def _check_file(file: Path | None) -> None:
         raise ConfigError(f"There is no store file {str(file)!r}. Name a run (`latest`), or a file that `agl.rollout(task)` recorded into.")
 
 
-def run_config(run: RunFolder) -> dict[str, Any]:
-    """Return the run's config file unchecked: a mistake in it must not hide the records."""
-    try:
-        return tomllib.loads(run.config.read_text())
-    except (OSError, ValueError):
-        return {}
-
-
-def _step_rewards(config: Mapping[str, Any]) -> tuple[Sequence[Any], tuple[str, ...]]:
-    """Return the run's step rewards, for `trajectory`; none, and a note, if they cannot be read any more."""
-    if not config.get("step_rewards"):
-        return (), ()
-    from agentlightning.config.parts import build_step_rewards
-    from agentlightning.config.schema import import_from
-
-    try:
-        import_from(Path(config.get("path", ".")))
-        return build_step_rewards(config["step_rewards"]), ()
-    except Exception as error:  # a user's module may raise anything
-        return (), (f"the run's step_rewards are not shown: {error}",)
-
-
 async def _one(source: RecordsSource, name: str) -> Shown:
     store = open_store(source.address)
     try:
@@ -154,7 +149,7 @@ async def _one(source: RecordsSource, name: str) -> Shown:
         replayed = await _replayed(source, name)
         if len(replayed) > 1:
             raise ConfigError(f"{name!r} fits {len(replayed)} rollouts of the replay {source.production}. Give more of the id.")
-        return replayed[0] if replayed else _shown(source, *await store.read(await _find(store, name)))
+        return replayed[0] if replayed else _shown(source, *await store.read(await find_rollout(store, name)))
     finally:
         await store.close()
 
@@ -177,17 +172,6 @@ async def _replayed(source: RecordsSource, name: str = "") -> list[Shown]:
     return rows
 
 
-async def _find(store: LightningStore, name: str) -> str:
-    """Return the id of the only rollout whose id starts or ends with `name`."""
-    ids = [state.rollout.id async for state in _states(store)]
-    matches = [rollout_id for rollout_id in ids if rollout_id.endswith(name) or rollout_id.startswith(name)]
-    if len(matches) == 1:
-        return matches[0]
-    if matches:
-        raise ConfigError(f"{name!r} fits {len(matches)} rollouts: {', '.join(matches[:4])} ... Give more of the id.")
-    raise ConfigError(f"There is no rollout {name!r} in this store. `agl show RUN` lists the rollouts.")
-
-
 async def _all(source: RecordsSource, step: int | None, mode: Mode | None, status: RolloutStatus | None) -> list[Shown]:
     """Return the rollouts that fit, the replayed ones first."""
 
@@ -204,7 +188,7 @@ async def _all(source: RecordsSource, step: int | None, mode: Mode | None, statu
     try:
         with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
             job = bar.add_task("reading rollouts", total=None)
-            async for state in _states(store, mode=mode, status=[status] if status else None):
+            async for state in rollout_states(store, mode=mode, status=[status] if status else None):
                 if fits(state):
                     rows.append(_shown(source, *await store.read(state.rollout.id)))
                 bar.advance(job)
@@ -213,28 +197,13 @@ async def _all(source: RecordsSource, step: int | None, mode: Mode | None, statu
     return rows
 
 
-async def _states(store: LightningStore, **filters: Any) -> AsyncGenerator[RolloutState]:
-    states, after = await store.list(limit=200, **filters)
-    while states:
-        for state in states:
-            yield state
-        states, after = await store.list(after=after, limit=200, **filters)
-
-
 def _shown(source: RecordsSource, state: RolloutState, attempts: tuple[AttemptRecords, ...]) -> Shown:
     return as_shown(source, state, attempts, source.learned.get(state.rollout.id))
 
 
 def as_shown(source: RecordsSource, state: RolloutState, attempts: tuple[AttemptRecords, ...], learned: Learned | None) -> Shown:
     """Return a rollout with its trajectory and account."""
-    from agentlightning.rl.trajectory.build import trajectory
-
-    built, problem = None, None
-    if state.winner is not None:
-        try:
-            built = trajectory(state, attempts, **source.settings)
-        except LightningError as error:
-            problem = str(error)
+    built, problem = read_trajectory(state, attempts, source.settings)
     return Shown(state, attempts, built, problem, learned, account(state, attempts, built, learned))
 
 
@@ -247,9 +216,9 @@ def print_rollouts(rows: list[Shown], source: RecordsSource, console: Console, *
     table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
     for heading in ("rollout", "step", "mode", "task", "index", "status", "reward", "calls", "tokens", "trained", "seconds"):
         left = heading in ("rollout", "mode", "task", "status")
-        least = {"rollout": 8, "task": 4, "mode": 5, "status": 9}.get(heading, len(heading))  # on a narrow screen the task gives way
+        least = {"rollout": 8, "task": 8, "mode": 5, "status": 9}.get(heading, len(heading))  # on a narrow screen the task gives way
         table.add_column(
-            heading, justify="left" if left else "right", no_wrap=True, min_width=least, max_width=40 if heading == "task" else None
+            heading, justify="left" if left else "right", no_wrap=True, min_width=least, max_width=60 if heading == "task" else None
         )
     for row in shown:
         rollout, number = row.state.rollout, finished_step(row.state.rollout)
@@ -257,8 +226,8 @@ def print_rollouts(rows: list[Shown], source: RecordsSource, console: Console, *
         table.add_row(
             Text(short(rollout.id), style="cyan"),
             "" if number is None else str(number),
-            rollout.mode,
-            Text(rollout.task.id),
+            kind_of_rollout(rollout),
+            Text(task_text(rollout.task)[:TASK_LIMIT]),
             str(rollout.index),
             Text(row.state.status, style=STYLES.get(row.state.status, "")),
             "–" if reward is None else f"{reward:.3f}",

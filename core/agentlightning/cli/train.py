@@ -21,7 +21,7 @@ from agentlightning.training.run_folder import RunFolder
 if TYPE_CHECKING:
     from agentlightning.config.schema import Config
     from agentlightning.training.dry_run import DryRun
-    from agentlightning.training.train import Run
+    from agentlightning.training.run import Run
 
 
 def train(

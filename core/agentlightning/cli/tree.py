@@ -7,7 +7,7 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from rich.console import Console, Group, RenderableType
 from rich.panel import Panel
@@ -15,15 +15,16 @@ from rich.table import Column, Table
 from rich.text import Text
 from rich.tree import Tree
 
-from agentlightning.cli.accounts import finished_step
+from agentlightning.cli.conversation import clip, message_text, sent_text
 from agentlightning.cli.view import STYLES, RecordsSource, Shown, print_sums, short
 from agentlightning.contracts.store import AttemptRecords
 from agentlightning.rl.trajectory.joins import Joins, join
+from agentlightning.stores.messages import RecordedMessages
+from agentlightning.training.attempt_tree import AttemptTree, Node
+from agentlightning.training.recorded import finished_step
 from agentlightning.types import Call, Completion, Reward, Span
 
 Decode = Callable[[int], str]
-TEXT_LIMIT = 2000
-"""Characters of one text that are shown."""
 
 
 def print_rollout(shown: Shown, source: RecordsSource, console: Console, *, tokens: bool) -> None:
@@ -44,29 +45,24 @@ def print_rollout(shown: Shown, source: RecordsSource, console: Console, *, toke
     if decode is None and tokens:
         console.print("showing token ids without text: this run's tokenizer is not here, or `tokenizers` is not installed", style="dim")
     for records in shown.attempts:
-        console.print(AttemptTree(shown, records, decode, tokens).tree())
+        console.print(AttemptView(shown, records, decode, tokens).tree())
     notes = [*source.notes, *([shown.problem] if shown.problem else []), *(shown.trajectory.diagnostics if shown.trajectory else ())]
     for note in notes:
         console.print(Text.assemble(("note: ", "yellow"), note), soft_wrap=True)
     print_sums([shown], console)
 
 
-class AttemptTree:
+class AttemptView:
     """Builds the tree of one attempt."""
 
     def __init__(self, shown: Shown, records: AttemptRecords, decode: Decode | None, tokens: bool) -> None:
         self._shown, self._records, self._decode, self._tokens = shown, records, decode, tokens
         self._joins: Joins = join(records.calls, records.spans)
-        self._calls = {call.id: call for call in records.calls}
+        self._messages = RecordedMessages(records)
         self._completions: dict[str, list[Completion]] = defaultdict(list)
         for completion in records.completions:
             self._completions[completion.call_id].append(completion)
         self._rewards: dict[str | None, list[Reward]] = defaultdict(list)
-        self._children: dict[str | None, list[Span]] = defaultdict(list)
-        span_ids = {span.id for span in records.spans}
-        for span in sorted(records.spans, key=lambda span: span.started):
-            self._children[span.parent_id if span.parent_id in span_ids else None].append(span)
-        self._call_of = {span.id: call_id for call_id, spans in self._joins.spans.items() for span in spans}
         trajectory = shown.trajectory
         counts = trajectory is not None and trajectory.attempt_id == records.attempt.id
         self._transitions = (
@@ -86,30 +82,22 @@ class AttemptTree:
             head.append(f"\n{attempt.error}", style="red")
         self._append_rewards(head, None)
         root = Tree(head, guide_style="dim")
-        shown: set[str] = set()
-        for span in self._children[None]:
-            self._add(root, span, shown, set())
-        alone = [call for call in self._records.calls if call.id not in shown]
+        structure = AttemptTree.of(self._records, self._joins)
+        for node in structure.roots:
+            self._add(root, node)
         branch = root
-        if alone and self._records.spans:
+        if structure.calls and self._records.spans:
             branch = root.add(Text("model calls without a span of the framework", style="yellow"))
-        for call in alone:
+        for call in structure.calls:
             branch.add(self._call(call, None))
         if not self._records.calls:
             root.add(Text("no model call reached the gateway", style="yellow"))
         return root
 
-    def _add(self, parent: Tree, span: Span, shown: set[str], above: set[str]) -> None:
-        if span.id in above:  # clients choose ids, so a cycle is possible: it is shown once
-            return
-        call_id = self._call_of.get(span.id)
-        if call_id is not None and call_id in self._calls:
-            shown |= {call_id, *(old for old, new in self._joins.alias.items() if new == call_id)}
-            branch = parent.add(self._call(self._calls[call_id], span))
-        else:
-            branch = parent.add(self._span(span))
-        for child in self._children[span.id]:
-            self._add(branch, child, shown, above | {span.id})
+    def _add(self, parent: Tree, node: Node) -> None:
+        branch = parent.add(self._span(node.span) if node.call is None else self._call(node.call, node.span))
+        for child in node.children:
+            self._add(branch, child)
 
     def _span(self, span: Span) -> Text:
         style = {"agent": "bold magenta", "tool": "bold blue", "note": "italic", "llm": "bold yellow"}[span.kind]
@@ -137,7 +125,7 @@ class AttemptTree:
             head.append(f"\nretried as call {short(self._joins.alias[call.id])}", style="yellow")
         for key in {call.id, span.id if span is not None else call.id}:
             self._append_rewards(head, key)
-        parts: list[RenderableType] = [head]
+        parts: list[RenderableType] = [head, *sent_text(call, self._messages)]
         for completion in self._completions[call.id]:
             parts += self._completion(completion)
         return Group(*parts)
@@ -159,7 +147,7 @@ class AttemptTree:
         exact = self._decode is not None and logprobs is not None
         if self._decode is not None and logprobs is not None:
             parts.append(coloured([self._decode(int(token)) for token in completion.response_ids], logprobs.tolist()))
-        parts.append(Text(_clip(message_text(completion.message, content=not exact))))
+        parts.append(Text(clip(message_text(completion.message, content=not exact))))
         if self._tokens:
             parts.append(self._token_table(completion))
         return [part for part in parts if not (isinstance(part, Text) and not part.plain)]
@@ -217,18 +205,6 @@ def _colour(logprob: float) -> str:
     return "green" if chance > 0.9 else "bright_green" if chance > 0.5 else "yellow" if chance > 0.1 else "red"
 
 
-def message_text(message: Any, *, content: bool = True) -> str:
-    """A reply as a person reads it: its text (with `content`), then its tool calls."""
-    if not isinstance(message, dict):
-        return "" if message is None or not content else str(message)
-    reply = cast("dict[str, Any]", message)
-    lines = [str(reply["content"])] if content and reply.get("content") else []
-    for tool_call in cast("list[dict[str, Any]]", reply.get("tool_calls") or []):
-        function = cast("dict[str, Any]", tool_call.get("function", tool_call))
-        lines.append(f"→ {function.get('name')}({function.get('arguments', '')})")
-    return "\n".join(lines)
-
-
 def load_decoder(source: RecordsSource) -> Decode | None:
     """A token id to text with the tokenizer of the run's model; None where it is not on this machine."""
     tokenizer = load_tokenizer(source)
@@ -269,8 +245,4 @@ def _sampling(shown: Shown) -> str:
 
 
 def _json(value: Any) -> str:
-    return _clip(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str))
-
-
-def _clip(text: str) -> str:
-    return text if len(text) <= TEXT_LIMIT else f"{text[:TEXT_LIMIT]} … ({len(text) - TEXT_LIMIT} more characters)"
+    return clip(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str))

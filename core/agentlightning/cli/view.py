@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, get_args
+from typing import Any
 
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, ConsoleRenderable, RenderHook, RenderResult
+from rich.segment import Segment
 from rich.text import Text
 
 from agentlightning.cli.accounts import UNACCOUNTED, Account, total
 from agentlightning.contracts.store import AttemptRecords, RolloutState
 from agentlightning.training.no_calls import made_no_call
+from agentlightning.training.recorded import kind_of_rollout
 from agentlightning.training.run_folder import RunFolder
 from agentlightning.training.run_state import Learned
-from agentlightning.types import Mode, Trajectory
+from agentlightning.types import Trajectory
 
+SYMBOLS = {
+    **{code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"},
+    **dict.fromkeys([127, *range(128, 160), 0x61C, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A)], "\ufffd"),
+}
+"""What stands for control characters, and for those that turn the direction of text."""
 STYLES = {"succeeded": "green", "failed": "red", "cancelled": "yellow", "running": "cyan", "lost": "yellow", "timed_out": "red"}
 
 
@@ -56,6 +64,31 @@ class Shown:
         return sum((attempt.finished or 0.0) - attempt.started for attempt in attempts) if attempts else None
 
 
+class VisibleControls(RenderHook):
+    """Shows control characters of recorded text as symbols, because a terminal would obey them."""
+
+    def process_renderables(self, renderables: list[ConsoleRenderable]) -> list[ConsoleRenderable]:
+        return [_Visible(renderable) for renderable in renderables]
+
+
+class _Visible:
+    def __init__(self, renderable: ConsoleRenderable) -> None:
+        self._renderable = renderable
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        for segment in console.render(self._renderable, options):
+            yield segment if segment.control else Segment(segment.text.translate(SYMBOLS), segment.style)
+
+
+def records_console() -> Console:
+    """The console for recorded text."""
+    console = Console()
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        console.width = 200  # a pipe or a file has no width to fit
+    console.push_render_hook(VisibleControls())
+    return console
+
+
 def print_diagnosis(run: RunFolder | None, console: Console) -> None:
     """Print why a run does not learn, if it does not."""
     diagnosis = run.read_state().diagnosis if run is not None and run.state.exists() else None
@@ -77,14 +110,14 @@ def print_sums(rows: list[Shown], console: Console) -> None:
     """Every request and every token, accounted for."""
     sums = total(row.account for row in rows)
     console.print()
-    for mode in get_args(Mode):
-        those = [row for row in rows if row.state.rollout.mode == mode]
+    for name in ("train", "sampled eval", "greedy eval", "eval", "production"):
+        those = [row for row in rows if kind_of_rollout(row.state.rollout) == name]
         rewards = [row.trajectory.reward for row in those if row.trajectory and row.trajectory.reward is not None]
         mean = f"mean reward {sum(rewards) / len(rewards):.3f} over {len(rewards):,} scored" if rewards else "none scored"
         silent = sum(made_no_call(row.trajectory) for row in those if row.trajectory)
         without = f", {silent:,} without a model call" if silent else ""
         if those:
-            console.print(f"{len(those):,} {mode} rollout{'s' * (len(those) > 1)}, {mean}{without}", highlight=False)
+            console.print(f"{len(those):,} {name} rollout{'s' * (len(those) > 1)}, {mean}{without}", highlight=False)
     console.print(f"{sums.requests:,} requests = {_sum(sums.statuses)}", highlight=False, soft_wrap=True)
     if sums.contexts:
         contexts = dict(sums.contexts.most_common())

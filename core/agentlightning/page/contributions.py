@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 
-from agentlightning.cli.accounts import finished_step
+from agentlightning.training.recorded import finished_step
 from agentlightning.training.run_folder import RunFolder
 from agentlightning.training.run_state import Learned
 from agentlightning.types import Rollout

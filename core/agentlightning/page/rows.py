@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any, cast
 
-from agentlightning.cli.accounts import NOT_TRAINED, finished_step
+from agentlightning.cli.accounts import NOT_TRAINED
 from agentlightning.cli.show import as_shown
 from agentlightning.cli.view import Shown
 from agentlightning.contracts.store import AttemptRecords, RolloutState
 from agentlightning.page.library import Source
+from agentlightning.training.recorded import finished_step, question_of
 from agentlightning.training.run_state import Learned
-from agentlightning.types import JSON, Completion, Rollout, Transition, is_greedy
+from agentlightning.types import JSON, Completion, Rollout, Task, Transition, is_greedy
 
 START = 200
 """Characters of a task in a list."""
-QUESTIONS = ("question", "prompt", "input", "query", "messages", "task", "problem", "text")
-"""Keys that hold the question of a task."""
 
 
 async def read_rollout(source: Source, rollout_id: str) -> Shown:
@@ -36,7 +34,7 @@ def row(shown: Shown) -> dict[str, JSON]:
     return {
         "id": rollout.id,
         "task": rollout.task.id,
-        "start": start_of(rollout.task.input),
+        "start": start_of(rollout.task),
         "mode": rollout.mode,
         "sampling": sampling_kind(rollout),
         "step": finished_step(rollout),
@@ -58,17 +56,9 @@ def row(shown: Shown) -> dict[str, JSON]:
     }
 
 
-def start_of(value: JSON) -> str:
-    """The first words of a task: its question, if it has one, without the braces of JSON."""
-    if isinstance(value, dict):
-        fields = cast("dict[str, Any]", value)
-        named = [fields[name] for name in QUESTIONS if name in fields]
-        texts = (text for name, text in fields.items() if isinstance(text, str) and name != "id")
-        value = named[0] if named else next(texts, fields)
-    if isinstance(value, list) and value and isinstance(value[-1], dict):
-        value = cast("dict[str, Any]", value[-1]).get("content", value)
-    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
-    text = " ".join(text[: 4 * START].split())
+def start_of(task: Task) -> str:
+    """The first words of what a task asks."""
+    text = question_of(task)
     return text if len(text) <= START else f"{text[:START]}…"
 
 

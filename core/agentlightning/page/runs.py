@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
-from agentlightning.cli.show import run_config
 from agentlightning.config.store_address import shown_address
 from agentlightning.errors import RunError
 from agentlightning.page.library import Library
 from agentlightning.training.eval_rollouts import KINDS
 from agentlightning.training.metrics import NAME, read_metrics
+from agentlightning.training.recorded import run_config
 from agentlightning.training.run_folder import RunFolder
 from agentlightning.training.run_state import RunState
 from agentlightning.training.step_history import has

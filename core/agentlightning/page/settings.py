@@ -6,9 +6,9 @@ from collections.abc import Iterator, Mapping
 from functools import cache
 from typing import Any, TypeAlias, cast
 
-from agentlightning.cli.show import run_config
 from agentlightning.config.json_schema import config_schema
 from agentlightning.config.settings_reference import Setting, sections, shown_value
+from agentlightning.training.recorded import run_config
 from agentlightning.training.run_folder import RunFolder
 from agentlightning.types import JSON
 

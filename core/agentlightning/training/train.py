@@ -31,6 +31,7 @@ from agentlightning.training.plan import TrainingPlan, plan_training
 from agentlightning.training.production.opening import check_replay, open_replay
 from agentlightning.training.progress import Progress, TrainingProgress
 from agentlightning.training.result import write_result
+from agentlightning.training.run import Run
 from agentlightning.training.run_diagnosis import RunDiagnosis
 from agentlightning.training.run_folder import RunFolder
 from agentlightning.training.run_record import RunRecord
@@ -44,23 +45,6 @@ from agentlightning.training.step_source import ReplyLimits
 from agentlightning.types import JSON
 
 log = logging.getLogger("agentlightning")
-
-
-@dataclass(frozen=True, slots=True)
-class Run:
-    """A training run that has ended."""
-
-    folder: Path
-    result: dict[str, Any]
-    """The content of `result.json`."""
-    stopped: bool = False
-    """Whether it was stopped before its last step; `resume` continues it."""
-
-    @property
-    def checkpoint(self) -> Path:
-        """The folder of the best weights, which may be the model before training (`policy_reason` in the result says why).
-        `AutoModelForCausalLM.from_pretrained` loads it."""
-        return self.folder / str(self.result["checkpoint"])
 
 
 def train(

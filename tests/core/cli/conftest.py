@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 from typer.testing import CliRunner
 
 from agentlightning.cli.main import build
@@ -67,6 +68,11 @@ async def fill(store: LightningStore) -> dict[str, Rollout]:
             llm = Span(attempt_id=attempt.id, kind="llm", name="m", parent_id=agent.id, call_id=first.id, agent="solver", started=2)
             tool = Span(attempt_id=attempt.id, kind="tool", name="add", parent_id=agent.id, started=3, ended=4, attributes={"result": 5})
             retried = Call(id="trained-call-r", attempt_id=attempt.id, index=3, status="completed", supersedes=third.id)
+            asked = {"role": "user", "content": "What is [2]+3?"}
+            tool_schemas = [{"type": "function", "function": {"name": "add", "parameters": {}}}]
+            first = replace(first, messages=[{"role": "system", "content": "Be exact."}, asked], tools=1, tool_schemas=tool_schemas)
+            result = {"role": "tool", "content": "5", "tool_call_id": "t"}
+            second = replace(second, after=first.id, messages=[[0, 3], result], tools=1, tools_from=first.id)
             refused = Call(id="trained-call-4", attempt_id=attempt.id, index=4, status="refused", detail="unknown tool_choice")
             await store.record([first, completion(first, 5), second, completion(second, 3), third, retried, refused, agent, llm, tool])
             await store.record([Reward(attempt_id=attempt.id, value=1.0, name="return")])

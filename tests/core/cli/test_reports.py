@@ -12,10 +12,10 @@ from agentlightning.cli.rollout import print_scored
 from agentlightning.cli.train import print_dry_run, print_run
 from agentlightning.training.dry_run import DryRun
 from agentlightning.training.group_signal import GroupSignal, Suggestion
+from agentlightning.training.run import Run
 from agentlightning.training.run_folder import RunFolder
 from agentlightning.training.run_state import RunState
 from agentlightning.training.score import Scored
-from agentlightning.training.train import Run
 
 
 @pytest.fixture

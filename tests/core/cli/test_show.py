@@ -4,12 +4,14 @@ import asyncio
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from agentlightning.stores.common import open_store
 from agentlightning.training.run_folder import RunFolder
-from agentlightning.types import Attempt, Call, Completion, Reward, Rollout, Sampling, Task
+from agentlightning.types import Attempt, Call, Completion, Reward, Rollout, Sampling, Span, Task
 
 AGL = Callable[..., tuple[int, str]]
 
@@ -28,7 +30,7 @@ def test_every_request_and_every_sampled_token_is_accounted_for(agl: AGL, run: F
     assert tokens == "14 sampled tokens = 5 trained + 4 evaluation rollout + 3 no signal + 2 attempt failed"
     assert "unaccounted" not in output
     assert line(output, "train rollout") == "3 train rollouts, mean reward 1.000 over 1 scored"
-    assert line(output, "eval rollout") == "1 eval rollout, mean reward 0.250 over 1 scored"
+    assert line(output, "eval rollout") == "1 greedy eval rollout, mean reward 0.250 over 1 scored"
 
 
 def test_tokens_that_nobody_accounts_for_are_shown_as_such(agl: AGL, run: Filled) -> None:
@@ -102,8 +104,8 @@ def test_a_rollout_has_its_line_and_its_step_as_the_metrics_count_it(agl: AGL, r
     _, made = run
     _, output = agl("show", "latest")
     cells = line(output, made["trained"].id[-8:]).split()
-    assert cells == [made["trained"].id[-8:], "1", "train", "t1", "0", "succeeded", "1.000", "5", "8", "5", cells[-1]]
-    assert line(output, made["queued"].id[-8:]).split()[5:7] == ["queued", "–"]
+    assert cells == [made["trained"].id[-8:], "1", "train", "t1", "2+3?", "0", "succeeded", "1.000", "5", "8", "5", cells[-1]]
+    assert line(output, made["queued"].id[-8:]).split()[6:8] == ["queued", "–"]
 
 
 @pytest.mark.parametrize(
@@ -159,6 +161,82 @@ def test_one_rollout_is_a_tree_of_spans_with_rewards_and_advantages(agl: AGL, ru
     assert depth["tool add"] > depth["agent solver"]
     order = ["attempt 1", "reward return", "agent solver", "tool add", "reward neat", "model calls without a span"]
     assert sorted(order, key=output.index) == order
+
+
+def test_a_call_shows_its_new_messages_its_tools_and_its_reply(agl: AGL, run: Filled) -> None:
+    _, made = run
+    lines = [text.strip(" │├└─") for text in agl("show", "latest", made["trained"].id)[1].splitlines()]
+    first, second = (lines[next(n for n, text in enumerate(lines) if f"call d-call-{n_}" in text) :] for n_ in (0, 1))
+    assert first[1:4] == ["tools add", "system Be exact.", "user What is [2]+3?"]
+    assert first[6:8] == ["it is [five]", '→ add({"a": 2})']
+    assert second[1:4] == ["tools add", "… 3 messages of call d-call-0", "tool 5"]
+    assert lines.count("its messages are not recorded") == 3
+
+
+def test_thoughts_images_and_hidden_tools_are_shown_in_a_few_words(agl: AGL, run: Filled) -> None:
+    folder, made = run
+    image = {"type": "image_url", "image_url": {"url": "data:" + "A" * 9000}}
+    thoughtful = {"role": "assistant", "content": "Cat.", "reasoning_content": "It purrs."}
+    messages = [{"role": "user", "content": [{"type": "text", "text": "What is it?"}, image]}, {"role": "user", "content": "z" * 2500}]
+    asyncio.run(add_call(folder, made["eval"], thoughtful, messages=messages, tool_schemas=[{"name": "look"}]))
+    output = agl("show", "latest", made["eval"].id)[1]
+    for text in ("user What is it?", "[image_url, 9,052 characters]", "tools look (tool_choice hides", "… (500 more characters)"):
+        assert text in output, text
+    assert sorted(("thinking: It purrs.", "Cat."), key=output.index) == ["thinking: It purrs.", "Cat."]
+    assert "AAAA" not in output
+
+
+async def add_call(folder: RunFolder, rollout: Rollout, message: Any, **fields: Any) -> None:
+    store = open_store(folder.store_address)
+    state, _ = await store.read(rollout.id)
+    call = Call(id="extra", attempt_id=state.attempts[0].id, index=9, status="completed", choices=1, **fields)
+    await store.record([call, replace(completion(call, 2), message=message)])
+    await store.close()
+
+
+def test_a_terminal_never_obeys_what_a_model_or_an_agent_wrote(agl: AGL, run: Filled) -> None:
+    folder, _ = run
+    evil = "\x1b[2J\x1b]0;own\x07\x9b31m\u202egnp.exe\r\x08"
+
+    async def add() -> str:
+        store = open_store(folder.store_address)
+        rollout = Rollout(task=Task(f"id{evil}", {"question": f"q{evil}"}), mode="eval", sampling=Sampling())
+        attempt = await store.begin(rollout, f"worker{evil}", lease=60)
+        call = Call(
+            id=f"c{evil}", attempt_id=attempt.id, index=0, status="refused", detail=evil, context=evil, tools=1,
+            messages=[{"role": evil, "content": evil, "tool_calls": [{"function": {"name": evil, "arguments": evil}}]}],
+            tool_schemas=[{"function": {"name": evil}}],
+        )  # fmt: skip
+        span = Span(attempt_id=attempt.id, kind="tool", name=evil, attributes={evil: evil})
+        message = {"role": "assistant", "content": evil, "reasoning_content": evil}
+        reply = replace(completion(call, 1), message=message, problem=evil, policy=evil)
+        await store.record([call, reply, span, Reward(attempt_id=attempt.id, value=1.0, name=evil, source=evil)])
+        await store.finish(attempt.id, "failed", error=evil)
+        await store.close()
+        return rollout.id
+
+    rollout_id = asyncio.run(add())
+    for output in (agl("show")[1], agl("show", "latest", rollout_id)[1], agl("show", "latest", rollout_id, "--tokens")[1]):
+        assert [character for character in output if not (character.isprintable() or character == "\n")] == []
+        assert "␛[2J␛]0;own" in output
+
+
+def test_the_list_shows_the_start_of_each_task_and_how_an_evaluation_samples(agl: AGL, run: Filled) -> None:
+    folder, made = run
+    prompts = ["Say it. " * 30, {"messages": [{"role": "user", "content": "And now?"}]}, {"a": 1, "b": None}]
+
+    async def add() -> None:
+        store = open_store(folder.store_address)
+        await store.add([Rollout(task=Task("0123456789abcdef", text), mode="eval", sampling=Sampling(), step=3) for text in prompts])
+        await store.close()
+
+    asyncio.run(add())
+    output = agl("show")[1]
+    assert " greedy eval t2 hard " in " ".join(line(output, made["eval"].id[-8:]).split())
+    for start in ("Say it. Say it. Say it. ", "And now? ", '{"a": 1, "b": null} '):
+        assert f" sampled eval {start}" in " ".join(output.split())
+    assert line(output, "sampled eval rollout") == "3 sampled eval rollouts, none scored"
+    assert max(map(len, output.splitlines())) <= 160
 
 
 def test_a_step_reward_of_the_runs_configuration_stands_beside_the_others(agl: AGL, run: Filled) -> None:

@@ -269,7 +269,7 @@ def test_what_a_run_found_elsewhere_is_shown_with_it(
     show(str(run.folder))
     said = capsys.readouterr().out
     assert "32 production rollouts, mean reward" in said
-    assert "4 eval rollouts, mean reward" in said
+    assert "4 sampled eval rollouts, mean reward" in said
     trained = sum(row["trained_tokens"] for row in rows(run)[1:])
     assert f"tokens = {trained} trained" in said
     assert "unaccounted" not in said
@@ -283,7 +283,7 @@ def test_what_a_run_found_elsewhere_is_shown_with_it(
     (tmp_path / "agl.db").unlink()
     show(str(run.folder))
     both = capsys.readouterr()
-    assert "4 eval rollouts" in both.out
+    assert "4 sampled eval rollouts" in both.out
     assert "the replayed rollouts are not shown: replay.store: there is no store file" in both.err
     assert not (tmp_path / "agl.db").exists()
 

@@ -13,6 +13,8 @@
 # make test-harnesses   command-line coding agents from npm, unchanged, in .venv-harnesses (900 MB, two minutes)
 # make test-ray              runners on a Ray cluster of two nodes, with Ray installed; about a minute
 # make test-qwen FOLDER=...   agents and benchmarks on a real Qwen2.5-Coder-0.5B-Instruct, some minutes on a CPU
+# make page    build the page of `agl view` from its sources, with npm
+# make test-page   the page in a real Chromium: live training, 100,000 rollouts; RUNS=folder makes the pictures of docs/page.md (two minutes)
 # make wheel   build the wheel into dist/, install it in a clean environment and try it
 # make setup   what both need, into .venv (done by itself)
 #
@@ -24,7 +26,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 PIP    := $(BIN)/python -m pip -qq --disable-pip-version-check --no-input
 
-.PHONY: help setup demo test test-slow test-faults test-fuzz test-range test-architectures test-vllm test-verl test-frameworks test-langchain test-gpu-scripts test-harnesses test-qwen test-ray wheel style lint format clean
+.PHONY: help setup demo test test-slow test-faults test-fuzz test-range test-architectures test-vllm test-verl test-frameworks test-langchain test-gpu-scripts test-harnesses test-qwen test-ray page test-page wheel style lint format clean
 
 help: # the comment at the top of this file
 	@sed -n "/^#/!q; s/^# \{0,1\}//p" Makefile
@@ -119,6 +121,14 @@ test-harnesses: setup $(VENV)-harnesses/.installed
 
 test-qwen: setup
 	@AGL_TEST_QWEN="$(FOLDER)" $(BIN)/python -m pytest -v -s tests/qwen
+
+# The built page is in the repository, so only those who change it need Node.js.
+page:
+	@command -v npm > /dev/null || { echo "make page needs npm. Install Node.js 20 or newer."; exit 1; }
+	@cd core/agentlightning/page/web && npm ci --silent --no-audit --no-fund && npm run --silent build
+
+test-page: setup
+	@AGL_TEST_PAGE=1 AGL_TEST_PAGE_RUNS="$(RUNS)" OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -s tests/core/page
 
 # Light dependencies alone: what core needs, and nothing of an extra. It runs outside the checkout, so nothing is imported from here.
 wheel: setup

@@ -42,7 +42,7 @@ LAYERS = (
     ("runner",),
     ("training", "algorithms"),
     ("serving", "testing"),
-    ("cli", "__main__"),
+    ("cli", "page", "__main__"),
 )
 """Folders of core, from the bottom to the top. A module imports its own layer and those below, also under TYPE_CHECKING."""
 

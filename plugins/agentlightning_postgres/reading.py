@@ -18,15 +18,17 @@ from agentlightning_postgres.transaction import Row, Statement, Transaction
 NOW = "extract(epoch FROM statement_timestamp())::double precision"
 ATTEMPT = "attempts.id, rollouts.id, number, key, worker, attempts.status, started, finished, error"
 ATTEMPTS = "rollouts JOIN attempts ON attempts.rollout = rollouts.added"
+NEWEST = 2**63 - 1
+"""The largest bigint, above every sequence number."""
 RECORD = "records.id, kind, base, prompt, records.value"
 
 
-def states(where: str, values: Sequence[object], column: str = "added", limit: int | None = None) -> Statement:
+def states(where: str, values: Sequence[object], order_by: str = "added", limit: int | None = None) -> Statement:
     """The statement for rollouts with their attempts, one row for each attempt. `states_of` reads its rows."""
-    page = f"SELECT * FROM rollouts WHERE {where} ORDER BY {column} LIMIT %s"
+    page = f"SELECT * FROM rollouts WHERE {where} ORDER BY {order_by} LIMIT %s"
     return (
         f"SELECT rollouts.added, changed, rollouts.status, rollouts.value, {ATTEMPT} FROM ({page}) rollouts "
-        f"LEFT JOIN attempts ON attempts.rollout = rollouts.added ORDER BY rollouts.{column}, number",
+        f"LEFT JOIN attempts ON attempts.rollout = rollouts.added ORDER BY rollouts.{order_by}, number",
         (*values, limit),
     )
 
@@ -96,12 +98,14 @@ class Reading:
         self, after: int, limit: int, order: str, where: Mapping[str, Any], status: Collection[str] | None
     ) -> tuple[list[RolloutState], int]:
         """Return a page of `list`. `where` holds columns and their required values."""
-        column = "added" if order == "added" else "changed"
-        conditions, values = [f"{column} > %s", *(f"{name} = %s" for name in where)], [after, *where.values()]
+        column, newest = "changed" if order == "changed" else "added", order == "newest"
+        start = after or NEWEST if newest else after
+        conditions, values = [f"{column} {'<' if newest else '>'} %s", *(f"{name} = %s" for name in where)], [start, *where.values()]
         if status is not None:
             conditions.append("status = ANY(%s)")
             values.append(list(status))
-        rows = await self.sql.query(*states(" AND ".join(conditions), values, column, max(limit, 0)))
+        order_by = f"{column} DESC" if newest else column
+        rows = await self.sql.query(*states(" AND ".join(conditions), values, order_by, max(limit, 0)))
         return states_of(rows), rows[-1][0 if column == "added" else 1] if rows else after
 
     async def counts(self) -> StoreCounts:

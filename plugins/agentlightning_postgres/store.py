@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from functools import partial
 from itertools import accumulate
-from typing import Literal, get_args
+from typing import get_args
 
-from agentlightning.contracts.store import AttemptRecords, RolloutState, StoreCounts, StoredRollout
+from agentlightning.contracts.store import AttemptRecords, ListOrder, RolloutState, StoreCounts, StoredRollout
 from agentlightning.stores.common import Changes, check_lease, unknown_key, wait_for_change
 from agentlightning.stores.records import Arriving, Row
 from agentlightning.stores.serialization import encode
@@ -130,7 +130,7 @@ class PostgresStore:
         mode: Mode | None = None,
         step: int | None = None,
         group: str | None = None,
-        order: Literal["added", "changed"] = "added",
+        order: ListOrder = "added",
     ) -> tuple[list[RolloutState], int]:
         grp = None if group is None else to_column(group)
         where = {name: value for name, value in (("mode", mode), ("step", step), ("grp", grp)) if value is not None}

@@ -8,7 +8,7 @@ import sqlite3
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from itertools import groupby
-from typing import Any, TypeVar, get_args
+from typing import Any, NamedTuple, TypeVar, get_args
 
 from agentlightning.contracts.store import AttemptRecords, RolloutState, StoreCounts
 from agentlightning.errors import NotFound
@@ -32,6 +32,19 @@ from agentlightning_sqlite.records import RecordTable
 
 T = TypeVar("T")
 
+
+class _By(NamedTuple):
+    """An order of `page`, in SQL."""
+
+    column: str
+    sign: str
+    """Compares a row with the cursor."""
+    direction: str
+
+
+ORDERS = {"added": _By("added", ">", "ASC"), "newest": _By("added", "<", "DESC"), "changed": _By("changed", ">", "ASC")}
+NEWEST = 2**63 - 1
+"""SQLite's largest integer, above every sequence number."""
 ATTEMPT = "attempts.id, rollouts.id, number, key, worker, attempts.status, started, finished, error"
 ROLLOUT = "added, changed, status, value"
 ATTEMPTS = "attempts JOIN rollouts ON rollouts.added = attempts.rollout"
@@ -264,14 +277,15 @@ class Ledger:
         self, after: int, limit: int, order: str, where: Mapping[str, object], status: Collection[str] | None
     ) -> tuple[list[RolloutState], int]:
         """Return a page of `list`. `where` holds columns and their required values."""
-        column, limit = "added" if order == "added" else "changed", max(limit, 0)
-        if status is not None and column == "added" and not {"step", "grp"} & where.keys():
-            query, values = _by_status(after, limit, [where["mode"]] if "mode" in where else get_args(Mode), status)
+        by, limit = ORDERS[order], max(limit, 0)
+        start = after or NEWEST if order == "newest" else after
+        if status is not None and by.column == "added" and not {"step", "grp"} & where.keys():
+            query, values = _by_status(by, start, limit, [where["mode"]] if "mode" in where else get_args(Mode), status)
         else:
-            query, values = _by_column(column, after, where, status)
-        rows = self.sql.execute(f"{query} ORDER BY {column} LIMIT ?", (*values, limit)).fetchall()
+            query, values = _by_column(by, start, where, status)
+        rows = self.sql.execute(f"{query} ORDER BY {by.column} {by.direction} LIMIT ?", (*values, limit)).fetchall()
         if rows:
-            after = rows[-1][0 if order == "added" else 1]
+            after = rows[-1][0 if by.column == "added" else 1]
         return self._states(rows), after
 
     def counts(self) -> StoreCounts:
@@ -323,19 +337,20 @@ class Ledger:
         return [decode(value, Policy) for (value,) in rows]
 
 
-def _by_column(column: str, after: int, where: Mapping[str, object], status: Collection[str] | None) -> tuple[str, list[object]]:
+def _by_column(by: _By, after: int, where: Mapping[str, object], status: Collection[str] | None) -> tuple[str, list[object]]:
     """A query for the rollouts after a number, in the order of its index. The `+` keeps SQLite from the index by status, which would sort
     every rollout of that status."""
-    conditions, values = [f"{column} > ?", *(f"{'+' * (name == 'mode')}{name} = ?" for name in where)], [after, *where.values()]
+    conditions, values = [f"{by.column} {by.sign} ?", *(f"{'+' * (name == 'mode')}{name} = ?" for name in where)], [after, *where.values()]
     if status is not None:
         conditions.append(f"+status IN ({','.join('?' * len(status))})")
         values += status
     return f"SELECT {ROLLOUT} FROM rollouts WHERE {' AND '.join(conditions)}", values
 
 
-def _by_status(after: int, limit: int, modes: Collection[object], status: Collection[str]) -> tuple[str, list[object]]:
+def _by_status(by: _By, after: int, limit: int, modes: Collection[object], status: Collection[str]) -> tuple[str, list[object]]:
     """A query for the first rollouts of each status and mode after a number: each part reads `limit` rows of the index by status."""
-    part = f"SELECT * FROM (SELECT {ROLLOUT} FROM rollouts WHERE status = ? AND mode = ? AND added > ? ORDER BY added LIMIT ?)"
+    where = f"status = ? AND mode = ? AND added {by.sign} ?"
+    part = f"SELECT * FROM (SELECT {ROLLOUT} FROM rollouts WHERE {where} ORDER BY added {by.direction} LIMIT ?)"
     pairs = [(one, mode) for one in dict.fromkeys(status) for mode in modes]
     if not pairs:
         return f"SELECT {ROLLOUT} FROM rollouts WHERE 0", []

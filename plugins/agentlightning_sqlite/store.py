@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Literal, get_args
+from typing import get_args
 
-from agentlightning.contracts.store import AttemptRecords, RolloutState, StoreCounts, StoredRollout
+from agentlightning.contracts.store import AttemptRecords, ListOrder, RolloutState, StoreCounts, StoredRollout
 from agentlightning.errors import StoreError
 from agentlightning.stores.common import Changes, check_lease, unknown_key, wait_for_change
 from agentlightning.stores.records import Arriving, Row
@@ -94,7 +94,7 @@ class SQLiteStore:
         mode: Mode | None = None,
         step: int | None = None,
         group: str | None = None,
-        order: Literal["added", "changed"] = "added",
+        order: ListOrder = "added",
     ) -> tuple[list[RolloutState], int]:
         where = {name: value for name, value in (("mode", mode), ("step", step), ("grp", group)) if value is not None}
         return await self._access.read(lambda ledger: ledger.page(after, limit, order, where, status))

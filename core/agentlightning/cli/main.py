@@ -19,6 +19,7 @@ from rich.text import Text
 from typer.core import TyperGroup
 
 from agentlightning.cli import config, doctor, init, models, rollout, runner, runs, score, serve, show, store, train
+from agentlightning.cli import page as page_command
 from agentlightning.cli import plugins as plugins_command
 from agentlightning.errors import ConfigError, LightningError
 from agentlightning.registry.registry import Entry, Registry, registry
@@ -103,6 +104,7 @@ def build(plugins: Registry | None = None) -> typer.Typer:
     app.command("serve")(serve.serve)
     app.command("runner")(runner.runner)
     app.command("show")(show.show)
+    app.command("view")(page_command.view)
     app.command("runs")(runs.runs)
     app.command("compare")(runs.compare)
     app.command("config")(config.config)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, cast
@@ -14,18 +12,14 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from agentlightning.cli.show import find_records
+from agentlightning.cli.comparison import base_side, paired_rewards, served_side
 from agentlightning.cli.view import print_diagnosis
-from agentlightning.contracts.store import AttemptRecords, RolloutState
 from agentlightning.errors import RunError
-from agentlightning.stores.common import open_store
 from agentlightning.training.choice import BOTH, Difference, Evaluation, differences
-from agentlightning.training.eval_rollouts import KINDS, read_evaluation
-from agentlightning.training.evaluation import evaluation_of
+from agentlightning.training.eval_rollouts import KINDS
 from agentlightning.training.recorded import run_config
 from agentlightning.training.run_folder import RunFolder
 from agentlightning.training.run_state import RunState
-from agentlightning.types import Trajectory
 
 SHOWN_TASKS = 20
 """Tasks that a comparison lists on each side."""
@@ -114,8 +108,9 @@ def compare(
     `agl compare latest` shows what the last run gained over its model.
     """
     console = Console()
-    one = _served(first)
-    before, after = (_base(first), one) if second is None else (one, _served(second))
+    run = _run(first)
+    one = asyncio.run(served_side(run))
+    before, after = (base_side(run), one) if second is None else (one, asyncio.run(served_side(_run(second))))
     changes = differences(before.evaluation, after.evaluation)
     if BOTH not in changes:
         raise RunError(f"{before.name} and {after.name} have no evaluated task in common. Compare runs with the same eval_tasks.")
@@ -134,57 +129,13 @@ def compare(
     print_diagnosis(after.run, console)
 
 
-@dataclass(frozen=True, slots=True)
-class _Side:
-    """One side of a comparison."""
-
-    run: RunFolder
-    name: str
-    evaluation: Evaluation
-
-
-def _served(name: str) -> _Side:
-    """The evaluation of the weights that a run serves."""
-    run = RunFolder.latest() if name == "latest" else RunFolder.open(name)
-    state = run.read_state()
-    step = state.best_step if state.best_step is not None else state.evaluated.step if state.evaluated is not None else None
-    if step is None:
-        raise RunError(f"Run {run.name} was never evaluated. Set eval_tasks, and train it.")
-    label = f"{run.name} step {step}"
-    for evaluation in (state.first, state.strongest):
-        if evaluation is not None and evaluation.step == step:
-            return _Side(run, label, evaluation)
-    return _Side(run, label, asyncio.run(_read(run, step)))
-
-
-def _base(name: str) -> _Side:
-    """The evaluation of a run's model before training."""
-    run = RunFolder.latest() if name == "latest" else RunFolder.open(name)
-    first = run.read_state().first
-    if first is None:
-        raise RunError(f"Run {run.name} did not evaluate its model before training. Name another run to compare it with.")
-    return _Side(run, "before training", first)
-
-
-async def _read(run: RunFolder, step: int) -> Evaluation:
-    """The evaluation of a step, from the store of the run."""
-    from agentlightning.rl.trajectory.build import trajectory
-
-    source = find_records(str(run.path))
-
-    def read(state: RolloutState, attempts: Sequence[AttemptRecords]) -> Trajectory:
-        return trajectory(state, attempts, **source.settings)
-
-    store = open_store(source.address)
-    try:
-        return evaluation_of(step, list((await read_evaluation(store, step, read)).values()))
-    finally:
-        await store.close()
+def _run(name: str) -> RunFolder:
+    return RunFolder.latest() if name == "latest" else RunFolder.open(name)
 
 
 def _cells(kind: str, before: Evaluation, after: Evaluation, change: Difference) -> list[str | Text]:
     """The means over the tasks that both scored, and what changed."""
-    pairs = _pairs(kind, before, after)
+    pairs = paired_rewards(kind, before, after)
     won, lost = (sum(sign * (new - old) > 0 for old, new in pairs.values()) for sign in (1, -1))
     interval = change.interval
     style = "green" if change.rises else "red" if change.falls else ""
@@ -201,7 +152,7 @@ def _cells(kind: str, before: Evaluation, after: Evaluation, change: Difference)
 
 def _print_tasks(kind: str, before: Evaluation, after: Evaluation, console: Console) -> None:
     """Print the tasks that were won and lost, the largest changes first."""
-    pairs = _pairs(kind, before, after)
+    pairs = paired_rewards(kind, before, after)
     for word, sign in (("won", 1), ("lost", -1)):
         tasks = sorted(
             (task for task, (old, new) in pairs.items() if sign * (new - old) > 0), key=lambda task: -abs(pairs[task][1] - pairs[task][0])
@@ -209,12 +160,6 @@ def _print_tasks(kind: str, before: Evaluation, after: Evaluation, console: Cons
         if tasks:
             more = f", and {len(tasks) - SHOWN_TASKS} more" if len(tasks) > SHOWN_TASKS else ""
             console.print(Text(f"{kind} {word}: {', '.join(tasks[:SHOWN_TASKS])}{more}", style="dim"), soft_wrap=True)
-
-
-def _pairs(kind: str, before: Evaluation, after: Evaluation) -> dict[str, tuple[float, float]]:
-    """The rewards of each task that both scored."""
-    old, new = before.rewards[kind], after.rewards[kind]
-    return {task: (reward, new[task]) for task, reward in old.items() if task in new}
 
 
 def _mean(tasks: dict[str, float]) -> float:

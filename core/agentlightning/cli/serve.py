@@ -61,7 +61,7 @@ def serve(
     """Serve a model over the OpenAI and Anthropic APIs, and record the calls. Ctrl-C stops it.
 
     `--upstream` forwards calls to another server instead. A trained model renders messages as it did in its run; `--renderer` and the
-    options after it change that. Prints the API key. Set `AGL_TOKEN` to choose your own.
+    options after it change that. Prints the API key, and the link of a page that shows the calls. Set `AGL_TOKEN` to choose your own key.
 
     **Examples**
 
@@ -85,13 +85,15 @@ def serve(
         option = choices.used()[0].replace("_", "-")
         raise ConfigError(f"--{option} has no effect with --upstream, because that server renders the messages. Remove it.")
     check_log_token(os.environ.get("AGL_TOKEN"))
+    from agentlightning.page.server import store_page
+    from agentlightning.serving.serve import Address, served_model, upstream_model
     from agentlightning.serving.serve import serve as serve_until_stopped
-    from agentlightning.serving.serve import served_model, upstream_model
 
     with open_progress() as progress:
         own = source or model or ""
         served = upstream_model(upstream, key_env=upstream_key_env, name=model) if upstream else served_model(own, progress, choices)
-        serve_until_stopped(served, host=host, port=port, store=store, max_body_mb=max_body_mb, progress=progress, ready=_print_addresses)
+        address = Address(host, port, max_body_mb * 2**20)
+        serve_until_stopped(served, address, store=store, progress=progress, ready=_print_addresses, page=store_page)
 
 
 def check_log_token(secret: str | None) -> None:
@@ -104,9 +106,12 @@ def _print_addresses(served: Served) -> None:
     if is_json():
         log.info("serving %s at %s", served.model or "as the agent asks", served.base_url)
         return
+    from agentlightning.page.server import link
+
     console = Console()
     model = served.model or "as the agent asks"
-    rows = {"base_url": served.base_url, "api_key": served.token, "model": model, "store": served.store}
+    page = link(served.base_url.removesuffix("/v1"), served.token)
+    rows = {"base_url": served.base_url, "api_key": served.token, "model": model, "store": served.store, "page": page}
     for name, value in (rows | ({"weights": served.weights} if served.weights else {})).items():
         console.print(f"{name:<10}{value}", soft_wrap=True, highlight=False)
     console.print("Ctrl-C stops it", style="dim")

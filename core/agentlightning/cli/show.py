@@ -6,6 +6,7 @@ import asyncio
 import os
 import re
 from contextlib import suppress
+from dataclasses import replace as replaced
 from pathlib import Path
 from typing import Annotated
 
@@ -43,6 +44,7 @@ from agentlightning.training.recorded import (
     trajectory_settings,
 )
 from agentlightning.training.run_folder import RunFolder
+from agentlightning.training.run_state import Learned
 from agentlightning.types import Mode, RolloutStatus
 
 TASK_LIMIT = 200
@@ -102,7 +104,7 @@ def _is_id(name: str) -> bool:
 
 def find_records(name: str) -> RecordsSource:
     """Return the records that an argument names: of a run, a store file, or a store's address."""
-    if "://" in name or name.partition(":")[0] in registry().names("stores"):
+    if is_store_address(name):
         if name.startswith("sqlite:"):
             _check_file(store_file(name))
         return RecordsSource(name)
@@ -115,12 +117,22 @@ def find_records(name: str) -> RecordsSource:
     if Path(name).is_file():
         return RecordsSource(f"sqlite:{Path(name).resolve()}")
     run = RunFolder.latest() if name == "latest" else RunFolder.open(name)
+    return replaced(run_records(run), learned=run.read_batches())
+
+
+def is_store_address(name: str) -> bool:
+    """Whether an argument is the address of a store, with its scheme."""
+    return "://" in name or name.partition(":")[0] in registry().names("stores")
+
+
+def run_records(run: RunFolder) -> RecordsSource:
+    """Return the records of a run, without the contributions of its rollouts."""
     config = run_config(run)
     if not run.has_store:
         raise StoreError(f"Run {run.name} has no store.db, because nothing was recorded yet. Start it again with `agl train`.")
     settings, notes = trajectory_settings(config)
     production = config.get("replay", {}).get("store")
-    return RecordsSource(run.store_address, run, run.read_batches(), settings, config.get("model"), production, notes)
+    return RecordsSource(run.store_address, run, {}, settings, config, production, notes)
 
 
 def _check_file(file: Path | None) -> None:
@@ -186,8 +198,12 @@ async def _all(source: RecordsSource, step: int | None, mode: Mode | None, statu
 
 
 def _shown(source: RecordsSource, state: RolloutState, attempts: tuple[AttemptRecords, ...]) -> Shown:
+    return as_shown(source, state, attempts, source.learned.get(state.rollout.id))
+
+
+def as_shown(source: RecordsSource, state: RolloutState, attempts: tuple[AttemptRecords, ...], learned: Learned | None) -> Shown:
+    """Return a rollout with its trajectory and account."""
     built, problem = read_trajectory(state, attempts, source.settings)
-    learned = source.learned.get(state.rollout.id)
     return Shown(state, attempts, built, problem, learned, account(state, attempts, built, learned))
 
 

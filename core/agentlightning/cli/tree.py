@@ -206,7 +206,13 @@ def _colour(logprob: float) -> str:
 
 
 def load_decoder(source: RecordsSource) -> Decode | None:
-    """Token ids to text with the tokenizer of the run's model; None where it is not on this machine."""
+    """A token id to text with the tokenizer of the run's model; None where it is not on this machine."""
+    tokenizer = load_tokenizer(source)
+    return None if tokenizer is None else lambda token: str(tokenizer.decode([token], skip_special_tokens=False))
+
+
+def load_tokenizer(source: RecordsSource) -> Any | None:
+    """The tokenizer of the run's model; None where it is not on this machine."""
     try:
         from tokenizers import Tokenizer
     except ImportError:
@@ -214,8 +220,7 @@ def load_decoder(source: RecordsSource) -> Decode | None:
     for folder in _tokenizer_folders(source):
         file = folder / "tokenizer.json"
         if file.is_file():
-            tokenizer: Any = Tokenizer.from_file(str(file))
-            return lambda token: str(tokenizer.decode([token], skip_special_tokens=False))
+            return Tokenizer.from_file(str(file))
     return None
 
 
@@ -226,8 +231,8 @@ def _tokenizer_folders(source: RecordsSource) -> list[Path]:
     folders: list[Path] = []
     if source.run is not None:
         folders += [source.run.checkpoint(step) for step in reversed(source.run.steps())]
-    if source.model is not None:
-        folders += [cache_folder() / "models" / source.model, Path(source.model)]
+    if model := source.config.get("model"):
+        folders += [cache_folder() / "models" / model, Path(model)]
     return folders
 
 

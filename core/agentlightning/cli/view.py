@@ -38,7 +38,8 @@ class RecordsSource:
     """By rollout id; empty outside a run folder."""
     settings: Mapping[str, Any] = field(default_factory=dict[str, Any])
     """How the run made its trajectories: arguments of `trajectory`."""
-    model: str | None = None
+    config: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    """The run's config file, unchecked."""
     production: str | None = None
     """Address of the store in which the run's `replay` found its training rollouts."""
     notes: tuple[str, ...] = ()

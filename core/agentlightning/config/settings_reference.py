@@ -82,7 +82,7 @@ def _settings(table: Schema, *, tables: bool = True) -> Iterator[Setting]:
     for name, value in table["properties"].items():
         if (name == "name" and "const" in value) or (not tables and _table(value) is not None):
             continue
-        default = "required" if name in table["required"] else _shown(value["default"]) if "default" in value else ""
+        default = "required" if name in table["required"] else shown_value(value["default"]) if "default" in value else ""
         yield Setting(name, _value(value), default, value.get("description", ""))
 
 
@@ -99,9 +99,9 @@ def _value(value: Schema) -> str:
     if "anyOf" in value:
         return " or ".join(dict.fromkeys(_value(choice) for choice in value["anyOf"] if choice.get("const", True) is not False))
     if "enum" in value:
-        return " or ".join(_shown(choice) for choice in value["enum"])
+        return " or ".join(shown_value(choice) for choice in value["enum"])
     if "const" in value:
-        return _shown(value["const"])
+        return shown_value(value["const"])
     kind = str(value.get("type", "value"))
     return TYPES.get(kind, kind) + _limits(value)
 
@@ -112,10 +112,10 @@ def _limits(value: Schema) -> str:
     return "".join(f" {sign} {value[name]:g}" for name, sign in limits if name in value and abs(value[name]) < 2**31 - 1)
 
 
-def _shown(value: Any) -> str:
+def shown_value(value: Any) -> str:
     """Return a value as TOML writes it."""
     if isinstance(value, list):
-        return f"[{', '.join(_shown(item) for item in cast('list[Any]', value))}]"
+        return f"[{', '.join(shown_value(item) for item in cast('list[Any]', value))}]"
     if isinstance(value, bool):
         return str(value).lower()
     return f'"{value}"' if isinstance(value, str) else f"{value:g}" if isinstance(value, float) else str(value)

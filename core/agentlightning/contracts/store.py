@@ -92,6 +92,8 @@ class StoreCounts(WireValue, frozen=True, kw_only=True):
     """Stored attempts whose lease expired."""
 
 
+ListOrder: TypeAlias = Literal["added", "newest", "changed"]
+"""The order of `LightningStore.list`."""
 StoredRollout: TypeAlias = tuple[RolloutState, tuple[AttemptRecords, ...]]
 """Everything about a rollout, as `LightningStore.read` returns it."""
 
@@ -156,10 +158,11 @@ class LightningStore(Protocol):
         mode: Mode | None = None,
         step: int | None = None,
         group: str | None = None,
-        order: Literal["added", "changed"] = "added",
+        order: ListOrder = "added",
     ) -> tuple[list[RolloutState], int]:
-        """A page of matching rollouts, and the cursor for `after` of the next page. `added` uses the order of `add`. `changed` uses
-        `RolloutState.seq`, so a reader that keeps the cursor sees every change of status at least once."""
+        """A page of matching rollouts, and the cursor for `after` of the next page. `added` uses the order of `add`. `newest` is its
+        reverse, and 0 begins at the newest rollout. `changed` uses `RolloutState.seq`, so a reader that keeps the cursor sees every
+        change of status at least once."""
         ...
 
     async def counts(self) -> StoreCounts:

@@ -6,11 +6,13 @@ import asyncio
 import os
 import secrets
 import signal
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
+
+from starlette.routing import BaseRoute
 
 from agentlightning.config.models import best_weights, find_model, find_run, is_model
 from agentlightning.config.parts import Part
@@ -18,6 +20,7 @@ from agentlightning.config.schema import load_config
 from agentlightning.contracts.engine import Engine
 from agentlightning.contracts.model import ModelFiles
 from agentlightning.contracts.rendering import RenderingChoices, RenderingSettings, saved_rendering
+from agentlightning.contracts.store import LightningStore
 from agentlightning.gateway import Gateway
 from agentlightning.gateway.rendering.load import make_rendering
 from agentlightning.runner.rollout import DEFAULT_STORE
@@ -52,6 +55,10 @@ class Address(NamedTuple):
     max_body: int
 
 
+PageRoutes: TypeAlias = Callable[[str, LightningStore, str], Sequence[BaseRoute]]
+"""Makes the routes of the page from the store's address, the open store, and the token."""
+
+
 @dataclass(frozen=True, slots=True)
 class Served:
     """The addresses that clients need."""
@@ -67,23 +74,16 @@ class Served:
 
 
 def serve(
-    model: ServedModel,
-    *,
-    host: str,
-    port: int,
-    store: str | None,
-    max_body_mb: int,
-    progress: Progress,
-    ready: Callable[[Served], None],
+    model: ServedModel, address: Address, *, store: str | None, progress: Progress, ready: Callable[[Served], None], page: PageRoutes
 ) -> None:
     """Serve a model and the store that its calls are recorded in, until Ctrl-C. `ready` is called once, with the addresses.
 
     The token is `AGL_TOKEN`, or a new one. Records go to `store`, else to `AGL_STORE`, else to `./agl.db`. A run's store stays as it is.
-    Requests have bodies of at most `max_body_mb` MB.
+    `page` adds the page that shows the store.
     """
 
     async def serve_until_stopped() -> None:
-        async with _serving(model, Address(host, port, max_body_mb * 2**20), store, progress) as served:
+        async with _serving(model, address, store, progress, page) as served:
             ready(served)
             await until_interrupted()
 
@@ -91,7 +91,7 @@ def serve(
 
 
 @asynccontextmanager
-async def _serving(model: ServedModel, address: Address, store: str | None, progress: Progress) -> AsyncGenerator[Served]:
+async def _serving(model: ServedModel, address: Address, store: str | None, progress: Progress, page: PageRoutes) -> AsyncGenerator[Served]:
     part = Part.parse("engines", model.engine, "engine")
     settings = part.make()
     token = os.environ.get("AGL_TOKEN") or secrets.token_urlsafe(24)
@@ -99,7 +99,8 @@ async def _serving(model: ServedModel, address: Address, store: str | None, prog
         if model.files.path:
             await asyncio.to_thread(make_rendering, model.files.name, model.files.path, model.rendering)  # before the weights load
         metrics = Metrics()
-        opened = metrics.store(open_store(store or os.environ.get("AGL_STORE") or DEFAULT_STORE))
+        records = store or os.environ.get("AGL_STORE") or DEFAULT_STORE
+        opened = metrics.store(open_store(records))
         stack.push_async_callback(opened.close)
         export = await stack.enter_async_context(open_export(opened, None, model.files.name, metrics))
         opened.finished = None if export is None else export.finished
@@ -109,7 +110,7 @@ async def _serving(model: ServedModel, address: Address, store: str | None, prog
         if model.files.path:
             await engine.load(model.policy or engine.policy)  # a run's trained version, so that records name it
         server = StoreServer(opened, token)
-        routes = [*server.routes, metrics_route(metrics, opened, server.admits)]
+        routes = [*server.routes, metrics_route(metrics, opened, server.admits), *page(records, opened, token)]
         gateway = Gateway(
             opened, engine, host=address.host, port=address.port, max_body=address.max_body, token=token, extra_routes=routes,
             rendering=model.rendering, metrics=metrics,

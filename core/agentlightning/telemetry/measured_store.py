@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Awaitable, Callable, Collection, Sequence
-from typing import TYPE_CHECKING, Literal, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
-from agentlightning.contracts.store import AttemptRecords, LightningStore, RolloutState, StoreCounts, StoredRollout
+from agentlightning.contracts.store import AttemptRecords, LightningStore, ListOrder, RolloutState, StoreCounts, StoredRollout
 from agentlightning.errors import LeaseLost, NotFound
 from agentlightning.types import Attempt, AttemptStatus, Call, Completion, Mode, Policy, Record, Rollout, RolloutStatus
 
@@ -169,7 +169,7 @@ class MeasuredStore:
         mode: Mode | None = None,
         step: int | None = None,
         group: str | None = None,
-        order: Literal["added", "changed"] = "added",
+        order: ListOrder = "added",
     ) -> tuple[list[RolloutState], int]:
         page = self._store.list(after=after, limit=limit, status=status, mode=mode, step=step, group=group, order=order)
         return await self._timed("list", page)

@@ -404,6 +404,20 @@ class StoreContract:
         assert [state.rollout for state in seen] == added
         assert (await store.list(after=cursor))[1] == cursor
 
+    async def test_newest_lists_the_latest_rollouts_first_and_a_page_at_a_time(self, store: LightningStore) -> None:
+        added = [*rollouts(9), *rollouts(4, mode="eval"), *rollouts(9, step=7)]
+        await store.add(added)
+        ids = [rollout.id for rollout in reversed(added)]
+        page, cursor = await store.list(order="newest", limit=10)
+        await store.add(rollouts(3))  # newer ones do not move the next page
+        rest, end = await store.list(order="newest", after=cursor, limit=100)
+        assert [state.rollout.id for state in page + rest] == ids
+        assert (await store.list(order="newest", after=end)) == ([], end)
+        for wanted in ({"status": ["queued"]}, {"status": ["queued", "running"], "mode": "train"}, {"step": 7}, {"mode": "train"}):
+            forward, _ = await store.list(**wanted)
+            backward, _ = await store.list(**wanted, order="newest")
+            assert backward == forward[::-1]
+
     async def test_list_selects(self, store: LightningStore) -> None:
         a, b = rollouts(2, group="g", step=1)
         (c,) = rollouts(1, group="h", step=2, mode="eval")

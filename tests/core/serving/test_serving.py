@@ -68,6 +68,20 @@ async def test_a_call_with_the_token_is_answered_and_recorded_as_production(serv
     assert len(records.completions[0].response_ids) <= 5
 
 
+def test_the_page_shows_the_calls_to_those_who_have_the_key(served: dict[str, str]) -> None:
+    question = "What does the page show?"
+    with OpenAI(base_url=served["base_url"], api_key=served["api_key"]) as client:
+        client.chat.completions.create(model=served["model"], messages=[{"role": "user", "content": question}], max_tokens=5)
+    address, _, secret = served["page"].partition("#token=")
+    with httpx.Client(base_url=address) as browser:
+        assert "<title>Agent Lightning</title>" in browser.get("/").text
+        assert browser.get("/view/api/runs").status_code == 401
+        assert browser.post("/view/login", content=secret).status_code == 204
+        (store,) = browser.get("/view/api/runs").json()["stores"]
+        rows = browser.get("/view/api/rollouts", params={"source": store["name"]}).json()["rows"]
+    assert (rows[0]["start"], rows[0]["mode"], rows[0]["calls"]) == (question, "production", 1)
+
+
 def test_a_body_over_the_limit_of_the_option_is_refused(served: dict[str, str]) -> None:
     body = b" " * 2**20 + b"{}"
     answer = httpx.post(f"{served['base_url']}/messages", content=body, headers={"x-api-key": served["api_key"]})

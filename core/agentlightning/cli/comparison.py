@@ -1,0 +1,80 @@
+"""The two sides of a comparison of runs: which evaluation stands for each."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from agentlightning.cli.show import run_records
+from agentlightning.contracts.store import AttemptRecords, RolloutState
+from agentlightning.errors import RunError
+from agentlightning.stores.common import open_store
+from agentlightning.training.choice import Evaluation
+from agentlightning.training.eval_rollouts import read_evaluation
+from agentlightning.training.evaluation import evaluation_of
+from agentlightning.training.run_folder import RunFolder
+from agentlightning.types import Trajectory
+
+
+@dataclass(frozen=True, slots=True)
+class Side:
+    """One side of a comparison."""
+
+    run: RunFolder
+    name: str
+    evaluation: Evaluation
+
+
+async def served_side(run: RunFolder) -> Side:
+    """The evaluation of the weights that a run serves."""
+    state = run.read_state()
+    step = state.best_step if state.best_step is not None else state.evaluated.step if state.evaluated is not None else None
+    if step is None:
+        raise RunError(f"Run {run.name} was never evaluated. Set eval_tasks, and train it.")
+    return await _side(run, step)
+
+
+async def _side(run: RunFolder, step: int) -> Side:
+    state, label = run.read_state(), f"{run.name} step {step}"
+    for evaluation in (state.first, state.strongest):
+        if evaluation is not None and evaluation.step == step:
+            return Side(run, label, evaluation)
+    return Side(run, label, await _read(run, step))
+
+
+async def latest_side(run: RunFolder) -> Side:
+    """The last evaluation of a run, whichever weights it serves."""
+    state = run.read_state()
+    if state.evaluated is None or state.evaluated.step == 0:
+        raise RunError(f"Run {run.name} was not evaluated after training began. Wait for its next evaluation.")
+    return await _side(run, state.evaluated.step)
+
+
+def base_side(run: RunFolder) -> Side:
+    """The evaluation of a run's model before training."""
+    first = run.read_state().first
+    if first is None:
+        raise RunError(f"Run {run.name} did not evaluate its model before training. Name another run to compare it with.")
+    return Side(run, "before training", first)
+
+
+async def _read(run: RunFolder, step: int) -> Evaluation:
+    """The evaluation of a step, from the store of the run."""
+    from agentlightning.rl.trajectory.build import trajectory
+
+    source = run_records(run)
+
+    def read(state: RolloutState, attempts: Sequence[AttemptRecords]) -> Trajectory:
+        return trajectory(state, attempts, **source.settings)
+
+    store = open_store(source.address)
+    try:
+        return evaluation_of(step, list((await read_evaluation(store, step, read)).values()))
+    finally:
+        await store.close()
+
+
+def paired_rewards(kind: str, before: Evaluation, after: Evaluation) -> dict[str, tuple[float, float]]:
+    """The rewards of each task that both scored, by its id."""
+    old, new = before.rewards.get(kind, {}), after.rewards.get(kind, {})
+    return {task: (reward, new[task]) for task, reward in old.items() if task in new}

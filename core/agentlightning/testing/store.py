@@ -413,7 +413,13 @@ class StoreContract:
         rest, end = await store.list(order="newest", after=cursor, limit=100)
         assert [state.rollout.id for state in page + rest] == ids
         assert (await store.list(order="newest", after=end)) == ([], end)
-        for wanted in ({"status": ["queued"]}, {"status": ["queued", "running"], "mode": "train"}, {"step": 7}, {"mode": "train"}):
+        selections: list[dict[str, Any]] = [
+            {"status": ["queued"]},
+            {"status": ["queued", "running"], "mode": "train"},
+            {"step": 7},
+            {"mode": "train"},
+        ]
+        for wanted in selections:
             forward, _ = await store.list(**wanted)
             backward, _ = await store.list(**wanted, order="newest")
             assert backward == forward[::-1]

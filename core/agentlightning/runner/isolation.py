@@ -6,15 +6,19 @@ until their last attempt, because machines fail more often than agents kill thei
 
 from __future__ import annotations
 
+import asyncio
 from contextlib import suppress
 
 from agentlightning.contracts.store import LightningStore
-from agentlightning.errors import LeaseLost
+from agentlightning.errors import LeaseLost, StoreError
 from agentlightning.types import Attempt, Rollout
 
 NOTE = " It shared the process with other rollouts, so it runs alone next time."
 """Ends the error of an attempt that was in a worker with others when the worker died."""
 GIVEN_BACK = "This rollout runs alone, and the runner had others."
+STOPPED = "the runner was stopped"
+LAST_ANSWER = 5.0
+"""Seconds that a stopped runner waits for the answer to its last claim."""
 
 
 async def runs_alone(store: LightningStore, rollout: Rollout, attempt: Attempt) -> bool:
@@ -43,12 +47,25 @@ class Claims:
         free = (1 if self._alone else self._concurrency) - running
         if free <= 0:
             return []
-        claimed = await self._store.claim(self._worker, lease=self._lease, limit=free)
+        claim = asyncio.ensure_future(self._store.claim(self._worker, lease=self._lease, limit=free))
+        try:
+            return await self._fitting(await asyncio.shield(claim), running)
+        except asyncio.CancelledError:  # the store may have claimed rollouts whose answer nobody else awaits
+            with suppress(StoreError, TimeoutError):
+                for _, attempt in await asyncio.wait_for(claim, LAST_ANSWER):
+                    await self._give_back(attempt, STOPPED)
+            raise
+
+    async def _fitting(self, claimed: list[tuple[Rollout, Attempt]], running: int) -> list[tuple[Rollout, Attempt]]:
+        """Give back the rollouts that may not start now, and return the others."""
         alone = [attempt for rollout, attempt in claimed if await runs_alone(self._store, rollout, attempt)]
         self._alone = bool(alone)
         if not alone or (len(claimed) == 1 and not running):
             return claimed
         for attempt in alone:
-            with suppress(LeaseLost):
-                await self._store.finish(attempt.id, "cancelled", error=GIVEN_BACK, retry=True)
+            await self._give_back(attempt, GIVEN_BACK)
         return [pair for pair in claimed if pair[1] not in alone]
+
+    async def _give_back(self, attempt: Attempt, reason: str) -> None:
+        with suppress(LeaseLost):
+            await self._store.finish(attempt.id, "cancelled", error=reason, retry=True)

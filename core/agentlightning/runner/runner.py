@@ -22,7 +22,7 @@ from agentlightning.errors import AgentError, AgentTimeout, LeaseLost, StoreErro
 from agentlightning.registry.registry import registry
 from agentlightning.rl.trajectory.rollout_reward import rollout_reward
 from agentlightning.runner.agent_call import Agent, AgentCall, Outcome, explain, message_of, takes_llm
-from agentlightning.runner.isolation import Claims
+from agentlightning.runner.isolation import STOPPED, Claims
 from agentlightning.runner.retry import NOTE, Failure, why_not_again
 from agentlightning.telemetry.logs import set_log_ids
 from agentlightning.types import LLM, Attempt, AttemptStatus, Reward, Rollout
@@ -136,7 +136,7 @@ class Runner:
             end = await self._run_agent(recorder)
         except asyncio.CancelledError as cancelled:
             self.abandoned += sum(outcome.abandoned for outcome in cancelled.args if isinstance(outcome, Outcome))
-            end = _End(status="cancelled", text="the runner was stopped")
+            end = _End(status="cancelled", text=STOPPED)
         except (Exception, GeneratorExit) as raised:  # the runner's own, of a record or a reward
             end = _End(status="failed", text=str(raised) if isinstance(raised, AgentError) else explain(raised), error=raised)
         finally:

@@ -286,6 +286,26 @@ async def test_a_stopped_runner_gives_its_rollouts_back() -> None:
     assert state.attempts[0].status == "cancelled"
 
 
+async def test_a_runner_that_is_stopped_during_its_claim_gives_the_rollouts_back() -> None:
+    store, claimed = open_store("memory:"), asyncio.Event()
+    await store.add([Rollout(task=Task(str(n), None), mode="train") for n in range(3)])
+    claim = store.claim
+
+    async def slow_answer(*args: Any, **settings: Any) -> Any:
+        answer = await claim(*args, **settings)
+        claimed.set()
+        await asyncio.sleep(0.2)
+        return answer
+
+    store.claim = slow_answer
+    task = asyncio.create_task(Runner(store, lambda _: 1.0, llm, RunnerSettings()).run())
+    await claimed.wait()
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    states, _ = await store.list()
+    assert [state.status for state in states] == ["queued"] * 3
+
+
 async def test_an_attempt_that_was_lost_stops_its_agent_and_changes_nothing() -> None:
     store = open_store("memory:")
     await store.add([Rollout(task=Task("1", None), mode="train")])

@@ -1,4 +1,4 @@
-// Two runs on the same held-out tasks, paired by task.
+// Two runs on the same eval tasks, paired by task.
 import { useState } from "preact/hooks";
 import { get, type Comparison, type Kind } from "./api";
 import { count, interval, number, plural, shortId, signed } from "./format";
@@ -24,7 +24,7 @@ export function CompareView({ a, b, query }: { a: string; b: string; query: Quer
       </div>
       <div class="card scroll">
         <table class="list">
-          <thead><tr><th>Held-out tasks</th><th class="right">A</th><th class="right">B</th><th>Change, 95% interval</th><th /><th class="right">Won</th><th class="right">Lost</th><th class="right">Same</th></tr></thead>
+          <thead><tr><th>Eval tasks</th><th class="right">A</th><th class="right">B</th><th>Change, 95% interval</th><th /><th class="right">Won</th><th class="right">Lost</th><th class="right">Same</th></tr></thead>
           <tbody>{kinds.map((name) => <Line key={name} name={name} kind={value.kinds[name] as Kind} />)}</tbody>
         </table>
       </div>

@@ -5,7 +5,7 @@ import { Chart, type Series } from "./chart";
 import { DASH, count, duration, number, plural, short } from "./format";
 import { Badge, Loading, Problem, Stat, Tabs } from "./parts";
 import { go, to } from "./router";
-import { HeldOut, State } from "./runs";
+import { EvalChange, State } from "./runs";
 import { Settings } from "./settings";
 
 export function RunPage({ name, tab, theme }: { name: string; tab: "overview" | "settings"; theme: string }) {
@@ -57,8 +57,8 @@ function Overview({ view, name, theme }: { view: RunView; name: string; theme: s
           {count(run.steps)}{run.planned ? <span class="muted"> / {count(run.planned)}</span> : null}
         </Stat>
         <Stat label="Training reward" note="last step">{number(run.reward)}</Stat>
-        <div class="stat"><span class="label">Held-out, sampled</span><span class="value"><HeldOut value={run.eval.sampled} /></span></div>
-        <div class="stat"><span class="label">Held-out, greedy</span><span class="value"><HeldOut value={run.eval.greedy} /></span></div>
+        <div class="stat"><span class="label">Eval, sampled</span><span class="value"><EvalChange value={run.eval.sampled} /></span></div>
+        <div class="stat"><span class="label">Eval, greedy</span><span class="value"><EvalChange value={run.eval.greedy} /></span></div>
         <Stat label="Sampling" note="tokens per second">{short(speed)}</Stat>
         <Stat label="Time" note={queue ? `${plural(queue.running, "rollout")} running, ${queue.queued} waiting` : null}>{duration(run.seconds)}</Stat>
       </div>
@@ -80,7 +80,7 @@ function Overview({ view, name, theme }: { view: RunView; name: string; theme: s
 interface Spec { title: string; help: string; lines: [string, string, Partial<Series>?][] }
 
 const CHARTS: Spec[] = [
-  { title: "Reward", help: "mean of a step’s training rollouts, and of the held-out tasks", lines: [["reward", "training", { color: "soft" }], ["eval.sampled", "held-out, sampled", { points: true }], ["eval.greedy", "held-out, greedy", { points: true, color: "second", dash: true }]] },
+  { title: "Reward", help: "mean of a step’s training rollouts, and of the eval tasks", lines: [["reward", "training", { color: "soft" }], ["eval.sampled", "eval, sampled", { points: true }], ["eval.greedy", "eval, greedy", { points: true, color: "second", dash: true }]] },
   { title: "Groups with signal", help: "groups whose rewards differ; the others train nothing", lines: [["signal", "share"]] },
   { title: "Entropy", help: "of the policy, per token; near 0, it no longer explores", lines: [["entropy", "entropy"]] },
   { title: "KL", help: "from the model before training, per token", lines: [["kl", "KL"]] },

@@ -37,7 +37,7 @@ export function RunsView({ query }: { query: Record<string, string> }) {
             <thead>
               <tr>
                 <th aria-label="Compare" /><th>Run</th><th>Model</th><th>Steps</th><th>Reward</th>
-                <th>Held-out, sampled</th><th>Held-out, greedy</th><th class="right">Time</th><th class="right">State</th>
+                <th>Eval, sampled</th><th>Eval, greedy</th><th class="right">Time</th><th class="right">State</th>
               </tr>
             </thead>
             <tbody>{runs.map((run) => <Line key={run.name} run={run} ticked={ticked.includes(run.name)} onTick={() => toggle(run.name)} />)}</tbody>
@@ -64,8 +64,8 @@ function Line({ run, ticked, onTick }: { run: RunSummary; ticked: boolean; onTic
         <div class="progress" aria-hidden="true"><span style={{ width: `${share * 100}%` }} /></div>
       </td>
       <td><Sparkline values={run.curve} /></td>
-      <td><HeldOut value={run.eval.sampled} /></td>
-      <td><HeldOut value={run.eval.greedy} /></td>
+      <td><EvalChange value={run.eval.sampled} /></td>
+      <td><EvalChange value={run.eval.greedy} /></td>
       <td class="right num">{duration(run.seconds)}<div class="sub">{when(run.started)}</div></td>
       <td class="right"><State run={run} /></td>
     </tr>
@@ -77,7 +77,7 @@ export function State({ run }: { run: RunSummary }) {
   return <>{run.cause && <Badge tone="warn" title="Why the run does not learn">{run.cause.replaceAll("_", " ")}</Badge>}{!run.cause && <Badge>{run.state}</Badge>}</>;
 }
 
-export function HeldOut({ value }: { value?: Evaluated | undefined }) {
+export function EvalChange({ value }: { value?: Evaluated | undefined }) {
   if (!value || (value.before === undefined && value.after === undefined)) return <span class="muted">{DASH}</span>;
   const both = value.before !== undefined && value.after !== undefined;
   return (

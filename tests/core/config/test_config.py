@@ -413,7 +413,7 @@ def test_a_preset_is_settings_of_lightning(name: str) -> None:
 
 
 def test_presets_are_in_the_documentation() -> None:
-    page = (Path(__file__).resolve().parents[3] / "docs" / "algorithms.md").read_text().partition("## Names of the field")[2]
+    page = (Path(__file__).resolve().parents[3] / "docs" / "algorithms.md").read_text().partition("## Named algorithms")[2]
     for name, settings in PRESETS.items():
         [row] = re.findall(rf"^\| `{name}` \| (.*`\w+ = .*)\|$", page, re.MULTILINE)
         for key, value in settings.items():

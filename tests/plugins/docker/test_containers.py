@@ -206,7 +206,7 @@ while True:
 
 async def test_a_fork_bomb_costs_its_own_attempt_only(shop: Shop) -> None:
     (shop.folder / "ask.py").write_text(ASK)
-    bomb, good = await shop.run(shop.program(BOMB), "bomb", "good", timeout=6.0, processes=40)
+    bomb, good = await shop.run(shop.program(BOMB), "bomb", "good", timeout=15.0, processes=40)
     assert ended(good) == ("succeeded", [0.5], "")
     assert bomb.attempt.status == "timed_out"
     assert shop.containers.names() == []

@@ -63,6 +63,8 @@ class Library:
     stores: Mapping[str, RecordsSource] = field(default_factory=dict[str, RecordsSource])
     start: str = ""
     """The name of the run or store that the page opens; empty: the list."""
+    closing: bool = False
+    """Whether the server stops, so that no stream holds it up."""
     _sources: dict[str, Source] = field(default_factory=dict[str, Source], init=False)
 
     def runs(self) -> dict[str, RunFolder]:

@@ -46,9 +46,9 @@ class Watching:
         return {"run": summary, "queue": queue, **await asyncio.to_thread(_view, run)}
 
     async def events(self, name: str) -> AsyncGenerator[bytes]:
-        """Server-sent events: the view after each change of the run, until its reader leaves."""
+        """Server-sent events: the view after each change of the run, until its reader leaves or the server stops."""
         run, before, silent = self._library.run(name), None, 0.0
-        while True:
+        while not self._library.closing:
             now = stamp_of(run), run.in_use, await self._queue(name) if run.in_use else None
             if now != before:
                 yield b"data: " + msgspec.json.encode(await self.now(name)) + b"\n\n"

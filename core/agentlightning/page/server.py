@@ -29,6 +29,7 @@ def serve_page(library: Library, *, host: str, port: int, token: str, ready: Cal
             await asyncio.to_thread(import_module, "agentlightning.rl.trajectory.build")  # so that the first rollouts show at once
             await until_interrupted()
         finally:
+            library.closing = True
             await server.stop()
 
     asyncio.run(serve_until_stopped())

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 import tomllib
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
-from page_world import TASKS, client, fill
+from page_world import TASKS, client, fill, served
 
 from agentlightning.errors import ConfigError
 from agentlightning.page.library import Library, find_library
@@ -189,6 +191,17 @@ def test_a_stream_sends_the_view_of_a_run_at_once(api: httpx.Client, run: RunFol
     with api.stream("GET", "/view/api/events", params={"source": run.name}) as answer:
         line = next(line for line in answer.iter_lines() if line)
     assert json.loads(line.removeprefix("data: "))["run"]["name"] == run.name
+
+
+def test_ctrl_c_ends_the_server_at_once_while_a_page_is_open(world: Path, run: RunFolder) -> None:
+    with ExitStack() as stack:
+        with served(world) as link:
+            opened = stack.enter_context(client(link))
+            answer = stack.enter_context(opened.stream("GET", "/view/api/events", params={"source": run.name}))
+            lines = answer.iter_lines()  # kept, because its end would close the stream
+            next(lines)
+            began = time.monotonic()
+        assert time.monotonic() - began < 4  # the server would wait 5 seconds for the stream
 
 
 async def test_a_search_ends_after_a_moment_and_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -43,6 +43,11 @@ _LITTLE_ENDIAN = dict(_ARRAYS.values())
 _MAX_DIGITS = 4300
 
 
+def checksum(body: bytes | memoryview, schema: int) -> int:
+    """The checksum in a header. Since schema 3 it begins with the schema, so a changed schema is refused and not upgraded."""
+    return zlib.crc32(body, schema if schema > 2 else 0)
+
+
 def encode(value: Any) -> bytes:
     """The bytes of a `WireValue`, an array, a plain scalar, or a list or tuple of these. Raises `WireError` for anything else."""
     try:
@@ -51,7 +56,7 @@ def encode(value: Any) -> bytes:
         if isinstance(error, WireError):
             raise
         raise WireError(f"Cannot write a {type(value).__name__}: {error}. Give its fields the types that the class declares.") from error
-    return HEADER.pack(MAGIC, SCHEMA, 0, zlib.crc32(body)) + body
+    return HEADER.pack(MAGIC, SCHEMA, 0, checksum(body, SCHEMA)) + body
 
 
 @overload
@@ -65,12 +70,12 @@ def decode(data: bytes, kind: Any) -> Any:
     """
     if len(data) < HEADER.size or data[: len(MAGIC)] != MAGIC:
         raise WireError(f"These {len(data)} bytes are not Agent Lightning's. Send bytes that start with {MAGIC!r}.")
-    _, schema, _, checksum = HEADER.unpack_from(data)
+    _, schema, _, expected = HEADER.unpack_from(data)
     if schema > SCHEMA or not all(older in UPGRADES for older in range(schema, SCHEMA)):
         advice = "Upgrade agentlightning here" if schema > SCHEMA else "Upgrade agentlightning where the bytes were written"
         raise WireError(f"The bytes have schema {schema}, and this agentlightning reads schema {SCHEMA}. {advice}.")
     body = memoryview(data)[HEADER.size :]
-    if zlib.crc32(body) != checksum:
+    if checksum(body, schema) != expected:
         raise WireError(f"The bytes are damaged: the checksum of {len(body)} bytes does not match. Send or write them again.")
     try:
         return _decoder(kind).decode(_upgraded(body, schema) if schema < SCHEMA else body)

@@ -18,7 +18,7 @@ from agentlightning.contracts.store import AttemptRecords, RolloutState
 from agentlightning.errors import WireError
 from agentlightning.stores import serialization
 from agentlightning.stores.messages import messages_of, tools_of
-from agentlightning.stores.serialization import _CONTENT, HEADER, MAGIC, SCHEMA, decode, encode
+from agentlightning.stores.serialization import _CONTENT, HEADER, MAGIC, SCHEMA, checksum, decode, encode
 from agentlightning.types import (
     Attempt,
     Call,
@@ -158,11 +158,17 @@ def test_a_changed_or_missing_byte_is_refused(completion: Completion, data: Any)
         decode(message[:at], Completion)
 
 
+def test_a_changed_schema_is_refused_and_not_upgraded() -> None:
+    message = encode([1])
+    with pytest.raises(WireError, match="damaged"):
+        decode(message[:4] + (SCHEMA - 1).to_bytes(2, "little") + message[6:], list[int])
+
+
 @given(st.binary(max_size=60))
 @settings(max_examples=300, deadline=None)
 def test_any_body_is_read_or_refused(body: bytes) -> None:
     with pytest.raises(WireError):
-        decode(HEADER.pack(MAGIC, SCHEMA, 0, zlib.crc32(body)) + body, Completion)
+        decode(HEADER.pack(MAGIC, SCHEMA, 0, checksum(body, SCHEMA)) + body, Completion)
 
 
 def test_arrays_are_read_only_int32_and_float32_and_take_four_bytes_a_token() -> None:
@@ -195,7 +201,7 @@ def test_bytes_of_an_older_schema_are_upgraded_step_by_step(monkeypatch: pytest.
     monkeypatch.setattr(serialization, "SCHEMA", SCHEMA + 2)
     old = {"type": "Task", "id": "a", "text": {"n": msgspec.msgpack.Ext(3, str(10**30).encode()), "tokens": [1]}}
     body = msgspec.msgpack.encode(old)
-    data = HEADER.pack(MAGIC, SCHEMA, 0, zlib.crc32(body)) + body
+    data = HEADER.pack(MAGIC, SCHEMA, 0, checksum(body, SCHEMA)) + body
     with pytest.raises(WireError, match="Upgrade agentlightning where the bytes were written"):
         decode(data, Task)
 
@@ -244,7 +250,7 @@ def test_a_field_that_a_value_gained_reads_as_its_default() -> None:
     content = msgspec.msgpack.decode(encode(call)[HEADER.size :])
     del content["tools"]
     body = msgspec.msgpack.encode({**content, "of_a_later_version": 1})
-    assert decode(HEADER.pack(MAGIC, SCHEMA, 0, zlib.crc32(body)) + body, Call).tools == 0
+    assert decode(HEADER.pack(MAGIC, SCHEMA, 0, checksum(body, SCHEMA)) + body, Call).tools == 0
 
 
 def test_foreign_bytes_are_refused() -> None:
@@ -256,7 +262,7 @@ def test_foreign_bytes_are_refused() -> None:
 def test_an_unknown_kind_and_another_kind_are_refused() -> None:
     body = msgspec.msgpack.encode({"type": "Tensor"})
     with pytest.raises(WireError, match="Invalid value 'Tensor'"):
-        decode(HEADER.pack(MAGIC, SCHEMA, 0, zlib.crc32(body)) + body, Record)
+        decode(HEADER.pack(MAGIC, SCHEMA, 0, checksum(body, SCHEMA)) + body, Record)
     with pytest.raises(WireError, match="do not hold Task: Invalid value 'Reward'"):
         decode(encode(Reward(attempt_id="a", value=1)), Task)
     with pytest.raises(WireError):

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any, cast
 
 from rich.text import Text
 
 from agentlightning.cli.view import short
 from agentlightning.stores.messages import RecordedMessages
+from agentlightning.training.message_text import function_of, message_text
 from agentlightning.types import Call
 
 TEXT_LIMIT = 2000
@@ -25,14 +25,8 @@ def sent_text(call: Call, recorded: RecordedMessages) -> list[Text]:
 
 
 def _tool_names(call: Call, recorded: RecordedMessages) -> str:
-    names = [str(_function(tool).get("name", tool)) for tool in recorded.tools(call.id) or ()]
+    names = [str(function_of(tool).get("name", tool)) for tool in recorded.tools(call.id) or ()]
     return ", ".join(names) + ("" if call.tools else " (tool_choice hides them from the model)")
-
-
-def _function(tool: Any) -> dict[str, Any]:
-    fields = cast("dict[str, Any]", tool) if isinstance(tool, dict) else {}
-    function: Any = fields.get("function", fields)
-    return cast("dict[str, Any]", function) if isinstance(function, dict) else {}
 
 
 def _quote(call: Call, part: Any) -> Text:
@@ -44,32 +38,6 @@ def _quote(call: Call, part: Any) -> Text:
 
 def _message(message: dict[str, Any]) -> Text:
     return Text.assemble((f"{message.get('role')} ", "bold"), clip(message_text(message)))
-
-
-def message_text(message: Any, *, content: bool = True) -> str:
-    """A message as a person reads it: its reasoning and its text (with `content`), then its tool calls."""
-    if not isinstance(message, dict):
-        return "" if message is None or not content else str(message)
-    fields = cast("dict[str, Any]", message)
-    lines = [f"thinking: {fields['reasoning_content']}"] if content and fields.get("reasoning_content") else []
-    lines += [_content(fields["content"])] if content and fields.get("content") else []
-    for tool_call in cast("list[Any]", fields.get("tool_calls") or []):
-        function = _function(tool_call)
-        lines.append(f"→ {function.get('name')}({function.get('arguments', '')})")
-    return "\n".join(lines)
-
-
-def _content(content: Any) -> str:
-    """Text as it is, and parts of other kinds by their size: an image is long, and nobody reads its bytes."""
-    if not isinstance(content, list):
-        return str(content)
-    return "\n".join(_part(part) for part in cast("list[Any]", content))
-
-
-def _part(part: Any) -> str:
-    fields = cast("dict[str, Any]", part) if isinstance(part, dict) else {"text": str(part)}
-    text: Any = fields.get("text")
-    return text if isinstance(text, str) else f"[{fields.get('type')}, {len(json.dumps(fields)):,} characters]"
 
 
 def clip(text: str) -> str:

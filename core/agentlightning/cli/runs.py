@@ -37,9 +37,7 @@ def runs(
 
     `agl runs /data/runs --limit 0` lists all runs in another folder.
     """
-    folders = sorted(
-        [*RunFolder.all(folder), *(run for inner in folder.glob("*/") for run in RunFolder.all(inner))], key=lambda run: run.path.name
-    )
+    folders = RunFolder.below(folder)
     console = Console()
     if not folders:
         console.print(Text(f"no run in {folder}"))

@@ -15,12 +15,13 @@ from rich.table import Column, Table
 from rich.text import Text
 from rich.tree import Tree
 
-from agentlightning.cli.conversation import clip, message_text, sent_text
+from agentlightning.cli.conversation import clip, sent_text
 from agentlightning.cli.view import STYLES, RecordsSource, Shown, print_sums, short
 from agentlightning.contracts.store import AttemptRecords
 from agentlightning.rl.trajectory.joins import Joins, join
 from agentlightning.stores.messages import RecordedMessages
 from agentlightning.training.attempt_tree import AttemptTree, Node
+from agentlightning.training.message_text import message_text
 from agentlightning.training.recorded import finished_step
 from agentlightning.types import Call, Completion, Reward, Span
 

@@ -12,12 +12,10 @@ from rich.segment import Segment
 from rich.text import Text
 
 from agentlightning.cli.accounts import UNACCOUNTED, Account, total
-from agentlightning.contracts.store import AttemptRecords, RolloutState
 from agentlightning.training.no_calls import made_no_call
-from agentlightning.training.recorded import kind_of_rollout
+from agentlightning.training.recorded import RunRollout, kind_of_rollout
 from agentlightning.training.run_folder import RunFolder
 from agentlightning.training.run_state import Learned
-from agentlightning.types import Trajectory
 
 SYMBOLS = {
     **{code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"},
@@ -46,22 +44,11 @@ class RecordsSource:
     """What of the run's settings could not be followed."""
 
 
-@dataclass(frozen=True, slots=True)
-class Shown:
+@dataclass(frozen=True, slots=True, repr=False)
+class Shown(RunRollout):
     """One rollout with everything about it."""
 
-    state: RolloutState
-    attempts: tuple[AttemptRecords, ...]
-    trajectory: Trajectory | None
-    """None: no attempt has counted yet, or its records contradict themselves (`problem`)."""
-    problem: str | None
-    learned: Learned | None
     account: Account
-
-    @property
-    def seconds(self) -> float | None:
-        attempts = [attempt for attempt in self.state.attempts if attempt.finished is not None]
-        return sum((attempt.finished or 0.0) - attempt.started for attempt in attempts) if attempts else None
 
 
 class VisibleControls(RenderHook):

@@ -71,9 +71,8 @@ class Library:
         """The runs and those of benchmarks, newest first."""
         if self.folder is None:
             return {}
-        folders = [*RunFolder.all(self.folder), *(run for inner in self.folder.glob("*/") for run in RunFolder.all(inner))]
         root = self.folder.resolve()
-        folders.sort(key=lambda run: run.name, reverse=True)
+        folders = reversed(RunFolder.below(root))
         return {str(run.path.relative_to(root)): run for run in folders if run.path.is_relative_to(root)}
 
     def run(self, name: str) -> RunFolder:

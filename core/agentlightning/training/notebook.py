@@ -14,6 +14,7 @@ from agentlightning.rl.trajectory.joins import join
 from agentlightning.stores.messages import RecordedMessages, new_messages
 from agentlightning.training.attempt_tree import AttemptTree, Node
 from agentlightning.training.chart import GREEDY, SAMPLED, TRAIN
+from agentlightning.training.message_text import function_of, message_text
 from agentlightning.training.recorded import RunRollout, finished_step, kind_of_rollout, task_text
 from agentlightning.types import Call, Completion, Reward
 
@@ -135,7 +136,7 @@ class _AttemptHtml:
         tokens = sum(len(reply.response_ids) for reply in replies)
         by = f" by {agent}" if agent else ""
         head = f"model call {call.index}{by}: {call.status}, {tokens} tokens{self._scored(call.id, span_id)}"
-        tools = [str(_function(tool).get("name")) for tool in self._messages.tools(call.id) or ()]
+        tools = [str(function_of(tool).get("name")) for tool in self._messages.tools(call.id) or ()]
         parts = [_tag("div", escape(f"tools: {', '.join(tools)}"))] if tools else []
         parts += [_block(call.detail)] if call.detail else []
         quoted = len(self._messages.of(call.id) or ()) - len(new_messages(call) or ())
@@ -161,20 +162,8 @@ def _advantages(recorded: RunRollout) -> dict[str, float]:
 
 
 def _message(message: Any, name: str | None = None) -> str:
-    fields = cast("dict[str, Any]", message) if isinstance(message, dict) else {"content": message}
-    content: Any = fields.get("content")
-    lines = [f"thinking: {fields['reasoning_content']}"] if fields.get("reasoning_content") else []
-    lines += [content if isinstance(content, str) else json.dumps(content, ensure_ascii=False)] if content else []
-    for call in cast("list[Any]", fields.get("tool_calls") or []):
-        function = _function(call)
-        lines.append(f"→ {function.get('name')}({function.get('arguments', '')})")
-    return _tag("div", _tag("b", escape(name or str(fields.get("role")))), _block("\n".join(lines)))
-
-
-def _function(value: Any) -> dict[str, Any]:
-    fields = cast("dict[str, Any]", value) if isinstance(value, dict) else {}
-    function: Any = fields.get("function", fields)
-    return cast("dict[str, Any]", function) if isinstance(function, dict) else {}
+    role = cast("dict[str, Any]", message).get("role") if isinstance(message, dict) else None
+    return _tag("div", _tag("b", escape(name or str(role))), _block(message_text(message)))
 
 
 # --- HTML --------------------------------------------------------------------------------------------------------------------------

@@ -110,6 +110,12 @@ class RunFolder:
         return [cls(path.resolve()) for path in paths]
 
     @classmethod
+    def below(cls, root: Path | str) -> list[RunFolder]:
+        """Return the runs under a folder and those of its benchmarks, oldest first."""
+        inner = [run for folder in Path(root).glob("*/") for run in cls.all(folder)]
+        return sorted([*cls.all(root), *inner], key=lambda run: run.name)
+
+    @classmethod
     def latest(cls, root: Path | str = "runs") -> RunFolder:
         """Return the run that started last."""
         runs = cls.all(root)

@@ -3,26 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-import inspect
-from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from agentlightning.cli.rendering import (
-    ArgumentsOption,
-    ChatTemplateOption,
-    HistoryOption,
-    RendererOption,
-    SpecialTokensOption,
-    rendering_keys,
-)
+from agentlightning.cli.options import with_options
+from agentlightning.cli.rendering import RenderingOptions
 from agentlightning.errors import ConfigError
 
 
@@ -60,38 +52,21 @@ class Options:
     )
     no_eval_cache: Annotated[bool, typer.Option("--no-eval-cache", help="Ignore evaluations that earlier runs in the folder left.")] = False
     folder: Annotated[Path | None, typer.Option(help="Write the benchmark folder here.", show_default="runs")] = None
-    renderer: RendererOption = None
-    chat_template: ChatTemplateOption = None
-    template_arguments: ArgumentsOption = None
-    history: HistoryOption = None
-    special_tokens: SpecialTokensOption = None
-    resume: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Resume a benchmark.", show_default=False)] = None
-
-    def used(self) -> list[str]:
-        """Return the given arguments except --resume, spelled as on the command line."""
-        names = [field.name for field in dataclasses.fields(self) if field.name != "resume" and getattr(self, field.name)]
-        return ["NAME" if name == "name" else f"--{name.replace('_', '-')}" for name in names]
 
 
-def takes_options(function: Callable[[Options], None]) -> Callable[..., None]:
-    """Return a Typer command with one parameter per field of `Options`."""
-
-    def command(**arguments: Any) -> None:
-        function(Options(**arguments))
-
-    types = get_type_hints(Options, include_extras=True)
-    command.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
-        [
-            inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=types[field.name])
-            for field in dataclasses.fields(Options)
-        ]
-    )
-    command.__annotations__, command.__doc__ = types, function.__doc__
-    return command
+def used(options: Options, rendering: RenderingOptions) -> list[str]:
+    """Return the given arguments, spelled as on the command line."""
+    names = [field.name for group in (options, rendering) for field in dataclasses.fields(group) if getattr(group, field.name)]
+    return ["NAME" if name == "name" else f"--{name.replace('_', '-')}" for name in names]
 
 
-@takes_options
-def bench(options: Options) -> None:
+@with_options
+def bench(
+    *,
+    options: Options,
+    rendering: RenderingOptions,
+    resume: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Resume a benchmark.", show_default=False)] = None,
+) -> None:
     """Run a benchmark: train its agent, and evaluate it on the test tasks before, during, and after. Without a name, list the benchmarks.
 
     Writes `runs/bench-NAME-<time>/` with `result.json` (every number), `reward.png` (train and test curve), and the runs themselves. The
@@ -112,18 +87,18 @@ def bench(options: Options) -> None:
     """
     from agentlightning_benchmarks.bench.phases import create, open_order
 
-    used = options.used()
-    if options.resume is not None:
-        if used:
-            raise ConfigError(f"--resume uses the original arguments. Leave out {', '.join(used)}.")
-        path = options.resume.resolve()
+    given = used(options, rendering)
+    if resume is not None:
+        if given:
+            raise ConfigError(f"--resume uses the original arguments. Leave out {', '.join(given)}.")
+        path = resume.resolve()
         work(open_order(path), path)
     elif options.name is not None:
-        order = order_of(options, options.name)
+        order = order_of(options, rendering, options.name)
         check(order)
         work(order, create(order, (options.folder or Path("runs")).resolve()))
-    elif used:
-        raise ConfigError(f"{', '.join(used)} needs the name of a benchmark: {', '.join(benchmark_names())}. Or use --resume FOLDER.")
+    elif given:
+        raise ConfigError(f"{', '.join(given)} needs the name of a benchmark: {', '.join(benchmark_names())}. Or use --resume FOLDER.")
     else:
         show_benchmarks(Console())
 
@@ -146,7 +121,7 @@ def show_benchmarks(console: Console) -> None:
     console.print("\nRun one with: agl bench NAME", highlight=False)
 
 
-def order_of(options: Options, name: str) -> Any:
+def order_of(options: Options, rendering: RenderingOptions, name: str) -> Any:
     """Return the order for `check` and `work`."""
     from agentlightning.config.models import model_path
     from agentlightning_benchmarks.bench.phases import Order
@@ -165,9 +140,7 @@ def order_of(options: Options, name: str) -> Any:
         steps=options.steps,
         test_suite=options.test_suite,
         eval_cache=not options.no_eval_cache,
-        rendering=rendering_keys(
-            options.renderer, options.chat_template, options.template_arguments, options.history, options.special_tokens
-        ),
+        rendering=rendering.keys(),
     )
 
 

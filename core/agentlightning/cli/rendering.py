@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, cast
 
@@ -11,41 +12,40 @@ import typer
 from agentlightning.contracts.rendering import HistoryMode
 from agentlightning.errors import ConfigError
 
-RendererOption = Annotated[
-    str | None,
-    typer.Option(
-        "--renderer", metavar="NAME", help="Turn messages into tokens: `auto`, `template`, `text`, `chatml`, or `module:function`."
-    ),
-]
-ChatTemplateOption = Annotated[
-    str | None, typer.Option("--chat-template", metavar="FILE", help="Use this Jinja file instead of the model's chat template.")
-]
-ArgumentsOption = Annotated[
-    str | None,
-    typer.Option("--template-arguments", metavar="JSON", help="Variables of the chat template, such as '{\"enable_thinking\": false}'."),
-]
-HistoryOption = Annotated[
-    HistoryMode | None,
-    typer.Option("--history", help="Earlier turns: as the chat template writes them (`template`), or as sampled (`exact`)."),
-]
-SpecialTokensOption = Annotated[
-    bool | None,
-    typer.Option("--special-tokens/--no-special-tokens", help="Let text such as <|im_end|> in messages become special tokens."),
-]
 
+@dataclass(frozen=True, kw_only=True)
+class RenderingOptions:
+    """How messages become tokens. What is None stays as the model, the run or the config file has it."""
 
-def rendering_keys(
-    renderer: str | None, chat_template: str | None, arguments: str | None, history: HistoryMode | None, special_tokens: bool | None
-) -> dict[str, Any]:
-    """Return the config's keys that these options set. Raises `ConfigError` for arguments that are not a JSON object."""
-    keys = {
-        "renderer": renderer,
-        "chat_template": None if chat_template is None else str(Path(chat_template).expanduser().absolute()),
-        "template_arguments": None if arguments is None else _arguments(arguments),
-        "history": history,
-        "special_tokens": special_tokens,
-    }
-    return {name: value for name, value in keys.items() if value is not None}
+    renderer: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Turn messages into tokens: `auto`, `template`, `text`, `chatml`, or `module:function`."),
+    ] = None
+    chat_template: Annotated[str | None, typer.Option(metavar="FILE", help="Use this Jinja file instead of the model's chat template.")] = (
+        None
+    )
+    template_arguments: Annotated[
+        str | None, typer.Option(metavar="JSON", help="Variables of the chat template, such as '{\"enable_thinking\": false}'.")
+    ] = None
+    history: Annotated[
+        HistoryMode | None,
+        typer.Option(help="Earlier turns: as the chat template writes them (`template`), or as sampled (`exact`)."),
+    ] = None
+    special_tokens: Annotated[
+        bool | None,
+        typer.Option("--special-tokens/--no-special-tokens", help="Let text such as <|im_end|> in messages become special tokens."),
+    ] = None
+
+    def keys(self) -> dict[str, Any]:
+        """Return the config's keys that these options set. Raises `ConfigError` for arguments that are not a JSON object."""
+        keys = {
+            "renderer": self.renderer,
+            "chat_template": None if self.chat_template is None else str(Path(self.chat_template).expanduser().absolute()),
+            "template_arguments": None if self.template_arguments is None else _arguments(self.template_arguments),
+            "history": self.history,
+            "special_tokens": self.special_tokens,
+        }
+        return {name: value for name, value in keys.items() if value is not None}
 
 
 def _arguments(text: str) -> dict[str, Any]:

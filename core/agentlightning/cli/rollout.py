@@ -10,14 +10,8 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from agentlightning.cli.rendering import (
-    ArgumentsOption,
-    ChatTemplateOption,
-    HistoryOption,
-    RendererOption,
-    SpecialTokensOption,
-    rendering_keys,
-)
+from agentlightning.cli.options import with_options
+from agentlightning.cli.rendering import RenderingOptions
 from agentlightning.cli.train import shown_path
 from agentlightning.errors import ConfigError
 from agentlightning.training.logged_progress import open_progress
@@ -28,7 +22,9 @@ if TYPE_CHECKING:
     from agentlightning.training.score import Scored
 
 
+@with_options
 def rollout(
+    *,
     config: Annotated[Path | None, typer.Argument(metavar="[CONFIG.toml]", help="The config file, as for `agl train`.")] = None,
     command: Annotated[
         str | None, typer.Option(metavar="LINE", help="Run this command for each task instead of a Python agent. Any language works.")
@@ -44,11 +40,7 @@ def rollout(
     ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Run the first N tasks. Default: all.")] = None,
     model: Annotated[str | None, typer.Option(metavar="NAME", help="Use this model instead: any name that `agl serve` takes.")] = None,
-    renderer: RendererOption = None,
-    chat_template: ChatTemplateOption = None,
-    arguments: ArgumentsOption = None,
-    history: HistoryOption = None,
-    special_tokens: SpecialTokensOption = None,
+    rendering: RenderingOptions,
 ) -> None:
     """Run the agent on its tasks and score it, without training.
 
@@ -73,8 +65,7 @@ def rollout(
     `AGL_REWARD_FILE`. With `post`, it POSTs the reward to `AGL_REWARD_URL`."""
     from agentlightning.training.score import rollout_config
 
-    rendering = rendering_keys(renderer, chat_template, arguments, history, special_tokens)
-    settings = settings_of(config, {"command": command, "reward": reward, "tasks": tasks, "model": model, **rendering})
+    settings = settings_of(config, {"command": command, "reward": reward, "tasks": tasks, "model": model, **rendering.keys()})
     with open_progress() as progress:
         report = rollout_config(settings, limit=limit, progress=progress)
     print_scored(report, Console())

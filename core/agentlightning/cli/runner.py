@@ -7,11 +7,13 @@ import logging
 import os
 import signal
 from collections.abc import Coroutine
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 
+from agentlightning.cli.options import with_options
 from agentlightning.errors import ConfigError
 from agentlightning.telemetry.logs import is_json
 
@@ -22,14 +24,23 @@ if TYPE_CHECKING:
 log = logging.getLogger("agentlightning.runner")
 
 
-def runner(
-    store: Annotated[str | None, typer.Option(metavar="ADDRESS", help="The store: `http://TOKEN@host:port`. Default: AGL_STORE.")] = None,
-    agent: Annotated[str | None, typer.Option(metavar="MODULE:FUNCTION", help="Your agent. It must be on this machine.")] = None,
-    command: Annotated[str | None, typer.Option(metavar="LINE", help="Run this command for each task instead of a Python agent.")] = None,
+@dataclass(frozen=True, kw_only=True)
+class AgentOptions:
+    """What runs for each task."""
+
+    agent: Annotated[str | None, typer.Option(metavar="MODULE:FUNCTION", help="Your agent. It must be on this machine.")] = None
+    command: Annotated[str | None, typer.Option(metavar="LINE", help="Run this command for each task instead of a Python agent.")] = None
     reward: Annotated[
         str, typer.Option(metavar="FROM", help="A command's reward: `stdout` (its last line), `exit_code`, `file` or `post`.")
-    ] = "stdout",
-    adapter: Annotated[list[str] | None, typer.Option(metavar="NAME", help="Install a framework adapter first. Repeat for more.")] = None,
+    ] = "stdout"
+    adapter: Annotated[list[str] | None, typer.Option(metavar="NAME", help="Install a framework adapter first. Repeat for more.")] = None
+
+
+@with_options
+def runner(
+    *,
+    store: Annotated[str | None, typer.Option(metavar="ADDRESS", help="The store: `http://TOKEN@host:port`. Default: AGL_STORE.")] = None,
+    program: AgentOptions,
     gateway: Annotated[str | None, typer.Option(metavar="URL", help="The gateway, if the store's server is not it.")] = None,
     model: Annotated[str | None, typer.Option(metavar="NAME", help="Ask for this model. Default: the run's.")] = None,
     concurrency: Annotated[int | None, typer.Option(min=1, help="Rollouts in flight. Default: as the run says.")] = None,
@@ -56,8 +67,8 @@ def runner(
     address = store or os.environ.get("AGL_STORE", "")
     if not address:
         raise ConfigError("`agl runner` does not know the store. Add --store ADDRESS, or set AGL_STORE.")
-    if (agent is None) == (command is None):
-        problem = "both --agent and --command" if agent else "no agent"
+    if (program.agent is None) == (program.command is None):
+        problem = "both --agent and --command" if program.agent else "no agent"
         raise ConfigError(f"`agl runner` has {problem}. Give one: --agent module:function, or --command LINE.")
     if workers is not None and not ray:
         raise ConfigError(f"--workers is {workers}, but only --ray takes it. Add --ray, or start `agl runner` again for one more runner.")
@@ -66,8 +77,8 @@ def runner(
     from agentlightning.settings import convert
 
     arguments = RemoteRunner(
-        store=address, agent=agent, command=command, reward=convert(reward, RewardFrom, "--reward"), gateway=gateway, model=model,
-        adapters=tuple(adapter or ()), concurrency=concurrency,
+        store=address, agent=program.agent, command=program.command, reward=convert(program.reward, RewardFrom, "--reward"),
+        adapters=tuple(program.adapter or ()), gateway=gateway, model=model, concurrency=concurrency,
     )  # fmt: skip
     if not is_json():
         logging.basicConfig(format="%(message)s", level=logging.WARNING)

@@ -4,19 +4,14 @@ from __future__ import annotations
 
 import logging
 import os
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 
-from agentlightning.cli.rendering import (
-    ArgumentsOption,
-    ChatTemplateOption,
-    HistoryOption,
-    RendererOption,
-    SpecialTokensOption,
-    rendering_keys,
-)
+from agentlightning.cli.options import with_options
+from agentlightning.cli.rendering import RenderingOptions
 from agentlightning.contracts.rendering import RenderingChoices
 from agentlightning.errors import ConfigError
 from agentlightning.telemetry.logs import is_json
@@ -33,30 +28,31 @@ Source = Annotated[
 Model = Annotated[str | None, typer.Option(metavar="NAME", help="The same as MODEL. With --upstream: the name of its model.")]
 Upstream = Annotated[str | None, typer.Option(metavar="URL", help="Forward to an OpenAI-compatible server. Name its model with `--model`.")]
 UpstreamKey = Annotated[str | None, typer.Option(metavar="NAME", help="Environment variable with the upstream's key.")]
-Host = Annotated[str, typer.Option(help="Address to listen on. 0.0.0.0 lets other machines in.")]
-Port = Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on (0 = any free port).")]
 Store = Annotated[
     str | None,
     typer.Option(metavar="ADDRESS", help="Record calls here. Default: AGL_STORE, or ./agl.db. The run's own store is not changed."),
 ]
 
-MaxBody = Annotated[int, typer.Option(metavar="MB", min=1, help="Refuse requests with a larger body.")]
+
+@dataclass(frozen=True, kw_only=True)
+class Listening:
+    """Where the server listens, and what it accepts."""
+
+    host: Annotated[str, typer.Option(help="Address to listen on. 0.0.0.0 lets other machines in.")] = "127.0.0.1"
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on (0 = any free port).")] = 8000
+    max_body_mb: Annotated[int, typer.Option(metavar="MB", min=1, help="Refuse requests with a larger body.")] = 32
 
 
+@with_options
 def serve(
+    *,
     source: Source = None,
     model: Model = None,
     upstream: Upstream = None,
     upstream_key_env: UpstreamKey = None,
-    host: Host = "127.0.0.1",
-    port: Port = 8000,
+    listening: Listening,
     store: Store = None,
-    max_body_mb: MaxBody = 32,
-    renderer: RendererOption = None,
-    chat_template: ChatTemplateOption = None,
-    arguments: ArgumentsOption = None,
-    history: HistoryOption = None,
-    special_tokens: SpecialTokensOption = None,
+    rendering: RenderingOptions,
 ) -> None:
     """Serve a model over the OpenAI and Anthropic APIs, and record the calls. Ctrl-C stops it.
 
@@ -80,7 +76,7 @@ def serve(
         raise ConfigError(f"{problem}. Use `agl serve MODEL` or `--upstream URL`.")
     if upstream_key_env is not None and upstream is None:
         raise ConfigError("--upstream-key-env is the key of an upstream, but no upstream is named. Add --upstream URL.")
-    choices = RenderingChoices(**rendering_keys(renderer, chat_template, arguments, history, special_tokens))
+    choices = RenderingChoices(**rendering.keys())
     if upstream is not None and choices.used():
         option = choices.used()[0].replace("_", "-")
         raise ConfigError(f"--{option} has no effect with --upstream, because that server renders the messages. Remove it.")
@@ -92,7 +88,7 @@ def serve(
     with open_progress() as progress:
         own = source or model or ""
         served = upstream_model(upstream, key_env=upstream_key_env, name=model) if upstream else served_model(own, progress, choices)
-        address = Address(host, port, max_body_mb * 2**20)
+        address = Address(listening.host, listening.port, listening.max_body_mb * 2**20)
         serve_until_stopped(served, address, store=store, progress=progress, ready=_print_addresses, page=store_page)
 
 

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 import agentlightning as agl
 from agentlightning.cli.main import build as commands
-from agentlightning.cli.rendering import rendering_keys
+from agentlightning.cli.rendering import RenderingOptions
 from agentlightning.config.json_schema import config_schema
 from agentlightning.config.schema import Config, load_config
 from agentlightning.config.toml import to_toml
@@ -135,14 +135,16 @@ def test_a_trained_model_renders_as_in_its_run(folder: Path, decode: Callable[[A
 
 
 def test_the_options_have_the_names_of_the_keys(folder: Path) -> None:
-    keys = rendering_keys("chatml", "mood.jinja", '{"mood": 1}', "exact", False)
+    keys = RenderingOptions(
+        renderer="chatml", chat_template="mood.jinja", template_arguments='{"mood": 1}', history="exact", special_tokens=False
+    ).keys()
     template = str(folder / "mood.jinja")
     assert keys == {
         "renderer": "chatml", "chat_template": template, "template_arguments": {"mood": 1}, "history": "exact", "special_tokens": False,
     }  # fmt: skip
-    assert rendering_keys(None, None, None, None, None) == {}
+    assert RenderingOptions().keys() == {}
     with pytest.raises(ConfigError, match=r"--template-arguments is '\[1\]'. Use a JSON object"):
-        rendering_keys(None, None, "[1]", None, None)
+        RenderingOptions(template_arguments="[1]").keys()
     for command in ("rollout", "serve", "bench"):
         result = CliRunner().invoke(commands(), [command, "--help"], env={"COLUMNS": "200"})
         for key in ("renderer", "chat-template", "template-arguments", "history", "special-tokens"):
@@ -150,7 +152,7 @@ def test_the_options_have_the_names_of_the_keys(folder: Path) -> None:
 
 
 def test_a_benchmark_keeps_the_settings_of_the_renderer(folder: Path) -> None:
-    order = order_of(Options(name="math", renderer="chatml", template_arguments='{"mood": "calm"}'), "math")
+    order = order_of(Options(), RenderingOptions(renderer="chatml", template_arguments='{"mood": "calm"}'), "math")
     assert open_order(create(order, folder)).rendering == {"renderer": "chatml", "template_arguments": {"mood": "calm"}}
 
 

@@ -4,7 +4,7 @@
 
 Records: processes write spans of 2 KB, one by one or eight at once, each durable before the next. The reference is a plain INSERT through
 psycopg by as many processes in the same run. CPU is that of clients and server together; two cores can do 2000 / CPU ms records a second.
-Claims: one runner claims and finishes rollouts, without and with other runners that wait for changes. Addition to end: one of the waiting
+Claims: one runner claims and finishes rollouts, without and with other runners that wait for rollouts. Addition to end: one of the waiting
 runners claims and finishes a new rollout. Rounds are interleaved, and ratios use the best ones. It needs PostgreSQL's programs
 (`apt-get install postgresql`). Exits with status 1 if a bound is missed.
 """
@@ -70,7 +70,7 @@ def insert(address: str, count: int) -> None:
 
 
 async def idle(address: str, take: bool) -> None:
-    """Wait for every change, as runners do; with `take`, claim what was added."""
+    """Wait for queued rollouts, as runners do; with `take`, claim what was added."""
     store = open_postgres(address)
 
     async def runner(name: str) -> None:
@@ -79,7 +79,7 @@ async def idle(address: str, take: bool) -> None:
             if take:
                 for _, attempt in await store.claim(name, lease=60):
                     await store.finish(attempt.id, "succeeded")
-            seq = await store.wait(seq)
+            seq = await store.wait(seq, status=["queued"])
 
     waiting = [asyncio.ensure_future(runner(f"r{number}")) for number in range(RUNNERS_PER_PROCESS)]
     await asyncio.sleep(0.5)

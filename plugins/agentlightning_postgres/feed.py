@@ -1,7 +1,7 @@
 """What the server tells of changes: LISTEN on the channel named like the schema. Waiters ask the server nothing while it is open.
 
-A message holds the newest sequence number and, of a claim, the seconds of its lease. So the feed knows when the next lease may expire, and
-looks then: the lease has been extended, or it is collected.
+A message holds the newest sequence number, the statuses that rollouts took and, of a claim, the seconds of its lease. So the feed wakes
+those who wait for such a status. It knows when the next lease may expire, and looks then: the lease has been extended, or it is collected.
 """
 
 from __future__ import annotations
@@ -10,13 +10,14 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from typing import Any
+from typing import Any, cast
 
 import psycopg
 from psycopg import sql
 
 from agentlightning.errors import StoreError
 from agentlightning.stores.common import Changes
+from agentlightning.types import RolloutStatus
 from agentlightning_postgres.address import Address
 from agentlightning_postgres.schema import session
 
@@ -36,6 +37,7 @@ class Feed:
         self._lock: asyncio.Lock | None = None
         self._task: asyncio.Task[None] | None = None
         self._expiry: float | None = None  # when the next lease may expire, on the monotonic clock
+        self._statuses: set[RolloutStatus] = set()  # of the messages since the last `notify`
         self.open = False
         """Whether every change is reported."""
         self.newest = 0
@@ -71,7 +73,8 @@ class Feed:
                     self._hear(message.payload)
                 if self._expiry is not None and self._expiry <= time.monotonic():
                     await self._look_once()
-                self._changes.notify(self.newest)
+                self._changes.notify(self.newest, self._statuses)
+                self._statuses.clear()
                 await asyncio.sleep(PAUSE)
         except (psycopg.Error, StoreError):
             pass  # waiters start the feed again, and get the error if that fails
@@ -82,10 +85,11 @@ class Feed:
                 await connection.close()
 
     def _hear(self, message: str) -> None:
-        seq, _, lease = message.partition(" ")
+        seq, statuses, *lease = message.split(" ")
         self.newest = max(self.newest, int(seq))
+        self._statuses.update(cast("list[RolloutStatus]", statuses.split(",")))
         if lease:
-            expiry = time.monotonic() + float(lease)
+            expiry = time.monotonic() + float(lease[0])
             self._expiry = expiry if self._expiry is None else min(self._expiry, expiry)
 
     async def close(self) -> None:

@@ -27,7 +27,9 @@ from agentlightning_postgres.transaction import Row, Statement
 
 Claims = list[tuple[Rollout, Attempt]]
 
-COUNTER = "UPDATE store SET seq = seq + %s RETURNING seq, pg_notify(current_schema(), concat_ws(' ', seq, %s::double precision))"
+COUNTER = """
+UPDATE store SET seq = seq + %s RETURNING seq, pg_notify(current_schema(), concat_ws(' ', seq, %s::text, %s::double precision))
+"""
 CHANGE = f"""
 WITH counter AS ({COUNTER})
 UPDATE rollouts SET status = new.status, changed = counter.seq - %s + new.nth,
@@ -82,7 +84,7 @@ class Ledger(Reading):
         for (id,) in stored:
             del new[id]
         if new:
-            await self.sql.commit(_entered(seq, new, "queued"), (COUNTER, (len(new), None)))
+            await self.sql.commit(_entered(seq, new, "queued"), counted(len(new), ["queued"]))
 
     async def claimable(self, modes: Collection[str]) -> bool:
         """Whether `claim` may have something to do. It is cheaper than a claim that finds nothing."""
@@ -161,7 +163,7 @@ class Ledger(Reading):
             raise rollout_exists(rollout.id, self.name)
         attempt = new_attempt(rollout, 1, worker, now)
         entered = _entered(seq, {id: (rollout, value)}, "running")
-        await self.sql.commit(entered, _started([seq + 1], [attempt], [lease], now), (COUNTER, (1, lease)))
+        await self.sql.commit(entered, _started([seq + 1], [attempt], [lease], now), counted(1, ["running"], lease))
         return attempt
 
     async def heartbeat(self, attempt_id: str, lease: float) -> None:
@@ -281,6 +283,13 @@ def _ended(status: AttemptStatus, now: float, errors: Mapping[str, str | None]) 
     return END, (status, now, list(errors), [None if error is None else to_column(error) for error in errors.values()])
 
 
+def counted(numbers: int, statuses: Collection[str], lease: float | None = None) -> Statement:
+    """Take sequence numbers, and tell the feed of the statuses that rollouts took and of a lease. The last statement before the commit,
+    because it locks the counter."""
+    return COUNTER, (numbers, ",".join(sorted({*statuses})), lease)
+
+
 def _changed(changes: Mapping[int, RolloutStatus], lease: float | None = None) -> Statement:
-    """Give rollouts a status and the next sequence numbers. The last statement before the commit, because it locks the counter."""
-    return CHANGE, (len(changes), lease, len(changes), list(changes), list(changes.values()))
+    """Give rollouts a status and the next sequence numbers, like `counted`."""
+    _, told = counted(len(changes), changes.values(), lease)
+    return CHANGE, (*told, len(changes), list(changes), list(changes.values()))

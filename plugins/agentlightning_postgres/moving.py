@@ -12,7 +12,7 @@ from agentlightning.errors import StoreError
 from agentlightning.stores.common import COPIED_LEASE, ENDED
 from agentlightning.stores.records import Arriving
 from agentlightning.types import Attempt
-from agentlightning_postgres.ledger import COUNTER
+from agentlightning_postgres.ledger import counted
 from agentlightning_postgres.reading import NOW
 from agentlightning_postgres.records import RecordWriter
 from agentlightning_postgres.text import to_column
@@ -178,7 +178,8 @@ class Moving:
         if not await self._records.insert_within(self.sql, rows):
             return False
         lease = COPIED_LEASE if any(attempt.status == "running" for _, attempt in merge.started) else None
-        await self.sql.commit(*([(COUNTER, (merge.seq - seq, lease))] if merge.seq > seq else []))
+        statuses = [merge.places[id].status for id in merge.new.keys() | merge.changed]
+        await self.sql.commit(*([counted(merge.seq - seq, statuses, lease)] if merge.seq > seq else []))
         return True
 
     async def delete(self, rollout_ids: Sequence[str], earlier: set[int]) -> int:

@@ -11,7 +11,7 @@ from agentlightning.contracts.store import AttemptRecords, RolloutState, StoreCo
 from agentlightning.stores.common import not_found, unknown_key
 from agentlightning.stores.records import attempt_records
 from agentlightning.stores.serialization import decode
-from agentlightning.types import Attempt, Mode, Policy, Rollout
+from agentlightning.types import Attempt, Mode, Policy, Rollout, RolloutStatus
 from agentlightning_postgres.text import from_column, to_column
 from agentlightning_postgres.transaction import Row, Statement, Transaction
 
@@ -107,6 +107,12 @@ class Reading:
         order_by = f"{column} DESC" if newest else column
         rows = await self.sql.query(*states(" AND ".join(conditions), values, order_by, max(limit, 0)))
         return states_of(rows), rows[-1][0 if column == "added" else 1] if rows else after
+
+    async def took(self, statuses: Collection[RolloutStatus], after: int) -> bool:
+        """Whether a rollout that changed after a sequence number has one of the statuses."""
+        query = "SELECT EXISTS (SELECT FROM rollouts WHERE changed > %s AND status = ANY(%s))"
+        ((answer,),) = await self.sql.query(query, (after, list(statuses)))
+        return answer
 
     async def counts(self) -> StoreCounts:
         """Return the work of the store: queued and running rollouts, and lost attempts."""

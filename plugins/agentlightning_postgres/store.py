@@ -12,7 +12,7 @@ from itertools import accumulate
 from typing import get_args
 
 from agentlightning.contracts.store import AttemptRecords, ListOrder, RolloutState, StoreCounts, StoredRollout
-from agentlightning.stores.common import Changes, check_lease, unknown_key, wait_for_change
+from agentlightning.stores.common import Changes, Look, check_lease, unknown_key, wait_for_change
 from agentlightning.stores.records import Arriving, Row
 from agentlightning.stores.serialization import encode
 from agentlightning.types import Attempt, AttemptStatus, Mode, Policy, Record, Rollout, RolloutStatus
@@ -139,15 +139,20 @@ class PostgresStore:
     async def counts(self) -> StoreCounts:
         return await self._access.run(lambda sql: self._ledger(sql).counts())
 
-    async def wait(self, after: int, *, timeout: float | None = None) -> int:
+    async def wait(self, after: int, *, timeout: float | None = None, status: Collection[RolloutStatus] | None = None) -> int:
         if timeout == 0:
             return (await self._access.run(self._look))[0]
 
-        async def newest() -> tuple[int, None]:
-            await self._access.listen()
-            return self._access.newest, None
+        wanted = None if status is None else frozenset(status)
 
-        return await wait_for_change(self._changes, newest, after, timeout)
+        async def look(after: int) -> Look:
+            await self._access.listen()
+            changed = (seq := self._access.newest) > after
+            if changed and (statuses := wanted) is not None:
+                changed = await self._access.run(lambda sql: self._ledger(sql).took(statuses, after))
+            return Look(seq, changed, None)
+
+        return await wait_for_change(self._changes, look, after, timeout, wanted)
 
     async def put(self, rollouts: Sequence[StoredRollout]) -> None:
         arriving = [Arriving.of(stored) for stored in rollouts]

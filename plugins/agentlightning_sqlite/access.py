@@ -78,10 +78,11 @@ class MemoryAccess:
     async def write(self, work: Callable[[Ledger], T]) -> T:
         with self._lock:
             before = self._ledger.seq
+            self._ledger.statuses.clear()
             result = self._do(partial(self._ledger.atomically, work))
             after = self._ledger.seq
-        if after > before:
-            self._changes.notify(after)
+            if after > before:
+                self._changes.notify(after, self._ledger.statuses)
         return result
 
     async def read(self, work: Callable[[Ledger], T]) -> T:

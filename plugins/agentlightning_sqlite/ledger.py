@@ -58,6 +58,8 @@ class Ledger:
         self.sql, self.name = connection, name
         self.advanced = False
         """Whether sequence numbers were given since `renew`."""
+        self.statuses: set[RolloutStatus] = set()
+        """Those that rollouts took since `renew`, also in operations that were undone."""
         self._seq: int | None = None
         self._clock = Clock()
         self.record_table = RecordTable(connection)
@@ -74,9 +76,14 @@ class Ledger:
         ).fetchone()
         return self.seq
 
+    def statuses_after(self, after: int) -> set[RolloutStatus]:
+        """The statuses of rollouts that changed after a sequence number."""
+        return {status for (status,) in self.sql.execute("SELECT DISTINCT status FROM rollouts WHERE changed > ?", (after,))}
+
     def renew(self) -> None:
         """Begin a transaction: other processes may have given sequence numbers."""
         self._seq, self.advanced = None, False
+        self.statuses.clear()
 
     def forget(self) -> None:
         """Drop cached rows after a rollback."""
@@ -197,11 +204,13 @@ class Ledger:
         )  # fmt: skip
         if self.sql.execute("INSERT INTO rollouts VALUES (?,?,?,?,?,?,?,?,?,?) ON CONFLICT (id) DO NOTHING", row).rowcount:
             self._advance()
+            self.statuses.add(status)
         return self.seq
 
     def change(self, added: int, status: RolloutStatus) -> None:
         """Give a rollout a status and the next sequence number."""
         self.sql.execute("UPDATE rollouts SET status = ?, changed = ? WHERE added = ?", (status, self._advance(), added))
+        self.statuses.add(status)
 
     def _advance(self) -> int:
         """Take the next sequence number."""

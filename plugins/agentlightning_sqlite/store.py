@@ -12,7 +12,7 @@ from typing import get_args
 
 from agentlightning.contracts.store import AttemptRecords, ListOrder, RolloutState, StoreCounts, StoredRollout
 from agentlightning.errors import StoreError
-from agentlightning.stores.common import Changes, check_lease, unknown_key, wait_for_change
+from agentlightning.stores.common import Changes, Look, check_lease, unknown_key, wait_for_change
 from agentlightning.stores.records import Arriving, Row
 from agentlightning.stores.serialization import encode
 from agentlightning.types import Attempt, AttemptStatus, Mode, Policy, Record, Rollout, RolloutStatus
@@ -102,18 +102,25 @@ class SQLiteStore:
     async def counts(self) -> StoreCounts:
         return await self._access.read(Ledger.counts)
 
-    async def wait(self, after: int, *, timeout: float | None = None) -> int:
-        async def look() -> tuple[int, float | None]:
+    async def wait(self, after: int, *, timeout: float | None = None, status: Collection[RolloutStatus] | None = None) -> int:
+        wanted = None if status is None else frozenset(status)
+
+        def found(ledger: Ledger, after: int) -> tuple[int, bool, float | None]:
+            seq = ledger.look()
+            changed = seq > after and (wanted is None or not wanted.isdisjoint(ledger.statuses_after(after)))
+            return seq, changed, ledger.expiry()
+
+        async def look(after: int) -> Look:
             again = self._access.watch()
-            seq, expiry = await self._access.read(lambda ledger: (ledger.look(), ledger.expiry()))
+            seq, changed, expiry = await self._access.read(lambda ledger: found(ledger, after))
             now, jump = self._clock.read()
             if expiry is not None and (jump or expiry <= now):
                 await self._access.write(Ledger.collect)
-                seq, expiry = await self._access.read(lambda ledger: (ledger.look(), ledger.expiry()))
+                seq, changed, expiry = await self._access.read(lambda ledger: found(ledger, after))
             due = (LOOK_ANYWAY, again, None if expiry is None else max(0.0, expiry - now))
-            return seq, min(seconds for seconds in due if seconds is not None)
+            return Look(seq, changed, min(seconds for seconds in due if seconds is not None))
 
-        return await wait_for_change(self._changes, look, after, timeout)
+        return await wait_for_change(self._changes, look, after, timeout, wanted)
 
     async def put(self, rollouts: Sequence[StoredRollout]) -> None:
         arriving = [Arriving.of(stored) for stored in rollouts]

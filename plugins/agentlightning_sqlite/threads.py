@@ -104,7 +104,7 @@ class Writer:
                 operation.error = operation.error or reason
             return
         if ledger.advanced:
-            self._changes.notify(ledger.seq)
+            self._changes.notify(ledger.seq, ledger.statuses)
             with suppress(OSError):  # without the signal, other processes notice later
                 os.utime(self._wal)  # other processes watch this file
 
@@ -214,17 +214,16 @@ class Watcher:
     def _watch(self) -> None:
         connection = connect(self.path)
         ledger = Ledger(connection, str(self.path))
-        seen = 0
         try:
-            ledger.look()  # so that the log file exists
+            seen = ledger.look()  # it also makes the log file
             for _ in watchfiles.watch(
                 f"{self.path}-wal", watch_filter=None, debounce=self.PAUSE, step=self.PAUSE, stop_event=self._stop, raise_interrupt=False,
                 rust_timeout=0,  # it would count on the wall clock
             ):  # fmt: skip
                 try:
                     if ledger.look() > seen:
-                        seen = ledger.seq
-                        self._changes.notify(seen)
+                        statuses, seen = ledger.statuses_after(seen), ledger.seq
+                        self._changes.notify(seen, statuses)
                 except sqlite3.Error:
                     self._changes.notify()  # waiters check for themselves and get the error
         finally:

@@ -169,9 +169,12 @@ class LightningStore(Protocol):
         """The queued and running rollouts, and the lost attempts. Takes the time to count these, however many rollouts have ended."""
         ...
 
-    async def wait(self, after: int, *, timeout: float | None = None) -> int:
+    async def wait(self, after: int, *, timeout: float | None = None, status: Collection[RolloutStatus] | None = None) -> int:
         """Return the store's sequence number once it exceeds `after` (a rollout was added or changed status), or at the timeout.
-        Implementations notify; they do not poll."""
+        Implementations notify; they do not poll.
+
+        `status` waits for a rollout that took one of these statuses after `after`, so that others do not wake the caller. It may have
+        changed again since, and a client over HTTP may return early."""
         ...
 
     async def put(self, rollouts: Sequence[StoredRollout]) -> None:

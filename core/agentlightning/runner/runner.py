@@ -118,10 +118,10 @@ class Runner:
             self._broken.append(error)  # the store refused to close an attempt, and nobody else reports it
 
     async def _something_new(self) -> None:
-        """Wait until the store changed, one of our rollouts ended, or a lease may have expired. The wait for the store goes on meanwhile,
+        """Wait until a rollout was queued, one of ours ended, or a lease may have expired. The wait for the store goes on meanwhile,
         because a poll over HTTP that is cancelled costs a connection."""
         if self._change is None:
-            self._change = asyncio.create_task(self.store.wait(self._cursor, timeout=self.settings.lease / 4))
+            self._change = asyncio.create_task(self.store.wait(self._cursor, timeout=self.settings.lease / 4, status=["queued"]))
         await asyncio.wait([self._change, *self._running], return_when=asyncio.FIRST_COMPLETED)
         if self._change.done():
             change, self._change = self._change, None
@@ -229,8 +229,9 @@ class Runner:
         last = await self.store.wait(0, timeout=0)
         while True:
             try:
-                await self.store.wait(last, timeout=self.settings.lease)
+                seq = await self.store.wait(last, timeout=self.settings.lease, status=["cancelled"])
                 states, last = await self.store.list(after=last, limit=1000, status=["cancelled"], order="changed")
+                last = last if len(states) == 1000 else max(last, seq)
             except StoreError as error:
                 log.debug("The cancelled rollouts cannot be read; trying again. %s", error)
                 states = []

@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Generator
+from collections.abc import Awaitable, Callable, Collection, Generator
 from contextlib import contextmanager
 from pathlib import Path
 from threading import Lock
+from typing import NamedTuple, TypeAlias
 
 from agentlightning.contracts.store import LightningStore
 from agentlightning.errors import LeaseLost, NotFound, StoreError
@@ -30,20 +31,24 @@ def open_store(address: str) -> LightningStore:
 
 # --- the change feed ---------------------------------------------------------------------------------------------------------------
 
+Statuses: TypeAlias = "frozenset[RolloutStatus] | None"
+"""Those that a waiter waits for; None for any change."""
+
 
 class Changes:
     """Wakes coroutines that wait for a sequence number, on any thread's event loop."""
 
     def __init__(self) -> None:
         self._lock = Lock()
-        self._waiters: dict[asyncio.Future[None], int] = {}
+        self._waiters: dict[asyncio.Future[int], tuple[int, Statuses]] = {}
 
     @contextmanager
-    def waiter(self, after: int) -> Generator[asyncio.Future[None]]:
-        """A future of the running loop that completes with the first change above `after`."""
-        future = asyncio.get_running_loop().create_future()
+    def waiter(self, after: int, status: Statuses = None) -> Generator[asyncio.Future[int]]:
+        """A future of the running loop that completes with the first change above `after`: with its number, or with 0 if its number is
+        not known."""
+        future: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         with self._lock:
-            self._waiters[future] = after
+            self._waiters[future] = after, status
         try:
             yield future
         finally:
@@ -51,39 +56,55 @@ class Changes:
                 self._waiters.pop(future, None)
             future.cancel()
 
-    def notify(self, seq: int | None = None) -> None:
-        """Wake the waiters for less than `seq`; None wakes all. Safe from any thread."""
+    def notify(self, seq: int | None = None, statuses: Collection[RolloutStatus] = ()) -> None:
+        """Wake the waiters for less than `seq` and for one of the statuses that rollouts took. None wakes all, so that they look for
+        themselves. Safe from any thread."""
         with self._lock:
-            due = [future for future, after in self._waiters.items() if seq is None or after < seq]
+            due = [
+                future
+                for future, (after, wanted) in self._waiters.items()
+                if seq is None or (after < seq and (wanted is None or not wanted.isdisjoint(statuses)))
+            ]
             for future in due:
                 del self._waiters[future]
         for future in due:
             loop = future.get_loop()
             if not loop.is_closed():
-                loop.call_soon_threadsafe(_resolve, future)
+                loop.call_soon_threadsafe(_resolve, future, seq or 0)
 
 
-def _resolve(future: asyncio.Future[None]) -> None:
+def _resolve(future: asyncio.Future[int], seq: int) -> None:
     if not future.done():
-        future.set_result(None)
+        future.set_result(seq)
+
+
+class Look(NamedTuple):
+    """What a waiter finds in the store."""
+
+    seq: int
+    """The newest sequence number."""
+    changed: bool
+    """Whether a change that the waiter waits for is there."""
+    again: float | None
+    """Seconds until the next look that nothing announces: the next lease expires."""
 
 
 async def wait_for_change(
-    changes: Changes, look: Callable[[], Awaitable[tuple[int, float | None]]], after: int, timeout: float | None
+    changes: Changes, look: Callable[[int], Awaitable[Look]], after: int, timeout: float | None, status: Statuses
 ) -> int:
-    """Implement `LightningStore.wait`.
-
-    `look` collects expired leases. It returns the sequence number, and the seconds until the next unannounced look (the next
-    lease expires) or None.
-    """
+    """Implement `LightningStore.wait`. `look` collects expired leases, and finds the changes above its argument."""
     deadline = None if timeout is None else time.monotonic() + timeout
     while True:
-        with changes.waiter(after) as woken:  # registered before the look, so no change is missed
-            seq, expiry = await look()
+        with changes.waiter(after, status) as woken:  # registered before the look, so no change is missed
+            found = await look(after)
             left = None if deadline is None else deadline - time.monotonic()
-            if seq > after or (left is not None and left <= 0):
+            if found.changed or (left is not None and left <= 0):
+                return found.seq
+            after = max(after, found.seq)
+            due = [seconds for seconds in (left, found.again) if seconds is not None]
+            await asyncio.wait([woken], timeout=min(due, default=None))
+            if woken.done() and (seq := woken.result()):
                 return seq
-            await asyncio.wait([woken], timeout=min((seconds for seconds in (left, expiry) if seconds is not None), default=None))
 
 
 # --- copies -----------------------------------------------------------------------------------------------------------------------

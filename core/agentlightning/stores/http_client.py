@@ -30,7 +30,7 @@ from agentlightning.errors import LeaseLost, LightningError, NotFound, StoreErro
 from agentlightning.stores.common import printable
 from agentlightning.stores.http_batch import BATCH_PATH, BATCHED, Answer, Batcher, SentCall
 from agentlightning.stores.serialization import decode, encode
-from agentlightning.types import Attempt, AttemptStatus, Mode, Rollout, new_id
+from agentlightning.types import Attempt, AttemptStatus, Mode, Rollout, RolloutStatus, new_id
 
 logger = logging.getLogger(__name__)
 F = TypeVar("F", bound=Callable[..., Any])
@@ -234,11 +234,12 @@ class StoreClient:
     async def finish(self, attempt_id: str, status: AttemptStatus, *, error: str | None = None, retry: bool = False) -> RolloutState:
         return await self.call("finish", attempt_id, status, printable(error), retry)
 
-    async def wait(self, after: int, *, timeout: float | None = None) -> int:
+    async def wait(self, after: int, *, timeout: float | None = None, status: Collection[RolloutStatus] | None = None) -> int:
+        chosen = None if status is None else [*status]
         deadline = None if timeout is None else time.monotonic() + timeout
         while True:
             left = LONG_POLL if deadline is None else max(0.0, deadline - time.monotonic())
-            seq: int = await self.call("wait", after, min(left, LONG_POLL))
+            seq: int = await self.call("wait", after, min(left, LONG_POLL), chosen)
             if seq > after or (deadline is not None and time.monotonic() >= deadline):
                 return seq
 

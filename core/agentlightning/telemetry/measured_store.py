@@ -177,8 +177,8 @@ class MeasuredStore:
     async def counts(self) -> StoreCounts:
         return await self._store.counts()
 
-    async def wait(self, after: int, *, timeout: float | None = None) -> int:
-        return await self._store.wait(after, timeout=timeout)
+    async def wait(self, after: int, *, timeout: float | None = None, status: Collection[RolloutStatus] | None = None) -> int:
+        return await self._store.wait(after, timeout=timeout, status=status)
 
     async def put(self, rollouts: Sequence[StoredRollout]) -> None:
         await self._timed("put", self._store.put(rollouts))

@@ -501,6 +501,35 @@ class StoreContract:
         assert sorted(delays)[2] < 0.1, delays  # the median: a busy machine may be late once
         assert await store.wait(seq - 1) == seq  # a past change returns at once
 
+    async def test_wait_for_a_status_sleeps_through_the_others(self, store: LightningStore) -> None:
+        one, two = rollouts(2)
+        await store.add([one])
+        assert await store.wait(0, timeout=10, status=["queued"]) == 1  # a past change returns at once
+        assert await store.wait(0, timeout=0, status=["failed"]) == 1
+        queued = asyncio.ensure_future(store.wait(1, timeout=20, status=["queued"]))
+        ended = asyncio.ensure_future(store.wait(1, timeout=20, status=["failed", "cancelled"]))
+        await asyncio.sleep(0.05)
+        ((_, attempt),) = await store.claim("w", lease=LEASE)
+        await asyncio.sleep(0.3)
+        assert not queued.done()
+        assert not ended.done()
+        await store.finish(attempt.id, "failed", retry=True)
+        assert await queued == 3
+        await store.cancel([one.id])
+        assert await ended == 4
+        queued = asyncio.ensure_future(store.wait(4, timeout=20, status=["queued"]))
+        await asyncio.sleep(0.05)
+        await store.put([ended_rollout()])
+        await asyncio.sleep(0.3)
+        assert not queued.done()
+        await store.put([(queued_state(two), ())])
+        assert await queued > 5
+
+    async def test_wait_for_a_status_sees_a_lease_expire(self, store: LightningStore) -> None:
+        await store.add(rollouts(1))
+        await store.claim("w", lease=0.5)
+        assert await store.wait(2, timeout=10, status=["queued"]) == 3
+
     async def test_wait_sees_a_lease_expire(self, store: LightningStore) -> None:
         await store.add(rollouts(1))
         await store.claim("w", lease=0.5)

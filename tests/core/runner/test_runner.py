@@ -388,10 +388,10 @@ async def test_a_runner_keeps_its_wait_for_the_store_when_a_rollout_ends() -> No
     class Waited(SQLiteStore):
         begun = cancelled = 0
 
-        async def wait(self, after: int, *, timeout: float | None = None) -> int:
+        async def wait(self, after: int, *, timeout: float | None = None, status: Any = None) -> int:
             self.begun += 1
             try:
-                return await super().wait(after, timeout=timeout)
+                return await super().wait(after, timeout=timeout, status=status)
             except asyncio.CancelledError:
                 self.cancelled += 1
                 raise

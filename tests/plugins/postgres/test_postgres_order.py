@@ -10,7 +10,7 @@ import pytest
 from acknowledged import line, start
 from agentlightning.testing.store import rollouts
 from agentlightning.types import Rollout, Task
-from agentlightning_postgres.ledger import COUNTER
+from agentlightning_postgres.ledger import counted
 from agentlightning_postgres.schema import session
 from agentlightning_postgres.store import PostgresStore, open_postgres
 
@@ -19,7 +19,7 @@ async def test_a_number_is_visible_only_after_all_smaller_ones(store: PostgresSt
     await store.add(rollouts(1))
     with psycopg.connect(store.address.conninfo) as slow:  # a writer that has its number and does not commit yet
         slow.execute(session(store.address.schema))
-        slow.execute(COUNTER, (1, None))
+        slow.execute(*counted(1, ["running"]))
         slow.execute("UPDATE rollouts SET status = 'running', changed = 2 WHERE added = 1")
         later = asyncio.ensure_future(store.add(rollouts(1)))
         waiting = asyncio.ensure_future(store.wait(1, timeout=20))

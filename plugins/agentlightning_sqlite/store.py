@@ -105,18 +105,18 @@ class SQLiteStore:
     async def wait(self, after: int, *, timeout: float | None = None, status: Collection[RolloutStatus] | None = None) -> int:
         wanted = None if status is None else frozenset(status)
 
-        def found(ledger: Ledger, after: int) -> tuple[int, bool, float | None]:
+        def changes(ledger: Ledger, after: int) -> tuple[int, bool, float | None]:
             seq = ledger.look()
             changed = seq > after and (wanted is None or not wanted.isdisjoint(ledger.statuses_after(after)))
             return seq, changed, ledger.expiry()
 
         async def look(after: int) -> Look:
             again = self._access.watch()
-            seq, changed, expiry = await self._access.read(lambda ledger: found(ledger, after))
+            seq, changed, expiry = await self._access.read(lambda ledger: changes(ledger, after))
             now, jump = self._clock.read()
             if expiry is not None and (jump or expiry <= now):
                 await self._access.write(Ledger.collect)
-                seq, changed, expiry = await self._access.read(lambda ledger: found(ledger, after))
+                seq, changed, expiry = await self._access.read(lambda ledger: changes(ledger, after))
             due = (LOOK_ANYWAY, again, None if expiry is None else max(0.0, expiry - now))
             return Look(seq, changed, min(seconds for seconds in due if seconds is not None))
 

@@ -87,18 +87,18 @@ def bench(
     """
     from agentlightning_benchmarks.bench.phases import create, open_order
 
-    given = used(options, rendering)
+    arguments = used(options, rendering)
     if resume is not None:
-        if given:
-            raise ConfigError(f"--resume uses the original arguments. Leave out {', '.join(given)}.")
+        if arguments:
+            raise ConfigError(f"--resume uses the original arguments. Leave out {', '.join(arguments)}.")
         path = resume.resolve()
         work(open_order(path), path)
     elif options.name is not None:
         order = order_of(options, rendering, options.name)
         check(order)
         work(order, create(order, (options.folder or Path("runs")).resolve()))
-    elif given:
-        raise ConfigError(f"{', '.join(given)} needs the name of a benchmark: {', '.join(benchmark_names())}. Or use --resume FOLDER.")
+    elif arguments:
+        raise ConfigError(f"{', '.join(arguments)} needs the name of a benchmark: {', '.join(benchmark_names())}. Or use --resume FOLDER.")
     else:
         show_benchmarks(Console())
 

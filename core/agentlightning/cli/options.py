@@ -25,8 +25,8 @@ def with_options(function: Callable[..., None]) -> Callable[..., None]:
 
     def command(**arguments: Any) -> None:
         for name, group in groups.items():
-            given = {field.name for field in dataclasses.fields(group)} & arguments.keys()
-            arguments[name] = group(**{option: arguments.pop(option) for option in given})
+            names = {field.name for field in dataclasses.fields(group)} & arguments.keys()
+            arguments[name] = group(**{option: arguments.pop(option) for option in names})
         function(**arguments)
 
     command.__name__, command.__doc__ = function.__name__, function.__doc__

@@ -96,12 +96,12 @@ async def wait_for_change(
     deadline = None if timeout is None else time.monotonic() + timeout
     while True:
         with changes.waiter(after, status) as woken:  # registered before the look, so no change is missed
-            found = await look(after)
+            state = await look(after)
             left = None if deadline is None else deadline - time.monotonic()
-            if found.changed or (left is not None and left <= 0):
-                return found.seq
-            after = max(after, found.seq)
-            due = [seconds for seconds in (left, found.again) if seconds is not None]
+            if state.changed or (left is not None and left <= 0):
+                return state.seq
+            after = max(after, state.seq)
+            due = [seconds for seconds in (left, state.again) if seconds is not None]
             await asyncio.wait([woken], timeout=min(due, default=None))
             if woken.done() and (seq := woken.result()):
                 return seq

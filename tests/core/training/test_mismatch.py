@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 from collections.abc import AsyncIterator, Container
 from pathlib import Path
@@ -49,6 +50,8 @@ class Disturbed(TorchEngine):
     async def generate(self, *args: Any, **kwargs: Any) -> AsyncIterator[Any]:
         Disturbed.calls += 1
         if Disturbed.calls in self.disturbed:
+            while self.policy.version < 1:  # a call that runs ahead of step 1 would not count: its tokens are of older weights
+                await asyncio.sleep(0.01)
             with self._weights.lock, torch.no_grad():
                 for parameter in self._weights.model.parameters():
                     parameter.mul_(1.3)

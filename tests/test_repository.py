@@ -41,8 +41,9 @@ LAYERS = (
     ("config",),
     ("runner",),
     ("training", "algorithms"),
-    ("serving", "testing"),
-    ("cli", "page", "__main__"),
+    ("serving", "records", "testing"),
+    ("page",),
+    ("cli", "__main__"),
 )
 """Folders of core, from the bottom to the top. A module imports its own layer and those below, also under TYPE_CHECKING."""
 

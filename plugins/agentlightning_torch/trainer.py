@@ -188,6 +188,7 @@ class TorchTrainer(Trainer):
         if loss.over_pairs != (batch.pairs is not None):
             has = "no pairs" if batch.pairs is None else "pairs"
             raise TrainerError(f"Loss {loss.name!r} received a batch with {has}. Use pairs with a loss that compares them, and only then.")
+        self.old_logprobs = None
         if not batch.trained_tokens:
             return self.policy, {"tokens": 0.0, "tokens_trained": 0.0, "lr": 0.0}
         started = time.perf_counter()
@@ -211,6 +212,7 @@ class TorchTrainer(Trainer):
                 optimizer.load(state)
             raise
         self.steps += 1
+        self.old_logprobs = update.old_logprobs
         metrics = {**update.metrics(self.policy.version), "lr": lr, "seconds": time.perf_counter() - started}
         metrics["context_repeat"] = update.tokens / update.passes - len(batch)
         metrics["tokens_per_second"] = metrics["tokens"] / metrics["seconds"]

@@ -183,6 +183,7 @@ class VerlTrainer(Trainer):
         return answer
 
     def _step(self, batch: Batch, loss: LossSettings) -> tuple[Policy, dict[str, float]]:
+        self.old_logprobs = None
         if not batch.trained_tokens:
             return self.policy, {"tokens": 0.0, "tokens_trained": 0.0, "lr": 0.0}
         settings, began = self.settings, time.perf_counter()
@@ -208,6 +209,7 @@ class VerlTrainer(Trainer):
                 _check_finite(update, len(updates))
                 updates.append(update)
         self.steps += 1
+        self.old_logprobs = old
         places = sum(len(rows.ids) for rows in work) * (loss.epochs + several)
         metrics = {**_metrics(batch, updates, places, len(parts)), **_version_gaps(batch, self.policy.version)}
         seconds = time.perf_counter() - began

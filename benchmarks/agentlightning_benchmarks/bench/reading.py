@@ -10,8 +10,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from agentlightning.cli.accounts import Account, account
 from agentlightning.errors import RunError
+from agentlightning.records.accounts import Account, account
 from agentlightning.rl.trajectory.build import trajectory
 from agentlightning.stores.common import open_store
 from agentlightning.training.eval_rollouts import KINDS, Kind, Place, place_of, read_evaluation

@@ -12,9 +12,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from agentlightning.cli.comparison import base_side, paired_rewards, served_side
 from agentlightning.cli.view import print_diagnosis
 from agentlightning.errors import RunError
+from agentlightning.records.comparison import base_side, paired_rewards, served_side, trained_side
 from agentlightning.training.choice import BOTH, Difference, Evaluation, differences
 from agentlightning.training.eval_rollouts import KINDS
 from agentlightning.training.recorded import run_config
@@ -97,7 +97,8 @@ def compare(
 ) -> None:
     """Compare the weights of two runs on the eval tasks of both, task by task, with the 95% interval of the difference.
 
-    The weights of a run are those that `agl serve RUN` serves: of the best evaluated step.
+    The weights of a run are those that `agl serve RUN` serves: of the best evaluated step. If that is the model before training, one run
+    is compared by its last evaluation.
 
     **Examples**
 
@@ -107,8 +108,11 @@ def compare(
     """
     console = Console()
     run = _run(first)
-    one = asyncio.run(served_side(run))
-    before, after = (base_side(run), one) if second is None else (one, asyncio.run(served_side(_run(second))))
+    if second is None:
+        after = asyncio.run(trained_side(run))
+        before = base_side(run)
+    else:
+        before, after = asyncio.run(served_side(run)), asyncio.run(served_side(_run(second)))
     changes = differences(before.evaluation, after.evaluation)
     if BOTH not in changes:
         raise RunError(f"{before.name} and {after.name} have no evaluated task in common. Compare runs with the same eval_tasks.")

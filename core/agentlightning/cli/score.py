@@ -9,8 +9,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from agentlightning.cli.show import find_records
 from agentlightning.cli.store import StoreArgument, progress_bar
+from agentlightning.records.source import find_records
 from agentlightning.registry.registry import load_object
 from agentlightning.stores.common import open_store
 from agentlightning.types import Mode

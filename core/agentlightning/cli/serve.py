@@ -81,7 +81,7 @@ def serve(
         option = choices.used()[0].replace("_", "-")
         raise ConfigError(f"--{option} has no effect with --upstream, because that server renders the messages. Remove it.")
     check_log_token(os.environ.get("AGL_TOKEN"))
-    from agentlightning.page.server import store_page
+    from agentlightning.page.server import ServedPage
     from agentlightning.serving.serve import Address, served_model, upstream_model
     from agentlightning.serving.serve import serve as serve_until_stopped
 
@@ -89,7 +89,7 @@ def serve(
         own = source or model or ""
         served = upstream_model(upstream, key_env=upstream_key_env, name=model) if upstream else served_model(own, progress, choices)
         address = Address(listening.host, listening.port, listening.max_body_mb * 2**20)
-        serve_until_stopped(served, address, store=store, progress=progress, ready=_print_addresses, page=store_page)
+        serve_until_stopped(served, address, store=store, progress=progress, ready=_print_addresses, page=ServedPage)
 
 
 def check_log_token(secret: str | None) -> None:

@@ -3,48 +3,38 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import re
 from contextlib import suppress
-from dataclasses import replace as replaced
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from msgspec.structs import replace
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 from rich.text import Text
 
-from agentlightning.cli.accounts import account
 from agentlightning.cli.view import (
     STYLES,
-    RecordsSource,
-    Shown,
     print_diagnosis,
     print_reused,
     print_sums,
     records_console,
     short,
 )
-from agentlightning.config.store_address import shown_address, store_file
+from agentlightning.config.store_address import shown_address
 from agentlightning.contracts.store import AttemptRecords, RolloutState
 from agentlightning.errors import ConfigError, NotFound, StoreError
-from agentlightning.registry.registry import registry
+from agentlightning.records.shown import Shown, as_shown, with_step
+from agentlightning.records.source import RecordsSource, find_records
 from agentlightning.stores.common import open_store
 from agentlightning.training.recorded import (
     find_rollout,
     finished_step,
     kind_of_rollout,
-    read_trajectory,
     rollout_states,
-    run_config,
     task_text,
-    trajectory_settings,
 )
-from agentlightning.training.run_folder import RunFolder
-from agentlightning.training.run_state import Learned
 from agentlightning.types import Mode, RolloutStatus
 
 TASK_LIMIT = 200
@@ -102,45 +92,6 @@ def _is_id(name: str) -> bool:
     return re.fullmatch("[0-9a-f]{8,32}", name) is not None and not Path(name).exists() and not (Path("runs") / name).exists()
 
 
-def find_records(name: str) -> RecordsSource:
-    """Return the records that an argument names: of a run, a store file, or a store's address."""
-    if is_store_address(name):
-        if name.startswith("sqlite:"):
-            _check_file(store_file(name))
-        return RecordsSource(name)
-    if name == "latest" and not RunFolder.all("runs"):
-        recorded = os.environ.get("AGL_STORE") or ("agl.db" if Path("agl.db").is_file() else None)
-        if recorded:
-            return find_records(recorded)
-    if name.endswith(".db"):
-        _check_file(Path(name))
-    if Path(name).is_file():
-        return RecordsSource(f"sqlite:{Path(name).resolve()}")
-    run = RunFolder.latest() if name == "latest" else RunFolder.open(name)
-    return replaced(run_records(run), learned=run.read_batches())
-
-
-def is_store_address(name: str) -> bool:
-    """Whether an argument is the address of a store, with its scheme."""
-    return "://" in name or name.partition(":")[0] in registry().names("stores")
-
-
-def run_records(run: RunFolder) -> RecordsSource:
-    """Return the records of a run, without the contributions of its rollouts."""
-    config = run_config(run)
-    if not run.has_store:
-        raise StoreError(f"Run {run.name} has no store.db, because nothing was recorded yet. Start it again with `agl train`.")
-    settings, notes = trajectory_settings(config)
-    production = config.get("replay", {}).get("store")
-    return RecordsSource(run.store_address, run, {}, settings, config, production, notes)
-
-
-def _check_file(file: Path | None) -> None:
-    """Raise `ConfigError` for a store file that does not exist, because opening it would create it."""
-    if file is not None and not file.is_file():
-        raise ConfigError(f"There is no store file {str(file)!r}. Name a run (`latest`), or a file that `agl.rollout(task)` recorded into.")
-
-
 async def _one(source: RecordsSource, name: str) -> Shown:
     store = open_store(source.address)
     try:
@@ -166,7 +117,7 @@ async def _replayed(source: RecordsSource, name: str = "") -> list[Shown]:
         for rollout_id, step in source.run.steps_of().items():
             if rollout_id.endswith(name):
                 state, attempts = await store.read(rollout_id)
-                rows.append(_shown(source, replace(state, rollout=replace(state.rollout, step=step)), attempts))
+                rows.append(_shown(source, with_step(state, step), attempts))
     finally:
         await store.close()
     return rows
@@ -199,12 +150,6 @@ async def _all(source: RecordsSource, step: int | None, mode: Mode | None, statu
 
 def _shown(source: RecordsSource, state: RolloutState, attempts: tuple[AttemptRecords, ...]) -> Shown:
     return as_shown(source, state, attempts, source.learned.get(state.rollout.id))
-
-
-def as_shown(source: RecordsSource, state: RolloutState, attempts: tuple[AttemptRecords, ...], learned: Learned | None) -> Shown:
-    """Return a rollout with its trajectory and account."""
-    built, problem = read_trajectory(state, attempts, source.settings)
-    return Shown(state, attempts, built, problem, learned, account(state, attempts, built, learned))
 
 
 def print_rollouts(rows: list[Shown], source: RecordsSource, console: Console, *, limit: int) -> None:

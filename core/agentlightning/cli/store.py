@@ -14,11 +14,11 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from agentlightning.cli.show import find_records
 from agentlightning.cli.store_server import serve
 from agentlightning.config.store_address import store_file
 from agentlightning.contracts.store import LightningStore, StoredRollout
 from agentlightning.errors import ConfigError, LightningError
+from agentlightning.records.source import find_records
 from agentlightning.rl.trajectory.build import trajectory
 from agentlightning.stores import parquet, retention, transfer
 from agentlightning.stores.common import ENDED, open_store

@@ -6,7 +6,6 @@ import json
 import math
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console, Group, RenderableType
@@ -16,8 +15,10 @@ from rich.text import Text
 from rich.tree import Tree
 
 from agentlightning.cli.conversation import clip, sent_text
-from agentlightning.cli.view import STYLES, RecordsSource, Shown, print_sums, short
+from agentlightning.cli.view import STYLES, print_sums, short
 from agentlightning.contracts.store import AttemptRecords
+from agentlightning.records.shown import Shown
+from agentlightning.records.source import RecordsSource, load_tokenizer
 from agentlightning.rl.trajectory.joins import Joins, join
 from agentlightning.stores.messages import RecordedMessages
 from agentlightning.training.attempt_tree import AttemptTree, Node
@@ -210,31 +211,6 @@ def load_decoder(source: RecordsSource) -> Decode | None:
     """A token id to text with the tokenizer of the run's model; None where it is not on this machine."""
     tokenizer = load_tokenizer(source)
     return None if tokenizer is None else lambda token: str(tokenizer.decode([token], skip_special_tokens=False))
-
-
-def load_tokenizer(source: RecordsSource) -> Any | None:
-    """The tokenizer of the run's model; None where it is not on this machine."""
-    try:
-        from tokenizers import Tokenizer
-    except ImportError:
-        return None
-    for folder in _tokenizer_folders(source):
-        file = folder / "tokenizer.json"
-        if file.is_file():
-            return Tokenizer.from_file(str(file))
-    return None
-
-
-def _tokenizer_folders(source: RecordsSource) -> list[Path]:
-    """Checkpoints of the run first; then its model, where that is here already (`agl show` downloads nothing)."""
-    from agentlightning.config.models import cache_folder
-
-    folders: list[Path] = []
-    if source.run is not None:
-        folders += [source.run.checkpoint(step) for step in reversed(source.run.steps())]
-    if model := source.config.get("model"):
-        folders += [cache_folder() / "models" / model, Path(model)]
-    return folders
 
 
 def _sampling(shown: Shown) -> str:

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
 
 from rich.console import Console, ConsoleOptions, ConsoleRenderable, RenderHook, RenderResult
 from rich.segment import Segment
 from rich.text import Text
 
-from agentlightning.cli.accounts import UNACCOUNTED, Account, total
+from agentlightning.records.accounts import UNACCOUNTED, total
+from agentlightning.records.shown import Shown
 from agentlightning.training.no_calls import made_no_call
-from agentlightning.training.recorded import RunRollout, kind_of_rollout
+from agentlightning.training.recorded import kind_of_rollout
 from agentlightning.training.run_folder import RunFolder
-from agentlightning.training.run_state import Learned
 
 SYMBOLS = {
     **{code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"},
@@ -23,32 +21,6 @@ SYMBOLS = {
 }
 """What stands for control characters, and for those that turn the direction of text."""
 STYLES = {"succeeded": "green", "failed": "red", "cancelled": "yellow", "running": "cyan", "lost": "yellow", "timed_out": "red"}
-
-
-@dataclass(frozen=True, slots=True)
-class RecordsSource:
-    """The store that rollouts are read from, and the run's own data about them."""
-
-    address: str
-    """Of the store."""
-    run: RunFolder | None = None
-    learned: Mapping[str, Learned] = field(default_factory=dict[str, Learned])
-    """By rollout id; empty outside a run folder."""
-    settings: Mapping[str, Any] = field(default_factory=dict[str, Any])
-    """How the run made its trajectories: arguments of `trajectory`."""
-    config: Mapping[str, Any] = field(default_factory=dict[str, Any])
-    """The run's config file, unchecked."""
-    production: str | None = None
-    """Address of the store in which the run's `replay` found its training rollouts."""
-    notes: tuple[str, ...] = ()
-    """What of the run's settings could not be followed."""
-
-
-@dataclass(frozen=True, slots=True, repr=False)
-class Shown(RunRollout):
-    """One rollout with everything about it."""
-
-    account: Account
 
 
 class VisibleControls(RenderHook):

@@ -103,6 +103,9 @@ class Trainer(ABC):
     """The policy that the weights are now."""
     mismatch_limit: float = math.inf
     """Nats per token by which engine and trainer may differ on the tokens that this version sampled. The run sets it."""
+    old_logprobs: Doubles | None = None
+    """(tokens,) log-probabilities of the last batch, under the weights before its step; NaN where not trained. A run keeps them, so that
+    people see the mismatch of each token. None: the batch trained nothing, or this trainer does not tell them."""
 
     @classmethod
     @abstractmethod

@@ -13,33 +13,38 @@ from starlette.responses import FileResponse, Response, StreamingResponse
 from starlette.routing import BaseRoute, Route
 
 from agentlightning.page.access import HEADERS, Access, answer_json
-from agentlightning.page.compare import compare, eval_rollouts
+from agentlightning.page.compare import compare, eval_tasks
 from agentlightning.page.detail import conversation, detail, tokens
 from agentlightning.page.group import group
 from agentlightning.page.library import Library
+from agentlightning.page.playground import Ask, facts
 from agentlightning.page.rollouts import Filters, page
 from agentlightning.page.rows import read_rollout
 from agentlightning.page.run import Watching
 from agentlightning.page.runs import Summaries
 from agentlightning.page.settings import settings
+from agentlightning.serving.playground import Playground
 
 STATIC = Path(__file__).parent / "static"
 FILES = ("app.js", "app.css", "icon.svg", "licences.txt")
 
 
-def page_routes(library: Library, token: str) -> list[BaseRoute]:
-    """Return the routes of the page. Whoever has the token sees everything in the library, and changes nothing."""
-    access, api = Access(token), Api(library)
+def page_routes(library: Library, token: str, playground: Playground | None = None) -> list[BaseRoute]:
+    """Return the routes of the page. Whoever has the token sees everything in the library, asks the model of the playground, and changes
+    nothing."""
+    access, api = Access(token), Api(library, playground)
     handlers = {
         "runs": api.runs, "run": api.run, "events": api.events, "settings": api.settings,
         "rollouts": api.rollouts, "rollout": api.rollout, "call": api.call, "tokens": api.tokens,
-        "group": api.group, "compare": api.compare, "eval": api.eval_rollouts,
+        "group": api.group, "compare": api.compare, "eval": api.eval_tasks,
+        "playground": api.playground,
     }  # fmt: skip
     return [
         Route("/", _index),
         *(Route(f"/view/{name}", _file) for name in FILES),
         Route("/view/login", access.login, methods=["POST"]),
         *(Route(f"/view/api/{name}", access.guarded(handler)) for name, handler in handlers.items()),
+        Route("/view/api/ask/{side}", Ask(access, playground), methods=["POST"]),
     ]
 
 
@@ -65,8 +70,8 @@ async def _file(request: Request) -> Response:
 class Api:
     """The JSON behind the views. Every method answers one GET request."""
 
-    def __init__(self, library: Library) -> None:
-        self._library, self._summaries = library, Summaries()
+    def __init__(self, library: Library, playground: Playground | None) -> None:
+        self._library, self._summaries, self._playground = library, Summaries(), playground
         self._watching = Watching(library, self._summaries)
 
     async def runs(self, _: Request) -> Response:
@@ -108,10 +113,13 @@ class Api:
     async def compare(self, request: Request) -> Response:
         return answer_json(await compare(self._library, request.query_params.get("a", ""), request.query_params.get("b", "")))
 
-    async def eval_rollouts(self, request: Request) -> Response:
+    async def eval_tasks(self, request: Request) -> Response:
         query = request.query_params
         step = int(query.get("step", "")) if query.get("step", "").isdecimal() else 0
-        return answer_json(await eval_rollouts(self._library, _name(request), step, query.get("kind", ""), query.get("task", "")))
+        return answer_json(await eval_tasks(self._library, _name(request), step, query.get("kind", "")))
+
+    async def playground(self, request: Request) -> Response:
+        return answer_json(await facts(self._library, self._playground, _name(request)))
 
 
 def _name(request: Request) -> str:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import asdict
-from typing import Any
+from typing import Any, cast
 
-from agentlightning.cli.comparison import Side, base_side, latest_side, paired_rewards, served_side
 from agentlightning.errors import RunError
 from agentlightning.page.library import Library
-from agentlightning.page.rows import sampling_kind
+from agentlightning.page.rows import sampling_kind, start_of
 from agentlightning.page.runs import read_state
+from agentlightning.records.comparison import Side, base_side, latest_side, paired_rewards, served_side
 from agentlightning.training.choice import BOTH, differences
 from agentlightning.training.eval_rollouts import KINDS
 from agentlightning.types import JSON
@@ -54,22 +54,33 @@ def _kind(kind: str, before: Side, after: Side, change: dict[str, Any]) -> dict[
     }
 
 
-async def eval_rollouts(library: Library, name: str, step: int, kind: str, task: str) -> dict[str, JSON]:
-    """The ids of the rollouts of one eval task at a step, with the run that has them: of a reused evaluation, an earlier one."""
+async def eval_tasks(library: Library, name: str, step: int, kind: str) -> dict[str, JSON]:
+    """The eval tasks at a step: how each begins, and the ids of its rollouts in the run that has them."""
+    owner, owner_step = _owner(library, name, step, kind)
+    source = await library.source(owner)
+    tasks, cursor = dict[str, dict[str, JSON]](), 0
+    while True:
+        states, cursor = await source.store.list(after=cursor, limit=PAGE, mode="eval", step=owner_step)
+        for state in states:
+            rollout = state.rollout
+            if sampling_kind(rollout) == kind:
+                ids = tasks.setdefault(rollout.task.id, {"start": start_of(rollout.task), "ids": []})["ids"]
+                cast("list[JSON]", ids).append(rollout.id)
+        if not states:
+            return {"run": owner, "tasks": tasks}
+
+
+def _owner(library: Library, name: str, step: int, kind: str) -> tuple[str, int]:
+    """The run and the step that have the rollouts of an evaluation: earlier ones if it was reused."""
     run = library.run(name)
     state = read_state(run)
     for entry in () if state is None else state.reused:
-        if (entry.step, entry.kind) == (step, kind) and entry.run != ".":
-            owner = library.name_of(run.path / entry.run)
-            if owner is None:
-                raise RunError(f"The run {entry.run} has these rollouts, and it is not in this folder. Open it with `agl view`.")
-            name, step = owner, entry.run_step
-        elif (entry.step, entry.kind) == (step, kind):
-            step = entry.run_step
-    source = await library.source(name)
-    ids, cursor = list[str](), 0
-    while True:
-        states, cursor = await source.store.list(after=cursor, limit=PAGE, mode="eval", step=step)
-        ids += [state.rollout.id for state in states if state.rollout.task.id == task and sampling_kind(state.rollout) == kind]
-        if not states:
-            return {"run": name, "ids": ids}
+        if (entry.step, entry.kind) != (step, kind):
+            continue
+        if entry.run == ".":
+            return name, entry.run_step
+        owner = library.name_of(run.path / entry.run)
+        if owner is None:
+            raise RunError(f"The run {entry.run} has these rollouts, and it is not in this folder. Open it with `agl view`.")
+        return owner, entry.run_step
+    return name, step

@@ -7,15 +7,15 @@ from collections import defaultdict
 import numpy as np
 from msgspec import to_builtins
 
-from agentlightning.cli.view import Shown
 from agentlightning.contracts.store import AttemptRecords
 from agentlightning.errors import NotFound
 from agentlightning.page.library import Decode, Source
 from agentlightning.page.rows import advantage_of, row
+from agentlightning.records.shown import Shown
 from agentlightning.rl.trajectory.joins import Joins, join
-from agentlightning.stores.messages import RecordedMessages
+from agentlightning.stores.messages import RecordedMessages, new_messages
 from agentlightning.training.run_state import Learned
-from agentlightning.types import JSON, Call, Completion, Reward, Span, Transition
+from agentlightning.types import JSON, Call, Completion, FloatArray, Reward, Span, Transition
 
 NO_MESSAGES = "The messages of this call were not recorded. Its exact tokens were."
 UNFINISHED = "�"
@@ -124,6 +124,7 @@ class Attempt:
             "ended": call.ended,
             "retried": self._joins.alias.get(call.id),
             "rewards": rewards,
+            "replayable": _is_replayable(call),
             "replies": [self._reply(completion) for completion in completions],
             "children": [],
         }
@@ -169,10 +170,16 @@ def _reason(transition: Transition | None, learned: Learned | None) -> str | Non
     return max(learned.excluded, key=lambda reason: learned.excluded[reason], default=None) if learned is not None else None
 
 
+def _is_replayable(call: Call) -> bool:
+    """Whether the playground can ask this again: its messages are recorded, and it sent messages, not a text to continue."""
+    messages = new_messages(call)
+    return messages is not None and not any(message.get("role") == "prompt" for message in messages)
+
+
 def conversation(shown: Shown, call_id: str) -> dict[str, JSON]:
     """The messages and tools that a call sent, and its replies."""
-    records = next((records for records in shown.attempts if any(call.id == call_id for call in records.calls)), None)
-    if records is None:
+    records, call = next(((records, call) for records in shown.attempts for call in records.calls if call.id == call_id), (None, None))
+    if records is None or call is None:
         raise NotFound(f"Rollout {shown.state.rollout.id} has no call {call_id!r}. Open the rollout again.")
     recorded = RecordedMessages(records)
     messages = recorded.of(call_id)
@@ -181,7 +188,18 @@ def conversation(shown: Shown, call_id: str) -> dict[str, JSON]:
         "messages": messages,
         "missing": None if messages is not None else NO_MESSAGES,
         "tools": recorded.tools(call_id),
-        "replies": [{"id": completion.id, "message": completion.message} for completion in completions],
+        "offered": bool(call.tools),
+        "sampling": to_builtins(completions[0].sampling) if completions else None,
+        "replies": [
+            {
+                "id": completion.id,
+                "message": completion.message,
+                "finish": completion.finish_reason,
+                "prompt": len(completion.prompt_ids),
+                "sampled": len(completion.response_ids),
+            }
+            for completion in completions
+        ],
     }
 
 
@@ -190,11 +208,13 @@ def tokens(source: Source, shown: Shown, completion_id: str) -> dict[str, JSON]:
     completion = next((it for records in shown.attempts for it in records.completions if it.id == completion_id), None)
     if completion is None:
         raise NotFound(f"Rollout {shown.state.rollout.id} has no reply {completion_id!r}. Open the rollout again.")
+    trainer = source.contributions.trainer_logprobs(shown.state.rollout, completion_id)
     return {
         "prompt": {"ids": completion.prompt_ids.tolist(), "texts": texts(source.decode, completion.prompt_ids.tolist())},
         "response": {"ids": completion.response_ids.tolist(), "texts": texts(source.decode, completion.response_ids.tolist())},
-        "logprobs": None if completion.logprobs is None else [_finite(value) for value in completion.logprobs.tolist()],
+        "logprobs": None if completion.logprobs is None else _finite_list(completion.logprobs),
         "versions": completion.versions.tolist(),
+        "trainer": None if trainer is None else {"logprobs": _finite_list(trainer.logprobs), "version": trainer.version},
         "decoded": source.decode is not None,
     }
 
@@ -216,5 +236,5 @@ def texts(decode: Decode | None, ids: list[int]) -> list[str]:
     return result
 
 
-def _finite(value: float) -> float | None:
-    return value if np.isfinite(value) else None
+def _finite_list(values: FloatArray) -> list[float | None]:
+    return [value if np.isfinite(value) else None for value in values.tolist()]

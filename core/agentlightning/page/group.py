@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from agentlightning.cli.view import Shown
 from agentlightning.errors import NotFound
 from agentlightning.page.library import Source
 from agentlightning.page.rows import build, fields_of, row, tool_calls
+from agentlightning.records.shown import Shown
 from agentlightning.types import JSON, Completion
 
 MOST = 64

@@ -9,14 +9,14 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
-from agentlightning.cli.show import find_records, is_store_address, run_records
-from agentlightning.cli.tree import load_tokenizer
-from agentlightning.cli.view import RecordsSource
 from agentlightning.config.store_address import shown_address
-from agentlightning.contracts.store import LightningStore
-from agentlightning.errors import ConfigError, UnknownRun
+from agentlightning.contracts.store import LightningStore, StoredRollout
+from agentlightning.errors import ConfigError, NotFound, UnknownRun
 from agentlightning.page.contributions import Contributions
+from agentlightning.records.shown import with_step
+from agentlightning.records.source import RecordsSource, find_records, is_store_address, load_tokenizer, run_records
 from agentlightning.stores.common import open_store
+from agentlightning.training.production.opening import open_filled
 from agentlightning.training.run_folder import RunFolder
 
 Decode = Callable[[Sequence[int]], str]
@@ -29,6 +29,7 @@ class Source:
         """`store`: of somebody else, who closes it."""
         self.name, self.records = name, records
         self._store, self._is_own = store, store is None
+        self._production: LightningStore | None = None
         lookahead = int(records.config.get("collection", {}).get("max_staleness", 0))
         self.contributions = Contributions(records.run, lookahead)
 
@@ -44,6 +45,24 @@ class Source:
             self._store = open_store(self.records.address)
         return self._store
 
+    async def read(self, rollout_id: str) -> StoredRollout:
+        """Read a rollout of the store, or one that the run replayed from another store."""
+        try:
+            return await self.store.read(rollout_id)
+        except NotFound:
+            step = self.replayed.get(rollout_id)
+            if step is None:
+                raise
+        if self._production is None:
+            self._production = open_filled(str(self.records.production))
+        state, attempts = await self._production.read(rollout_id)
+        return with_step(state, step), attempts
+
+    @property
+    def replayed(self) -> Mapping[str, int]:
+        """The rollouts that the run replayed, by id, each with the step that trained it. The latest come first."""
+        return {} if self.records.production is None else self.contributions.steps_of()
+
     @cached_property
     def decode(self) -> Decode | None:
         """Token ids to text; None: the tokenizer is not on this machine."""
@@ -53,6 +72,8 @@ class Source:
     async def close(self) -> None:
         if self._store is not None and self._is_own:
             await self._store.close()
+        if self._production is not None:
+            await self._production.close()
 
 
 @dataclass
@@ -63,6 +84,8 @@ class Library:
     stores: Mapping[str, RecordsSource] = field(default_factory=dict[str, RecordsSource])
     start: str = ""
     """The name of the run or store that the page opens; empty: the list."""
+    only: str = ""
+    """The one run of the folder that is shown; empty: all."""
     closing: bool = False
     """Whether the server stops, so that no stream holds it up."""
     _sources: dict[str, Source] = field(default_factory=dict[str, Source], init=False)
@@ -72,6 +95,8 @@ class Library:
         if self.folder is None:
             return {}
         root = self.folder.resolve()
+        if self.only:
+            return {self.only: RunFolder(root / self.only)}
         folders = reversed(RunFolder.below(root))
         return {str(run.path.relative_to(root)): run for run in folders if run.path.is_relative_to(root)}
 

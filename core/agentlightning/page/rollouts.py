@@ -9,15 +9,16 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, cast, get_args
 
-from agentlightning.cli.view import Shown
 from agentlightning.contracts.store import RolloutState, StoredRollout
 from agentlightning.errors import ConfigError
 from agentlightning.page.library import Source
 from agentlightning.page.rows import build, row, sampling_kind
+from agentlightning.records.shown import Shown
+from agentlightning.training.recorded import finished_step
 from agentlightning.types import JSON, Mode, RolloutStatus
 
 PAGE = 50
@@ -70,6 +71,12 @@ class Filters:
         modes: tuple[Mode, ...] = ("production", "eval", "train") if self.mode is None else (self.mode,)
         return [{**fixed, "mode": mode, "step": self.step - (mode == "train")} for mode in modes]
 
+    def admits_replayed(self, state: RolloutState) -> bool:
+        """Whether a rollout of another store passes the filters that the store of the run applies to its own."""
+        rollout = state.rollout
+        fits = [(self.mode, rollout.mode), (self.status, state.status), (self.step, finished_step(rollout)), (self.group, rollout.group)]
+        return self.admits_state(state) and all(wanted in (None, value) for wanted, value in fits)
+
     @property
     def reads(self) -> bool:
         """Whether a filter needs the records of each rollout."""
@@ -100,13 +107,20 @@ async def page(source: Source, filters: Filters, cursor: str, limit: int = PAGE)
             part, after = part + 1, 0
         searched += len(states)
         ids = [state.rollout.id for state in states if filters.admits_state(state)]
-        for stored in await asyncio.gather(*(source.store.read(rollout_id) for rollout_id in ids)):
-            if filters.text and not contains(stored, filters.text):
-                continue
-            shown = build(source, *stored)
-            if filters.admits(shown):
-                rows.append(row(shown))
-    return {"rows": rows, "cursor": f"{part}.{after}" if part < len(parts) else None, "searched": searched}
+        rows += _rows(source, filters, await asyncio.gather(*map(source.read, ids)))
+    if part == len(parts) and not searched and source.replayed:  # a page of its own, because that store may be away
+        ids = list(source.replayed)[after : after + CHUNK]
+        after, searched = after + len(ids), len(ids)
+        stored = await asyncio.gather(*map(source.read, ids))
+        rows += _rows(source, filters, [it for it in stored if filters.admits_replayed(it[0])])
+    ends = part == len(parts) and after >= len(source.replayed)
+    return {"rows": rows, "cursor": None if ends else f"{part}.{after}", "searched": searched}
+
+
+def _rows(source: Source, filters: Filters, rollouts: Iterable[StoredRollout]) -> list[JSON]:
+    """The lines of the rollouts that pass the filters which need records."""
+    read = [build(source, *stored) for stored in rollouts if not filters.text or contains(stored, filters.text)]
+    return [row(shown) for shown in read if filters.admits(shown)]
 
 
 def contains(stored: StoredRollout, text: str) -> bool:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import Any, cast
 
-from agentlightning.cli.accounts import NOT_TRAINED
-from agentlightning.cli.show import as_shown
-from agentlightning.cli.view import Shown
 from agentlightning.contracts.store import AttemptRecords, RolloutState
 from agentlightning.page.library import Source
+from agentlightning.records.accounts import NOT_TRAINED
+from agentlightning.records.shown import Shown, as_shown
 from agentlightning.training.recorded import finished_step, question_of
 from agentlightning.training.run_state import Learned
 from agentlightning.types import JSON, Completion, Rollout, Task, Transition, is_greedy
@@ -19,7 +18,7 @@ START = 200
 
 async def read_rollout(source: Source, rollout_id: str) -> Shown:
     """Read one rollout with its trajectory and what it contributed."""
-    return build(source, *await source.store.read(rollout_id))
+    return build(source, *await source.read(rollout_id))
 
 
 def build(source: Source, state: RolloutState, attempts: tuple[AttemptRecords, ...]) -> Shown:

@@ -32,7 +32,7 @@ class Summaries:
         """Everything that the list shows."""
         runs = [self.of(name, run) for name, run in library.runs().items()]
         stores = [{"name": name, "address": shown_address(source.address)} for name, source in library.stores.items()]
-        folder = None if library.folder is None else str(library.folder)
+        folder = None if library.folder is None or library.only else str(library.folder)
         return {"runs": runs, "stores": stores, "folder": folder, "start": library.start}
 
     def of(self, name: str, run: RunFolder) -> dict[str, JSON]:

@@ -7,15 +7,12 @@ from collections.abc import Callable
 from importlib import import_module
 from urllib.parse import quote
 
-from starlette.routing import BaseRoute
-
-from agentlightning.cli.view import RecordsSource
 from agentlightning.config.store_address import shown_address
-from agentlightning.contracts.store import LightningStore
 from agentlightning.gateway.app_server import AppServer
 from agentlightning.page.app import page_app, page_routes
 from agentlightning.page.library import Library
-from agentlightning.serving.serve import until_interrupted
+from agentlightning.records.source import RecordsSource
+from agentlightning.serving.serve import Shown, until_interrupted
 
 
 def serve_page(library: Library, *, host: str, port: int, token: str, ready: Callable[[str], None]) -> None:
@@ -35,12 +32,24 @@ def serve_page(library: Library, *, host: str, port: int, token: str, ready: Cal
     asyncio.run(serve_until_stopped())
 
 
-def store_page(address: str, store: LightningStore, token: str) -> list[BaseRoute]:
-    """Return the routes of a page that shows one open store, for `agl serve`. Whoever opened the store closes it."""
-    name = shown_address(address)
-    library = Library(None, {name: RecordsSource(address)}, start=name)
-    library.adopt(name, store)
-    return page_routes(library, token)
+class ServedPage:
+    """The page of `agl serve`: the store that records the calls, the run that trained the model, and the playground. Whoever opened the
+    store closes it."""
+
+    def __init__(self, shown: Shown) -> None:
+        name, run = shown_address(shown.address), shown.run
+        stores = {name: RecordsSource(shown.address)}
+        self._library = Library(None, stores, name) if run is None else Library(run.path.parent, stores, name, only=run.name)
+        self._library.adopt(name, shown.store)
+        self.routes = page_routes(self._library, shown.token, shown.playground)
+
+    def stop(self) -> None:
+        """See `Page`."""
+        self._library.closing = True
+
+    async def close(self) -> None:
+        """See `Page`."""
+        await self._library.close()
 
 
 def link(url: str, token: str) -> str:

@@ -10,7 +10,7 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 from starlette.routing import BaseRoute
 
@@ -24,6 +24,7 @@ from agentlightning.contracts.store import LightningStore
 from agentlightning.gateway import Gateway
 from agentlightning.gateway.rendering.load import make_rendering
 from agentlightning.runner.rollout import DEFAULT_STORE
+from agentlightning.serving.playground import Playground
 from agentlightning.stores.common import open_store
 from agentlightning.stores.http_server import StoreServer
 from agentlightning.telemetry.metrics import Metrics
@@ -45,6 +46,10 @@ class ServedModel(NamedTuple):
     rendering: RenderingSettings
     weights: str = ""
     """Of a run: the step, and why this one."""
+    run: RunFolder | None = None
+    """The run that trained it."""
+    base: Callable[[], ServedModel] | None = None
+    """Finds the model before training (blocking). None: this is it, or there is none."""
 
 
 class Address(NamedTuple):
@@ -55,8 +60,32 @@ class Address(NamedTuple):
     max_body: int
 
 
-PageRoutes: TypeAlias = Callable[[str, LightningStore, str], Sequence[BaseRoute]]
-"""Makes the routes of the page from the store's address, the open store, and the token."""
+class Page(Protocol):
+    """The page that shows the recorded calls."""
+
+    routes: Sequence[BaseRoute]
+
+    def stop(self) -> None:
+        """End its streams, so that the server can stop."""
+        ...
+
+    async def close(self) -> None:
+        """Close the stores that it opened."""
+        ...
+
+
+class Shown(NamedTuple):
+    """What the page shows."""
+
+    address: str
+    """Of the store."""
+    store: LightningStore
+    token: str
+    run: RunFolder | None
+    playground: Playground | None
+
+
+MakePage: TypeAlias = Callable[[Shown], Page]
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,12 +103,12 @@ class Served:
 
 
 def serve(
-    model: ServedModel, address: Address, *, store: str | None, progress: Progress, ready: Callable[[Served], None], page: PageRoutes
+    model: ServedModel, address: Address, *, store: str | None, progress: Progress, ready: Callable[[Served], None], page: MakePage
 ) -> None:
     """Serve a model and the store that its calls are recorded in, until Ctrl-C. `ready` is called once, with the addresses.
 
     The token is `AGL_TOKEN`, or a new one. Records go to `store`, else to `AGL_STORE`, else to `./agl.db`. A run's store stays as it is.
-    `page` adds the page that shows the store.
+    `page` makes the page that shows the store, and the run of the model.
     """
 
     async def serve_until_stopped() -> None:
@@ -91,7 +120,7 @@ def serve(
 
 
 @asynccontextmanager
-async def _serving(model: ServedModel, address: Address, store: str | None, progress: Progress, page: PageRoutes) -> AsyncGenerator[Served]:
+async def _serving(model: ServedModel, address: Address, store: str | None, progress: Progress, page: MakePage) -> AsyncGenerator[Served]:
     part = Part.parse("engines", model.engine, "engine")
     settings = part.make()
     token = os.environ.get("AGL_TOKEN") or secrets.token_urlsafe(24)
@@ -109,17 +138,38 @@ async def _serving(model: ServedModel, address: Address, store: str | None, prog
         stack.push_async_callback(engine.close)
         if model.files.path:
             await engine.load(model.policy or engine.policy)  # a run's trained version, so that records name it
-        server = StoreServer(opened, token)
-        routes = [*server.routes, metrics_route(metrics, opened, server.admits), *page(records, opened, token)]
+        server, playground = StoreServer(opened, token), _playground(model, engine, part.target, settings)
+        shown = page(Shown(records, opened, token, model.run, playground))
+        stack.push_async_callback(shown.close)
+        if playground is not None:
+            stack.push_async_callback(playground.close)
+        routes = [*server.routes, metrics_route(metrics, opened, server.admits), *shown.routes]
         gateway = Gateway(
             opened, engine, host=address.host, port=address.port, max_body=address.max_body, token=token, extra_routes=routes,
             rendering=model.rendering, metrics=metrics,
         )  # fmt: skip
         await gateway.start()
         stack.push_async_callback(gateway.stop)
+        stack.callback(shown.stop)
         progress.end()
         store_address = gateway.base_url.removesuffix("/v1").replace("://", f"://{token}@", 1)
         yield Served(gateway.base_url, engine.info.model, token, store_address, model.weights)
+
+
+def _playground(model: ServedModel, engine: Engine, kind: type[Engine], settings: Any) -> Playground | None:
+    """The playground of a served model. None: another server has the model."""
+    if not model.files.path:
+        return None
+    find = model.base
+
+    async def open_base() -> tuple[Engine, RenderingSettings]:
+        assert find is not None
+        base = await asyncio.to_thread(find)
+        other = await kind.create(base.files, settings, {})
+        await other.load(other.policy)
+        return other, base.rendering
+
+    return Playground(engine, model.rendering, None if find is None else open_base, weights=model.weights)
 
 
 def served_model(name: str, progress: Progress, choices: RenderingChoices | None = None) -> ServedModel:
@@ -137,7 +187,14 @@ def served_model(name: str, progress: Progress, choices: RenderingChoices | None
     weights = f"step {result['policy_step']}. {result['policy_reason']}" if "policy_reason" in result else ""
     trained = result.get("policy_step") != 0  # the folder of the model before training does not know how the run renders messages
     rendering = saved_rendering(path) if trained else config.rendering(str(path))
-    return ServedModel(ModelFiles(trained_as, str(path)), dict(config.engine), policy, choices.over(rendering), weights)
+
+    def base() -> ServedModel:
+        files = find_model(config.model)
+        settings = choices.over(config.rendering(files.path))
+        return ServedModel(ModelFiles(trained_as, files.path), dict(config.engine), None, settings)
+
+    served = ServedModel(ModelFiles(trained_as, str(path)), dict(config.engine), policy, choices.over(rendering), weights, folder)
+    return served._replace(base=base) if trained else served
 
 
 def upstream_model(url: str, *, key_env: str | None = None, name: str | None = None) -> ServedModel:

@@ -56,6 +56,7 @@ class TableTrainer(Trainer):
         check_capabilities("table", self.capabilities, loss, critic=batch.returns is not None)
         if (loss.epochs, loss.minibatches) != (1, 1):
             raise UnsupportedSetting("Trainer 'table' takes one optimiser step. Set loss.epochs = 1 and loss.minibatches = 1.")
+        self.old_logprobs = None
         if not batch.trained_tokens:
             return self.policy, {"tokens_trained": 0.0}
         index = np.flatnonzero(batch.trained)
@@ -72,7 +73,7 @@ class TableTrainer(Trainer):
         value, norm = -float((signal * logprob).sum()), float(np.linalg.norm(gradient))
         if not np.isfinite([value, norm]).all():
             raise NonFinite(f"The loss is {value} and the gradient's norm {norm}. Lower trainer.lr.")
-        self.logits = self.logits + self.settings.lr * gradient
+        self.logits, self.old_logprobs = self.logits + self.settings.lr * gradient, logprobs
         self.policy = structs.replace(self.policy, version=self.policy.version + 1)
         return self.policy, {"tokens_trained": float(len(index)), "loss": value, "grad_norm": norm}
 

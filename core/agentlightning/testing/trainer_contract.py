@@ -114,6 +114,21 @@ class TrainerContract:
             _, metrics = await trainer.step(self.batch(), self.loss)
             assert of_weights(metrics) == of_weights((await fresh.step(self.batch(), self.loss))[1])
 
+    async def test_the_log_probabilities_before_a_step_are_those_that_it_measured_or_are_not_told(self) -> None:
+        async with self.trainer() as trainer:
+            batch = self.batch()
+            assert trainer.old_logprobs is None
+            version = trainer.policy.version
+            _, metrics = await trainer.step(batch, self.loss)
+            logprobs = trainer.old_logprobs
+            if logprobs is not None:
+                assert (np.isfinite(logprobs) == batch.trained).all()
+                compared = batch.trained & (batch.version == version)
+                difference = float(np.abs(logprobs - batch.rollout_logprobs)[compared].mean())
+                assert math.isclose(difference, metrics.get("mismatch_abs", difference), rel_tol=1e-4)
+            await trainer.step(self.batch(0.0, 0.0), self.loss)
+            assert trainer.old_logprobs is None
+
     async def test_a_step_that_is_not_finite_leaves_the_weights_as_they_were(self) -> None:
         async with self.trainer() as trainer, self.trainer() as fresh:
             batch = self.batch()

@@ -124,7 +124,10 @@ def contributions(
     return {
         trajectory.rollout_id: Learned(
             returns=tuple(_finite(value) for value in credit),
-            advantages=tuple(_finite(value) for value in _by_transition(trajectory, advantage)),
+            advantages=tuple(
+                _finite(value) if transition.trained else None
+                for transition, value in zip(trajectory.transitions, _by_transition(trajectory, advantage), strict=True)
+            ),
             trained=trained.get(trajectory.rollout_id, 0),
             excluded=dict(excluded.get(trajectory.rollout_id, {})),
         )

@@ -9,6 +9,7 @@
         store.db        every rollout, completion, span and reward
         state.json      the state of the run
         batches/step-00012.json      the contribution of each rollout to that step
+        batches/step-00012.npz       the trainer's log-probabilities of its tokens (step_logprobs.py)
         checkpoints/step-00012/      loads with `from_pretrained`; its own `run_state.json` makes it resumable
         weights/version-00012/       during the run: weights on their way to an engine in another process
 
@@ -226,6 +227,10 @@ class RunFolder:
         """Return the step that trained on each rollout, by the rollout's id."""
         return {rollout_id: step for step in _steps(self.batches) for rollout_id in self.read_batch(step)}
 
+    def logprobs(self, step: int) -> Path:
+        """The file of a step's log-probabilities; it is absent if the trainer told none."""
+        return self.batches / f"step-{step:05d}.npz"
+
     def _batch(self, step: int) -> Path:
         return self.batches / f"step-{step:05d}.json"
 
@@ -276,7 +281,8 @@ class RunFolder:
             for later in [number for number in _steps(self.checkpoints) if number > step]:
                 _discard(self.checkpoint(later))
             for later in [number for number in _steps(self.batches) if number > step]:
-                self._batch(later).unlink()
+                self._batch(later).unlink(missing_ok=True)
+                self.logprobs(later).unlink(missing_ok=True)
 
     def prune(self, *, best: int | None = None, every: int | None = None, last: int = 2) -> list[int]:
         """Remove the checkpoints that `kept_steps` does not keep, and return their steps."""
@@ -323,7 +329,7 @@ def _pretty(value: Any) -> bytes:
 
 def _steps(folder: Path) -> list[int]:
     names: Iterable[str] = os.listdir(folder) if folder.is_dir() else ()
-    return sorted(int(match[1]) for name in names if (match := _STEP.match(name)))
+    return sorted({int(match[1]) for name in names if (match := _STEP.match(name))})
 
 
 def _discard(folder: Path) -> None:

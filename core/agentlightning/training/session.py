@@ -30,6 +30,7 @@ from agentlightning.training.run_record import RunRecord
 from agentlightning.training.run_state import RunState
 from agentlightning.training.services import Services
 from agentlightning.training.step_checks import StepChecks
+from agentlightning.training.step_logprobs import StepLogprobs, write_step_logprobs
 from agentlightning.training.step_source import Counts, ReplyLimits, StepSource
 from agentlightning.types import Policy, Trajectory
 
@@ -66,6 +67,8 @@ class Session(base.Session):
         """Whether the weights are those of `state.step`."""
         self._collected = 0
         """Rollouts of this step."""
+        self._logprobs: StepLogprobs | None = None
+        """The trainer's, of this step."""
         self._mismatched: dict[int, int] = {}
         """Discarded rollouts of the steps that started again."""
 
@@ -87,7 +90,7 @@ class Session(base.Session):
                 self.say(f"The store has nothing more to train on after step {step}." + (f" Left there: {rest}." if rest else ""))
                 return
             self._controls.check()
-            self._step_began, self._seconds = time.monotonic(), {}
+            self._step_began, self._seconds, self._logprobs = time.monotonic(), {}, None
             yield step
 
     async def collect(self, step: int, group_size: int) -> list[Trajectory]:
@@ -120,6 +123,8 @@ class Session(base.Session):
             try:
                 before = trainer.policy
                 policy, metrics = await self._take_step(batch, loss)
+                if trainer.old_logprobs is not None:
+                    self._logprobs = StepLogprobs.of(before.version, batch, trainer.old_logprobs)
                 if policy != before:
                     await self._services.store.publish(policy)
                 metrics |= await self._services.weight_sync.serve(policy)
@@ -158,6 +163,8 @@ class Session(base.Session):
         self._source.learn(trajectories)
         learned = contributions(trajectories, returns, advantages, batch)
         self._record.folder.write_batch(finished, learned)
+        if self._logprobs is not None:
+            write_step_logprobs(self._record.folder.logprobs(finished), self._logprobs)
         if self._services.export is not None:
             self._services.export.step(trajectories, learned)
         row |= self._source.counts() | {f"seconds.{name}": seconds for name, seconds in self._seconds.items()}

@@ -9,8 +9,8 @@ import pytest
 
 import agentlightning as agl
 from agentlightning.algorithms.sft import advantage, chosen
-from agentlightning.cli.accounts import account
 from agentlightning.errors import ConfigError
+from agentlightning.records.accounts import account
 from agentlightning.registry.registry import registry
 from agentlightning.rl.batch.build import make_batch
 from agentlightning.rl.loss import SFTLoss

@@ -120,6 +120,18 @@ def test_a_run_is_compared_with_its_model(agl: AGL, here: Path) -> None:
     assert "greedy lost: t00, t01" in output
 
 
+def test_a_run_that_serves_its_model_is_compared_by_its_last_evaluation(agl: AGL, here: Path) -> None:
+    make_run("one", {0: BASE, 4: STRONG, 8: SERVED}, 0)
+    code, output = agl("compare", "latest")
+    assert code == 0
+    [row] = [row for row in words(output) if row[:1] == ["greedy"] and row[1] not in ("won:", "lost:")]
+    assert row[1:4] == ["0.250", "0.750", "+0.500"]
+    assert "step 8" in output
+    make_run("two", {0: BASE}, None)
+    code, output = agl("compare", "latest")
+    assert (code, "was not evaluated after training began" in " ".join(output.split())) == (1, True)
+
+
 def test_two_runs_are_compared_on_the_tasks_that_both_evaluated(agl: AGL, here: Path) -> None:
     one = make_run("one", {0: BASE, 8: SERVED}, 8)
     two = make_run("two", {0: BASE, 8: {"t01": 1.0, "t15": 0.0, "elsewhere": 1.0}}, 8)

@@ -14,11 +14,12 @@ import pytest
 from rich.console import Console
 from template_world import FLIGHTS, SEARCH, TEMPLATES, THINKING, make_tokens
 
-from agentlightning.cli.accounts import account
 from agentlightning.cli.tree import print_rollout
-from agentlightning.cli.view import RecordsSource, Shown
 from agentlightning.contracts.rendering import RenderingSettings
 from agentlightning.contracts.store import LightningStore, RolloutState
+from agentlightning.records.accounts import account
+from agentlightning.records.shown import Shown
+from agentlightning.records.source import RecordsSource
 from agentlightning.rl.batch.build import make_batch
 from agentlightning.rl.trajectory.build import trajectory
 from agentlightning.testing.engine import ScriptedEngine

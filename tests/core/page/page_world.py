@@ -10,7 +10,7 @@ import subprocess
 import sys
 from collections.abc import Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -73,17 +73,26 @@ async def fill(store: LightningStore, count: int = 1, text: str = HOSTILE) -> li
     return rollouts
 
 
-@contextmanager
-def served(folder: Path, *arguments: str) -> Iterator[str]:
+def served(folder: Path, *arguments: str) -> AbstractContextManager[str]:
     """Run `agl view` in a folder, and yield the link that it prints."""
-    command = [str(Path(sys.executable).with_name("agl")), "view", *arguments, "--port", "0"]
+    return _link(folder, "Open ", "view", *arguments)
+
+
+def served_run(folder: Path, run: str) -> AbstractContextManager[str]:
+    """Run `agl serve` in a folder, and yield the link of its page."""
+    return _link(folder, "page", "serve", run)
+
+
+@contextmanager
+def _link(folder: Path, head: str, *arguments: str) -> Iterator[str]:
+    command = [str(Path(sys.executable).with_name("agl")), *arguments, "--port", "0"]
     environment = {**os.environ, "AGL_TOKEN": TOKEN, "PYTHONUNBUFFERED": "1"}
     process = subprocess.Popen(command, cwd=folder, env=environment, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     try:
-        line = process.stdout.readline()
-        assert line.startswith("Open http://127.0.0.1:"), line
-        yield line.removeprefix("Open ").strip()
+        line = next((line for line in process.stdout if line.startswith(head)), "")
+        assert "http://127.0.0.1:" in line, line
+        yield line.removeprefix(head).strip()
     finally:
         process.send_signal(signal.SIGINT)
         assert process.wait(timeout=30) == 0
@@ -110,6 +119,13 @@ def expect_rows(page: Any, count: int) -> None:
     from playwright.sync_api import expect
 
     expect(page.locator("tbody tr")).to_have_count(count, timeout=20_000)
+
+
+def nameless(page: Any) -> list[str]:
+    """The controls of a page that a screen reader cannot name."""
+    script = """() => [...document.querySelectorAll('button, a, input, select, textarea')]
+        .filter(it => !(it.ariaLabel || it.textContent.trim() || it.title || it.labels?.length)).map(it => it.outerHTML)"""
+    return page.evaluate(script)
 
 
 def run_async(work: Coroutine[Any, Any, Any]) -> Any:

@@ -166,6 +166,25 @@ def test_tokens_are_exactly_the_recorded_ones(api: httpx.Client, run: RunFolder)
     assert "Write letters." in "".join(answer["prompt"]["texts"])
 
 
+def test_the_mismatch_of_each_token_agrees_with_that_of_the_step_and_is_missing_where_nothing_was_trained(
+    api: httpx.Client, run: RunFolder
+) -> None:
+    gaps = list[float]()
+    for row in rows_of(api, run, mode="train", step=2):
+        detail = get(api, "rollout", source=run.name, id=row["id"])
+        for call in detail["attempts"][0]["nodes"]:
+            (reply,) = call["replies"]
+            answer = get(api, "tokens", source=run.name, id=row["id"], reply=reply["id"])
+            assert (answer["trainer"] is not None) == (row["trained"] > 0)
+            if answer["trainer"] is not None:
+                assert answer["versions"] == [answer["trainer"]["version"]] * len(answer["versions"])
+                gaps += [abs(ours - theirs) for ours, theirs in zip(answer["trainer"]["logprobs"], answer["logprobs"], strict=True)]
+    assert sum(gaps) / len(gaps) == pytest.approx(read_metrics(run.path)[2]["mismatch_abs"], rel=1e-3, abs=1e-9)
+    row = rows_of(api, run, mode="eval")[0]
+    reply = get(api, "rollout", source=run.name, id=row["id"])["attempts"][0]["nodes"][0]["replies"][0]
+    assert get(api, "tokens", source=run.name, id=row["id"], reply=reply["id"])["trainer"] is None
+
+
 def test_a_group_has_its_rollouts_and_where_their_replies_part(api: httpx.Client, run: RunFolder) -> None:
     answer = get(api, "group", source=run.name, group="train-0-0")
     assert [entry["row"]["index"] for entry in answer["rollouts"]] == [0, 1, 2, 3]
@@ -181,8 +200,9 @@ def test_a_comparison_is_paired_by_task_and_each_task_is_one_click_from_its_roll
     assert greedy["interval"]["low"] <= greedy["interval"]["mean"] <= greedy["interval"]["high"]
     task, before, after = greedy["tasks"][0]
     for side, reward in zip(answer["sides"], (before, after), strict=True):
-        result = get(api, "eval", source=side["run"], step=side["step"], kind="greedy", task=task)
-        (only,) = result["ids"]
+        result = get(api, "eval", source=side["run"], step=side["step"], kind="greedy")
+        assert {name: entry["start"] for name, entry in result["tasks"].items()} == {entry["id"]: entry["text"] for entry in TASKS}
+        (only,) = result["tasks"][task]["ids"]
         row = get(api, "rollout", source=result["run"], id=only)["row"]
         assert (row["task"], row["reward"], row["sampling"]) == (task, reward, "greedy")
 

@@ -11,7 +11,7 @@ from threading import Thread
 from typing import Any
 
 import pytest
-from page_world import client, expect_rows, fill, open_page, run_async, served, train
+from page_world import client, expect_rows, fill, nameless, open_page, run_async, served, train
 
 from agentlightning.contracts.store import StoredRollout
 from agentlightning.stores.common import open_store
@@ -73,14 +73,10 @@ def test_everything_works_with_the_keyboard(page: Any, link: str, world: Path) -
 
 def test_every_control_has_a_name(page: Any, link: str, world: Path) -> None:
     name = RunFolder.latest(world / "runs").name
-    for address in ("#/", f"#/run/{name}", f"#/run/{name}/settings", f"#/run/{name}/rollouts", f"#/compare?a={name}"):
+    for address in ("#/", f"#/run/{name}", f"#/run/{name}/settings", f"#/run/{name}/rollouts", f"#/compare?a={name}", "#/playground"):
         open_page(page, link, address)
         page.wait_for_timeout(500)
-        nameless = page.evaluate(
-            "[...document.querySelectorAll('button, a, input, select')].filter(it => !(it.ariaLabel || it.textContent.trim() || it.title"
-            " || it.labels?.length)).map(it => it.outerHTML)"
-        )
-        assert nameless == []
+        assert nameless(page) == []
 
 
 def test_the_theme_follows_the_system_until_somebody_chooses(browser: Any, link: str) -> None:
@@ -130,7 +126,7 @@ def test_two_runs_are_compared_and_each_task_opens_its_rollout(page: Any, tiny: 
         page.get_by_role("link", name="Compare 2 runs").click()
         page.wait_for_selector("text=95% interval")
         page.get_by_role("button", name="All 8").click()
-        page.get_by_role("button", name="Open B").first.click()
+        page.get_by_role("link", name="Open B").first.click()
         page.wait_for_selector(".reply")
         assert "eval, step 2" in page.inner_text(".stats")
 
@@ -218,7 +214,7 @@ def test_the_pictures_of_the_documents(browser: Any) -> None:
     from PIL import Image
 
     folder = Path(os.environ["AGL_TEST_PAGE_RUNS"]).resolve()
-    with served(folder.parent, str(folder)) as link, client(link) as api:
+    with served(folder.parent, folder.name) as link, client(link) as api:
         run = api.get("/view/api/runs").json()["runs"][0]["name"]
         shown = api.get("/view/api/rollouts", params={"source": run, "mode": "train", "trained": "yes"}).json()["rows"]
         row = next(row for row in shown if row["reward"] == 1.0 and row["tools"])

@@ -73,6 +73,16 @@ class StepsOnNothing(TableTrainer):
         return policy, metrics
 
 
+class Stale(TableTrainer):
+    """Tells the log-probabilities of a batch again after one that trained nothing."""
+
+    async def step(self, batch: Any, loss: Any) -> Any:
+        before = self.old_logprobs
+        answer = await super().step(batch, loss)
+        self.old_logprobs = self.old_logprobs if batch.trained_tokens else before
+        return answer
+
+
 class Careless(TableTrainer):
     """Takes a step that is not finite half-way."""
 
@@ -143,6 +153,7 @@ BROKEN = {
     "finite_floats": EndlessMetric,
     "same_batch": Random,
     "without_signal": StepsOnNothing,
+    "log_probabilities": Stale,
     "not_finite": Careless,
     "other_weights": Trusting,
     "does_not_have": Eager,

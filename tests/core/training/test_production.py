@@ -13,9 +13,13 @@ import pytest
 from production_world import TASKS, act, deployed, give_rewards, produce, solve
 
 import agentlightning as agl
-from agentlightning.cli.show import find_records
 from agentlightning.config.schema import load_config
 from agentlightning.errors import NotFound, RewardError, StoreError
+from agentlightning.page.library import Library
+from agentlightning.page.rollouts import Filters, page
+from agentlightning.page.rows import read_rollout
+from agentlightning.page.rows import row as line_of
+from agentlightning.records.source import find_records
 from agentlightning.stores.common import open_store
 from agentlightning.training.dry_run import dry_run
 from agentlightning.training.metrics import read_metrics
@@ -280,12 +284,37 @@ def test_what_a_run_found_elsewhere_is_shown_with_it(
     said = capsys.readouterr().out
     assert "production, step 2" in said
     assert find_records(str(run.folder)).production == store
+    found = asyncio.run(on_the_page(run.folder, one))
     (tmp_path / "agl.db").unlink()
     show(str(run.folder))
     both = capsys.readouterr()
     assert "4 sampled eval rollouts" in both.out
     assert "the replayed rollouts are not shown: replay.store: there is no store file" in both.err
     assert not (tmp_path / "agl.db").exists()
+    assert (found["all"], found["step 2"]) == (["eval"] * 4 + ["production"] * 32, ["production"] * 16)
+    assert found["steps"] == [2] * 16 + [1] * 16
+    assert (found["one"]["step"], found["one"]["mode"], found["one"]["trained"] > 0) == (2, "production", True)
+
+
+async def on_the_page(folder: Path, rollout_id: str) -> dict[str, Any]:
+    """What `agl view` lists of a run with a replay."""
+    library = Library(folder.parent)
+    source = await library.source(folder.name)
+
+    async def listed(**query: str) -> list[dict[str, Any]]:
+        lines, cursor = list[Any](), ""
+        while cursor is not None:
+            answer: Any = await page(source, Filters.parse(query), cursor)
+            lines += answer["rows"]
+            cursor = answer["cursor"]
+        return lines
+
+    lines = await listed()
+    one = line_of(await read_rollout(source, rollout_id))
+    second = await listed(step="2", mode="production")
+    await library.close()
+    steps = [line["step"] for line in lines if line["mode"] == "production"]
+    return {"all": [line["mode"] for line in lines], "step 2": [line["mode"] for line in second], "steps": steps, "one": one}
 
 
 def test_a_dry_run_tries_one_group_of_the_store(produced: Produced, store: str, tmp_path: Path) -> None:

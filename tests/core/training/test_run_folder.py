@@ -8,6 +8,7 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -18,6 +19,7 @@ from agentlightning.training.choice import Evaluation, choose, differences
 from agentlightning.training.diagnosis import Diagnosis
 from agentlightning.training.run_folder import RunFolder, kept_steps
 from agentlightning.training.run_state import Learned, RunState
+from agentlightning.training.step_logprobs import StepLogprobs, read_step_logprobs, write_step_logprobs
 
 
 def make(tmp_path: Path) -> RunFolder:
@@ -170,9 +172,26 @@ def test_cutting_back_removes_what_will_be_made_again(tmp_path: Path) -> None:
     for step in (1, 2, 3):
         save(folder, step)
         folder.write_batch(step, {})
+        write_step_logprobs(folder.logprobs(step), StepLogprobs(step, {}))
+    write_step_logprobs(folder.logprobs(4), StepLogprobs(4, {}))  # the run was killed before it wrote the rest of the step
     folder.cut_back(2)
     assert folder.steps() == [1, 2]
-    assert sorted(os.listdir(folder.batches)) == ["step-00001.json", "step-00002.json"]
+    assert sorted(os.listdir(folder.batches)) == [f"step-0000{step}.{kind}" for step in (1, 2) for kind in ("json", "npz")]
+
+
+def test_log_probabilities_of_a_step_come_back_as_they_were_written(tmp_path: Path) -> None:
+    folder = make(tmp_path)
+    assert read_step_logprobs(folder.logprobs(1)) is None
+    written = {"a": np.float32([-0.25, -1.5]), "b": np.float32([]), "c": np.float32([-3.0])}
+    write_step_logprobs(folder.logprobs(1), StepLogprobs(7, written))
+    read = read_step_logprobs(folder.logprobs(1))
+    assert read is not None
+    assert read.version == 7
+    assert {name: values.tolist() for name, values in read.by_completion.items()} == {"a": [-0.25, -1.5], "b": [], "c": [-3.0]}
+    assert folder.read_batches() == {}
+    folder.logprobs(1).write_bytes(b"PK torn")
+    with pytest.raises(RunError, match=r"step-00001\.npz is damaged"):
+        read_step_logprobs(folder.logprobs(1))
 
 
 @given(st.sets(st.integers(1, 200), max_size=30), st.integers(1, 200), st.none() | st.integers(1, 20), st.integers(1, 4))

@@ -30,7 +30,7 @@ export interface Reply {
 export interface Node {
   id: string; kind: "agent" | "tool" | "note" | "llm" | "call"; name: string; agent: string | null; started: number; ended: number | null;
   rewards: Reward[]; children: Node[]; attributes?: Record<string, unknown>;
-  index?: number; status?: string; detail?: string | null; context?: string | null; tools?: number; retried?: string | null; replies?: Reply[];
+  index?: number; status?: string; detail?: string | null; context?: string | null; tools?: number; retried?: string | null; replies?: Reply[]; replayable?: boolean;
 }
 export interface Attempt {
   id: string; number: number; status: string; worker: string; error: string | null; started: number; finished: number | null;
@@ -41,10 +41,18 @@ export interface Detail {
   notes: string[]; text: boolean;
 }
 export interface Message { role: string; content?: unknown; tool_calls?: unknown[]; tool_call_id?: string; name?: string; reasoning_content?: unknown }
-export interface Conversation { messages: Message[] | null; missing: string | null; tools: unknown[] | null; replies: { id: string; message: unknown }[] }
+export interface SamplingSettings { temperature: number; top_p: number; top_k: number; max_tokens: number | null; stop: string[] }
+export interface RecordedReply { id: string; message: unknown; finish: string; prompt: number; sampled: number }
+export interface Conversation {
+  messages: Message[] | null; missing: string | null; tools: unknown[] | null; offered: boolean; sampling: SamplingSettings | null;
+  replies: RecordedReply[];
+}
+export interface Served { model: string; version: number; weights: string; base: boolean; loaded: boolean }
+export interface PlaygroundFacts { served: Served | null; how: string | null; agent: { source: string; id: string; call: string } | null }
 export interface Tokens {
   prompt: { ids: number[]; texts: string[] }; response: { ids: number[]; texts: string[] };
   logprobs: (number | null)[] | null; versions: number[]; decoded: boolean;
+  trainer: { logprobs: (number | null)[]; version: number } | null;
 }
 export interface Group {
   group: string; task: string; input: unknown; common: number | null; more: boolean;
@@ -57,6 +65,7 @@ export interface Kind {
 export interface Comparison {
   sides: { name: string; run: string | null; step: number }[]; kinds: Record<string, Kind>; both: { interval: Interval; changed: number };
 }
+export interface EvalTasks { run: string; tasks: Record<string, { start: string; ids: string[] }> }
 
 export class ApiError extends Error {
   constructor(message: string, readonly status: number) { super(message); }

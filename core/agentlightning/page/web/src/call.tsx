@@ -1,7 +1,9 @@
 // One model call: its messages and tools and reply, or its exact tokens.
 import type { Conversation, Detail, Message, Node, Reply } from "./api";
-import { count, duration, json, plural, signed } from "./format";
-import { Advantage, Badge, Choice, Loading, Problem, Status, useGet } from "./parts";
+import { count, duration, plural, signed } from "./format";
+import { MessageCard, ToolSchemas } from "./message";
+import { Choice, Loading, Problem, Status, useGet } from "./parts";
+import { to } from "./router";
 import { TokensPanel } from "./tokens";
 
 type Query = Record<string, string>;
@@ -16,6 +18,7 @@ export function CallPanel({ node, detail, source, view, query, onView }: { node:
         <span class="muted">call {(node.index ?? 0) + 1}</span>
         {node.status !== "completed" && <Status status={node.status ?? ""} />}
         <span class="grow" />
+        {node.replayable && <a class="button" href={to(["playground"], { source, id: detail.row.id, call: node.id })} title="Ask this again in the playground">Replay</a>}
         <Choice label="What to show" value={view} onChange={onView} options={[["messages", "Messages"], ["tokens", "Exact tokens"]]} />
       </div>
       <p class="facts">
@@ -55,41 +58,6 @@ function Messages({ node, detail, source }: { node: Node; detail: Detail; source
   );
 }
 
-function ToolSchemas({ tools }: { tools: unknown[] }) {
-  return (
-    <details class="fold tools">
-      <summary>{plural(tools.length, "tool")} offered: <span class="muted">{tools.map(toolName).join(", ")}</span></summary>
-      {tools.map((tool, place) => <div key={place} class="message"><div class="role">{toolName(tool)}</div><pre>{json(tool)}</pre></div>)}
-    </details>
-  );
-}
-
-function toolName(tool: unknown): string {
-  const fields = tool as { name?: string; type?: string; function?: { name?: string } };
-  return fields.function?.name ?? fields.name ?? fields.type ?? "tool";
-}
-
-function MessageCard({ message, reply }: { message: Message; reply?: Reply | undefined }) {
-  const role = typeof message?.role === "string" ? message.role : "message";
-  const calls = (message?.tool_calls ?? []) as { function?: { name?: string; arguments?: unknown }; name?: string; arguments?: unknown }[];
-  const text = contentText(message?.content);
-  return (
-    <div class={`message ${role} ${reply ? "sampled" : ""}`}>
-      <div class="role">
-        {reply ? "reply" : role}{message?.name && <span class="muted"> {message.name}</span>}
-        <span class="grow" />
-        {reply && <><Badge>{reply.finish}</Badge><Advantage value={reply.advantage} /></>}
-      </div>
-      {message?.reasoning_content ? <details class="fold"><summary>Reasoning</summary><pre>{contentText(message.reasoning_content)}</pre></details> : null}
-      {text && <pre>{text}</pre>}
-      {calls.map((call, place) => (
-        <div key={place} class="tool-call"><span class="glyph" aria-hidden="true">▲</span><strong>{call.function?.name ?? call.name}</strong><pre>{json(call.function?.arguments ?? call.arguments ?? {})}</pre></div>
-      ))}
-      {!text && calls.length === 0 && !message?.reasoning_content && <p class="muted">empty</p>}
-    </div>
-  );
-}
-
 function Learned({ reply }: { reply: Reply }) {
   return (
     <p class="learned">
@@ -100,17 +68,4 @@ function Learned({ reply }: { reply: Reply }) {
       {reply.demonstrated && <span class="muted"> Demonstrated, not sampled.</span>}
     </p>
   );
-}
-
-// Text, or the texts of content parts. Other parts are shown as JSON.
-function contentText(content: unknown): string {
-  if (content === null || content === undefined) return "";
-  if (typeof content === "string") return content;
-  if (Array.isArray(content)) {
-    return content.map((part: unknown) => {
-      const text = (part as { text?: unknown })?.text;
-      return typeof part === "string" ? part : typeof text === "string" ? text : json(part);
-    }).join("\n");
-  }
-  return json(content);
 }

@@ -1,7 +1,6 @@
 // Two runs on the same eval tasks, paired by task.
-import { useState } from "preact/hooks";
-import { get, type Comparison, type Kind } from "./api";
-import { count, interval, number, plural, shortId, signed } from "./format";
+import type { Comparison, EvalTasks, Kind } from "./api";
+import { count, interval, number, plural, signed } from "./format";
 import { Change, Choice, Empty, Loading, Problem, useGet } from "./parts";
 import { go, to } from "./router";
 
@@ -68,22 +67,26 @@ function Tasks({ kind, kinds, chosen, value, query }: { kind: string; kinds: str
   const which = (["won", "lost", "all"].includes(query.tasks ?? "") ? query.tasks : chosen.lost ? "lost" : "won") as "won" | "lost" | "all";
   const tasks = chosen.tasks.filter(([, old, now]) => which === "all" || (which === "won" ? now > old : now < old));
   const set = (changes: Query) => go(to(["compare"], { ...query, ...changes }), true);
+  const before = useSide(value.sides[0], kind), after = useSide(value.sides[1], kind);
+  const problem = before.error ?? after.error;
   return (
     <>
       <div class="toolbar">
         <Choice label="Tasks" value={which} onChange={(tasks) => set({ tasks })} options={[["lost", `Lost ${chosen.lost}`], ["won", `Won ${chosen.won}`], ["all", `All ${chosen.tasks.length}`]]} />
         {kinds.length > 1 && <Choice label="Sampling" value={kind} onChange={(next) => set({ kind: next })} options={kinds.map((name) => [name, name])} />}
+        {problem && <span class="warn-text small">{problem.message}</span>}
       </div>
       {tasks.length === 0 ? <Empty title={which === "lost" ? "No task was lost." : "No task was won."} /> : (
         <div class="card scroll">
-          <table class="list">
+          <table class="list compared">
             <thead><tr><th>Task</th><th class="right">A</th><th class="right">B</th><th class="right">Change</th><th>Rollouts</th></tr></thead>
             <tbody>
               {tasks.slice(0, SHOWN).map(([task, old, now]) => (
                 <tr key={task}>
-                  <td>{task}</td><td class="right num">{number(old, 2)}</td><td class="right num">{number(now, 2)}</td>
+                  <td class="task"><div>{(after.value ?? before.value)?.tasks[task]?.start ?? task}</div><div class="sub">{task}</div></td>
+                  <td class="right num">{number(old, 2)}</td><td class="right num">{number(now, 2)}</td>
                   <td class={`right num ${now > old ? "good-text" : now < old ? "bad-text" : "muted"}`}>{signed(now - old, 2)}</td>
-                  <td class="nowrap">{value.sides.map((side, place) => <Open key={place} letter={place ? "B" : "A"} side={side} kind={kind} task={task} />)}</td>
+                  <td class="nowrap"><Open letter="A" side={before.value} task={task} /><Open letter="B" side={after.value} task={task} /></td>
                 </tr>
               ))}
             </tbody>
@@ -95,23 +98,19 @@ function Tasks({ kind, kinds, chosen, value, query }: { kind: string; kinds: str
   );
 }
 
-// Opens the rollout of a task: directly if there is one, else as links.
-function Open({ letter, side, kind, task }: { letter: string; side: Comparison["sides"][number]; kind: string; task: string }) {
-  const [ids, setIds] = useState<{ run: string; ids: string[] } | null>(null);
-  const [error, setError] = useState("");
-  if (side.run === null) return null;
-  const open = () => get<{ run: string; ids: string[] }>("eval", { source: side.run, step: side.step, kind, task })
-    .then((result) => {
-      const [only] = result.ids;
-      if (result.ids.length === 1 && only) go(to(["run", result.run, "rollout", only]));
-      else setIds(result);
-    })
-    .catch((problem: Error) => setError(problem.message));
+// The tasks and rollouts of one side. A side outside this folder has none.
+function useSide(side: Comparison["sides"][number] | undefined, kind: string): { value: EvalTasks | null; error: Error | null } {
+  const { value, error } = useGet<EvalTasks>("eval", { source: side?.run, step: side?.step, kind });
+  return { value, error: side?.run ? error : null };
+}
+
+// Links to the rollouts of a task.
+function Open({ letter, side, task }: { letter: string; side: EvalTasks | null; task: string }) {
+  const ids = side?.tasks[task]?.ids ?? [];
+  if (!side || ids.length === 0) return null;
   return (
     <span class="opener">
-      {error ? <span class="bad-text small">{error}</span>
-        : ids ? ids.ids.length ? ids.ids.map((id) => <a key={id} href={to(["run", ids.run, "rollout", id])}>{shortId(id)}</a>) : <span class="muted">{letter}: deleted</span>
-          : <button type="button" class="button small" onClick={open}>Open {letter}</button>}
+      {ids.map((id, place) => <a key={id} class="button small" href={to(["run", side.run, "rollout", id])}>Open {letter}{ids.length > 1 && ` ${place + 1}`}</a>)}
     </span>
   );
 }

@@ -5,6 +5,7 @@ import { get, login, type RunList } from "./api";
 import { CompareView } from "./compare";
 import { GroupView } from "./group";
 import { Loading, Problem, useKeys } from "./parts";
+import { PlaygroundView } from "./playground";
 import { RolloutView } from "./rollout";
 import { RolloutsView } from "./rollouts";
 import { go, to, useRoute, type Route } from "./router";
@@ -58,6 +59,7 @@ function App() {
         <a class="brand" href="#/"><img src="/view/icon.svg" alt="" width="22" height="22" />Agent Lightning</a>
         <Crumbs route={route} />
         <span class="grow" />
+        <a class="quiet button" href={to(["playground"], { source: route.path[0] === "run" ? route.path[1] : null })}>Playground</a>
         <button type="button" class="quiet" onClick={() => setHelp(!help)} aria-expanded={help}>Keys</button>
         <button type="button" class="quiet theme" onClick={() => setTheme(next)} title={THEMES[theme]} aria-label={THEMES[theme]}>
           {theme === "auto" ? "◐" : theme === "light" ? "○" : "●"}
@@ -81,6 +83,7 @@ function View({ route, theme }: { route: Route; theme: string }) {
   const [kind, name = "", view, id = ""] = route.path;
   if (kind === undefined) return <RunsView query={route.query} />;
   if (kind === "compare") return <CompareView a={route.query.a ?? ""} b={route.query.b ?? ""} query={route.query} />;
+  if (kind === "playground") return <PlaygroundView key={JSON.stringify(route.query)} query={route.query} />;
   if (kind === "run" && view === undefined) return <RunPage name={name} tab="overview" theme={theme} />;
   if (kind === "run" && view === "settings") return <RunPage name={name} tab="settings" theme={theme} />;
   if (kind === "run" && view === "rollouts") return <RolloutsView source={name} query={route.query} />;
@@ -93,6 +96,7 @@ function Crumbs({ route }: { route: Route }) {
   const [kind, name, view, id] = route.path;
   const crumbs: [string, string][] = [];
   if (kind === "compare") crumbs.push(["Compare", location.hash]);
+  if (kind === "playground") crumbs.push(["Playground", location.hash]);
   if (kind === "run" && name) crumbs.push([name.split("/").at(-1) ?? name, to(["run", name])]);
   if (name && (view === "rollouts" || view === "rollout" || view === "group")) crumbs.push(["Rollouts", to(["run", name, "rollouts"])]);
   if (view === "rollout" && id) crumbs.push([shortId(id), location.hash]);
@@ -121,7 +125,7 @@ function SignIn({ onEnter }: { onEnter: () => void }) {
 
 const KEYS: [string, string][] = [
   ["g", "all runs"], ["/", "search rollouts"], ["j  k", "next and previous row, node, or task"], ["Enter", "open the row"],
-  ["[  ]", "previous and next rollout of the group"], ["t", "messages or exact tokens"], ["?", "these keys"],
+  ["[  ]", "previous and next rollout of the group"], ["t", "messages or exact tokens"], ["Ctrl  Enter", "ask, in the playground"], ["?", "these keys"],
 ];
 
 function Keys({ onClose }: { onClose: () => void }) {

@@ -7,7 +7,6 @@ import { go, to } from "./router";
 
 type Query = Record<string, string>;
 type By = "logprob" | "advantage" | "version" | "mismatch";
-const NOT_KEPT = "A run keeps the mismatch of each step, not of each token. See the run’s curve.";
 const FIRST = 80;
 
 interface Hovered { place: number; sampled: boolean; left: number; top: number }
@@ -19,7 +18,7 @@ export function TokensPanel({ reply, detail, source, query }: { reply: Reply; de
   const box = useRef<HTMLDivElement>(null);
   if (error) return <Problem error={error} />;
   if (!value) return <Loading />;
-  const by = (["logprob", "advantage", "version"].includes(query.by ?? "") ? query.by : "logprob") as By;
+  const by = (["logprob", "advantage", "version", "mismatch"].includes(query.by ?? "") ? query.by : "logprob") as By;
   const choose = (next: By) => go(to(["run", source, "rollout", detail.row.id], { ...query, by: next }), true);
   const { prompt, response } = value;
   const skipped = all ? 0 : Math.max(0, prompt.ids.length - FIRST);
@@ -36,10 +35,11 @@ export function TokensPanel({ reply, detail, source, query }: { reply: Reply; de
     <div class="tokens-panel">
       <div class="toolbar">
         <Choice<By> label="Colour tokens by" value={by} onChange={choose}
-          options={[["logprob", "Log-probability"], ["advantage", "Advantage", reply.advantage === null ? "This reply was not trained, so it has no advantage." : undefined], ["version", "Version"], ["mismatch", "Mismatch", NOT_KEPT]].map((option) => option as [By, string, string?])} />
+          options={[["logprob", "Log-probability"], ["advantage", "Advantage", reply.advantage === null ? "This reply was not trained, so it has no advantage." : undefined], ["version", "Version"], ["mismatch", "Mismatch"]].map((option) => option as [By, string, string?])} />
         <Legend by={by} reply={reply} />
       </div>
       {!value.decoded && <p class="muted">The tokenizer of this run is not on this machine, so tokens show their ids.</p>}
+      {by === "mismatch" && <MismatchNote tokens={value} reply={reply} />}
       {value.logprobs === null && <p class="muted">Log-probabilities were not measured{reply.missing ? `: ${reply.missing}` : "."}</p>}
       <div class="tokens" ref={box} onMouseOver={hover} onFocusIn={hover} onMouseLeave={() => setHovered(null)}>
         {skipped > 0 && <button type="button" class="quiet" onClick={() => setAll(true)}>Show {count(skipped)} earlier tokens</button>}
@@ -59,12 +59,43 @@ function Token({ text, id, at, decoded, tone = "", sampled = false }: { text: st
   return <span class={`token ${sampled ? "sampled" : ""} ${tone}`} data-at={at} data-sampled={sampled ? "yes" : "no"} tabIndex={sampled ? 0 : undefined}>{shown}</span>;
 }
 
+// Why tokens have no mismatch, or how much the reply has.
+function MismatchNote({ tokens, reply }: { tokens: Tokens; reply: Reply }) {
+  if (tokens.logprobs === null) return null;
+  if (tokens.trainer === null) {
+    const reason = reply.trained ? "the trainer of this run tells none for each token. See the curve of the run." : "this reply was not trained.";
+    return <p class="muted">Not recorded: {reason}</p>;
+  }
+  const compared = tokens.response.ids.map((_, place) => mismatch(tokens, place)).filter((value) => value !== null);
+  const other = tokens.versions.filter((version) => version !== tokens.trainer?.version).length;
+  return (
+    <p class="muted">
+      {compared.length > 0 && <>The trainer’s log-probability minus the engine’s. Mean size {number(compared.reduce((sum, value) => sum + Math.abs(value), 0) / compared.length, 4)}. </>}
+      {other > 0 && <>{plural(other, "token")} came from another version than v{tokens.trainer.version}, so {other === 1 ? "its difference is" : "their differences are"} off-policy and no mismatch.</>}
+    </p>
+  );
+}
+
+// Trainer minus engine; null: not measured, or the token is of other weights than the trainer's.
+function mismatch(tokens: Tokens, place: number): number | null {
+  return tokens.versions[place] === tokens.trainer?.version ? difference(tokens, place) : null;
+}
+
+function difference(tokens: Tokens, place: number): number | null {
+  const engine = tokens.logprobs?.[place], trainer = tokens.trainer?.logprobs[place];
+  return engine === null || engine === undefined || trainer === null || trainer === undefined ? null : trainer - engine;
+}
+
 // Probabilities and advantages in five steps of colour; versions in turn.
 function tone(by: By, tokens: Tokens, reply: Reply, place: number): string {
   if (by === "advantage") return advantageTone(reply.advantage);
   if (by === "version") {
     const version = tokens.versions[place] ?? -1;
     return version < 0 ? "" : `v${reply.versions.indexOf(version) % 4}`;
+  }
+  if (by === "mismatch") {
+    const value = mismatch(tokens, place), size = Math.abs(value ?? 0);
+    return value === null ? "" : size > 0.2 ? "m3" : size > 0.05 ? "m2" : size > 0.01 ? "m1" : "m0";
   }
   const logprob = tokens.logprobs?.[place];
   if (logprob === null || logprob === undefined) return "";
@@ -80,6 +111,7 @@ function advantageTone(advantage: number | null): string {
 
 const LEGENDS: Record<string, [string, string][]> = {
   logprob: [["p0", "> 95%"], ["p1", "> 70%"], ["p2", "> 30%"], ["p3", "> 8%"], ["p4", "rare"]],
+  mismatch: [["m0", "≤ 0.01"], ["m1", "> 0.01"], ["m2", "> 0.05"], ["m3", "> 0.2"]],
   advantage: [["down3", "< −1"], ["down2", "< −0.3"], ["down1", "< 0"], ["up1", "> 0"], ["up2", "> 0.3"], ["up3", "> 1"]],
 };
 
@@ -94,6 +126,11 @@ function Tip({ hovered, tokens, reply }: { hovered: Hovered; tokens: Tokens; rep
   const logprob = sampled ? tokens.logprobs?.[place] : undefined;
   const lines: [string, string][] = [["id", String(part.ids[place])], ["position", count(place + (sampled ? tokens.prompt.ids.length : 0))]];
   if (logprob !== null && logprob !== undefined) lines.push(["log-probability", number(logprob, 4).replace("-", "−")], ["probability", `${(100 * Math.exp(logprob)).toPrecision(3)}%`]);
+  const gap = sampled ? difference(tokens, place) : null;
+  if (gap !== null) {
+    lines.push(["trainer’s", number(tokens.trainer?.logprobs[place], 4).replace("-", "−")]);
+    lines.push([mismatch(tokens, place) === null ? "off-policy" : "mismatch", signed(gap, 4)]);
+  }
   if (sampled && (tokens.versions[place] ?? -1) >= 0) lines.push(["version", String(tokens.versions[place])]);
   if (sampled && reply.advantage !== null) lines.push(["advantage", signed(reply.advantage, 3)]);
   return (

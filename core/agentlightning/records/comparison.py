@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from agentlightning.cli.show import run_records
 from agentlightning.contracts.store import AttemptRecords, RolloutState
 from agentlightning.errors import RunError
+from agentlightning.records.source import run_records
 from agentlightning.stores.common import open_store
 from agentlightning.training.choice import Evaluation
 from agentlightning.training.eval_rollouts import read_evaluation
@@ -48,6 +48,12 @@ async def latest_side(run: RunFolder) -> Side:
     if state.evaluated is None or state.evaluated.step == 0:
         raise RunError(f"Run {run.name} was not evaluated after training began. Wait for its next evaluation.")
     return await _side(run, state.evaluated.step)
+
+
+async def trained_side(run: RunFolder) -> Side:
+    """The evaluation of the weights that a run serves. If it serves the model before training, the last evaluation."""
+    side = await served_side(run)
+    return side if side.evaluation.step else await latest_side(run)
 
 
 def base_side(run: RunFolder) -> Side:

@@ -13,6 +13,7 @@
 # make test-harnesses   command-line coding agents from npm, unchanged, in .venv-harnesses (900 MB, two minutes)
 # make test-ray              runners on a Ray cluster of two nodes, with Ray installed; about a minute
 # make test-qwen FOLDER=...   agents and benchmarks on a real Qwen2.5-Coder-0.5B-Instruct, some minutes on a CPU
+# make docs    build the documentation site into .site/html and check its links
 # make page    build the page of `agl view` from its sources, with npm
 # make test-page   the page in a real Chromium: live training, 100,000 rollouts; RUNS=folder makes the pictures of docs/page.md (two minutes)
 # make wheel   build the wheel into dist/, install it in a clean environment and try it
@@ -26,7 +27,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 PIP    := $(BIN)/python -m pip -qq --disable-pip-version-check --no-input
 
-.PHONY: help setup demo test test-slow test-faults test-fuzz test-range test-architectures test-vllm test-verl test-frameworks test-langchain test-gpu-scripts test-harnesses test-qwen test-ray page test-page wheel style lint format clean
+.PHONY: help setup demo test test-slow test-faults test-fuzz test-range test-architectures test-vllm test-verl test-frameworks test-langchain test-gpu-scripts test-harnesses test-qwen test-ray docs page test-page wheel style lint format clean
 
 help: # the comment at the top of this file
 	@sed -n "/^#/!q; s/^# \{0,1\}//p" Makefile
@@ -122,6 +123,9 @@ test-harnesses: setup $(VENV)-harnesses/.installed
 test-qwen: setup
 	@AGL_TEST_QWEN="$(FOLDER)" $(BIN)/python -m pytest -v -s tests/qwen
 
+docs: setup
+	@$(BIN)/python docs/build.py
+
 # The built page is in the repository, so only those who change it need Node.js.
 page:
 	@command -v npm > /dev/null || { echo "make page needs npm. Install Node.js 20 or newer."; exit 1; }
@@ -140,4 +144,4 @@ wheel: setup
 		"$$wheel/python" -I "$$root/tests/try_wheel.py"
 
 clean:
-	rm -rf $(VENV) $(VENV)-verl $(VENV)-frameworks $(VENV)-wheel $(VENV)-harnesses .pytest_cache .ruff_cache .hypothesis dist
+	rm -rf $(VENV) $(VENV)-verl $(VENV)-frameworks $(VENV)-wheel $(VENV)-harnesses .pytest_cache .ruff_cache .hypothesis .site dist

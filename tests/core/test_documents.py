@@ -39,16 +39,17 @@ def blocks(file: str, language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", (ROOT / file).read_text(), flags=re.DOTALL)
 
 
-def test_the_configuration_of_the_readme_is_one() -> None:
-    (text,) = blocks("README.md", "toml")
+def test_the_configuration_of_the_first_page_is_one() -> None:
+    (text,) = blocks("docs/start.md", "toml")
     config = build(Config, tomllib.loads(text))
     assert config.steps == 10
     build(agl.LightningRL, config.algorithm, "algorithm").parts()
 
 
-def test_the_example_of_the_readme_uses_names_that_exist() -> None:
+def test_the_readme_and_the_first_page_use_names_that_exist() -> None:
     (text,) = blocks("README.md", "python")
-    names = set(re.findall(r"agl\.(\w+)", (ROOT / "README.md").read_text())) - {"db"}
+    pages = (ROOT / "README.md").read_text() + (ROOT / "docs/start.md").read_text()
+    names = set(re.findall(r"agl\.(\w+)", pages)) - {"db"}
     assert {"train", "LLM", "LightningRL", "rollout", "reward"} <= names
     assert names <= set(agl.__all__)
     assert len(text.strip().splitlines()) <= 20
@@ -126,7 +127,7 @@ def test_the_page_on_settings_is_what_the_settings_say() -> None:
 
 
 def test_the_documents_name_no_file_that_is_missing() -> None:
-    for file in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", *(str(each.relative_to(ROOT)) for each in (ROOT / "docs").glob("*.md"))):
+    for file in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", *(str(each.relative_to(ROOT)) for each in (ROOT / "docs").rglob("*.md"))):
         for target in re.findall(r"\]\(([^)#]+)\)", (ROOT / file).read_text()):
             if "://" not in target and not target.endswith(".png"):  # the picture is made by a measured run
                 assert ((ROOT / file).parent / target).exists(), f"{file}: {target}"

@@ -39,7 +39,7 @@ class ServedPage:
     def __init__(self, shown: Shown) -> None:
         name, run = shown_address(shown.address), shown.run
         stores = {name: RecordsSource(shown.address)}
-        self._library = Library(None, stores, name) if run is None else Library(run.path.parent, stores, name, only=run.name)
+        self._library = Library(None, stores, name) if run is None else Library(run.path.parent, stores, only=run.name)
         self._library.adopt(name, shown.store)
         self.routes = page_routes(self._library, shown.token, shown.playground)
 

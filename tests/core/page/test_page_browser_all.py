@@ -11,7 +11,7 @@ from threading import Thread
 from typing import Any
 
 import pytest
-from page_world import client, expect_rows, fill, nameless, open_page, run_async, served, train
+from page_world import client, expect_rows, fill, nameless, open_page, run_async, served, served_run, train
 
 from agentlightning.contracts.store import StoredRollout
 from agentlightning.stores.common import open_store
@@ -211,8 +211,6 @@ SHOWN = {"run": ".chart canvas", "rollout": ".reply", "tokens": ".token.sampled"
 
 @pytest.mark.skipif(not os.environ.get("AGL_TEST_PAGE_RUNS"), reason="make test-page RUNS=folder, with a run of `agl demo` in it")
 def test_the_pictures_of_the_documents(browser: Any) -> None:
-    from PIL import Image
-
     folder = Path(os.environ["AGL_TEST_PAGE_RUNS"]).resolve()
     with served(folder.parent, folder.name) as link, client(link) as api:
         run = api.get("/view/api/runs").json()["runs"][0]["name"]
@@ -230,9 +228,22 @@ def test_the_pictures_of_the_documents(browser: Any) -> None:
             page.wait_for_timeout(400)
             if name == "tokens":
                 page.locator(".token.sampled").nth(3).hover()
-            picture = Image.open(io.BytesIO(page.screenshot())).convert("RGB").quantize(192, dither=Image.Dither.NONE)
-            picture.save(DOCS / f"page-{name}.png", optimize=True)
+            take_picture(page, name)
         context.close()
+    with served_run(folder.parent, f"{folder.name}/{run}") as link:
+        page = browser.new_context(viewport={"width": 1280, "height": 800}).new_page()
+        open_page(page, link, f"#/playground?source={run}&id={row['id']}&call={calls[0]['id']}")
+        page.get_by_role("button", name="Ask").click()
+        page.get_by_role("button", name="Ask").wait_for(timeout=120_000)
+        take_picture(page, "playground")
+        page.context.close()
+
+
+def take_picture(page: Any, name: str) -> None:
+    from PIL import Image
+
+    picture = Image.open(io.BytesIO(page.screenshot())).convert("RGB").quantize(192, dither=Image.Dither.NONE)
+    picture.save(DOCS / f"page-{name}.png", optimize=True)
 
 
 def nodes(tree: list[dict[str, Any]]) -> list[dict[str, Any]]:

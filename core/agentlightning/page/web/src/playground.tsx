@@ -11,6 +11,7 @@ import { to } from "./router";
 type Query = Record<string, string>;
 const ROLES = ["system", "user", "assistant", "tool"];
 const MOST = 256;
+const SHOWN = 4;
 
 interface Draft {
   messages: Message[]; tools: unknown[]; offered: boolean; temperature: string; most: string; top_p: number; top_k: number; stop: string[];
@@ -67,6 +68,7 @@ function Playground({ served, first, query }: { served: Served; first: Draft; qu
     abort.current = new AbortController();
     const sides: SideName[] = beside ? ["policy", "base"] : ["policy"];
     setAnswers(Object.fromEntries(sides.map((side) => [side, EMPTY])));
+    requestAnimationFrame(() => document.querySelector(".answers")?.scrollIntoView({ block: "nearest" }));
     for (const side of sides) {
       void ask(side, body(draft, served.model), (answer) => {
         if (side === "base" && !answer.error) loaded.current = true;
@@ -77,7 +79,7 @@ function Playground({ served, first, query }: { served: Served; first: Draft; qu
   const set = (changes: Partial<Draft>) => setDraft({ ...draft, ...changes });
   return (
     <div class="view" onKeyDown={(event) => { if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) { event.preventDefault(); send(); } }}>
-      <div class="heading"><h1>Playground</h1><span class="muted ellipsis">{served.model}{served.weights && `, ${served.weights}`}</span></div>
+      <div class="heading"><h1>Playground</h1><span class="muted ellipsis" title={served.weights}>{served.model}{served.weights && `, ${served.weights}`}</span></div>
       {query.call && (
         <p class="facts"><span>Replays call <a href={to(["run", query.source ?? "", "rollout", query.id ?? ""], { node: query.call })}>{shortId(query.call)}</a> of rollout {shortId(query.id ?? "")}</span></p>
       )}
@@ -102,15 +104,18 @@ function Playground({ served, first, query }: { served: Served; first: Draft; qu
 }
 
 function Form({ draft, onChange }: { draft: Draft; onChange: (changes: Partial<Draft>) => void }) {
+  const hidden = draft.messages.length > SHOWN ? draft.messages.length - SHOWN + 2 : 0;
   const change = (place: number, changes: Partial<Message>) =>
     onChange({ messages: draft.messages.map((message, at) => (at === place ? { ...message, ...changes } : message)) });
+  const field = (message: Message, place: number) => (
+    <MessageField key={place} message={message} number={place + 1} onChange={(changes) => change(place, changes)}
+      onRemove={() => onChange({ messages: draft.messages.filter((_, at) => at !== place) })} />
+  );
   return (
     <>
       <div class="messages">
-        {draft.messages.map((message, place) => (
-          <MessageField key={place} message={message} number={place + 1} onChange={(changes) => change(place, changes)}
-            onRemove={() => onChange({ messages: draft.messages.filter((_, at) => at !== place) })} />
-        ))}
+        {hidden > 0 && <details class="fold earlier"><summary>{plural(hidden, "earlier message")}</summary>{draft.messages.slice(0, hidden).map((message, place) => field(message, place))}</details>}
+        {draft.messages.slice(hidden).map((message, place) => field(message, place + hidden))}
         {draft.tools.length > 0 && <ToolSchemas tools={draft.tools} />}
       </div>
       <div class="toolbar">
@@ -139,7 +144,7 @@ function MessageField({ message, number, onChange, onRemove }: { message: Messag
         <span class="grow" />
         <button type="button" class="quiet" onClick={onRemove} aria-label={`Remove message ${number}`}>×</button>
       </div>
-      <textarea aria-label={`Message ${number}`} rows={Math.min(12, Math.max(2, text.split("\n").length))} value={text} onInput={(event) => onChange({ content: event.currentTarget.value })} />
+      {(text || !message.tool_calls?.length) && <textarea aria-label={`Message ${number}`} rows={Math.min(12, Math.max(2, text.split("\n").length))} value={text} onInput={(event) => onChange({ content: event.currentTarget.value })} />}
       {message.tool_calls && message.tool_calls.length > 0 && <MessageCard message={{ role: "tool calls", tool_calls: message.tool_calls }} />}
     </div>
   );

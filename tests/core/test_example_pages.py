@@ -1,4 +1,4 @@
-"""The whole agents of `docs/examples`, trained as they stand, but with a tiny model and one small step."""
+"""The whole agents of `docs/examples`: each earns its reward with a model that answers well, and trains with a tiny model."""
 
 from __future__ import annotations
 
@@ -9,10 +9,17 @@ import shutil
 import subprocess
 import sys
 import tomllib
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import pytest
 
+import agentlightning_openai_agents
+from agentlightning.testing.tokenizer import make_tokenizer
+from agentlightning.testing.world import open_world
 from agentlightning_torch.testing import tiny_model
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -67,3 +74,94 @@ def test_a_page_shows_a_config_an_agent_and_the_output_of_a_run(page: Path) -> N
     assert agent in files
     assert "$ agl train config.toml" in page.read_text()
     assert "$ agl show latest" in page.read_text()
+
+
+@dataclass(frozen=True)
+class Case:
+    """What a good model replies in a task of a page. `{}` stands for the task's answer."""
+
+    module: str
+    task: int
+    replies: tuple[str, ...]
+    agents: tuple[str | None, ...]
+    """The agent of each reply."""
+    reward: float = 1.0
+
+
+NONE = (None,)
+CASES = {
+    "langgraph-tools": [
+        Case("shop", 0, ("CALL stock(lamp)", "We have {}."), ("support",) * 2),
+        Case("shop", 0, ("CALL stock(lamp)", "We have 7."), ("support",) * 2, reward=0.1),
+        Case("shop", 0, ("CALL price(lamp)", "We have 7."), ("support",) * 2, reward=0.0),
+    ],
+    "langgraph-subagents": [
+        Case(
+            "library",
+            0,
+            ("CALL ask_catalogue(The Red River)", "CALL shelf(The Red River)", "On shelf {}.", "It is on shelf {}."),
+            ("librarian", "catalogue", "catalogue", "librarian"),
+        )
+    ],
+    "openai-agents-handoffs": [
+        Case("support", 0, ("CALL transfer_to_billing()", "CALL amount(294)", "It is {} dollars."), ("triage", "billing", "billing")),
+        Case("support", 0, ("CALL transfer_to_shipping()", "It is {} dollars."), ("triage", "shipping"), reward=0.0),
+    ],
+    "autogen-group-chat": [
+        Case("quote", 0, ("CALL price(lamp)", 'CALL multiply({{"a": 2, "b": 35}})'), ("clerk", "accountant")),
+        Case("quote", 0, ("CALL price(lamp)", "It costs 7."), ("clerk", "accountant"), reward=0.1),
+    ],
+    "openai-client": [
+        Case("convert", 0, ("CALL convert(11 inches)", "11 inches are {} cm."), NONE * 2),
+        Case("convert", 0, ("CALL convert(11 apples)", "CALL convert(eleven)", "I don't know."), NONE * 3, reward=0.0),
+    ],
+    "anthropic-client": [
+        Case("rooms", 0, ('CALL book({{"day": "Monday", "hour": 9}})', "Done."), NONE * 2),
+        Case("rooms", 1, ('CALL book({{"day": "Monday", "hour": 9}})', 'CALL book({{"day": "Monday", "hour": 11}})', "Done."), NONE * 3),
+        Case("rooms", 0, ('CALL book({{"day": "Friday", "hour": 9}})', "Done."), NONE * 2, reward=0.0),
+    ],
+}
+
+
+def module_of(page: Path, name: str) -> ModuleType:
+    """The Python file of a page. Each byte is a token here, so replies may be longer."""
+    module = ModuleType(name)
+    text = re.sub(r"max_tokens=\d+", "max_tokens=200", files_of(page)[f"{name}.py"])
+    exec(compile(text, f"{name}.py", "exec", dont_inherit=True), module.__dict__)
+    return module
+
+
+@pytest.fixture
+def uninstalled() -> Iterator[None]:
+    """The adapter that a page installs is gone after its test."""
+    yield
+    agentlightning_openai_agents.uninstall()
+
+
+@pytest.mark.parametrize(
+    ("page", "case"),
+    [pytest.param(page, case, id=f"{page}-{number}") for page, cases in CASES.items() for number, case in enumerate(cases)],
+)
+async def test_the_agent_of_a_page_earns_its_reward(page: str, case: Case, tmp_path: Path, uninstalled: None) -> None:
+    make_tokenizer(tmp_path)
+    module: Any = module_of(ROOT / "docs" / "examples" / f"{page}.md", case.module)
+    task = module.tasks()[case.task]
+    async with open_world(tmp_path, [reply.format(task.get("answer")) for reply in case.replies]) as world:
+        async with world.rollout() as recorder:
+            assert await module.solve(task, recorder.llm) == case.reward
+        learned = await world.trajectory(recorder)
+    assert [transition.agent for transition in learned.transitions] == list(case.agents)
+
+
+def test_every_python_page_has_cases() -> None:
+    assert {page.stem for page in PAGES if "agent.ts" not in files_of(page)} == CASES.keys() | {"rewards"}
+
+
+async def test_the_page_on_rewards_gives_each_measure_a_name(tmp_path: Path) -> None:
+    make_tokenizer(tmp_path)
+    module: Any = module_of(ROOT / "docs" / "rewards.md", "quiz")
+    async with open_world(tmp_path, ["It is Paris, of course."]) as world:
+        async with world.rollout() as recorder:
+            assert await module.solve(module.tasks()[0], recorder.llm) is None
+        records = await world.records(recorder)
+    assert {reward.name: reward.value for reward in records.rewards} == {"right": 1.0, "short": 0.0}

@@ -16,10 +16,10 @@ MOST = 64
 
 async def group(source: Source, name: str) -> dict[str, JSON]:
     """The rollouts of a group in order, each with its replies, and the number of characters that all replies have in common at first."""
-    states, _ = await source.store.list(group=name, limit=MOST)
-    if not states:
+    ids = await source.of_group(name, MOST)
+    if not ids:
         raise NotFound(f"There is no group {name!r} in this store. The list of rollouts shows the groups.")
-    shown = [build(source, *await source.store.read(state.rollout.id)) for state in states]
+    shown = [build(source, *await source.read(rollout_id)) for rollout_id in ids]
     shown.sort(key=lambda rollout: rollout.state.rollout.index)
     replies = [replies_of(rollout) for rollout in shown]
     texts = ["".join(reply["text"] for reply in rollout) for rollout in replies]
@@ -29,7 +29,7 @@ async def group(source: Source, name: str) -> dict[str, JSON]:
         "input": shown[0].state.rollout.task.input,
         "common": common(texts) if len(texts) > 1 else None,
         "rollouts": [{"row": row(rollout), "replies": texts} for rollout, texts in zip(shown, replies, strict=True)],
-        "more": len(states) == MOST,
+        "more": len(ids) == MOST,
     }
 
 

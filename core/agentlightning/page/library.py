@@ -53,10 +53,23 @@ class Source:
             step = self.replayed.get(rollout_id)
             if step is None:
                 raise
+        state, attempts = await self.production.read(rollout_id)
+        return with_step(state, step), attempts
+
+    async def of_group(self, name: str, limit: int) -> list[str]:
+        """The ids of a group's rollouts, perhaps replayed ones."""
+        states, _ = await self.store.list(group=name, limit=limit)
+        if not states and self.replayed:
+            states, _ = await self.production.list(group=name, limit=limit)
+            states = [state for state in states if state.rollout.id in self.replayed]
+        return [state.rollout.id for state in states]
+
+    @property
+    def production(self) -> LightningStore:
+        """The store of the replayed rollouts, opened at the first use. Raises `StoreError` if it is gone."""
         if self._production is None:
             self._production = open_filled(str(self.records.production))
-        state, attempts = await self._production.read(rollout_id)
-        return with_step(state, step), attempts
+        return self._production
 
     @property
     def replayed(self) -> Mapping[str, int]:

@@ -233,6 +233,7 @@ def test_the_pictures_of_the_documents(browser: Any) -> None:
     with served_run(folder.parent, f"{folder.name}/{run}") as link:
         page = browser.new_context(viewport={"width": 1280, "height": 800}).new_page()
         open_page(page, link, f"#/playground?source={run}&id={row['id']}&call={calls[0]['id']}")
+        page.get_by_label("Temperature").fill("0")
         page.get_by_role("button", name="Ask").click()
         page.get_by_role("button", name="Ask").wait_for(timeout=120_000)
         take_picture(page, "playground")

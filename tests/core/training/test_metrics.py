@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 
 from agentlightning.errors import RunError
-from agentlightning.training.metrics import JSONLines, cut_metrics, read_metrics
+from agentlightning.rl.batch.build import make_batch
+from agentlightning.testing.rollouts import trajectory, transition
+from agentlightning.training.metrics import JSONLines, contributions, cut_metrics, read_metrics
 
 
 def fill(folder: Path, steps: int) -> None:
@@ -72,3 +74,12 @@ def test_steps_beyond_the_resumed_one_are_set_aside_and_never_lost(tmp_path: Pat
 def test_a_run_without_metrics_has_no_rows(tmp_path: Path) -> None:
     assert read_metrics(tmp_path) == []
     assert cut_metrics(tmp_path, after=3) == 0
+
+
+def test_a_reply_of_an_agent_that_is_not_selected_has_no_advantage() -> None:
+    chosen = transition(0, [1, 2], [3, 4], agent="write")
+    other = transition(1, [1, 2, 3, 4], [5], agent="check", trained=False, reason="agent 'check' is not selected")
+    rollouts = [trajectory(index, chosen, other, reward=float(index)) for index in (0, 1)]
+    advantages = [np.array([-1.0, -1.0]), np.array([1.0, 1.0])]
+    learned = contributions(rollouts, advantages, advantages, make_batch(rollouts, advantages))
+    assert [learned[rollout.rollout_id].advantages for rollout in rollouts] == [(-1.0, None), (1.0, None)]

@@ -13,6 +13,11 @@ from safetensors.numpy import load_file
 
 import agentlightning as agl
 from agentlightning.errors import StoreError
+from agentlightning.page.detail import tokens
+from agentlightning.page.group import group
+from agentlightning.page.library import Library
+from agentlightning.page.rollouts import Filters, page
+from agentlightning.page.rows import read_rollout
 from agentlightning.stores.common import open_store
 from agentlightning.training.metrics import read_metrics
 from agentlightning.training.rescore import RecordedRollout, Rescored, rescore
@@ -66,6 +71,27 @@ def test_a_run_trains_on_another_runs_store_without_an_agent(first: tuple[str, a
     before, after, again = weights(model), weights(one.checkpoint), weights(two.checkpoint)
     assert any((before[name] != after[name]).any() for name in before)
     assert all((after[name] == again[name]).all() for name in after)
+
+
+def test_the_page_shows_replayed_rollouts_with_their_groups_and_log_probabilities(first: tuple[str, agl.Run], tmp_path: Path) -> None:
+    model, run = first
+    again = retrained(model, str(run.folder), tmp_path, steps=2)
+
+    async def look() -> None:
+        library = Library(tmp_path)
+        source = await library.source(again.folder.name)
+        lines: Any = (await page(source, Filters(), ""))["rows"]
+        assert [line["step"] for line in lines] == [2] * 8 + [1] * 8
+        members: Any = (await group(source, lines[0]["group"]))["rollouts"]
+        assert len(members) == 4
+        shown = await read_rollout(source, lines[0]["id"])
+        reply = shown.attempts[0].completions[0]
+        answer: Any = tokens(source, shown, reply.id)
+        assert answer["trainer"]["version"] == 1
+        assert len(answer["trainer"]["logprobs"]) == len(answer["logprobs"])
+        await library.close()
+
+    asyncio.run(look())
 
 
 def test_a_copy_of_the_store_trains_the_same(first: tuple[str, agl.Run], tmp_path: Path) -> None:

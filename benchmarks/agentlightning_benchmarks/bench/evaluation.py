@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 import time
 
-from agentlightning.config.toml import to_toml
+from agentlightning.config.toml import plain_settings, to_toml
+from agentlightning.contracts.tracker import TrackedRun
 from agentlightning.training.controls import Controls, run_in_thread
 from agentlightning.training.eval_rollouts import eval_rollouts
-from agentlightning.training.evaluation import eval_metrics
+from agentlightning.training.evaluation import eval_metrics, evaluation_of
 from agentlightning.training.evaluation_cache import evaluation_cache, notices
 from agentlightning.training.job import Job, keep_tasks
-from agentlightning.training.metrics import Trackers
-from agentlightning.training.plan import plan_rollouts
+from agentlightning.training.plan import chosen_trackers, plan_rollouts
 from agentlightning.training.progress import Progress
 from agentlightning.training.result import write_result
 from agentlightning.training.rollouts import RolloutSettings
@@ -21,6 +21,8 @@ from agentlightning.training.run_folder import RunFolder
 from agentlightning.training.run_state import RunState
 from agentlightning.training.services import open_rollout_services
 from agentlightning.training.step_checks import check_first
+from agentlightning.training.tracked_run import evaluated_tasks, without_secrets
+from agentlightning.training.trackers import Trackers
 from agentlightning.types import Trajectory
 
 
@@ -32,6 +34,7 @@ def evaluate(job: Job, *, progress: Progress) -> Run:
 async def _evaluate(job: Job, progress: Progress, stop: asyncio.Event) -> Run:
     assert job.agent is not None
     controls = Controls(progress, stop)
+    chosen = chosen_trackers(job.config.trackers)
     plan = await plan_rollouts(job.config, job.agent, progress)
     folder = RunFolder.create(job.config.folder, job.config.name)
     with folder.lock():
@@ -55,7 +58,12 @@ async def _evaluate(job: Job, progress: Progress, stop: asyncio.Event) -> Run:
         finally:
             progress.end()
         seconds = time.monotonic() - began
-        with Trackers(config.trackers, folder.path) as trackers:
+        run = TrackedRun(
+            folder.tracking_id(), folder.path, config.name, without_secrets(plain_settings(config, none=None)), 0, progress.message
+        )
+        async with Trackers(chosen, run) as trackers:
+            evaluation = evaluation_of(0, trajectories)
+            trackers.log_evaluation(0, evaluated_tasks(evaluation, evaluation, trajectories))
             trackers.log({"step": 0, "rollouts": len(trajectories), **eval_metrics(trajectories), "seconds": seconds})
         state = RunState(started=started, seconds=seconds, finished=True, reused=earlier.reused)
         folder.write_state(state)

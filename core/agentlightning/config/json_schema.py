@@ -26,7 +26,7 @@ from agentlightning.registry.registry import Entry, Registry, registry, singular
 from agentlightning.settings import MAX, is_required, type_hints, union_choices
 
 Schema = dict[str, Any]
-NAMES = ("samplers", "adapters", "trackers")
+NAMES = ("samplers", "adapters")
 """Kinds of parts without settings."""
 LIMITS = ("minimum", "maximum")
 AGENT_AND_TASKS: Schema = {
@@ -127,7 +127,7 @@ class _Writer:
     def _settings(self, entry: Entry) -> Schema | None:
         """The settings of a part; None where its class cannot be imported here."""
         try:
-            target: Any = entry.load_settings() if entry.kind in ("engines", "trainers", "runners") else entry.load()
+            target: Any = entry.load_settings() if entry.kind in ("engines", "trainers", "runners", "trackers") else entry.load()
         except PluginError:
             return None
         if is_dataclass(target):

@@ -85,7 +85,7 @@ class Part:
     def make(self) -> Any:
         """Return the part with its settings. Raises `ConfigError` for an object of the wrong kind, an unknown key, or a function that the
         run cannot call."""
-        if self.kind in ("engines", "trainers"):
+        if self.kind in ("engines", "trainers", "trackers"):
             return self._make_settings()
         if self.kind == "losses" and inspect.isfunction(self.target):
             return self._make_loss_of_function()

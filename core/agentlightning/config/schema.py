@@ -264,8 +264,9 @@ class Config(BaseSettings):
     runner: Annotated[RunnerSettings, of_kind("runners")] = field(default_factory=RunnerSettings)
     eval: EvalConfig = field(default_factory=EvalConfig)
     checkpoints: CheckpointConfig = field(default_factory=CheckpointConfig)
-    trackers: tuple[Annotated[str, of_kind("trackers")], ...] = ("jsonl",)
-    """Where metrics go."""
+    trackers: tuple[Annotated[JSON, of_kind("trackers")], ...] = ("jsonl",)
+    """Where to show the run besides its folder: names, or tables with a name and settings, as in `["tensorboard", {name = "wandb", project
+    = "agents"}]` (`docs/trackers.md`)."""
     otlp_endpoint: str | None = None
     """Address of an OpenTelemetry receiver, without `/v1/traces`: it gets each finished rollout as a trace. Absent:
     `OTEL_EXPORTER_OTLP_ENDPOINT`, or none."""
@@ -403,13 +404,14 @@ def build_config(data: Mapping[str, Any], plugins: Registry | None = None) -> Co
 def check_names(config: Config, plugins: Registry | None = None) -> None:
     """Check that every plugin is known and that the algorithm's settings fit it. Imports no engine and no trainer."""
     plugins = plugins or registry()
-    kinds = {"engine": "engines", "trainer": "trainers", "adapters": "adapters", "trackers": "trackers"}
+    kinds = {"engine": "engines", "trainer": "trainers", "adapters": "adapters"}
     for key, kind in kinds.items():
         names: Iterable[str] = [getattr(config, key)["name"]] if key in ("engine", "trainer") else getattr(config, key)
         for name in names:
             if ":" not in name:
                 with naming(key):
                     plugins.entry(kind, name)
+    _check_trackers(config.trackers, plugins)
     with naming("sampler"):
         plugins.load("samplers", config.sampler)
     if config.collection.filter is not None:
@@ -424,6 +426,31 @@ def check_names(config: Config, plugins: Registry | None = None) -> None:
     algorithm.parts()
     if config.step_rewards and (why := algorithm.ignores_step_rewards) is not None:
         raise ConfigError(f"step_rewards ({', '.join(config.step_rewards)}) would change nothing: {why}")
+
+
+def tracker_key(table: JSON) -> str:
+    """Return the name of a tracker's table in messages: `trackers.wandb`."""
+    name: object = cast("dict[str, JSON]", table).get("name") if isinstance(table, dict) else table
+    return f"trackers.{name}" if isinstance(name, str) else "trackers"
+
+
+def _check_trackers(tables: Sequence[JSON], plugins: Registry) -> None:
+    """Check names and settings. Whether the libraries are installed is checked before the model loads, but not for a copy of a config."""
+    names = list[str]()
+    for table in tables:
+        where = tracker_key(table)
+        settings = dict(cast("dict[str, JSON]", table)) if isinstance(table, dict) else {"name": table}
+        name = settings.pop("name", None)
+        if not isinstance(name, str):
+            raise ConfigError(f"trackers has {table!r:.80}. Use a name, or a table with a name and settings.")
+        if name in names:
+            raise ConfigError(f"trackers has {name!r} twice. Remove one of them.")
+        names.append(name)
+        if ":" not in name:
+            with naming("trackers"):
+                entry = plugins.entry("trackers", name)
+            if (settings_class := entry.load_settings()) is not None:
+                build(settings_class, settings, where)
 
 
 def _absolute(config: Config, base: Path, data: Mapping[str, Any]) -> Config:

@@ -43,8 +43,8 @@ class Register(Protocol):
 
         `summary` is one line for `agl plugins`. `extra` is for `pip install 'agentlightning[extra]'`, and `needs`
         the modules that they bring. Where a module is missing, asking for `name` says how to install it. `settings` is the settings class
-        of an engine or a trainer, light to import: `agl config --schema` reads it. `elsewhere` lists modules that another environment may
-        hold; if this one lacks them, `agl plugins` refers to `agl doctor`.
+        of an engine, a trainer or a tracker, light to import: `agl config --schema` reads it. `elsewhere` lists modules that another
+        environment may hold; if this one lacks them, `agl plugins` refers to `agl doctor`.
         """
         ...
 
@@ -151,8 +151,8 @@ def register_renderers(register: Register) -> None:
 
 @hookspec
 def register_trackers(register: Register) -> None:
-    """Trackers of metrics. Target: a class that is called with `(folder: Path)` and has `log(metrics: dict)` and `close()`.
-    An error in one of these is a warning, once in a run."""
+    """Trackers, which show a run outside its folder. Target: a subclass of `agentlightning.contracts.tracker.Tracker`. Its `Settings` are
+    the keys of the tracker's table. An error in one is a warning, once in a run."""
 
 
 @hookspec

@@ -112,4 +112,7 @@ def register_samplers(register: Register) -> None:
 
 @hookimpl
 def register_trackers(register: Register) -> None:
-    register("jsonl", "agentlightning.training.metrics:JSONLines", summary="`metrics.jsonl` in the run folder")
+    register(
+        "jsonl", "agentlightning.training.metrics:JSONLines", settings="agentlightning.contracts.tracker:TrackerSettings",
+        summary="`metrics.jsonl` in the run folder, which every run writes",
+    )  # fmt: skip

@@ -40,7 +40,7 @@ class Entry:
     extra: str | None = None
     needs: tuple[str, ...] = ()
     settings: str | type[Any] | None = None
-    """The settings class of an engine or a trainer, light to import."""
+    """The settings class of an engine, a trainer or a tracker, light to import."""
     elsewhere: tuple[str, ...] = ()
     """Modules that may lie in another environment."""
 
@@ -88,6 +88,7 @@ BASES = {
     "trainers": "agentlightning.contracts.trainer:Trainer",
     "algorithms": "agentlightning.algorithms.base:Algorithm",
     "samplers": "agentlightning.config.samplers:Sampler",
+    "trackers": "agentlightning.contracts.tracker:Tracker",
 }
 """The base class of each kind that has one. Its defaults are why no caller asks a part for an attribute that may be missing."""
 

@@ -41,13 +41,23 @@ def set_log_ids(**ids: str) -> None:
     _ids.set({**(_ids.get() or {}), **ids})
 
 
+def hide_secrets(text: str) -> str:
+    """Return a text with `***` in place of tokens, keys, and passwords."""
+    return _secret_pattern().sub(HIDDEN, text)
+
+
+def _secret_pattern() -> re.Pattern[str]:
+    """The secrets of this process's environment, and texts that look like one."""
+    values = {value for name, value in os.environ.items() if SECRET_NAMES.search(name) and len(value) >= SHORTEST}
+    return re.compile("|".join([*map(re.escape, sorted(values, key=len, reverse=True)), SECRETS]))
+
+
 class JSONFormatter(logging.Formatter):
     """Writes a record as one line of JSON."""
 
     def __init__(self) -> None:
         super().__init__()
-        values = {value for name, value in os.environ.items() if SECRET_NAMES.search(name) and len(value) >= SHORTEST}
-        self._secrets = re.compile("|".join([*map(re.escape, sorted(values, key=len, reverse=True)), SECRETS]))
+        self._secrets = _secret_pattern()
 
     def format(self, record: logging.LogRecord) -> str:
         """See `logging.Formatter.format`."""

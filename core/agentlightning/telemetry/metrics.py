@@ -69,7 +69,7 @@ class StoreSnapshot:
 
 
 class TrainingMetrics:
-    """A tracker that exposes the rows of `metrics.jsonl`."""
+    """Exposes the rows of `metrics.jsonl`."""
 
     GAUGES: Mapping[str, tuple[str, str]] = {
         "step": ("agl_training_step", "Finished training steps."),
@@ -94,7 +94,7 @@ class TrainingMetrics:
         self._alarms = Counter("agl_training_alarms_total", "Steps with an alarm.", registry=registry)
 
     def log(self, metrics: Mapping[str, Any]) -> None:
-        """See `register_trackers`."""
+        """Take the row of a step."""
         for key, (name, text) in self.GAUGES.items():
             if _is_number(metrics.get(key)):
                 self._set(name, text, metrics[key])
@@ -117,9 +117,6 @@ class TrainingMetrics:
         import time
 
         self._set("agl_training_last_step_timestamp_seconds", "When the last step ended, in seconds since the epoch.", time.time())
-
-    def close(self) -> None:
-        """See `register_trackers`."""
 
 
 def _is_number(value: Any) -> bool:

@@ -28,7 +28,7 @@ from __future__ import annotations
 import logging
 import os
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,11 +36,10 @@ import msgspec
 import numpy as np
 
 from agentlightning.contracts.batch import Batch
+from agentlightning.contracts.tracker import RunEnd, TrackedRun, Tracker, TrackerSettings
 from agentlightning.errors import RunError
 from agentlightning.files import disk_errors, write_file
-from agentlightning.registry.registry import registry
 from agentlightning.rl.trajectory.step_rewards import STEP_SIGNAL
-from agentlightning.telemetry.metrics import TrainingMetrics
 from agentlightning.training.run_state import Learned
 from agentlightning.types import JSON, Trajectory
 
@@ -147,7 +146,7 @@ def _finite(value: Any) -> float | None:
     return float(value) if np.isfinite(value) else None
 
 
-class JSONLines:
+class JSONLines(Tracker):
     """Appends metrics to `metrics.jsonl` in a run folder. A line is on the disk when `log` returns."""
 
     def __init__(self, folder: Path) -> None:
@@ -159,47 +158,18 @@ class JSONLines:
         with disk_errors("write", self.path):
             self._file = self.path.open("ab")
 
+    @classmethod
+    def create(cls, run: TrackedRun, settings: TrackerSettings) -> JSONLines:
+        return cls(run.folder)
+
     def log(self, metrics: Mapping[str, JSON]) -> None:
         with disk_errors("write", self.path):
-            self._file.write(msgspec.json.encode(metrics, enc_hook=_number) + b"\n")
+            self._file.write(_line(metrics) + b"\n")
             self._file.flush()
             os.fsync(self._file.fileno())
 
-    def close(self) -> None:
+    def close(self, end: RunEnd) -> None:
         self._file.close()
-
-
-class Trackers:
-    """The trackers of a run: `metrics.jsonl`, every tracker that its config names, and `/metrics`. Only an error of the first one ends the
-    run."""
-
-    def __init__(self, names: Sequence[str], folder: Path, served: TrainingMetrics | None = None) -> None:
-        self._trackers: dict[str, Any] = {name: registry().load("trackers", name)(folder) for name in dict.fromkeys(("jsonl", *names))}
-        if served is not None:
-            self._trackers["/metrics"] = served
-        self._warned: set[str] = set()
-
-    def log(self, metrics: Mapping[str, JSON]) -> None:
-        for name, tracker in self._trackers.items():
-            self._call(name, lambda log=tracker.log: log(metrics))
-
-    def __enter__(self) -> Trackers:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for name, tracker in self._trackers.items():
-            self._call(name, tracker.close)
-
-    def _call(self, name: str, call: Callable[[], None]) -> None:
-        """Call a tracker. An error of one that the run does not need is a warning, once for each tracker."""
-        try:
-            call()
-        except Exception as error:
-            if name == "jsonl":
-                raise
-            if name not in self._warned:
-                log.warning("The tracker %r raised %s: %s. It is called again after the next step.", name, type(error).__name__, error)
-            self._warned.add(name)
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
@@ -247,6 +217,15 @@ def _row(path: Path, number: int, line: bytes) -> dict[str, Any]:
         return msgspec.json.decode(line, type=dict[str, Any])
     except (msgspec.DecodeError, msgspec.ValidationError) as error:
         raise RunError(f"{path}, line {number}, is damaged: {error}. Remove that line to continue.") from error
+
+
+def plain_metrics(metrics: Mapping[str, JSON]) -> dict[str, JSON]:
+    """Return a row as `read_metrics` would: numbers of Python, and None for NaN and infinity."""
+    return msgspec.json.decode(_line(metrics), type=dict[str, Any])
+
+
+def _line(metrics: Mapping[str, JSON]) -> bytes:
+    return msgspec.json.encode(metrics, enc_hook=_number)
 
 
 def _number(value: Any) -> Any:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from agentlightning.algorithms.base import Algorithm
 from agentlightning.config.models import find_model
 from agentlightning.config.parts import Part
-from agentlightning.config.schema import Config
+from agentlightning.config.schema import Config, tracker_key
+from agentlightning.config.toml import plain_settings
 from agentlightning.contracts.engine import EngineSettings
 from agentlightning.contracts.model import ModelFiles
 from agentlightning.contracts.rendering import RenderingSettings
@@ -23,6 +25,7 @@ from agentlightning.runner.agent_call import Agent, takes_llm
 from agentlightning.runner.proxies import reach_loopback
 from agentlightning.runner.worker_pool import reference_of
 from agentlightning.training.progress import Progress
+from agentlightning.training.trackers import ChosenTracker
 from agentlightning.types import JSON
 
 Plugin: TypeAlias = tuple[Any, Any]
@@ -46,6 +49,7 @@ class TrainingPlan(Plan):
 
     trainer: Plugin
     algorithm: Algorithm
+    trackers: Sequence[ChosenTracker]
 
 
 async def plan_training(config: Config, agent: str | Agent | None, progress: Progress) -> TrainingPlan:
@@ -55,6 +59,7 @@ async def plan_training(config: Config, agent: str | Agent | None, progress: Pro
     """
 
     def check() -> TrainingPlan:
+        trackers = chosen_trackers(config.trackers)
         algorithm = Part.parse("algorithms", config.algorithm, "algorithm").make()
         reach_loopback()  # before the agent is imported, because its module may create a client
         engine = _engine(config)
@@ -66,7 +71,7 @@ async def plan_training(config: Config, agent: str | Agent | None, progress: Pro
         engine = engine[0], _own_weights(str(config.engine["name"]), engine[1], config.collection.max_staleness)
         trainer = _trainer(config, algorithm)
         checked, files = _agent(config, agent), _model(config.model, progress)
-        return TrainingPlan(checked, files, engine, _rendering(config, files), trainer, algorithm)
+        return TrainingPlan(checked, files, engine, _rendering(config, files), trainer, algorithm, trackers)
 
     return await asyncio.to_thread(check)
 
@@ -108,6 +113,22 @@ def _engine(config: Config) -> Plugin:
 def _plugin(kind: str, table: Mapping[str, JSON], where: str) -> Plugin:
     part = Part.parse(kind, table, where)
     return part.target, part.make()
+
+
+def chosen_trackers(tables: Sequence[JSON]) -> list[ChosenTracker]:
+    """Return the trackers of a config. Raises `ConfigError` for wrong settings, and `MissingExtra` for a library that is missing."""
+    parts = [Part.parse("trackers", table, tracker_key(table)) for table in tables]
+    return [(str(part.name), part.target, part.make()) for part in parts]
+
+
+def config_in_force(config: Config, plan: TrainingPlan) -> dict[str, JSON]:
+    """Return every setting of a run with the value in force, defaults included."""
+    values = plain_settings(config, none=None)
+    for key, settings in (("engine", plan.engine[1]), ("trainer", plan.trainer[1]), ("algorithm", plan.algorithm)):
+        with contextlib.suppress(ConfigError):  # an object that only Python code can give: the table stays as it was written
+            values[key] = {"name": getattr(config, key)["name"], **plain_settings(settings, none=None)}
+    values["trackers"] = [{"name": name, **plain_settings(settings, none=None)} for name, _, settings in plan.trackers]
+    return values
 
 
 def _trainer(config: Config, algorithm: Algorithm) -> Plugin:

@@ -8,6 +8,8 @@
         reward.png      the reward curve (chart.py)
         store.db        every rollout, completion, span and reward
         state.json      the state of the run
+        tracking.json   the id under which trackers know the run
+        trackers.json   the last step that each tracker took (trackers.py)
         batches/step-00012.json      the contribution of each rollout to that step
         batches/step-00012.npz       the trainer's log-probabilities of its tokens (step_logprobs.py)
         checkpoints/step-00012/      loads with `from_pretrained`; its own `run_state.json` makes it resumable
@@ -37,7 +39,7 @@ import msgspec
 from agentlightning.errors import RunError, UnknownRun
 from agentlightning.files import disk_errors, flush, write_file
 from agentlightning.training.run_state import BaseEvaluation, Learned, RunState
-from agentlightning.types import JSON
+from agentlightning.types import JSON, new_id
 
 _STEP = re.compile(r"step-(\d+)")
 _STATE = "run_state.json"
@@ -64,6 +66,7 @@ class RunFolder:
     chart = _Inside("reward.png")
     store = _Inside("store.db")
     state = _Inside("state.json")
+    tracking = _Inside("tracking.json")
     batches = _Inside("batches")
     checkpoints = _Inside("checkpoints")
     weights = _Inside("weights")
@@ -205,6 +208,12 @@ class RunFolder:
 
     def read_state(self) -> RunState:
         return _read(self.state, RunState)
+
+    def tracking_id(self) -> str:
+        """Return the id under which trackers know the run. The first call makes it."""
+        if not self.tracking.exists():
+            write_file(self.tracking, _pretty({"id": new_id()}))
+        return _read(self.tracking, dict[str, str])["id"]
 
     def write_batch(self, step: int, learned: Mapping[str, Learned]) -> None:
         """Keep the contribution of each rollout (by id) to a step, for `agl show`."""

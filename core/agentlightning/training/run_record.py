@@ -10,10 +10,10 @@ from agentlightning.config.schema import CheckpointConfig
 from agentlightning.contracts.rendering import RenderingSettings, save_rendering
 from agentlightning.contracts.trainer import Trainer
 from agentlightning.registry.registry import registry
-from agentlightning.training.metrics import Trackers
 from agentlightning.training.progress import Progress
 from agentlightning.training.run_folder import RunFolder
 from agentlightning.training.run_state import RunState
+from agentlightning.training.trackers import Trackers
 from agentlightning.types import JSON
 
 
@@ -30,8 +30,8 @@ class RunRecord:
         rendering: RenderingSettings,
         progress: Progress,
     ) -> None:
-        self.folder, self.state, self._rendering = folder, state, rendering
-        self._trackers, self._trainer, self._settings, self._progress = trackers, trainer, settings, progress
+        self.folder, self.state, self.trackers, self._rendering = folder, state, trackers, rendering
+        self._trainer, self._settings, self._progress = trainer, settings, progress
         self._began = time.monotonic() - state.seconds
 
     def save(self, *, sampler: JSON, pending: list[JSON], unlogged: dict[str, Any] | None, finished: bool) -> None:
@@ -42,7 +42,7 @@ class RunRecord:
 
     def log(self, row: dict[str, Any]) -> None:
         """Log the metrics of a step: to every tracker, to the user and to plugins."""
-        self._trackers.log(row)
+        self.trackers.log(row)
         self._progress.step(row)
         registry().hook.step_finished(metrics=row)
 

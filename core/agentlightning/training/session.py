@@ -32,6 +32,7 @@ from agentlightning.training.services import Services
 from agentlightning.training.step_checks import StepChecks
 from agentlightning.training.step_logprobs import StepLogprobs, write_step_logprobs
 from agentlightning.training.step_source import Counts, ReplyLimits, StepSource
+from agentlightning.training.tracked_run import evaluated_tasks, tracked_rollouts
 from agentlightning.types import Policy, Trajectory
 
 log = logging.getLogger("agentlightning")
@@ -172,6 +173,8 @@ class Session(base.Session):
         self._record.state = replace(self.state, step=finished)
         self._save(unlogged=row)
         self._between_steps = True
+        if shown := self._record.trackers.rollouts:
+            self._record.trackers.log_rollouts(finished, await tracked_rollouts(self._source.store, trajectories, shown))
         self._source_ends = not await self._source.more()
         await self._evaluate_and_log(row)
         if self._record.checkpoint_due(last=self._is_last(finished)):
@@ -217,6 +220,7 @@ class Session(base.Session):
 
         In the middle of an optimizer step it writes nothing: a resumed run starts from the checkpoint before.
         """
+        self._record.trackers.end = "stopped"
         if self._between_steps and self.state.step > 0:
             await self._record.write_checkpoint()
 
@@ -248,8 +252,10 @@ class Session(base.Session):
                 self.say(notice)
             if step == 0:
                 self._checks.first(trajectories)
-            if (reason := incomplete(evaluation_of(step, trajectories), fullest_of(state))) is not None:
+            evaluation = evaluation_of(step, trajectories)
+            if (reason := incomplete(evaluation, fullest_of(state))) is not None:
                 self.say(reason)
+            self._record.trackers.log_evaluation(step, evaluated_tasks(evaluation if step == 0 else state.first, evaluation, trajectories))
             row |= eval_metrics(trajectories)
             row["seconds.evaluation"] = self._seconds["evaluation"]
             row["seconds"] = row.get("seconds", 0.0) + self._seconds["evaluation"]

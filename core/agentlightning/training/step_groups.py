@@ -55,7 +55,7 @@ class StepGroups(StepSource):
 
     def __init__(self, services: Services, settings: CollectionConfig, sampler: Sampler, *, tasks_per_step: int, steps: int) -> None:
         """`steps`: of the run, so that no group starts for a step beyond the last."""
-        self._collector, self._trainer, self._rollouts = services.collector, services.trainer, services.rollouts
+        self.store, self._collector, self._trainer, self._rollouts = services.store, services.collector, services.trainer, services.rollouts
         self._settings, self._sampler = settings, sampler
         self._tasks_per_step, self._steps = tasks_per_step, steps
         self._filter = None if settings.filter is None else Part.parse("filters", settings.filter, "collection.filter").make()

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from agentlightning.config.schema import CollectionConfig
+from agentlightning.contracts.store import LightningStore
 from agentlightning.rl.trajectory.build import leave_out
 from agentlightning.types import JSON, Trajectory, Transition
 
@@ -27,6 +28,8 @@ class StepSource(ABC):
     """Shown to the user while a step waits for its trajectories."""
     samples: bool
     """Whether the engine samples the rollouts during the run."""
+    store: LightningStore
+    """It has the records of the rollouts."""
 
     @abstractmethod
     async def next(self, step: int, group_size: int) -> tuple[list[Trajectory], Counts]:

@@ -16,6 +16,7 @@ from agentlightning.algorithms.lightning import LightningRL
 from agentlightning.config.samplers import Sampler
 from agentlightning.config.schema import Config
 from agentlightning.config.toml import to_toml
+from agentlightning.contracts.tracker import TrackedRun
 from agentlightning.errors import Mismatch
 from agentlightning.registry.registry import registry
 from agentlightning.runner.runner import Agent
@@ -26,8 +27,8 @@ from agentlightning.training.evaluation import Evaluator
 from agentlightning.training.evaluation_cache import evaluation_cache
 from agentlightning.training.job import Job, job_of, keep_tasks, make_job, with_store
 from agentlightning.training.learning_rate import lr_of_model, lr_warning
-from agentlightning.training.metrics import Trackers, cut_metrics, read_metrics
-from agentlightning.training.plan import TrainingPlan, plan_training
+from agentlightning.training.metrics import cut_metrics, read_metrics
+from agentlightning.training.plan import TrainingPlan, config_in_force, plan_training
 from agentlightning.training.production.opening import check_replay, open_replay
 from agentlightning.training.progress import Progress, TrainingProgress
 from agentlightning.training.result import write_result
@@ -42,6 +43,8 @@ from agentlightning.training.step_checks import StepChecks
 from agentlightning.training.step_groups import StepGroups
 from agentlightning.training.step_history import Facts
 from agentlightning.training.step_source import ReplyLimits
+from agentlightning.training.tracked_run import without_secrets
+from agentlightning.training.trackers import Trackers
 from agentlightning.types import JSON
 
 log = logging.getLogger("agentlightning")
@@ -162,7 +165,10 @@ async def _open(job: Job, plan: TrainingPlan, folder: RunFolder, start: Start, c
         config = keep_tasks(job, folder).config
         folder.write_config(to_toml(config))
         folder.write_state(start.state)
-        trackers = exits.enter_context(Trackers(config.trackers, folder.path, TrainingMetrics(services.metrics, config.steps)))
+        settings = without_secrets(config_in_force(config, plan))
+        tracked = TrackedRun(folder.tracking_id(), folder.path, config.name, settings, max(0, start.logged + 1), controls.progress.message)
+        served = TrainingMetrics(services.metrics, config.steps).log
+        trackers = await exits.enter_async_context(Trackers(plan.trackers, tracked, served))
         session = Session(
             services,
             RunRecord(folder, start.state, trackers, services.trainer, config.checkpoints, plan.rendering, controls.progress),

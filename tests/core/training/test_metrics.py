@@ -17,7 +17,7 @@ def fill(folder: Path, steps: int) -> None:
     tracker = JSONLines(folder)
     for step in range(steps):
         tracker.log({"step": step, "reward": step / 10})
-    tracker.close()
+    tracker.close("finished")
 
 
 def test_each_line_is_in_the_file_when_log_returns(tmp_path: Path) -> None:
@@ -25,13 +25,13 @@ def test_each_line_is_in_the_file_when_log_returns(tmp_path: Path) -> None:
     for step in range(3):
         tracker.log({"step": step})
         assert len((tmp_path / "metrics.jsonl").read_bytes().splitlines()) == step + 1
-    tracker.close()
+    tracker.close("finished")
 
 
 def test_numbers_of_numpy_are_written_and_nan_becomes_null(tmp_path: Path) -> None:
     tracker = JSONLines(tmp_path)
     tracker.log({"step": np.int64(1), "reward": np.float32(0.5), "loss": math.nan})
-    tracker.close()
+    tracker.close("finished")
     assert json.loads((tmp_path / "metrics.jsonl").read_text()) == {"step": 1, "reward": 0.5, "loss": None}
 
 
@@ -55,7 +55,7 @@ def test_appending_after_a_torn_line_keeps_both(tmp_path: Path, caplog: pytest.L
         file.write('{"step": 1, "rew')
     tracker = JSONLines(tmp_path)
     tracker.log({"step": 1})
-    tracker.close()
+    tracker.close("finished")
     assert [row["step"] for row in read_metrics(tmp_path)] == [0, 1]
     assert not caplog.text
     assert (tmp_path / "metrics.jsonl.bak").read_text() == '{"step": 1, "rew\n'

@@ -408,25 +408,6 @@ def test_a_run_that_fails_after_an_evaluation_judges_it_once(model: str, tmp_pat
     assert folder.read_state().evals_without_gain == 2
 
 
-class Offline:
-    """A tracker whose server is gone."""
-
-    def __init__(self, folder: Path) -> None: ...
-
-    def log(self, metrics: Any) -> None:
-        raise ConnectionError("no route to host")
-
-    def close(self) -> None:
-        raise ConnectionError("no route to host")
-
-
-def test_a_tracker_that_fails_is_one_warning_and_ends_no_run(model: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    run = agl.train(two_turns, tasks=TASKS, **settings(model, tmp_path, trackers=[f"{__name__}:Offline"]))
-    assert [row["step"] for row in rows(run)] == [1, 2, 3]
-    (warning,) = [record.getMessage() for record in caplog.records if "tracker" in record.getMessage()]
-    assert "raised ConnectionError: no route to host" in warning
-
-
 @pytest.mark.parametrize("full_disk", [False, True])
 def test_an_error_of_any_kind_keeps_the_finished_steps_and_is_the_one_that_is_raised(
     model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, full_disk: bool

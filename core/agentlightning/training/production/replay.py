@@ -50,7 +50,7 @@ class ProductionReplay(StepSource):
     ) -> None:
         """`compares`: the algorithm compares the rollouts of a task, so a step takes full groups. `mode`: of the rollouts. `trained`: ids
         of rollouts that were trained before."""
-        self._store, self._reader, self._controls = reader.store, reader, controls
+        self.store, self._reader, self._controls = reader.store, reader, controls
         self._compares, self._tasks_per_step, self._wait = compares, tasks_per_step, wait
         self._mode: Mode = mode
         self._table = ReplayTable(trained, compares=compares)
@@ -71,7 +71,7 @@ class ProductionReplay(StepSource):
         count, size = (tasks, group_size) if self._compares else (tasks * group_size, 1)
         told = False
         while True:
-            seq = await self._store.wait(0, timeout=0) if self._wait else 0
+            seq = await self.store.wait(0, timeout=0) if self._wait else 0
             if await self._fill(count, size):
                 break
             pause = await self._look_again(time.monotonic())
@@ -79,7 +79,7 @@ class ProductionReplay(StepSource):
                 break
             self._tell(count, size, aloud=not told)
             told = True
-            await self._controls.wait(self._store.wait(seq, timeout=min(pause, self.LONGEST_WAIT)))
+            await self._controls.wait(self.store.wait(seq, timeout=min(pause, self.LONGEST_WAIT)))
         groups = self._table.take(count, size, full_only=self._wait)
         return [trajectory for group in groups for trajectory in await self._read(group)]
 
@@ -118,7 +118,7 @@ class ProductionReplay(StepSource):
         """Return the next rollout of the mode that has ended; None: there is none so far."""
         self._controls.check()
         if not self._page:
-            states, self._cursor = await self._store.list(
+            states, self._cursor = await self.store.list(
                 after=self._cursor, limit=self.PAGE, status=ENDED, mode=self._mode, order="changed"
             )
             self._page.extend(states)

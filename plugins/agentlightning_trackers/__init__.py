@@ -1,0 +1,1 @@
+"""Trackers: show a run in Weights & Biases, TensorBoard, MLflow, or Trackio."""

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from urllib.parse import quote
+
+from starlette.routing import BaseRoute
 
 from agentlightning.config.store_address import shown_address
 from agentlightning.gateway.app_server import AppServer
@@ -41,7 +43,7 @@ class ServedPage:
         stores = {name: RecordsSource(shown.address)}
         self._library = Library(None, stores, name) if run is None else Library(run.path.parent, stores, only=run.name)
         self._library.adopt(name, shown.store)
-        self.routes = page_routes(self._library, shown.token, shown.playground)
+        self.routes: Sequence[BaseRoute] = page_routes(self._library, shown.token, shown.playground)
 
     def stop(self) -> None:
         """See `Page`."""

@@ -49,7 +49,7 @@ def smaller(config: str, model: str) -> str:
 @pytest.mark.parametrize("page", [pytest.param(page, id=page.stem, marks=() if page.stem in QUICK else pytest.mark.slow) for page in PAGES])
 def test_the_agent_of_a_page_trains(page: Path, tmp_path: Path) -> None:
     files = files_of(page)
-    if "agent.ts" in files:
+    if "agent.mts" in files:
         if shutil.which("node") is None or not (NODE_PACKAGES / "tsx").is_dir():
             pytest.skip("no node, or AGL_TEST_HARNESSES names no folder with openai and tsx")
         (tmp_path / "node_modules").symlink_to(NODE_PACKAGES.resolve())
@@ -154,7 +154,7 @@ async def test_the_agent_of_a_page_earns_its_reward(page: str, case: Case, tmp_p
 
 
 def test_every_python_page_has_cases() -> None:
-    assert {page.stem for page in PAGES if "agent.ts" not in files_of(page)} == CASES.keys() | {"rewards"}
+    assert {page.stem for page in PAGES if "agent.mts" not in files_of(page)} == CASES.keys() | {"rewards"}
 
 
 async def test_the_page_on_rewards_gives_each_measure_a_name(tmp_path: Path) -> None:

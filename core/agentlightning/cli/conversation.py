@@ -31,7 +31,7 @@ def _tool_names(call: Call, recorded: RecordedMessages) -> str:
 
 def _quote(call: Call, part: Any) -> Text:
     start, end = part
-    first = "" if start == 0 else f" from the {start + 1}th on"
+    first = "" if start == 0 else f", from message {start + 1}"
     count = "all messages" if end is None else f"{end - start} message{'s' * (end - start > 1)}"
     return Text(f"… {count} of call {short(call.after or '')}{first}", style="dim")
 

@@ -25,6 +25,7 @@ LATE = {
     "transformers",
     "tokenizers",
     "matplotlib",
+    "huggingface_hub",
     "openai",
     "pytest",
     "opentelemetry",

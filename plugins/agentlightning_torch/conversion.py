@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -46,6 +47,7 @@ def convert_gguf(gguf: Path, folder: Path, *, weights: bool = True) -> None:
         saved.save_pretrained(folder)
         _tokenizer(gguf, fields, saved).save_pretrained(folder)
         _generation(gguf, fields, saved).save_pretrained(folder)
+    _write_card(fields, folder)
 
 
 def merge_adapter(adapter: Path, base: str, folder: Path, *, weights: bool = True) -> None:
@@ -174,6 +176,15 @@ def _tokenizer(gguf: Path, fields: dict[str, Any], config: Any) -> Any:
     if template.is_file():
         tokenizer.chat_template = template.read_text(encoding="utf-8")
     return tokenizer
+
+
+def _write_card(fields: dict[str, Any], folder: Path) -> None:
+    """Write what the file says of its licence and its origin, as the head of a model card."""
+    address = str(fields.get("general.base_model.0.repo_url", "")).rstrip("/").rsplit("/", 2)[-2:]
+    facts = {"license": fields.get("general.license"), "base_model": "/".join(address) if len(address) == 2 else None}
+    lines = [f"{name}: {json.dumps(value)}" for name, value in facts.items() if value]
+    if lines and not (folder / "README.md").exists():
+        (folder / "README.md").write_text("\n".join(["---", *lines, "---", ""]), encoding="utf-8")
 
 
 def _generation(gguf: Path, fields: dict[str, Any], config: Any) -> Any:

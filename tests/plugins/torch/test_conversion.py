@@ -19,6 +19,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Genera
 from agentlightning.config.models import find_model
 from agentlightning.contracts.rendering import RenderingSettings, save_rendering, saved_rendering
 from agentlightning.errors import ConfigError
+from agentlightning.serving.model_origin import model_origin
 from agentlightning.testing.tokenizer import make_tokenizer
 from agentlightning_torch.conversion import _llama3_factors
 from agentlightning_torch.testing import tiny_model
@@ -58,6 +59,13 @@ def test_a_gguf_file_is_the_same_model_with_the_same_tokenizer(llama: Path, tmp_
     assert own.chat_template == source.chat_template
     assert GenerationConfig.from_pretrained(found.path).eos_token_id == [source.eos_token_id, 0]
     assert AutoConfig.from_pretrained(found.path).dtype == torch.float32
+
+
+def test_the_licence_and_the_base_that_a_gguf_file_names_are_known_to_a_model_card(llama: Path, tmp_path: Path) -> None:
+    file = write_gguf(llama, tmp_path / "tiny.gguf", licence="mit", base="https://hub.example/some/model")
+    origin = model_origin(str(file))
+    assert (origin.name, origin.hub_name, origin.licence) == ("tiny.gguf", "some/model", "mit")
+    assert model_origin(str(write_gguf(llama, tmp_path / "other.gguf"))).licence == "unknown"
 
 
 def test_an_untied_qwen2_in_eight_bits_keeps_its_own_head(tmp_path: Path) -> None:

@@ -196,9 +196,9 @@ async def test_a_real_model_reads_examples_of_several_steps(tmp_path: Path) -> N
         return ["CALL calculator(4*23+5*31)", "The answer is 247."][len(prompts) - 1]
 
     assert (await run(tmp_path, SENT, script, solve_real))[0] == 1.0
-    for _, expression, result in FULL.examples:
-        assert f"CALL calculator({expression})" in prompts[0]
-        assert calculator(expression) == result
+    for example in FULL.examples:
+        assert f"{example.thought}\nCALL calculator({example.expression})" in prompts[0]
+        assert calculator(example.expression) == example.result
 
 
 async def test_an_answer_that_is_wrong_or_never_comes_earns_nothing(tmp_path: Path) -> None:

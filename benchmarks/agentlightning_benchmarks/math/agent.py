@@ -9,7 +9,7 @@ import ast
 import operator
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from autogen_agentchat.agents import AssistantAgent
 from autogen_core import FunctionCall
@@ -26,36 +26,57 @@ from autogen_core.tools import FunctionTool
 from simpleeval import InvalidExpression, SimpleEval
 
 
+class Example(NamedTuple):
+    """A worked example. A model that writes a thought first finds the expression more often, but small ones copy the text."""
+
+    question: str
+    expression: str
+    result: str
+    thought: str | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class Prompts:
-    """What the agent tells the model, with worked examples (question, expression, result)."""
+    """What the agent tells the model."""
 
     instructions: str
-    examples: tuple[tuple[str, str, str], ...]
+    examples: tuple[Example, ...]
 
 
 SHORT = Prompts(
     instructions="Call the calculator, then give the answer.",
     examples=(
-        ("There are 6 bags with 5 balls in each bag. How many balls are there?", "6*5", "30"),
-        ("Lea had 9 cakes and ate 2. How many cakes are left?", "9-2", "7"),
-        ("Sam has 3 pears and gets 4 more. How many pears does Sam have?", "3+4", "7"),
+        Example("There are 6 bags with 5 balls in each bag. How many balls are there?", "6*5", "30"),
+        Example("Lea had 9 cakes and ate 2. How many cakes are left?", "9-2", "7"),
+        Example("Sam has 3 pears and gets 4 more. How many pears does Sam have?", "3+4", "7"),
     ),
 )
 """For a model of 135M parameters. It copies longer examples."""
 FULL = Prompts(
-    instructions="Solve the problem. Call the calculator with one expression for the whole problem, then give the answer.",
+    instructions=(
+        "Solve the problem. First think. Then call the calculator with one expression for the whole problem, then give the answer."
+    ),
     examples=(
-        ("A shop sells 14 red and 9 blue pens a day, for 3 dollars each. How much money does it take in 5 days?", "(14+9)*3*5", "345"),
-        (
-            "Ada's book has 150 pages. She reads 20 pages on Monday and twice as many on Tuesday. How many pages are left?",
-            "150-20-20*2",
-            "90",
+        Example(
+            question="A shop sells 14 red and 9 blue pens a day, for 3 dollars each. How much money does it take in 5 days?",
+            thought="The shop sells 14+9 pens a day, in 5 days 5 times as many, and takes 3 dollars for each.",
+            expression="(14+9)*3*5",
+            result="345",
         ),
-        (
-            "A farmer has 60 eggs. He sells a third of them and drops 4. He packs the rest into boxes of 6. How many boxes does he fill?",
-            "(60-60/3-4)/6",
-            "6",
+        Example(
+            question="Ada's book has 150 pages. She reads 20 pages on Monday and twice as many on Tuesday. How many pages are left?",
+            thought="Ada reads 20 pages on Monday and 20*2 on Tuesday. The rest of 150 pages is left.",
+            expression="150-20-20*2",
+            result="90",
+        ),
+        Example(
+            question=(
+                "A farmer has 60 eggs. He sells a third of them and drops 4. He packs the rest into boxes of 6. How many boxes does he "
+                "fill?"
+            ),
+            thought="He sells 60/3 eggs and drops 4. The rest is divided by 6.",
+            expression="(60-60/3-4)/6",
+            result="6",
         ),
     ),
 )
@@ -134,13 +155,13 @@ def build_agent(model: ChatCompletionClient, prompts: Prompts = SHORT) -> Assist
 
 def worked_examples(prompts: Prompts) -> list[LLMMessage]:
     messages: list[LLMMessage] = []
-    for number, (question, expression, result) in enumerate(prompts.examples):
-        call = FunctionCall(id=f"example-{number}", name="calculator", arguments=f'{{"expression": "{expression}"}}')
-        done = FunctionExecutionResult(content=result, name="calculator", call_id=call.id, is_error=False)
+    for number, example in enumerate(prompts.examples):
+        call = FunctionCall(id=f"example-{number}", name="calculator", arguments=f'{{"expression": "{example.expression}"}}')
+        done = FunctionExecutionResult(content=example.result, name="calculator", call_id=call.id, is_error=False)
         messages += [
-            UserMessage(content=question, source="user"),
-            AssistantMessage(content=[call], source="solver"),
+            UserMessage(content=example.question, source="user"),
+            AssistantMessage(content=[call], thought=example.thought, source="solver"),
             FunctionExecutionResultMessage(content=[done]),
-            AssistantMessage(content=f"The answer is {result}.", source="solver"),
+            AssistantMessage(content=f"The answer is {example.result}.", source="solver"),
         ]
     return messages

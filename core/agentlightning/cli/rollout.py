@@ -39,6 +39,7 @@ def rollout(
         str | None, typer.Option(metavar="FILE", help="Use these tasks instead of the config file's, such as a .jsonl or .csv file.")
     ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Run the first N tasks. Default: all.")] = None,
+    greedy: Annotated[bool, typer.Option("--greedy", help="Always take the most likely token, as greedy evaluations do.")] = False,
     model: Annotated[str | None, typer.Option(metavar="NAME", help="Use this model instead: any name that `agl serve` takes.")] = None,
     rendering: RenderingOptions,
 ) -> None:
@@ -51,7 +52,7 @@ def rollout(
 
     `agl rollout config.toml --limit 4` tries the agent on four tasks.
 
-    `agl rollout config.toml --model runs/20261122-133000-demo/checkpoints/step-00012` evaluates a checkpoint.
+    `agl rollout config.toml --model runs/20261122-133000-demo/checkpoints/step-00012 --greedy` evaluates a checkpoint.
 
     `agl rollout --command "python your_agent.py" --tasks tasks.jsonl --model smollm2-135m` needs no config file.
 
@@ -67,7 +68,7 @@ def rollout(
 
     settings = settings_of(config, {"command": command, "reward": reward, "tasks": tasks, "model": model, **rendering.keys()})
     with open_progress() as progress:
-        report = rollout_config(settings, limit=limit, progress=progress)
+        report = rollout_config(settings, limit=limit, greedy=greedy, progress=progress)
     print_scored(report, Console())
     if not report.scored:
         raise typer.Exit(1)

@@ -43,13 +43,14 @@ class Scored:
     """The number of rollouts without a model call, and the likely cause; None: every rollout made one."""
 
 
-def rollout_config(config: Config, *, limit: int | None = None, progress: Progress | None = None) -> Scored:
-    """Run the agent of a config once on each eval task (each training task if it has no eval tasks), without training."""
+def rollout_config(config: Config, *, limit: int | None = None, greedy: bool = False, progress: Progress | None = None) -> Scored:
+    """Run the agent of a config once on each eval task (each training task if it has no eval tasks), without training. `greedy`: at
+    temperature 0, as in the greedy evaluations of a run."""
     job = job_of(config)
-    return run_in_thread(lambda stop: _score(job, limit, Controls(progress or Progress(), stop)))
+    return run_in_thread(lambda stop: _score(job, limit, greedy, Controls(progress or Progress(), stop)))
 
 
-async def _score(job: Job, limit: int | None, controls: Controls) -> Scored:
+async def _score(job: Job, limit: int | None, greedy: bool, controls: Controls) -> Scored:
     config = job.config
     if job.agent is None:
         raise ConfigError('The config has a replay and no agent to run. Set agent = "module:function" and eval_tasks.')
@@ -60,7 +61,8 @@ async def _score(job: Job, limit: int | None, controls: Controls) -> Scored:
         folder.write_config(to_toml(config))
         began, tasks = time.monotonic(), (job.eval_tasks or job.tasks)[:limit]
         async with open_rollout_services(config, plan, folder, controls) as services:
-            rollouts = [services.rollouts.rollout(task, "eval", f"task-{place}", 0, 0) for place, task in enumerate(tasks)]
+            settings = services.rollouts.greedy() if greedy else services.rollouts
+            rollouts = [settings.rollout(task, "eval", f"task-{place}", 0, 0) for place, task in enumerate(tasks)]
             trajectories = await services.collector.run(rollouts)
         report = _report(folder.path, trajectories, time.monotonic() - began)
         measured = {key: value for key, value in asdict(report).items() if value is not None and key not in ("folder", "error", "no_calls")}

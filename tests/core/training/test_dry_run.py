@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 
 from agentlightning.config.schema import load_config
 from agentlightning.errors import ConfigError, JoinError
+from agentlightning.stores.common import open_store
 from agentlightning.training.dry_run import _few_tasks, dry_run
 from agentlightning.training.job import job_of
 from agentlightning.training.run_folder import RunFolder
@@ -117,6 +119,13 @@ def test_scoring_runs_each_task_once_and_keeps_the_store(config: Any) -> None:
     folder = RunFolder.open(report.folder)
     assert folder.read_result()["reward"] == report.reward
     assert folder.store.exists()
+
+
+@pytest.mark.parametrize(("greedy", "temperature"), [(True, 0.0), (False, 1.0)])
+def test_scoring_is_greedy_if_asked(config: Any, greedy: bool, temperature: float) -> None:
+    report = rollout_config(config, limit=2, greedy=greedy)
+    states, _ = asyncio.run(open_store(str(RunFolder.open(report.folder).store)).list())
+    assert [state.rollout.sampling.temperature for state in states if state.rollout.sampling] == [temperature] * 2
 
 
 def test_a_dry_run_refuses_what_a_run_would_refuse(config: Any, tmp_path: Path) -> None:

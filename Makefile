@@ -118,7 +118,8 @@ $(VENV)-harnesses/.installed: tests/harnesses/package.json
 	@touch $@
 
 test-harnesses: setup $(VENV)-harnesses/.installed
-	@AGL_TEST_HARNESSES="$(VENV)-harnesses" OMP_NUM_THREADS=1 $(BIN)/python -m pytest -v tests/harnesses
+	@AGL_TEST_HARNESSES="$(VENV)-harnesses" OMP_NUM_THREADS=1 $(BIN)/python -m pytest -v tests/harnesses \
+		"tests/core/test_example_pages.py::test_the_agent_of_a_page_trains[typescript]"
 
 test-qwen: setup
 	@AGL_TEST_QWEN="$(FOLDER)" $(BIN)/python -m pytest -v -s tests/qwen

@@ -22,7 +22,7 @@ QUESTION = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 6, "t
 def folder(tmp_path_factory: pytest.TempPathFactory, tiny: str) -> Path:
     """A folder with one trained run, and a store with hostile text."""
     folder = tmp_path_factory.mktemp("playground")
-    algorithm = agl.LightningRL(group_size=2)
+    algorithm = agl.LightningRL(group_size=8)  # some rewards of a group differ, so that the step trains
     agl.train(
         solve, tasks=TASKS[:2], model=tiny, folder=folder / "runs", name="letters", steps=1, tasks_per_step=2, algorithm=algorithm,
         trainer={"name": "torch", "lr": 1e-2}, progress=False,

@@ -97,9 +97,11 @@ def _hub_card(name: str) -> list[Path]:
 
 
 def card_facts(text: str) -> dict[str, Any]:
-    """Return the facts at the head of a model card."""
+    """Return the facts at the head of a model card; empty without any."""
     from huggingface_hub import ModelCard
 
+    if not text.lstrip().startswith("---"):
+        return {}  # the library would log it
     try:
         return ModelCard(text, ignore_metadata_errors=True).data.to_dict()
     except Exception:  # not YAML, or not of the form of a card

@@ -139,6 +139,7 @@ def test_the_template_of_a_run_is_beside_the_exported_tokenizer(run: RunFolder, 
         ({"LICENSE": "MIT License\n\nCopyright"}, "mit"),
         ({"LICENSE": "You may not share this."}, "unknown"),
         ({"README.md": "---\nlicense: [\n---\n"}, "unknown"),
+        ({"README.md": "# No facts at its head\n", "LICENSE": "MIT License\n"}, "mit"),
         ({}, "unknown"),
     ],
 )

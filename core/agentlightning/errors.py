@@ -18,6 +18,7 @@
     ├── AgentError              the user's agent raised, hung, or crashed
     │   ├── AgentTimeout        the agent did not return in time
     │   └── RewardError         a reward is not a finite number, or contradicts another
+    ├── JudgeError              the endpoint of a judge failed, or refused a request
     ├── JoinError               model calls and framework spans do not meet
     ├── RoutingError            a model call cannot reach the gateway of its rollout
     ├── TrainerError            the trainer could not take the step
@@ -106,6 +107,10 @@ class AgentTimeout(AgentError, TimeoutError):
 
 class RewardError(AgentError, ValueError):
     """A reward is not a finite number, or contradicts another."""
+
+
+class JudgeError(LightningError):
+    """The endpoint of a judge failed, or refused a request."""
 
 
 class JoinError(LightningError):

@@ -71,6 +71,9 @@ def convert(value: Any, hint: Any, key: str) -> Any:
     optional = len(choices) < len(union_choices(hint))
     if optional and (value is None or (value is False and bool not in choices)):
         return None
+    tables = [choice for choice in choices if is_dataclass(choice)]
+    if len(choices) > 1 and len(tables) == 1 and isinstance(value, Mapping | cast(type, tables[0])):
+        choices = tables
     choice, arguments = choices[0], get_args(choices[0])
     if get_origin(choice) is Annotated and is_dataclass(arguments[0]):
         choice = arguments[0]

@@ -10,7 +10,7 @@ from types import TracebackType
 from urllib.parse import urlsplit
 
 from agentlightning.capture.recorder import Recorder, current
-from agentlightning.config.schema import RewardFrom
+from agentlightning.config.rewards import RewardFrom
 from agentlightning.errors import AgentError, ConfigError
 from agentlightning.runner.managed_process import Guard
 from agentlightning.runner.process_output import Pipes

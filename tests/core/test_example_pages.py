@@ -21,11 +21,16 @@ import agentlightning_openai_agents
 from agentlightning.testing.tokenizer import make_tokenizer
 from agentlightning.testing.world import open_world
 from agentlightning_torch.testing import tiny_model
+from judge_server import judge_server, score, work
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = [*sorted((ROOT / "docs" / "examples").glob("*.md")), ROOT / "docs" / "rewards.md"]
-QUICK = ("langgraph-tools", "openai-client")
+PAGES = [*sorted((ROOT / "docs" / "examples").glob("*.md")), ROOT / "docs" / "rewards.md", ROOT / "docs" / "judges.md"]
+EXAMPLES = len(PAGES) - 2
+"""Whole agents; the rest are pages with an example in them."""
+QUICK = ("langgraph-tools", "openai-client", "judges")
 """Pages that `make test` runs; `make test-slow` runs the others."""
+JUDGE = "http://127.0.0.1:8001/v1"
+"""Address of the judge in a page."""
 NODE_PACKAGES = Path(os.environ.get("AGL_TEST_HARNESSES") or "nowhere", "node_modules")
 BLOCK = re.compile(r"(?:Save this as `(?P<before>[\w.]+)`:\n\n)?```\w+\n(?:(?:#|//) (?P<first>[\w.]+\.\w+)\n)?(?P<text>.*?)```", re.DOTALL)
 
@@ -57,7 +62,11 @@ def test_the_agent_of_a_page_trains(page: Path, tmp_path: Path) -> None:
     for name, text in files.items():
         (tmp_path / name).write_text(smaller(text, model) if name == "config.toml" else text)
     command = [sys.executable, "-m", "agentlightning", "train", "config.toml"]
-    done = subprocess.run(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    with judge_server(lambda body: score(len(work(body)) % 10)) as judge:
+        config = tmp_path / "config.toml"
+        config.write_text(config.read_text().replace(JUDGE, judge.base_url))
+        done = subprocess.run(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        assert bool(judge.bodies) == ("[reward.judge]" in config.read_text())
     assert done.returncode == 0, done.stdout
     [result] = tmp_path.glob("runs/*/result.json")
     assert json.loads(result.read_text())["finished"] is True
@@ -66,7 +75,7 @@ def test_the_agent_of_a_page_trains(page: Path, tmp_path: Path) -> None:
     assert "failed" not in shown.stdout
 
 
-@pytest.mark.parametrize("page", PAGES[:-1], ids=lambda page: page.stem)
+@pytest.mark.parametrize("page", PAGES[:EXAMPLES], ids=lambda page: page.stem)
 def test_a_page_shows_a_config_an_agent_and_the_output_of_a_run(page: Path) -> None:
     files = files_of(page)
     config = tomllib.loads(files["config.toml"])

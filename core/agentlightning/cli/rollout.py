@@ -32,7 +32,8 @@ def rollout(
     reward: Annotated[
         str | None,
         typer.Option(
-            metavar="FROM", help="Take the command's reward from `stdout` (its last line; default), `exit_code`, `file` or `post`."
+            metavar="FROM",
+            help="Take the command's reward from `stdout` (its last line; default), `exit_code`, `file` or `post`, or `module:function`.",
         ),
     ] = None,
     tasks: Annotated[
@@ -101,6 +102,9 @@ def print_scored(report: Scored, console: Console) -> None:
     console.print(f"{report.rollouts} rollouts in {duration(report.seconds)}, {mean}", highlight=False)
     for what, counts in (("attempts", report.statuses), ("model calls", report.requests)):
         console.print(f"{what}: {', '.join(f'{count} {name}' for name, count in counts.items()) or 'none'}", highlight=False)
+    if report.scoring:
+        counts = ", ".join(f"{count:.0f} {name.partition('.')[2]}" for name, count in report.scoring.items())
+        console.print(f"judge: {counts}", highlight=False)
     if report.no_calls:
         console.print(Text(report.no_calls, style="yellow"), soft_wrap=True)
     if report.error:

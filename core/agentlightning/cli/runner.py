@@ -72,7 +72,7 @@ def runner(
         raise ConfigError(f"`agl runner` has {problem}. Give one: --agent module:function, or --command LINE.")
     if workers is not None and not ray:
         raise ConfigError(f"--workers is {workers}, but only --ray takes it. Add --ray, or start `agl runner` again for one more runner.")
-    from agentlightning.config.schema import RewardFrom
+    from agentlightning.config.rewards import RewardFrom
     from agentlightning.runner.remote import RemoteRunner
     from agentlightning.settings import convert
 

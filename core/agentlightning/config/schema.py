@@ -19,6 +19,7 @@ from agentlightning.config.keys import check_config_keys
 from agentlightning.config.models import model_path
 from agentlightning.config.parts import Part, build_step_rewards, naming
 from agentlightning.config.presets import with_preset
+from agentlightning.config.rewards import PROGRAM_REWARDS, RewardFrom, RewardSetting, RewardTable
 from agentlightning.config.store_address import absolute_store, check_no_secret
 from agentlightning.config.task_files import HUB
 from agentlightning.config.tasks import is_reference
@@ -44,13 +45,6 @@ DEFAULT_PARTS = {"algorithm": "lightning", "engine": "torch", "trainer": "torch"
 PARTS = {**{key: (f"{key}s", default) for key, default in DEFAULT_PARTS.items()}, "runner": ("runners", "local")}
 """Kind and default name of each table whose `name` chooses its settings. A text in place of the table is the name."""
 FolderName = Annotated[str, Meta(pattern=r"^[^/\\\x00]+$", description="text without slashes, because it becomes part of a folder's name")]
-RewardFrom = Literal["stdout", "exit_code", "file", "post"]
-"""Where the reward of a command comes from.
-
-`stdout`: the last line that it prints, a number or a JSON object with a `reward`. `file`: the same, as the last line of the file that
-`AGL_REWARD_FILE` names. `exit_code`: 1 for exit code 0, and 0 for 1 to 125 (test programs end so; higher codes mean that it crashed or did
-not start). `post`: it sends the same by POST to `AGL_REWARD_URL`, with `OPENAI_API_KEY` as the bearer token.
-"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -207,8 +201,9 @@ class Config(BaseSettings):
     """Your agent as `module:function`, called with `(task, llm)`. Give this or `command`; with a `replay`, only for `eval_tasks`."""
     command: str | None = None
     """A command line to run for each rollout: a program in any language. See `agl rollout --help`."""
-    reward: RewardFrom = "stdout"
-    """Where a command's reward comes from: the last line that it prints, its exit code, the file `AGL_REWARD_FILE`, or a POST."""
+    reward: RewardSetting = "stdout"
+    """What scores a finished rollout, if its agent does not: `module:function` of the recorded rollout, or a `judge`. For a command:
+    `stdout` (its last line), `exit_code`, `file` (`AGL_REWARD_FILE`), `post` (a request), or `none`."""
     tasks: str | None = None
     """A `.jsonl`, `.ndjson`, `.json`, `.csv`, `.tsv` or `.parquet` file (`.gz` may follow), a Hugging Face data set
     (`hf:openai/gsm8k:main:train`, or the folder of one), or `module:attribute`. Give this or `replay`."""
@@ -320,13 +315,23 @@ class Config(BaseSettings):
         """The settings of the renderer that this run sets."""
         return RenderingChoices(self.renderer, self.chat_template, self.template_arguments, self.history, self.special_tokens)
 
+    @property
+    def scorer(self) -> str | RewardTable | None:
+        """What scores the finished rollouts: `module:function`, or a judge. None: the agent or its program gives the reward."""
+        return None if self.reward in PROGRAM_REWARDS else self.reward
+
+    @property
+    def program_reward(self) -> RewardFrom:
+        """Where the reward of a command comes from."""
+        return "none" if self.scorer is not None else cast(RewardFrom, self.reward)
+
     def _check_tasks(self) -> None:
         if self.tasks is None:
             raise ConfigError("Missing 'tasks' at the top level. Set it to text, or add a [replay] table to train a deployed agent.")
         if (self.agent is None) == (self.command is None):
             problem = "agent and command are both set" if self.agent else "Missing 'agent' at the top level"
             raise ConfigError(f'{problem}. Set either agent = "module:function", or command = "..." for a program.')
-        if self.agent is not None and self.reward != "stdout":
+        if self.agent is not None and self.reward != "stdout" and self.reward in PROGRAM_REWARDS:
             raise ConfigError(f"reward is {self.reward!r}, but only a command takes it. An agent returns its reward; remove this key.")
 
     def _check_replay(self) -> None:
@@ -341,6 +346,11 @@ class Config(BaseSettings):
         key = "agent" if self.agent is not None else "command" if self.command is not None else None
         if key is None and self.eval_tasks is not None:
             raise ConfigError('eval_tasks is set, but there is no agent to evaluate. Set agent = "module:function", or remove eval_tasks.')
+        if key is None and self.scorer is not None:
+            raise ConfigError(
+                "reward scores the rollouts of an agent, but a replay's rollouts keep the rewards of their store. Score them there with "
+                "`agl score STORE --reward CONFIG.toml`, and remove reward."
+            )
         if key is not None and self.eval_tasks is None:
             raise ConfigError(f"{key} is set, but with a replay it only acts on eval_tasks. Set eval_tasks, or remove {key}.")
         if self.agent is not None and self.command is not None:
@@ -462,6 +472,8 @@ def _absolute(config: Config, base: Path, data: Mapping[str, Any]) -> Config:
     changes |= {key: _path(source, base) for key in ("tasks", "eval_tasks") if (source := getattr(config, key)) is not None}
     if config.replay is not None:
         changes["replay"] = config.replay.under(base)
+    if isinstance(config.reward, RewardTable):
+        changes["reward"] = config.reward.under(base)
     if config.store is not None:
         changes["store"] = absolute_store(config.store, base)
     changes["model"] = model_path(config.model, base)

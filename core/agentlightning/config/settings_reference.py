@@ -52,11 +52,21 @@ def sections(schema: Schema) -> Iterator[Section]:
     """Yield the top level, the tables, and the parts of each kind, from `config_schema`."""
     yield Section("top level", "", tuple(_settings(schema, tables=False)))
     for name, value in schema["properties"].items():
-        table = _table(value)
-        if table is not None:
-            yield Section(f"[{name}]", value.get("description", ""), tuple(_settings(table)))
+        yield from _sections(name, value)
     for kind, key in KINDS.items():
         yield from _parts(key, schema["$defs"][kind])
+
+
+def _sections(name: str, value: Schema) -> Iterator[Section]:
+    """Yield the table of a key, and the tables in it; nothing for a key without a table."""
+    table = _table(value)
+    if table is None:
+        return
+    settings = tuple(_settings(table, tables=False))
+    if settings:
+        yield Section(f"[{name}]", value.get("description", ""), settings)
+    for inner, inner_value in table["properties"].items():
+        yield from _sections(f"{name}.{inner}", inner_value)
 
 
 def _parts(key: str, definition: Schema) -> Iterator[Section]:
@@ -80,16 +90,22 @@ def _nodes(definition: Schema) -> Iterator[Schema]:
 
 def _settings(table: Schema, *, tables: bool = True) -> Iterator[Setting]:
     for name, value in table["properties"].items():
-        if (name == "name" and "const" in value) or (not tables and _table(value) is not None):
+        if (name == "name" and "const" in value) or (not tables and _is_table(value)):
             continue
         default = "required" if name in table["required"] else shown_value(value["default"]) if "default" in value else ""
         yield Setting(name, _value(value), default, value.get("description", ""))
 
 
 def _table(value: Schema) -> Schema | None:
-    """Return the table that a key holds; None if it holds something else."""
+    """Return the table that a key may hold; None if it holds something else."""
     tables = [choice for choice in (value, *value.get("anyOf", ())) if "properties" in choice and "required" in choice]
     return tables[0] if tables else None
+
+
+def _is_table(value: Schema) -> bool:
+    """Whether a key holds a table and nothing else."""
+    choices = [choice for choice in value.get("anyOf", (value,)) if choice.get("const", True) is not False]
+    return _table(value) is not None and len(choices) == 1
 
 
 def _value(value: Schema) -> str:

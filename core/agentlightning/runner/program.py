@@ -20,7 +20,7 @@ from typing import Any, cast
 from urllib.parse import urlsplit
 
 from agentlightning.capture.recorder import KEY_HEADER, checked_reward, current
-from agentlightning.config.schema import RewardFrom
+from agentlightning.config.rewards import RewardFrom
 from agentlightning.errors import AgentError, ConfigError, RewardError
 from agentlightning.gateway.api.otlp import has_protobuf
 from agentlightning.runner.managed_process import Command, Guard, ManagedProcess, describe_exit
@@ -135,7 +135,7 @@ def program_variables(task: str, llm: LLM, reward: RewardFrom, folder: str) -> d
 
 
 async def program_reward(source: RewardFrom, code: int, file: Path, output: Pipes) -> float | None:
-    """The reward of a program that ended with this exit code, or None if it posted one. `file`: its reward file.
+    """The reward of a program that ended with this exit code, or None if it posted one or gives none. `file`: its reward file.
 
     Raises `AgentError` for a failed program, and `RewardError` for one without a reward, with its last output.
     """
@@ -143,6 +143,8 @@ async def program_reward(source: RewardFrom, code: int, file: Path, output: Pipe
         return float(code == 0)
     if code != 0:
         raise AgentError(f"The command {describe_exit(code)}; {output.tail()}")
+    if source == "none":
+        return None
     try:
         if source == "post":
             return await _posted()

@@ -22,7 +22,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from agentlightning.config.schema import RewardFrom, RunnerSettings
+from agentlightning.config.rewards import RewardFrom
+from agentlightning.config.schema import RunnerSettings
 from agentlightning.contracts.store import LightningStore
 from agentlightning.errors import ConfigError
 from agentlightning.registry.registry import load_object, registry

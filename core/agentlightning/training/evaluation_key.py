@@ -27,6 +27,7 @@ from typing import Any, cast
 import msgspec
 
 from agentlightning.config.models import content_key, is_run
+from agentlightning.config.rewards import RewardTable
 from agentlightning.config.schema import Config
 from agentlightning.errors import ConfigError
 from agentlightning.registry.registry import load_object
@@ -81,6 +82,7 @@ def evaluation_key(config: Config, plan: Plan, tasks: Sequence[Task]) -> Evaluat
         "trainer": _trainer(plan),
         "rendering": asdict(plan.rendering),
         "runner": asdict(config.runner),
+        "reward": _reward(config),
         "max_tokens": config.sampling.max_tokens,
         "adapters": config.adapters,
         "models": config.models,
@@ -199,6 +201,14 @@ def _trainer(plan: Plan) -> list[Any] | None:
         return None
     settings = {name: value for name, value in asdict(plan.trainer[1]).items() if name not in UPDATES}
     return [_class_name(plan.trainer[0]), settings]
+
+
+def _reward(config: Config) -> Any:
+    """What scores the rollouts, with the text of its rubric."""
+    if not isinstance(config.reward, RewardTable):
+        return config.reward
+    judge = config.reward.judge
+    return [judge.base_url, judge.model, judge.rubric_text(), judge.scale, judge.sees]
 
 
 def _class_name(plugin: Any) -> str:

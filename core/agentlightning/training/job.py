@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from agentlightning.config.models import model_path
+from agentlightning.config.rewards import RewardTable
 from agentlightning.config.schema import Config, build_config, check_names
 from agentlightning.config.store_address import absolute_store, run_store
 from agentlightning.config.tasks import load_tasks, task_line
@@ -52,6 +53,8 @@ def make_job(
     config = dataclasses.replace(config, model=model_path(config.model, Path.cwd()), folder=str(Path.cwd() / config.folder))
     if config.replay is not None:
         config = dataclasses.replace(config, replay=config.replay.under(Path.cwd()))
+    if isinstance(config.reward, RewardTable):
+        config = dataclasses.replace(config, reward=config.reward.under(Path.cwd()))
     if config.store is not None:
         config = dataclasses.replace(config, store=absolute_store(config.store, Path.cwd()))
     check_names(config)
@@ -64,7 +67,7 @@ def job_of(config: Config) -> Job:
     if config.command is not None and not config.runner.imports_agent:
         agent = config.command
     elif config.command is not None:
-        agent = CommandAgent(config.command, reward=config.reward, folder=config.path or ".")
+        agent = CommandAgent(config.command, reward=config.program_reward, folder=config.path or ".")
     return Job(config, agent, _loaded(config.tasks, config), _loaded(config.eval_tasks, config))
 
 

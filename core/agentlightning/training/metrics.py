@@ -17,6 +17,7 @@ A line has `step` (finished steps at that time; 0: before training) and numbers.
 - `truncated_fraction`: share of the replies that end at a token limit; `truncated_reward`: mean reward of rollouts with one;
 - `agent_fraction`: share of the sampled tokens by the agents in training, if `agents` names some;
 - `tool_offers`: completed calls that offered tools; `tool_uses`: those that a tool call answered;
+- `judge.asked`, `judge.cached`, `judge.unscored`: questions to the judge, those whose judgement was known, and rollouts without a score;
 - `diagnosis`: the cause why the run does not learn (`docs/not-learning.md`);
 - `tokens_per_second`: sampled tokens in a second of rollouts; `trained_tokens`; `seconds`: of the complete step.
 

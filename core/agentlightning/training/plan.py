@@ -25,6 +25,7 @@ from agentlightning.runner.agent_call import Agent, takes_llm
 from agentlightning.runner.proxies import reach_loopback
 from agentlightning.runner.worker_pool import reference_of
 from agentlightning.training.progress import Progress
+from agentlightning.training.rewards.scoring import check_scorer
 from agentlightning.training.trackers import ChosenTracker
 from agentlightning.types import JSON
 
@@ -70,6 +71,7 @@ async def plan_training(config: Config, agent: str | Agent | None, progress: Pro
             )
         engine = engine[0], _own_weights(str(config.engine["name"]), engine[1], config.collection.max_staleness)
         trainer = _trainer(config, algorithm)
+        check_scorer(config, algorithm.group_size)
         checked, files = _agent(config, agent), _model(config.model, progress)
         return TrainingPlan(checked, files, engine, _rendering(config, files), trainer, algorithm, trackers)
 
@@ -82,6 +84,7 @@ async def plan_rollouts(config: Config, agent: str | Agent, progress: Progress) 
     def check() -> Plan:
         reach_loopback()
         engine = _engine(config)
+        check_scorer(config, 2)  # rollouts without training are scored one by one
         checked = _agent(config, agent)
         if not engine[0].remote:
             files = _model(config.model, progress)

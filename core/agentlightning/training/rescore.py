@@ -3,60 +3,21 @@
 from __future__ import annotations
 
 import heapq
-import inspect
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias, cast
 
-from agentlightning.capture.recorder import checked_reward
-from agentlightning.contracts.store import AttemptRecords, LightningStore, RolloutState
-from agentlightning.errors import RewardError
+from agentlightning.contracts.store import LightningStore
+from agentlightning.errors import JudgeError, RewardError
 from agentlightning.rl.trajectory.rollout_reward import EMITTED, RETURN, rollout_reward
-from agentlightning.types import JSON, Mode, Reward
+from agentlightning.training.rewards.agreement import Labelled, label_of
+from agentlightning.training.rewards.judge import together
+from agentlightning.training.rewards.recorded_rollout import RecordedRollout, RewardFunction, attempt_rewards, call_reward_function
+from agentlightning.types import Mode, Reward
 
 PAGE = 64
 """Rollouts whose rewards are written at once."""
 LARGEST = 10
 """Changes that a report keeps."""
-
-
-@dataclass(frozen=True, slots=True)
-class RecordedRollout:
-    """The argument of a reward function: a rollout that succeeded, as it was recorded."""
-
-    state: RolloutState
-    records: AttemptRecords
-    """Of its winning attempt: calls, completions, spans, rewards."""
-
-    @property
-    def id(self) -> str:
-        return self.state.rollout.id
-
-    @property
-    def task(self) -> JSON:
-        """The agent's input."""
-        return self.state.rollout.task.input
-
-    @property
-    def replies(self) -> list[JSON]:
-        """The model's replies in order, as messages with `content` and `tool_calls`."""
-        return [completion.message for completion in self.records.completions]
-
-    @property
-    def answer(self) -> str:
-        """The text of the last reply; empty without one."""
-        last: Any = self.replies[-1] if self.replies else None
-        content: Any = cast(Any, last).get("content") if type(last) is dict else None
-        return content if isinstance(content, str) else ""
-
-    @property
-    def rewards(self) -> dict[str, float]:
-        """The rewards of the rollout by name. Of one name the last counts."""
-        return {reward.name: reward.value for reward in _own(self.records)}
-
-
-RewardFunction: TypeAlias = Callable[[RecordedRollout], "float | Awaitable[float | None] | None"]
-"""Returns the new reward; None leaves the rollout as it is."""
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -85,6 +46,8 @@ class Rescored:
     after: list[float] = field(default_factory=lambda: [0.0, 0.0])
     largest: list[Change] = field(default_factory=list[Change])
     """The largest changes, the largest first."""
+    labelled: list[Labelled] = field(default_factory=list[Labelled])
+    """Each scored rollout beside its label, if labels were named."""
 
     def add(self, rollout_id: str, before: float | None, after: float | None) -> None:
         """Count a rollout."""
@@ -105,6 +68,8 @@ async def rescore(
     *,
     source: str,
     name: str | None = None,
+    own_name: str | None = None,
+    labels: str | None = None,
     weights: Mapping[str, float] | None = None,
     mode: Mode | None = None,
     step: int | None = None,
@@ -113,8 +78,9 @@ async def rescore(
 ) -> Rescored:
     """Score the succeeded rollouts of a store with a function, and append each reward that differs.
 
-    `name`: of the new rewards; None: the name that the rollout's reward has, so that the new one replaces it. `source`: who scored.
-    `weights`: of the named rewards, as `reward_weights` in a config. Without `write`, only the report is made.
+    `name`: of the new rewards; None: the name that the rollout's reward has, so that the new one replaces it. `own_name`: the name under
+    which the function scores in a run. `labels`: names the labels to compare with, as in `label_of`. `source`: who scored. `weights`: of
+    the named rewards, as `reward_weights` in a config. Without `write`, only the report is made. The rollouts of a page are scored at once.
 
     Raises `RewardError` if the function fails; rewards of earlier pages stay.
     """
@@ -124,15 +90,16 @@ async def rescore(
         if not states:
             return rescored
         rewards: list[Reward] = []
-        for state in states:
-            winner = state.winner
-            if winner is None or winner.status != "succeeded":
-                rescored.other += 1
-                continue
-            recorded = RecordedRollout(state, await store.records(winner.id))
-            new = await _new_rewards(recorded, function, source, name)
-            own = _own(recorded.records)
-            rescored.add(state.rollout.id, _counted(own, weights), _counted([*own, *new], weights))
+        winners = [(state, winner) for state in states if (winner := state.winner) is not None and winner.status == "succeeded"]
+        rescored.other += len(states) - len(winners)
+        page = [RecordedRollout(state, await store.records(winner.id)) for state, winner in winners]
+        scores = await together([_score(recorded, function, source) for recorded in page])
+        for recorded, score in zip(page, scores, strict=True):
+            new = _new_rewards(recorded, score, source, [name] if name is not None else _names(recorded, own_name))
+            own = attempt_rewards(recorded.records)
+            rescored.add(recorded.id, _counted(own, weights), _counted([*own, *new], weights))
+            if labels is not None:
+                rescored.labelled.append(Labelled(recorded.state.rollout.task.id, score, label_of(recorded, labels)))
             rewards += new
         rescored.appended += len(rewards)
         if write and rewards:
@@ -140,26 +107,27 @@ async def rescore(
         report(rescored.rollouts + rescored.other)
 
 
-async def _new_rewards(recorded: RecordedRollout, function: RewardFunction, source: str, name: str | None) -> list[Reward]:
-    """Return the rewards to append: one under each name whose value changes."""
+async def _score(recorded: RecordedRollout, function: RewardFunction, source: str) -> float | None:
     try:
-        result = function(recorded)
-        value = await result if inspect.isawaitable(result) else result
-        number = None if value is None else checked_reward(value)
+        return await call_reward_function(function, recorded)
+    except JudgeError:
+        raise
     except Exception as error:
         raise RewardError(f"{source} failed for rollout {recorded.id}: {type(error).__name__}: {error}. Fix it and score again.") from error
-    if number is None:
+
+
+def _names(recorded: RecordedRollout, own_name: str | None) -> list[str]:
+    """The names that the rollout's reward has; `reward` without one."""
+    usual = own_name or EMITTED
+    return [name for name in dict.fromkeys((RETURN, EMITTED, usual)) if name in recorded.rewards] or [usual]
+
+
+def _new_rewards(recorded: RecordedRollout, score: float | None, source: str, names: Sequence[str]) -> list[Reward]:
+    """Return the rewards to append: one under each name whose value changes."""
+    if score is None:
         return []
-    earlier = recorded.rewards
-    names = [name] if name is not None else [known_name for known_name in (RETURN, EMITTED) if known_name in earlier] or [EMITTED]
-    attempt_id = recorded.records.attempt.id
-    changed = [label for label in names if earlier.get(label) != number]
-    return [Reward(attempt_id=attempt_id, value=number, name=label, source=source) for label in changed]
-
-
-def _own(records: AttemptRecords) -> list[Reward]:
-    """The rewards of the attempt itself."""
-    return [reward for reward in records.rewards if reward.span_id is None and reward.call_id is None]
+    earlier, attempt_id = recorded.rewards, recorded.records.attempt.id
+    return [Reward(attempt_id=attempt_id, value=score, name=name, source=source) for name in names if earlier.get(name) != score]
 
 
 def _counted(rewards: Sequence[Reward], weights: Mapping[str, float] | None) -> float | None:

@@ -39,6 +39,8 @@ class Scored:
     seconds: float
     error: str | None
     """Of the first rollout that failed."""
+    scoring: dict[str, float]
+    """Metrics of the judge, as in `metrics.jsonl`; empty without one."""
     no_calls: str | None = None
     """The number of rollouts without a model call, and the likely cause; None: every rollout made one."""
 
@@ -64,13 +66,14 @@ async def _score(job: Job, limit: int | None, greedy: bool, controls: Controls) 
             settings = services.rollouts.greedy() if greedy else services.rollouts
             rollouts = [settings.rollout(task, "eval", f"task-{place}", 0, 0) for place, task in enumerate(tasks)]
             trajectories = await services.collector.run(rollouts)
-        report = _report(folder.path, trajectories, time.monotonic() - began)
+            counts = services.scoring.counts() if services.scoring is not None else {}
+        report = _report(folder.path, trajectories, counts, time.monotonic() - began)
         measured = {key: value for key, value in asdict(report).items() if value is not None and key not in ("folder", "error", "no_calls")}
         folder.write_result({"name": config.name, "model": config.model, "seed": config.seed, "reward": None, **measured})
     return report
 
 
-def _report(folder: Path, trajectories: Sequence[Trajectory], seconds: float) -> Scored:
+def _report(folder: Path, trajectories: Sequence[Trajectory], scoring: dict[str, float], seconds: float) -> Scored:
     requests = Counter[str]()
     for trajectory in trajectories:
         requests.update(request_counts(trajectory))
@@ -85,5 +88,6 @@ def _report(folder: Path, trajectories: Sequence[Trajectory], seconds: float) ->
         sampled_tokens=sum(replies) if all(replies) else None,  # a reply of no tokens makes no transition, unless its ids are missing
         seconds=seconds,
         error=first_error(trajectories),
+        scoring=scoring,
         no_calls=no_calls_report(trajectories),
     )

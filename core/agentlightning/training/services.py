@@ -39,6 +39,7 @@ from agentlightning.training.controls import Controls
 from agentlightning.training.plan import Plan, Plugin, TrainingPlan
 from agentlightning.training.progress import Progress
 from agentlightning.training.remote_runners import runner_command, watch_runners
+from agentlightning.training.rewards.scoring import Scoring, open_scoring
 from agentlightning.training.rollouts import RolloutSettings, trajectory_reader
 from agentlightning.training.run_folder import RunFolder
 from agentlightning.training.trace_export import TraceExport, open_export
@@ -53,6 +54,8 @@ class RolloutServices:
     engine: Engine
     collector: Collector
     rollouts: RolloutSettings
+    scoring: Scoring | None
+    """Scores the rollouts; None: the agent gives the rewards."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,9 +101,13 @@ async def open_services(
         exits.callback(weight_sync.clear)
         await weight_sync.serve(trainer.policy)
         await _cancel_unfinished(store)  # before the runners can claim them
-        collector = await _open_runners(exits, config, plan, Served(store, engine, metrics, plan.algorithm.demonstrate), controls)
-        max_staleness = config.collection.max_staleness
-        yield Services(engine, collector, RolloutSettings.of(config), store, trainer, weight_sync, controls, max_staleness, metrics, export)
+        scoring = await exits.enter_async_context(open_scoring(config, store, folder.path))
+        served = Served(store, engine, metrics, plan.algorithm.demonstrate, scoring)
+        collector = await _open_runners(exits, config, plan, served, controls)
+        yield Services(
+            engine, collector, RolloutSettings.of(config), scoring, store, trainer, weight_sync, controls, config.collection.max_staleness,
+            metrics, export,
+        )  # fmt: skip
 
 
 @asynccontextmanager
@@ -113,8 +120,9 @@ async def open_rollout_services(config: Config, plan: Plan, folder: RunFolder, c
         engine = await _open_engine(exits, plan.engine, plan.files, {})
         if plan.files.path:
             await engine.load(engine.policy)  # an engine that starts with its first load reports its errors now
-        collector = await _open_runners(exits, config, plan, Served(store, engine, metrics, None), controls)
-        yield RolloutServices(engine, collector, RolloutSettings.of(config))
+        scoring = await exits.enter_async_context(open_scoring(config, store, folder.path))
+        collector = await _open_runners(exits, config, plan, Served(store, engine, metrics, None, scoring), controls)
+        yield RolloutServices(engine, collector, RolloutSettings.of(config), scoring)
 
 
 async def _open_store(exits: AsyncExitStack, config: Config, folder: RunFolder) -> LightningStore:
@@ -156,19 +164,20 @@ async def _cancel_unfinished(store: LightningStore) -> None:
 
 
 class Served(NamedTuple):
-    """The parts that a run's gateway serves and measures."""
+    """The parts that a run's gateway serves and measures, and that score its rollouts."""
 
     store: LightningStore
     engine: Engine
     metrics: Metrics
     demonstrate: Demonstrate | None
     """Answers training calls in the policy's place."""
+    scoring: Scoring | None
 
 
 async def _open_runners(exits: AsyncExitStack, config: Config, plan: Plan, served: Served, controls: Controls) -> Collector:
     """Start a gateway and runners; return their collector."""
     token, runner = os.environ.get("AGL_TOKEN") or secrets.token_urlsafe(24), config.runner
-    store, engine, metrics, demonstrate = served
+    store, engine, metrics, demonstrate, scoring = served
     server = StoreServer(store, token)
     order = order_route(server, RunnerOrder(model=engine.info.model, models=config.models, settings=runner))
     remote_routes = [*server.routes, order] if runner.workers or runner.elsewhere else []
@@ -190,7 +199,7 @@ async def _open_runners(exits: AsyncExitStack, config: Config, plan: Plan, serve
         runs = _run_here(None if remote is not None else plan.agent, store, gateway, runner)
     runners = asyncio.create_task(runs)
     exits.push_async_callback(_cancel, runners)
-    return Collector(store, runners, trajectory_reader(config), controls)
+    return Collector(store, runners, trajectory_reader(config), controls, scoring)
 
 
 def remote_runner(config: Config, agent: str | Agent, token: str, base_url: str) -> RemoteRunner:
@@ -201,7 +210,7 @@ def remote_runner(config: Config, agent: str | Agent, token: str, base_url: str)
         store=(config.address or host).rstrip("/").replace("://", f"://{token}@", 1),
         agent=None if config.command is not None else reference_of(agent),
         command=config.command,
-        reward=config.reward,
+        reward=config.program_reward,
         adapters=config.adapters,
     )
 

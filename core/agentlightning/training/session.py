@@ -168,6 +168,7 @@ class Session(base.Session):
             write_step_logprobs(self._record.folder.logprobs(finished), self._logprobs)
         if self._services.export is not None:
             self._services.export.step(trajectories, learned)
+        self._count_scores(row)
         row |= self._source.counts() | {f"seconds.{name}": seconds for name, seconds in self._seconds.items()}
         row["seconds"] = time.monotonic() - self._step_began
         self._record.state = replace(self.state, step=finished)
@@ -261,10 +262,17 @@ class Session(base.Session):
             row["seconds"] = row.get("seconds", 0.0) + self._seconds["evaluation"]
             state, change = await asyncio.to_thread(self._evaluator.judge, state, row, measured)
             row |= change
+            self._count_scores(row)
         state = await self._diagnosis.after(state, row)
         self._record.log(row)
         self._record.state = state
         self._save(unlogged=None)
+
+    def _count_scores(self, row: dict[str, Any]) -> None:
+        """Add what the scoring of rollouts took since the last call."""
+        if self._services.scoring is not None:
+            for name, count in self._services.scoring.counts().items():
+                row[name] = row.get(name, 0.0) + count
 
     def _save(self, *, unlogged: dict[str, Any] | None) -> None:
         finished = self.state.step == self._steps and unlogged is None

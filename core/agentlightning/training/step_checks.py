@@ -135,5 +135,7 @@ def check_first(
             "OPENAI_BASE_URL and OPENAI_API_KEY."
         )
     if not any(trajectory.reward is not None for trajectory in trajectories):
-        raise AgentError("No rollout in the first step received a reward. Return one from the agent function or call agl.reward(value).")
+        failure = next((trajectory.error for trajectory in trajectories if trajectory.status == "succeeded" and trajectory.error), None)
+        advice = "Return one from the agent function or call agl.reward(value)." if failure is None else f"The first one: {failure}"
+        raise AgentError(f"No rollout in the first step received a reward. {advice}")
     check_joins(trajectories, agents, full_step=full_step)

@@ -124,6 +124,18 @@ def chosen_trackers(tables: Sequence[JSON]) -> list[ChosenTracker]:
     return [(str(part.name), part.target, part.make()) for part in parts]
 
 
+def with_defaults(config: Config) -> Config:
+    """The config of a run with every setting of its parts, so that its file shows the values in force and a resumed run keeps them. A part
+    that only Python code can give stays as it is, and so do values that follow from other settings."""
+    tables: dict[str, Any] = {}
+    for key, kind in (("engine", "engines"), ("trainer", "trainers"), ("algorithm", "algorithms")):
+        table = getattr(config, key)
+        with contextlib.suppress(ConfigError):
+            settings = plain_settings(Part.parse(kind, table, key).make(), none=False)
+            tables[key] = {"name": table["name"], **{name: value for name, value in settings.items() if name != "name"}}
+    return dataclasses.replace(config, **tables)
+
+
 def config_in_force(config: Config, plan: TrainingPlan) -> dict[str, JSON]:
     """Return every setting of a run with the value in force, defaults included."""
     values = plain_settings(config, none=None)

@@ -28,7 +28,7 @@ from agentlightning.training.evaluation_cache import evaluation_cache
 from agentlightning.training.job import Job, job_of, keep_tasks, make_job, with_store
 from agentlightning.training.learning_rate import lr_of_model, lr_warning
 from agentlightning.training.metrics import cut_metrics, read_metrics
-from agentlightning.training.plan import TrainingPlan, config_in_force, plan_training
+from agentlightning.training.plan import TrainingPlan, config_in_force, plan_training, with_defaults
 from agentlightning.training.production.opening import check_replay, open_replay
 from agentlightning.training.progress import Progress, TrainingProgress
 from agentlightning.training.result import write_result
@@ -163,7 +163,7 @@ async def _open(job: Job, plan: TrainingPlan, folder: RunFolder, start: Start, c
         folder.cut_back(start.state.step)
         cut_metrics(folder.path, after=start.logged)
         config = keep_tasks(job, folder).config
-        folder.write_config(to_toml(config))
+        folder.write_config(to_toml(with_defaults(config)))
         folder.write_state(start.state)
         settings = without_secrets(config_in_force(config, plan))
         tracked = TrackedRun(folder.tracking_id(), folder.path, config.name, settings, max(0, start.logged + 1), controls.progress.message)

@@ -9,6 +9,7 @@ import os
 import signal
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +81,9 @@ def test_a_run_trains_and_leaves_everything_behind(model: str, tmp_path: Path) -
     assert result["seed"] == 0
     assert set(result["eval"]["sampled"]) == set(result["eval"]["greedy"]) == {"before", "after"}
     assert (run.folder / "reward.png").read_bytes().startswith(b"\x89PNG")
-    assert (run.folder / "config.toml").exists()
+    written = tomllib.loads((run.folder / "config.toml").read_text())  # with the values that are in force by default
+    assert (written["engine"]["device"], written["trainer"]["clip_norm"], written["algorithm"]["advantage"]) == ("auto", 1.0, "grpo")
+    assert "total_steps" not in written["trainer"]  # it follows from `steps`, which may be raised
     before, after = (AutoModelForCausalLM.from_pretrained(path).state_dict() for path in (model, run.checkpoint))
     assert any(not torch.equal(before[name].float(), after[name].float()) for name in before)
 

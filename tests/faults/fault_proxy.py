@@ -25,6 +25,7 @@ class FaultProxy:
     def __init__(self, target: int, *, share: float, seed: int = 0, stall: float = 2.0) -> None:
         self._target, self._share, self._stall = target, share, stall
         self._random = random.Random(seed)
+        self._round: list[str] = []
         self._tasks: set[asyncio.Task[Any]] = set()
         self.faults = Counter[str]()
         self.passed = 0
@@ -50,7 +51,7 @@ class FaultProxy:
         to_client.close()
 
     async def _answer(self, request: bytes, to_client: asyncio.StreamWriter) -> None:
-        fault = self._random.choice(FAULTS) if self._random.random() < self._share else None
+        fault = self._next_fault() if self._random.random() < self._share else None
         if fault is None:
             self.passed += 1
         else:
@@ -72,6 +73,12 @@ class FaultProxy:
         await to_client.drain()
         if fault == "twice, late":
             self._tasks.add(asyncio.create_task(self._ask(request, LATE)))
+
+    def _next_fault(self) -> str:
+        """A fault of a shuffled round, so that few requests meet every kind."""
+        if not self._round:
+            self._round = self._random.sample(FAULTS, len(FAULTS))
+        return self._round.pop()
 
     async def _ask(self, request: bytes, delay: float = 0.0) -> bytes:
         await asyncio.sleep(delay)

@@ -57,7 +57,7 @@ def model_origin(model: str) -> Origin:
     card, licence_file = _card(model), next((file for folder in _folders(model) if (file := _licence_file(folder))), None)
     licence = card.get("license") or (_licence_of(licence_file) if licence_file is not None else None) or UNKNOWN
     bases: Any = card.get("base_model")
-    base: Any = cast("list[Any]", bases)[0] if isinstance(bases, list) and bases else bases
+    base: Any = next(iter(cast("list[Any]", bases)), None) if isinstance(bases, list) else bases
     return Origin(name, hub_name or (base if isinstance(base, str) and HUB_NAME.fullmatch(base) else None), str(licence), licence_file)
 
 

@@ -57,8 +57,8 @@ class RewardEndpoint:
 
 def _parse(attempt_id: str, body: bytes) -> Reward:
     try:
-        posted = msgspec.json.decode(body, type=float | Posted)
-        value = posted if isinstance(posted, float) else posted.reward
-        return Reward(attempt_id=attempt_id, value=checked_reward(value), name=posted.name if isinstance(posted, Posted) else "reward")
+        decoded: float | Posted = msgspec.json.decode(body, type=float | Posted)
+        posted = decoded if isinstance(decoded, Posted) else Posted(decoded)
+        return Reward(attempt_id=attempt_id, value=checked_reward(posted.reward), name=posted.name)
     except (*FAULTS, RewardError) as error:
         raise Refused(f"{body[:80].decode(errors='replace')!r} is no reward: {error}. {EXPECTED}", param="reward") from error

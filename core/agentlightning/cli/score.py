@@ -71,7 +71,7 @@ def score(
     async def run() -> tuple[Rescored, RewardSource]:
         opened = open_store(records.address)
         try:
-            async with open_source(reward, records) as source:
+            async with open_source(reward, records, labels) as source:
                 _check_labels(labels, name or source.own_name, recorded=not dry_run)
                 rescored = await rescore(
                     opened, source.function, source=source.source, name=name, own_name=source.own_name, labels=labels,
@@ -110,8 +110,8 @@ class RewardSource:
 
 
 @asynccontextmanager
-async def open_source(reward: str, records: RecordsSource) -> AsyncGenerator[RewardSource]:
-    """Open what `--reward` names: `module:function`, or a config file with a `reward`."""
+async def open_source(reward: str, records: RecordsSource, labels: str | None) -> AsyncGenerator[RewardSource]:
+    """Open what `--reward` names: `module:function`, or a config file with a `reward`. A judge does not see the labels."""
     from agentlightning.config.rewards import PROGRAM_REWARDS, RewardTable, read_reward_setting
 
     file = Path(reward)
@@ -120,7 +120,7 @@ async def open_source(reward: str, records: RecordsSource) -> AsyncGenerator[Rew
         return
     setting = read_reward_setting(file)
     if isinstance(setting, RewardTable):
-        async with _open_judge(setting.judge, records) as source:
+        async with _open_judge(setting.judge, records, labels) as source:
             yield source
     elif setting in PROGRAM_REWARDS:
         raise ConfigError(f"{reward}: reward is {setting!r}, which a running command gives. Name a judge or module:function.")
@@ -136,8 +136,9 @@ def _function_source(file: Path, reference: str) -> RewardSource:
 
 
 @asynccontextmanager
-async def _open_judge(settings: JudgeSettings, records: RecordsSource) -> AsyncGenerator[RewardSource]:
+async def _open_judge(settings: JudgeSettings, records: RecordsSource, labels: str | None) -> AsyncGenerator[RewardSource]:
     from agentlightning.config.models import cache_folder
+    from agentlightning.training.rewards.agreement import without_label
     from agentlightning.training.rewards.judge import Judge
     from agentlightning.training.rewards.judge_cache import FILE, JudgeCache
 
@@ -148,7 +149,7 @@ async def _open_judge(settings: JudgeSettings, records: RecordsSource) -> AsyncG
     judge = Judge(settings, JudgeCache(file))
 
     async def score(rollout: RecordedRollout) -> float | None:
-        (judgement,) = await judge.score([rollout])
+        (judgement,) = await judge.score([rollout if labels is None else without_label(rollout, labels)])
         if judgement.value is None:
             source.unscored.append((rollout.id, judgement.reason))
         return judgement.value

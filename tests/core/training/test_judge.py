@@ -157,6 +157,18 @@ async def test_an_endpoint_that_stays_away_is_an_error_that_says_what_to_do(tmp_
             await asked.score([rollout("5")])
 
 
+async def test_a_request_that_is_too_long_for_the_judge_costs_its_rollout_the_reward_alone(tmp_path: Path) -> None:
+    def limited(body: dict[str, Any]) -> Any:
+        return JSONResponse({"error": "context length exceeded"}, 400) if len(work(body)) > 20 else score(5)
+
+    with judge_server(limited) as server:
+        async with judge(server, tmp_path) as asked:
+            long, short = await asked.score([rollout("x" * 30), rollout("5")])
+    assert (long.value, short.value) == (None, 0.5)
+    assert "refused the request with HTTP 400: " in long.reason
+    assert "context length exceeded" in long.reason
+
+
 async def test_a_slow_endpoint_meets_the_timeout_and_few_requests_are_in_flight(tmp_path: Path) -> None:
     pause = 0.05
 

@@ -260,8 +260,11 @@ def test_a_program_without_a_reward_is_judged_and_scored_again_against_labels(ju
         assert "6 scored" in told
         asked = int(re.findall(r"judge: (\d) asked", told)[0])
         again = agl_command("score", "latest", "--reward", "config.toml", "--labels", "task.good", "--dry-run")
-        assert len(server.bodies) == asked, "the run's cache answers"
-        assert "The judge was asked 0 times. 6 scores were known." in again
+        assert all("good" in body["messages"][1]["content"] for body in server.bodies[:asked])
+        assert not any("good" in body["messages"][1]["content"] for body in server.bodies[asked:]), "the judge does not see the label"
+        requests = len(server.bodies)
+        assert "The judge was asked 0 times. 6 scores were known." in agl_command("score", "latest", "--reward", "config.toml", "--dry-run")
+        assert len(server.bodies) == requests, "the run's cache answers"
         assert "0 of 6 rollouts change." in again
         assert "agreement with task.good: 6 rollouts of 6 tasks" in again
         assert re.search(r"accuracy +0\.\d+ +0\.\d+ to [01]\.\d+", again)

@@ -7,15 +7,16 @@ score, is missing: it is counted, and never a 0.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias, cast
 
 import numpy as np
+from msgspec import structs
 
 from agentlightning.errors import RewardError
 from agentlightning.training.interval import LEVEL
 from agentlightning.training.rewards.recorded_rollout import RecordedRollout
-from agentlightning.types import Doubles, Ints
+from agentlightning.types import Doubles, Ints, Task
 
 RESAMPLES = 1_000
 THRESHOLD = 0.5
@@ -63,11 +64,22 @@ def label_of(rollout: RecordedRollout, name: str) -> float | None:
     """
     if not name.startswith(TASK):
         return rollout.rewards.get(name)
-    task = cast("dict[str, Any]", rollout.task if type(rollout.task) is dict else {})
-    value = task.get(name.removeprefix(TASK))
+    task: Any = rollout.task
+    value = cast("dict[str, Any]", task).get(name.removeprefix(TASK)) if isinstance(task, dict) else None
     if value is not None and not isinstance(value, bool | int | float):
         raise RewardError(f"The label {name!r} of rollout {rollout.id} is {value!r:.80}. Use a number, or true and false.")
     return None if value is None else float(value)
+
+
+def without_label(rollout: RecordedRollout, name: str) -> RecordedRollout:
+    """Return the same rollout, whose task does not have the label."""
+    task: Any = rollout.task
+    if not name.startswith(TASK) or not isinstance(task, dict):
+        return rollout
+    rest = {key: value for key, value in cast("dict[str, Any]", task).items() if key != name.removeprefix(TASK)}
+    recorded = rollout.state.rollout
+    hidden = structs.replace(recorded, task=Task(recorded.task.id, rest))
+    return replace(rollout, state=structs.replace(rollout.state, rollout=hidden))
 
 
 def agreement(rows: Sequence[Labelled], *, seed: int = 0) -> Agreement:

@@ -21,6 +21,8 @@ RETRIED = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 529})
 """HTTP statuses that may pass."""
 FORMAT_REFUSED = frozenset({400, 415, 422, 501})
 """HTTP statuses with which an endpoint may refuse `response_format`."""
+ONE_REQUEST = frozenset({400, 413, 422})
+"""HTTP statuses that blame the request: it may be too long for the judge, and others are not."""
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 60.0
 """Seconds before another request after a failed one."""
 log = logging.getLogger("agentlightning")
@@ -51,7 +53,8 @@ class JudgeEndpoint:
     async def ask(self, messages: Messages, schema: JSON, read: Callable[[str], T]) -> T:
         """Return what `read` finds in the reply.
 
-        Raises `RewardError` if no reply is readable, and `JudgeError` if the endpoint fails again and again, or refuses the request.
+        Raises `RewardError` if no reply is readable, or if the endpoint refuses this request. Raises `JudgeError` if it fails again and
+        again, or refuses all requests.
         """
         conversation, pause, failure = messages, FIRST_PAUSE, Exception()
         for attempt in range(self._settings.retries + 1):
@@ -90,6 +93,11 @@ class JudgeEndpoint:
                 answer = plain
         if answer.status_code in RETRIED:
             raise _Failed(f"HTTP {answer.status_code}: {answer.text[:SHOWN]}", _retry_after(answer))
+        if answer.status_code in ONE_REQUEST:
+            raise RewardError(
+                f"The judge {self._settings.model!r} refused the request with HTTP {answer.status_code}: "
+                f"{self._public(answer.text)[:SHOWN]}."
+            )
         if not answer.is_success:
             raise JudgeError(
                 f"The judge at {self._settings.base_url} refused the request with HTTP {answer.status_code}: "

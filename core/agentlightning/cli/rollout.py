@@ -22,6 +22,16 @@ if TYPE_CHECKING:
     from agentlightning.training.score import Scored
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TaskOptions:
+    """Which tasks the agent gets."""
+
+    tasks: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Use these tasks instead of the config file's, such as a .jsonl or .csv file.")
+    ] = None
+    limit: Annotated[int | None, typer.Option(min=1, help="Run the first N tasks. Default: all.")] = None
+
+
 @with_options
 def rollout(
     *,
@@ -36,10 +46,7 @@ def rollout(
             help="Take the command's reward from `stdout` (its last line; default), `exit_code`, `file` or `post`, or `module:function`.",
         ),
     ] = None,
-    tasks: Annotated[
-        str | None, typer.Option(metavar="FILE", help="Use these tasks instead of the config file's, such as a .jsonl or .csv file.")
-    ] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Run the first N tasks. Default: all.")] = None,
+    chosen: TaskOptions,
     greedy: Annotated[bool, typer.Option("--greedy", help="Always take the most likely token, as greedy evaluations do.")] = False,
     model: Annotated[str | None, typer.Option(metavar="NAME", help="Use this model instead: any name that `agl serve` takes.")] = None,
     rendering: RenderingOptions,
@@ -67,9 +74,9 @@ def rollout(
     `AGL_REWARD_FILE`. With `post`, it POSTs the reward to `AGL_REWARD_URL`."""
     from agentlightning.training.score import rollout_config
 
-    settings = settings_of(config, {"command": command, "reward": reward, "tasks": tasks, "model": model, **rendering.keys()})
+    settings = settings_of(config, {"command": command, "reward": reward, "tasks": chosen.tasks, "model": model, **rendering.keys()})
     with open_progress() as progress:
-        report = rollout_config(settings, limit=limit, greedy=greedy, progress=progress)
+        report = rollout_config(settings, limit=chosen.limit, greedy=greedy, progress=progress)
     print_scored(report, Console())
     if not report.scored:
         raise typer.Exit(1)

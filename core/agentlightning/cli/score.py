@@ -24,8 +24,7 @@ from agentlightning.types import Mode
 
 if TYPE_CHECKING:
     from agentlightning.config.rewards import JudgeSettings
-    from agentlightning.training.rescore import Rescored
-    from agentlightning.training.rewards.agreement import Agreement
+    from agentlightning.training.rescore import Rescored, Rescoring
     from agentlightning.training.rewards.recorded_rollout import RecordedRollout, RewardFunction
 
 
@@ -68,16 +67,16 @@ def score(
 
     records = find_records(store)
 
+    def report(count: int) -> None:
+        progress.update(task, completed=count)
+
     async def run() -> tuple[Rescored, RewardSource]:
         opened = open_store(records.address)
         try:
             async with open_source(reward, records, labels) as source:
                 _check_labels(labels, name or source.own_name, recorded=not dry_run)
-                rescored = await rescore(
-                    opened, source.function, source=source.source, name=name, own_name=source.own_name, labels=labels,
-                    weights=records.settings.get("reward_weights"), mode=mode, step=step, write=not dry_run,
-                    report=lambda count: progress.update(task, completed=count),
-                )  # fmt: skip
+                how = _rescoring(source, records, name, labels)
+                rescored = await rescore(opened, how, mode=mode, step=step, write=not dry_run, report=report)
                 return rescored, source
         finally:
             await opened.close()
@@ -85,13 +84,17 @@ def score(
     with progress_bar() as progress:
         task = progress.add_task("scoring", total=None)
         rescored, source = asyncio.run(run())
-    console = Console()
-    print_rescored(rescored, console, recorded=not dry_run)
-    print_source(source, console)
+    print_rescored(rescored, Console(), recorded=not dry_run)
+    print_source(source, Console())
     if labels is not None:
-        from agentlightning.training.rewards.agreement import agreement
+        print_agreement(rescored, labels, Console())
 
-        print_agreement(agreement(rescored.labelled), labels, console)
+
+def _rescoring(source: RewardSource, records: RecordsSource, name: str | None, labels: str | None) -> Rescoring:
+    from agentlightning.training.rescore import Rescoring
+
+    weights = records.settings.get("reward_weights")
+    return Rescoring(function=source.function, source=source.source, name=name, own_name=source.own_name, weights=weights, labels=labels)
 
 
 @dataclass(slots=True)
@@ -179,8 +182,11 @@ def _check_labels(labels: str | None, name: str | None, *, recorded: bool) -> No
         raise ConfigError(f"The new rewards would replace the labels {labels!r}. Add --name NAME to keep both, or --dry-run.")
 
 
-def print_agreement(measured: Agreement, labels: str, console: Console) -> None:
+def print_agreement(rescored: Rescored, labels: str, console: Console) -> None:
     """Print how far the new scores agree with labels."""
+    from agentlightning.training.rewards.agreement import agreement
+
+    measured = agreement(rescored.labelled)
     missing = [
         f"{count:,} without a {what}" for count, what in ((measured.without_label, "label"), (measured.without_score, "score")) if count
     ]

@@ -62,27 +62,36 @@ class Rescored:
             self.largest = heapq.nlargest(LARGEST, [*self.largest, change], key=lambda change: (change.size, change.rollout_id))
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rescoring:
+    """How rollouts are scored again."""
+
+    function: RewardFunction
+    source: str
+    """Who scored, in the records."""
+    name: str | None = None
+    """Of the new rewards; None: the name that the rollout's reward has, so that the new one replaces it."""
+    own_name: str | None = None
+    """The name under which the function scores in a run; None: a function that names none."""
+    weights: Mapping[str, float] | None = None
+    """Of the named rewards, as `reward_weights` in a config."""
+    labels: str | None = None
+    """Names the labels to compare with, as in `label_of`."""
+
+
 async def rescore(
     store: LightningStore,
-    function: RewardFunction,
+    how: Rescoring,
     *,
-    source: str,
-    name: str | None = None,
-    own_name: str | None = None,
-    labels: str | None = None,
-    weights: Mapping[str, float] | None = None,
     mode: Mode | None = None,
     step: int | None = None,
     write: bool = True,
     report: Callable[[int], None] = lambda count: None,
 ) -> Rescored:
-    """Score the succeeded rollouts of a store with a function, and append each reward that differs.
+    """Score the succeeded rollouts of a store again, and append each reward that differs.
 
-    `name`: of the new rewards; None: the name that the rollout's reward has, so that the new one replaces it. `own_name`: the name under
-    which the function scores in a run. `labels`: names the labels to compare with, as in `label_of`. `source`: who scored. `weights`: of
-    the named rewards, as `reward_weights` in a config. Without `write`, only the report is made. The rollouts of a page are scored at once.
-
-    Raises `RewardError` if the function fails; rewards of earlier pages stay.
+    Without `write`, only the report is made. The rollouts of a page are scored at once. Raises `RewardError` if the function fails; rewards
+    of earlier pages stay.
     """
     rescored, cursor = Rescored(), 0
     while True:
@@ -93,13 +102,14 @@ async def rescore(
         winners = [(state, winner) for state in states if (winner := state.winner) is not None and winner.status == "succeeded"]
         rescored.other += len(states) - len(winners)
         page = [RecordedRollout(state, await store.records(winner.id)) for state, winner in winners]
-        scores = await together([_score(recorded, function, source) for recorded in page])
+        scores = await together([_score(recorded, how.function, how.source) for recorded in page])
         for recorded, score in zip(page, scores, strict=True):
-            new = _new_rewards(recorded, score, source, [name] if name is not None else _names(recorded, own_name))
+            names = [how.name] if how.name is not None else _names(recorded, how.own_name)
+            new = _new_rewards(recorded, score, how.source, names)
             own = attempt_rewards(recorded.records)
-            rescored.add(recorded.id, _counted(own, weights), _counted([*own, *new], weights))
-            if labels is not None:
-                rescored.labelled.append(Labelled(recorded.state.rollout.task.id, score, label_of(recorded, labels)))
+            rescored.add(recorded.id, _counted(own, how.weights), _counted([*own, *new], how.weights))
+            if how.labels is not None:
+                rescored.labelled.append(Labelled(recorded.state.rollout.task.id, score, label_of(recorded, how.labels)))
             rewards += new
         rescored.appended += len(rewards)
         if write and rewards:

@@ -12,7 +12,7 @@ from agentlightning.errors import RewardError
 from agentlightning.rl.trajectory.build import trajectory
 from agentlightning.stores.common import open_store
 from agentlightning.testing.store import ended_rollout, rollouts
-from agentlightning.training.rescore import Change, RecordedRollout, rescore
+from agentlightning.training.rescore import Change, RecordedRollout, Rescoring, rescore
 from agentlightning.types import Reward, Task
 
 
@@ -51,7 +51,7 @@ async def test_new_rewards_are_appended_and_count_and_the_report_says_what_chang
     ]
     store = await filled(*stored)
     await store.add(rollouts(1))
-    rescored = await rescore(store, length, source="judge:length")
+    rescored = await rescore(store, Rescoring(function=length, source="judge:length"))
     assert (rescored.rollouts, rescored.other, rescored.changed, rescored.appended) == (4, 2, 3, 4)
     assert (rescored.before, rescored.after) == ([6.0, 3.0], [21.0, 4.0])
     ids = [state.rollout.id for state, _ in stored]
@@ -62,20 +62,20 @@ async def test_new_rewards_are_appended_and_count_and_the_report_says_what_chang
     assert (await rewards(store))[:4] == [4.0, 3.0, 9.0, 5.0]
     _, (records,) = await store.read(ids[0])
     assert [(r.name, r.value, r.source) for r in records.rewards] == [("return", 1.0, "agent"), ("return", 4.0, "judge:length")]
-    again = await rescore(store, length, source="judge:length")
+    again = await rescore(store, Rescoring(function=length, source="judge:length"))
     assert (again.changed, again.appended) == (0, 0)
 
 
 async def test_a_dry_run_reports_the_same_and_records_nothing() -> None:
     store = await filled(scored("a", ("return", 1.0), answer="four"))
-    rescored = await rescore(store, length, source="j", write=False)
+    rescored = await rescore(store, Rescoring(function=length, source="j"), write=False)
     assert (rescored.appended, rescored.after) == (1, [4.0, 1.0])
     assert await rewards(store) == [1.0]
 
 
 async def test_a_named_reward_stands_beside_the_others_with_its_weight() -> None:
     store = await filled(scored("a", ("reward", 1.0), answer="four"))
-    rescored = await rescore(store, length, source="j", name="length", weights={"reward": 1.0, "length": 0.5})
+    rescored = await rescore(store, Rescoring(function=length, source="j", name="length", weights={"reward": 1.0, "length": 0.5}))
     assert rescored.after == [3.0, 1.0]
     assert rescored.before == [0.0, 0.0], "without the weighed reward it was not scored"
 
@@ -88,7 +88,7 @@ async def test_a_function_sees_the_task_and_may_be_async_and_may_leave_a_rollout
         assert len(rollout.replies) == 2
         return None if rollout.task["n"] == 1 else 1.0
 
-    assert (await rescore(store, judge, source="j")).changed == 1
+    assert (await rescore(store, Rescoring(function=judge, source="j"))).changed == 1
     assert await rewards(store) == [0.0, 1.0]
 
 
@@ -103,5 +103,5 @@ async def test_a_function_that_fails_is_named_with_its_rollout(wrong: Any) -> No
 
     (state,) = (await store.list())[0]
     with pytest.raises(RewardError, match=rf"j:fails failed for rollout {state.rollout.id}: .*\. Fix it and score again\."):
-        await rescore(store, fails, source="j:fails")
+        await rescore(store, Rescoring(function=fails, source="j:fails"))
     assert await rewards(store) == [0.0]

@@ -20,7 +20,7 @@ from agentlightning.page.rollouts import Filters, page
 from agentlightning.page.rows import read_rollout
 from agentlightning.stores.common import open_store
 from agentlightning.training.metrics import read_metrics
-from agentlightning.training.rescore import RecordedRollout, Rescored, rescore
+from agentlightning.training.rescore import RecordedRollout, Rescored, Rescoring, rescore
 from agentlightning.types import Reward
 from agentlightning_torch.testing import tiny_model
 
@@ -141,7 +141,7 @@ def test_a_run_trains_on_rollouts_that_were_scored_again(first: tuple[str, agl.R
     async def score_again() -> Rescored:
         store = open_store(str(tmp_path / "store.db"))
         try:
-            return await rescore(store, digits, source="test:digits", mode="train")
+            return await rescore(store, Rescoring(function=digits, source="test:digits"), mode="train")
         finally:
             await store.close()
 

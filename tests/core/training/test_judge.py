@@ -136,7 +136,7 @@ async def test_an_unreadable_reply_is_asked_again_and_then_leaves_the_rollout_wi
         lambda: JSONResponse({"error": "busy"}, 503),
         lambda: JSONResponse({"error": "slow down"}, 429, headers={"retry-after": "0"}),
         lambda: PlainTextResponse("<html>"),
-        lambda: completion(score(5)[:-1], "length"),
+        lambda: completion(score(7), "length"),
     ],
 )
 async def test_a_failure_that_may_pass_is_tried_again(tmp_path: Path, failure: Callable[[], Any]) -> None:

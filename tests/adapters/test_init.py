@@ -31,6 +31,7 @@ def test_a_new_project_trains(tmp_path: Path, kind: Kind) -> None:
     settings = {
         '"smollm2-135m" ': f'"{model}" ',
         "steps = 12": "steps = 1",
+        '"top:10" ': '"top:1" ',
         "tasks_per_step = 8": "tasks_per_step = 1",
         "every = 6": "every = 1\ntasks = 2",
     }
@@ -63,6 +64,9 @@ def test_a_project_names_its_own_extra_and_keeps_its_tasks_apart(kind: Kind) -> 
     files = project_files(kind)
     assert f"pip install 'agentlightning[{EXTRAS[kind]}]'" in files["README.md"]
     train, held_out = (set(files[name].splitlines()) for name in ("tasks.jsonl", "eval_tasks.jsonl"))
-    assert len(train) == 361 - 32
+    assert len(train) == 384
     assert len(held_out) == 32
     assert not train & held_out
+    for name in ("tasks.jsonl", "eval_tasks.jsonl"):  # one label for all earns no more than half
+        labels = [json.loads(line)["label"] for line in files[name].splitlines()]
+        assert labels.count("positive") == labels.count("negative") == len(labels) // 2

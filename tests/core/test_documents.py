@@ -61,6 +61,8 @@ def test_the_example_of_the_readme_trains(tmp_path: Path, monkeypatch: pytest.Mo
     tiny_model(tmp_path / "tiny")
     assert text.count('model="smollm2-135m", steps=10') == 1
     text = text.replace('model="smollm2-135m", steps=10', 'model="tiny", steps=1, tasks_per_step=1, progress=False')
+    assert text.count('"top:10"') == 1
+    text = text.replace('"top:10"', '"top:1"')
     monkeypatch.chdir(tmp_path)
     world: dict[str, Any] = {"__name__": "__main__"}
     exec(compile(text, "my_agent.py", "exec", dont_inherit=True), world)

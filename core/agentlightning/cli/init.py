@@ -24,7 +24,18 @@ EXTRAS: dict[Kind, str] = {
 AGENTS = {"program": 'command = "python3 agent.py"'}
 SUFFIX = ".txt"
 """Of the templates, so that no tool takes them for modules of this package."""
-EVAL_TASKS = 32
+THINGS = {
+    "train": ["film", "book", "hotel", "meal", "phone", "lamp", "chair", "game", "song", "train", "tour", "cake"],
+    "eval": ["museum", "jacket", "concert", "soup"],
+}
+WORDS = {
+    "train": {
+        "positive": ["wonderful", "excellent", "delightful", "superb", "amazing", "lovely", "great", "fantastic"],
+        "negative": ["terrible", "awful", "dreadful", "horrible", "disappointing", "poor", "bad", "boring"],
+    },
+    "eval": {"positive": ["brilliant", "perfect", "beautiful", "impressive"], "negative": ["useless", "unpleasant", "annoying", "ugly"]},
+}
+FRAMES = ("The {thing} was {word}.", "I found the {thing} {word}.")
 
 
 def init(
@@ -58,8 +69,18 @@ def project_files(kind: Kind) -> dict[str, str]:
             texts[template.name.removesuffix(SUFFIX)] = template.read_text(encoding="utf-8")
     texts["README.md"] = texts["README.md"].replace("EXTRA", EXTRAS[kind])
     texts["config.toml"] = texts["config.toml"].replace("AGENT", AGENTS.get(kind, 'agent = "agent:solve"'))
-    numbers = [(a, b) for a in range(2, 21) for b in range(2, 21)]
-    random.Random(0).shuffle(numbers)  # noqa: S311  # not for secrets
-    lines = [json.dumps({"question": f"What is {a} + {b}?", "answer": str(a + b)}) + "\n" for a, b in numbers]
-    texts["eval_tasks.jsonl"], texts["tasks.jsonl"] = "".join(lines[:EVAL_TASKS]), "".join(lines[EVAL_TASKS:])
+    texts["tasks.jsonl"], texts["eval_tasks.jsonl"] = _reviews("train", FRAMES), _reviews("eval", FRAMES[:1])
     return texts
+
+
+def _reviews(split: Literal["train", "eval"], frames: tuple[str, ...]) -> str:
+    """Return a split's reviews as JSON lines. The splits share no thing and no word, so eval measures more than memory."""
+    tasks = [
+        {"review": frame.format(thing=thing, word=word), "label": label}
+        for frame in frames
+        for thing in THINGS[split]
+        for label, words in WORDS[split].items()
+        for word in words
+    ]
+    random.Random(0).shuffle(tasks)  # noqa: S311  # not for secrets
+    return "".join(json.dumps(task) + "\n" for task in tasks)

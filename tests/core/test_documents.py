@@ -66,8 +66,9 @@ def test_the_example_of_the_readme_trains(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.chdir(tmp_path)
     world: dict[str, Any] = {"__name__": "__main__"}
     exec(compile(text, "my_agent.py", "exec", dont_inherit=True), world)
-    assert world["run"].result["steps"] == 1
-    assert (world["run"].checkpoint / "model.safetensors").is_file()
+    (run,) = RunFolder.all(tmp_path / "runs")
+    assert run.read_result()["steps"] == 1
+    assert list(run.path.glob("checkpoints/*/model.safetensors"))
 
 
 def test_the_advantage_of_the_contributing_guide_works_as_a_plugin(monkeypatch: pytest.MonkeyPatch) -> None:

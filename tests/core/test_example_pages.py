@@ -163,7 +163,7 @@ async def test_the_agent_of_a_page_earns_its_reward(page: str, case: Case, tmp_p
 
 
 def test_every_python_page_has_cases() -> None:
-    assert {page.stem for page in PAGES if "agent.mts" not in files_of(page)} == CASES.keys() | {"rewards"}
+    assert {page.stem for page in PAGES if "agent.mts" not in files_of(page)} == CASES.keys() | {"judges", "rewards"}
 
 
 async def test_the_page_on_rewards_gives_each_measure_a_name(tmp_path: Path) -> None:

@@ -150,7 +150,7 @@ def test_what_is_missing_or_wrong_is_one_clear_message(
     [
         ('agent = "m:f"\n', "agent and command are both set"),
         ('adapters = ["langchain"]\n', r"adapters is \['langchain'\], but adapters cannot see the agents of a command"),
-        ("reward = 'luck'\n", r"reward is 'luck'\. Use 'stdout', 'exit_code', 'file' or 'post'"),
+        ("reward = 'luck'\n", r"reward is 'luck'\. Use 'stdout', 'exit_code', 'file', 'post', 'none', or 'module:function'"),
         ("[runner]\nworkers = 2\n", r"runner\.workers is 2, but a command runs in processes of its own"),
     ],
 )

@@ -18,6 +18,7 @@ TOP = {
     "rollouts.py",
     "evaluation_key.py",
     "production/opening.py",
+    "rewards/scoring.py",
 }
 
 

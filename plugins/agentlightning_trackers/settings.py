@@ -9,6 +9,9 @@ from agentlightning.contracts.tracker import TrackerSettings
 from agentlightning.errors import ConfigError
 from agentlightning.settings import NonNegativeInt
 
+PROJECT = "agentlightning"
+"""Where a tracker puts runs if neither the settings nor its environment name a project."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ShownRollouts(TrackerSettings):

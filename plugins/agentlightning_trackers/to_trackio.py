@@ -9,10 +9,8 @@ import trackio
 
 from agentlightning.contracts.tracker import EvaluatedTask, RunEnd, TrackedRollout, TrackedRun, Tracker
 from agentlightning.types import JSON
-from agentlightning_trackers.settings import TrackioSettings
+from agentlightning_trackers.settings import PROJECT, TrackioSettings
 from agentlightning_trackers.tables import EVALUATION, evaluation_rows, grouped, numbers, texts
-
-PROJECT = "agentlightning"
 
 
 class TrackioTracker(Tracker):

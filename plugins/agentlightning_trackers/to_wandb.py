@@ -11,10 +11,8 @@ from requests.utils import get_netrc_auth
 
 from agentlightning.contracts.tracker import EvaluatedTask, RunEnd, TrackedRollout, TrackedRun, Tracker
 from agentlightning.types import JSON
-from agentlightning_trackers.settings import WandbSettings
+from agentlightning_trackers.settings import PROJECT, WandbSettings
 from agentlightning_trackers.tables import EVALUATION, ROLLOUTS, evaluation_rows, grouped, numbers, rollout_rows, texts
-
-PROJECT = "agentlightning"
 
 
 class WandbTracker(Tracker):

@@ -102,7 +102,7 @@ def compare(
 
     **Examples**
 
-    `agl compare runs/a runs/b` shows what run b gains over run a.
+    `agl compare runs/a runs/b` shows what run b gains over run a. Two folders of `agl rollout` can be compared, too.
 
     `agl compare latest` shows what the last run gained over its model.
     """

@@ -26,7 +26,9 @@ class Side:
 
 
 async def served_side(run: RunFolder) -> Side:
-    """The evaluation of the weights that a run serves."""
+    """The evaluation of the weights that a run serves, or the rollouts of `agl rollout`."""
+    if not run.state.exists():
+        return Side(run, run.name, await _read(run, 0))
     state = run.read_state()
     step = state.best_step if state.best_step is not None else state.evaluated.step if state.evaluated is not None else None
     if step is None:

@@ -26,11 +26,16 @@ def eval_rollouts(settings: EvalConfig, tasks: Sequence[Task], rollouts: Rollout
         "greedy": (int(settings.greedy), rollouts.greedy()),
     }
     return [
-        sampling.rollout(task, "eval", f"{kind}-{step}-{place}", index, step)
+        sampling.rollout(task, "eval", group_of(kind, step, place), index, step)
         for place, task in enumerate(settings.chosen(tasks))
         for kind, (count, sampling) in kinds.items()
         for index in range(count)
     ]
+
+
+def group_of(kind: Kind, step: int, place: int) -> str:
+    """Return the group of the rollouts of a task in an evaluation. `place`: of the task."""
+    return f"{kind}-{step}-{place}"
 
 
 def kind_of(group: str) -> Kind | None:

@@ -12,6 +12,7 @@ from agentlightning.config.schema import Config
 from agentlightning.config.toml import to_toml
 from agentlightning.errors import ConfigError
 from agentlightning.training.controls import Controls, run_in_thread
+from agentlightning.training.eval_rollouts import Kind, group_of
 from agentlightning.training.job import Job, job_of, with_store
 from agentlightning.training.metrics import request_counts
 from agentlightning.training.no_calls import no_calls_report
@@ -64,7 +65,8 @@ async def _score(job: Job, limit: int | None, greedy: bool, controls: Controls) 
         began, tasks = time.monotonic(), (job.eval_tasks or job.tasks)[:limit]
         async with open_rollout_services(config, plan, folder, controls) as services:
             settings = services.rollouts.greedy() if greedy else services.rollouts
-            rollouts = [settings.rollout(task, "eval", f"task-{place}", 0, 0) for place, task in enumerate(tasks)]
+            kind: Kind = "greedy" if greedy else "sampled"
+            rollouts = [settings.rollout(task, "eval", group_of(kind, 0, place), 0, 0) for place, task in enumerate(tasks)]
             trajectories = await services.collector.run(rollouts)
             counts = services.scoring.counts() if services.scoring is not None else {}
         report = _report(folder.path, trajectories, counts, time.monotonic() - began)

@@ -11,6 +11,7 @@ import pytest
 
 from agentlightning.config.schema import load_config
 from agentlightning.errors import ConfigError, JoinError
+from agentlightning.records.comparison import served_side
 from agentlightning.stores.common import open_store
 from agentlightning.training.dry_run import _few_tasks, dry_run
 from agentlightning.training.job import job_of
@@ -126,6 +127,8 @@ def test_scoring_is_greedy_if_asked(config: Any, greedy: bool, temperature: floa
     report = rollout_config(config, limit=2, greedy=greedy)
     states, _ = asyncio.run(open_store(str(RunFolder.open(report.folder).store)).list())
     assert [state.rollout.sampling.temperature for state in states if state.rollout.sampling] == [temperature] * 2
+    side = asyncio.run(served_side(RunFolder.open(report.folder)))  # `agl compare` pairs it with another one
+    assert {kind: len(rewards) for kind, rewards in side.evaluation.rewards.items()} == {"greedy" if greedy else "sampled": 2}
 
 
 def test_a_dry_run_refuses_what_a_run_would_refuse(config: Any, tmp_path: Path) -> None:

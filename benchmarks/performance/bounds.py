@@ -8,7 +8,7 @@ from __future__ import annotations
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,15 +25,22 @@ def bar() -> Progress:
 
 
 def in_turn(names: Iterable[str], repeat: int) -> Iterator[tuple[str, bool]]:
-    """Yield each name `repeat` times and once more, in turn, and whether its run counts: the first round does not. Shows a progress bar."""
+    """Yield each name `repeat` times and once more, in turn, and whether its run counts: the first round does not."""
     names = list(names)
+    for number, name in enumerate(tracked(names * (repeat + 1))):
+        yield name, number >= len(names)
+
+
+def tracked(names: Sequence[str]) -> Iterator[str]:
+    """Yield the names. Shows a progress bar in a terminal, else a line for each, so that a log tells how far a script is."""
     with bar() as progress:
-        task = progress.add_task("", total=len(names) * (repeat + 1))
-        for turn in range(repeat + 1):
-            for name in names:
-                progress.update(task, description=name)
-                yield name, turn > 0
-                progress.advance(task)
+        task = progress.add_task("", total=len(names))
+        for number, name in enumerate(names, 1):
+            if not console.is_terminal:
+                console.print(f"{number} of {len(names)}: {name}")
+            progress.update(task, description=name)
+            yield name
+            progress.advance(task)
 
 
 def take_turns(runs: Mapping[str, Callable[[], Any]], repeat: int) -> dict[str, list[float]]:

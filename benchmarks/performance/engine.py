@@ -4,9 +4,9 @@
     python benchmarks/performance/engine.py --model FOLDER --rounds 3    # another model
     python benchmarks/performance/engine.py --groups 2 --rollouts 4      # smaller
 
-Each round runs all of them in turn on the same requests, so that background load affects them equally. A first round does not count. Of the
-others the best counts. The prompts are random tokens, the replies of a group share one, and no reply ends early. Tokens per second include
-the prefill.
+Each round runs the engines in turn on the same requests, so that background load affects them equally. A first round does not count. Of the
+others the best counts. `generate` prefills every prompt of a group, takes longer than all the rest, and runs once, after them. The prompts
+are random tokens, the replies of a group share one, and no reply ends early. Tokens per second include the prefill.
 
 The bound is the time of a decode step's matrix products alone, with every reply in flight: weights of all linear layers, and the head.
 `decode` counts only the steps after the prefill, and `share` is its part of the bound.
@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from bounds import console, in_turn
+from bounds import console, in_turn, tracked
 from rich.table import Table
 
 from agentlightning.config.models import find_model
@@ -120,18 +120,16 @@ async def measure(arguments: argparse.Namespace) -> None:
     ]
     best: dict[str, float] = {}
     decode: dict[str, float] = {}
-    for name, counts in in_turn([*engines, *plain], arguments.rounds):
+    for name, counts in in_turn(engines, arguments.rounds):
         started = time.perf_counter()
-        if name in plain:
-            plain[name]()
-            speed = rows * new / (time.perf_counter() - started)
-        else:
-            tokens, rest = await sampled(engines[name], prompts, new)
-            speed = tokens / (time.perf_counter() - started)
-            if counts:
-                decode[name] = max(decode.get(name, 0), (tokens - rows) / rest)
+        tokens, rest = await sampled(engines[name], prompts, new)
         if counts:
-            best[name] = max(best.get(name, 0), speed)
+            best[name] = max(best.get(name, 0), tokens / (time.perf_counter() - started))
+            decode[name] = max(decode.get(name, 0), (tokens - rows) / rest)
+    for name in tracked(list(plain)):
+        started = time.perf_counter()
+        plain[name]()
+        best[name] = rows * new / (time.perf_counter() - started)
     for engine in engines.values():
         await engine.close()
     report(arguments, best, decode, bounds)

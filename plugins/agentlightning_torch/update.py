@@ -7,6 +7,7 @@ differentiated.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -179,9 +180,9 @@ class Update:
     def _mismatch(self, version: int) -> dict[str, float]:
         """Return `mismatch_*` and `off_policy_*` metrics.
 
-        `mismatch_*` compares trainer and engine on tokens sampled by this exact version. `abs` is |old_logprobs - rollout_logprobs|, and
-        `kl` is Schulman's k3 estimate of KL(rollout, old). `off_policy_*` is the same on tokens of other versions, where differences are
-        expected. Demonstrations do not count, because no engine sampled them.
+        `mismatch_*` compares trainer and engine on tokens sampled by this exact version. `abs` is the mean of |old_logprobs -
+        rollout_logprobs|, `abs_error` its standard error, and `kl` Schulman's k3 estimate of KL(rollout, old). `off_policy_*` is the same
+        on tokens of other versions, where differences are expected. Demonstrations do not count, because no engine sampled them.
         """
         batch = self.batch
         sampled = batch.trained & np.isfinite(batch.rollout_logprobs)
@@ -192,6 +193,8 @@ class Update:
         for name, ratios in (("mismatch", log_ratio[gap == 0]), ("off_policy", log_ratio[gap != 0])):
             if len(ratios):
                 metrics[f"{name}_abs"] = float(np.abs(ratios).mean())
+                if len(ratios) > 1:
+                    metrics[f"{name}_abs_error"] = float(np.abs(ratios).std(ddof=1) / math.sqrt(len(ratios)))
                 metrics[f"{name}_abs_max"] = float(np.abs(ratios).max())
                 metrics[f"{name}_kl"] = float((np.expm1(ratios) - ratios).mean())
         gap = gap[batch.version[sampled] >= 0]

@@ -293,10 +293,17 @@ def _metrics(batch: Batch, updates: list[dict[str, float]], places: int, parts: 
     for name in ("mismatch", "off_policy"):
         if first[f"{name}_count"]:
             metrics |= {f"{name}_{kind}": first[f"{name}_{kind}"] / first[f"{name}_count"] for kind in ("abs", "kl")}
+            if first[f"{name}_count"] > 1:
+                metrics[f"{name}_abs_error"] = _standard_error(first[f"{name}_abs"], first[f"{name}_square"], first[f"{name}_count"])
             metrics[f"{name}_abs_max"] = max(update[f"{name}_abs_max"] for update in updates[:parts])
     if len(updates) > 1:
         metrics |= {"ratio_mean": total["ratio"] / total["count"], "clip_fraction": total["clipped"] / total["count"]}
     return metrics
+
+
+def _standard_error(total: float, squares: float, count: float) -> float:
+    """Return the standard error of a mean, from the sum of the values, the sum of their squares, and their number."""
+    return math.sqrt(max(0.0, squares - total**2 / count) / (count - 1) / count)
 
 
 def _version_gaps(batch: Batch, version: int) -> dict[str, float]:

@@ -179,6 +179,7 @@ def _loss(model_output: dict[str, Any], data: TensorDict, dp_group: Any = None) 
             measured |= {
                 f"{name}_count": float(len(gaps)),
                 f"{name}_abs": float(gaps.abs().sum()),
+                f"{name}_square": float(gaps.double().square().sum()),
                 f"{name}_kl": float((torch.expm1(gaps) - gaps).sum()),
                 f"{name}_abs_max": float(gaps.abs().max()) if len(gaps) else 0.0,
             }

@@ -266,7 +266,8 @@ class Config(BaseSettings):
     """Address of an OpenTelemetry receiver, without `/v1/traces`: it gets each finished rollout as a trace. Absent:
     `OTEL_EXPORTER_OTLP_ENDPOINT`, or none."""
     mismatch_alarm: NonNegativeFloat = 0.05
-    """Raise an alarm above this mean difference in log-probability between engine and trainer, per sampled token."""
+    """Raise an alarm if the mean difference in log-probability between engine and trainer, per sampled token, is above this by more than
+    two standard errors."""
     mismatch_limit: PositiveFloat = 0.2
     """Do not train a step above this difference. The engine loads the weights again, and the step samples new rollouts, once."""
     host: str = "127.0.0.1"

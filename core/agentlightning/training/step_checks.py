@@ -18,6 +18,8 @@ from agentlightning.training.no_calls import no_calls_report
 from agentlightning.types import Trajectory
 
 log = logging.getLogger("agentlightning")
+ERRORS = 2
+"""Standard errors by which a mean difference must lie above the alarm. A few improbable tokens decide the mean of a hundred."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,8 +47,8 @@ class StepChecks:
             log.warning("%s (%d times in the first step)", text, count)
 
     def alarm(self, row: dict[str, Any]) -> str | None:
-        """Return the alarm of a step whose engine and trainer differ too much."""
-        if row.get("mismatch_abs", 0.0) <= self.mismatch_alarm:
+        """Return the alarm of a step whose engine and trainer differ too much, by more than the chance of its few tokens explains."""
+        if row.get("mismatch_abs", 0.0) - ERRORS * row.get("mismatch_abs_error", 0.0) <= self.mismatch_alarm:
             return None
         return (
             f"ALARM, step {row['step']}: engine and trainer differ by {row['mismatch_abs']:.4f} in log-probability per token (limit "

@@ -18,6 +18,7 @@ from agentlightning.contracts.model import ModelFiles, Share
 from agentlightning.errors import EngineError
 from agentlightning.training.metrics import read_metrics
 from agentlightning.training.run_folder import RunFolder
+from agentlightning.training.step_checks import StepChecks
 from agentlightning_torch.engine import TorchEngine, TorchEngineSettings
 from agentlightning_torch.weights import get_weights
 
@@ -115,3 +116,19 @@ def test_a_difference_below_the_limit_is_trained_with_an_alarm(model: str, tmp_p
     assert rows[1]["alarm"] == "mismatch_abs"
     assert "rollouts_mismatched" not in rows[1]
     assert any(record.getMessage().startswith("ALARM, step 2: engine and trainer differ by") for record in caplog.records)
+
+
+@pytest.mark.parametrize(
+    ("measured", "alarmed"),
+    [
+        ({}, False),
+        ({"mismatch_abs": 0.04}, False),
+        ({"mismatch_abs": 0.06}, True),  # a trainer that tells no standard error
+        ({"mismatch_abs": 0.06, "mismatch_abs_error": 0.001}, True),
+        ({"mismatch_abs": 0.06, "mismatch_abs_error": 0.02}, False),
+        ({"mismatch_abs": 0.2, "mismatch_abs_error": 0.02}, True),
+    ],
+)
+def test_an_alarm_needs_a_difference_that_chance_does_not_explain(measured: dict[str, float], alarmed: bool, tmp_path: Path) -> None:
+    alarm = StepChecks(None, 0.05, tmp_path).alarm({"step": 3, **measured})
+    assert (alarm is not None) == alarmed

@@ -96,6 +96,7 @@ async def test_the_difference_between_engine_and_trainer_is_measured(files: Mode
     assert exact["mismatch_kl"] < 1e-9
     gap = recorded[scores.index].astype(np.float64) + 4.0
     assert metrics["mismatch_abs"] == pytest.approx(np.abs(gap).mean(), rel=1e-5)
+    assert metrics["mismatch_abs_error"] == pytest.approx(np.abs(gap).std(ddof=1) / len(gap) ** 0.5, rel=1e-5)
     assert metrics["mismatch_kl"] == pytest.approx((np.exp(gap) - 1 - gap).mean(), rel=1e-5)
 
 

@@ -74,7 +74,7 @@ class Both(Trainer):
         policy, metrics = await self.verl.step(batch, loss)
         _, expected = await self.torch.step(batch, loss)
         if batch.trained_tokens:
-            compared = ("loss", "grad_norm", "entropy", "mismatch_abs", "mismatch_abs_max")
+            compared = ("loss", "grad_norm", "entropy", "mismatch_abs", "mismatch_abs_error", "mismatch_abs_max")
             self.seen.append({name: (metrics[name], expected[name]) for name in compared})
         return policy, metrics
 

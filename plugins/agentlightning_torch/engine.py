@@ -32,6 +32,7 @@ from agentlightning_torch.serving import check_served
 from agentlightning_torch.settings import TorchEngineSettings
 from agentlightning_torch.weight_check import compare_with_check
 from agentlightning_torch.weights import Weights, chosen_type, find_device, get_weights, is_loaded
+from agentlightning_torch.workers import end_workers, ending_workers
 
 log = logging.getLogger(__name__)
 
@@ -83,6 +84,7 @@ class TorchEngine(Engine):
         return str(chosen_type(model, find_device(settings.device), settings.dtype))
 
     @classmethod
+    @ending_workers()
     def _open(cls, model: ModelFiles, settings: TorchEngineSettings, share: Share) -> TorchEngine:
         shared = is_loaded(share, model)
         weights = get_weights(share, model, device=settings.device, dtype=settings.dtype)
@@ -248,6 +250,7 @@ class TorchEngine(Engine):
                 if sampler.in_flight or self._dropped or (sampler.waiting and not self._held and not self._drained):
                     return True
                 if not self._drained:
+                    end_workers()  # the trainer's turn, or nobody's
                     self._wake.wait()
                     continue
                 action, done = self._drained[0]

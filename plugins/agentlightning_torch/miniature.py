@@ -16,6 +16,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from agentlightning.contracts.model import Fit, ModelFiles
 from agentlightning.errors import ConfigError, LightningError
 from agentlightning_torch.weights import no_bars
+from agentlightning_torch.workers import ending_workers
 
 HEAD, CONTEXT, BOUNDARY = 16, 64, 24
 """The size of a head, the context, and the lengths at which a model changes (windows, original lengths)."""
@@ -81,6 +82,7 @@ def _small(name: str, value: Any, layers: int, count: int) -> Any:
     return value if size is None or value <= 0 else min(value, size)
 
 
+@ending_workers()
 def try_model(model: ModelFiles, attempt: Callable[[ModelFiles], str]) -> Fit:
     """Try out a miniature: `attempt` returns how it is taken, or raises `LightningError`."""
     try:

@@ -8,6 +8,7 @@ from functools import cache
 import torch
 
 from agentlightning.errors import ConfigError
+from agentlightning_torch.workers import ending_workers
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 HALVES = (torch.bfloat16, torch.float16)
@@ -32,6 +33,7 @@ def number_type(name: str, device: torch.device, width: int) -> torch.dtype:
 
 
 @cache
+@ending_workers()
 def bfloat16_speedup(width: int) -> float:
     """Return how many times faster this CPU multiplies in bfloat16 than in float32. Old CPUs are several times slower, so it is measured.
 

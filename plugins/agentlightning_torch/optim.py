@@ -1,7 +1,7 @@
 """Selects the trained parameters, and takes AdamW steps on them.
 
-A step either changes weights and moments, or raises `NonFinite` and changes neither. For 16-bit weights, steps update a float32 master
-copy.
+A step either changes weights and moments, or raises `NonFinite` and changes neither. If it fails midway, for want of memory, it raises
+`HalfStep`. For 16-bit weights, steps update a float32 master copy.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from agentlightning.errors import ConfigError, NonFinite
+from agentlightning.errors import ConfigError, HalfStep, NonFinite
 from agentlightning_torch.forward import plain
 from agentlightning_torch.number_type import HALVES
 
@@ -99,11 +99,14 @@ class Optimizer:
             grad.mul_(scale)
         for group in self.adam.param_groups:
             group["lr"] = lr
-        self.adam.step()
-        with torch.no_grad():
-            for name, p in self.parameters.items():
-                if self.masters[name] is not p:
-                    p.copy_(self.masters[name])
+        try:
+            self.adam.step()
+            with torch.no_grad():
+                for name, p in self.parameters.items():
+                    if self.masters[name] is not p:
+                        p.copy_(self.masters[name])
+        except RuntimeError as error:
+            raise HalfStep(f"AdamW's step failed: {error}. Some weights may have changed. Resume from the checkpoint.") from error
         self.zero()
         return norm
 

@@ -28,7 +28,7 @@ from agentlightning.contracts.batch import Batch
 from agentlightning.contracts.loss import CustomLoss, LossSettings
 from agentlightning.contracts.model import Fit, ModelFiles, Share
 from agentlightning.contracts.trainer import Capabilities, Trainer, check_capabilities, check_mismatch
-from agentlightning.errors import ConfigError, TrainerError
+from agentlightning.errors import ConfigError, HalfStep, TrainerError
 from agentlightning.registry.registry import registry
 from agentlightning.rl.correction.tis import TruncatedImportanceSampling
 from agentlightning.rl.loss import SFTLoss
@@ -49,6 +49,7 @@ from agentlightning_torch.settings import check_trained_type
 from agentlightning_torch.update import Update
 from agentlightning_torch.weight_check import weight_check_of
 from agentlightning_torch.weights import Weights, get_weights
+from agentlightning_torch.workers import ending_workers
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
@@ -99,6 +100,7 @@ class TorchTrainer(Trainer):
         return try_model(model, attempt)
 
     @classmethod
+    @ending_workers()
     def _create(cls, model: ModelFiles, settings: Settings, share: Share) -> TorchTrainer:
         weights = get_weights(share, model, device=settings.device, dtype=settings.dtype)
         check_trained_type(str(weights.dtype).removeprefix("torch."))  # an engine may have chosen it
@@ -161,6 +163,7 @@ class TorchTrainer(Trainer):
         A cancelled caller still waits for the end, because nobody can use half a step.
         """
 
+        @ending_workers()
         def locked() -> T:
             with self.weights.lock:
                 try:
@@ -206,10 +209,12 @@ class TorchTrainer(Trainer):
                     update.norms.append(self.optimizer.step(lr))
                     for optimizer in optimizers[1:]:
                         optimizer.step(self.settings.critic_lr)
-        except BaseException:
+        except BaseException as error:
             self._forget_gradients()
             for optimizer, state in zip(optimizers, before, strict=False):
                 optimizer.load(state)
+            if before and isinstance(error, HalfStep):
+                raise TrainerError(str(error)) from error  # no longer half
             raise
         self.steps += 1
         self.old_logprobs = update.old_logprobs

@@ -21,6 +21,7 @@ from agentlightning.contracts.model import ModelFiles, Share
 from agentlightning.errors import ConfigError, EngineError, UnsupportedSetting
 from agentlightning.types import Policy
 from agentlightning_torch.number_type import number_type
+from agentlightning_torch.workers import ending_workers
 
 ADAPTER_SETTINGS = ("peft_type", "r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora", "use_dora")
 """Settings that change what an adapter's weights mean. The names of its weights tell its layers."""
@@ -81,6 +82,7 @@ class Weights:
             twin = copy.deepcopy(self.model).eval().requires_grad_(False)
             return Weights(twin, self.policy, self.files, self.device, self.dtype)
 
+    @ending_workers()
     def take(self, source: Weights) -> None:
         """Update this copy from `source`. Only trained parameters can differ."""
         with source.lock, self.lock, torch.no_grad():

@@ -22,7 +22,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, Gemma2Config, Gemm
 
 from agentlightning.contracts.loss import CustomLoss, LossSettings
 from agentlightning.contracts.model import ModelFiles
-from agentlightning.errors import ConfigError, NonFinite, PluginError, TrainerError, UnsupportedSetting
+from agentlightning.errors import ConfigError, HalfStep, NonFinite, PluginError, TrainerError, UnsupportedSetting
 from agentlightning.rl.batch.build import make_batch
 from agentlightning.rl.correction.none import NoCorrection
 from agentlightning.rl.loss import CISPO, FunctionLoss, PPOClip, SFTLoss
@@ -303,6 +303,25 @@ async def test_a_checkpoint_of_other_settings_is_refused_with_the_way_out(
             await other.restore(tmp_path / "c")
         assert same(state(other), before)
         assert other.policy.version == 0
+
+
+@pytest.mark.parametrize("epochs", [1, 2])
+async def test_an_optimizer_step_that_fails_midway_says_whether_weights_changed(
+    files: ModelFiles, monkeypatch: pytest.MonkeyPatch, epochs: int
+) -> None:
+    async with training(files) as trainer:
+        await trainer.step(two_turns(), PPOClip())
+        before = state(trainer)
+
+        def fails() -> None:
+            next(iter(trainer.optimizer.masters.values())).data.add_(1)
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+
+        monkeypatch.setattr(trainer.optimizer.adam, "step", fails)
+        with pytest.raises(TrainerError, match="can't allocate memory") as raised:
+            await trainer.step(two_turns(), PPOClip(epochs=epochs))
+        assert isinstance(raised.value, HalfStep) == (epochs == 1)
+        assert same(state(trainer), before) == (epochs == 2)
 
 
 async def test_a_save_copies_neither_weights_nor_moments(files: ModelFiles, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

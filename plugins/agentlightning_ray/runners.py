@@ -13,6 +13,7 @@ from typing import Any
 
 import msgspec
 import ray
+from ray.exceptions import RuntimeEnvSetupError
 
 from agentlightning.errors import AgentError, ConfigError, LightningError
 from agentlightning.runner.remote import RemoteRunner
@@ -61,6 +62,11 @@ def _connect(settings: RaySettings) -> None:
         return
     try:
         ray.init(address=settings.cluster, runtime_env=settings.runtime_env or None, log_to_driver=True, logging_level=logging.WARNING)
+    except RuntimeEnvSetupError as error:
+        raise ConfigError(
+            f"Ray cannot ship runner.runtime_env = {settings.runtime_env}: {error} A file that the agent does not need goes into "
+            "runner.runtime_env.excludes, or into .gitignore."
+        ) from error
     except (ConnectionError, ValueError, RuntimeError) as error:
         place = settings.cluster or "RAY_ADDRESS"
         raise ConfigError(f"Ray cannot be reached at {place}: {error}. Run `ray start --head`, or set runner.cluster.") from error

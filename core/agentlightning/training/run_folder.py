@@ -73,11 +73,16 @@ class RunFolder:
 
     @classmethod
     def create(cls, root: Path | str, name: str) -> RunFolder:
-        """Make `root/<time>-<name>`. Two runs that start in one second get different folders."""
+        """Make `root/<time>-<name>`. Two runs that start in one second get different folders.
+
+        A new `root` ignores its own files, so that neither git nor a tool that ships the code (Ray) takes checkpoints along.
+        """
         slug = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.") or "run"
         stem = f"{time.strftime('%Y%m%d-%H%M%S')}-{slug}"
         with disk_errors("make the run folder", Path(root) / stem):
-            Path(root).mkdir(parents=True, exist_ok=True)
+            if not Path(root).exists():
+                Path(root).mkdir(parents=True, exist_ok=True)
+                (Path(root) / ".gitignore").write_text("*\n")
             path, number = Path(root) / stem, 1
             while True:
                 try:

@@ -38,6 +38,12 @@ def test_runs_of_one_second_get_folders_of_their_own(tmp_path: Path) -> None:
     assert RunFolder.all(tmp_path) == sorted(folders, key=lambda folder: folder.name)
 
 
+def test_a_new_folder_of_runs_ignores_its_files_and_an_old_one_stays_as_it_is(tmp_path: Path) -> None:
+    assert (make(tmp_path).path.parent / ".gitignore").read_text() == "*\n"
+    RunFolder.create(tmp_path, "demo")
+    assert not (tmp_path / ".gitignore").exists()
+
+
 def test_the_latest_run_is_the_one_that_was_started_last(tmp_path: Path) -> None:
     for name in ("20261122-133000-b", "20261122-133001-a", "notes"):
         (tmp_path / name).mkdir()

@@ -157,6 +157,25 @@ async def test_agl_runner_starts_actors_that_claim_from_a_named_store(cluster: A
         await store.close()
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="Ray's test cluster needs Linux")
+def test_the_code_travels_without_checkpoints_and_a_file_that_is_too_large_is_named(cluster: Any, tmp_path: Path) -> None:
+    from agentlightning_ray.runners import _connect
+    from agentlightning_ray.settings import RaySettings
+
+    settings = RaySettings(cluster=cluster.address, runtime_env={"working_dir": str(tmp_path)})
+    run = RunFolder.create(tmp_path / "runs", "large")
+    for folder, refused in ((tmp_path, True), (run.checkpoints, False)):
+        large = folder / "model.safetensors"
+        with large.open("wb") as file:
+            file.truncate(600 << 20)  # above Ray's limit, and empty on the disk
+        if refused:
+            with pytest.raises(ConfigError, match=r"(?s)cannot ship runner\.runtime_env.*exceeds the maximum.*excludes"):
+                _connect(settings)
+            large.unlink()
+        else:
+            _connect(settings)
+
+
 def test_workers_without_ray_are_refused() -> None:
     with pytest.raises(ConfigError, match="--workers is 3, but only --ray takes it"):
         runner(store="http://x@127.0.0.1:1", agent="a:b", workers=3)

@@ -116,7 +116,7 @@ def is_greedy(temperature: float) -> bool:
 
 
 class Sampling(WireValue, frozen=True, kw_only=True):
-    """How a reply is sampled.
+    """The sampling settings of a reply.
 
     `logprobs` are always log-softmax(logits / temperature) over the full vocabulary. A temperature below 1e-5 is greedy, with the logprobs
     of temperature 1.
@@ -320,7 +320,7 @@ class Policy(WireValue, frozen=True, kw_only=True):
 
 
 class Transition(WireValue, frozen=True, kw_only=True):
-    """One completion in the learner's view."""
+    """One model call as the trainer sees it."""
 
     completion_id: str
     call_id: str
@@ -386,7 +386,7 @@ class Trajectory(WireValue, frozen=True, kw_only=True):
 
 @dataclass(frozen=True, slots=True)
 class LLM:
-    """How an agent reaches its model."""
+    """The address, key, and name of the model, for an agent's client."""
 
     model: str
     base_url: str

@@ -50,7 +50,7 @@ class Options:
     test_suite: Annotated[bool, typer.Option("--test-suite", help="text-to-sql only: score on every variant of each Spider database.")] = (
         False
     )
-    no_eval_cache: Annotated[bool, typer.Option("--no-eval-cache", help="Ignore evaluations that earlier runs in the folder left.")] = False
+    no_eval_cache: Annotated[bool, typer.Option("--no-eval-cache", help="Don't reuse evaluations of earlier runs in the folder.")] = False
     folder: Annotated[Path | None, typer.Option(help="Write the benchmark folder here.", show_default="runs")] = None
 
 

@@ -20,9 +20,7 @@ def demo(
         typer.Option(metavar="DIR", help="Real tasks: a folder with GSM8K's train.jsonl and dev.jsonl.", show_default=False),
     ] = None,
     engine: Annotated[str, typer.Option(metavar="NAME", help="Engine: `torch` or `vllm` (see `agl engines`).")] = "torch",
-    no_eval_cache: Annotated[
-        bool, typer.Option("--no-eval-cache", help="Evaluate again what an earlier run in the folder evaluated.")
-    ] = False,
+    no_eval_cache: Annotated[bool, typer.Option("--no-eval-cache", help="Don't reuse evaluations of earlier runs in the folder.")] = False,
     folder: Annotated[Path, typer.Option(help="Create the run folder here.")] = Path("runs"),
 ) -> None:
     """Train a small LangChain agent on this machine: SmolLM2-135M learns to answer word problems with a calculator.

@@ -73,7 +73,7 @@ class Algorithm(BaseSettings, ABC):
 
     @property
     def ignores_step_rewards(self) -> str | None:
-        """Return why rewards of steps would change nothing; None: they count."""
+        """Return why step rewards would have no effect, or None if they count."""
         return None
 
     @property

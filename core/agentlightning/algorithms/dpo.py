@@ -24,7 +24,7 @@ from agentlightning.types import Doubles, Trajectory
 
 @dataclass(frozen=True, kw_only=True)
 class DPO(Algorithm):
-    """Collect rollouts, pair them within their groups by reward, and take a step on the pairs."""
+    """Direct preference optimisation (DPO): train on pairs of better and worse rollouts of a group."""
 
     name: str = "dpo"
     group_size: Annotated[int, Meta(ge=2, description="pairs are made within a group")] = 8

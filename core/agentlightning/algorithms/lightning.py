@@ -24,7 +24,7 @@ from agentlightning.types import Doubles, Trajectory
 
 @dataclass(frozen=True, kw_only=True)
 class LightningRL(Algorithm):
-    """GRPO, Dr.GRPO, RLOO, PPO and the like are settings of it."""
+    """Reinforcement learning with exchangeable credit, advantage, and loss. GRPO, RLOO, and PPO are settings of it."""
 
     name: str = "lightning"
     group_size: PositiveInt = 8

@@ -20,13 +20,13 @@ from agentlightning.settings import MAX, PositiveInt
 
 @dataclass(frozen=True, kw_only=True)
 class RFT(Algorithm):
-    """Collect rollouts, and take a step on those that are good enough."""
+    """Rejection-sampled fine-tuning (RFT): train on sampled rollouts that earned enough reward."""
 
     name: str = "rft"
     group_size: PositiveInt = 8
     """Rollouts of each task in a step."""
     min_reward: Annotated[float, Meta(le=MAX, description="-inf accepts every reward")] = 1.0
-    """Rollouts with less, and unscored ones, are not trained; -inf: every reward is enough."""
+    """Rollouts with less, and unscored ones, are not trained."""
     best: PositiveInt | None = None
     """Train this many of each group at most, of equal ones the first. Absent: all."""
     loss_aggregation: Literal["token_mean", "sequence_mean"] = "token_mean"

@@ -28,7 +28,7 @@ TOLERANCE = 1e-9
 
 @dataclass(frozen=True, kw_only=True)
 class SFT(Algorithm):
-    """Run one rollout for each task of a step, and take one gradient step on its demonstrations."""
+    """Supervised fine-tuning (SFT): train on demonstrations, in one rollout for each task of a step."""
 
     name: str = "sft"
     trains_demonstrations: ClassVar[bool] = True

@@ -41,7 +41,7 @@ def export(
 
 def push(
     run: Annotated[str, typer.Argument(metavar="RUN", help="A run, `latest`, or a folder that `agl export` wrote.")],
-    name: Annotated[str, typer.Argument(metavar="OWNER/NAME", help="The repository. It is made if it does not exist.")],
+    name: Annotated[str, typer.Argument(metavar="OWNER/NAME", help="The repository. It is created if it does not exist.")],
     public: Annotated[bool, typer.Option("--public", help="Make a new repository public. Otherwise only its owner sees it.")] = False,
 ) -> None:
     """Upload the best weights of a run, or an exported folder, to the Hugging Face hub.

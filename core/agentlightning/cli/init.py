@@ -1,4 +1,4 @@
-"""`agl init` writes a small project: an agent, its reward, tasks, and a config that trains on a CPU at once."""
+"""`agl init` writes a small project: an agent, its reward, tasks, and a config that trains on a CPU."""
 
 from __future__ import annotations
 
@@ -42,13 +42,13 @@ def init(
     kind: Annotated[Kind, typer.Argument(help="The framework, or a program that only speaks HTTP.")] = "langgraph",
     folder: Annotated[Path, typer.Option(help="Where to write the project.", file_okay=False)] = Path("my-agent"),
 ) -> None:
-    """Write a small project that trains on a CPU at once: agent, reward, tasks, config, test.
+    """Write a small project that you can train on a CPU right away: agent, reward, tasks, config, and a test.
 
     **Examples**
 
     `agl init` writes a LangGraph project into ./my-agent.
 
-    `agl init program --folder solver` writes a program without any library of an agent.
+    `agl init program --folder solver` writes a plain program that uses no agent framework.
     """
     if folder.exists() and any(folder.iterdir()):
         raise ConfigError(f"{folder} is not empty. Choose another folder with --folder, because this would overwrite its files.")

@@ -23,7 +23,7 @@ def view(
         typer.Argument(metavar="[RUN or STORE]", help="A run, `latest`, a folder of runs, a store file, or a store's address."),
     ] = None,
     host: Annotated[
-        str, typer.Option(help="Address to listen on. 0.0.0.0 lets other machines in, and needs a token of yours.")
+        str, typer.Option(help="Address to listen on. 0.0.0.0 lets other machines in, and needs your own token.")
     ] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on (0 = any free port).")] = 8600,
 ) -> None:

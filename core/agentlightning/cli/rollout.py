@@ -43,7 +43,7 @@ def rollout(
         str | None,
         typer.Option(
             metavar="FROM",
-            help="Take the command's reward from `stdout` (its last line; default), `exit_code`, `file` or `post`, or `module:function`.",
+            help="The command's reward: `stdout` (its last line; default), `exit_code`, `file`, `post`, or `module:function`.",
         ),
     ] = None,
     chosen: TaskOptions,

@@ -31,7 +31,7 @@ class AgentOptions:
     agent: Annotated[str | None, typer.Option(metavar="MODULE:FUNCTION", help="Your agent. It must be on this machine.")] = None
     command: Annotated[str | None, typer.Option(metavar="LINE", help="Run this command for each task instead of a Python agent.")] = None
     reward: Annotated[
-        str, typer.Option(metavar="FROM", help="A command's reward: `stdout` (its last line), `exit_code`, `file` or `post`.")
+        str, typer.Option(metavar="FROM", help="A command's reward: `stdout` (its last line), `exit_code`, `file`, or `post`.")
     ] = "stdout"
     adapter: Annotated[list[str] | None, typer.Option(metavar="NAME", help="Install a framework adapter first. Repeat for more.")] = None
 
@@ -41,17 +41,17 @@ def runner(
     *,
     store: Annotated[str | None, typer.Option(metavar="ADDRESS", help="The store: `http://TOKEN@host:port`. Default: AGL_STORE.")] = None,
     program: AgentOptions,
-    gateway: Annotated[str | None, typer.Option(metavar="URL", help="The gateway, if the store's server is not it.")] = None,
+    gateway: Annotated[str | None, typer.Option(metavar="URL", help="The gateway, if the store has a server of its own.")] = None,
     model: Annotated[str | None, typer.Option(metavar="NAME", help="Ask for this model. Default: the run's.")] = None,
-    concurrency: Annotated[int | None, typer.Option(min=1, help="Rollouts in flight. Default: as the run says.")] = None,
+    concurrency: Annotated[int | None, typer.Option(min=1, help="Rollouts in flight. Default: the run's.")] = None,
     ray: Annotated[bool, typer.Option("--ray", help="Run actors on the Ray cluster of RAY_ADDRESS instead of this process.")] = False,
     workers: Annotated[int | None, typer.Option(min=1, help="Actors, with --ray. Default: 2.")] = None,
 ) -> None:
-    """Run rollouts of a training run that is on another machine.
+    """Run rollouts for a training run on another machine.
 
     `agl train` with `[runner] remote = true` prints the command for its runners. Start as many as you like, on any machine that has the
-    agent and reaches the address. A runner waits while the run does not answer, and works on when it is back. Ctrl-C gives its rollouts
-    back to the run, and another runner repeats them.
+    agent and reaches the address. If the run does not answer, a runner waits and continues later. Ctrl-C gives its rollouts back to the
+    run, and another runner repeats them.
 
     **Examples**
 
@@ -59,10 +59,10 @@ def runner(
 
     `agl runner --store http://TOKEN@trainer:8001 --command "node agent.js"` runs a program in any language.
 
-    `agl runner --store http://TOKEN@stores:9000 --gateway http://trainer:8001 --agent my_agent:solve` is for a store of its own
+    `agl runner --store http://TOKEN@stores:9000 --gateway http://trainer:8001 --agent my_agent:solve` uses a store with a server of its own
     (`agl store serve`).
 
-    `agl runner --ray --workers 8 --store http://TOKEN@trainer:8001 --agent my_agent:solve` starts eight actors, one CPU for each.
+    `agl runner --ray --workers 8 --store http://TOKEN@trainer:8001 --agent my_agent:solve` starts eight actors with one CPU each.
     """
     address = store or os.environ.get("AGL_STORE", "")
     if not address:

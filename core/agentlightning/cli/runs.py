@@ -26,10 +26,10 @@ SHOWN_TASKS = 20
 
 
 def runs(
-    folder: Annotated[Path, typer.Argument(metavar="[FOLDER]", help="The folder of run folders.")] = Path("runs"),
+    folder: Annotated[Path, typer.Argument(metavar="[FOLDER]", help="The folder that holds the runs.")] = Path("runs"),
     limit: Annotated[int, typer.Option(min=0, help="Show the last N runs (0 = all).")] = 20,
 ) -> None:
-    """List the runs of a folder, and of its benchmarks: what each trained, how far it is, and its eval rewards before and after.
+    """List the runs of a folder, including those of benchmarks: model, progress, and eval rewards before and after training.
 
     **Examples**
 

@@ -34,10 +34,10 @@ def score(
         str, typer.Option(metavar="MODULE:FUNCTION|CONFIG.toml", help="The reward function, or a config file whose `reward` scores.")
     ],
     name: Annotated[
-        str | None, typer.Option(help="Name of the new rewards. Default: the name of the present reward, so that the new one replaces it.")
+        str | None, typer.Option(help="Name of the new rewards. Default: the name of the current reward, which they then replace.")
     ] = None,
     mode: Annotated[Mode | None, typer.Option(help="Score only this mode.")] = None,
-    step: Annotated[int | None, typer.Option(help="Score only this step, from 0.")] = None,
+    step: Annotated[int | None, typer.Option(help="Score only this step. Steps count from 0.")] = None,
     labels: Annotated[
         str | None,
         typer.Option(metavar="NAME", help="Compare with these labels: rewards of this name, or `task.KEY` for a key of the task."),
@@ -48,18 +48,18 @@ def score(
 
     The function gets one recorded rollout. It has `task`, `answer` (the text of the last reply), `replies`, `rewards` by name, and
     `records`. It returns a number, or None to leave the rollout as it is. It may be async. Only succeeded rollouts are scored, up to 64 at
-    once. A config file with `[reward.judge]` scores with its judge (docs/judges.md); the file may hold that table alone.
+    once. A config file with `[reward.judge]` scores with its judge (docs/judges.md); the file needs no other table.
 
-    Rewards are appended and never edited. Of one name the later reward counts, and `agl show` lists both. A run that has trained on a
-    rollout does not train on it again. To train on the new rewards, see "Train on any store" in docs/production.md.
+    Rewards are appended and never edited. If two have the same name, the later one counts, and `agl show` lists both. A run that has
+    trained on a rollout does not train on it again. To train on the new rewards, see "Train on any store" in docs/production.md.
 
-    With `--labels`, it prints how far the new scores agree with the labels, with 95% intervals.
+    With `--labels`, it prints how well the new scores agree with the labels, with 95% intervals.
 
     **Examples**
 
     `agl score latest --reward config.toml --labels task.good --dry-run` compares a judge with the key `good` of each task.
 
-    `agl score latest --reward judge:short_answer --dry-run`, with this in judge.py:
+    `agl score latest --reward my_reward:short_answer --dry-run`, with this in my_reward.py:
 
     `def short_answer(rollout): return 1.0 if len(rollout.answer) < 40 else 0.0`
     """

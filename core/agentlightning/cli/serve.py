@@ -27,7 +27,7 @@ Source = Annotated[
 ]
 Model = Annotated[str | None, typer.Option(metavar="NAME", help="The same as MODEL. With --upstream: the name of its model.")]
 Upstream = Annotated[str | None, typer.Option(metavar="URL", help="Forward to an OpenAI-compatible server. Name its model with `--model`.")]
-UpstreamKey = Annotated[str | None, typer.Option(metavar="NAME", help="Environment variable with the upstream's key.")]
+UpstreamKey = Annotated[str | None, typer.Option(metavar="NAME", help="Environment variable with the key of that server.")]
 Store = Annotated[
     str | None,
     typer.Option(metavar="ADDRESS", help="Record calls here. Default: AGL_STORE, or ./agl.db. The run's own store is not changed."),
@@ -56,8 +56,9 @@ def serve(
 ) -> None:
     """Serve a model over the OpenAI and Anthropic APIs, and record the calls. Ctrl-C stops it.
 
-    `--upstream` forwards calls to another server instead. A trained model renders messages as it did in its run; `--renderer` and the
-    options after it change that. Prints the API key, and the link of a page that shows the calls. Set `AGL_TOKEN` to choose your own key.
+    `--upstream` forwards calls to another server instead. A trained model turns messages into tokens as in its run, unless you set
+    `--renderer` or the options after it. The command prints the API key, and the link of a page that shows the calls. Set `AGL_TOKEN` to
+    choose your own key.
 
     **Examples**
 
@@ -65,7 +66,7 @@ def serve(
 
     `agl serve smollm2-135m --port 9000` serves a model; `agl.rollout(task, store="http://KEY@HOST:9000")` records there.
 
-    `agl serve model.gguf` serves a GGUF file. `agl models check model.gguf` shows how.
+    `agl serve model.gguf` serves a GGUF file. `agl models check model.gguf` shows how it is rendered.
 
     `agl serve --upstream http://127.0.0.1:8080/v1` forwards calls to a running server and records them.
     """

@@ -37,7 +37,7 @@ UNITS = {"m": 60.0, "h": 3600.0, "d": 86400.0, "w": 7 * 86400.0}
 def export_store(
     store: StoreArgument, folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="A new folder for the Parquet files.")]
 ) -> None:
-    """Export all rollouts to Parquet files, for pandas, polars or DuckDB.
+    """Export all rollouts to Parquet files, for pandas, polars, or DuckDB.
 
     The folder gets one file per kind of record: `rollouts`, `attempts`, `calls`, `completions`, `spans`, `rewards`, and `policies`.
     docs/records.md lists the columns. The files hold everything, so `agl store import` can bring the rollouts back.
@@ -84,7 +84,7 @@ def import_store(
 def copy_store(store: StoreArgument, to: TargetArgument, resume: ResumeOption = False) -> None:
     """Copy all rollouts and policies of a store into another store.
 
-    Ids, order, attempts, records, and policies stay the same. A second copy adds what came later, for example rewards. Stop the runners of
+    Ids, order, attempts, records, and policies stay the same. A second copy adds later records, such as rewards. Stop the runners of
     one store first, or a rollout may continue in both.
 
     **Examples**
@@ -112,7 +112,7 @@ def prune(
     """Delete old rollouts with their records, and give the space back to the disk.
 
     Queued and running rollouts stay. So do rollouts whose group or step has queued or running rollouts. Deleting from a store file rewrites
-    the file, which needs as much free space again, and other writers wait.
+    the file. This needs free space of the same size, and other writers wait.
 
     **Examples**
 

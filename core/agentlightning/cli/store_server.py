@@ -22,16 +22,19 @@ def serve(
         str | None, typer.Argument(metavar="[STORE]", help="A store's address or file. Default: AGL_STORE, or ./agl.db.")
     ] = None,
     host: Annotated[
-        str, typer.Option(help="Address to listen on. 0.0.0.0 lets other machines in, and needs a token of yours.")
+        str, typer.Option(help="Address to listen on. 0.0.0.0 lets other machines in, and needs your own token.")
     ] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on (0 = any free port).")] = 9000,
     token: Annotated[
-        str | None, typer.Option(metavar="TEXT", help="What clients must know. Default: AGL_TOKEN, or a new one on this machine alone.")
+        str | None,
+        typer.Option(
+            metavar="TEXT", help="The token that clients must send. Default: AGL_TOKEN. Without it, a random token for this machine only."
+        ),
     ] = None,
 ) -> None:
-    """Serve a store to runners, gateways and scripts on other machines. Ctrl-C stops it.
+    """Serve a store to runners, gateways, and scripts on other machines. Ctrl-C stops it.
 
-    Whoever has the token reads and writes everything in the store.
+    Whoever has the token can read and write everything in the store.
 
     **Examples**
 

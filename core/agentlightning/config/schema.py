@@ -49,7 +49,7 @@ FolderName = Annotated[str, Meta(pattern=r"^[^/\\\x00]+$", description="text wit
 
 @dataclass(frozen=True, kw_only=True)
 class RunnerSettings(BaseSettings):
-    """How rollouts run."""
+    """Settings for how and where rollouts run."""
 
     table = "runner"
     imports_agent: ClassVar[bool] = True
@@ -77,7 +77,7 @@ class RunnerSettings(BaseSettings):
     """Seconds without a heartbeat of a runner before another runner takes over its attempt."""
 
     def check_machine(self) -> None:
-        """Raise `ConfigError` if agents cannot run so from this machine. Called in a thread, before anything opens."""
+        """Raise `ConfigError` if this machine cannot run agents this way. Called in a thread, before anything opens."""
 
     @property
     def elsewhere(self) -> bool:
@@ -91,6 +91,7 @@ class SamplingConfig(BaseSettings):
 
     table = "sampling"
     temperature: Annotated[float, Meta(gt=0, le=MAX, description="1.0 is usual; greedy replies teach nothing")] = 1.0
+    """Temperature of training rollouts."""
     max_tokens: PositiveInt | None = None
     """Tokens of one reply, at most. Absent: as the agent asks, up to the model's context."""
 
@@ -257,6 +258,7 @@ class Config(BaseSettings):
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     collection: CollectionConfig = field(default_factory=CollectionConfig)
     runner: Annotated[RunnerSettings, of_kind("runners")] = field(default_factory=RunnerSettings)
+    """The runner and its settings: how and where the agent runs."""
     eval: EvalConfig = field(default_factory=EvalConfig)
     checkpoints: CheckpointConfig = field(default_factory=CheckpointConfig)
     trackers: tuple[Annotated[JSON, of_kind("trackers")], ...] = ("jsonl",)

@@ -73,7 +73,7 @@ def register_corrections(register: Register) -> None:
     register(
         "sequence_masking",
         "agentlightning.rl.correction.sequence_masking:SequenceMasking",
-        summary="the same for replies or attempts",
+        summary="masks replies or attempts with a ratio outside a band",
     )
     register("none", "agentlightning.rl.correction.none:NoCorrection", summary="weight 1, also with 16-bit weights")
 

@@ -37,7 +37,9 @@ class ClippedLoss(LossSettings):
 
 @dataclass(frozen=True, kw_only=True)
 class PPOClip(ClippedLoss):
-    """term = -min(rho A, clip(rho, 1 - clip_low, 1 + clip_high) A); where A < 0, at most -dual_clip A.
+    """PPO's clipped loss, with separate bounds and a dual clip.
+
+    term = -min(rho A, clip(rho, 1 - clip_low, 1 + clip_high) A); where A < 0, at most -dual_clip A.
 
     Sources: arXiv 1707.06347 (clip), 2503.14476 (clip-higher), 1912.09729 (dual clip).
     """
@@ -53,7 +55,9 @@ class PPOClip(ClippedLoss):
 
 @dataclass(frozen=True, kw_only=True)
 class GSPO(ClippedLoss):
-    """term = -min(rho A, clip(rho, 1 - clip_low, 1 + clip_high) A), where rho = exp(mean of logprobs - old_logprobs over the sequence).
+    """GSPO, a clipped loss with one ratio for each sequence.
+
+    term = -min(rho A, clip(rho, 1 - clip_low, 1 + clip_high) A), where rho = exp(mean of logprobs - old_logprobs over the sequence).
 
     A sequence is one reply (`turn`), or all replies of an attempt. `loss_aggregation` decides how much each weighs. Source: arXiv
     2507.18071.
@@ -74,7 +78,10 @@ class GSPO(ClippedLoss):
 
 @dataclass(frozen=True, kw_only=True)
 class CISPO(ClippedLoss):
-    """term = -stopgrad(clip(rho, 1 - clip_low, 1 + clip_high)) A logprobs. Source: arXiv 2506.13585."""
+    """CISPO, a policy gradient with clipped importance weights.
+
+    term = -stopgrad(clip(rho, 1 - clip_low, 1 + clip_high)) A logprobs. Source: arXiv 2506.13585.
+    """
 
     name: str = "cispo"
     clip_low: UnitInterval = 1.0

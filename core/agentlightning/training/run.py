@@ -34,7 +34,7 @@ class Run:
         return self.folder / str(self.result["checkpoint"])
 
     def frame(self, of: Literal["metrics", "rollouts"] = "metrics") -> Any:
-        """Return a DataFrame with a row for each step, or for each rollout. It is of pandas, or of polars where pandas is not installed.
+        """Return a DataFrame with a row for each step, or for each rollout. It is from pandas, or from polars if pandas is not installed.
         Raises `MissingExtra` without both."""
         if of == "metrics":
             return frame(read_metrics(self.folder))

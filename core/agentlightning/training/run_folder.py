@@ -129,7 +129,7 @@ class RunFolder:
         """Return the run that started last."""
         runs = cls.all(root)
         if not runs:
-            raise UnknownRun(f"There is no run under {root}. `agl train CONFIG.toml` makes one, and so does `agl demo`.")
+            raise UnknownRun(f"There is no run under {root}. Start one with `agl train CONFIG.toml` or `agl demo`.")
         return runs[-1]
 
     @property

@@ -58,11 +58,11 @@ def train(
     resume: str | Path | None = None,
     **settings: Any,
 ) -> Run:
-    """Train an agent's model by reinforcement learning, and return the run when it has ended.
+    """Train an agent's model with reinforcement learning, and return the run when it ends.
 
-    `agent(task, llm) -> float` is any sync or async callable, or `"module:function"`. It returns the reward, or None and calls
-    `agl.reward(value)`. `tasks` and `eval_tasks` are lists of JSON values, or .jsonl files. Further settings are those of `Config`, with
-    the tables as mappings or settings objects: `model`, `steps`, `tasks_per_step`, `algorithm=LightningRL(...)`, `sampling`, `engine`,
+    `agent(task, llm) -> float` is any sync or async callable, or `"module:function"`. It returns the reward, or calls `agl.reward(value)`
+    and returns None. `tasks` and `eval_tasks` are lists of JSON values, or .jsonl files. Further settings are those of `Config`, with the
+    tables as mappings or settings objects: `model`, `steps`, `tasks_per_step`, `algorithm=LightningRL(...)`, `sampling`, `engine`,
     `trainer`, `runner`, `eval`, `seed`, `name`, `folder`, ... With `replay={"store": ...}` it trains on the rollouts of a deployed agent;
     it then needs no tasks, and an agent only for `eval_tasks`.
 

@@ -90,6 +90,7 @@ def stored(folder: str | Path, **which: Any) -> list[StoredRollout]:
 
 def test_a_run_trains_and_evaluates_on_a_judges_scores_and_a_resumed_one_asks_nothing_twice(model: str, tmp_path: Path) -> None:
     more = {"eval_tasks": TASKS[:2], "eval": {"every": 1, "cache": False}, "checkpoints": {"every": 1}}
+    more["trainer"] = {"name": "torch", "lr": 1e-12}  # the greedy replies stay the same, so the second run asks for them again
     with judge_server(by_letters) as server:
         run = agl.train(silent, tasks=TASKS, **settings(model, tmp_path, server, steps=1, models=("judge-*",), **more))
         first, asked = read_metrics(run.folder), len(server.bodies)
@@ -97,6 +98,7 @@ def test_a_run_trains_and_evaluates_on_a_judges_scores_and_a_resumed_one_asks_no
         again = read_metrics(run.folder)
     assert sum(row.get("judge.asked", 0) for row in first) == asked <= 16
     assert sum(row.get("judge.asked", 0) for row in again) == len(server.bodies)
+    assert again[2]["judge.cached"] >= 2, "the greedy evaluations of steps 1 and 2"
     assert sum(row.get("judge.asked", 0) + row.get("judge.cached", 0) for row in again) == 4 + 2 * (8 + 4)
     for state, (records,) in stored(run.folder):
         (reward,) = records.rewards

@@ -343,6 +343,8 @@ class Transition(WireValue, frozen=True, kw_only=True):
     """Whether the response is a demonstration, which belongs in no probability ratio."""
     truncated: bool = False
     """Whether a token limit or the context ended the response."""
+    policy: str = "main"
+    """Name of the policy that sampled it."""
     trained: bool = True
     """False: it is context and evidence only, for the `reason`."""
     reason: str | None = None
@@ -391,3 +393,5 @@ class LLM:
     model: str
     base_url: str
     api_key: str
+    policies: tuple[str, ...] = ()
+    """Names of the run's policies. Ask for one of them as `model` to choose it; empty: the run has one policy without a name."""

@@ -124,7 +124,7 @@ class TorchTrainer(Trainer):
             policy = structs.replace(weights.policy, name=name, kind="lora", version=0)
             with torch.random.fork_rng():
                 torch.manual_seed(settings.seed)
-                weights.add_policy(policy, lora_settings(settings.lora_rank, settings.lora_alpha))
+                weights.add_policy(policy, lora_settings(settings.lora_rank, settings.lora_alpha, weights.files.path))
             return named_parameters(weights.model, name)
         if settings.train == "lora":
             weights.model = add_lora(weights.model, settings.lora_rank, settings.lora_alpha, settings.seed)

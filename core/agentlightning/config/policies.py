@@ -38,6 +38,8 @@ def check_policies(policies: Mapping[str, PolicyConfig]) -> None:
     for name, policy in policies.items():
         if not name.replace("-", "").replace("_", "").isalnum() or not name.isascii():
             raise ConfigError(f"policies has the name {name!r}. Use {NAME}.")
+        if name == "main":
+            raise ConfigError("policies has the name 'main', which is that of a run's only policy. Use another name.")
         if policy.adapter is not None and policy.train:
             raise ConfigError(
                 f"policies.{name}.adapter is {policy.adapter!r}, but a trained policy starts as the model itself. Set "

@@ -109,9 +109,13 @@ class Service:
         if not self.policies.names:
             return own
         try:
-            return self.policies.choose(model, agent)
+            policy = self.policies.choose(model, agent)
         except ConfigError as error:
             raise Refused(str(error), param="model", code="policy_conflict") from error
+        if model not in self.policies.names and self.policies.of_agent(agent) is None:
+            caller = "A call whose request names no agent" if agent is None else f"Agent {agent!r}"
+            self.warn_once(f"policy:{agent}", "%s belongs to no policy, so %r answers, the first one.", caller, policy)
+        return policy
 
     def warn_once(self, topic: str, text: str, *values: object) -> None:
         """Log the first warning of a topic."""

@@ -84,13 +84,3 @@ def check_first_calls(trajectories: Sequence[Trajectory], choice: PolicyChoice, 
     if len(idle) == len(trained):
         raise ConfigError(text)
     log.warning("%s", text)
-
-
-def default_notice(step: int, trajectories: Sequence[Trajectory], choice: PolicyChoice) -> str | None:
-    """Return a notice of calls that went to the default policy because their agent has none; None: there are none."""
-    calls = Counter(t.agent for trajectory in trajectories for t in trajectory.transitions if t.policy == choice.default)
-    strangers = {agent: count for agent, count in calls.items() if agent is not None and choice.of_agent(agent) is None}
-    if not strangers:
-        return None
-    names = ", ".join(f"{agent!r} ({count})" for agent, count in sorted(strangers.items()))
-    return f"Step {step}: no policy has these agents, so policy {choice.default!r} answered them: {names}. (This notice appears once.)"

@@ -16,7 +16,7 @@ from agentlightning.rl.trajectory.build import check_joins
 from agentlightning.runner.retry import NOTE
 from agentlightning.training.fresh_calls import WAYS_OUT, fresh_calls
 from agentlightning.training.no_calls import no_calls_report
-from agentlightning.training.policies import check_first_calls, default_notice
+from agentlightning.training.policies import check_first_calls
 from agentlightning.types import Trajectory
 
 log = logging.getLogger("agentlightning")
@@ -92,10 +92,6 @@ class StepChecks:
                 f"Step 1: another policy than the trained one sampled these replies. Their log-probabilities differ by "
                 f"{row['off_policy_abs']:.4f} per token. A loss with a correction takes this into account."
             )
-        strangers = default_notice(step, trajectories, self.choice) if self.choice.names and "strangers" not in self._noticed else None
-        if strangers is not None:
-            self._noticed.add("strangers")
-            notices.append(strangers)
         drift = None if "drift" in self._noticed else drift_notice(step, trajectories)
         if drift is not None:
             self._noticed.add("drift")

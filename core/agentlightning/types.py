@@ -202,7 +202,8 @@ class Call(WireValue, frozen=True, kw_only=True):
     context: str | None = None
     """Origin of the prompt. `bridged` continues an earlier completion, and an `upstream` rendered its own. The other names say why
     the gateway rendered it afresh: `first`; the agent's `edited`, `trimmed`, `tools changed`, `repeated` (ends with the reply); the
-    template's `rewritten: thinking`, `rewritten: tools`, `rewritten: template`; `renderer changed`."""
+    template's `rewritten: thinking`, `rewritten: tools`, `rewritten: template`; `renderer changed`; `policy changed` (another policy gave
+    the reply that it continues)."""
     tools: int = 0
     """Tools that the request offered."""
     after: str | None = None

@@ -131,7 +131,8 @@ async def test_no_policy_uses_the_keys_of_another_one(model, folders):
         first = await asyncio.gather(*(ask(policy, PROMPT) for policy in engine.policies.values()))
         assert engine.counts.copied == 0
         assert engine.counts.prefilled == 3 * (len(PROMPT) - 1)
-        again = [await ask(policy, PROMPT) for policy in engine.policies.values()]  # from the prefix cache, each its own
+        backwards = [await ask(policy, PROMPT) for policy in [*engine.policies.values()][::-1]]  # from the prefix cache, each its own
+        again = backwards[::-1]
         assert engine.counts.copied == 3 * (len(PROMPT) - 1)
     assert len({tuple(tokens) for tokens, _ in first}) == 3, "the policies differ"
     for (tokens, logprobs), (later, later_logprobs) in zip(first, again, strict=True):
@@ -235,6 +236,8 @@ async def test_a_policy_gets_exactly_the_gradient_that_it_gets_alone_and_others_
         changed = {name for name in after if not torch.equal(after[name], before[name])}
         assert changed
         assert all(ours in name for name in changed)
+        for trainer in (writer, editor):
+            assert all(f".{adapter_name(trainer.name)}." in name for name in trainer.optimizer.parameters)
         await editor.step(two_turns(1), PPOClip())
         last = parameters(writer.weights)
         assert all(torch.equal(last[name], after[name]) for name in last if f".{adapter_name('editor')}." not in name)
@@ -297,7 +300,9 @@ async def test_an_engine_with_weights_of_its_own_takes_all_policies(model, folde
             assert not np.array_equal(logprobs, before["writer"][1])
             for name in ("editor", "one"):
                 np.testing.assert_allclose((await ask(engine.policies[name], PROMPT))[1], before[name][1], atol=1e-6)
-        assert editor.policy.version == 0
+            await editor.step(two_turns(3), PPOClip())
+            await engine.load(editor.policy)
+            assert {name: policy.policy.version for name, policy in engine.policies.items()} == {"writer": 3, "editor": 1, "one": 0}
 
 
 async def test_a_restored_policy_takes_bitwise_the_same_next_step_and_its_checkpoint_loads_with_peft(model, tmp_path):

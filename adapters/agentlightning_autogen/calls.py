@@ -95,7 +95,7 @@ class _Call:
     def __init__(self, part: Open) -> None:
         self.part = part
         self._asking = cast("_Asking", part.owner)
-        self._routed = ModelCall(ADAPTER, part.recorder, new_id(), own=self._asking.own)
+        self._routed = ModelCall(ADAPTER, part.recorder, new_id(), own=self._asking.own, agent=part.agent)
 
     @contextmanager
     def here(self) -> Generator[None]:

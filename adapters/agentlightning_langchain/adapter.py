@@ -275,7 +275,7 @@ class LightningCallback(BaseCallbackHandler):
         if run.retry is not None:
             run.attributes["retry"] = run.retry
         if self._runs.start(recorder, run):
-            run.call = ModelCall.start(NAME, recorder, run_id.hex)
+            run.call = ModelCall.start(NAME, recorder, run_id.hex, agent=run.agent)
 
     @_safe
     def on_llm_end(self, response: LLMResult, *, run_id: UUID, **kwargs: Any) -> None:

@@ -189,7 +189,7 @@ class LightningTracingProcessor(TracingProcessor):
         if trace is not None and (parent is None or parent.recorded() is None):
             run.attributes["workflow"] = trace.name
         if self._runs.start(recorder, run) and kind == "llm":
-            run.call = ModelCall.start(NAME, recorder)
+            run.call = ModelCall.start(NAME, recorder, agent=run.agent)
 
     def _end(self, span: AnySpan) -> None:
         ended = self._runs.end(span.span_id)

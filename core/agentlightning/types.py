@@ -202,7 +202,8 @@ class Call(WireValue, frozen=True, kw_only=True):
     context: str | None = None
     """Origin of the prompt. `bridged` continues an earlier completion, and an `upstream` rendered its own. The other names say why
     the gateway rendered it afresh: `first`; the agent's `edited`, `trimmed`, `tools changed`, `repeated` (ends with the reply); the
-    template's `rewritten: thinking`, `rewritten: tools`, `rewritten: template`; `renderer changed`."""
+    template's `rewritten: thinking`, `rewritten: tools`, `rewritten: template`; `renderer changed`; `policy changed` (another policy gave
+    the reply that it continues)."""
     tools: int = 0
     """Tools that the request offered."""
     after: str | None = None
@@ -343,6 +344,8 @@ class Transition(WireValue, frozen=True, kw_only=True):
     """Whether the response is a demonstration, which belongs in no probability ratio."""
     truncated: bool = False
     """Whether a token limit or the context ended the response."""
+    policy: str = "main"
+    """Name of the policy that sampled it."""
     trained: bool = True
     """False: it is context and evidence only, for the `reason`."""
     reason: str | None = None
@@ -391,3 +394,5 @@ class LLM:
     model: str
     base_url: str
     api_key: str
+    policies: tuple[str, ...] = ()
+    """Names of the run's policies. Ask for one of them as `model` to choose it; empty: the run has one policy without a name."""

@@ -64,7 +64,7 @@ class ContainerAgent:
             return await program_reward(self._reward, code, folder / "reward", output)
 
     def _work(self, task: JSON, llm: LLM, folder: Path) -> Work:
-        inner, text = LLM(llm.model, f"http://{HOST}:{PORT}/v1", llm.api_key), json.dumps(task)
+        inner, text = LLM(llm.model, f"http://{HOST}:{PORT}/v1", llm.api_key, llm.policies), json.dumps(task)
         arguments = self._program
         if isinstance(arguments, Function):
             arguments = arguments.arguments(folder)

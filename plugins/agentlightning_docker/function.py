@@ -93,7 +93,8 @@ class _Records:
 
 async def _run(call: _Call) -> int:
     """Call the function. Returns the exit code."""
-    llm = LLM(os.environ["AGL_MODEL"], os.environ["OPENAI_BASE_URL"], os.environ["OPENAI_API_KEY"])
+    policies = tuple(name for name in os.environ.get("AGL_POLICIES", "").split(",") if name)
+    llm = LLM(os.environ["AGL_MODEL"], os.environ["OPENAI_BASE_URL"], os.environ["OPENAI_API_KEY"], policies)
     rollout, attempt = decode(call.rollout, Rollout), decode(call.attempt, Attempt)
     for adapter in call.function.adapters:
         registry().load("adapters", adapter)(call.function.models)

@@ -39,12 +39,14 @@ class State:
     """JSON: the policy, the number of steps, and the settings that a resumed run must keep."""
 
 
-def write(folder: Path, model: Any, tokenizer_path: str, state: State) -> None:
-    """Write or replace a checkpoint. Raises `TrainerError` if the disk refuses. The old checkpoint then stays."""
+def write(folder: Path, model: Any, tokenizer_path: str, state: State, adapter: str | None = None) -> None:
+    """Write or replace a checkpoint: the full model, or one `adapter` of several. Raises `TrainerError` if the disk refuses. The old
+    checkpoint then stays."""
     part = folder.with_name(f".{folder.name}.{new_id()}")
     old = folder.with_name(f".{folder.name}.{new_id()}")
     try:
-        weights = {name: value.contiguous() for name, value in merged_state(model).items()}
+        state_dict = merged_state(model) if adapter is None else adapter_state(model, adapter)
+        weights = {name: value.contiguous() for name, value in state_dict.items()}
         part.mkdir(parents=True)
         need = sum(t.numel() * t.element_size() for t in (*weights.values(), *state.tensors.values())) + SPARE
         free = shutil.disk_usage(part).free
@@ -53,7 +55,7 @@ def write(folder: Path, model: Any, tokenizer_path: str, state: State) -> None:
                 f"Checkpoint {str(folder)!r} needs {need / 1e9:.1f} GB, but the disk has {free / 1e9:.1f} GB free. Make room."
             )
         with no_bars():
-            plain(model).save_pretrained(part, state_dict=weights)
+            plain(model).save_pretrained(part, state_dict=weights) if adapter is None else write_adapter(part, model, adapter)
         _save_tokenizer(tokenizer_path, part)
         save_file({name: value.contiguous() for name, value in state.tensors.items()}, part / TENSORS)
         (part / FACTS).write_text(json.dumps({"schema": SCHEMA, **state.facts}, indent=2), "utf-8")
@@ -70,11 +72,37 @@ def write(folder: Path, model: Any, tokenizer_path: str, state: State) -> None:
             shutil.rmtree(old, ignore_errors=True)
 
 
-def export(folder: Path, model: Any, *, adapter: bool) -> None:
-    """Write the weights for an engine: the LoRA adapter or the full model. Raises `TrainerError` if the disk refuses."""
+def adapter_state(model: Any, adapter: str) -> dict[str, torch.Tensor]:
+    """Return the weights of one of several adapters, under the names of peft's files."""
+    import peft  # slow to import, so only for adapters
+
+    return peft.get_peft_model_state_dict(model, adapter_name=adapter)
+
+
+def write_adapter(folder: Path, model: Any, adapter: str) -> None:
+    """Write one of several adapters into a folder that `peft` loads."""
+    from peft.utils import SAFETENSORS_WEIGHTS_NAME
+
+    folder.mkdir(parents=True, exist_ok=True)
+    state = {name: value.contiguous() for name, value in adapter_state(model, adapter).items()}
+    save_file(state, folder / SAFETENSORS_WEIGHTS_NAME, metadata={"format": "pt"})
+    settings, trains = model.peft_config[adapter], model.peft_config[adapter].inference_mode
+    settings.inference_mode = True
+    try:
+        settings.save_pretrained(str(folder))
+    finally:
+        settings.inference_mode = trains
+
+
+def export(folder: Path, model: Any, *, adapter: bool, name: str | None = None) -> None:
+    """Write the weights for an engine: the LoRA adapter (of several: `name`) or the full model. Raises `TrainerError` if the disk
+    refuses."""
     try:
         with no_bars():
-            model.save_pretrained(folder) if adapter else plain(model).save_pretrained(folder)
+            if name is not None:
+                write_adapter(folder, model, name)
+            else:
+                model.save_pretrained(folder) if adapter else plain(model).save_pretrained(folder)
     except (OSError, SafetensorError) as error:
         raise TrainerError(
             f"The weights for the engine could not be written to {str(folder)!r}: {error}. Check the disk's space."

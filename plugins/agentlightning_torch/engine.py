@@ -13,7 +13,7 @@ import asyncio
 import logging
 import threading
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from concurrent.futures import Future
 from typing import Any
 
@@ -25,7 +25,9 @@ from agentlightning.contracts.model import Fit, ModelFiles, Share
 from agentlightning.errors import EngineError
 from agentlightning.training.weight_sync import WeightCheck, folder_of
 from agentlightning.types import IntArray, Policy, Sampling, floats, ints
+from agentlightning_torch.adapters import MAIN
 from agentlightning_torch.lengths import switches
+from agentlightning_torch.named_policies import ServedPolicy, check_rows, load_policy
 from agentlightning_torch.regimes import Samplers
 from agentlightning_torch.sampler import Counts, Reply, SampledToken
 from agentlightning_torch.serving import check_served
@@ -47,8 +49,8 @@ def cache_bytes(settings: TorchEngineSettings, device: torch.device) -> int:
 class Request(Reply):
     """A reply, and the event loop that waits for it."""
 
-    def __init__(self, prompt: IntArray, sampling: Sampling, limit: int) -> None:
-        super().__init__(prompt, sampling, limit)
+    def __init__(self, prompt: IntArray, sampling: Sampling, limit: int, policy: str) -> None:
+        super().__init__(prompt, sampling, limit, policy)
         self.loop = asyncio.get_running_loop()
         self.ready = asyncio.Event()
         self.inbox: deque[SampledToken | EngineError] = deque()
@@ -59,6 +61,7 @@ class TorchEngine(Engine):
     """See `Engine`."""
 
     Settings = TorchEngineSettings
+    serves_adapters = True
 
     @classmethod
     async def create(cls, model: ModelFiles, settings: TorchEngineSettings, share: Share) -> TorchEngine:
@@ -118,24 +121,36 @@ class TorchEngine(Engine):
         self._closed = False
         self._last_check: WeightCheck | None = None
         """Weight check of the served folder."""
+        self._named_checks: dict[str, WeightCheck | None] = {}
+        """The same of each named policy."""
         self._thread = threading.Thread(target=self._run, name="agl-torch-engine", daemon=True)
         self._thread.start()
 
     @property
     def policy(self) -> Policy:
-        """Return the served policy."""
+        """Return the served policy, of several the first."""
         return self._weights.policy
+
+    @property
+    def policies(self) -> Mapping[str, Engine]:
+        """See `Engine.policies`."""
+        named = self._weights.adapters.named
+        return {name: ServedPolicy(self, self._weights, name) for name in self._weights.policies} if named else {self.policy.name: self}
 
     @property
     def counts(self) -> Counts:
         """Return the tokens prefilled, copied, and decoded so far."""
         return self._sampler.counts
 
-    async def generate(self, prompt_ids: IntArray, sampling: Sampling, *, rollout: str | None = None) -> AsyncIterator[Chunk]:
+    def generate(self, prompt_ids: IntArray, sampling: Sampling, *, rollout: str | None = None) -> AsyncIterator[Chunk]:
         """See `Engine.generate`."""
+        return self.generate_as(self.policy.name, prompt_ids, sampling)
+
+    async def generate_as(self, policy: str, prompt_ids: IntArray, sampling: Sampling) -> AsyncIterator[Chunk]:
+        """Sample a reply of one policy. See `Engine.generate`."""
         limit = check_request(self.info, self._vocabulary, prompt_ids, sampling)
         room = self._sampler.room(len(prompt_ids))
-        request = Request(np.asarray(prompt_ids), sampling, limit if room is None else min(limit, room))
+        request = Request(np.asarray(prompt_ids), sampling, limit if room is None else min(limit, room), policy)
         self._tell(lambda: self._new.append(request))
         ended = False
         try:
@@ -160,7 +175,7 @@ class TorchEngine(Engine):
         in-flight replies continue. `file:` is a folder from `save_pretrained`. Its weight check, if it has one, is compared.
         """
         source = self._source
-        if source is not None and policy == source.policy:  # also of the served version: a reload copies it again
+        if source is not None and policy == source.policies.get(policy.name):  # also of the served version: a reload copies it again
             await asyncio.to_thread(self._weights.take, source)
             return {}
         return await self._when_drained(lambda: self._load(policy))
@@ -198,17 +213,33 @@ class TorchEngine(Engine):
         weights, scheme = self._weights, policy.uri.partition(":")[0]
         measured: dict[str, float] = {}
         with weights.lock:
-            if scheme == "file" and policy != weights.policy:
+            served = weights.policies.get(policy.name)
+            if policy.name != MAIN and scheme == "file" and policy != served:
+                measured = self._load_named(policy)
+            elif scheme == "file" and policy != served:
                 weights.load_state(folder_of(policy))
                 measured, self._last_check = compare_with_check(weights.model, policy, self._last_check)
                 weights.policy = policy
-            elif scheme == "memory" and policy != weights.policy:
+            elif scheme == "memory" and policy != served:
                 raise EngineError(
-                    f"The weights in memory are {weights.policy}, not {policy}. Load the policy that the trainer's last step returned."
+                    f"The weights in memory are {served or weights.policy}, not {policy}. Load the policy that the trainer's last step "
+                    "returned."
                 )
             elif scheme not in ("file", "memory"):
                 raise EngineError(f"The torch engine cannot load {policy.uri!r}. Expected `file:` or `memory:`.")
+            if len(weights.policies) > 1:
+                check_rows(weights, policy.name)
             self._sampler.forget()
+        return measured
+
+    def _load_named(self, policy: Policy) -> dict[str, float]:
+        """Serve a named policy from a folder, beside the others."""
+        weights = self._weights
+        load_policy(weights, policy, folder_of(policy))
+        if policy.kind == "full":
+            return {}
+        with weights.adapters.all(policy.name):
+            measured, self._named_checks[policy.name] = compare_with_check(weights.model, policy, self._named_checks.get(policy.name))
         return measured
 
     # Below: the engine's thread.

@@ -52,9 +52,16 @@ def add_lora(model: Any, rank: int, alpha: float, seed: int) -> Any:
 
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        options: dict[str, Any] = {"r": rank, "lora_alpha": alpha, "lora_dropout": 0.0}  # peft declares an int alpha and takes a float
-        settings = peft.LoraConfig(**options, target_modules="all-linear", task_type="CAUSAL_LM")
-        return peft.get_peft_model(model, settings).eval()
+        return peft.get_peft_model(model, lora_settings(rank, alpha)).eval()
+
+
+def lora_settings(rank: int, alpha: float, base: str | None = None) -> Any:
+    """Return peft's settings of a fresh adapter on every linear layer except the head. `base`: the model's folder, if peft does not find
+    it out."""
+    import peft
+
+    options: dict[str, Any] = {"r": rank, "lora_alpha": alpha, "lora_dropout": 0.0}  # peft declares an int alpha and takes a float
+    return peft.LoraConfig(**options, target_modules="all-linear", task_type="CAUSAL_LM", base_model_name_or_path=base)
 
 
 class Optimizer:

@@ -55,6 +55,8 @@ class CachedPrefix:
     tokens: Tokens
     keys: Tensor
     values: Tensor
+    policy: str = "main"
+    """Keys depend on the adapter, so another policy never uses them."""
 
 
 class PrefixCache:
@@ -64,10 +66,12 @@ class PrefixCache:
         self._token_bytes = token_bytes
         self._entries: list[CachedPrefix] = []  # least recently used first
 
-    def find(self, tokens: Tokens) -> tuple[int, CachedPrefix | None]:
-        """Return the entry with the longest common prefix, and its length."""
+    def find(self, tokens: Tokens, policy: str = "main") -> tuple[int, CachedPrefix | None]:
+        """Return the policy's entry with the longest common prefix, and its length."""
         longest, best = 0, None
         for entry in self._entries:
+            if entry.policy != policy:
+                continue
             shared = common(entry.tokens, tokens)
             if shared > longest:
                 longest, best = shared, entry
@@ -78,8 +82,8 @@ class PrefixCache:
         self._entries.remove(entry)
         self._entries.append(entry)
 
-    def add(self, tokens: Tokens, read: Any, budget: int) -> None:
-        """Keep a sequence, unless it is a prefix of an entry.
+    def add(self, tokens: Tokens, read: Any, budget: int, policy: str = "main") -> None:
+        """Keep a policy's sequence, unless it is a prefix of an entry of it.
 
         `read` returns its keys and values. Entries that are its prefixes are dropped, then the oldest, until all fit into `budget` bytes.
         """
@@ -87,12 +91,12 @@ class PrefixCache:
         if not size or size * self._token_bytes > budget:
             self.trim(budget)
             return
-        if any(common(entry.tokens, tokens) == size for entry in self._entries):
+        if any(entry.policy == policy and common(entry.tokens, tokens) == size for entry in self._entries):
             return
-        self._entries = [entry for entry in self._entries if common(entry.tokens, tokens) < len(entry.tokens)]
+        self._entries = [e for e in self._entries if e.policy != policy or common(e.tokens, tokens) < len(e.tokens)]
         self.trim(budget - size * self._token_bytes)
         keys, values = read(size)
-        self._entries.append(CachedPrefix(tokens.copy(), keys.clone(), values.clone()))
+        self._entries.append(CachedPrefix(tokens.copy(), keys.clone(), values.clone(), policy))
 
     def trim(self, budget: int) -> None:
         """Drop the oldest entries until the rest fits into `budget` bytes."""

@@ -23,6 +23,10 @@ class Reference:
     def applied(self) -> Iterator[None]:
         """Make the model the reference within the block, for passes without gradient. The caller holds the weights' lock."""
         weights = self._weights
+        if weights.adapters.named:
+            with weights.adapters.all(None):
+                yield
+            return
         if hasattr(weights.model, "disable_adapter"):
             with weights.model.disable_adapter():
                 yield

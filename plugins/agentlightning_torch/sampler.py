@@ -31,8 +31,8 @@ WORTH_SHARING = 64
 class Reply:
     """One in-flight reply."""
 
-    def __init__(self, prompt: Tokens, sampling: Sampling, limit: int) -> None:
-        self.sampling = sampling
+    def __init__(self, prompt: Tokens, sampling: Sampling, limit: int, policy: str = "main") -> None:
+        self.sampling, self.policy = sampling, policy
         self.noise = np.random.default_rng(None if sampling.seed is None else sampling.seed & (2**64 - 1))
         self.stops = frozenset(sampling.stop_ids)
         self.end = len(prompt) + limit
@@ -159,18 +159,20 @@ class Sampler:
             ids = np.array([reply.tokens[-1] for reply in self.live])
             places = torch.from_numpy(positions).to(self._shape.device)
             attend = Decode(self._slots, places, int(positions.max()) + 1, self._shared())
-            logits = forward(self._weights.model, ids, positions, attend, last_only=False, length=self._length)
+            policies = [reply.policy for reply in self.live]
+            with self._weights.adapters.over(policies, self._shape.device):
+                logits = forward(self._weights.model, ids, positions, attend, last_only=False, length=self._length)
             tokens, logprobs = draw(logits, [r.sampling for r in self.live], [r.noise for r in self.live])
-            version = self._weights.policy.version
+            versions = [self._weights.version_of(policy) for policy in policies]
         # A NaN comes from the weights, so it concerns every row.
         if not np.isfinite(logprobs).all():
             raise EngineError(
-                f"The logits are not finite at version {version}: the weights diverged. Resume an earlier checkpoint with a lower lr."
+                f"The logits are not finite at version {max(versions)}: the weights diverged. Resume an earlier checkpoint with a lower lr."
             )
         self.counts.steps += 1
         self.counts.decoded += len(self.live)
         events: list[SampledToken] = []
-        for reply, token, logprob in zip(self.live, tokens, logprobs, strict=True):
+        for reply, token, logprob, version in zip(self.live, tokens, logprobs, versions, strict=True):
             reply.cached = reply.length
             events.append(SampledToken(reply, token, logprob, version, reply.append(token)))
         self._ending = [event.reply for event in events if event.finish]
@@ -180,10 +182,13 @@ class Sampler:
         return events
 
     def _shared(self) -> list[tuple[list[int], int]]:
-        """Return the rows that share a prefix, and its length. Found anew only when the rows have changed."""
+        """Return the rows of one policy that share a prefix, and its length. Found anew only when the rows have changed."""
         if self._grouped != self.live:
-            self._grouped = list(self.live)
-            self._groups = shared_prefixes([reply.tokens[:-1] for reply in self.live], WORTH_SHARING)
+            self._grouped, self._groups = list(self.live), []
+            for policy in dict.fromkeys(reply.policy for reply in self.live):
+                own = [reply for reply in self.live if reply.policy == policy]
+                groups = shared_prefixes([reply.tokens[:-1] for reply in own], WORTH_SHARING)
+                self._groups += [([own[number].row for number in numbers], length) for numbers, length in groups]
         return self._groups
 
     def _admit(self, *, fresh: bool) -> bool:
@@ -196,13 +201,14 @@ class Sampler:
             if len(self.live) >= self._max_batch or (self.live and cost > self._memory):
                 break
             need = reply.length - 1
-            shared, entry = self._prefixes.find(reply.tokens[:need])
+            shared, entry = self._prefixes.find(reply.tokens[:need], reply.policy)
             source: CachedPrefix | Reply | None = entry
-            for other in self.live:
+            for other in (other for other in self.live if other.policy == reply.policy):
                 n = common(other.tokens[: other.cached], reply.tokens[:need])
                 if n > shared:
                     shared, source = n, other
-            if any(common(other.tokens[:-1], reply.tokens[:need]) > shared + WORTH_WAITING for other in joined):
+            ahead = [other for other in joined if other.policy == reply.policy]
+            if any(common(other.tokens[:-1], reply.tokens[:need]) > shared + WORTH_WAITING for other in ahead):
                 continue
             self._join(reply, source, shared)
             joined.append(reply)
@@ -235,7 +241,9 @@ class Sampler:
                 room -= count
             ids = np.concatenate([self.live[row].tokens[start : start + count] for row, start, count in pieces])
             positions = np.concatenate([np.arange(start, start + count) for _, start, count in pieces])
-            forward(self._weights.model, ids, positions, Prefill(self._slots, pieces), last_only=True, length=self._length)
+            policies, counts = [self.live[row].policy for row, *_ in pieces], [count for *_, count in pieces]
+            with self._weights.adapters.over(policies, self._shape.device, counts):
+                forward(self._weights.model, ids, positions, Prefill(self._slots, pieces), last_only=True, length=self._length)
             for row, _, count in pieces:
                 self.live[row].cached += count
             self.counts.prefilled += len(ids)
@@ -265,7 +273,8 @@ class Sampler:
     def _leave(self, reply: Reply) -> None:
         """Free a row: cache its keys and values, and move the last row into its place."""
         row, last = reply.row, self.live[-1]
-        self._prefixes.add(reply.tokens[: reply.cached], lambda n: self._slots.read(row, n), self._memory - self._slots.bytes)
+        room = self._memory - self._slots.bytes
+        self._prefixes.add(reply.tokens[: reply.cached], lambda n: self._slots.read(row, n), room, reply.policy)
         if last is not reply:
             self._slots.write(row, *self._slots.read(last.row, last.cached))
             self.live[row] = last

@@ -35,13 +35,14 @@ from agentlightning.rl.loss import SFTLoss
 from agentlightning.rl.schedule import learning_rate
 from agentlightning.types import Policy
 from agentlightning_torch import checkpoint
+from agentlightning_torch.adapters import MAIN, adapter_name, named_parameters
 from agentlightning_torch.critic import ValueHead, hidden_size
 from agentlightning_torch.forward import Scores, plain
 from agentlightning_torch.frozen import FrozenStates
 from agentlightning_torch.heap import give_back
 from agentlightning_torch.losses import LOSSES
 from agentlightning_torch.number_type import HALVES
-from agentlightning_torch.optim import Optimizer, add_lora, trained_parameters
+from agentlightning_torch.optim import Optimizer, add_lora, lora_settings, trained_parameters
 from agentlightning_torch.reference import Reference
 from agentlightning_torch.scoring import Scoring, find_scoring
 from agentlightning_torch.settings import TorchTrainerSettings as Settings
@@ -60,8 +61,9 @@ class TorchTrainer(Trainer):
 
     Settings = Settings
 
-    def __init__(self, weights: Weights, settings: Settings, optimizer: Optimizer, scoring: Scoring) -> None:
-        self.weights = weights
+    def __init__(self, weights: Weights, settings: Settings, optimizer: Optimizer, scoring: Scoring, name: str = MAIN) -> None:
+        """`name`: of the policy that it trains."""
+        self.weights, self.name = weights, name
         self.settings = settings
         self.optimizer = optimizer
         self.scoring = scoring
@@ -108,17 +110,28 @@ class TorchTrainer(Trainer):
             scoring = find_scoring(weights.model, model.name, settings.tokens_per_pack)
             if not scoring.forest:
                 log.warning("Model %r trains as %s, not as a forest: %s. Steps take longer.", model.name, scoring.way, scoring.reason)
-            if settings.train == "lora":
-                weights.model = add_lora(weights.model, settings.lora_rank, settings.lora_alpha, settings.seed)
-                weights.policy = structs.replace(weights.policy, kind="lora")
             optimizer = Optimizer(
-                trained_parameters(weights.model, settings.train),
+                cls._trained(weights, settings, model.policy),
                 lr=settings.lr,
                 betas=settings.betas,
                 weight_decay=settings.weight_decay,
                 clip_norm=settings.clip_norm,
             )
-        return cls(weights, settings, optimizer, scoring)
+        return cls(weights, settings, optimizer, scoring, model.policy)
+
+    @classmethod
+    def _trained(cls, weights: Weights, settings: Settings, name: str) -> dict[str, torch.nn.Parameter]:
+        """Add the adapter, if there is one, and return the trained parameters. A named policy has an adapter beside others."""
+        if name != MAIN:
+            policy = structs.replace(weights.policy, name=name, kind="lora", version=0)
+            with torch.random.fork_rng():
+                torch.manual_seed(settings.seed)
+                weights.add_policy(policy, lora_settings(settings.lora_rank, settings.lora_alpha, weights.files.path))
+            return named_parameters(weights.model, name)
+        if settings.train == "lora":
+            weights.model = add_lora(weights.model, settings.lora_rank, settings.lora_alpha, settings.seed)
+            weights.policy = structs.replace(weights.policy, kind="lora")
+        return trained_parameters(weights.model, settings.train)
 
     @classmethod
     def offers(cls, settings: Settings) -> Capabilities:
@@ -130,13 +143,14 @@ class TorchTrainer(Trainer):
             custom_losses=True,
             max_sequence_tokens=settings.tokens_per_pack,
             lora=True,
+            adapters=settings.train == "lora",
             critic=settings.critic,
             why_no_critic="set trainer.critic = true",
         )
 
     @property
     def policy(self) -> Policy:
-        return self.weights.policy
+        return self.weights.policies[self.name]
 
     async def step(self, batch: Batch, loss: LossSettings) -> tuple[Policy, dict[str, float]]:
         return await self._run(lambda: self._step(batch, loss))
@@ -165,7 +179,7 @@ class TorchTrainer(Trainer):
 
         @ending_workers()
         def locked() -> T:
-            with self.weights.lock:
+            with self.weights.lock, self.weights.adapters.all(None if self.name == MAIN else self.name):
                 try:
                     return work()
                 except torch.OutOfMemoryError as error:
@@ -257,13 +271,18 @@ class TorchTrainer(Trainer):
         critic = {} if self.critic_optimizer is None else self.critic_optimizer.tensors()
         tensors = {**self.optimizer.tensors(), **critic, "rng": torch.get_rng_state()}
         facts = {"policy": structs.asdict(self.policy), "steps": self.steps, "train": self.settings.train, **self._kept_settings()}
-        checkpoint.write(folder, self.weights.model, self.weights.files.path, checkpoint.State(tensors, facts))
+        checkpoint.write(folder, self.weights.model, self.weights.files.path, checkpoint.State(tensors, facts), self._adapter)
 
     def _export(self, folder: Path) -> Policy:
         probe = weight_check_of(self.weights.model)
-        checkpoint.export(folder, self.weights.model, adapter=self.settings.train == "lora")
+        checkpoint.export(folder, self.weights.model, adapter=self.settings.train == "lora", name=self._adapter)
         probe.write(folder)
         return structs.replace(self.policy, uri=f"file:{quote(str(folder.resolve()))}")
+
+    @property
+    def _adapter(self) -> str | None:
+        """The name of its adapter in peft; None: it trains the only policy."""
+        return None if self.name == MAIN else adapter_name(self.name)
 
     def _kept_settings(self) -> dict[str, str | int | float]:
         """Return the settings that a checkpoint's weights do not tell, and that a resumed run must keep."""
@@ -279,6 +298,11 @@ class TorchTrainer(Trainer):
             raise TrainerError(
                 f"checkpoint {str(folder)!r} is of {policy.base!r} trained as {train!r}, but this run trains {self.policy.base!r} as "
                 f"{self.settings.train!r}. Use the checkpoint's settings."
+            )
+        if policy.name != self.name:
+            raise TrainerError(
+                f"checkpoint {str(folder)!r} is of policy {policy.name!r}, but this trainer trains {self.name!r}. Use that policy's "
+                "checkpoint."
             )
         for name, ours in self._kept_settings().items():
             saved = state.facts.get(name, ours)

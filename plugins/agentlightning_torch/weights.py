@@ -20,6 +20,7 @@ from transformers.utils import logging as bars
 from agentlightning.contracts.model import ModelFiles, Share
 from agentlightning.errors import ConfigError, EngineError, UnsupportedSetting
 from agentlightning.types import Policy
+from agentlightning_torch.adapters import MAIN, Adapters, add_adapter, compare_adapter, undone_on_error
 from agentlightning_torch.number_type import number_type
 from agentlightning_torch.workers import ending_workers
 
@@ -54,7 +55,7 @@ class FairLock:
 
 
 class Weights:
-    """A model in eval mode, with the policy of its weights."""
+    """A model in eval mode, with the policy of its weights, or with several policies that are adapters over it."""
 
     def __init__(self, model: PreTrainedModel, policy: Policy, files: ModelFiles, device: torch.device, dtype: torch.dtype) -> None:
         self.model: Any = model
@@ -64,23 +65,33 @@ class Weights:
         self.dtype = dtype
         self.lock = FairLock()
         self.generation = 0
-        self._policy = policy
+        self.policies = {policy.name: policy}
+        """By name: `main` alone, or the named ones."""
+        self.adapters = Adapters()
 
     @property
     def policy(self) -> Policy:
-        """Return the policy of the current weights."""
-        return self._policy
+        """Return the policy of the current weights, of several the first."""
+        return next(iter(self.policies.values()))
 
     @policy.setter
     def policy(self, policy: Policy) -> None:
-        self._policy = policy
+        """Name the policy of weights that have changed. Its name tells which one of several."""
+        others = {name: other for name, other in self.policies.items() if (name == MAIN) == (policy.name == MAIN)}
+        self.policies = others | {policy.name: policy}
         self.generation += 1
+
+    def version_of(self, policy: str) -> int:
+        """Return the version of a policy."""
+        return self.policies[policy].version if self.adapters.named else self.policy.version
 
     def copy(self) -> Weights:
         """Return a copy of the weights. `take` updates it."""
         with self.lock:
-            twin = copy.deepcopy(self.model).eval().requires_grad_(False)
-            return Weights(twin, self.policy, self.files, self.device, self.dtype)
+            twin, adapters = copy.deepcopy((self.model, self.adapters))
+            weights = Weights(twin.eval().requires_grad_(False), self.policy, self.files, self.device, self.dtype)
+            weights.policies, weights.adapters = dict(self.policies), adapters
+            return weights
 
     @ending_workers()
     def take(self, source: Weights) -> None:
@@ -90,7 +101,16 @@ class Weights:
             for name, theirs in source.model.named_parameters():
                 if theirs.requires_grad:
                     mine[name].copy_(theirs)
-            self.policy = source.policy
+            for policy in source.policies.values():
+                self.policy = policy
+
+    def add_policy(self, policy: Policy, settings: Any = None) -> None:
+        """Add a named policy: a fresh adapter with peft's `settings`, or the model as it is. The caller holds the lock."""
+        if settings is not None:
+            self.model = add_adapter(self.model, policy.name, settings)
+            self.adapters.install(self.model)
+        self.adapters.named = True
+        self.policy = policy
 
     def load_state(self, folder: str | Path) -> None:
         """Load a folder from `save_pretrained`: a full model or a LoRA adapter.
@@ -135,9 +155,9 @@ class Weights:
 
         state = peft.load_peft_weights(str(folder), device=str(self.device))
         if isinstance(self.model, PreTrainedModel):
-            with _undone_on_error(self.model):
+            with undone_on_error(self.model):
                 model = peft.PeftModel.from_pretrained(self.model, str(folder)).eval()
-                _compare_adapter(folder, state, peft.get_peft_model_state_dict(model))
+                compare_adapter(folder, state, peft.get_peft_model_state_dict(model))
             self.model = model
             return
         name = self.model.active_adapter
@@ -148,32 +168,8 @@ class Weights:
                 raise EngineError(
                     f"The adapter in {str(folder)!r} has {setting} {new!r}, but the model's has {old!r}. Load one with the same settings."
                 )
-        _compare_adapter(folder, state, peft.get_peft_model_state_dict(self.model, adapter_name=name))
+        compare_adapter(folder, state, peft.get_peft_model_state_dict(self.model, adapter_name=name))
         peft.set_peft_model_state_dict(self.model, state, adapter_name=name)
-
-
-def _compare_adapter(folder: Path, state: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
-    """Raise `EngineError` unless an adapter has exactly these weights."""
-    wrong = sorted(state.keys() ^ expected.keys()) or [name for name in state if state[name].shape != expected[name].shape]
-    if wrong:
-        raise EngineError(f"The adapter in {str(folder)!r} does not fit the model: {wrong[0]} differs. Load an adapter of the same layers.")
-
-
-@contextlib.contextmanager
-def _undone_on_error(model: PreTrainedModel) -> Iterator[None]:
-    """Give a model its own layers back if the block fails, because peft replaces them before it looks at an adapter's weights."""
-    modules, trained = dict(model.named_modules()), {parameter: parameter.requires_grad for parameter in model.parameters()}
-    try:
-        yield
-    except BaseException:
-        for name, module in modules.items():
-            if name:
-                parent, _, child = name.rpartition(".")
-                setattr(modules[parent], child, module)
-        for parameter, requires_grad in trained.items():
-            parameter.requires_grad_(requires_grad)
-        vars(model).pop("peft_config", None)
-        raise
 
 
 def chosen_type(files: ModelFiles, device: torch.device, dtype: str) -> torch.dtype:

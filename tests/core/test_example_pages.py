@@ -24,10 +24,11 @@ from agentlightning_torch.testing import tiny_model
 from judge_server import judge_server, score, work
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = [*sorted((ROOT / "docs" / "examples").glob("*.md")), ROOT / "docs" / "rewards.md", ROOT / "docs" / "judges.md"]
-EXAMPLES = len(PAGES) - 2
+SINGLE = [ROOT / "docs" / f"{name}.md" for name in ("rewards", "judges", "policies")]
+PAGES = [*sorted((ROOT / "docs" / "examples").glob("*.md")), *SINGLE]
+EXAMPLES = len(PAGES) - len(SINGLE)
 """Whole agents; the rest are pages with an example in them."""
-QUICK = ("langgraph-tools", "openai-client", "judges")
+QUICK = ("langgraph-tools", "openai-client", "judges", "policies")
 """Pages that `make test` runs; `make test-slow` runs the others."""
 JUDGE = "http://127.0.0.1:8001/v1"
 """Address of the judge in a page."""

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
+from urllib.parse import quote
 
 from agentlightning.capture.model_call import ModelCall, model_call
-from agentlightning.capture.recorder import CALL_HEADER, KEY_HEADER, Recorder, current, detached, open_recorders
+from agentlightning.capture.recorder import AGENT_HEADER, CALL_HEADER, KEY_HEADER, Recorder, current, detached, open_recorders
 from agentlightning.capture.routing import ClientRequest, Rejected, ToGateway, destination, destination_outside
 from agentlightning.errors import RoutingError
 
@@ -25,18 +26,22 @@ class Addressed:
     """The model call that it belongs to."""
 
     def body(self, body: Mapping[str, Any]) -> dict[str, Any]:
-        """The body, for the model of the rollout."""
-        return {**body, **({"model": self.recorder.llm.model} if body.get("model") is not None else {})}
+        """The body, for the model of the rollout. The name of a policy stays."""
+        llm, asked = self.recorder.llm, body.get("model")
+        return {**body, **({"model": llm.model} if asked is not None and asked not in llm.policies else {})}
 
     def headers(self, headers: Mapping[str, Any], request: str | None) -> dict[str, Any]:
         """The headers, in the name of the attempt and of the model call. A retry names the same `request` as the try before."""
-        key = self.recorder.llm.api_key
+        key, caller = self.recorder.llm.api_key, None if self.call is None else self.call.agent
+        agent = {} if caller is None else {AGENT_HEADER: quote(caller)}
+        replaced = {*REPLACED, *(name.lower() for name in agent)}
         return {
-            **{name: value for name, value in headers.items() if name.lower() not in REPLACED},
+            **{name: value for name, value in headers.items() if name.lower() not in replaced},
             "Authorization": f"Bearer {key}",
             "api-key": key,  # Azure's clients would add their own
             KEY_HEADER: key,
             **({CALL_HEADER: self.call.next_request(request)} if self.call is not None else {}),
+            **agent,
         }
 
 

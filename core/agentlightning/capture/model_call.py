@@ -42,12 +42,14 @@ class ModelCall:
     """The reason why a request did not go to the gateway, with the way out."""
     own: bool = False
     """True: its requests belong to the rollout, whatever model and address they name."""
+    agent: str | None = None
+    """Name of the agent that calls, if the framework tells it before the request."""
     open: bool = True
 
     @classmethod
-    def start(cls, adapter: str, recorder: Recorder, id: str | None = None) -> ModelCall:
-        """Open a call. Later requests in this context belong to it until it ends."""
-        call = cls(adapter, ref(recorder), id or new_id())
+    def start(cls, adapter: str, recorder: Recorder, id: str | None = None, *, agent: str | None = None) -> ModelCall:
+        """Open a call of an agent. Later requests in this context belong to it until it ends."""
+        call = cls(adapter, ref(recorder), id or new_id(), agent=agent)
         _open_call.set(call)
         return call
 

@@ -28,6 +28,8 @@ from agentlightning.types import JSON, LLM, Attempt, Record, Reward, Rollout, Sp
 log = logging.getLogger("agentlightning.capture")
 KEY_HEADER = "X-AGL-Key"
 """Request header from an adapter's HTTP hook: the attempt's key."""
+AGENT_HEADER = "X-AGL-Agent"
+"""Header with the name of the agent that calls, percent-encoded. An adapter of a framework sends it; an agent may, too."""
 CALL_HEADER = "X-AGL-Call-Id"
 """Request header: the desired id of the call. Response header: its actual id."""
 

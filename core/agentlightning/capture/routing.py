@@ -105,7 +105,7 @@ def destination_outside(request: ClientRequest, rollouts: Iterable[LLM], models:
 
 def _belongs(request: ClientRequest, llm: LLM, models: Collection[str]) -> bool:
     model = request.model
-    return request.of_rollout or (isinstance(model, str) and any(fnmatchcase(model, name) for name in (llm.model, *models)))
+    return request.of_rollout or (isinstance(model, str) and any(fnmatchcase(model, name) for name in (llm.model, *llm.policies, *models)))
 
 
 def _at_home(request: ClientRequest, llm: LLM) -> bool:

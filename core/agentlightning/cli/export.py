@@ -17,12 +17,14 @@ from agentlightning.training.run_folder import RunFolder
 if TYPE_CHECKING:
     from agentlightning.serving.export import Exported
 
+PolicyOption = Annotated[str | None, typer.Option("--policy", metavar="NAME", help="The policy, of a run with several.")]
 RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="A run's folder or name, or `latest`.")]
 
 
 def export(
     run: RunArgument,
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="A new folder for the model.")],
+    policy: PolicyOption = None,
 ) -> None:
     """Write the best weights of a run as a model folder that other programs load, with a model card.
 
@@ -36,13 +38,14 @@ def export(
     """
     from agentlightning.serving.export import export_run
 
-    _print(export_run(_run(run), folder), Console())
+    _print(export_run(_run(run), folder, policy), Console())
 
 
 def push(
     run: Annotated[str, typer.Argument(metavar="RUN", help="A run, `latest`, or a folder that `agl export` wrote.")],
     name: Annotated[str, typer.Argument(metavar="OWNER/NAME", help="The repository. It is created if it does not exist.")],
     public: Annotated[bool, typer.Option("--public", help="Make a new repository public. Otherwise only its owner sees it.")] = False,
+    policy: PolicyOption = None,
 ) -> None:
     """Upload the best weights of a run, or an exported folder, to the Hugging Face hub.
 
@@ -65,7 +68,9 @@ def push(
         folder = Path(run)
         if not folder.is_dir() or is_run(folder):
             folder = Path(temporary) / "model"
-            _print(export_run(_run(run), folder), console, uploads=True)
+            _print(export_run(_run(run), folder, policy), console, uploads=True)
+        elif policy is not None:
+            raise ConfigError(f"--policy is {policy!r}, but {run} is an exported folder of one policy. Leave it out.")
         console.print(f"uploaded to {push_folder(folder, name, public=public)}", soft_wrap=True, highlight=False)
 
 

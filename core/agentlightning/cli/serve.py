@@ -109,6 +109,7 @@ def _print_addresses(served: Served) -> None:
     model = served.model or "as the agent asks"
     page = link(served.base_url.removesuffix("/v1"), served.token)
     rows = {"base_url": served.base_url, "api_key": served.token, "model": model, "store": served.store, "page": page}
+    rows |= {"policies": f"{', '.join(served.policies)} (ask for one of them as `model`)"} if served.policies else {}
     for name, value in (rows | ({"weights": served.weights} if served.weights else {})).items():
         console.print(f"{name:<10}{value}", soft_wrap=True, highlight=False)
     console.print("Ctrl-C stops it", style="dim")

@@ -82,6 +82,8 @@ class _Writer:
             return {"anyOf": [schema for schema in schemas if schema is not None]}
         if is_dataclass(hint):
             return self._object(cast("type[Any]", hint))
+        if get_origin(hint) is dict and is_dataclass(get_args(hint)[1]):
+            return {"type": "object", "additionalProperties": self._object(get_args(hint)[1])}
         if get_origin(hint) in (list, tuple) and get_args(hint)[-1:] == (Ellipsis,):
             return {"type": "array", "items": self._value(get_args(hint)[0])}
         if hint is Path:

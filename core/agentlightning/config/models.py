@@ -80,15 +80,38 @@ def find_run(name: str) -> Path | None:
     return next((path.resolve() for path in (Path(name), Path("runs") / name) if path.is_dir() and is_run(path)), None)
 
 
-def best_weights(run: Path) -> Path:
-    """Return the folder of a run's best weights. Raises `RunError` if it has none."""
+def best_weights(run: Path, policy: str | None = None) -> Path:
+    """Return the folder of a run's best weights. Of a run with several policies, it is the LoRA adapter of one `policy`. Raises `RunError`
+    if it has none."""
     result = _result(run)
+    if "policies" in result or policy is not None:
+        return _policy_weights(run, result, policy)
     if "checkpoint" not in result:
         advice = f"If it is a stopped training run, continue it with `agl train --resume {run.name}`."
         raise RunError(f"Run {run.name} has no trained weights. {advice}")
     path = run / str(result["checkpoint"])
     if not path.is_dir():
         raise RunError(f"The best weights of run {run.name} are gone: {path} does not exist. Restore the folder, or name another run.")
+    return path.resolve()
+
+
+def _policy_weights(run: Path, result: dict[str, Any], policy: str | None) -> Path:
+    policies: dict[str, dict[str, Any]] = result.get("policies", {})
+    if not policies:
+        raise ConfigError(f"Run {run.name} has one policy, and you name {policy!r}. Leave the name of the policy out.")
+    if policy is None:
+        names = ", ".join(policies)
+        raise RunError(
+            f"Run {run.name} has several policies: {names}. Serve all of them with `agl serve {run.name}`, or export one with "
+            f"`agl export {run.name} FOLDER --policy {next(iter(policies))}`."
+        )
+    if policy not in policies:
+        raise ConfigError(unknown("policy", policy, list(policies)))
+    if "checkpoint" not in policies[policy]:
+        raise RunError(f"Policy {policy!r} of run {run.name} is the model before training. Use that model.")
+    path = run / str(policies[policy]["checkpoint"])
+    if not path.is_dir():
+        raise RunError(f"The weights of policy {policy!r} of run {run.name} are gone: {path} does not exist. Restore the folder.")
     return path.resolve()
 
 

@@ -18,6 +18,7 @@ from msgspec import Meta
 from agentlightning.config.keys import check_config_keys
 from agentlightning.config.models import model_path
 from agentlightning.config.parts import Part, build_step_rewards, naming
+from agentlightning.config.policies import PolicyConfig, absolute_adapters, check_policies
 from agentlightning.config.presets import with_preset
 from agentlightning.config.rewards import PROGRAM_REWARDS, RewardFrom, RewardSetting, RewardTable
 from agentlightning.config.store_address import absolute_store, check_no_secret
@@ -245,6 +246,9 @@ class Config(BaseSettings):
     """Whether text of users and tools that looks like a special token (`<|im_end|>`) becomes one. Default: false."""
     agents: tuple[str, ...] | None = None
     """Names or patterns of the agents to train. Absent: all."""
+    policies: dict[str, PolicyConfig] = field(default_factory=dict[str, PolicyConfig])
+    """Several policies by name, LoRA adapters over one model (`docs/policies.md`). The first one also answers calls of agents that no
+    policy has. Absent: one policy."""
     reward_weights: dict[str, FiniteFloat] = field(default_factory=dict[str, float])
     """Weight of each named reward in the return. Default: 1."""
     step_rewards: dict[str, FiniteFloat] = field(default_factory=dict[str, float])
@@ -301,6 +305,11 @@ class Config(BaseSettings):
             object.__setattr__(self, key, table)
         if self.agents is not None and not self.agents:
             raise ConfigError("agents is an empty list, so nothing would be trained. Name an agent, or remove it to train all.")
+        check_policies(self.policies)
+        for key in ("agents", "replay") if self.policies else ():
+            if getattr(self, key) is not None:
+                problem = "a policy names its own agents" if key == "agents" else "a replay trains one policy"
+                raise ConfigError(f"{key} and policies are both set, but {problem}. Remove one of them.")
         if self.replay is None:
             self._check_tasks()
         else:
@@ -480,6 +489,7 @@ def _absolute(config: Config, base: Path, data: Mapping[str, Any]) -> Config:
     if config.store is not None:
         changes["store"] = absolute_store(config.store, base)
     changes["model"] = model_path(config.model, base)
+    changes["policies"] = absolute_adapters(config.policies, base)
     if config.chat_template is not None:
         changes["chat_template"] = str(base / Path(config.chat_template).expanduser())
     return replace(config, **changes)

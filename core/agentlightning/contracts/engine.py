@@ -7,7 +7,7 @@ distribution, and stamps each token with the version that made it.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
@@ -69,9 +69,16 @@ class Engine(ABC):
     Settings: ClassVar[type[EngineSettings]] = EngineSettings
     remote: ClassVar[bool] = False
     """Whether the model lies on somebody else's server: `ModelFiles.path` is empty then, and training is refused."""
+    serves_adapters: ClassVar[bool] = False
+    """Whether it serves several policies at once: LoRA adapters over one base, by the name of their policy."""
     info: EngineInfo
     policy: Policy
-    """The policy that the engine serves now."""
+    """The policy that the engine serves now. Of several, the first one."""
+
+    @property
+    def policies(self) -> Mapping[str, Engine]:
+        """The engine of each served policy, by name. All of them are this engine, and compute their replies together."""
+        return {self.policy.name: self}
 
     @classmethod
     async def create(cls, model: ModelFiles, settings: Any, share: Share) -> Self:
@@ -103,7 +110,8 @@ class Engine(ABC):
 
     @abstractmethod
     async def load(self, policy: Policy) -> dict[str, float]:
-        """Serve another version, and return measurements of the load by name.
+        """Serve another version of the policy with this name, and return measurements of the load by name. An engine with
+        `serves_adapters` serves a new name beside the others.
 
         In-flight replies finish first (`pause`), or continue with the new weights. Each token carries the version that sampled it. The
         caches of the old weights are dropped. Raises `EngineError` when the engine cannot serve the policy.

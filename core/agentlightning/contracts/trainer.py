@@ -35,6 +35,8 @@ class Capabilities:
     max_sequence_tokens: int | None = None
     """Tokens of the longest conversation that it takes; None: any."""
     lora: bool = False
+    adapters: bool = False
+    """Whether several of these trainers share one model, each with an adapter for the policy that `ModelFiles.policy` names."""
     critic: bool = False
     """Whether it has a value head: `values`, and `Batch.returns` to learn from."""
     why_no_critic: str = "use trainer 'torch'"

@@ -10,8 +10,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
+from urllib.parse import unquote
 
-from agentlightning.capture.recorder import CALL_HEADER, KEY_HEADER
+from agentlightning.capture.recorder import AGENT_HEADER, CALL_HEADER, KEY_HEADER
 from agentlightning.contracts.store import AttemptRecords, LightningStore
 from agentlightning.errors import NotFound
 from agentlightning.gateway.api.body import read_fields
@@ -60,6 +61,8 @@ class Incoming:
     """Seconds since the epoch."""
     unread: Refused | None = None
     """The reason why its body was not read."""
+    agent: str | None = None
+    """The agent that calls, if a header tells it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +122,7 @@ class AttemptState:
         seen = Seen(asked if self._may_use(asked) else new_id(), "", hashlib.sha256(body).hexdigest())
         self.calls[seen.id] = seen
         index, self.next_index = self.next_index, self.next_index + 1
-        return Incoming(self, seen, index, body, retries.strip("0").isdecimal(), started, unread)
+        return Incoming(self, seen, index, body, retries.strip("0").isdecimal(), started, unread, agent_of(headers))
 
     def _may_use(self, id: str) -> bool:
         """Whether a client may choose this id for a call of this attempt."""
@@ -205,6 +208,11 @@ async def find_attempt(store: LightningStore, headers: Mapping[str, str]) -> tup
         except NotFound:
             continue
     return None
+
+
+def agent_of(headers: Mapping[str, str]) -> str | None:
+    """The name of the agent that calls, or None."""
+    return unquote(headers.get(AGENT_HEADER, "")) or None
 
 
 def keys_of(headers: Mapping[str, str]) -> list[str]:

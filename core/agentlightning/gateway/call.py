@@ -19,8 +19,9 @@ from starlette.datastructures import Headers
 from starlette.types import Receive, Scope, Send
 
 from agentlightning.contracts.engine import Engine
+from agentlightning.contracts.policies import PolicyChoice
 from agentlightning.contracts.store import LightningStore
-from agentlightning.errors import ContextOverflow
+from agentlightning.errors import ConfigError, ContextOverflow
 from agentlightning.gateway.api.answers import client_gone, part, send_json, start
 from agentlightning.gateway.api.body import MAX_BODY, read_body
 from agentlightning.gateway.api.schema import Refused
@@ -35,6 +36,7 @@ ENDS: Mapping[CallStatus, AttemptStatus] = {"completed": "succeeded", "cancelled
 """How the attempt of a production call ends."""
 TELLING = 1.0
 """Seconds to tell a client that its call was cancelled."""
+ONE_POLICY = PolicyChoice()
 MAX_TOPICS = 500
 """Warnings of one gateway, at most, because agents choose the names in them."""
 
@@ -90,10 +92,30 @@ class Service:
     """The parts that the endpoints of one gateway share."""
 
     def __init__(
-        self, store: LightningStore, engine: Engine, callers: Callers, models: Collection[str] = (), max_body: int = MAX_BODY
+        self,
+        store: LightningStore,
+        engine: Engine,
+        callers: Callers,
+        models: Collection[str] = (),
+        max_body: int = MAX_BODY,
+        policies: PolicyChoice = ONE_POLICY,
     ) -> None:
-        self.store, self.engine, self.callers, self.models, self.max_body = store, engine, callers, tuple(models), max_body
+        self.store, self.engine, self.callers, self.max_body, self.policies = store, engine, callers, max_body, policies
+        self.models = tuple(models)
         self._topics: set[str] = set()
+
+    def policy(self, own: str, model: str, agent: str | None) -> str:
+        """The name of the policy that answers a request. `own`: that of its rollout, for a run with one policy. Raises `Refused`."""
+        if not self.policies.names:
+            return own
+        try:
+            policy = self.policies.choose(model, agent)
+        except ConfigError as error:
+            raise Refused(str(error), param="model", code="policy_conflict") from error
+        if model not in self.policies.names and self.policies.of_agent(agent) is None:
+            caller = "A call whose request names no agent" if agent is None else f"Agent {agent!r}"
+            self.warn_once(f"policy:{agent}", "%s belongs to no policy, so %r answers, the first one.", caller, policy)
+        return policy
 
     def warn_once(self, topic: str, text: str, *values: object) -> None:
         """Log the first warning of a topic."""

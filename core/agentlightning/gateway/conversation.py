@@ -65,11 +65,13 @@ class History:
     messages: tuple[list[dict[str, Any]], ...]
     chains: tuple[Chain, ...]
     """Aligned with `messages`."""
+    policy: str = "main"
+    """The policy that answers."""
 
     @classmethod
-    def of(cls, head: str, *messages: list[dict[str, Any]], earlier: History | None = None) -> History:
+    def of(cls, head: str, *messages: list[dict[str, Any]], earlier: History | None = None, policy: str = "main") -> History:
         """Hash the messages of one request. It takes the hashes of messages that begin an `earlier` one too."""
-        return cls(head, messages, tuple(Chain.of(history, earlier) for history in messages))
+        return cls(head, messages, tuple(Chain.of(history, earlier) for history in messages), policy)
 
     @property
     def request_hash(self) -> str:
@@ -143,15 +145,16 @@ class Conversations:
     def __init__(self) -> None:
         self._replies: dict[str, Completion] = {}
         """By `Completion.conversation`."""
-        self._chains: set[str] = set()
+        self._chains: dict[str, str] = {}
+        """The policy of each reply, by the hash of its conversation without the head."""
         self._positions: dict[str, int | None] = {}
         """By the hash of a reply alone: the number of messages before it, None after a restart."""
         self._requests: set[str] = set()
         self._latest: History | None = None
 
-    def read(self, head: str, *messages: list[dict[str, Any]]) -> History:
+    def read(self, head: str, *messages: list[dict[str, Any]], policy: str = "main") -> History:
         """The history of a request. Only messages that the latest one did not have are hashed."""
-        self._latest = History.of(head, *messages, earlier=self._latest)
+        self._latest = History.of(head, *messages, earlier=self._latest, policy=policy)
         return self._latest
 
     def add(self, call: Call, completions: Iterable[Completion], before: int | None = None) -> None:
@@ -160,7 +163,7 @@ class Conversations:
         for completion in completions:
             if len(completion.response_ids) and completion.message is not None:
                 self._replies[completion.conversation] = completion
-                self._chains.add(completion.conversation.rpartition(".")[2])
+                self._chains[completion.conversation.rpartition(".")[2]] = completion.policy
                 self._positions[_digest(canonical(completion.message))] = before
 
     def find(self, history: History) -> Match:
@@ -176,7 +179,7 @@ class Conversations:
         if reply is not None:
             return Match("bridged", reply, last + 1) if last + 1 < len(messages) else Match("repeated")
         if hashes[last] in self._chains:
-            return Match("tools changed")
+            return Match("tools changed" if self._chains[hashes[last]] == history.policy else "policy changed")
         return Match(self._cause(messages, hashes))
 
     def with_reasoning(self, history: History) -> list[Message]:

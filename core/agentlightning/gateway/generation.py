@@ -30,6 +30,8 @@ class Generation:
     """`n` for each prompt, in order. They fill while the engine samples."""
     engine: Engine
     """Answers the call: the engine, or its demonstration."""
+    policy: str = "main"
+    """Name of the policy that answers."""
 
     def prompt_of(self, choice: int) -> int:
         """The index of the prompt that a choice answers."""

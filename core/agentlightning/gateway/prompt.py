@@ -36,7 +36,8 @@ def read_history(policy: str, asked: Asked, conversations: Conversations) -> His
     """The messages of a request. A text or ids to continue count as one message each."""
     request = asked.request
     head = head_hash(policy, request.offered(), request.format)
-    return conversations.read(head, *([[_prompt_message(prompt)] for prompt in asked.prompts] or [request.history()]))
+    prompts = [[_prompt_message(prompt)] for prompt in asked.prompts]
+    return conversations.read(head, *(prompts or [request.history()]), policy=policy)
 
 
 def plan_prompts(rendering: Rendering, asked: Asked, history: History, conversations: Conversations, when: float) -> tuple[Prompt, ...]:

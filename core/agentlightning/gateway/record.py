@@ -112,7 +112,7 @@ def sampled_completions(
                 call_id=incoming.seen.id,
                 attempt_id=incoming.state.attempt.id,
                 choice=choice,
-                policy=incoming.state.rollout.policy,
+                policy=generation.policy,
                 prompt_ids=reply.prompt_ids,
                 response_ids=ints(reply.ids),
                 logprobs=reply.logprobs,

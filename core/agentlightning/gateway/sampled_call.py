@@ -39,14 +39,15 @@ class SampledAnswerer:
         service, state, rollout = self.service, incoming.state, incoming.state.rollout
         try:
             asked = self.form.parse(incoming.body, state)
+            policy = service.policy(rollout.policy, asked.request.model, incoming.agent)
         except Refused:
             yield Draft(sent=sent_anyway(self.form, incoming.body, state))
             raise
-        history = read_history(rollout.policy, asked, state.conversations)
+        history = read_history(policy, asked, state.conversations)
         draft = Draft(history, Sent.of(asked, history.messages[0]), tools=len(asked.request.offered()))
         yield draft
         check_open(state.attempt)
-        check_model(asked.request.model, service.engine.info.model, rollout.policy, service.models)
+        check_model(asked.request.model, service.engine.info.model, policy, service.models)
         rendering = await self.rendering()
         prompts = plan_prompts(rendering, asked, history, state.conversations, state.attempt.started)
         draft = replace(draft, context=prompts[0].context)
@@ -54,7 +55,9 @@ class SampledAnswerer:
         for prompt in prompts:
             check_length(prompt, service.engine.info)
         _warn(service, incoming, asked)
-        generation = plan_generation(rollout, incoming.index, asked, history, rendering, prompts, service.engine)
+        engine = service.engine.policies.get(policy, service.engine)
+        planned = plan_generation(rollout, incoming.index, asked, history, rendering, prompts, engine)
+        generation = replace(planned, policy=policy)
         recorded = replace(draft, completions=partial(sampled_completions, incoming, generation))
         yield recorded
         if self.demonstrate is not None and rollout.mode == "train" and not asked.prompts:

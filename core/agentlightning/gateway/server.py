@@ -15,6 +15,7 @@ from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp
 
 from agentlightning.contracts.engine import Engine
+from agentlightning.contracts.policies import PolicyChoice
 from agentlightning.contracts.rendering import RenderingSettings
 from agentlightning.contracts.store import LightningStore
 from agentlightning.errors import ConfigError, GatewayError
@@ -32,7 +33,7 @@ from agentlightning.gateway.api.rewards import RewardEndpoint
 from agentlightning.gateway.api.schema import Refused
 from agentlightning.gateway.app_server import AppServer
 from agentlightning.gateway.auth import Callers
-from agentlightning.gateway.call import Endpoint, Forwarder, Service
+from agentlightning.gateway.call import ONE_POLICY, Endpoint, Forwarder, Service
 from agentlightning.gateway.end_of_attempt import EndOfAttempt
 from agentlightning.gateway.limits import LimitedRequests
 from agentlightning.gateway.listener import closes_for_async_clients
@@ -82,6 +83,8 @@ class Options(TypedDict, total=False):
     """Answers the calls of training rollouts in place of the engine."""
     models: Collection[str]
     """Further names, or patterns, for the model."""
+    policies: PolicyChoice
+    """Chooses the policy of each call. Absent: there is one policy."""
     max_body: int
     """Bytes of a request's body, at most."""
     metrics: Metrics
@@ -90,9 +93,10 @@ class Options(TypedDict, total=False):
 
 def gateway_app(store: LightningStore, engine: Engine, **options: Unpack[Options]) -> Starlette:
     """The gateway as an ASGI app, for one event loop. A `Forwarder` gets the requests of agents unchanged."""
-    models = options.get("models", ())
+    policies = options.get("policies", ONE_POLICY)
+    models = (*options.get("models", ()), *policies.names)
     callers, max_body = Callers(store, policy=engine.policy.name, token=options.get("token")), options.get("max_body", MAX_BODY)
-    service = Service(store, engine, callers, models, max_body)
+    service = Service(store, engine, callers, models, max_body, policies)
     endpoints: dict[str, ASGIApp | Callable[[Request], Awaitable[Response]]]
     if isinstance(engine, Forwarder):
         endpoints = {path: Endpoint(service, answerer) for path, answerer in engine.answerers(service).items()}
@@ -105,7 +109,7 @@ def gateway_app(store: LightningStore, engine: Engine, **options: Unpack[Options
     routes = [
         *(Route(path, endpoint, methods=["POST"]) for path, endpoint in endpoints.items()),
         Route(CALLS_PATH, EndOfAttempt(callers).answer, methods=["DELETE"]),
-        *Cards(engine, models).routes,
+        *Cards(engine, models, policies.names).routes,
         *TraceEndpoint(store, max_body).routes,
     ]
     unknown = UnknownPath(service, endpoints).answer
@@ -138,7 +142,7 @@ class Gateway:
     def __init__(
         self, store: LightningStore, engine: Engine, *, host: str = "127.0.0.1", port: int = 0, **options: Unpack[Options]
     ) -> None:
-        self._engine = engine
+        self._engine, self._policies = engine, options.get("policies", ONE_POLICY).names
         self._server = AppServer(closes_for_async_clients(gateway_app(store, engine, **options)), host=host, port=port)
         self.start, self.stop = self._server.start, self._server.stop
 
@@ -149,4 +153,4 @@ class Gateway:
 
     def llm(self, attempt: Attempt) -> LLM:
         """Model name, address and key for the agent of an attempt."""
-        return LLM(self._engine.info.model, self.base_url, attempt.key)
+        return LLM(self._engine.info.model, self.base_url, attempt.key, self._policies)

@@ -48,7 +48,7 @@ class Contributions:
         step = read_step_logprobs(self._run.logprobs(part[0]))
         if step is None or completion_id not in step.by_completion:
             return None
-        return TrainerLogprobs(step.version, step.by_completion[completion_id])
+        return TrainerLogprobs(step.version_of(completion_id), step.by_completion[completion_id])
 
     def steps_of(self) -> dict[str, int]:
         """Return the step that trained on each rollout, by id, the latest first. It reads every step."""

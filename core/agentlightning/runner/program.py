@@ -123,6 +123,7 @@ def program_variables(task: str, llm: LLM, reward: RewardFrom, folder: str) -> d
         "ANTHROPIC_BASE_URL": root,
         "ANTHROPIC_API_KEY": llm.api_key,
         "AGL_MODEL": llm.model,
+        **({"AGL_POLICIES": ",".join(llm.policies)} if llm.policies else {}),
         "AGL_TASK_FILE": f"{folder}/task.json",
     }
     if len(task) <= TASK_LIMIT:

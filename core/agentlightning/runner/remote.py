@@ -14,6 +14,7 @@ import math
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import httpx
@@ -33,7 +34,7 @@ from agentlightning.runner.runner import Agent, Runner
 from agentlightning.stores.common import open_store
 from agentlightning.stores.http_client import open_http, split_address
 from agentlightning.stores.http_server import StoreServer
-from agentlightning.types import LLM
+from agentlightning.types import LLM, Attempt
 
 PATH = "/runner/v1/order"
 REFRESH = 20.0
@@ -48,6 +49,8 @@ class RunnerOrder:
     model: str
     models: tuple[str, ...] = ()
     """Names of the model in the agent's code."""
+    policies: tuple[str, ...] = ()
+    """`LLM.policies`."""
     settings: RunnerSettings = field(default_factory=RunnerSettings)
 
 
@@ -151,9 +154,7 @@ async def run_remote(
         order = source.current
         settings = dataclasses.replace(order.settings, concurrency=arguments.concurrency or order.settings.concurrency)
         agent = make_agent(order) if make_agent is not None else await asyncio.to_thread(_load, arguments, order.models)
-        runner = Runner(
-            store, agent, lambda attempt: LLM(source.current.model, f"{gateway}/v1", attempt.key), settings, gateway_answers=source.answers
-        )
+        runner = Runner(store, agent, partial(_llm, source, gateway), settings, gateway_answers=source.answers)
         ready(runner, order, gateway)
         following = asyncio.create_task(source.follow())
         try:
@@ -163,6 +164,11 @@ async def run_remote(
             following.cancel()
     finally:
         await store.close()
+
+
+def _llm(source: _Source, gateway: str, attempt: Attempt) -> LLM:
+    """The model of an attempt, as the run orders it now."""
+    return LLM(source.current.model, f"{gateway}/v1", attempt.key, source.current.policies)
 
 
 def _open(arguments: RemoteRunner) -> tuple[LightningStore, str, str]:

@@ -49,6 +49,8 @@ class WorkerOrder:
     adapters: tuple[str, ...]
     models: tuple[str, ...]
     """Names of the model in the agent's code."""
+    policies: tuple[str, ...]
+    """`LLM.policies`."""
     settings: RunnerSettings
     path: tuple[str, ...]
     """The parent's import path."""
@@ -241,7 +243,7 @@ async def _work(order: WorkerOrder) -> int:
     runner = Runner(
         open_store(order.store),
         load_object(order.agent),
-        lambda attempt: LLM(order.model, order.base_url, attempt.key),
+        lambda attempt: LLM(order.model, order.base_url, attempt.key, order.policies),
         order.settings,
         name=order.name,
         recycled=True,

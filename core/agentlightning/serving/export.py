@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from agentlightning.config.models import best_weights
+from agentlightning.config.models import best_weights, find_model
 from agentlightning.contracts.rendering import saved_rendering
 from agentlightning.errors import ConfigError, MissingExtra
 from agentlightning.files import disk_errors
@@ -38,11 +38,11 @@ class Exported:
     """The model before training."""
 
 
-def export_run(run: RunFolder, folder: Path) -> Exported:
+def export_run(run: RunFolder, folder: Path, policy: str | None = None) -> Exported:
     """Write the best weights of a run, their tokenizer, chat template and generation config, and a model card into a new folder.
 
-    Checkpoints hold the full model: LoRA is merged, and layers that were not trained are in it. Raises `ConfigError` for a folder that is
-    not empty, and `RunError` for a run without weights.
+    The folder holds the full model: LoRA is merged, and layers that were not trained are in it. `policy`: one of several. Raises
+    `ConfigError` for a folder that is not empty, and `RunError` for a run without weights.
     """
     if folder.suffix.lower() == ".gguf":
         raise ConfigError(
@@ -53,7 +53,9 @@ def export_run(run: RunFolder, folder: Path) -> Exported:
         raise ConfigError(f"{folder} exists and is not empty. Name a new folder.")
     if importlib.util.find_spec("huggingface_hub") is None:
         raise MissingExtra("Model cards need huggingface_hub, which is not installed. Run: pip install 'agentlightning[serve]'")
-    weights, result, config = best_weights(run.path), run.read_result(), run_config(run)
+    weights, result, config = best_weights(run.path, policy), run.read_result(), run_config(run)
+    if policy is not None:
+        weights = Path(find_model(str(weights)).path)  # merged into its base
     origin = model_origin(str(config.get("model", "")))
     with disk_errors("write the model to", folder):
         folder.mkdir(parents=True, exist_ok=True)

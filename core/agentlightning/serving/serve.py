@@ -6,7 +6,7 @@ import asyncio
 import os
 import secrets
 import signal
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,12 +16,15 @@ from starlette.routing import BaseRoute
 
 from agentlightning.config.models import best_weights, find_model, find_run, is_model
 from agentlightning.config.parts import Part
-from agentlightning.config.schema import load_config
+from agentlightning.config.policies import policy_choice
+from agentlightning.config.schema import Config, load_config
 from agentlightning.contracts.engine import Engine
 from agentlightning.contracts.model import ModelFiles
+from agentlightning.contracts.policies import PolicyChoice
 from agentlightning.contracts.rendering import RenderingChoices, RenderingSettings, saved_rendering
 from agentlightning.contracts.store import LightningStore
 from agentlightning.gateway import Gateway
+from agentlightning.gateway.call import ONE_POLICY
 from agentlightning.gateway.rendering.load import make_rendering
 from agentlightning.runner.rollout import DEFAULT_STORE
 from agentlightning.serving.playground import Playground
@@ -29,6 +32,7 @@ from agentlightning.stores.common import open_store
 from agentlightning.stores.http_server import StoreServer
 from agentlightning.telemetry.metrics import Metrics
 from agentlightning.telemetry.requests import metrics_route
+from agentlightning.training.policies import frozen_policy
 from agentlightning.training.progress import Progress
 from agentlightning.training.run_folder import RunFolder
 from agentlightning.training.trace_export import open_export
@@ -50,6 +54,10 @@ class ServedModel(NamedTuple):
     """The run that trained it."""
     base: Callable[[], ServedModel] | None = None
     """Finds the model before training (blocking). None: this is it, or there is none."""
+    policies: Sequence[Policy] = ()
+    """Of a run with several."""
+    choice: PolicyChoice = ONE_POLICY
+    """Which of them answers a call."""
 
 
 class Address(NamedTuple):
@@ -100,6 +108,8 @@ class Served:
     """Address of the store for other processes."""
     weights: str = ""
     """Of a run: the step, and why this one."""
+    policies: Sequence[str] = ()
+    """Names to ask for, where a run has several policies."""
 
 
 def serve(
@@ -137,7 +147,8 @@ async def _serving(model: ServedModel, address: Address, store: str | None, prog
         engine: Engine = await part.target.create(model.files, settings, {})
         stack.push_async_callback(engine.close)
         if model.files.path:
-            await engine.load(model.policy or engine.policy)  # a run's trained version, so that records name it
+            for policy in model.policies or [model.policy or engine.policy]:  # a run's trained version, so that records name it
+                await engine.load(policy)
         server, playground = StoreServer(opened, token), _playground(model, engine, part.target, settings)
         shown = page(Shown(records, opened, token, model.run, playground))
         stack.push_async_callback(shown.close)
@@ -146,14 +157,14 @@ async def _serving(model: ServedModel, address: Address, store: str | None, prog
         routes = [*server.routes, metrics_route(metrics, opened, server.admits), *shown.routes]
         gateway = Gateway(
             opened, engine, host=address.host, port=address.port, max_body=address.max_body, token=token, extra_routes=routes,
-            rendering=model.rendering, metrics=metrics,
+            rendering=model.rendering, metrics=metrics, policies=model.choice,
         )  # fmt: skip
         await gateway.start()
         stack.push_async_callback(gateway.stop)
         stack.callback(shown.stop)
         progress.end()
         store_address = gateway.base_url.removesuffix("/v1").replace("://", f"://{token}@", 1)
-        yield Served(gateway.base_url, engine.info.model, token, store_address, model.weights)
+        yield Served(gateway.base_url, engine.info.model, token, store_address, model.weights, model.choice.names)
 
 
 def _playground(model: ServedModel, engine: Engine, kind: type[Engine], settings: Any) -> Playground | None:
@@ -180,11 +191,13 @@ def served_model(name: str, progress: Progress, choices: RenderingChoices | None
         progress.phase("finding model")
         files = find_model(name, progress=progress.phase)
         return ServedModel(files, {"name": "torch"}, None, choices.over(saved_rendering(Path(files.path))))
-    path, folder = best_weights(run), RunFolder.open(run)
+    folder = RunFolder.open(run)
     config, result = load_config(folder.config), folder.read_result()
+    if "policies" in result:
+        return _several_policies(folder, config, result, choices, progress)
+    path = best_weights(run)
     policy = Policy(version=int(result["policy_version"]), base=config.model, uri=f"file:{path}")
-    trained_as = Path(config.model).name if Path(config.model).exists() else config.model  # agents ask for this name
-    weights = f"step {result['policy_step']}. {result['policy_reason']}" if "policy_reason" in result else ""
+    trained_as, weights = _model_name(config), _why(result)
     trained = result.get("policy_step") != 0  # the folder of the model before training does not know how the run renders messages
     rendering = saved_rendering(path) if trained else config.rendering(str(path))
 
@@ -195,6 +208,32 @@ def served_model(name: str, progress: Progress, choices: RenderingChoices | None
 
     served = ServedModel(ModelFiles(trained_as, str(path)), dict(config.engine), policy, choices.over(rendering), weights, folder)
     return served._replace(base=base) if trained else served
+
+
+def _model_name(config: Config) -> str:
+    """The name of a run's model, for which its agents ask."""
+    return Path(config.model).name if Path(config.model).exists() else config.model
+
+
+def _why(result: Mapping[str, Any]) -> str:
+    """The step of a run's weights, and why this one."""
+    return f"step {result['policy_step']}. {result['policy_reason']}" if "policy_reason" in result else ""
+
+
+def _several_policies(
+    run: RunFolder, config: Config, result: Mapping[str, Any], choices: RenderingChoices, progress: Progress
+) -> ServedModel:
+    """The model of a run with several policies, and the best adapter of each."""
+    progress.phase("finding model")
+    files = find_model(config.model, progress=progress.phase)
+    files = ModelFiles(_model_name(config), files.path)
+    policies = list[Policy]()
+    for name, policy in result["policies"].items():
+        adapter = str(best_weights(run.path, name)) if "checkpoint" in policy else None
+        policies.append(frozen_policy(name, files, adapter, int(policy["version"])))
+    rendering = choices.over(config.rendering(files.path))
+    served = ServedModel(files, dict(config.engine), None, rendering, _why(result), run)
+    return served._replace(policies=policies, choice=policy_choice(config.policies))
 
 
 def upstream_model(url: str, *, key_env: str | None = None, name: str | None = None) -> ServedModel:

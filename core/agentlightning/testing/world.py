@@ -9,6 +9,7 @@ from os import PathLike
 
 from agentlightning.capture.recorder import Recorder, use
 from agentlightning.config.parts import build_step_rewards
+from agentlightning.contracts.policies import PolicyChoice
 from agentlightning.contracts.store import AttemptRecords, LightningStore
 from agentlightning.gateway import Gateway
 from agentlightning.rl.trajectory.build import trajectory
@@ -18,11 +19,14 @@ from agentlightning.types import Rollout, Sampling, Span, Task, Trajectory
 
 
 @asynccontextmanager
-async def open_world(tokenizer: str | PathLike[str], script: Script, *, delay: float = 0.0) -> AsyncGenerator[World]:
+async def open_world(
+    tokenizer: str | PathLike[str], script: Script, *, delay: float = 0.0, policies: PolicyChoice | None = None
+) -> AsyncGenerator[World]:
     """Open a world in which `script` is the model. `tokenizer` is a folder of `agentlightning.testing.tokenizer.make_tokenizer`, and
-    `delay` the seconds before each piece of a reply."""
+    `delay` the seconds before each piece of a reply. `policies` all reply from the script, and the records name them."""
     store = open_store("memory:")
-    gateway = Gateway(store, ScriptedEngine(tokenizer, script, chunk=16, delay=delay, context_length=16384))
+    engine = ScriptedEngine(tokenizer, script, chunk=16, delay=delay, context_length=16384)
+    gateway = Gateway(store, engine, policies=policies or PolicyChoice())
     await gateway.start()
     try:
         yield World(store, gateway)

@@ -22,13 +22,16 @@ from agentlightning.config.model_facts import model_facts
 from agentlightning.config.parts import Part
 from agentlightning.config.schema import Config
 from agentlightning.contracts.model import ModelFiles
+from agentlightning.contracts.trainer import Trainer
 from agentlightning.files import folder_bytes
 from agentlightning.gateway.rendering.report import report_rendering
 from agentlightning.rl.batch.build import make_batch
 from agentlightning.training.controls import Controls, run_in_thread
 from agentlightning.training.group_signal import GroupSignal, Suggestion, group_signal, remedy, suggest
 from agentlightning.training.job import Job, job_of
+from agentlightning.training.joint import JointAlgorithm, only
 from agentlightning.training.plan import TrainingPlan, plan_training
+from agentlightning.training.policies import check_first_calls
 from agentlightning.training.production.opening import check_replay, open_replay
 from agentlightning.training.progress import Progress
 from agentlightning.training.rollouts import first_error, mean_reward
@@ -132,10 +135,12 @@ async def measure(job: Job, plan: TrainingPlan, group_size: int, controls: Contr
                 trajectories = await services.collector.run(rollouts)
             rollout_seconds = time.monotonic() - began
             check_first(trajectories, config.agents)
+            if services.choice.names:
+                check_first_calls(trajectories, services.choice, tuple(services.trainers))
             training_seconds = await _try_training(services, plan.algorithm, trajectories)
             controls.progress.phase("writing checkpoint")
             checkpoint.mkdir()
-            await services.trainer.save(checkpoint)
+            await services.save(checkpoint)
         transitions = [transition for trajectory in trajectories for transition in trajectory.transitions]
         checkpoint_bytes = folder_bytes(checkpoint)
         return Measured(
@@ -174,14 +179,23 @@ async def _try_training(services: Services, algorithm: Algorithm, trajectories: 
     if not any(trajectory.transitions for trajectory in trajectories):
         return None
     services.controls.progress.phase("training")
-    # Any advantages and pairs will do: only the work counts, and the weights are discarded.
+    await services.engine.pause()
+    if not isinstance(algorithm, JointAlgorithm):
+        return await _try_step(services.trainer, algorithm, trajectories)
+    seconds = 0.0
+    for name, own in algorithm.policies.items():
+        seconds += await _try_step(services.trainers[name], own, [only(trajectory, name) for trajectory in trajectories])
+    return seconds
+
+
+async def _try_step(trainer: Trainer, algorithm: Algorithm, trajectories: Sequence[Trajectory]) -> float:
+    """Take a step, and return its seconds. Any advantages and pairs will do: only the work counts, and the weights are discarded."""
     loss = algorithm.loss_settings() or Part.parse("losses", "ppo_clip", "algorithm.loss").make()
     advantages = [np.ones(len(trajectory.transitions)) for trajectory in trajectories]
     demonstrations = algorithm.demonstrate is not None
     batch = trial_batch(trajectories) if loss.over_pairs else make_batch(trajectories, advantages, demonstrations=demonstrations)
     began = time.monotonic()
-    await services.engine.pause()
-    await services.trainer.step(batch, loss)
+    await trainer.step(batch, loss)
     return time.monotonic() - began
 
 

@@ -46,7 +46,7 @@ class Evaluator:
 
     async def measure(self, step: int, state: RunState) -> Measured:
         """Return an evaluation of the weights as they are. Rollouts of the same weights that ran earlier do not run again."""
-        rollouts, version = eval_rollouts(self._settings, self._tasks, self._services.rollouts, step), self._services.engine.policy.version
+        rollouts, version = eval_rollouts(self._settings, self._tasks, self._services.rollouts, step), self._services.version
         earlier = await self._cache.of_step(step, state, version, rollouts)
         trajectories = list[Trajectory]()
         if missing := earlier.missing(rollouts):

@@ -88,6 +88,7 @@ def evaluation_key(config: Config, plan: Plan, tasks: Sequence[Task]) -> Evaluat
         "models": config.models,
         "machine": [platform.node(), platform.machine(), sys.version],
         "packages": _installed(),
+        **_policies(config),
         "files": _named_files(config.eval.chosen(tasks)),
     }
     sampled = {**common, "temperature": config.sampling.temperature, "seed": config.seed}
@@ -209,6 +210,14 @@ def _reward(config: Config) -> Any:
         return config.reward
     judge = config.reward.judge
     return [judge.base_url, judge.model, judge.rubric_text(), judge.scale, judge.sees]
+
+
+def _policies(config: Config) -> dict[str, Any]:
+    """What each policy answers, and its weights before training. Nothing for a run with one policy."""
+    adapters = {name: policy.adapter for name, policy in config.policies.items()}
+    files = {name: [] if path is None else sorted(Path(path).glob("adapter_*")) for name, path in adapters.items()}
+    policies = [[name, policy.agents, content_key(files[name])] for name, policy in config.policies.items()]
+    return {"policies": policies} if policies else {}
 
 
 def _class_name(plugin: Any) -> str:

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 
 UNBRIDGED = 0.1
 """Share of the continuing model calls that may start afresh. Some agents begin a new conversation now and then."""
+BY_DESIGN = ("first", "upstream", "policy changed")
+"""Contexts of calls that continue no tokens of their own policy."""
 WAYS_OUT = {
     "rewritten": 'The chat template changes earlier turns. Set history = "exact" to keep them as they were sampled.',
     "edited": "The agent changes a reply before it sends it back. Send replies back as they came.",
@@ -22,7 +24,7 @@ def fresh_calls(contexts: Mapping[str, int]) -> tuple[int, int, str] | None:
 
     `contexts` counts completed calls by `Call.context`.
     """
-    continuing = {context: count for context, count in contexts.items() if context not in ("first", "upstream")}
+    continuing = {context: count for context, count in contexts.items() if context not in BY_DESIGN}
     total, bridged = sum(continuing.values()), continuing.pop("bridged", 0)
     if total - bridged <= total * UNBRIDGED:
         return None

@@ -12,6 +12,7 @@ from typing import Any, TypeAlias
 from agentlightning.algorithms.base import Algorithm
 from agentlightning.config.models import find_model
 from agentlightning.config.parts import Part
+from agentlightning.config.policies import with_own
 from agentlightning.config.schema import Config, tracker_key
 from agentlightning.config.toml import plain_settings
 from agentlightning.contracts.engine import EngineSettings
@@ -24,6 +25,8 @@ from agentlightning.registry.registry import load_object, registry
 from agentlightning.runner.agent_call import Agent, takes_llm
 from agentlightning.runner.proxies import reach_loopback
 from agentlightning.runner.worker_pool import reference_of
+from agentlightning.training.joint import JointAlgorithm, chosen_algorithm
+from agentlightning.training.policies import Policies, check_policy_parts
 from agentlightning.training.progress import Progress
 from agentlightning.training.rewards.scoring import check_scorer
 from agentlightning.training.trackers import ChosenTracker
@@ -42,6 +45,8 @@ class Plan:
     files: ModelFiles
     engine: Plugin
     rendering: RenderingSettings
+    policies: Policies
+    """Of the run; none for a run with one policy."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +54,9 @@ class TrainingPlan(Plan):
     """The parts of a config for training, checked and ready to open."""
 
     trainer: Plugin
+    """Of several policies: that of the first trained one."""
+    trainers: Mapping[str, Plugin]
+    """By the name of the trained policy."""
     algorithm: Algorithm
     trackers: Sequence[ChosenTracker]
 
@@ -61,7 +69,7 @@ async def plan_training(config: Config, agent: str | Agent | None, progress: Pro
 
     def check() -> TrainingPlan:
         trackers = chosen_trackers(config.trackers)
-        algorithm = Part.parse("algorithms", config.algorithm, "algorithm").make()
+        algorithm = chosen_algorithm(config)
         reach_loopback()  # before the agent is imported, because its module may create a client
         engine = _engine(config)
         if engine[0].remote:
@@ -70,10 +78,12 @@ async def plan_training(config: Config, agent: str | Agent | None, progress: Pro
                 "`agl rollout` or `agl serve` with it, or train a model of another engine."
             )
         engine = engine[0], _own_weights(str(config.engine["name"]), engine[1], config.collection.max_staleness)
-        trainer = _trainer(config, algorithm)
+        trainers = _trainers(config, algorithm)
+        check_policy_parts(config.policies, str(config.engine["name"]), engine[0], str(config.trainer["name"]), trainers)
         check_scorer(config, algorithm.group_size)
         checked, files = _agent(config, agent), _model(config.model, progress)
-        return TrainingPlan(checked, files, engine, _rendering(config, files), trainer, algorithm, trackers)
+        rendering, trainer = _rendering(config, files), next(iter(trainers.values()))
+        return TrainingPlan(checked, files, engine, rendering, config.policies, trainer, trainers, algorithm, trackers)
 
     return await asyncio.to_thread(check)
 
@@ -86,16 +96,17 @@ async def plan_rollouts(config: Config, agent: str | Agent, progress: Progress) 
         engine = _engine(config)
         check_scorer(config, 2)  # rollouts without training are scored one by one
         checked = _agent(config, agent)
+        check_policy_parts(config.policies, str(config.engine["name"]), engine[0])
         if not engine[0].remote:
             files = _model(config.model, progress)
-            return Plan(checked, files, engine, _rendering(config, files))
+            return Plan(checked, files, engine, _rendering(config, files), config.policies)
         choices = config.rendering_choices.used()
         if choices:
             raise UnsupportedSetting(
                 f"{choices[0]} has no effect: the server of engine {config.engine['name']!r} renders the messages. Remove it, or set it on "
                 "that server."
             )
-        return Plan(checked, ModelFiles(config.model, ""), engine, RenderingSettings())
+        return Plan(checked, ModelFiles(config.model, ""), engine, RenderingSettings(), {})
 
     return await asyncio.to_thread(check)
 
@@ -146,9 +157,17 @@ def config_in_force(config: Config, plan: TrainingPlan) -> dict[str, JSON]:
     return values
 
 
-def _trainer(config: Config, algorithm: Algorithm) -> Plugin:
+def _trainers(config: Config, algorithm: Algorithm) -> dict[str, Plugin]:
+    """The trainer of each policy that is trained."""
+    if not isinstance(algorithm, JointAlgorithm):
+        return {"main": _trainer(config, config.trainer, algorithm)}
+    tables = {name: with_own(config.trainer, config.policies[name].trainer) for name in algorithm.policies}
+    return {name: _trainer(config, table, algorithm.policies[name]) for name, table in tables.items()}
+
+
+def _trainer(config: Config, table: Mapping[str, JSON], algorithm: Algorithm) -> Plugin:
     """The trainer's class and settings. Raises `UnsupportedSetting` if it does not honour a setting of the algorithm."""
-    trainer, settings = _plugin("trainers", config.trainer, "trainer")
+    trainer, settings = _plugin("trainers", table, "trainer")
     if settings.total_steps is None:
         settings = dataclasses.replace(settings, total_steps=config.steps)
     needs = algorithm.needs

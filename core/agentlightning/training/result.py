@@ -8,17 +8,21 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, cast
 
+from agentlightning.config.policies import PolicyConfig
 from agentlightning.training.chart import reward_chart
 from agentlightning.training.choice import Choice, Differences
 from agentlightning.training.eval_rollouts import KINDS
 from agentlightning.training.metrics import read_metrics
+from agentlightning.training.policies import Policies
 from agentlightning.training.run_folder import RunFolder
 from agentlightning.training.run_state import ReusedEvaluation, RunState
 
 
-def write_result(folder: RunFolder, state: RunState, *, name: str, model: str, seed: int, weights: str = "") -> None:
+def write_result(
+    folder: RunFolder, state: RunState, *, name: str, model: str, seed: int, weights: str = "", policies: Policies | None = None
+) -> None:
     """Write the result of a run from its metrics. A number that was not measured is absent. `weights`: the folder of the model before
-    training, for a run that made it worse."""
+    training, for a run that made it worse. `policies`: of a run with several."""
     rows = read_metrics(folder.path)
     result: dict[str, Any] = {
         "name": name,
@@ -42,6 +46,8 @@ def write_result(folder: RunFolder, state: RunState, *, name: str, model: str, s
     if isinstance(sampler, dict) and (summary := cast("dict[str, Any]", sampler).get("summary")):
         result["sampler"] = summary
     result |= _policy(folder, state, rows, weights)
+    if policies and "checkpoint" in result:
+        result["policies"] = {name: _one_of_several(name, policy, result, rows) for name, policy in policies.items()}
     folder.write_result(result)
     reward_chart(rows, folder.chart, title=name)
 
@@ -71,6 +77,16 @@ def _policy(folder: RunFolder, state: RunState, rows: Sequence[Mapping[str, Any]
         "policy_reason": _reason(state.choice, step),
         "checkpoint": str(folder.checkpoint(step).relative_to(folder.path)),
     }
+
+
+def _one_of_several(name: str, policy: PolicyConfig, result: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The weights of one policy: the folder of its adapter, or nothing for the model before training."""
+    step, version = result["policy_step"], f"{name}/policy_version"
+    if not policy.train:
+        return {"version": 0, "trained": False} | ({} if policy.adapter is None else {"checkpoint": policy.adapter})
+    versions = {row["step"]: row[version] for row in rows if version in row}
+    weights = {"checkpoint": f"{result['checkpoint']}/{name}"} if step else {}
+    return {"version": int(versions.get(step, 0)) if step else 0, "trained": True, **weights}
 
 
 def _reused(entry: ReusedEvaluation) -> dict[str, Any]:

@@ -33,17 +33,20 @@ class RolloutSettings:
     sampling: Sampling
     attempts: int
     """Attempts at most for one rollout."""
+    policy: str = "main"
+    """Name of the policy, of several the default."""
 
     @classmethod
     def of(cls, config: Config) -> RolloutSettings:
         sampling = Sampling(temperature=config.sampling.temperature, max_tokens=config.sampling.max_tokens)
-        return cls(config.seed, sampling, config.runner.attempts)
+        return cls(config.seed, sampling, config.runner.attempts, next(iter(config.policies), "main"))
 
     def rollout(self, task: Task, mode: Mode, group: str, index: int, step: int) -> Rollout:
         """Return the rollout `index` of a group, requested in a step (from 0)."""
         return Rollout(
-            task=task, mode=mode, group=group, index=index, step=step, seed=self.seed, sampling=self.sampling, max_attempts=self.attempts
-        )
+            task=task, mode=mode, group=group, index=index, step=step, seed=self.seed, sampling=self.sampling, max_attempts=self.attempts,
+            policy=self.policy,
+        )  # fmt: skip
 
     def greedy(self) -> RolloutSettings:
         """The same at temperature 0."""

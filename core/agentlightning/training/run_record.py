@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from agentlightning.config.schema import CheckpointConfig
 from agentlightning.contracts.rendering import RenderingSettings, save_rendering
-from agentlightning.contracts.trainer import Trainer
 from agentlightning.registry.registry import registry
 from agentlightning.training.progress import Progress
 from agentlightning.training.run_folder import RunFolder
@@ -25,13 +26,13 @@ class RunRecord:
         folder: RunFolder,
         state: RunState,
         trackers: Trackers,
-        trainer: Trainer,
+        save: Callable[[Path], Awaitable[None]],
         settings: CheckpointConfig,
         rendering: RenderingSettings,
         progress: Progress,
     ) -> None:
         self.folder, self.state, self.trackers, self._rendering = folder, state, trackers, rendering
-        self._trainer, self._settings, self._progress = trainer, settings, progress
+        self._save, self._settings, self._progress = save, settings, progress
         self._began = time.monotonic() - state.seconds
 
     def save(self, *, sampler: JSON, pending: list[JSON], unlogged: dict[str, Any] | None, finished: bool) -> None:
@@ -57,7 +58,8 @@ class RunRecord:
             return
         self._progress.phase("writing checkpoint")
         with self.folder.new_checkpoint(self.state) as path:
-            await self._trainer.save(path)
-            save_rendering(path, self._rendering)
+            await self._save(path)
+            for folder in (path, *(inner for inner in path.iterdir() if inner.is_dir())):  # one of each policy, if there are several
+                save_rendering(folder, self._rendering)
         best = self.state.best_step if self._settings.best else None
         self.folder.prune(best=best, every=self._settings.keep_every, last=self._settings.last)

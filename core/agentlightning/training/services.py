@@ -10,15 +10,17 @@ import os
 import secrets
 import socket
 import sys
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
+from agentlightning.config.policies import policy_choice
 from agentlightning.config.schema import Config, RunnerSettings
 from agentlightning.contracts.engine import Engine
 from agentlightning.contracts.model import ModelFiles, Share
+from agentlightning.contracts.policies import PolicyChoice
 from agentlightning.contracts.store import LightningStore
 from agentlightning.contracts.trainer import Trainer
 from agentlightning.errors import ConfigError
@@ -37,6 +39,7 @@ from agentlightning.telemetry.requests import metrics_route
 from agentlightning.training.collector import Collector
 from agentlightning.training.controls import Controls
 from agentlightning.training.plan import Plan, Plugin, TrainingPlan
+from agentlightning.training.policies import frozen_policies, frozen_policy
 from agentlightning.training.progress import Progress
 from agentlightning.training.remote_runners import runner_command, watch_runners
 from agentlightning.training.rewards.scoring import Scoring, open_scoring
@@ -56,6 +59,8 @@ class RolloutServices:
     rollouts: RolloutSettings
     scoring: Scoring | None
     """Scores the rollouts; None: the agent gives the rewards."""
+    choice: PolicyChoice
+    """Which policy answers a call. It has no names if the run has one policy."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,8 +68,10 @@ class Services(RolloutServices):
     """The open services of a training run."""
 
     store: LightningStore
-    trainer: Trainer
-    weight_sync: WeightSync
+    trainers: Mapping[str, Trainer]
+    """By the name of the policy that each trains, in the order of the config."""
+    weight_syncs: Mapping[str, WeightSync]
+    """By policy, as `trainers`."""
     controls: Controls
     max_staleness: int
     """Steps that may lie between sampling a token and training on it."""
@@ -76,6 +83,32 @@ class Services(RolloutServices):
     def overlap(self) -> bool:
         """Whether rollouts continue while the trainer steps; the engine then has weights of its own."""
         return self.max_staleness > 0
+
+    @property
+    def trainer(self) -> Trainer:
+        """The trainer of the first policy, or of the only one."""
+        return next(iter(self.trainers.values()))
+
+    @property
+    def version(self) -> int:
+        """The number of updates in the weights, of all policies together. Two equal numbers of a run mean equal weights."""
+        return sum(trainer.policy.version for trainer in self.trainers.values())
+
+    @property
+    def longest(self) -> int | None:
+        """Tokens of the longest conversation that every trainer takes; None: any."""
+        limits = [trainer.capabilities.max_sequence_tokens for trainer in self.trainers.values()]
+        return min((limit for limit in limits if limit is not None), default=None)
+
+    def version_of(self, policy: str) -> int | None:
+        """The version of the weights that train on a policy's replies; None: the policy is frozen."""
+        trainer = self.trainers.get(policy) if self.choice.names else self.trainer
+        return None if trainer is None else trainer.policy.version
+
+    async def save(self, folder: Path) -> None:
+        """Write a checkpoint. Each of several policies has a folder of its own in it."""
+        for name, trainer in self.trainers.items():
+            await trainer.save(folder / name if self.choice.names else folder)
 
     async def clear_cache(self) -> None:
         """Empty the engine's prefix cache before new rollouts. Cached prefixes change bits, and a resumed run starts without them."""
@@ -93,20 +126,23 @@ async def open_services(
         metrics = Metrics()
         store = metrics.store(await _open_store(exits, config, folder))
         export = await exits.enter_async_context(open_export(store, config.otlp_endpoint, plan.files.name, metrics))
-        trainer = await _open_trainer(exits, plan.trainer, plan.files, share, restore, controls.progress)
-        trainer.mismatch_limit = config.mismatch_limit
+        trainers = await _open_trainers(exits, plan, share, restore, controls.progress)
         engine = await _open_engine(exits, plan.engine, plan.files, share)
-        await store.publish(trainer.policy)
-        weight_sync = WeightSync(trainer, engine, folder.weights)
-        exits.callback(weight_sync.clear)
-        await weight_sync.serve(trainer.policy)
+        syncs: dict[str, WeightSync] = {}
+        for name, trainer in trainers.items():
+            trainer.mismatch_limit = config.mismatch_limit
+            await store.publish(trainer.policy)
+            syncs[name] = WeightSync(trainer, engine, folder.weights / name if plan.policies else folder.weights)
+            exits.callback(syncs[name].clear)
+            await syncs[name].serve(trainer.policy)
+        await _serve_frozen(engine, plan, store)
         await _cancel_unfinished(store)  # before the runners can claim them
         scoring = await exits.enter_async_context(open_scoring(config, store, folder.path))
         served = Served(store, engine, metrics, plan.algorithm.demonstrate, scoring)
         collector = await _open_runners(exits, config, plan, served, controls)
         yield Services(
-            engine, collector, RolloutSettings.of(config), scoring, store, trainer, weight_sync, controls, config.collection.max_staleness,
-            metrics, export,
+            engine, collector, RolloutSettings.of(config), scoring, policy_choice(plan.policies), store, trainers, syncs, controls,
+            config.collection.max_staleness, metrics, export,
         )  # fmt: skip
 
 
@@ -120,9 +156,10 @@ async def open_rollout_services(config: Config, plan: Plan, folder: RunFolder, c
         engine = await _open_engine(exits, plan.engine, plan.files, {})
         if plan.files.path:
             await engine.load(engine.policy)  # an engine that starts with its first load reports its errors now
+        await _serve_frozen(engine, plan, store, all_of_them=True)
         scoring = await exits.enter_async_context(open_scoring(config, store, folder.path))
         collector = await _open_runners(exits, config, plan, Served(store, engine, metrics, None, scoring), controls)
-        yield RolloutServices(engine, collector, RolloutSettings.of(config), scoring)
+        yield RolloutServices(engine, collector, RolloutSettings.of(config), scoring, policy_choice(plan.policies))
 
 
 async def _open_store(exits: AsyncExitStack, config: Config, folder: RunFolder) -> LightningStore:
@@ -135,6 +172,29 @@ async def _open_store(exits: AsyncExitStack, config: Config, folder: RunFolder) 
             "replay = {store = ...}."
         )
     return store
+
+
+async def _open_trainers(
+    exits: AsyncExitStack, plan: TrainingPlan, share: Share, restore: Path | None, progress: Progress
+) -> dict[str, Trainer]:
+    """Open the trainer of each policy. Several policies share one model."""
+    if not plan.policies:
+        return {"main": await _open_trainer(exits, plan.trainer, plan.files, share, restore, progress)}
+    trainers: dict[str, Trainer] = {}
+    for name, plugin in plan.trainers.items():
+        files, checkpoint = replace(plan.files, policy=name), None if restore is None else restore / name
+        trainers[name] = await _open_trainer(exits, plugin, files, share, checkpoint, progress)
+    return trainers
+
+
+async def _serve_frozen(engine: Engine, plan: Plan, store: LightningStore, *, all_of_them: bool = False) -> None:
+    """Have the engine serve the frozen policies. With `all_of_them` the others too, as the model itself: nothing trains them."""
+    policies = frozen_policies(plan.policies, plan.files)
+    frozen = {policy.name for policy in policies}
+    rest = [frozen_policy(name, plan.files) for name in plan.policies if name not in frozen] if all_of_them else []
+    for policy in [*rest, *policies]:
+        await engine.load(policy)
+        await store.publish(policy)
 
 
 async def _open_trainer(
@@ -178,11 +238,12 @@ async def _open_runners(exits: AsyncExitStack, config: Config, plan: Plan, serve
     """Start a gateway and runners; return their collector."""
     token, runner = os.environ.get("AGL_TOKEN") or secrets.token_urlsafe(24), config.runner
     store, engine, metrics, demonstrate, scoring = served
-    server = StoreServer(store, token)
-    order = order_route(server, RunnerOrder(model=engine.info.model, models=config.models, settings=runner))
+    server, choice = StoreServer(store, token), policy_choice(plan.policies)
+    order = order_route(server, RunnerOrder(model=engine.info.model, models=config.models, policies=choice.names, settings=runner))
     remote_routes = [*server.routes, order] if runner.workers or runner.elsewhere else []
     gateway = Gateway(
-        store, engine, host=config.host, port=config.port, demonstrate=demonstrate, models=config.models, rendering=plan.rendering,
+        store, engine, host=config.host, port=config.port, demonstrate=demonstrate, models=config.models, policies=choice,
+        rendering=plan.rendering,
         extra_routes=[metrics_route(metrics, store, server.admits), *remote_routes], max_body=config.max_body_mb * 2**20, metrics=metrics,
     )  # fmt: skip
     await gateway.start()
@@ -223,6 +284,7 @@ def _worker_order(config: Config, agent: str, gateway: Gateway, model: str, toke
         base_url=gateway.base_url,
         adapters=tuple(config.adapters),
         models=tuple(config.models),
+        policies=tuple(config.policies),
         settings=config.runner,
         path=tuple(path or str(Path.cwd()) for path in sys.path),
         name=f"worker-{new_id()[-8:]}",

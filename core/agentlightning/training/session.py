@@ -24,7 +24,7 @@ from agentlightning.errors import EngineError, HalfStep, Mismatch, TrainerError
 from agentlightning.training.choice import incomplete
 from agentlightning.training.evaluation import Evaluator, eval_metrics, evaluation_of, fullest_of
 from agentlightning.training.evaluation_cache import notices
-from agentlightning.training.metrics import contributions, step_metrics
+from agentlightning.training.lesson import Lesson, learned_by_all, metrics_of, trained_metrics
 from agentlightning.training.run_diagnosis import RunDiagnosis
 from agentlightning.training.run_record import RunRecord
 from agentlightning.training.run_state import RunState
@@ -69,7 +69,9 @@ class Session(base.Session):
         self._collected = 0
         """Rollouts of this step."""
         self._logprobs: StepLogprobs | None = None
-        """The trainer's, of this step."""
+        """The trainers', of this step."""
+        self._stepped: set[str] = set()
+        """Policies whose weights have changed in this step."""
         self._mismatched: dict[int, int] = {}
         """Discarded rollouts of the steps that started again."""
 
@@ -91,7 +93,7 @@ class Session(base.Session):
                 self.say(f"The store has nothing more to train on after step {step}." + (f" Left there: {rest}." if rest else ""))
                 return
             self._controls.check()
-            self._step_began, self._seconds, self._logprobs = time.monotonic(), {}, None
+            self._step_began, self._seconds, self._logprobs, self._stepped = time.monotonic(), {}, None, set()
             yield step
 
     async def collect(self, step: int, group_size: int) -> list[Trajectory]:
@@ -111,33 +113,36 @@ class Session(base.Session):
     def say(self, text: str) -> None:
         self._controls.progress.message(text)
 
-    async def values(self, batch: Batch) -> NDArray[np.float64]:
+    async def values(self, batch: Batch, policy: str | None = None) -> NDArray[np.float64]:
         self._controls.progress.phase("training")
-        return await self._services.trainer.values(batch)
+        return await self._services.trainers[self._name(policy)].values(batch)
 
-    async def update(self, batch: Batch, loss: LossSettings) -> dict[str, float]:
-        engine, trainer = self._services.engine, self._services.trainer
+    async def update(self, batch: Batch, loss: LossSettings, policy: str | None = None) -> dict[str, float]:
+        engine, name = self._services.engine, self._name(policy)
+        trainer = self._services.trainers[name]
         self._controls.progress.phase("training")
         with self._timed("training"):
             if not self._services.overlap:
                 await engine.pause()
             try:
                 before = trainer.policy
-                policy, metrics = await self._take_step(batch, loss)
+                after, metrics = await self._take_step(name, batch, loss)
                 if trainer.old_logprobs is not None:
-                    self._logprobs = StepLogprobs.of(before.version, batch, trainer.old_logprobs)
-                if policy != before:
-                    await self._services.store.publish(policy)
-                metrics |= await self._services.weight_sync.serve(policy)
+                    logprobs = StepLogprobs.of(before.version, batch, trainer.old_logprobs)
+                    self._logprobs = logprobs if self._logprobs is None or policy is None else self._logprobs.joined(logprobs)
+                if after != before:
+                    await self._services.store.publish(after)
+                metrics |= await self._services.weight_syncs[name].serve(after)
             finally:
                 if not self._services.overlap:
                     await engine.resume()
-        if engine.policy.version != policy.version:
+        served = engine.policies.get(after.name, engine).policy
+        if served.version != after.version:
             raise EngineError(
-                f"The engine serves version {engine.policy.version}, but the trainer made version {policy.version}, so new samples "
+                f"The engine serves version {served.version}, but the trainer made version {after.version}, so new samples "
                 "would come from another policy. Check that the engine's `load` serves the version it receives."
             )
-        return {**metrics, "policy_version": float(policy.version)}
+        return {**metrics, "policy_version": float(after.version)}
 
     async def finish_step(
         self,
@@ -148,8 +153,12 @@ class Session(base.Session):
         batch: Batch,
         metrics: dict[str, float],
     ) -> None:
+        await self.finish(step, trajectories, [Lesson(trajectories, returns, advantages, batch, metrics)])
+
+    async def finish(self, step: int, trajectories: Sequence[Trajectory], lessons: Sequence[Lesson]) -> None:
+        """`finish_step` for one lesson, or for one of each policy. `trajectories`: as they were collected."""
         finished = step + 1
-        row: dict[str, Any] = {"step": finished, **step_metrics(trajectories, batch), **self._counts, **metrics}
+        row: dict[str, Any] = {"step": finished, **metrics_of(trajectories, lessons), **self._counts, **trained_metrics(lessons)}
         row |= self._diagnosis.measure(trajectories)
         row.pop("tokens_per_second", None)  # the trainer's, of training: here it is the speed of sampling
         sampling = time.monotonic() - self._step_began if self._services.overlap else self._seconds.get("rollouts")
@@ -162,7 +171,7 @@ class Session(base.Session):
         for notice in self._checks.notices(row, trajectories):
             self.say(notice)
         self._source.learn(trajectories)
-        learned = contributions(trajectories, returns, advantages, batch)
+        learned = learned_by_all(trajectories, lessons)
         self._record.folder.write_batch(finished, learned)
         if self._logprobs is not None:
             write_step_logprobs(self._record.folder.logprobs(finished), self._logprobs)
@@ -209,7 +218,8 @@ class Session(base.Session):
         log.warning("ALARM, step %d: not trained. %s The engine loads the weights again, and the step samples again.", step + 1, mismatch)
         self._mismatched[step] = self._collected
         await self._source.again()
-        await self._services.weight_sync.reload(self._services.trainer.policy)
+        for name, sync in self._services.weight_syncs.items():
+            await sync.reload(self._services.trainers[name].policy)
 
     async def end(self) -> None:
         """Cancel the groups that run ahead of the last step, and write the last checkpoint."""
@@ -227,14 +237,25 @@ class Session(base.Session):
 
     # --- inside ---
 
-    async def _take_step(self, batch: Batch, loss: LossSettings) -> tuple[Policy, dict[str, float]]:
-        """Take the trainer's step. Only a `HalfStep`, and an error that is no `TrainerError`, leave other weights than before."""
-        self._between_steps = False
+    def _name(self, policy: str | None) -> str:
+        return next(iter(self._services.trainers)) if policy is None else policy
+
+    async def _take_step(self, name: str, batch: Batch, loss: LossSettings) -> tuple[Policy, dict[str, float]]:
+        """Take a trainer's step. Only a `HalfStep`, and an error that is no `TrainerError`, leave other weights than before, as far as no
+        other policy has taken its step."""
+        self._between_steps, trainer = False, self._services.trainers[name]
+        before = trainer.policy
         try:
-            return await self._services.trainer.step(batch, loss)
+            policy, metrics = await trainer.step(batch, loss)
         except TrainerError as error:
+            if self._stepped and not isinstance(error, HalfStep):
+                changed = ", ".join(sorted(self._stepped))
+                raise HalfStep(f"Policy {name!r} could not take its step, and {changed} had taken theirs. {error}") from error
             self._between_steps = not isinstance(error, HalfStep)
             raise
+        if policy != before:
+            self._stepped.add(name)
+        return policy, metrics
 
     def _is_last(self, finished: int) -> bool:
         return finished == self._steps or self._source_ends
@@ -282,4 +303,5 @@ class Session(base.Session):
     def _timed(self, name: str) -> Generator[None]:
         began = time.monotonic()
         yield
-        self._seconds[name] = time.monotonic() - began
+        earlier = self._seconds.get(name, 0.0) if len(self._services.trainers) > 1 else 0.0  # each policy takes its step
+        self._seconds[name] = earlier + time.monotonic() - began

@@ -9,12 +9,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from agentlightning.contracts.policies import PolicyChoice
 from agentlightning.errors import AgentError, JoinError
 from agentlightning.rl.batch.build import ZERO_VARIANCE
 from agentlightning.rl.trajectory.build import check_joins
 from agentlightning.runner.retry import NOTE
 from agentlightning.training.fresh_calls import WAYS_OUT, fresh_calls
 from agentlightning.training.no_calls import no_calls_report
+from agentlightning.training.policies import check_first_calls
 from agentlightning.types import Trajectory
 
 log = logging.getLogger("agentlightning")
@@ -32,16 +34,24 @@ class StepChecks:
     """Nats per token that engine and trainer may differ by."""
     folder: Path
     """Of the run, for hints."""
+    choice: PolicyChoice = field(default_factory=PolicyChoice)
+    """Which policy answers a call."""
+    trained: Sequence[str] = ()
+    """Names of the trained policies."""
     _noticed: set[str] = field(default_factory=set[str])
     """Topics of the notices that come once in a run."""
 
     def first(self, trajectories: Sequence[Trajectory]) -> None:
         """Check the first rollouts of a run, as `check_first` does."""
         check_first(trajectories, self.agents, folder=self.folder)
+        if self.choice.names:
+            check_first_calls(trajectories, self.choice, self.trained)
 
     def first_step(self, trajectories: Sequence[Trajectory]) -> None:
         """Check the first training step, and log its most frequent diagnostics."""
         check_first(trajectories, self.agents, folder=self.folder, full_step=True)
+        if self.choice.names:
+            check_first_calls(trajectories, self.choice, self.trained, full_step=True)
         diagnostics = Counter(text for trajectory in trajectories for text in trajectory.diagnostics)
         for text, count in diagnostics.most_common(5):
             log.warning("%s (%d times in the first step)", text, count)

@@ -55,7 +55,12 @@ class StepGroups(StepSource):
 
     def __init__(self, services: Services, settings: CollectionConfig, sampler: Sampler, *, tasks_per_step: int, steps: int) -> None:
         """`steps`: of the run, so that no group starts for a step beyond the last."""
-        self.store, self._collector, self._trainer, self._rollouts = services.store, services.collector, services.trainer, services.rollouts
+        self.store, self._collector, self._rollouts, self._version_of = (
+            services.store,
+            services.collector,
+            services.rollouts,
+            services.version_of,
+        )
         self._settings, self._sampler = settings, sampler
         self._tasks_per_step, self._steps = tasks_per_step, steps
         self._filter = None if settings.filter is None else Part.parse("filters", settings.filter, "collection.filter").make()
@@ -106,8 +111,7 @@ class StepGroups(StepSource):
                 missing -= 1
         groups.sort(key=lambda group: (group[0].step, group[0].place))
         self._used = [group for group, *_ in groups]
-        version = self._trainer.policy.version
-        marked = [self._mark(trajectory, kept, version) for _, group, kept in groups for trajectory in group]
+        marked = [self._mark(trajectory, kept) for _, group, kept in groups for trajectory in group]
         counts: Counts = {}
         if self._filter is not None:
             counts["groups_filtered"] = float(sum(not kept for *_, kept in groups))
@@ -132,13 +136,15 @@ class StepGroups(StepSource):
             )
         return bool(cast(Any, keep))
 
-    def _mark(self, trajectory: Trajectory, kept: bool, version: int) -> Trajectory:
-        """Mark the replies that a policy of `version` does not train on."""
+    def _mark(self, trajectory: Trajectory, kept: bool) -> Trajectory:
+        """Mark the replies that the policies as they are now do not train on."""
 
         def reason(transition: Transition) -> str | None:
             if not kept:
                 return FILTERED
-            versions = transition.versions[transition.versions >= 0]
+            versions, version = transition.versions[transition.versions >= 0], self._version_of(transition.policy)
+            if version is None:  # a frozen policy: nothing trains on it
+                return None
             return STALE if len(versions) and version - int(versions.min()) > self._settings.max_staleness else None
 
         return leave_out(trajectory, reason)

@@ -171,18 +171,26 @@ async def _open(job: Job, plan: TrainingPlan, folder: RunFolder, start: Start, c
         trackers = await exits.enter_async_context(Trackers(plan.trackers, tracked, served))
         session = Session(
             services,
-            RunRecord(folder, start.state, trackers, services.trainer, config.checkpoints, plan.rendering, controls.progress),
+            RunRecord(folder, start.state, trackers, services.save, config.checkpoints, plan.rendering, controls.progress),
             source=source,
-            limits=ReplyLimits(config.collection, services.trainer.capabilities.max_sequence_tokens),
+            limits=ReplyLimits(config.collection, services.longest),
             evaluator=Evaluator(services, config.eval, job.eval_tasks, evaluation_cache(job, plan, folder)),
-            checks=StepChecks(config.agents, config.mismatch_alarm, folder.path),
+            checks=StepChecks(config.agents, config.mismatch_alarm, folder.path, services.choice, tuple(services.trainers)),
             diagnosis=_diagnosis(config, plan, folder, services, suggested_lr, samples=source.samples),
             steps=config.steps,
         )
         try:
             yield session
         finally:
-            write_result(folder, session.state, name=config.name, model=config.model, seed=config.seed, weights=plan.files.path)
+            write_result(
+                folder,
+                session.state,
+                name=config.name,
+                model=config.model,
+                seed=config.seed,
+                weights=plan.files.path,
+                policies=plan.policies,
+            )
 
 
 async def _train(session: Session, algorithm: Algorithm) -> bool:

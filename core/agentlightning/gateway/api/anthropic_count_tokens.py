@@ -17,7 +17,7 @@ from agentlightning.gateway.api.body import convert, read_body, read_fields
 from agentlightning.gateway.api.checks import check_request
 from agentlightning.gateway.api.parameters import COUNT_TOKENS
 from agentlightning.gateway.api.schema import Refused, check_model
-from agentlightning.gateway.auth import AttemptState, check_open
+from agentlightning.gateway.auth import AttemptState, agent_of, check_open
 from agentlightning.gateway.call import Service
 from agentlightning.gateway.conversation import Conversations, History, head_hash
 from agentlightning.gateway.prompt import plan_prompt
@@ -37,12 +37,12 @@ class TokenCounter:
         try:
             state = await self._service.callers.attempt(request.headers)
             body = await read_body(request.receive, request.headers, self._service.max_body)
-            tokens = await self._count(state, body or b"")
+            tokens = await self._count(state, body or b"", agent_of(request.headers))
         except Refused as refusal:
             return Response(MessagesForm().error(refusal), refusal.status, media_type="application/json")
         return json_response({"input_tokens": tokens})
 
-    async def _count(self, state: AttemptState | None, body: bytes) -> int:
+    async def _count(self, state: AttemptState | None, body: bytes, agent: str | None) -> int:
         fields, engine = read_fields(body), self._service.engine
         COUNT_TOKENS.check_refused(fields)
         request = canonical_request(convert(fields, MessagesRequest))
@@ -53,6 +53,7 @@ class TokenCounter:
         if state is not None:
             check_open(state.attempt)
             policy, conversations, started = state.rollout.policy, state.conversations, state.attempt.started
+        policy = self._service.policy(policy, request.model, agent)
         check_model(request.model, engine.info.model, policy, self._service.models)
         history = History.of(head_hash(policy, request.offered(), request.format), request.history())
         return len(plan_prompt(await self._rendering(), request, history, conversations, started).ids)

@@ -15,10 +15,10 @@ from agentlightning.gateway.api.schema import Refused, check_model
 
 
 class Cards:
-    """Describes the model of an engine. `models`: further names, or patterns, for it."""
+    """Describes the model of an engine. `models`: further names, or patterns, for it. `policies`: names of its policies."""
 
-    def __init__(self, engine: Engine, models: Collection[str]) -> None:
-        self._engine, self._models, self._created = engine, models, int(time.time())
+    def __init__(self, engine: Engine, models: Collection[str], policies: Collection[str] = ()) -> None:
+        self._engine, self._models, self._policies, self._created = engine, models, policies, int(time.time())
         self.routes = (Route("/v1/models", self._list), Route("/v1/models/{name:path}", self._model), Route("/healthz", self._health))
 
     def _card(self, name: str) -> dict[str, object]:
@@ -26,7 +26,7 @@ class Cards:
 
     async def _list(self, request: Request) -> Response:
         model = self._engine.info.model
-        return json_response({"object": "list", "data": [self._card(model)] if model else []})
+        return json_response({"object": "list", "data": [self._card(name) for name in (model, *self._policies) if name]})
 
     async def _model(self, request: Request) -> Response:
         name: str = request.path_params["name"]

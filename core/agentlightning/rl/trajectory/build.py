@@ -207,6 +207,7 @@ class _Reading:
                         continues=self._continues(completion, transitions, index_of),
                         demonstrated=completion.demonstrated,
                         truncated=completion.finish_reason == "length",
+                        policy=completion.policy,
                         trained=reason is None,
                         reason=reason,
                     )

@@ -1,0 +1,86 @@
+"""Several policies in one run: the parts that they need, the weights of the frozen ones, and the checks of their first calls."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TypeAlias
+from urllib.parse import quote
+
+from agentlightning.capture.recorder import AGENT_HEADER
+from agentlightning.config.policies import PolicyConfig
+from agentlightning.contracts.engine import Engine
+from agentlightning.contracts.model import ModelFiles
+from agentlightning.contracts.policies import PolicyChoice
+from agentlightning.contracts.trainer import Trainer
+from agentlightning.errors import ConfigError, JoinError, UnsupportedSetting
+from agentlightning.types import Policy, Trajectory
+
+Policies: TypeAlias = Mapping[str, PolicyConfig]
+"""The table `[policies]`. Empty: the run has one policy."""
+log = logging.getLogger("agentlightning")
+
+
+def check_policy_parts(
+    policies: Policies,
+    engine_name: str,
+    engine: type[Engine],
+    trainer_name: str = "",
+    trainers: Mapping[str, tuple[type[Trainer], object]] | None = None,
+) -> None:
+    """Raise `ConfigError` if the engine or the trainer cannot have several policies, or an adapter is missing."""
+    if not policies:
+        return
+    if not engine.serves_adapters:
+        raise UnsupportedSetting(f"Engine {engine_name!r} serves one policy, and policies names {len(policies)}. Use engine 'torch'.")
+    for name, (trainer, settings) in (trainers or {}).items():
+        if not trainer.offers(settings).adapters:
+            raise UnsupportedSetting(
+                f"policies.{name} needs a LoRA adapter of its own, and trainer {trainer_name!r} makes none with these settings. Use "
+                "trainer 'torch' with trainer.train = 'lora'."
+            )
+    for name, policy in policies.items():
+        if policy.adapter is not None and not (Path(policy.adapter) / "adapter_config.json").is_file():
+            raise ConfigError(
+                f"policies.{name}.adapter is {policy.adapter!r}, which has no adapter_config.json. Name the folder of a LoRA adapter."
+            )
+
+
+def frozen_policies(policies: Policies, files: ModelFiles) -> list[Policy]:
+    """Return the frozen policies of a run, in version 0."""
+    return [frozen_policy(name, files, policy.adapter) for name, policy in policies.items() if not policy.train]
+
+
+def frozen_policy(name: str, files: ModelFiles, adapter: str | None = None, version: int = 0) -> Policy:
+    """Return a policy that is a model as it is, or with a LoRA adapter."""
+    uri = f"file:{quote(adapter or files.path)}"
+    return Policy(name=name, version=version, base=files.name, kind="full", uri=f"file:{files.path}")
+
+
+def check_first_calls(trajectories: Sequence[Trajectory], choice: PolicyChoice, trained: Sequence[str], *, full_step: bool = False) -> None:
+    """Check which policy answered the calls of the first rollouts, now that adapters have told the agents.
+
+    Raises `JoinError` if an agent of one policy was answered by another, because its request did not tell the agent. Raises `ConfigError`
+    if no call of a full step went to any trained policy.
+    """
+    calls = Counter((t.agent, t.policy) for trajectory in trajectories for t in trajectory.transitions)
+    for (agent, policy), count in calls.items():
+        own = choice.of_agent(agent)
+        if own not in (None, policy):
+            raise JoinError(
+                f"Agent {agent!r} belongs to policy {own!r}, but policy {policy!r} answered {count} of its calls, because the requests did "
+                f"not tell the agent. Let the agent ask for model {own!r}, or send its name in the header {AGENT_HEADER}."
+            )
+    idle = [name for name in trained if not any(policy == name for _, policy in calls)]
+    if not calls or not full_step or not idle:
+        return
+    agents = sorted({repr(agent) for agent, _ in calls if agent is not None}) or ["no agent"]
+    text = (
+        f"No call of the first step went to policy {idle[0]!r}. The requests name {', '.join(agents)}. List its agents in "
+        f"[policies.{idle[0]}], or let them ask for model {idle[0]!r}."
+    )
+    if len(idle) == len(trained):
+        raise ConfigError(text)
+    log.warning("%s", text)

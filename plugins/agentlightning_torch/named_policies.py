@@ -1,0 +1,115 @@
+"""Named policies of an engine: each is a LoRA adapter over the engine's model, or the model as it is."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from agentlightning.contracts.engine import Chunk, Engine
+from agentlightning.errors import EngineError
+from agentlightning.types import IntArray, Policy, Sampling
+from agentlightning_torch.adapters import adapter_name, adapter_settings, add_adapter, check_layers, compare_adapter, undone_on_error
+from agentlightning_torch.weights import Weights
+
+
+def load_policy(weights: Weights, policy: Policy, folder: Path) -> None:
+    """Serve a named policy from a folder: the LoRA adapter in it, or the model as it is if the folder is the model's own.
+
+    The caller holds the lock. Raises `EngineError` without any change for other weights.
+    """
+    name = weights.files.name
+    if policy.kind == "full":
+        if folder != Path(weights.files.path):
+            raise EngineError(
+                f"Policy {policy.name!r} has the full model in {str(folder)!r}, but named policies are adapters over {name!r}. Use a LoRA "
+                "adapter of this model."
+            )
+        weights.add_policy(policy)
+        return
+    try:
+        _load_adapter(weights, policy.name, folder)
+    except EngineError:
+        raise
+    except Exception as error:
+        raise EngineError(f"The adapter in {str(folder)!r} cannot be loaded into {name!r}: {error}") from error
+    weights.add_policy(policy)
+
+
+def _load_adapter(weights: Weights, policy: str, folder: Path) -> None:
+    import peft  # slow to import, so only for adapters
+
+    settings, state = adapter_settings(folder), peft.load_peft_weights(str(folder), device=str(weights.device))
+    name, model = adapter_name(policy), weights.model
+    present = name in getattr(model, "peft_config", {})
+    undone = undone_on_error(model) if isinstance(model, PreTrainedModel) else _removed_on_error(model, None if present else name)
+    with undone:
+        adapted = model if present else add_adapter(model, policy, settings)
+        check_layers(adapted, policy)
+        compare_adapter(folder, state, peft.get_peft_model_state_dict(adapted, adapter_name=name))
+        peft.set_peft_model_state_dict(adapted, state, adapter_name=name)
+    weights.model = adapted
+    weights.adapters.install(adapted)
+
+
+@contextlib.contextmanager
+def _removed_on_error(model: Any, name: str | None) -> Iterator[None]:
+    """Remove a new adapter again if the block fails."""
+    try:
+        yield
+    except BaseException:
+        if name is not None and name in model.peft_config:
+            model.delete_adapter(name)
+        raise
+
+
+def check_rows(weights: Weights, added: str) -> None:
+    """Raise `EngineError` for a model whose layers lose the order of tokens, so that no row can have an adapter of its own. Then the
+    policy `added` is gone. The caller holds the lock."""
+    names = list(weights.policies)
+    ids = torch.arange(1, len(names) + 1, device=weights.device)[None]
+    try:
+        with torch.no_grad(), weights.adapters.over(names, weights.device):
+            weights.model(input_ids=ids, use_cache=False)
+    except NotImplementedError as error:
+        del weights.policies[added]
+        raise EngineError(
+            f"Model {weights.files.name!r} cannot serve several policies in one batch: {error}. Use a model without experts, or one policy."
+        ) from error
+
+
+class ServedPolicy(Engine):
+    """One of several policies of an engine. Its replies share batches with those of the others."""
+
+    serves_adapters = True
+
+    def __init__(self, engine: Any, weights: Weights, name: str) -> None:
+        self._engine, self._weights, self._name = engine, weights, name
+        self.info = engine.info
+
+    @property
+    def policy(self) -> Policy:
+        return self._weights.policies[self._name]
+
+    @property
+    def policies(self) -> Mapping[str, Engine]:
+        return self._engine.policies
+
+    def generate(self, prompt_ids: IntArray, sampling: Sampling, *, rollout: str | None = None) -> AsyncIterator[Chunk]:
+        return self._engine.generate_as(self._name, prompt_ids, sampling)
+
+    async def load(self, policy: Policy) -> dict[str, float]:
+        return await self._engine.load(policy)
+
+    async def pause(self) -> None:
+        await self._engine.pause()
+
+    async def resume(self) -> None:
+        await self._engine.resume()
+
+    async def close(self) -> None:
+        await self._engine.close()

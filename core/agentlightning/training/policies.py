@@ -56,7 +56,7 @@ def frozen_policies(policies: Policies, files: ModelFiles) -> list[Policy]:
 def frozen_policy(name: str, files: ModelFiles, adapter: str | None = None, version: int = 0) -> Policy:
     """Return a policy that is a model as it is, or with a LoRA adapter."""
     uri = f"file:{quote(adapter or files.path)}"
-    return Policy(name=name, version=version, base=files.name, kind="full", uri=f"file:{files.path}")
+    return Policy(name=name, version=version, base=files.name, kind="full" if adapter is None else "lora", uri=uri)
 
 
 def check_first_calls(trajectories: Sequence[Trajectory], choice: PolicyChoice, trained: Sequence[str], *, full_step: bool = False) -> None:

@@ -60,8 +60,11 @@ class StoreServer:
         if not self.admits(request):
             return _response(_failure(401, StoreError("The token is missing or wrong. Send it as `Authorization: Bearer TOKEN`.")))
         name, size = request.path_params["method"], expected_size(request)
-        if name == "wait":  # waits without work
-            return _response(await self._read_and_do(name, request))
+        if name == "wait":  # waits without work, perhaps for longer than the server lives
+            try:
+                return _response(await self._read_and_do(name, request))
+            except asyncio.CancelledError:
+                return _response(_failure(503, StoreError("The store's server is stopping. Send it again.")))
         if not self.load.admits(size):
             busy = _failure(503, StoreError(f"The store works on {self.load.requests} requests and takes no more. Send it again."))
             return _response(busy, {"Retry-After": str(RETRY_AFTER)})

@@ -58,7 +58,7 @@ class Evaluator:
             await self._cache.keep(trajectories)
         return Measured(earlier.join(rollouts, trajectories), earlier.reused, version)
 
-    def judge(self, state: RunState, metrics: dict[str, Any], measured: Measured) -> tuple[RunState, dict[str, float]]:
+    def decide(self, state: RunState, metrics: dict[str, Any], measured: Measured) -> tuple[RunState, dict[str, float]]:
         """Return the state of the run after an evaluation (its highest reward, and the step with the best weights), and the metrics of the
         change from before training. Blocks for seconds if there are many tasks.
 
@@ -66,9 +66,11 @@ class Evaluator:
         """
         evaluation = evaluation_of(metrics["step"], measured.trajectories)
         change = {} if state.first is None or evaluation.step == 0 else differences(state.first, evaluation)
-        return self._judge(state, metrics, measured, evaluation, change), change_metrics(change)
+        return self._decide(state, metrics, measured, evaluation, change), change_metrics(change)
 
-    def _judge(self, state: RunState, metrics: dict[str, Any], measured: Measured, evaluation: Evaluation, change: Differences) -> RunState:
+    def _decide(
+        self, state: RunState, metrics: dict[str, Any], measured: Measured, evaluation: Evaluation, change: Differences
+    ) -> RunState:
         step, reward = metrics["step"], metrics.get("eval.sampled", metrics.get("eval.greedy"))
         evaluated = Evaluated(step=step, version=measured.version, measured=time.time())
         state = replace(state, evaluated=evaluated, reused=[*state.reused, *measured.reused])

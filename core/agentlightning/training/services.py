@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from agentlightning.config.policies import policy_choice
-from agentlightning.config.schema import Config, RunnerSettings
+from agentlightning.config.schema import CollectionConfig, Config, RunnerSettings
 from agentlightning.contracts.engine import Engine
 from agentlightning.contracts.model import ModelFiles, Share
 from agentlightning.contracts.policies import PolicyChoice
@@ -45,6 +45,7 @@ from agentlightning.training.remote_runners import runner_command, watch_runners
 from agentlightning.training.rewards.scoring import Scoring, open_scoring
 from agentlightning.training.rollouts import RolloutSettings, trajectory_reader
 from agentlightning.training.run_folder import RunFolder
+from agentlightning.training.step_source import ReplyLimits
 from agentlightning.training.trace_export import TraceExport, open_export
 from agentlightning.training.weight_sync import WeightSync
 from agentlightning.types import new_id
@@ -73,11 +74,15 @@ class Services(RolloutServices):
     weight_syncs: Mapping[str, WeightSync]
     """By policy, as `trainers`."""
     controls: Controls
-    max_staleness: int
-    """Steps that may lie between sampling a token and training on it."""
+    collection: CollectionConfig
     metrics: Metrics
     export: TraceExport | None
     """Sends rollouts to an OpenTelemetry receiver, if there is one."""
+
+    @property
+    def max_staleness(self) -> int:
+        """Steps that may lie between sampling a token and training on it."""
+        return self.collection.max_staleness
 
     @property
     def overlap(self) -> bool:
@@ -95,10 +100,10 @@ class Services(RolloutServices):
         return sum(trainer.policy.version for trainer in self.trainers.values())
 
     @property
-    def longest(self) -> int | None:
-        """Tokens of the longest conversation that every trainer takes; None: any."""
-        limits = [trainer.capabilities.max_sequence_tokens for trainer in self.trainers.values()]
-        return min((limit for limit in limits if limit is not None), default=None)
+    def limits(self) -> ReplyLimits:
+        """The limits of the replies that every trainer takes."""
+        longest = [trainer.capabilities.max_sequence_tokens for trainer in self.trainers.values()]
+        return ReplyLimits(self.collection, min((tokens for tokens in longest if tokens is not None), default=None))
 
     def version_of(self, policy: str) -> int | None:
         """The version of the weights that train on a policy's replies; None: the policy is frozen."""
@@ -142,7 +147,7 @@ async def open_services(
         collector = await _open_runners(exits, config, plan, served, controls)
         yield Services(
             engine, collector, RolloutSettings.of(config), scoring, policy_choice(plan.policies), store, trainers, syncs, controls,
-            config.collection.max_staleness, metrics, export,
+            config.collection, metrics, export,
         )  # fmt: skip
 
 

@@ -31,7 +31,7 @@ from agentlightning.training.run_state import RunState
 from agentlightning.training.services import Services
 from agentlightning.training.step_checks import StepChecks
 from agentlightning.training.step_logprobs import StepLogprobs, write_step_logprobs
-from agentlightning.training.step_source import Counts, ReplyLimits, StepSource
+from agentlightning.training.step_source import Counts, StepSource
 from agentlightning.training.tracked_run import evaluated_tasks, tracked_rollouts
 from agentlightning.types import Policy, Trajectory
 
@@ -47,7 +47,6 @@ class Session(base.Session):
         record: RunRecord,
         *,
         source: StepSource,
-        limits: ReplyLimits,
         evaluator: Evaluator,
         checks: StepChecks,
         diagnosis: RunDiagnosis,
@@ -55,7 +54,7 @@ class Session(base.Session):
     ) -> None:
         """`steps`: of the complete run."""
         self._services, self._record, self._controls = services, record, services.controls
-        self._source, self._limits, self._evaluator, self._checks = source, limits, evaluator, checks
+        self._source, self._limits, self._evaluator, self._checks = source, services.limits, evaluator, checks
         self._diagnosis, self._steps = diagnosis, steps
         self._source_ends = False
         """Whether the source has nothing for another step."""
@@ -281,7 +280,7 @@ class Session(base.Session):
             row |= eval_metrics(trajectories)
             row["seconds.evaluation"] = self._seconds["evaluation"]
             row["seconds"] = row.get("seconds", 0.0) + self._seconds["evaluation"]
-            state, change = await asyncio.to_thread(self._evaluator.judge, state, row, measured)
+            state, change = await asyncio.to_thread(self._evaluator.decide, state, row, measured)
             row |= change
             self._count_scores(row)
         state = await self._diagnosis.after(state, row)

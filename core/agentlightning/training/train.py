@@ -42,7 +42,6 @@ from agentlightning.training.session import Session
 from agentlightning.training.step_checks import StepChecks
 from agentlightning.training.step_groups import StepGroups
 from agentlightning.training.step_history import Facts
-from agentlightning.training.step_source import ReplyLimits
 from agentlightning.training.tracked_run import without_secrets
 from agentlightning.training.trackers import Trackers
 from agentlightning.types import JSON
@@ -173,7 +172,6 @@ async def _open(job: Job, plan: TrainingPlan, folder: RunFolder, start: Start, c
             services,
             RunRecord(folder, start.state, trackers, services.save, config.checkpoints, plan.rendering, controls.progress),
             source=source,
-            limits=ReplyLimits(config.collection, services.longest),
             evaluator=Evaluator(services, config.eval, job.eval_tasks, evaluation_cache(job, plan, folder)),
             checks=StepChecks(config.agents, config.mismatch_alarm, folder.path, services.choice, tuple(services.trainers)),
             diagnosis=_diagnosis(config, plan, folder, services, suggested_lr, samples=source.samples),

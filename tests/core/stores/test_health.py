@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
-from agentlightning.gateway import Gateway
+from agentlightning.gateway import Gateway, app_server
 from agentlightning.gateway.app_server import AppServer
 from agentlightning.stores.common import open_store
+from agentlightning.stores.http_client import PREFIX
+from agentlightning.stores.serialization import encode
 from agentlightning.telemetry.store_app import store_app
 from agentlightning.testing.engine import ScriptedEngine
 from agentlightning.testing.tokenizer import make_tokenizer
@@ -37,3 +40,20 @@ async def test_a_server_is_ready_while_its_store_answers_and_alive_without_it(ki
         assert str(tmp_path) not in answer.text
         assert (await client.get("/health")).json() == {"status": "alive"}
     await server.stop()
+
+
+async def test_a_server_that_stops_answers_those_who_wait_and_logs_no_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(app_server, "SHUTDOWN", 1)
+    store = open_store(str(tmp_path / "agl.db"))
+    server = AppServer(store_app(store, "secret"))
+    await server.start()
+    async with httpx.AsyncClient(headers={"Authorization": "Bearer secret"}) as client:
+        waiting = asyncio.create_task(client.post(f"{server.url}{PREFIX}/wait", content=encode([0, 20.0, None])))
+        await asyncio.sleep(0.3)
+        assert not waiting.done()
+        await server.stop()
+        assert (await waiting).status_code == 503
+    await store.close()
+    assert not [record.getMessage() for record in caplog.records if record.exc_info]

@@ -63,7 +63,8 @@ class _Writer:
         for setting in settable:
             value = self._value(hints[setting.name])
             if value is not None:
-                description = " ".join(part for part in (texts.get(setting.name), value.get("description")) if part)
+                parts = (texts.get(setting.name), value.get("description"))
+                description = " ".join(f"{part[0].upper()}{part[1:]}" for part in parts if part)
                 properties[setting.name] = {**value, **({"description": description} if description else {})}
                 properties[setting.name] |= _default(setting.default)
         required = [setting.name for setting in settable if is_required(setting) and setting.name in properties]

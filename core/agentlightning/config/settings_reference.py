@@ -93,7 +93,7 @@ def _settings(table: Schema, *, tables: bool = True) -> Iterator[Setting]:
         if (name == "name" and "const" in value) or (not tables and _is_table(value)):
             continue
         default = "required" if name in table["required"] else shown_value(value["default"]) if "default" in value else ""
-        yield Setting(name, _value(value), default, value.get("description", ""))
+        yield Setting(name, _value(value), default, _sentence(value.get("description", "")))
 
 
 def _table(value: Schema) -> Schema | None:
@@ -144,7 +144,6 @@ settings of your own plugins. `agl config trainer` prints a part of it. `agl con
 
 In Python, pass the same names to `agl.train`, with tables as mappings. A part is a name, or a table with the name and settings:
 `advantage = "grpo"` or `advantage = { name = "grpo", std = false }`. `false` turns off a setting that has no value by default.
-`tolerance` of an advantage or a filter: rewards that differ by no more than this count as equal.
 """
 
 
@@ -170,4 +169,4 @@ def _cell(text: str) -> str:
 
 
 def _sentence(text: str) -> str:
-    return f"{text[0].upper()}{text[1:]}" + ("" if text.endswith(".") else ".")
+    return f"{text[0].upper()}{text[1:]}" + ("" if text.endswith((".", ".)")) else ".") if text else ""

@@ -257,7 +257,7 @@ def test_a_function_gets_its_settings_as_keywords() -> None:
     bound = make("advantages", {"name": "grpo", "std": False, "eps": 1}, "algorithm.advantage")
     assert bound.keywords == {"std": False, "eps": 1.0}
     assert make("credits", discounted, "algorithm.credit") is discounted
-    with pytest.raises(ConfigError, match=r"algorithm\.advantage\.std is 'no'\. Use true or false\."):
+    with pytest.raises(ConfigError, match=r"algorithm\.advantage\.std is 'no'\. Use true or false \(whether"):
         make("advantages", {"name": "grpo", "std": "no"}, "algorithm.advantage")
     with pytest.raises(ConfigError, match=r"Missing 'name' in \[algorithm\.credit\]"):
         make("credits", {"gamma": 1.0}, "algorithm.credit")

@@ -44,7 +44,7 @@ def test_filters_are_in_the_address_and_an_address_shows_the_same_view(page: Any
     page.get_by_role("button", name="Clear").click()
     expect_rows(page, 50)
     page.get_by_role("button", name="Load more").click()
-    page.wait_for_selector("text=That is all: 64 of 64 rollouts.")
+    page.wait_for_selector("text=No more: 64 of 64 rollouts.")
 
 
 def test_everything_works_with_the_keyboard(page: Any, link: str, world: Path) -> None:
@@ -85,7 +85,7 @@ def test_the_theme_follows_the_system_until_somebody_chooses(browser: Any, link:
     open_page(page, link)
     colour = "getComputedStyle(document.body).backgroundColor"
     dark = page.evaluate(colour)
-    page.get_by_role("button", name="Theme: as the system").click()
+    page.get_by_role("button", name="Theme: system").click()
     light = page.evaluate(colour)
     assert (dark, light) == ("rgb(15, 15, 18)", "rgb(251, 251, 252)")
     page.reload()

@@ -83,5 +83,5 @@ def test_a_reward_of_a_whole_call_counts_once_for_the_calls_before() -> None:
 @pytest.mark.parametrize("credit", ["discounted", "per_step", "learned"])
 @pytest.mark.parametrize("gamma", [-0.1, 1.1, float("nan")])
 def test_a_gamma_outside_zero_and_one_is_refused(credit: str, gamma: float) -> None:
-    with pytest.raises(ConfigError, match=r"algorithm\.credit\.gamma is .*\. Use a number from 0 to 1\."):
+    with pytest.raises(ConfigError, match=r"algorithm\.credit\.gamma is .*\. Use a number from 0 to 1 \(discount of later rewards"):
         LightningRL(credit={"name": credit, "gamma": gamma}).parts()

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import numpy as np
+from msgspec import Meta
 
 from agentlightning.rl.advantage import Estimate
 from agentlightning.rl.advantage.lambda_returns import Over, estimate
 from agentlightning.rl.advantage.whiten import whiten as whitened
 from agentlightning.rl.arrays import RolloutArrays
 from agentlightning.rl.marks import independent, uses_critic
-from agentlightning.settings import UnitInterval
+from agentlightning.rl.parameters import Gamma, Lambda
 from agentlightning.types import Doubles
 
 
@@ -19,10 +22,10 @@ def gae(
     rollouts: RolloutArrays,
     returns: Doubles,
     *,
-    gamma: UnitInterval = 1.0,
-    lam: UnitInterval = 0.95,
-    over: Over = "tokens",
-    whiten: bool = True,
+    gamma: Gamma = 1.0,
+    lam: Lambda = 0.95,
+    over: Annotated[Over, Meta(description="what a step is")] = "tokens",
+    whiten: Annotated[bool, Meta(description="whether advantages get mean 0 and variance 1")] = True,
 ) -> Estimate:
     """delta_t = r_t + gamma V_{t+1} - V_t, A_t = sum_k (gamma lam)^k delta_{t+k}, and V learns A_t + V_t. Source: arXiv 1506.02438.
 

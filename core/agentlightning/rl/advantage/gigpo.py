@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Literal
+from typing import Annotated
 
 import numpy as np
+from msgspec import Meta
 
 from agentlightning.rl.advantage.groups import Groups
 from agentlightning.rl.advantage.grpo import grpo
 from agentlightning.rl.arrays import RolloutArrays
 from agentlightning.rl.marks import reads_rewards
+from agentlightning.rl.parameters import Ddof, Epsilon, Std, Tolerance
 from agentlightning.settings import FiniteNonNegative
 from agentlightning.types import Bools, Doubles, Ints
 
@@ -20,11 +22,11 @@ def gigpo(
     rollouts: RolloutArrays,
     returns: Doubles,
     *,
-    omega: FiniteNonNegative = 1.0,
-    std: bool = True,
-    ddof: Literal[0, 1] = 1,
-    eps: FiniteNonNegative = 1e-6,
-    tolerance: FiniteNonNegative = 1e-6,
+    omega: Annotated[FiniteNonNegative, Meta(description="the weight of A_step")] = 1.0,
+    std: Std = True,
+    ddof: Ddof = 1,
+    eps: Epsilon = 1e-6,
+    tolerance: Tolerance = 1e-6,
 ) -> Doubles:
     """A = A_episode + omega A_step. Source: arXiv 2505.10978.
 

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import numpy as np
 
 from agentlightning.rl.advantage.groups import Groups
 from agentlightning.rl.arrays import RolloutArrays
-from agentlightning.settings import FiniteNonNegative
+from agentlightning.rl.parameters import Ddof, Epsilon, Std, Tolerance
 from agentlightning.types import Doubles
 
 
@@ -16,10 +14,10 @@ def grpo(
     rollouts: RolloutArrays,
     returns: Doubles,
     *,
-    std: bool = True,
-    ddof: Literal[0, 1] = 1,
-    eps: FiniteNonNegative = 1e-6,
-    tolerance: FiniteNonNegative = 1e-6,
+    std: Std = True,
+    ddof: Ddof = 1,
+    eps: Epsilon = 1e-6,
+    tolerance: Tolerance = 1e-6,
 ) -> Doubles:
     """A = (R - m) / (s + eps), with m and s mean and deviation of the group's rollouts. Source: arXiv 2402.03300; `ddof` 1 as in verl.
 
@@ -34,7 +32,7 @@ def grpo(
     return advantage
 
 
-def dr_grpo(rollouts: RolloutArrays, returns: Doubles, *, tolerance: FiniteNonNegative = 1e-6) -> Doubles:
+def dr_grpo(rollouts: RolloutArrays, returns: Doubles, *, tolerance: Tolerance = 1e-6) -> Doubles:
     """A = R - m; where credit differs by turn A_t = G_t - b_t. Its constant length is `loss_aggregation = "constant_length"`.
 
     Source: arXiv 2503.20783.

@@ -7,11 +7,11 @@ import numpy as np
 from agentlightning.errors import RewardError
 from agentlightning.rl.advantage.groups import Groups
 from agentlightning.rl.arrays import RolloutArrays
-from agentlightning.settings import FiniteNonNegative
+from agentlightning.rl.parameters import Tolerance
 from agentlightning.types import Doubles
 
 
-def maxrl(rollouts: RolloutArrays, returns: Doubles, *, tolerance: FiniteNonNegative = 1e-6) -> Doubles:
+def maxrl(rollouts: RolloutArrays, returns: Doubles, *, tolerance: Tolerance = 1e-6) -> Doubles:
     """A = (R - m) / m: the rarer success is in a group, the more it counts; where credit differs by turn A_t = (G_t - b_t) / m. Source:
     arXiv 2602.02710, for rewards from 0 to 1.
 

@@ -17,7 +17,9 @@ class IcePop(Correction):
 
     name: str = "icepop"
     low: BandLow = 0.5
+    """Lowest ratio that is trained."""
     high: BandHigh = 2.0
+    """Highest ratio that is trained."""
 
     def weights(self, log_ratio: Doubles, sequence: Ints) -> Doubles:
         ratios = ratio(log_ratio)

@@ -19,7 +19,9 @@ class SequenceMasking(Correction):
 
     name: str = "sequence_masking"
     low: BandLow = 0.5
+    """Lowest ratio that is trained."""
     high: BandHigh = 2.0
+    """Highest ratio that is trained."""
     level: Literal["turn", "attempt"] = "turn"
     """The sequence: a reply, or all replies of an attempt."""
     mean: bool = True

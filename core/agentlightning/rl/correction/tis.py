@@ -19,6 +19,7 @@ class TruncatedImportanceSampling(Correction):
 
     name: str = "tis"
     clip: Annotated[float, Meta(gt=0, description="2.0 is usual")] = 2.0
+    """Highest weight of a token."""
     level: Level = "token"
     """What has a ratio: a token, a reply, or all replies of an attempt."""
 

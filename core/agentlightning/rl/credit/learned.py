@@ -6,12 +6,12 @@ from agentlightning.rl.advantage.lambda_returns import estimate
 from agentlightning.rl.arrays import RolloutArrays
 from agentlightning.rl.credit.to_go import to_go
 from agentlightning.rl.marks import uses_critic
-from agentlightning.settings import UnitInterval
+from agentlightning.rl.parameters import Gamma, Lambda
 from agentlightning.types import Doubles
 
 
 @uses_critic
-def learned(rollouts: RolloutArrays, *, gamma: UnitInterval = 1.0, lam: UnitInterval = 0.95) -> Doubles:
+def learned(rollouts: RolloutArrays, *, gamma: Gamma = 1.0, lam: Lambda = 0.95) -> Doubles:
     """G_t = A_t + V_t, A_t = sum_k (gamma lam)^k (r_{t+k} + gamma V_{t+k+1} - V_{t+k}): the lambda-return over transitions, where R counts
     as a reward of the last call. V_t is the critic's value before a transition's first token, and learns G_t. Source: arXiv 1506.02438.
 

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import numpy as np
+from msgspec import Meta
 
 from agentlightning.rl.arrays import RolloutArrays
 from agentlightning.rl.credit.to_go import to_go
-from agentlightning.settings import FiniteFloat, UnitInterval
+from agentlightning.rl.parameters import Gamma
+from agentlightning.settings import FiniteFloat
 from agentlightning.types import Doubles
 
 
-def per_step(rollouts: RolloutArrays, *, rollout_weight: FiniteFloat = 1.0, gamma: UnitInterval = 1.0) -> Doubles:
+def per_step(
+    rollouts: RolloutArrays,
+    *,
+    rollout_weight: Annotated[FiniteFloat, Meta(description="the weight of the reward of the whole rollout")] = 1.0,
+    gamma: Gamma = 1.0,
+) -> Doubles:
     """G_t = rollout_weight R + sum_{k >= t} gamma^(k - t) r_k: rewards of steps, and an undiscounted reward of the rollout.
 
     gamma 0 is the mixture of turn and outcome of arXiv 2505.11821, which is biased where the policy chooses when to stop; gamma 1 is the

@@ -23,7 +23,7 @@ export function CallPanel({ node, detail, source, view, query, onView }: { node:
       </div>
       <p class="facts">
         {node.ended !== null && <span>{duration(node.ended - node.started)}</span>}
-        {node.context && <span title="how the prompt was made">prompt {node.context}</span>}
+        {node.context && <span title="how the prompt continues earlier calls">prompt {node.context}</span>}
         {replies.slice(0, 1).map((reply) => <span key={reply.id}>{count(reply.prompt)} + {plural(reply.sampled, "token")}</span>)}
         {replies.slice(0, 1).map((reply) => <span key={reply.id}>{reply.policy} v{reply.versions.join(", v") || "–"}</span>)}
       </p>

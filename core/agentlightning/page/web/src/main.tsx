@@ -15,7 +15,7 @@ import { shortId } from "./format";
 import "./style.css";
 
 type Theme = "auto" | "light" | "dark";
-const THEMES: Record<Theme, string> = { auto: "Theme: as the system", light: "Theme: light", dark: "Theme: dark" };
+const THEMES: Record<Theme, string> = { auto: "Theme: system", light: "Theme: light", dark: "Theme: dark" };
 
 function App() {
   const route = useRoute();
@@ -60,7 +60,7 @@ function App() {
         <Crumbs route={route} />
         <span class="grow" />
         <a class="quiet button" href={to(["playground"], { source: route.path[0] === "run" ? route.path[1] : null })}>Playground</a>
-        <button type="button" class="quiet" onClick={() => setHelp(!help)} aria-expanded={help}>Keys</button>
+        <button type="button" class="quiet" onClick={() => setHelp(!help)} aria-expanded={help}>Shortcuts</button>
         <button type="button" class="quiet theme" onClick={() => setTheme(next)} title={THEMES[theme]} aria-label={THEMES[theme]}>
           {theme === "auto" ? "◐" : theme === "light" ? "○" : "●"}
         </button>
@@ -130,7 +130,7 @@ const KEYS: [string, string][] = [
 
 function Keys({ onClose }: { onClose: () => void }) {
   return (
-    <div class="keys" role="dialog" aria-label="Keys">
+    <div class="keys" role="dialog" aria-label="Keyboard shortcuts">
       <dl>{KEYS.map(([key, text]) => <div key={key}><dt>{key.split("  ").map((name) => <kbd key={name}>{name}</kbd>)}</dt><dd>{text}</dd></div>)}</dl>
       <button type="button" class="quiet" onClick={onClose}>Close</button>
     </div>

@@ -24,7 +24,7 @@ export function Loading() {
 }
 
 export function Problem({ error }: { error: Error }) {
-  return <div class="callout bad" role="alert"><strong>This cannot be shown.</strong><p>{error.message}</p></div>;
+  return <div class="callout bad" role="alert"><strong>Cannot show this.</strong><p>{error.message}</p></div>;
 }
 
 export function Stat({ label, title, children, note }: { label: string; title?: string; children: ComponentChildren; note?: ComponentChildren }) {

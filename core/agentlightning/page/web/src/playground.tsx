@@ -98,7 +98,7 @@ function Playground({ served, first, query }: { served: Served; first: Draft; qu
         {answers.policy && <Column title={`Policy v${served.version}`}><Reply answer={answers.policy} waiting="Waiting for the first token" /></Column>}
         {answers.base && <Column title="Before training"><Reply answer={answers.base} waiting={loaded.current ? "Waiting for the first token" : "Loading the model"} /></Column>}
       </div>
-      <p class="muted small">Tool calls are shown and never executed. Nothing asked here is recorded, so no run trains on it.</p>
+      <p class="muted small">Tool calls are shown and never executed. Nothing you ask here is recorded, so no run trains on it.</p>
     </div>
   );
 }

@@ -99,7 +99,7 @@ function AttemptTree({ attempt, alone, counts, selected, onSelect }: { attempt: 
   return (
     <div class="attempt">
       {(!alone || attempt.error) && (
-        <div class="attempt-head">Attempt {attempt.number} <Status status={attempt.status} />{!counts && !alone && <span class="muted">does not count</span>}{attempt.error && <p class="bad-text">{attempt.error}</p>}</div>
+        <div class="attempt-head">Attempt {attempt.number} <Status status={attempt.status} />{!counts && !alone && <span class="muted">not the winning attempt</span>}{attempt.error && <p class="bad-text">{attempt.error}</p>}</div>
       )}
       <Tree attempt={attempt} selected={selected} onSelect={onSelect} />
       {attempt.rewards.map((reward) => (

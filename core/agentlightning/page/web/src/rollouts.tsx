@@ -50,7 +50,7 @@ export function RolloutsView({ source, query }: { source: string; query: Query }
             ? <><button type="button" class="button" onClick={list.load}>Load more</button>{list.searched > list.rows.length && <span class="muted">Searched {count(list.searched)} rollouts, found {count(list.rows.length)}.</span>}</>
             : list.rows.length === 0 && !list.error
               ? <Empty title="No rollout matches">{Object.keys(filters).length > 0 ? <a href={to(["run", source, "rollouts"])}>Remove the filters</a> : "Rollouts appear here when they are recorded."}</Empty>
-              : list.rows.length > 0 && <span class="muted">That is all: {count(list.rows.length)} of {count(list.searched)} rollouts.</span>}
+              : list.rows.length > 0 && <span class="muted">No more: {count(list.rows.length)} of {count(list.searched)} rollouts.</span>}
       </div>
     </div>
   );

@@ -88,7 +88,7 @@ const CHARTS: Spec[] = [
   { title: "Engine/trainer mismatch", help: "between the log-probabilities of sampler and trainer", lines: [["mismatch_kl", "KL"], ["mismatch_abs", "mean |Δ|", { color: "second", dash: true }]] },
   { title: "Clip fraction", help: "tokens whose ratio left the clip range", lines: [["clip_fraction", "share"]] },
   { title: "Truncated replies", help: "replies that end at a token limit", lines: [["truncated_fraction", "share"]] },
-  { title: "Tokens per second", help: "sampled in a second of rollouts", lines: [["tokens_per_second", "tokens/s"]] },
+  { title: "Tokens per second", help: "sampled per second", lines: [["tokens_per_second", "tokens/s"]] },
 ];
 
 function Charts({ columns, name, theme }: { columns: Columns; name: string; theme: string }) {

@@ -29,7 +29,7 @@ export function RunsView({ query }: { query: Record<string, string> }) {
         )}
       </div>
       {value.runs.length === 0 && value.stores.length === 0 && (
-        <Empty title="No runs yet"><code>agl train CONFIG.toml</code> or <code>agl demo</code> makes one. It appears here at once.</Empty>
+        <Empty title="No runs yet">Start one with <code>agl train CONFIG.toml</code> or <code>agl demo</code>. It appears here by itself.</Empty>
       )}
       {runs.length > 0 && (
         <div class="card scroll">

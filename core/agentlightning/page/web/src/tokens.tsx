@@ -63,7 +63,7 @@ function Token({ text, id, at, decoded, tone = "", sampled = false }: { text: st
 function MismatchNote({ tokens, reply }: { tokens: Tokens; reply: Reply }) {
   if (tokens.logprobs === null) return null;
   if (tokens.trainer === null) {
-    const reason = reply.trained ? "the trainer of this run tells none for each token. See the curve of the run." : "this reply was not trained.";
+    const reason = reply.trained ? "the trainer of this run does not report it per token. See the curve of the run." : "this reply was not trained.";
     return <p class="muted">Not recorded: {reason}</p>;
   }
   const compared = tokens.response.ids.map((_, place) => mismatch(tokens, place)).filter((value) => value !== null);
@@ -71,7 +71,7 @@ function MismatchNote({ tokens, reply }: { tokens: Tokens; reply: Reply }) {
   return (
     <p class="muted">
       {compared.length > 0 && <>The trainer’s log-probability minus the engine’s. Mean size {number(compared.reduce((sum, value) => sum + Math.abs(value), 0) / compared.length, 4)}. </>}
-      {other > 0 && <>{plural(other, "token")} came from another version than v{tokens.trainer.version}, so {other === 1 ? "its difference is" : "their differences are"} off-policy and no mismatch.</>}
+      {other > 0 && <>{plural(other, "token")} came from another version than v{tokens.trainer.version}, so {other === 1 ? "its difference is" : "their differences are"} off-policy, not a mismatch.</>}
     </p>
   );
 }

@@ -82,7 +82,7 @@ def find_run(name: str) -> Path | None:
 
 def best_weights(run: Path) -> Path:
     """Return the folder of a run's best weights. Raises `RunError` if it has none."""
-    result = _result(run)
+    result = run_result(run)
     if "checkpoint" not in result:
         advice = f"If it is a stopped training run, continue it with `agl train --resume {run.name}`."
         raise RunError(f"Run {run.name} has no trained weights. {advice}")
@@ -92,7 +92,8 @@ def best_weights(run: Path) -> Path:
     return path.resolve()
 
 
-def _result(run: Path) -> dict[str, Any]:
+def run_result(run: Path) -> dict[str, Any]:
+    """Return the result of a run; empty: it has none."""
     try:
         return dict(json.loads((run / "result.json").read_bytes()))
     except (OSError, ValueError):

@@ -8,12 +8,14 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, cast
 
+from agentlightning.algorithms.prompt_search import PromptSearch
 from agentlightning.training.chart import reward_chart
 from agentlightning.training.choice import Choice, Differences
 from agentlightning.training.eval_rollouts import KINDS
 from agentlightning.training.metrics import read_metrics
 from agentlightning.training.run_folder import RunFolder
 from agentlightning.training.run_state import ReusedEvaluation, RunState
+from agentlightning.types import prompt_version
 
 
 def write_result(folder: RunFolder, state: RunState, *, name: str, model: str, seed: int, weights: str = "") -> None:
@@ -41,6 +43,8 @@ def write_result(folder: RunFolder, state: RunState, *, name: str, model: str, s
     sampler: Any = state.sampler
     if isinstance(sampler, dict) and (summary := cast("dict[str, Any]", sampler).get("summary")):
         result["sampler"] = summary
+    if state.search is not None:
+        result["prompts"] = _prompts(state.search, None if state.choice is None else state.choice.step)
     result |= _policy(folder, state, rows, weights)
     folder.write_result(result)
     reward_chart(rows, folder.chart, title=name)
@@ -55,8 +59,36 @@ def _before_after(rows: Sequence[Mapping[str, Any]], kind: str) -> dict[str, flo
     return rewards
 
 
+def _prompts(search: PromptSearch, step: int | None) -> dict[str, Any]:
+    """The best prompts, which the run serves, and the tree of candidates. `step`: of the best evaluation; None: there is none."""
+    best = search.best(step)
+    return {
+        "best": search.candidates[best].prompts,
+        "default": search.candidates[0].prompts,
+        "candidate": best,
+        "rollouts": search.rollouts,
+        "tokens": search.tokens,
+        "rejected": search.rejected,
+        "unscored": search.unscored,
+        "candidates": [
+            {
+                "parents": candidate.parents,
+                "step": candidate.step,
+                "score": candidate.score,
+                "versions": {name: prompt_version(text) for name, text in candidate.prompts.items()},
+                "prompts": candidate.prompts,
+            }
+            for candidate in search.candidates
+        ],
+    }
+
+
 def _policy(folder: RunFolder, state: RunState, rows: Sequence[Mapping[str, Any]], weights: str) -> dict[str, Any]:
     """The weights of the run, and why these; nothing if there are none."""
+    if state.search is not None:
+        reason = "The run trained no weights, so these are those of the model."
+        own = {"checkpoint": str(Path(weights).resolve())} if weights and Path(weights).is_dir() else {}
+        return {"policy_step": 0, "policy_version": 0, "policy_reason": reason, **own}
     if state.choice is not None and state.choice.step == 0 and Path(weights).is_dir():
         reason = f"{state.choice.reason} So these weights are those of the model before training."
         return {"policy_step": 0, "policy_version": 0, "policy_reason": reason, "checkpoint": str(Path(weights).resolve())}

@@ -10,7 +10,7 @@ import os
 import secrets
 import socket
 import sys
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +36,7 @@ from agentlightning.telemetry.metrics import Metrics
 from agentlightning.telemetry.requests import metrics_route
 from agentlightning.training.collector import Collector
 from agentlightning.training.controls import Controls
+from agentlightning.training.frozen_trainer import FrozenTrainer
 from agentlightning.training.plan import Plan, Plugin, TrainingPlan
 from agentlightning.training.progress import Progress
 from agentlightning.training.remote_runners import runner_command, watch_runners
@@ -44,7 +45,7 @@ from agentlightning.training.rollouts import RolloutSettings, trajectory_reader
 from agentlightning.training.run_folder import RunFolder
 from agentlightning.training.trace_export import TraceExport, open_export
 from agentlightning.training.weight_sync import WeightSync
-from agentlightning.types import new_id
+from agentlightning.types import LLM, Attempt, new_id
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +57,8 @@ class RolloutServices:
     rollouts: RolloutSettings
     scoring: Scoring | None
     """Scores the rollouts; None: the agent gives the rewards."""
+    llm: Callable[[Attempt], LLM]
+    """How an attempt reaches the gateway."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +67,8 @@ class Services(RolloutServices):
 
     store: LightningStore
     trainer: Trainer
-    weight_sync: WeightSync
+    weight_sync: WeightSync | None
+    """None: the run trains no weights."""
     controls: Controls
     max_staleness: int
     """Steps that may lie between sampling a token and training on it."""
@@ -79,7 +83,7 @@ class Services(RolloutServices):
 
     async def clear_cache(self) -> None:
         """Empty the engine's prefix cache before new rollouts. Cached prefixes change bits, and a resumed run starts without them."""
-        if not self.overlap:
+        if not self.overlap and not self.engine.remote:
             await self.engine.load(self.engine.policy)
 
 
@@ -93,20 +97,27 @@ async def open_services(
         metrics = Metrics()
         store = metrics.store(await _open_store(exits, config, folder))
         export = await exits.enter_async_context(open_export(store, config.otlp_endpoint, plan.files.name, metrics))
-        trainer = await _open_trainer(exits, plan.trainer, plan.files, share, restore, controls.progress)
-        trainer.mismatch_limit = config.mismatch_limit
-        engine = await _open_engine(exits, plan.engine, plan.files, share)
-        await store.publish(trainer.policy)
-        weight_sync = WeightSync(trainer, engine, folder.weights)
-        exits.callback(weight_sync.clear)
-        await weight_sync.serve(trainer.policy)
+        if plan.algorithm.trains_weights:
+            trainer = await _open_trainer(exits, plan.trainer, plan.files, share, restore, controls.progress)
+            trainer.mismatch_limit = config.mismatch_limit
+            engine = await _open_engine(exits, plan.engine, plan.files, share)
+            weight_sync = WeightSync(trainer, engine, folder.weights)
+            exits.callback(weight_sync.clear)
+            await store.publish(trainer.policy)
+            await weight_sync.serve(trainer.policy)
+        else:
+            controls.progress.phase("loading model")
+            engine = await _open_engine(exits, plan.engine, plan.files, {})
+            trainer, weight_sync = FrozenTrainer(engine.policy), None
+            if plan.files.path:
+                await engine.load(engine.policy)
         await _cancel_unfinished(store)  # before the runners can claim them
         scoring = await exits.enter_async_context(open_scoring(config, store, folder.path))
         served = Served(store, engine, metrics, plan.algorithm.demonstrate, scoring)
-        collector = await _open_runners(exits, config, plan, served, controls)
+        collector, llm = await _open_runners(exits, config, plan, served, controls)
         yield Services(
-            engine, collector, RolloutSettings.of(config), scoring, store, trainer, weight_sync, controls, config.collection.max_staleness,
-            metrics, export,
+            engine, collector, RolloutSettings.of(config), scoring, llm, store, trainer, weight_sync, controls,
+            config.collection.max_staleness, metrics, export,
         )  # fmt: skip
 
 
@@ -121,8 +132,8 @@ async def open_rollout_services(config: Config, plan: Plan, folder: RunFolder, c
         if plan.files.path:
             await engine.load(engine.policy)  # an engine that starts with its first load reports its errors now
         scoring = await exits.enter_async_context(open_scoring(config, store, folder.path))
-        collector = await _open_runners(exits, config, plan, Served(store, engine, metrics, None, scoring), controls)
-        yield RolloutServices(engine, collector, RolloutSettings.of(config), scoring)
+        collector, llm = await _open_runners(exits, config, plan, Served(store, engine, metrics, None, scoring), controls)
+        yield RolloutServices(engine, collector, RolloutSettings.of(config), scoring, llm)
 
 
 async def _open_store(exits: AsyncExitStack, config: Config, folder: RunFolder) -> LightningStore:
@@ -174,8 +185,10 @@ class Served(NamedTuple):
     scoring: Scoring | None
 
 
-async def _open_runners(exits: AsyncExitStack, config: Config, plan: Plan, served: Served, controls: Controls) -> Collector:
-    """Start a gateway and runners; return their collector."""
+async def _open_runners(
+    exits: AsyncExitStack, config: Config, plan: Plan, served: Served, controls: Controls
+) -> tuple[Collector, Callable[[Attempt], LLM]]:
+    """Start a gateway and runners; return their collector, and how an attempt reaches the gateway."""
     token, runner = os.environ.get("AGL_TOKEN") or secrets.token_urlsafe(24), config.runner
     store, engine, metrics, demonstrate, scoring = served
     server = StoreServer(store, token)
@@ -199,7 +212,7 @@ async def _open_runners(exits: AsyncExitStack, config: Config, plan: Plan, serve
         runs = _run_here(None if remote is not None else plan.agent, store, gateway, runner)
     runners = asyncio.create_task(runs)
     exits.push_async_callback(_cancel, runners)
-    return Collector(store, runners, trajectory_reader(config), controls, scoring)
+    return Collector(store, runners, trajectory_reader(config), controls, scoring), gateway.llm
 
 
 def remote_runner(config: Config, agent: str | Agent, token: str, base_url: str) -> RemoteRunner:

@@ -31,6 +31,7 @@ from agentlightning.training.metrics import cut_metrics, read_metrics
 from agentlightning.training.plan import TrainingPlan, config_in_force, plan_training, with_defaults
 from agentlightning.training.production.opening import check_replay, open_replay
 from agentlightning.training.progress import Progress, TrainingProgress
+from agentlightning.training.prompt_trials import RunTrials
 from agentlightning.training.result import write_result
 from agentlightning.training.run import Run
 from agentlightning.training.run_diagnosis import RunDiagnosis
@@ -169,14 +170,17 @@ async def _open(job: Job, plan: TrainingPlan, folder: RunFolder, start: Start, c
         tracked = TrackedRun(folder.tracking_id(), folder.path, config.name, settings, max(0, start.logged + 1), controls.progress.message)
         served = TrainingMetrics(services.metrics, config.steps).log
         trackers = await exits.enter_async_context(Trackers(plan.trackers, tracked, served))
+        checks = StepChecks(config.agents, config.mismatch_alarm, folder.path)
+        sampler = start.sampler
         session = Session(
             services,
             RunRecord(folder, start.state, trackers, services.trainer, config.checkpoints, plan.rendering, controls.progress),
             source=source,
             limits=ReplyLimits(config.collection, services.trainer.capabilities.max_sequence_tokens),
             evaluator=Evaluator(services, config.eval, job.eval_tasks, evaluation_cache(job, plan, folder)),
-            checks=StepChecks(config.agents, config.mismatch_alarm, folder.path),
+            checks=checks,
             diagnosis=_diagnosis(config, plan, folder, services, suggested_lr, samples=source.samples),
+            trials=None if sampler is None else RunTrials(services, sampler, job.tasks, config.tasks_per_step, checks),
             steps=config.steps,
         )
         try:

@@ -1,0 +1,57 @@
+"""The prompts that a run found: its tree of candidates, and the held-out change of the best one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
+
+from rich.console import Console
+from rich.text import Text
+from rich.tree import Tree
+
+from agentlightning.training.eval_rollouts import KINDS
+from agentlightning.training.run_folder import RunFolder
+
+
+def print_prompts(run: RunFolder | None, console: Console) -> None:
+    """Print the search of a run for prompts, if it has one."""
+    if run is None or not run.result.exists():
+        return
+    result = run.read_result()
+    found = cast("dict[str, Any] | None", result.get("prompts"))
+    if found is None:
+        return
+    console.print(_tree(found))
+    for kind, change in held_out(result).items():
+        console.print(Text(f"held out, {kind}: {change}"), soft_wrap=True)
+    for name, text in found["best"].items():
+        same = " (the agent's own)" if found["default"].get(name) == text else ""
+        console.print(Text.assemble((f"best {name}{same}:", "bold"), f"\n{text}"), soft_wrap=True, highlight=False)
+
+
+def held_out(result: Mapping[str, Any]) -> dict[str, str]:
+    """Return the change on the eval tasks from before the search, in words, by kind of evaluation."""
+    change: Mapping[str, Any] = (result.get("best") or {}).get("change") or {}
+    return {
+        kind: f"{one['mean']:+.3f} (95% interval {one['low']:+.3f} to {one['high']:+.3f})" for kind in KINDS if (one := change.get(kind))
+    }
+
+
+def _tree(found: Mapping[str, Any]) -> Tree:
+    candidates: Sequence[Mapping[str, Any]] = found["candidates"]
+    counts = f"{len(candidates) - 1} accepted, {found['rejected']} rejected, {found['rollouts']} rollouts, {found['tokens']:,} tokens"
+    tree = Tree(Text(f"prompts: {counts}"))
+    branches: dict[int, Tree] = {}
+    for place, candidate in enumerate(candidates):
+        above = branches[candidate["parents"][0]] if candidate["parents"] else tree
+        branches[place] = above.add(_line(place, candidate, candidates, best=place == found["candidate"]))
+    return tree
+
+
+def _line(place: int, candidate: Mapping[str, Any], candidates: Sequence[Mapping[str, Any]], *, best: bool) -> Text:
+    """One candidate: its score, and the prompts that it changed."""
+    parent = candidates[candidate["parents"][0]]["versions"] if candidate["parents"] else {}
+    changed = [f"{name} {version}" for name, version in candidate["versions"].items() if parent.get(name) != version]
+    where = f"step {candidate['step']}" if candidate["step"] else "the agent's own"
+    text = f"{place}  {candidate['score']:.3f}  {where}, {', '.join(changed)}"
+    return Text.assemble((text, "bold green" if best else ""), "  best" if best else "")

@@ -409,8 +409,8 @@ class LLM:
         """
         text = self.prompts.get(name, default)
         if not isinstance(text, str):
-            found = "neither the run nor the agent sets it" if text is None else f"its default is {text!r:.80}"
-            raise ConfigError(f"The prompt {name!r} has no text: {found}. Pass default='...', or set it under [prompts] in the config.")
+            problem = "neither the run nor the agent sets it" if text is None else f"its default is {text!r:.80}"
+            raise ConfigError(f"The prompt {name!r} has no text: {problem}. Pass default='...', or set it under [prompts] in the config.")
         if self.on_prompt is not None:
             self.on_prompt(name, text)
         return text

@@ -49,8 +49,8 @@ class PromptSearch:
 
     def best(self, step: int | None = None) -> int:
         """Return the place of the best candidate on the validation tasks, among those found up to a step. Of equal ones the first."""
-        found = [place for place, candidate in enumerate(self.candidates) if step is None or candidate.step <= step]
-        return max(found, key=lambda place: (self.candidates[place].score, -place))
+        places = [place for place, candidate in enumerate(self.candidates) if step is None or candidate.step <= step]
+        return max(places, key=lambda place: (self.candidates[place].score, -place))
 
     def in_force(self, step: int | None = None) -> dict[str, str]:
         """Return the texts that replace the agent's own prompts after a step."""

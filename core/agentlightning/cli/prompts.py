@@ -18,14 +18,14 @@ def print_prompts(run: RunFolder | None, console: Console) -> None:
     if run is None or not run.result.exists():
         return
     result = run.read_result()
-    found = cast("dict[str, Any] | None", result.get("prompts"))
-    if found is None:
+    search = cast("dict[str, Any] | None", result.get("prompts"))
+    if search is None:
         return
-    console.print(_tree(found))
+    console.print(_tree(search))
     for kind, change in held_out(result).items():
         console.print(Text(f"held out, {kind}: {change}"), soft_wrap=True)
-    for name, text in found["best"].items():
-        same = " (the agent's own)" if found["default"].get(name) == text else ""
+    for name, text in search["best"].items():
+        same = " (the agent's own)" if search["default"].get(name) == text else ""
         console.print(Text.assemble((f"best {name}{same}:", "bold"), f"\n{text}"), soft_wrap=True, highlight=False)
 
 
@@ -37,14 +37,14 @@ def held_out(result: Mapping[str, Any]) -> dict[str, str]:
     }
 
 
-def _tree(found: Mapping[str, Any]) -> Tree:
-    candidates: Sequence[Mapping[str, Any]] = found["candidates"]
-    counts = f"{len(candidates) - 1} accepted, {found['rejected']} rejected, {found['rollouts']} rollouts, {found['tokens']:,} tokens"
+def _tree(search: Mapping[str, Any]) -> Tree:
+    candidates: Sequence[Mapping[str, Any]] = search["candidates"]
+    counts = f"{len(candidates) - 1} accepted, {search['rejected']} rejected, {search['rollouts']} rollouts, {search['tokens']:,} tokens"
     tree = Tree(Text(f"prompts: {counts}"))
     branches: dict[int, Tree] = {}
     for place, candidate in enumerate(candidates):
         above = branches[candidate["parents"][0]] if candidate["parents"] else tree
-        branches[place] = above.add(_line(place, candidate, candidates, best=place == found["candidate"]))
+        branches[place] = above.add(_line(place, candidate, candidates, best=place == search["candidate"]))
     return tree
 
 

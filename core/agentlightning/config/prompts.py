@@ -29,10 +29,10 @@ def prompt_texts(prompts: PromptsSetting) -> dict[str, str]:
 
 def run_prompts(run: Path) -> dict[str, str]:
     """Return the best prompts of a run of `gepa`. Raises `ConfigError` for any other."""
-    found = cast("Mapping[str, Any]", run_result(run).get("prompts") or {})
-    if "best" not in found:
+    search = cast("Mapping[str, Any]", run_result(run).get("prompts") or {})
+    if "best" not in search:
         raise ConfigError(f"Run {run.name} found no prompts. Name a run of algorithm 'gepa' that has ended or was stopped.")
-    return {str(name): str(text) for name, text in cast("Mapping[str, str]", found["best"]).items()}
+    return {str(name): str(text) for name, text in cast("Mapping[str, str]", search["best"]).items()}
 
 
 def _text(name: str, text: str, base: Path) -> str:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,9 +14,11 @@ from typing import Any
 import pytest
 import torch
 from openai import AsyncOpenAI
+from typer.testing import CliRunner
 
 import agentlightning as agl
 from agentlightning.capture.prompts import prompts_of
+from agentlightning.cli.main import build
 from agentlightning.config.schema import load_config
 from agentlightning.contracts.store import StoredRollout
 from agentlightning.errors import AgentError, ConfigError, EngineError
@@ -256,6 +260,38 @@ def test_prompts_of_a_config_are_the_start_and_a_name_that_nobody_asks_for_is_to
     assert run.result["prompts"]["candidates"][0]["score"] == 0.25
     assert load_config(run.folder / "config.toml").prompts == {"system": "Always add.", "sytem": "x"}
     assert "never asked for prompts.sytem; it asks for system" in re.sub(r"\s+", " ", capsys.readouterr().err)
+
+
+def test_agl_show_prints_the_tree_and_the_held_out_change(model: str, tmp_path: Path) -> None:
+    with judge_server(adds_a_rule) as server:
+        run = agl.train(follows_rules, tasks=TASKS, eval_tasks=EVAL_TASKS, **settings(model, tmp_path, server, eval={"greedy": False}))
+    shown = CliRunner().invoke(build(), ["show", str(run.folder)], env={"COLUMNS": "200"}).stdout
+    candidates = run.result["prompts"]["candidates"]
+    assert f"prompts: {len(candidates) - 1} accepted, " in shown
+    for place, candidate in enumerate(candidates):
+        assert re.search(rf"{place}  {candidate['score']:.3f}  .*system {candidate['versions']['system']}", shown)
+    low = run.result["best"]["change"]["sampled"]["low"]
+    assert f"held out, sampled: +{run.result['best']['change']['sampled']['mean']:.3f} (95% interval +{low:.3f}" in shown
+    assert f"best system:\n{run.result['prompts']['best']['system']}" in shown
+    assert "untrained" not in shown
+    (state, _), *_ = stored(run.folder, mode="train")
+    one = CliRunner().invoke(build(), ["show", str(run.folder), state.rollout.id], env={"COLUMNS": "200"}).stdout
+    assert f"prompt system {prompt_version('You work.')}" in one
+
+
+def test_the_page_on_prompts_runs(model: str, tmp_path: Path) -> None:
+    page = (Path(__file__).resolve().parents[3] / "docs" / "prompts.md").read_text()
+    files = dict(re.findall(r"```\w+\n# (\w+\.\w+)\n(.*?)```", page, re.DOTALL))
+    (tmp_path / "shop.py").write_text(files["shop.py"])
+    with judge_server(lambda body: "```\nEnd with TOTAL.\n```") as server:
+        config = files["config.toml"].replace('"smollm2-135m"', f'"{model}"').replace("steps = 10", "steps = 2")
+        (tmp_path / "config.toml").write_text(config.replace("http://127.0.0.1:8001/v1", server.base_url))
+        command = [sys.executable, "-m", "agentlightning", "train", "config.toml"]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        assert len(server.bodies) == 2
+    assert "prompts: 0 accepted, 2 rejected" in done.stdout
+    assert "best system (the agent's own):\nYou are a shop assistant." in done.stdout
 
 
 def test_an_agent_that_always_fails_is_an_error_and_no_zero(model: str, tmp_path: Path) -> None:

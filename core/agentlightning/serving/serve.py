@@ -6,9 +6,9 @@ import asyncio
 import os
 import secrets
 import signal
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
@@ -25,6 +25,7 @@ from agentlightning.gateway import Gateway
 from agentlightning.gateway.rendering.load import make_rendering
 from agentlightning.runner.rollout import DEFAULT_STORE
 from agentlightning.serving.playground import Playground
+from agentlightning.serving.prompts import prompts_route, served_prompts
 from agentlightning.stores.common import open_store
 from agentlightning.stores.http_server import StoreServer
 from agentlightning.telemetry.metrics import Metrics
@@ -50,6 +51,8 @@ class ServedModel(NamedTuple):
     """The run that trained it."""
     base: Callable[[], ServedModel] | None = None
     """Finds the model before training (blocking). None: this is it, or there is none."""
+    prompts: Mapping[str, str] = {}
+    """Of a run, by name."""
 
 
 class Address(NamedTuple):
@@ -100,6 +103,8 @@ class Served:
     """Address of the store for other processes."""
     weights: str = ""
     """Of a run: the step, and why this one."""
+    prompts: Mapping[str, str] = field(default_factory=dict[str, str])
+    """Of a run, by name."""
 
 
 def serve(
@@ -143,7 +148,8 @@ async def _serving(model: ServedModel, address: Address, store: str | None, prog
         stack.push_async_callback(shown.close)
         if playground is not None:
             stack.push_async_callback(playground.close)
-        routes = [*server.routes, metrics_route(metrics, opened, server.admits), *shown.routes]
+        own = [metrics_route(metrics, opened, server.admits), prompts_route(model.prompts, opened, server)]
+        routes = [*server.routes, *own, *shown.routes]
         gateway = Gateway(
             opened, engine, host=address.host, port=address.port, max_body=address.max_body, token=token, extra_routes=routes,
             rendering=model.rendering, metrics=metrics,
@@ -153,7 +159,7 @@ async def _serving(model: ServedModel, address: Address, store: str | None, prog
         stack.callback(shown.stop)
         progress.end()
         store_address = gateway.base_url.removesuffix("/v1").replace("://", f"://{token}@", 1)
-        yield Served(gateway.base_url, engine.info.model, token, store_address, model.weights)
+        yield Served(gateway.base_url, engine.info.model, token, store_address, model.weights, model.prompts)
 
 
 def _playground(model: ServedModel, engine: Engine, kind: type[Engine], settings: Any) -> Playground | None:
@@ -193,7 +199,8 @@ def served_model(name: str, progress: Progress, choices: RenderingChoices | None
         settings = choices.over(config.rendering(files.path))
         return ServedModel(ModelFiles(trained_as, files.path), dict(config.engine), None, settings)
 
-    served = ServedModel(ModelFiles(trained_as, str(path)), dict(config.engine), policy, choices.over(rendering), weights, folder)
+    files, prompts = ModelFiles(trained_as, str(path)), served_prompts(run, config)
+    served = ServedModel(files, dict(config.engine), policy, choices.over(rendering), weights, folder, prompts=prompts)
     return served._replace(base=base) if trained else served
 
 

@@ -7,108 +7,34 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from openai import AsyncOpenAI
+from rules import (
+    EVAL_TASKS,
+    RULES,
+    TASKS,
+    adds_a_rule,
+    asks_for_nothing,
+    changes_its_prompt,
+    follows_rules,
+    settings,
+    stored,
+    two_prompts,
+)
 from typer.testing import CliRunner
 
 import agentlightning as agl
 from agentlightning.capture.prompts import prompts_of
 from agentlightning.cli.main import build
 from agentlightning.config.schema import load_config
-from agentlightning.contracts.store import StoredRollout
 from agentlightning.errors import AgentError, ConfigError, EngineError
-from agentlightning.stores.common import open_store
-from agentlightning.training import prompt_trials
 from agentlightning.training.job import make_job
 from agentlightning.training.metrics import read_metrics
-from agentlightning.training.train import train_job
+from agentlightning.training.train import train_config, train_job
 from agentlightning.types import prompt_version
-from agentlightning_torch.testing import tiny_model
-from judge_server import JudgeServer, judge_server
-
-RULES = ("add", "carry", "check", "units")
-TASKS = [{"id": f"{rule}{n}", "rule": rule} for rule in RULES for n in range(4)]
-EVAL_TASKS = [{"id": f"eval-{rule}{n}", "rule": rule} for n in range(3) for rule in RULES]
-
-
-async def ask(llm: agl.LLM, system: str, text: str) -> None:
-    async with AsyncOpenAI(base_url=llm.base_url, api_key=llm.api_key, max_retries=0) as client:
-        messages: list[Any] = [{"role": "system", "content": system}, {"role": "user", "content": text}]
-        await client.chat.completions.create(model=llm.model, messages=messages, max_tokens=2)
-
-
-async def follows_rules(task: Any, llm: agl.LLM) -> float:
-    """Its reward depends on the prompt: a task needs one rule."""
-    system = llm.prompt("system", default="You work.")
-    await ask(llm, system, task["rule"])
-    agl.note(f"The rule {task['rule']} was needed.")
-    return float(task["rule"] in system)
-
-
-async def asks_for_nothing(task: Any, llm: agl.LLM) -> float:
-    await ask(llm, "fixed", task["rule"])
-    return 1.0
-
-
-async def changes_its_prompt(task: Any, llm: agl.LLM) -> float:
-    await ask(llm, llm.prompt("system", default=f"Rule {task['rule']}"), "?")
-    return 0.0
-
-
-async def two_prompts(task: Any, llm: agl.LLM) -> float:
-    text = llm.prompt("plan", default="Plan.") + llm.prompt("answer", default="Answer.")
-    await ask(llm, text, task["rule"])
-    agl.note(f"The rule {task['rule']} was needed.")
-    return float(task["rule"] in text)
-
-
-def adds_a_rule(body: dict[str, Any]) -> str:
-    """Reads the old prompt and the notes, and adds the first rule that was needed and missing."""
-    question = body["messages"][0]["content"]
-    old = re.search(r"```\n(.*?)\n```", question, re.DOTALL)
-    assert old is not None
-    missing = [rule for rule in re.findall(r"The rule (\w+) was needed", question) if rule not in old[1]]
-    return f"I would write:\n```\n{old[1]} {' '.join(missing[:1])}\n```"
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return tiny_model(tmp_path_factory.mktemp("model") / "tiny", context=4096).path
-
-
-@pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(prompt_trials, "FIRST_PAUSE", 0.01)
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-def settings(model: str, folder: Path, server: JudgeServer | None, **more: Any) -> dict[str, Any]:
-    algorithm: dict[str, Any] = {"name": "gepa", "validation": 4, **more.pop("algorithm", {})}
-    if server is not None:
-        algorithm["reflection"] = {"base_url": server.base_url, "model": "reflector", "retries": 1}
-    return {
-        "model": model, "folder": folder, "steps": 6, "tasks_per_step": 3, "algorithm": algorithm, "progress": False,
-        "sampling": {"max_tokens": 2}, **more,
-    }  # fmt: skip
-
-
-def stored(folder: Path, **which: Any) -> list[StoredRollout]:
-    async def read() -> list[StoredRollout]:
-        store = open_store(str(folder / "store.db"))
-        states, _ = await store.list(limit=1000, **which)
-        rollouts = [await store.read(state.rollout.id) for state in states]
-        await store.close()
-        return rollouts
-
-    return asyncio.run(read())
+from judge_server import judge_server
 
 
 def test_a_search_raises_the_held_out_reward_with_an_interval_above_zero(model: str, tmp_path: Path) -> None:
@@ -313,3 +239,25 @@ def test_weights_train_with_the_prompts_of_a_search(model: str, tmp_path: Path) 
     assert [prompts_of(records) for _, (records,) in stored(run.folder)] == [best] * 4
     with pytest.raises(ConfigError, match="is no run"):
         agl.train(follows_rules, tasks=TASKS, model=model, prompts="nowhere", progress=False)
+
+
+def test_a_program_in_any_language_gets_the_prompts_of_its_rollout(model: str, tmp_path: Path) -> None:
+    (tmp_path / "program.py").write_text(
+        "import json, os, urllib.request\n"
+        "task, prompts = json.loads(os.environ['AGL_TASK']), json.loads(os.environ['AGL_PROMPTS'])\n"
+        "body = {'model': os.environ['AGL_MODEL'], 'max_tokens': 2, 'messages': [{'role': 'user', 'content': prompts['system']}]}\n"
+        "headers = {'Authorization': 'Bearer ' + os.environ['OPENAI_API_KEY'], 'Content-Type': 'application/json'}\n"
+        "url = os.environ['OPENAI_BASE_URL'] + '/chat/completions'\n"
+        "urllib.request.urlopen(urllib.request.Request(url, json.dumps(body).encode(), headers)).read()\n"
+        "print(float(task['rule'] in prompts['system']))\n"
+    )
+    (tmp_path / "tasks.jsonl").write_text("".join(f"{json.dumps(task)}\n" for task in TASKS))
+    with judge_server(lambda body: "```\nadd carry check units\n```") as server:
+        (tmp_path / "config.toml").write_text(
+            f'command = "{sys.executable} program.py"\ntasks = "tasks.jsonl"\nmodel = "{model}"\nsteps = 1\ntasks_per_step = 2\n'
+            'folder = "runs"\nprompts = { system = "You work." }\n'
+            f'algorithm = {{ name = "gepa", validation = 2, reflection = {{ base_url = "{server.base_url}", model = "m" }} }}\n'
+        )
+        run = train_config(load_config(tmp_path / "config.toml"), progress=False)
+    assert run.result["prompts"]["best"] == {"system": "add carry check units"}
+    assert {prompts_of(records)["system"] for _, (records,) in stored(run.folder, mode="train")} == {"You work.", "add carry check units"}

@@ -15,8 +15,11 @@ from msgspec import Meta
 
 from agentlightning.algorithms.base import Algorithm, Session
 from agentlightning.config.endpoint import ReflectionSettings
+from agentlightning.config.parts import Part
+from agentlightning.config.presets import with_preset
 from agentlightning.errors import ConfigError
-from agentlightning.settings import FiniteFloat, PositiveInt
+from agentlightning.settings import FiniteFloat, PositiveInt, of_kind
+from agentlightning.types import JSON
 from agentlightning_gepa.bridge import Bridge
 from agentlightning_gepa.search import Search
 
@@ -41,6 +44,9 @@ class GEPA(Algorithm):
     """The model that proposes prompts. Absent: the served model itself."""
     reflection_tokens: PositiveInt = 1024
     """Tokens of a proposal, at most."""
+    then: Annotated[dict[str, JSON] | None, of_kind("algorithms")] = None
+    """The algorithm that trains the weights afterwards, with the best prompts, in a run of its own. `algorithm = ["gepa", "lightning"]` is
+    short for it. Absent: none."""
     trace_characters: Annotated[int, Meta(ge=200)] = 4000
     """Characters of each rollout that the reflecting model sees, at most."""
 
@@ -48,7 +54,18 @@ class GEPA(Algorithm):
     def ignores_step_rewards(self) -> str:
         return "algorithm 'gepa' compares the rewards of rollouts."
 
+    def then_algorithm(self) -> Algorithm | None:
+        """Return the algorithm that trains the weights afterwards. Raises `ConfigError` for one that trains none."""
+        if self.then is None:
+            return None
+        algorithm: Algorithm = Part.parse("algorithms", with_preset(self.then), "algorithm.then").make()
+        if not algorithm.trains_weights:
+            raise ConfigError(f"algorithm.then is {self.then['name']!r}, which trains no weights. Name one that does, such as 'lightning'.")
+        return algorithm
+
     def parts(self) -> tuple[()]:
+        if (then := self.then_algorithm()) is not None:
+            then.parts()
         if self.reflection is not None:
             self.reflection.key()
         least = self.validation * self.group_size

@@ -18,7 +18,7 @@ from msgspec import Meta
 from agentlightning.config.keys import check_config_keys
 from agentlightning.config.models import model_path
 from agentlightning.config.parts import Part, build_step_rewards, naming
-from agentlightning.config.presets import with_preset
+from agentlightning.config.presets import two_stages, with_preset
 from agentlightning.config.prompts import PromptsSetting, prompts_under
 from agentlightning.config.rewards import PROGRAM_REWARDS, RewardFrom, RewardSetting, RewardTable
 from agentlightning.config.store_address import absolute_store, check_no_secret
@@ -403,6 +403,8 @@ def build_config(data: Mapping[str, Any], plugins: Registry | None = None) -> Co
     """
     named = {key: {"name": value} for key in PARTS if isinstance(value := data.get(key), str)}  # engine = "vllm"
     data = {**data, **named}
+    if isinstance(stages := data.get("algorithm"), list | tuple):
+        data = {**data, "algorithm": two_stages(cast("Sequence[Any]", stages))}
     if isinstance(algorithm := data.get("algorithm"), Mapping):
         data = {**data, "algorithm": with_preset(cast("Mapping[str, Any]", algorithm))}
     check_config_keys(Config, PARTS, data, plugins or registry())

@@ -15,12 +15,15 @@ from agentlightning.training.eval_rollouts import KINDS
 from agentlightning.training.metrics import read_metrics
 from agentlightning.training.run_folder import RunFolder
 from agentlightning.training.run_state import ReusedEvaluation, RunState
+from agentlightning.training.stages import stages
 from agentlightning.types import prompt_version
 
 
-def write_result(folder: RunFolder, state: RunState, *, name: str, model: str, seed: int, weights: str = "") -> None:
+def write_result(
+    folder: RunFolder, state: RunState, *, name: str, model: str, seed: int, weights: str = "", prompts: Path | None = None
+) -> None:
     """Write the result of a run from its metrics. A number that was not measured is absent. `weights`: the folder of the model before
-    training, for a run that made it worse."""
+    training, for a run that made it worse. `prompts`: the run whose prompts it uses."""
     rows = read_metrics(folder.path)
     result: dict[str, Any] = {
         "name": name,
@@ -46,6 +49,8 @@ def write_result(folder: RunFolder, state: RunState, *, name: str, model: str, s
     if state.search is not None:
         result["prompts"] = _prompts(state.search, None if state.choice is None else state.choice.step)
     result |= _policy(folder, state, rows, weights)
+    if prompts is not None and (contributed := stages(RunFolder(prompts).read_state(), state, result)):
+        result["stages"] = {"prompts_run": prompts.name, **contributed}
     folder.write_result(result)
     reward_chart(rows, folder.chart, title=name)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,6 +40,7 @@ from agentlightning.training.run_record import RunRecord
 from agentlightning.training.run_state import RunState
 from agentlightning.training.services import Services, open_services
 from agentlightning.training.session import Session
+from agentlightning.training.stages import keep_second, second_folder, weights_job
 from agentlightning.training.step_checks import StepChecks
 from agentlightning.training.step_groups import StepGroups
 from agentlightning.training.step_history import Facts
@@ -97,7 +98,28 @@ def run_job(job: Job, *, resume: str | Path | None = None, progress: Progress | 
 
 
 async def train_job(job: Job, *, progress: Progress, resume: str | Path | None, stop: asyncio.Event) -> Run:
-    """Restore a run or start a new one, open it, train, and write its result."""
+    """Restore a run or start a new one, open it, train, and write its result. A run in two stages returns the second, once it began."""
+    check = weights_job(job)
+    if check is not None:
+        await plan_training(check.config, check.agent, progress)  # its errors come before the search
+    run = await _train_run(job, progress=progress, resume=resume, stop=stop)
+    if check is None or run.stopped:
+        return run
+    first, weights = RunFolder(run.folder), weights_job(job, run.folder)
+    assert weights is not None
+    progress.message(f"The search for prompts has ended ({first.name}). Training the weights with the best ones.")
+    return await _train_run(weights, progress=progress, resume=second_folder(first), stop=stop, begun=lambda it: keep_second(first, it))
+
+
+async def _train_run(
+    job: Job,
+    *,
+    progress: Progress,
+    resume: str | Path | None,
+    stop: asyncio.Event,
+    begun: Callable[[RunFolder], None] = lambda folder: None,
+) -> Run:
+    """Train one run. `begun` is called with its folder."""
     config = job.config
     controls = Controls(progress, stop)
     plan = await plan_training(config, job.agent, progress)
@@ -106,6 +128,7 @@ async def train_job(job: Job, *, progress: Progress, resume: str | Path | None, 
     sampler: Sampler | None = None if config.replay is not None else registry().load("samplers", config.sampler)(job.tasks, config.seed)
     folder = RunFolder.open(resume) if resume is not None else RunFolder.create(config.folder, config.name)
     job = with_store(job, folder)
+    begun(folder)
     with folder.lock():
         start = _restore(folder, sampler, config, resumed=resume is not None)
         progress.begin(config.steps, start.state.step)
@@ -186,7 +209,10 @@ async def _open(job: Job, plan: TrainingPlan, folder: RunFolder, start: Start, c
         try:
             yield session
         finally:
-            write_result(folder, session.state, name=config.name, model=config.model, seed=config.seed, weights=plan.files.path)
+            prompts_run = Path(config.prompts) if isinstance(config.prompts, str) else None
+            write_result(
+                folder, session.state, name=config.name, model=config.model, seed=config.seed, weights=plan.files.path, prompts=prompts_run
+            )
 
 
 async def _train(session: Session, algorithm: Algorithm) -> bool:

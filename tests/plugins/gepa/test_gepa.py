@@ -15,6 +15,7 @@ from rules import (
     EVAL_TASKS,
     RULES,
     TASKS,
+    StopAfter,
     adds_a_rule,
     asks_for_nothing,
     changes_its_prompt,
@@ -94,20 +95,6 @@ def test_the_served_model_itself_proposes_where_no_other_is_named(model: str, tm
     assert len(records.completions[0].response_ids) <= 6
     tokens = sum(len(reply.prompt_ids) + len(reply.response_ids) for _, (one,) in stored(run.folder) for reply in one.completions)
     assert run.result["prompts"]["tokens"] == tokens
-
-
-class StopAfter:
-    """Progress that stops the run, as Ctrl-C does, once a step is done."""
-
-    def __init__(self, step: int) -> None:
-        self.at, self.stop = step, asyncio.Event()
-
-    def step(self, row: Any) -> None:
-        if row["step"] == self.at:
-            self.stop.set()
-
-    def __getattr__(self, name: str) -> Any:
-        return lambda *args, **kwargs: None
 
 
 def test_a_stopped_and_resumed_search_has_the_candidates_of_one_that_was_not(model: str, tmp_path: Path) -> None:

@@ -6,10 +6,12 @@ The creator of a value gives it an id, a UUIDv7. Ids never define an order.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import time
 import uuid
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
 from functools import cache
 from typing import Any, Literal, TypeAlias, cast
 
@@ -17,6 +19,8 @@ import msgspec
 import numpy as np
 from msgspec.structs import force_setattr
 from numpy.typing import ArrayLike, NDArray
+
+from agentlightning.errors import ConfigError
 
 JSON: TypeAlias = Any
 """Any value that JSON can hold."""
@@ -157,6 +161,8 @@ class Rollout(WireValue, frozen=True, kw_only=True):
     """The run's seed. Every call derives its own."""
     sampling: Sampling | None = None
     """Overrides the agent's settings; None (production): keep them."""
+    prompts: dict[str, str] = {}
+    """Texts that replace the agent's own prompts, by name (`LLM.prompt`)."""
     max_attempts: int = 3
     """Maximum attempts. Lost ones count, cancelled ones do not: a stopped runner gives its rollouts back."""
     created: float = msgspec.field(default_factory=time.time)
@@ -389,10 +395,32 @@ class Trajectory(WireValue, frozen=True, kw_only=True):
 
 @dataclass(frozen=True, slots=True)
 class LLM:
-    """The address, key, and name of the model, for an agent's client."""
+    """How an agent reaches its model, and the prompts in force."""
 
     model: str
     base_url: str
     api_key: str
     policies: tuple[str, ...] = ()
     """Names of the run's policies. Ask for one of them as `model` to choose it; empty: the run has one policy without a name."""
+    prompts: Mapping[str, str] = field(default_factory=dict[str, str], repr=False, hash=False)
+    """Texts that replace the agent's own prompts, by name."""
+    on_prompt: Callable[[str, str], None] | None = field(default=None, repr=False, compare=False)
+    """Called with the name and the text of each prompt that `prompt` returns. The rollout records them."""
+
+    def prompt(self, name: str, *, default: str | None = None) -> str:
+        """Return the text of a prompt that may change: the run's text for this rollout, else `default`. The rollout records it.
+
+        Raises `ConfigError` if there is neither.
+        """
+        text = self.prompts.get(name, default)
+        if not isinstance(text, str):
+            problem = "neither the run nor the agent sets it" if text is None else f"its default is {text!r:.80}"
+            raise ConfigError(f"The prompt {name!r} has no text: {problem}. Pass default='...', or set it under [prompts] in the config.")
+        if self.on_prompt is not None:
+            self.on_prompt(name, text)
+        return text
+
+
+def prompt_version(text: str) -> str:
+    """Return the version of a prompt's text: 8 hexadecimal digits of its hash, so that equal texts have one version everywhere."""
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:8]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory, mkdtemp
 from types import TracebackType
@@ -64,9 +65,10 @@ class ContainerAgent:
             return await program_reward(self._reward, code, folder / "reward", output)
 
     def _work(self, task: JSON, llm: LLM, folder: Path) -> Work:
-        inner, text = LLM(llm.model, f"http://{HOST}:{PORT}/v1", llm.api_key, llm.policies), json.dumps(task)
+        inner, text = replace(llm, base_url=f"http://{HOST}:{PORT}/v1"), json.dumps(task)
         arguments = self._program
         if isinstance(arguments, Function):
+            inner = replace(inner, prompts={})  # the function has those of its rollout, and records the ones that it asks for
             arguments = arguments.arguments(folder)
         environment = program_variables(text, inner, self._reward, FOLDER)
         return Work(arguments=arguments, environment=environment, task=text, gateway=gateway_of(llm.base_url))

@@ -103,7 +103,7 @@ async def _run(call: _Call) -> int:
         raise ConfigError(f"The agent {call.function.agent!r} is not a function. Define it as `async def solve(task, llm) -> float`.")
     recorder = Recorder(cast(LightningStore, _Records(Path(FOLDER, "records"))), rollout, attempt, llm)
     with use(recorder):
-        started = AgentCall(agent, (rollout.task.input, llm) if takes_llm(agent) else (rollout.task.input,))
+        started = AgentCall(agent, (rollout.task.input, recorder.llm) if takes_llm(agent) else (rollout.task.input,))
     outcome = await started.wait(FOREVER, 0)
     if outcome.error is None and outcome.value is not None:
         recorder.add(Reward(attempt_id=attempt.id, value=checked_reward(outcome.value), name="return"))

@@ -67,5 +67,5 @@ async def _evaluate(job: Job, progress: Progress, stop: asyncio.Event) -> Run:
             trackers.log({"step": 0, "rollouts": len(trajectories), **eval_metrics(trajectories), "seconds": seconds})
         state = RunState(started=started, seconds=seconds, finished=True, reused=earlier.reused)
         folder.write_state(state)
-        write_result(folder, state, name=config.name, model=config.model, seed=config.seed)
+        write_result(folder, state, config)
         return Run(folder.path, folder.read_result())

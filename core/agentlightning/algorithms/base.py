@@ -4,16 +4,61 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import numpy as np
 
+from agentlightning.algorithms.prompt_search import PromptSearch
+from agentlightning.config.endpoint import ReflectionSettings
 from agentlightning.contracts.batch import Batch
 from agentlightning.contracts.loss import LossSettings
+from agentlightning.contracts.store import AttemptRecords, RolloutState
 from agentlightning.gateway.rendering.demonstration import Demonstrate
 from agentlightning.rl.marks import Needs
 from agentlightning.settings import BaseSettings
-from agentlightning.types import Doubles, Trajectory
+from agentlightning.types import Doubles, Task, Trajectory
+
+
+class PromptTrials(Protocol):
+    """The rollouts of a run that optimises prompts."""
+
+    seed: int
+    """The run's seed."""
+    tasks: Sequence[Task]
+    """The tasks to learn from."""
+    prompts: dict[str, str]
+    """The texts that the config sets, by name."""
+
+    tasks_per_step: int
+
+    def next_tasks(self) -> list[Task]:
+        """Return the tasks of the next step, in the order of the run's sampler."""
+        ...
+
+    async def try_prompts(self, step: int, name: str, tasks: Sequence[Task], prompts: dict[str, str], group_size: int) -> list[Trial]:
+        """Run `group_size` rollouts of each task with these texts. Returns them task by task. `name`: of this trial, once in a step."""
+        ...
+
+    async def reflect(self, step: int, prompt: str, settings: ReflectionSettings | None, max_tokens: int) -> Reflection:
+        """Ask the model of an endpoint, or the served model if there is none. The store has question and answer as a rollout."""
+        ...
+
+
+class Trial(NamedTuple):
+    """A rollout with its records."""
+
+    trajectory: Trajectory
+    state: RolloutState
+    records: AttemptRecords | None
+    """Of its winning or last attempt; None: it has none."""
+
+
+class Reflection(NamedTuple):
+    """The answer of a reflecting model."""
+
+    text: str
+    tokens: int
+    """Prompt and sampled tokens, as far as they were told."""
 
 
 class Session(Protocol):
@@ -22,6 +67,16 @@ class Session(Protocol):
     @property
     def max_staleness(self) -> int:
         """Training steps that may lie between sampling a token and training on it; 0 means none."""
+        ...
+
+    @property
+    def trials(self) -> PromptTrials:
+        """The rollouts of a run that optimises prompts."""
+        ...
+
+    @property
+    def search(self) -> PromptSearch | None:
+        """The search for prompts so far, for a resumed run; None: it has not begun."""
         ...
 
     def say(self, text: str) -> None:
@@ -52,8 +107,10 @@ class Session(Protocol):
         advantages: Sequence[Any],
         batch: Batch,
         metrics: dict[str, float],
+        search: PromptSearch | None = None,
     ) -> None:
-        """Record a step: its metrics, the contribution of each rollout, and evaluation and checkpoint when they are due."""
+        """Record a step: its metrics, the contribution of each rollout, and evaluation and checkpoint when they are due. `search`: of a
+        run that optimises prompts. Later evaluations use its best ones."""
         ...
 
 
@@ -63,6 +120,8 @@ class Algorithm(BaseSettings, ABC):
     table = "algorithm"
     group_size: int = 1
     """Rollouts of each task in a step."""
+    trains_weights: ClassVar[bool] = True
+    """Whether it takes gradient steps. If not, the run opens no trainer, any engine will do, and checkpoints hold no weights."""
     trains_demonstrations: ClassVar[bool] = False
     """Whether `demonstrate` answers the model calls of training rollouts, and its tokens are trained."""
 

@@ -10,16 +10,18 @@ import asyncio
 import logging
 import math
 from collections import deque
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import replace
 from functools import cache
 from itertools import islice
 from threading import Lock
 from typing import Any
-from weakref import WeakSet
+from weakref import WeakMethod, WeakSet
 
 from agentlightning.capture.end_calls import end_calls
+from agentlightning.capture.prompts import prompt_note
 from agentlightning.capture.threads import follow_rollouts
 from agentlightning.contracts.store import LightningStore
 from agentlightning.errors import LightningError, RewardError
@@ -47,7 +49,10 @@ class Recorder:
     """Most records in one call of the store, which limits the size of a call."""
 
     def __init__(self, store: LightningStore, rollout: Rollout, attempt: Attempt, llm: LLM) -> None:
-        self.store, self.rollout, self.attempt, self.llm = store, rollout, attempt, llm
+        self.store, self.rollout, self.attempt = store, rollout, attempt
+        self.llm = replace(llm, prompts={**llm.prompts, **rollout.prompts}, on_prompt=_without_owning(WeakMethod(self._record_prompt)))
+        """For the agent: it has the prompts of the rollout, and records those that the agent asks for."""
+        self._prompts: set[tuple[str, str]] = set()
         self._loop = asyncio.get_running_loop()
         self._buffer: deque[Record] = deque()
         self._lock = Lock()
@@ -86,6 +91,14 @@ class Recorder:
             if isinstance(record, Reward) and record.span_id is None and record.call_id is None:
                 self.rewards.append(record)
         self._loop.call_soon_threadsafe(self._start_writer)
+
+    def _record_prompt(self, name: str, text: str) -> None:
+        """Record a prompt of the agent, each text once."""
+        with self._lock:
+            is_new = (name, text) not in self._prompts
+            self._prompts.add((name, text))
+        if is_new:
+            self.add(prompt_note(self.attempt.id, name, text))
 
     def _start_writer(self) -> asyncio.Task[None]:
         if self._writer is None or self._writer.done():
@@ -171,6 +184,16 @@ def detach() -> Generator[None]:
 def _inside() -> bool:
     """Whether new threads must take the context of the calling code."""
     return _current.get() is not None or _detached.get()
+
+
+def _without_owning(method: WeakMethod[Callable[[str, str], None]]) -> Callable[[str, str], None]:
+    """A function that calls the method as long as its recorder lives, without keeping the recorder alive."""
+
+    def call(name: str, text: str) -> None:
+        if (bound := method()) is not None:
+            bound(name, text)
+
+    return call
 
 
 class _OpenRecorders:

@@ -16,6 +16,7 @@ from agentlightning.contracts.rendering import RenderingChoices
 from agentlightning.errors import ConfigError
 from agentlightning.telemetry.logs import is_json
 from agentlightning.training.logged_progress import open_progress
+from agentlightning.types import prompt_version
 
 if TYPE_CHECKING:
     from agentlightning.serving.serve import Served
@@ -110,6 +111,8 @@ def _print_addresses(served: Served) -> None:
     page = link(served.base_url.removesuffix("/v1"), served.token)
     rows = {"base_url": served.base_url, "api_key": served.token, "model": model, "store": served.store, "page": page}
     rows |= {"policies": f"{', '.join(served.policies)} (ask for one of them as `model`)"} if served.policies else {}
-    for name, value in (rows | ({"weights": served.weights} if served.weights else {})).items():
+    rows |= {"weights": served.weights} if served.weights else {}
+    rows |= {"prompts": ", ".join(f"{name} {prompt_version(text)}" for name, text in served.prompts.items())} if served.prompts else {}
+    for name, value in rows.items():
         console.print(f"{name:<10}{value}", soft_wrap=True, highlight=False)
     console.print("Ctrl-C stops it", style="dim")

@@ -14,6 +14,7 @@ from rich.progress import Progress
 from rich.table import Table
 from rich.text import Text
 
+from agentlightning.cli.prompts import print_prompts
 from agentlightning.cli.view import (
     STYLES,
     print_diagnosis,
@@ -83,6 +84,7 @@ def show(
         raise ConfigError("--tokens needs one rollout. Name it: `agl show RUN ROLLOUT --tokens`.")
     rows = asyncio.run(_all(source, step, mode, status))
     print_rollouts(rows, source, console, limit=limit)
+    print_prompts(source.run, console)
     print_reused(source.run, console)
     print_diagnosis(source.run, console)
 

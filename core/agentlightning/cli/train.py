@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
 
+from agentlightning.cli.prompts import print_prompts
 from agentlightning.cli.view import print_diagnosis
 from agentlightning.errors import ConfigError, RunError
 from agentlightning.training.logged_progress import open_progress
@@ -122,11 +123,12 @@ def print_run(run: Run, console: Console, *, diagnosis: bool = True) -> None:
         return
     if run.result.get("eval"):
         console.print(before_after_table(run.result))
+    print_prompts(RunFolder(run.folder), console)
     if diagnosis:
         print_diagnosis(RunFolder(run.folder), console)
     rows = [("run", folder), ("time", duration(run.result.get("seconds")))]
     rows += saved_rollouts(run.result["sampler"]) if "saved_rollouts" in run.result.get("sampler", {}) else []
-    if "checkpoint" in run.result:
+    if "checkpoint" in run.result and "prompts" not in run.result:
         rows += [("weights", shown_path(run.checkpoint)), ("", str(run.result.get("policy_reason", "")))]
     rows += [("look at it", f"agl show {folder}"), ("serve it", f"agl serve {folder}")]
     for name, value in rows:

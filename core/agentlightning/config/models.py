@@ -83,7 +83,7 @@ def find_run(name: str) -> Path | None:
 def best_weights(run: Path, policy: str | None = None) -> Path:
     """Return the folder of a run's best weights. Of a run with several policies, it is the LoRA adapter of one `policy`. Raises `RunError`
     if it has none."""
-    result = _result(run)
+    result = run_result(run)
     if "policies" in result or policy is not None:
         return _policy_weights(run, result, policy)
     if "checkpoint" not in result:
@@ -115,7 +115,8 @@ def _policy_weights(run: Path, result: dict[str, Any], policy: str | None) -> Pa
     return path.resolve()
 
 
-def _result(run: Path) -> dict[str, Any]:
+def run_result(run: Path) -> dict[str, Any]:
+    """Return the result of a run; empty: it has none."""
     try:
         return dict(json.loads((run / "result.json").read_bytes()))
     except (OSError, ValueError):

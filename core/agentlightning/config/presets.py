@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
+
+from agentlightning.errors import ConfigError
 
 PRESETS: dict[str, dict[str, Any]] = {
     "grpo": {"advantage": "grpo"},
@@ -23,3 +25,14 @@ def with_preset(algorithm: Mapping[str, Any]) -> Mapping[str, Any]:
     name = algorithm.get("name")
     preset = PRESETS.get(name) if isinstance(name, str) else None
     return algorithm if preset is None else {**preset, **algorithm, "name": "lightning"}
+
+
+def two_stages(algorithms: Sequence[Any]) -> dict[str, Any]:
+    """Return the table of `algorithm = [FIRST, SECOND]`: that of the first, with the second as `then`. Raises `ConfigError`."""
+    tables: list[Any] = [{"name": entry} if isinstance(entry, str) else entry for entry in algorithms]
+    if len(tables) != 2 or not all(isinstance(table, Mapping) for table in tables):
+        raise ConfigError(
+            f"algorithm is a list of {len(tables)}. Name two algorithms, as in ['gepa', 'lightning']: first the prompts, then the weights."
+        )
+    first, second = cast("list[Mapping[str, Any]]", tables)
+    return {**first, "then": dict(with_preset(second))}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import tomllib
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,8 +9,9 @@ from typing import Annotated, Any, Literal, TypeAlias, cast
 
 from msgspec import Meta
 
+from agentlightning.config.endpoint import EndpointSettings
 from agentlightning.errors import ConfigError
-from agentlightning.settings import BaseSettings, FiniteFloat, NonNegativeInt, PositiveFloat, PositiveInt, convert
+from agentlightning.settings import BaseSettings, FiniteFloat, PositiveInt, convert
 
 RewardFrom = Literal["stdout", "exit_code", "file", "post", "none"]
 """Where the reward of a command comes from.
@@ -31,18 +31,12 @@ RewardName: TypeAlias = Annotated[
 
 
 @dataclass(frozen=True, kw_only=True)
-class JudgeSettings(BaseSettings):
-    """A model that scores each finished rollout by a rubric (`docs/judges.md`). Rewards are from 0 to 1."""
+class JudgeSettings(EndpointSettings):
+    """A model that scores each finished rollout by a rubric (`docs/judges.md`), at temperature 0. Rewards are from 0 to 1."""
 
     table = "reward.judge"
-    base_url: str
-    """Address of an OpenAI-compatible endpoint. The judge asks `/chat/completions` below it, at temperature 0."""
-    model: str
-    """The judge's model, as the endpoint names it."""
     rubric: str
     """What a good rollout is: text, or the path of a `.md` or `.txt` file."""
-    api_key_env: str | None = None
-    """The environment variable with the endpoint's key. Absent: no key is sent. The key itself is never stored."""
     scale: tuple[FiniteFloat, FiniteFloat] = (0.0, 10.0)
     """Lowest and highest score that the judge may give. They become the rewards 0 and 1."""
     sees: Literal["answer", "messages"] = "answer"
@@ -50,10 +44,6 @@ class JudgeSettings(BaseSettings):
     relative: bool = False
     """Rank the training rollouts of each group in one request, in place of a score for each. The best gets 1, the worst 0. Rollouts of an
     evaluation are scored one by one."""
-    timeout: PositiveFloat = 60.0
-    """Seconds for one request."""
-    retries: NonNegativeInt = 5
-    """More requests after a failed one, or after a reply without a score."""
     concurrency: PositiveInt = 8
     """Requests in flight."""
 
@@ -62,13 +52,6 @@ class JudgeSettings(BaseSettings):
         low, high = self.scale
         if low >= high:
             raise ConfigError(f"{self.table}.scale is [{low:g}, {high:g}]. Put the lowest score first, as in [0, 10].")
-        if not self.base_url.startswith(("http://", "https://")):
-            raise ConfigError(f"{self.table}.base_url is {self.base_url!r}. Use an HTTP address, such as http://127.0.0.1:8000/v1.")
-        if "@" in self.base_url.partition("://")[2].partition("/")[0]:
-            raise ConfigError(
-                f"{self.table}.base_url has a login in it, and the run folder keeps its settings. Remove it, and name an environment "
-                "variable in api_key_env."
-            )
         if not self.rubric.strip():
             raise ConfigError(f"{self.table}.rubric is empty. Describe a good rollout in it.")
 
@@ -90,15 +73,6 @@ class JudgeSettings(BaseSettings):
         if not text:
             raise ConfigError(f"{self.table}.rubric: {str(file)!r} is empty. Describe a good rollout in it.")
         return text
-
-    def key(self) -> str | None:
-        """Return the endpoint's key. Raises `ConfigError` if its environment variable is not set."""
-        if self.api_key_env is None:
-            return None
-        key = os.environ.get(self.api_key_env)
-        if not key:
-            raise ConfigError(f"{self.table}.api_key_env names {self.api_key_env!r}, which is not set. Set it to the key of the endpoint.")
-        return key
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,7 +19,8 @@ from agentlightning.config.keys import check_config_keys
 from agentlightning.config.models import model_path
 from agentlightning.config.parts import Part, build_step_rewards, naming
 from agentlightning.config.policies import PolicyConfig, absolute_adapters, check_policies
-from agentlightning.config.presets import with_preset
+from agentlightning.config.presets import two_stages, with_preset
+from agentlightning.config.prompts import PromptsSetting, prompts_under
 from agentlightning.config.rewards import PROGRAM_REWARDS, RewardFrom, RewardSetting, RewardTable
 from agentlightning.config.store_address import absolute_store, check_no_secret
 from agentlightning.config.task_files import HUB
@@ -251,6 +252,9 @@ class Config(BaseSettings):
     policy has. Absent: one policy."""
     reward_weights: dict[str, FiniteFloat] = field(default_factory=dict[str, float])
     """Weight of each named reward in the return. Default: 1."""
+    prompts: PromptsSetting = field(default_factory=dict[str, str])
+    """Texts of the agent's prompts by name, in place of its own: `llm.prompt(NAME)` returns them. A text, or the path of a `.md` or `.txt`
+    file. Or a run of algorithm `gepa`, for the best prompts that it found."""
     step_rewards: dict[str, FiniteFloat] = field(default_factory=dict[str, float])
     """Reward of a step that shows a signal, by the signal's name (`tool_failed`) or `module:function`."""
     algorithm: Annotated[dict[str, JSON], of_kind("algorithms")] = field(default_factory=dict[str, JSON])
@@ -411,6 +415,8 @@ def build_config(data: Mapping[str, Any], plugins: Registry | None = None) -> Co
     """
     named = {key: {"name": value} for key in PARTS if isinstance(value := data.get(key), str)}  # engine = "vllm"
     data = {**data, **named}
+    if isinstance(stages := data.get("algorithm"), list | tuple):
+        data = {**data, "algorithm": two_stages(cast("Sequence[Any]", stages))}
     if isinstance(algorithm := data.get("algorithm"), Mapping):
         data = {**data, "algorithm": with_preset(cast("Mapping[str, Any]", algorithm))}
     check_config_keys(Config, PARTS, data, plugins or registry())
@@ -486,6 +492,8 @@ def _absolute(config: Config, base: Path, data: Mapping[str, Any]) -> Config:
         changes["replay"] = config.replay.under(base)
     if isinstance(config.reward, RewardTable):
         changes["reward"] = config.reward.under(base)
+    if config.prompts:
+        changes["prompts"] = prompts_under(config.prompts, base)
     if config.store is not None:
         changes["store"] = absolute_store(config.store, base)
     changes["model"] = model_path(config.model, base)

@@ -34,7 +34,7 @@ EXPORT_DELAY = "500"
 """Milliseconds before the program sends its ended spans. A program that is killed loses those of that time."""
 GRACE = 2.0
 """Seconds between SIGTERM and SIGKILL."""
-FOREIGN = frozenset({"ANTHROPIC_AUTH_TOKEN", "AGL_TOKEN", "AGL_STORE", "AGL_TASK", "AGL_REWARD_FILE", "AGL_REWARD_URL"})
+FOREIGN = frozenset({"ANTHROPIC_AUTH_TOKEN", "AGL_TOKEN", "AGL_STORE", "AGL_TASK", "AGL_PROMPTS", "AGL_REWARD_FILE", "AGL_REWARD_URL"})
 """Variables that the program must not inherit. Clients would send your own token in place of the attempt's key. The token of a store opens
 the keys of all its rollouts. The others may come from an outer rollout."""
 
@@ -45,9 +45,9 @@ class CommandAgent:
 
     `line` is split as in a shell, but runs without one; write `sh -c '...'` if you need a shell. The program runs in `folder` with this
     process's environment and these variables: `OPENAI_BASE_URL`, `OPENAI_API_KEY`, `ANTHROPIC_BASE_URL`, `ANTHROPIC_API_KEY`, `AGL_MODEL`,
-    `AGL_TASK` (JSON; absent above 96 KiB), `AGL_TASK_FILE`, and `AGL_REWARD_FILE` or `AGL_REWARD_URL` if `reward` needs one. Its standard
-    input is the task, too. `OTEL_EXPORTER_OTLP_ENDPOINT`, `_HEADERS` and `_PROTOCOL` send its OpenTelemetry traces to the gateway, which
-    records agents and tools from them.
+    `AGL_TASK` (JSON; absent above 96 KiB), `AGL_TASK_FILE`, `AGL_PROMPTS` (the texts of its prompts by name, as JSON; absent without any),
+    and `AGL_REWARD_FILE` or `AGL_REWARD_URL` if `reward` needs one. Its standard input is the task, too. `OTEL_EXPORTER_OTLP_ENDPOINT`,
+    `_HEADERS` and `_PROTOCOL` send its OpenTelemetry traces to the gateway, which records agents and tools from them.
 
     Raises `ConfigError` before the run begins if the program does not exist.
     """
@@ -128,6 +128,8 @@ def program_variables(task: str, llm: LLM, reward: RewardFrom, folder: str) -> d
     }
     if len(task) <= TASK_LIMIT:
         variables["AGL_TASK"] = task
+    if llm.prompts:
+        variables["AGL_PROMPTS"] = json.dumps({name: llm.prompt(name) for name in llm.prompts})  # recorded: the program has them all
     if reward == "file":
         variables["AGL_REWARD_FILE"] = f"{folder}/reward"
     if reward == "post":

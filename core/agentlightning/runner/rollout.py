@@ -15,6 +15,7 @@ from agentlightning.config.tasks import load_tasks
 from agentlightning.contracts.store import LightningStore
 from agentlightning.errors import ConfigError
 from agentlightning.runner.runner import keep_lease, worker_name
+from agentlightning.runner.served_prompts import fetch_prompts
 from agentlightning.stores.common import open_store
 from agentlightning.types import JSON, LLM, Mode, Reward, Rollout
 
@@ -32,7 +33,8 @@ class rollout:  # noqa: N801  # used like a function: `with agl.rollout(task) as
     Spans, rewards and notes go into `store`, an address or a `LightningStore`. The default is `AGL_STORE`, then `./agl.db`.
 
     Model calls are recorded with their tokens if they go through a gateway of the same store (`agl serve`). Give its address as `gateway`
-    or `AGL_GATEWAY`; a store address `http://...` is also its gateway's. Configure the agent's model with `r.llm`.
+    or `AGL_GATEWAY`; a store address `http://...` is also its gateway's. Configure the agent's model with `r.llm`. Its `prompt` returns the
+    texts that `agl serve RUN` serves.
 
     An exception in the block closes the attempt as `failed` and propagates. So does a record that could not be stored.
 
@@ -89,7 +91,8 @@ class rollout:  # noqa: N801  # used like a function: `with agl.rollout(task) as
         """Begin the attempt, and finish it after the block."""
         async with _opened(self._store) as store:
             attempt = await store.begin(self._rollout, worker_name(), lease=self._lease)
-            recorder = Recorder(store, self._rollout, attempt, LLM(self._model, self._base_url, attempt.key))
+            prompts = await fetch_prompts(self._base_url, attempt.key) if self._base_url else {}
+            recorder = Recorder(store, self._rollout, attempt, LLM(self._model, self._base_url, attempt.key, prompts=prompts))
             heartbeat = asyncio.create_task(keep_lease(store, attempt.id, self._lease))
             error: BaseException | None = None
             try:

@@ -8,7 +8,7 @@ import secrets
 import signal
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
@@ -28,6 +28,7 @@ from agentlightning.gateway.call import ONE_POLICY
 from agentlightning.gateway.rendering.load import make_rendering
 from agentlightning.runner.rollout import DEFAULT_STORE
 from agentlightning.serving.playground import Playground
+from agentlightning.serving.prompts import prompts_route, served_prompts
 from agentlightning.stores.common import open_store
 from agentlightning.stores.http_server import StoreServer
 from agentlightning.telemetry.metrics import Metrics
@@ -58,6 +59,8 @@ class ServedModel(NamedTuple):
     """Of a run with several."""
     choice: PolicyChoice = ONE_POLICY
     """Which of them answers a call."""
+    prompts: Mapping[str, str] = {}
+    """Of a run, by name."""
 
 
 class Address(NamedTuple):
@@ -110,6 +113,8 @@ class Served:
     """Of a run: the step, and why this one."""
     policies: Sequence[str] = ()
     """Names to ask for, where a run has several policies."""
+    prompts: Mapping[str, str] = field(default_factory=dict[str, str])
+    """Of a run, by name."""
 
 
 def serve(
@@ -154,7 +159,8 @@ async def _serving(model: ServedModel, address: Address, store: str | None, prog
         stack.push_async_callback(shown.close)
         if playground is not None:
             stack.push_async_callback(playground.close)
-        routes = [*server.routes, metrics_route(metrics, opened, server.admits), *shown.routes]
+        own = [metrics_route(metrics, opened, server.admits), prompts_route(model.prompts, opened, server)]
+        routes = [*server.routes, *own, *shown.routes]
         gateway = Gateway(
             opened, engine, host=address.host, port=address.port, max_body=address.max_body, token=token, extra_routes=routes,
             rendering=model.rendering, metrics=metrics, policies=model.choice,
@@ -164,7 +170,8 @@ async def _serving(model: ServedModel, address: Address, store: str | None, prog
         stack.callback(shown.stop)
         progress.end()
         store_address = gateway.base_url.removesuffix("/v1").replace("://", f"://{token}@", 1)
-        yield Served(gateway.base_url, engine.info.model, token, store_address, model.weights, model.choice.names)
+        names, prompts = model.choice.names, model.prompts
+        yield Served(gateway.base_url, engine.info.model, token, store_address, model.weights, names, prompts)
 
 
 def _playground(model: ServedModel, engine: Engine, kind: type[Engine], settings: Any) -> Playground | None:
@@ -206,7 +213,8 @@ def served_model(name: str, progress: Progress, choices: RenderingChoices | None
         settings = choices.over(config.rendering(files.path))
         return ServedModel(ModelFiles(trained_as, files.path), dict(config.engine), None, settings)
 
-    served = ServedModel(ModelFiles(trained_as, str(path)), dict(config.engine), policy, choices.over(rendering), weights, folder)
+    files, prompts = ModelFiles(trained_as, str(path)), served_prompts(run, config)
+    served = ServedModel(files, dict(config.engine), policy, choices.over(rendering), weights, folder, prompts=prompts)
     return served._replace(base=base) if trained else served
 
 

@@ -23,6 +23,7 @@ from agentlightning.config.parts import Part
 from agentlightning.config.schema import Config
 from agentlightning.contracts.model import ModelFiles
 from agentlightning.contracts.trainer import Trainer
+from agentlightning.errors import ConfigError
 from agentlightning.files import folder_bytes
 from agentlightning.gateway.rendering.report import report_rendering
 from agentlightning.rl.batch.build import make_batch
@@ -103,6 +104,11 @@ def dry_run(config: Config, *, progress: Progress | None = None) -> DryRun:
 
 async def _dry_run(job: Job, controls: Controls) -> DryRun:
     plan = await plan_training(job.config, job.agent, controls.progress)
+    if not plan.algorithm.trains_weights:
+        raise ConfigError(
+            f"A dry run measures a training step, and algorithm {job.config.algorithm['name']!r} trains no weights. Start the run with a "
+            "small algorithm.rollouts instead."
+        )
     group_size = plan.algorithm.group_size
     report = estimate(job, group_size, await measure(job, plan, group_size, controls))
     return replace(report, model=await asyncio.to_thread(_describe, job.config, plan.files))

@@ -11,7 +11,7 @@ from agentlightning.errors import RunError
 from agentlightning.training.run_folder import RunFolder
 from agentlightning.types import JSON
 
-ALIKE = ("name", "model", "agent", "command", "reward", "reward_weights", "sampling")
+ALIKE = ("name", "model", "agent", "command", "reward", "reward_weights", "sampling", "prompts")
 """Settings that decide how hard a task is, and the name: seeds of a benchmark have names of their own and stay independent."""
 
 

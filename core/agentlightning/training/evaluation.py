@@ -31,6 +31,8 @@ class Measured:
     """The parts of it that ran earlier."""
     version: int
     """Of the policy."""
+    prompts: dict[str, str]
+    """Texts that replaced the agent's own prompts."""
 
 
 class Evaluator:
@@ -46,7 +48,10 @@ class Evaluator:
 
     async def measure(self, step: int, state: RunState) -> Measured:
         """Return an evaluation of the weights as they are. Rollouts of the same weights that ran earlier do not run again."""
-        rollouts, version = eval_rollouts(self._settings, self._tasks, self._services.rollouts, step), self._services.version
+        settings, version = self._services.rollouts, self._services.version
+        if state.search is not None and step:
+            settings = settings.with_prompts(state.search.in_force(step))
+        rollouts = eval_rollouts(self._settings, self._tasks, settings, step)
         earlier = await self._cache.of_step(step, state, version, rollouts)
         trajectories = list[Trajectory]()
         if missing := earlier.missing(rollouts):
@@ -56,7 +61,7 @@ class Evaluator:
             trajectories = await self._services.collector.run(missing)
         if step == 0:
             await self._cache.keep(trajectories)
-        return Measured(earlier.join(rollouts, trajectories), earlier.reused, version)
+        return Measured(earlier.join(rollouts, trajectories), earlier.reused, version, settings.prompts)
 
     def decide(self, state: RunState, metrics: dict[str, Any], measured: Measured) -> tuple[RunState, dict[str, float]]:
         """Return the state of the run after an evaluation (its highest reward, and the step with the best weights), and the metrics of the
@@ -72,7 +77,7 @@ class Evaluator:
         self, state: RunState, metrics: dict[str, Any], measured: Measured, evaluation: Evaluation, change: Differences
     ) -> RunState:
         step, reward = metrics["step"], metrics.get("eval.sampled", metrics.get("eval.greedy"))
-        evaluated = Evaluated(step=step, version=measured.version, measured=time.time())
+        evaluated = Evaluated(step=step, version=measured.version, measured=time.time(), prompts=measured.prompts)
         state = replace(state, evaluated=evaluated, reused=[*state.reused, *measured.reused])
         fullest = fullest_of(state)
         if reward is None or incomplete(evaluation, fullest):

@@ -71,6 +71,8 @@ class EvaluationCache:
         earlier, last = Earlier(), state.evaluated
         if not self._reuse or last is None or last.version != version or last.step not in self._steps:
             return earlier
+        if any(rollout.prompts != last.prompts for rollout in rollouts):
+            return earlier
         for kind in KINDS:
             source = next((entry for entry in state.reused if (entry.step, entry.kind) == (last.step, kind)), None)
             run, run_step, measured = (source.run, source.run_step, source.measured) if source else (".", last.step, last.measured)

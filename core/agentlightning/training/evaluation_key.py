@@ -27,6 +27,7 @@ from typing import Any, cast
 import msgspec
 
 from agentlightning.config.models import content_key, is_run
+from agentlightning.config.prompts import prompt_texts
 from agentlightning.config.rewards import RewardTable
 from agentlightning.config.schema import Config
 from agentlightning.errors import ConfigError
@@ -83,6 +84,7 @@ def evaluation_key(config: Config, plan: Plan, tasks: Sequence[Task]) -> Evaluat
         "rendering": asdict(plan.rendering),
         "runner": asdict(config.runner),
         "reward": _reward(config),
+        "prompts": prompt_texts(config.prompts),
         "max_tokens": config.sampling.max_tokens,
         "adapters": config.adapters,
         "models": config.models,
@@ -198,7 +200,7 @@ def _agent_name(agent: str | Agent | None) -> str | None:
 
 def _trainer(plan: Plan) -> list[Any] | None:
     """The trainer and its settings that act on the weights before the first step; None: the engine loads the model alone."""
-    if not isinstance(plan, TrainingPlan):
+    if not isinstance(plan, TrainingPlan) or not plan.algorithm.trains_weights:
         return None
     settings = {name: value for name, value in asdict(plan.trainer[1]).items() if name not in UPDATES}
     return [_class_name(plan.trainer[0]), settings]

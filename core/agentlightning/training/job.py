@@ -10,6 +10,7 @@ from typing import Any, cast
 
 from agentlightning.config.models import model_path
 from agentlightning.config.policies import absolute_adapters
+from agentlightning.config.prompts import prompts_under
 from agentlightning.config.rewards import RewardTable
 from agentlightning.config.schema import Config, build_config, check_names
 from agentlightning.config.store_address import absolute_store, run_store
@@ -57,6 +58,8 @@ def make_job(
         config = dataclasses.replace(config, replay=config.replay.under(Path.cwd()))
     if isinstance(config.reward, RewardTable):
         config = dataclasses.replace(config, reward=config.reward.under(Path.cwd()))
+    if config.prompts:
+        config = dataclasses.replace(config, prompts=prompts_under(config.prompts, Path.cwd()))
     if config.store is not None:
         config = dataclasses.replace(config, store=absolute_store(config.store, Path.cwd()))
     check_names(config)

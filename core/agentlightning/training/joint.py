@@ -14,7 +14,8 @@ from typing import Any, Protocol
 import numpy as np
 
 from agentlightning.algorithms import base
-from agentlightning.algorithms.base import Algorithm
+from agentlightning.algorithms.base import Algorithm, PromptTrials
+from agentlightning.algorithms.prompt_search import PromptSearch
 from agentlightning.config.parts import Part
 from agentlightning.config.policies import with_own
 from agentlightning.config.schema import Config
@@ -33,6 +34,8 @@ class Run(Protocol):
 
     @property
     def max_staleness(self) -> int: ...
+    @property
+    def trials(self) -> PromptTrials: ...
     def say(self, text: str) -> None: ...
     def steps(self) -> Iterator[int]: ...
     async def collect(self, step: int, group_size: int) -> list[Trajectory]: ...
@@ -49,6 +52,9 @@ def chosen_algorithm(config: Config) -> Algorithm:
     tables = {name: with_own(config.algorithm, policy.algorithm) for name, policy in trained.items()}
     wheres = {name: f"policies.{name}.algorithm" if trained[name].algorithm else "algorithm" for name in trained}
     algorithms = {name: Part.parse("algorithms", table, wheres[name]).make() for name, table in tables.items()}
+    for name, algorithm in algorithms.items():
+        if not algorithm.trains_weights:
+            raise ConfigError(f"policies.{name} would learn by algorithm {algorithm.name!r}, which trains no weights. Remove policies.")
     sizes = {name: algorithm.group_size for name, algorithm in algorithms.items()}
     if len(set(sizes.values())) > 1:
         raise ConfigError(f"The policies differ in algorithm.group_size ({_listed(sizes)}), but they share their rollouts. Use one number.")
@@ -177,6 +183,14 @@ class _PolicySession(base.Session):
     def max_staleness(self) -> int:
         return self._lockstep.run.max_staleness
 
+    @property
+    def trials(self) -> PromptTrials:
+        return self._lockstep.run.trials
+
+    @property
+    def search(self) -> PromptSearch | None:
+        return None
+
     def say(self, text: str) -> None:
         self._lockstep.run.say(text)
 
@@ -205,5 +219,6 @@ class _PolicySession(base.Session):
         advantages: Sequence[Any],
         batch: Batch,
         metrics: dict[str, float],
+        search: PromptSearch | None = None,
     ) -> None:
         await self._lockstep.finish(step, Lesson(trajectories, returns, advantages, batch, metrics, self._policy))

@@ -18,13 +18,14 @@ from agentlightning.config.toml import plain_settings
 from agentlightning.contracts.engine import EngineSettings
 from agentlightning.contracts.model import ModelFiles
 from agentlightning.contracts.rendering import RenderingSettings
-from agentlightning.contracts.trainer import check_capabilities
+from agentlightning.contracts.trainer import TrainerSettings, check_capabilities
 from agentlightning.errors import ConfigError, UnsupportedSetting
 from agentlightning.gateway.rendering.load import make_rendering
 from agentlightning.registry.registry import load_object, registry
 from agentlightning.runner.agent_call import Agent, takes_llm
 from agentlightning.runner.proxies import reach_loopback
 from agentlightning.runner.worker_pool import reference_of
+from agentlightning.training.frozen_trainer import FrozenTrainer
 from agentlightning.training.joint import JointAlgorithm, chosen_algorithm
 from agentlightning.training.policies import Policies, check_policy_parts
 from agentlightning.training.progress import Progress
@@ -72,6 +73,8 @@ async def plan_training(config: Config, agent: str | Agent | None, progress: Pro
         algorithm = chosen_algorithm(config)
         reach_loopback()  # before the agent is imported, because its module may create a client
         engine = _engine(config)
+        if not algorithm.trains_weights:
+            return _without_weights(config, agent, engine, algorithm, trackers, progress)
         if engine[0].remote:
             raise UnsupportedSetting(
                 f"The weights of engine {config.engine['name']!r} are on another server, and no trainer can change them. Use "
@@ -86,6 +89,20 @@ async def plan_training(config: Config, agent: str | Agent | None, progress: Pro
         return TrainingPlan(checked, files, engine, rendering, config.policies, trainer, trainers, algorithm, trackers)
 
     return await asyncio.to_thread(check)
+
+
+def _without_weights(
+    config: Config, agent: str | Agent | None, engine: Plugin, algorithm: Algorithm, trackers: Sequence[ChosenTracker], progress: Progress
+) -> TrainingPlan:
+    """The plan of a run that trains no weights."""
+    if config.replay is not None:
+        raise ConfigError(f"Algorithm {config.algorithm['name']!r} needs rollouts with other prompts, but a replay's exist already.")
+    check_scorer(config, algorithm.group_size)
+    checked = _agent(config, agent)
+    files = ModelFiles(config.model, "") if engine[0].remote else _model(config.model, progress)
+    rendering = RenderingSettings() if engine[0].remote else _rendering(config, files)
+    frozen = FrozenTrainer, TrainerSettings()
+    return TrainingPlan(checked, files, engine, rendering, {}, frozen, {"main": frozen}, algorithm, trackers)
 
 
 async def plan_rollouts(config: Config, agent: str | Agent, progress: Progress) -> Plan:

@@ -8,26 +8,27 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, cast
 
+from agentlightning.algorithms.prompt_search import PromptSearch
 from agentlightning.config.policies import PolicyConfig
+from agentlightning.config.schema import Config
 from agentlightning.training.chart import reward_chart
 from agentlightning.training.choice import Choice, Differences
 from agentlightning.training.eval_rollouts import KINDS
 from agentlightning.training.metrics import read_metrics
-from agentlightning.training.policies import Policies
 from agentlightning.training.run_folder import RunFolder
 from agentlightning.training.run_state import ReusedEvaluation, RunState
+from agentlightning.training.stages import stages
+from agentlightning.types import prompt_version
 
 
-def write_result(
-    folder: RunFolder, state: RunState, *, name: str, model: str, seed: int, weights: str = "", policies: Policies | None = None
-) -> None:
+def write_result(folder: RunFolder, state: RunState, config: Config, *, weights: str = "") -> None:
     """Write the result of a run from its metrics. A number that was not measured is absent. `weights`: the folder of the model before
-    training, for a run that made it worse. `policies`: of a run with several."""
+    training, for a run that made it worse."""
     rows = read_metrics(folder.path)
     result: dict[str, Any] = {
-        "name": name,
-        "model": model,
-        "seed": seed,
+        "name": config.name,
+        "model": config.model,
+        "seed": config.seed,
         "steps": state.step,
         "finished": state.finished,
         "seconds": round(state.seconds, 1),
@@ -45,11 +46,17 @@ def write_result(
     sampler: Any = state.sampler
     if isinstance(sampler, dict) and (summary := cast("dict[str, Any]", sampler).get("summary")):
         result["sampler"] = summary
+    if state.search is not None:
+        result["prompts"] = _prompts(state.search, None if state.choice is None else state.choice.step)
     result |= _policy(folder, state, rows, weights)
-    if policies and "checkpoint" in result:
-        result["policies"] = {name: _one_of_several(name, policy, result, rows) for name, policy in policies.items()}
+    if config.policies and "checkpoint" in result:
+        result["policies"] = {name: _one_of_several(name, policy, result, rows) for name, policy in config.policies.items()}
+    if isinstance(config.prompts, str):  # the run that found them
+        prompts_run = RunFolder(Path(config.prompts))
+        if contributed := stages(prompts_run.read_state(), state, result):
+            result["stages"] = {"prompts_run": prompts_run.name, **contributed}
     folder.write_result(result)
-    reward_chart(rows, folder.chart, title=name)
+    reward_chart(rows, folder.chart, title=config.name)
 
 
 def _before_after(rows: Sequence[Mapping[str, Any]], kind: str) -> dict[str, float]:
@@ -61,8 +68,36 @@ def _before_after(rows: Sequence[Mapping[str, Any]], kind: str) -> dict[str, flo
     return rewards
 
 
+def _prompts(search: PromptSearch, step: int | None) -> dict[str, Any]:
+    """The best prompts, which the run serves, and the tree of candidates. `step`: of the best evaluation; None: there is none."""
+    best = search.best(step)
+    return {
+        "best": search.candidates[best].prompts,
+        "default": search.candidates[0].prompts,
+        "candidate": best,
+        "rollouts": search.rollouts,
+        "tokens": search.tokens,
+        "rejected": search.rejected,
+        "unscored": search.unscored,
+        "candidates": [
+            {
+                "parents": candidate.parents,
+                "step": candidate.step,
+                "score": candidate.score,
+                "versions": {name: prompt_version(text) for name, text in candidate.prompts.items()},
+                "prompts": candidate.prompts,
+            }
+            for candidate in search.candidates
+        ],
+    }
+
+
 def _policy(folder: RunFolder, state: RunState, rows: Sequence[Mapping[str, Any]], weights: str) -> dict[str, Any]:
     """The weights of the run, and why these; nothing if there are none."""
+    if state.search is not None:
+        reason = "The run trained no weights, so these are those of the model."
+        own = {"checkpoint": str(Path(weights).resolve())} if weights and Path(weights).is_dir() else {}
+        return {"policy_step": 0, "policy_version": 0, "policy_reason": reason, **own}
     if state.choice is not None and state.choice.step == 0 and Path(weights).is_dir():
         reason = f"{state.choice.reason} So these weights are those of the model before training."
         return {"policy_step": 0, "policy_version": 0, "policy_reason": reason, "checkpoint": str(Path(weights).resolve())}

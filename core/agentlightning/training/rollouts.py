@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TypeAlias
 
@@ -11,6 +11,7 @@ import numpy as np
 from msgspec import structs
 
 from agentlightning.config.parts import build_step_rewards
+from agentlightning.config.prompts import prompt_texts
 from agentlightning.config.schema import Config
 from agentlightning.contracts.store import AttemptRecords, RolloutState
 from agentlightning.errors import RewardError
@@ -35,18 +36,25 @@ class RolloutSettings:
     """Attempts at most for one rollout."""
     policy: str = "main"
     """Name of the policy, of several the default."""
+    prompts: dict[str, str] = field(default_factory=dict[str, str])
+    """Texts that replace the agent's own prompts, by name."""
 
     @classmethod
     def of(cls, config: Config) -> RolloutSettings:
         sampling = Sampling(temperature=config.sampling.temperature, max_tokens=config.sampling.max_tokens)
-        return cls(config.seed, sampling, config.runner.attempts, next(iter(config.policies), "main"))
+        policy, prompts = next(iter(config.policies), "main"), prompt_texts(config.prompts)
+        return cls(config.seed, sampling, config.runner.attempts, policy, prompts)
 
     def rollout(self, task: Task, mode: Mode, group: str, index: int, step: int) -> Rollout:
         """Return the rollout `index` of a group, requested in a step (from 0)."""
         return Rollout(
-            task=task, mode=mode, group=group, index=index, step=step, seed=self.seed, sampling=self.sampling, max_attempts=self.attempts,
-            policy=self.policy,
+            task=task, mode=mode, group=group, index=index, step=step, seed=self.seed, sampling=self.sampling, prompts=self.prompts,
+            max_attempts=self.attempts, policy=self.policy,
         )  # fmt: skip
+
+    def with_prompts(self, prompts: dict[str, str]) -> RolloutSettings:
+        """The same with other prompts."""
+        return replace(self, prompts=prompts)
 
     def greedy(self) -> RolloutSettings:
         """The same at temperature 0."""

@@ -46,6 +46,8 @@ class RunDiagnosis:
 
     async def after(self, state: RunState, row: dict[str, Any]) -> RunState:
         """Return the state of the run with its diagnosis after a step, and name the cause in `row`. Tell the user if it is another one."""
+        if state.search is not None:  # the causes are those of training
+            return state
         self._rows.append(row)
         diagnosis = diagnose(self._rows, self._facts(state))
         if diagnosis is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from agentlightning.algorithms.prompt_search import PromptSearch
 from agentlightning.training.choice import Choice, Evaluation
 from agentlightning.training.diagnosis import Diagnosis
 from agentlightning.training.eval_rollouts import Kind
@@ -19,6 +20,8 @@ class Evaluated:
     """Of the policy."""
     measured: float
     """When it ran, seconds since the epoch."""
+    prompts: dict[str, str] = field(default_factory=dict[str, str])
+    """Texts that replaced the agent's own prompts."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,6 +75,8 @@ class RunState:
     """The evaluations of this run whose rollouts ran earlier."""
     unlogged: dict[str, JSON] | None = None
     """Metrics of the last finished step while its evaluation is due; None: they are in `metrics.jsonl`."""
+    search: PromptSearch | None = None
+    """The search for prompts; None: the run optimises weights alone."""
     diagnosis: Diagnosis | None = None
     """Why the run does not learn; None: it does, or it is too early to tell."""
     started: float = 0.0

@@ -10,7 +10,7 @@ import os
 import secrets
 import socket
 import sys
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -38,6 +38,7 @@ from agentlightning.telemetry.metrics import Metrics
 from agentlightning.telemetry.requests import metrics_route
 from agentlightning.training.collector import Collector
 from agentlightning.training.controls import Controls
+from agentlightning.training.frozen_trainer import FrozenTrainer
 from agentlightning.training.plan import Plan, Plugin, TrainingPlan
 from agentlightning.training.policies import frozen_policies, frozen_policy
 from agentlightning.training.progress import Progress
@@ -48,7 +49,7 @@ from agentlightning.training.run_folder import RunFolder
 from agentlightning.training.step_source import ReplyLimits
 from agentlightning.training.trace_export import TraceExport, open_export
 from agentlightning.training.weight_sync import WeightSync
-from agentlightning.types import new_id
+from agentlightning.types import LLM, Attempt, new_id
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +63,8 @@ class RolloutServices:
     """Scores the rollouts; None: the agent gives the rewards."""
     choice: PolicyChoice
     """Which policy answers a call. It has no names if the run has one policy."""
+    llm: Callable[[Attempt], LLM]
+    """How an attempt reaches the gateway."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +75,7 @@ class Services(RolloutServices):
     trainers: Mapping[str, Trainer]
     """By the name of the policy that each trains, in the order of the config."""
     weight_syncs: Mapping[str, WeightSync]
-    """By policy, as `trainers`."""
+    """By policy, as `trainers`. Empty: the run trains no weights."""
     controls: Controls
     collection: CollectionConfig
     metrics: Metrics
@@ -117,7 +120,7 @@ class Services(RolloutServices):
 
     async def clear_cache(self) -> None:
         """Empty the engine's prefix cache before new rollouts. Cached prefixes change bits, and a resumed run starts without them."""
-        if not self.overlap:
+        if not self.overlap and not self.engine.remote:
             await self.engine.load(self.engine.policy)
 
 
@@ -126,27 +129,28 @@ async def open_services(
     config: Config, plan: TrainingPlan, folder: RunFolder, controls: Controls, *, restore: Path | None = None
 ) -> AsyncGenerator[Services]:
     """Open the services of a training run. Heavy work happens in threads. `restore` is the checkpoint of a resumed run."""
-    share: Share = {}
     async with AsyncExitStack() as exits:
         metrics = Metrics()
         store = metrics.store(await _open_store(exits, config, folder))
         export = await exits.enter_async_context(open_export(store, config.otlp_endpoint, plan.files.name, metrics))
-        trainers = await _open_trainers(exits, plan, share, restore, controls.progress)
-        engine = await _open_engine(exits, plan.engine, plan.files, share)
-        syncs: dict[str, WeightSync] = {}
-        for name, trainer in trainers.items():
-            trainer.mismatch_limit = config.mismatch_limit
-            await store.publish(trainer.policy)
-            syncs[name] = WeightSync(trainer, engine, folder.weights / name if plan.policies else folder.weights)
-            exits.callback(syncs[name].clear)
-            await syncs[name].serve(trainer.policy)
-        await _serve_frozen(engine, plan, store)
+        share: Share = {}
+        if plan.algorithm.trains_weights:
+            trainers = await _open_trainers(exits, plan, share, restore, controls.progress)
+            engine = await _open_engine(exits, plan.engine, plan.files, share)
+            syncs = await _open_syncs(exits, config, trainers, engine, store, folder)
+            await _serve_frozen(engine, plan, store)
+        else:
+            controls.progress.phase("loading model")
+            engine = await _open_engine(exits, plan.engine, plan.files, share)
+            trainers, syncs = {"main": FrozenTrainer(engine.policy)}, {}
+            if plan.files.path:
+                await engine.load(engine.policy)
         await _cancel_unfinished(store)  # before the runners can claim them
         scoring = await exits.enter_async_context(open_scoring(config, store, folder.path))
         served = Served(store, engine, metrics, plan.algorithm.demonstrate, scoring)
-        collector = await _open_runners(exits, config, plan, served, controls)
+        collector, llm = await _open_runners(exits, config, plan, served, controls)
         yield Services(
-            engine, collector, RolloutSettings.of(config), scoring, policy_choice(plan.policies), store, trainers, syncs, controls,
+            engine, collector, RolloutSettings.of(config), scoring, policy_choice(plan.policies), llm, store, trainers, syncs, controls,
             config.collection, metrics, export,
         )  # fmt: skip
 
@@ -163,8 +167,8 @@ async def open_rollout_services(config: Config, plan: Plan, folder: RunFolder, c
             await engine.load(engine.policy)  # an engine that starts with its first load reports its errors now
         await _serve_frozen(engine, plan, store, all_of_them=True)
         scoring = await exits.enter_async_context(open_scoring(config, store, folder.path))
-        collector = await _open_runners(exits, config, plan, Served(store, engine, metrics, None, scoring), controls)
-        yield RolloutServices(engine, collector, RolloutSettings.of(config), scoring, policy_choice(plan.policies))
+        collector, llm = await _open_runners(exits, config, plan, Served(store, engine, metrics, None, scoring), controls)
+        yield RolloutServices(engine, collector, RolloutSettings.of(config), scoring, policy_choice(plan.policies), llm)
 
 
 async def _open_store(exits: AsyncExitStack, config: Config, folder: RunFolder) -> LightningStore:
@@ -177,6 +181,20 @@ async def _open_store(exits: AsyncExitStack, config: Config, folder: RunFolder) 
             "replay = {store = ...}."
         )
     return store
+
+
+async def _open_syncs(
+    exits: AsyncExitStack, config: Config, trainers: Mapping[str, Trainer], engine: Engine, store: LightningStore, folder: RunFolder
+) -> dict[str, WeightSync]:
+    """Publish the policy of each trainer, and serve it."""
+    syncs: dict[str, WeightSync] = {}
+    for name, trainer in trainers.items():
+        trainer.mismatch_limit = config.mismatch_limit
+        await store.publish(trainer.policy)
+        syncs[name] = WeightSync(trainer, engine, folder.weights / name if config.policies else folder.weights)
+        exits.callback(syncs[name].clear)
+        await syncs[name].serve(trainer.policy)
+    return syncs
 
 
 async def _open_trainers(
@@ -239,8 +257,10 @@ class Served(NamedTuple):
     scoring: Scoring | None
 
 
-async def _open_runners(exits: AsyncExitStack, config: Config, plan: Plan, served: Served, controls: Controls) -> Collector:
-    """Start a gateway and runners; return their collector."""
+async def _open_runners(
+    exits: AsyncExitStack, config: Config, plan: Plan, served: Served, controls: Controls
+) -> tuple[Collector, Callable[[Attempt], LLM]]:
+    """Start a gateway and runners; return their collector, and how an attempt reaches the gateway."""
     token, runner = os.environ.get("AGL_TOKEN") or secrets.token_urlsafe(24), config.runner
     store, engine, metrics, demonstrate, scoring = served
     server, choice = StoreServer(store, token), policy_choice(plan.policies)
@@ -265,7 +285,7 @@ async def _open_runners(exits: AsyncExitStack, config: Config, plan: Plan, serve
         runs = _run_here(None if remote is not None else plan.agent, store, gateway, runner)
     runners = asyncio.create_task(runs)
     exits.push_async_callback(_cancel, runners)
-    return Collector(store, runners, trajectory_reader(config), controls, scoring)
+    return Collector(store, runners, trajectory_reader(config), controls, scoring), gateway.llm
 
 
 def remote_runner(config: Config, agent: str | Agent, token: str, base_url: str) -> RemoteRunner:

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from agentlightning.algorithms import base
+from agentlightning.algorithms.prompt_search import PromptSearch
 from agentlightning.contracts.batch import Batch
 from agentlightning.contracts.loss import LossSettings
 from agentlightning.errors import EngineError, HalfStep, Mismatch, TrainerError
@@ -25,6 +26,7 @@ from agentlightning.training.choice import incomplete
 from agentlightning.training.evaluation import Evaluator, eval_metrics, evaluation_of, fullest_of
 from agentlightning.training.evaluation_cache import notices
 from agentlightning.training.lesson import Lesson, learned_by_all, metrics_of, trained_metrics
+from agentlightning.training.prompt_trials import RunTrials
 from agentlightning.training.run_diagnosis import RunDiagnosis
 from agentlightning.training.run_record import RunRecord
 from agentlightning.training.run_state import RunState
@@ -50,9 +52,11 @@ class Session(base.Session):
         evaluator: Evaluator,
         checks: StepChecks,
         diagnosis: RunDiagnosis,
+        trials: RunTrials | None,
         steps: int,
     ) -> None:
-        """`steps`: of the complete run."""
+        """`trials`: of a run with an agent and tasks. `steps`: of the complete run."""
+        self._trials = trials
         self._services, self._record, self._controls = services, record, services.controls
         self._source, self._limits, self._evaluator, self._checks = source, services.limits, evaluator, checks
         self._diagnosis, self._steps = diagnosis, steps
@@ -80,12 +84,23 @@ class Session(base.Session):
     def max_staleness(self) -> int:
         return self._services.max_staleness
 
+    @property
+    def trials(self) -> RunTrials:
+        assert self._trials is not None  # the plan refuses a replay
+        return self._trials
+
+    @property
+    def search(self) -> PromptSearch | None:
+        return self.state.search
+
     def steps(self) -> Iterator[int]:
         for step in range(self.state.step, self._steps):
             if self._evaluator.out_of_patience(self.state):
                 self.say(
                     f"Stopping early after step {step}: the eval reward has not risen for {self.state.evals_without_gain} evaluations."
                 )
+                return
+            if self._search_done:
                 return
             if self._source_ends:
                 rest = self._source.account()
@@ -151,10 +166,13 @@ class Session(base.Session):
         advantages: Sequence[Any],
         batch: Batch,
         metrics: dict[str, float],
+        search: PromptSearch | None = None,
     ) -> None:
-        await self.finish(step, trajectories, [Lesson(trajectories, returns, advantages, batch, metrics)])
+        await self.finish(step, trajectories, [Lesson(trajectories, returns, advantages, batch, metrics)], search)
 
-    async def finish(self, step: int, trajectories: Sequence[Trajectory], lessons: Sequence[Lesson]) -> None:
+    async def finish(
+        self, step: int, trajectories: Sequence[Trajectory], lessons: Sequence[Lesson], search: PromptSearch | None = None
+    ) -> None:
         """`finish_step` for one lesson, or for one of each policy. `trajectories`: as they were collected."""
         finished = step + 1
         row: dict[str, Any] = {"step": finished, **metrics_of(trajectories, lessons), **self._counts, **trained_metrics(lessons)}
@@ -179,14 +197,14 @@ class Session(base.Session):
         self._count_scores(row)
         row |= self._source.counts() | {f"seconds.{name}": seconds for name, seconds in self._seconds.items()}
         row["seconds"] = time.monotonic() - self._step_began
-        self._record.state = replace(self.state, step=finished)
+        self._record.state = replace(self.state, step=finished, search=search)
         self._save(unlogged=row)
         self._between_steps = True
         if shown := self._record.trackers.rollouts:
             self._record.trackers.log_rollouts(finished, await tracked_rollouts(self._source.store, trajectories, shown))
         self._source_ends = not await self._source.more()
         await self._evaluate_and_log(row)
-        if self._record.checkpoint_due(last=self._is_last(finished)):
+        if search is not None or self._record.checkpoint_due(last=self._is_last(finished)):
             await self._record.write_checkpoint()
 
     # --- the run calls these, around the algorithm ---
@@ -256,8 +274,13 @@ class Session(base.Session):
             self._stepped.add(name)
         return policy, metrics
 
+    @property
+    def _search_done(self) -> bool:
+        """Whether the search for prompts has spent its budget."""
+        return self.state.search is not None and self.state.search.done
+
     def _is_last(self, finished: int) -> bool:
-        return finished == self._steps or self._source_ends
+        return finished == self._steps or self._source_ends or self._search_done
 
     async def _evaluate_and_log(self, row: dict[str, Any]) -> None:
         """Evaluate if it is due, then log the step. A run that is stopped before the end keeps the row in its state, and no evaluation."""
@@ -295,7 +318,7 @@ class Session(base.Session):
                 row[name] = row.get(name, 0.0) + count
 
     def _save(self, *, unlogged: dict[str, Any] | None) -> None:
-        finished = self.state.step == self._steps and unlogged is None
+        finished = (self.state.step == self._steps or self._search_done) and unlogged is None
         self._record.save(sampler=self._source.state(), pending=self._source.pending(), unlogged=unlogged, finished=finished)
 
     @contextmanager

@@ -83,7 +83,7 @@ class StepChecks:
                 f"Step 1: every advantage is zero, so the policy learns nothing from this step ({_rewards(trajectories)}). "
                 "Check that rewards differ within a group, and that algorithm.advantage fits algorithm.group_size."
             )
-        elif not row["trained_tokens"]:
+        elif not row["trained_tokens"] and "prompts.candidates" not in row:
             reason = row.get("untrained_reason", ZERO_VARIANCE)
             cause = "every advantage is zero" if reason == ZERO_VARIANCE else f"most tokens are excluded: {reason}"
             if row.get("excluded_rollouts") == row["rollouts"]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +31,7 @@ from agentlightning.training.metrics import cut_metrics, read_metrics
 from agentlightning.training.plan import TrainingPlan, config_in_force, plan_training, with_defaults
 from agentlightning.training.production.opening import check_replay, open_replay
 from agentlightning.training.progress import Progress, TrainingProgress
+from agentlightning.training.prompt_trials import RunTrials
 from agentlightning.training.result import write_result
 from agentlightning.training.run import Run
 from agentlightning.training.run_diagnosis import RunDiagnosis
@@ -39,6 +40,7 @@ from agentlightning.training.run_record import RunRecord
 from agentlightning.training.run_state import RunState
 from agentlightning.training.services import Services, open_services
 from agentlightning.training.session import Session
+from agentlightning.training.stages import keep_second, second_folder, weights_job
 from agentlightning.training.step_checks import StepChecks
 from agentlightning.training.step_groups import StepGroups
 from agentlightning.training.step_history import Facts
@@ -95,7 +97,28 @@ def run_job(job: Job, *, resume: str | Path | None = None, progress: Progress | 
 
 
 async def train_job(job: Job, *, progress: Progress, resume: str | Path | None, stop: asyncio.Event) -> Run:
-    """Restore a run or start a new one, open it, train, and write its result."""
+    """Restore a run or start a new one, open it, train, and write its result. A run in two stages returns the second, once it began."""
+    check = weights_job(job)
+    if check is not None:
+        await plan_training(check.config, check.agent, progress)  # its errors come before the search
+    run = await _train_run(job, progress=progress, resume=resume, stop=stop)
+    if check is None or run.stopped:
+        return run
+    first, weights = RunFolder(run.folder), weights_job(job, run.folder)
+    assert weights is not None
+    progress.message(f"The search for prompts has ended ({first.name}). Training the weights with the best ones.")
+    return await _train_run(weights, progress=progress, resume=second_folder(first), stop=stop, begun=lambda it: keep_second(first, it))
+
+
+async def _train_run(
+    job: Job,
+    *,
+    progress: Progress,
+    resume: str | Path | None,
+    stop: asyncio.Event,
+    begun: Callable[[RunFolder], None] = lambda folder: None,
+) -> Run:
+    """Train one run. `begun` is called with its folder."""
     config = job.config
     controls = Controls(progress, stop)
     plan = await plan_training(config, job.agent, progress)
@@ -104,6 +127,7 @@ async def train_job(job: Job, *, progress: Progress, resume: str | Path | None, 
     sampler: Sampler | None = None if config.replay is not None else registry().load("samplers", config.sampler)(job.tasks, config.seed)
     folder = RunFolder.open(resume) if resume is not None else RunFolder.create(config.folder, config.name)
     job = with_store(job, folder)
+    begun(folder)
     with folder.lock():
         start = _restore(folder, sampler, config, resumed=resume is not None)
         progress.begin(config.steps, start.state.step)
@@ -168,27 +192,22 @@ async def _open(job: Job, plan: TrainingPlan, folder: RunFolder, start: Start, c
         tracked = TrackedRun(folder.tracking_id(), folder.path, config.name, settings, max(0, start.logged + 1), controls.progress.message)
         served = TrainingMetrics(services.metrics, config.steps).log
         trackers = await exits.enter_async_context(Trackers(plan.trackers, tracked, served))
+        checks = StepChecks(config.agents, config.mismatch_alarm, folder.path, services.choice, tuple(services.trainers))
+        sampler = start.sampler
         session = Session(
             services,
             RunRecord(folder, start.state, trackers, services.save, config.checkpoints, plan.rendering, controls.progress),
             source=source,
             evaluator=Evaluator(services, config.eval, job.eval_tasks, evaluation_cache(job, plan, folder)),
-            checks=StepChecks(config.agents, config.mismatch_alarm, folder.path, services.choice, tuple(services.trainers)),
+            checks=checks,
             diagnosis=_diagnosis(config, plan, folder, services, suggested_lr, samples=source.samples),
+            trials=None if sampler is None else RunTrials(services, sampler, job.tasks, config.tasks_per_step, checks),
             steps=config.steps,
         )
         try:
             yield session
         finally:
-            write_result(
-                folder,
-                session.state,
-                name=config.name,
-                model=config.model,
-                seed=config.seed,
-                weights=plan.files.path,
-                policies=plan.policies,
-            )
+            write_result(folder, session.state, config, weights=plan.files.path)
 
 
 async def _train(session: Session, algorithm: Algorithm) -> bool:

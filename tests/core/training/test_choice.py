@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from rich.console import Console
 
 import agentlightning as agl
 from agentlightning.cli.train import print_run
-from agentlightning.config.schema import EvalConfig
+from agentlightning.config.schema import EvalConfig, load_config
 from agentlightning.serving.serve import served_model
 from agentlightning.training.choice import Choice, Evaluation, choose, differences, worse
 from agentlightning.training.evaluation import Evaluator, Measured, eval_metrics
@@ -219,7 +220,8 @@ def test_without_the_files_of_the_model_before_training_the_last_checkpoint_stay
 ) -> None:
     monkeypatch.setattr(sys.modules[__name__], "CALLS", iter(range(10_000)))
     folder = RunFolder.open(train(model, tmp_path, spoiled, steps=1).folder)
-    write_result(folder, folder.read_state(), name="tiny", model="owner/hub-id", seed=0, weights="owner/hub-id")
+    config = replace(load_config(folder.path / "config.toml"), model="owner/hub-id")
+    write_result(folder, folder.read_state(), config, weights="owner/hub-id")
     result = folder.read_result()
     assert result["policy_step"] == 1
     assert str(result["policy_reason"]).endswith("Serve the model before training instead.")

@@ -5,20 +5,16 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
-import httpx
-
-from agentlightning.capture.attach import attach
 from agentlightning.config.rewards import JudgeSettings
 from agentlightning.errors import JudgeError, RewardError
+from agentlightning.training.endpoint import Endpoint, Failed, check_status, reply_of
 from agentlightning.training.rewards.judge_prompt import Messages
 from agentlightning.training.rewards.judge_reply import SHOWN, Unreadable
 from agentlightning.types import JSON
 
 T = TypeVar("T")
-RETRIED = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 529})
-"""HTTP statuses that may pass."""
 FORMAT_REFUSED = frozenset({400, 415, 422, 501})
 """HTTP statuses with which an endpoint may refuse `response_format`."""
 ONE_REQUEST = frozenset({400, 413, 422})
@@ -28,24 +24,11 @@ FIRST_PAUSE, LONGEST_PAUSE = 0.5, 60.0
 log = logging.getLogger("agentlightning")
 
 
-class _Failed(Exception):
-    """A request that may succeed later."""
-
-    def __init__(self, problem: str, pause: float | None = None) -> None:
-        super().__init__(problem)
-        self.pause = pause
-        """Seconds that the endpoint asks to wait."""
-
-
 class JudgeEndpoint:
     """Asks an OpenAI-compatible endpoint."""
 
     def __init__(self, settings: JudgeSettings, key: str | None) -> None:
-        self._settings, self._key = settings, key
-        self._url = f"{settings.base_url.rstrip('/')}/chat/completions"
-        self._client = httpx.AsyncClient(
-            timeout=settings.timeout, headers={"Authorization": f"Bearer {key}"} if key else {}, follow_redirects=False
-        )
+        self._settings, self._endpoint = settings, Endpoint(settings, key)
         self._free = asyncio.Semaphore(settings.concurrency)
         self._formats = True
         """Whether the endpoint takes `response_format`, as far as it said."""
@@ -60,7 +43,7 @@ class JudgeEndpoint:
         for attempt in range(self._settings.retries + 1):
             try:
                 text = await self._reply(conversation, schema)
-            except _Failed as error:
+            except Failed as error:
                 failure = error
                 if attempt < self._settings.retries:
                     await asyncio.sleep(min(error.pause or pause, LONGEST_PAUSE))
@@ -76,62 +59,34 @@ class JudgeEndpoint:
         if isinstance(failure, Unreadable):
             raise RewardError(f"The judge {self._settings.model!r} gave no score {times}: {failure}.")
         raise JudgeError(
-            f"The judge at {self._settings.base_url} does not answer {times}: {self._public(str(failure))}. Start it, or check "
+            f"The judge at {self._settings.base_url} does not answer {times}: {self._endpoint.public(str(failure))}. Start it, or check "
             "reward.judge; then resume the run, or score again."
         )
 
     async def _reply(self, messages: Messages, schema: JSON) -> str:
-        body = {"model": self._settings.model, "messages": messages, "temperature": 0}
+        body: dict[str, Any] = {"messages": messages, "temperature": 0}
         formatted = {"type": "json_schema", "json_schema": {"name": "judgement", "strict": True, "schema": schema}}
         async with self._free:
-            answer = await self._post({**body, "response_format": formatted} if self._formats else body)
+            answer = await self._endpoint.post({**body, "response_format": formatted} if self._formats else body)
             if self._formats and answer.status_code in FORMAT_REFUSED:
-                plain = await self._post(body)
+                plain = await self._endpoint.post(body)
                 if plain.is_success:
                     log.info("The judge at %s takes no response_format, so its replies are read as text.", self._settings.base_url)
                     self._formats = False
                 answer = plain
-        if answer.status_code in RETRIED:
-            raise _Failed(f"HTTP {answer.status_code}: {answer.text[:SHOWN]}", _retry_after(answer))
+        check_status(answer)
         if answer.status_code in ONE_REQUEST:
             raise RewardError(
                 f"The judge {self._settings.model!r} refused the request with HTTP {answer.status_code}: "
-                f"{self._public(answer.text)[:SHOWN]}."
+                f"{self._endpoint.public(answer.text)[:SHOWN]}."
             )
         if not answer.is_success:
             raise JudgeError(
                 f"The judge at {self._settings.base_url} refused the request with HTTP {answer.status_code}: "
-                f"{self._public(answer.text)[:SHOWN]}. Check base_url, model and api_key_env of reward.judge."
+                f"{self._endpoint.public(answer.text)[:SHOWN]}. Check base_url, model and api_key_env of reward.judge."
             )
-        return _content(answer)
-
-    async def _post(self, body: dict[str, Any]) -> httpx.Response:
-        try:
-            with attach(None):  # also if the judge's model is one of `models`
-                return await self._client.post(self._url, json=body)
-        except httpx.TransportError as error:
-            raise _Failed(": ".join(filter(None, (type(error).__name__, str(error))))) from error
-
-    def _public(self, text: str) -> str:
-        """The text without the key, which an endpoint may quote."""
-        return text.replace(self._key, "...") if self._key else text
+        reply = reply_of(answer)
+        return f"{reply.text}\n(cut off by the token limit of the endpoint)" if reply.cut else reply.text
 
     async def close(self) -> None:
-        await self._client.aclose()
-
-
-def _content(answer: httpx.Response) -> str:
-    """The text of an answer. Raises `Unreadable` for a reply that a limit cut off, and `_Failed` for an answer of another form."""
-    try:
-        choice = cast("dict[str, Any]", answer.json())["choices"][0]
-        content, finish = choice["message"].get("content"), choice.get("finish_reason")
-    except (ValueError, LookupError, TypeError, AttributeError) as error:
-        raise _Failed(f"its answer is no chat completion: {answer.text[:SHOWN]!r}") from error
-    if finish == "length":
-        return f"{content or ''}\n(cut off by the token limit of the endpoint)"
-    return content if isinstance(content, str) else ""
-
-
-def _retry_after(answer: httpx.Response) -> float | None:
-    value = answer.headers.get("retry-after", "")
-    return float(value) if value.isdigit() else None
+        await self._endpoint.close()

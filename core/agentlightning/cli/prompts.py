@@ -1,0 +1,84 @@
+"""The prompts that a run found: its tree of candidates, and the held-out change of the best one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+from rich.tree import Tree
+
+from agentlightning.training.eval_rollouts import KINDS
+from agentlightning.training.run_folder import RunFolder
+
+
+def print_prompts(run: RunFolder | None, console: Console) -> None:
+    """Print the search of a run for prompts, or what the prompts of an earlier one and its own weights contributed."""
+    if run is None or not run.result.exists():
+        return
+    result = run.read_result()
+    if "stages" in result:
+        console.print(_stages(cast("dict[str, Any]", result["stages"])))
+    search = cast("dict[str, Any] | None", result.get("prompts"))
+    if search is None:
+        return
+    console.print(_tree(search))
+    for kind, change in held_out(result).items():
+        console.print(Text(f"held out, {kind}: {change}"), soft_wrap=True)
+    for name, text in search["best"].items():
+        same = " (the agent's own)" if search["default"].get(name) == text else ""
+        console.print(Text.assemble((f"best {name}{same}:", "bold"), f"\n{text}"), soft_wrap=True, highlight=False)
+
+
+def held_out(result: Mapping[str, Any]) -> dict[str, str]:
+    """Return the change on the eval tasks from before the search, in words, by kind of evaluation."""
+    best = cast("dict[str, Any]", result.get("best") or {})
+    change = cast("dict[str, dict[str, float]]", best.get("change") or {})
+    return {
+        kind: f"{one['mean']:+.3f} (95% interval {one['low']:+.3f} to {one['high']:+.3f})" for kind in KINDS if (one := change.get(kind))
+    }
+
+
+def _stages(contributed: Mapping[str, Any]) -> Table:
+    table = Table("held out", "before", "prompts", "95% interval", "weights", "95% interval", "after", box=None, pad_edge=False)
+    for kind in KINDS:
+        if (row := contributed.get(kind)) is not None:
+            table.add_row(
+                kind, f"{row['before']:.3f}", *_change(row, "prompts"), *_change(row, "weights"), _number(row.get("after_weights"))
+            )
+    return table
+
+
+def _change(row: Mapping[str, Any], stage: str) -> tuple[str, str]:
+    """The mean change of a stage, and its interval."""
+    if stage not in row:
+        return "", ""
+    return f"{row[stage]['mean']:+.3f}", f"{row[stage]['low']:+.3f} to {row[stage]['high']:+.3f}"
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.3f}"
+
+
+def _tree(search: Mapping[str, Any]) -> Tree:
+    candidates: Sequence[Mapping[str, Any]] = search["candidates"]
+    counts = f"{len(candidates) - 1} accepted, {search['rejected']} rejected, {search['rollouts']} rollouts, {search['tokens']:,} tokens"
+    tree = Tree(Text(f"prompts: {counts}"))
+    branches: dict[int, Tree] = {}
+    for place, candidate in enumerate(candidates):
+        above = branches[candidate["parents"][0]] if candidate["parents"] else tree
+        branches[place] = above.add(_line(place, candidate, candidates, best=place == search["candidate"]))
+    return tree
+
+
+def _line(place: int, candidate: Mapping[str, Any], candidates: Sequence[Mapping[str, Any]], *, best: bool) -> Text:
+    """One candidate: its score, and the prompts that it changed."""
+    parent: dict[str, str] = {}
+    for above in cast("list[int]", candidate["parents"])[:1]:
+        parent = cast("dict[str, str]", candidates[above]["versions"])
+    changed = [f"{name} {version}" for name, version in candidate["versions"].items() if parent.get(name) != version]
+    where = f"step {candidate['step']}" if candidate["step"] else "the agent's own"
+    text = f"{place}  {candidate['score']:.3f}  {where}, {', '.join(changed)}"
+    return Text.assemble((text, "bold green" if best else ""), "  best" if best else "")

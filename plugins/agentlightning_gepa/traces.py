@@ -1,0 +1,76 @@
+"""A recorded rollout as the reflecting model sees it: task, messages with tool calls and results, errors, notes and rewards."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from agentlightning.algorithms.base import Trial
+from agentlightning.capture.prompts import PROMPT, prompts_of
+from agentlightning.contracts.store import AttemptRecords
+from agentlightning.training.message_text import message_text
+from agentlightning.training.rewards.recorded_rollout import RecordedRollout, attempt_rewards
+
+TEMPLATE = """An assistant works with this instruction:
+```
+<curr_param>
+```
+
+This is what happened:
+
+<side_info>
+
+The feedback says what was wrong. Write a better instruction for the assistant. It must demand everything that the feedback asks for, such \
+as the exact form of the answer, and it must name facts and steps that help. The assistant will see other inputs of the same kind, so do \
+not repeat these inputs or their answers. Write the new instruction between ``` marks, and nothing else."""
+"""The question to the reflecting model: shorter than the library's own, so that a small model keeps to it."""
+
+
+def example(trials: Sequence[Trial], name: str, limit: int) -> dict[str, str] | None:
+    """Return the rollout of a task with the lowest reward among those that asked for a prompt; None: none did. `limit`: characters."""
+    asked = [trial for trial in trials if trial.records is not None and name in prompts_of(trial.records)]
+    if not asked:
+        return None
+    worst = min(asked, key=lambda trial: trial.trajectory.reward or 0.0)
+    assert worst.records is not None
+    task: Any = worst.trajectory.task.input
+    return {
+        "Task": cut(task if isinstance(task, str) else json.dumps(task, ensure_ascii=False), limit),
+        "Messages": cut(_messages(worst, worst.records), limit),
+        "Feedback": cut(_feedback(worst, trials), limit),
+    }
+
+
+def _messages(trial: Trial, records: AttemptRecords) -> str:
+    messages: list[Any] = RecordedRollout(trial.state, records).messages
+    return "\n\n".join(f"[{message.get('role')}]\n{message_text(message)}" for message in messages)
+
+
+def _feedback(trial: Trial, trials: Sequence[Trial]) -> str:
+    """Rewards by name, notes of the agent and of a judge, and errors of tools and of the agent."""
+    trajectory, records = trial.trajectory, trial.records
+    lines = ["It got no reward." if trajectory.reward is None else f"Reward: {trajectory.reward:g}."]
+    if len(trials) > 1:
+        scored = [other.trajectory.reward for other in trials if other.trajectory.reward is not None]
+        lines += [f"The {len(trials)} rollouts of this task got {', '.join(f'{reward:g}' for reward in sorted(scored))}."]
+    if records is not None:
+        lines += [f"{reward.name}: {reward.value:g}" for reward in attempt_rewards(records) if reward.name not in ("return", "reward")]
+        for span in records.spans:
+            error: Any = span.attributes.get("error")
+            if error:
+                lines.append(f"Error in {span.name}: {error}")
+            elif span.kind == "note" and PROMPT not in span.attributes:
+                more = {key: value for key, value in span.attributes.items() if key != "scorer"}
+                lines.append(f"Note: {span.name}" + (f" {json.dumps(more, ensure_ascii=False)}" if more else ""))
+    if trajectory.error:
+        lines.append(f"The agent ended as {trajectory.status}: {trajectory.error}")
+    return "\n".join(lines)
+
+
+def cut(text: str, limit: int) -> str:
+    """Return the text without its middle if it is too long."""
+    if len(text) <= limit:
+        return text
+    half = limit // 2
+    return f"{text[:half]}\n… ({len(text) - 2 * half:,} characters left out) …\n{text[-half:]}"

@@ -125,7 +125,7 @@ def judged(*evaluations: dict[str, list[float | None]]) -> RunState:
             for task, reward in enumerate(rewards)
         ]  # fmt: skip
         row = {"step": 5 * number, **eval_metrics(rollouts)}
-        state, _ = evaluator.decide(state, row, Measured(rollouts, [], number))
+        state, _ = evaluator.decide(state, row, Measured(rollouts, [], number, {}))
     return state
 
 

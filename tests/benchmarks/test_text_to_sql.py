@@ -9,6 +9,7 @@ import zipfile
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from langchain_openai import ChatOpenAI
 
 from agentlightning.capture.recorder import Recorder, use
 from agentlightning.config.parts import build_step_rewards
+from agentlightning.config.policies import policy_choice
 from agentlightning.config.schema import load_config
 from agentlightning.config.tasks import load_tasks
 from agentlightning.errors import ConfigError
@@ -25,7 +27,10 @@ from agentlightning.rl.trajectory.build import trajectory
 from agentlightning.stores.common import open_store
 from agentlightning.testing.engine import ScriptedEngine
 from agentlightning.testing.tokenizer import make_tokenizer
+from agentlightning.training.metrics import read_metrics
+from agentlightning.training.train import train_config
 from agentlightning.types import Reward, Rollout, Sampling, Task, Trajectory
+from agentlightning_benchmarks.text_to_sql import solve as solve_module
 from agentlightning_benchmarks.text_to_sql import tasks as sql_tasks
 from agentlightning_benchmarks.text_to_sql.agent import FULL, SHORT, build_agent, is_right, query_in, show
 from agentlightning_benchmarks.text_to_sql.database import Result, execute, hint
@@ -35,6 +40,7 @@ from agentlightning_benchmarks.text_to_sql.forms import read_forms
 from agentlightning_benchmarks.text_to_sql.generate import CONTENTS, database, make_schema, make_tasks
 from agentlightning_benchmarks.text_to_sql.reward import has_order, reward
 from agentlightning_benchmarks.text_to_sql.solve import solve, solve_real
+from agentlightning_torch.testing import tiny_model
 
 FOLDER = Path(sql_tasks.__file__).parent
 REAL = Path(__file__).resolve().parents[3] / "shared" / "data" / "spider"
@@ -331,7 +337,7 @@ def test_a_third_of_the_first_queries_is_left_to_the_model() -> None:
 # Configurations, and real data
 
 
-@pytest.mark.parametrize("name", ["cpu", "cpu_warm_start", "gpu", "real"])
+@pytest.mark.parametrize("name", ["cpu", "cpu_warm_start", "gpu", "real", "real-one-adapter", "real-two-adapters"])
 def test_a_config_is_one_that_agl_train_takes(name: str) -> None:
     config = load_config(FOLDER / f"{name}.toml")
     solve = "solve" if name.startswith("cpu") else "solve_real"
@@ -339,7 +345,29 @@ def test_a_config_is_one_that_agl_train_takes(name: str) -> None:
     assert len(load_tasks(config.tasks)) == 800
     if name != "cpu_warm_start":
         assert len(load_tasks(config.eval_tasks or "")) == 64
-        assert config.agents == ("*write",)
+        assert config.policies or config.agents == ("*write",)
+
+
+def test_two_adapters_are_compared_with_one_in_everything_but_the_adapters() -> None:
+    one, two = (load_config(FOLDER / f"real-{name}.toml") for name in ("one-adapter", "two-adapters"))
+    assert replace(one, name="same", policies={}) == replace(two, name="same", policies={})
+    owners = {name: policy_choice(config.policies) for name, config in (("one", one), ("two", two))}
+    assert [owners["one"].of_agent(node) for node in ("write", "rewrite", "check")] == ["sql", "sql", "checker"]
+    assert [owners["two"].of_agent(node) for node in ("write", "rewrite", "check")] == ["writer", "rewriter", "checker"]
+
+
+def test_each_node_of_the_agent_trains_the_adapter_of_its_policy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_model(tmp_path / "tiny", context=2048)
+    config = load_config(FOLDER / "real-two-adapters.toml")
+    small = {"steps": 1, "tasks_per_step": 1, "eval_tasks": None, "model": model.path, "folder": str(tmp_path / "runs")}
+    monkeypatch.setattr(solve_module, "reward", lambda task, query: len(query) / 1000)
+    run = train_config(replace(config, **small, sampling=replace(config.sampling, max_tokens=8)), progress=False)
+    (row,) = read_metrics(run.folder)
+    assert row["writer/transitions"] == 8
+    assert row["rewriter/transitions"] > 0
+    assert row["writer/trained_tokens"] > 0
+    assert row["rewriter/trained_tokens"] > 0
+    assert set(run.result["policies"]) == {"writer", "rewriter", "checker"}
 
 
 ROW = {"id": "q1", "db_id": "pets", "question": "How many pets?", "query": "SELECT count(*) FROM pet", "hardness": "easy"}

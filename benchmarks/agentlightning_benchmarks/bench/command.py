@@ -24,6 +24,8 @@ class Preset(StrEnum):
     cpu = "cpu"
     gpu = "gpu"
     real = "real"
+    one_adapter = "real-one-adapter"
+    two_adapters = "real-two-adapters"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +37,10 @@ class Options:
     )
     preset: Annotated[
         Preset | None,
-        typer.Option(help="Settings: `cpu`, `gpu`, or `real` (a larger model on a CPU).", show_default="cpu"),
+        typer.Option(
+            help="Settings: `cpu`, `gpu`, or `real` (a larger model on a CPU). text-to-sql has `real` with adapters, too.",
+            show_default="cpu",
+        ),
     ] = None
     data: Annotated[
         Path | None, typer.Option(metavar="DIR|NAME", help="Real tasks: a folder, `gsm8k`, or `musique`.", show_default=False)

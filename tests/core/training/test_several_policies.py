@@ -288,6 +288,51 @@ def test_policies_that_cannot_work_are_refused_by_name(model: str, tmp_path: Pat
     assert not RunFolder.all(tmp_path)
 
 
+AGENT = """
+from openai import AsyncOpenAI
+
+async def solve(task, llm):
+    async with AsyncOpenAI(base_url=llm.base_url, api_key=llm.api_key) as client:
+        for model in llm.policies:
+            messages = [{"role": "user", "content": task["text"]}]
+            answer = await client.chat.completions.create(model=model, messages=messages, max_tokens=8)
+    return len(answer.choices[0].message.content) / 10
+
+def tasks():
+    return [{"text": "abc"}, {"text": "xyz"}]
+"""
+CONFIG = """
+agent = "two:solve"
+tasks = "two:tasks"
+eval_tasks = "two:tasks"
+steps = 1
+tasks_per_step = 1
+[policies.editor]
+[policies.writer]
+[trainer]
+train = "lora"
+[algorithm]
+group_size = 2
+[runner]
+workers = 1
+"""
+
+
+def test_worker_processes_know_the_policies_and_a_rollout_without_training_has_them_too(model: str, tmp_path: Path) -> None:
+    (tmp_path / "two.py").write_text(AGENT)
+    (tmp_path / "config.toml").write_text(f'model = "{model}"\n{CONFIG}')
+    for command in (["train", "config.toml", "--dry-run"], ["train", "config.toml"], ["rollout", "config.toml", "--greedy"]):
+        agl_command = [str(Path(sys.executable).with_name("agl")), *command]
+        done = subprocess.run(agl_command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        assert done.returncode == 0, done.stdout
+    trained, rolled = RunFolder.all(tmp_path / "runs")
+    row = read_metrics(trained.path)[-1]
+    assert (row["writer/transitions"], row["editor/transitions"]) == (2, 2)
+    assert trained.read_result()["policies"].keys() == {"editor", "writer"}
+    recorded = asyncio.run(completions(agl.Run(rolled.path, {})))
+    assert {(c.policy, int(c.versions[0])) for c in recorded} == {("editor", 0), ("writer", 0)}
+
+
 # --- after training ---
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import os
 import re
 import signal
@@ -21,7 +22,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 import agentlightning as agl
-from agentlightning.errors import ConfigError, JoinError, RunError
+from agentlightning.errors import ConfigError, HalfStep, JoinError, NonFinite, PluginError, RunError
 from agentlightning.serving.export import export_run
 from agentlightning.stores.common import open_store
 from agentlightning.training.job import make_job
@@ -30,6 +31,7 @@ from agentlightning.training.run_folder import RunFolder
 from agentlightning.training.step_logprobs import read_step_logprobs
 from agentlightning.training.train import train_job
 from agentlightning.types import Span
+from agentlightning_torch.trainer import TorchTrainer
 
 POLICIES: dict[str, Any] = {"editor": {"agents": ["edit*"]}, "writer": {"agents": ["write"]}}
 """The editor is the default, so that only its name leads a call to the writer."""
@@ -211,6 +213,39 @@ def test_rollouts_run_ahead_of_the_steps_of_both_policies(model: str, tmp_path: 
     assert rows[-1]["policy_version"] == rows[-1]["writer/policy_version"] + rows[-1]["editor/policy_version"]
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OneStep(agl.LightningRL):
+    """An algorithm that stops after a step of its own."""
+
+    async def run(self, session: Any) -> None:
+        for step in session.steps():
+            await session.collect(step, self.group_size)
+            return
+
+
+def test_an_algorithm_that_ends_before_the_others_is_an_error(model: str, tmp_path: Path) -> None:
+    policies = {**POLICIES, "writer": {"agents": ["write"], "algorithm": {"name": f"{__name__}:OneStep", "group_size": 4}}}
+    with pytest.raises(PluginError, match="Algorithm 'OneStep' of policy 'writer' ended before the run"):
+        agl.train(write_and_edit, tasks=TASKS, **settings(model, tmp_path, policies=policies))
+
+
+def test_a_policy_that_cannot_step_after_another_one_has_stepped_leaves_no_checkpoint_of_half_a_step(
+    model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step = TorchTrainer._step
+
+    def failing(trainer: TorchTrainer, *arguments: Any) -> Any:
+        if trainer.name == "writer" and trainer.policy.version == 1:
+            raise NonFinite("The loss is nan.")
+        return step(trainer, *arguments)
+
+    monkeypatch.setattr(TorchTrainer, "_step", failing)
+    with pytest.raises(HalfStep, match=r"Policy 'writer' could not take its step, and editor had taken theirs\. The loss is nan\."):
+        agl.train(write_and_edit, tasks=TASKS, **settings(model, tmp_path, checkpoints={"every": 1}))
+    (folder,) = RunFolder.all(tmp_path)
+    assert folder.steps() == [1]
+
+
 # --- which policy answers ---
 
 
@@ -389,6 +424,7 @@ def test_one_policy_is_exported_as_a_model_with_its_adapter_merged(
     with pytest.raises(ConfigError, match="policy 'writr'"):
         export_run(folder, tmp_path / "none", "writr")
     export_run(folder, tmp_path / "editor", "editor")
+    assert "# two: policy editor" in (tmp_path / "editor" / "README.md").read_text()
     ids = torch.tensor([[5, 6, 7, 8, 9]])
     adapter_folder = str(run.folder / run.result["policies"]["editor"]["checkpoint"])
     base = AutoModelForCausalLM.from_pretrained(model)

@@ -122,6 +122,8 @@ class TorchTrainer(Trainer):
     @classmethod
     def _trained(cls, weights: Weights, settings: Settings, name: str) -> dict[str, torch.nn.Parameter]:
         """Add the adapter, if there is one, and return the trained parameters. A named policy has an adapter beside others."""
+        if name != MAIN and settings.train != "lora":
+            raise ConfigError(f"trainer.train is {settings.train!r}, but policy {name!r} is one of several. Set trainer.train = 'lora'.")
         if name != MAIN:
             policy = structs.replace(weights.policy, name=name, kind="lora", version=0)
             with torch.random.fork_rng():

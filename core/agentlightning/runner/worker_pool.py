@@ -49,7 +49,7 @@ class WorkerOrder:
     adapters: tuple[str, ...]
     models: tuple[str, ...]
     """Names of the model in the agent's code."""
-    policies: tuple[str, ...]
+    policies: tuple[str, ...] = ()
     """`LLM.policies`."""
     settings: RunnerSettings
     path: tuple[str, ...]

@@ -68,7 +68,7 @@ def export_run(run: RunFolder, folder: Path, policy: str | None = None) -> Expor
             shutil.copyfile(origin.licence_file, folder / "LICENSE")
         if run.chart.is_file():
             shutil.copyfile(run.chart, folder / CHART)
-        (folder / "README.md").write_text(model_card(run, origin), encoding="utf-8")
+        (folder / "README.md").write_text(model_card(run, origin, policy), encoding="utf-8")
     return Exported(folder, int(result.get("policy_step", 0)), str(result.get("policy_reason", "")), origin)
 
 

@@ -22,12 +22,12 @@ OF_THIS_MACHINE = ("folder", "path", "host", "port", "address", "store", "otlp_e
 """Settings that say nothing about the weights."""
 
 
-def model_card(run: RunFolder, origin: Origin) -> str:
-    """Return the text of README.md, in the form of the Hugging Face hub. It names no path of this machine."""
+def model_card(run: RunFolder, origin: Origin, policy: str | None = None) -> str:
+    """Return the text of README.md, in the form of the Hugging Face hub. It names no path of this machine. `policy`: one of several."""
     result, rows, config = run.read_result(), read_metrics(run.path), run_config(run)
     name, step = str(result.get("name", run.name)), int(result.get("policy_step", 0))
     sections = [
-        f"# {name}",
+        f"# {name}" if policy is None else f"# {name}: policy {policy}",
         _summary(origin, step, rows),
         "## Results",
         _results(rows, step),

@@ -21,7 +21,7 @@ from agentlightning.config.policies import with_own
 from agentlightning.config.schema import Config
 from agentlightning.contracts.batch import Batch
 from agentlightning.contracts.loss import LossSettings
-from agentlightning.errors import ConfigError
+from agentlightning.errors import ConfigError, PluginError
 from agentlightning.gateway.rendering.demonstration import Demonstrate
 from agentlightning.rl.marks import Needs
 from agentlightning.rl.trajectory.build import leave_out
@@ -105,7 +105,7 @@ class JointAlgorithm(Algorithm):
     async def run(self, session: Any) -> None:
         run: Run = session
         lockstep = _Lockstep(run, list(self.policies))
-        tasks = [asyncio.create_task(algorithm.run(_PolicySession(lockstep, name))) for name, algorithm in self.policies.items()]
+        tasks = [asyncio.create_task(lockstep.follow(name, algorithm)) for name, algorithm in self.policies.items()]
         try:
             await asyncio.gather(*tasks)
         finally:  # the first error is the run's
@@ -142,6 +142,15 @@ class _Lockstep:
         self._lessons: dict[str, Lesson] = {}
         self._finished = asyncio.Event()
 
+    async def follow(self, policy: str, algorithm: Algorithm) -> None:
+        """Run the algorithm of a policy to the end of the run. Raises `PluginError` if it ends before, because the others wait for it."""
+        await algorithm.run(_PolicySession(self, policy))
+        if not self._ended:
+            raise PluginError(
+                f"Algorithm {type(algorithm).__name__!r} of policy {policy!r} ended before the run. With several policies, its `run` must "
+                "go through all of session.steps()."
+            )
+
     def step(self, place: int) -> int | None:
         """The step at this place in the run; None: the run ended before."""
         if place == len(self._steps) and not self._ended:
@@ -171,6 +180,7 @@ class _Lockstep:
         await self.run.finish(step, self._collected[1], lessons)
         self._lessons, self._finished = {}, asyncio.Event()
         finished.set()
+        await asyncio.sleep(0)  # the others wait longer, so they go first
 
 
 class _PolicySession(base.Session):

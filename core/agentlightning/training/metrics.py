@@ -21,6 +21,10 @@ A line has `step` (finished steps at that time; 0: before training) and numbers.
 - `diagnosis`: the cause why the run does not learn (`docs/not-learning.md`);
 - `tokens_per_second`: sampled tokens in a second of rollouts; `trained_tokens`; `seconds`: of the complete step.
 
+With several policies, the metrics of one have its name: `writer/loss`, `writer/reward` (of the rollouts in which it acted),
+`writer/policy_version`, ... Of those, `mismatch_abs` and the like are also there without a name, with the largest value, and
+`policy_version` with the sum.
+
 A number that was not measured is absent. NaN and infinity become null.
 """
 

@@ -12,7 +12,8 @@
         trackers.json   the last step that each tracker took (trackers.py)
         batches/step-00012.json      the contribution of each rollout to that step
         batches/step-00012.npz       the trainer's log-probabilities of its tokens (step_logprobs.py)
-        checkpoints/step-00012/      loads with `from_pretrained`; its own `run_state.json` makes it resumable
+        checkpoints/step-00012/      loads with `from_pretrained`; its own `run_state.json` makes it resumable. Each of several policies
+                                     has a folder in it, with a LoRA adapter
         weights/version-00012/       during the run: weights on their way to an engine in another process
 
 A file is complete or absent: it is written under another name, flushed to the disk and renamed. One process writes a run

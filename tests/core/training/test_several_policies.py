@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import os
 import re
 import signal
@@ -21,7 +22,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 import agentlightning as agl
-from agentlightning.errors import ConfigError, JoinError, RunError
+from agentlightning.errors import ConfigError, HalfStep, JoinError, NonFinite, PluginError, RunError
 from agentlightning.serving.export import export_run
 from agentlightning.stores.common import open_store
 from agentlightning.training.job import make_job
@@ -30,6 +31,7 @@ from agentlightning.training.run_folder import RunFolder
 from agentlightning.training.step_logprobs import read_step_logprobs
 from agentlightning.training.train import train_job
 from agentlightning.types import Span
+from agentlightning_torch.trainer import TorchTrainer
 
 POLICIES: dict[str, Any] = {"editor": {"agents": ["edit*"]}, "writer": {"agents": ["write"]}}
 """The editor is the default, so that only its name leads a call to the writer."""
@@ -211,6 +213,39 @@ def test_rollouts_run_ahead_of_the_steps_of_both_policies(model: str, tmp_path: 
     assert rows[-1]["policy_version"] == rows[-1]["writer/policy_version"] + rows[-1]["editor/policy_version"]
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OneStep(agl.LightningRL):
+    """An algorithm that stops after a step of its own."""
+
+    async def run(self, session: Any) -> None:
+        for step in session.steps():
+            await session.collect(step, self.group_size)
+            return
+
+
+def test_an_algorithm_that_ends_before_the_others_is_an_error(model: str, tmp_path: Path) -> None:
+    policies = {**POLICIES, "writer": {"agents": ["write"], "algorithm": {"name": f"{__name__}:OneStep", "group_size": 4}}}
+    with pytest.raises(PluginError, match="Algorithm 'OneStep' of policy 'writer' ended before the run"):
+        agl.train(write_and_edit, tasks=TASKS, **settings(model, tmp_path, policies=policies))
+
+
+def test_a_policy_that_cannot_step_after_another_one_has_stepped_leaves_no_checkpoint_of_half_a_step(
+    model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step = TorchTrainer._step
+
+    def failing(trainer: TorchTrainer, *arguments: Any) -> Any:
+        if trainer.name == "writer" and trainer.policy.version == 1:
+            raise NonFinite("The loss is nan.")
+        return step(trainer, *arguments)
+
+    monkeypatch.setattr(TorchTrainer, "_step", failing)
+    with pytest.raises(HalfStep, match=r"Policy 'writer' could not take its step, and editor had taken theirs\. The loss is nan\."):
+        agl.train(write_and_edit, tasks=TASKS, **settings(model, tmp_path, checkpoints={"every": 1}))
+    (folder,) = RunFolder.all(tmp_path)
+    assert folder.steps() == [1]
+
+
 # --- which policy answers ---
 
 
@@ -288,6 +323,51 @@ def test_policies_that_cannot_work_are_refused_by_name(model: str, tmp_path: Pat
     assert not RunFolder.all(tmp_path)
 
 
+AGENT = """
+from openai import AsyncOpenAI
+
+async def solve(task, llm):
+    async with AsyncOpenAI(base_url=llm.base_url, api_key=llm.api_key) as client:
+        for model in llm.policies:
+            messages = [{"role": "user", "content": task["text"]}]
+            answer = await client.chat.completions.create(model=model, messages=messages, max_tokens=8)
+    return len(answer.choices[0].message.content) / 10
+
+def tasks():
+    return [{"text": "abc"}, {"text": "xyz"}]
+"""
+CONFIG = """
+agent = "two:solve"
+tasks = "two:tasks"
+eval_tasks = "two:tasks"
+steps = 1
+tasks_per_step = 1
+[policies.editor]
+[policies.writer]
+[trainer]
+train = "lora"
+[algorithm]
+group_size = 2
+[runner]
+workers = 1
+"""
+
+
+def test_worker_processes_know_the_policies_and_a_rollout_without_training_has_them_too(model: str, tmp_path: Path) -> None:
+    (tmp_path / "two.py").write_text(AGENT)
+    (tmp_path / "config.toml").write_text(f'model = "{model}"\n{CONFIG}')
+    for command in (["train", "config.toml", "--dry-run"], ["train", "config.toml"], ["rollout", "config.toml", "--greedy"]):
+        agl_command = [str(Path(sys.executable).with_name("agl")), *command]
+        done = subprocess.run(agl_command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        assert done.returncode == 0, done.stdout
+    trained, rolled = RunFolder.all(tmp_path / "runs")
+    row = read_metrics(trained.path)[-1]
+    assert (row["writer/transitions"], row["editor/transitions"]) == (2, 2)
+    assert trained.read_result()["policies"].keys() == {"editor", "writer"}
+    recorded = asyncio.run(completions(agl.Run(rolled.path, {})))
+    assert {(c.policy, int(c.versions[0])) for c in recorded} == {("editor", 0), ("writer", 0)}
+
+
 # --- after training ---
 
 
@@ -344,6 +424,7 @@ def test_one_policy_is_exported_as_a_model_with_its_adapter_merged(
     with pytest.raises(ConfigError, match="policy 'writr'"):
         export_run(folder, tmp_path / "none", "writr")
     export_run(folder, tmp_path / "editor", "editor")
+    assert "# two: policy editor" in (tmp_path / "editor" / "README.md").read_text()
     ids = torch.tensor([[5, 6, 7, 8, 9]])
     adapter_folder = str(run.folder / run.result["policies"]["editor"]["checkpoint"])
     base = AutoModelForCausalLM.from_pretrained(model)

@@ -175,6 +175,19 @@ class StoreContract:
             with refused(NotFound):
                 await store.attempt(**wrong)
 
+    async def test_the_prompts_of_a_rollout_reach_its_runner_and_its_reader(self, store: LightningStore) -> None:
+        texts = {"system": "Answer.\nBriefly – ≤ 3 words.", "plan": ""}
+        [rollout] = rollouts(1, prompts=texts)
+        await store.add([rollout])
+        [(claimed, attempt)] = await store.claim("w", lease=60)
+        assert claimed.prompts == texts
+        for kept in (
+            (await store.read(rollout.id))[0].rollout,
+            (await store.attempt(id=attempt.id))[0],
+            (await store.list())[0][0].rollout,
+        ):
+            assert kept == rollout
+
     async def test_begin_adds_and_claims_and_is_never_queued(self, store: LightningStore) -> None:
         (rollout,) = rollouts(1, mode="production")
         attempt = await store.begin(rollout, "me", lease=LEASE)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -31,7 +31,7 @@ class Measured:
     """The parts of it that ran earlier."""
     version: int
     """Of the policy."""
-    prompts: dict[str, str]
+    prompts: dict[str, str] = field(default_factory=dict[str, str])
     """Texts that replaced the agent's own prompts."""
 
 

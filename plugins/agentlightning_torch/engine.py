@@ -20,11 +20,13 @@ from typing import Any
 import numpy as np
 import torch
 
+from agentlightning.contracts.batch import Batch
 from agentlightning.contracts.engine import Chunk, Engine, EngineInfo, check_request
 from agentlightning.contracts.model import Fit, ModelFiles, Share
 from agentlightning.errors import EngineError
 from agentlightning.training.weight_sync import WeightCheck, folder_of
-from agentlightning.types import IntArray, Policy, Sampling, floats, ints
+from agentlightning.types import Doubles, IntArray, Policy, Sampling, floats, ints
+from agentlightning_torch.given_tokens import GivenTokens
 from agentlightning_torch.lengths import switches
 from agentlightning_torch.regimes import Samplers
 from agentlightning_torch.sampler import Counts, Reply, SampledToken
@@ -58,6 +60,7 @@ class TorchEngine(Engine):
     """See `Engine`."""
 
     Settings = TorchEngineSettings
+    scores = True
 
     @classmethod
     async def create(cls, model: ModelFiles, settings: TorchEngineSettings, share: Share) -> TorchEngine:
@@ -103,6 +106,7 @@ class TorchEngine(Engine):
                 weights.files.name,
                 " and ".join(map(str, switched)),
             )
+        self._given_tokens = GivenTokens(weights)
         self._vocabulary: int = config.vocab_size
         self.info = EngineInfo(weights.files.name, weights.files.path, config.max_position_embeddings, frozenset({"memory", "file"}))
         memory = cache_bytes(settings, weights.device)
@@ -128,6 +132,12 @@ class TorchEngine(Engine):
     def counts(self) -> Counts:
         """Return the tokens prefilled, copied, and decoded so far."""
         return self._sampler.counts
+
+    async def score(self, batch: Batch) -> Doubles:
+        """See `Engine.score`."""
+        if self._closed:
+            raise EngineError(f"Engine {self.info.model!r} is closed. Score batches before close().")
+        return await asyncio.to_thread(self._given_tokens.score, batch)
 
     async def generate(self, prompt_ids: IntArray, sampling: Sampling, *, rollout: str | None = None) -> AsyncIterator[Chunk]:
         """See `Engine.generate`."""

@@ -11,13 +11,15 @@ from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
+from agentlightning.contracts.batch import Batch
 from agentlightning.contracts.engine import Chunk, EngineInfo, EngineSettings
 from agentlightning.contracts.model import ModelFiles, Share
 from agentlightning.errors import ConfigError, EngineError, UnsupportedSetting
 from agentlightning.gateway.call import Answerer, Forwarder, Service
-from agentlightning.types import IntArray, Policy, Sampling
+from agentlightning.types import Doubles, IntArray, Policy, Sampling
 from agentlightning_upstream.connection import Connection
 from agentlightning_upstream.forward import FORMS, ForwardAnswerer
+from agentlightning_upstream.prompt_logprobs import score, tokenize
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +49,7 @@ class Upstream(Forwarder):
 
     Settings = UpstreamSettings
     remote = True
+    scores = True
 
     def __init__(self, settings: UpstreamSettings, model: str = "") -> None:
         url = settings.url.rstrip("/")
@@ -66,6 +69,18 @@ class Upstream(Forwarder):
 
     async def disconnect(self) -> None:
         """See `Forwarder.disconnect`."""
+        await self._connection.close()
+
+    async def score(self, batch: Batch) -> Doubles:
+        """See `Engine.score`. The upstream must be a vLLM server."""
+        return await score(self._connection, self.info.model, batch)
+
+    async def tokenize(self, text: str) -> list[int]:
+        """See `Engine.tokenize`."""
+        return await tokenize(self._connection, self.info.model, text)
+
+    async def close(self) -> None:
+        """See `Engine.close`."""
         await self._connection.close()
 
     async def generate(self, prompt_ids: IntArray, sampling: Sampling, *, rollout: str | None = None) -> AsyncIterator[Chunk]:

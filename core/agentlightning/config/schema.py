@@ -23,6 +23,7 @@ from agentlightning.config.rewards import PROGRAM_REWARDS, RewardFrom, RewardSet
 from agentlightning.config.store_address import absolute_store, check_no_secret
 from agentlightning.config.task_files import HUB
 from agentlightning.config.tasks import is_reference
+from agentlightning.config.teacher import TeacherConfig
 from agentlightning.contracts.rendering import HistoryMode, RenderingChoices, RenderingSettings, saved_rendering
 from agentlightning.errors import ConfigError
 from agentlightning.registry.registry import Registry, registry
@@ -254,6 +255,8 @@ class Config(BaseSettings):
     """The inference engine and its settings."""
     trainer: Annotated[dict[str, JSON], of_kind("trainers")] = field(default_factory=dict[str, JSON])
     """The trainer and its settings."""
+    teacher: TeacherConfig | None = None
+    """A model that scores the sampled tokens, for `algorithm.teacher_coef`."""
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     collection: CollectionConfig = field(default_factory=CollectionConfig)
     runner: Annotated[RunnerSettings, of_kind("runners")] = field(default_factory=RunnerSettings)
@@ -474,6 +477,8 @@ def _absolute(config: Config, base: Path, data: Mapping[str, Any]) -> Config:
         changes["replay"] = config.replay.under(base)
     if isinstance(config.reward, RewardTable):
         changes["reward"] = config.reward.under(base)
+    if config.teacher is not None:
+        changes["teacher"] = config.teacher.under(base)
     if config.store is not None:
         changes["store"] = absolute_store(config.store, base)
     changes["model"] = model_path(config.model, base)

@@ -13,10 +13,11 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 
+from agentlightning.contracts.batch import Batch
 from agentlightning.contracts.model import Fit, ModelFiles, Share
-from agentlightning.errors import ContextOverflow, EngineError
+from agentlightning.errors import ContextOverflow, EngineError, UnsupportedSetting
 from agentlightning.settings import BaseSettings
-from agentlightning.types import FinishReason, FloatArray, IntArray, Policy, Sampling
+from agentlightning.types import Doubles, FinishReason, FloatArray, IntArray, Policy, Sampling
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -69,6 +70,8 @@ class Engine(ABC):
     Settings: ClassVar[type[EngineSettings]] = EngineSettings
     remote: ClassVar[bool] = False
     """Whether the model lies on somebody else's server: `ModelFiles.path` is empty then, and training is refused."""
+    scores: ClassVar[bool] = False
+    """Whether it has `score`, so that a teacher can be served by it."""
     info: EngineInfo
     policy: Policy
     """The policy that the engine serves now."""
@@ -116,6 +119,16 @@ class Engine(ABC):
     @abstractmethod
     async def resume(self) -> None:
         """Undo `pause`."""
+
+    async def score(self, batch: Batch) -> Doubles:
+        """(tokens,) log-probabilities of the sampled tokens of a batch under the served weights, each at the temperature that it was
+        sampled with; NaN on context."""
+        raise UnsupportedSetting(f"Engine {type(self).__name__!r} cannot score given tokens. Use a teacher on engine 'torch'.")
+
+    async def tokenize(self, text: str) -> list[int]:
+        """Return the ids of a text in the server's tokenizer, with its special tokens as tokens and none added. Only an engine that is
+        `remote` and `scores` has it; elsewhere `EngineInfo.path` has the tokenizer."""
+        raise UnsupportedSetting(f"Engine {type(self).__name__!r} has no server to ask. Read the tokenizer of its model.")
 
     async def close(self) -> None:
         """Release everything. A second call does nothing. Later requests raise `EngineError`."""

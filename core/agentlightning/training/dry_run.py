@@ -131,7 +131,7 @@ async def measure(job: Job, plan: TrainingPlan, group_size: int, controls: Contr
                 ]
                 trajectories = await services.collector.run(rollouts)
             rollout_seconds = time.monotonic() - began
-            check_first(trajectories, config.agents)
+            check_first(trajectories, config.agents, needs_rewards=not plan.algorithm.trains_unscored)
             training_seconds = await _try_training(services, plan.algorithm, trajectories)
             controls.progress.phase("writing checkpoint")
             checkpoint.mkdir()

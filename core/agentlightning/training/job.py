@@ -55,6 +55,8 @@ def make_job(
         config = dataclasses.replace(config, replay=config.replay.under(Path.cwd()))
     if isinstance(config.reward, RewardTable):
         config = dataclasses.replace(config, reward=config.reward.under(Path.cwd()))
+    if config.teacher is not None:
+        config = dataclasses.replace(config, teacher=config.teacher.under(Path.cwd()))
     if config.store is not None:
         config = dataclasses.replace(config, store=absolute_store(config.store, Path.cwd()))
     check_names(config)

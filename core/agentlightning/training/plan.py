@@ -26,6 +26,7 @@ from agentlightning.runner.proxies import reach_loopback
 from agentlightning.runner.worker_pool import reference_of
 from agentlightning.training.progress import Progress
 from agentlightning.training.rewards.scoring import check_scorer
+from agentlightning.training.teacher import TeacherPlan, check_teacher, plan_teacher
 from agentlightning.training.trackers import ChosenTracker
 from agentlightning.types import JSON
 
@@ -51,6 +52,7 @@ class TrainingPlan(Plan):
     trainer: Plugin
     algorithm: Algorithm
     trackers: Sequence[ChosenTracker]
+    teacher: TeacherPlan | None
 
 
 async def plan_training(config: Config, agent: str | Agent | None, progress: Progress) -> TrainingPlan:
@@ -72,8 +74,10 @@ async def plan_training(config: Config, agent: str | Agent | None, progress: Pro
         engine = engine[0], _own_weights(str(config.engine["name"]), engine[1], config.collection.max_staleness)
         trainer = _trainer(config, algorithm)
         check_scorer(config, algorithm.group_size)
+        teacher = plan_teacher(config, algorithm.needs.teacher, progress.phase)
         checked, files = _agent(config, agent), _model(config.model, progress)
-        return TrainingPlan(checked, files, engine, _rendering(config, files), trainer, algorithm, trackers)
+        check_teacher(teacher, files)
+        return TrainingPlan(checked, files, engine, _rendering(config, files), trainer, algorithm, trackers, teacher)
 
     return await asyncio.to_thread(check)
 

@@ -42,6 +42,7 @@ from agentlightning.training.remote_runners import runner_command, watch_runners
 from agentlightning.training.rewards.scoring import Scoring, open_scoring
 from agentlightning.training.rollouts import RolloutSettings, trajectory_reader
 from agentlightning.training.run_folder import RunFolder
+from agentlightning.training.teacher import Teacher, open_teacher
 from agentlightning.training.trace_export import TraceExport, open_export
 from agentlightning.training.weight_sync import WeightSync
 from agentlightning.types import new_id
@@ -71,6 +72,8 @@ class Services(RolloutServices):
     metrics: Metrics
     export: TraceExport | None
     """Sends rollouts to an OpenTelemetry receiver, if there is one."""
+    teacher: Teacher | None
+    """Scores sampled tokens, if the algorithm asks for it."""
 
     @property
     def overlap(self) -> bool:
@@ -93,6 +96,8 @@ async def open_services(
         metrics = Metrics()
         store = metrics.store(await _open_store(exits, config, folder))
         export = await exits.enter_async_context(open_export(store, config.otlp_endpoint, plan.files.name, metrics))
+        controls.progress.phase("loading teacher")
+        teacher = await exits.enter_async_context(open_teacher(plan.teacher, plan.files))
         trainer = await _open_trainer(exits, plan.trainer, plan.files, share, restore, controls.progress)
         trainer.mismatch_limit = config.mismatch_limit
         engine = await _open_engine(exits, plan.engine, plan.files, share)
@@ -106,7 +111,7 @@ async def open_services(
         collector = await _open_runners(exits, config, plan, served, controls)
         yield Services(
             engine, collector, RolloutSettings.of(config), scoring, store, trainer, weight_sync, controls, config.collection.max_staleness,
-            metrics, export,
+            metrics, export, teacher,
         )  # fmt: skip
 
 

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from agentlightning.algorithms import base
 from agentlightning.contracts.batch import Batch
 from agentlightning.contracts.loss import LossSettings
-from agentlightning.errors import EngineError, HalfStep, Mismatch, TrainerError
+from agentlightning.errors import ConfigError, EngineError, HalfStep, Mismatch, TrainerError
 from agentlightning.training.choice import incomplete
 from agentlightning.training.evaluation import Evaluator, eval_metrics, evaluation_of, fullest_of
 from agentlightning.training.evaluation_cache import notices
@@ -114,6 +114,13 @@ class Session(base.Session):
     async def values(self, batch: Batch) -> NDArray[np.float64]:
         self._controls.progress.phase("training")
         return await self._services.trainer.values(batch)
+
+    async def teacher_logprobs(self, batch: Batch) -> NDArray[np.float64]:
+        if self._services.teacher is None:
+            raise ConfigError("The algorithm asks a teacher, and the run has none. Add a [teacher] table, or remove teacher_coef.")
+        self._controls.progress.phase("asking the teacher")
+        with self._timed("teacher"):
+            return await self._services.teacher.logprobs(batch)
 
     async def update(self, batch: Batch, loss: LossSettings) -> dict[str, float]:
         engine, trainer = self._services.engine, self._services.trainer

@@ -175,7 +175,7 @@ async def _open(job: Job, plan: TrainingPlan, folder: RunFolder, start: Start, c
             source=source,
             limits=ReplyLimits(config.collection, services.trainer.capabilities.max_sequence_tokens),
             evaluator=Evaluator(services, config.eval, job.eval_tasks, evaluation_cache(job, plan, folder)),
-            checks=StepChecks(config.agents, config.mismatch_alarm, folder.path),
+            checks=StepChecks(config.agents, config.mismatch_alarm, folder.path, not plan.algorithm.trains_unscored),
             diagnosis=_diagnosis(config, plan, folder, services, suggested_lr, samples=source.samples),
             steps=config.steps,
         )

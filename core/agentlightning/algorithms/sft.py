@@ -32,9 +32,10 @@ class SFT(Algorithm):
 
     name: str = "sft"
     trains_demonstrations: ClassVar[bool] = True
-    demonstrations: str | Demonstrate
+    demonstrations: str | Demonstrate | None = None
     """`module:function`, called with `(task, messages, tools)` for each model call of a training rollout. It returns the assistant's
-    message in OpenAI's format, or None: then that call is sampled as usual, and not trained."""
+    message in OpenAI's format, or None: then that call is sampled as usual, and not trained. Absent: a `replay` has the
+    demonstrations."""
     min_reward: float = 1.0
     """Rollouts with less, and unscored ones, are not trained, so that wrong demonstrations are not learned."""
     loss_aggregation: Literal["token_mean", "sequence_mean"] = "token_mean"
@@ -42,13 +43,15 @@ class SFT(Algorithm):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not (callable(self.demonstrations) or ":" in cast(Any, self.demonstrations)):
+        if not (self.demonstrations is None or callable(self.demonstrations) or ":" in cast(Any, self.demonstrations)):
             raise ConfigError(
                 f"algorithm.demonstrations is {self.demonstrations!r}. Set it to 'module:function', or to the function itself."
             )
 
     @property
-    def demonstrate(self) -> Demonstrate:
+    def demonstrate(self) -> Demonstrate | None:
+        if self.demonstrations is None:
+            return None
         function: Any = load_object(self.demonstrations) if isinstance(self.demonstrations, str) else self.demonstrations
         if not callable(function):
             raise ConfigError(f"algorithm.demonstrations is {self.demonstrations!r}, a {type(function).__name__}. Name a function.")
@@ -58,7 +61,7 @@ class SFT(Algorithm):
     def ignores_step_rewards(self) -> str:
         return "algorithm 'sft' trains demonstrations, whatever their steps earn."
 
-    def parts(self) -> tuple[Demonstrate, SFTLoss]:
+    def parts(self) -> tuple[Demonstrate | None, SFTLoss]:
         return self.demonstrate, SFTLoss()
 
     async def run(self, session: Session) -> None:
@@ -102,6 +105,6 @@ def check_demonstrated(step: int, trajectories: Sequence[Trajectory]) -> None:
     transitions = [transition for trajectory in trajectories for transition in trajectory.transitions]
     if step == 0 and transitions and not any(transition.demonstrated for transition in transitions):
         raise ConfigError(
-            f"algorithm.demonstrations returned None for all {len(transitions)} model calls of the first step, so there is nothing to "
-            "learn. `agl show` lists the calls."
+            f"None of the {len(transitions)} model calls of the first step has a demonstration, so there is nothing to learn. `agl show` "
+            "lists the calls. Check algorithm.demonstrations."
         )

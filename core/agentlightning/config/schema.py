@@ -431,14 +431,25 @@ def check_names(config: Config, plugins: Registry | None = None) -> None:
         Part.parse("filters", config.collection.filter, "collection.filter", plugins).make()
     build_step_rewards(config.step_rewards, plugins)
     algorithm = Part.parse("algorithms", config.algorithm, "algorithm", plugins).make()
-    if config.replay is not None and algorithm.trains_demonstrations:
-        raise ConfigError(
-            f"Algorithm {config.algorithm['name']!r} demonstrates replies while an agent runs, but a replay has sampled replies only. "
-            "Use algorithm 'lightning', or remove replay."
-        )
+    if algorithm.trains_demonstrations:
+        _check_demonstrations(config, own=config.algorithm.get("demonstrations") is not None)
     algorithm.parts()
     if config.step_rewards and (why := algorithm.ignores_step_rewards) is not None:
         raise ConfigError(f"step_rewards ({', '.join(config.step_rewards)}) would change nothing: {why}")
+
+
+def _check_demonstrations(config: Config, *, own: bool) -> None:
+    """Check that there is one source of demonstrations. `own`: the algorithm names a function."""
+    if own and config.replay is not None:
+        raise ConfigError(
+            "algorithm.demonstrations demonstrates replies while an agent runs, but a replay has replies of its own. Remove demonstrations "
+            "to train those of the store, or remove replay."
+        )
+    if not own and config.replay is None:
+        raise ConfigError(
+            f"Algorithm {config.algorithm['name']!r} has no demonstrations. Set algorithm.demonstrations = 'module:function', or a replay "
+            "of imported traces (docs/teachers.md)."
+        )
 
 
 def tracker_key(table: JSON) -> str:

@@ -56,7 +56,7 @@ async def score(connection: Connection, model: str, batch: Batch) -> Doubles:
 async def tokenize(connection: Connection, model: str, text: str) -> list[int]:
     """Return the server's ids of a text."""
     url = f"{connection.url.removesuffix('/v1')}/tokenize"
-    answer = await _post(connection, url, {"model": model, "prompt": text, "add_special_tokens": False})
+    answer = await post(connection, url, {"model": model, "prompt": text, "add_special_tokens": False})
     ids = answer.get("tokens")
     if not isinstance(ids, list):
         raise EngineError(f"The server {url} returned no tokens, so its tokenizer is unknown. Use a vLLM server as the teacher.")
@@ -67,7 +67,7 @@ async def _prompt_logprobs(connection: Connection, model: str, ids: list[int]) -
     """(tokens,) log-probabilities of the tokens of a row; NaN for the first."""
     url = f"{connection.url}/completions"
     body = {"model": model, "prompt": ids, "max_tokens": 1, "temperature": 1.0, "prompt_logprobs": 0}
-    answer = await _post(connection, url, body)
+    answer = await post(connection, url, body)
     choices: Any = answer.get("choices") or [{}]
     entries: Any = choices[0].get("prompt_logprobs")
     if not isinstance(entries, list) or len(cast("list[Any]", entries)) != len(ids):
@@ -83,7 +83,7 @@ async def _prompt_logprobs(connection: Connection, model: str, ids: list[int]) -
         ) from error
 
 
-async def _post(connection: Connection, url: str, body: dict[str, Any]) -> dict[str, Any]:
+async def post(connection: Connection, url: str, body: dict[str, Any]) -> dict[str, Any]:
     """Send a request, again while the server is busy. Raises `EngineError`."""
     for attempt in range(ATTEMPTS):
         try:

@@ -90,6 +90,11 @@ class Algorithm(BaseSettings, ABC):
         """Return the function that answers the model calls of training rollouts; None: the engine samples them."""
         return None
 
+    @property
+    def answered_steps(self) -> int | None:
+        """In how many first steps `demonstrate`, or the teacher, answers the calls of training rollouts; None: in all."""
+        return None
+
     def parts(self) -> tuple[Any, ...]:
         """Return the parts with their settings bound and checked, the `LossSettings` among them. Imports no trainer."""
         return ()

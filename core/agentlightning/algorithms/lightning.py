@@ -10,6 +10,7 @@ import numpy as np
 
 from agentlightning.algorithms.base import Algorithm, Session
 from agentlightning.algorithms.distillation import ask_teacher
+from agentlightning.algorithms.sft import supervised_step
 from agentlightning.config.parts import Part, PartValue, call, named
 from agentlightning.contracts.batch import Batch
 from agentlightning.contracts.loss import LossSettings
@@ -19,7 +20,7 @@ from agentlightning.rl.advantage.per_agent import PerAgent
 from agentlightning.rl.arrays import RolloutArrays
 from agentlightning.rl.batch.build import LossAggregation, make_batch
 from agentlightning.rl.marks import Needs, marks_of, needs_of_advantage, needs_of_credit
-from agentlightning.settings import FiniteFloat, FiniteNonNegative, PositiveInt, of_kind
+from agentlightning.settings import FiniteFloat, FiniteNonNegative, NonNegativeInt, PositiveInt, of_kind
 from agentlightning.types import Doubles, Trajectory
 
 
@@ -40,6 +41,10 @@ class LightningRL(Algorithm):
     teacher_coef: FiniteNonNegative = 0.0
     """Coefficient of the advantage that a `[teacher]` gives each token: its log-probability of the token minus the recorded one. It is
     added to the advantage of the rewards. 0 is off."""
+    demonstrated_steps: NonNegativeInt = 0
+    """In this many first steps the `[teacher]` answers the agent, once for each task, and its replies are trained like those of `sft`."""
+    min_reward: FiniteFloat = 1.0
+    """Rollouts of `demonstrated_steps` with less, and unscored ones, are not trained."""
     loss: Annotated[PartValue | LossSettings, of_kind("losses")] = "ppo_clip"
     """The term of a token that training minimises."""
     loss_aggregation: Literal["sequence_mean", "token_mean", "constant_length"] = "sequence_mean"
@@ -78,7 +83,14 @@ class LightningRL(Algorithm):
 
     @property
     def needs(self) -> Needs:
-        return needs_of_credit(self._credit()) | needs_of_advantage(self._advantage()) | Needs(teacher=self.teacher_coef > 0)
+        return needs_of_credit(self._credit()) | needs_of_advantage(self._advantage()) | self._needs_of_teacher()
+
+    @property
+    def answered_steps(self) -> int:
+        return self.demonstrated_steps
+
+    def _needs_of_teacher(self) -> Needs:
+        return Needs(teacher=self.teacher_coef > 0, answers=self.demonstrated_steps > 0)
 
     @property
     def trains_unscored(self) -> bool:
@@ -111,6 +123,9 @@ class LightningRL(Algorithm):
                 'Set algorithm.loss.correction = "tis".'
             )
         for step in session.steps():
+            if step < self.demonstrated_steps:
+                await supervised_step(session, step, min_reward=self.min_reward, loss_aggregation="token_mean")
+                continue
             trajectories = await session.collect(step, self.group_size)
             rollouts = RolloutArrays.of(trajectories)
             if credit_asks:

@@ -256,7 +256,8 @@ class Config(BaseSettings):
     trainer: Annotated[dict[str, JSON], of_kind("trainers")] = field(default_factory=dict[str, JSON])
     """The trainer and its settings."""
     teacher: TeacherConfig | None = None
-    """A model that scores the sampled tokens, for `algorithm.teacher_coef`."""
+    """A model that scores the sampled tokens (`algorithm.teacher_coef`), or answers the agent in the trained model's place (`sft`,
+    `algorithm.demonstrated_steps`)."""
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     collection: CollectionConfig = field(default_factory=CollectionConfig)
     runner: Annotated[RunnerSettings, of_kind("runners")] = field(default_factory=RunnerSettings)
@@ -431,6 +432,8 @@ def check_names(config: Config, plugins: Registry | None = None) -> None:
         Part.parse("filters", config.collection.filter, "collection.filter", plugins).make()
     build_step_rewards(config.step_rewards, plugins)
     algorithm = Part.parse("algorithms", config.algorithm, "algorithm", plugins).make()
+    if algorithm.needs.answers:
+        _check_answers(config)
     if algorithm.trains_demonstrations:
         _check_demonstrations(config, own=config.algorithm.get("demonstrations") is not None)
     algorithm.parts()
@@ -445,11 +448,26 @@ def _check_demonstrations(config: Config, *, own: bool) -> None:
             "algorithm.demonstrations demonstrates replies while an agent runs, but a replay has replies of its own. Remove demonstrations "
             "to train those of the store, or remove replay."
         )
-    if not own and config.replay is None:
+    if not own and config.replay is None and config.teacher is None:
         raise ConfigError(
-            f"Algorithm {config.algorithm['name']!r} has no demonstrations. Set algorithm.demonstrations = 'module:function', or a replay "
-            "of imported traces (docs/teachers.md)."
+            f"Algorithm {config.algorithm['name']!r} has no demonstrations. Set algorithm.demonstrations = 'module:function', a [teacher] "
+            "that answers, or a replay of imported traces (docs/teachers.md)."
         )
+
+
+def _check_answers(config: Config) -> None:
+    """Check that a teacher can answer in the first steps, whose groups have one rollout each."""
+    if not config.algorithm.get("demonstrated_steps"):
+        return
+    if config.replay is not None:
+        raise ConfigError("algorithm.demonstrated_steps needs an agent that runs, and a replay has none. Remove one of them.")
+    for key, default in {"max_staleness": 0, "filter": None}.items():
+        value = getattr(config.collection, key)
+        if value != default:
+            raise ConfigError(
+                f"collection.{key} is {value!r}, and algorithm.demonstrated_steps starts one rollout of each task. Remove "
+                f"collection.{key}, or train the demonstrations in a run of their own with algorithm 'sft'."
+            )
 
 
 def tracker_key(table: JSON) -> str:

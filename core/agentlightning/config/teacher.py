@@ -14,14 +14,15 @@ from agentlightning.types import JSON
 
 @dataclass(frozen=True, kw_only=True)
 class TeacherConfig(BaseSettings):
-    """A model that scores the tokens that the trained model samples: on-policy distillation (`docs/teachers.md`). It needs the same
-    tokenizer."""
+    """A model that the trained one learns from (`docs/teachers.md`). It scores sampled tokens (`teacher_coef`), and then needs the same
+    tokenizer, or it answers the agent (`sft`, `demonstrated_steps`)."""
 
     table = "teacher"
     model: str
     """Any name of a model that `model` takes. With `engine = {name = "upstream"}`, the server's name for it."""
     engine: Annotated[dict[str, JSON], of_kind("engines")] = field(default_factory=dict[str, JSON])
-    """The engine that serves the teacher, with its settings: `torch` (the default), or `upstream` for a vLLM server elsewhere."""
+    """The engine that serves the teacher, with its settings: `torch` (the default), or `upstream` for another server. A
+    vLLM server scores tokens. Any OpenAI-compatible server answers, and only `upstream` does."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

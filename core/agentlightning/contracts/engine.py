@@ -72,6 +72,8 @@ class Engine(ABC):
     """Whether the model lies on somebody else's server: `ModelFiles.path` is empty then, and training is refused."""
     scores: ClassVar[bool] = False
     """Whether it has `score`, so that a teacher can be served by it."""
+    answers: ClassVar[bool] = False
+    """Whether it has `answer`, so that a teacher can show replies."""
     info: EngineInfo
     policy: Policy
     """The policy that the engine serves now."""
@@ -129,6 +131,10 @@ class Engine(ABC):
         """Return the ids of a text in the server's tokenizer, with its special tokens as tokens and none added. Only an engine that is
         `remote` and `scores` has it; elsewhere `EngineInfo.path` has the tokenizer."""
         raise UnsupportedSetting(f"Engine {type(self).__name__!r} has no server to ask. Read the tokenizer of its model.")
+
+    async def answer(self, messages: list[dict[str, Any]], tools: list[dict[str, Any]]) -> dict[str, Any]:
+        """Return the model's reply to messages, with the tools it may call; all in OpenAI's form."""
+        raise UnsupportedSetting(f"Engine {type(self).__name__!r} takes token ids, not messages. Use engine 'upstream'.")
 
     async def close(self) -> None:
         """Release everything. A second call does nothing. Later requests raise `EngineError`."""

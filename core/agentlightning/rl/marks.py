@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import Any, Literal, TypeVar
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -23,9 +23,11 @@ class Needs:
     """The rewards of single steps, besides the returns."""
     teacher: bool = False
     """A model that scores the sampled tokens."""
+    answers: bool = False
+    """A model that answers the calls of training rollouts."""
 
     def __or__(self, other: Needs) -> Needs:
-        return Needs(self.group or other.group, self.critic or other.critic, self.rewards or other.rewards, self.teacher or other.teacher)
+        return Needs(*(mine or theirs for mine, theirs in zip(astuple(self), astuple(other), strict=True)))
 
 
 def independent(function: F) -> F:

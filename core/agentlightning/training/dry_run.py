@@ -165,7 +165,7 @@ def _few_tasks(job: Job) -> list[Task]:
 
 def _compares_own(config: Config, algorithm: Algorithm) -> bool:
     """Whether the algorithm compares the rollouts of a group, and this policy sampled them."""
-    return algorithm.needs.group and config.replay is None and algorithm.demonstrate is None
+    return algorithm.needs.group and config.replay is None and algorithm.demonstrate is None and not algorithm.needs.answers
 
 
 async def _try_training(services: Services, algorithm: Algorithm, trajectories: Sequence[Trajectory]) -> float | None:
@@ -177,7 +177,7 @@ async def _try_training(services: Services, algorithm: Algorithm, trajectories: 
     # Any advantages and pairs will do: only the work counts, and the weights are discarded.
     loss = algorithm.loss_settings() or Part.parse("losses", "ppo_clip", "algorithm.loss").make()
     advantages = [np.ones(len(trajectory.transitions)) for trajectory in trajectories]
-    demonstrations = algorithm.demonstrate is not None
+    demonstrations = algorithm.demonstrate is not None or algorithm.needs.answers
     batch = trial_batch(trajectories) if loss.over_pairs else make_batch(trajectories, advantages, demonstrations=demonstrations)
     began = time.monotonic()
     await services.engine.pause()

@@ -21,6 +21,7 @@ from agentlightning.contracts.trainer import check_capabilities
 from agentlightning.errors import ConfigError, UnsupportedSetting
 from agentlightning.gateway.rendering.load import make_rendering
 from agentlightning.registry.registry import load_object, registry
+from agentlightning.rl.loss import SFTLoss
 from agentlightning.runner.agent_call import Agent, takes_llm
 from agentlightning.runner.proxies import reach_loopback
 from agentlightning.runner.worker_pool import reference_of
@@ -74,7 +75,7 @@ async def plan_training(config: Config, agent: str | Agent | None, progress: Pro
         engine = engine[0], _own_weights(str(config.engine["name"]), engine[1], config.collection.max_staleness)
         trainer = _trainer(config, algorithm)
         check_scorer(config, algorithm.group_size)
-        teacher = plan_teacher(config, algorithm.needs.teacher, progress.phase)
+        teacher = plan_teacher(config, algorithm.needs, progress.phase)
         checked, files = _agent(config, agent), _model(config.model, progress)
         check_teacher(teacher, files)
         return TrainingPlan(checked, files, engine, _rendering(config, files), trainer, algorithm, trackers, teacher)
@@ -158,6 +159,8 @@ def _trainer(config: Config, algorithm: Algorithm) -> Plugin:
     needs = algorithm.needs
     capabilities = trainer.offers(settings)
     check_capabilities(str(config.trainer["name"]), capabilities, algorithm.loss_settings(), critic=needs.critic)
+    if needs.answers:
+        check_capabilities(str(config.trainer["name"]), capabilities, SFTLoss(), critic=False)
     if capabilities.critic and not needs.critic:
         raise UnsupportedSetting(
             "trainer.critic = true has no effect: neither credit nor advantage uses a critic. "

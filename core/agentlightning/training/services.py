@@ -107,7 +107,10 @@ async def open_services(
         await weight_sync.serve(trainer.policy)
         await _cancel_unfinished(store)  # before the runners can claim them
         scoring = await exits.enter_async_context(open_scoring(config, store, folder.path))
-        served = Served(store, engine, metrics, plan.algorithm.demonstrate, scoring)
+        demonstrate = plan.algorithm.demonstrate
+        if demonstrate is None and plan.algorithm.needs.answers and teacher is not None:
+            demonstrate = teacher.demonstrate(asyncio.get_running_loop())
+        served = Served(store, engine, metrics, demonstrate, scoring, plan.algorithm.answered_steps)
         collector = await _open_runners(exits, config, plan, served, controls)
         yield Services(
             engine, collector, RolloutSettings.of(config), scoring, store, trainer, weight_sync, controls, config.collection.max_staleness,
@@ -177,17 +180,20 @@ class Served(NamedTuple):
     demonstrate: Demonstrate | None
     """Answers training calls in the policy's place."""
     scoring: Scoring | None
+    demonstrated_steps: int | None = None
+    """In how many first steps; None: in all."""
 
 
 async def _open_runners(exits: AsyncExitStack, config: Config, plan: Plan, served: Served, controls: Controls) -> Collector:
     """Start a gateway and runners; return their collector."""
     token, runner = os.environ.get("AGL_TOKEN") or secrets.token_urlsafe(24), config.runner
-    store, engine, metrics, demonstrate, scoring = served
+    store, engine, metrics, demonstrate, scoring, demonstrated_steps = served
     server = StoreServer(store, token)
     order = order_route(server, RunnerOrder(model=engine.info.model, models=config.models, settings=runner))
     remote_routes = [*server.routes, order] if runner.workers or runner.elsewhere else []
     gateway = Gateway(
-        store, engine, host=config.host, port=config.port, demonstrate=demonstrate, models=config.models, rendering=plan.rendering,
+        store, engine, host=config.host, port=config.port, demonstrate=demonstrate, demonstrated_steps=demonstrated_steps,
+        models=config.models, rendering=plan.rendering,
         extra_routes=[metrics_route(metrics, store, server.admits), *remote_routes], max_body=config.max_body_mb * 2**20, metrics=metrics,
     )  # fmt: skip
     await gateway.start()

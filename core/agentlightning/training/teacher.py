@@ -1,5 +1,5 @@
-"""The teacher of a run: an engine that scores the student's tokens. A teacher with another tokenizer is refused by name, because its
-log-probabilities would be of other texts."""
+"""The teacher of a run: an engine that scores the student's tokens, or that answers the agent in its place. A teacher that scores and has
+another tokenizer is refused by name, because its log-probabilities would be of other texts."""
 
 from __future__ import annotations
 
@@ -18,8 +18,10 @@ from agentlightning.contracts.batch import Batch
 from agentlightning.contracts.engine import Engine
 from agentlightning.contracts.model import ModelFiles
 from agentlightning.errors import ConfigError, EngineError, UnsupportedSetting
+from agentlightning.gateway.rendering.demonstration import Demonstrate
 from agentlightning.gateway.rendering.load import load_tokenizer
-from agentlightning.types import Doubles
+from agentlightning.rl.marks import Needs
+from agentlightning.types import JSON, Doubles
 
 PROBE = "Größe 12345.67 naïve 你好,世界 🙂\n\n\tdef f(x):  return [x**2, {'k': \"v\"}] # end\r\n    It's 3:00 a.m.; don't—stop…  "
 """Text that tokenizers split in different ways."""
@@ -36,34 +38,43 @@ class TeacherPlan:
     engine: Any
     """The class."""
     settings: Any
+    scores: bool = True
+    """Whether it scores tokens, for which its tokenizer must be the student's."""
 
 
-def plan_teacher(config: Config, needed: bool, progress: FetchProgress) -> TeacherPlan | None:
+def plan_teacher(config: Config, needs: Needs, progress: FetchProgress) -> TeacherPlan | None:
     """Check the `[teacher]` of a config and find its model (blocking). Raises `ConfigError`."""
-    if (config.teacher is not None) != needed:
-        problem = "algorithm.teacher_coef is set, but there is no [teacher]" if needed else "[teacher] is set, but nothing asks it"
-        advice = "Add [teacher] with its model" if needed else "Set algorithm = 'distillation', or algorithm.teacher_coef"
+    answers = needs.answers and config.replay is None
+    if (config.teacher is not None) != (needs.teacher or answers):
+        setting = "algorithm.teacher_coef" if needs.teacher else "algorithm.demonstrated_steps"
+        problem = f"{setting} is set, but there is no [teacher]" if config.teacher is None else "[teacher] is set, but nothing asks it"
+        advice = "Add [teacher] with its model" if config.teacher is None else "Set algorithm = 'distillation', or algorithm.teacher_coef"
         raise ConfigError(f"{problem}. {advice}, or remove it.")
     if config.teacher is None:
         return None
     part = Part.parse("engines", config.teacher.engine, "teacher.engine")
     engine, settings = part.target, part.make()
-    if not engine.scores:
+    if needs.teacher and not engine.scores:
         raise UnsupportedSetting(f"teacher.engine {part.name!r} cannot score given tokens. Use engine 'torch' or 'upstream'.")
+    if answers and not engine.answers:
+        raise UnsupportedSetting(
+            f"teacher.engine {part.name!r} cannot answer messages. Run `agl serve {config.teacher.model}`, and set teacher.engine = "
+            '{name = "upstream", url = "http://127.0.0.1:8000/v1"}.'
+        )
     engine.check_settings(settings)
     if not engine.remote:
         return TeacherPlan(find_model(config.teacher.model, progress=progress), engine, settings)
-    if config.sampling.temperature != 1.0:
+    if needs.teacher and config.sampling.temperature != 1.0:
         raise UnsupportedSetting(
             f"sampling.temperature is {config.sampling.temperature:g}, and the server of the teacher reports log-probabilities at "
             "temperature 1. Set sampling.temperature = 1.0, or serve the teacher with engine 'torch'."
         )
-    return TeacherPlan(ModelFiles(config.teacher.model, ""), engine, settings)
+    return TeacherPlan(ModelFiles(config.teacher.model, ""), engine, settings, scores=needs.teacher)
 
 
 def check_teacher(plan: TeacherPlan | None, student: ModelFiles) -> None:
     """Raise `ConfigError` if a teacher on this disk has another tokenizer than the student (blocking)."""
-    if plan is None or not plan.files.path:
+    if plan is None or not plan.files.path or not plan.scores:
         return
     (ours, digest), (theirs, other_digest) = (load_tokenizer(files.name, files.path) for files in (student, plan.files))
     if digest == other_digest:
@@ -79,7 +90,7 @@ def check_teacher(plan: TeacherPlan | None, student: ModelFiles) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Teacher:
-    """Scores sampled tokens under the weights of another model."""
+    """Scores sampled tokens under the weights of another model, or answers in the student's place."""
 
     name: str
     engine: Engine
@@ -95,6 +106,14 @@ class Teacher:
             )
         return logprobs
 
+    def demonstrate(self, loop: asyncio.AbstractEventLoop) -> Demonstrate:
+        """Return a function that answers a model call, from any thread but that of `loop`, where the teacher was opened."""
+
+        def answer(task: JSON, messages: list[dict[str, Any]], tools: list[dict[str, Any]]) -> dict[str, Any]:
+            return asyncio.run_coroutine_threadsafe(self.engine.answer(messages, tools), loop).result()
+
+        return answer
+
 
 @asynccontextmanager
 async def open_teacher(plan: TeacherPlan | None, student: ModelFiles) -> AsyncGenerator[Teacher | None]:
@@ -104,7 +123,7 @@ async def open_teacher(plan: TeacherPlan | None, student: ModelFiles) -> AsyncGe
         return
     engine: Engine = await plan.engine.create(plan.files, plan.settings, {})
     try:
-        if not plan.files.path:
+        if plan.scores and not plan.files.path:
             await _check_server(engine, plan.files.name, student)
         yield Teacher(plan.files.name, engine)
     finally:

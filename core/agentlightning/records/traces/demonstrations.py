@@ -95,29 +95,16 @@ class _Writer:
 
     async def _calls(self, calls: Sequence[ImportedCall], attempt: Attempt) -> int:
         """Write the calls of a trace, and return how many could be."""
-        written, renamed = 0, dict[str, str]()
+        written = 0
         for call in calls:
             self._reply = call.reply
-            messages = [_with_ids(message, renamed) for message in call.messages]
-            body = {"model": self._model.name, "messages": messages, **({"tools": call.tools} if call.tools else {})}
+            body = {"model": self._model.name, "messages": call.messages, **({"tools": call.tools} if call.tools else {})}
             response = await self._client.post("/v1/chat/completions", json=body, headers={"authorization": f"Bearer {attempt.key}"})
             if response.status_code != 200:
                 self.imported.unread.append(Unread(call.where, response.json()["error"]["message"]))
                 continue
             written += 1
-            tool_calls = cast("list[Message]", response.json()["choices"][0]["message"].get("tool_calls") or [])
-            renamed |= {old["id"]: new["id"] for old, new in zip(call.reply.get("tool_calls") or [], tool_calls, strict=False)}
         return written
-
-
-def _with_ids(message: Message, renamed: dict[str, str]) -> Message:
-    """A message with the ids of tool calls as the gateway wrote them, so that it finds the reply that the message continues."""
-    message = dict(message)
-    if "tool_call_id" in message:
-        message["tool_call_id"] = renamed.get(message["tool_call_id"], message["tool_call_id"])
-    if "tool_calls" in message:
-        message["tool_calls"] = [{**call, "id": renamed.get(call["id"], call["id"])} for call in message["tool_calls"]]
-    return message
 
 
 class _NoEngine(Engine):

@@ -20,12 +20,14 @@ from typing import Any
 import numpy as np
 import torch
 
+from agentlightning.contracts.batch import Batch
 from agentlightning.contracts.engine import Chunk, Engine, EngineInfo, check_request
 from agentlightning.contracts.model import Fit, ModelFiles, Share
 from agentlightning.errors import EngineError
 from agentlightning.training.weight_sync import WeightCheck, folder_of
-from agentlightning.types import IntArray, Policy, Sampling, floats, ints
+from agentlightning.types import Doubles, IntArray, Policy, Sampling, floats, ints
 from agentlightning_torch.adapters import MAIN
+from agentlightning_torch.given_tokens import GivenTokens
 from agentlightning_torch.lengths import switches
 from agentlightning_torch.named_policies import ServedPolicy, check_rows, load_policy
 from agentlightning_torch.regimes import Samplers
@@ -62,6 +64,7 @@ class TorchEngine(Engine):
 
     Settings = TorchEngineSettings
     serves_adapters = True
+    scores = True
 
     @classmethod
     async def create(cls, model: ModelFiles, settings: TorchEngineSettings, share: Share) -> TorchEngine:
@@ -108,6 +111,7 @@ class TorchEngine(Engine):
                 weights.files.name,
                 " and ".join(map(str, switched)),
             )
+        self._given_tokens = GivenTokens(weights)
         self._vocabulary: int = config.vocab_size
         self.info = EngineInfo(weights.files.name, weights.files.path, config.max_position_embeddings, frozenset({"memory", "file"}))
         memory = cache_bytes(settings, weights.device)
@@ -141,6 +145,12 @@ class TorchEngine(Engine):
     def counts(self) -> Counts:
         """Return the tokens prefilled, copied, and decoded so far."""
         return self._sampler.counts
+
+    async def score(self, batch: Batch) -> Doubles:
+        """See `Engine.score`."""
+        if self._closed:
+            raise EngineError(f"Engine {self.info.model!r} is closed. Score batches before close().")
+        return await asyncio.to_thread(self._given_tokens.score, batch)
 
     def generate(self, prompt_ids: IntArray, sampling: Sampling, *, rollout: str | None = None) -> AsyncIterator[Chunk]:
         """See `Engine.generate`."""

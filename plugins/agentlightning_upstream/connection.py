@@ -72,6 +72,11 @@ class Connection:
                 raise refusal
         raise AssertionError("the last level adds nothing")  # and ended the loop
 
+    async def post(self, url: str, body: Fields) -> httpx.Response:
+        """Send a request of our own, of no call of an agent. Raises `httpx.HTTPError`."""
+        own = {"content-type": "application/json", **({"authorization": f"Bearer {self._key}"} if self._key else {})}
+        return await self._opened().post(url, content=encode(body), headers=own)
+
     def unreachable(self, error: httpx.HTTPError) -> Refused:
         """Return the error of a failed connection."""
         if isinstance(error, httpx.TimeoutException):

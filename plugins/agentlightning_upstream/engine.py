@@ -9,15 +9,19 @@ from __future__ import annotations
 import os
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 from urllib.parse import urlsplit
 
+from agentlightning.contracts.batch import Batch
 from agentlightning.contracts.engine import Chunk, EngineInfo, EngineSettings
 from agentlightning.contracts.model import ModelFiles, Share
 from agentlightning.errors import ConfigError, EngineError, UnsupportedSetting
 from agentlightning.gateway.call import Answerer, Forwarder, Service
-from agentlightning.types import IntArray, Policy, Sampling
+from agentlightning.types import Doubles, IntArray, Policy, Sampling
+from agentlightning_upstream.chat import answer
 from agentlightning_upstream.connection import Connection
 from agentlightning_upstream.forward import FORMS, ForwardAnswerer
+from agentlightning_upstream.prompt_logprobs import score, tokenize
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +51,8 @@ class Upstream(Forwarder):
 
     Settings = UpstreamSettings
     remote = True
+    scores = True
+    answers = True
 
     def __init__(self, settings: UpstreamSettings, model: str = "") -> None:
         url = settings.url.rstrip("/")
@@ -66,6 +72,22 @@ class Upstream(Forwarder):
 
     async def disconnect(self) -> None:
         """See `Forwarder.disconnect`."""
+        await self._connection.close()
+
+    async def score(self, batch: Batch) -> Doubles:
+        """See `Engine.score`. The upstream must be a vLLM server."""
+        return await score(self._connection, self.info.model, batch)
+
+    async def tokenize(self, text: str) -> list[int]:
+        """See `Engine.tokenize`."""
+        return await tokenize(self._connection, self.info.model, text)
+
+    async def answer(self, messages: list[dict[str, Any]], tools: list[dict[str, Any]]) -> dict[str, Any]:
+        """See `Engine.answer`."""
+        return await answer(self._connection, self.info.model, messages, tools)
+
+    async def close(self) -> None:
+        """See `Engine.close`."""
         await self._connection.close()
 
     async def generate(self, prompt_ids: IntArray, sampling: Sampling, *, rollout: str | None = None) -> AsyncIterator[Chunk]:

@@ -24,11 +24,11 @@ from agentlightning_torch.testing import tiny_model
 from judge_server import judge_server, score, work
 
 ROOT = Path(__file__).resolve().parents[2]
-SINGLE = [ROOT / "docs" / f"{name}.md" for name in ("rewards", "judges", "policies")]
-PAGES = [*sorted((ROOT / "docs" / "examples").glob("*.md")), *SINGLE]
-EXAMPLES = len(PAGES) - len(SINGLE)
-"""Whole agents; the rest are pages with an example in them."""
-QUICK = ("langgraph-tools", "openai-client", "judges", "policies")
+IN_PAGES = ("judges", "policies", "rewards", "teachers")
+"""Pages with an example in them; the rest are whole agents."""
+PAGES = [*sorted((ROOT / "docs" / "examples").glob("*.md")), *(ROOT / "docs" / f"{name}.md" for name in IN_PAGES)]
+EXAMPLES = len(PAGES) - len(IN_PAGES)
+QUICK = ("langgraph-tools", "openai-client", "judges", "policies", "teachers")
 """Pages that `make test` runs; `make test-slow` runs the others."""
 JUDGE = "http://127.0.0.1:8001/v1"
 """Address of the judge in a page."""
@@ -49,6 +49,7 @@ def smaller(config: str, model: str) -> str:
     config = re.sub(r"^steps = \d+$", "steps = 1", config, flags=re.MULTILINE)
     config = re.sub(r"^tasks_per_step = \d+\n", "", config, flags=re.MULTILINE)
     config = re.sub(r"^every = \d+$", "every = 1\ntasks = 2", config, flags=re.MULTILINE)
+    config = config.replace('"HuggingFaceTB/SmolLM2-1.7B-Instruct"', f'"{model}"')
     return "tasks_per_step = 1\n" + config
 
 
@@ -72,7 +73,7 @@ def test_the_agent_of_a_page_trains(page: Path, tmp_path: Path) -> None:
     [result] = tmp_path.glob("runs/*/result.json")
     assert json.loads(result.read_text())["finished"] is True
     shown = subprocess.run([sys.executable, "-m", "agentlightning", "show"], cwd=tmp_path, capture_output=True, text=True, check=True)
-    assert "8 train rollouts" in shown.stdout
+    assert ("1 train rollout" if "[teacher]" in config.read_text() else "8 train rollouts") in shown.stdout
     assert "failed" not in shown.stdout
 
 
@@ -164,7 +165,7 @@ async def test_the_agent_of_a_page_earns_its_reward(page: str, case: Case, tmp_p
 
 
 def test_every_python_page_has_cases() -> None:
-    assert {page.stem for page in PAGES if "agent.mts" not in files_of(page)} == CASES.keys() | {"judges", "rewards"}
+    assert {page.stem for page in PAGES if "agent.mts" not in files_of(page)} == CASES.keys() | set(IN_PAGES)
 
 
 async def test_the_page_on_rewards_gives_each_measure_a_name(tmp_path: Path) -> None:

@@ -95,6 +95,10 @@ class Session(Protocol):
         """Return (tokens,) the critic's expected return before each sampled token; NaN on context."""
         ...
 
+    async def teacher_logprobs(self, batch: Batch) -> Doubles:
+        """Return (tokens,) the teacher's log-probability of each sampled token; NaN on context."""
+        ...
+
     async def update(self, batch: Batch, loss: LossSettings) -> dict[str, float]:
         """Train on a batch, serve the new weights, and return the trainer's metrics."""
         ...
@@ -127,8 +131,13 @@ class Algorithm(BaseSettings, ABC):
 
     @property
     def needs(self) -> Needs:
-        """Return what the run must offer: groups of rollouts, a critic."""
+        """Return what the run must offer: groups of rollouts, a critic, a teacher."""
         return Needs()
+
+    @property
+    def trains_unscored(self) -> bool:
+        """Whether rollouts without a reward are trained, so that the agent need not give one."""
+        return False
 
     @property
     def ignores_step_rewards(self) -> str | None:
@@ -138,6 +147,11 @@ class Algorithm(BaseSettings, ABC):
     @property
     def demonstrate(self) -> Demonstrate | None:
         """Return the function that answers the model calls of training rollouts; None: the engine samples them."""
+        return None
+
+    @property
+    def answered_steps(self) -> int | None:
+        """In how many first steps `demonstrate`, or the teacher, answers the calls of training rollouts; None: in all."""
         return None
 
     def parts(self) -> tuple[Any, ...]:

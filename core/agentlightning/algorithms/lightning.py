@@ -9,6 +9,8 @@ from typing import Annotated, Any, Literal, cast
 import numpy as np
 
 from agentlightning.algorithms.base import Algorithm, Session
+from agentlightning.algorithms.distillation import ask_teacher
+from agentlightning.algorithms.sft import supervised_step
 from agentlightning.config.parts import Part, PartValue, call, named
 from agentlightning.contracts.batch import Batch
 from agentlightning.contracts.loss import LossSettings
@@ -18,7 +20,7 @@ from agentlightning.rl.advantage.per_agent import PerAgent
 from agentlightning.rl.arrays import RolloutArrays
 from agentlightning.rl.batch.build import LossAggregation, make_batch
 from agentlightning.rl.marks import Needs, marks_of, needs_of_advantage, needs_of_credit
-from agentlightning.settings import FiniteFloat, PositiveInt, of_kind
+from agentlightning.settings import FiniteFloat, FiniteNonNegative, NonNegativeInt, PositiveInt, of_kind
 from agentlightning.types import Doubles, Trajectory
 
 
@@ -36,6 +38,13 @@ class LightningRL(Algorithm):
     agent_weights: dict[str, FiniteFloat] = field(default_factory=dict[str, float])
     """Factors of the advantages, by agent (a name or pattern; the first match counts); 1 for other agents. They scale advantages and not
     returns, so that they leave the baselines of other agents alone."""
+    teacher_coef: FiniteNonNegative = 0.0
+    """Coefficient of the advantage that a `[teacher]` gives each token: its log-probability of the token minus the recorded one. It is
+    added to the advantage of the rewards. 0 is off."""
+    demonstrated_steps: NonNegativeInt = 0
+    """In this many first steps the `[teacher]` answers the agent, once for each task, and its replies are trained like those of `sft`."""
+    min_reward: FiniteFloat = 1.0
+    """Rollouts of `demonstrated_steps` with less, and unscored ones, are not trained."""
     loss: Annotated[PartValue | LossSettings, of_kind("losses")] = "ppo_clip"
     """The term of a token that training minimises."""
     loss_aggregation: Literal["sequence_mean", "token_mean", "constant_length"] = "sequence_mean"
@@ -59,6 +68,11 @@ class LightningRL(Algorithm):
                 "group. Set group_size to 2 or more, or use an advantage that compares none: reinforce, reinforce_pp, gae, or your own "
                 "function with the mark agentlightning.rl.marks.independent."
             )
+        if "without_rewards" in marks_of(advantage) and not self.teacher_coef:
+            raise ConfigError(
+                f"algorithm.advantage {_named(self.advantage)} learns from a teacher alone, and algorithm.teacher_coef is 0. Set "
+                "teacher_coef, or use algorithm = 'distillation'."
+            )
         loss = Part.parse("losses", self.loss, "algorithm.loss").make()
         if loss.over_pairs:
             raise ConfigError(
@@ -69,7 +83,18 @@ class LightningRL(Algorithm):
 
     @property
     def needs(self) -> Needs:
-        return needs_of_credit(self._credit()) | needs_of_advantage(self._advantage())
+        return needs_of_credit(self._credit()) | needs_of_advantage(self._advantage()) | self._needs_of_teacher()
+
+    @property
+    def answered_steps(self) -> int:
+        return self.demonstrated_steps
+
+    def _needs_of_teacher(self) -> Needs:
+        return Needs(teacher=self.teacher_coef > 0, answers=self.demonstrated_steps > 0)
+
+    @property
+    def trains_unscored(self) -> bool:
+        return "without_rewards" in marks_of(self._advantage())
 
     @property
     def ignores_step_rewards(self) -> str | None:
@@ -98,6 +123,9 @@ class LightningRL(Algorithm):
                 'Set algorithm.loss.correction = "tis".'
             )
         for step in session.steps():
+            if step < self.demonstrated_steps:
+                await supervised_step(session, step, min_reward=self.min_reward, loss_aggregation="token_mean")
+                continue
             trajectories = await session.collect(step, self.group_size)
             rollouts = RolloutArrays.of(trajectories)
             if credit_asks:
@@ -105,11 +133,15 @@ class LightningRL(Algorithm):
             returns = self.returns(rollouts, credit)
             if critic and not credit_asks:
                 rollouts = await ask_critic(session, rollouts, returns)
-            estimate = self.estimate(rollouts, returns, advantage)
+            estimate, measured = self.estimate(rollouts, returns, advantage), dict[str, float]()
+            if self.teacher_coef:
+                gap, measured = await ask_teacher(session, rollouts, estimate.advantage)
+                taught = rollouts.per_token(estimate.advantage) + self.teacher_coef * self._weights(rollouts) * gap
+                estimate = replace(estimate, advantage=taught)
             if credit_asks:
                 estimate = with_target(rollouts, estimate, returns)
             batch = learner_batch(rollouts, estimate, returns, loss_aggregation=self.loss_aggregation, length=self.length)
-            metrics = await session.update(batch, loss)
+            metrics = {**await session.update(batch, loss), **measured}
             nonzero = nonzero_advantages(rollouts, estimate)
             if nonzero is not None:
                 metrics["nonzero_advantages"] = nonzero
@@ -144,11 +176,15 @@ class LightningRL(Algorithm):
             raise ConfigError(f"algorithm.advantage {_named(self.advantage)} returned {error}") from error
         if not self.agent_weights:
             return estimate
+        return replace(estimate, advantage=per_token * self._weights(rollouts))
+
+    def _weights(self, rollouts: RolloutArrays) -> Doubles:
+        """(tokens,) the factors of the agents."""
         weight, unmatched = np.ones(rollouts.transitions), np.ones(rollouts.transitions, np.bool_)
         for pattern, factor in self.agent_weights.items():
             chosen = unmatched & rollouts.acts(pattern)
             weight[chosen], unmatched = factor, unmatched & ~chosen
-        return replace(estimate, advantage=per_token * np.repeat(weight, rollouts.tokens))
+        return np.repeat(weight, rollouts.tokens)
 
 
 def learner_batch(

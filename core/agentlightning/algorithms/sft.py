@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, cast
+from typing import Any, ClassVar, Literal, TypeAlias, cast
 
 import numpy as np
 
@@ -19,9 +19,11 @@ from agentlightning.gateway.rendering.demonstration import Demonstrate
 from agentlightning.registry.registry import load_object
 from agentlightning.rl.batch.build import make_batch
 from agentlightning.rl.loss import SFTLoss
+from agentlightning.rl.marks import Needs
 from agentlightning.rl.trajectory.build import leave_out
 from agentlightning.types import FloatArray, Trajectory
 
+Aggregation: TypeAlias = Literal["token_mean", "sequence_mean"]
 TOLERANCE = 1e-9
 """A reward may miss `min_reward` by this much, because sums of floats do."""
 
@@ -32,23 +34,30 @@ class SFT(Algorithm):
 
     name: str = "sft"
     trains_demonstrations: ClassVar[bool] = True
-    demonstrations: str | Demonstrate
+    demonstrations: str | Demonstrate | None = None
     """`module:function`, called with `(task, messages, tools)` for each model call of a training rollout. It returns the assistant's
-    message in OpenAI's format, or None: then that call is sampled as usual, and not trained."""
+    message in OpenAI's format, or None: then that call is sampled as usual, and not trained. Absent: the `[teacher]`
+    answers, or a `replay` has the demonstrations."""
     min_reward: float = 1.0
     """Rollouts with less, and unscored ones, are not trained, so that wrong demonstrations are not learned."""
-    loss_aggregation: Literal["token_mean", "sequence_mean"] = "token_mean"
+    loss_aggregation: Aggregation = "token_mean"
     """The weight of a token: all tokens weigh the same; each rollout's tokens sum to one."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not (callable(self.demonstrations) or ":" in cast(Any, self.demonstrations)):
+        if not (self.demonstrations is None or callable(self.demonstrations) or ":" in cast(Any, self.demonstrations)):
             raise ConfigError(
                 f"algorithm.demonstrations is {self.demonstrations!r}. Set it to 'module:function', or to the function itself."
             )
 
     @property
-    def demonstrate(self) -> Demonstrate:
+    def needs(self) -> Needs:
+        return Needs(answers=self.demonstrations is None)
+
+    @property
+    def demonstrate(self) -> Demonstrate | None:
+        if self.demonstrations is None:
+            return None
         function: Any = load_object(self.demonstrations) if isinstance(self.demonstrations, str) else self.demonstrations
         if not callable(function):
             raise ConfigError(f"algorithm.demonstrations is {self.demonstrations!r}, a {type(function).__name__}. Name a function.")
@@ -58,19 +67,23 @@ class SFT(Algorithm):
     def ignores_step_rewards(self) -> str:
         return "algorithm 'sft' trains demonstrations, whatever their steps earn."
 
-    def parts(self) -> tuple[Demonstrate, SFTLoss]:
+    def parts(self) -> tuple[Demonstrate | None, SFTLoss]:
         return self.demonstrate, SFTLoss()
 
     async def run(self, session: Session) -> None:
-        _, loss = self.parts()
         for step in session.steps():
-            collected = await session.collect(step, 1)
-            check_demonstrated(step, collected)
-            trajectories = chosen(collected, min_reward=self.min_reward)
-            advantages = [advantage(trajectory) for trajectory in trajectories]
-            batch = make_batch(trajectories, advantages, loss_aggregation=self.loss_aggregation, demonstrations=True)
-            metrics = await session.update(batch, loss)
-            await session.finish_step(step, trajectories, returns_of(trajectories), advantages, batch, metrics)
+            await supervised_step(session, step, min_reward=self.min_reward, loss_aggregation=self.loss_aggregation)
+
+
+async def supervised_step(session: Session, step: int, *, min_reward: float, loss_aggregation: Aggregation) -> None:
+    """Run one rollout for each task of a step, and train on its demonstrations."""
+    collected = await session.collect(step, 1)
+    check_demonstrated(step, collected)
+    trajectories = chosen(collected, min_reward=min_reward)
+    advantages = [advantage(trajectory) for trajectory in trajectories]
+    batch = make_batch(trajectories, advantages, loss_aggregation=loss_aggregation, demonstrations=True)
+    metrics = await session.update(batch, SFTLoss())
+    await session.finish_step(step, trajectories, returns_of(trajectories), advantages, batch, metrics)
 
 
 def chosen(trajectories: Sequence[Trajectory], *, min_reward: float, best: int | None = None) -> list[Trajectory]:
@@ -102,6 +115,6 @@ def check_demonstrated(step: int, trajectories: Sequence[Trajectory]) -> None:
     transitions = [transition for trajectory in trajectories for transition in trajectory.transitions]
     if step == 0 and transitions and not any(transition.demonstrated for transition in transitions):
         raise ConfigError(
-            f"algorithm.demonstrations returned None for all {len(transitions)} model calls of the first step, so there is nothing to "
-            "learn. `agl show` lists the calls."
+            f"None of the {len(transitions)} model calls of the first step has a demonstration, so there is nothing to learn. `agl show` "
+            "lists the calls. Check algorithm.demonstrations."
         )

@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from agentlightning.cli.import_traces import import_traces
 from agentlightning.cli.store_server import serve
 from agentlightning.config.store_address import store_file
 from agentlightning.contracts.store import LightningStore, StoredRollout
@@ -26,6 +27,7 @@ from agentlightning.types import Mode, RolloutStatus
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode="markdown", help="Serve, export, import, copy, and prune stores.")
 app.command("serve")(serve)
+app.command("import-traces")(import_traces)
 STORE = "A run's folder or name, `latest`, a store file (agl.db), or a store's address."
 StoreArgument = Annotated[str, typer.Argument(metavar="STORE", help=STORE)]
 TargetArgument = Annotated[str, typer.Argument(metavar="TO", help="A store's address, or a store file. A missing file is created.")]

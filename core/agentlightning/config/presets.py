@@ -15,6 +15,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "ppo": {"advantage": "gae", "group_size": 1},
     "gspo": {"loss": "gspo"},
     "cispo": {"loss": "cispo", "loss_aggregation": "token_mean"},
+    "distillation": {"advantage": "none", "teacher_coef": 1.0, "loss_aggregation": "token_mean", "group_size": 1},
 }
 """Settings of each name, which a table of that name can change. Their sources are those of the advantages and losses. `length` only scales
 the gradient."""

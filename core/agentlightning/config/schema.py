@@ -25,6 +25,7 @@ from agentlightning.config.rewards import PROGRAM_REWARDS, RewardFrom, RewardSet
 from agentlightning.config.store_address import absolute_store, check_no_secret
 from agentlightning.config.task_files import HUB
 from agentlightning.config.tasks import is_reference
+from agentlightning.config.teacher import TeacherConfig
 from agentlightning.contracts.rendering import HistoryMode, RenderingChoices, RenderingSettings, saved_rendering
 from agentlightning.errors import ConfigError
 from agentlightning.registry.registry import Registry, registry
@@ -263,6 +264,9 @@ class Config(BaseSettings):
     """The inference engine and its settings."""
     trainer: Annotated[dict[str, JSON], of_kind("trainers")] = field(default_factory=dict[str, JSON])
     """The trainer and its settings."""
+    teacher: TeacherConfig | None = None
+    """A model that scores the sampled tokens (`algorithm.teacher_coef`), or answers the agent in the trained model's place (`sft`,
+    `algorithm.demonstrated_steps`)."""
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     collection: CollectionConfig = field(default_factory=CollectionConfig)
     runner: Annotated[RunnerSettings, of_kind("runners")] = field(default_factory=RunnerSettings)
@@ -446,14 +450,42 @@ def check_names(config: Config, plugins: Registry | None = None) -> None:
         Part.parse("filters", config.collection.filter, "collection.filter", plugins).make()
     build_step_rewards(config.step_rewards, plugins)
     algorithm = Part.parse("algorithms", config.algorithm, "algorithm", plugins).make()
-    if config.replay is not None and algorithm.trains_demonstrations:
-        raise ConfigError(
-            f"Algorithm {config.algorithm['name']!r} demonstrates replies while an agent runs, but a replay has sampled replies only. "
-            "Use algorithm 'lightning', or remove replay."
-        )
+    if algorithm.needs.answers:
+        _check_answers(config)
+    if algorithm.trains_demonstrations:
+        _check_demonstrations(config, own=config.algorithm.get("demonstrations") is not None)
     algorithm.parts()
     if config.step_rewards and (why := algorithm.ignores_step_rewards) is not None:
         raise ConfigError(f"step_rewards ({', '.join(config.step_rewards)}) would change nothing: {why}")
+
+
+def _check_demonstrations(config: Config, *, own: bool) -> None:
+    """Check that there is one source of demonstrations. `own`: the algorithm names a function."""
+    if own and config.replay is not None:
+        raise ConfigError(
+            "algorithm.demonstrations demonstrates replies while an agent runs, but a replay has replies of its own. Remove demonstrations "
+            "to train those of the store, or remove replay."
+        )
+    if not own and config.replay is None and config.teacher is None:
+        raise ConfigError(
+            f"Algorithm {config.algorithm['name']!r} has no demonstrations. Set algorithm.demonstrations = 'module:function', a [teacher] "
+            "that answers, or a replay of imported traces (docs/teachers.md)."
+        )
+
+
+def _check_answers(config: Config) -> None:
+    """Check that a teacher can answer in the first steps, whose groups have one rollout each."""
+    if not config.algorithm.get("demonstrated_steps"):
+        return
+    if config.replay is not None:
+        raise ConfigError("algorithm.demonstrated_steps needs an agent that runs, and a replay has none. Remove one of them.")
+    for key, default in {"max_staleness": 0, "filter": None}.items():
+        value = getattr(config.collection, key)
+        if value != default:
+            raise ConfigError(
+                f"collection.{key} is {value!r}, and algorithm.demonstrated_steps starts one rollout of each task. Remove "
+                f"collection.{key}, or train the demonstrations in a run of their own with algorithm 'sft'."
+            )
 
 
 def tracker_key(table: JSON) -> str:
@@ -494,6 +526,8 @@ def _absolute(config: Config, base: Path, data: Mapping[str, Any]) -> Config:
         changes["reward"] = config.reward.under(base)
     if config.prompts:
         changes["prompts"] = prompts_under(config.prompts, base)
+    if config.teacher is not None:
+        changes["teacher"] = config.teacher.under(base)
     if config.store is not None:
         changes["store"] = absolute_store(config.store, base)
     changes["model"] = model_path(config.model, base)

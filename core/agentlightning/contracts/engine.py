@@ -13,10 +13,11 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 
+from agentlightning.contracts.batch import Batch
 from agentlightning.contracts.model import Fit, ModelFiles, Share
-from agentlightning.errors import ContextOverflow, EngineError
+from agentlightning.errors import ContextOverflow, EngineError, UnsupportedSetting
 from agentlightning.settings import BaseSettings
-from agentlightning.types import FinishReason, FloatArray, IntArray, Policy, Sampling
+from agentlightning.types import Doubles, FinishReason, FloatArray, IntArray, Policy, Sampling
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -71,6 +72,10 @@ class Engine(ABC):
     """Whether the model lies on somebody else's server: `ModelFiles.path` is empty then, and training is refused."""
     serves_adapters: ClassVar[bool] = False
     """Whether it serves several policies at once: LoRA adapters over one base, by the name of their policy."""
+    scores: ClassVar[bool] = False
+    """Whether it has `score`, so that a teacher can be served by it."""
+    answers: ClassVar[bool] = False
+    """Whether it has `answer`, so that a teacher can show replies."""
     info: EngineInfo
     policy: Policy
     """The policy that the engine serves now. Of several, the first one."""
@@ -124,6 +129,20 @@ class Engine(ABC):
     @abstractmethod
     async def resume(self) -> None:
         """Undo `pause`."""
+
+    async def score(self, batch: Batch) -> Doubles:
+        """(tokens,) log-probabilities of the sampled tokens of a batch under the served weights, each at the temperature that it was
+        sampled with; NaN on context."""
+        raise UnsupportedSetting(f"Engine {type(self).__name__!r} cannot score given tokens. Use a teacher on engine 'torch'.")
+
+    async def tokenize(self, text: str) -> list[int]:
+        """Return the ids of a text in the server's tokenizer, with its special tokens as tokens and none added. Only an engine that is
+        `remote` and `scores` has it; elsewhere `EngineInfo.path` has the tokenizer."""
+        raise UnsupportedSetting(f"Engine {type(self).__name__!r} has no server to ask. Read the tokenizer of its model.")
+
+    async def answer(self, messages: list[dict[str, Any]], tools: list[dict[str, Any]]) -> dict[str, Any]:
+        """Return the model's reply to messages, with the tools it may call; all in OpenAI's form."""
+        raise UnsupportedSetting(f"Engine {type(self).__name__!r} takes token ids, not messages. Use engine 'upstream'.")
 
     async def close(self) -> None:
         """Release everything. A second call does nothing. Later requests raise `EngineError`."""

@@ -29,6 +29,8 @@ class SampledAnswerer:
     form: Form[Any]
     rendering: Callable[[], Awaitable[Rendering]]
     demonstrate: Demonstrate | None = None
+    demonstrated_steps: int | None = None
+    """See `Options`."""
 
     def error(self, refusal: Refused) -> bytes:
         """See `Answerer.error`."""
@@ -60,7 +62,8 @@ class SampledAnswerer:
         generation = replace(planned, policy=policy)
         recorded = replace(draft, completions=partial(sampled_completions, incoming, generation))
         yield recorded
-        if self.demonstrate is not None and rollout.mode == "train" and not asked.prompts:
+        shown = self.demonstrated_steps is None or (rollout.step or 0) < self.demonstrated_steps
+        if self.demonstrate is not None and shown and rollout.mode == "train" and not asked.prompts:
             generation = await demonstrated(generation, self.demonstrate, rollout, asked)
             recorded = replace(draft, completions=partial(sampled_completions, incoming, generation))
             yield recorded

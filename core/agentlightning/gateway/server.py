@@ -81,6 +81,8 @@ class Options(TypedDict, total=False):
     """Calls with this API key and no attempt are production. Each becomes a rollout of its own, sampled as it asks."""
     demonstrate: Demonstrate | None
     """Answers the calls of training rollouts in place of the engine."""
+    demonstrated_steps: int | None
+    """The number of first steps in which it answers. Absent: it answers in all."""
     models: Collection[str]
     """Further names, or patterns, for the model."""
     policies: PolicyChoice
@@ -103,7 +105,8 @@ def gateway_app(store: LightningStore, engine: Engine, **options: Unpack[Options
     else:
         rendering, demonstrate = _Loader(engine, options.get("rendering")), options.get("demonstrate")
         forms: tuple[Form[Any], ...] = (ChatForm(), ResponsesForm(), CompletionsForm(), MessagesForm())
-        endpoints = {form.path: Endpoint(service, SampledAnswerer(service, form, rendering, demonstrate)) for form in forms}
+        steps = options.get("demonstrated_steps")
+        endpoints = {form.path: Endpoint(service, SampledAnswerer(service, form, rendering, demonstrate, steps)) for form in forms}
         endpoints[COUNT_PATH] = TokenCounter(service, rendering).count
     endpoints[REWARD_PATH] = RewardEndpoint(store, max_body).answer
     routes = [

@@ -54,6 +54,7 @@ def register_advantages(register: Register) -> None:
         summary="r - mean of the group, normalised over the tokens of the step",
     )
     register("gigpo", "agentlightning.rl.advantage.gigpo:gigpo", summary="GRPO within groups, plus among transitions from the same state")
+    register("none", "agentlightning.rl.advantage.none:none", summary="0, for training on a teacher alone; needs no reward")
     register("gae", "agentlightning.rl.advantage.gae:gae", summary="PPO with a critic, over tokens or transitions")
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import Any, Literal, TypeVar
 
 F = TypeVar("F", bound=Callable[..., Any])
-Mark = Literal["independent", "uses_critic", "reads_rewards", "outcome_alone"]
+Mark = Literal["independent", "uses_critic", "reads_rewards", "outcome_alone", "without_rewards"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,9 +21,13 @@ class Needs:
     """A trainer with a value head, and `RolloutArrays.values`."""
     rewards: bool = False
     """The rewards of single steps, besides the returns."""
+    teacher: bool = False
+    """A model that scores the sampled tokens."""
+    answers: bool = False
+    """A model that answers the calls of training rollouts."""
 
     def __or__(self, other: Needs) -> Needs:
-        return Needs(self.group or other.group, self.critic or other.critic, self.rewards or other.rewards)
+        return Needs(*(mine or theirs for mine, theirs in zip(astuple(self), astuple(other), strict=True)))
 
 
 def independent(function: F) -> F:
@@ -44,6 +48,11 @@ def reads_rewards(function: F) -> F:
 def outcome_alone(function: F) -> F:
     """Mark a credit that never reads the rewards of steps."""
     return _marked(function, "outcome_alone")
+
+
+def without_rewards(function: F) -> F:
+    """Mark an advantage that reads no reward, so that rollouts without one are trained too."""
+    return _marked(function, "without_rewards")
 
 
 def marks_of(function: Callable[..., Any]) -> frozenset[Mark]:

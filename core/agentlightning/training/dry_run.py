@@ -140,7 +140,7 @@ async def measure(job: Job, plan: TrainingPlan, group_size: int, controls: Contr
                 ]
                 trajectories = await services.collector.run(rollouts)
             rollout_seconds = time.monotonic() - began
-            check_first(trajectories, config.agents)
+            check_first(trajectories, config.agents, needs_rewards=not plan.algorithm.trains_unscored)
             if services.choice.names:
                 check_first_calls(trajectories, services.choice, tuple(services.trainers))
             training_seconds = await _try_training(services, plan.algorithm, trajectories)
@@ -176,7 +176,7 @@ def _few_tasks(job: Job) -> list[Task]:
 
 def _compares_own(config: Config, algorithm: Algorithm) -> bool:
     """Whether the algorithm compares the rollouts of a group, and this policy sampled them."""
-    return algorithm.needs.group and config.replay is None and algorithm.demonstrate is None
+    return algorithm.needs.group and config.replay is None and algorithm.demonstrate is None and not algorithm.needs.answers
 
 
 async def _try_training(services: Services, algorithm: Algorithm, trajectories: Sequence[Trajectory]) -> float | None:
@@ -198,7 +198,7 @@ async def _try_step(trainer: Trainer, algorithm: Algorithm, trajectories: Sequen
     """Take a step, and return its seconds. Any advantages and pairs will do: only the work counts, and the weights are discarded."""
     loss = algorithm.loss_settings() or Part.parse("losses", "ppo_clip", "algorithm.loss").make()
     advantages = [np.ones(len(trajectory.transitions)) for trajectory in trajectories]
-    demonstrations = algorithm.demonstrate is not None
+    demonstrations = algorithm.demonstrate is not None or algorithm.needs.answers
     batch = trial_batch(trajectories) if loss.over_pairs else make_batch(trajectories, advantages, demonstrations=demonstrations)
     began = time.monotonic()
     await trainer.step(batch, loss)

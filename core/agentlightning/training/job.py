@@ -60,6 +60,8 @@ def make_job(
         config = dataclasses.replace(config, reward=config.reward.under(Path.cwd()))
     if config.prompts:
         config = dataclasses.replace(config, prompts=prompts_under(config.prompts, Path.cwd()))
+    if config.teacher is not None:
+        config = dataclasses.replace(config, teacher=config.teacher.under(Path.cwd()))
     if config.store is not None:
         config = dataclasses.replace(config, store=absolute_store(config.store, Path.cwd()))
     check_names(config)

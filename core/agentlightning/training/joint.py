@@ -40,6 +40,7 @@ class Run(Protocol):
     def steps(self) -> Iterator[int]: ...
     async def collect(self, step: int, group_size: int) -> list[Trajectory]: ...
     async def values(self, batch: Batch, policy: str | None = None) -> Doubles: ...
+    async def teacher_logprobs(self, batch: Batch) -> Doubles: ...
     async def update(self, batch: Batch, loss: LossSettings, policy: str | None = None) -> dict[str, float]: ...
     async def finish(self, step: int, trajectories: Sequence[Trajectory], lessons: Sequence[Lesson]) -> None: ...
 
@@ -58,7 +59,7 @@ def chosen_algorithm(config: Config) -> Algorithm:
     sizes = {name: algorithm.group_size for name, algorithm in algorithms.items()}
     if len(set(sizes.values())) > 1:
         raise ConfigError(f"The policies differ in algorithm.group_size ({_listed(sizes)}), but they share their rollouts. Use one number.")
-    demonstrated = {name: algorithm.trains_demonstrations for name, algorithm in algorithms.items()}
+    demonstrated = {name: algorithm.trains_demonstrations or algorithm.answered_steps for name, algorithm in algorithms.items()}
     if len(set(demonstrated.values())) > 1:
         raise ConfigError(
             f"Some policies learn from demonstrations ({_listed(demonstrated)}), and demonstrations answer every call of a rollout. Use "
@@ -94,6 +95,14 @@ class JointAlgorithm(Algorithm):
     @property
     def demonstrate(self) -> Demonstrate | None:
         return self._any().demonstrate
+
+    @property
+    def answered_steps(self) -> int | None:
+        return self._any().answered_steps
+
+    @property
+    def trains_unscored(self) -> bool:
+        return all(algorithm.trains_unscored for algorithm in self.policies.values())
 
     def loss_settings(self) -> LossSettings | None:
         return self._any().loss_settings()
@@ -216,6 +225,10 @@ class _PolicySession(base.Session):
     async def values(self, batch: Batch) -> Doubles:
         async with self._lockstep.turn:
             return np.asarray(await self._lockstep.run.values(batch, self._policy))
+
+    async def teacher_logprobs(self, batch: Batch) -> Doubles:
+        async with self._lockstep.turn:
+            return await self._lockstep.run.teacher_logprobs(batch)
 
     async def update(self, batch: Batch, loss: LossSettings) -> dict[str, float]:
         async with self._lockstep.turn:

@@ -22,6 +22,7 @@ from agentlightning.contracts.trainer import TrainerSettings, check_capabilities
 from agentlightning.errors import ConfigError, UnsupportedSetting
 from agentlightning.gateway.rendering.load import make_rendering
 from agentlightning.registry.registry import load_object, registry
+from agentlightning.rl.loss import SFTLoss
 from agentlightning.runner.agent_call import Agent, takes_llm
 from agentlightning.runner.proxies import reach_loopback
 from agentlightning.runner.worker_pool import reference_of
@@ -30,6 +31,7 @@ from agentlightning.training.joint import JointAlgorithm, chosen_algorithm
 from agentlightning.training.policies import Policies, check_policy_parts
 from agentlightning.training.progress import Progress
 from agentlightning.training.rewards.scoring import check_scorer
+from agentlightning.training.teacher import TeacherPlan, check_teacher, plan_teacher
 from agentlightning.training.trackers import ChosenTracker
 from agentlightning.types import JSON
 
@@ -60,6 +62,7 @@ class TrainingPlan(Plan):
     """By the name of the trained policy."""
     algorithm: Algorithm
     trackers: Sequence[ChosenTracker]
+    teacher: TeacherPlan | None
 
 
 async def plan_training(config: Config, agent: str | Agent | None, progress: Progress) -> TrainingPlan:
@@ -84,9 +87,11 @@ async def plan_training(config: Config, agent: str | Agent | None, progress: Pro
         trainers = _trainers(config, algorithm)
         check_policy_parts(config.policies, str(config.engine["name"]), engine[0], str(config.trainer["name"]), trainers)
         check_scorer(config, algorithm.group_size)
+        teacher = plan_teacher(config, algorithm.needs, progress.phase)
         checked, files = _agent(config, agent), _model(config.model, progress)
+        check_teacher(teacher, files)
         rendering, trainer = _rendering(config, files), next(iter(trainers.values()))
-        return TrainingPlan(checked, files, engine, rendering, config.policies, trainer, trainers, algorithm, trackers)
+        return TrainingPlan(checked, files, engine, rendering, config.policies, trainer, trainers, algorithm, trackers, teacher)
 
     return await asyncio.to_thread(check)
 
@@ -102,7 +107,7 @@ def _without_weights(
     files = ModelFiles(config.model, "") if engine[0].remote else _model(config.model, progress)
     rendering = RenderingSettings() if engine[0].remote else _rendering(config, files)
     frozen = FrozenTrainer, TrainerSettings()
-    return TrainingPlan(checked, files, engine, rendering, {}, frozen, {"main": frozen}, algorithm, trackers)
+    return TrainingPlan(checked, files, engine, rendering, {}, frozen, {"main": frozen}, algorithm, trackers, None)
 
 
 async def plan_rollouts(config: Config, agent: str | Agent, progress: Progress) -> Plan:
@@ -190,6 +195,8 @@ def _trainer(config: Config, table: Mapping[str, JSON], algorithm: Algorithm) ->
     needs = algorithm.needs
     capabilities = trainer.offers(settings)
     check_capabilities(str(config.trainer["name"]), capabilities, algorithm.loss_settings(), critic=needs.critic)
+    if needs.answers:
+        check_capabilities(str(config.trainer["name"]), capabilities, SFTLoss(), critic=False)
     if capabilities.critic and not needs.critic:
         raise UnsupportedSetting(
             "trainer.critic = true has no effect: neither credit nor advantage uses a critic. "

@@ -47,6 +47,7 @@ from agentlightning.training.rewards.scoring import Scoring, open_scoring
 from agentlightning.training.rollouts import RolloutSettings, trajectory_reader
 from agentlightning.training.run_folder import RunFolder
 from agentlightning.training.step_source import ReplyLimits
+from agentlightning.training.teacher import Teacher, open_teacher
 from agentlightning.training.trace_export import TraceExport, open_export
 from agentlightning.training.weight_sync import WeightSync
 from agentlightning.types import LLM, Attempt, new_id
@@ -81,6 +82,8 @@ class Services(RolloutServices):
     metrics: Metrics
     export: TraceExport | None
     """Sends rollouts to an OpenTelemetry receiver, if there is one."""
+    teacher: Teacher | None
+    """Scores sampled tokens, if the algorithm asks for it."""
 
     @property
     def max_staleness(self) -> int:
@@ -134,6 +137,8 @@ async def open_services(
         store = metrics.store(await _open_store(exits, config, folder))
         export = await exits.enter_async_context(open_export(store, config.otlp_endpoint, plan.files.name, metrics))
         share: Share = {}
+        controls.progress.phase("loading teacher")
+        teacher = await exits.enter_async_context(open_teacher(plan.teacher, plan.files))
         if plan.algorithm.trains_weights:
             trainers = await _open_trainers(exits, plan, share, restore, controls.progress)
             engine = await _open_engine(exits, plan.engine, plan.files, share)
@@ -147,11 +152,14 @@ async def open_services(
                 await engine.load(engine.policy)
         await _cancel_unfinished(store)  # before the runners can claim them
         scoring = await exits.enter_async_context(open_scoring(config, store, folder.path))
-        served = Served(store, engine, metrics, plan.algorithm.demonstrate, scoring)
+        demonstrate = plan.algorithm.demonstrate
+        if demonstrate is None and plan.algorithm.needs.answers and teacher is not None:
+            demonstrate = teacher.demonstrate(asyncio.get_running_loop())
+        served = Served(store, engine, metrics, demonstrate, scoring, plan.algorithm.answered_steps)
         collector, llm = await _open_runners(exits, config, plan, served, controls)
         yield Services(
             engine, collector, RolloutSettings.of(config), scoring, policy_choice(plan.policies), llm, store, trainers, syncs, controls,
-            config.collection, metrics, export,
+            config.collection, metrics, export, teacher,
         )  # fmt: skip
 
 
@@ -255,6 +263,8 @@ class Served(NamedTuple):
     demonstrate: Demonstrate | None
     """Answers training calls in the policy's place."""
     scoring: Scoring | None
+    demonstrated_steps: int | None = None
+    """In how many first steps; None: in all."""
 
 
 async def _open_runners(
@@ -262,13 +272,13 @@ async def _open_runners(
 ) -> tuple[Collector, Callable[[Attempt], LLM]]:
     """Start a gateway and runners; return their collector, and how an attempt reaches the gateway."""
     token, runner = os.environ.get("AGL_TOKEN") or secrets.token_urlsafe(24), config.runner
-    store, engine, metrics, demonstrate, scoring = served
+    store, engine, metrics, demonstrate, scoring, demonstrated_steps = served
     server, choice = StoreServer(store, token), policy_choice(plan.policies)
     order = order_route(server, RunnerOrder(model=engine.info.model, models=config.models, policies=choice.names, settings=runner))
     remote_routes = [*server.routes, order] if runner.workers or runner.elsewhere else []
     gateway = Gateway(
-        store, engine, host=config.host, port=config.port, demonstrate=demonstrate, models=config.models, policies=choice,
-        rendering=plan.rendering,
+        store, engine, host=config.host, port=config.port, demonstrate=demonstrate, demonstrated_steps=demonstrated_steps,
+        models=config.models, policies=choice, rendering=plan.rendering,
         extra_routes=[metrics_route(metrics, store, server.admits), *remote_routes], max_body=config.max_body_mb * 2**20, metrics=metrics,
     )  # fmt: skip
     await gateway.start()

@@ -21,7 +21,7 @@ from agentlightning.algorithms import base
 from agentlightning.algorithms.prompt_search import PromptSearch
 from agentlightning.contracts.batch import Batch
 from agentlightning.contracts.loss import LossSettings
-from agentlightning.errors import EngineError, HalfStep, Mismatch, TrainerError
+from agentlightning.errors import ConfigError, EngineError, HalfStep, Mismatch, TrainerError
 from agentlightning.training.choice import incomplete
 from agentlightning.training.evaluation import Evaluator, eval_metrics, evaluation_of, fullest_of
 from agentlightning.training.evaluation_cache import notices
@@ -130,6 +130,13 @@ class Session(base.Session):
     async def values(self, batch: Batch, policy: str | None = None) -> NDArray[np.float64]:
         self._controls.progress.phase("training")
         return await self._services.trainers[self._name(policy)].values(batch)
+
+    async def teacher_logprobs(self, batch: Batch) -> NDArray[np.float64]:
+        if self._services.teacher is None:
+            raise ConfigError("The algorithm asks a teacher, and the run has none. Add a [teacher] table, or remove teacher_coef.")
+        self._controls.progress.phase("asking the teacher")
+        with self._timed("teacher"):
+            return await self._services.teacher.logprobs(batch)
 
     async def update(self, batch: Batch, loss: LossSettings, policy: str | None = None) -> dict[str, float]:
         engine, name = self._services.engine, self._name(policy)

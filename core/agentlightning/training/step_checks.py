@@ -38,18 +38,20 @@ class StepChecks:
     """Which policy answers a call."""
     trained: Sequence[str] = ()
     """Names of the trained policies."""
+    needs_rewards: bool = True
+    """Whether rollouts without a reward are not trained."""
     _noticed: set[str] = field(default_factory=set[str])
     """Topics of the notices that come once in a run."""
 
     def first(self, trajectories: Sequence[Trajectory]) -> None:
         """Check the first rollouts of a run, as `check_first` does."""
-        check_first(trajectories, self.agents, folder=self.folder)
+        check_first(trajectories, self.agents, folder=self.folder, needs_rewards=self.needs_rewards)
         if self.choice.names:
             check_first_calls(trajectories, self.choice, self.trained)
 
     def first_step(self, trajectories: Sequence[Trajectory]) -> None:
         """Check the first training step, and log its most frequent diagnostics."""
-        check_first(trajectories, self.agents, folder=self.folder, full_step=True)
+        check_first(trajectories, self.agents, folder=self.folder, full_step=True, needs_rewards=self.needs_rewards)
         if self.choice.names:
             check_first_calls(trajectories, self.choice, self.trained, full_step=True)
         diagnostics = Counter(text for trajectory in trajectories for text in trajectory.diagnostics)
@@ -124,11 +126,17 @@ def _rewards(trajectories: Sequence[Trajectory]) -> str:
 
 
 def check_first(
-    trajectories: Sequence[Trajectory], agents: Sequence[str] | None, *, folder: Path | None = None, full_step: bool = False
+    trajectories: Sequence[Trajectory],
+    agents: Sequence[str] | None,
+    *,
+    folder: Path | None = None,
+    full_step: bool = False,
+    needs_rewards: bool = True,
 ) -> None:
     """Raise an error with the likely cause if the first rollouts show that the whole run would learn nothing.
 
-    `AgentError`: all rollouts failed, or none was scored. `JoinError`: no model call reached the gateway. `full_step`: see `check_joins`.
+    `AgentError`: all rollouts failed, or none was scored and `needs_rewards`. `JoinError`: no model call reached the gateway. `full_step`:
+    see `check_joins`.
     """
     if not trajectories:
         raise AgentError(
@@ -146,7 +154,7 @@ def check_first(
             "base_url=llm.base_url and api_key=llm.api_key, or install its framework's adapter (adapters = [...]). A command reads "
             "OPENAI_BASE_URL and OPENAI_API_KEY."
         )
-    if not any(trajectory.reward is not None for trajectory in trajectories):
+    if needs_rewards and not any(trajectory.reward is not None for trajectory in trajectories):
         failure = next((trajectory.error for trajectory in trajectories if trajectory.status == "succeeded" and trajectory.error), None)
         advice = "Return one from the agent function or call agl.reward(value)." if failure is None else f"The first one: {failure}"
         raise AgentError(f"No rollout in the first step received a reward. {advice}")

@@ -192,7 +192,9 @@ async def _open(job: Job, plan: TrainingPlan, folder: RunFolder, start: Start, c
         tracked = TrackedRun(folder.tracking_id(), folder.path, config.name, settings, max(0, start.logged + 1), controls.progress.message)
         served = TrainingMetrics(services.metrics, config.steps).log
         trackers = await exits.enter_async_context(Trackers(plan.trackers, tracked, served))
-        checks = StepChecks(config.agents, config.mismatch_alarm, folder.path, services.choice, tuple(services.trainers))
+        checks = StepChecks(
+            config.agents, config.mismatch_alarm, folder.path, services.choice, tuple(services.trainers), not plan.algorithm.trains_unscored
+        )
         sampler = start.sampler
         session = Session(
             services,

@@ -209,7 +209,7 @@ def test_a_source_needs_no_tasks_and_no_agent_and_its_file_is_relative_to_the_co
         ('command = "python act.py"', "command is set, but with a replay it only acts on eval_tasks"),
         ("collection = { max_staleness = 2 }", "collection.max_staleness is 2, but a replay starts and filters no rollouts"),
         ('collection = { filter = "nonzero_variance" }', "collection.filter is 'nonzero_variance', but a replay starts"),
-        ('algorithm = { name = "sft", demonstrations = "m:f" }', "Algorithm 'sft' demonstrates replies while an agent runs"),
+        ('algorithm = { name = "sft", demonstrations = "m:f" }', "algorithm.demonstrations demonstrates replies while an agent runs"),
     ],
 )
 def test_what_does_not_go_with_a_source_is_refused(tmp_path: Path, text: str, says: str) -> None:

@@ -191,5 +191,5 @@ def test_reinforcement_goes_on_from_the_policy_of_a_supervised_run(model: ModelF
 
 
 def test_a_run_without_one_demonstration_is_an_error_after_its_first_rollouts(model: ModelFiles, tmp_path: Path):
-    with pytest.raises(ConfigError, match="returned None for all 12 model calls of the first step"):
+    with pytest.raises(ConfigError, match="None of the 12 model calls of the first step has a demonstration"):
         agl.train(two_turns, tasks=TASKS, **settings(model, tmp_path, algorithm=agl.SFT(demonstrations=nothing)))

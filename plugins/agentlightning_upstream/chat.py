@@ -1,0 +1,25 @@
+"""One question to the upstream, of no call of an agent: messages and tools in, a message out."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+from agentlightning.errors import EngineError
+from agentlightning_upstream.connection import Connection
+from agentlightning_upstream.prompt_logprobs import post
+
+
+async def answer(connection: Connection, model: str, messages: list[dict[str, Any]], tools: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return the assistant's message. Raises `EngineError` for an answer without one, and for one that a token limit cut off."""
+    url = f"{connection.url}/chat/completions"
+    body = {"model": model, "messages": messages, **({"tools": tools} if tools else {})}
+    response = await post(connection, url, body)
+    choices: Any = response.get("choices") or [{}]
+    choice = cast("dict[str, Any]", choices[0])
+    message = choice.get("message")
+    if not isinstance(message, dict):
+        raise EngineError(f"The server {url} returned no message. Use an OpenAI-compatible server.")
+    if choice.get("finish_reason") == "length":
+        raise EngineError(f"A token limit cut off the answer of the server {url}. Raise the limit of the server.")
+    fields = cast("dict[str, Any]", message)
+    return {"role": "assistant", "content": fields.get("content"), "tool_calls": fields.get("tool_calls")}

@@ -1,0 +1,154 @@
+"""Runs in which a teacher answers the agent first: its good rollouts are demonstrations, and reinforcement learning goes on from there."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from letters import TASKS, ask, score
+from starlette.responses import JSONResponse
+
+import agentlightning as agl
+from agentlightning.contracts.store import StoredRollout
+from agentlightning.errors import AgentError, ConfigError, UnsupportedSetting
+from agentlightning.stores.common import open_store
+from agentlightning.training.job import make_job
+from agentlightning.training.metrics import read_metrics
+from agentlightning.training.run_folder import RunFolder
+from agentlightning.training.train import train_job
+from agentlightning_upstream import prompt_logprobs
+from judge_server import JudgeServer, judge_server
+
+
+async def solve(task: Any, llm: agl.LLM) -> float:
+    return score(await ask(llm, [{"role": "user", "content": task["text"]}], tokens=16))
+
+
+def letters(body: dict[str, Any]) -> str:
+    """A good answer, but a bad one to one of the tasks."""
+    return "12345678" if body["messages"][0]["content"] == "why?" else "abcdefgh"
+
+
+@pytest.fixture
+def server() -> Iterator[JudgeServer]:
+    with judge_server(letters) as server:
+        yield server
+
+
+def settings(model: str, folder: Path, server: JudgeServer | None, **more: Any) -> dict[str, Any]:
+    teacher = {} if server is None else {"teacher": {"model": "strong", "engine": {"name": "upstream", "url": server.base_url}}}
+    return {
+        "model": model, "folder": folder, "steps": 5, "tasks_per_step": 3, "sampler": "in_order", "progress": False,
+        "algorithm": {"name": "rloo", "group_size": 4, "demonstrated_steps": 3}, "trainer": {"name": "torch", "lr": 3e-3},
+        "engine": {"name": "torch", "max_batch": 1}, "runner": {"concurrency": 1}, **teacher, **more,
+    }  # fmt: skip
+
+
+def stored(run: agl.Run) -> list[StoredRollout]:
+    async def read() -> list[StoredRollout]:
+        store = open_store(RunFolder.open(run.folder).store_address)
+        try:
+            return [await store.read(state.rollout.id) for state in (await store.list(limit=1000))[0]]
+        finally:
+            await store.close()
+
+    return asyncio.run(read())
+
+
+def rows(run: agl.Run) -> list[dict[str, Any]]:
+    return [row for row in read_metrics(run.folder) if row["step"]]
+
+
+def measured(run: agl.Run) -> list[dict[str, Any]]:
+    return [{key: value for key, value in row.items() if not key.startswith(("seconds", "tokens_per_second"))} for row in rows(run)]
+
+
+def test_one_configuration_learns_from_a_teacher_first_and_from_rewards_then(model: str, server: JudgeServer, tmp_path: Path) -> None:
+    run = agl.train(solve, tasks=TASKS, **settings(model, tmp_path, server))
+    assert [row["rollouts"] for row in rows(run)] == [3, 3, 3, 12, 12]
+    assert len(server.bodies) == 9, "the teacher is asked in the demonstrated steps alone"
+    assert server.bodies[0] == {"model": "strong", "messages": [{"role": "user", "content": "abc"}]}
+    demonstrated = {
+        state.rollout.step: {completion.demonstrated for attempt in records for completion in attempt.completions}
+        for state, records in stored(run)
+    }
+    assert demonstrated == {0: {True}, 1: {True}, 2: {True}, 3: {False}, 4: {False}}
+    # Each byte is a token here, and the reply has an end mark. The answer to 'why?' in step 2 earns 0 and is not trained.
+    assert [row["trained_tokens"] for row in rows(run)[:3]] == [27, 18, 27]
+    excluded = [reason for learned in RunFolder.open(run.folder).read_batch(2).values() for reason in learned.excluded]
+    assert excluded == ["the reward of its rollout is below min_reward (1)"]
+    assert rows(run)[2]["loss"] < rows(run)[0]["loss"]
+    assert "mismatch_abs" not in rows(run)[0]
+    assert rows(run)[3]["mismatch_abs"] < 1e-3, "reinforcement learning starts from the supervised weights"
+
+
+def test_sft_asks_the_teacher_in_every_step(model: str, server: JudgeServer, tmp_path: Path) -> None:
+    run = agl.train(solve, tasks=TASKS, **settings(model, tmp_path, server, steps=2, algorithm="sft"))
+    assert len(server.bodies) == 6
+    assert [row["trained_tokens"] for row in rows(run)] == [27, 18]
+
+
+class StopAfter:
+    """Progress that stops the run, as Ctrl-C does, once a step is done."""
+
+    def __init__(self, step: int) -> None:
+        self.at, self.stop = step, asyncio.Event()
+
+    def step(self, row: Any) -> None:
+        if row["step"] == self.at:
+            self.stop.set()
+
+    def __getattr__(self, name: str) -> Any:
+        return lambda *args, **kwargs: None
+
+
+def test_a_resumed_run_does_what_one_does_that_was_not_stopped(model: str, server: JudgeServer, tmp_path: Path) -> None:
+    arguments = settings(model, tmp_path, server, steps=4)
+    whole = agl.train(solve, tasks=TASKS, **arguments)
+    stopper = StopAfter(2)
+    job = make_job(solve, tasks=TASKS, **{key: value for key, value in arguments.items() if key != "progress"})
+    half = asyncio.run(train_job(job, progress=stopper, resume=None, stop=stopper.stop))  # type: ignore[arg-type]
+    assert half.stopped
+    resumed = agl.train(solve, tasks=TASKS, resume=half.folder, **arguments)
+    assert measured(resumed) == measured(whole)
+
+
+FAILURES = {
+    "answered 400": lambda body: JSONResponse({"error": {"message": "no such model"}}, 400),
+    "answered 503: .*, 5 times": lambda body: JSONResponse({"error": "busy"}, 503),
+    "A token limit cut off the answer": lambda body: JSONResponse(
+        {"choices": [{"message": {"role": "assistant", "content": "abc"}, "finish_reason": "length"}]}
+    ),
+    "returned no message": lambda body: JSONResponse({"choices": [{"text": "abc"}]}),
+    "neither content nor tool calls": lambda body: "",
+}
+
+
+@pytest.mark.parametrize("message", FAILURES)
+def test_a_teacher_that_does_not_answer_is_named(model: str, tmp_path: Path, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prompt_logprobs, "FIRST_PAUSE", 0.001)
+    with judge_server(FAILURES[message]) as server:
+        more = {"tasks_per_step": 1, "runner": {"concurrency": 1, "on_failure": "drop"}}
+        with pytest.raises(AgentError, match=f"All 1 rollouts of the first step failed.*demonstration.*{message}"):
+            agl.train(solve, tasks=TASKS, **settings(model, tmp_path, server, **more))
+
+
+WRONG: dict[str, tuple[type[Exception], dict[str, Any]]] = {
+    r"teacher\.engine 'torch' cannot answer messages\. Run `agl serve": (UnsupportedSetting, {"teacher": {"model": "MODEL"}}),
+    r"algorithm\.demonstrated_steps is set, but there is no \[teacher\]": (ConfigError, {}),
+    r"collection\.max_staleness is 1, and algorithm\.demonstrated_steps": (ConfigError, {"collection": {"max_staleness": 1}}),
+    r"collection\.filter is 'nonzero_variance'": (ConfigError, {"collection": {"filter": "nonzero_variance"}}),
+    r"Algorithm 'sft' has no demonstrations": (ConfigError, {"algorithm": "sft"}),
+}
+
+
+@pytest.mark.parametrize("message", WRONG)
+def test_a_wrong_setting_is_an_error_before_the_run(model: str, tmp_path: Path, message: str) -> None:
+    error, more = WRONG[message]
+    more = {key: {"model": model} if key == "teacher" else value for key, value in more.items()}
+    with pytest.raises(error, match=message):
+        agl.train(solve, tasks=TASKS, **settings(model, tmp_path / "runs", None, **more))
+    assert not (tmp_path / "runs").exists()

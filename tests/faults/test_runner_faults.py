@@ -56,7 +56,7 @@ async def work(tmp_path: Path, tasks: list[str], *, concurrency: int = 1, attemp
     runner = RunnerSettings(workers=1, concurrency=concurrency, **settings)
     order = WorkerOrder(
         agent="faulty_agent:solve", store=f"http://secret@127.0.0.1:{port}", model="m", base_url="http://127.0.0.1:1/v1", adapters=(),
-        models=(), settings=runner, path=(str(tmp_path), *sys.path), name="worker",
+        models=(), policies=(), settings=runner, path=(str(tmp_path), *sys.path), name="worker",
     )  # fmt: skip
     workers = asyncio.create_task(Workers(store, order, runner).run())
     try:

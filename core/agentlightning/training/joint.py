@@ -17,8 +17,7 @@ from agentlightning.algorithms import base
 from agentlightning.algorithms.base import Algorithm, PromptTrials
 from agentlightning.algorithms.prompt_search import PromptSearch
 from agentlightning.config.parts import Part
-from agentlightning.config.policies import with_own
-from agentlightning.config.schema import Config
+from agentlightning.config.policies import PolicyConfig, with_own
 from agentlightning.contracts.batch import Batch
 from agentlightning.contracts.loss import LossSettings
 from agentlightning.errors import ConfigError, PluginError
@@ -26,7 +25,7 @@ from agentlightning.gateway.rendering.demonstration import Demonstrate
 from agentlightning.rl.marks import Needs
 from agentlightning.rl.trajectory.build import leave_out
 from agentlightning.training.lesson import Lesson
-from agentlightning.types import Doubles, Trajectory, Transition
+from agentlightning.types import JSON, Doubles, Trajectory, Transition
 
 
 class Run(Protocol):
@@ -45,12 +44,12 @@ class Run(Protocol):
     async def finish(self, step: int, trajectories: Sequence[Trajectory], lessons: Sequence[Lesson]) -> None: ...
 
 
-def chosen_algorithm(config: Config) -> Algorithm:
-    """Return the algorithm of a config: for several policies, one for each of them."""
-    if not config.policies:
-        return Part.parse("algorithms", config.algorithm, "algorithm").make()
-    trained = {name: policy for name, policy in config.policies.items() if policy.train}
-    tables = {name: with_own(config.algorithm, policy.algorithm) for name, policy in trained.items()}
+def chosen_algorithm(shared: Mapping[str, JSON], policies: Mapping[str, PolicyConfig]) -> Algorithm:
+    """Return the algorithm of the table `[algorithm]`: for several policies, one for each of them."""
+    if not policies:
+        return Part.parse("algorithms", shared, "algorithm").make()
+    trained = {name: policy for name, policy in policies.items() if policy.train}
+    tables = {name: with_own(shared, policy.algorithm) for name, policy in trained.items()}
     wheres = {name: f"policies.{name}.algorithm" if trained[name].algorithm else "algorithm" for name in trained}
     algorithms = {name: Part.parse("algorithms", table, wheres[name]).make() for name, table in tables.items()}
     for name, algorithm in algorithms.items():

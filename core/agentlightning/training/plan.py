@@ -73,7 +73,7 @@ async def plan_training(config: Config, agent: str | Agent | None, progress: Pro
 
     def check() -> TrainingPlan:
         trackers = chosen_trackers(config.trackers)
-        algorithm = chosen_algorithm(config)
+        algorithm = chosen_algorithm(config.algorithm, config.policies)
         reach_loopback()  # before the agent is imported, because its module may create a client
         engine = _engine(config)
         if not algorithm.trains_weights:

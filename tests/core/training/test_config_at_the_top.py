@@ -16,6 +16,7 @@ TOP = {
     "dry_run.py",
     "score.py",
     "rollouts.py",
+    "result.py",
     "evaluation_key.py",
     "production/opening.py",
     "rewards/scoring.py",

@@ -130,7 +130,7 @@ def test_a_trained_model_renders_as_in_its_run(folder: Path, decode: Callable[[A
         commands(), ["rollout", "plain.toml", "--limit", "1", "--model", str(run.checkpoint), "--template-arguments", '{"mood": "wild"}']
     )
     assert result.exception is None or isinstance(result.exception, SystemExit), result.output
-    [scored] = set((folder / "runs").iterdir()) - {run.folder}
+    [scored] = set((folder / "runs").glob("*/")) - {run.folder}
     assert prompts(scored, decode) == {"<|im_start|>user wild\none<|im_end|>\n<|im_start|>assistant\n"}
 
 

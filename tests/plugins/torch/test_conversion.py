@@ -198,4 +198,4 @@ def test_a_model_in_the_cache_of_the_hub_needs_no_network(llama: Path, tmp_path:
     code = "from agentlightning.config.models import find_model; print(find_model('someone/tiny'))"
     environment = {**os.environ, "HF_HOME": str(tmp_path / "hub")}  # read when its library is imported
     printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment).stdout
-    assert printed.strip() == f"ModelFiles(name='someone/tiny', path='{repository / 'snapshots' / 'abc'}')"
+    assert f"name='someone/tiny', path='{repository / 'snapshots' / 'abc'}'" in printed

@@ -22,7 +22,7 @@ from agentlightning.rl.batch.build import make_batch
 from agentlightning.rl.trajectory.build import leave_out
 from agentlightning.types import Task
 from agentlightning_gepa.bridge import Bridge
-from agentlightning_gepa.traces import TEMPLATE, example
+from agentlightning_gepa.traces import example
 
 if TYPE_CHECKING:
     from agentlightning_gepa.algorithm import GEPA
@@ -189,7 +189,7 @@ class Search:
         for name in components_to_update:
             if not (dataset := reflective_dataset.get(name)):
                 continue
-            question = {"current_instruction_doc": candidate[name], "dataset_with_feedback": dataset, "prompt_template": TEMPLATE}
+            question = {"current_instruction_doc": candidate[name], "dataset_with_feedback": dataset}
             prompt = str(Proposal.prompt_renderer(question))
             answer = self._keeping_failures(partial(self._reflect, prompt))
             self._update(tokens=self.search.tokens + answer.tokens)

@@ -12,20 +12,6 @@ from agentlightning.contracts.store import AttemptRecords
 from agentlightning.training.message_text import message_text
 from agentlightning.training.rewards.recorded_rollout import RecordedRollout, attempt_rewards
 
-TEMPLATE = """An assistant works with this instruction:
-```
-<curr_param>
-```
-
-This is what happened:
-
-<side_info>
-
-The feedback says what was wrong. Write a better instruction for the assistant. It must demand everything that the feedback asks for, such \
-as the exact form of the answer, and it must name facts and steps that help. The assistant will see other inputs of the same kind, so do \
-not repeat these inputs or their answers. Write the new instruction between ``` marks, and nothing else."""
-"""The question to the reflecting model: shorter than the library's own, so that a small model keeps to it."""
-
 
 def example(trials: Sequence[Trial], name: str, limit: int) -> dict[str, str] | None:
     """Return the rollout of a task with the lowest reward among those that asked for a prompt; None: none did. `limit`: characters."""

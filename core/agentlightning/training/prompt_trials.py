@@ -22,8 +22,6 @@ from agentlightning.types import Rollout, Span, Task, Trajectory
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 60.0
 """Seconds before another request after a failed one."""
-TEMPERATURE = 0.7
-"""Of a reflection: proposals differ, and a small model still writes sense."""
 LEASE = 60.0
 """Seconds of a reflection's lease."""
 
@@ -83,7 +81,7 @@ class RunTrials(PromptTrials):
 
     def _body(self, step: int, prompt: str, max_tokens: int) -> dict[str, Any]:
         seed = (self.seed * 1_000_003 + step) % 2**31
-        return {"messages": [{"role": "user", "content": prompt}], "max_tokens": max_tokens, "temperature": TEMPERATURE, "seed": seed}
+        return {"messages": [{"role": "user", "content": prompt}], "max_tokens": max_tokens, "seed": seed}
 
 
 async def _ask(settings: ReflectionSettings, key: str | None, body: dict[str, Any]) -> Reply:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, TypedDict, Unpack
 
@@ -27,6 +27,7 @@ from agentlightning.gateway.api.cards import Cards
 from agentlightning.gateway.api.openai_chat import ChatForm
 from agentlightning.gateway.api.openai_completions import CompletionsForm
 from agentlightning.gateway.api.openai_responses import ResponsesForm
+from agentlightning.gateway.api.prompts import Prompts
 from agentlightning.gateway.api.protocol import Form
 from agentlightning.gateway.api.rewards import PATH as REWARD_PATH
 from agentlightning.gateway.api.rewards import RewardEndpoint
@@ -87,6 +88,8 @@ class Options(TypedDict, total=False):
     """Further names, or patterns, for the model."""
     policies: PolicyChoice
     """Chooses the policy of each call. Absent: there is one policy."""
+    prompts: Mapping[str, str]
+    """Texts for agents outside a run, by name."""
     max_body: int
     """Bytes of a request's body, at most."""
     metrics: Metrics
@@ -113,6 +116,7 @@ def gateway_app(store: LightningStore, engine: Engine, **options: Unpack[Options
         *(Route(path, endpoint, methods=["POST"]) for path, endpoint in endpoints.items()),
         Route(CALLS_PATH, EndOfAttempt(callers).answer, methods=["DELETE"]),
         *Cards(engine, models, policies.names).routes,
+        *Prompts(service, options.get("prompts", {})).routes,
         *TraceEndpoint(store, max_body).routes,
     ]
     unknown = UnknownPath(service, endpoints).answer

@@ -28,7 +28,7 @@ from agentlightning.gateway.call import ONE_POLICY
 from agentlightning.gateway.rendering.load import make_rendering
 from agentlightning.runner.rollout import DEFAULT_STORE
 from agentlightning.serving.playground import Playground
-from agentlightning.serving.prompts import prompts_route, served_prompts
+from agentlightning.serving.prompts import served_prompts
 from agentlightning.stores.common import open_store
 from agentlightning.stores.http_server import StoreServer
 from agentlightning.telemetry.metrics import Metrics
@@ -159,11 +159,10 @@ async def _serving(model: ServedModel, address: Address, store: str | None, prog
         stack.push_async_callback(shown.close)
         if playground is not None:
             stack.push_async_callback(playground.close)
-        own = [metrics_route(metrics, opened, server.admits), prompts_route(model.prompts, opened, server)]
-        routes = [*server.routes, *own, *shown.routes]
+        routes = [*server.routes, metrics_route(metrics, opened, server.admits), *shown.routes]
         gateway = Gateway(
             opened, engine, host=address.host, port=address.port, max_body=address.max_body, token=token, extra_routes=routes,
-            rendering=model.rendering, metrics=metrics, policies=model.choice,
+            rendering=model.rendering, metrics=metrics, policies=model.choice, prompts=model.prompts,
         )  # fmt: skip
         await gateway.start()
         stack.push_async_callback(gateway.stop)

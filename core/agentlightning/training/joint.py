@@ -58,7 +58,7 @@ def chosen_algorithm(shared: Mapping[str, JSON], policies: Mapping[str, PolicyCo
     sizes = {name: algorithm.group_size for name, algorithm in algorithms.items()}
     if len(set(sizes.values())) > 1:
         raise ConfigError(f"The policies differ in algorithm.group_size ({_listed(sizes)}), but they share their rollouts. Use one number.")
-    demonstrated = {name: algorithm.trains_demonstrations or algorithm.answered_steps for name, algorithm in algorithms.items()}
+    demonstrated = {name: algorithm.trains_demonstrations or (algorithm.answered_steps or 0) for name, algorithm in algorithms.items()}
     if len(set(demonstrated.values())) > 1:
         raise ConfigError(
             f"Some policies learn from demonstrations ({_listed(demonstrated)}), and demonstrations answer every call of a rollout. Use "

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import dataclasses
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 from agentlightning.algorithms.base import Algorithm
@@ -87,7 +87,8 @@ async def plan_training(config: Config, agent: str | Agent | None, progress: Pro
         trainers = _trainers(config, algorithm)
         check_policy_parts(config.policies, str(config.engine["name"]), engine[0], str(config.trainer["name"]), trainers)
         check_scorer(config, algorithm.group_size)
-        teacher = plan_teacher(config, algorithm.needs, progress.phase)
+        needs = algorithm.needs if config.replay is None else replace(algorithm.needs, answers=False)  # its rollouts have their answers
+        teacher = plan_teacher(config.teacher, needs, config.sampling.temperature, progress.phase)
         checked, files = _agent(config, agent), _model(config.model, progress)
         check_teacher(teacher, files)
         rendering, trainer = _rendering(config, files), next(iter(trainers.values()))

@@ -13,7 +13,7 @@ import numpy as np
 
 from agentlightning.config.models import FetchProgress, find_model
 from agentlightning.config.parts import Part
-from agentlightning.config.schema import Config
+from agentlightning.config.teacher import TeacherConfig
 from agentlightning.contracts.batch import Batch
 from agentlightning.contracts.engine import Engine
 from agentlightning.contracts.model import ModelFiles
@@ -42,34 +42,33 @@ class TeacherPlan:
     """Whether it scores tokens, for which its tokenizer must be the student's."""
 
 
-def plan_teacher(config: Config, needs: Needs, progress: FetchProgress) -> TeacherPlan | None:
-    """Check the `[teacher]` of a config and find its model (blocking). Raises `ConfigError`."""
-    answers = needs.answers and config.replay is None
-    if (config.teacher is not None) != (needs.teacher or answers):
+def plan_teacher(teacher: TeacherConfig | None, needs: Needs, temperature: float, progress: FetchProgress) -> TeacherPlan | None:
+    """Check the `[teacher]` of a config and find its model (blocking). `temperature`: of the student. Raises `ConfigError`."""
+    if (teacher is not None) != (needs.teacher or needs.answers):
         setting = "algorithm.teacher_coef" if needs.teacher else "algorithm.demonstrated_steps"
-        problem = f"{setting} is set, but there is no [teacher]" if config.teacher is None else "[teacher] is set, but nothing asks it"
-        advice = "Add [teacher] with its model" if config.teacher is None else "Set algorithm = 'distillation', or algorithm.teacher_coef"
+        problem = f"{setting} is set, but there is no [teacher]" if teacher is None else "[teacher] is set, but nothing asks it"
+        advice = "Add [teacher] with its model" if teacher is None else "Set algorithm = 'distillation', or algorithm.teacher_coef"
         raise ConfigError(f"{problem}. {advice}, or remove it.")
-    if config.teacher is None:
+    if teacher is None:
         return None
-    part = Part.parse("engines", config.teacher.engine, "teacher.engine")
+    part = Part.parse("engines", teacher.engine, "teacher.engine")
     engine, settings = part.target, part.make()
     if needs.teacher and not engine.scores:
         raise UnsupportedSetting(f"teacher.engine {part.name!r} cannot score given tokens. Use engine 'torch' or 'upstream'.")
-    if answers and not engine.answers:
+    if needs.answers and not engine.answers:
         raise UnsupportedSetting(
-            f"teacher.engine {part.name!r} cannot answer messages. Run `agl serve {config.teacher.model}`, and set teacher.engine = "
+            f"teacher.engine {part.name!r} cannot answer messages. Run `agl serve {teacher.model}`, and set teacher.engine = "
             '{name = "upstream", url = "http://127.0.0.1:8000/v1"}.'
         )
     engine.check_settings(settings)
     if not engine.remote:
-        return TeacherPlan(find_model(config.teacher.model, progress=progress), engine, settings)
-    if needs.teacher and config.sampling.temperature != 1.0:
+        return TeacherPlan(find_model(teacher.model, progress=progress), engine, settings)
+    if needs.teacher and temperature != 1.0:
         raise UnsupportedSetting(
-            f"sampling.temperature is {config.sampling.temperature:g}, and the server of the teacher reports log-probabilities at "
+            f"sampling.temperature is {temperature:g}, and the server of the teacher reports log-probabilities at "
             "temperature 1. Set sampling.temperature = 1.0, or serve the teacher with engine 'torch'."
         )
-    return TeacherPlan(ModelFiles(config.teacher.model, ""), engine, settings, scores=needs.teacher)
+    return TeacherPlan(ModelFiles(teacher.model, ""), engine, settings, scores=needs.teacher)
 
 
 def check_teacher(plan: TeacherPlan | None, student: ModelFiles) -> None:

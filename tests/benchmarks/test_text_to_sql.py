@@ -40,6 +40,7 @@ from agentlightning_benchmarks.text_to_sql.forms import read_forms
 from agentlightning_benchmarks.text_to_sql.generate import CONTENTS, database, make_schema, make_tasks
 from agentlightning_benchmarks.text_to_sql.reward import has_order, reward
 from agentlightning_benchmarks.text_to_sql.solve import solve, solve_real
+from agentlightning_langchain import uninstall
 from agentlightning_torch.testing import tiny_model
 
 FOLDER = Path(sql_tasks.__file__).parent
@@ -361,7 +362,10 @@ def test_each_node_of_the_agent_trains_the_adapter_of_its_policy(tmp_path: Path,
     config = load_config(FOLDER / "real-two-adapters.toml")
     small = {"steps": 1, "tasks_per_step": 1, "eval_tasks": None, "model": model.path, "folder": str(tmp_path / "runs")}
     monkeypatch.setattr(solve_module, "reward", lambda task, query: len(query) / 1000)
-    run = train_config(replace(config, **small, sampling=replace(config.sampling, max_tokens=8)), progress=False)
+    try:
+        run = train_config(replace(config, **small, sampling=replace(config.sampling, max_tokens=8)), progress=False)
+    finally:
+        uninstall()  # or the tests after this one would record LangChain, too
     (row,) = read_metrics(run.folder)
     assert row["writer/transitions"] == 8
     assert row["rewriter/transitions"] > 0

@@ -55,7 +55,7 @@ class Access:
             if len(body) > LONGEST_LOGIN:
                 return failure(413, "This is too long for a token.")
         if not _equal(body.decode("utf-8", "replace").strip(), self._token.decode()):
-            return failure(401, "This token is wrong. Open the link that `agl view` printed.")
+            return failure(401, "This token is wrong. Open the link that the running `agl view` or `agl serve` printed last.")
         answer = Response(status_code=204, headers=dict(HEADERS))
         answer.set_cookie(self._cookie, self._pass, path="/view", httponly=True, samesite="strict")
         return answer

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import msgspec
 
+from agentlightning.config.models import run_result
 from agentlightning.errors import LightningError
 from agentlightning.page.library import Library, Source
+from agentlightning.page.prompts import search_of, stages_of
 from agentlightning.page.runs import Summaries, read_state, stamp_of
 from agentlightning.training.metrics import read_metrics
+from agentlightning.training.recorded import run_config
 from agentlightning.training.run_folder import RunFolder
 from agentlightning.training.run_state import RunState
 from agentlightning.training.step_history import has, no_signal
@@ -29,6 +33,8 @@ NAMES = (
     "trained_tokens", "seconds", "version_gap_mean",
 )  # fmt: skip
 """The metrics that have a curve."""
+POLICY_NAMES = ("entropy", "kl", "grad_norm", "loss", "mismatch_kl", "mismatch_abs", "clip_fraction", "reward")
+"""Those that each of several policies has as well, under its own name: `writer/entropy`."""
 SECONDS = "seconds."
 
 
@@ -43,7 +49,7 @@ class Watching:
         run = self._library.run(name)
         summary = self._summaries.of(name, run)
         queue = await self._queue(name) if summary["running"] else None
-        return {"run": summary, "queue": queue, **await asyncio.to_thread(_view, run)}
+        return {"run": summary, "queue": queue, **await asyncio.to_thread(_view, run, self._library)}
 
     async def events(self, name: str) -> AsyncGenerator[bytes]:
         """Server-sent events: the view after each change of the run, until its reader leaves or the server stops."""
@@ -69,10 +75,15 @@ class Watching:
         return {"running": sum(counts.running.values()), "queued": sum(counts.queued.values())}
 
 
-def _view(run: RunFolder) -> dict[str, JSON]:
-    rows, state = read_metrics(run.path), read_state(run)
+def _view(run: RunFolder, library: Library) -> dict[str, JSON]:
+    rows, state, result = read_metrics(run.path), read_state(run), run_result(run.path)
+    config = run_config(run)
+    policies = list(config.get("policies", {}))
     return {
-        "columns": columns(rows),
+        "columns": columns(rows, policies),
+        "policies": policies,
+        "prompts": search_of(result),
+        "stages": stages_of(result, library.name_of(Path(config["prompts"])) if isinstance(config.get("prompts"), str) else None),
         "time": times(rows),
         "diagnosis": _diagnosis(state),
         "choice": None if state is None or state.choice is None else {"step": state.choice.step, "reason": state.choice.reason},
@@ -80,12 +91,16 @@ def _view(run: RunFolder) -> dict[str, JSON]:
     }
 
 
-def columns(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
-    """The curves by name. A step without a number has None. Steps with an evaluation stay when a long run is thinned."""
+def columns(rows: Sequence[Mapping[str, Any]], policies: Sequence[str] = ()) -> dict[str, list[Any]]:
+    """The curves by name, those of several policies as `writer/entropy`. A step without a number has None.
+
+    Steps with an evaluation stay when a long run is thinned.
+    """
     rows = _thinned(rows)
     table: dict[str, list[Any]] = {"step": [row.get("step", 0) for row in rows]}
     phases = sorted({name for row in rows for name in row if name.startswith(SECONDS)})
-    for name in (*NAMES, *phases):
+    of_policies = [f"{policy}/{name}" for policy in policies for name in POLICY_NAMES]
+    for name in (*NAMES, *phases, *of_policies):
         values = [row[name] if has(row, name) else None for row in rows]
         if any(value is not None for value in values):
             table[name] = values

@@ -82,7 +82,7 @@ def test_text_of_a_model_is_shown_and_never_run(page: Any, link: str) -> None:
 def test_a_wrong_token_is_refused_and_the_right_one_signs_in(page: Any, link: str) -> None:
     address, _, secret = link.partition("#token=")
     page.goto(f"{address}#token=wrong")
-    page.wait_for_selector("form")
+    page.wait_for_selector("text=This token is wrong.")
     assert page.locator("table").count() == 0
     page.get_by_label("Token").fill("also wrong")
     page.get_by_role("button", name="Sign in").click()

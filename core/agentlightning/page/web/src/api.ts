@@ -12,7 +12,15 @@ export interface RunView {
   run: RunSummary; queue: { running: number; queued: number } | null; columns: Columns; time: Record<string, number>;
   diagnosis: { cause: string; evidence: string; remedy: string } | null; choice: { step: number; reason: string } | null;
   reused: { step: number; kind: string; run: string }[];
+  policies: string[]; prompts: Search | null; stages: Stages | null;
 }
+export interface Candidate { parent: number | null; step: number; score: number; changed: { name: string; version: string; text: string }[] }
+export interface Search {
+  best: { name: string; text: string; own: boolean }[]; candidate: number; candidates: Candidate[];
+  rollouts: number; tokens: number; rejected: number; unscored: number;
+}
+export interface Stage { before: number; prompts: Interval; weights?: Interval; after_weights?: number }
+export interface Stages { title: string; run: string | null; kinds: Record<string, Stage> }
 export interface Setting { name: string; value: string; default: string | null; differs: boolean; required: boolean; text: string }
 export interface Section { title: string; settings: Setting[] }
 export interface Row {

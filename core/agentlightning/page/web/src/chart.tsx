@@ -18,15 +18,29 @@ export function color(name: string): string {
 
 const sync = uPlot.sync("steps");
 
-export function Chart({ title, help, steps, series, height = 168, theme, onStep }: {
-  title: string; help: string; steps: number[]; series: Series[]; height?: number; theme: string; onStep?: (step: number) => void;
+// The place of the last value; -1: there is none.
+function lastPlace(line: Series): number {
+  return line.values.findLastIndex((value) => value !== null);
+}
+
+// From the first step to the last, or to `least`. A part that somebody chose with the mouse stays.
+function stepRange(steps: number[], least: number, low: number | null, high: number | null): [number, number] {
+  const first = steps[0] ?? 0, last = steps.at(-1) ?? 0;
+  if (low !== null && high !== null && (low > first || high < last)) return [low, high];
+  const end = Math.max(last, least);
+  return [Math.min(first, end - 1), end];
+}
+
+// `least`: the axis has at least these steps.
+export function Chart({ title, help, steps, series, least, height = 168, theme, onStep }: {
+  title: string; help: string; steps: number[]; series: Series[]; least: number; height?: number; theme: string; onStep?: (step: number) => void;
 }) {
   const box = useRef<HTMLDivElement>(null);
   const plot = useRef<uPlot | null>(null);
   const [place, setPlace] = useState<number | null>(null);
   const step = useRef(onStep);
   step.current = onStep;
-  const names = series.map((line) => `${line.name}${line.values.some((value) => value !== null) ? "" : " (none)"}`).join("|");
+  const names = series.map((line) => `${line.name}${line.values.some((value) => value !== null) ? "" : " (none)"}${line.points ? " ." : ""}`).join("|");
   const data: uPlot.AlignedData = [steps, ...series.map((line) => line.values)];
 
   useEffect(() => {
@@ -36,10 +50,10 @@ export function Chart({ title, help, steps, series, height = 168, theme, onStep 
     const axis = { stroke: text, grid: { stroke: grid, width: 1 }, ticks: { show: false }, font: "11px system-ui, sans-serif" };
     plot.current = new uPlot({
       width: element.clientWidth, height,
-      padding: [8, 8, 0, 0],
+      padding: [8, 18, 0, 0],
       cursor: { sync: { key: sync.key }, y: false, points: { size: 6 } },
       legend: { show: false },
-      scales: { x: { time: false }, y: { range: (_, low, high) => padded(low, high) } },
+      scales: { x: { time: false, range: (chart, low, high) => stepRange(chart.data[0] as number[], least, low, high) }, y: { range: (_, low, high) => padded(low, high) } },
       axes: [
         { ...axis, size: 24, gap: 4, grid: { show: false }, incrs: [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000] },
         { ...axis, size: 46, gap: 6, space: 36, values: (_, ticks) => ticks.map(short) },
@@ -63,19 +77,24 @@ export function Chart({ title, help, steps, series, height = 168, theme, onStep 
     const resize = new ResizeObserver(() => plot.current?.setSize({ width: element.clientWidth, height }));
     resize.observe(element);
     return () => { resize.disconnect(); plot.current?.destroy(); };
-  }, [names, theme, height]);
+  }, [names, theme, height, least]);
 
   useEffect(() => plot.current?.setData(data), [steps, series]);
 
-  const latest = series.map((line) => `${line.name} ${short(line.values.findLast((value) => value !== null))}`).join(", ");
+  const shown = place ?? Math.max(...series.map(lastPlace)); // the step of the legend: under the cursor, or the last one of the chart
+  const legend = series.map((line) => {
+    const at = place ?? lastPlace(line);
+    return { line, value: short(line.values[at]), note: at === shown || at < 0 ? "" : ` at step ${steps[at]}` };
+  });
+  const latest = legend.map(({ line, value, note }) => `${line.name} ${value}${note}`).join(", ");
   return (
-    <figure class="chart" aria-label={`${title} by step; latest: ${latest}`}>
+    <figure class="chart" aria-label={`${title} by step; step ${steps[shown] ?? "none"}: ${latest}`}>
       <figcaption><strong>{title}</strong><span class="muted help" title={help}>{help}</span></figcaption>
       <div ref={box} class={onStep ? "clickable" : ""} />
       <ul class="legend" aria-hidden="true">
-        <li class="muted">step <span class="num">{steps[place ?? steps.length - 1]}</span></li>
-        {series.map((line) => (
-          <li key={line.name}><span class={`dot ${line.dash ? "ring" : ""}`} style={{ color: `var(--${line.color ?? "accent"})` }} />{line.name} <span class="num">{short(place === null ? line.values.findLast((value) => value !== null) : line.values[place])}</span></li>
+        <li class="muted">step <span class="num">{steps[shown] ?? "–"}</span></li>
+        {legend.map(({ line, value, note }) => (
+          <li key={line.name}><span class={`dot ${line.dash ? "ring" : ""}`} style={{ color: `var(--${line.color ?? "accent"})` }} />{line.name} <span class="num">{value}</span>{note}</li>
         ))}
       </ul>
     </figure>

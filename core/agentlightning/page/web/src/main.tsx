@@ -1,5 +1,6 @@
 // The page: signs in, shows the view of the address, and keeps theme and help.
 import { render } from "preact";
+import "./bidi";
 import { useEffect, useState } from "preact/hooks";
 import { get, login, type RunList } from "./api";
 import { CompareView } from "./compare";
@@ -8,7 +9,7 @@ import { Loading, Problem, useKeys } from "./parts";
 import { PlaygroundView } from "./playground";
 import { RolloutView } from "./rollout";
 import { RolloutsView } from "./rollouts";
-import { go, to, useRoute, type Route } from "./router";
+import { decode, go, to, useRoute, type Route } from "./router";
 import { RunsView } from "./runs";
 import { RunPage } from "./run";
 import { shortId } from "./format";
@@ -23,6 +24,7 @@ function App() {
   const [start, setStart] = useState<RunList | null>(null);
   const [theme, setTheme] = useState<Theme>(() => (localStorage.getItem("theme") as Theme | null) ?? "auto");
   const [help, setHelp] = useState(false);
+  const [refused, setRefused] = useState("");
 
   const enter = () => get<RunList>("runs").then((list) => { setStart(list); setSignedIn(true); }).catch(() => setSignedIn(false));
   useEffect(() => {
@@ -30,7 +32,7 @@ function App() {
     if (token === null) { if (signedIn === null) void enter(); return; }
     go("#/", true); // the token stays neither in the address nor in the history
     setSignedIn(null);
-    login(token).then(enter).catch(() => setSignedIn(false));
+    login(token).then(enter).catch((problem: Error) => { setRefused(problem.message); setSignedIn(false); });
   }, [route]);
   useEffect(() => {
     const leave = () => setSignedIn(false);
@@ -56,17 +58,17 @@ function App() {
     <>
       <a class="skip" href="#content" onClick={(event) => { event.preventDefault(); document.getElementById("content")?.focus(); }}>Skip to content</a>
       <header class="top">
-        <a class="brand" href="#/"><img src="/view/icon.svg" alt="" width="22" height="22" />Agent Lightning</a>
+        <a class="brand" href="#/"><img src="/view/icon.svg" alt="" width="22" height="22" /><span>Agent Lightning</span></a>
         <Crumbs route={route} />
         <span class="grow" />
         <a class="quiet button" href={to(["playground"], { source: route.path[0] === "run" ? route.path[1] : null })}>Playground</a>
-        <button type="button" class="quiet" onClick={() => setHelp(!help)} aria-expanded={help}>Shortcuts</button>
+        <button type="button" class="quiet shortcuts" onClick={() => setHelp(!help)} aria-expanded={help}>Shortcuts</button>
         <button type="button" class="quiet theme" onClick={() => setTheme(next)} title={THEMES[theme]} aria-label={THEMES[theme]}>
           {theme === "auto" ? "◐" : theme === "light" ? "○" : "●"}
         </button>
       </header>
       <main id="content" tabIndex={-1}>
-        {signedIn === null ? <Loading /> : signedIn ? <View route={route} theme={theme} /> : <SignIn onEnter={enter} />}
+        {signedIn === null ? <Loading /> : signedIn ? <View route={route} theme={theme} /> : <SignIn onEnter={enter} refused={refused} />}
       </main>
       {help && <Keys onClose={() => setHelp(false)} />}
     </>
@@ -76,7 +78,7 @@ function App() {
 // The token of the link that `agl view` prints; null: the address has none.
 function tokenOf(hash: string): string | null {
   const token = /^#token=([^&]*)/.exec(hash)?.[1];
-  return token === undefined ? null : decodeURIComponent(token);
+  return token === undefined ? null : decode(token);
 }
 
 function View({ route, theme }: { route: Route; theme: string }) {
@@ -105,8 +107,9 @@ function Crumbs({ route }: { route: Route }) {
   return <nav class="crumbs" aria-label="Breadcrumbs">{crumbs.map(([text, href]) => <a key={href} href={href}>{text}</a>)}</nav>;
 }
 
-function SignIn({ onEnter }: { onEnter: () => void }) {
-  const [error, setError] = useState("");
+function SignIn({ onEnter, refused }: { onEnter: () => void; refused: string }) {
+  const [failed, setError] = useState("");
+  const error = failed || refused;
   const submit = (event: Event) => {
     event.preventDefault();
     const field = (event.target as HTMLFormElement).elements.namedItem("token") as HTMLInputElement;
@@ -115,7 +118,7 @@ function SignIn({ onEnter }: { onEnter: () => void }) {
   return (
     <form class="sign-in" onSubmit={submit}>
       <h1>Sign in</h1>
-      <p>Open the link that <code>agl view</code> printed, or paste its token.</p>
+      {!error && <p>Open the link that <code>agl view</code> printed, or paste its token.</p>}
       <label>Token<input name="token" type="password" autocomplete="off" autofocus /></label>
       {error && <p class="bad-text" role="alert">{error}</p>}
       <button type="submit" class="primary">Sign in</button>

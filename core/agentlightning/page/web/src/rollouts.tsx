@@ -46,11 +46,13 @@ export function RolloutsView({ source, query }: { source: string; query: Query }
       <div class="more" aria-live="polite">
         {list.loading
           ? <><span class="spinner" aria-hidden="true" /> {list.searched > ENOUGH ? `Searched ${count(list.searched)} rollouts, found ${count(list.rows.length)}` : "Reading"} <button type="button" class="quiet" onClick={list.stop}>Stop</button></>
-          : list.more
-            ? <><button type="button" class="button" onClick={list.load}>Load more</button>{list.searched > list.rows.length && <span class="muted">Searched {count(list.searched)} rollouts, found {count(list.rows.length)}.</span>}</>
-            : list.rows.length === 0 && !list.error
-              ? <Empty title="No rollout matches">{Object.keys(filters).length > 0 ? <a href={to(["run", source, "rollouts"])}>Remove the filters</a> : "Rollouts appear here when they are recorded."}</Empty>
-              : list.rows.length > 0 && <span class="muted">No more: {count(list.rows.length)} of {count(list.searched)} rollouts.</span>}
+          : list.error
+            ? list.rows.length > 0 && <button type="button" class="button" onClick={list.load}>Try again</button>
+            : list.more
+              ? <><button type="button" class="button" onClick={list.load}>Load more</button>{list.searched > list.rows.length && <span class="muted">Searched {count(list.searched)} rollouts, found {count(list.rows.length)}.</span>}</>
+              : list.rows.length === 0
+                ? <Empty title="No rollout matches">{Object.keys(filters).length > 0 ? <a href={to(["run", source, "rollouts"])}>Remove the filters</a> : "Rollouts appear here when they are recorded."}</Empty>
+                : <span class="muted">No more: {count(list.rows.length)} of {count(list.searched)} rollouts.</span>}
       </div>
     </div>
   );

@@ -4,6 +4,7 @@ import { watch, type Columns, type RunView } from "./api";
 import { Chart, type Series } from "./chart";
 import { DASH, count, duration, number, plural, short } from "./format";
 import { Badge, Loading, Problem, Stat, Tabs } from "./parts";
+import { Contributions, Prompts } from "./prompts";
 import { go, to } from "./router";
 import { EvalChange, State } from "./runs";
 import { Settings } from "./settings";
@@ -49,6 +50,7 @@ function RunHead({ view, name, tab, open }: { view: RunView; name: string; tab: 
 
 function Overview({ view, name, theme }: { view: RunView; name: string; theme: string }) {
   const { run, queue, diagnosis, choice } = view;
+  const kept = view.prompts ? "prompts" : "weights";
   const speed = view.columns.tokens_per_second?.findLast((value) => value !== null) ?? null;
   return (
     <>
@@ -68,45 +70,66 @@ function Overview({ view, name, theme }: { view: RunView; name: string; theme: s
           <p>{diagnosis.evidence}</p><p>{diagnosis.remedy}</p>
         </div>
       )}
-      {choice && <p class="choice"><strong>{choice.step === 0 ? "The weights before training are kept." : `The weights of step ${choice.step} are kept.`}</strong> <span class="muted">{choice.reason}</span></p>}
-      {(view.columns.step?.length ?? 0) === 0
-        ? <p class="muted">The first step has not ended yet. Its numbers appear here when it does.</p>
-        : <Charts columns={view.columns} name={name} theme={theme} />}
+      {choice && <p class="choice"><strong>{choice.step === 0 ? `The ${kept} before training are kept.` : `The ${kept} of step ${choice.step} are kept.`}</strong> <span class="muted">{choice.reason}</span></p>}
+      {(view.columns.step?.length ?? 0) > 0 && <Charts view={view} name={name} theme={theme} />}
+      {((view.columns.step as number[] | undefined)?.at(-1) ?? 0) === 0 && (
+        <p class="muted">{run.running ? "The first step has not ended yet. Its numbers appear here when it does." : "No step of this run has ended."}</p>
+      )}
+      {view.stages && <Contributions stages={view.stages} />}
+      {view.prompts && <Prompts search={view.prompts} />}
       {Object.keys(view.time).length > 0 && <WhereTimeGoes time={view.time} total={run.seconds} />}
     </>
   );
 }
 
-interface Spec { title: string; help: string; lines: [string, string, Partial<Series>?][] }
+// `each`: several policies have a line each.
+interface Spec { title: string; help: string; each?: boolean; lines: [string, string, Partial<Series>?][] }
 
 const CHARTS: Spec[] = [
   { title: "Reward", help: "mean of a step’s training rollouts, and of the eval tasks", lines: [["reward", "training", { color: "soft" }], ["eval.sampled", "eval, sampled", { points: true }], ["eval.greedy", "eval, greedy", { points: true, color: "second", dash: true }]] },
   { title: "Groups with signal", help: "groups whose rewards differ; the others train nothing", lines: [["signal", "share"]] },
-  { title: "Entropy", help: "of the policy, per token; near 0, it no longer explores", lines: [["entropy", "entropy"]] },
-  { title: "KL", help: "from the model before training, per token", lines: [["kl", "KL"]] },
-  { title: "Gradient norm", help: "before clipping", lines: [["grad_norm", "norm"]] },
-  { title: "Engine/trainer mismatch", help: "between the log-probabilities of sampler and trainer", lines: [["mismatch_kl", "KL"], ["mismatch_abs", "mean |Δ|", { color: "second", dash: true }]] },
-  { title: "Clip fraction", help: "tokens whose ratio left the clip range", lines: [["clip_fraction", "share"]] },
+  { title: "Entropy", help: "of the policy, per token; near 0, it no longer explores", each: true, lines: [["entropy", "entropy"]] },
+  { title: "KL", help: "from the model before training, per token", each: true, lines: [["kl", "KL"]] },
+  { title: "Gradient norm", help: "before clipping", each: true, lines: [["grad_norm", "norm"]] },
+  { title: "Engine/trainer mismatch", help: "between the log-probabilities of sampler and trainer", each: true, lines: [["mismatch_kl", "KL"], ["mismatch_abs", "mean |Δ|", { color: "second", dash: true }]] },
+  { title: "Clip fraction", help: "tokens whose ratio left the clip range", each: true, lines: [["clip_fraction", "share"]] },
   { title: "Truncated replies", help: "replies that end at a token limit", lines: [["truncated_fraction", "share"]] },
   { title: "Tokens per second", help: "sampled per second", lines: [["tokens_per_second", "tokens/s"]] },
 ];
 
-function Charts({ columns, name, theme }: { columns: Columns; name: string; theme: string }) {
+const COLORS = ["accent", "second", "warn", "bad", "good", "soft"];
+const FEW = 3; // values that have points, because one value alone draws no line
+const AXIS = 10; // steps of the axis at the start of a run
+
+// The lines of a chart. What is measured for each policy has a line for each, in the policy's colour.
+function linesOf(spec: Spec, columns: Columns, policies: string[]): Series[] {
+  const line = (key: string, name: string, more?: Partial<Series>): Series[] => {
+    const values = columns[key];
+    return values ? [{ name, values, points: values.filter((value) => value !== null).length < FEW, ...more }] : [];
+  };
+  const own = !spec.each ? [] : policies.flatMap((policy, place) => spec.lines.flatMap(([key, label, more]) =>
+    line(`${policy}/${key}`, spec.lines.length > 1 ? `${policy}, ${label}` : policy, { ...more, color: COLORS[place % COLORS.length] as string })));
+  return own.length ? own : spec.lines.flatMap(([key, label, more]) => line(key, label, more));
+}
+
+function Charts({ view, name, theme }: { view: RunView; name: string; theme: string }) {
+  const { columns, policies, run } = view;
   const steps = columns.step as number[];
   const charts = useMemo(() => CHARTS.flatMap((spec) => {
-    const series = spec.lines.flatMap(([key, label, more]) => (columns[key] ? [{ name: label, values: columns[key], points: steps.length < 3, ...more }] : []));
+    const series = linesOf(spec, columns, policies);
     return series.length ? [{ ...spec, series }] : [];
   }), [columns]);
+  const began = (steps.at(-1) ?? 0) > 0;
   const missing = CHARTS.filter((spec) => !charts.some((chart) => chart.title === spec.title)).map((spec) => spec.title.toLowerCase());
   return (
     <>
       <div class="charts">
         {charts.map((chart) => (
-          <Chart key={chart.title} title={chart.title} help={chart.help} steps={steps} series={chart.series} theme={theme}
+          <Chart key={chart.title} title={chart.title} help={chart.help} steps={steps} series={chart.series} theme={theme} least={Math.min(run.planned ?? AXIS, AXIS)}
             onStep={(step) => go(to(["run", name, "rollouts"], { step }))} />
         ))}
       </div>
-      <p class="muted small">Click a step to see its rollouts.{missing.length > 0 && ` Not measured by this run: ${missing.join(", ")}.`}</p>
+      <p class="muted small">Click a step to see its rollouts.{began && missing.length > 0 && ` ${run.running ? "Not measured so far" : "Not measured by this run"}: ${missing.join(", ")}.`}</p>
     </>
   );
 }

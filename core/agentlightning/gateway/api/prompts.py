@@ -10,6 +10,7 @@ from starlette.routing import Route
 
 from agentlightning.gateway.api.answers import json_response
 from agentlightning.gateway.api.schema import Refused
+from agentlightning.gateway.auth import check_open
 from agentlightning.gateway.call import Service
 
 PATH = "/v1/prompts"
@@ -24,7 +25,9 @@ class Prompts:
 
     async def _answer(self, request: Request) -> Response:
         try:
-            await self._service.callers.attempt(request.headers)
+            state = await self._service.callers.attempt(request.headers)
+            if state is not None:
+                check_open(state.attempt)
         except Refused as refusal:
             return json_response(refusal.body, refusal.status)
         return json_response(self._prompts)

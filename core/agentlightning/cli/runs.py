@@ -61,7 +61,7 @@ def _row(run: RunFolder, folder: Path) -> list[Text]:
     try:
         state = run.read_state()
     except RunError:  # it has not begun, or another version wrote it
-        return [name, Text(str(config.get("model", ""))), *[Text("")] * 5, Text("unknown")]
+        return [name, Text(str(config.get("model", ""))), *[Text("")] * 5, _unread_state(run)]
     result = run.read_result() if run.result.exists() else {}
     rewards = cast("dict[str, dict[str, float]]", result.get("eval") or {})
     first = {} if state.first is None else {kind: _mean(tasks) for kind, tasks in state.first.rewards.items()}
@@ -81,16 +81,29 @@ def _row(run: RunFolder, folder: Path) -> list[Text]:
     ]
 
 
+def _unread_state(run: RunFolder) -> Text:
+    """The state of a run whose state.json is absent or of another version."""
+    if run.in_use:
+        return Text("starting" if not run.begun else "running", style="green")
+    reason = run.failed()
+    if reason is not None:
+        return Text(f"failed: {reason}", style="red")
+    return Text("unknown" if run.begun else "stopped before its first step")
+
+
 def _state(run: RunFolder, state: RunState) -> Text:
     if run.in_use:
         return Text("running", style="green")
+    reason = run.failed()
+    if reason is not None:
+        return Text(f"failed: {reason}", style="red")
     if state.diagnosis is not None:
         return Text(f"{'finished' if state.finished else 'stopped'}, {state.diagnosis.cause}", style="yellow")
     return Text("finished" if state.finished else "stopped")
 
 
 def compare(
-    first: Annotated[str, typer.Argument(metavar="RUN", help="A run's folder or name, or `latest`.")],
+    first: Annotated[str, typer.Argument(metavar="RUN", help="A run's folder or name, or `latest`: the newest that has begun to record.")],
     second: Annotated[
         str | None, typer.Argument(metavar="[RUN]", help="Another one. Default: compare with the model before training.")
     ] = None,

@@ -100,7 +100,7 @@ def test_runs_are_listed_with_their_progress(agl: AGL, here: Path) -> None:
     assert set(rows) == {"one", "two", "three", "four", "five"}
     assert rows["one"][-6:] == ["8/8", "2", "0.250", "→", "0.875", "finished"]
     assert rows["two"][-5:] == ["0/8", "2", "0.250", "stopped,", "no_signal"]
-    assert rows["three"] == ["unknown"]
+    assert " ".join(rows["three"]) == "stopped before its first step"
     assert rows["four"][-1] == "running"
     assert rows["five"] == ["3", "0", "stopped"]
     assert "and 4 earlier ones" in agl("runs", "--limit", "1")[1]

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from agentlightning.cli.view import print_diagnosis
+from agentlightning.cli.view import print_diagnosis, print_whole, records_console
 from agentlightning.errors import RunError
 from agentlightning.records.comparison import base_side, paired_rewards, served_side, trained_side
 from agentlightning.training.choice import BOTH, Difference, Evaluation, differences
@@ -38,19 +38,20 @@ def runs(
     `agl runs /data/runs --limit 0` lists all runs in another folder.
     """
     folders = RunFolder.below(folder)
-    console = Console()
+    console = records_console()
     if not folders:
         console.print(Text(f"no run in {folder}"))
         return
     table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
-    for heading in ("run", "model", "started"):
+    table.add_column("run", no_wrap=True)
+    for heading in ("model", "started"):
         table.add_column(heading, overflow="fold")
     for heading in ("steps", "minutes", "sampled", "greedy"):
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("state")
     for run in folders[-limit:]:
         table.add_row(*_row(run, folder))
-    console.print(table)
+    print_whole(table, console)
     if limit and len(folders) > limit:
         console.print(f"… and {len(folders) - limit} earlier ones; --limit 0 shows all", style="dim")
 
@@ -119,7 +120,7 @@ def compare(
 
     `agl compare latest` shows what the last run gained over its model.
     """
-    console = Console()
+    console = records_console()
     run = _run(first)
     if second is None:
         after = asyncio.run(trained_side(run))
@@ -133,11 +134,11 @@ def compare(
         "", before.name, after.name, "change", "95% interval", "won", "lost", "same", box=None, pad_edge=False, header_style="bold"
     )
     for column in table.columns[1:]:
-        column.justify = "right"
+        column.justify, column.no_wrap = "right", True
     for kind in KINDS:
         if kind in changes:
             table.add_row(kind, *_cells(kind, before.evaluation, after.evaluation, changes[kind]))
-    console.print(table)
+    print_whole(table, console)
     for kind in KINDS:
         if kind in changes:
             _print_tasks(kind, before.evaluation, after.evaluation, console)

@@ -5,6 +5,7 @@ A value may come from TOML, which has no null: `false` switches off a setting th
 
 from __future__ import annotations
 
+import json
 import sys
 import types
 from collections.abc import Iterable, Mapping
@@ -88,9 +89,21 @@ def convert(value: Any, hint: Any, key: str) -> Any:
     try:
         return msgspec.convert(value, hint)
     except msgspec.ValidationError as error:
-        raise ConfigError(f"{key} is {value!r:.80}.{_nearest_choice(value, choices)} Use {describe(hint)}.") from error
+        advice = f"Write {json.dumps([value])}." if _takes_list_of(value, hint) else f"Use {describe(hint)}."
+        raise ConfigError(f"{key} is {value!r:.80}.{_nearest_choice(value, choices)} {advice}") from error
     except TypeError:
         return cast(Any, value)  # not plain data: the code that takes the setting checks it
+
+
+def _takes_list_of(value: Any, hint: Any) -> bool:
+    """Whether a list with this text or number alone would do."""
+    if not isinstance(value, str | int | float):
+        return False
+    try:
+        msgspec.convert([value], hint)
+    except (msgspec.ValidationError, TypeError):
+        return False
+    return True
 
 
 def describe(hint: Any) -> str:
@@ -106,7 +119,8 @@ def describe(hint: Any) -> str:
     if origin is tuple and arguments[-1] is not Ellipsis:
         return f"a list of {len(arguments)}, each {' or '.join(dict.fromkeys(map(describe, arguments)))}"
     if origin in (list, tuple):
-        return f"a list of {describe(arguments[0])}" if arguments else "a list"
+        item = describe(arguments[0]) if arguments else WORDS[Any]
+        return "a list" if item == WORDS[Any] else f"a list of {item}"
     if hint is dict or origin is dict:
         return "a table" + (f" with {describe(arguments[1])} for each key" if arguments and arguments[1] is not Any else "")
     if is_dataclass(hint):

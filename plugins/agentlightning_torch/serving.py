@@ -77,7 +77,8 @@ def _compare(model: Any, shape: KVShape, length: int) -> str | None:
         torch.cat([logits.log_softmax(-1) for logits in both]).double().cpu().numpy()
         for both in ([s.float() for s in served], [_plain(model, row) for row in rows])
     )
-    likely = expected > np.log(1e-4)  # the tail is never sampled
+    # The tail is never sampled. A token as likely as the average is no tail, or a large vocabulary without preference had none to compare.
+    likely = expected > min(np.log(1e-4), -np.log(vocabulary) - 1e-3)
     return disagreement(values[likely], expected[likely], shape.dtype, length)
 
 

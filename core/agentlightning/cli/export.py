@@ -18,7 +18,9 @@ if TYPE_CHECKING:
     from agentlightning.serving.export import Exported
 
 PolicyOption = Annotated[str | None, typer.Option("--policy", metavar="NAME", help="The policy, of a run with several.")]
-RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="A run's folder or name, or `latest`.")]
+RunArgument = Annotated[
+    str, typer.Argument(metavar="RUN", help="A run's folder or name, or `latest`: the newest that has begun to record.")
+]
 
 
 def export(

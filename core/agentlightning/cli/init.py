@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import shlex
 from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Literal
@@ -13,6 +14,7 @@ from rich.console import Console
 from rich.text import Text
 
 from agentlightning.errors import ConfigError
+from agentlightning.files import disk_errors
 
 Kind = Literal["langgraph", "openai-agents", "autogen", "program"]
 EXTRAS: dict[Kind, str] = {
@@ -53,12 +55,13 @@ def init(
     if folder.exists() and any(folder.iterdir()):
         raise ConfigError(f"{folder} is not empty. Choose another folder with --folder, because this would overwrite its files.")
     written = project_files(kind)
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, text in written.items():
-        (folder / name).write_text(text)
+    with disk_errors("write the project", folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, text in written.items():
+            (folder / name).write_text(text)
     console = Console()
     console.print(Text.assemble(f"{kind} project in ", (str(folder), "cyan"), f": {', '.join(sorted(written))}"), soft_wrap=True)
-    console.print(f"Next: cd {folder}, then agl train config.toml", highlight=False)
+    console.print(f"Next: cd {shlex.quote(str(folder))}, then agl train config.toml", highlight=False)
 
 
 def project_files(kind: Kind) -> dict[str, str]:

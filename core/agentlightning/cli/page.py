@@ -20,7 +20,10 @@ log = logging.getLogger("agentlightning.serve")
 def view(
     name: Annotated[
         str | None,
-        typer.Argument(metavar="[RUN or STORE]", help="A run, `latest`, a folder of runs, a store file, or a store's address."),
+        typer.Argument(
+            metavar="[RUN or STORE]",
+            help="A run, `latest` (the newest that has begun to record), a folder of runs, a store file, or a store's address.",
+        ),
     ] = None,
     host: Annotated[
         str, typer.Option(help="Address to listen on. 0.0.0.0 lets other machines in, and needs your own token.")

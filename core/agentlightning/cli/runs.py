@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from agentlightning.cli.view import print_diagnosis
+from agentlightning.cli.view import print_diagnosis, print_whole, records_console
 from agentlightning.errors import RunError
 from agentlightning.records.comparison import base_side, paired_rewards, served_side, trained_side
 from agentlightning.training.choice import BOTH, Difference, Evaluation, differences
@@ -38,19 +38,20 @@ def runs(
     `agl runs /data/runs --limit 0` lists all runs in another folder.
     """
     folders = RunFolder.below(folder)
-    console = Console()
+    console = records_console()
     if not folders:
         console.print(Text(f"no run in {folder}"))
         return
     table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
-    for heading in ("run", "model", "started"):
+    table.add_column("run", no_wrap=True)
+    for heading in ("model", "started"):
         table.add_column(heading, overflow="fold")
     for heading in ("steps", "minutes", "sampled", "greedy"):
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("state")
     for run in folders[-limit:]:
         table.add_row(*_row(run, folder))
-    console.print(table)
+    print_whole(table, console)
     if limit and len(folders) > limit:
         console.print(f"… and {len(folders) - limit} earlier ones; --limit 0 shows all", style="dim")
 
@@ -61,7 +62,7 @@ def _row(run: RunFolder, folder: Path) -> list[Text]:
     try:
         state = run.read_state()
     except RunError:  # it has not begun, or another version wrote it
-        return [name, Text(str(config.get("model", ""))), *[Text("")] * 5, Text("unknown")]
+        return [name, Text(str(config.get("model", ""))), *[Text("")] * 5, _unread_state(run)]
     result = run.read_result() if run.result.exists() else {}
     rewards = cast("dict[str, dict[str, float]]", result.get("eval") or {})
     first = {} if state.first is None else {kind: _mean(tasks) for kind, tasks in state.first.rewards.items()}
@@ -81,16 +82,29 @@ def _row(run: RunFolder, folder: Path) -> list[Text]:
     ]
 
 
+def _unread_state(run: RunFolder) -> Text:
+    """The state of a run whose state.json is absent or of another version."""
+    if run.in_use:
+        return Text("starting" if not run.begun else "running", style="green")
+    reason = run.failed()
+    if reason is not None:
+        return Text(f"failed: {reason}", style="red")
+    return Text("unknown" if run.begun else "stopped before its first step")
+
+
 def _state(run: RunFolder, state: RunState) -> Text:
     if run.in_use:
         return Text("running", style="green")
+    reason = run.failed()
+    if reason is not None:
+        return Text(f"failed: {reason}", style="red")
     if state.diagnosis is not None:
         return Text(f"{'finished' if state.finished else 'stopped'}, {state.diagnosis.cause}", style="yellow")
     return Text("finished" if state.finished else "stopped")
 
 
 def compare(
-    first: Annotated[str, typer.Argument(metavar="RUN", help="A run's folder or name, or `latest`.")],
+    first: Annotated[str, typer.Argument(metavar="RUN", help="A run's folder or name, or `latest`: the newest that has begun to record.")],
     second: Annotated[
         str | None, typer.Argument(metavar="[RUN]", help="Another one. Default: compare with the model before training.")
     ] = None,
@@ -106,7 +120,7 @@ def compare(
 
     `agl compare latest` shows what the last run gained over its model.
     """
-    console = Console()
+    console = records_console()
     run = _run(first)
     if second is None:
         after = asyncio.run(trained_side(run))
@@ -120,11 +134,11 @@ def compare(
         "", before.name, after.name, "change", "95% interval", "won", "lost", "same", box=None, pad_edge=False, header_style="bold"
     )
     for column in table.columns[1:]:
-        column.justify = "right"
+        column.justify, column.no_wrap = "right", True
     for kind in KINDS:
         if kind in changes:
             table.add_row(kind, *_cells(kind, before.evaluation, after.evaluation, changes[kind]))
-    console.print(table)
+    print_whole(table, console)
     for kind in KINDS:
         if kind in changes:
             _print_tasks(kind, before.evaluation, after.evaluation, console)

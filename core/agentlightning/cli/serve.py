@@ -24,7 +24,11 @@ if TYPE_CHECKING:
 log = logging.getLogger("agentlightning.serve")
 Source = Annotated[
     str | None,
-    typer.Argument(metavar="[MODEL]", help="A run (`latest`, `runs/x`), a name, a folder, a .gguf file, a LoRA adapter, or a hub id."),
+    typer.Argument(
+        metavar="[MODEL]",
+        help="A run (`runs/x`, or `latest`: the newest training run that has begun to record), a name, a folder, a .gguf file, "
+        "a LoRA adapter, or a hub id.",
+    ),
 ]
 Model = Annotated[str | None, typer.Option(metavar="NAME", help="The same as MODEL. With --upstream: the name of its model.")]
 Upstream = Annotated[str | None, typer.Option(metavar="URL", help="Forward to an OpenAI-compatible server. Name its model with `--model`.")]

@@ -44,7 +44,11 @@ TASK_LIMIT = 200
 
 def show(
     run: Annotated[
-        str, typer.Argument(metavar="[RUN]", help="A run's folder or name, `latest`, a store file (agl.db), or a store's address.")
+        str,
+        typer.Argument(
+            metavar="[RUN]",
+            help="A run's folder or name, `latest` (the newest run that has begun to record), a store file (agl.db), or a store's address.",
+        ),
     ] = "latest",
     rollout: Annotated[
         str | None, typer.Argument(metavar="[ROLLOUT]", help="Show one rollout: its id, or the start or end of its id.")

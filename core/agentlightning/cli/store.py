@@ -28,7 +28,7 @@ from agentlightning.types import Mode, RolloutStatus
 app = typer.Typer(no_args_is_help=True, rich_markup_mode="markdown", help="Serve, export, import, copy, and prune stores.")
 app.command("serve")(serve)
 app.command("import-traces")(import_traces)
-STORE = "A run's folder or name, `latest`, a store file (agl.db), or a store's address."
+STORE = "A run's folder or name, `latest` (the newest run that has begun to record), a store file (agl.db), or a store's address."
 StoreArgument = Annotated[str, typer.Argument(metavar="STORE", help=STORE)]
 TargetArgument = Annotated[str, typer.Argument(metavar="TO", help="A store's address, or a store file. A missing file is created.")]
 ResumeOption = Annotated[bool, typer.Option("--resume", help="Skip the rollouts that an interrupted copy has written.")]

@@ -27,7 +27,9 @@ if TYPE_CHECKING:
 
 def train(
     config: Annotated[Path | None, typer.Argument(metavar="[CONFIG.toml]", help="The config file.")] = None,
-    resume: Annotated[str | None, typer.Option(metavar="RUN", help="Resume a run: its folder, its name, or `latest`.")] = None,
+    resume: Annotated[
+        str | None, typer.Option(metavar="RUN", help="Resume a run: its folder or name, or `latest`: the newest that has begun to record.")
+    ] = None,
     model: Annotated[str | None, typer.Option(help="Train this model instead of the config's.")] = None,
     lr: Annotated[float | None, typer.Option(help="Use this learning rate instead of the config's.")] = None,
     dry_run: Annotated[

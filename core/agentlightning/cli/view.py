@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 from rich.console import Console, ConsoleOptions, ConsoleRenderable, RenderHook, RenderResult
 from rich.segment import Segment
+from rich.table import Table
 from rich.text import Text
 
 from agentlightning.records.accounts import UNACCOUNTED, total
@@ -46,6 +47,13 @@ def records_console() -> Console:
         console.width = 200  # a pipe or a file has no width to fit
     console.push_render_hook(VisibleControls())
     return console
+
+
+def print_whole(table: Table, console: Console) -> None:
+    """Print a table without cutting a name: on a narrow terminal its lines wrap."""
+    needed = console.measure(table, options=console.options.update(max_width=10_000)).minimum
+    console.width = max(console.width, needed)
+    console.print(table, soft_wrap=False)
 
 
 def print_diagnosis(run: RunFolder | None, console: Console) -> None:

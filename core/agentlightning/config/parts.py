@@ -14,6 +14,7 @@ from typing import Any, TypeAlias, cast
 
 import numpy as np
 
+from agentlightning.config.presets import PRESETS
 from agentlightning.contracts.loss import Correction, LossSettings
 from agentlightning.errors import ConfigError, LightningError, PluginError
 from agentlightning.registry.registry import Registry, registry, singular
@@ -80,7 +81,7 @@ class Part:
                 raise ConfigError(f"{where}.name is {name!r:.80}. Use text.")
             return cls(kind, where, value, None, name, settings, plugins)
         with naming(where):
-            return cls(kind, where, value, name, plugins.load(kind, name), settings, plugins)
+            return cls(kind, where, value, name, plugins.load(kind, name, PRESETS if kind == "algorithms" else ()), settings, plugins)
 
     def make(self) -> Any:
         """Return the part with its settings. Raises `ConfigError` for an object of the wrong kind, an unknown key, or a function that the

@@ -7,14 +7,16 @@ or the position.
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, cast
 
 from agentlightning.config.task_files import HUB, read_tasks
-from agentlightning.errors import TaskError
+from agentlightning.errors import LightningError, TaskError
 from agentlightning.registry.registry import load_object
 from agentlightning.types import JSON, Task
 
@@ -42,8 +44,7 @@ def _values(source: str | Path | Iterable[JSON]) -> Iterator[tuple[str, Any]]:
     """Return (where, value) of each task."""
     if isinstance(source, Path) or (isinstance(source, str) and not is_reference(source)):
         return ((where, _as_task(value)) for where, value in read_tasks(source))
-    values: Any = load_object(source) if isinstance(source, str) else source
-    values = values() if isinstance(source, str) and callable(values) else values
+    values: Any = _of_reference(source) if isinstance(source, str) else source
     if isinstance(values, str | bytes | dict) or not isinstance(values, Iterable):
         name = source if isinstance(source, str) else "tasks"
         raise TaskError(
@@ -51,6 +52,32 @@ def _values(source: str | Path | Iterable[JSON]) -> Iterator[tuple[str, Any]]:
         )
     of_source = f" of {source}" if isinstance(source, str) else ""
     return ((f"task {number}{of_source}", item) for number, item in enumerate(cast("Iterable[Any]", values)))
+
+
+def _of_reference(source: str) -> Any:
+    """The tasks of `module:attribute`: a list, or all that a function returns or yields."""
+    try:
+        values: Any = load_object(source)
+        if not callable(values):
+            return values
+        _check_no_arguments(source, values)
+        values = values()
+        return list(cast("Iterator[Any]", values)) if isinstance(values, Iterator) else values
+    except LightningError:
+        raise
+    except Exception as error:
+        frame = traceback.extract_tb(error.__traceback__)[-1]
+        place = f"{Path(frame.filename).name}, line {frame.lineno}"
+        raise TaskError(f"tasks {source!r} raised {type(error).__name__}: {error} ({place}). Fix it there.") from error
+
+
+def _check_no_arguments(source: str, function: Callable[..., Any]) -> None:
+    try:
+        inspect.signature(function).bind()
+    except TypeError as error:
+        raise TaskError(f"tasks {source!r} cannot be called without arguments: {error}. Give each argument a default.") from error
+    except ValueError:
+        return  # a function that is not written in Python may have no signature
 
 
 def _renamed(where: str, value: Any, columns: Mapping[str, str]) -> Any:

@@ -174,5 +174,5 @@ def listen(host: str, port: int) -> socket.socket:
     except OSError as error:
         listener.close()
         hint = f" Another program may use port {port}: choose another, or 0 for a free one." if error.errno == EADDRINUSE else ""
-        raise GatewayError(f"The gateway cannot listen on {host}:{port}: {error.strerror or error}.{hint}") from error
+        raise GatewayError(f"Cannot listen on {host}:{port}: {error.strerror or error}.{hint}") from error
     return listener

@@ -49,7 +49,7 @@ class Summaries:
 def stamp_of(run: RunFolder) -> Stamp:
     """Changes whenever a run has written something."""
     times: list[int] = []
-    for path in (run.path / NAME, run.state, run.config, run.result):
+    for path in (run.path / NAME, run.state, run.config, run.result, run.failure):
         try:
             stat = path.stat()
             times += [stat.st_mtime_ns, stat.st_size]
@@ -82,13 +82,25 @@ def _summary(run: RunFolder) -> dict[str, JSON]:
         "planned": config.get("steps"),
         "started": state.started if state is not None and state.started else None,
         "seconds": None if state is None else state.seconds,
-        "state": "unknown" if state is None else "finished" if state.finished else "stopped",
+        "state": _state(run, state),
         "cause": None if state is None or state.diagnosis is None else state.diagnosis.cause,
         "best": None if state is None else state.best_step,
         "reward": last(rows, "reward"),
         "curve": thinned([float(row["reward"]) for row in rows if has(row, "reward")], POINTS),
         "eval": {kind: evaluated(rows, kind) for kind in KINDS if any(has(row, f"eval.{kind}") for row in rows)},
     }
+
+
+def _state(run: RunFolder, state: RunState | None) -> str:
+    try:
+        reason = run.failed()
+    except RunError:
+        reason = None
+    if reason is not None:
+        return f"failed: {reason}"
+    if state is None:
+        return "unknown" if run.begun else "stopped before its first step"
+    return "finished" if state.finished else "stopped"
 
 
 def _part(table: Any) -> str | None:

@@ -9,18 +9,21 @@ from urllib.parse import quote
 
 from starlette.routing import BaseRoute
 
-from agentlightning.config.store_address import shown_address
+from agentlightning.config.store_address import shown_address, store_file
 from agentlightning.gateway.app_server import AppServer
 from agentlightning.page.app import page_app, page_routes
 from agentlightning.page.library import Library
 from agentlightning.records.source import RecordsSource
 from agentlightning.serving.serve import Shown, until_interrupted
+from agentlightning.stores.common import open_store
 
 
 def serve_page(library: Library, *, host: str, port: int, token: str, ready: Callable[[str], None]) -> None:
     """Serve the page until SIGINT or SIGTERM. `ready` is called once, with the link. Raises `GatewayError` if the address is not free."""
 
     async def serve_until_stopped() -> None:
+        for records in library.stores.values():
+            await _check_readable(records)
         server = AppServer(page_app(library, token), host=host, port=port)
         await server.start()
         try:
@@ -32,6 +35,16 @@ def serve_page(library: Library, *, host: str, port: int, token: str, ready: Cal
             await server.stop()
 
     asyncio.run(serve_until_stopped())
+
+
+async def _check_readable(records: RecordsSource) -> None:
+    """Raise `StoreError` for a file that is no store. A store elsewhere may be back when the page reads it."""
+    if store_file(records.address) is not None:
+        store = open_store(records.address)
+        try:
+            await store.list(limit=1)
+        finally:
+            await store.close()
 
 
 class ServedPage:

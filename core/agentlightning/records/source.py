@@ -42,7 +42,7 @@ def find_records(name: str) -> RecordsSource:
         if name.startswith("sqlite:"):
             _check_file(store_file(name))
         return RecordsSource(name)
-    if name == "latest" and not RunFolder.all("runs"):
+    if name == "latest" and not any(run.begun for run in RunFolder.all("runs")):
         recorded = os.environ.get("AGL_STORE") or ("agl.db" if Path("agl.db").is_file() else None)
         if recorded:
             return find_records(recorded)

@@ -10,7 +10,7 @@ import importlib
 import importlib.metadata
 import importlib.util
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -139,18 +139,18 @@ class Registry:
     def names(self, kind: str) -> list[str]:
         return sorted(self._entries[kind])
 
-    def entry(self, kind: str, name: str) -> Entry:
-        """Return the entry of a name. The `ConfigError` for an unknown name suggests the nearest one."""
+    def entry(self, kind: str, name: str, others: Iterable[str] = ()) -> Entry:
+        """Return the entry of a name. The `ConfigError` for an unknown name suggests the nearest one, also of `others`."""
         if name in self._entries[kind]:
             return self._entries[kind][name]
         skipped = [f"{plugin} ({reason})" for plugin, reason in self.broken.items()]
         note = f" Skipped plugins: {', '.join(skipped)}." if skipped else ""
-        raise ConfigError(unknown(singular(kind), name, self.names(kind)) + note)
+        raise ConfigError(unknown(singular(kind), name, sorted({*self.names(kind), *others})) + note)
 
-    def load(self, kind: str, name: str) -> Any:
+    def load(self, kind: str, name: str, others: Iterable[str] = ()) -> Any:
         """Return the object of a name. `module:attribute` names an object that no plugin registered."""
         direct = ":" in name and name not in self._entries[kind] and kind != "stores"
-        target = load_object(name) if direct else self.entry(kind, name).load()
+        target = load_object(name) if direct else self.entry(kind, name, others).load()
         base = load_object(BASES[kind]) if kind in BASES else object
         if kind in BASES and not (isinstance(target, type) and issubclass(target, base)):
             raise PluginError(

@@ -151,7 +151,7 @@ def choose(choice: Choice | None, strongest: Evaluation | None, change: Differen
         reason = f"Training made the model worse. A paired test of step {evaluation.step} finds {in_words(change)}."
         return Choice(step=0, reason=reason, against=evaluation.step, difference=change)
     if strongest is None:
-        return Choice(step=evaluation.step, reason="It is the first evaluated step.", change=change)
+        return Choice(step=evaluation.step, reason="It is the first step evaluated after training began.", change=change)
     reason = f"It is the last evaluated step. A paired test does not find it worse than step {strongest.step}: {in_words(difference)}."
     return Choice(step=evaluation.step, reason=reason, against=strongest.step, difference=difference, change=change)
 

@@ -4,6 +4,7 @@
         config.toml     the complete config, as the run used it
         metrics.jsonl   one line for each step (metrics.py)
         result.json     the result
+        failure.json    why the run failed; absent otherwise
         evaluation.json what the evaluation before training depends on, so that other runs can reuse it (evaluation_cache.py)
         reward.png      the reward curve (chart.py)
         store.db        every rollout, completion, span and reward
@@ -37,13 +38,16 @@ from typing import Any
 
 import msgspec
 
-from agentlightning.errors import RunError, UnknownRun
+from agentlightning.errors import LightningError, RunError, UnknownRun
 from agentlightning.files import disk_errors, flush, write_file
+from agentlightning.telemetry.logs import hide_secrets
 from agentlightning.training.run_state import BaseEvaluation, Learned, RunState
 from agentlightning.types import JSON, new_id
 
 _STEP = re.compile(r"step-(\d+)")
 _STATE = "run_state.json"
+FAILURE_LIMIT = 300
+"""Characters of the reason that a failed run keeps."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +67,7 @@ class RunFolder:
     path: Path
     config = _Inside("config.toml")
     result = _Inside("result.json")
+    failure = _Inside("failure.json")
     evaluation = _Inside("evaluation.json")
     chart = _Inside("reward.png")
     store = _Inside("store.db")
@@ -127,8 +132,8 @@ class RunFolder:
 
     @classmethod
     def latest(cls, root: Path | str = "runs") -> RunFolder:
-        """Return the run that started last."""
-        runs = cls.all(root)
+        """Return the newest run that has begun to record. A start that failed before that is no run yet."""
+        runs = [run for run in cls.all(root) if run.begun]
         if not runs:
             raise UnknownRun(f"There is no run under {root}. Start one with `agl train CONFIG.toml` or `agl demo`.")
         return runs[-1]
@@ -145,6 +150,11 @@ class RunFolder:
         except (OSError, ValueError):
             store = None
         return store or f"sqlite:{self.store}"
+
+    @property
+    def begun(self) -> bool:
+        """Whether the run has begun to record: its config is written when everything that it needs is open."""
+        return self.config.is_file() or self.state.is_file()
 
     @property
     def has_store(self) -> bool:
@@ -202,6 +212,17 @@ class RunFolder:
 
     def read_result(self) -> dict[str, JSON]:
         return _read(self.result, dict[str, Any])
+
+    def write_failure(self, error: Exception) -> None:
+        """Keep why the run failed: the first line of the error, without secrets."""
+        text = str(error) if isinstance(error, LightningError) else f"{type(error).__name__}: {error}"
+        line = hide_secrets(next(iter(text.strip().splitlines()), type(error).__name__))
+        reason = line if len(line) <= FAILURE_LIMIT else line[:FAILURE_LIMIT] + "…"
+        write_file(self.failure, _pretty({"reason": reason}))
+
+    def failed(self) -> str | None:
+        """Return why the run failed; None: it did not."""
+        return _read(self.failure, dict[str, str]).get("reason", "") if self.failure.is_file() else None
 
     def write_evaluation(self, evaluation: BaseEvaluation) -> None:
         write_file(self.evaluation, _pretty(evaluation))

@@ -17,7 +17,7 @@ from agentlightning.config.samplers import Sampler
 from agentlightning.config.schema import Config
 from agentlightning.config.toml import to_toml
 from agentlightning.contracts.tracker import TrackedRun
-from agentlightning.errors import Mismatch
+from agentlightning.errors import Mismatch, RunError
 from agentlightning.registry.registry import registry
 from agentlightning.runner.runner import Agent
 from agentlightning.telemetry.metrics import TrainingMetrics
@@ -136,12 +136,25 @@ async def _train_run(
             progress.message(resumed if start.checkpoint else f"{folder.name} has no checkpoint yet: starting again.")
         if start.carried:
             progress.message(f"An earlier run measured {start.carried} of the {len(job.tasks)} tasks. The sampler starts from its rewards.")
+        folder.failure.unlink(missing_ok=True)
         try:
             async with _open(job, plan, folder, start, controls) as session:
                 stopped = await _train(session, plan.algorithm)
+        except Stopped:
+            raise
+        except Exception as error:
+            _keep_failure(folder, error)
+            raise
         finally:
             progress.end()
         return Run(folder.path, folder.read_result(), stopped)
+
+
+def _keep_failure(folder: RunFolder, error: Exception) -> None:
+    try:
+        folder.write_failure(error)
+    except RunError as other:  # the first error says more
+        log.warning("The reason of the failure was not kept: %s", other)
 
 
 @dataclass(frozen=True, slots=True)

@@ -205,3 +205,14 @@ def test_the_current_folder_is_on_the_import_path_of_the_command(tmp_path: Path)
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path), "PYTHONSAFEPATH": "1"}
     run = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
     assert run.stdout.splitlines()[-1] == str(tmp_path.resolve())
+
+
+def test_init_below_a_file_is_refused_and_a_folder_with_a_space_is_quoted(
+    agl: AGL, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "afile").write_text("")
+    code, output = agl("init", "--folder", "afile/x")
+    assert code
+    assert "afile/x" in output
+    assert "Next: cd 'p q', then" in agl("init", "--folder", "p q")[1]

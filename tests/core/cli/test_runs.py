@@ -100,7 +100,7 @@ def test_runs_are_listed_with_their_progress(agl: AGL, here: Path) -> None:
     assert set(rows) == {"one", "two", "three", "four", "five"}
     assert rows["one"][-6:] == ["8/8", "2", "0.250", "→", "0.875", "finished"]
     assert rows["two"][-5:] == ["0/8", "2", "0.250", "stopped,", "no_signal"]
-    assert rows["three"] == ["unknown"]
+    assert " ".join(rows["three"]) == "stopped before its first step"
     assert rows["four"][-1] == "running"
     assert rows["five"] == ["3", "0", "stopped"]
     assert "and 4 earlier ones" in agl("runs", "--limit", "1")[1]
@@ -165,3 +165,17 @@ def test_a_look_at_a_run_does_not_keep_another_process_from_starting_it(here: Pa
         timer.start()
         with folder.lock():
             timer.join()
+
+
+@pytest.mark.parametrize("columns", [None, "40"])
+def test_a_narrow_or_missing_terminal_keeps_each_name_whole(
+    agl: AGL, here: Path, monkeypatch: pytest.MonkeyPatch, columns: str | None
+) -> None:
+    run = make_run("a-rather-long-name-of-a-run-that-nobody-would-like-to-see-in-two-parts", {0: BASE, 8: SERVED}, 8)
+    monkeypatch.delenv("COLUMNS")
+    if columns is not None:
+        monkeypatch.setenv("COLUMNS", columns)
+    [line] = [line for line in agl("runs")[1].splitlines() if run.name in line]
+    assert "stopped" in line
+    if columns is None:
+        assert run.name in agl("compare", "latest")[1]

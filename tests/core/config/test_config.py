@@ -425,3 +425,13 @@ def test_a_file_is_no_module() -> None:
         load_object("my_agent.py:solve")
     with pytest.raises(ConfigError, match=r"Write 'a:solve' for its module and run from 'x/y', or set path\.$"):
         load_object("x/y/a.py:solve")
+
+
+def test_an_unknown_algorithm_is_compared_with_the_presets_too() -> None:
+    with pytest.raises(ConfigError, match=r"Unknown algorithm 'gropo'\. Did you mean 'grpo'\? Use one of .*dr_grpo.*rloo"):
+        Part.parse("algorithms", {"name": "gropo"}, "algorithm")
+
+
+def test_a_value_in_place_of_a_list_is_shown_as_one() -> None:
+    with pytest.raises(ConfigError, match=r"trackers is 'wandb'\. Write \[\"wandb\"\]\."):
+        build(Config, {"model": "m", "trackers": "wandb"})

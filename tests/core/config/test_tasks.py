@@ -286,3 +286,21 @@ def test_a_sampler_refuses_no_tasks_no_count_and_the_state_of_other_tasks() -> N
             cls(numbered(2), 0).next(0)
         with pytest.raises(ConfigError, match="same tasks file"):
             cls(numbered(2), 0).restore(cls(numbered(3), 0).state())
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("bad", r"tasks 'made_tasks:bad' raised ValueError: no rows \(made_tasks.py, line 2\)\. Fix it there"),
+        ("arg", r"tasks 'made_tasks:arg' cannot be called without arguments: .*'path'"),
+        ("late", r"tasks 'made_tasks:late' raised KeyError: 'x' \(made_tasks.py, line 7\)"),
+    ],
+)
+def test_a_function_of_tasks_that_fails_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, says: str) -> None:
+    (tmp_path / "made_tasks.py").write_text(
+        "def bad():\n    raise ValueError('no rows')\ndef arg(path):\n    return [path]\n"
+        "def late():\n    yield {'a': 1}\n    raise KeyError('x')\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(TaskError, match=says):
+        load_tasks(f"made_tasks:{name}")

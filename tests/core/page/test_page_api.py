@@ -15,9 +15,10 @@ import httpx
 import pytest
 from page_world import TASKS, client, fill, served
 
-from agentlightning.errors import ConfigError
+from agentlightning.errors import ConfigError, StoreError
 from agentlightning.page.library import Library, find_library
 from agentlightning.page.rollouts import Filters, page
+from agentlightning.page.server import serve_page
 from agentlightning.stores.common import open_store
 from agentlightning.training.metrics import read_metrics
 from agentlightning.training.run_folder import RunFolder
@@ -255,3 +256,9 @@ def test_the_argument_names_a_run_a_folder_of_runs_or_a_store(world: Path, run: 
     with pytest.raises(ConfigError, match="has no runs"):
         find_library("empty")
     assert Library(None).runs() == {}
+
+
+def test_a_file_that_is_no_store_is_refused_before_the_page_is_served(tmp_path: Path) -> None:
+    (tmp_path / "junk.db").write_text("no database at all, but some text " * 40)
+    with pytest.raises(StoreError, match=r"junk\.db"):
+        serve_page(find_library(str(tmp_path / "junk.db")), host="127.0.0.1", port=0, token="t", ready=pytest.fail)

@@ -44,10 +44,22 @@ def test_a_new_folder_of_runs_ignores_its_files_and_an_old_one_stays_as_it_is(tm
     assert not (tmp_path / ".gitignore").exists()
 
 
-def test_the_latest_run_is_the_one_that_was_started_last(tmp_path: Path) -> None:
-    for name in ("20261122-133000-b", "20261122-133001-a", "notes"):
+def test_the_latest_run_is_the_newest_that_has_begun_to_record(tmp_path: Path) -> None:
+    for name in ("20261122-133000-b", "20261122-133001-a", "20261122-133002-failed", "notes"):
         (tmp_path / name).mkdir()
+        if "failed" not in name:
+            (tmp_path / name / "config.toml").write_text("")
     assert RunFolder.latest(tmp_path).name == "20261122-133001-a"
+
+
+def test_a_failure_keeps_its_first_line_without_secrets(tmp_path: Path) -> None:
+    folder = make(tmp_path)
+    folder.write_failure(ValueError("no postgresql://me:hunter2@db/x\nmore"))
+    reason = folder.failed()
+    assert reason is not None
+    assert reason.startswith("ValueError: no postgresql://")
+    assert "hunter2" not in reason
+    assert "more" not in reason
 
 
 def test_no_run_at_all_says_how_to_make_one(tmp_path: Path) -> None:

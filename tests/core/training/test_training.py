@@ -22,6 +22,7 @@ from openai import OpenAI
 from transformers import AutoModelForCausalLM
 
 import agentlightning as agl
+from agentlightning.cli.runs import _row
 from agentlightning.config.tasks import load_tasks
 from agentlightning.contracts.loss import CustomLoss
 from agentlightning.errors import (
@@ -37,6 +38,7 @@ from agentlightning.errors import (
     TrainerError,
     UnsupportedSetting,
 )
+from agentlightning.page.runs import Summaries
 from agentlightning.stores.common import open_store
 from agentlightning.training.metrics import read_metrics
 from agentlightning.training.run_diagnosis import RunDiagnosis
@@ -743,3 +745,18 @@ def test_what_a_run_cannot_do_is_one_line_before_any_model_loads(more: dict[str,
         agl.train(two_turns, tasks=TASKS, **settings("a model that is nowhere", tmp_path, **more))
     assert "\n" not in str(raised.value)
     assert RunFolder.all(tmp_path) == []
+
+
+def test_a_start_that_fails_keeps_its_reason_and_is_not_the_latest_run(model: str, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(LightningError) as caught:
+        agl.train(two_turns, tasks=TASKS, **settings(model, tmp_path / "runs", store=f"sqlite:{tmp_path}/file/x.db"))
+    [folder] = RunFolder.all(tmp_path / "runs")
+    reason = folder.failed()
+    assert reason
+    assert str(caught.value).startswith(reason.removesuffix("…"))
+    assert not folder.begun
+    assert Summaries().of("it", folder)["state"] == f"failed: {reason}"
+    assert str(_row(folder, tmp_path)[-1]) == f"failed: {reason}"
+    with pytest.raises(RunError, match="There is no run under"):
+        RunFolder.latest(tmp_path / "runs")

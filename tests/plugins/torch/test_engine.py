@@ -13,7 +13,7 @@ import pytest
 import torch
 from msgspec import structs
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from agentlightning.contracts.model import ModelFiles
 from agentlightning.errors import ConfigError, ContextOverflow, EngineError
@@ -713,3 +713,11 @@ def test_rows_that_share_a_prefix_decode_as_they_do_alone(files, order):
         return forward(model, np.array([row[-1] for row in rows]), last, attend, last_only=False)
 
     torch.testing.assert_close(logits(groups), logits([]), rtol=1e-5, atol=1e-5)
+
+
+def test_a_model_with_near_uniform_replies_over_a_large_vocabulary_is_served(tmp_path):
+    config = LlamaConfig(
+        vocab_size=32000, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2, max_position_embeddings=128
+    )
+    torch.manual_seed(0)
+    assert check_served(LlamaForCausalLM(config).eval(), "tiny").layers == 2

@@ -55,8 +55,9 @@ def test_agents_outside_a_run_get_its_best_prompts_and_record_them(model: str, t
         with agl.rollout(TASKS[0], store=said["store"], model=said["model"]) as rollout:
             rollout.reward(asyncio.run(follows_rules(TASKS[0], rollout.llm)))
             assert rollout.llm.prompt("other", default="mine") == "mine"
-            key = rollout.llm.api_key
-        assert httpx.get(f"{said['base_url']}/prompts", headers={"Authorization": f"Bearer {key}"}).json() == best
+            own = {"Authorization": f"Bearer {rollout.llm.api_key}"}
+            assert httpx.get(f"{said['base_url']}/prompts", headers=own).json() == best
+        assert httpx.get(f"{said['base_url']}/prompts", headers=own).status_code == 401, "a key ends with its attempt"
         assert httpx.get(f"{said['base_url']}/prompts", headers={"Authorization": "Bearer x"}).status_code == 401
     ((_, (records,)),) = stored(tmp_path, mode="production")
     assert prompts_of(records) == {**best, "other": "mine"}

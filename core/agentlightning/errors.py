@@ -145,14 +145,22 @@ class UnknownRun(RunError, ConfigError):
     """No run has this name."""
 
 
+LISTED_KEYS = 20
+"""Keys that an error lists at most after it suggested one."""
+
+
 def unknown(noun: str, name: str, names: Sequence[str], where: str = "", elsewhere: str = "") -> str:
     """`Unknown engine 'toch'. Did you mean 'torch'? Use one of torch, vllm.` `elsewhere`: a better question than that."""
+    nearest = elsewhere or did_you_mean(name, names)
     advice = f"Use one of {', '.join(names)}." if names else "There is none."
-    return f"Unknown {noun} {name!r}{where and ' ' + where}.{elsewhere or did_you_mean(name, names)} {advice}"
+    if noun == "key" and nearest and len(names) > LISTED_KEYS:
+        advice = "`agl config` lists all."
+    return f"Unknown {noun} {name!r}{where and ' ' + where}.{nearest} {advice}"
 
 
 def did_you_mean(name: str, names: Sequence[str]) -> str:
     """` Did you mean 'temperature'?` of `temprature` or `temp`; empty if no name is similar."""
     longer = [other for other in names if len(name) > 1 and other.startswith(name)]
-    nearest = difflib.get_close_matches(name, names, n=1) or longer
+    shorter = sorted((other for other in names if len(other) > 2 and name.startswith(other)), key=len, reverse=True)
+    nearest = difflib.get_close_matches(name, names, n=1) or longer or shorter
     return f" Did you mean {nearest[0]!r}?" if nearest else ""

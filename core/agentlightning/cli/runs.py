@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, cast
@@ -14,7 +15,7 @@ from rich.text import Text
 
 from agentlightning.cli.view import print_diagnosis, print_whole, records_console
 from agentlightning.errors import RunError
-from agentlightning.records.comparison import base_side, paired_rewards, served_side, trained_side
+from agentlightning.records.comparison import asked_tasks, base_side, paired_rewards, served_side, trained_side
 from agentlightning.training.choice import BOTH, Difference, Evaluation, differences
 from agentlightning.training.eval_rollouts import KINDS
 from agentlightning.training.recorded import run_config
@@ -139,9 +140,10 @@ def compare(
         if kind in changes:
             table.add_row(kind, *_cells(kind, before.evaluation, after.evaluation, changes[kind]))
     print_whole(table, console)
+    names = asyncio.run(asked_tasks(after))
     for kind in KINDS:
         if kind in changes:
-            _print_tasks(kind, before.evaluation, after.evaluation, console)
+            _print_tasks(kind, before.evaluation, after.evaluation, names, console)
     print_diagnosis(after.run, console)
 
 
@@ -166,8 +168,8 @@ def _cells(kind: str, before: Evaluation, after: Evaluation, change: Difference)
     ]
 
 
-def _print_tasks(kind: str, before: Evaluation, after: Evaluation, console: Console) -> None:
-    """Print the tasks that were won and lost, the largest changes first."""
+def _print_tasks(kind: str, before: Evaluation, after: Evaluation, names: Mapping[str, str], console: Console) -> None:
+    """Print the tasks that were won and lost, the largest changes first. `names`: what tasks ask, by id; others are shown by their id."""
     pairs = paired_rewards(kind, before, after)
     for word, sign in (("won", 1), ("lost", -1)):
         tasks = sorted(
@@ -175,7 +177,10 @@ def _print_tasks(kind: str, before: Evaluation, after: Evaluation, console: Cons
         )
         if tasks:
             more = f", and {len(tasks) - SHOWN_TASKS} more" if len(tasks) > SHOWN_TASKS else ""
-            console.print(Text(f"{kind} {word}: {', '.join(tasks[:SHOWN_TASKS])}{more}", style="dim"), soft_wrap=True)
+            console.print(
+                Text(f"{kind} {word}: {', '.join(names.get(task, task) for task in tasks[:SHOWN_TASKS])}{more}", style="dim"),
+                soft_wrap=True,
+            )
 
 
 def _mean(tasks: dict[str, float]) -> float:

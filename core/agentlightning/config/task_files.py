@@ -16,6 +16,7 @@ from agentlightning.errors import MissingExtra, TaskError
 
 HUB = "hf:"
 """Prefix of a Hugging Face data set."""
+HUB_ADVICE = "Check its name and the network, or name a file of tasks or a folder with a saved data set."
 Located = Iterator[tuple[str, Any]]
 
 
@@ -79,6 +80,8 @@ def _table(separator: str) -> Callable[[Path, bytes], Located]:
         reader = csv.reader(io.StringIO(_text(data, str(path)), newline=""), delimiter=separator, strict=True)
         try:
             header = next(reader, list[str]())
+            if len(header) == 1 and any(other in header[0] for other in {",", ";", "\t"} - {separator}):
+                raise TaskError(f"{path}, line 1: The header is one column, {header[0]!r}. Separate the columns with {separator!r}.")
             if len(set(header)) < len(header) or "" in header:
                 raise TaskError(f"{path}, line 1: The header is {header}. Give each column a name of its own.")
             for row in reader:
@@ -126,7 +129,7 @@ def _data_set(source: str) -> Located:
         rows: Any = datasets.load_from_disk(name) if saved else datasets.load_dataset(name, config or None, split=split or "train")
         rows = rows[split or "train"] if (Path(name) / "dataset_dict.json").is_file() else rows
     except Exception as error:  # any of the library, of the hub's client, of the network
-        raise TaskError(f"{source}: The data set cannot be loaded: {type(error).__name__}: {error}") from error
+        raise TaskError(f"{source}: The data set cannot be loaded: {type(error).__name__}: {error}. {HUB_ADVICE}") from error
     for number, row in enumerate(rows):
         yield f"{source}, row {number}", row
 

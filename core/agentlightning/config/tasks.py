@@ -175,4 +175,6 @@ def _check_json(value: Any, at: str = "") -> None:
     elif isinstance(value, float) and not math.isfinite(value):
         raise TaskError(f"{here}{value} is not a JSON number. Use a finite one.")
     elif value is not None and not isinstance(value, bool | int | float | str):
-        raise TaskError(f"{here}{value!r:.80} is of type {type(value).__name__}. Use a value that JSON can hold.")
+        raise TaskError(
+            f"{here}{value!r:.80} is of type {type(value).__name__}. Convert it to a value that JSON can hold, or leave it out."
+        )

@@ -12,8 +12,12 @@ from agentlightning.stores.common import open_store
 from agentlightning.training.choice import Evaluation
 from agentlightning.training.eval_rollouts import read_evaluation
 from agentlightning.training.evaluation import evaluation_of
+from agentlightning.training.recorded import is_hash, question_of, rollout_states
 from agentlightning.training.run_folder import RunFolder
 from agentlightning.types import Trajectory
+
+TASK_START = 60
+"""Characters of a task in a comparison."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +68,22 @@ def base_side(run: RunFolder) -> Side:
     if first is None:
         raise RunError(f"Run {run.name} did not evaluate its model before training. Name another run to compare it with.")
     return Side(run, "before training", first)
+
+
+async def asked_tasks(side: Side) -> dict[str, str]:
+    """How each evaluated task of a side begins, by id, where its id is only a hash. A reused evaluation is in another run's store."""
+    names: dict[str, str] = {}
+    source = run_records(side.run)
+    store = open_store(source.address)
+    try:
+        async for state in rollout_states(store, mode="eval", step=side.evaluation.step):
+            task = state.rollout.task
+            if is_hash(task.id):
+                question = question_of(task)
+                names[task.id] = question if len(question) <= TASK_START else question[:TASK_START] + "…"
+    finally:
+        await store.close()
+    return names
 
 
 async def _read(run: RunFolder, step: int) -> Evaluation:

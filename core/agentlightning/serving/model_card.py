@@ -75,7 +75,8 @@ def _results(rows: Sequence[Mapping[str, Any]], step: int) -> str:
     for kind in KINDS:
         if now.get(f"eval.{kind}") is not None:
             interval = [now.get(f"eval.{kind}.{name}") for name in ("change", "change_low", "change_high")]
-            change = "" if None in interval else "{:+.3f}, {:+.3f} to {:+.3f}".format(*interval)
+            unknown = "" if before.get(f"eval.{kind}") is None else "too few tasks changed"
+            change = unknown if None in interval else "{:+.3f}, {:+.3f} to {:+.3f}".format(*interval)
             lines.append(f"| {kind} | {_number(before.get(f'eval.{kind}'))} | {_number(now[f'eval.{kind}'])} | {change} |")
     if len(lines) == 2:
         return "These weights were not evaluated."

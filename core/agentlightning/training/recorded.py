@@ -155,7 +155,12 @@ def question_of(task: Task) -> str:
 def task_text(task: Task) -> str:
     """What a task asks, after its id, unless that is only a hash."""
     question = question_of(task)
-    return question if re.fullmatch("[0-9a-f]{16}|[0-9a-f]{32}", task.id) else f"{task.id} {question}"
+    return question if is_hash(task.id) else f"{task.id} {question}"
+
+
+def is_hash(task_id: str) -> bool:
+    """Whether a task's id was made for it, so that it tells a reader nothing."""
+    return re.fullmatch("[0-9a-f]{16}|[0-9a-f]{32}", task_id) is not None
 
 
 def _question(input: Any) -> Any:

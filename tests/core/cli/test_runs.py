@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from agentlightning.serving.model_card import _results
 from agentlightning.stores.common import open_store
 from agentlightning.training.choice import Choice, Evaluation
 from agentlightning.training.diagnosis import Diagnosis
@@ -25,7 +26,13 @@ async def record(folder: RunFolder, step: int, rewards: Rewards) -> None:
     """Record the greedy rollouts of an evaluation."""
     store = open_store(folder.store_address)
     for place, (task, reward) in enumerate(rewards.items()):
-        rollout = Rollout(task=Task(task, None), mode="eval", group=f"greedy-{step}-{place}", step=step, sampling=Sampling(temperature=0))
+        rollout = Rollout(
+            task=Task(task, {"question": f"What is {task}?"}),
+            mode="eval",
+            group=f"greedy-{step}-{place}",
+            step=step,
+            sampling=Sampling(temperature=0),
+        )
         attempt = await store.begin(rollout, "worker", lease=60)
         call = Call(id=f"{rollout.id}-c", attempt_id=attempt.id, index=0, status="completed", choices=1)
         completion = Completion(
@@ -179,3 +186,14 @@ def test_a_narrow_or_missing_terminal_keeps_each_name_whole(
     assert "stopped" in line
     if columns is None:
         assert run.name in agl("compare", "latest")[1]
+
+
+def test_tasks_without_an_id_of_their_own_are_compared_by_what_they_ask(agl: AGL, here: Path) -> None:
+    hashes = [f"{number:016x}" for number in range(16)]
+    make_run("one", {0: dict.fromkeys(hashes, 0.0), 8: dict.fromkeys(hashes, 1.0)}, 8)
+    assert f"greedy won: What is {hashes[0]}?, What is {hashes[1]}?" in agl("compare", "latest")[1]
+
+
+def test_a_model_card_says_why_an_interval_is_missing() -> None:
+    text = _results([{"step": 0, "eval.greedy": 0.5}, {"step": 1, "eval.greedy": 0.25}], 1)
+    assert "| greedy | 0.500 | 0.250 | too few tasks changed |" in text

@@ -435,3 +435,8 @@ def test_an_unknown_algorithm_is_compared_with_the_presets_too() -> None:
 def test_a_value_in_place_of_a_list_is_shown_as_one() -> None:
     with pytest.raises(ConfigError, match=r"trackers is 'wandb'\. Write \[\"wandb\"\]\."):
         build(Config, {"model": "m", "trackers": "wandb"})
+
+
+def test_a_longer_word_suggests_the_key_that_it_begins_with_and_lists_no_others() -> None:
+    with pytest.raises(ConfigError, match=r"Unknown key 'evaluation' at the top level\. Did you mean 'eval'\? `agl config` lists all\.$"):
+        build_config({"model": "m", "evaluation": {"every": 2}})

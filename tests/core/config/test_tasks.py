@@ -304,3 +304,9 @@ def test_a_function_of_tasks_that_fails_is_named(tmp_path: Path, monkeypatch: py
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(TaskError, match=says):
         load_tasks(f"made_tasks:{name}")
+
+
+def test_a_table_with_another_separator_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "tasks.csv").write_text("q;r\n1;2\n")
+    with pytest.raises(TaskError, match=r"line 1: The header is one column, 'q;r'\. Separate the columns with ','"):
+        load_tasks(tmp_path / "tasks.csv")

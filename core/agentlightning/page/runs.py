@@ -92,10 +92,7 @@ def _summary(run: RunFolder) -> dict[str, JSON]:
 
 
 def _state(run: RunFolder, state: RunState | None) -> str:
-    try:
-        reason = run.failed()
-    except RunError:
-        reason = None
+    reason = run.failed()
     if reason is not None:
         return f"failed: {reason}"
     if state is None:

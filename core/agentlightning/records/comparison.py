@@ -73,6 +73,8 @@ def base_side(run: RunFolder) -> Side:
 async def asked_tasks(side: Side) -> dict[str, str]:
     """How each evaluated task of a side begins, by id, where its id is only a hash. A reused evaluation is in another run's store."""
     names: dict[str, str] = {}
+    if not side.run.has_store:
+        return names
     source = run_records(side.run)
     store = open_store(source.address)
     try:

@@ -222,7 +222,12 @@ class RunFolder:
 
     def failed(self) -> str | None:
         """Return why the run failed; None: it did not."""
-        return _read(self.failure, dict[str, str]).get("reason", "") if self.failure.is_file() else None
+        if not self.failure.is_file():
+            return None
+        try:
+            return _read(self.failure, dict[str, str]).get("reason", "")
+        except RunError as error:
+            return str(error)
 
     def write_evaluation(self, evaluation: BaseEvaluation) -> None:
         write_file(self.evaluation, _pretty(evaluation))

@@ -60,11 +60,11 @@ def of_two(rows: Rows) -> Rows:
 
 @pytest.fixture(scope="module")
 def odd(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of odd runs, a store with turning text, and a file that is no store."""
+    """A folder of odd runs, one of them without a real store, and a store with turning text."""
     folder = tmp_path_factory.mktemp("odd")
     runs = folder / "runs"
     real = RunFolder.latest(world / "runs").path
-    for number, name in enumerate(("few", "begun", "policies", "prompts", "weights"), 1):
+    for number, name in enumerate(("few", "begun", "policies", "prompts", "weights", "junk"), 1):
         shutil.copytree(real, runs / f"20260101-00000{number}-{name}")
     paths = {path.name.rpartition("-")[2]: path for path in runs.iterdir()}
     edit(paths["few"], without_last)
@@ -82,7 +82,9 @@ def odd(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         await store.close()
 
     run_async(record())
-    (folder / "junk.db").write_text("This is no database.\n" * 40)
+    for file in paths["junk"].glob("store.db*"):
+        file.unlink()
+    (paths["junk"] / "store.db").write_text("This is no database.\n" * 40)
     return folder
 
 
@@ -167,11 +169,10 @@ def test_a_malformed_address_is_no_view(page: Any, odd_link: str) -> None:
     page.wait_for_selector("text=This page has no view #/%E0%A4%A.")
 
 
-def test_nothing_more_is_offered_below_an_error(page: Any, odd: Path) -> None:
-    with served(odd, "junk.db") as link:
-        open_page(page, link)
-        page.wait_for_selector("text=is not a SQLite database")
-        assert page.get_by_role("button", name="Load more").count() == 0
+def test_nothing_more_is_offered_below_an_error(page: Any, odd_link: str) -> None:
+    open_page(page, odd_link, "#/run/20260101-000006-junk/rollouts")
+    page.wait_for_selector("text=is not a SQLite database")
+    assert page.get_by_role("button", name="Load more").count() == 0
 
 
 def test_a_narrow_window_shows_rewards_links_and_the_way_back(page: Any, odd_link: str) -> None:

@@ -95,7 +95,7 @@ def test_the_theme_follows_the_system_until_somebody_chooses(browser: Any, link:
 
 
 def test_a_run_is_followed_while_it_trains(page: Any, tiny: str, tmp_path: Path) -> None:
-    training = Thread(target=train, args=(tiny, tmp_path / "runs"), kwargs={"steps": 8})
+    training = Thread(target=train, args=(tiny, tmp_path / "runs"), kwargs={"steps": 40})
     with served(tmp_path) as link:
         open_page(page, link)
         page.wait_for_selector("text=No runs yet")
@@ -109,7 +109,7 @@ def test_a_run_is_followed_while_it_trains(page: Any, tiny: str, tmp_path: Path)
             page.wait_for_timeout(50)
         training.join()
         assert page.locator(".heading .badge").inner_text() == "finished"
-        assert page.locator(".stat .value").first.inner_text() == "8 / 8"
+        assert page.locator(".stat .value").first.inner_text() == "40 / 40"
         assert len(seen) >= 4, seen
         assert page.locator(".chart canvas").count() >= 6
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from msgspec import structs
@@ -40,3 +42,17 @@ def two_groups(rewards: Sequence[float] = (1.0,) * 7) -> list[Trajectory]:
         transitions = first, structs.replace(second, temperature=0.7, continues=0)
         trajectories.append(trajectory(index, *transitions, group=group, reward=float(reward)))
     return trajectories
+
+
+class StopAfter:
+    """Progress that stops the run, as Ctrl-C does, once a step is done."""
+
+    def __init__(self, step: int) -> None:
+        self.at, self.stop = step, asyncio.Event()
+
+    def step(self, row: Any) -> None:
+        if row["step"] == self.at:
+            self.stop.set()
+
+    def __getattr__(self, name: str) -> Any:
+        return lambda *args, **kwargs: None

@@ -17,7 +17,7 @@ async def fetch_prompts(base_url: str, key: str) -> dict[str, str]:
     try:
         async with httpx.AsyncClient(timeout=10, trust_env=False) as client:
             answer = await client.get(f"{base_url}{PATH}", headers={"Authorization": f"Bearer {key}"})
-            if answer.status_code in (404, 405):  # another server, or an older one
+            if answer.status_code in (404, 405):  # another server
                 return {}
             answer.raise_for_status()
             return {str(name): str(text) for name, text in cast("dict[str, Any]", answer.json()).items()}

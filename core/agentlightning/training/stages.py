@@ -28,7 +28,7 @@ def weights_job(job: Job, prompts: Path | None = None) -> Job | None:
     then: Any = job.config.algorithm.get("then")
     if not then:
         return None
-    if job.config.store is not None and not job.config.store.startswith(("postgres", "postgresql")):
+    if job.config.store is not None and not job.config.store.startswith("postgres"):
         raise ConfigError(
             f"store is {job.config.store!r}, but each stage of the algorithm is a run with a store of its own. Remove store, or name a "
             "PostgreSQL database."

@@ -24,6 +24,7 @@ from agentlightning.training.train import train_job
 from agentlightning_torch.testing import tiny_model
 from agentlightning_upstream import prompt_logprobs
 from teacher_server import TeacherServer, teacher_server
+from world import StopAfter
 
 
 async def unscored(task: Any, llm: agl.LLM) -> None:
@@ -94,20 +95,6 @@ def test_a_teacher_gives_signal_where_all_rewards_are_equal(model: str, teacher:
 def test_without_a_teacher_there_is_no_such_metric(model: str, tmp_path: Path) -> None:
     run = agl.train(scored, tasks=TASKS, **settings(model, tmp_path, steps=1, algorithm={"name": "rloo", "group_size": 4}))
     assert "teacher_kl" not in rows(run)[0]
-
-
-class StopAfter:
-    """Progress that stops the run, as Ctrl-C does, once a step is done."""
-
-    def __init__(self, step: int) -> None:
-        self.at, self.stop = step, asyncio.Event()
-
-    def step(self, row: Any) -> None:
-        if row["step"] == self.at:
-            self.stop.set()
-
-    def __getattr__(self, name: str) -> Any:
-        return lambda *args, **kwargs: None
 
 
 def test_a_resumed_run_does_what_one_does_that_was_not_stopped(model: str, teacher: str, tmp_path: Path) -> None:

@@ -32,6 +32,7 @@ from agentlightning.training.step_logprobs import read_step_logprobs
 from agentlightning.training.train import train_job
 from agentlightning.types import Span
 from agentlightning_torch.trainer import TorchTrainer
+from world import StopAfter
 
 POLICIES: dict[str, Any] = {"editor": {"agents": ["edit*"]}, "writer": {"agents": ["write"]}}
 """The editor is the default, so that only its name leads a call to the writer."""
@@ -142,20 +143,6 @@ def test_a_policy_learns_exactly_what_it_learns_beside_a_frozen_partner(run: agl
     reasons = {reason for part in learned.values() for reason in part.excluded}
     assert f"sampled by policy {other!r}" in reasons
     assert alone.result["policies"][other] == {"version": 0, "trained": False}
-
-
-class StopAfter:
-    """Progress that stops the run once a step is done."""
-
-    def __init__(self, step: int) -> None:
-        self.at, self.stop = step, asyncio.Event()
-
-    def step(self, row: Any) -> None:
-        if row["step"] == self.at:
-            self.stop.set()
-
-    def __getattr__(self, name: str) -> Any:
-        return lambda *args, **kwargs: None
 
 
 def test_a_stopped_and_resumed_run_is_bitwise_one_that_was_not(model: str, tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from agentlightning.training.run_folder import RunFolder
 from agentlightning.training.train import train_job
 from agentlightning_upstream import prompt_logprobs
 from judge_server import JudgeServer, judge_server
+from world import StopAfter
 
 
 async def solve(task: Any, llm: agl.LLM) -> float:
@@ -89,20 +90,6 @@ def test_sft_asks_the_teacher_in_every_step(model: str, server: JudgeServer, tmp
     run = agl.train(solve, tasks=TASKS, **settings(model, tmp_path, server, steps=2, algorithm="sft"))
     assert len(server.bodies) == 6
     assert [row["trained_tokens"] for row in rows(run)] == [27, 18]
-
-
-class StopAfter:
-    """Progress that stops the run, as Ctrl-C does, once a step is done."""
-
-    def __init__(self, step: int) -> None:
-        self.at, self.stop = step, asyncio.Event()
-
-    def step(self, row: Any) -> None:
-        if row["step"] == self.at:
-            self.stop.set()
-
-    def __getattr__(self, name: str) -> Any:
-        return lambda *args, **kwargs: None
 
 
 def test_a_resumed_run_does_what_one_does_that_was_not_stopped(model: str, server: JudgeServer, tmp_path: Path) -> None:

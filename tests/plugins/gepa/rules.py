@@ -78,17 +78,3 @@ def stored(folder: Path, **which: Any) -> list[StoredRollout]:
         return rollouts
 
     return asyncio.run(read())
-
-
-class StopAfter:
-    """Progress that stops the run, as Ctrl-C does, once a step is done."""
-
-    def __init__(self, step: int) -> None:
-        self.at, self.stop = step, asyncio.Event()
-
-    def step(self, row: Any) -> None:
-        if row["step"] == self.at:
-            self.stop.set()
-
-    def __getattr__(self, name: str) -> Any:
-        return lambda *args, **kwargs: None

@@ -15,7 +15,6 @@ from rules import (
     EVAL_TASKS,
     RULES,
     TASKS,
-    StopAfter,
     adds_a_rule,
     asks_for_nothing,
     changes_its_prompt,
@@ -36,6 +35,7 @@ from agentlightning.training.metrics import read_metrics
 from agentlightning.training.train import train_config, train_job
 from agentlightning.types import prompt_version
 from judge_server import judge_server
+from world import StopAfter
 
 
 def test_a_search_raises_the_held_out_reward_with_an_interval_above_zero(model: str, tmp_path: Path) -> None:

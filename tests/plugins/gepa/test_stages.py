@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from rules import EVAL_TASKS, TASKS, StopAfter, adds_a_rule, follows_rules, settings, stored
+from rules import EVAL_TASKS, TASKS, adds_a_rule, follows_rules, settings, stored
 from typer.testing import CliRunner
 
 import agentlightning as agl
@@ -20,6 +20,7 @@ from agentlightning.errors import ConfigError
 from agentlightning.training.job import make_job
 from agentlightning.training.train import train_job
 from judge_server import JudgeServer, judge_server
+from world import StopAfter
 
 
 def two_stages(model: str, folder: Path, server: JudgeServer, **more: Any) -> dict[str, Any]:

@@ -100,7 +100,7 @@ def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: bench-of-a-test\nVersion: 1.0\n")
     (metadata / "entry_points.txt").write_text(f"[agentlightning]\n{folder.name} = {folder.name}.plugin\n")
     (folder / "plugin.py").write_text(PLUGIN.replace("NAME", folder.name))
-    model = tiny_model(folder.parent / "tiny").path
+    model = tiny_model(folder.parent / "tiny", context=4096).path
     (folder / "__init__.py").touch()
     (folder / "tasks.py").write_text(SOURCE)
     for name, text in {"cpu": TRAINING, "cpu_warm_start": WARM}.items():
@@ -254,6 +254,36 @@ def test_real_files_are_trained_on_and_measured_on_32_tasks(bench: Bench, tmp_pa
     assert run["steps"] == 1
 
 
+def test_a_config_file_of_ones_own_is_a_preset_and_may_search_prompts_before_it_trains_weights(bench: Bench, package: Path, tmp_path: Path):
+    """The agent is beside the file. A finished benchmark is not run again, though its first run is the search."""
+    (tmp_path / "mine.py").write_text(
+        SOURCE.replace("async def solve(task, llm):", "async def solve(task, llm):\n    llm.prompt('system', default='be good')")
+    )
+    (tmp_path / "mine.toml").write_text(
+        (COMMON + TRAINING.replace("steps = 2", "steps = 1"))
+        .replace("NAME.tasks:solve", "mine:solve")
+        .replace("NAME", package.name)
+        .replace("MODEL", str(package.parent / "tiny"))
+        .replace(
+            'algorithm = { name = "lightning", group_size = 4 }',
+            'algorithm = [{ name = "gepa", validation = 2, reflection_tokens = 8 }, { name = "lightning", group_size = 4 }]',
+        )
+    )
+    code, output = bench("tiny", "--preset", "mine.toml")
+    assert code == 0, output
+    assert "supervised warm-up" not in output
+    assert "held out" in output
+    folder = only(tmp_path / "runs")
+    [run] = result_of(folder)["runs"]
+    assert run["folder"].endswith("-weights")
+    assert run["stages"]["sampled"]["before"] is not None
+    before = sorted(folder.iterdir())
+    code, output = bench("--resume", str(folder))
+    assert code == 0, output
+    assert sorted(folder.iterdir()) == before
+    assert result_of(folder)["runs"] == [run]
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
@@ -263,7 +293,8 @@ def test_real_files_are_trained_on_and_measured_on_32_tasks(bench: Bench, tmp_pa
         (["--resume", "nowhere"], "is not a benchmark folder"),
         (["tiny", "--model", "smollm"], "Unknown model 'smollm'"),
         (["tiny", "--model", "."], "has no config.json"),
-        (["tiny", "--preset", "gpu"], "has no preset 'gpu'"),
+        (["tiny", "--preset", "gpu"], "has no preset 'gpu'. It has: cpu. Or name a config file of yours"),
+        (["tiny", "--preset", "mine.toml"], "mine.toml"),
         (["tiny", "--seed", "1", "--seed", "1"], "--seed 1 is given twice"),
         (["tiny", "--eval-only", "--steps", "2"], "--steps has no effect"),
         (["tiny", "--test-suite"], "Pass their folder with --data DIR"),

@@ -14,6 +14,7 @@ from agentlightning.registry.registry import registry
 from agentlightning.training.job import INLINE, Job, job_of
 from agentlightning_benchmarks.bench.benchmark import Benchmark
 
+SUFFIX = ".toml"
 REAL_TASKS = 32
 """Number of real test tasks that the CPU preset evaluates."""
 AFTER_WARM_START = 1_000_000
@@ -32,17 +33,25 @@ def find(name: str) -> Benchmark:
     return benchmark
 
 
+def preset_name(text: str) -> str:
+    """Return the preset that a user named: a name as it is, a config file as its absolute path."""
+    return str(Path(text).resolve()) if text.endswith(SUFFIX) else text
+
+
 def preset(benchmark: Benchmark, name: str) -> Config:
-    """Return a preset's config."""
+    """Return the config of a preset, or of a config file."""
+    if name.endswith(SUFFIX):
+        return load_config(Path(name))
     if name not in benchmark.presets():
-        raise ConfigError(f"{benchmark.folder} has no preset {name!r}. It has: {', '.join(benchmark.presets()) or 'none'}.")
-    return load_config(benchmark.folder / f"{name}.toml")
+        presets = ", ".join(benchmark.presets()) or "none"
+        raise ConfigError(f"{benchmark.folder} has no preset {name!r}. It has: {presets}. Or name a config file of yours (FILE{SUFFIX}).")
+    return load_config(benchmark.folder / f"{name}{SUFFIX}")
 
 
 def warm_start(benchmark: Benchmark, name: str, seed: int) -> Config | None:
-    """Return the supervised run before a preset, or None."""
-    path = benchmark.folder / f"{name}_warm_start.toml"
-    return replace(load_config(path), seed=seed + AFTER_WARM_START) if path.is_file() else None
+    """Return the supervised run before a preset; None: it has none. A config file never has one."""
+    path = benchmark.folder / f"{name}_warm_start{SUFFIX}"
+    return None if name.endswith(SUFFIX) or not path.is_file() else replace(load_config(path), seed=seed + AFTER_WARM_START)
 
 
 def job(benchmark: Benchmark, config: Config, *, real: str | None, test_suite: bool) -> Job:

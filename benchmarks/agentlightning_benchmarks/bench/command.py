@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,16 +17,6 @@ from agentlightning.cli.rendering import RenderingOptions
 from agentlightning.errors import ConfigError
 
 
-class Preset(StrEnum):
-    """Sizes of a benchmark."""
-
-    cpu = "cpu"
-    gpu = "gpu"
-    real = "real"
-    one_adapter = "real-one-adapter"
-    two_adapters = "real-two-adapters"
-
-
 @dataclass(frozen=True, kw_only=True)
 class Options:
     """The arguments of `agl bench`."""
@@ -36,9 +25,10 @@ class Options:
         None
     )
     preset: Annotated[
-        Preset | None,
+        str | None,
         typer.Option(
-            help="Settings: `cpu`, `gpu`, or `real` (a larger model on a CPU). text-to-sql has `real` with adapters, too.",
+            metavar="NAME|FILE",
+            help="Settings: `cpu`, `gpu`, `real` (a larger model on a CPU), another preset of the benchmark, or a config file of your own.",
             show_default="cpu",
         ),
     ] = None
@@ -88,6 +78,8 @@ def bench(
 
     `agl bench text-to-sql --eval-only` evaluates the untrained model.
 
+    `agl bench text-to-sql --preset mine.toml` trains with a config file of your own. Copy one of the benchmark's presets to begin.
+
     `agl bench --resume runs/bench-math-20261123-231500` continues after Ctrl-C.
     """
     from agentlightning_benchmarks.bench.phases import create, open_order
@@ -129,6 +121,7 @@ def show_benchmarks(console: Console) -> None:
 def order_of(options: Options, rendering: RenderingOptions, name: str) -> Any:
     """Return the order for `check` and `work`."""
     from agentlightning.config.models import model_path
+    from agentlightning_benchmarks.bench import catalog
     from agentlightning_benchmarks.bench.phases import Order
     from agentlightning_benchmarks.bench.public import data_folder
 
@@ -137,7 +130,7 @@ def order_of(options: Options, rendering: RenderingOptions, name: str) -> Any:
         raise ConfigError(f"--seed {max(seeds, key=seeds.count)} is given twice. The same seed gives the same result, so leave one out.")
     return Order(
         benchmark=name,
-        preset=str(options.preset or Preset.cpu),
+        preset=catalog.preset_name(options.preset or "cpu"),
         data=None if options.data is None else str(data_folder(name, options.data)),
         eval_only=options.eval_only,
         model=None if model is None else model_path(model, Path.cwd()),

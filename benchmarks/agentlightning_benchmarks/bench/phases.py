@@ -28,6 +28,7 @@ from agentlightning.training.job import Job, job_of
 from agentlightning.training.progress import TrainingProgress
 from agentlightning.training.run import Run
 from agentlightning.training.run_folder import RunFolder
+from agentlightning.training.stages import weights_job
 from agentlightning.training.train import run_job
 from agentlightning_benchmarks.bench import catalog
 from agentlightning_benchmarks.bench.evaluation import evaluate
@@ -128,8 +129,8 @@ def _job(order: Order, config: Config, folder: Path) -> Job:
 
 
 def _run(folder: Path, job: Job) -> Run:
-    """Return the training run with this name: read it, resume it, or start it."""
-    done = _finished(folder, job.config.name)
+    """Return the training run with this name: read it, resume it, or start it. Of a run in two stages, return the second."""
+    done = _finished(folder, (weights_job(job) or job).config.name)
     if done is not None:
         return done
     before = _named(folder, job.config.name)

@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from agentlightning.cli.prompts import stages_table
 from agentlightning.files import write_file
 from agentlightning.training.eval_rollouts import KINDS, Kind
 from agentlightning.training.interval import LEVEL, RESAMPLES, bootstrap
@@ -90,6 +91,7 @@ def _run(run: Run, folder: Path, measured: Measured | None = None) -> dict[str, 
     if sums.demonstrated:  # with other losses, the value measures nothing
         curves["loss"] = measured.curve("loss")
     kept = ("model", "steps", "finished", "seconds", "eval", "measured_after_step", "eval_reused", "best", "policy_step", "checkpoint")
+    kept += ("prompts", "stages")  # of a search for prompts
     return {
         "folder": run.folder.relative_to(folder).as_posix() if run.folder.is_relative_to(folder) else str(run.folder),
         **{key: run.result[key] for key in kept if run.result.get(key) not in (None, {})},
@@ -137,6 +139,9 @@ def print_result(result: Mapping[str, Any], console: Console) -> None:
     if warm is not None:
         shown = f"{warm['tokens']['trained']:,} demonstrated tokens in {warm['steps']} steps"
         console.print(f"The curve and numbers start after a supervised warm-up ({shown} for the first seed). The times include it.")
+    for run in result["runs"]:
+        if "stages" in run:
+            console.print(stages_table(run["stages"]))
     for kind, change in result.get("change", {}).items():
         paired = f"{change['pairs']:,} pairs of test task and seed" + (f", {change['unpaired']} unpaired" if change["unpaired"] else "")
         verdict = ("rises", "green") if change["rises"] else ("falls", "red") if change["high"] < 0 else ("not significant", "yellow")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from typing import Any
 
 from langchain_openai import ChatOpenAI
@@ -22,8 +23,8 @@ async def solve(task: dict[str, Any], llm: agl.LLM) -> float:
 
 
 async def solve_real(task: dict[str, Any], llm: agl.LLM) -> float:
-    """The same with prompts for a model that follows instructions."""
-    return await _solve(task, llm, FULL)
+    """The same with prompts for a model that follows instructions. `prompts.system` and `prompts.write` may replace two of them."""
+    return await _solve(task, llm, replace(FULL, **{name: llm.prompt(name, default=getattr(FULL, name)) for name in ("system", "write")}))
 
 
 async def _solve(task: dict[str, Any], llm: agl.LLM, prompts: Prompts) -> float:

@@ -20,7 +20,7 @@ def print_prompts(run: RunFolder | None, console: Console) -> None:
         return
     result = run.read_result()
     if "stages" in result:
-        console.print(_stages(cast("dict[str, Any]", result["stages"])))
+        console.print(stages_table(cast("dict[str, Any]", result["stages"])))
     search = cast("dict[str, Any] | None", result.get("prompts"))
     if search is None:
         return
@@ -41,7 +41,8 @@ def held_out(result: Mapping[str, Any]) -> dict[str, str]:
     }
 
 
-def _stages(contributed: Mapping[str, Any]) -> Table:
+def stages_table(contributed: Mapping[str, Any]) -> Table:
+    """Return `stages` of a `result.json` as a table: the changes on the eval tasks by prompts and by weights."""
     table = Table("held out", "before", "prompts", "95% interval", "weights", "95% interval", "after", box=None, pad_edge=False)
     for kind in KINDS:
         if (row := contributed.get(kind)) is not None:

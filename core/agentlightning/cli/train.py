@@ -65,8 +65,6 @@ def train(
     if resume is not None and (model is not None or lr is not None):
         raise ConfigError(f"--resume continues a run with its own settings. Remove {'--lr' if model is None else '--model'}.")
     run = open_training(resume) if resume is not None else None
-    if run is not None and not run.state.exists():
-        raise RunError(f"Run {run.name} has no state.json, so there is no training to resume. Name a run of `agl train`.")
     if config is None:
         if run is None:
             raise ConfigError("`agl train` has nothing to train. Give it a config file, or `--resume RUN`.")
@@ -102,11 +100,14 @@ def changed(settings: Config, model: str | None, lr: float | None) -> Config:
 
 
 def open_training(name: str) -> RunFolder:
-    """Return the training run that an argument names; `latest` skips the folders of `agl rollout`."""
-    if name != "latest":
-        return RunFolder.open(name)
-    runs = [run for run in RunFolder.all("runs") if run.state.exists()]
-    return runs[-1] if runs else RunFolder.latest()
+    """Return the training run that a user named; `latest` skips the folders of `agl rollout`. Raises `RunError` if it trained nothing."""
+    if name == "latest":
+        run = next((run for run in reversed(RunFolder.all("runs")) if run.state.exists()), None) or RunFolder.latest()
+    else:
+        run = RunFolder.open(name)
+    if not run.state.exists():
+        raise RunError(f"Run {run.name} has no state.json, so there is no training to resume. Name a run of `agl train`.")
+    return run
 
 
 def shown_path(path: Path) -> str:

@@ -78,6 +78,8 @@ class Services(RolloutServices):
     weight_syncs: Mapping[str, WeightSync]
     """By policy, as `trainers`. Empty: the run trains no weights."""
     controls: Controls
+    steps: int
+    """Number of steps of the complete run."""
     collection: CollectionConfig
     metrics: Metrics
     export: TraceExport | None
@@ -159,7 +161,7 @@ async def open_services(
         collector, llm = await _open_runners(exits, config, plan, served, controls)
         yield Services(
             engine, collector, RolloutSettings.of(config), scoring, policy_choice(plan.policies), llm, store, trainers, syncs, controls,
-            config.collection, metrics, export, teacher,
+            config.steps, config.collection, metrics, export, teacher,
         )  # fmt: skip
 
 

@@ -53,13 +53,12 @@ class Session(base.Session):
         checks: StepChecks,
         diagnosis: RunDiagnosis,
         trials: RunTrials | None,
-        steps: int,
     ) -> None:
-        """`trials`: of a run with an agent and tasks. `steps`: of the complete run."""
+        """`trials`: of a run with an agent and tasks."""
         self._trials = trials
         self._services, self._record, self._controls = services, record, services.controls
         self._source, self._limits, self._evaluator, self._checks = source, services.limits, evaluator, checks
-        self._diagnosis, self._steps = diagnosis, steps
+        self._diagnosis = diagnosis
         self._source_ends = False
         """Whether the source has nothing for another step."""
         self._counts: Counts = {}
@@ -94,7 +93,7 @@ class Session(base.Session):
         return self.state.search
 
     def steps(self) -> Iterator[int]:
-        for step in range(self.state.step, self._steps):
+        for step in range(self.state.step, self._services.steps):
             if self._evaluator.out_of_patience(self.state):
                 self.say(
                     f"Stopping early after step {step}: the eval reward has not risen for {self.state.evals_without_gain} evaluations."
@@ -287,7 +286,7 @@ class Session(base.Session):
         return self.state.search is not None and self.state.search.done
 
     def _is_last(self, finished: int) -> bool:
-        return finished == self._steps or self._source_ends or self._search_done
+        return finished == self._services.steps or self._source_ends or self._search_done
 
     async def _evaluate_and_log(self, row: dict[str, Any]) -> None:
         """Evaluate if it is due, then log the step. A run that is stopped before the end keeps the row in its state, and no evaluation."""
@@ -325,7 +324,7 @@ class Session(base.Session):
                 row[name] = row.get(name, 0.0) + count
 
     def _save(self, *, unlogged: dict[str, Any] | None) -> None:
-        finished = (self.state.step == self._steps or self._search_done) and unlogged is None
+        finished = (self.state.step == self._services.steps or self._search_done) and unlogged is None
         self._record.save(sampler=self._source.state(), pending=self._source.pending(), unlogged=unlogged, finished=finished)
 
     @contextmanager

@@ -217,7 +217,6 @@ async def _open(job: Job, plan: TrainingPlan, folder: RunFolder, start: Start, c
             checks=checks,
             diagnosis=_diagnosis(config, plan, folder, services, suggested_lr, samples=source.samples),
             trials=None if sampler is None else RunTrials(services, sampler, job.tasks, config.tasks_per_step, checks),
-            steps=config.steps,
         )
         try:
             yield session

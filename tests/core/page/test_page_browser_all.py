@@ -71,6 +71,21 @@ def test_everything_works_with_the_keyboard(page: Any, link: str, world: Path) -
     assert page.evaluate("document.activeElement.textContent") == "Skip to content"
 
 
+FAST = """async (keys) => {
+    for (const key of keys) {
+        document.body.dispatchEvent(new KeyboardEvent("keydown", { key, bubbles: true }));
+        await null; // states are rendered, but no effect has run
+    }
+}"""
+
+
+def test_fast_keys_see_what_earlier_ones_did(page: Any, link: str, world: Path) -> None:
+    open_page(page, link, f"#/run/{RunFolder.latest(world / 'runs').name}/rollouts?mode=train")
+    page.wait_for_selector("tbody tr")
+    page.evaluate(FAST, ["j", "j", "k", "j", "Enter"])
+    page.wait_for_selector(".reply")
+
+
 def test_every_control_has_a_name(page: Any, link: str, world: Path) -> None:
     name = RunFolder.latest(world / "runs").name
     for address in ("#/", f"#/run/{name}", f"#/run/{name}/settings", f"#/run/{name}/rollouts", f"#/compare?a={name}", "#/playground"):

@@ -1,6 +1,6 @@
 // Small parts that all views share.
 import type { ComponentChildren } from "preact";
-import { useEffect, useState } from "preact/hooks";
+import { useEffect, useRef, useState } from "preact/hooks";
 import { ApiError, get } from "./api";
 import { number, signed } from "./format";
 
@@ -92,16 +92,18 @@ export function useGet<T>(name: string, query: Record<string, string | number | 
   return state.key === key ? state : { value: null, error: null, loading: true };
 }
 
-// A key of the page, unless somebody types into a field.
+// A key of the page, unless somebody types into a field. The actions are those of the last render: effects come later than fast keys.
 export function useKeys(keys: Record<string, () => void>): void {
+  const latest = useRef(keys);
+  latest.current = keys;
   useEffect(() => {
     const press = (event: KeyboardEvent) => {
       const target = event.target as HTMLElement;
       if (event.ctrlKey || event.metaKey || event.altKey || /^(INPUT|SELECT|TEXTAREA)$/.test(target.tagName)) return;
-      const action = keys[event.key];
+      const action = latest.current[event.key];
       if (action) { event.preventDefault(); action(); }
     };
     addEventListener("keydown", press);
     return () => removeEventListener("keydown", press);
-  });
+  }, []);
 }

@@ -48,7 +48,7 @@ class GEPA(Algorithm):
     """The algorithm that trains the weights afterwards, with the best prompts, in a run of its own. `algorithm = ["gepa", "lightning"]` is
     short for it. Absent: none."""
     trace_characters: Annotated[int, Meta(ge=200)] = 4000
-    """Characters of each rollout that the reflecting model sees, at most."""
+    """Characters that the reflecting model sees of a rollout's task, of its messages, and of its feedback, at most."""
 
     @property
     def ignores_step_rewards(self) -> str:

@@ -23,14 +23,28 @@ def example(trials: Sequence[Trial], name: str, limit: int) -> dict[str, str] | 
     task: Any = worst.trajectory.task.input
     return {
         "Task": cut(task if isinstance(task, str) else json.dumps(task, ensure_ascii=False), limit),
-        "Messages": cut(_messages(worst, worst.records), limit),
+        "Messages": _messages(worst, worst.records, limit),
         "Feedback": cut(_feedback(worst, trials), limit),
     }
 
 
-def _messages(trial: Trial, records: AttemptRecords) -> str:
+def _messages(trial: Trial, records: AttemptRecords, limit: int) -> str:
+    """All messages with their roles. The longest lose their middle, so that a long prompt does not push out the replies."""
     messages: list[Any] = RecordedRollout(trial.state, records).messages
-    return "\n\n".join(f"[{message.get('role')}]\n{message_text(message)}" for message in messages)
+    texts = [message_text(message) for message in messages]
+    longest = fitting([len(text) for text in texts], limit)
+    return "\n\n".join(f"[{message.get('role')}]\n{cut(text, longest)}" for message, text in zip(messages, texts, strict=True))
+
+
+def fitting(lengths: Sequence[int], limit: int) -> int:
+    """Return the length to which each of several texts must be cut, so that all together have `limit` characters at most."""
+    rest = limit
+    for place, length in enumerate(sorted(lengths)):
+        share = rest // (len(lengths) - place)
+        if length > share:
+            return share
+        rest -= length
+    return max(lengths, default=0)
 
 
 def _feedback(trial: Trial, trials: Sequence[Trial]) -> str:

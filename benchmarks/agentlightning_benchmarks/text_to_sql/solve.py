@@ -13,6 +13,9 @@ from agentlightning_benchmarks.text_to_sql.agent import FULL, SHORT, Prompts, bu
 from agentlightning_benchmarks.text_to_sql.reward import reward
 from agentlightning_langchain import LightningCallback
 
+OPTIMISABLE = ("system", "write", "repair")
+"""Names of the prompts that a search may rewrite."""
+
 
 async def solve(task: dict[str, Any], llm: agl.LLM) -> float:
     """Solve a `task` and return 1 or 0, with the prompts for a small model.
@@ -23,8 +26,8 @@ async def solve(task: dict[str, Any], llm: agl.LLM) -> float:
 
 
 async def solve_real(task: dict[str, Any], llm: agl.LLM) -> float:
-    """The same with prompts for a model that follows instructions. `prompts.system` and `prompts.write` may replace two of them."""
-    return await _solve(task, llm, replace(FULL, **{name: llm.prompt(name, default=getattr(FULL, name)) for name in ("system", "write")}))
+    """The same with prompts for a model that follows instructions. `[prompts]` may replace those of `OPTIMISABLE`."""
+    return await _solve(task, llm, replace(FULL, **{name: llm.prompt(name, default=getattr(FULL, name)) for name in OPTIMISABLE}))
 
 
 async def _solve(task: dict[str, Any], llm: agl.LLM, prompts: Prompts) -> float:

@@ -148,7 +148,7 @@ def choose(choice: Choice | None, strongest: Evaluation | None, change: Differen
         reason = f"A paired test finds step {evaluation.step} worse than step {strongest.step}: {in_words(difference)}."
         return choice if choice.step == 0 else replace(choice, reason=reason, against=evaluation.step, difference=difference)
     if worse(change):
-        reason = f"Training made the model worse. A paired test of step {evaluation.step} finds {in_words(change)}."
+        reason = f"The run made the agent worse. A paired test of step {evaluation.step} finds {in_words(change)}."
         return Choice(step=0, reason=reason, against=evaluation.step, difference=change)
     if strongest is None:
         return Choice(step=evaluation.step, reason="It is the first step evaluated after training began.", change=change)

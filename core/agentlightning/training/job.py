@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -102,6 +103,25 @@ def keep_tasks(job: Job, folder: RunFolder) -> Job:
             write_file(path, "".join(f"{task_line(task)}\n" for task in tasks).encode())
             config = dataclasses.replace(config, **{key: str(path)})
     return dataclasses.replace(job, config=config)
+
+
+def not_held_out(job: Job) -> str | None:
+    """Return a warning if eval tasks are training tasks, too; None: no task is both. Ids don't count."""
+    trained = {_content(task) for task in job.tasks}
+    shared = [task.id for task in job.eval_tasks if _content(task) in trained]
+    if not shared:
+        return None
+    return (
+        f"{len(shared)} of {len(job.eval_tasks)} eval tasks are also training tasks (the first is {shared[0]!r}). They do not show what "
+        "the agent does on new tasks. Remove them from one of the two."
+    )
+
+
+def _content(task: Task) -> str:
+    if not isinstance(task.input, dict):
+        return json.dumps(task.input)
+    content = cast("dict[str, JSON]", task.input)
+    return json.dumps({key: content[key] for key in content if key != "id"}, sort_keys=True)
 
 
 def _table(value: Any) -> Any:

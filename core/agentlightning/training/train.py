@@ -25,7 +25,7 @@ from agentlightning.training.controls import Controls, Stopped, run_in_thread
 from agentlightning.training.earlier_runs import earlier_samplers
 from agentlightning.training.evaluation import Evaluator
 from agentlightning.training.evaluation_cache import evaluation_cache
-from agentlightning.training.job import Job, job_of, keep_tasks, make_job, with_store
+from agentlightning.training.job import Job, job_of, keep_tasks, make_job, not_held_out, with_store
 from agentlightning.training.learning_rate import lr_of_model, lr_warning
 from agentlightning.training.metrics import cut_metrics, read_metrics
 from agentlightning.training.plan import TrainingPlan, config_in_force, plan_training, with_defaults
@@ -134,6 +134,8 @@ async def _train_run(
         if resume is not None:
             resumed = f"Resuming after step {start.state.step}."
             progress.message(resumed if start.checkpoint else f"{folder.name} has no checkpoint yet: starting again.")
+        elif warning := not_held_out(job):
+            progress.message(warning)
         if start.carried:
             progress.message(f"An earlier run measured {start.carried} of the {len(job.tasks)} tasks. The sampler starts from its rewards.")
         folder.failure.unlink(missing_ok=True)

@@ -98,7 +98,7 @@ def test_gsm_trial_keeps_the_model_before_training() -> None:
     assert (choice.step, choice.against) == (0, 22)
     assert choice.difference["greedy"].falls
     assert not choice.difference["sampled"].falls
-    assert "Training made the model worse. A paired test of step 22 finds sampled +0.008" in choice.reason
+    assert "The run made the agent worse. A paired test of step 22 finds sampled +0.008" in choice.reason
 
 
 def test_a_step_that_recovers_from_harm_is_chosen_and_one_that_falls_back_is_not() -> None:
@@ -206,13 +206,13 @@ def test_a_run_that_only_harmed_serves_the_model_before_training(model: str, tmp
     result = agree(run)
     assert result["best"]["step"] == result["policy_step"] == result["policy_version"] == 0
     assert (result["best"]["against"], run.checkpoint) == (1, Path(model))
-    assert "Training made the model worse. A paired test of step 1 finds sampled -0." in result["policy_reason"]
+    assert "The run made the agent worse. A paired test of step 1 finds sampled -0." in result["policy_reason"]
     assert result["policy_reason"].endswith("So these weights are those of the model before training.")
     assert served_model(str(run.folder), Progress()).rendering.renderer == "text"  # as in the run that measured them
     out = StringIO()
     print_run(run, Console(file=out, width=1000))
     assert f"weights    {model}" in out.getvalue()
-    assert "Training made the model worse" in out.getvalue()
+    assert "The run made the agent worse" in out.getvalue()
 
 
 def test_without_the_files_of_the_model_before_training_the_last_checkpoint_stays(

@@ -357,3 +357,14 @@ def test_filters_say_whether_a_group_teaches_anything() -> None:
     assert not difficulty(group(1.0, 1.0, None))
     assert not difficulty(group(None, None))
     assert difficulty(group(1.0, 1.0), high=1.0)
+
+
+def test_eval_tasks_that_are_trained_on_are_told_once_whatever_their_ids(model: str, tmp_path: Path) -> None:
+    copied, new = {**TASKS[1], "id": "copied"}, {**TASKS[0], "text": "nobody trains on this"}
+    steps = Steps(stop_after=1)
+    first = run(job(model, tmp_path, eval_tasks=[copied, new], eval={"every": 0}, steps=2), steps)
+    warning = "1 of 2 eval tasks are also training tasks (the first is 'copied')."
+    assert next(text for text in steps.messages if "eval tasks" in text).startswith(warning)
+    steps = Steps()
+    run(job(model, tmp_path, eval_tasks=[copied, new], eval={"every": 0}, steps=2), steps, resume=first.folder)
+    assert not [text for text in steps.messages if "training tasks" in text]

@@ -118,10 +118,10 @@ def not_held_out(job: Job) -> str | None:
 
 
 def _content(task: Task) -> str:
-    if not isinstance(task.input, dict):
-        return json.dumps(task.input)
-    content = cast("dict[str, JSON]", task.input)
-    return json.dumps({key: content[key] for key in content if key != "id"}, sort_keys=True)
+    content: Any = task.input
+    if isinstance(content, dict):
+        content = {key: value for key, value in cast("dict[str, JSON]", content).items() if key != "id"}
+    return json.dumps(content, sort_keys=True)
 
 
 def _table(value: Any) -> Any:

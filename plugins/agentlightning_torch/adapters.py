@@ -18,8 +18,6 @@ from torch import Tensor
 
 from agentlightning.errors import EngineError
 
-MAIN = "main"
-"""The policy of a model without named policies. Its LoRA adapter, if it has one, is peft's active one."""
 PLAIN = {"peft_type": "LORA", "bias": "none", "use_dora": False, "modules_to_save": None, "trainable_token_indices": None}
 """What the settings of an adapter must be, if they are there."""
 

@@ -21,15 +21,15 @@ import numpy as np
 import torch
 
 from agentlightning.contracts.batch import Batch
-from agentlightning.contracts.engine import Chunk, Engine, EngineInfo, check_request
+from agentlightning.contracts.engine import Chunk, EngineInfo, check_request
 from agentlightning.contracts.model import Fit, ModelFiles, Share
+from agentlightning.contracts.served_policies import MAIN, MultiPolicyEngine
 from agentlightning.errors import EngineError
 from agentlightning.training.weight_sync import WeightCheck, folder_of
 from agentlightning.types import Doubles, IntArray, Policy, Sampling, floats, ints
-from agentlightning_torch.adapters import MAIN
 from agentlightning_torch.given_tokens import GivenTokens
 from agentlightning_torch.lengths import switches
-from agentlightning_torch.named_policies import ServedPolicy, check_rows, load_policy
+from agentlightning_torch.named_policies import check_rows, load_policy
 from agentlightning_torch.regimes import Samplers
 from agentlightning_torch.sampler import Counts, Reply, SampledToken
 from agentlightning_torch.serving import check_served
@@ -59,11 +59,10 @@ class Request(Reply):
         """Used only in `loop`."""
 
 
-class TorchEngine(Engine):
+class TorchEngine(MultiPolicyEngine):
     """See `Engine`."""
 
     Settings = TorchEngineSettings
-    serves_adapters = True
     scores = True
 
     @classmethod
@@ -131,15 +130,9 @@ class TorchEngine(Engine):
         self._thread.start()
 
     @property
-    def policy(self) -> Policy:
-        """Return the served policy, of several the first."""
-        return self._weights.policy
-
-    @property
-    def policies(self) -> Mapping[str, Engine]:
-        """See `Engine.policies`."""
-        named = self._weights.adapters.named
-        return {name: ServedPolicy(self, self._weights, name) for name in self._weights.policies} if named else {self.policy.name: self}
+    def served(self) -> Mapping[str, Policy]:
+        """See `MultiPolicyEngine.served`."""
+        return self._weights.policies
 
     @property
     def counts(self) -> Counts:
@@ -152,12 +145,10 @@ class TorchEngine(Engine):
             raise EngineError(f"Engine {self.info.model!r} is closed. Score batches before close().")
         return await asyncio.to_thread(self._given_tokens.score, batch)
 
-    def generate(self, prompt_ids: IntArray, sampling: Sampling, *, rollout: str | None = None) -> AsyncIterator[Chunk]:
-        """See `Engine.generate`."""
-        return self.generate_as(self.policy.name, prompt_ids, sampling)
-
-    async def generate_as(self, policy: str, prompt_ids: IntArray, sampling: Sampling) -> AsyncIterator[Chunk]:
-        """Sample a reply of one policy. See `Engine.generate`."""
+    async def generate_as(
+        self, policy: str, prompt_ids: IntArray, sampling: Sampling, *, rollout: str | None = None
+    ) -> AsyncIterator[Chunk]:
+        """See `MultiPolicyEngine.generate_as`."""
         limit = check_request(self.info, self._vocabulary, prompt_ids, sampling)
         room = self._sampler.room(len(prompt_ids))
         request = Request(np.asarray(prompt_ids), sampling, limit if room is None else min(limit, room), policy)

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import PreTrainedModel
 
-from agentlightning.contracts.engine import Chunk, Engine
 from agentlightning.errors import EngineError
-from agentlightning.types import IntArray, Policy, Sampling
+from agentlightning.types import Policy
 from agentlightning_torch.adapters import adapter_name, adapter_settings, add_adapter, check_layers, compare_adapter, undone_on_error
 from agentlightning_torch.weights import Weights
 
@@ -80,36 +79,3 @@ def check_rows(weights: Weights, added: str) -> None:
         raise EngineError(
             f"Model {weights.files.name!r} cannot serve several policies in one batch: {error}. Use a model without experts, or one policy."
         ) from error
-
-
-class ServedPolicy(Engine):
-    """One of several policies of an engine. Its replies share batches with those of the others."""
-
-    serves_adapters = True
-
-    def __init__(self, engine: Any, weights: Weights, name: str) -> None:
-        self._engine, self._weights, self._name = engine, weights, name
-        self.info = engine.info
-
-    @property
-    def policy(self) -> Policy:
-        return self._weights.policies[self._name]
-
-    @property
-    def policies(self) -> Mapping[str, Engine]:
-        return self._engine.policies
-
-    def generate(self, prompt_ids: IntArray, sampling: Sampling, *, rollout: str | None = None) -> AsyncIterator[Chunk]:
-        return self._engine.generate_as(self._name, prompt_ids, sampling)
-
-    async def load(self, policy: Policy) -> dict[str, float]:
-        return await self._engine.load(policy)
-
-    async def pause(self) -> None:
-        await self._engine.pause()
-
-    async def resume(self) -> None:
-        await self._engine.resume()
-
-    async def close(self) -> None:
-        await self._engine.close()

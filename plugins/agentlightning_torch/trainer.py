@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 from agentlightning.contracts.batch import Batch
 from agentlightning.contracts.loss import CustomLoss, LossSettings
 from agentlightning.contracts.model import Fit, ModelFiles, Share
+from agentlightning.contracts.served_policies import MAIN
 from agentlightning.contracts.trainer import Capabilities, Trainer, check_capabilities, check_mismatch
 from agentlightning.errors import ConfigError, HalfStep, TrainerError
 from agentlightning.registry.registry import registry
@@ -35,7 +36,7 @@ from agentlightning.rl.loss import SFTLoss
 from agentlightning.rl.schedule import learning_rate
 from agentlightning.types import Policy
 from agentlightning_torch import checkpoint
-from agentlightning_torch.adapters import MAIN, adapter_name, named_parameters
+from agentlightning_torch.adapters import adapter_name, named_parameters
 from agentlightning_torch.critic import ValueHead, hidden_size
 from agentlightning_torch.forward import Scores, plain
 from agentlightning_torch.frozen import FrozenStates

@@ -18,9 +18,10 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import logging as bars
 
 from agentlightning.contracts.model import ModelFiles, Share
+from agentlightning.contracts.served_policies import MAIN
 from agentlightning.errors import ConfigError, EngineError, UnsupportedSetting
 from agentlightning.types import Policy
-from agentlightning_torch.adapters import MAIN, Adapters, add_adapter, compare_adapter, undone_on_error
+from agentlightning_torch.adapters import Adapters, add_adapter, compare_adapter, undone_on_error
 from agentlightning_torch.number_type import number_type
 from agentlightning_torch.workers import ending_workers
 

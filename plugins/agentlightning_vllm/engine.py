@@ -13,33 +13,30 @@ import shutil
 import tempfile
 import threading
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import aclosing
+from collections.abc import AsyncIterator, Coroutine, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from msgspec.structs import replace
-
-from agentlightning.contracts.engine import Chunk, Engine, EngineInfo, check_request
+from agentlightning.contracts.engine import Chunk, EngineInfo, check_request
 from agentlightning.contracts.model import ModelFiles, Share
+from agentlightning.contracts.served_policies import MAIN, MultiPolicyEngine
 from agentlightning.errors import ConfigError, EngineError
-from agentlightning.types import IntArray, Policy, Sampling, floats, ints
+from agentlightning.training.weight_sync import folder_of
+from agentlightning.types import IntArray, Policy, Sampling, ints
 from agentlightning_vllm.environment import Environment, find_environment
-from agentlightning_vllm.replica import Fleet, Replica
-from agentlightning_vllm.server import Order
+from agentlightning_vllm.replica import Replica
+from agentlightning_vllm.reply import Request, sample
+from agentlightning_vllm.server import Fleet, Order
 from agentlightning_vllm.settings import VllmSettings
-from agentlightning_vllm.wire import Interrupted
 
 T = TypeVar("T")
 log = logging.getLogger("agentlightning.vllm")
 
-RETRIES = 3
-"""Maximum retries of a request without a new token."""
 REMEMBERED = 100_000
 """Number of rollouts with a remembered replica."""
 
 
-class VllmEngine(Engine):
+class VllmEngine(MultiPolicyEngine):
     """See `agentlightning.contracts.engine.Engine`. The servers start with the first load."""
 
     Settings = VllmSettings
@@ -74,13 +71,15 @@ class VllmEngine(Engine):
         return cls(info, vocabulary, settings, fleet)
 
     def __init__(self, info: EngineInfo, vocabulary: int, settings: VllmSettings, fleet: Fleet) -> None:
-        self.info, self.policy = info, fleet.base
+        self.info, self._base = info, fleet.base
         self.logs = fleet.logs
         """Return the folder of the servers' logs while the engine is open. After an error, the logs stay."""
         self._vocabulary, self._settings = vocabulary, settings
         urls: list[str | None] = [url.rstrip("/").removesuffix("/v1") for url in settings.urls]
         self._loop = asyncio.new_event_loop()
         self.replicas = [Replica(number, fleet, url) for number, url in enumerate(urls or [None] * settings.replicas)]
+        self._policies: dict[str, Policy] = {MAIN: fleet.base}
+        """Replaced as a whole, because other threads read it."""
         # Only the engine's loop reads and writes everything below.
         self._home: OrderedDict[str, Replica] = OrderedDict()
         self._held = 0
@@ -91,8 +90,15 @@ class VllmEngine(Engine):
         self._thread = threading.Thread(target=self._loop.run_forever, name="agl-vllm-engine", daemon=True)
         self._thread.start()
 
-    async def generate(self, prompt_ids: IntArray, sampling: Sampling, *, rollout: str | None = None) -> AsyncIterator[Chunk]:
-        """See `Engine.generate`."""
+    @property
+    def served(self) -> Mapping[str, Policy]:
+        """See `MultiPolicyEngine.served`."""
+        return self._policies
+
+    async def generate_as(
+        self, policy: str, prompt_ids: IntArray, sampling: Sampling, *, rollout: str | None = None
+    ) -> AsyncIterator[Chunk]:
+        """See `MultiPolicyEngine.generate_as`."""
         prompt, limit = ints(prompt_ids), check_request(self.info, self._vocabulary, prompt_ids, sampling)
         items: asyncio.Queue[Chunk | BaseException] = asyncio.Queue()
         loop = asyncio.get_running_loop()
@@ -103,7 +109,7 @@ class VllmEngine(Engine):
 
         async def work() -> None:
             try:
-                await self._generate(prompt, sampling, limit, rollout, put)
+                await self._generate(Request(policy, prompt, sampling, limit, put), rollout)
             except Exception as error:
                 put(error if isinstance(error, EngineError) else EngineError(f"vLLM: {type(error).__name__}: {error}"))
 
@@ -122,8 +128,9 @@ class VllmEngine(Engine):
     async def load(self, policy: Policy) -> dict[str, float]:
         """See `Engine.load`.
 
-        `file:` is a folder from `Trainer.export` or `save_pretrained`. The metric `weight_check_diff` is the mean difference between the
-        servers' and the trainer's log-probabilities, in nats per token, on the tokens of the weight check.
+        `file:` is a folder from `Trainer.export` or `save_pretrained`. A named policy is a LoRA adapter, or the model itself. The metric
+        `weight_check_diff` is the mean difference between the servers' and the trainer's log-probabilities, in nats per token, on the
+        tokens of the weight check.
         """
         return await self._do(self._load(policy))
 
@@ -160,53 +167,22 @@ class VllmEngine(Engine):
 
     # Below: the engine's loop.
 
-    async def _generate(
-        self, prompt: IntArray, sampling: Sampling, limit: int, rollout: str | None, put: Callable[[Chunk | BaseException], None]
-    ) -> None:
+    async def _generate(self, request: Request, rollout: str | None) -> None:
         async with self._changed:
             await self._changed.wait_for(lambda: not self._held)
             self._active += 1
         replica = self._choose(rollout)
         replica.active += 1
         try:
-            await self._sample(replica, prompt, sampling, limit, put)
+            await sample(replica, request, lambda: [*self._policies.values()])
+        except EngineError:
+            self._failed = True
+            raise
         finally:
             replica.active -= 1
             self._active -= 1
             async with self._changed:
                 self._changed.notify_all()
-
-    async def _sample(
-        self, replica: Replica, prompt: IntArray, sampling: Sampling, limit: int, put: Callable[[Chunk | BaseException], None]
-    ) -> None:
-        sent: list[int] = []
-        failures = 0
-        while True:
-            life = replica.life
-            try:
-                policy = replica.served
-                if policy is None:
-                    raise Interrupted("it is not running")
-                stream = replica.wire.complete(
-                    replica.model, ints([*prompt.tolist(), *sent]), _seeded(sampling, len(sent)), limit - len(sent), policy.version
-                )
-                async with aclosing(stream) as chunks:
-                    async for chunk in chunks:
-                        sent += chunk.ids.tolist()
-                        failures = 0
-                        put(chunk)
-                        if chunk.finish is not None:
-                            return
-            except Interrupted as reason:
-                failures += 1
-                if failures > RETRIES:
-                    self._failed = True
-                    raise EngineError(f"vLLM server {replica.number} failed to answer a request {failures} times: {reason}") from reason
-                await replica.recover(life, self.policy, reason)
-                if sent and (len(sent) >= limit or sent[-1] in sampling.stop_ids):  # only the end of the stream was lost
-                    finish = "stop" if sent[-1] in sampling.stop_ids else "length"
-                    put(Chunk(ints([]), floats([]), self.policy.version, finish))
-                    return
 
     def _choose(self, rollout: str | None) -> Replica:
         """Return the replica of the rollout's earlier calls. A new rollout goes to the one with the fewest in-flight requests."""
@@ -223,19 +199,37 @@ class VllmEngine(Engine):
 
     async def _load(self, policy: Policy) -> dict[str, float]:
         async with self._loading:
+            policies = self._with(policy)
             await self._hold()
             try:
-                loads = await asyncio.gather(*(replica.load(policy) for replica in self.replicas), return_exceptions=True)
-                metrics: dict[str, float] = {}
+                loads = await asyncio.gather(*(replica.load([*policies.values()]) for replica in self.replicas), return_exceptions=True)
+                differences: list[float] = []
                 for load in loads:
                     if isinstance(load, BaseException):
                         self._failed = True
                         raise load
-                    metrics |= {name: max(value, metrics.get(name, value)) for name, value in load.items()}
-                self.policy = policy
-                return metrics
+                    differences += [load[policy.name]] if policy.name in load else []
+                self._policies = policies
+                return {"weight_check_diff": max(differences)} if differences else {}
             finally:
                 await self._release()
+
+    def _with(self, policy: Policy) -> dict[str, Policy]:
+        """Return the served policies with this one among them. Raises `EngineError` if it cannot be served beside them."""
+        alone = MAIN in self._policies
+        if (policy.name == MAIN) == alone:
+            others = self._policies
+        elif self._policies == {MAIN: self._base}:
+            others = {}
+        else:
+            names = ", ".join(map(repr, self._policies))
+            raise EngineError(f"vLLM serves {names} and cannot add policy {policy.name!r}, because 'main' has no others. Start a new run.")
+        if policy.name != MAIN and policy.kind == "full" and folder_of(policy) != Path(self.info.path):
+            raise EngineError(
+                f"Policy {policy.name!r} has the full model in {str(folder_of(policy))!r}, but named policies are adapters over "
+                f"{self.info.model!r}. Use a LoRA adapter of this model."
+            )
+        return {**others, policy.name: policy}
 
     async def _pause(self) -> None:
         await self._hold()
@@ -274,11 +268,6 @@ def environment_of(settings: VllmSettings) -> Environment | None:
     if environment.cpu:
         settings.check_cpu()
     return environment
-
-
-def _seeded(sampling: Sampling, done: int) -> Sampling:
-    """Return the seed after `done` tokens, so that a resumed request does not repeat its first random numbers."""
-    return sampling if not done or sampling.seed is None else replace(sampling, seed=(sampling.seed + 0x9E3779B97F4A7C15 * done) % 2**63)
 
 
 def _shape(model: ModelFiles) -> tuple[int, int]:

@@ -99,22 +99,30 @@ class Wire:
 
     async def reload(self, folder: str) -> None:
         """Load the weights of a folder."""
-        await self._ask("POST", "/collective_rpc", {"method": "reload_weights", "kwargs": {"weights_path": folder}})
+        await self._call("reload_weights", weights_path=folder)
 
     async def adapt(self, name: str, folder: str) -> None:
-        """Load a folder's LoRA adapter in place of the one with this name."""
-        await self._ask("POST", "/v1/load_lora_adapter", {"lora_name": name, "lora_path": folder, "load_inplace": True})
+        """Load a folder's LoRA adapter in place of the one with this name.
+
+        vLLM's own `load_inplace` would have every later step of the server read the folder again. vLLM 0.32 keeps the place of an unloaded
+        adapter, so all adapters leave their places. The others return with their next requests.
+        """
+        if any(model["id"] == name for model in await self.models()):
+            await self._ask("POST", "/v1/unload_lora_adapter", {"lora_name": name})
+            for number in (await self._call("list_loras"))[0]:
+                await self._call("remove_lora", lora_id=number)
+        await self._ask("POST", "/v1/load_lora_adapter", {"lora_name": name, "lora_path": folder})
 
     async def forget(self) -> None:
         """Drop the prefix cache."""
         await self._ask("POST", "/reset_prefix_cache")
 
-    async def stamp(self, version: int) -> None:
-        """Set the version that the server reports."""
-        await self._ask("POST", "/update_weight_version", {"new_version": str(version)})
+    async def stamp(self, versions: str) -> None:
+        """Set the versions that the server reports."""
+        await self._ask("POST", "/update_weight_version", {"new_version": versions})
 
     async def stamped(self) -> str:
-        """Return the version from the last `stamp`."""
+        """Return the versions from the last `stamp`."""
         return str((await self._ask("GET", "/weight_info"))["weight_version"])
 
     async def sleep(self) -> None:
@@ -123,6 +131,10 @@ class Wire:
 
     async def wake(self) -> None:
         await self._ask("POST", "/wake_up")
+
+    async def _call(self, method: str, **arguments: Any) -> list[Any]:
+        """Call a method of the server's workers, and return their results."""
+        return (await self._ask("POST", "/collective_rpc", {"method": method, "kwargs": arguments}))["results"]
 
     async def _ask(self, method: str, path: str, body: Any = None, **query: str) -> Any:
         content = None if body is None else msgspec.json.encode(body)

@@ -34,7 +34,9 @@ def check_policy_parts(
     if not policies:
         return
     if not engine.serves_adapters:
-        raise UnsupportedSetting(f"Engine {engine_name!r} serves one policy, and policies names {len(policies)}. Use engine 'torch'.")
+        raise UnsupportedSetting(
+            f"Engine {engine_name!r} serves one policy, and policies names {len(policies)}. Use engine 'torch' or 'vllm'."
+        )
     for name, (trainer, settings) in (trainers or {}).items():
         if not trainer.offers(settings).adapters:
             raise UnsupportedSetting(

@@ -173,7 +173,7 @@ async def open_rollout_services(config: Config, plan: Plan, folder: RunFolder, c
         store = metrics.store(await _open_store(exits, config, folder))
         controls.progress.phase("loading model")
         engine = await _open_engine(exits, plan.engine, plan.files, {})
-        if plan.files.path:
+        if plan.files.path and not plan.policies:
             await engine.load(engine.policy)  # an engine that starts with its first load reports its errors now
         await _serve_frozen(engine, plan, store, all_of_them=True)
         scoring = await exits.enter_async_context(open_scoring(config, store, folder.path))

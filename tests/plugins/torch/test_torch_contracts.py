@@ -44,6 +44,24 @@ class TestTorchEngine(EngineContract):
         return weights.policy
 
 
+class TestOneOfSeveralTorchPolicies(TestTorchEngine):
+    @pytest.fixture
+    async def engine(self, files: ModelFiles) -> AsyncIterator[Any]:
+        engine = await TorchEngine.create(files, TorchEngineSettings(device="cpu", dtype="float32"), {})
+        for name in ("first", "second"):
+            await engine.load(Policy(name=name, version=0, base=files.name, uri=f"file:{files.path}"))
+        self.weights = engine._weights
+        yield engine.policies["second"]
+        await engine.close()
+
+    async def test_closing_the_iterator_frees_its_place(self, engine: Any) -> None:
+        self.weights.model.register_forward_pre_hook(lambda *_: time.sleep(0.01))
+        await EngineContract.test_closing_the_iterator_frees_its_place(self, engine)
+
+    async def next_policy(self, engine: Any) -> Policy:
+        return structs.replace(engine.policy, version=engine.policy.version + 1)
+
+
 class TestTorchTrainer(TrainerContract):
     settings: dict[str, Any] = {}  # noqa: RUF012 (a subclass replaces it)
 

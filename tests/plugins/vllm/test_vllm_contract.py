@@ -1,4 +1,4 @@
-"""The vLLM engine keeps the contract that every engine keeps."""
+"""The vLLM engine keeps the contract that every engine keeps, with one policy and with several."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 import torch
-from vllm_world import World
+from vllm_world import PolicyWorld, World
 
+from agentlightning.contracts.engine import Engine
 from agentlightning.contracts.model import ModelFiles, Share
 from agentlightning.testing.engine_contract import EngineContract
 from agentlightning.types import Policy
@@ -55,3 +56,28 @@ class TestVllmEngine(EngineContract):
     async def next_policy(self, engine: Any) -> Policy:
         self.world.change()
         return await self.world.export()
+
+
+@pytest.fixture(scope="class")
+def policy_world(python: str, files: ModelFiles, tmp_path_factory: pytest.TempPathFactory) -> Iterator[PolicyWorld]:
+    """One server with two policies for all tests of the contract."""
+
+    async def open_world() -> PolicyWorld:
+        world = await PolicyWorld.open(files, tmp_path_factory.mktemp("policies"), {"writer": 4, "editor": 4}, VllmSettings(python=python))
+        await world.serve_changed("writer", "editor")
+        return world
+
+    world = asyncio.run(open_world())
+    yield world
+    asyncio.run(world.close())
+
+
+class TestOneOfSeveralVllmPolicies(EngineContract):
+    @pytest.fixture
+    def engine(self, policy_world: PolicyWorld) -> Engine:
+        self.world = policy_world
+        return policy_world.engine.policies["editor"]
+
+    async def next_policy(self, engine: Engine) -> Policy:
+        self.world.change("editor")
+        return await self.world.export("editor")

@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from safetensors.torch import load_file, save_file
+from vllm_world import VOCABULARY, ask, expected, prompt
 
 from agentlightning.contracts.model import ModelFiles
 from agentlightning.errors import ConfigError, ContextOverflow, EngineError, UnsupportedSetting
@@ -32,33 +32,6 @@ from agentlightning_vllm.wire import Wire
 
 REAL = bool(os.environ.get("AGL_TEST_VLLM"))
 pytestmark = pytest.mark.timeout(900 if REAL else 240)
-VOCABULARY = 259
-
-
-def prompt(length: int, seed: int = 0) -> list[int]:
-    return np.random.default_rng(seed).integers(3, VOCABULARY, length).tolist()
-
-
-async def ask(engine: Any, ids: list[int], *, rollout: str | None = None, on_chunk: Any = None, **settings: Any) -> Any:
-    """(response ids, logprobs, versions, finish)"""
-    settings.setdefault("max_tokens", 12)
-    out, logprobs, versions, finish = [], [], set(), None
-    async for chunk in engine.generate(ints(ids), Sampling(**settings), rollout=rollout):
-        assert finish is None
-        out += chunk.ids.tolist()
-        logprobs += chunk.logprobs.tolist()
-        versions.add(chunk.version)
-        finish = chunk.finish
-        if on_chunk is not None:
-            on_chunk()
-    return out, np.array(logprobs), versions, finish
-
-
-def expected(model: Any, ids: list[int], response: list[int], temperature: float = 1.0) -> np.ndarray:
-    """Log-probabilities of a response from a plain forward pass."""
-    with torch.no_grad():
-        logits = model(torch.tensor([ids + response])).logits[0][len(ids) - 1 : -1]
-    return (logits / temperature).log_softmax(-1).gather(1, torch.tensor(response)[:, None])[:, 0].numpy()
 
 
 def alive(pid: int) -> bool:
@@ -316,7 +289,7 @@ async def test_a_running_server_is_given_the_weights_and_given_them_again_when_s
             if again:  # nobody saw a connection break, and other weights are there all the same
                 theirs = Wire(f"http://127.0.0.1:{port}", "sesame", 60)
                 await theirs.reload(files.path)
-                await theirs.stamp(77)
+                await theirs.stamp("77")
                 await theirs.close()
             await world.engine.load(world.engine.policy)  # what a step begins with
             ids, logprobs, *_ = await ask(world.engine, prompt(30), seed=3)
@@ -329,7 +302,7 @@ def their_server(python: str, files: ModelFiles, port: int, folder: Path) -> Man
     """A server that somebody else starts, with the key `sesame`."""
     order = Order(VllmSettings(), find_environment(python), files.path, 512)
     base = Policy(version=0, base="tiny", uri=f"file:{files.path}")
-    command = Command(arguments=order.arguments(base, files.path, None, port), environment=order.variables("sesame", 0))
+    command = Command(arguments=order.arguments([base], port), environment=order.variables("sesame", 0))
     return ManagedProcess(command, LogFile(folder / "theirs.log"))
 
 

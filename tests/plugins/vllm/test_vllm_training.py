@@ -11,14 +11,19 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 import torch
 from openai import AsyncOpenAI
+from transformers import AutoModelForCausalLM
+from vllm_world import expected
 
 import agentlightning as agl
 from agentlightning.contracts.model import ModelFiles
 from agentlightning.errors import ConfigError
+from agentlightning.stores.common import open_store
 from agentlightning.training.metrics import read_metrics
+from agentlightning.training.run_folder import RunFolder
 from agentlightning_torch.testing import tiny_model
 
 REAL = bool(os.environ.get("AGL_TEST_VLLM"))
@@ -114,6 +119,70 @@ def test_a_server_that_is_killed_in_the_middle_of_a_step_costs_no_rollout(files:
     assert not (run.folder / "weights").exists()  # the checkpoint has what is to stay
     with pytest.raises(AssertionError, match="no server"):
         server_of(tmp_path)
+
+
+async def completions(run: agl.Run) -> list[Any]:
+    store = open_store(RunFolder(run.folder).store_address)
+    try:
+        states, _ = await store.list(limit=1000)
+        records = [await store.records(state.winner.id) for state in states if state.winner is not None]
+        return [completion for attempt in records for completion in attempt.completions]
+    finally:
+        await store.close()
+
+
+@pytest.mark.slow
+def test_two_policies_beside_the_frozen_model_train_and_come_back_with_a_server_that_is_killed_in_mid_step(
+    files: ModelFiles, python: str, tmp_path: Path
+) -> None:
+    killed: list[int] = []
+    calls = 0
+
+    async def three_agents(task: Any, llm: agl.LLM) -> float:
+        nonlocal calls
+        text = task["text"]
+        async with AsyncOpenAI(base_url=llm.base_url, api_key=llm.api_key, max_retries=0) as client:
+            for name in llm.policies:
+                calls += 1
+                if calls == 24 + 13:
+                    killed.append(server_of(Path(files.path))[0])
+                    os.kill(killed[0], signal.SIGKILL)
+                messages: list[Any] = [{"role": "user", "content": text}]
+                answer = await client.chat.completions.create(model=name, messages=messages, max_tokens=8)
+                text = answer.choices[0].message.content or ""
+        return sum(letter.isalpha() for letter in text[:8]) / 8
+
+    torch.set_num_threads(1)
+    run = agl.train(
+        three_agents,
+        tasks=TASKS,
+        model=files.path,
+        folder=tmp_path,
+        steps=2,
+        tasks_per_step=2,
+        policies={"writer": {}, "plain": {"train": False}, "editor": {"trainer": {"lora_rank": 8}}},
+        algorithm=agl.LightningRL(group_size=4),
+        engine={"name": "vllm", "python": python},
+        trainer={"name": "torch", "train": "lora", "lora_rank": 4, "lr": 1e-2, "device": "cpu", "dtype": "float32"},
+        progress=False,
+    )
+    rows = read_metrics(run.folder)
+    assert killed
+    assert [row["step"] for row in rows] == [1, 2]
+    for row in rows:
+        assert (row["rollouts"], row["failed"], row["requests.completed"]) == (8, 0, 24)
+        for name in ("writer", "editor"):
+            assert row[f"{name}/mismatch_abs"] < 1e-3
+            assert row[f"{name}/weight_check_diff"] < 1e-4
+            assert row[f"{name}/transitions"] == 8
+    recorded = asyncio.run(completions(run))
+    versions = {name: {int(v) for c in recorded if c.policy == name for v in c.versions} for name in ("writer", "editor", "plain")}
+    assert versions == {"writer": {0, 1}, "editor": {0, 1}, "plain": {0}}
+    assert run.result["policies"]["writer"]["version"] == run.result["policies"]["editor"]["version"] == 2
+    base = AutoModelForCausalLM.from_pretrained(files.path).eval()
+    for reply in (c for c in recorded if c.policy == "plain"):
+        own = expected(base, reply.prompt_ids.tolist(), reply.response_ids.tolist())
+        np.testing.assert_allclose(reply.logprobs, own, atol=1e-3)
 
 
 def test_a_missing_vllm_is_named_before_anybody_looks_for_the_model(tmp_path: Path) -> None:

@@ -1,0 +1,193 @@
+"""Compares ways to learn the demo's task from equally many rollouts: rewards, a teacher, both, and demonstrations.
+
+    python benchmarks/performance/ways.py                                # 3 seeds: 40 minutes on two cores
+    python benchmarks/performance/ways.py --ways rewards teacher --seeds 0 --folder runs/ways
+    python benchmarks/performance/ways.py --steps 1 --held-out 4 --seeds 0      # some minutes, without meaning
+
+Each way starts from SmolLM2-135M and gets as many rollouts as the demo, 64 a step:
+
+    rewards          LightningRL, as in `agl demo`: 8 tasks of 8 rollouts a step
+    teacher          on-policy distillation without rewards: 64 tasks of one rollout a step
+    both             LightningRL, with the teacher's advantage times 0.05 added
+    demonstrations   a third of the steps train 8 rollouts of the teacher each, then LightningRL for the other rollouts
+
+The teacher is the same model after LightningRL with a seed of its own, so it knows the task. Its training is not counted. The table has
+the reward on held-out tasks, and the difference to `rewards` with its 95% interval, paired by task and seed. A repeated command continues
+in its folder: finished runs are read, and others are resumed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import os
+import secrets
+import socket
+import subprocess
+import sys
+import time
+import tomllib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.table import Table
+
+import agentlightning as agl
+from agentlightning.training.eval_rollouts import KINDS, Kind
+from agentlightning.training.interval import bootstrap
+from agentlightning.training.run_folder import RunFolder
+from agentlightning_benchmarks.bench.reading import Measured, read_run
+from agentlightning_benchmarks.demo.command import CONFIG
+from agentlightning_benchmarks.demo.solve import solve
+from agentlightning_benchmarks.demo.tasks import make_tasks, train_tasks
+from agentlightning_torch.heap import give_back
+
+WAYS = ("rewards", "teacher", "both", "demonstrations")
+TEACHER_SEED = 9
+KEY = "AGL_WAYS_KEY"
+"""Environment variable with the key of the teacher's server."""
+START = 300.0
+"""Seconds until the teacher's server must answer."""
+
+
+def main() -> None:
+    options = parse()
+    settings = tomllib.loads(CONFIG.read_text())
+    for name in ("name", "agent", "tasks", "eval_tasks"):
+        del settings[name]
+    settings |= {"steps": options.steps, "eval": {"every": options.steps}, "folder": options.folder}
+    run = Runs(options.folder, make_tasks("test", options.held_out))
+    teacher = run("rewards", TEACHER_SEED, settings) / "checkpoints" / f"step-{options.steps:05}"
+    folders = {
+        (way, seed): run(way, seed, settings_of(way, settings, str(teacher)), teacher if way == "demonstrations" else None)
+        for seed in options.seeds
+        for way in options.ways
+    }
+    print_table({place: read_run(folder) for place, folder in folders.items()}, options.ways, options.seeds)
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS), help="Default: all.")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help=f"Not {TEACHER_SEED}, the teacher's. Default: 0 1 2.")
+    parser.add_argument("--steps", type=int, default=12, help="Steps of the ways with 64 rollouts a step. Default: 12.")
+    parser.add_argument("--held-out", type=int, default=256, help="Held-out tasks. Default: 256.")
+    parser.add_argument("--folder", type=Path, default=Path("runs/ways"), help="Folder of the runs. Default: runs/ways.")
+    options = parser.parse_args()
+    if TEACHER_SEED in options.seeds:
+        parser.error(f"seed {TEACHER_SEED} is the teacher's")
+    return options
+
+
+def settings_of(way: str, settings: dict[str, Any], teacher: str) -> dict[str, Any]:
+    """Return the settings of a way, made from those of the demo. `teacher`: the folder of its weights."""
+    if way == "rewards":
+        return settings
+    if way == "teacher":
+        return {**settings, "tasks_per_step": 64, "algorithm": {"name": "distillation"}, "teacher": {"model": teacher}}
+    if way == "both":
+        return {**settings, "algorithm": {**settings["algorithm"], "teacher_coef": 0.05}, "teacher": {"model": teacher}}
+    shown = max(1, settings["steps"] // 3)
+    steps = shown + settings["steps"] - 1  # the shown steps take the rollouts of less than one step
+    return {**settings, "steps": steps, "algorithm": {**settings["algorithm"], "demonstrated_steps": shown}, "eval": {"every": steps}}
+
+
+class Runs:
+    """Runs in a folder. A finished one is not run again."""
+
+    def __init__(self, folder: Path, held_out: list[dict[str, Any]]) -> None:
+        self._folder, self._held_out = folder, held_out
+
+    def __call__(self, way: str, seed: int, settings: dict[str, Any], served: Path | None = None) -> Path:
+        """Return the folder of the finished run. `served`: weights of a teacher that answers over HTTP."""
+        name = f"{way}-{seed}"
+        begun = [run for run in RunFolder.all(self._folder) if run.name.split("-", 2)[2] == name and run.state.exists()]
+        if begun and begun[-1].read_state().finished:
+            return begun[-1].path
+        print(name, file=sys.stderr)
+        gc.collect()  # the last run's weights may be part of reference cycles
+        give_back()
+        arguments = {**settings, "name": name, "seed": seed, "resume": begun[-1].path if begun else None}
+        if served is None:
+            run = self._train(arguments)
+        else:
+            with server(served, self._folder / "teacher.log") as address:
+                engine = {"name": "upstream", "url": address, "key_env": KEY}
+                run = self._train({**arguments, "teacher": {"model": served.name, "engine": engine}})
+        if run.stopped:
+            raise KeyboardInterrupt("Stopped. The same command continues.")
+        return run.folder
+
+    def _train(self, arguments: dict[str, Any]) -> agl.Run:
+        return agl.train(solve, tasks=train_tasks(), eval_tasks=self._held_out, **arguments)
+
+
+@contextmanager
+def server(weights: Path, log: Path) -> Iterator[str]:
+    """Serve weights on a free port, and yield the address for OpenAI clients. The key is in the environment variable `KEY`."""
+    os.environ[KEY] = secrets.token_urlsafe(16)
+    with socket.socket() as listener:  # a port that is free now
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
+    command = [sys.executable, "-m", "agentlightning", "serve", str(weights), "--port", str(port), "--store", "memory:"]
+    with log.open("w") as output:
+        process = subprocess.Popen(command, stdout=output, stderr=output, env={**os.environ, "AGL_TOKEN": os.environ[KEY]})
+    try:
+        wait(f"http://127.0.0.1:{port}/ready", process, log)
+        yield f"http://127.0.0.1:{port}/v1"
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def wait(address: str, process: subprocess.Popen[bytes], log: Path) -> None:
+    """Wait until the server is ready."""
+    end = time.monotonic() + START
+    while time.monotonic() < end and process.poll() is None:
+        try:
+            if httpx.get(address).is_success:
+                return
+        except httpx.TransportError:
+            pass
+        time.sleep(0.5)
+    raise SystemExit(f"The teacher's server did not start. See {log}.")
+
+
+def differences(one: dict[str, float], other: dict[str, float]) -> NDArray[np.float64]:
+    """Return the reward of each task in one run minus that in another. NaN: a run has not measured it."""
+    return np.array([one.get(task, np.nan) - other.get(task, np.nan) for task in sorted(one.keys() | other.keys())])
+
+
+def held_out(measured: Measured, kind: Kind) -> dict[str, float]:
+    """Return the reward of each held-out task after training."""
+    scores = measured.scores[kind].get(measured.steps(kind)[1] or 0, {})
+    return {task: float(np.mean(rewards)) for task, rewards in scores.items() if None not in rewards}  # type: ignore[arg-type]
+
+
+def print_table(runs: dict[tuple[str, int], Measured], ways: Sequence[str], seeds: Sequence[int]) -> None:
+    """Print the rewards of each way, and their differences to `rewards`."""
+    table = Table("way", *(f"{kind}{more}" for kind in KINDS for more in ("", ", minus rewards")), "trained tokens", "seconds")
+    for way in ways:
+        of_way = [runs[way, seed] for seed in seeds]
+        cells = list[str]()
+        for kind in KINDS:
+            cells.append(f"{np.mean([np.mean(list(held_out(run, kind).values())) for run in of_way]):.3f}")
+            compared = "rewards" in ways and way != "rewards"
+            pairs = [(held_out(runs[way, seed], kind), held_out(runs["rewards", seed], kind)) for seed in seeds] if compared else []
+            interval = bootstrap(np.stack([differences(*pair) for pair in pairs])) if pairs else None
+            cells.append("" if interval is None else f"{interval.mean:+.3f} ({interval.low:+.3f} to {interval.high:+.3f})")
+        rows = [[row for row in run.rows if row["step"] > 0] for run in of_way]
+        tokens = np.mean([sum(row.get("trained_tokens", 0) for row in run) for run in rows])
+        seconds = np.mean([sum(row["seconds"] - row.get("seconds.evaluation", 0.0) for row in run) for run in rows])
+        table.add_row(way, *cells, f"{tokens:,.0f}", f"{seconds:.0f}")
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,55 @@
+"""The comparison of ways to learn: equally many rollouts, and paired differences."""
+
+from __future__ import annotations
+
+import importlib.util
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from agentlightning.config.schema import build_config
+from agentlightning.records.accounts import Account
+from agentlightning_benchmarks.bench.reading import Measured
+from agentlightning_benchmarks.demo.command import CONFIG
+
+SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "performance" / "ways.py"
+
+
+@pytest.fixture(scope="module")
+def ways() -> Any:
+    spec = importlib.util.spec_from_file_location("ways_to_learn", SCRIPT)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_every_way_gets_as_many_rollouts_as_the_demo_or_a_few_less(ways: Any) -> None:
+    demo = tomllib.loads(CONFIG.read_text())
+    for way in ways.WAYS:
+        config = build_config(ways.settings_of(way, demo, "teacher"))
+        group = config.algorithm["group_size"]
+        shown = config.algorithm.get("demonstrated_steps", 0)
+        rollouts = config.tasks_per_step * (shown + (config.steps - shown) * group)
+        assert 0.95 * 768 < rollouts <= 768, way
+
+
+def measured(**rewards: float) -> Measured:
+    row = {"step": 12, "trained_tokens": 100, "seconds": 9.0, "seconds.evaluation": 4.0}
+    scores: Any = {kind: {12: {task: [reward] for task, reward in rewards.items()}} for kind in ("sampled", "greedy")}
+    return Measured([{**row, "eval.sampled": 0.0, "eval.greedy": 0.0}], scores, Account())
+
+
+def test_differences_are_paired_by_task(ways: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    runs = {("rewards", 0): measured(a=0.0, b=0.25, c=0.5), ("both", 0): measured(a=0.5, b=0.75, d=1.0)}
+    ways.print_table(runs, ["rewards", "both"], [0])
+    lines = capsys.readouterr().out.splitlines()
+    both = next(line for line in lines if "both" in line)
+    assert both.count("+0.500 (+0.500 to +0.500)") == 2, both
+    assert "0.750" in both
+    assert " 5 " in both
+    assert "minus" not in next(line for line in lines if "0.250" in line)

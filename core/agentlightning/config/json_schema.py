@@ -52,6 +52,9 @@ class _Writer:
     def config(self) -> Schema:
         schema = self._object(Config)
         schema["required"] = [name for name in schema.get("required", []) if name != "name"]
+        one = {"$ref": schema["properties"]["algorithm"].pop("$ref")}
+        stages = {"type": "array", "items": one, "minItems": 2, "maxItems": 2}
+        schema["properties"]["algorithm"] |= {"if": {"type": "array"}, "then": stages, "else": one}
         head = {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "Agent Lightning: config.toml"}
         return {**head, **schema, **AGENT_AND_TASKS, "$defs": self._definitions}
 

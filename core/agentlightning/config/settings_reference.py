@@ -110,6 +110,8 @@ def _is_table(value: Schema) -> bool:
 
 def _value(value: Schema) -> str:
     """Describe the values of a key in a few words."""
+    if "else" in value and "$ref" in value["else"]:  # a part, or a list of two
+        value = value["else"]
     if "$ref" in value:
         return KINDS[value["$ref"].rpartition("/")[2]].rpartition(".")[2]
     if "anyOf" in value:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tomllib
 from dataclasses import replace
 from io import StringIO
 from pathlib import Path
@@ -14,6 +13,7 @@ from rich.console import Console
 
 import agentlightning as agl
 from agentlightning.config.model_facts import ModelFacts
+from agentlightning.config.schema import load_config
 from agentlightning.training import learning_rate
 from agentlightning.training.learning_rate import lr_warning, suggested_lr, trained_parameters
 from agentlightning.training.progress import TrainingProgress
@@ -77,11 +77,11 @@ def test_a_rate_far_from_the_suggestion_is_a_warning_and_a_near_one_is_not() -> 
 
 @pytest.mark.parametrize("path", sorted(BENCHMARKS.glob("*/*.toml")), ids=lambda path: f"{path.parent.name}-{path.stem}")
 def test_every_preset_of_ours_is_silent(path: Path) -> None:
-    config = tomllib.loads(path.read_text())
-    trainer = config["trainer"]
-    if config.get("algorithm", {}).get("name", "lightning") == "lightning":
-        facts = SMOL if config["model"] == "smollm2-135m" else QWEN
-        assert lr_warning(trainer["lr"], rate(facts, trainer.get("train", "full"))) is None
+    config = load_config(path)
+    algorithm = config.algorithm.get("then", config.algorithm)
+    if algorithm["name"] == "lightning":
+        facts = SMOL if config.model == "smollm2-135m" else QWEN
+        assert lr_warning(config.trainer["lr"], rate(facts, config.trainer.get("train", "full"))) is None
 
 
 async def nothing(task: Any, llm: agl.LLM) -> float:

@@ -91,7 +91,7 @@ def _run(run: Run, folder: Path, measured: Measured | None = None) -> dict[str, 
     if sums.demonstrated:  # with other losses, the value measures nothing
         curves["loss"] = measured.curve("loss")
     kept = ("model", "steps", "finished", "seconds", "eval", "measured_after_step", "eval_reused", "best", "policy_step", "checkpoint")
-    kept += ("prompts", "stages")  # of a search for prompts
+    kept += ("prompts", "stages")
     return {
         "folder": run.folder.relative_to(folder).as_posix() if run.folder.is_relative_to(folder) else str(run.folder),
         **{key: run.result[key] for key in kept if run.result.get(key) not in (None, {})},

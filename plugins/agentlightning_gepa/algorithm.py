@@ -21,6 +21,7 @@ from agentlightning.errors import ConfigError
 from agentlightning.settings import FiniteFloat, PositiveInt, of_kind
 from agentlightning.types import JSON
 from agentlightning_gepa.bridge import Bridge
+from agentlightning_gepa.reflection import PLACES
 from agentlightning_gepa.search import Search
 
 
@@ -44,6 +45,9 @@ class GEPA(Algorithm):
     """The model that proposes prompts. Absent: the served model itself."""
     reflection_tokens: PositiveInt = 1024
     """Tokens of a proposal, at most."""
+    template: str | None = None
+    """What the reflecting model is asked. In it, `<prompt>` becomes the prompt, `<examples>` the rollouts with their tasks, messages, and
+    feedback, `<tasks>` their tasks alone, and `<feedback>` their feedback alone. Absent: the text of the library, for strong models."""
     then: Annotated[dict[str, JSON] | None, of_kind("algorithms")] = None
     """The algorithm that trains the weights afterwards, with the best prompts, in a run of its own. `algorithm = ["gepa", "lightning"]` is
     short for it. Absent: none."""
@@ -68,6 +72,11 @@ class GEPA(Algorithm):
             then.parts()
         if self.reflection is not None:
             self.reflection.key()
+        if self.template is not None and not any(place in self.template for place in PLACES):
+            raise ConfigError(
+                f"algorithm.template says nothing about the rollouts: {self.template[:200]!r}. Put {', '.join(PLACES)} into it where the "
+                "reflecting model shall see them; one of them is enough."
+            )
         least = self.validation * self.group_size
         if self.rollouts is not None and self.rollouts < least:
             raise ConfigError(

@@ -22,6 +22,7 @@ from agentlightning.rl.batch.build import make_batch
 from agentlightning.rl.trajectory.build import leave_out
 from agentlightning.types import Task
 from agentlightning_gepa.bridge import Bridge
+from agentlightning_gepa.reflection import question
 from agentlightning_gepa.traces import example
 
 if TYPE_CHECKING:
@@ -172,7 +173,7 @@ class Search:
     def make_reflective_dataset(self, candidate: dict[str, str], eval_batch: Any, components_to_update: list[str]) -> Any:
         """Return what the reflecting model sees of each prompt: a rollout of each task that asked for it."""
 
-        def build() -> dict[str, list[dict[str, str]]]:
+        def build() -> dict[str, list[dict[str, Any]]]:
             limit, groups = self._settings.trace_characters, eval_batch.trajectories
             examples = {name: [example(trials, name, limit) for trials in groups] for name in components_to_update}
             return {name: [one for one in of_name if one is not None] for name, of_name in examples.items()}
@@ -189,8 +190,7 @@ class Search:
         for name in components_to_update:
             if not (dataset := reflective_dataset.get(name)):
                 continue
-            question = {"current_instruction_doc": candidate[name], "dataset_with_feedback": dataset}
-            prompt = str(Proposal.prompt_renderer(question))
+            prompt = question(self._settings.template, candidate[name], dataset)
             answer = self._keeping_failures(partial(self._reflect, prompt))
             self._update(tokens=self.search.tokens + answer.tokens)
             text = Proposal.output_extractor(answer.text.strip())["new_instruction"]

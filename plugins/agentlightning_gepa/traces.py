@@ -13,19 +13,34 @@ from agentlightning.training.message_text import message_text
 from agentlightning.training.rewards.recorded_rollout import RecordedRollout, attempt_rewards
 
 
-def example(trials: Sequence[Trial], name: str, limit: int) -> dict[str, str] | None:
-    """Return the rollout of a task with the lowest reward among those that asked for a prompt; None: none did. `limit`: characters."""
+def example(trials: Sequence[Trial], name: str, limit: int) -> dict[str, Any] | None:
+    """Return the rollout of a task with the lowest reward among those that asked for a prompt; None: none did.
+
+    `limit`: characters of the task, of the messages, and of the feedback, each.
+    """
     asked = [trial for trial in trials if trial.records is not None and name in prompts_of(trial.records)]
     if not asked:
         return None
     worst = min(asked, key=lambda trial: trial.trajectory.reward or 0.0)
     assert worst.records is not None
-    task: Any = worst.trajectory.task.input
     return {
-        "Task": cut(task if isinstance(task, str) else json.dumps(task, ensure_ascii=False), limit),
+        "Task": shown_task(worst.trajectory.task.input, limit),
         "Messages": _messages(worst, worst.records, limit),
         "Feedback": cut(_feedback(worst, trials), limit),
     }
+
+
+def shown_task(task: Any, limit: int) -> str | dict[str, str]:
+    """Return a task as text, or each field of an object as text. The longest fields lose their middle, so that none pushes out another."""
+    if not isinstance(task, dict):
+        return cut(_text(task), limit)
+    texts = {str(name): _text(value) for name, value in task.items()}
+    longest = fitting([len(text) for text in texts.values()], limit)
+    return {name: cut(text, longest) for name, text in texts.items()}
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def _messages(trial: Trial, records: AttemptRecords, limit: int) -> str:

@@ -173,7 +173,11 @@ async def running(tmp_path: Path, script: Any, **kwargs: Any) -> AsyncIterator[C
     await gateway.start()
 
     async def run(
-        task: dict[str, Any], agents: Sequence[str] | None = None, facts: dict[str, float] | None = None, agent: Any = solve
+        task: dict[str, Any],
+        agents: Sequence[str] | None = None,
+        facts: dict[str, float] | None = None,
+        agent: Any = solve,
+        notes: list[str] | None = None,
     ) -> tuple[float, Trajectory]:
         rollout = Rollout(task=Task(task["id"], task), mode="train", sampling=Sampling())
         attempt = await store.begin(rollout, "test", lease=60)
@@ -184,6 +188,8 @@ async def running(tmp_path: Path, script: Any, **kwargs: Any) -> AsyncIterator[C
         await recorder.close()
         await store.finish(attempt.id, "succeeded")
         state, records = await store.read(rollout.id)
+        if notes is not None:
+            notes += [span.name for attempt in records for span in attempt.spans if span.kind == "note" and "prompt" not in span.attributes]
         return earned, trajectory(state, records, agents=tuple(agents) if agents else None, step_rewards=build_step_rewards(facts or {}))
 
     try:
@@ -285,6 +291,20 @@ async def test_three_queries_are_written_at_most_and_the_last_one_counts(tmp_pat
         earned, made = await run(task)
     assert earned == 0.0
     assert [transition.agent for transition in made.transitions] == ["write", "check", "rewrite", "check", "rewrite"]
+
+
+async def test_a_query_without_reward_is_noted_with_what_is_wrong(tmp_path: Path) -> None:
+    task = sql_tasks.test_tasks()[0]
+    wrong = ["SELECT -1", "correct", "There are 5.", "wrong", "It is 5.", "wrong", "Five.", "SELECT x FROM nowhere", "correct"]
+    notes: list[str] = []
+    async with running(tmp_path, [*wrong, task["query"], "correct"]) as run:
+        for _ in range(4):
+            await run(task, notes=notes)
+    assert notes == [
+        "The query has a wrong result. Select exactly the columns that the question asks for.",
+        "The reply is not a query. Write one SQLite query and nothing else.",
+        "The query fails: no such table: nowhere. Use only tables and columns of the schema.",
+    ]
 
 
 async def test_a_database_that_is_gone_fails_the_rollout_and_names_the_file(tmp_path: Path) -> None:

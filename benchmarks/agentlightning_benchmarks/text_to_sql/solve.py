@@ -10,6 +10,7 @@ from langchain_openai import ChatOpenAI
 
 import agentlightning as agl
 from agentlightning_benchmarks.text_to_sql.agent import FULL, SHORT, Prompts, build_agent
+from agentlightning_benchmarks.text_to_sql.feedback import feedback
 from agentlightning_benchmarks.text_to_sql.reward import reward
 from agentlightning_langchain import LightningCallback
 
@@ -34,4 +35,7 @@ async def _solve(task: dict[str, Any], llm: agl.LLM, prompts: Prompts) -> float:
     agent = build_agent(ChatOpenAI(model=llm.model, base_url=llm.base_url, api_key=llm.api_key), prompts)  # type: ignore[arg-type]
     inputs = {key: task[key] for key in ("question", "schema", "database")}
     done = await agent.ainvoke(inputs, config={"callbacks": [LightningCallback()]})
-    return await asyncio.to_thread(reward, task, done["query"])
+    earned = await asyncio.to_thread(reward, task, done["query"])
+    if not earned:
+        agl.note(feedback(done["query"], done["result"]))
+    return earned

@@ -79,12 +79,27 @@ def test_every_rollout_tells_the_prompts_it_ran_with_and_the_reflection_saw_its_
         texts.add(asked["system"])
     assert len(texts) > 1
     question = server.bodies[0]["messages"][0]["content"]
-    for seen in ("You work.", "[user]", "Reward: 0.", "was needed", '"rule"'):
+    for seen in ("You work.", "[user]", "Reward: 0.", "was needed", "### rule"):
         assert seen in question
     reflections = stored(run.folder, mode="production")
     assert [state.rollout.task.input["reflection"] for state, _ in reflections] == [
         body["messages"][0]["content"] for body in server.bodies
     ]
+
+
+def test_a_template_is_what_the_reflecting_model_reads(model: str, tmp_path: Path) -> None:
+    template = "```\n<prompt>\n```\nFeedback:\n<feedback>"
+    with judge_server(adds_a_rule) as server:
+        run = agl.train(follows_rules, tasks=TASKS, **settings(model, tmp_path, server, algorithm={"template": template}))
+    assert run.result["prompts"]["candidate"] > 0
+    for body in server.bodies:
+        asked = body["messages"][0]["content"]
+        assert asked.startswith("```\nYou work.")
+        assert "was needed" in asked
+        assert "[user]" not in asked
+        assert "Task" not in asked
+    with pytest.raises(ConfigError, match=r"algorithm\.template says nothing about the rollouts: 'Improve <prompt>'"):
+        agl.train(follows_rules, tasks=TASKS, **settings(model, tmp_path, None, algorithm={"template": "Improve <prompt>"}))
 
 
 def test_the_served_model_itself_proposes_where_no_other_is_named(model: str, tmp_path: Path) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import random
 
-from agentlightning_gepa.traces import fitting
+from agentlightning_gepa.reflection import question
+from agentlightning_gepa.traces import fitting, shown_task
 
 
 def test_a_long_prompt_does_not_push_out_the_replies() -> None:
@@ -19,3 +20,31 @@ def test_texts_that_fit_stay_whole_and_others_use_the_limit_up() -> None:
         limit = rng.randrange(1, 1500)
         cut = [min(length, fitting(lengths, limit)) for length in lengths]
         assert sum(cut) == sum(lengths) if sum(lengths) <= limit else limit - len(lengths) < sum(cut) <= limit
+
+
+def test_a_long_field_of_a_task_does_not_push_out_the_others() -> None:
+    task = {"schema": "CREATE TABLE head (age INT);\n" * 100, "question": "How many heads are older than 56?", "answer": 5}
+    shown = shown_task(task, 300)
+    assert isinstance(shown, dict)
+    assert shown["question"] == task["question"]
+    assert shown["answer"] == "5"
+    assert shown["schema"].startswith("CREATE TABLE")
+    assert "left out" in shown["schema"]
+    assert shown_task("x" * 400, 300) == f"{'x' * 150}\n… (100 characters left out) …\n{'x' * 150}"
+    assert shown_task([1, "è"], 300) == '[1, "è"]'
+
+
+def test_a_template_shows_what_it_names_once() -> None:
+    examples = [
+        {"Task": {"text": "<prompt>", "answer": "5"}, "Messages": "[user]\n<feedback>", "Feedback": "Reward: 0."},
+        {"Task": "What?", "Messages": "[user]\nWhat?", "Feedback": "Reward: 1."},
+    ]
+    assert question("<feedback>\n\nImprove: <prompt>", "Be brief. <tasks>", examples) == (
+        "# Example 1\n## Feedback\nReward: 0.\n\n\n\n# Example 2\n## Feedback\nReward: 1.\n\nImprove: Be brief. <tasks>"
+    )
+    assert question("<tasks>", "", examples) == (
+        "# Example 1\n## Task\n### text\n<prompt>\n\n### answer\n5\n\n\n\n# Example 2\n## Task\nWhat?"
+    )
+    whole = question("<examples>", "", examples)
+    assert whole in question(None, "Be brief.", examples)
+    assert all(text in whole for text in ("<prompt>", "<feedback>", "Reward: 1."))

@@ -80,7 +80,7 @@ async def test_two_adapters_and_the_model_answer_at_once_as_peft_does_and_new_we
     for name in ("editor", "plain"):
         for (tokens, logprobs, *_), (later, later_logprobs, *_) in zip(before[name], after[name], strict=True):
             assert tokens == later
-            np.testing.assert_allclose(logprobs, later_logprobs, atol=1e-5)
+            np.testing.assert_allclose(logprobs, later_logprobs, atol=1e-4)  # other weights: 1e-2 and more; another batch: 1e-5
     assert {name: own.policy.version for name, own in engine.policies.items()} == {"writer": 2, "editor": 1, "plain": 0}
     assert await engine.load(engine.policy) == {}  # what a step begins with
     assert engine.replicas[0].pid == pid, "a server has room for two adapters from its start"

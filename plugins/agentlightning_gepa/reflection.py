@@ -1,0 +1,35 @@
+"""The question to the reflecting model."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+PLACES = ("<examples>", "<tasks>", "<feedback>")
+"""What a template may show of the rollouts."""
+
+
+def question(template: str | None, prompt: str, examples: Sequence[Mapping[str, Any]]) -> str:
+    """Return what asks for a better text than `prompt`. `examples`: of `traces.example`. Without a template: the text of the library."""
+    if template is None:
+        return _rendered(prompt, examples)
+    places = {
+        "<prompt>": prompt,
+        "<examples>": _rendered_examples(examples),
+        "<tasks>": _rendered_examples([{"Task": example["Task"]} for example in examples]),
+        "<feedback>": _rendered_examples([{"Feedback": example["Feedback"]} for example in examples]),
+    }
+    names = re.compile("|".join(map(re.escape, places)))
+    return names.sub(lambda name: places[name[0]], template)
+
+
+def _rendered_examples(examples: Sequence[Mapping[str, Any]]) -> str:
+    return _rendered("", examples, "<curr_param><side_info>").strip()
+
+
+def _rendered(prompt: str, examples: Sequence[Mapping[str, Any]], template: str | None = None) -> str:
+    from gepa.strategies.instruction_proposal import InstructionProposalSignature
+
+    fields = {"current_instruction_doc": prompt, "dataset_with_feedback": examples, "prompt_template": template}
+    return str(InstructionProposalSignature.prompt_renderer(fields))

@@ -1,7 +1,8 @@
-"""Compares ways to learn the demo's task from equally many rollouts: rewards, a teacher, both, and demonstrations.
+"""Compares ways to learn the demo's task from equally many rollouts: rewards, a teacher, both, demonstrations, and a judge.
 
     python benchmarks/performance/ways.py                                # 3 seeds: 40 minutes on two cores
     python benchmarks/performance/ways.py --ways rewards teacher --seeds 0 --folder runs/ways
+    python benchmarks/performance/ways.py --ways rewards judge --judge FOLDER   # a folder of Qwen2.5-Coder-0.5B-Instruct, for example
     python benchmarks/performance/ways.py --steps 1 --held-out 4 --seeds 0      # some minutes, without meaning
 
 Each way starts from SmolLM2-135M and gets as many rollouts as the demo, 64 a step:
@@ -10,10 +11,11 @@ Each way starts from SmolLM2-135M and gets as many rollouts as the demo, 64 a st
     teacher          on-policy distillation without rewards: 64 tasks of one rollout a step
     both             LightningRL, with the teacher's advantage times 0.05 added
     demonstrations   a third of the steps train 8 rollouts of the teacher each, then LightningRL for the other rollouts
+    judge            LightningRL, where the model of `--judge` gives the rewards by a rubric, which sees the right answer
 
 The teacher is the same model after LightningRL with a seed of its own, so it knows the task. Its training is not counted. The table has
-the reward on held-out tasks, and the difference to `rewards` with its 95% interval, paired by task and seed. A repeated command continues
-in its folder: finished runs are read, and others are resumed.
+the agent's own reward on held-out tasks, and the difference to `rewards` with its 95% interval, paired by task and seed. A repeated command
+continues in its folder: finished runs are read, and others are resumed.
 """
 
 from __future__ import annotations
@@ -41,19 +43,24 @@ from rich.table import Table
 import agentlightning as agl
 from agentlightning.training.eval_rollouts import KINDS, Kind
 from agentlightning.training.interval import bootstrap
+from agentlightning.training.job import make_job
+from agentlightning.training.progress import TrainingProgress
 from agentlightning.training.run_folder import RunFolder
+from agentlightning_benchmarks.bench.evaluation import evaluate
 from agentlightning_benchmarks.bench.reading import Measured, read_run
 from agentlightning_benchmarks.demo.command import CONFIG
 from agentlightning_benchmarks.demo.solve import solve
 from agentlightning_benchmarks.demo.tasks import make_tasks, train_tasks
 from agentlightning_torch.heap import give_back
 
-WAYS = ("rewards", "teacher", "both", "demonstrations")
+WAYS = ("rewards", "teacher", "both", "demonstrations", "judge")
+TAUGHT = ("teacher", "both", "demonstrations")
 TEACHER_SEED = 9
 KEY = "AGL_WAYS_KEY"
-"""Environment variable with the key of the teacher's server."""
+"""Environment variable with the key of the server of a teacher or a judge."""
 START = 300.0
-"""Seconds until the teacher's server must answer."""
+"""Seconds until that server must answer."""
+RUBRIC = "The task has the right `answer`, a number. If the reply says the same number, the score is 10. If not, it is 0."
 
 
 def main() -> None:
@@ -63,23 +70,33 @@ def main() -> None:
         del settings[name]
     settings |= {"steps": options.steps, "eval": {"every": options.steps}, "folder": options.folder}
     run = Runs(options.folder, make_tasks("test", options.held_out))
-    teacher = run("rewards", TEACHER_SEED, settings) / "checkpoints" / f"step-{options.steps:05}"
-    folders = {
-        (way, seed): run(way, seed, settings_of(way, settings, str(teacher)), teacher if way == "demonstrations" else None)
-        for seed in options.seeds
-        for way in options.ways
-    }
-    print_table({place: read_run(folder) for place, folder in folders.items()}, options.ways, options.seeds)
+    teacher: Path | None = None
+    if set(options.ways).intersection(TAUGHT):
+        teacher = checkpoint(run("rewards", TEACHER_SEED, settings))
+    served = {"demonstrations": teacher, "judge": options.judge}
+    runs = dict[tuple[str, int], Measured]()
+    for seed in options.seeds:
+        for way in options.ways:
+            folder = run(way, seed, settings_of(way, settings, str(teacher)), served.get(way))
+            runs[way, seed] = read_run(folder)
+            if way == "judge":
+                scored = run.evaluation(f"{way}-evaluation", seed, {**settings, "model": str(checkpoint(folder))})
+                runs[way, seed].scores = read_run(scored).scores
+    print_table(runs, options.ways, options.seeds)
 
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS), help="Default: all.")
+    parser.add_argument("--ways", nargs="+", choices=WAYS, help="Default: all, but judge only with --judge.")
+    parser.add_argument("--judge", type=Path, help="The model folder of the judge.")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help=f"Not {TEACHER_SEED}, the teacher's. Default: 0 1 2.")
     parser.add_argument("--steps", type=int, default=12, help="Steps of the ways with 64 rollouts a step. Default: 12.")
     parser.add_argument("--held-out", type=int, default=256, help="Held-out tasks. Default: 256.")
     parser.add_argument("--folder", type=Path, default=Path("runs/ways"), help="Folder of the runs. Default: runs/ways.")
     options = parser.parse_args()
+    options.ways = options.ways or [way for way in WAYS if way != "judge" or options.judge]
+    if "judge" in options.ways and options.judge is None:
+        parser.error("the way judge needs --judge with the folder of a model")
     if TEACHER_SEED in options.seeds:
         parser.error(f"seed {TEACHER_SEED} is the teacher's")
     return options
@@ -87,7 +104,7 @@ def parse() -> argparse.Namespace:
 
 def settings_of(way: str, settings: dict[str, Any], teacher: str) -> dict[str, Any]:
     """Return the settings of a way, made from those of the demo. `teacher`: the folder of its weights."""
-    if way == "rewards":
+    if way in ("rewards", "judge"):
         return settings
     if way == "teacher":
         return {**settings, "tasks_per_step": 64, "algorithm": {"name": "distillation"}, "teacher": {"model": teacher}}
@@ -105,27 +122,55 @@ class Runs:
         self._folder, self._held_out = folder, held_out
 
     def __call__(self, way: str, seed: int, settings: dict[str, Any], served: Path | None = None) -> Path:
-        """Return the folder of the finished run. `served`: weights of a teacher that answers over HTTP."""
-        name = f"{way}-{seed}"
-        begun = [run for run in RunFolder.all(self._folder) if run.name.split("-", 2)[2] == name and run.state.exists()]
-        if begun and begun[-1].read_state().finished:
-            return begun[-1].path
-        print(name, file=sys.stderr)
-        gc.collect()  # the last run's weights may be part of reference cycles
-        give_back()
-        arguments = {**settings, "name": name, "seed": seed, "resume": begun[-1].path if begun else None}
+        """Return the folder of the finished run. `served`: weights of a teacher or a judge that answers over HTTP."""
+        begun = self._begun(way, seed)
+        if begun is not None and begun.read_state().finished:
+            return begun.path
+        self._announce(f"{way}-{seed}")
+        arguments = {**settings, "name": f"{way}-{seed}", "seed": seed, "resume": begun.path if begun else None}
+        arguments |= {"tasks": train_tasks(), "eval_tasks": self._held_out}
         if served is None:
-            run = self._train(arguments)
+            run = agl.train(solve, **arguments)
         else:
-            with server(served, self._folder / "teacher.log") as address:
-                engine = {"name": "upstream", "url": address, "key_env": KEY}
-                run = self._train({**arguments, "teacher": {"model": served.name, "engine": engine}})
+            with server(served, self._folder / f"{way}.log") as address:
+                if way == "judge":
+                    judge = {"base_url": address, "model": served.name, "api_key_env": KEY, "rubric": RUBRIC}
+                    run = agl.train(unscored, **{**arguments, "eval_tasks": None, "reward": {"judge": judge}})
+                else:
+                    engine = {"name": "upstream", "url": address, "key_env": KEY}
+                    run = agl.train(solve, **arguments, teacher={"model": served.name, "engine": engine})
         if run.stopped:
             raise KeyboardInterrupt("Stopped. The same command continues.")
         return run.folder
 
-    def _train(self, arguments: dict[str, Any]) -> agl.Run:
-        return agl.train(solve, tasks=train_tasks(), eval_tasks=self._held_out, **arguments)
+    def evaluation(self, name: str, seed: int, settings: dict[str, Any]) -> Path:
+        """Return the folder of an evaluation of the model in `settings`, with the agent's own reward."""
+        begun = self._begun(name, seed)
+        if begun is not None and begun.read_state().finished:
+            return begun.path
+        self._announce(f"{name}-{seed}")
+        job = make_job(solve, tasks=train_tasks(), eval_tasks=self._held_out, **settings, name=f"{name}-{seed}", seed=seed)
+        with TrainingProgress() as progress:
+            return evaluate(job, progress=progress).folder
+
+    def _begun(self, name: str, seed: int) -> RunFolder | None:
+        begun = [run for run in RunFolder.all(self._folder) if run.name.split("-", 2)[2] == f"{name}-{seed}" and run.state.exists()]
+        return begun[-1] if begun else None
+
+    def _announce(self, name: str) -> None:
+        print(name, file=sys.stderr)
+        gc.collect()  # the last run's weights may be part of reference cycles
+        give_back()
+
+
+async def unscored(task: dict[str, Any], llm: agl.LLM) -> None:
+    """Solve a task as the demo does, and leave the reward to a judge."""
+    await solve(task, llm)
+
+
+def checkpoint(folder: Path) -> Path:
+    """Return the weights after a run's last step."""
+    return max((folder / "checkpoints").glob("step-*"))
 
 
 @contextmanager
@@ -156,7 +201,7 @@ def wait(address: str, process: subprocess.Popen[bytes], log: Path) -> None:
         except httpx.TransportError:
             pass
         time.sleep(0.5)
-    raise SystemExit(f"The teacher's server did not start. See {log}.")
+    raise SystemExit(f"The server did not start. See {log}.")
 
 
 def differences(one: dict[str, float], other: dict[str, float]) -> NDArray[np.float64]:

@@ -47,7 +47,8 @@ class GEPA(Algorithm):
     """Tokens of a proposal, at most."""
     template: str | None = None
     """What the reflecting model is asked. In it, `<prompt>` becomes the prompt, `<examples>` the rollouts with their tasks, messages, and
-    feedback, `<tasks>` their tasks alone, and `<feedback>` their feedback alone. Absent: the text of the library, for strong models."""
+    feedback, `<tasks>` their tasks alone, and `<notes>` their distinct notes and errors, the most frequent first. Absent: the text of the
+    library, for strong models."""
     then: Annotated[dict[str, JSON] | None, of_kind("algorithms")] = None
     """The algorithm that trains the weights afterwards, with the best prompts, in a run of its own. `algorithm = ["gepa", "lightning"]` is
     short for it. Absent: none."""

@@ -3,22 +3,29 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-PLACES = ("<examples>", "<tasks>", "<feedback>")
+from agentlightning_gepa.traces import NOTES, cut
+
+PLACES = ("<examples>", "<tasks>", "<notes>")
 """What a template may show of the rollouts."""
+NOTE = 500
+"""Characters of a note in a template, at most."""
 
 
 def question(template: str | None, prompt: str, examples: Sequence[Mapping[str, Any]]) -> str:
     """Return what asks for a better text than `prompt`. `examples`: of `traces.example`. Without a template: the text of the library."""
+    shown = [{key: value for key, value in example.items() if key != NOTES} for example in examples]
     if template is None:
-        return _rendered(prompt, examples)
+        return _rendered(prompt, shown)
+    notes = Counter(cut(note, NOTE) for example in examples for note in example[NOTES])
     places = {
         "<prompt>": prompt,
-        "<examples>": _rendered_examples(examples),
+        "<examples>": _rendered_examples(shown),
         "<tasks>": _rendered_examples([{"Task": example["Task"]} for example in examples]),
-        "<feedback>": _rendered_examples([{"Feedback": example["Feedback"]} for example in examples]),
+        "<notes>": "\n".join(f"- {note}" for note, _ in notes.most_common()),
     }
     names = re.compile("|".join(map(re.escape, places)))
     return names.sub(lambda name: places[name[0]], template)

@@ -12,11 +12,14 @@ from agentlightning.contracts.store import AttemptRecords
 from agentlightning.training.message_text import message_text
 from agentlightning.training.rewards.recorded_rollout import RecordedRollout, attempt_rewards
 
+NOTES = "Notes"
+"""The key of an example's notes and errors, which also are part of its feedback."""
+
 
 def example(trials: Sequence[Trial], name: str, limit: int) -> dict[str, Any] | None:
     """Return the rollout of a task with the lowest reward among those that asked for a prompt; None: none did.
 
-    `limit`: characters of the task, of the messages, and of the feedback, each.
+    `limit`: characters of the task, of the messages, and of the feedback, each. `NOTES` has notes and errors of all these rollouts.
     """
     asked = [trial for trial in trials if trial.records is not None and name in prompts_of(trial.records)]
     if not asked:
@@ -27,6 +30,7 @@ def example(trials: Sequence[Trial], name: str, limit: int) -> dict[str, Any] | 
         "Task": shown_task(worst.trajectory.task.input, limit),
         "Messages": _messages(worst, worst.records, limit),
         "Feedback": cut(_feedback(worst, trials), limit),
+        NOTES: [note for trial in asked for note in _notes(trial)],
     }
 
 
@@ -71,16 +75,22 @@ def _feedback(trial: Trial, trials: Sequence[Trial]) -> str:
         lines += [f"The {len(trials)} rollouts of this task got {', '.join(f'{reward:g}' for reward in sorted(scored))}."]
     if records is not None:
         lines += [f"{reward.name}: {reward.value:g}" for reward in attempt_rewards(records) if reward.name not in ("return", "reward")]
-        for span in records.spans:
-            error: Any = span.attributes.get("error")
-            if error:
-                lines.append(f"Error in {span.name}: {error}")
-            elif span.kind == "note" and PROMPT not in span.attributes:
-                more = {key: value for key, value in span.attributes.items() if key != "scorer"}
-                lines.append(f"Note: {span.name}" + (f" {json.dumps(more, ensure_ascii=False)}" if more else ""))
-    if trajectory.error:
-        lines.append(f"The agent ended as {trajectory.status}: {trajectory.error}")
-    return "\n".join(lines)
+    return "\n".join([*lines, *_notes(trial)])
+
+
+def _notes(trial: Trial) -> list[str]:
+    """Notes of the agent and of a judge, and errors of tools and of the agent."""
+    lines: list[str] = []
+    for span in trial.records.spans if trial.records is not None else ():
+        error: Any = span.attributes.get("error")
+        if error:
+            lines.append(f"Error in {span.name}: {error}")
+        elif span.kind == "note" and PROMPT not in span.attributes:
+            more = {key: value for key, value in span.attributes.items() if key != "scorer"}
+            lines.append(span.name + (f" {json.dumps(more, ensure_ascii=False)}" if more else ""))
+    if trial.trajectory.error:
+        lines.append(f"The agent ended as {trial.trajectory.status}: {trial.trajectory.error}")
+    return lines
 
 
 def cut(text: str, limit: int) -> str:

@@ -303,7 +303,7 @@ async def test_a_query_without_reward_is_noted_with_what_is_wrong(tmp_path: Path
     assert notes == [
         "The query has a wrong result. Select exactly the columns that the question asks for.",
         "The reply is not a query. Write one SQLite query and nothing else.",
-        "The query fails: no such table: nowhere. Use only tables and columns of the schema.",
+        "The query fails. Use only tables and columns of the schema.",
     ]
 
 

@@ -9,9 +9,9 @@ FIRST_WORDS = {"select", "with", "values"}
 
 
 def feedback(query: str, result: str) -> str:
-    """Return what is wrong with a query that earned no reward: the kind of fault, and no right answer. `result`: what the agent saw."""
+    """Return the kind of fault of a query that earned no reward. `result`: what the agent saw, with the error itself."""
     if next((word.lower() for word in words(query)), "") not in FIRST_WORDS:
         return "The reply is not a query. Write one SQLite query and nothing else."
     if result.startswith(ERROR):
-        return f"The query fails: {result.removeprefix(ERROR)}. Use only tables and columns of the schema."
+        return "The query fails. Use only tables and columns of the schema."
     return "The query has a wrong result. Select exactly the columns that the question asks for."

@@ -88,14 +88,14 @@ def test_every_rollout_tells_the_prompts_it_ran_with_and_the_reflection_saw_its_
 
 
 def test_a_template_is_what_the_reflecting_model_reads(model: str, tmp_path: Path) -> None:
-    template = "```\n<prompt>\n```\nFeedback:\n<feedback>"
+    template = "```\n<prompt>\n```\nNotes:\n<notes>"
     with judge_server(adds_a_rule) as server:
         run = agl.train(follows_rules, tasks=TASKS, **settings(model, tmp_path, server, algorithm={"template": template}))
     assert run.result["prompts"]["candidate"] > 0
     for body in server.bodies:
         asked = body["messages"][0]["content"]
         assert asked.startswith("```\nYou work.")
-        assert "was needed" in asked
+        assert "- The rule " in asked
         assert "[user]" not in asked
         assert "Task" not in asked
     with pytest.raises(ConfigError, match=r"algorithm\.template says nothing about the rollouts: 'Improve <prompt>'"):

@@ -35,16 +35,18 @@ def test_a_long_field_of_a_task_does_not_push_out_the_others() -> None:
 
 
 def test_a_template_shows_what_it_names_once() -> None:
+    notes = ["It is too long.", "x" * 600], ["No number.", "It is too long."]
     examples = [
-        {"Task": {"text": "<prompt>", "answer": "5"}, "Messages": "[user]\n<feedback>", "Feedback": "Reward: 0."},
-        {"Task": "What?", "Messages": "[user]\nWhat?", "Feedback": "Reward: 1."},
+        {"Task": {"text": "<prompt>", "answer": "5"}, "Messages": "[user]\n<notes>", "Feedback": "Reward: 0.", "Notes": notes[0]},
+        {"Task": "What?", "Messages": "[user]\nWhat?", "Feedback": "Reward: 1.", "Notes": notes[1]},
     ]
-    assert question("<feedback>\n\nImprove: <prompt>", "Be brief. <tasks>", examples) == (
-        "# Example 1\n## Feedback\nReward: 0.\n\n\n\n# Example 2\n## Feedback\nReward: 1.\n\nImprove: Be brief. <tasks>"
+    assert question("<notes>\n\nImprove: <prompt>", "Be brief. <tasks>", examples) == (
+        f"- It is too long.\n- {'x' * 250}\n… (100 characters left out) …\n{'x' * 250}\n- No number.\n\nImprove: Be brief. <tasks>"
     )
     assert question("<tasks>", "", examples) == (
         "# Example 1\n## Task\n### text\n<prompt>\n\n### answer\n5\n\n\n\n# Example 2\n## Task\nWhat?"
     )
     whole = question("<examples>", "", examples)
     assert whole in question(None, "Be brief.", examples)
-    assert all(text in whole for text in ("<prompt>", "<feedback>", "Reward: 1."))
+    assert all(text in whole for text in ("<prompt>", "<notes>", "Reward: 1."))
+    assert "Notes" not in whole

@@ -46,6 +46,8 @@ class JudgeSettings(EndpointSettings):
     evaluation are scored one by one."""
     concurrency: PositiveInt = 8
     """Requests in flight."""
+    max_tokens: PositiveInt = 1024
+    """Tokens of a judgement, at most. Without a limit, a small judge may repeat itself until `timeout` ends each request."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

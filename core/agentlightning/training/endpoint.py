@@ -42,12 +42,22 @@ class Endpoint:
         self._url = f"{settings.base_url.rstrip('/')}/chat/completions"
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         self._client = httpx.AsyncClient(timeout=settings.timeout, headers=headers, follow_redirects=False)
+        self._limit = "max_tokens"
+        """The endpoint's name for the limit of a reply. Some models of OpenAI take only the other one."""
 
     async def post(self, body: dict[str, Any]) -> httpx.Response:
         """Send one request. Raises `Failed` if the endpoint does not answer."""
+        answer = await self._send(body)
+        if answer.status_code == 400 and "max_tokens" in body and "max_completion_tokens" in answer.text and self._limit == "max_tokens":
+            self._limit = "max_completion_tokens"
+            answer = await self._send(body)
+        return answer
+
+    async def _send(self, body: dict[str, Any]) -> httpx.Response:
+        named = {self._limit if key == "max_tokens" else key: value for key, value in body.items()}
         try:
             with attach(None):  # also if its model is one of `models`
-                return await self._client.post(self._url, json={"model": self.settings.model, **body})
+                return await self._client.post(self._url, json={"model": self.settings.model, **named})
         except httpx.TransportError as error:
             raise Failed(": ".join(filter(None, (type(error).__name__, str(error))))) from error
 

@@ -67,7 +67,7 @@ async def test_a_judge_sees_rubric_task_and_answer_and_its_score_becomes_a_rewar
             assert asked.counts() == {"judge.asked": 2.0}
             assert asked.counts() == {}
     body = next(body for body in server.bodies if work(body) == "five")
-    assert (body["model"], body["temperature"], body["response_format"]["type"]) == ("judge-1", 0, "json_schema")
+    assert (body["model"], body["temperature"], body["response_format"]["type"], body["max_tokens"]) == ("judge-1", 0, "json_schema", 1024)
     assert RUBRIC in body["messages"][1]["content"]
     assert json.loads(works(body)["task"]) == {"question": "2 + 3?"}
     assert server.keys == [None, None]
@@ -218,6 +218,20 @@ async def test_an_endpoint_without_response_format_is_asked_without_it_from_then
             assert (await asked.score([rollout("5")]))[0].value == 0.75
             assert (await asked.score([rollout("6")]))[0].value == 0.75
     assert ["response_format" in body for body in server.bodies] == [True, False, False]
+
+
+async def test_an_endpoint_with_another_name_for_the_limit_of_tokens_is_asked_with_it_from_then_on(tmp_path: Path) -> None:
+    def newer(body: dict[str, Any]) -> Any:
+        if "max_tokens" in body:
+            return JSONResponse({"error": "Unsupported parameter: 'max_tokens'. Use 'max_completion_tokens' instead."}, 400)
+        return score(7) if body["max_completion_tokens"] == 50 else score(1)
+
+    with judge_server(newer) as server:
+        async with judge(server, tmp_path, max_tokens=50) as asked:
+            assert (await asked.score([rollout("5")]))[0].value == 0.7
+            assert (await asked.score([rollout("6")]))[0].value == 0.7
+    assert ["max_tokens" in body for body in server.bodies] == [True, False, False]
+    assert all("response_format" in body for body in server.bodies)
 
 
 @pytest.mark.parametrize(

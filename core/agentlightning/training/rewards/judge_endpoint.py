@@ -64,7 +64,7 @@ class JudgeEndpoint:
         )
 
     async def _reply(self, messages: Messages, schema: JSON) -> str:
-        body: dict[str, Any] = {"messages": messages, "temperature": 0}
+        body: dict[str, Any] = {"messages": messages, "temperature": 0, "max_tokens": self._settings.max_tokens}
         formatted = {"type": "json_schema", "json_schema": {"name": "judgement", "strict": True, "schema": schema}}
         async with self._free:
             answer = await self._endpoint.post({**body, "response_format": formatted} if self._formats else body)
@@ -86,7 +86,7 @@ class JudgeEndpoint:
                 f"{self._endpoint.public(answer.text)[:SHOWN]}. Check base_url, model and api_key_env of reward.judge."
             )
         reply = reply_of(answer)
-        return f"{reply.text}\n(cut off by the token limit of the endpoint)" if reply.cut else reply.text
+        return f"{reply.text}\n(cut off by the token limit)" if reply.cut else reply.text
 
     async def close(self) -> None:
         await self._endpoint.close()

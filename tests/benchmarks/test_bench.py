@@ -187,6 +187,9 @@ def test_the_training_after_a_warm_start_takes_its_tasks_in_another_order(packag
     assert warm is not None
     assert warm.seed != 3
     assert warm.seed != getattr(catalog.warm_start(benchmark, "cpu", 4), "seed", None)
+    assert catalog.warm_start(benchmark, "cpu-adapter", 3) == warm
+    assert catalog.warm_start(benchmark, "cpus", 3) is None
+    assert catalog.warm_start(benchmark, "cpu-mine.toml", 3) is None
 
 
 def test_evaluation_alone_trains_nothing_and_reports_in_the_same_form(bench: Bench, package: Path, tmp_path: Path):

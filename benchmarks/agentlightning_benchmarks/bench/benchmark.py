@@ -14,7 +14,7 @@ class Benchmark:
 
     folder: Path
     """Folder with `cpu.toml` or `gpu.toml`: config files for `agl train` with an agent, tasks, and `eval_tasks`. If `cpu_warm_start.toml`
-    exists, this supervised warm-up runs before `cpu.toml`."""
+    exists, this supervised warm-up runs before `cpu.toml`, and before presets such as `cpu-other.toml`."""
     load: Callable[..., tuple[list[Any], list[Any]]] | None = None
     """`load(folder)` returns training and eval tasks from real files, for `--data DIR`. If it has a `test_suite` keyword, it also serves
     `--test-suite`. Raises a `ConfigError` that names the file."""

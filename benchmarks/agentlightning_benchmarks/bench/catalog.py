@@ -49,8 +49,8 @@ def preset(benchmark: Benchmark, name: str) -> Config:
 
 
 def warm_start(benchmark: Benchmark, name: str, seed: int) -> Config | None:
-    """Return the supervised run before a preset; None: it has none. A config file never has one."""
-    path = benchmark.folder / f"{name}_warm_start{SUFFIX}"
+    """Return the supervised run before a preset; None: it has none. A config file never has one. `cpu-x` has that of `cpu`."""
+    path = benchmark.folder / f"{name.partition('-')[0]}_warm_start{SUFFIX}"
     return None if name.endswith(SUFFIX) or not path.is_file() else replace(load_config(path), seed=seed + AFTER_WARM_START)
 
 

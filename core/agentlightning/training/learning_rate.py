@@ -14,6 +14,7 @@ rests on:
 | 1.5B to 7B, full | 1e-6 | 1.0 | Dr. GRPO (arXiv 2503.20783), DeepSeekMath (arXiv 2402.03300) |
 | 32B, full | 1e-6 | 1.0 | DAPO (arXiv 2503.14476) |
 | LoRA | 10 x full | 1.0 | LoRA Without Regret (Thinking Machines, 2025) |
+| LoRA (SmolLM2-135M, rank 16) | 5e-4 | 7.2 | text-to-SQL on generated tasks: greedy 0.48 to 0.59, and to 0.69 with two adapters |
 
 Adam moves every parameter by about lr in a step, so the outputs move more the more parameters move together.
 """
@@ -34,6 +35,8 @@ TOO_HIGH, TOO_LOW = 2.0, 50.0
 """Factors from the rule that deserve a warning. 2.3 times the rule harmed greedy replies. Small models can learn at 20 times less."""
 TOO_HIGH_AT_LOWEST = 5.0
 """The same where the rule ends at its lowest rate: a published rate that learns, and no run is known that failed just above it."""
+TOO_HIGH_LORA = 10.0
+"""The same for LoRA: 7.2 times its rule taught a small model, and no run is known that failed just above it."""
 SMALLEST = 10_000_000
 """Trained parameters below which there are no runs to learn the rule from."""
 
@@ -67,11 +70,11 @@ def lr_of_model(path: str, settings: Any) -> float | None:
         return None
 
 
-def lr_warning(lr: float | None, suggested: float | None) -> str | None:
+def lr_warning(lr: float | None, suggested: float | None, *, lora: bool = False) -> str | None:
     """Return a warning if a learning rate is far from the suggested one."""
     if lr is None or suggested is None:
         return None
-    if lr > suggested * (TOO_HIGH_AT_LOWEST if suggested in (LOWEST, LORA * LOWEST) else TOO_HIGH):
+    if lr > suggested * (TOO_HIGH_LORA if lora else TOO_HIGH_AT_LOWEST if suggested == LOWEST else TOO_HIGH):
         return (
             f"trainer.lr = {lr:.1e} is {lr / suggested:.1f} times the suggested {suggested:.1e} for this model and these layers. "
             "Rates that high harmed greedy replies, or made runs collapse. Lower it."

@@ -259,7 +259,7 @@ async def _suggested_lr(plan: TrainingPlan, controls: Controls) -> float | None:
         return None
     settings = plan.trainer[1]
     suggested = await asyncio.to_thread(lr_of_model, plan.files.path, settings)
-    warning = lr_warning(getattr(settings, "lr", None), suggested)
+    warning = lr_warning(getattr(settings, "lr", None), suggested, lora=getattr(settings, "train", None) == "lora")
     if warning is not None:
         controls.progress.message(warning)
     return suggested

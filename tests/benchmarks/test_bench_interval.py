@@ -75,3 +75,11 @@ def test_many_tasks_are_resampled_in_parts_with_the_same_numbers(monkeypatch: py
     assert interval is not None
     assert at_once is not None
     assert (interval.low, interval.high) == pytest.approx((at_once.low, at_once.high), abs=1e-12)
+
+
+def test_an_interval_from_zero_does_not_rise_by_rounding():
+    differences = np.array([[0.0, 0.9, 0.1, -0.9, 0.9, -0.1, 0.0, 0.0, 0.9, 0.1, 0.9, 0.1, 0.9]])
+    found = bootstrap(differences, resamples=2000)
+    assert found is not None
+    assert found.low == 0.0, "some sums of these numbers are 4e-18 without rounding"
+    assert not found.rises

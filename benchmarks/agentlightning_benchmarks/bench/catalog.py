@@ -48,10 +48,15 @@ def preset(benchmark: Benchmark, name: str) -> Config:
     return load_config(benchmark.folder / f"{name}{SUFFIX}")
 
 
+def family(name: str) -> str | None:
+    """Return the preset whose warm-up and real tasks a preset shares: `cpu` for `cpu` and `cpu-x`; None: it is a config file."""
+    return None if name.endswith(SUFFIX) else name.partition("-")[0]
+
+
 def warm_start(benchmark: Benchmark, name: str, seed: int) -> Config | None:
-    """Return the supervised run before a preset; None: it has none. A config file never has one. `cpu-x` has that of `cpu`."""
-    path = benchmark.folder / f"{name.partition('-')[0]}_warm_start{SUFFIX}"
-    return None if name.endswith(SUFFIX) or not path.is_file() else replace(load_config(path), seed=seed + AFTER_WARM_START)
+    """Return the supervised run before a preset; None: it has none. A config file never has one."""
+    path = benchmark.folder / f"{family(name)}_warm_start{SUFFIX}"
+    return replace(load_config(path), seed=seed + AFTER_WARM_START) if path.is_file() else None
 
 
 def job(benchmark: Benchmark, config: Config, *, real: str | None, test_suite: bool) -> Job:

@@ -92,7 +92,7 @@ def run_seed(order: Order, seed: int, folder: Path, say: Callable[[str], None]) 
     benchmark = catalog.find(order.benchmark)
     config = replace(catalog.preset(benchmark, order.preset), seed=seed, folder=str(folder), **order.rendering)
     config = replace(config, name=f"{order.benchmark}-{'evaluation-' if order.eval_only else ''}seed-{seed}")
-    if order.data is not None and order.preset.partition("-")[0] == "cpu" and not order.preset.endswith(catalog.SUFFIX):
+    if order.data is not None and catalog.family(order.preset) == "cpu":
         config = replace(config, eval=replace(config.eval, tasks=catalog.REAL_TASKS))
     if not order.eval_cache:
         config = replace(config, eval=replace(config.eval, cache=False))

@@ -1,17 +1,21 @@
-"""Compares ways to learn the demo's task from equally many rollouts: rewards, a teacher, both, demonstrations, and a judge.
+"""Compares ways to learn one task from equally many rollouts: rewards, a teacher, both, demonstrations, and a judge.
 
-    python benchmarks/performance/ways.py                                # 3 seeds: 40 minutes on two cores
+    python benchmarks/performance/ways.py                                # the demo's task, 3 seeds: 40 minutes on two cores
     python benchmarks/performance/ways.py --ways rewards teacher --seeds 0 --folder runs/ways
-    python benchmarks/performance/ways.py --ways rewards judge --judge FOLDER   # a folder of Qwen2.5-Coder-0.5B-Instruct, for example
     python benchmarks/performance/ways.py --steps 1 --held-out 4 --seeds 0      # some minutes, without meaning
 
-Each way starts from SmolLM2-135M and gets as many rollouts as the demo, 64 a step:
+With an agent of your own, and a judge whose weights are in FOLDER:
+
+    python benchmarks/performance/ways.py --config config.toml --ways rewards judge --judge FOLDER --rubric "The answer is polite."
+
+The config file is one for `agl train`, with a returned reward and `eval_tasks`. Each way gets its model and as many rollouts. For the demo,
+that is 64 a step:
 
     rewards          LightningRL, as in `agl demo`: 8 tasks of 8 rollouts a step
     teacher          on-policy distillation without rewards: 64 tasks of one rollout a step
     both             LightningRL, with the teacher's advantage times 0.05 added
     demonstrations   a third of the steps train 8 rollouts of the teacher each, then LightningRL for the other rollouts
-    judge            LightningRL, where the model of `--judge` gives the rewards by a rubric, which sees the right answer
+    judge            LightningRL, where the model of `--judge` gives the rewards by a rubric. It sees the task with all keys
 
 The teacher is the same model after LightningRL with a seed of its own, so it knows the task. Its training is not counted. The table has
 the agent's own reward on held-out tasks, and the difference to `rewards` with its 95% interval, paired by task and seed. A repeated command
@@ -32,7 +36,7 @@ import tomllib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import httpx
 import numpy as np
@@ -41,16 +45,17 @@ from rich.console import Console
 from rich.table import Table
 
 import agentlightning as agl
+from agentlightning.config.parts import Part
+from agentlightning.config.schema import build_config, load_config
 from agentlightning.training.eval_rollouts import KINDS, Kind
 from agentlightning.training.interval import bootstrap
-from agentlightning.training.job import make_job
+from agentlightning.training.job import job_of, make_job
 from agentlightning.training.progress import TrainingProgress
 from agentlightning.training.run_folder import RunFolder
 from agentlightning_benchmarks.bench.evaluation import evaluate
 from agentlightning_benchmarks.bench.reading import Measured, read_run
 from agentlightning_benchmarks.demo.command import CONFIG
-from agentlightning_benchmarks.demo.solve import solve
-from agentlightning_benchmarks.demo.tasks import make_tasks, train_tasks
+from agentlightning_benchmarks.demo.tasks import make_tasks
 from agentlightning_torch.heap import give_back
 
 WAYS = ("rewards", "teacher", "both", "demonstrations", "judge")
@@ -65,11 +70,9 @@ RUBRIC = "The task has the right `answer`, a number. If the reply says the same 
 
 def main() -> None:
     options = parse()
-    settings = tomllib.loads(CONFIG.read_text())
-    for name in ("name", "agent", "tasks", "eval_tasks"):
-        del settings[name]
-    settings |= {"steps": options.steps, "eval": {"every": options.steps}, "folder": options.folder}
-    run = Runs(options.folder, make_tasks("test", options.held_out))
+    settings, tasks, held_out = task_of(options)
+    run = Runs(options.folder.resolve(), Compared(settings.pop("agent"), tasks, held_out, options.rubric))
+    os.chdir(options.config.parent)  # its modules and relative paths
     teacher: Path | None = None
     if set(options.ways).intersection(TAUGHT):
         teacher = checkpoint(run("rewards", TEACHER_SEED, settings))
@@ -87,39 +90,71 @@ def main() -> None:
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", type=Path, default=CONFIG, help="The config file of another agent. Default: the demo's.")
     parser.add_argument("--ways", nargs="+", choices=WAYS, help="Default: all, but judge only with --judge.")
     parser.add_argument("--judge", type=Path, help="The model folder of the judge.")
+    parser.add_argument("--rubric", default=RUBRIC, help="What the judge scores. Default, for the demo: %(default)s")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help=f"Not {TEACHER_SEED}, the teacher's. Default: 0 1 2.")
-    parser.add_argument("--steps", type=int, default=12, help="Steps of the ways with 64 rollouts a step. Default: 12.")
-    parser.add_argument("--held-out", type=int, default=256, help="Held-out tasks. Default: 256.")
+    parser.add_argument("--steps", type=int, help="Steps of the ways with groups of rollouts. Default: those of the config file.")
+    parser.add_argument("--held-out", type=int, default=256, help="The demo's held-out tasks. Default: 256.")
     parser.add_argument("--folder", type=Path, default=Path("runs/ways"), help="Folder of the runs. Default: runs/ways.")
     options = parser.parse_args()
     options.ways = options.ways or [way for way in WAYS if way != "judge" or options.judge]
+    options.config, options.judge = options.config.resolve(), options.judge and options.judge.resolve()
     if "judge" in options.ways and options.judge is None:
         parser.error("the way judge needs --judge with the folder of a model")
+    if "judge" in options.ways and options.config != CONFIG.resolve() and options.rubric == RUBRIC:
+        parser.error("the way judge needs --rubric with another agent than the demo's")
     if TEACHER_SEED in options.seeds:
         parser.error(f"seed {TEACHER_SEED} is the teacher's")
     return options
 
 
+def task_of(options: argparse.Namespace) -> tuple[dict[str, Any], list[Any], list[Any]]:
+    """Return the settings of the config file with its agent, its tasks, and its held-out tasks."""
+    config = load_config(options.config)
+    if config.agent is None or config.eval_tasks is None:
+        raise SystemExit(f"{options.config}: The comparison needs 'agent' and 'eval_tasks'.")
+    job = job_of(config)  # finds the modules of the agent
+    held_out = make_tasks("test", options.held_out) if options.config == CONFIG.resolve() else [task.input for task in job.eval_tasks]
+    settings = tomllib.loads(options.config.read_text())
+    for name in ("name", "tasks", "eval_tasks", "task_columns"):
+        settings.pop(name, None)
+    steps = options.steps or config.steps
+    return {**settings, "steps": steps, "eval": {**settings.get("eval", {}), "every": steps}}, [task.input for task in job.tasks], held_out
+
+
 def settings_of(way: str, settings: dict[str, Any], teacher: str) -> dict[str, Any]:
-    """Return the settings of a way, made from those of the demo. `teacher`: the folder of its weights."""
+    """Return the settings of a way, made from those of the config file. `teacher`: the folder of its weights."""
+    config = build_config(settings)
+    group, algorithm = Part.parse("algorithms", config.algorithm, "algorithm").make().group_size, settings.get("algorithm", {})
     if way in ("rewards", "judge"):
         return settings
     if way == "teacher":
-        return {**settings, "tasks_per_step": 64, "algorithm": {"name": "distillation"}, "teacher": {"model": teacher}}
+        one = {"tasks_per_step": config.tasks_per_step * group, "algorithm": {"name": "distillation"}}
+        return {**settings, **one, "teacher": {"model": teacher}}
     if way == "both":
-        return {**settings, "algorithm": {**settings["algorithm"], "teacher_coef": 0.05}, "teacher": {"model": teacher}}
-    shown = max(1, settings["steps"] // 3)
-    steps = shown + settings["steps"] - 1  # the shown steps take the rollouts of less than one step
-    return {**settings, "steps": steps, "algorithm": {**settings["algorithm"], "demonstrated_steps": shown}, "eval": {"every": steps}}
+        return {**settings, "algorithm": {**algorithm, "teacher_coef": 0.05}, "teacher": {"model": teacher}}
+    shown = max(1, config.steps // 3)
+    steps = shown + config.steps - -(-shown // group)  # so many steps have the rollouts that are shown
+    changed = {"algorithm": {**algorithm, "demonstrated_steps": shown}, "eval": {**settings["eval"], "every": steps}}
+    return {**settings, "steps": steps, **changed}
+
+
+class Compared(NamedTuple):
+    """What the ways have in common."""
+
+    agent: str
+    tasks: list[Any]
+    held_out: list[Any]
+    rubric: str
 
 
 class Runs:
     """Runs in a folder. A finished one is not run again."""
 
-    def __init__(self, folder: Path, held_out: list[dict[str, Any]]) -> None:
-        self._folder, self._held_out = folder, held_out
+    def __init__(self, folder: Path, compared: Compared) -> None:
+        self._folder, self._compared = folder, compared
 
     def __call__(self, way: str, seed: int, settings: dict[str, Any], served: Path | None = None) -> Path:
         """Return the folder of the finished run. `served`: weights of a teacher or a judge that answers over HTTP."""
@@ -128,17 +163,19 @@ class Runs:
             return begun.path
         self._announce(f"{way}-{seed}")
         arguments = {**settings, "name": f"{way}-{seed}", "seed": seed, "resume": begun.path if begun else None}
-        arguments |= {"tasks": train_tasks(), "eval_tasks": self._held_out}
+        compared = self._compared
+        arguments |= {"tasks": compared.tasks, "eval_tasks": compared.held_out, "folder": self._folder}
         if served is None:
-            run = agl.train(solve, **arguments)
+            run = agl.train(compared.agent, **arguments)
         else:
             with server(served, self._folder / f"{way}.log") as address:
                 if way == "judge":
-                    judge = {"base_url": address, "model": served.name, "api_key_env": KEY, "rubric": RUBRIC}
-                    run = agl.train(unscored, **{**arguments, "eval_tasks": None, "reward": {"judge": judge}})
+                    judge = {"base_url": address, "model": served.name, "api_key_env": KEY, "rubric": compared.rubric}
+                    judged = {"reward": {"judge": judge}, "reward_weights": {"judge": 1.0, "return": 0.0}}
+                    run = agl.train(compared.agent, **{**arguments, "eval_tasks": None}, **judged)
                 else:
                     engine = {"name": "upstream", "url": address, "key_env": KEY}
-                    run = agl.train(solve, **arguments, teacher={"model": served.name, "engine": engine})
+                    run = agl.train(compared.agent, **arguments, teacher={"model": served.name, "engine": engine})
         if run.stopped:
             raise KeyboardInterrupt("Stopped. The same command continues.")
         return run.folder
@@ -149,7 +186,8 @@ class Runs:
         if begun is not None and begun.read_state().finished:
             return begun.path
         self._announce(f"{name}-{seed}")
-        job = make_job(solve, tasks=train_tasks(), eval_tasks=self._held_out, **settings, name=f"{name}-{seed}", seed=seed)
+        arguments = {**settings, "name": f"{name}-{seed}", "seed": seed, "folder": self._folder}
+        job = make_job(self._compared.agent, tasks=self._compared.tasks, eval_tasks=self._compared.held_out, **arguments)
         with TrainingProgress() as progress:
             return evaluate(job, progress=progress).folder
 
@@ -161,11 +199,6 @@ class Runs:
         print(name, file=sys.stderr)
         gc.collect()  # the last run's weights may be part of reference cycles
         give_back()
-
-
-async def unscored(task: dict[str, Any], llm: agl.LLM) -> None:
-    """Solve a task as the demo does, and leave the reward to a judge."""
-    await solve(task, llm)
 
 
 def checkpoint(folder: Path) -> Path:

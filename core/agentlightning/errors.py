@@ -89,6 +89,10 @@ class EngineError(LightningError):
     """The engine could not generate or load."""
 
 
+class EngineUnavailable(EngineError):
+    """The server of an engine did not answer, again and again."""
+
+
 class ContextOverflow(EngineError):
     """The prompt does not fit the model's context."""
 

@@ -10,7 +10,7 @@ from msgspec import Meta
 
 from agentlightning.config.schema import RunnerSettings
 from agentlightning.errors import ConfigError
-from agentlightning.settings import PositiveFloat, PositiveInt
+from agentlightning.settings import NonNegativeInt, PositiveFloat, PositiveInt
 
 OWN = frozenset({
     "--cap-add", "--cap-drop", "--cgroup-parent", "--cpus", "--detach", "-d", "--entrypoint", "--init", "--ipc", "--link", "--log-driver",
@@ -29,6 +29,10 @@ class DockerSettings(RunnerSettings):
     imports_agent: ClassVar[bool] = False
     name: str = "docker"
     """`docker`"""
+    workers: NonNegativeInt = 0
+    """Not with this runner: each rollout has a container of its own."""
+    remote: bool = False
+    """Not with this runner: the containers start on the run's machine."""
     image: Annotated[str, Meta(min_length=1)]
     """The image, which must be on this machine."""
     engine: Literal["docker", "podman"] | None = None

@@ -23,6 +23,8 @@ class RaySettings(RunnerSettings):
     """`ray`"""
     workers: AtLeastOne = 2
     """Actors. Each has up to `concurrency` rollouts in flight."""
+    remote: bool = False
+    """Not with this runner: Ray starts the actors."""
     cluster: str | None = None
     """Address of the cluster, as in `auto` or `10.0.0.5:6379`. Absent: `RAY_ADDRESS`, else a cluster on this machine alone."""
     cpus: NonNegativeFloat = 1.0

@@ -13,7 +13,7 @@ import httpx
 import numpy as np
 
 from agentlightning.contracts.batch import Batch
-from agentlightning.errors import EngineError, UnsupportedSetting
+from agentlightning.errors import EngineError, EngineUnavailable, UnsupportedSetting
 from agentlightning.rl.batch.packs import leaf_rows
 from agentlightning.types import Doubles
 from agentlightning_upstream.connection import Connection
@@ -84,7 +84,7 @@ async def _prompt_logprobs(connection: Connection, model: str, ids: list[int]) -
 
 
 async def post(connection: Connection, url: str, body: dict[str, Any]) -> dict[str, Any]:
-    """Send a request, again while the server is busy. Raises `EngineError`."""
+    """Send a request, again while the server is busy. Raises `EngineError`; if the server stays away, `EngineUnavailable`."""
     for attempt in range(ATTEMPTS):
         try:
             response = await connection.post(url, body)
@@ -99,4 +99,4 @@ async def post(connection: Connection, url: str, body: dict[str, Any]) -> dict[s
                 raise EngineError(f"{problem}. Check teacher.engine and teacher.model.")
         if attempt < ATTEMPTS - 1:
             await asyncio.sleep(FIRST_PAUSE * 2**attempt)
-    raise EngineError(f"{problem}, {ATTEMPTS} times. Check the server of the teacher, then resume the run.")  # pyright: ignore[reportPossiblyUnboundVariable]
+    raise EngineUnavailable(f"{problem}, {ATTEMPTS} times. Check the server of the teacher, then resume the run.")  # pyright: ignore[reportPossiblyUnboundVariable]

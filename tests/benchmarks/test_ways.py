@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from agentlightning.config.parts import Part
 from agentlightning.config.schema import build_config
 from agentlightning.records.accounts import Account
 from agentlightning_benchmarks.bench.reading import Measured
@@ -35,6 +36,44 @@ def test_every_way_gets_as_many_rollouts_as_the_demo_or_a_few_less(ways: Any) ->
         shown = config.algorithm.get("demonstrated_steps", 0)
         rollouts = config.tasks_per_step * (shown + (config.steps - shown) * group)
         assert 0.95 * 768 < rollouts <= 768, way
+
+
+def test_rollouts_are_equal_with_a_config_that_names_few_settings(ways: Any) -> None:
+    settings = {"agent": "a:b", "tasks": "t", "model": "m", "steps": 30, "tasks_per_step": 5, "eval": {"every": 30}}
+    group = Part.parse("algorithms", build_config(settings).algorithm, "algorithm").make().group_size
+    assert group > 1
+    for way in ways.WAYS:
+        config = build_config(ways.settings_of(way, settings, "teacher"))
+        size = Part.parse("algorithms", config.algorithm, "algorithm").make().group_size
+        shown = config.algorithm.get("demonstrated_steps", 0)
+        rollouts = config.tasks_per_step * (shown + (config.steps - shown) * size)
+        assert 0.95 * 30 * 5 * group < rollouts <= 30 * 5 * group, way
+
+
+def test_an_own_config_gives_agent_tasks_and_held_out_tasks(
+    ways: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "tasks.jsonl").write_text('{"review": "good"}\n')
+    (tmp_path / "held_out.jsonl").write_text('{"review": "bad"}\n{"review": "ugly"}\n')
+    (tmp_path / "ways_agent.py").write_text("def solve(task, llm):\n    return 1.0\n")
+    lines = ['agent = "ways_agent:solve"', 'tasks = "tasks.jsonl"', 'eval_tasks = "held_out.jsonl"', 'model = "smollm2-135m"', "steps = 7"]
+    config = tmp_path / "mine.toml"
+    config.write_text("\n".join(lines))
+    monkeypatch.setattr("sys.argv", ["ways.py", "--config", str(config)])
+    options = ways.parse()
+    assert options.ways == ["rewards", "teacher", "both", "demonstrations"]
+    settings, tasks, held_out = ways.task_of(options)
+    assert (tasks, held_out) == ([{"review": "good"}], [{"review": "bad"}, {"review": "ugly"}])
+    assert (settings["agent"], settings["steps"], settings["eval"]) == ("ways_agent:solve", 7, {"every": 7})
+    assert not {"name", "tasks", "eval_tasks"} & settings.keys()
+    monkeypatch.setattr("sys.argv", ["ways.py", "--config", str(config), "--ways", "judge", "--judge", str(tmp_path)])
+    with pytest.raises(SystemExit):
+        ways.parse()
+    assert "--rubric" in capsys.readouterr().err
+    config.write_text("\n".join(line for line in lines if "held_out" not in line))
+    monkeypatch.setattr("sys.argv", ["ways.py", "--config", str(config)])
+    with pytest.raises(SystemExit, match="eval_tasks"):
+        ways.task_of(ways.parse())
 
 
 def measured(**rewards: float) -> Measured:

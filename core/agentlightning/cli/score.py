@@ -74,7 +74,7 @@ def score(
         opened = open_store(records.address)
         try:
             async with open_source(reward, records, labels) as source:
-                _check_labels(labels, name or source.own_name, recorded=not dry_run)
+                _check_labels(labels, name, source.own_name, recorded=not dry_run)
                 how = _rescoring(source, records, name, labels)
                 rescored = await rescore(opened, how, mode=mode, step=step, write=not dry_run, report=report)
                 return rescored, source
@@ -176,9 +176,12 @@ def print_source(source: RewardSource, console: Console) -> None:
         console.print(text, highlight=False, soft_wrap=True)
 
 
-def _check_labels(labels: str | None, name: str | None, *, recorded: bool) -> None:
-    """Raise `ConfigError` if the new rewards would replace the labels."""
-    if labels is not None and recorded and name in (None, labels) and not labels.startswith("task."):
+def _check_labels(labels: str | None, name: str | None, own_name: str | None, *, recorded: bool) -> None:
+    """Raise `ConfigError` if the new rewards would replace the labels. `own_name`: of the rewards that the scorer gives in a run."""
+    from agentlightning.rl.trajectory.rollout_reward import EMITTED, RETURN
+
+    replaced = {name} if name is not None else {own_name, RETURN, EMITTED}  # without a name, the agent's own rewards as well
+    if labels is not None and recorded and labels in replaced:
         raise ConfigError(f"The new rewards would replace the labels {labels!r}. Add --name NAME to keep both, or --dry-run.")
 
 
@@ -194,6 +197,9 @@ def print_agreement(rescored: Rescored, labels: str, console: Console) -> None:
     console.print(
         f"agreement with {labels}: {measured.pairs:,} rollouts of {measured.tasks:,} tasks{rest}", highlight=False, soft_wrap=True
     )
+    if rescored.labelled and labels not in rescored.label_names:
+        named = ", ".join(sorted(rescored.label_names)) or "none"
+        console.print(f"No rollout has the label {labels!r}. Labels here: {named}.", highlight=False, soft_wrap=True)
     table = Table("", "value", "95% interval", box=None, pad_edge=False, show_header=False)
     for name, estimate in measured.measures.items():
         if estimate is None:

@@ -79,7 +79,7 @@ def import_store(
         async with _target(to) as target:
             return await transfer.copy(source, target, resume=resume, report=report)
 
-    _copy(run, f"agl store import {folder} {to} --resume")
+    _copy(run)
 
 
 @app.command("copy")
@@ -100,7 +100,7 @@ def copy_store(store: StoreArgument, to: TargetArgument, resume: ResumeOption = 
         async with _source(store) as source, _target(to) as target:
             return await transfer.copy(transfer.StoreSource(source), target, resume=resume, report=report)
 
-    _copy(run, f"agl store copy {store} {to} --resume")
+    _copy(run)
 
 
 @app.command()
@@ -160,7 +160,7 @@ def plain_reward(stored: StoredRollout) -> float | None:
         return None
 
 
-def _copy(run: Callable[[Callable[[transfer.Copied], None]], object], again: str) -> None:
+def _copy(run: Callable[[Callable[[transfer.Copied], None]], object]) -> None:
     """Run a copy with a progress bar, and print the result. Ctrl-C says how to continue."""
     copied = transfer.Copied()
 
@@ -176,7 +176,7 @@ def _copy(run: Callable[[Callable[[transfer.Copied], None]], object], again: str
         try:
             asyncio.run(run(report))  # pyright: ignore[reportArgumentType]  # a coroutine
         except KeyboardInterrupt as stop:
-            raise KeyboardInterrupt(f"Stopped after {copied.filled:,} rollouts. `{again}` continues.") from stop
+            raise KeyboardInterrupt(f"Stopped after {copied.filled:,} rollouts. The same command with --resume continues.") from stop
     skipped = f", {copied.skipped:,} of them earlier" if copied.skipped else ""
     _print(f"Copied {copied.filled:,} rollouts{skipped}.")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +14,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from agentlightning.cli.prompts import print_prompts
+from agentlightning.cli.serve import check_log_token
 from agentlightning.cli.view import print_diagnosis
 from agentlightning.errors import ConfigError, RunError
 from agentlightning.training.logged_progress import open_progress
@@ -73,6 +75,8 @@ def train(
     from agentlightning.config.schema import load_config
 
     settings = changed(load_config(config), model, lr)
+    if settings.runner.remote and not dry_run:
+        check_log_token(os.environ.get("AGL_TOKEN"))
     with naming(config), open_progress() as progress:
         if dry_run:
             from agentlightning.training.dry_run import dry_run as check

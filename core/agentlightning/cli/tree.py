@@ -77,9 +77,8 @@ class AttemptView:
     def tree(self) -> Tree:
         attempt = self._records.attempt
         took = "" if attempt.finished is None else f", {attempt.finished - attempt.started:.1f} s"
-        head = Text.assemble(
-            f"attempt {attempt.number} ", (attempt.status.replace("_", " "), STYLES.get(attempt.status, "")), f" on {attempt.worker}{took}"
-        )
+        status = attempt.status.replace("_", " "), STYLES.get(attempt.status, "")
+        head = Text.assemble(f"attempt {attempt.number} ", status, f" on {attempt.worker}{took}, id {attempt.id}")
         if attempt.error:
             head.append(f"\n{attempt.error}", style="red")
         self._append_rewards(head, None)

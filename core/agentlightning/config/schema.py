@@ -66,12 +66,12 @@ class RunnerSettings(BaseSettings):
     workers: NonNegativeInt = 0
     """Worker processes; 0 runs agents in this process. Use workers for agents that block or crash."""
     remote: bool = False
-    """Runners on other machines run the agent. The run prints the command that starts one; `workers` of this machine help them."""
+    """Run the agent with runners on other machines. The run prints their command. With `workers`, this machine helps."""
     attempts: PositiveInt = 3
-    """Attempts at one rollout, at most. An attempt does not count if its runner was stopped, or if another rollout may have ended its
-    worker."""
+    """Attempts at one rollout, at most. One whose lease ended counts. An attempt does not count if its runner was stopped, or if another
+    rollout may have ended its worker."""
     on_failure: Literal["retry", "drop", "penalise"] = "retry"
-    """What to do with an attempt whose agent raised or hung. `retry`: try again, and drop the rollout after the last attempt. A
+    """Handling of an attempt that raised an error or hung. `retry`: try again, and drop the rollout after the last attempt. A
     failure that cannot change is the last one: a refused prompt, a reward of the wrong type, the same error twice. `drop`: drop it.
     `penalise`: train on it with the reward `penalty`."""
     penalty: FiniteFloat = 0.0
@@ -206,8 +206,8 @@ class Config(BaseSettings):
     command: str | None = None
     """A command line to run for each rollout: a program in any language. See `agl rollout --help`."""
     reward: RewardSetting = "stdout"
-    """What scores a finished rollout, if its agent does not: `module:function` of the recorded rollout, or a `judge`. For a command:
-    `stdout` (its last line), `exit_code`, `file` (`AGL_REWARD_FILE`), `post` (a request), or `none`."""
+    """Scorer of finished rollouts, for agents that return no reward: `module:function` of the recorded rollout, or a `judge`. For a
+    command: `stdout` (its last line), `exit_code`, `file` (`AGL_REWARD_FILE`), `post` (a request), or `none`."""
     tasks: str | None = None
     """A `.jsonl`, `.ndjson`, `.json`, `.csv`, `.tsv` or `.parquet` file (`.gz` may follow), a Hugging Face data set
     (`hf:openai/gsm8k:main:train`, or the folder of one), or `module:attribute`. Give this or `replay`."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import tomllib
 from pathlib import Path
 from urllib.parse import quote
 
@@ -25,7 +26,16 @@ def absolute_store(address: str, base: Path) -> str:
     if file is None:
         return address
     path = base / file
-    return f"sqlite:{path / 'store.db' if path.is_dir() else path}"
+    return folder_store(path) if path.is_dir() else f"sqlite:{path}"
+
+
+def folder_store(run: Path) -> str:
+    """Return the address of a run's store: the setting `store` of the run, or the file in its folder."""
+    try:
+        store: str | None = tomllib.loads((run / "config.toml").read_text()).get("store")
+    except (OSError, ValueError):
+        store = None
+    return store or f"sqlite:{run / 'store.db'}"
 
 
 def run_store(address: str, run: str) -> str:

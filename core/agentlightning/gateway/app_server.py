@@ -7,10 +7,11 @@ import socket
 from threading import Thread
 
 import uvicorn
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from agentlightning.errors import GatewayError
 from agentlightning.gateway.listener import TimedProtocol, is_loopback, listen, local_names_only
+from agentlightning.stores.http_server import STOPPING
 
 SHUTDOWN = 5
 """Seconds for in-flight requests when the server stops. Then they are cancelled."""
@@ -34,8 +35,10 @@ class AppServer:
             raise GatewayError("The server is already running. Stop it first.")
         listener = listen(self._host, self._port)
         self._port = listener.getsockname()[1]
+        stopping = asyncio.Event()
+        app = _tells_of_stop(self._app, stopping)
         config = uvicorn.Config(
-            local_names_only(self._app) if is_loopback(self._host) else self._app,
+            local_names_only(app) if is_loopback(self._host) else app,
             http=TimedProtocol,
             log_config=None,
             access_log=False,
@@ -45,7 +48,7 @@ class AppServer:
             timeout_keep_alive=KEEP_ALIVE,
             timeout_graceful_shutdown=SHUTDOWN,
         )
-        server = self._server = uvicorn.Server(config)
+        server = self._server = _Server(config, stopping)
         self._thread = Thread(target=_serve, args=(server, listener), name="agentlightning-gateway", daemon=True)
         self._thread.start()
         while not server.started:
@@ -69,6 +72,25 @@ class AppServer:
             raise GatewayError("The server has no address yet. Start it first.")
         host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self._host, self._host)  # noqa: S104 (compared, not listened on)
         return f"http://{f'[{host}]' if ':' in host else host}:{self._port}"
+
+
+class _Server(uvicorn.Server):
+    def __init__(self, config: uvicorn.Config, stopping: asyncio.Event) -> None:
+        super().__init__(config)
+        self._stopping = stopping
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self._stopping.set()
+        await super().shutdown(sockets)
+
+
+def _tells_of_stop(app: ASGIApp, stopping: asyncio.Event) -> ASGIApp:
+    async def told(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            scope[STOPPING] = stopping
+        await app(scope, receive, send)
+
+    return told
 
 
 def _serve(server: uvicorn.Server, listener: socket.socket) -> None:

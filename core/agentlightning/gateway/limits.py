@@ -9,6 +9,7 @@ import hmac
 import logging
 import time
 from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 
@@ -18,6 +19,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from agentlightning.gateway.api.answers import json_response
 from agentlightning.gateway.api.schema import Refused
 from agentlightning.gateway.auth import keys_of
+from agentlightning.stores.common import ATTEMPT_KEY
 from agentlightning.stores.http_client import PREFIX
 
 RATE, BURST = 200.0, 2000.0
@@ -74,19 +76,25 @@ class LimitedRequests:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         limited = scope["type"] == "http" and scope["method"] == "POST" and not scope["path"].startswith(PREFIX)
-        key = next(iter(keys_of(Headers(scope=scope))), None) if limited else None
-        if key is None or (self._unlimited is not None and hmac.compare_digest(key.encode(), self._unlimited.encode())):
+        uses = [self._use(key) for key in _counted(keys_of(Headers(scope=scope)))] if limited else []
+        if not uses or any(self._is_unlimited(key) for key in keys_of(Headers(scope=scope))):
             await self._app(scope, receive, send)
             return
-        use = self._use(key)
-        if not use.admits(time.monotonic()):
-            await _too_many(use)(scope, receive, send)
+        now = time.monotonic()
+        full = [use for use in uses if not use.admits(now)]
+        if full:
+            await _too_many(full[0])(scope, receive, send)
             return
-        use.running += 1
+        for use in uses:
+            use.running += 1
         try:
             await self._app(scope, receive, send)
         finally:
-            use.running -= 1
+            for use in uses:
+                use.running -= 1
+
+    def _is_unlimited(self, key: str) -> bool:
+        return self._unlimited is not None and hmac.compare_digest(key.encode(), self._unlimited.encode())
 
     def _use(self, key: str) -> _Use:
         use = self._uses.get(key)
@@ -96,6 +104,14 @@ class LimitedRequests:
                 self._uses.popitem(last=False)
         self._uses.move_to_end(key)
         return use
+
+
+def _counted(keys: Sequence[str]) -> list[str]:
+    """The keys of a request that its attempt may have; the first one where none looks like an attempt's.
+
+    Clients without a key of their own send a placeholder beside the attempt's key, the same one in every attempt.
+    """
+    return list(dict.fromkeys(key for key in keys if key.startswith(ATTEMPT_KEY))) or list(keys[:1])
 
 
 def _too_many(use: _Use) -> ASGIApp:

@@ -11,6 +11,7 @@ import dataclasses
 import json
 import logging
 import math
+import os
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -25,6 +26,7 @@ from starlette.routing import Route
 
 from agentlightning.config.rewards import RewardFrom
 from agentlightning.config.schema import RunnerSettings
+from agentlightning.config.store_address import shown_address
 from agentlightning.contracts.store import LightningStore
 from agentlightning.errors import ConfigError
 from agentlightning.registry.registry import load_object, registry
@@ -96,9 +98,8 @@ class _Source:
 
     async def read(self) -> None:
         """Read the order of the run. A gateway without one, as of `agl serve`, tells its model alone."""
-        async with httpx.AsyncClient(
-            base_url=self.gateway, headers={"Authorization": f"Bearer {self.token}"}, timeout=10, trust_env=False
-        ) as client:
+        headers = {"Authorization": f"Bearer {self.token}"} if self.token else {}  # an empty one is no valid header
+        async with httpx.AsyncClient(base_url=self.gateway, headers=headers, timeout=10, trust_env=False) as client:
             answer = await client.get(PATH)
             if answer.status_code == 401:
                 raise ConfigError(f"The run at {self.gateway} refused the token. Copy the command that it printed, or set AGL_TOKEN.")
@@ -178,8 +179,8 @@ def _open(arguments: RemoteRunner) -> tuple[LightningStore, str, str]:
         url, token = split_address(arguments.store)
         return open_http(arguments.store, patience=math.inf), gateway or url, token
     if not gateway:
-        raise ConfigError(f"The store {arguments.store!r} has no gateway beside it. Name the gateway with --gateway.")
-    return open_store(arguments.store), gateway, ""
+        raise ConfigError(f"The store {shown_address(arguments.store)!r} has no gateway beside it. Name the gateway with --gateway.")
+    return open_store(arguments.store), gateway, os.environ.get("AGL_TOKEN", "")
 
 
 async def _first(source: _Source) -> None:

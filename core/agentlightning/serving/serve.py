@@ -201,6 +201,8 @@ def served_model(name: str, progress: Progress, choices: RenderingChoices | None
     config, result = load_config(folder.config), folder.read_result()
     if "policies" in result:
         return _several_policies(folder, config, result, choices, progress)
+    if "prompts" in result and "checkpoint" not in result:
+        return _searched(folder, config, result, choices, progress)
     path = best_weights(run)
     policy = Policy(version=int(result["policy_version"]), base=config.model, uri=f"file:{path}")
     trained_as, weights = _model_name(config), _why(result)
@@ -239,8 +241,19 @@ def _several_policies(
         adapter = str(best_weights(run.path, name)) if "checkpoint" in policy else None
         policies.append(frozen_policy(name, files, adapter, int(policy["version"])))
     rendering = choices.over(config.rendering(files.path))
-    served = ServedModel(files, dict(config.engine), None, rendering, _why(result), run)
+    served = ServedModel(files, dict(config.engine), None, rendering, _why(result), run, prompts=served_prompts(run.path, config))
     return served._replace(policies=policies, choice=policy_choice(config.policies))
+
+
+def _searched(run: RunFolder, config: Config, result: Mapping[str, Any], choices: RenderingChoices, progress: Progress) -> ServedModel:
+    """The model of a search for prompts, which trained no weights, where the model is not a folder here: on a hub, or on a server."""
+    prompts = served_prompts(run.path, config)
+    if Part.parse("engines", config.engine, "engine").target.remote:
+        return ServedModel(ModelFiles(config.model, ""), dict(config.engine), None, RenderingSettings(), "", run, prompts=prompts)
+    progress.phase("finding model")
+    files = find_model(config.model, progress=progress.phase)
+    rendering = choices.over(config.rendering(files.path))
+    return ServedModel(files, dict(config.engine), None, rendering, _why(result), run, prompts=prompts)
 
 
 def upstream_model(url: str, *, key_env: str | None = None, name: str | None = None) -> ServedModel:

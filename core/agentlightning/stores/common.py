@@ -107,6 +107,9 @@ async def wait_for_change(
                 return seq
 
 
+ATTEMPT_KEY = "agl-"
+"""Begins the key of every attempt."""
+
 # --- copies -----------------------------------------------------------------------------------------------------------------------
 
 ENDED: tuple[RolloutStatus, ...] = ("succeeded", "failed", "cancelled")
@@ -121,7 +124,7 @@ COPIED_LEASE = 60.0
 def new_attempt(rollout: Rollout, number: int, worker: str, now: float) -> Attempt:
     """A running attempt with a new key. `now` is the store's clock, in seconds since the epoch."""
     return Attempt(
-        id=new_id(), rollout_id=rollout.id, number=number, key=f"agl-{secrets.token_urlsafe(24)}", worker=worker, status="running",
+        id=new_id(), rollout_id=rollout.id, number=number, key=f"{ATTEMPT_KEY}{secrets.token_urlsafe(24)}", worker=worker, status="running",
         started=now,
     )  # fmt: skip
 

@@ -28,6 +28,8 @@ from agentlightning.stores.serialization import decode, encode
 
 ANSWERS = 4096
 """Maximum answers kept for repeated requests."""
+STOPPING = "agentlightning.stopping"
+"""In the scope of a request: an `asyncio.Event` that is set when the server begins to stop."""
 SIGNS = frozenset({"claim", "heartbeat"})
 """The calls of a living runner."""
 
@@ -60,16 +62,27 @@ class StoreServer:
         if not self.admits(request):
             return _response(_failure(401, StoreError("The token is missing or wrong. Send it as `Authorization: Bearer TOKEN`.")))
         name, size = request.path_params["method"], expected_size(request)
-        if name == "wait":  # waits without work, perhaps for longer than the server lives
-            try:
-                return _response(await self._read_and_do(name, request))
-            except asyncio.CancelledError:
-                return _response(_failure(503, StoreError("The store's server is stopping. Send it again.")))
+        if name == "wait":
+            return _response(await self._wait(request))
         if not self.load.admits(size):
             busy = _failure(503, StoreError(f"The store works on {self.load.requests} requests and takes no more. Send it again."))
             return _response(busy, {"Retry-After": str(RETRY_AFTER)})
         with self.load.of(size):
             return _response(await self._read_and_do(name, request))
+
+    async def _wait(self, request: Request) -> Answer:
+        """Do a `wait`, which ends early when the server stops."""
+        stopping: asyncio.Event | None = request.scope.get(STOPPING)
+        if stopping is None:
+            return await self._read_and_do("wait", request)
+        tasks = asyncio.create_task(self._read_and_do("wait", request)), asyncio.create_task(stopping.wait())
+        try:
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            done = tasks[0].done()
+            return tasks[0].result() if done else _failure(503, StoreError("The store's server is stopping. Send it again."))
+        finally:
+            for task in tasks:
+                task.cancel()
 
     async def _read_and_do(self, name: str, request: Request) -> Answer:
         try:

@@ -94,7 +94,7 @@ def _root(state: RolloutState, records: AttemptRecords, scores: Scores, id: int,
     return GenAISpan(
         id=id, parent_id=None, name=f"rollout {rollout.task.id}", started=attempt.started, ended=ended, events=tuple(events),
         attributes=_measured(attributes | ({"error.type": attempt.status} if failed else {})),
-        error=(attempt.error or attempt.status) if failed else None,
+        error=((attempt.error if content else None) or attempt.status) if failed else None,
     )  # fmt: skip
 
 
@@ -163,9 +163,10 @@ class _Writer:
         rewards = [*self._rewards.get(span.id, ()), *(self._rewards.get(call.id, ()) if call and call.id != span.id else ())]
         error = span.attributes.get("error")
         if call is not None and call.status != "completed":
-            attributes, error = {**attributes, "error.type": call.status}, call.detail or call.status
+            attributes, error = {**attributes, "error.type": call.status}, (call.detail if self._content else None) or call.status
         elif error is not None:
-            attributes = {**attributes, "error.type": _text(error).partition(":")[0] or "error"}
+            kind = _kind(_text(error))
+            attributes, error = {**attributes, "error.type": kind}, error if self._content else kind
         last = max(rewards, key=lambda reward: reward.created, default=None)
         basis = {"gen_ai.operation.name": operation, "gen_ai.conversation.id": self._rollout_id, "agl.reward": last and last.value}
         parent = _hash(span.parent_id) if span.parent_id in self._span_ids and span.parent_id else self._root
@@ -174,6 +175,12 @@ class _Writer:
             attributes=_measured(basis | attributes), is_call=operation == "chat",
             events=tuple(_evaluation(reward) for reward in rewards), error=None if error is None else _text(error),
         )  # fmt: skip
+
+
+def _kind(error: str) -> str:
+    """The kind of an error: the name before its message. The message may quote what the agent read or wrote."""
+    name = error.partition(":")[0]
+    return name if re.fullmatch(r"[\w.]{1,100}", name) else "error"
 
 
 def _sampling(completion: Completion, choices: int) -> Attributes:

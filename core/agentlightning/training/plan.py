@@ -103,7 +103,7 @@ def _without_weights(
     """The plan of a run that trains no weights."""
     if config.replay is not None:
         raise ConfigError(f"Algorithm {config.algorithm['name']!r} needs rollouts with other prompts, but a replay's exist already.")
-    check_scorer(config, algorithm.group_size)
+    check_scorer(config, algorithm.group_size, searches=True)
     checked = _agent(config, agent)
     files = ModelFiles(config.model, "") if engine[0].remote else _model(config.model, progress)
     rendering = RenderingSettings() if engine[0].remote else _rendering(config, files)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from agentlightning.contracts.store import LightningStore
 from agentlightning.errors import JudgeError, RewardError
 from agentlightning.rl.trajectory.rollout_reward import EMITTED, RETURN, rollout_reward
-from agentlightning.training.rewards.agreement import Labelled, label_of
+from agentlightning.training.rewards.agreement import Labelled, label_names, label_of
 from agentlightning.training.rewards.judge import together
 from agentlightning.training.rewards.recorded_rollout import RecordedRollout, RewardFunction, attempt_rewards, call_reward_function
 from agentlightning.types import Mode, Reward
@@ -48,6 +48,8 @@ class Rescored:
     """The largest changes, the largest first."""
     labelled: list[Labelled] = field(default_factory=list[Labelled])
     """Each scored rollout beside its label, if labels were named."""
+    label_names: set[str] = field(default_factory=set[str])
+    """The labels that scored rollouts have, if labels were named."""
 
     def add(self, rollout_id: str, before: float | None, after: float | None) -> None:
         """Count a rollout."""
@@ -110,6 +112,7 @@ async def rescore(
             rescored.add(recorded.id, _counted(own, how.weights), _counted([*own, *new], how.weights))
             if how.labels is not None:
                 rescored.labelled.append(Labelled(recorded.state.rollout.task.id, score, label_of(recorded, how.labels)))
+                rescored.label_names |= label_names(recorded)
             rewards += new
         rescored.appended += len(rewards)
         if write and rewards:

@@ -29,7 +29,6 @@ import re
 import shutil
 import socket
 import time
-import tomllib
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -38,6 +37,7 @@ from typing import Any
 
 import msgspec
 
+from agentlightning.config.store_address import folder_store
 from agentlightning.errors import LightningError, RunError, UnknownRun
 from agentlightning.files import disk_errors, flush, write_file
 from agentlightning.telemetry.logs import hide_secrets
@@ -145,11 +145,7 @@ class RunFolder:
     @property
     def store_address(self) -> str:
         """The address for `open_store`: the setting `store` of the run, or the file in this folder."""
-        try:
-            store: str | None = tomllib.loads(self.config.read_text()).get("store")
-        except (OSError, ValueError):
-            store = None
-        return store or f"sqlite:{self.store}"
+        return folder_store(self.path)
 
     @property
     def begun(self) -> bool:

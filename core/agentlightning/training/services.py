@@ -10,11 +10,11 @@ import os
 import secrets
 import socket
 import sys
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from agentlightning.config.policies import policy_choice
 from agentlightning.config.schema import CollectionConfig, Config, RunnerSettings
@@ -157,7 +157,8 @@ async def open_services(
         demonstrate = plan.algorithm.demonstrate
         if demonstrate is None and plan.algorithm.needs.answers and teacher is not None:
             demonstrate = teacher.demonstrate(asyncio.get_running_loop())
-        served = Served(store, engine, metrics, demonstrate, scoring, plan.algorithm.answered_steps)
+        outage = None if teacher is None else teacher.outage
+        served = Served(store, engine, metrics, demonstrate, scoring, plan.algorithm.answered_steps, outage)
         collector, llm = await _open_runners(exits, config, plan, served, controls)
         yield Services(
             engine, collector, RolloutSettings.of(config), scoring, policy_choice(plan.policies), llm, store, trainers, syncs, controls,
@@ -267,6 +268,8 @@ class Served(NamedTuple):
     scoring: Scoring | None
     demonstrated_steps: int | None = None
     """In how many first steps; None: in all."""
+    outage: asyncio.Future[None] | None = None
+    """Of the teacher: its error ends the run."""
 
 
 async def _open_runners(
@@ -274,7 +277,7 @@ async def _open_runners(
 ) -> tuple[Collector, Callable[[Attempt], LLM]]:
     """Start a gateway and runners; return their collector, and how an attempt reaches the gateway."""
     token, runner = os.environ.get("AGL_TOKEN") or secrets.token_urlsafe(24), config.runner
-    store, engine, metrics, demonstrate, scoring, demonstrated_steps = served
+    store, engine, metrics, demonstrate, scoring, demonstrated_steps, outage = served
     server, choice = StoreServer(store, token), policy_choice(plan.policies)
     order = order_route(server, RunnerOrder(model=engine.info.model, models=config.models, policies=choice.names, settings=runner))
     remote_routes = [*server.routes, order] if runner.workers or runner.elsewhere else []
@@ -295,7 +298,7 @@ async def _open_runners(
         runs = Workers(store, _worker_order(config, plan.agent, gateway, engine.info.model, token), runner).run()
     else:
         runs = _run_here(None if remote is not None else plan.agent, store, gateway, runner)
-    runners = asyncio.create_task(runs)
+    runners = asyncio.create_task(runs if outage is None else _until(outage, runs))
     exits.push_async_callback(_cancel, runners)
     return Collector(store, runners, trajectory_reader(config), controls, scoring), gateway.llm
 
@@ -334,6 +337,16 @@ async def _run_here(agent: str | Agent | None, store: LightningStore, gateway: G
         return
     with agent if isinstance(agent, CommandAgent) else nullcontext():
         await Runner(store, agent, gateway.llm, settings).run()
+
+
+async def _until(outage: asyncio.Future[None], runs: Coroutine[Any, Any, None]) -> None:
+    """Run the runners. Raises the error of an outage as soon as there is one."""
+    running = asyncio.create_task(runs)
+    try:
+        await asyncio.wait([running, outage], return_when=asyncio.FIRST_COMPLETED)
+        await (outage if outage.done() else running)
+    finally:
+        await _cancel(running)
 
 
 async def _cancel(task: asyncio.Task[None]) -> None:

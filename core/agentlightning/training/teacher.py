@@ -17,7 +17,7 @@ from agentlightning.config.teacher import TeacherConfig
 from agentlightning.contracts.batch import Batch
 from agentlightning.contracts.engine import Engine
 from agentlightning.contracts.model import ModelFiles
-from agentlightning.errors import ConfigError, EngineError, UnsupportedSetting
+from agentlightning.errors import ConfigError, EngineError, EngineUnavailable, UnsupportedSetting
 from agentlightning.gateway.rendering.demonstration import Demonstrate
 from agentlightning.gateway.rendering.load import load_tokenizer
 from agentlightning.rl.marks import Needs
@@ -93,6 +93,8 @@ class Teacher:
 
     name: str
     engine: Engine
+    outage: asyncio.Future[None]
+    """Has the error of a teacher whose server stayed away when it should answer."""
 
     async def logprobs(self, batch: Batch) -> Doubles:
         """(tokens,) the teacher's log-probability of each sampled token; NaN on context. Raises `EngineError` if one is not a number."""
@@ -108,8 +110,16 @@ class Teacher:
     def demonstrate(self, loop: asyncio.AbstractEventLoop) -> Demonstrate:
         """Return a function that answers a model call, from any thread but that of `loop`, where the teacher was opened."""
 
+        async def ask(messages: list[dict[str, Any]], tools: list[dict[str, Any]]) -> dict[str, Any]:
+            try:
+                return await self.engine.answer(messages, tools)
+            except EngineUnavailable as error:
+                if not self.outage.done():
+                    self.outage.set_exception(error)
+                raise
+
         def answer(task: JSON, messages: list[dict[str, Any]], tools: list[dict[str, Any]]) -> dict[str, Any]:
-            return asyncio.run_coroutine_threadsafe(self.engine.answer(messages, tools), loop).result()
+            return asyncio.run_coroutine_threadsafe(ask(messages, tools), loop).result()
 
         return answer
 
@@ -124,7 +134,7 @@ async def open_teacher(plan: TeacherPlan | None, student: ModelFiles) -> AsyncGe
     try:
         if plan.scores and not plan.files.path:
             await _check_server(engine, plan.files.name, student)
-        yield Teacher(plan.files.name, engine)
+        yield Teacher(plan.files.name, engine, asyncio.get_running_loop().create_future())
     finally:
         await engine.close()
 

@@ -157,6 +157,7 @@ def test_one_rollout_is_a_tree_of_spans_with_rewards_and_advantages(agl: AGL, ru
         "retried as call d-call-r",
     ):
         assert text in output, text
+    assert re.search(r"attempt 1 succeeded on worker-1.*, id [0-9a-f]{32}", output)
     depth = {text: line(output, text).index(text) for text in ("agent solver", "tool add")}
     assert depth["tool add"] > depth["agent solver"]
     order = ["attempt 1", "reward return", "agent solver", "tool add", "reward neat", "model calls without a span"]

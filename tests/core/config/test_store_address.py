@@ -16,6 +16,12 @@ def test_only_files_become_absolute() -> None:
         assert absolute_store(address, Path("/base")) == address
 
 
+def test_the_folder_of_a_run_means_its_store_also_in_a_database(tmp_path: Path) -> None:
+    assert absolute_store(".", tmp_path) == f"sqlite:{tmp_path / 'store.db'}"
+    (tmp_path / "config.toml").write_text('store = "postgresql://agl@host/agl?schema=run"\n')
+    assert absolute_store(str(tmp_path), Path("/base")) == "postgresql://agl@host/agl?schema=run"
+
+
 def test_a_run_has_a_schema_of_its_own_unless_the_address_names_one() -> None:
     assert run_store("postgresql://host/db", "20261129-demo") == "postgresql://host/db?schema=20261129-demo"
     assert run_store("postgres:///db?host=/tmp", "r" * 80) == f"postgres:///db?host=/tmp&schema={'r' * 63}"

@@ -65,6 +65,22 @@ async def test_the_servers_own_token_has_no_limit(house: Any, monkeypatch: pytes
     assert await statuses(h, "secret", 6) == [200] * 6
 
 
+async def test_other_keys_beside_an_attempts_key_change_nothing(house: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    small(monkeypatch, BURST=2.0, RATE=0.0)
+    h = await house(lambda prompt, sampling: "hello")
+    body = {"model": "scripted", "messages": [user("hi")]}
+
+    async def status(bearer: str, key: str) -> int:
+        headers = {"Authorization": f"Bearer {bearer}", "X-AGL-Key": key}
+        async with httpx.AsyncClient(base_url=h.gateway.base_url, headers=headers, timeout=30) as client:
+            return (await client.post("/chat/completions", json=body)).status_code
+
+    attempts = [await h.attempt() for _ in range(4)]
+    assert [await status("EMPTY", attempt.key) for attempt in attempts] == [200] * 4
+    flood = (await h.attempt()).key
+    assert [await status(f"{prefix}-{turn}", flood) for prefix in ("junk", "agl-junk") for turn in range(2)] == [200, 200, 429, 429]
+
+
 def connected(port: int) -> socket.socket:
     return socket.create_connection(("127.0.0.1", port), timeout=5)
 

@@ -21,6 +21,7 @@ from openai import AsyncOpenAI, AuthenticationError, OpenAI
 import agentlightning as agl
 from agentlightning.cli.main import main
 from agentlightning.config.schema import load_config
+from agentlightning.contracts.model import ModelFiles
 from agentlightning.errors import UnsupportedSetting
 from agentlightning.serving.serve import served_model
 from agentlightning.stores.common import open_store
@@ -268,3 +269,35 @@ def test_a_run_is_served_with_the_version_that_was_trained_under_the_name_that_i
     assert (files.name, files.path, engine["name"]) == ("tiny", str(run.checkpoint), "torch")
     assert policy is not None
     assert (policy.version, policy.uri) == (run.result["policy_version"], f"file:{run.checkpoint}")
+
+
+def finished(folder: Path, config: str, result: dict[str, Any]) -> str:
+    """A run folder as far as serving reads it."""
+    folder.mkdir()
+    (folder / "config.toml").write_text(f'agent = "a:b"\ntasks = "tasks.jsonl"\n{config}')
+    (folder / "result.json").write_text(json.dumps({"finished": True, **result}))
+    return str(folder)
+
+
+def test_a_search_for_prompts_is_served_where_its_model_is_not_a_folder(tmp_path: Path) -> None:
+    tiny_model(tmp_path / "tiny")
+    found = {
+        "policy_step": 0,
+        "policy_version": 0,
+        "policy_reason": "The run trained no weights.",
+        "prompts": {"best": {"system": "Be brief."}},
+    }
+    upstream = 'model = "gpt-4o"\nengine = { name = "upstream", url = "http://127.0.0.1:9/v1" }\n'
+    served = served_model(finished(tmp_path / "searched-upstream", upstream, found), Progress())
+    assert (served.files, served.engine["name"], served.prompts) == (ModelFiles("gpt-4o", ""), "upstream", {"system": "Be brief."})
+    served = served_model(finished(tmp_path / "searched", f'model = "{tmp_path / "tiny"}"\n', found), Progress())
+    assert (served.files.path, served.policy, served.prompts) == (str(tmp_path / "tiny"), None, {"system": "Be brief."})
+
+
+def test_a_run_of_several_policies_serves_its_prompts(tmp_path: Path) -> None:
+    tiny_model(tmp_path / "tiny")
+    config = (
+        f'model = "{tmp_path / "tiny"}"\nprompts = {{ system = "Be brief." }}\n[trainer]\ntrain = "lora"\n[policies.a]\nagents = ["a"]\n'
+    )
+    served = served_model(finished(tmp_path / "several", config, {"policies": {"a": {"version": 0}}}), Progress())
+    assert (served.prompts, served.choice.names) == ({"system": "Be brief."}, ("a",))

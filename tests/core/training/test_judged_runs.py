@@ -200,6 +200,7 @@ def test_rewards_of_agent_and_judge_are_weighed_together(model: str, tmp_path: P
     [
         ({"algorithm": {"advantage": "reinforce", "group_size": 1}}, "relative is true, but algorithm.group_size is 1"),
         ({"sampler": "curriculum"}, 'relative is true, but sampler = "curriculum"'),
+        ({"algorithm": "gepa"}, "relative is true, but algorithm 'gepa' compares the rewards of different prompts"),
         ({"collection": {"filter": {"name": "difficulty", "low": 0.1, "high": 0.9}}}, "difficulty"),
     ],
 )
@@ -271,11 +272,17 @@ def test_a_program_without_a_reward_is_judged_and_scored_again_against_labels(ju
         assert "agreement with task.good: 6 rollouts of 6 tasks" in again
         assert re.search(r"accuracy +0\.\d+ +0\.\d+ to [01]\.\d+", again)
         assert "Cohen's kappa" in again
+        assert "No rollout has the label" not in again
+        none = agl_command("score", "latest", "--reward", "config.toml", "--labels", "reward", "--dry-run")
+        assert "No rollout has the label 'reward'. Labels here: judge, task.good." in none
         (folder,) = judged.glob("runs/*-rollout")
         shutil.copy(folder / "store.db", judged / "alone.db")
         refused = agl_command("score", "alone.db", "--reward", "config.toml", "--labels", "judge")
         assert "The new rewards would replace the labels 'judge'. Add --name NAME" in refused
         server.answer = lambda body: score(10)
+        for own in ("return", "reward"):
+            refused = agl_command("score", "alone.db", "--reward", "config.toml", "--labels", own)
+            assert f"The new rewards would replace the labels '{own}'." in refused
         told = agl_command("score", "alone.db", "--reward", "config.toml", "--name", "second", "--labels", "judge")
         assert "Recorded 6 rewards." in told
         assert "undefined" in told

@@ -21,7 +21,7 @@ import agentlightning as agl
 from agentlightning.config.schema import Config, RunnerSettings
 from agentlightning.errors import ConfigError, StoreError
 from agentlightning.gateway import Gateway
-from agentlightning.runner.remote import RemoteRunner, run_remote
+from agentlightning.runner.remote import RemoteRunner, RunnerOrder, order_route, run_remote
 from agentlightning.stores.common import open_store
 from agentlightning.stores.http_client import open_http
 from agentlightning.stores.http_server import StoreServer
@@ -239,6 +239,28 @@ async def test_a_runner_with_a_wrong_token_is_told_so(tmp_path: Path) -> None:
 async def test_a_store_without_a_gateway_asks_for_one() -> None:
     with pytest.raises(ConfigError, match="Name the gateway with --gateway"):
         await run_remote(RemoteRunner(store="memory:", agent="letters:two_turns"), lambda *_: None)
+    with pytest.raises(ConfigError) as raised:
+        await run_remote(RemoteRunner(store="postgresql://me:hunter2@db/agl", agent="letters:two_turns"), lambda *_: None)
+    assert "'postgresql://db/agl' has no gateway" in str(raised.value)
+
+
+async def test_the_token_of_a_gateway_beside_another_store_is_that_of_the_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = open_store("memory:")
+    make_tokenizer(tmp_path)
+    server = StoreServer(store, "secret")
+    order = order_route(server, RunnerOrder(model="scripted"))
+    gateway = Gateway(store, ScriptedEngine(tmp_path, [[1]]), extra_routes=[order])
+    await gateway.start()
+    runner = RemoteRunner(store=f"sqlite:{tmp_path / 'a.db'}", gateway=gateway.base_url, agent="no_such_module:solve")
+    with pytest.raises(ConfigError, match="refused the token"):
+        await run_remote(runner, lambda *_: None)
+    monkeypatch.setenv("AGL_TOKEN", "secret")
+    with pytest.raises(ConfigError, match="no_such_module"):  # the next thing that it reads
+        await run_remote(runner, lambda *_: None)
+    await gateway.stop()
+    await store.close()
 
 
 async def test_a_run_without_runners_says_so_once_and_again_when_the_last_one_is_gone() -> None:

@@ -13,7 +13,7 @@ from starlette.responses import JSONResponse
 
 import agentlightning as agl
 from agentlightning.contracts.store import StoredRollout
-from agentlightning.errors import AgentError, ConfigError, UnsupportedSetting
+from agentlightning.errors import AgentError, ConfigError, EngineError, UnsupportedSetting
 from agentlightning.stores.common import open_store
 from agentlightning.training.job import make_job
 from agentlightning.training.metrics import read_metrics
@@ -105,7 +105,6 @@ def test_a_resumed_run_does_what_one_does_that_was_not_stopped(model: str, serve
 
 FAILURES = {
     "answered 400": lambda body: JSONResponse({"error": {"message": "no such model"}}, 400),
-    "answered 503: .*, 5 times": lambda body: JSONResponse({"error": "busy"}, 503),
     "A token limit cut off the answer": lambda body: JSONResponse(
         {"choices": [{"message": {"role": "assistant", "content": "abc"}, "finish_reason": "length"}]}
     ),
@@ -121,6 +120,27 @@ def test_a_teacher_that_does_not_answer_is_named(model: str, tmp_path: Path, mes
         more = {"tasks_per_step": 1, "runner": {"concurrency": 1, "on_failure": "drop"}}
         with pytest.raises(AgentError, match=f"All 1 rollouts of the first step failed.*demonstration.*{message}"):
             agl.train(solve, tasks=TASKS, **settings(model, tmp_path, server, **more))
+
+
+def test_a_teacher_that_stays_away_stops_the_run_which_continues_later(
+    model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, server: JudgeServer
+) -> None:
+    monkeypatch.setattr(prompt_logprobs, "FIRST_PAUSE", 0.001)
+    usual, asked = server.answer, 0
+
+    def away_after_the_first_step(body: dict[str, Any]) -> Any:
+        nonlocal asked
+        asked += 1
+        return JSONResponse({"error": "busy"}, 503) if asked > 3 else usual(body)
+
+    server.answer = away_after_the_first_step
+    arguments = settings(model, tmp_path, server, steps=2, algorithm="sft", checkpoints={"every": 1})
+    with pytest.raises(EngineError, match=r"answered 503: .*, 5 times\. Check the server of the teacher, then resume the run"):
+        agl.train(solve, tasks=TASKS, **arguments)
+    (folder,) = tmp_path.glob("*-run")
+    server.answer = usual
+    run = agl.train(solve, tasks=TASKS, resume=folder, **arguments)
+    assert [row["trained_tokens"] for row in rows(run)] == [27, 18]
 
 
 WRONG: dict[str, tuple[type[Exception], dict[str, Any]]] = {

@@ -71,6 +71,13 @@ def label_of(rollout: RecordedRollout, name: str) -> float | None:
     return None if value is None else float(value)
 
 
+def label_names(rollout: RecordedRollout) -> set[str]:
+    """Return the labels that a rollout has, under the names of `label_of`."""
+    task: Any = rollout.task
+    keys = cast("dict[str, Any]", task).items() if isinstance(task, dict) else ()
+    return {*rollout.rewards, *(f"{TASK}{key}" for key, value in keys if isinstance(value, bool | int | float))}
+
+
 def without_label(rollout: RecordedRollout, name: str) -> RecordedRollout:
     """Return the same rollout, whose task does not have the label."""
     task: Any = rollout.task

@@ -78,8 +78,9 @@ class Scoring:
         return [*reward, *note]
 
 
-def check_scorer(config: Config, group_size: int = 1) -> None:
-    """Raise `ConfigError` if the `reward` of a config cannot score its rollouts. `group_size`: rollouts of a task in a training step."""
+def check_scorer(config: Config, group_size: int = 1, *, searches: bool = False) -> None:
+    """Raise `ConfigError` if the `reward` of a config cannot score its rollouts. `group_size`: rollouts of a task in a training step.
+    `searches`: the algorithm compares groups with different prompts."""
     if isinstance(config.scorer, str):
         load_function(config.scorer)
     elif config.scorer is not None:
@@ -87,7 +88,7 @@ def check_scorer(config: Config, group_size: int = 1) -> None:
         judge.rubric_text()
         judge.key()
         if judge.relative:
-            _check_relative(config, group_size)
+            _check_relative(config, group_size, searches=searches)
 
 
 @asynccontextmanager
@@ -113,11 +114,13 @@ def load_function(reference: str) -> RewardFunction:
     return cast(RewardFunction, function)
 
 
-def _check_relative(config: Config, group_size: int) -> None:
+def _check_relative(config: Config, group_size: int, *, searches: bool) -> None:
     """A relative judge compares training rollouts, and the mean of its rewards is the same in every group."""
     problem = None
     if config.replay is not None:
         problem = "but a replay's training rollouts keep the rewards of their store"
+    elif searches:
+        problem = f"but algorithm {config.algorithm['name']!r} compares the rewards of different prompts"
     elif group_size < 2:
         problem = f"but algorithm.group_size is {group_size}"
     elif config.sampler == "curriculum":

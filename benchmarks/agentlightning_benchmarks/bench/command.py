@@ -78,7 +78,8 @@ def bench(
 
     `agl bench text-to-sql --eval-only` evaluates the untrained model.
 
-    `agl bench text-to-sql --preset mine.toml` trains with a config file of your own. Copy one of the benchmark's presets to begin.
+    `agl bench text-to-sql --preset mine.toml` trains with a config file of your own. Copy one of the benchmark's presets to begin. A copy
+    has no warm-up.
 
     `agl bench --resume runs/bench-math-20261123-231500` continues after Ctrl-C.
     """

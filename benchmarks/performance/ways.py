@@ -126,7 +126,7 @@ def task_of(options: argparse.Namespace) -> tuple[dict[str, Any], list[Any], lis
 
 def settings_of(way: str, settings: dict[str, Any], teacher: str) -> dict[str, Any]:
     """Return the settings of a way, made from those of the config file. `teacher`: the folder of its weights."""
-    config = build_config(settings)
+    config = build_config({"agent": "module:function", "tasks": "tasks.jsonl", **settings})  # for its defaults
     group, algorithm = Part.parse("algorithms", config.algorithm, "algorithm").make().group_size, settings.get("algorithm", {})
     if way in ("rewards", "judge"):
         return settings

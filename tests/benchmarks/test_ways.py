@@ -39,11 +39,12 @@ def test_every_way_gets_as_many_rollouts_as_the_demo_or_a_few_less(ways: Any) ->
 
 
 def test_rollouts_are_equal_with_a_config_that_names_few_settings(ways: Any) -> None:
-    settings = {"agent": "a:b", "tasks": "t", "model": "m", "steps": 30, "tasks_per_step": 5, "eval": {"every": 30}}
-    group = Part.parse("algorithms", build_config(settings).algorithm, "algorithm").make().group_size
+    settings = {"model": "m", "steps": 30, "tasks_per_step": 5, "eval": {"every": 30}}
+    named = {"agent": "a:b", "tasks": "t"}
+    group = Part.parse("algorithms", build_config({**named, **settings}).algorithm, "algorithm").make().group_size
     assert group > 1
     for way in ways.WAYS:
-        config = build_config(ways.settings_of(way, settings, "teacher"))
+        config = build_config({**named, **ways.settings_of(way, settings, "teacher")})
         size = Part.parse("algorithms", config.algorithm, "algorithm").make().group_size
         shown = config.algorithm.get("demonstrated_steps", 0)
         rollouts = config.tasks_per_step * (shown + (config.steps - shown) * size)

@@ -203,9 +203,9 @@ class StoreClient:
         try:
             kind, message = decode(answer.body, tuple[str, str])
         except WireError:
-            raise StoreError(
-                f"The server at {self.url} is not a store: it answered `{name}` with HTTP {answer.status}. Check host and port."
-            ) from None
+            text = answer.body[:200].decode(errors="replace").strip()
+            told = f"HTTP {answer.status} ({text})" if text else f"HTTP {answer.status}"
+            raise StoreError(f"The server at {self.url} is not a store: it answered `{name}` with {told}. Check host and port.") from None
         error: type[LightningError] = ERRORS.get(kind, StoreError)
         raise error(message)
 

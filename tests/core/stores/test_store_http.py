@@ -177,7 +177,7 @@ async def test_another_service_at_the_address_is_named() -> None:
 
     with Served(hello) as server:
         client = StoreClient(server.url, TOKEN)
-        with pytest.raises(StoreError, match="is not a store"):
+        with pytest.raises(StoreError, match=r"is not a store: it answered `policies` with HTTP 404 \(nginx\)"):
             await client.policies()
         await client.close()
 

@@ -70,3 +70,4 @@ def test_a_project_names_its_own_extra_and_keeps_its_tasks_apart(kind: Kind) -> 
     for name in ("tasks.jsonl", "eval_tasks.jsonl"):  # one label for all earns no more than half
         labels = [json.loads(line)["label"] for line in files[name].splitlines()]
         assert labels.count("positive") == labels.count("negative") == len(labels) // 2
+        assert labels[::2] == ["positive"] * (len(labels) // 2)  # and so does a step

@@ -65,6 +65,8 @@ KEY = "AGL_WAYS_KEY"
 """Environment variable with the key of the server of a teacher or a judge."""
 START = 300.0
 """Seconds until that server must answer."""
+LONGEST = 256
+"""Tokens of a judgement, at most. A small judge may never end one."""
 RUBRIC = "The task has the right `answer`, a number. If the reply says the same number, the score is 10. If not, it is 0."
 
 
@@ -171,6 +173,7 @@ class Runs:
             with server(served, self._folder / f"{way}.log") as address:
                 if way == "judge":
                     judge = {"base_url": address, "model": served.name, "api_key_env": KEY, "rubric": compared.rubric}
+                    judge["max_tokens"] = LONGEST
                     judged = {"reward": {"judge": judge}, "reward_weights": {"judge": 1.0, "return": 0.0}}
                     run = agl.train(compared.agent, **{**arguments, "eval_tasks": None}, **judged)
                 else:

@@ -172,8 +172,9 @@ class Runs:
         else:
             with server(served, self._folder / f"{way}.log") as address:
                 if way == "judge":
-                    judge = {"base_url": address, "model": served.name, "api_key_env": KEY, "rubric": compared.rubric}
-                    judge["max_tokens"] = LONGEST
+                    judge = {
+                        "base_url": address, "model": served.name, "api_key_env": KEY, "rubric": compared.rubric, "max_tokens": LONGEST,
+                    }  # fmt: skip
                     judged = {"reward": {"judge": judge}, "reward_weights": {"judge": 1.0, "return": 0.0}}
                     run = agl.train(compared.agent, **{**arguments, "eval_tasks": None}, **judged)
                 else:

@@ -120,6 +120,7 @@ class Collector:
             if not states and len(self._ended) == ended:
                 await self._controls.wait(self._store.wait(self._cursor, timeout=10), self._runners, *self._scored)
                 if self._runners.done():
+                    self._runners.result()  # its error, if it came after the wait
                     raise AgentError("The runners ended while rollouts were queued. See the log for the cause, then resume the run.")
         except BaseException:
             await self.cancel()

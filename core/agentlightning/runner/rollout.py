@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import os
-import threading
-from collections.abc import AsyncGenerator, Coroutine
+from collections.abc import AsyncGenerator
 from contextlib import AbstractContextManager, asynccontextmanager, closing
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any
 
 from agentlightning.capture.recorder import Recorder, checked_reward, reward, use
 from agentlightning.config.tasks import load_tasks
@@ -16,10 +15,9 @@ from agentlightning.contracts.store import LightningStore
 from agentlightning.errors import ConfigError
 from agentlightning.runner.runner import keep_lease, worker_name
 from agentlightning.runner.served_prompts import fetch_prompts
-from agentlightning.stores.common import open_store
+from agentlightning.runner.shared_stores import LoopThread, shared_store
 from agentlightning.types import JSON, LLM, Mode, Reward, Rollout
 
-T = TypeVar("T")
 DEFAULT_STORE = "sqlite:agl.db"
 
 
@@ -56,7 +54,7 @@ class rollout:  # noqa: N801  # used like a function: `with agl.rollout(task) as
         address = gateway or os.environ.get("AGL_GATEWAY") or _gateway_of(self._store)
         self._base_url = "" if address is None else address.rstrip("/").removesuffix("/v1") + "/v1"
         self._model, self._lease = model, lease
-        self._thread: _LoopThread | None = None
+        self._thread: LoopThread | None = None
         self._recording = self._record()
         self._recorder: Recorder | None = None
         self._current: AbstractContextManager[Recorder] | None = None
@@ -89,7 +87,7 @@ class rollout:  # noqa: N801  # used like a function: `with agl.rollout(task) as
     @asynccontextmanager
     async def _record(self) -> AsyncGenerator[Recorder]:
         """Begin the attempt, and finish it after the block."""
-        async with _opened(self._store) as store:
+        async with shared_store(self._store) as store:
             attempt = await store.begin(self._rollout, worker_name(), lease=self._lease)
             prompts = await fetch_prompts(self._base_url, attempt.key) if self._base_url else {}
             recorder = Recorder(store, self._rollout, attempt, LLM(self._model, self._base_url, attempt.key, prompts=prompts))
@@ -107,7 +105,7 @@ class rollout:  # noqa: N801  # used like a function: `with agl.rollout(task) as
                     heartbeat.cancel()
 
     def __enter__(self) -> rollout:
-        self._thread = _LoopThread()
+        self._thread = LoopThread.open()
         try:
             self._enter(self._thread.run(self._recording.__aenter__()))
         except BaseException:
@@ -155,10 +153,10 @@ def reward_later(
     record = Reward(attempt_id=attempt_id, value=checked_reward(value), name=name, source=source)
 
     async def write() -> None:
-        async with _opened(_store_of(store)) as opened:
+        async with shared_store(_store_of(store)) as opened:
             await opened.record([record])
 
-    with closing(_LoopThread()) as thread:
+    with closing(LoopThread.open()) as thread:
         thread.run(write())
     return record
 
@@ -178,40 +176,10 @@ async def _finish(recorder: Recorder, error: BaseException | None) -> None:
         error.add_note(str(lost))
 
 
-@asynccontextmanager
-async def _opened(store: LightningStore | str) -> AsyncGenerator[LightningStore]:
-    """Open the store of an address, and close it after the block. A store itself stays open."""
-    if not isinstance(store, str):
-        yield store
-        return
-    opened = open_store(store)
-    try:
-        yield opened
-    finally:
-        await opened.close()
-
-
 def _store_of(store: Any) -> LightningStore | str:
     if not isinstance(store, str | LightningStore | None):
         raise ConfigError(f"store is {store!r:.80}. Use a store's address ('sqlite:agl.db', 'http://host:8000') or an open store.")
     return store or os.environ.get("AGL_STORE") or DEFAULT_STORE
-
-
-class _LoopThread:
-    """An event loop in a thread, for synchronous callers."""
-
-    def __init__(self) -> None:
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="agentlightning-rollout", daemon=True)
-        self._thread.start()
-
-    def run(self, work: Coroutine[Any, Any, T]) -> T:
-        return asyncio.run_coroutine_threadsafe(work, self._loop).result()
-
-    def close(self) -> None:
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.close()
 
 
 def _gateway_of(store: LightningStore | str) -> str | None:

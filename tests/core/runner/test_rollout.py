@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +20,18 @@ from agentlightning.contracts.store import AttemptRecords, RolloutState
 from agentlightning.errors import ConfigError
 from agentlightning.gateway import Gateway
 from agentlightning.rl.trajectory.build import trajectory
+from agentlightning.runner import shared_stores
 from agentlightning.stores.common import open_store
 from agentlightning.testing.engine import ScriptedEngine
 from agentlightning.testing.tokenizer import make_tokenizer
+
+
+async def listed(address: str) -> tuple[list[RolloutState], int]:
+    store = open_store(address)
+    try:
+        return await store.list()
+    finally:
+        await store.close()
 
 
 async def only(address: str) -> tuple[RolloutState, AttemptRecords]:
@@ -130,6 +143,90 @@ async def test_a_record_that_cannot_be_stored_fails_the_attempt_and_is_raised() 
     with pytest.raises(ValueError, match="bad") as error:
         await fail()
     assert "disk is full" in str(error.value.__notes__)
+
+
+class Opened:
+    """Counts the stores that `agl.rollout` opens and has not closed."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.all = self.now = 0
+        monkeypatch.setattr(shared_stores, "open_store", self._open)
+
+    def _open(self, address: str) -> Any:
+        store = open_store(address)
+        self.all, self.now = self.all + 1, self.now + 1
+        close = store.close
+
+        async def closed() -> None:
+            self.now -= 1
+            await close()
+
+        store.close = closed  # type: ignore[method-assign]
+        return store
+
+
+def test_blocks_of_many_threads_share_one_store_and_one_loop_and_the_last_closes_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened, address, together = Opened(monkeypatch), f"sqlite:{tmp_path / 'a.db'}", threading.Barrier(8)
+
+    def work(number: int) -> int:
+        with agl.rollout(f"task {number}", store=address):
+            together.wait()
+            agl.reward(number / 8)
+            together.wait()
+            return sum(thread.name == "agentlightning-rollout" for thread in threading.enumerate())
+
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(work, range(8))) == [1] * 8
+    assert (opened.all, opened.now) == (1, 0)
+    assert not any(thread.name == "agentlightning-rollout" for thread in threading.enumerate())
+    with agl.rollout("later", store=address):
+        assert (opened.all, opened.now) == (2, 1)
+    states, _ = asyncio.run(listed(address))
+    assert [state.status for state in states] == ["succeeded"] * 9
+
+
+async def test_blocks_of_one_event_loop_share_a_store_for_each_address(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened, together = Opened(monkeypatch), asyncio.Barrier(8)
+
+    async def work(number: int) -> None:
+        async with agl.rollout(f"task {number}", store=f"sqlite:{tmp_path / 'ab'[number % 2]}.db"):
+            await together.wait()
+
+    await asyncio.gather(*(work(number) for number in range(8)))
+    assert (opened.all, opened.now) == (2, 0)
+    for name in "ab":
+        states, _ = await listed(f"sqlite:{tmp_path / name}.db")
+        assert [state.status for state in states] == ["succeeded"] * 4
+
+
+def test_a_block_that_cannot_begin_leaves_nothing_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = Opened(monkeypatch)
+    with agl.rollout("task", store=f"sqlite:{tmp_path / 'a.db'}") as first, pytest.raises(agl.LightningError):
+        with agl.rollout(first._rollout.task.input, store="http://127.0.0.1:9"):
+            pass
+    assert opened.now == 0
+    assert not any(thread.name == "agentlightning-rollout" for thread in threading.enumerate())
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_forked_process_opens_its_own(tmp_path: Path) -> None:
+    address = f"sqlite:{tmp_path / 'a.db'}"
+    with agl.rollout("parent", store=f"sqlite:{tmp_path / 'b.db'}"):
+        child = os.fork()
+        if not child:
+            signal.signal(signal.SIGALRM, signal.SIG_DFL)
+            signal.alarm(20)  # a block on its parent's thread would wait for ever
+            try:
+                with agl.rollout("child", store=address):
+                    agl.reward(1.0)
+                os._exit(0)
+            finally:
+                os._exit(1)
+        assert os.waitpid(child, 0)[1] == 0
+    state, _ = asyncio.run(only(address))
+    assert (state.rollout.task.input, state.status) == ("child", "succeeded")
 
 
 @pytest.mark.parametrize("address", ["a.db", "./a.db", "{folder}/a:b.db", "sqlite:a.db", "here:a.db"])

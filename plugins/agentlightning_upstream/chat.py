@@ -9,11 +9,11 @@ from agentlightning_upstream.connection import Connection
 from agentlightning_upstream.prompt_logprobs import post
 
 
-async def answer(connection: Connection, model: str, messages: list[dict[str, Any]], tools: list[dict[str, Any]]) -> dict[str, Any]:
-    """Return the assistant's message. Raises `EngineError` for an answer without one, and for one that a token limit cut off."""
+async def answer(connection: Connection, body: dict[str, Any]) -> dict[str, Any]:
+    """Return the assistant's message for the body of a request. Empty `tools` are left out. Raises `EngineError` for an answer without a
+    message, and for one that a token limit cut off."""
     url = f"{connection.url}/chat/completions"
-    body = {"model": model, "messages": messages, **({"tools": tools} if tools else {})}
-    response = await post(connection, url, body)
+    response = await post(connection, url, {name: value for name, value in body.items() if name != "tools" or value})
     choices: Any = response.get("choices") or [{}]
     choice = cast("dict[str, Any]", choices[0])
     message = choice.get("message")

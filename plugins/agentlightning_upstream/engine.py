@@ -82,9 +82,9 @@ class Upstream(Forwarder):
         """See `Engine.tokenize`."""
         return await tokenize(self._connection, self.info.model, text)
 
-    async def answer(self, messages: list[dict[str, Any]], tools: list[dict[str, Any]]) -> dict[str, Any]:
+    async def answer(self, messages: list[dict[str, Any]], tools: list[dict[str, Any]], settings: Mapping[str, Any]) -> dict[str, Any]:
         """See `Engine.answer`."""
-        return await answer(self._connection, self.info.model, messages, tools)
+        return await answer(self._connection, {"model": self.info.model, "messages": messages, "tools": tools, **settings})
 
     async def close(self) -> None:
         """See `Engine.close`."""

@@ -15,7 +15,7 @@ import numpy as np
 
 from agentlightning.algorithms.base import Algorithm, Session, returns_of
 from agentlightning.errors import ConfigError
-from agentlightning.gateway.rendering.demonstration import Demonstrate
+from agentlightning.gateway.rendering.demonstration import Demonstrator
 from agentlightning.registry.registry import load_object
 from agentlightning.rl.batch.build import make_batch
 from agentlightning.rl.loss import SFTLoss
@@ -34,7 +34,7 @@ class SFT(Algorithm):
 
     name: str = "sft"
     trains_demonstrations: ClassVar[bool] = True
-    demonstrations: str | Demonstrate | None = None
+    demonstrations: str | Demonstrator | None = None
     """`module:function`, called with `(task, messages, tools)` for each model call of a training rollout. It returns the assistant's
     message in OpenAI's format, or None: then that call is sampled as usual, and not trained. Absent: the `[teacher]`
     answers, or a `replay` has the demonstrations."""
@@ -55,19 +55,19 @@ class SFT(Algorithm):
         return Needs(answers=self.demonstrations is None)
 
     @property
-    def demonstrate(self) -> Demonstrate | None:
+    def demonstrate(self) -> Demonstrator | None:
         if self.demonstrations is None:
             return None
         function: Any = load_object(self.demonstrations) if isinstance(self.demonstrations, str) else self.demonstrations
         if not callable(function):
             raise ConfigError(f"algorithm.demonstrations is {self.demonstrations!r}, a {type(function).__name__}. Name a function.")
-        return cast(Demonstrate, function)
+        return cast(Demonstrator, function)
 
     @property
     def ignores_step_rewards(self) -> str:
         return "algorithm 'sft' trains demonstrations, whatever their steps earn."
 
-    def parts(self) -> tuple[Demonstrate | None, SFTLoss]:
+    def parts(self) -> tuple[Demonstrator | None, SFTLoss]:
         return self.demonstrate, SFTLoss()
 
     async def run(self, session: Session) -> None:

@@ -140,8 +140,9 @@ class Engine(ABC):
         `remote` and `scores` has it; elsewhere `EngineInfo.path` has the tokenizer."""
         raise UnsupportedSetting(f"Engine {type(self).__name__!r} has no server to ask. Read the tokenizer of its model.")
 
-    async def answer(self, messages: list[dict[str, Any]], tools: list[dict[str, Any]]) -> dict[str, Any]:
-        """Return the model's reply to messages, with the tools it may call; all in OpenAI's form."""
+    async def answer(self, messages: list[dict[str, Any]], tools: list[dict[str, Any]], settings: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the model's reply to messages, with the tools it may call; all in OpenAI's form. `settings` may have `tool_choice`,
+        `parallel_tool_calls`, and `response_format`."""
         raise UnsupportedSetting(f"Engine {type(self).__name__!r} takes token ids, not messages. Use engine 'upstream'.")
 
     async def close(self) -> None:

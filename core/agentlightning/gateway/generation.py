@@ -55,7 +55,7 @@ async def demonstrated(generation: Generation, demonstrate: Demonstrate, rollout
     """The same call with its demonstration as the engine, where there is one."""
     [messages], reply = generation.history.messages, generation.replies[0]
     conversation = Conversation(ask_for_format(messages, asked.request.format), reply.tools)
-    request = Demonstrated(rollout, generation.rendering, messages, conversation, reply)
+    request = Demonstrated(rollout, generation.rendering, messages, conversation, reply, asked.request.settings_for_others())
     engine = await demonstration(demonstrate, request, generation.engine)
     if engine is None:
         return generation

@@ -18,7 +18,7 @@ from agentlightning.contracts.batch import Batch
 from agentlightning.contracts.engine import Engine
 from agentlightning.contracts.model import ModelFiles
 from agentlightning.errors import ConfigError, EngineError, EngineUnavailable, UnsupportedSetting
-from agentlightning.gateway.rendering.demonstration import Demonstrate
+from agentlightning.gateway.rendering.demonstration import WithSettings
 from agentlightning.gateway.rendering.load import load_tokenizer
 from agentlightning.rl.marks import Needs
 from agentlightning.types import JSON, Doubles
@@ -107,21 +107,29 @@ class Teacher:
             )
         return logprobs
 
-    def demonstrate(self, loop: asyncio.AbstractEventLoop) -> Demonstrate:
-        """Return a function that answers a model call, from any thread but that of `loop`, where the teacher was opened."""
+    def demonstrate(self, loop: asyncio.AbstractEventLoop) -> WithSettings:
+        """Return what answers a model call, from any thread but that of `loop`, where the teacher was opened."""
 
-        async def ask(messages: list[dict[str, Any]], tools: list[dict[str, Any]]) -> dict[str, Any]:
+        async def ask(messages: list[dict[str, Any]], tools: list[dict[str, Any]], settings: dict[str, Any]) -> dict[str, Any]:
             try:
-                return await self.engine.answer(messages, tools)
+                return await self.engine.answer(messages, tools, settings)
             except EngineUnavailable as error:
                 if not self.outage.done():
                     self.outage.set_exception(error)
                 raise
 
-        def answer(task: JSON, messages: list[dict[str, Any]], tools: list[dict[str, Any]]) -> dict[str, Any]:
-            return asyncio.run_coroutine_threadsafe(ask(messages, tools), loop).result()
+        def answer(task: JSON, messages: list[dict[str, Any]], tools: list[dict[str, Any]], settings: dict[str, Any]) -> dict[str, Any]:
+            stops: tuple[str, ...] = settings.pop("stop", ())
+            return _stopped(asyncio.run_coroutine_threadsafe(ask(messages, tools, settings), loop).result(), stops)
 
-        return answer
+        return WithSettings(answer)
+
+
+def _stopped(message: dict[str, Any], stops: tuple[str, ...]) -> dict[str, Any]:
+    """End a message before the first of these texts. Servers of reasoning models refuse `stop`, so the teacher never gets it."""
+    content = message.get("content") or ""
+    found = [content.index(stop) for stop in stops if stop in content]
+    return {**message, "content": content[: min(found)], "tool_calls": None} if found else message
 
 
 @asynccontextmanager

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from letters import TASKS, ask, score
+from openai import AsyncOpenAI
 from starlette.responses import JSONResponse
 
 import agentlightning as agl
@@ -101,6 +102,30 @@ def test_a_resumed_run_does_what_one_does_that_was_not_stopped(model: str, serve
     assert half.stopped
     resumed = agl.train(solve, tasks=TASKS, resume=half.folder, **arguments)
     assert measured(resumed) == measured(whole)
+
+
+def test_the_teacher_answers_in_the_form_that_the_agent_asks_for_and_ends_at_its_stop_text(model: str, tmp_path: Path) -> None:
+    shape = {"type": "json_schema", "json_schema": {"name": "thought", "schema": {"type": "object"}}}
+    tool = {"type": "function", "function": {"name": "look", "parameters": {"type": "object", "properties": {}}}}
+    read: list[str | None] = []
+
+    async def react(task: Any, llm: agl.LLM) -> float:
+        async with AsyncOpenAI(base_url=llm.base_url, api_key=llm.api_key, max_retries=0) as client:
+            answer = await client.chat.completions.create(
+                model=llm.model, messages=[{"role": "user", "content": task["text"]}], stop=["Z", "Observation:"], max_tokens=64,
+                tools=[tool], tool_choice="auto", parallel_tool_calls=False, response_format=shape,
+            )  # type: ignore[call-overload]  # fmt: skip
+        read.append(answer.choices[0].message.content)
+        return 1.0
+
+    with judge_server(lambda body: '{"look": 1}Observation: it is made up. Z') as server:
+        more = {"steps": 1, "tasks_per_step": 1, "algorithm": "sft"}
+        agl.train(react, tasks=TASKS, **settings(model, tmp_path, server, **more))
+    assert read == ['{"look": 1}']
+    [body] = server.bodies
+    assert {name: body.get(name) for name in ("tool_choice", "parallel_tool_calls", "response_format", "stop", "max_tokens")} == {
+        "tool_choice": "auto", "parallel_tool_calls": False, "response_format": shape, "stop": None, "max_tokens": None,
+    }  # fmt: skip
 
 
 FAILURES = {

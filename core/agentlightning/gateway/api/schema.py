@@ -198,6 +198,12 @@ class ChatRequest(ChoiceSettings, kw_only=True):
         """All tools of the request, also those that `tool_choice` hides from the model."""
         return self.sent_tools or [msgspec.to_builtins(tool) for tool in self.tools or ()]
 
+    def settings_for_others(self) -> dict[str, Any]:
+        """What another server needs to answer in the same form: settings of tools and format, as plain values, and `stop`."""
+        tools = {"tool_choice": self.tool_choice, "parallel_tool_calls": self.parallel_tool_calls} if self.offered() else {}
+        settings = {**tools, "response_format": None if self.format is None else msgspec.to_builtins(self.format)}
+        return {"stop": self.stops, **{name: value for name, value in settings.items() if value is not None}}
+
     def history(self) -> list[dict[str, Any]]:
         """The messages as plain values: content as text, absent fields absent, `developer` as `system`, functions as tools."""
         plain: list[dict[str, Any]] = []

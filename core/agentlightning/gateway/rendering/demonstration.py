@@ -25,8 +25,19 @@ from agentlightning.types import JSON, IntArray, Policy, Rollout, Sampling, ints
 
 log = logging.getLogger("agentlightning.gateway")
 
-Demonstrate: TypeAlias = Callable[[JSON, list[dict[str, Any]], list[dict[str, Any]]], dict[str, Any] | None]
+Demonstrator: TypeAlias = Callable[[JSON, list[dict[str, Any]], list[dict[str, Any]]], dict[str, Any] | None]
 """`(task, messages, tools) -> message`: a good reply to this request, in OpenAI's form. None: there is none."""
+
+
+@dataclass(frozen=True, slots=True)
+class WithSettings:
+    """A source of demonstrations that also heeds the other settings of a request."""
+
+    answer: Callable[[JSON, list[dict[str, Any]], list[dict[str, Any]], dict[str, Any]], dict[str, Any] | None]
+    """`(task, messages, tools, settings) -> message`, with `settings` as in `Demonstrated`."""
+
+
+Demonstrate: TypeAlias = Demonstrator | WithSettings
 
 
 class DemonstratingEngine(Engine):
@@ -62,6 +73,8 @@ class Demonstrated:
     """In the prompt."""
     reply: Reply
     """Still empty, with its prompt, sampling and prefix."""
+    settings: dict[str, Any]
+    """What the agent set of `tool_choice`, `parallel_tool_calls`, `response_format`, and `stop` (a tuple of texts), in OpenAI's form."""
 
 
 async def demonstration(demonstrate: Demonstrate, request: Demonstrated, engine: Engine) -> DemonstratingEngine | None:
@@ -69,7 +82,10 @@ async def demonstration(demonstrate: Demonstrate, request: Demonstrated, engine:
     cannot write."""
     arguments = copy.deepcopy((request.rollout.task.input, list(request.messages), list(request.conversation.tools)))
     try:
-        message: Any = await asyncio.to_thread(demonstrate, *arguments)
+        if isinstance(demonstrate, WithSettings):
+            message: Any = await asyncio.to_thread(demonstrate.answer, *arguments, request.settings)
+        else:
+            message = await asyncio.to_thread(demonstrate, *arguments)
     except Exception as error:
         log.error("The demonstration for task %s failed.", request.rollout.task.id, exc_info=error)
         raise _refused(request, f"it raised {type(error).__name__}: {error}") from error

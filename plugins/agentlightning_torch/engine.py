@@ -182,10 +182,11 @@ class TorchEngine(MultiPolicyEngine):
         return await self._when_drained(lambda: self._load(policy))
 
     async def pause(self) -> None:
-        """See `Engine.pause`. It holds waiting requests too. Each call needs a `resume`."""
+        """See `Engine.pause`. It holds waiting requests too, and drops keys and values: new weights follow, and their training needs the
+        memory. Each call needs a `resume`."""
         with self._wake:
             self._held += 1
-        await self._when_drained(dict)
+        await self._when_drained(self._forget)
 
     async def resume(self) -> None:
         with self._wake:
@@ -209,6 +210,10 @@ class TorchEngine(MultiPolicyEngine):
         done: Future[dict[str, float]] = Future()
         self._tell(lambda: self._drained.append((action, done)))
         return await asyncio.shield(asyncio.wrap_future(done))
+
+    def _forget(self) -> dict[str, float]:
+        self._sampler.forget()
+        return {}
 
     def _load(self, policy: Policy) -> dict[str, float]:
         weights, scheme = self._weights, policy.uri.partition(":")[0]

@@ -294,6 +294,16 @@ async def test_pause_finishes_what_is_under_way_and_holds_what_comes(engine):
     await running
 
 
+async def test_a_pause_frees_the_memory_of_keys_and_values_for_the_training_that_follows(engine):
+    before = await ask(engine, prompt(30), temperature=0)
+    assert engine._sampler.bytes > 0
+    await engine.pause()
+    assert engine._sampler.bytes == 0
+    await engine.resume()
+    again = await ask(engine, prompt(30), temperature=0)
+    assert again[0] == before[0]
+
+
 async def test_weights_changed_in_place_serve_new_logprobs_under_their_version(engine):
     old, *_ = await ask(engine, prompt(30), temperature=0)
     weights = weights_of(engine)

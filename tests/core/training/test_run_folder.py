@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from contextlib import suppress
 from pathlib import Path
 
@@ -60,6 +61,21 @@ def test_a_failure_keeps_its_first_line_without_secrets(tmp_path: Path) -> None:
     assert reason.startswith("ValueError: no postgresql://")
     assert "hunter2" not in reason
     assert "more" not in reason
+
+
+def test_a_renamed_run_keeps_its_place_among_the_others(tmp_path: Path) -> None:
+    names = ["20260101-120000-first", "20260102-120000-second", "20260103-120000-third"]
+    for day, name in enumerate(names, 1):
+        (tmp_path / name).mkdir()
+        config = tmp_path / name / "config.toml"
+        (tmp_path / name / "store.db").touch()
+        config.touch()
+        os.utime(config, (began := time.mktime((2026, 1, day, 12, 0, 0, 0, 0, -1)), began))
+    (tmp_path / names[1]).rename(tmp_path / "a good one")
+    assert [run.name for run in RunFolder.all(tmp_path)] == [names[0], "a good one", names[2]]
+    assert RunFolder.below(tmp_path) == RunFolder.all(tmp_path)
+    (tmp_path / names[2]).rename(tmp_path / "Best")
+    assert RunFolder.latest(tmp_path).name == "Best"
 
 
 def test_no_run_at_all_says_how_to_make_one(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from agentlightning.training.result import _prompts  # pyright: ignore[reportPri
 from agentlightning.training.run_folder import RunFolder
 
 Rows = list[dict[str, Any]]
-MEASURED = ("entropy", "grad_norm", "mismatch_kl", "mismatch_abs")
+MEASURED = ("entropy", "loss", "grad_norm", "mismatch_kl", "mismatch_abs")
 BEST = "Answer with letters."
 INTERVAL = {"low": 0.1, "high": 0.3, "pairs": 8, "unpaired": 0}
 CONTRIBUTED = {"before": 0.25, "after_prompts": 0.45, "after_weights": 0.65}
@@ -109,9 +109,9 @@ def drawn(figure: Any) -> int:
 
 def test_a_chart_tells_the_step_of_its_last_value_and_one_value_is_a_dot(page: Any, odd_link: str) -> None:
     open_page(page, odd_link, "#/run/20260101-000001-few")
-    entropy = chart(page, "Entropy")
-    assert entropy.locator(".legend").inner_text().startswith("step 1")
-    assert drawn(entropy) > 0
+    for figure in (chart(page, "Entropy"), chart(page, "Loss")):
+        assert figure.locator(".legend").inner_text().startswith("step 1")
+        assert drawn(figure) > 0
     assert chart(page, "Reward").locator(".legend").inner_text().startswith("step 2")
 
 
@@ -124,9 +124,10 @@ def test_before_the_first_step_nothing_is_called_not_measured(page: Any, odd_lin
 
 def test_each_of_several_policies_has_a_line(page: Any, odd_link: str, odd: Path) -> None:
     open_page(page, odd_link, "#/run/20260101-000003-policies")
-    legend = chart(page, "Entropy").locator(".legend").inner_text()
-    assert "editor" in legend
-    assert "writer" in legend
+    for title in ("Entropy", "Loss"):
+        legend = chart(page, title).locator(".legend").inner_text()
+        assert "editor" in legend
+        assert "writer" in legend
     assert "writer, mean |Δ|" in chart(page, "Engine/trainer mismatch").locator(".legend").inner_text()
     rows = read_metrics(odd / "runs" / "20260101-000003-policies")
     assert columns(rows, ["editor", "writer"])["writer/entropy"] == [row.get("writer/entropy") for row in rows]

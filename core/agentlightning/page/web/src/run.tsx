@@ -90,6 +90,7 @@ const CHARTS: Spec[] = [
   { title: "Groups with signal", help: "groups whose rewards differ; the others train nothing", lines: [["signal", "share"]] },
   { title: "Entropy", help: "of the policy, per token; near 0, it no longer explores", each: true, lines: [["entropy", "entropy"]] },
   { title: "KL", help: "from the model before training, per token", each: true, lines: [["kl", "KL"]] },
+  { title: "Loss", help: "falls in supervised steps; its level says little in others", each: true, lines: [["loss", "loss"]] },
   { title: "Gradient norm", help: "before clipping", each: true, lines: [["grad_norm", "norm"]] },
   { title: "Engine/trainer mismatch", help: "between the log-probabilities of sampler and trainer", each: true, lines: [["mismatch_kl", "KL"], ["mismatch_abs", "mean |Δ|", { color: "second", dash: true }]] },
   { title: "Clip fraction", help: "tokens whose ratio left the clip range", each: true, lines: [["clip_fraction", "share"]] },

@@ -28,7 +28,7 @@ from agentlightning.capture.askers import Askers
 from agentlightning.capture.clients import clients
 from agentlightning.capture.model_call import ModelCall
 from agentlightning.capture.open_runs import span
-from agentlightning.capture.recorder import Recorder
+from agentlightning.capture.recorder import Recorder, detached
 from agentlightning.capture.recorder import current as current_recorder
 from agentlightning.capture.to_json import failure
 from agentlightning.errors import LightningError
@@ -151,7 +151,7 @@ class LightningCallback(BaseCallbackHandler):
                 recorder.add(Span(attempt_id=recorder.attempt.id, kind="note", name=text, attributes={"source": "langchain"}))
 
     def _find(self, parent: Run | None) -> Recorder | None:
-        return current_recorder() or (parent.recorder() if parent is not None else None) or self._recorder
+        return None if detached() else current_recorder() or (parent.recorder() if parent is not None else None) or self._recorder
 
     def _finish(self, run_id: UUID, **attributes: JSON) -> None:
         ended = self._runs.end(run_id)

@@ -21,7 +21,7 @@ from agents.tracing import GenerationSpanData, GuardrailSpanData, ResponseSpanDa
 from agentlightning.capture import open_runs
 from agentlightning.capture.clients import clients
 from agentlightning.capture.model_call import ModelCall
-from agentlightning.capture.recorder import Recorder
+from agentlightning.capture.recorder import Recorder, detached
 from agentlightning.capture.recorder import current as current_recorder
 from agentlightning.capture.to_json import failure
 from agentlightning.errors import LightningError
@@ -168,7 +168,7 @@ class LightningTracingProcessor(TracingProcessor):
             self._here.say(text, recorder, key=f"{event.__name__} {type(error).__name__}", error=error)
 
     def _find(self, parent: Run | None) -> Recorder | None:
-        return current_recorder() or (parent.recorder() if parent is not None else None) or self._recorder
+        return None if detached() else current_recorder() or (parent.recorder() if parent is not None else None) or self._recorder
 
     def _start(self, span: AnySpan) -> None:
         parent = self._runs.get(span.parent_id)

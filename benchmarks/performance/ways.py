@@ -196,7 +196,7 @@ class Runs:
             return evaluate(job, progress=progress).folder
 
     def _begun(self, name: str, seed: int) -> RunFolder | None:
-        begun = [run for run in RunFolder.all(self._folder) if run.name.split("-", 2)[2] == f"{name}-{seed}" and run.state.exists()]
+        begun = [run for run in RunFolder.all(self._folder) if run.name.split("-", 2)[2:] == [f"{name}-{seed}"] and run.state.exists()]
         return begun[-1] if begun else None
 
     def _announce(self, name: str) -> None:

@@ -88,7 +88,7 @@ class VllmSettings(EngineSettings):
             if self.key_env is not None:
                 raise ConfigError(f"engine.key_env is {self.key_env!r}, but engine.urls names no servers that would take a key. Remove it.")
             return
-        started = {"python": None, "replicas": 1, "devices": (), "memory_gb": None, "args": (), "dtype": "auto"}
+        started = {"python": None, "replicas": 1, "devices": (), "memory_gb": None, "args": (), "dtype": "auto", "start_timeout": 900.0}
         for name, default in started.items():
             if getattr(self, name) != default:
                 raise ConfigError(f"engine.{name} is for servers that start here, but engine.urls names running ones. Remove one of them.")

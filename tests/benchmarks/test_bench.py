@@ -24,6 +24,7 @@ from agentlightning.registry.registry import Registry, registry
 from agentlightning.training import evaluation_key
 from agentlightning.training.run_folder import RunFolder
 from agentlightning_benchmarks.bench import catalog, chart
+from agentlightning_benchmarks.bench.phases import _named  # pyright: ignore[reportPrivateUsage]
 from agentlightning_benchmarks.bench.report import differences
 from agentlightning_torch.testing import tiny_model
 
@@ -400,3 +401,11 @@ def test_every_preset_of_the_project_is_a_configuration_that_holds():
             assert config.eval_tasks, f"{name} {size} is measured on nothing"
             if catalog.warm_start(entry, size, 0) is not None:
                 assert catalog.warm_start(entry, size, 0).algorithm["name"] == "sft"
+
+
+def test_a_run_that_somebody_renamed_is_none_of_the_benchmark(tmp_path: Path) -> None:
+    for name in ("20260101-120000-math-seed-0", "best"):
+        (tmp_path / name).mkdir()
+        for file in ("config.toml", "store.db"):
+            (tmp_path / name / file).touch()
+    assert [run.name for run in _named(tmp_path, "math-seed-0")] == ["20260101-120000-math-seed-0"]

@@ -152,4 +152,4 @@ def _finished(folder: Path, name: str) -> Run | None:
 
 def _named(folder: Path, name: str) -> list[RunFolder]:
     """Return the runs with this name, oldest first."""
-    return [run for run in RunFolder.all(folder) if run.name.split("-", 2)[2] == name]
+    return [run for run in RunFolder.all(folder) if run.name.split("-", 2)[2:] == [name]]

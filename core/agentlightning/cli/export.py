@@ -18,9 +18,7 @@ if TYPE_CHECKING:
     from agentlightning.serving.export import Exported
 
 PolicyOption = Annotated[str | None, typer.Option("--policy", metavar="NAME", help="The policy, of a run with several.")]
-RunArgument = Annotated[
-    str, typer.Argument(metavar="RUN", help="A run's folder or name, or `latest`: the newest that has begun to record.")
-]
+RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="A run's folder or name, or `latest`: the newest training run.")]
 
 
 def export(
@@ -60,7 +58,7 @@ def push(
     `agl push my-model me/my-agent-model --public` uploads an exported folder, with its README.md as you edited it.
     """
     from agentlightning.serving.export import export_run
-    from agentlightning.serving.hub import check_hub_access, push_folder
+    from agentlightning.serving.hub import check_exported, check_hub_access, push_folder
 
     if name.count("/") != 1:
         raise ConfigError(f"{name!r} is no name of a repository. Use OWNER/NAME.")
@@ -73,11 +71,13 @@ def push(
             _print(export_run(_run(run), folder, policy), console, uploads=True)
         elif policy is not None:
             raise ConfigError(f"--policy is {policy!r}, but {run} is an exported folder of one policy. Leave it out.")
+        else:
+            check_exported(folder)
         console.print(f"uploaded to {push_folder(folder, name, public=public)}", soft_wrap=True, highlight=False)
 
 
 def _run(name: str) -> RunFolder:
-    return RunFolder.latest() if name == "latest" else RunFolder.open(name)
+    return RunFolder.latest_training() if name == "latest" else RunFolder.open(name)
 
 
 def _print(exported: Exported, console: Console, *, uploads: bool = False) -> None:

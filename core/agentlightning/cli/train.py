@@ -105,10 +105,7 @@ def changed(settings: Config, model: str | None, lr: float | None) -> Config:
 
 def open_training(name: str) -> RunFolder:
     """Return the training run that a user named; `latest` skips the folders of `agl rollout`. Raises `RunError` if it trained nothing."""
-    if name == "latest":
-        run = next((run for run in reversed(RunFolder.all("runs")) if run.state.exists()), None) or RunFolder.latest()
-    else:
-        run = RunFolder.open(name)
+    run = RunFolder.latest_training() if name == "latest" else RunFolder.open(name)
     if not run.state.exists():
         raise RunError(f"Run {run.name} has no state.json, so there is no training to resume. Name a run of `agl train`.")
     return run

@@ -19,6 +19,7 @@ from typing import Any
 import httpx
 import platformdirs
 
+from agentlightning.config.run_folders import latest_training
 from agentlightning.contracts.model import ModelFiles
 from agentlightning.contracts.rendering import FILE as RENDERING
 from agentlightning.errors import ConfigError, RunError, unknown
@@ -75,8 +76,7 @@ def is_run(folder: Path) -> bool:
 def find_run(name: str) -> Path | None:
     """Return the run folder of a name: a folder, a folder in `./runs`, or `latest`, the last training run. None: there is none."""
     if name == "latest":
-        folders = sorted(Path("runs").glob("[0-9]*-*"), reverse=True)
-        return next((folder.resolve() for folder in folders if (folder / "state.json").is_file()), None)
+        return latest_training()
     return next((path.resolve() for path in (Path(name), Path("runs") / name) if path.is_dir() and is_run(path)), None)
 
 
@@ -140,6 +140,13 @@ def _is_complete(file: Path) -> bool:
     return True
 
 
+COMPANIONS = (
+    "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json",
+    "chat_template.jinja", RENDERING,
+)  # fmt: skip
+"""Files beside a GGUF file that its conversion reads."""
+
+
 class _Finder:
     """One search for a model."""
 
@@ -164,6 +171,8 @@ class _Finder:
             return ModelFiles(run.name, str(best_weights(run)))
         if name == "latest":
             raise ConfigError("The folder ./runs has no training run. Start one with `agl train CONFIG.toml`, or name another model.")
+        if name.startswith("runs/") and Path("runs").is_dir():
+            raise ConfigError(f"There is no run or model {name!r} on this disk. `agl runs` lists the runs.")
         if name.count("/") == 1 and not name.startswith((".", "/", "~")) and not name.endswith(".gguf"):
             return self._hub(name)
         raise ConfigError(unknown("model", name, self.plugins.names("models")) + OTHER_FORMS)
@@ -175,7 +184,7 @@ class _Finder:
             raise ConfigError(
                 f"{path.name} is one part of a GGUF file. Join the parts with `llama-gguf-split --merge` and name the result."
             )
-        companions = [path.parent / name for name in ("config.json", "tokenizer.json", "chat_template.jinja", "generation_config.json")]
+        companions = [path.parent / name for name in COMPANIONS]
         folder = self._converted("gguf", path.stem, [path, *companions], lambda part, convert: convert(path, part, weights=self.weights))
         return ModelFiles(path.stem, str(folder))
 
@@ -291,6 +300,14 @@ def _fill(folder: Path, fill: Callable[[Path], None]) -> None:
             part.rename(folder)
     finally:
         shutil.rmtree(part, ignore_errors=True)
+
+
+def model_folder(path: str) -> Path | None:
+    """Return the folder with a model's files, for its path or hub id. None: there is none on this disk."""
+    if not path or Path(path).is_dir():
+        return Path(path).resolve() if path else None
+    config = _in_hub_cache(path, "config.json")
+    return None if config is None else config.parent
 
 
 def _in_hub_cache(name: str, file: str) -> Path | None:

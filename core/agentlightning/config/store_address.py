@@ -39,11 +39,15 @@ def folder_store(run: Path) -> str:
 
 
 def run_store(address: str, run: str) -> str:
-    """Return the address of a run's own store: in a PostgreSQL database, the schema with the run's name unless the address has one."""
-    scheme, _, rest = address.partition("://")
-    if scheme not in POSTGRES or re.search(r"[?&]schema=", rest):
+    """Return the address of a run's own store: in a PostgreSQL database, the schema with the run's name unless the address has one. The
+    schema of another run, from a copy of its config, is replaced."""
+    scheme, _, _ = address.partition("://")
+    if scheme not in POSTGRES:
         return address
-    return f"{address}{'&' if '?' in rest else '?'}schema={quote(run[:63], safe='')}"
+    address = re.sub(r"([?&])schema=\d{8}-\d{6}-[^&]*&?", r"\1", address).rstrip("?&")
+    if re.search(r"[?&]schema=", address):
+        return address
+    return f"{address}{'&' if '?' in address else '?'}schema={quote(run[:63], safe='')}"
 
 
 def check_no_secret(setting: str, address: str) -> None:

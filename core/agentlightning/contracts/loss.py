@@ -49,7 +49,8 @@ class LossSettings(BaseSettings):
     entropy_coef: Annotated[float, Meta(ge=0, le=MAX, description="0 is off")] = 0.0
     """Coefficient of the entropy bonus."""
     correction: Correction | None = None
-    """c, the weight against the mismatch between old_logprobs and rollout_logprobs; absent: 1."""
+    """c, the weight against the mismatch between old_logprobs and rollout_logprobs; absent: 1, or with 16-bit weights in the torch trainer
+    that of `tis`."""
 
     @property
     def ratio_over(self) -> Level:

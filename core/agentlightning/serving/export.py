@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from agentlightning.config.models import best_weights, find_model
-from agentlightning.contracts.rendering import saved_rendering
+from agentlightning.contracts.rendering import save_rendering
 from agentlightning.errors import ConfigError, MissingExtra
 from agentlightning.files import disk_errors
 from agentlightning.serving.model_card import CHART, model_card
 from agentlightning.serving.model_origin import Origin, model_origin
-from agentlightning.training.recorded import run_config
+from agentlightning.training.recorded import run_config, run_rendering
 from agentlightning.training.run_folder import RunFolder
 
 PATTERNS = (
@@ -56,14 +56,15 @@ def export_run(run: RunFolder, folder: Path, policy: str | None = None) -> Expor
     weights, result, config = best_weights(run.path, policy), run.read_result(), run_config(run)
     if policy is not None:
         weights = Path(find_model(str(weights)).path)  # merged into its base
+    rendering = run_rendering(run, weights)
     origin = model_origin(str(config.get("model", "")))
     with disk_errors("write the model to", folder):
         folder.mkdir(parents=True, exist_ok=True)
         for file in _model_files(weights):
             shutil.copyfile(file, folder / file.name)
-        template = saved_rendering(weights).chat_template
-        if template is not None:  # of the run: other programs know only the template beside the tokenizer
-            (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
+        save_rendering(folder, rendering)
+        if rendering.chat_template is not None:  # of the run: other programs know only the template beside the tokenizer
+            (folder / "chat_template.jinja").write_text(rendering.chat_template, encoding="utf-8")
         if origin.licence_file is not None:
             shutil.copyfile(origin.licence_file, folder / "LICENSE")
         if run.chart.is_file():

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from agentlightning.config.models import weights_problem
 from agentlightning.errors import ConfigError, MissingExtra, RunError
+
+FOREIGN = ("trainer.safetensors", "trainer.json", "run_state.json", "config.toml", "state.json", "result.json", ".git")
+"""Names of a checkpoint, a run, or a repository."""
 
 
 def check_hub_access() -> None:
@@ -17,6 +21,21 @@ def check_hub_access() -> None:
         raise ConfigError("HF_HUB_OFFLINE is set, so nothing can be uploaded. Unset it.")
     if get_token() is None:
         raise ConfigError("There is no token for the Hugging Face hub. Run `hf auth login`, or set HF_TOKEN.")
+
+
+def check_exported(folder: Path) -> None:
+    """Raise `ConfigError` for a folder that `agl export` did not write: it may hold records, or the state of a trainer."""
+    if (folder / "config.json").is_file() and weights_problem(folder) is None:
+        inner = {file.name for file in folder.rglob("*")}
+        foreign = sorted(name for name in inner if name in FOREIGN or name.endswith((".db", ".jsonl")))
+        if not foreign:
+            return
+        problem = f"it has {foreign[0]}"
+    else:
+        problem = "it has no model"
+    raise ConfigError(
+        f"{str(folder)!r} is no folder that `agl export` wrote: {problem}. Name a run, or export the run and push that folder."
+    )
 
 
 def push_folder(folder: Path, name: str, *, public: bool) -> str:

@@ -7,13 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from agentlightning.config.model_facts import BYTES_CPU, BYTES_FROZEN, BYTES_FULL, ModelFacts, model_facts
-from agentlightning.config.models import FetchProgress, find_model, weights_problem
+from agentlightning.config.models import FetchProgress, find_model, find_run, is_model, weights_problem
 from agentlightning.contracts.model import Fit, ModelFiles
-from agentlightning.contracts.rendering import saved_rendering
+from agentlightning.contracts.rendering import RenderingSettings, saved_rendering
 from agentlightning.errors import LightningError
 from agentlightning.gateway.rendering.report import RenderingReport, report_rendering
 from agentlightning.registry.registry import Entry, registry
 from agentlightning.serving.doctor import Machine, machine
+from agentlightning.training.recorded import run_rendering
+from agentlightning.training.run_folder import RunFolder
 
 SHARE = 0.8
 """Fraction of a memory that parameters may fill."""
@@ -86,13 +88,19 @@ def check_model(name: str, *, progress: FetchProgress | None = None) -> ModelRep
     facts = model_facts(files.path)
     rendering, problem = None, ""
     try:
-        rendering = report_rendering(files.name, files.path, saved_rendering(Path(files.path)))
+        rendering = report_rendering(files.name, files.path, _rendering(name, Path(files.path)))
     except LightningError as error:
         problem = str(error)
     progress("trying engines and trainers", None)
     folder = Path(name).expanduser()
     weights = weights_problem(folder) if (folder / "config.json").is_file() else None
     return ModelReport(files, facts, machine(), rendering, problem, tuple(_backends(files)), weights)
+
+
+def _rendering(name: str, folder: Path) -> RenderingSettings:
+    """The settings of the renderer beside a model, or those of a run."""
+    run = None if is_model(name) else find_run(name)
+    return saved_rendering(folder) if run is None else run_rendering(RunFolder(run), folder)
 
 
 def _backends(files: ModelFiles) -> Iterator[Backend]:

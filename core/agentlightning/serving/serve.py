@@ -35,6 +35,7 @@ from agentlightning.telemetry.metrics import Metrics
 from agentlightning.telemetry.requests import metrics_route
 from agentlightning.training.policies import frozen_policy
 from agentlightning.training.progress import Progress
+from agentlightning.training.recorded import run_rendering
 from agentlightning.training.run_folder import RunFolder
 from agentlightning.training.trace_export import open_export
 from agentlightning.types import Policy
@@ -206,8 +207,7 @@ def served_model(name: str, progress: Progress, choices: RenderingChoices | None
     path = best_weights(run)
     policy = Policy(version=int(result["policy_version"]), base=config.model, uri=f"file:{path}")
     trained_as, weights = _model_name(config), _why(result)
-    trained = result.get("policy_step") != 0  # the folder of the model before training does not know how the run renders messages
-    rendering = saved_rendering(path) if trained else config.rendering(str(path))
+    trained, rendering = result.get("policy_step") != 0, run_rendering(folder, path)
 
     def base() -> ServedModel:
         files = find_model(config.model)
@@ -242,7 +242,8 @@ def _several_policies(
         policies.append(frozen_policy(name, files, adapter, int(policy["version"])))
     rendering = choices.over(config.rendering(files.path))
     served = ServedModel(files, dict(config.engine), None, rendering, _why(result), run, prompts=served_prompts(run.path, config))
-    return served._replace(policies=policies, choice=policy_choice(config.policies))
+    base = ServedModel(files, dict(config.engine), None, rendering)  # without adapters
+    return served._replace(policies=policies, choice=policy_choice(config.policies), base=lambda: base)
 
 
 def _searched(run: RunFolder, config: Config, result: Mapping[str, Any], choices: RenderingChoices, progress: Progress) -> ServedModel:

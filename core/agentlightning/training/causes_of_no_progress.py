@@ -48,8 +48,9 @@ def _tools_never_called(steps: Steps) -> Diagnosis | None:
 
 def _truncated(steps: Steps) -> Diagnosis | None:
     shares = steps.last("truncated_fraction")
-    worth = [steps.position(reward) or 0.0 for reward in steps.last("truncated_reward")]
-    if not shares or min(shares) < TRUNCATED or any(position > TRUNCATED_REWARD for position in worth) or steps.solved:
+    # Where all rewards are equal, no position is known, and only 0 earns nothing.
+    worth = [float(reward > 0) if (place := steps.position(reward)) is None else place for reward in steps.last("truncated_reward")]
+    if not shares or not worth or min(shares) < TRUNCATED or any(position > TRUNCATED_REWARD for position in worth) or steps.solved:
         return None
     limit = "" if steps.facts.max_tokens is None else f" (sampling.max_tokens = {steps.facts.max_tokens})"
     return Diagnosis(

@@ -122,7 +122,7 @@ def _describe(config: Config, files: ModelFiles) -> tuple[str, ...]:
 
 async def measure(job: Job, plan: TrainingPlan, group_size: int, controls: Controls) -> Measured:
     """Run a group of rollouts for a few tasks, and one training step. Raises the errors of a run."""
-    config = job.config
+    config = replace(job.config, store=None)  # nothing stays
     await check_replay(config, plan, controls)
     with TemporaryDirectory(prefix="agl-dry-run-") as temporary:
         folder, checkpoint = RunFolder(Path(temporary)), Path(temporary) / "checkpoint"

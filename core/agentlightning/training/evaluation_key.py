@@ -26,7 +26,7 @@ from typing import Any, cast
 
 import msgspec
 
-from agentlightning.config.models import content_key, is_run
+from agentlightning.config.models import content_key, is_run, model_folder
 from agentlightning.config.prompts import prompt_texts
 from agentlightning.config.rewards import RewardTable
 from agentlightning.config.schema import Config
@@ -66,8 +66,8 @@ class EvaluationKey:
 
 def evaluation_key(config: Config, plan: Plan, tasks: Sequence[Task]) -> EvaluationKey | None:
     """Return the key of evaluations of a run's model before training; None: it is in doubt. Blocks while it reads the model's files."""
-    model, agent = Path(plan.files.path), _agent_name(plan.agent)
-    if not plan.files.path or not model.is_dir() or agent is None or not config.runner.imports_agent:
+    model, agent = model_folder(plan.files.path), _agent_name(plan.agent)
+    if model is None or agent is None or not config.runner.imports_agent:
         return None
     code = loaded_code()
     if code is None:

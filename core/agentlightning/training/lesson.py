@@ -14,8 +14,9 @@ from agentlightning.training.metrics import contributions, step_metrics
 from agentlightning.training.run_state import Learned
 from agentlightning.types import Trajectory
 
-WORST = ("mismatch_abs", "mismatch_abs_max", "mismatch_kl", "off_policy_abs")
-"""Metrics of a policy whose largest value is the run's too."""
+LARGEST = ("mismatch_abs", "mismatch_abs_max", "mismatch_kl", "off_policy_abs", "kl", "clip_fraction")
+SMALLEST = ("entropy",)
+"""Metrics of a policy whose largest or smallest value is the run's too, because the diagnosis reads it."""
 OTHERS = "sampled by policy "
 """Beginning of the reason why a reply of another policy is not trained."""
 
@@ -65,9 +66,14 @@ def trained_metrics(lessons: Sequence[Lesson]) -> dict[str, float]:
     row: dict[str, float] = {}
     for lesson in lessons:
         row |= {f"{lesson.policy}/{name}": value for name, value in {**_sampled(lesson), **lesson.metrics}.items()}
-    for name in WORST:
-        values = [lesson.metrics[name] for lesson in lessons if name in lesson.metrics]
-        row |= {name: max(values)} if values else {}
+    for worst, names in ((max, LARGEST), (min, SMALLEST)):
+        for name in names:
+            values = [lesson.metrics[name] for lesson in lessons if name in lesson.metrics]
+            row |= {name: worst(values)} if values else {}
+    measured = [lesson.metrics for lesson in lessons if "mismatch_abs" in lesson.metrics and "mismatch_abs_error" in lesson.metrics]
+    if measured:
+        largest = max(measured, key=lambda metrics: metrics["mismatch_abs"])
+        row["mismatch_abs_error"] = largest["mismatch_abs_error"]
     row["policy_version"] = sum(lesson.metrics.get("policy_version", 0.0) for lesson in lessons)
     if nonzero := [lesson.metrics["nonzero_advantages"] for lesson in lessons if "nonzero_advantages" in lesson.metrics]:
         row["nonzero_advantages"] = max(nonzero)

@@ -209,6 +209,11 @@ def _trainer(config: Config, table: Mapping[str, JSON], algorithm: Algorithm) ->
 
 def _own_weights(name: str, settings: EngineSettings, max_staleness: int) -> EngineSettings:
     """The settings of an engine, with weights of its own if rollouts continue while the trainer steps."""
+    if max_staleness and getattr(settings, "sleep", False):
+        raise UnsupportedSetting(
+            f"engine.sleep frees the GPU while the trainer steps, but with collection.max_staleness = {max_staleness} rollouts continue "
+            "then. Remove one of them."
+        )
     if settings.copy_weights is None:
         return dataclasses.replace(settings, copy_weights=max_staleness > 0)
     if max_staleness and not settings.copy_weights:

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
+from agentlightning.config.schema import load_config
+from agentlightning.contracts.rendering import RenderingSettings, saved_rendering
 from agentlightning.contracts.store import AttemptRecords, LightningStore, RolloutState
 from agentlightning.errors import ConfigError, LightningError
 from agentlightning.stores.common import open_store
@@ -63,6 +65,14 @@ def run_config(run: RunFolder) -> dict[str, Any]:
         return tomllib.loads(run.config.read_text())
     except (OSError, ValueError):
         return {}
+
+
+def run_rendering(run: RunFolder, weights: Path) -> RenderingSettings:
+    """Return how a run rendered messages for its best `weights`. Raises `ConfigError` if its config does not say so any more."""
+    result = run.read_result()
+    if "policies" in result or result.get("policy_step") == 0:  # neither an adapter nor the model before training knows it
+        return load_config(run.config).rendering(str(weights))
+    return saved_rendering(weights)
 
 
 def trajectory_settings(config: Mapping[str, Any]) -> tuple[dict[str, Any], tuple[str, ...]]:

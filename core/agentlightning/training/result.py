@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from agentlightning.algorithms.prompt_search import PromptSearch
+from agentlightning.config.models import model_folder
 from agentlightning.config.policies import PolicyConfig
 from agentlightning.config.schema import Config
 from agentlightning.training.chart import reward_chart
@@ -94,13 +95,14 @@ def _prompts(search: PromptSearch, step: int | None) -> dict[str, Any]:
 
 def _policy(folder: RunFolder, state: RunState, rows: Sequence[Mapping[str, Any]], weights: str) -> dict[str, Any]:
     """The weights of the run, and why these; nothing if there are none."""
+    before = model_folder(weights)
     if state.search is not None:
         reason = "The run trained no weights, so these are those of the model."
-        own = {"checkpoint": str(Path(weights).resolve())} if weights and Path(weights).is_dir() else {}
+        own = {} if before is None else {"checkpoint": str(before)}
         return {"policy_step": 0, "policy_version": 0, "policy_reason": reason, **own}
-    if state.choice is not None and state.choice.step == 0 and Path(weights).is_dir():
+    if state.choice is not None and state.choice.step == 0 and before is not None:
         reason = f"{state.choice.reason} So these weights are those of the model before training."
-        return {"policy_step": 0, "policy_version": 0, "policy_reason": reason, "checkpoint": str(Path(weights).resolve())}
+        return {"policy_step": 0, "policy_version": 0, "policy_reason": reason, "checkpoint": str(before)}
     steps = folder.steps()
     if not steps:
         return {}

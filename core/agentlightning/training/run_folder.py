@@ -37,6 +37,7 @@ from typing import Any
 
 import msgspec
 
+from agentlightning.config.run_folders import STATE, STORE, began, latest_training, run_folders
 from agentlightning.config.store_address import folder_store
 from agentlightning.errors import LightningError, RunError, UnknownRun
 from agentlightning.files import disk_errors, flush, write_file
@@ -45,20 +46,9 @@ from agentlightning.training.run_state import BaseEvaluation, Learned, RunState
 from agentlightning.types import JSON, new_id
 
 _STEP = re.compile(r"step-(\d+)")
-_STORE, _RECORD = "store.db", "state.json"
 _STATE = "run_state.json"
 FAILURE_LIMIT = 300
 """Characters of the reason that a failed run keeps."""
-
-
-def _begun(folder: Path) -> str:
-    """When a run began, as text that sorts: its folder's name, or the time of its config if it was renamed. Empty: it is no run."""
-    if re.match(r"\d{8}-\d{6}-", folder.name):
-        return folder.name
-    config = folder / "config.toml"
-    if not (config.is_file() and any((folder / name).is_file() for name in (_STORE, _RECORD))):
-        return ""
-    return f"{time.strftime('%Y%m%d-%H%M%S', time.localtime(config.stat().st_mtime))}-{folder.name}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,8 +71,8 @@ class RunFolder:
     failure = _Inside("failure.json")
     evaluation = _Inside("evaluation.json")
     chart = _Inside("reward.png")
-    store = _Inside(_STORE)
-    state = _Inside(_RECORD)
+    store = _Inside(STORE)
+    state = _Inside(STATE)
     tracking = _Inside("tracking.json")
     batches = _Inside("batches")
     checkpoints = _Inside("checkpoints")
@@ -118,7 +108,7 @@ class RunFolder:
         """Return an existing run by its folder, or by the folder's name under `runs/`."""
         for folder in (Path(path), Path("runs") / path):
             if folder.is_dir():
-                if not any((folder / name).exists() for name in ("config.toml", _STORE, _RECORD)):
+                if not any((folder / name).exists() for name in ("config.toml", STORE, STATE)):
                     raise UnknownRun(
                         f"{folder} is not a run folder: it has no config.toml, store.db or state.json. Name a folder runs/<time>-<name>/."
                     )
@@ -130,16 +120,13 @@ class RunFolder:
     @classmethod
     def all(cls, root: Path | str) -> list[RunFolder]:
         """Return the runs under a folder, oldest first, also those that somebody renamed."""
-        if not Path(root).is_dir():
-            return []
-        begun = {path: time for path in Path(root).iterdir() if path.is_dir() and (time := _begun(path))}
-        return [cls(path.resolve()) for path in sorted(begun, key=begun.__getitem__)]
+        return [cls(path) for path in run_folders(root)]
 
     @classmethod
     def below(cls, root: Path | str) -> list[RunFolder]:
         """Return the runs under a folder and those of its benchmarks, oldest first."""
         inner = [run for folder in Path(root).glob("*/") for run in cls.all(folder)]
-        return sorted([*cls.all(root), *inner], key=lambda run: _begun(run.path) or run.name)
+        return sorted([*cls.all(root), *inner], key=lambda run: began(run.path))
 
     @classmethod
     def latest(cls, root: Path | str = "runs") -> RunFolder:
@@ -148,6 +135,14 @@ class RunFolder:
         if not runs:
             raise UnknownRun(f"There is no run under {root}. Start one with `agl train CONFIG.toml` or `agl demo`.")
         return runs[-1]
+
+    @classmethod
+    def latest_training(cls, root: Path | str = "runs") -> RunFolder:
+        """Return the newest training run. The folders of `agl rollout` are none."""
+        path = latest_training(root)
+        if path is None:
+            raise UnknownRun(f"There is no training run under {root}. Start one with `agl train CONFIG.toml` or `agl demo`.")
+        return cls(path)
 
     @property
     def name(self) -> str:

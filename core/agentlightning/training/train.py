@@ -26,6 +26,7 @@ from agentlightning.training.earlier_runs import earlier_samplers
 from agentlightning.training.evaluation import Evaluator
 from agentlightning.training.evaluation_cache import evaluation_cache
 from agentlightning.training.job import Job, job_of, keep_tasks, make_job, not_held_out, with_store
+from agentlightning.training.joint import JointAlgorithm
 from agentlightning.training.learning_rate import lr_of_model, lr_warning
 from agentlightning.training.metrics import cut_metrics, read_metrics
 from agentlightning.training.plan import TrainingPlan, config_in_force, plan_training, with_defaults
@@ -255,7 +256,8 @@ async def _run(session: Session, algorithm: Algorithm) -> None:
 
 async def _suggested_lr(plan: TrainingPlan, controls: Controls) -> float | None:
     """Return the learning rate that fits the model, and warn of one far from it. The rule is one of reinforcement learning."""
-    if not isinstance(plan.algorithm, LightningRL):
+    algorithms = list(plan.algorithm.policies.values()) if isinstance(plan.algorithm, JointAlgorithm) else [plan.algorithm]
+    if not any(isinstance(algorithm, LightningRL) for algorithm in algorithms):
         return None
     settings = plan.trainer[1]
     suggested = await asyncio.to_thread(lr_of_model, plan.files.path, settings)
@@ -280,7 +282,8 @@ def _diagnosis(
             sampler=config.sampler,
             filters=config.collection.filter is not None,
             config=_shown(folder.config) if named else None,
-            checkpoints={step: _shown(folder.checkpoint(step)) for step in folder.steps()},
+            # of several policies, a checkpoint holds their adapters, and no run starts from it
+            checkpoints={} if config.policies else {step: _shown(folder.checkpoint(step)) for step in folder.steps()},
             best=state.best_step,
             samples=samples,
         )

@@ -33,10 +33,10 @@ class AgentConfig:
     """Folder of the agent's module. Default: the folder of this file."""
 
     def __post_init__(self) -> None:
-        if self.runner.workers:
-            raise UnsupportedSetting(
-                f"runner.workers is {self.runner.workers}, but under verl the agents run in its own process. Remove it."
-            )
+        for name in ("name", "workers", "remote"):
+            value, usual = getattr(self.runner, name), getattr(RunnerSettings(), name)
+            if value != usual:
+                raise UnsupportedSetting(f"runner.{name} is {value!r}, but under verl the agents run in its own process. Remove it.")
 
 
 def read_config(path: str | None) -> AgentConfig:

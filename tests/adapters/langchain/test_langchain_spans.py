@@ -21,6 +21,7 @@ from langgraph.func import entrypoint, task
 from langgraph.graph import START, MessagesState, StateGraph
 from pydantic import BaseModel
 
+import agentlightning as agl
 from agentlightning.types import Span
 from agentlightning_langchain import LightningCallback, current_span_id
 from agentlightning_langchain.values import plain
@@ -82,6 +83,16 @@ async def test_an_agent_is_a_tree_of_its_nodes_tools_and_model_calls(world: Worl
     assert used.attributes["tool_call_id"].startswith("call_")
     assert used.agent == "writer"
     assert all(span.ended is not None and span.started <= span.ended for span in spans)
+
+
+async def test_code_that_is_taken_out_of_the_rollout_leaves_no_spans(world: World) -> None:
+    async with world.rollout() as recorder:
+        config = with_callback()
+        FakeListChatModel(responses=["a"]).invoke("mine", config)
+        with agl.attach(None):
+            FakeListChatModel(responses=["b"]).invoke("a judge's", config)
+        spans = (await world.records(recorder)).spans
+    assert [span.kind for span in spans].count("llm") == 1
 
 
 @tool

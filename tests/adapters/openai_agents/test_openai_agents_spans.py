@@ -56,6 +56,14 @@ async def blocking(agent: Any, given: Any) -> Any:
     return await asyncio.to_thread(Runner.run_sync, agent, given)
 
 
+async def test_code_that_is_taken_out_of_the_rollout_leaves_no_spans(world: World) -> None:
+    async with world.rollout() as recorder:
+        with trace("work"), custom_span("mine"), agl.attach(None), custom_span("a judge's"):
+            pass
+        spans = (await world.records(recorder)).spans
+    assert [span.name for span in spans] == ["mine"]
+
+
 @pytest.mark.parametrize("run", [Runner.run, streamed, blocking])
 async def test_an_agent_is_a_tree_of_its_tools_and_model_calls(world: World, run: Any) -> None:
     async with world.rollout() as recorder:

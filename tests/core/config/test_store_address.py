@@ -25,6 +25,10 @@ def test_the_folder_of_a_run_means_its_store_also_in_a_database(tmp_path: Path) 
 def test_a_run_has_a_schema_of_its_own_unless_the_address_names_one() -> None:
     assert run_store("postgresql://host/db", "20261129-demo") == "postgresql://host/db?schema=20261129-demo"
     assert run_store("postgres:///db?host=/tmp", "r" * 80) == f"postgres:///db?host=/tmp&schema={'r' * 63}"
+    other = "postgresql://host/db?schema=20261129-120000-demo"  # in a copy of the config of another run
+    assert run_store(other, "20261130-090000-demo") == "postgresql://host/db?schema=20261130-090000-demo"
+    assert run_store(f"{other}&sslmode=require", "r") == "postgresql://host/db?sslmode=require&schema=r"
+    assert run_store("postgres:///db?host=/tmp&schema=20261129-120000-x", "r") == "postgres:///db?host=/tmp&schema=r"
     for address in ("postgresql://host/db?schema=mine", "sqlite:/a.db", "http://host:1"):
         assert run_store(address, "run") == address
 

@@ -131,6 +131,19 @@ def test_the_template_of_a_run_is_beside_the_exported_tokenizer(run: RunFolder, 
     assert served_model(str(folder), Progress()).rendering.chat_template == template
 
 
+def test_the_model_before_training_is_exported_as_the_run_rendered_it(run: RunFolder, base: Path, tmp_path: Path) -> None:
+    copy = RunFolder(Path(shutil.copytree(run.path, tmp_path / "20261129-000000-copy")))
+    template = "{% for message in messages %}<{{ message['role'] }}>{{ message['content'] }}{% endfor %}"
+    (tmp_path / "own.jinja").write_text(template)
+    config = copy.config.read_text()
+    copy.config.write_text(f'chat_template = "{tmp_path / "own.jinja"}"\n{config}')
+    copy.write_result({**copy.read_result(), "checkpoint": str(base), "policy_step": 0})
+    folder = export_run(copy, tmp_path / "model").folder
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    assert tokenizer.apply_chat_template([{"role": "user", "content": "hello"}], tokenize=False) == "<user>hello"
+    assert served_model(str(folder), Progress()).rendering.chat_template == template
+
+
 @pytest.mark.parametrize(
     ("files", "licence"),
     [
@@ -209,6 +222,19 @@ def test_push_uploads_an_edited_folder_to_a_public_repository_as_it_is(run: RunF
         "public",
     )
     assert hub.files["README.md"] == (CARD + "Mine.\n").encode()
+
+
+@pytest.mark.parametrize("part", ["", "checkpoints/step-00002", "weights and records"])
+def test_push_refuses_a_folder_that_is_no_export(run: RunFolder, hub: Hub, tmp_path: Path, part: str) -> None:
+    folder = run.path.parent if not part else run.path / part
+    if " " in part:
+        folder = export_run(run, tmp_path / "model").folder
+        shutil.copy(run.store, folder / "records.db")
+    pushed = agl_push(hub, tmp_path, str(folder), "me/agent-model", "--public")
+    assert pushed.returncode == 2, pushed.stderr
+    assert "is no folder that `agl export` wrote" in " ".join(pushed.stderr.split())
+    assert not hub.files
+    assert not hub.repositories
 
 
 @pytest.mark.parametrize(

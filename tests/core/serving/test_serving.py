@@ -300,4 +300,6 @@ def test_a_run_of_several_policies_serves_its_prompts(tmp_path: Path) -> None:
         f'model = "{tmp_path / "tiny"}"\nprompts = {{ system = "Be brief." }}\n[trainer]\ntrain = "lora"\n[policies.a]\nagents = ["a"]\n'
     )
     served = served_model(finished(tmp_path / "several", config, {"policies": {"a": {"version": 0}}}), Progress())
+    assert served.base is not None
+    assert (served.base().files, served.base().policies) == (served.files, ())
     assert (served.prompts, served.choice.names) == ({"system": "Be brief."}, ("a",))

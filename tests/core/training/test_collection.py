@@ -21,11 +21,13 @@ from agentlightning.rl.batch.filters import difficulty, nonzero_variance
 from agentlightning.stores.common import open_store
 from agentlightning.training.job import make_job
 from agentlightning.training.metrics import read_metrics
+from agentlightning.training.plan import _own_weights  # pyright: ignore[reportPrivateUsage]
 from agentlightning.training.run_folder import RunFolder
 from agentlightning.training.train import train_job
 from agentlightning.types import Task, Trajectory
 from agentlightning_torch.engine import TorchEngine
 from agentlightning_torch.weights import get_weights
+from agentlightning_vllm.settings import VllmSettings
 
 
 class Steps:
@@ -311,6 +313,13 @@ def test_a_bad_setting_of_the_collection_is_one_line_before_any_model_loads(more
     with pytest.raises((ConfigError, UnsupportedSetting), match=said) as raised:
         run(job("a model that is nowhere", tmp_path, **more))
     assert "\n" not in str(raised.value)
+
+
+def test_an_engine_cannot_free_its_gpu_while_rollouts_continue() -> None:
+    settings = VllmSettings(sleep=True)
+    assert _own_weights("vllm", settings, 0) == settings
+    with pytest.raises(UnsupportedSetting, match=r"engine\.sleep .*max_staleness = 2"):
+        _own_weights("vllm", settings, 2)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -89,6 +89,7 @@ def test_a_healthy_run_has_no_diagnosis_at_any_step(steps: int) -> None:
         ("tools_never_called", {"tool_uses": 1}, {"tool_uses": 2}),
         ("truncated", {"truncated_fraction": 0.5}, {"truncated_fraction": 0.49}),
         ("truncated", {"truncated_fraction": 0.9}, {"truncated_fraction": 0.9, "truncated_reward": 0.2}),
+        ("truncated", {"truncated_fraction": 0.9}, {"truncated_fraction": 0.9, "truncated_reward": None}),
         ("few_tokens", {"agent_fraction": 0.25}, {"agent_fraction": 0.26}),
         ("never_scores", {"reward_max": 0.0, "reward": 0.0}, {"reward_max": 0.1, "reward": 0.0}),
         ("history_rewritten", {"context.edited": 8}, {"context.edited": 6}),
@@ -113,6 +114,20 @@ def test_one_or_two_steps_of_a_sign_are_noise(name: str) -> None:
 )
 def test_a_number_that_was_not_measured_is_no_sign(name: str) -> None:
     assert cause(run(30, always(**{name: None}))) is None
+
+
+def test_replies_at_the_limit_that_earn_everything_are_no_fault_of_the_limit() -> None:
+    cut = {
+        "truncated_fraction": 0.6,
+        "reward_min": 1.0,
+        "reward_max": 1.0,
+        "reward": 1.0,
+        "truncated_reward": 1.0,
+        "zero_variance_groups": 8,
+    }
+    assert cause(run(4, always(**cut, zero_variance_reward=1.0))) == "all_right"
+    nothing = {name: 0.0 if value == 1.0 else value for name, value in cut.items()}
+    assert cause(run(4, always(**nothing, zero_variance_reward=0.0))) == "truncated"
 
 
 def test_numbers_that_are_not_finite_are_no_sign() -> None:

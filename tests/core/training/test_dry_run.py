@@ -59,6 +59,11 @@ def test_a_dry_run_measures_and_leaves_nothing(config: Any, tmp_path: Path) -> N
     assert not RunFolder.all(tmp_path / "runs")
 
 
+def test_a_dry_run_leaves_nothing_in_the_store_of_the_run(config: Any, tmp_path: Path) -> None:
+    dry_run(replace(config, store=f"sqlite:{tmp_path / 'own.db'}"))
+    assert not (tmp_path / "own.db").exists()
+
+
 def test_a_dry_run_of_large_steps_samples_a_few_random_tasks_and_scales(config: Any, tmp_path: Path) -> None:
     (tmp_path / "tasks.jsonl").write_text("".join(f'"task {number}"\n' for number in range(40)))
     report = dry_run(replace(config, tasks_per_step=24, algorithm={"name": "lightning", "group_size": 2}))

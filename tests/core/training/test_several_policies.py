@@ -108,6 +108,9 @@ async def test_each_policy_answers_its_agents_and_trains_on_its_own_replies(run:
         assert row["mismatch_abs"] == max(row["writer/mismatch_abs"], row["editor/mismatch_abs"]) < 1e-4
         assert {"writer/loss", "editor/loss", "writer/grad_norm", "writer/reward", "editor/lr"} <= row.keys()
         assert "loss" not in row
+        largest = max(POLICIES, key=lambda name: row[f"{name}/mismatch_abs"])
+        assert row["mismatch_abs_error"] == row[f"{largest}/mismatch_abs_error"] > 0
+        assert row["entropy"] == min(row["writer/entropy"], row["editor/entropy"])
     assert run.result["policies"]["writer"] == {"version": 2, "trained": True, "checkpoint": f"{run.result['checkpoint']}/writer"}
     for name in POLICIES:
         state = load_file(run.folder / run.result["policies"][name]["checkpoint"] / "adapter_model.safetensors")

@@ -109,6 +109,8 @@ def test_what_a_gguf_file_does_not_say_comes_from_the_files_beside_it(llama: Pat
     shutil.copy(llama / "tokenizer.json", tmp_path)
     shutil.copy(llama / "tokenizer_config.json", tmp_path)
     assert AutoTokenizer.from_pretrained(find_model(str(file)).path).encode(TEXT) == AutoTokenizer.from_pretrained(llama).encode(TEXT)
+    save_rendering(tmp_path, RenderingSettings(renderer="text"))  # after the first conversion
+    assert saved_rendering(Path(find_model(str(file)).path)).renderer == "text"
 
 
 def test_position_factors_of_llama_3_survive_and_others_are_refused(llama: Path, tmp_path: Path) -> None:
@@ -199,3 +201,7 @@ def test_a_model_in_the_cache_of_the_hub_needs_no_network(llama: Path, tmp_path:
     environment = {**os.environ, "HF_HOME": str(tmp_path / "hub")}  # read when its library is imported
     printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment).stdout
     assert f"name='someone/tiny', path='{repository / 'snapshots' / 'abc'}'" in printed
+    # A run that keeps the model before training names its folder, and its evaluations are shared.
+    code = "from agentlightning.config.models import model_folder; print(model_folder('someone/tiny'), model_folder('someone/other'))"
+    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment).stdout
+    assert printed.split() == [str(repository / "snapshots" / "abc"), "None"]

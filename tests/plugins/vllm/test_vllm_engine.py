@@ -423,6 +423,7 @@ async def test_nobody_at_an_address_is_an_error_that_names_it(make: Any) -> None
         ({"urls": ["http://x"], "replicas": 2}, "engine.replicas is for servers that start here"),
         ({"urls": ["http://x"], "key_env": "AGL_NO_SUCH"}, "'AGL_NO_SUCH', but this environment variable is not set"),
         ({"key_env": "HOME"}, "engine.urls names no servers"),
+        ({"urls": ["http://x"], "start_timeout": 60.0}, "engine.start_timeout is for servers that start here"),
         ({"weight_check_limit": 0.0}, "engine.weight_check_limit is 0.0. Use a number above 0"),
         ({"dtype": "int8"}, "Use 'auto', 'float32'"),
     ],

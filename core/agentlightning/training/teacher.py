@@ -128,8 +128,8 @@ class Teacher:
 def _stopped(message: dict[str, Any], stops: tuple[str, ...]) -> dict[str, Any]:
     """End a message before the first of these texts. Servers of reasoning models refuse `stop`, so the teacher never gets it."""
     content = message.get("content") or ""
-    found = [content.index(stop) for stop in stops if stop in content]
-    return {**message, "content": content[: min(found)], "tool_calls": None} if found else message
+    places = [content.index(stop) for stop in stops if stop in content]
+    return {**message, "content": content[: min(places)], "tool_calls": None} if places else message
 
 
 @asynccontextmanager

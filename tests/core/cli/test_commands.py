@@ -60,7 +60,7 @@ def test_help_loads_neither_torch_nor_a_framework() -> None:
     [
         (["train"], 2, "Give it a config file, or `--resume RUN`"),
         (["train", "missing.toml"], 2, "missing.toml"),
-        (["train", "--resume", "latest"], 2, "There is no run under runs"),
+        (["train", "--resume", "latest"], 2, "There is no training run under runs"),
         (["train", "--resume", "20200101-000000-x"], 2, "There is no run '20200101-000000-x'"),
         (["train", "--resume", "latest", "--dry-run"], 2, "--resume continues an old one"),
         (["rollout", "missing.toml"], 2, "missing.toml"),
@@ -157,10 +157,13 @@ def test_what_agl_rollout_left_is_no_training_to_resume(agl: AGL, tmp_path: Path
     monkeypatch.chdir(tmp_path)
     folder = RunFolder.create("runs", "demo-rollout")
     folder.write_config('tasks = "gone.jsonl"')
-    for name in ("latest", folder.name):
-        code, output = agl("train", "--resume", name)
-        assert code == 1
-        assert "has no state.json, so there is no training to resume" in output.replace("\n", " ")
+    code, output = agl("train", "--resume", folder.name)
+    assert code == 1
+    assert "has no state.json, so there is no training to resume" in output.replace("\n", " ")
+    for command in (["train", "--resume", "latest"], ["export", "latest", "model"]):
+        code, output = agl(*command)
+        assert code == 2
+        assert "There is no training run under runs" in output.replace("\n", " ")
 
 
 def test_a_part_whose_library_may_lie_elsewhere_refers_to_the_doctor(capsys: pytest.CaptureFixture[str]) -> None:

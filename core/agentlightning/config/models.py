@@ -173,7 +173,7 @@ class _Finder:
             raise ConfigError("The folder ./runs has no training run. Start one with `agl train CONFIG.toml`, or name another model.")
         if name.startswith("runs/") and Path("runs").is_dir():
             raise ConfigError(f"There is no run or model {name!r} on this disk. `agl runs` lists the runs.")
-        if name.count("/") == 1 and not name.startswith((".", "/", "~")) and not name.endswith(".gguf"):
+        if _is_hub_id(name):
             return self._hub(name)
         raise ConfigError(unknown("model", name, self.plugins.names("models")) + OTHER_FORMS)
 
@@ -304,10 +304,14 @@ def _fill(folder: Path, fill: Callable[[Path], None]) -> None:
 
 def model_folder(path: str) -> Path | None:
     """Return the folder with a model's files, for its path or hub id. None: there is none on this disk."""
-    if not path or Path(path).is_dir():
-        return Path(path).resolve() if path else None
-    config = _in_hub_cache(path, "config.json")
+    if path and Path(path).is_dir():
+        return Path(path).resolve()
+    config = _in_hub_cache(path, "config.json") if _is_hub_id(path) else None
     return None if config is None else config.parent
+
+
+def _is_hub_id(name: str) -> bool:
+    return name.count("/") == 1 and not name.startswith((".", "/", "~")) and not name.endswith(".gguf")
 
 
 def _in_hub_cache(name: str, file: str) -> Path | None:

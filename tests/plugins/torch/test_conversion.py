@@ -202,6 +202,8 @@ def test_a_model_in_the_cache_of_the_hub_needs_no_network(llama: Path, tmp_path:
     printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment).stdout
     assert f"name='someone/tiny', path='{repository / 'snapshots' / 'abc'}'" in printed
     # A run that keeps the model before training names its folder, and its evaluations are shared.
-    code = "from agentlightning.config.models import model_folder; print(model_folder('someone/tiny'), model_folder('someone/other'))"
+    code = (
+        "from agentlightning.config.models import model_folder as f; print(f('someone/tiny'), f('someone/other'), f('/gone/model'), f(''))"
+    )
     printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment).stdout
-    assert printed.split() == [str(repository / "snapshots" / "abc"), "None"]
+    assert printed.split() == [str(repository / "snapshots" / "abc"), "None", "None", "None"]

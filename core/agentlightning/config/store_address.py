@@ -41,8 +41,7 @@ def folder_store(run: Path) -> str:
 def run_store(address: str, run: str) -> str:
     """Return the address of a run's own store: in a PostgreSQL database, the schema with the run's name unless the address has one. The
     schema of another run, from a copy of its config, is replaced."""
-    scheme, _, _ = address.partition("://")
-    if scheme not in POSTGRES:
+    if address.partition("://")[0] not in POSTGRES:
         return address
     address = re.sub(r"([?&])schema=\d{8}-\d{6}-[^&]*&?", r"\1", address).rstrip("?&")
     if re.search(r"[?&]schema=", address):

@@ -43,6 +43,20 @@ def tracked(names: Sequence[str]) -> Iterator[str]:
             progress.advance(task)
 
 
+def worthwhile_dtypes(path: str) -> list[str]:
+    """Return float32, and bfloat16 if `dtype = "auto"` chooses it for a model on this machine. An old CPU is several times slower in it."""
+    import torch
+
+    from agentlightning.config.model_facts import model_facts
+    from agentlightning_torch.number_type import number_type
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    faster = number_type("auto", device, model_facts(path).hidden or 0) == torch.bfloat16
+    if not faster:
+        console.print("bfloat16 is not measured, because it is not faster than float32 here. --dtypes measures it.")
+    return ["float32", "bfloat16"] if faster else ["float32"]
+
+
 def take_turns(runs: Mapping[str, Callable[[], Any]], repeat: int) -> dict[str, list[float]]:
     """Time each run `repeat` times, in turn. The first round is not counted."""
     seconds: dict[str, list[float]] = {name: [] for name in runs}

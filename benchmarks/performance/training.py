@@ -1,4 +1,4 @@
-"""Times the parts of a training step, in float32 and bfloat16, against padded rows of plain transformers in float32.
+"""Times the parts of a training step against padded rows of plain transformers in float32.
 
     python benchmarks/performance/training.py                                    # the demo's step on SmolLM2-135M: some minutes
     python benchmarks/performance/training.py --model FOLDER --tasks 6 --prompt 400 --reply 100 --train top:6     # a larger model
@@ -13,8 +13,10 @@ load on the machine changes them little.
 in the trainer, whose head is frozen. `gradient differs` compares all gradients of two rollouts with padded rows in float64, as a part of
 their norm.
 
+The trainer runs in float32, and in bfloat16 where this machine is faster in it.
+
 The second table has a step with a reference and two minibatches, so three passes over each token. It compares frozen layers that are
-computed in each pass with states that are kept.
+computed in each pass with states that are kept, in the last of the number types.
 """
 
 from __future__ import annotations
@@ -32,7 +34,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from bounds import Report, finish, in_turn
+from bounds import Report, finish, in_turn, worthwhile_dtypes
 from forest import rollouts
 from numpy.typing import NDArray
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -51,7 +53,7 @@ from agentlightning_torch.weights import no_bars
 
 PLAIN = "padded rows of transformers, float32"
 FASTER = {"float32": 2.0, "bfloat16": 3.5}
-"""Minimum ratio of the plain step's time to the trainer's, by number type. A CPU without units for bfloat16 misses the second."""
+"""Minimum ratio of the plain step's time to the trainer's, by number type."""
 EXACT = {"float32": 1e-4, "bfloat16": 0.05}
 """Maximum difference of the gradient, by number type."""
 KEPT = 1.1
@@ -178,7 +180,7 @@ def errors(path: str, options: argparse.Namespace, batch: Batch) -> dict[str, fl
     exact.plain(batch, lambda: None, Clock())
     expected = exact.gradients()
     differences: dict[str, float] = {}
-    for name in (PLAIN, *FASTER):
+    for name in (PLAIN, *options.dtypes):
         bench = Bench(path, options.train, getattr(torch, "float32" if name == PLAIN else name))
         if name == PLAIN:
             bench.plain(batch, lambda: None, Clock())
@@ -214,7 +216,7 @@ def single(path: str, options: argparse.Namespace, batch: Batch, gradients: dict
         optimizer = Optimizer(bench.parameters, lr=LR, clip_norm=1.0)
         return lambda clock: bench.trainer(batch, PPOClip(), options.tokens_per_pack, lambda: optimizer.step(LR), clock, keep=True)
 
-    clocks = take_turns({name: run(name) for name in (PLAIN, *FASTER)}, options.repeat)
+    clocks = take_turns({name: run(name) for name in (PLAIN, *options.dtypes)}, options.repeat)
     shape = f"{options.tasks} x {options.rollouts} rollouts x {options.turns} turns, {options.prompt} shared tokens"
     tokens = f"{len(batch):,} tokens, {batch.trained_tokens:,} trained"
     table = Report(
@@ -243,7 +245,8 @@ def single(path: str, options: argparse.Namespace, batch: Batch, gradients: dict
 def several(path: str, options: argparse.Namespace, batch: Batch) -> list[str]:
     """Measure a step of three passes over each token. Return the missed bounds."""
     loss = PPOClip(kl_coef=0.1, minibatches=2)
-    bench = Bench(path, options.train, getattr(torch, options.dtype))
+    dtype = options.dtypes[-1]
+    bench = Bench(path, options.train, getattr(torch, dtype))
     optimizer = Optimizer(bench.parameters, lr=LR, clip_norm=1.0)
 
     def run(keep: bool) -> Callable[[Clock], None]:
@@ -251,7 +254,7 @@ def several(path: str, options: argparse.Namespace, batch: Batch) -> list[str]:
 
     names = {"frozen layers in each pass": False, "states of frozen layers kept": True}
     clocks = take_turns({name: run(keep) for name, keep in names.items()}, options.repeat)
-    table = Report(f"{options.dtype}, reference, 2 minibatches", (*PARTS, "fastest", "median"))
+    table = Report(f"{dtype}, reference, 2 minibatches", (*PARTS, "fastest", "median"))
     fastest = {name: min(runs, key=lambda clock: clock.total) for name, runs in clocks.items()}
     recomputed = fastest["frozen layers in each pass"].total
     for name, clock in fastest.items():
@@ -277,7 +280,7 @@ def main() -> None:
     parser.add_argument("--observation", type=int, default=20, help="tokens added between turns")
     parser.add_argument("--tokens-per-pack", type=int, default=4096, help="maximum tokens per pack of the trainer")
     parser.add_argument("--train", default="top:10", help="full or top:N")
-    parser.add_argument("--dtype", default="bfloat16", choices=tuple(FASTER), help="number type of the second table")
+    parser.add_argument("--dtypes", nargs="+", choices=tuple(FASTER), help="number types of the trainer")
     parser.add_argument("--repeat", type=int, default=3)
     options = parser.parse_args()
     torch.set_num_threads(1)  # the timed one
@@ -288,6 +291,7 @@ def main() -> None:
             path, options.train = tiny_model(folder, layers=3).path, "top:1"
         else:
             path = find_model(options.model).path
+        options.dtypes = options.dtypes or worthwhile_dtypes(path)
         text = english(AutoTokenizer.from_pretrained(path))
 
         def batch(tasks: int, count: int) -> Batch:

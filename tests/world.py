@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import sys
+import tempfile
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import pytest
 from msgspec import structs
 
 from agentlightning.contracts.batch import Batch
@@ -42,6 +45,14 @@ def two_groups(rewards: Sequence[float] = (1.0,) * 7) -> list[Trajectory]:
         transitions = first, structs.replace(second, temperature=0.7, continues=0)
         trajectories.append(trajectory(index, *transitions, group=group, reward=float(reward)))
     return trajectories
+
+
+def forget_temporary_modules(patch: pytest.MonkeyPatch) -> None:
+    """Unload the code that other tests wrote, loaded, and perhaps changed, so that evaluations of the code that is left can be reused."""
+    for name, module in list(sys.modules.items()):
+        path = getattr(module, "__file__", None) or ""
+        if "/pytest-" in path and path.startswith(tempfile.gettempdir()):
+            patch.delitem(sys.modules, name)
 
 
 class StopAfter:

@@ -52,7 +52,7 @@ async def _evaluate(job: Job, progress: Progress, stop: asyncio.Event) -> Run:
                 async with open_rollout_services(config, plan, folder, controls) as services:
                     progress.phase("evaluating")
                     ran = await services.collector.run(missing)
-                    await cache.keep(ran)
+                    await cache.keep(0, ran)
             trajectories = earlier.join(rollouts, ran)
             check_first(trajectories, None, folder=folder.path)
         finally:

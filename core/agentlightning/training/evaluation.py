@@ -55,12 +55,10 @@ class Evaluator:
         earlier = await self._cache.of_step(step, state, version, rollouts)
         trajectories = list[Trajectory]()
         if missing := earlier.missing(rollouts):
-            if step == 0:
-                self._cache.forget()
+            self._cache.forget(step)
             await self._services.clear_cache()
             trajectories = await self._services.collector.run(missing)
-        if step == 0:
-            await self._cache.keep(trajectories)
+        await self._cache.keep(step, trajectories)
         return Measured(earlier.join(rollouts, trajectories), earlier.reused, version, settings.prompts)
 
     def decide(self, state: RunState, metrics: dict[str, Any], measured: Measured) -> tuple[RunState, dict[str, float]]:

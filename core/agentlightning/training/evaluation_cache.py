@@ -1,7 +1,8 @@
 """Never evaluates the same weights twice: an evaluation of this run, or of an earlier run's model before training, stands in.
 
 There is no store of its own. A run whose evaluation before training is complete leaves its key in `evaluation.json`; its rollouts are in
-its `store.db`. A run that is removed takes its evaluation along.
+its `store.db`. A search for prompts trains no weights, so it leaves a key for each of its evaluations, and the training that follows begins
+with the last one. A run that is removed takes its evaluations along.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -21,13 +22,16 @@ from agentlightning.stores.common import open_store
 from agentlightning.training.eval_rollouts import KINDS, Kind, Place, kind_of, place_of, read_evaluation
 from agentlightning.training.evaluation_key import EvaluationKey, code_digest, evaluation_key, loaded_code
 from agentlightning.training.job import Job
-from agentlightning.training.plan import Plan
+from agentlightning.training.plan import Plan, TrainingPlan
 from agentlightning.training.rollouts import ReadTrajectory, trajectory_reader
 from agentlightning.training.run_folder import RunFolder
 from agentlightning.training.run_state import BaseEvaluation, ReusedEvaluation, RunState
 from agentlightning.types import Rollout, Trajectory
 
 log = logging.getLogger("agentlightning")
+
+MakeKey = Callable[[Mapping[str, str]], EvaluationKey | None]
+"""Returns the key of an evaluation with these prompts. It may read files."""
 
 
 @dataclass(slots=True)
@@ -54,11 +58,12 @@ class EvaluationCache:
     """Finds the evaluations that a run need not repeat."""
 
     def __init__(
-        self, folder: RunFolder, runs: Path, read: ReadTrajectory, key: Callable[[], EvaluationKey | None], *, reuse: bool = True
+        self, folder: RunFolder, runs: Path, read: ReadTrajectory, key: MakeKey, *, trains_weights: bool = True, reuse: bool = True
     ) -> None:
-        """`runs`: a folder with earlier runs, and with benchmarks. `key`: of the model before training; it may read files. Without `reuse`
-        nothing is found."""
+        """`runs`: a folder with earlier runs, and with benchmarks. `key`: of the model before training. Without `reuse` nothing is
+        found."""
         self._folder, self._runs, self._read, self._make_key, self._reuse = folder, runs, read, key, reuse
+        self._trains_weights = trains_weights
         self._key: EvaluationKey | None = None
         self._steps: set[int] = set()
         """Steps evaluated since this process opened the run. Before that, the agent and its reward may have been others."""
@@ -67,12 +72,12 @@ class EvaluationCache:
         """Return what is known of a step's evaluation, with the policy in this version."""
         self._steps.add(step)
         if step == 0:
-            return await self.of_base(rollouts)
-        earlier, last = Earlier(), state.evaluated
-        if not self._reuse or last is None or last.version != version or last.step not in self._steps:
-            return earlier
-        if any(rollout.prompts != last.prompts for rollout in rollouts):
-            return earlier
+            return await self.of_base(rollouts, step)
+        last = state.evaluated
+        same = last is not None and last.version == version and all(rollout.prompts == last.prompts for rollout in rollouts)
+        if not same or last is None or last.step not in self._steps or not self._reuse:
+            return Earlier() if self._trains_weights else await self.of_base(rollouts, step)
+        self._key, earlier = None, Earlier()
         for kind in KINDS:
             source = next((entry for entry in state.reused if (entry.step, entry.kind) == (last.step, kind)), None)
             run, run_step, measured = (source.run, source.run_step, source.measured) if source else (".", last.step, last.measured)
@@ -80,26 +85,29 @@ class EvaluationCache:
             await self._take(earlier, [entry], rollouts)
         return earlier
 
-    async def of_base(self, rollouts: Sequence[Rollout]) -> Earlier:
-        """Return what earlier runs know of the model before training."""
+    async def of_base(self, rollouts: Sequence[Rollout], step: int = 0) -> Earlier:
+        """Return what earlier runs know of the model before training, with the prompts of the rollouts."""
+        prompts, self._key = rollouts[0].prompts if rollouts else {}, None
         try:
-            self._key = await asyncio.to_thread(self._make_key)
+            self._key = await asyncio.to_thread(self._make_key, prompts)
         except (OSError, ValueError, TypeError, ConfigError) as error:  # a run does not fail because its files cannot be compared
             log.warning("Evaluations are not shared between runs: %s", error)
         earlier = Earlier()
         for run, evaluation in await asyncio.to_thread(self._candidates) if self._reuse else []:
             kinds = {entry.kind for entry in earlier.reused}
-            await self._take(earlier, [entry for entry in self._entries(run, evaluation) if entry.kind not in kinds], rollouts)
+            await self._take(earlier, [entry for entry in self._entries(run, evaluation, step) if entry.kind not in kinds], rollouts)
         return earlier
 
-    def forget(self) -> None:
-        """Let other runs no longer reuse this run's evaluation before training, because it runs again."""
-        with disk_errors("remove", self._folder.evaluation):
-            self._folder.evaluation.unlink(missing_ok=True)
+    def forget(self, step: int) -> None:
+        """Let other runs no longer reuse this run's evaluation of a step, because it runs again."""
+        kept = self._kept()
+        others = [evaluation for evaluation in kept if evaluation.step != step]
+        if len(others) < len(kept):
+            self._write(others)
 
-    async def keep(self, trajectories: Sequence[Trajectory]) -> None:
+    async def keep(self, step: int, trajectories: Sequence[Trajectory]) -> None:
         """Let other runs reuse the kinds of an evaluation before training that ran here, if every rollout of it was scored."""
-        key = self._key
+        key, self._key = self._key, None
         if key is None:
             return
         code = await asyncio.to_thread(loaded_code)  # with the modules that the agent loaded while it ran
@@ -108,7 +116,21 @@ class EvaluationCache:
         scored = {kind for kind in KINDS if _is_scored([rollout for rollout in trajectories if kind_of(rollout.group) == kind])}
         kinds: dict[Kind, str] = {kind: digest for kind, digest in key.kinds.items() if kind in scored}
         if kinds:
-            self._folder.write_evaluation(BaseEvaluation(measured=time.time(), kinds=kinds, code=code))
+            evaluation = BaseEvaluation(step=step, measured=time.time(), kinds=kinds, code=code)
+            self._write([*self._kept(), evaluation])
+
+    def _write(self, evaluations: Sequence[BaseEvaluation]) -> None:
+        with disk_errors("write", self._folder.evaluation):
+            if evaluations:
+                self._folder.write_evaluations(evaluations)
+            else:
+                self._folder.evaluation.unlink(missing_ok=True)
+
+    def _kept(self) -> list[BaseEvaluation]:
+        try:
+            return self._folder.read_evaluations()
+        except RunError:  # another version wrote them
+            return []
 
     def _candidates(self) -> list[tuple[RunFolder, BaseEvaluation]]:
         """The earlier runs that evaluated a kind of this key, the latest first."""
@@ -129,11 +151,11 @@ class EvaluationCache:
                 fitting.append((run, evaluation))
         return sorted(fitting, key=lambda pair: pair[1].measured, reverse=True)
 
-    def _entries(self, run: RunFolder, evaluation: BaseEvaluation) -> list[ReusedEvaluation]:
+    def _entries(self, run: RunFolder, evaluation: BaseEvaluation, step: int) -> list[ReusedEvaluation]:
         assert self._key is not None
         path = os.path.relpath(run.path, self._folder.path)
         return [
-            ReusedEvaluation(step=0, kind=kind, run=path, run_step=0, measured=evaluation.measured)
+            ReusedEvaluation(step=step, kind=kind, run=path, run_step=evaluation.step, measured=evaluation.measured)
             for kind, digest in self._key.kinds.items()
             if evaluation.kinds.get(kind) == digest
         ]
@@ -158,9 +180,12 @@ def evaluation_cache(job: Job, plan: Plan, folder: RunFolder) -> EvaluationCache
     """Return the cache of a run."""
     config = job.config
     runs = Path(job.earlier_runs or config.folder)
-    return EvaluationCache(
-        folder, runs, trajectory_reader(config), lambda: evaluation_key(config, plan, job.eval_tasks), reuse=config.eval.cache
-    )
+
+    def key(prompts: Mapping[str, str]) -> EvaluationKey | None:
+        return evaluation_key(config, plan, job.eval_tasks, prompts)
+
+    trains_weights = not isinstance(plan, TrainingPlan) or plan.algorithm.trains_weights
+    return EvaluationCache(folder, runs, trajectory_reader(config), key, trains_weights=trains_weights, reuse=config.eval.cache)
 
 
 async def _read(run: Path, step: int, read: ReadTrajectory) -> dict[Place, Trajectory]:
@@ -175,13 +200,14 @@ async def _read(run: Path, step: int, read: ReadTrajectory) -> dict[Place, Traje
 
 
 def _evaluations(runs: Path) -> Iterator[tuple[RunFolder, BaseEvaluation]]:
-    """Yield the runs in a folder, and in its folders of benchmarks, that keep the evaluation of their model."""
+    """Yield the runs in a folder, and in its folders of benchmarks, with each evaluation of their model."""
     for file in (*runs.glob("*/evaluation.json"), *runs.glob("*/*/evaluation.json")):
         run = RunFolder(file.parent.resolve())
         try:
-            yield run, run.read_evaluation()
-        except RunError:  # another version wrote it
+            evaluations = run.read_evaluations()
+        except RunError:  # another version wrote them
             continue
+        yield from ((run, evaluation) for evaluation in evaluations)
 
 
 def _is_scored(trajectories: Sequence[Trajectory]) -> bool:

@@ -17,7 +17,7 @@ import sys
 import sysconfig
 import time
 import tomllib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
@@ -27,7 +27,6 @@ from typing import Any, cast
 import msgspec
 
 from agentlightning.config.models import content_key, is_run, model_folder
-from agentlightning.config.prompts import prompt_texts
 from agentlightning.config.rewards import RewardTable
 from agentlightning.config.schema import Config
 from agentlightning.errors import ConfigError
@@ -50,6 +49,8 @@ UPDATES = frozenset(
     | {"warmup_steps", "total_steps", "tokens_per_pack", "seed"}
 )
 """Settings of a trainer that act on its updates alone. A fresh LoRA adapter changes no output."""
+COPIES = frozenset({"copy_weights"})
+"""Settings of an engine that tell how it gets new weights."""
 
 Code = dict[str, str]
 """The hash of each package and folder with loaded code, by its path."""
@@ -64,8 +65,9 @@ class EvaluationKey:
     code: Code
 
 
-def evaluation_key(config: Config, plan: Plan, tasks: Sequence[Task]) -> EvaluationKey | None:
-    """Return the key of evaluations of a run's model before training; None: it is in doubt. Blocks while it reads the model's files."""
+def evaluation_key(config: Config, plan: Plan, tasks: Sequence[Task], prompts: Mapping[str, str]) -> EvaluationKey | None:
+    """Return the key of evaluations of a run's model before training, with these prompts; None: it is in doubt. Blocks while it reads the
+    model's files."""
     model, agent = model_folder(plan.files.path), _agent_name(plan.agent)
     if model is None or agent is None or not config.runner.imports_agent:
         return None
@@ -78,13 +80,13 @@ def evaluation_key(config: Config, plan: Plan, tasks: Sequence[Task]) -> Evaluat
         "weights": content_key(files, salt="\n".join(names)),
         "agent": agent,
         "arguments": sys.argv[1:] if agent.startswith("__main__:") else [],
-        "engine": [_class_name(plan.engine[0]), asdict(plan.engine[1])],
+        "engine": [_class_name(plan.engine[0]), _without(asdict(plan.engine[1]), COPIES)],
         "number_type": plan.engine[0].number_type(plan.files, plan.engine[1]),
         "trainer": _trainer(plan),
         "rendering": asdict(plan.rendering),
         "runner": asdict(config.runner),
         "reward": _reward(config),
-        "prompts": prompt_texts(config.prompts),
+        "prompts": prompts,
         "max_tokens": config.sampling.max_tokens,
         "adapters": config.adapters,
         "models": config.models,
@@ -199,11 +201,17 @@ def _agent_name(agent: str | Agent | None) -> str | None:
 
 
 def _trainer(plan: Plan) -> list[Any] | None:
-    """The trainer and its settings that act on the weights before the first step; None: the engine loads the model alone."""
+    """The trainer and its settings that may act on the weights before the first step; None: the engine loads the model as if alone."""
     if not isinstance(plan, TrainingPlan) or not plan.algorithm.trains_weights:
         return None
-    settings = {name: value for name, value in asdict(plan.trainer[1]).items() if name not in UPDATES}
-    return [_class_name(plan.trainer[0]), settings]
+    plugin, chosen = plan.trainer
+    usual = asdict(type(chosen)())
+    settings = {name: value for name, value in _without(asdict(chosen), UPDATES).items() if value != usual[name]}
+    return [_class_name(plugin), settings] if settings else None
+
+
+def _without(settings: dict[str, Any], names: frozenset[str]) -> dict[str, Any]:
+    return {name: value for name, value in settings.items() if name not in names}
 
 
 def _reward(config: Config) -> Any:

@@ -5,7 +5,7 @@
         metrics.jsonl   one line for each step (metrics.py)
         result.json     the result
         failure.json    why the run failed; absent otherwise
-        evaluation.json what the evaluation before training depends on, so that other runs can reuse it (evaluation_cache.py)
+        evaluation.json what the evaluations before training depend on, so that other runs can reuse them (evaluation_cache.py)
         reward.png      the reward curve (chart.py)
         store.db        every rollout, completion, span and reward
         state.json      the state of the run
@@ -231,11 +231,12 @@ class RunFolder:
         except RunError as error:
             return str(error)
 
-    def write_evaluation(self, evaluation: BaseEvaluation) -> None:
-        write_file(self.evaluation, _pretty(evaluation))
+    def write_evaluations(self, evaluations: Sequence[BaseEvaluation]) -> None:
+        write_file(self.evaluation, _pretty(evaluations))
 
-    def read_evaluation(self) -> BaseEvaluation:
-        return _read(self.evaluation, BaseEvaluation)
+    def read_evaluations(self) -> list[BaseEvaluation]:
+        """Return the evaluations that other runs may reuse; empty if there is none."""
+        return _read(self.evaluation, list[BaseEvaluation]) if self.evaluation.exists() else []
 
     def write_state(self, state: RunState) -> None:
         write_file(self.state, _pretty(state))

@@ -40,8 +40,9 @@ class ReusedEvaluation:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BaseEvaluation:
-    """The evaluation before training that other runs may reuse (`evaluation.json`)."""
+    """An evaluation of the model before training that other runs may reuse (`evaluation.json`). A search for prompts has several."""
 
+    step: int
     measured: float
     """When it ran, seconds since the epoch."""
     kinds: dict[Kind, str]

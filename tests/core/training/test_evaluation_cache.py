@@ -8,7 +8,6 @@ import os
 import shutil
 import sys
 import sysconfig
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -34,6 +33,7 @@ from agentlightning.training.progress import TrainingProgress
 from agentlightning.training.rollouts import RolloutSettings
 from agentlightning.training.run_folder import RunFolder
 from agentlightning.types import Sampling, Task
+from world import forget_temporary_modules
 
 TASKS = [{"id": f"task {n}", "text": f"task {n}"} for n in range(3)]
 SOURCE = """
@@ -75,10 +75,7 @@ def agent(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     file = tmp_path_factory.mktemp("agent") / "agent_of_evaluations.py"
     write(file, SOURCE)
     with pytest.MonkeyPatch.context() as patch:
-        for name, module in list(sys.modules.items()):
-            path = getattr(module, "__file__", None) or ""
-            if "/pytest-" in path and path.startswith(tempfile.gettempdir()):  # code that other tests wrote, loaded, and perhaps changed
-                patch.delitem(sys.modules, name)
+        forget_temporary_modules(patch)
         patch.syspath_prepend(str(file.parent))
         patch.setattr(sys, "dont_write_bytecode", True)
         yield file

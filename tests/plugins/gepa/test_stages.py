@@ -20,7 +20,7 @@ from agentlightning.errors import ConfigError
 from agentlightning.training.job import make_job
 from agentlightning.training.train import train_job
 from judge_server import JudgeServer, judge_server
-from world import StopAfter
+from world import StopAfter, forget_temporary_modules
 
 
 def two_stages(model: str, folder: Path, server: JudgeServer, **more: Any) -> dict[str, Any]:
@@ -44,6 +44,21 @@ def test_prompts_come_first_and_weights_after_with_the_contribution_of_each(mode
     assert row["weights"]["mean"] == pytest.approx(row["after_weights"] - row["after_prompts"])
     shown = CliRunner().invoke(build(), ["show", str(weights)], env={"COLUMNS": "200"}).stdout
     assert re.search(rf"sampled +0.000 +\+{row['prompts']['mean']:.3f} .*{row['after_weights']:.3f}", shown)
+
+
+def test_the_training_begins_with_the_last_evaluation_of_the_search(model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    forget_temporary_modules(monkeypatch)
+    with judge_server(adds_a_rule) as server:
+        run = agl.train(follows_rules, tasks=TASKS, eval_tasks=EVAL_TASKS, **two_stages(model, tmp_path, server))
+        again = agl.train(follows_rules, tasks=TASKS, eval_tasks=EVAL_TASKS, **two_stages(model, tmp_path, server))
+    search = run.result["stages"]["prompts_run"]
+    assert [(entry["step"], entry["run"], entry["run_step"]) for entry in run.result["eval_reused"]] == [
+        (0, f"../{search}", 2), (2, f"../{search}", 2),  # equal rewards, so no weights change
+    ]  # fmt: skip
+    second = json.loads((tmp_path / again.result["stages"]["prompts_run"] / "result.json").read_text())
+    assert [(entry["step"], entry["run"], entry["run_step"]) for entry in second["eval_reused"]] == [
+        (0, f"../{search}", 0), (2, f"../{search}", 2),
+    ]  # fmt: skip
 
 
 def test_a_run_that_stopped_in_either_stage_is_resumed_there(model: str, tmp_path: Path) -> None:

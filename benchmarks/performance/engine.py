@@ -10,7 +10,7 @@ are random tokens, the replies of a group share one, and no reply ends early. To
 
 The engine and `generate` run in float32, and in bfloat16 where this machine is faster in it.
 
-The bound is the time of a decode step's matrix products alone, with every reply in flight: weights of all linear layers, and the head.
+The bound is the time of a decode step's matrix products alone, with every reply in flight: those of all linear layers, and of the head.
 `decode` counts only the steps after the prefill, and `share` is its part of the bound.
 """
 
@@ -19,13 +19,14 @@ from __future__ import annotations
 import argparse
 import asyncio
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import torch
 from bounds import console, in_turn, tracked, worthwhile_dtypes
 from rich.table import Table
+from transformers import AutoModelForCausalLM
 
 from agentlightning.config.models import find_model
 from agentlightning.contracts.engine import Engine
@@ -33,7 +34,7 @@ from agentlightning.contracts.model import ModelFiles
 from agentlightning.errors import LightningError
 from agentlightning.types import IntArray, Sampling, ints
 from agentlightning_torch.engine import TorchEngine, TorchEngineSettings
-from agentlightning_torch.weights import get_weights
+from agentlightning_torch.weights import find_device, get_weights, no_bars
 from agentlightning_torch.workers import end_workers
 
 Prompts = list[IntArray]
@@ -60,22 +61,28 @@ async def sampled(engine: Engine, prompts: Prompts, new: int) -> tuple[int, floa
     return tokens, time.perf_counter() - started
 
 
-def padded(model: Any, prompts: Prompts, new: int) -> None:
+def padded(files: ModelFiles, dtype: str, prompts: Prompts, new: int) -> float:
+    """Return the seconds that `generate` of a plain model takes."""
+    device = find_device("auto")
+    with no_bars():
+        model: Any = AutoModelForCausalLM.from_pretrained(files.path, dtype=getattr(torch, dtype)).to(device).eval()
+    started = time.perf_counter()
     ids = torch.from_numpy(np.stack(prompts).astype(np.int64)).to(model.device)
     with torch.no_grad():
         model.generate(ids, attention_mask=torch.ones_like(ids), do_sample=True, max_new_tokens=new, min_new_tokens=new, pad_token_id=0)
+    return time.perf_counter() - started
 
 
 def bound(model: Any, rows: int) -> float:
     """Return tokens per second if a decode step of `rows` replies were its matrix products alone."""
-    layers = [module.weight for module in model.modules() if isinstance(module, torch.nn.Linear)]
-    inputs = {size: torch.randn(rows, size).to(layers[0]) for size in {weight.shape[1] for weight in layers}}
+    layers = [module for module in model.modules() if isinstance(module, torch.nn.Linear)]
+    inputs = {size: torch.randn(rows, size).to(layers[0].weight) for size in {layer.in_features for layer in layers}}
     best = float("inf")
     with torch.no_grad():
         for _ in range(4):
             started = time.perf_counter()
-            for weight in layers:
-                torch.nn.functional.linear(inputs[weight.shape[1]], weight)
+            for layer in layers:
+                layer(inputs[layer.in_features])
             best = min(best, time.perf_counter() - started)
     end_workers()  # of this thread, or the engine's would wait less actively
     return rows / best
@@ -107,14 +114,13 @@ async def measure(arguments: argparse.Namespace) -> None:
     files, rows, new = find_model(arguments.model), arguments.groups * arguments.rollouts, arguments.new
     engines: dict[str, Engine] = {}
     bounds: dict[str, float] = {}
-    plain: dict[str, Callable[[], None]] = {}
-    for dtype in arguments.dtypes or worthwhile_dtypes(files.path):
+    dtypes = arguments.dtypes or worthwhile_dtypes(files.path)
+    for dtype in dtypes:
         share: dict[str, Any] = {}
         model = get_weights(share, files, dtype=dtype).model
         engines[f"torch engine, {dtype}"] = await TorchEngine.create(files, TorchEngineSettings(max_batch=rows), share)
         bounds[f"torch engine, {dtype}"] = bound(model, rows)
         vocabulary = model.config.get_text_config().vocab_size
-        plain[f"generate, {dtype}"] = lambda model=model: padded(model, prompts, new)
     vllm = await vllm_engine(files)
     if not isinstance(vllm, str):
         engines["vLLM"] = vllm
@@ -130,12 +136,11 @@ async def measure(arguments: argparse.Namespace) -> None:
         if counts:
             best[name] = max(best.get(name, 0), tokens / (time.perf_counter() - started))
             decode[name] = max(decode.get(name, 0), (tokens - rows) / rest)
-    for name in tracked(list(plain)):
-        started = time.perf_counter()
-        plain[name]()
-        best[name] = rows * new / (time.perf_counter() - started)
     for engine in engines.values():
         await engine.close()
+    engines.clear()
+    for dtype, name in zip(dtypes, tracked([f"generate, {dtype}" for dtype in dtypes]), strict=True):
+        best[name] = rows * new / padded(files, dtype, prompts, new)
     report(arguments, best, decode, bounds)
     if isinstance(vllm, str):
         console.print(f"vLLM: {vllm}")

@@ -16,6 +16,8 @@ from typing import Any
 import torch
 from torch.utils.checkpoint import checkpoint
 
+from agentlightning_torch.products import PLAIN
+
 CHUNK = 1 << 24
 """Maximum number of logits in memory."""
 CACHED = 1 << 19
@@ -62,7 +64,7 @@ def read(
 
 def _logits(head: Head, rows: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
     """Return the logits of states, of a plain head relative to that of the chosen token, up to its rounding."""
-    if type(head) is not torch.nn.Linear or head.bias is not None:
+    if type(head) not in PLAIN or head.bias is not None:
         return head(rows)
     with torch.no_grad():
         own = (rows * head.weight[chosen]).sum(-1, keepdim=True)

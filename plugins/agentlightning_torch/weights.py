@@ -23,6 +23,7 @@ from agentlightning.errors import ConfigError, EngineError, UnsupportedSetting
 from agentlightning.types import Policy
 from agentlightning_torch.adapters import Adapters, add_adapter, compare_adapter, undone_on_error
 from agentlightning_torch.number_type import number_type
+from agentlightning_torch.products import use_faster_products
 from agentlightning_torch.workers import ending_workers
 
 ADAPTER_SETTINGS = ("peft_type", "r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora", "use_dora")
@@ -212,6 +213,8 @@ def get_weights(share: Share, files: ModelFiles, *, device: str = "auto", dtype:
             f"Model {files.name!r} cannot be loaded from {files.path!r}: {error}. Expected a folder or hub id for transformers."
         ) from error
     model = model.to(place).eval()
+    if place.type == "cpu" and number == torch.float32:
+        use_faster_products(model, model.config.get_text_config().hidden_size)
     _check_causal(model, files.name)
     weights = Weights(model, Policy(version=0, base=files.name, uri=f"memory:{key}"), files, place, number)
     share[key] = weights

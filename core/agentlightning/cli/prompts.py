@@ -10,34 +10,36 @@ from rich.table import Table
 from rich.text import Text
 from rich.tree import Tree
 
+from agentlightning.training.choice import Choice
 from agentlightning.training.eval_rollouts import KINDS
+from agentlightning.training.result import found_prompts
 from agentlightning.training.run_folder import RunFolder
 
 
 def print_prompts(run: RunFolder | None, console: Console) -> None:
-    """Print the search of a run for prompts, or what the prompts of an earlier one and its own weights contributed."""
-    if run is None or not run.result.exists():
+    """Print the search of a run for prompts so far, or what the prompts of an earlier one and its own weights contributed."""
+    if run is None:
         return
-    result = run.read_result()
+    result = run.read_result() if run.result.exists() else {}
     if "stages" in result:
         console.print(stages_table(cast("dict[str, Any]", result["stages"])))
-    search = cast("dict[str, Any] | None", result.get("prompts"))
-    if search is None:
+    state = run.read_state() if run.state.exists() else None
+    search = None if state is None else found_prompts(state)
+    if state is None or search is None:
         return
     console.print(_tree(search))
-    for kind, change in held_out(result).items():
+    for kind, change in _held_out(state.choice).items():
         console.print(Text(f"held out, {kind}: {change}"), soft_wrap=True)
     for name, text in search["best"].items():
         same = " (the agent's own)" if search["default"].get(name) == text else ""
         console.print(Text.assemble((f"best {name}{same}:", "bold"), f"\n{text}"), soft_wrap=True, highlight=False)
 
 
-def held_out(result: Mapping[str, Any]) -> dict[str, str]:
-    """Return the change on the eval tasks from before the search, in words, by kind of evaluation."""
-    best = cast("dict[str, Any]", result.get("best") or {})
-    change = cast("dict[str, dict[str, float]]", best.get("change") or {})
+def _held_out(choice: Choice | None) -> dict[str, str]:
+    """The change on the eval tasks from before the search, in words, by kind of evaluation."""
+    change = {} if choice is None else {kind: difference.interval for kind, difference in choice.change.items()}
     return {
-        kind: f"{one['mean']:+.3f} (95% interval {one['low']:+.3f} to {one['high']:+.3f})" for kind in KINDS if (one := change.get(kind))
+        kind: f"{one.mean:+.3f} (95% interval {one.low:+.3f} to {one.high:+.3f})" for kind in KINDS if (one := change.get(kind)) is not None
     }
 
 

@@ -1,4 +1,4 @@
-"""The prompts that a run found, and what prompts and weights contributed in a run of two stages. Both are in `result.json`."""
+"""The prompts that a run found so far, and what prompts and weights contributed in a run of two stages."""
 
 from __future__ import annotations
 
@@ -6,12 +6,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 from agentlightning.training.eval_rollouts import KINDS
+from agentlightning.training.result import found_prompts
+from agentlightning.training.run_state import RunState
 from agentlightning.types import JSON
 
 
-def search_of(result: Mapping[str, Any]) -> dict[str, JSON] | None:
-    """The best prompts of a search and its candidates, each with the texts that it changed. None: the run searched no prompts."""
-    search = cast("Mapping[str, Any] | None", result.get("prompts"))
+def search_of(state: RunState | None) -> dict[str, JSON] | None:
+    """The best prompts of a search and its candidates, each with the texts that it changed. None: the run searches no prompts."""
+    search = None if state is None else found_prompts(state)
     if search is None:
         return None
     candidates = cast("Sequence[Mapping[str, Any]]", search["candidates"])

@@ -82,7 +82,7 @@ def _view(run: RunFolder, library: Library) -> dict[str, JSON]:
     return {
         "columns": columns(rows, policies),
         "policies": policies,
-        "prompts": search_of(result),
+        "prompts": search_of(state),
         "stages": stages_of(result, library.name_of(Path(config["prompts"])) if isinstance(config.get("prompts"), str) else None),
         "time": times(rows),
         "diagnosis": _diagnosis(state),

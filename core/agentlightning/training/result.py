@@ -8,7 +8,6 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, cast
 
-from agentlightning.algorithms.prompt_search import PromptSearch
 from agentlightning.config.models import model_folder
 from agentlightning.config.policies import PolicyConfig
 from agentlightning.config.schema import Config
@@ -47,8 +46,8 @@ def write_result(folder: RunFolder, state: RunState, config: Config, *, weights:
     sampler: Any = state.sampler
     if isinstance(sampler, dict) and (summary := cast("dict[str, Any]", sampler).get("summary")):
         result["sampler"] = summary
-    if state.search is not None:
-        result["prompts"] = _prompts(state.search, None if state.choice is None else state.choice.step)
+    if (search := found_prompts(state)) is not None:
+        result["prompts"] = search
     result |= _policy(folder, state, rows, weights)
     if config.policies and "checkpoint" in result:
         result["policies"] = {name: _one_of_several(name, policy, result, rows) for name, policy in config.policies.items()}
@@ -69,9 +68,12 @@ def _before_after(rows: Sequence[Mapping[str, Any]], kind: str) -> dict[str, flo
     return rewards
 
 
-def _prompts(search: PromptSearch, step: int | None) -> dict[str, Any]:
-    """The best prompts, which the run serves, and the tree of candidates. `step`: of the best evaluation; None: there is none."""
-    best = search.best(step)
+def found_prompts(state: RunState) -> dict[str, Any] | None:
+    """Return the best prompts of a search so far, which the run serves, and the tree of candidates. None: the run searches no prompts."""
+    search = state.search
+    if search is None or not search.candidates:
+        return None
+    best = search.best(None if state.choice is None else state.choice.step)
     return {
         "best": search.candidates[best].prompts,
         "default": search.candidates[0].prompts,

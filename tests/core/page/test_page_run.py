@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,8 @@ from agentlightning.page.prompts import search_of, stages_of
 from agentlightning.page.run import columns
 from agentlightning.stores.common import open_store
 from agentlightning.training.metrics import read_metrics
-from agentlightning.training.result import _prompts  # pyright: ignore[reportPrivateUsage]
 from agentlightning.training.run_folder import RunFolder
+from agentlightning.training.run_state import RunState
 
 Rows = list[dict[str, Any]]
 MEASURED = ("entropy", "loss", "grad_norm", "mismatch_kl", "mismatch_abs")
@@ -72,9 +73,11 @@ def odd(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     edit(paths["policies"], of_two)
     with (paths["policies"] / "config.toml").open("a") as config:
         config.write("\n[policies.editor]\n\n[policies.writer]\n")
-    for name, found in {"prompts": {"prompts": _prompts(search(), 1)}, "weights": {"stages": STAGES}}.items():
-        result = paths[name] / "result.json"
-        result.write_text(json.dumps({**json.loads(result.read_text()), **found}))
+    searching = RunFolder(paths["prompts"])
+    searching.write_state(replace(searching.read_state(), search=search(), choice=None))
+    searching.result.unlink()  # it still runs
+    result = paths["weights"] / "result.json"
+    result.write_text(json.dumps({**json.loads(result.read_text()), "stages": STAGES}))
 
     async def record() -> None:
         store = open_store(f"sqlite:{folder / 'agl.db'}")
@@ -150,8 +153,8 @@ def test_two_stages_show_what_each_contributed(page: Any, odd_link: str) -> None
 
 
 def test_a_candidate_has_the_texts_that_it_changed() -> None:
-    assert (search_of({}), stages_of({}, None)) == (None, None)
-    found: Any = search_of({"prompts": _prompts(search(), None)})
+    assert (search_of(RunState()), stages_of({}, None)) == (None, None)
+    found: Any = search_of(RunState(search=search()))
     assert [[text["name"] for text in candidate["changed"]] for candidate in found["candidates"]] == [["system", "user"], ["system"]]
     assert [(prompt["name"], prompt["own"]) for prompt in found["best"]] == [("system", False), ("user", True)]
 

@@ -190,10 +190,14 @@ def test_prompts_of_a_config_are_the_start_and_a_name_that_nobody_asks_for_is_to
     assert "never asked for prompts.sytem; it asks for system" in re.sub(r"\s+", " ", capsys.readouterr().err)
 
 
+def show(*arguments: str | Path) -> str:
+    return CliRunner().invoke(build(), ["show", *map(str, arguments)], env={"COLUMNS": "200"}).stdout
+
+
 def test_agl_show_prints_the_tree_and_the_held_out_change(model: str, tmp_path: Path) -> None:
     with judge_server(adds_a_rule) as server:
         run = agl.train(follows_rules, tasks=TASKS, eval_tasks=EVAL_TASKS, **settings(model, tmp_path, server, eval={"greedy": False}))
-    shown = CliRunner().invoke(build(), ["show", str(run.folder)], env={"COLUMNS": "200"}).stdout
+    shown = show(run.folder)
     candidates = run.result["prompts"]["candidates"]
     assert f"prompts: {len(candidates) - 1} accepted, " in shown
     for place, candidate in enumerate(candidates):
@@ -202,8 +206,10 @@ def test_agl_show_prints_the_tree_and_the_held_out_change(model: str, tmp_path: 
     assert f"held out, sampled: +{run.result['best']['change']['sampled']['mean']:.3f} (95% interval +{low:.3f}" in shown
     assert f"best system:\n{run.result['prompts']['best']['system']}" in shown
     assert "untrained" not in shown
+    (run.folder / "result.json").unlink()  # as while it runs
+    assert shown[shown.index("prompts: ") :] == (again := show(run.folder))[again.index("prompts: ") :]
     (state, _), *_ = stored(run.folder, mode="train")
-    one = CliRunner().invoke(build(), ["show", str(run.folder), state.rollout.id], env={"COLUMNS": "200"}).stdout
+    one = show(run.folder, state.rollout.id)
     assert f"prompt system {prompt_version('You work.')}" in one
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import threading
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,9 @@ from agentlightning_torch.adapters import Adapters, add_adapter, compare_adapter
 from agentlightning_torch.number_type import number_type
 from agentlightning_torch.products import use_faster_products
 from agentlightning_torch.workers import ending_workers
+
+# peft 0.21 uses the old name of transformers 5
+warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
 
 ADAPTER_SETTINGS = ("peft_type", "r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora", "use_dora")
 """Settings that change what an adapter's weights mean. The names of its weights tell its layers."""

@@ -11,7 +11,9 @@ from torch import nn
 
 from agentlightning.types import Sampling
 from agentlightning_torch import products
+from agentlightning_torch.adapters import adapted_layers
 from agentlightning_torch.engine import TorchEngine, TorchEngineSettings
+from agentlightning_torch.optim import add_lora
 from agentlightning_torch.products import HAS_ONEDNN, MOST_ROWS, WORTH, FewRowsLinear, onednn_speedup, use_faster_products
 from agentlightning_torch.testing import tiny_model
 from agentlightning_torch.weights import get_weights
@@ -79,6 +81,20 @@ def test_layers_are_replaced_only_where_it_pays(monkeypatch):
     monkeypatch.setattr(products, "onednn_speedup", lambda width: WORTH)
     use_faster_products(model, 4)
     assert [type(module) for module in model] == [FewRowsLinear, nn.ReLU, FewRowsLinear]
+
+
+def test_an_adapter_lies_on_the_same_layers(tmp_path, monkeypatch):
+    models = []
+    for speedup in (0.0, WORTH):
+        monkeypatch.setattr(products, "onednn_speedup", lambda width, speedup=speedup: speedup)
+        models.append(add_lora(get_weights({}, tiny_model(tmp_path)).model, 2, 4.0, seed=0))
+    plain, quick = models
+    assert [type(layer) for layer in adapted_layers(quick)] == [type(layer) for layer in adapted_layers(plain)] != []
+    assert {type(layer.base_layer) for layer in adapted_layers(quick)} == {FewRowsLinear}
+    assert plain.state_dict().keys() == quick.state_dict().keys()
+    ids = torch.arange(1, 6)[None]
+    with torch.no_grad():
+        torch.testing.assert_close(quick(input_ids=ids).logits, plain(input_ids=ids).logits, rtol=1e-4, atol=1e-4)
 
 
 def test_the_speedup_is_measured_on_this_machine():

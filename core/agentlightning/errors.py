@@ -90,7 +90,7 @@ class EngineError(LightningError):
 
 
 class EngineUnavailable(EngineError):
-    """The server of an engine did not answer, again and again."""
+    """The server of an engine did not answer, again and again, or it refuses every request."""
 
 
 class ContextOverflow(EngineError):

@@ -16,7 +16,7 @@ import numpy as np
 
 from agentlightning.algorithms.base import Reflection, Session, Trial, returns_of
 from agentlightning.algorithms.prompt_search import PromptCandidate, PromptSearch
-from agentlightning.capture.prompts import prompts_of
+from agentlightning.capture.prompts import asked_texts
 from agentlightning.errors import ConfigError
 from agentlightning.rl.batch.build import make_batch
 from agentlightning.rl.trajectory.build import leave_out
@@ -43,10 +43,14 @@ class Search:
         self._settings, self._session, self._bridge, self._steps = settings, session, bridge, steps
         self._trials = session.trials
         self._step: int | None = step
+        self._any_step = step > 0
+        """Whether a step has ended. A budget of tokens ends the search after one."""
         self._of_step: list[Trial] = []
         self._calls, self._proposals = 0, 0
         """Trials and proposals of this step."""
         self._failure: Exception | None = None
+        self._told: set[str] = set()
+        """Prompts that the search leaves alone, and other troubles that were said."""
         tasks, count = self._trials.tasks, min(settings.validation, len(self._trials.tasks))
         self._validation = [tasks[place * len(tasks) // count] for place in range(count)]
         self._search = session.search
@@ -63,6 +67,7 @@ class Search:
         if self._search is not None:
             return
         own = self._trials.prompts
+        self._check_budget()
         self._search = PromptSearch(candidates=[], rollouts=0, tokens=0, seed_prompts=own)
         trials, scores = await self._try(self._validation, own)
         prompts = asked_prompts(trials)
@@ -75,6 +80,37 @@ class Search:
         scored = dict(zip([task.id for task in self._validation], scores, strict=True))
         self._update(candidates=[PromptCandidate(prompts=prompts, parents=[], scores=scored, step=0)])
 
+    def _check_budget(self) -> None:
+        """Raise `ConfigError` if no step fits the budget."""
+        budget, first = self._settings.rollouts, len(self._validation) * self._settings.group_size
+        if budget is not None and budget < first + self._largest_step:
+            raise ConfigError(
+                f"algorithm.rollouts is {budget}, but scoring the agent's own prompts takes {first}, and a step up to {self._largest_step} "
+                f"more. Set at least {first + self._largest_step}, or lower validation or tasks_per_step."
+            )
+
+    @property
+    def _largest_step(self) -> int:
+        """Rollouts of a step whose proposal is accepted."""
+        return (2 * self._trials.tasks_per_step + len(self._validation)) * self._settings.group_size
+
+    def _say_once(self, key: str, text: str) -> None:
+        if key not in self._told:
+            self._told.add(key)
+            self._session.say(text)
+
+    def _tell_new_prompts(self, trials: Sequence[Trial]) -> None:
+        """Say which prompts rollouts ask for that are not part of the search."""
+        prompts = self.search.candidates[0].prompts
+        for trial in trials:
+            for name, _ in asked_texts(trial.records) if trial.records is not None else ():
+                if name not in prompts:
+                    self._say_once(
+                        f"prompt {name}",
+                        f"A rollout asked for prompts.{name}, but those of the validation tasks did not when the search began. The search "
+                        "leaves it alone. Ask for every prompt in every rollout.",
+                    )
+
     async def _try(self, tasks: Sequence[Task], prompts: dict[str, str]) -> tuple[list[Trial], list[float]]:
         """Return the rollouts of tasks, and the mean reward of each task. One without a reward counts as 0."""
         assert self._step is not None
@@ -82,6 +118,9 @@ class Search:
         size = self._settings.group_size
         trials = await self._trials.try_prompts(self._step, f"trial{self._calls}", tasks, {**self.search.seed_prompts, **prompts}, size)
         self._of_step += trials
+        if self.search.candidates:
+            self._tell_new_prompts(trials)
+        self._check_counts(trials)
         rewards = [trial.trajectory.reward for trial in trials]
         transitions = [transition for trial in trials for transition in trial.trajectory.transitions]
         self._update(
@@ -90,6 +129,16 @@ class Search:
             unscored=self.search.unscored + sum(reward is None for reward in rewards),
         )
         return trials, [float(np.mean([reward or 0.0 for reward in rewards[at : at + size]])) for at in range(0, len(rewards), size)]
+
+    def _check_counts(self, trials: Sequence[Trial]) -> None:
+        """Raise `ConfigError` if a budget of tokens cannot be kept, because nobody tells how many there are."""
+        if self._settings.tokens is None:
+            return
+        completions = [one for trial in trials if trial.records is not None for one in trial.records.completions]
+        if (missing := next((one.missing for one in completions if one.missing and not len(one.response_ids)), None)) is not None:
+            raise ConfigError(
+                f"algorithm.tokens is set, but nobody counts the tokens of replies ({missing}). Set algorithm.rollouts instead."
+            )
 
     async def _finish_step(self, state: Any) -> None:
         """Record the step that has ended, and begin the next one."""
@@ -100,6 +149,7 @@ class Search:
         candidates = candidates_of(state, before, self._step + 1, self._validation)
         accepted = len(candidates) - len(before)
         self._update(candidates=candidates, rejected=self.search.rejected + max(0, self._proposals - accepted))
+        self._any_step = True
         self._update(done=self._spent() is not None)
         trajectories = [leave_out(trial.trajectory, lambda _: UNTRAINED) for trial in self._of_step]
         nothing = [np.full(len(trajectory.transitions), np.nan) for trajectory in trajectories]
@@ -117,11 +167,10 @@ class Search:
 
     def _spent(self) -> str | None:
         """Why the search must end; None: another step fits the budget."""
-        settings, spent = self._settings, self.search
-        step = (2 * self._trials.tasks_per_step + len(self._validation)) * settings.group_size
+        settings, spent, step = self._settings, self.search, self._largest_step
         if settings.rollouts is not None and spent.rollouts + step > settings.rollouts:
             return f"{spent.rollouts} of {settings.rollouts} rollouts are spent, and a step may take {step}"
-        if settings.tokens is not None and spent.tokens >= settings.tokens:
+        if settings.tokens is not None and spent.tokens >= settings.tokens and self._any_step:
             return f"{spent.tokens:,} of {settings.tokens:,} tokens are spent"
         return None
 
@@ -194,6 +243,10 @@ class Search:
             answer = self._keeping_failures(partial(self._reflect, prompt))
             self._update(tokens=self.search.tokens + answer.tokens)
             text = Proposal.output_extractor(answer.text.strip())["new_instruction"]
+            if not text:
+                self._say_once(
+                    "empty", "The reflecting model returned no text, so there is no proposal. Check algorithm.reflection_tokens."
+                )
             if text and text != candidate[name]:
                 texts[name] = text
         self._proposals += bool(texts)
@@ -226,14 +279,14 @@ class Search:
 
 
 def asked_prompts(trials: Sequence[Trial]) -> dict[str, str]:
-    """Return the prompts that rollouts asked for. Raises `ConfigError` if there are none, or if one differs between rollouts."""
+    """Return the prompts that rollouts asked for. Raises `ConfigError` if there are none, or if one has several texts."""
     prompts: dict[str, str] = {}
     for trial in trials:
-        for name, text in prompts_of(trial.records).items() if trial.records is not None else ():
+        for name, text in asked_texts(trial.records) if trial.records is not None else ():
             if prompts.setdefault(name, text) != text:
                 raise ConfigError(
-                    f"The prompt {name!r} is not the same in all rollouts: {prompts[name]!r:.80} and {text!r:.80}. Keep its text constant, "
-                    "and put the task into another message."
+                    f"The prompt {name!r} is not the same everywhere: {prompts[name]!r:.80} and {text!r:.80}. Keep its text constant, and "
+                    "put the task into another message."
                 )
     if not prompts:
         raise ConfigError(

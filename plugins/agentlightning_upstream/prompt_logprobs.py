@@ -26,6 +26,8 @@ FIRST_PAUSE = 0.5
 """Seconds before the second request; each later pause is twice as long."""
 BUSY = (408, 425, 429, 500, 502, 503, 504)
 """Statuses after which the request is sent again."""
+REFUSES_ALL = (401, 402, 403, 404, 405)
+"""Statuses that no other request changes."""
 
 
 async def score(connection: Connection, model: str, batch: Batch) -> Doubles:
@@ -84,7 +86,8 @@ async def _prompt_logprobs(connection: Connection, model: str, ids: list[int]) -
 
 
 async def post(connection: Connection, url: str, body: dict[str, Any]) -> dict[str, Any]:
-    """Send a request, again while the server is busy. Raises `EngineError`; if the server stays away, `EngineUnavailable`."""
+    """Send a request, again while the server is busy. Raises `EngineError`; `EngineUnavailable` if the server stays away, or would refuse
+    any request."""
     for attempt in range(ATTEMPTS):
         try:
             response = await connection.post(url, body)
@@ -92,11 +95,26 @@ async def post(connection: Connection, url: str, body: dict[str, Any]) -> dict[s
             problem = f"The server {url} cannot be reached ({type(error).__name__}: {error})"
         else:
             if response.status_code == 200:
-                return cast("dict[str, Any]", response.json())
+                return _object(response, url)
             text = connection.without_key(response.content).decode(errors="replace")[:300]
             problem = f"The server {url} answered {response.status_code}: {text}"
+            if response.status_code in REFUSES_ALL:
+                raise EngineUnavailable(f"{problem}. Check teacher.engine and teacher.model, then resume the run.")
             if response.status_code not in BUSY:
                 raise EngineError(f"{problem}. Check teacher.engine and teacher.model.")
         if attempt < ATTEMPTS - 1:
             await asyncio.sleep(FIRST_PAUSE * 2**attempt)
     raise EngineUnavailable(f"{problem}, {ATTEMPTS} times. Check the server of the teacher, then resume the run.")  # pyright: ignore[reportPossiblyUnboundVariable]
+
+
+def _object(response: httpx.Response, url: str) -> dict[str, Any]:
+    try:
+        answer: Any = response.json()
+    except ValueError:
+        answer = None
+    if not isinstance(answer, dict):
+        kind = response.headers.get("content-type", "no type")
+        raise EngineUnavailable(
+            f"The server {url} answered with no JSON object ({kind}). Check the address of the teacher, then resume the run."
+        )
+    return cast("dict[str, Any]", answer)

@@ -21,5 +21,10 @@ def prompt_note(attempt_id: str, name: str, text: str) -> Span:
 
 def prompts_of(records: AttemptRecords) -> dict[str, str]:
     """Return the texts of the prompts that an attempt asked for, by name. Of one name the last counts."""
+    return dict(asked_texts(records))
+
+
+def asked_texts(records: AttemptRecords) -> list[tuple[str, str]]:
+    """Return the name and the text of each prompt that an attempt asked for, in order."""
     notes: list[dict[str, Any]] = [span.attributes for span in records.spans if span.kind == "note" and PROMPT in span.attributes]
-    return {str(note[PROMPT]): str(note["text"]) for note in notes}
+    return [(str(note[PROMPT]), str(note["text"])) for note in notes]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 from pathlib import Path
 from typing import Annotated
 
@@ -44,6 +45,8 @@ def import_traces(
         raise ConfigError("--to and --model belong together: the tokens of demonstrations are those of one model. Use both, or neither.")
     if tasks is not None and tasks.exists():
         raise ConfigError(f"--tasks {tasks} exists. Name a new file.")
+    if reward is not None and not math.isfinite(reward):
+        raise ConfigError(f"--reward is {reward}. Give a finite number.")
     reader = TraceReader()
     for file in files:
         reader.add(file)
@@ -77,7 +80,7 @@ def _name(unread: Unread) -> None:
 def _summary(imported: Imported, to: str) -> str:
     text = f"Imported {imported.rollouts:,} traces with {imported.calls:,} replies into {to}."
     if imported.present:
-        text += f" {imported.present:,} were there already."
+        text += f" {imported.present:,} were there already" + (f", {imported.scored:,} now have a reward." if imported.scored else ".")
     if imported.unscored:
         text += f" {imported.unscored:,} have no reward, so they are not trained. Add --reward, or score them with `agl score`."
     return text

@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, cast
 
@@ -423,6 +423,8 @@ def build_config(data: Mapping[str, Any], plugins: Registry | None = None) -> Co
         data = {**data, "algorithm": two_stages(cast("Sequence[Any]", stages))}
     if isinstance(algorithm := data.get("algorithm"), Mapping):
         data = {**data, "algorithm": with_preset(cast("Mapping[str, Any]", algorithm))}
+    if isinstance(stages, list | tuple):
+        _check_first(data["algorithm"], plugins or registry())
     check_config_keys(Config, PARTS, data, plugins or registry())
     runner = data.get("runner")
     if not isinstance(runner, Mapping):
@@ -431,6 +433,18 @@ def build_config(data: Mapping[str, Any], plugins: Registry | None = None) -> Co
     with naming("runner"):
         entry = (plugins or registry()).entry("runners", name)
     return build(Config, {**data, "runner": build(entry.load_settings(), runner, "runner")})
+
+
+def _check_first(algorithm: Mapping[str, Any], plugins: Registry) -> None:
+    """Check that another algorithm can follow the first one of two."""
+    name, second = str(algorithm.get("name")), algorithm["then"].get("name")
+    with naming("algorithm"):
+        target = plugins.load("algorithms", name)
+    if is_dataclass(target) and "then" not in {setting.name for setting in fields(target)}:
+        raise ConfigError(
+            f"algorithm is a list of {name!r} and {second!r}, but nothing can follow {name!r}. The search for prompts comes first, as in "
+            "['gepa', 'lightning']."
+        )
 
 
 def check_names(config: Config, plugins: Registry | None = None) -> None:

@@ -38,6 +38,7 @@ from agentlightning.training.progress import Progress
 from agentlightning.training.rollouts import first_error, mean_reward
 from agentlightning.training.run_folder import RunFolder
 from agentlightning.training.services import Services, open_services
+from agentlightning.training.stages import weights_job
 from agentlightning.training.step_checks import check_first
 from agentlightning.types import Task, Trajectory
 
@@ -103,6 +104,7 @@ def dry_run(config: Config, *, progress: Progress | None = None) -> DryRun:
 
 
 async def _dry_run(job: Job, controls: Controls) -> DryRun:
+    job = weights_job(job) or job  # of two stages the second, which has steps of training
     plan = await plan_training(job.config, job.agent, controls.progress)
     if not plan.algorithm.trains_weights:
         raise ConfigError(

@@ -103,6 +103,8 @@ def _without_weights(
     """The plan of a run that trains no weights."""
     if config.replay is not None:
         raise ConfigError(f"Algorithm {config.algorithm['name']!r} needs rollouts with other prompts, but a replay's exist already.")
+    if config.teacher is not None and not config.algorithm.get("then"):
+        raise ConfigError(f"[teacher] is set, but algorithm {config.algorithm['name']!r} asks no teacher. Remove [teacher].")
     check_scorer(config, algorithm.group_size, searches=True)
     checked = _agent(config, agent)
     files = ModelFiles(config.model, "") if engine[0].remote else _model(config.model, progress)

@@ -46,7 +46,7 @@ class RunTrials(PromptTrials):
         ]
         self._services.controls.progress.phase("rollouts")
         trajectories = await self._services.collector.run(rollouts)
-        if step == 0:
+        if step == 0 and prompts == self.prompts:  # an agent that fails with a proposal only shows that the proposal is bad
             self._checks.first(trajectories)
         return [await self._trial(trajectory) for trajectory in trajectories]
 

@@ -282,3 +282,77 @@ def test_wrong_arguments_are_errors(tmp_path: Path) -> None:
     assert "binary.json cannot be read" in command(tmp_path / "binary.json", "--tasks", tmp_path / "tasks.jsonl")
     assert "exists. Name a new file" in command(empty, "--tasks", empty)
     assert not (tmp_path / "tasks.jsonl").exists()
+
+
+def said(text: str, **more: Any) -> dict[str, Any]:
+    return {"messages": [{"role": "user", "content": "Say it."}, {"role": "assistant", "content": text}], **more}
+
+
+def generation(id: str, text: str = "ok") -> dict[str, Any]:
+    return {"id": id, "type": "GENERATION", "input": [{"role": "user", "content": "hi"}], "output": text}
+
+
+MALFORMED = {
+    "its tools are a int": said("a", tools=5),
+    "a tool is a int": said("a", tools=[5]),
+    "the tool calls of a message are a int": {"messages": [{"role": "user"}, {"role": "assistant", "tool_calls": 5}]},
+    "it is a list": [1],
+    "an observation is a NoneType": {"id": "t1", "observations": [{"id": "s", "type": "SPAN"}, None]},
+    "its observations are a dict": {"id": "t2", "observations": {"a": 1}},
+    "a score is a NoneType": {"id": "t3", "observations": [generation("o3")], "scores": [{"value": 1}, None]},
+    "its scores are a int": {"id": "t4", "observations": [generation("o4")], "scores": 1},
+    "a feedback good is a NoneType": {"id": "t5", "run_type": "chain", "feedback_stats": {"good": None}},
+    "its feedback_stats are a list": {"id": "t6", "run_type": "chain", "feedback_stats": [1]},
+    "its reward is '0', not a finite number": said("a", reward="0"),
+    "its reward is nan, not a finite number": said("a", reward=float("nan")),
+    "its score is inf, not a finite number": {"id": "t7", "observations": [generation("o7")], "scores": [{"value": float("inf")}]},
+    "its id 'same' is also that of": said("b", id="same"),
+    "it was read already": {**generation("twice"), "traceId": "t8"},
+}
+
+
+def test_whatever_is_malformed_is_named_and_the_rest_is_imported(tmp_path: Path) -> None:
+    model = tiny_model(tmp_path / "model", context=2048).path
+    good = [said("first", id="same"), {**generation("twice"), "traceId": "t8"}]
+    (tmp_path / "lines.jsonl").write_text("\ufeff" + "".join(f"{json.dumps(line)}\n" for line in [*good, *MALFORMED.values()]))
+    address = f"sqlite:{tmp_path / 'to.db'}"
+    output = command(tmp_path / "lines.jsonl", "--to", address, "--model", model, "--reward", "1")
+    named = [line for line in output.splitlines() if line.startswith("Not imported: ")]
+    for line, (reason, place) in zip(named, zip(MALFORMED, range(3, 3 + len(MALFORMED)), strict=True), strict=True):
+        assert f"lines.jsonl:{place}" in line
+        assert reason in line
+    assert "Imported 2 traces with 2 replies" in output
+    assert {state.rollout.task.id for state, _ in stored(address)} == {"same", "t8"}
+
+
+def test_a_trace_gets_its_reward_later(tmp_path: Path) -> None:
+    model = tiny_model(tmp_path / "model", context=2048).path
+    (tmp_path / "lines.jsonl").write_text(json.dumps(said("a")))
+    address = f"sqlite:{tmp_path / 'to.db'}"
+    arguments = (tmp_path / "lines.jsonl", "--to", address, "--model", model)
+    assert "1 have no reward" in command(*arguments)
+    assert "1 were there already. 1 have no reward" in command(*arguments)
+    assert "1 were there already, 1 now have a reward." in command(*arguments, "--reward", "1")
+    assert command(*arguments, "--reward", "0").endswith("1 were there already.\n")
+    ((state, attempts),) = stored(address)
+    assert trajectory(state, attempts).reward == 1.0
+    assert "--reward is nan" in command(*arguments, "--reward", "nan")
+
+
+def test_what_an_interrupted_import_left_is_imported_again(tmp_path: Path) -> None:
+    model = tiny_model(tmp_path / "model", context=2048).path
+    (tmp_path / "lines.jsonl").write_text("".join(f"{json.dumps(said(text, reward=1))}\n" for text in "ab"))
+    address = f"sqlite:{tmp_path / 'to.db'}"
+    arguments = (tmp_path / "lines.jsonl", "--to", address, "--model", model)
+    command(*arguments)
+
+    async def interrupt() -> None:
+        store = open_store(address)
+        (state, *_), _ = await store.list(limit=1)
+        await store.delete([state.rollout.id])
+        await store.begin(state.rollout, "an import that ended here", lease=600.0)
+        await store.close()
+
+    asyncio.run(interrupt())
+    assert "Imported 1 traces with 1 replies" in command(*arguments)
+    assert [(state.status, len(records.completions)) for state, (records,) in stored(address)] == [("succeeded", 1)] * 2

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from letters import TASKS, ask, score
 from openai import AsyncOpenAI
-from starlette.responses import JSONResponse
+from starlette.responses import HTMLResponse, JSONResponse
 
 import agentlightning as agl
 from agentlightning.contracts.store import StoredRollout
@@ -147,8 +147,16 @@ def test_a_teacher_that_does_not_answer_is_named(model: str, tmp_path: Path, mes
             agl.train(solve, tasks=TASKS, **settings(model, tmp_path, server, **more))
 
 
-def test_a_teacher_that_stays_away_stops_the_run_which_continues_later(
-    model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, server: JudgeServer
+AWAY = {
+    r"answered 503: .*, 5 times\. Check the server of the teacher, then resume the run": JSONResponse({"error": "busy"}, 503),
+    r"answered 401: .*no credit.*Check teacher\.engine and teacher\.model, then resume the run": JSONResponse({"error": "no credit"}, 401),
+    r"answered with no JSON object \(text/html; charset=utf-8\)": HTMLResponse("<p>Log in first</p>"),
+}
+
+
+@pytest.mark.parametrize("message", AWAY)
+def test_a_teacher_that_stays_away_or_refuses_all_stops_the_run_which_continues_later(
+    model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, server: JudgeServer, message: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(prompt_logprobs, "FIRST_PAUSE", 0.001)
     usual, asked = server.answer, 0
@@ -156,12 +164,13 @@ def test_a_teacher_that_stays_away_stops_the_run_which_continues_later(
     def away_after_the_first_step(body: dict[str, Any]) -> Any:
         nonlocal asked
         asked += 1
-        return JSONResponse({"error": "busy"}, 503) if asked > 3 else usual(body)
+        return AWAY[message] if asked > 3 else usual(body)
 
     server.answer = away_after_the_first_step
     arguments = settings(model, tmp_path, server, steps=2, algorithm="sft", checkpoints={"every": 1})
-    with pytest.raises(EngineError, match=r"answered 503: .*, 5 times\. Check the server of the teacher, then resume the run"):
+    with pytest.raises(EngineError, match=message):
         agl.train(solve, tasks=TASKS, **arguments)
+    assert not [record for record in caplog.records if record.exc_info]
     (folder,) = tmp_path.glob("*-run")
     server.answer = usual
     run = agl.train(solve, tasks=TASKS, resume=folder, **arguments)

@@ -50,6 +50,24 @@ async def two_prompts(task: Any, llm: agl.LLM) -> float:
     return float(task["rule"] in text)
 
 
+async def asks_twice(task: Any, llm: agl.LLM) -> float:
+    await ask(llm, llm.prompt("system", default="First."), llm.prompt("system", default="Second."))
+    return 0.0
+
+
+async def fails_with_another_prompt(task: Any, llm: agl.LLM) -> float:
+    system = llm.prompt("system", default="You work.")
+    await ask(llm, system, task["rule"])
+    if system != "You work.":
+        raise ValueError("this prompt is too long")
+    return 0.0
+
+
+async def asks_for_more_sometimes(task: Any, llm: agl.LLM) -> float:
+    await ask(llm, llm.prompt("system", default="You work."), llm.prompt("rare", default="?") if task["id"] == "units3" else "?")
+    return 0.0
+
+
 def adds_a_rule(body: dict[str, Any]) -> str:
     """Reads the old prompt and the notes, and adds the first rule that was needed and missing."""
     question = body["messages"][0]["content"]

@@ -16,8 +16,11 @@ from rules import (
     RULES,
     TASKS,
     adds_a_rule,
+    asks_for_more_sometimes,
     asks_for_nothing,
+    asks_twice,
     changes_its_prompt,
+    fails_with_another_prompt,
     follows_rules,
     settings,
     stored,
@@ -145,18 +148,53 @@ def test_a_search_ends_before_it_exceeds_its_budget(model: str, tmp_path: Path) 
             follows_rules, tasks=TASKS, eval_tasks=EVAL_TASKS[:4], **settings(model, tmp_path, server, algorithm={"rollouts": 27})
         )
         by_tokens = agl.train(follows_rules, tasks=TASKS, **settings(model, tmp_path, server, algorithm={"tokens": 1}))
+        with pytest.raises(ConfigError, match="rollouts is 13, but scoring the agent's own prompts takes 4, and a step up to 10 more"):
+            agl.train(follows_rules, tasks=TASKS, **settings(model, tmp_path, server, algorithm={"rollouts": 13}))
     assert by_rollouts.result["prompts"]["rollouts"] <= 27
     assert by_rollouts.result["finished"] is True
     assert 1 <= by_rollouts.result["steps"] < 6
     assert "after" in by_rollouts.result["eval"]["sampled"], "the last step is evaluated, though the budget ended the search"
-    assert by_tokens.result["steps"] == 0
+    assert by_tokens.result["steps"] == 1, "the step that reaches the number is the last"
 
 
 def test_an_agent_that_asks_for_no_prompt_or_for_a_changing_one_is_an_error(model: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"asked for no prompt in 4 rollouts.*llm.prompt\('system'"):
         agl.train(asks_for_nothing, tasks=TASKS, **settings(model, tmp_path, None))
-    with pytest.raises(ConfigError, match="not the same in all rollouts"):
+    with pytest.raises(ConfigError, match="not the same everywhere"):
         agl.train(changes_its_prompt, tasks=TASKS, **settings(model, tmp_path, None))
+    with pytest.raises(ConfigError, match=r"not the same everywhere: 'First\.' and 'Second\.'"):
+        agl.train(asks_twice, tasks=TASKS, **settings(model, tmp_path, None))
+
+
+def test_an_agent_that_fails_with_a_proposal_rejects_it(model: str, tmp_path: Path) -> None:
+    with judge_server(lambda body: "```\nAnother.\n```") as server:
+        run = agl.train(fails_with_another_prompt, tasks=TASKS, **settings(model, tmp_path, server, steps=2))
+    assert (run.result["finished"], run.result["prompts"]["rejected"]) == (True, 2)
+    assert run.result["prompts"]["best"] == {"system": "You work."}
+    assert run.result["prompts"]["unscored"] == 6
+
+
+def test_a_prompt_outside_the_search_and_an_empty_reflection_are_said_once(
+    model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with judge_server(lambda body: "") as server:
+        arguments = settings(model, tmp_path, server, steps=3, tasks_per_step=16)
+        agl.train(asks_for_more_sometimes, tasks=TASKS, **{**arguments, "progress": True})
+    said = re.sub(r"\s+", " ", capsys.readouterr().err)
+    assert said.count("A rollout asked for prompts.rare") == 1
+    assert said.count("The reflecting model returned no text") == 1
+
+
+def test_tokens_that_nobody_counts_are_no_budget(tmp_path: Path) -> None:
+    with judge_server(lambda body: "hello") as server:
+        arguments = settings("strong", tmp_path, server, algorithm={"tokens": 100}, engine={"name": "upstream", "url": server.base_url})
+        with pytest.raises(ConfigError, match=r"nobody counts the tokens of replies \(token ids missing.*Set algorithm\.rollouts"):
+            agl.train(follows_rules, tasks=TASKS, **arguments)
+
+
+def test_nothing_asks_a_teacher_in_a_search(model: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"\[teacher\] is set, but algorithm 'gepa' asks no teacher"):
+        agl.train(follows_rules, tasks=TASKS, **settings(model, tmp_path, None, teacher={"model": model}))
 
 
 def test_an_endpoint_that_fails_stops_the_run_and_leaves_it_resumable(model: str, tmp_path: Path) -> None:

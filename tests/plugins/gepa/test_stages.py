@@ -17,6 +17,7 @@ from agentlightning.capture.prompts import prompts_of
 from agentlightning.cli.main import build
 from agentlightning.config.schema import build_config
 from agentlightning.errors import ConfigError
+from agentlightning.training.dry_run import dry_run
 from agentlightning.training.job import make_job
 from agentlightning.training.train import train_job
 from judge_server import JudgeServer, judge_server
@@ -84,9 +85,17 @@ def test_a_run_that_stopped_in_either_stage_is_resumed_there(model: str, tmp_pat
 def test_a_list_of_other_algorithms_is_refused_and_mistakes_of_the_second_come_before_the_search(model: str, tmp_path: Path) -> None:
     named = {"agent": "rules:follows_rules", "tasks": "rules:TASKS", "model": model}
     assert build_config({**named, "algorithm": ["gepa", "rloo"]}).algorithm["then"] == {"name": "lightning", "advantage": "rloo"}
+    with pytest.raises(ConfigError, match="list of 'lightning' and 'gepa', but nothing can follow 'lightning'"):
+        build_config({**named, "algorithm": ["grpo", "gepa"]})
     with pytest.raises(ConfigError, match="list of 3"):
         build_config({**named, "algorithm": ["gepa", "sft", "lightning"]})
     with pytest.raises(ConfigError, match="'gepa', which trains no weights"):
         agl.train(follows_rules, tasks=TASKS, model=model, algorithm=["gepa", "gepa"], progress=False)
     with pytest.raises(ConfigError, match="group_size is 1"):
         agl.train(follows_rules, tasks=TASKS, model=model, algorithm=["gepa", {"name": "lightning", "group_size": 1}], progress=False)
+
+
+def test_a_dry_run_of_two_stages_tries_the_training(model: str, tmp_path: Path) -> None:
+    arguments = {"agent": "rules:follows_rules", "tasks": "rules:TASKS", "model": model, "tasks_per_step": 2, "folder": str(tmp_path)}
+    found = dry_run(build_config({**arguments, "sampling": {"max_tokens": 2}, "algorithm": ["gepa", {"name": "grpo", "group_size": 2}]}))
+    assert found.rollouts > 0

@@ -17,6 +17,7 @@ from typing import Any, TypeAlias, cast
 from msgspec.structs import replace
 
 from agentlightning.contracts.engine import Chunk, Engine
+from agentlightning.errors import EngineError
 from agentlightning.gateway.api.schema import Refused
 from agentlightning.gateway.conversation import canonical
 from agentlightning.gateway.rendering.renderer import Conversation, Rendering
@@ -86,6 +87,8 @@ async def demonstration(demonstrate: Demonstrate, request: Demonstrated, engine:
             message: Any = await asyncio.to_thread(demonstrate.answer, *arguments, request.settings)
         else:
             message = await asyncio.to_thread(demonstrate, *arguments)
+    except EngineError as error:  # of a teacher
+        raise Refused(f"Task {request.rollout.task.id} has no demonstration: {error}", code="demonstration") from error
     except Exception as error:
         log.error("The demonstration for task %s failed.", request.rollout.task.id, exc_info=error)
         raise _refused(request, f"it raised {type(error).__name__}: {error}") from error

@@ -70,7 +70,7 @@ def message_of(value: Any) -> Message:
     if role == "tool":
         message["tool_call_id"] = str(fields.get("tool_call_id") or "")
     if fields.get("tool_calls"):
-        message["tool_calls"] = [_tool_call(call) for call in fields["tool_calls"]]
+        message["tool_calls"] = _tool_calls(fields["tool_calls"])
     return message
 
 
@@ -93,7 +93,7 @@ def _of_langchain(kwargs: Mapping[str, Any]) -> Message:
     if role == "tool":
         message["tool_call_id"] = str(kwargs.get("tool_call_id") or "")
     if kwargs.get("tool_calls"):
-        message["tool_calls"] = [_tool_call(call) for call in kwargs["tool_calls"]]
+        message["tool_calls"] = _tool_calls(kwargs["tool_calls"])
     return message
 
 
@@ -117,6 +117,12 @@ def _of_parts(fields: Mapping[str, Any]) -> Message:
         return results[0]
     message: Message = {"role": str(fields.get("role")), "content": "".join(texts)}
     return message | ({"tool_calls": calls} if calls else {})
+
+
+def _tool_calls(calls: Any) -> list[Message]:
+    if not isinstance(calls, list):
+        raise Unreadable(f"the tool calls of a message are a {type(calls).__name__}, not a list")
+    return [_tool_call(call) for call in cast("list[Any]", calls)]
 
 
 def _tool_call(call: Any) -> Message:

@@ -37,6 +37,8 @@ class Imported:
     calls: int = 0
     present: int = 0
     """Traces that an earlier import wrote."""
+    scored: int = 0
+    """Those of them that had no reward until now."""
     unscored: int = 0
     """Traces without a reward."""
     unread: list[Unread] = field(default_factory=list[Unread])
@@ -71,12 +73,8 @@ class _Writer:
         rollout = Rollout(
             id=hashlib.sha256(text.encode()).hexdigest()[:32], task=task_of(trace), mode="train", sampling=Sampling(), max_attempts=1
         )
-        try:
-            await self._store.read(rollout.id)
-        except NotFound:
-            pass
-        else:
-            self.imported.present += 1
+        value = self._reward if trace.reward is None else trace.reward
+        if await self._is_present(rollout.id, value):
             return
         attempt = await self._store.begin(rollout, WORKER, lease=LEASE)
         written = await self._calls(trace.calls, attempt)
@@ -85,13 +83,31 @@ class _Writer:
             await self._store.delete([rollout.id])
             return
         note = f"Imported from {trace.where}. The replies were tokenised with the renderer of {self._model.name!r}; nothing was sampled."
-        value = self._reward if trace.reward is None else trace.reward
         rewards = [] if value is None else [Reward(attempt_id=attempt.id, value=value, source="import")]
         await self._store.record([Span(attempt_id=attempt.id, kind="note", name=note), *rewards])
         await self._store.finish(attempt.id, "succeeded")
         self.imported.rollouts += 1
         self.imported.calls += written
         self.imported.unscored += value is None
+
+    async def _is_present(self, id: str, value: float | None) -> bool:
+        """Return whether an earlier import wrote a trace to its end. It gets its reward if it had none. What an interrupted import left is
+        removed."""
+        try:
+            state, attempts = await self._store.read(id)
+        except NotFound:
+            return False
+        if state.status != "succeeded" or state.winner is None:
+            await self._store.cancel([id])
+            await self._store.delete([id])
+            return False
+        scored = any(records.rewards for records in attempts)
+        if not scored and value is not None:
+            await self._store.record([Reward(attempt_id=state.winner.id, value=value, source="import")])
+        self.imported.present += 1
+        self.imported.scored += not scored and value is not None
+        self.imported.unscored += not scored and value is None
+        return True
 
     async def _calls(self, calls: Sequence[ImportedCall], attempt: Attempt) -> int:
         """Write the calls of a trace, and return how many could be."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
@@ -18,10 +19,15 @@ from agentlightning.records.traces.formats import (
     conversation_calls,
     langfuse_call,
     langsmith_call,
+    mean_feedback,
     mean_score,
+    number,
     otlp_call,
 )
 from agentlightning.types import JSON
+
+UNKNOWN_FORM = (TypeError, ValueError, KeyError, AttributeError)
+"""Errors of reading a record whose fields have other types than its source gives them."""
 
 
 @dataclass(slots=True)
@@ -34,18 +40,22 @@ class TraceReader:
     _rewards: dict[str, float] = field(default_factory=dict[str, float])
     _inputs: dict[str, JSON] = field(default_factory=dict[str, JSON])
     _where: dict[str, str] = field(default_factory=dict[str, str])
+    _records_of: dict[str, str] = field(default_factory=dict[str, str])
+    """Where the records are that have a whole trace, by its id."""
+    _parts: set[tuple[str, str]] = field(default_factory=set[tuple[str, str]])
+    """Traces and ids of the calls that are records of their own."""
+    _spoiled: set[str] = field(default_factory=set[str])
+    """Traces whose reward cannot be read. Without it, they are not what they were."""
 
     def add(self, file: Path) -> None:
         """Read a file. Raises `TaskError` if it cannot be read at all."""
         try:
-            text = file.read_text(encoding="utf-8")
+            text = file.read_text(encoding="utf-8-sig")  # with or without a byte order mark
         except (OSError, UnicodeDecodeError) as error:
             raise TaskError(f"{file} cannot be read: {error}. Name a JSON file, or one of JSON lines.") from error
         for where, record in self._records(file, text):
-            if isinstance(record, Mapping):
-                self._add(cast(Fields, record), where)
-            else:
-                self.unread.append(Unread(where, f"it is a {type(record).__name__}, not an object"))
+            with self._naming(where):
+                self._add(_object(record, "it"), where)
 
     def traces(self) -> list[ImportedTrace]:
         """Return the traces with a model call, in the order of their first record."""
@@ -54,6 +64,7 @@ class TraceReader:
                 id, sorted(calls, key=lambda call: call.started), self._where[id], self._rewards.get(id), self._inputs.get(id)
             )
             for id, calls in self._calls.items()
+            if id not in self._spoiled
         ]  # fmt: skip
 
     def _records(self, file: Path, text: str) -> Iterator[tuple[str, Any]]:
@@ -88,73 +99,94 @@ class TraceReader:
             self.unread.append(Unread(where, f"it is of no known format (keys: {keys})"))
 
     def _add_messages(self, record: Fields, where: str) -> None:
-        id = str(record.get("id") or where)
-        try:
-            for place, call in enumerate(conversation_calls(record, where)):
-                self._keep(id, replace(call, started=float(place)))
-        except Unreadable as error:
-            self.unread.append(Unread(where, str(error)))
-            return
-        if isinstance(record.get("reward"), int | float):
-            self._rewards[id] = float(record["reward"])
+        id, reward = str(record.get("id") or where), number(record.get("reward"), "reward")
+        calls = conversation_calls(record, where)
+        self._begin(id, where, reward)
+        for place, call in enumerate(calls):
+            self._keep(id, replace(call, started=float(place)))
 
     def _add_langfuse(self, record: Fields, where: str) -> None:
         if "observations" not in record:  # an observation of its own
             self._add_observation(record, str(record["traceId"]), where)
             return
         id = str(record.get("id") or where)
-        observations = cast("list[Any]", record["observations"])
-        if not observations or isinstance(observations[0], str):
-            self.unread.append(Unread(f"{where} (trace {id})", "it has no observations. Export the trace with them"))
-            return
-        for observation in observations:
-            self._add_observation(cast(Fields, observation), id, where)
-        if id in self._calls:
-            if (reward := mean_score(cast("list[Fields]", record.get("scores") or []))) is not None:
-                self._rewards[id] = reward
+        with self._naming(f"{where} (trace {id})"):
+            observations = record["observations"]
+            if not isinstance(observations, list):
+                raise Unreadable(f"its observations are a {type(observations).__name__}, not a list")
+            if not observations or isinstance(observations[0], str):
+                raise Unreadable("it has no observations. Export the trace with them")
+            self._begin(id, where, mean_score(record.get("scores")))
             self._inputs[id] = cast(JSON, record.get("input"))
+            for observation in cast("list[Any]", observations):
+                with self._naming(f"{where} (trace {id})"):
+                    self._add_observation(_object(observation, "an observation"), id, where)
 
     def _add_observation(self, observation: Fields, trace: str, where: str) -> None:
         if observation.get("type") != "GENERATION":
             return  # a step of the agent, which is no model call
         place = f"{where} (observation {observation.get('id')})"
-        self._try(trace, place, lambda: langfuse_call(observation, place))
+        with self._naming(place):
+            self._keep(trace, langfuse_call(observation, place), observation.get("id"))
 
     def _add_langsmith(self, run: Fields, where: str) -> None:
         trace, place = str(run.get("trace_id") or run.get("id")), f"{where} (run {run.get('id')})"
-        if run.get("run_type") == "llm":
-            self._try(trace, place, lambda: langsmith_call(run, place))
-        elif run.get("parent_run_id") is None:
+        with self._naming(place):
+            if run.get("run_type") == "llm":
+                self._keep(trace, langsmith_call(run, place), run.get("id"))
+        if run.get("parent_run_id") is not None:
+            return
+        if run.get("run_type") != "llm":
             self._inputs[trace] = cast(JSON, run.get("inputs"))
-        scores = cast("Mapping[str, Fields]", run.get("feedback_stats") or {})
-        values = [float(stats["avg"]) for stats in scores.values() if isinstance(stats.get("avg"), int | float)]
-        if values and run.get("parent_run_id") is None:
-            self._rewards[trace] = sum(values) / len(values)
+        with self._naming(place):
+            self._spoiled.add(trace)
+            reward = mean_feedback(run.get("feedback_stats"))
+            self._spoiled.discard(trace)
+            if reward is not None:
+                self._rewards[trace] = reward
 
     def _add_otlp(self, record: Fields, where: str) -> None:
         try:
             spans, without_id = read_spans(json.dumps(record).encode(), OTLP_JSON)
         except Refused as error:
-            self.unread.append(Unread(where, str(error)))
-            return
+            raise Unreadable(str(error)) from error
         if without_id:
             self.unread.append(Unread(where, f"{without_id} spans have no valid id"))
         for span in spans:
             place = f"{where} (span {span.id[:16]})"
-            self._try(span.id[16:], place, lambda span=span, place=place: otlp_call(span, place))
+            with self._naming(place):
+                if (call := otlp_call(span, place)) is not None:
+                    self._keep(span.id[16:], call, span.id[:16])
 
-    def _try(self, trace: str, where: str, read: Any) -> None:
-        """Keep a call, or the reason why it cannot be read."""
+    @contextmanager
+    def _naming(self, where: str) -> Generator[None]:
+        """Keep the reason why a part of a file cannot be read, and go on after it."""
         try:
-            call = read()
+            yield
         except Unreadable as error:
             self.unread.append(Unread(where, str(error)))
-        except (TypeError, ValueError, KeyError, AttributeError) as error:
+        except UNKNOWN_FORM as error:
             self.unread.append(Unread(where, f"its form is unknown ({type(error).__name__}: {error})"))
-        else:
-            if call is not None:
-                self._keep(trace, call)
 
-    def _keep(self, trace: str, call: ImportedCall) -> None:
+    def _begin(self, id: str, where: str, reward: float | None) -> None:
+        """Begin a trace that is one record."""
+        if id in self._records_of:
+            raise Unreadable(f"its id {id!r} is also that of {self._records_of[id]}. Give each trace an id of its own")
+        self._records_of[id] = where
+        if reward is not None:
+            self._rewards[id] = reward
+
+    def _keep(self, trace: str, call: ImportedCall, part: Any = None) -> None:
+        """Add a call to its trace. `part`: its id, if it is a record of its own."""
+        if part is not None:
+            if (trace, str(part)) in self._parts:
+                raise Unreadable("it was read already")
+            self._parts.add((trace, str(part)))
         self._calls.setdefault(trace, []).append(call)
         self._where.setdefault(trace, call.where)
+
+
+def _object(value: Any, name: str) -> Fields:
+    if not isinstance(value, Mapping):
+        raise Unreadable(f"{name} is a {type(value).__name__}, not an object")
+    return cast(Fields, value)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from datetime import datetime
@@ -112,8 +113,13 @@ def _reply(answer: Any) -> Any:
 
 def _tools(tools: Any) -> list[JSON]:
     """Return tools in OpenAI's form."""
-    several = cast("list[Any]", parsed(tools) or [])
-    return [cast(JSON, tool if "function" in tool else {"type": "function", "function": tool}) for tool in several]
+    several: Any = parsed(tools) or []
+    if not isinstance(several, list):
+        raise Unreadable(f"its tools are a {type(several).__name__}, not a list")
+    for tool in cast("list[Any]", several):
+        if not isinstance(tool, Mapping):
+            raise Unreadable(f"a tool is a {type(tool).__name__}, not an object")
+    return [cast(JSON, tool if "function" in tool else {"type": "function", "function": tool}) for tool in cast("list[Fields]", several)]
 
 
 def _indexed(attributes: Fields) -> dict[str, list[Message]]:
@@ -147,7 +153,37 @@ def _time(value: Any) -> float:
         return 0.0
 
 
-def mean_score(scores: Sequence[Fields]) -> float | None:
+def mean_score(scores: Any) -> float | None:
     """Return the mean of a Langfuse trace's numeric scores; None: it has none."""
-    values = [float(score["value"]) for score in scores if isinstance(score.get("value"), int | float)]
-    return sum(values) / len(values) if values else None
+    if not isinstance(scores, list | None):
+        raise Unreadable(f"its scores are a {type(scores).__name__}, not a list")
+    return _mean([_field(score, "value", "score") for score in cast("list[Any]", scores or [])])
+
+
+def mean_feedback(feedback: Any) -> float | None:
+    """Return the mean of a LangSmith run's numeric feedback; None: it has none."""
+    if not isinstance(feedback, Mapping | None):
+        raise Unreadable(f"its feedback_stats are a {type(feedback).__name__}, not an object")
+    return _mean([_field(stats, "avg", f"feedback {key}") for key, stats in cast("Mapping[str, Any]", feedback or {}).items()])
+
+
+def number(value: Any, name: str) -> float | None:
+    """Return a finite number; None: it is absent."""
+    if value is None:
+        return None
+    if not isinstance(value, int | float) or not math.isfinite(value):
+        raise Unreadable(f"its {name} is {value!r:.80}, not a finite number")
+    return float(value)
+
+
+def _field(fields: Any, key: str, name: str) -> float | None:
+    """The number in a field; None: it is absent, or a category."""
+    if not isinstance(fields, Mapping):
+        raise Unreadable(f"a {name} is a {type(fields).__name__}, not an object")
+    value = cast(Fields, fields).get(key)
+    return None if isinstance(value, str) else number(value, name)
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    numbers = [value for value in values if value is not None]
+    return sum(numbers) / len(numbers) if numbers else None

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
+from agentlightning_torch.number_type import NARROW
+
 HAS_ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 """Whether torch has oneDNN's product of dense tensors. It is private to torch, and all versions since 2.1 have it."""
 MOST_ROWS = 256
@@ -40,7 +42,7 @@ PLAIN = (nn.Linear, FewRowsLinear)
 
 def use_faster_products(model: nn.Module, width: int) -> None:
     """Have the layers of a float32 model on the CPU multiply few rows with oneDNN, if that is faster here. `width`: hidden size."""
-    if onednn_speedup(width) < WORTH:
+    if width < NARROW or onednn_speedup(width) < WORTH:
         return
     for module in model.modules():
         if type(module) is nn.Linear:  # with a class of their own, copies and adapters of the model keep working

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from agentlightning.types import Sampling
+from agentlightning.types import Sampling, ints
 from agentlightning_torch import products
 from agentlightning_torch.adapters import adapted_layers
 from agentlightning_torch.engine import TorchEngine, TorchEngineSettings
 from agentlightning_torch.optim import add_lora
-from agentlightning_torch.products import HAS_ONEDNN, MOST_ROWS, WORTH, FewRowsLinear, onednn_speedup, use_faster_products
+from agentlightning_torch.products import HAS_ONEDNN, MOST_ROWS, NARROW, WORTH, FewRowsLinear, onednn_speedup, use_faster_products
 from agentlightning_torch.testing import tiny_model
 from agentlightning_torch.weights import get_weights
 
@@ -35,7 +36,7 @@ def calls(monkeypatch) -> list[int]:
     rows: list[int] = []
     plain = products.onednn_linear
 
-    def counted(x: torch.Tensor, *rest: torch.Tensor | None) -> torch.Tensor:
+    def counted(x: torch.Tensor, *rest: Any) -> torch.Tensor:
         rows.append(x.numel() // x.shape[-1])
         return plain(x, *rest)
 
@@ -75,15 +76,16 @@ def test_all_else_is_a_plain_layer(calls: list[int]):
 
 def test_layers_are_replaced_only_where_it_pays(monkeypatch):
     model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4))
-    monkeypatch.setattr(products, "onednn_speedup", lambda width: WORTH - 0.01)
-    use_faster_products(model, 4)
-    assert [type(module) for module in model] == [nn.Linear, nn.ReLU, nn.Linear]
-    monkeypatch.setattr(products, "onednn_speedup", lambda width: WORTH)
-    use_faster_products(model, 4)
+    for speedup, width in ((WORTH - 0.01, NARROW), (WORTH, NARROW - 1)):
+        monkeypatch.setattr(products, "onednn_speedup", lambda width, speedup=speedup: speedup)
+        use_faster_products(model, width)
+        assert [type(module) for module in model] == [nn.Linear, nn.ReLU, nn.Linear]
+    use_faster_products(model, NARROW)
     assert [type(module) for module in model] == [FewRowsLinear, nn.ReLU, FewRowsLinear]
 
 
 def test_an_adapter_lies_on_the_same_layers(tmp_path, monkeypatch):
+    monkeypatch.setattr(products, "NARROW", 1)
     models = []
     for speedup in (0.0, WORTH):
         monkeypatch.setattr(products, "onednn_speedup", lambda width, speedup=speedup: speedup)
@@ -104,13 +106,14 @@ def test_the_speedup_is_measured_on_this_machine():
 @needs_onednn
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float64"])
 async def test_an_engine_multiplies_a_float32_model_so_and_its_copies_too(tmp_path, monkeypatch, calls: list[int], dtype: str):
+    monkeypatch.setattr(products, "NARROW", 1)
     monkeypatch.setattr(products, "onednn_speedup", lambda width: WORTH)
     files = tiny_model(tmp_path)
     share: dict[str, object] = {}
     get_weights(share, files, dtype=dtype)
     engine = await TorchEngine.create(files, TorchEngineSettings(dtype=dtype, copy_weights=True), share)
     calls.clear()
-    ids = np.arange(1, 9)
+    ids = ints(np.arange(1, 9))
     chunks = [chunk async for chunk in engine.generate(ids, Sampling(max_tokens=6, seed=1))]
     await engine.close()
     assert bool(calls) == (dtype == "float32")

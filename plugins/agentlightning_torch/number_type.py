@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import time
-from functools import cache
+from collections.abc import Callable
+from functools import cache, partial
 
 import torch
+from torch import Tensor
 
 from agentlightning.errors import ConfigError
 from agentlightning_torch.workers import ending_workers
@@ -33,21 +35,26 @@ def number_type(name: str, device: torch.device, width: int) -> torch.dtype:
 
 
 @cache
-@ending_workers()
 def bfloat16_speedup(width: int) -> float:
     """Return how many times faster this CPU multiplies in bfloat16 than in float32. Old CPUs are several times slower, so it is measured.
 
-    The product is that of a decode step with an MLP's weights. The runs take turns, and the fastest count.
+    The product is that of a decode step with an MLP's weights.
     """
-    products = []
+    runs = list[Callable[[], Tensor]]()
     for dtype in (torch.float32, torch.bfloat16):
-        weight = torch.ones(4 * width, width, dtype=dtype)
-        products.append((torch.ones(ROWS, width, dtype=dtype), weight))
+        tokens, weight = torch.ones(ROWS, width, dtype=dtype), torch.ones(4 * width, width, dtype=dtype)
+        runs.append(partial(torch.nn.functional.linear, tokens, weight))
+    return speedup(*runs)
+
+
+@ending_workers()
+def speedup(reference: Callable[[], Tensor], other: Callable[[], Tensor]) -> float:
+    """Return how many times faster another product is. Both take turns, and the fastest runs count."""
     best = [float("inf")] * 2
     with torch.no_grad():
         for _ in range(8):
-            for kind, (tokens, weight) in enumerate(products):
+            for number, multiply in enumerate((reference, other)):
                 started = time.perf_counter()
-                torch.nn.functional.linear(tokens, weight)
-                best[kind] = min(best[kind], time.perf_counter() - started)
+                multiply()
+                best[number] = min(best[number], time.perf_counter() - started)
     return best[0] / best[1]

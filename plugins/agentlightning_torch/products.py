@@ -6,15 +6,13 @@ has. In bfloat16, torch uses oneDNN anyway.
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from agentlightning_torch.number_type import NARROW
+from agentlightning_torch.number_type import NARROW, speedup
 
 HAS_ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 """Whether torch has oneDNN's product of dense tensors. It is private to torch, and all versions since 2.1 have it."""
@@ -56,22 +54,11 @@ def onednn_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tens
 
 @cache
 def onednn_speedup(width: int) -> float:
-    """Return how many times faster than MKL oneDNN multiplies few rows here; 0: torch has none.
-
-    The runs take turns, and the fastest count.
-    """
+    """Return how many times faster than MKL oneDNN multiplies few rows here; 0: torch has none."""
     if not HAS_ONEDNN:
         return 0.0
     x, weight = torch.ones(ROWS, width), torch.ones(NUMBERS // width, width)
-    ways: list[Callable[[Tensor, Tensor], Tensor]] = [linear, onednn_linear]
-    best = [float("inf")] * 2
-    with torch.no_grad():
-        for _ in range(5):
-            for number, multiply in enumerate(ways):
-                started = time.perf_counter()
-                multiply(x, weight)
-                best[number] = min(best[number], time.perf_counter() - started)
-    return best[0] / best[1]
+    return speedup(partial(linear, x, weight), partial(onednn_linear, x, weight))
 
 
 def _fits(x: Tensor, weight: Tensor) -> bool:

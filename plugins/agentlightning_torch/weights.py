@@ -218,7 +218,7 @@ def get_weights(share: Share, files: ModelFiles, *, device: str = "auto", dtype:
         ) from error
     model = model.to(place).eval()
     if place.type == "cpu" and number == torch.float32:
-        use_faster_products(model, model.config.get_text_config().hidden_size)
+        use_faster_products(model, getattr(model.config.get_text_config(), "hidden_size", 0))
     _check_causal(model, files.name)
     weights = Weights(model, Policy(version=0, base=files.name, uri=f"memory:{key}"), files, place, number)
     share[key] = weights

@@ -1,4 +1,4 @@
-"""Compares ways to learn one task from equally many rollouts: rewards, a teacher, both, demonstrations, and a judge.
+"""Compares ways to learn one task from equally many tokens: rewards, a teacher, both, demonstrations, and a judge.
 
     python benchmarks/performance/ways.py                                # the demo's task, 3 seeds: 40 minutes on two cores
     python benchmarks/performance/ways.py --ways rewards teacher --seeds 0 --folder runs/ways
@@ -18,13 +18,16 @@ that is 64 a step:
     judge            LightningRL, where the model of `--judge` gives the rewards by a rubric. It sees the task with all keys
 
 The teacher is the same model after LightningRL with a seed of its own, so it knows the task. Its training is not counted. The table has
-the agent's own reward on held-out tasks, and the difference to `rewards` with its 95% interval, paired by task and seed. A repeated command
-continues in its folder: finished runs are read, and others are resumed.
+the agent's own reward on held-out tasks, and the difference to `rewards` with its 95% interval, paired by task and seed. Equally many
+rollouts sample unequally many tokens, so for each seed, all ways are read after the tokens of the way with the fewest. Tokens are those
+that the student sampled, or that the teacher demonstrated. Between two evaluations (at half of the steps, and after the last), rewards are
+interpolated. A repeated command continues in its folder: finished runs are read, and others are resumed.
 """
 
 from __future__ import annotations
 
 import argparse
+import asyncio
 import gc
 import os
 import secrets
@@ -33,7 +36,7 @@ import subprocess
 import sys
 import time
 import tomllib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -47,17 +50,19 @@ from rich.table import Table
 import agentlightning as agl
 from agentlightning.config.parts import Part
 from agentlightning.config.schema import build_config, load_config
+from agentlightning.records.comparison import Side
+from agentlightning.records.equal_tokens import equal_tokens
 from agentlightning.training.eval_rollouts import KINDS, Kind
 from agentlightning.training.interval import bootstrap
-from agentlightning.training.job import job_of, make_job
-from agentlightning.training.progress import TrainingProgress
+from agentlightning.training.job import job_of
+from agentlightning.training.metrics import read_metrics
 from agentlightning.training.run_folder import RunFolder
-from agentlightning_benchmarks.bench.evaluation import evaluate
-from agentlightning_benchmarks.bench.reading import Measured, read_run
 from agentlightning_benchmarks.demo.command import CONFIG
 from agentlightning_benchmarks.demo.tasks import make_tasks
 from agentlightning_torch.heap import give_back
 
+TOKENS = {"sampled tokens": ("sampled_tokens", "demonstrated_tokens"), "trained tokens": ("trained_tokens",)}
+"""Counted tokens, and the metrics that have them."""
 WAYS = ("rewards", "teacher", "both", "demonstrations", "judge")
 TAUGHT = ("teacher", "both", "demonstrations")
 TEACHER_SEED = 9
@@ -79,15 +84,12 @@ def main() -> None:
     if set(options.ways).intersection(TAUGHT):
         teacher = checkpoint(run("rewards", TEACHER_SEED, settings))
     served = {"demonstrations": teacher, "judge": options.judge}
-    runs = dict[tuple[str, int], Measured]()
-    for seed in options.seeds:
-        for way in options.ways:
-            folder = run(way, seed, settings_of(way, settings, str(teacher)), served.get(way))
-            runs[way, seed] = read_run(folder)
-            if way == "judge":
-                scored = run.evaluation(f"{way}-evaluation", seed, {**settings, "model": str(checkpoint(folder))})
-                runs[way, seed].scores = read_run(scored).scores
-    print_table(runs, options.ways, options.seeds)
+    runs = {
+        seed: [RunFolder.open(run(way, seed, settings_of(way, settings, str(teacher)), served.get(way))) for way in options.ways]
+        for seed in options.seeds
+    }
+    own = {**settings.get("reward_weights", {}), "judge": 0.0}  # the agent's own reward
+    print_table(options.ways, runs, {seed: asyncio.run(equal_tokens(of_seed, own)) for seed, of_seed in runs.items()})
 
 
 def parse() -> argparse.Namespace:
@@ -123,7 +125,8 @@ def task_of(options: argparse.Namespace) -> tuple[dict[str, Any], list[Any], lis
     for name in ("name", "tasks", "eval_tasks", "task_columns"):
         settings.pop(name, None)
     steps = options.steps or config.steps
-    return {**settings, "steps": steps, "eval": {**settings.get("eval", {}), "every": steps}}, [task.input for task in job.tasks], held_out
+    settings |= {"steps": steps, "eval": {**settings.get("eval", {}), "every": -(-steps // 2)}}
+    return settings, [task.input for task in job.tasks], held_out
 
 
 def settings_of(way: str, settings: dict[str, Any], teacher: str) -> dict[str, Any]:
@@ -139,8 +142,7 @@ def settings_of(way: str, settings: dict[str, Any], teacher: str) -> dict[str, A
         return {**settings, "algorithm": {**algorithm, "teacher_coef": 0.05}, "teacher": {"model": teacher}}
     shown = max(1, config.steps // 3)
     steps = shown + config.steps - -(-shown // group)  # so many steps have the rollouts that are shown
-    changed = {"algorithm": {**algorithm, "demonstrated_steps": shown}, "eval": {**settings["eval"], "every": steps}}
-    return {**settings, "steps": steps, **changed}
+    return {**settings, "steps": steps, "algorithm": {**algorithm, "demonstrated_steps": shown}}
 
 
 class Compared(NamedTuple):
@@ -176,24 +178,13 @@ class Runs:
                         "base_url": address, "model": served.name, "api_key_env": KEY, "rubric": compared.rubric, "max_tokens": LONGEST,
                     }  # fmt: skip
                     judged = {"reward": {"judge": judge}, "reward_weights": {"judge": 1.0, "return": 0.0}}
-                    run = agl.train(compared.agent, **{**arguments, "eval_tasks": None}, **judged)
+                    run = agl.train(compared.agent, **{**arguments, **judged})
                 else:
                     engine = {"name": "upstream", "url": address, "key_env": KEY}
                     run = agl.train(compared.agent, **arguments, teacher={"model": served.name, "engine": engine})
         if run.stopped:
             raise KeyboardInterrupt("Stopped. The same command continues.")
         return run.folder
-
-    def evaluation(self, name: str, seed: int, settings: dict[str, Any]) -> Path:
-        """Return the folder of an evaluation of the model in `settings`, with the agent's own reward."""
-        begun = self._begun(name, seed)
-        if begun is not None and begun.read_state().finished:
-            return begun.path
-        self._announce(f"{name}-{seed}")
-        arguments = {**settings, "name": f"{name}-{seed}", "seed": seed, "folder": self._folder}
-        job = make_job(self._compared.agent, tasks=self._compared.tasks, eval_tasks=self._compared.held_out, **arguments)
-        with TrainingProgress() as progress:
-            return evaluate(job, progress=progress).folder
 
     def _begun(self, name: str, seed: int) -> RunFolder | None:
         begun = [run for run in RunFolder.all(self._folder) if run.name.split("-", 2)[2:] == [f"{name}-{seed}"] and run.state.exists()]
@@ -241,34 +232,38 @@ def wait(address: str, process: subprocess.Popen[bytes], log: Path) -> None:
     raise SystemExit(f"The server did not start. See {log}.")
 
 
-def differences(one: dict[str, float], other: dict[str, float]) -> NDArray[np.float64]:
-    """Return the reward of each task in one run minus that in another. NaN: a run has not measured it."""
-    return np.array([one.get(task, np.nan) - other.get(task, np.nan) for task in sorted(one.keys() | other.keys())])
+def print_table(ways: Sequence[str], runs: Mapping[int, Sequence[RunFolder]], compared: Mapping[int, tuple[int, Sequence[Side]]]) -> None:
+    """Print the rewards of each way, and their differences to `rewards`.
 
-
-def held_out(measured: Measured, kind: Kind) -> dict[str, float]:
-    """Return the reward of each held-out task after training."""
-    scores = measured.scores[kind].get(measured.steps(kind)[1] or 0, {})
-    return {task: float(np.mean(rewards)) for task, rewards in scores.items() if None not in rewards}  # type: ignore[arg-type]
-
-
-def print_table(runs: dict[tuple[str, int], Measured], ways: Sequence[str], seeds: Sequence[int]) -> None:
-    """Print the rewards of each way, and their differences to `rewards`."""
-    table = Table("way", *(f"{kind}{more}" for kind in KINDS for more in ("", ", minus rewards")), "trained tokens", "seconds")
-    for way in ways:
-        of_way = [runs[way, seed] for seed in seeds]
+    `runs`: those of each seed, in the order of `ways`. `compared`: their number of tokens, and what each had learned after as many.
+    """
+    table = Table("way", *(f"{kind}{more}" for kind in KINDS for more in ("", ", minus rewards")), *TOKENS, "seconds")
+    for place, way in enumerate(ways):
         cells = list[str]()
         for kind in KINDS:
-            cells.append(f"{np.mean([np.mean(list(held_out(run, kind).values())) for run in of_way]):.3f}")
-            compared = "rewards" in ways and way != "rewards"
-            pairs = [(held_out(runs[way, seed], kind), held_out(runs["rewards", seed], kind)) for seed in seeds] if compared else []
-            interval = bootstrap(np.stack([differences(*pair) for pair in pairs])) if pairs else None
+            rewards = by_way(kind, [sides for _, sides in compared.values()])
+            interval = bootstrap(rewards[place] - rewards[ways.index("rewards")]) if "rewards" in ways and way != "rewards" else None
+            cells.append(f"{np.nanmean(rewards[place]):.3f}")
             cells.append("" if interval is None else f"{interval.mean:+.3f} ({interval.low:+.3f} to {interval.high:+.3f})")
-        rows = [[row for row in run.rows if row["step"] > 0] for run in of_way]
-        tokens = np.mean([sum(row.get("trained_tokens", 0) for row in run) for run in rows])
+        rows = [[row for row in read_metrics(of_seed[place].path) if row["step"] > 0] for of_seed in runs.values()]
         seconds = np.mean([sum(row["seconds"] - row.get("seconds.evaluation", 0.0) for row in run) for run in rows])
-        table.add_row(way, *cells, f"{tokens:,.0f}", f"{seconds:.0f}")
-    Console().print(table)
+        table.add_row(way, *cells, *(f"{mean_sum(rows, names):,.0f}" for names in TOKENS.values()), f"{seconds:.0f}")
+    console = Console()
+    console.print(table)
+    for seed, (tokens, sides) in compared.items():
+        console.print(f"Seed {seed}: rewards after {tokens:,} sampled tokens, from {', '.join(side.name for side in sides)}.")
+
+
+def by_way(kind: Kind, seeds: Sequence[Sequence[Side]]) -> NDArray[np.float64]:
+    """Return (ways, seeds, tasks) rewards. NaN: a run has not measured it."""
+    measured = [[side.evaluation.rewards.get(kind, {}) for side in sides] for sides in seeds]
+    tasks = sorted({task for sides in measured for rewards in sides for task in rewards})
+    return np.array([[[rewards.get(task, np.nan) for task in tasks] for rewards in sides] for sides in measured]).swapaxes(0, 1)
+
+
+def mean_sum(rows: Sequence[Sequence[Mapping[str, Any]]], names: Sequence[str]) -> float:
+    """Return the mean over runs of the sum of some metrics over all steps."""
+    return float(np.mean([sum(row.get(name, 0) for row in run for name in names) for run in rows]))
 
 
 if __name__ == "__main__":

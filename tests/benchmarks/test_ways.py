@@ -1,4 +1,4 @@
-"""The comparison of ways to learn: equally many rollouts, and paired differences."""
+"""The comparison of ways to learn: about as many rollouts, and paired differences."""
 
 from __future__ import annotations
 
@@ -11,8 +11,10 @@ import pytest
 
 from agentlightning.config.parts import Part
 from agentlightning.config.schema import build_config
-from agentlightning.records.accounts import Account
-from agentlightning_benchmarks.bench.reading import Measured
+from agentlightning.records.comparison import Side
+from agentlightning.training.choice import Evaluation
+from agentlightning.training.metrics import JSONLines
+from agentlightning.training.run_folder import RunFolder
 from agentlightning_benchmarks.demo.command import CONFIG
 
 SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "performance" / "ways.py"
@@ -65,7 +67,7 @@ def test_an_own_config_gives_agent_tasks_and_held_out_tasks(
     assert options.ways == ["rewards", "teacher", "both", "demonstrations"]
     settings, tasks, held_out = ways.task_of(options)
     assert (tasks, held_out) == ([{"review": "good"}], [{"review": "bad"}, {"review": "ugly"}])
-    assert (settings["agent"], settings["steps"], settings["eval"]) == ("ways_agent:solve", 7, {"every": 7})
+    assert (settings["agent"], settings["steps"], settings["eval"]) == ("ways_agent:solve", 7, {"every": 4})
     assert not {"name", "tasks", "eval_tasks"} & settings.keys()
     monkeypatch.setattr("sys.argv", ["ways.py", "--config", str(config), "--ways", "judge", "--judge", str(tmp_path)])
     with pytest.raises(SystemExit):
@@ -77,19 +79,32 @@ def test_an_own_config_gives_agent_tasks_and_held_out_tasks(
         ways.task_of(ways.parse())
 
 
-def measured(**rewards: float) -> Measured:
-    row = {"step": 12, "trained_tokens": 100, "seconds": 9.0, "seconds.evaluation": 4.0}
-    scores: Any = {kind: {12: {task: [reward] for task, reward in rewards.items()}} for kind in ("sampled", "greedy")}
-    return Measured([{**row, "eval.sampled": 0.0, "eval.greedy": 0.0}], scores, Account())
-
-
-def test_differences_are_paired_by_task(ways: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_differences_are_paired_by_task(
+    ways: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("COLUMNS", "200")
-    runs = {("rewards", 0): measured(a=0.0, b=0.25, c=0.5), ("both", 0): measured(a=0.5, b=0.75, d=1.0)}
-    ways.print_table(runs, ["rewards", "both"], [0])
+    runs = [RunFolder.create(tmp_path, name) for name in ("rewards-0", "both-0")]
+    for run, tokens in zip(runs, (30, 20), strict=True):
+        metrics = JSONLines(run.path)
+        row: dict[str, Any] = {
+            "sampled_tokens": tokens,
+            "demonstrated_tokens": 5,
+            "trained_tokens": 10,
+            "seconds": 9.0,
+            "seconds.evaluation": 4.0,
+        }
+        for step in range(2):
+            metrics.log({"step": step, **row})
+    rewards = {"a": 0.0, "b": 0.25, "c": 0.5}, {"a": 0.5, "b": 0.75, "d": 1.0}
+    sides = [
+        Side(run, run.name, Evaluation(step=1, rewards={"sampled": of_run, "greedy": of_run}))
+        for run, of_run in zip(runs, rewards, strict=True)
+    ]
+    ways.print_table(["rewards", "both"], {0: runs}, {0: (25, sides)})
     lines = capsys.readouterr().out.splitlines()
     both = next(line for line in lines if "both" in line)
     assert both.count("+0.500 (+0.500 to +0.500)") == 2, both
     assert "0.750" in both
-    assert " 5 " in both
-    assert "minus" not in next(line for line in lines if "0.250" in line)
+    assert [cell.strip() for cell in both.split("│")[-4:-1]] == ["25", "10", "5"]
+    assert "+" not in next(line for line in lines if "0.250" in line)
+    assert any(line.startswith("Seed 0: rewards after 25 sampled tokens") for line in lines)

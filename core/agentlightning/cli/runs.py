@@ -14,8 +14,9 @@ from rich.table import Table
 from rich.text import Text
 
 from agentlightning.cli.view import print_diagnosis, print_whole, records_console
-from agentlightning.errors import RunError
+from agentlightning.errors import ConfigError, RunError
 from agentlightning.records.comparison import asked_tasks, base_side, paired_rewards, served_side, trained_side
+from agentlightning.records.equal_tokens import equal_tokens
 from agentlightning.training.choice import BOTH, Difference, Evaluation, differences
 from agentlightning.training.eval_rollouts import KINDS
 from agentlightning.training.recorded import run_config
@@ -109,6 +110,9 @@ def compare(
     second: Annotated[
         str | None, typer.Argument(metavar="[RUN]", help="Another one. Default: compare with the model before training.")
     ] = None,
+    tokens: Annotated[
+        bool, typer.Option("--equal-tokens", help="Compare two runs after as many sampled tokens, instead of the weights that they serve.")
+    ] = False,
 ) -> None:
     """Compare the weights of two runs on the eval tasks of both, task by task, with the 95% interval of the difference.
 
@@ -120,10 +124,18 @@ def compare(
     `agl compare runs/a runs/b` shows what run b gains over run a. Two folders of `agl rollout` can be compared, too.
 
     `agl compare latest` shows what the last run gained over its model.
+
+    `agl compare runs/a runs/b --equal-tokens` shows which run learned more from the tokens of the shorter one. Between two evaluations,
+    rewards are interpolated.
     """
     console = records_console()
     run = _run(first)
-    if second is None:
+    if tokens:
+        if second is None:
+            raise ConfigError("--equal-tokens compares two runs. Name another one.")
+        count, (before, after) = asyncio.run(equal_tokens([run, _run(second)]))
+        console.print(f"After {count:,} sampled tokens of training rollouts:")
+    elif second is None:
         after = asyncio.run(trained_side(run))
         before = base_side(run)
     else:

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from agentlightning.contracts.store import AttemptRecords, RolloutState
 from agentlightning.errors import RunError
 from agentlightning.records.source import run_records
 from agentlightning.stores.common import open_store
 from agentlightning.training.choice import Evaluation
-from agentlightning.training.eval_rollouts import read_evaluation
+from agentlightning.training.eval_rollouts import Place, read_evaluation
 from agentlightning.training.evaluation import evaluation_of
 from agentlightning.training.recorded import is_hash, question_of, rollout_states
+from agentlightning.training.rollouts import ReadTrajectory
 from agentlightning.training.run_folder import RunFolder
+from agentlightning.training.run_state import ReusedEvaluation
 from agentlightning.types import Trajectory
 
 TASK_START = 60
@@ -37,15 +40,16 @@ async def served_side(run: RunFolder) -> Side:
     step = state.best_step if state.best_step is not None else state.evaluated.step if state.evaluated is not None else None
     if step is None:
         raise RunError(f"Run {run.name} was never evaluated. Set eval_tasks, and train it.")
-    return await _side(run, step)
+    return await read_side(run, step)
 
 
-async def _side(run: RunFolder, step: int) -> Side:
+async def read_side(run: RunFolder, step: int, reward_weights: Mapping[str, float] | None = None) -> Side:
+    """The evaluation of a step. `reward_weights`: read its rewards by these instead of the run's own."""
     state, label = run.read_state(), f"{run.name} step {step}"
-    for evaluation in (state.first, state.strongest):
+    for evaluation in (state.first, state.strongest) if reward_weights is None else ():
         if evaluation is not None and evaluation.step == step:
             return Side(run, label, evaluation)
-    return Side(run, label, await _read(run, step))
+    return Side(run, label, await _read(run, step, state.reused, reward_weights))
 
 
 async def latest_side(run: RunFolder) -> Side:
@@ -53,7 +57,7 @@ async def latest_side(run: RunFolder) -> Side:
     state = run.read_state()
     if state.evaluated is None or state.evaluated.step == 0:
         raise RunError(f"Run {run.name} was not evaluated after training began. Wait for its next evaluation.")
-    return await _side(run, state.evaluated.step)
+    return await read_side(run, state.evaluated.step)
 
 
 async def trained_side(run: RunFolder) -> Side:
@@ -88,18 +92,31 @@ async def asked_tasks(side: Side) -> dict[str, str]:
     return names
 
 
-async def _read(run: RunFolder, step: int) -> Evaluation:
-    """The evaluation of a step, from the store of the run."""
+async def _read(
+    run: RunFolder, step: int, reused: Sequence[ReusedEvaluation] = (), reward_weights: Mapping[str, float] | None = None
+) -> Evaluation:
+    """The evaluation of a step, from the store of the run, and from those of earlier runs whose rollouts it reused."""
     from agentlightning.rl.trajectory.build import trajectory
 
-    source = run_records(run)
+    settings: dict[str, Any] = {**run_records(run).settings}
+    if reward_weights is not None:
+        settings["reward_weights"] = reward_weights
 
     def read(state: RolloutState, attempts: Sequence[AttemptRecords]) -> Trajectory:
-        return trajectory(state, attempts, **source.settings)
+        return trajectory(state, attempts, **settings)
 
-    store = open_store(source.address)
+    rollouts = await _rollouts(run, step, read)
+    for entry in reused:
+        if entry.step == step:
+            earlier = await _rollouts(RunFolder.open(run.path / entry.run), entry.run_step, read)
+            rollouts |= {place: rollout for place, rollout in earlier.items() if place[0] == entry.kind}
+    return evaluation_of(step, list(rollouts.values()))
+
+
+async def _rollouts(run: RunFolder, step: int, read: ReadTrajectory) -> dict[Place, Trajectory]:
+    store = open_store(run.store_address)
     try:
-        return evaluation_of(step, list((await read_evaluation(store, step, read)).values()))
+        return await read_evaluation(store, step, read)
     finally:
         await store.close()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import fcntl
 import threading
 from collections.abc import Callable, Mapping
@@ -10,13 +11,15 @@ from pathlib import Path
 
 import pytest
 
+from agentlightning.records.equal_tokens import equal_tokens
 from agentlightning.serving.model_card import _results
 from agentlightning.stores.common import open_store
 from agentlightning.training.choice import Choice, Evaluation
 from agentlightning.training.diagnosis import Diagnosis
+from agentlightning.training.metrics import JSONLines
 from agentlightning.training.run_folder import RunFolder
-from agentlightning.training.run_state import Evaluated, RunState
-from agentlightning.types import Call, Completion, Reward, Rollout, Sampling, Task
+from agentlightning.training.run_state import Evaluated, ReusedEvaluation, RunState
+from agentlightning.types import JSON, Call, Completion, Reward, Rollout, Sampling, Task
 
 AGL = Callable[..., tuple[int, str]]
 Rewards = Mapping[str, float]
@@ -197,3 +200,55 @@ def test_tasks_without_an_id_of_their_own_are_compared_by_what_they_ask(agl: AGL
 def test_a_model_card_says_why_an_interval_is_missing() -> None:
     text = _results([{"step": 0, "eval.greedy": 0.5}, {"step": 1, "eval.greedy": 0.25}], 1)
     assert "| greedy | 0.500 | 0.250 | too few tasks changed |" in text
+
+
+def write_metrics(run: RunFolder, tokens: Mapping[int, int], evaluated: set[int]) -> None:
+    """`tokens`: sampled in each step."""
+    metrics = JSONLines(run.path)
+    for step in sorted({*tokens, *evaluated}):
+        row: dict[str, JSON] = {"step": step, "sampled_tokens": tokens.get(step, 0)}
+        metrics.log(row | ({"eval.greedy": 0.5} if step in evaluated else {}))
+
+
+def test_two_runs_are_compared_after_as_many_tokens(agl: AGL, here: Path) -> None:
+    """The longer run is read between two evaluations; its evaluation of a step before may be another run's."""
+    tasks = [f"t{k:02}" for k in range(16)]
+    short = make_run("short", {0: BASE, 8: dict.fromkeys(tasks, 0.25)}, 8)
+    write_metrics(short, dict.fromkeys(range(1, 9), 100), {0, 8})
+    long = make_run("long", {0: BASE, 8: dict.fromkeys(tasks, 1.0), 12: dict.fromkeys(tasks, 0.0)}, 8)
+    write_metrics(long, dict.fromkeys(range(1, 13), 125), {0, 4, 8, 12})
+    other = make_run("other", {3: dict.fromkeys(tasks, 0.5)}, 3)
+    reused = [ReusedEvaluation(step=4, kind="greedy", run=f"../{other.path.name}", run_step=3, measured=1.0)]
+    long.write_state(dataclasses.replace(long.read_state(), reused=reused))
+    code, output = agl("compare", str(short.path), str(long.path), "--equal-tokens")
+    assert code == 0, output
+    assert "After 800 sampled tokens" in output
+    [row] = [row for row in words(output) if row[:1] == ["greedy"] and row[1] not in ("won:", "lost:")]
+    assert row[1:4] == ["0.250", "0.800", "+0.550"]  # 500 tokens at step 4, 1,000 at step 8: 0.4 * 0.5 + 0.6 * 1.0
+    assert "steps 4 to 8" in " ".join(output.split())
+    code, output = agl("compare", str(long.path), str(short.path), "--equal-tokens")
+    assert [row[3] for row in words(output) if row[:2] == ["greedy", "0.800"]] == ["-0.550"]
+
+
+def test_equal_tokens_need_two_runs_that_were_evaluated(agl: AGL, here: Path) -> None:
+    done, begun = make_run("done", {0: BASE, 8: STRONG}, 8), make_run("begun", {0: BASE}, None)
+    write_metrics(done, dict.fromkeys(range(1, 9), 100), {0, 8})
+    write_metrics(begun, {1: 100}, {0})
+    code, output = agl("compare", str(done.path), "--equal-tokens")
+    assert (code, "Name another one" in output) == (2, True)
+    code, output = agl("compare", str(done.path), str(begun.path), "--equal-tokens")
+    assert (code, "begun was not evaluated after training began" in " ".join(output.split())) == (1, True)
+    late = make_run("late", {40: STRONG}, 40)
+    write_metrics(late, dict.fromkeys(range(1, 41), 100), {40})
+    code, output = agl("compare", str(done.path), str(late.path), "--equal-tokens")
+    assert (code, "late had sampled more than 800 tokens before its first evaluation" in " ".join(output.split())) == (1, True)
+
+
+def test_rewards_can_be_read_by_other_weights(here: Path) -> None:
+    """An agent whose judge decides the training keeps its own reward."""
+    run = make_run("judged", {8: STRONG}, 8)
+    write_metrics(run, {1: 100}, {8})
+    _, [own] = asyncio.run(equal_tokens([run], {"return": 0.5}))
+    assert sum(own.evaluation.rewards["greedy"].values()) == 7.0
+    _, [side] = asyncio.run(equal_tokens([run]))
+    assert sum(side.evaluation.rewards["greedy"].values()) == 14.0

@@ -133,6 +133,7 @@ def settings_of(way: str, settings: dict[str, Any], teacher: str) -> dict[str, A
     """Return the settings of a way, made from those of the config file. `teacher`: the folder of its weights."""
     config = build_config({"agent": "module:function", "tasks": "tasks.jsonl", **settings})  # for its defaults
     group, algorithm = Part.parse("algorithms", config.algorithm, "algorithm").make().group_size, settings.get("algorithm", {})
+    algorithm = {"name": algorithm} if isinstance(algorithm, str) else algorithm
     if way in ("rewards", "judge"):
         return settings
     if way == "teacher":
@@ -237,10 +238,11 @@ def print_table(ways: Sequence[str], runs: Mapping[int, Sequence[RunFolder]], co
 
     `runs`: those of each seed, in the order of `ways`. `compared`: their number of tokens, and what each had learned after as many.
     """
-    table = Table("way", *(f"{kind}{more}" for kind in KINDS for more in ("", ", minus rewards")), *TOKENS, "seconds")
+    kinds = [kind for kind in KINDS if any(kind in side.evaluation.rewards for _, sides in compared.values() for side in sides)]
+    table = Table("way", *(f"{kind}{more}" for kind in kinds for more in ("", ", minus rewards")), *TOKENS, "seconds")
     for place, way in enumerate(ways):
         cells = list[str]()
-        for kind in KINDS:
+        for kind in kinds:
             rewards = by_way(kind, [sides for _, sides in compared.values()])
             interval = bootstrap(rewards[place] - rewards[ways.index("rewards")]) if "rewards" in ways and way != "rewards" else None
             cells.append(f"{np.nanmean(rewards[place]):.3f}")

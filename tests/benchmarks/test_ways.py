@@ -40,8 +40,9 @@ def test_every_way_gets_as_many_rollouts_as_the_demo_or_a_few_less(ways: Any) ->
         assert 0.95 * 768 < rollouts <= 768, way
 
 
-def test_rollouts_are_equal_with_a_config_that_names_few_settings(ways: Any) -> None:
-    settings = {"model": "m", "steps": 30, "tasks_per_step": 5, "eval": {"every": 30}}
+@pytest.mark.parametrize("named_algorithm", [{}, {"algorithm": "rloo"}])
+def test_rollouts_are_equal_with_a_config_that_names_few_settings(ways: Any, named_algorithm: dict[str, str]) -> None:
+    settings = {"model": "m", "steps": 30, "tasks_per_step": 5, "eval": {"every": 30}, **named_algorithm}
     named = {"agent": "a:b", "tasks": "t"}
     group = Part.parse("algorithms", build_config({**named, **settings}).algorithm, "algorithm").make().group_size
     assert group > 1

@@ -1,6 +1,6 @@
 """Compares ways to learn one task from equally many tokens: rewards, a teacher, both, demonstrations, and a judge.
 
-    python benchmarks/performance/ways.py                                # the demo's task, 3 seeds: 40 minutes on two cores
+    python benchmarks/performance/ways.py                                # the demo's task, 3 seeds: 1 to 3 hours on two cores
     python benchmarks/performance/ways.py --ways rewards teacher --seeds 0 --folder runs/ways
     python benchmarks/performance/ways.py --steps 1 --held-out 4 --seeds 0      # some minutes, without meaning
 
@@ -44,10 +44,10 @@ from typing import Any, NamedTuple
 import httpx
 import numpy as np
 from numpy.typing import NDArray
-from rich.console import Console
 from rich.table import Table
 
 import agentlightning as agl
+from agentlightning.cli.view import print_whole, records_console
 from agentlightning.config.parts import Part
 from agentlightning.config.schema import build_config, load_config
 from agentlightning.records.comparison import Side
@@ -250,10 +250,11 @@ def print_table(ways: Sequence[str], runs: Mapping[int, Sequence[RunFolder]], co
         rows = [[row for row in read_metrics(of_seed[place].path) if row["step"] > 0] for of_seed in runs.values()]
         seconds = np.mean([sum(row["seconds"] - row.get("seconds.evaluation", 0.0) for row in run) for run in rows])
         table.add_row(way, *cells, *(f"{mean_sum(rows, names):,.0f}" for names in TOKENS.values()), f"{seconds:.0f}")
-    console = Console()
-    console.print(table)
+    console = records_console()
+    print_whole(table, console)
     for seed, (tokens, sides) in compared.items():
-        console.print(f"Seed {seed}: rewards after {tokens:,} sampled tokens, from {', '.join(side.name for side in sides)}.")
+        names = ", ".join(side.name for side in sides)
+        console.print(f"Seed {seed}: rewards after {tokens:,} sampled tokens, from {names}.", soft_wrap=True)
 
 
 def by_way(kind: Kind, seeds: Sequence[Sequence[Side]]) -> NDArray[np.float64]:

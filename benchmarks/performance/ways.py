@@ -51,7 +51,7 @@ from agentlightning.cli.view import print_whole, records_console
 from agentlightning.config.parts import Part
 from agentlightning.config.schema import build_config, load_config
 from agentlightning.records.comparison import Side
-from agentlightning.records.equal_tokens import equal_tokens
+from agentlightning.records.equal_tokens import equal_tokens, measured
 from agentlightning.training.eval_rollouts import KINDS, Kind
 from agentlightning.training.interval import bootstrap
 from agentlightning.training.job import job_of
@@ -61,8 +61,6 @@ from agentlightning_benchmarks.demo.command import CONFIG
 from agentlightning_benchmarks.demo.tasks import make_tasks
 from agentlightning_torch.heap import give_back
 
-TOKENS = {"sampled tokens": ("sampled_tokens", "demonstrated_tokens"), "trained tokens": ("trained_tokens",)}
-"""Counted tokens, and the metrics that have them."""
 WAYS = ("rewards", "teacher", "both", "demonstrations", "judge")
 TAUGHT = ("teacher", "both", "demonstrations")
 TEACHER_SEED = 9
@@ -238,8 +236,10 @@ def print_table(ways: Sequence[str], runs: Mapping[int, Sequence[RunFolder]], co
 
     `runs`: those of each seed, in the order of `ways`. `compared`: their number of tokens, and what each had learned after as many.
     """
-    kinds = [kind for kind in KINDS if any(kind in side.evaluation.rewards for _, sides in compared.values() for side in sides)]
-    table = Table("way", *(f"{kind}{more}" for kind in kinds for more in ("", ", minus rewards")), *TOKENS, "seconds")
+    kinds: list[Kind] = [kind for kind in KINDS if any(kind in side.evaluation.rewards for _, sides in compared.values() for side in sides)]
+    table = Table(
+        "way", *(f"{kind}{more}" for kind in kinds for more in ("", ", minus rewards")), "sampled tokens", "trained tokens", "seconds"
+    )
     for place, way in enumerate(ways):
         cells = list[str]()
         for kind in kinds:
@@ -248,8 +248,10 @@ def print_table(ways: Sequence[str], runs: Mapping[int, Sequence[RunFolder]], co
             cells.append(f"{np.nanmean(rewards[place]):.3f}")
             cells.append("" if interval is None else f"{interval.mean:+.3f} ({interval.low:+.3f} to {interval.high:+.3f})")
         rows = [[row for row in read_metrics(of_seed[place].path) if row["step"] > 0] for of_seed in runs.values()]
+        sampled = np.mean([measured(of_seed[place])[-1].tokens for of_seed in runs.values()])
+        trained = np.mean([sum(row.get("trained_tokens", 0) for row in run) for run in rows])
         seconds = np.mean([sum(row["seconds"] - row.get("seconds.evaluation", 0.0) for row in run) for run in rows])
-        table.add_row(way, *cells, *(f"{mean_sum(rows, names):,.0f}" for names in TOKENS.values()), f"{seconds:.0f}")
+        table.add_row(way, *cells, f"{sampled:,.0f}", f"{trained:,.0f}", f"{seconds:.0f}")
     console = records_console()
     print_whole(table, console)
     for seed, (tokens, sides) in compared.items():
@@ -259,14 +261,9 @@ def print_table(ways: Sequence[str], runs: Mapping[int, Sequence[RunFolder]], co
 
 def by_way(kind: Kind, seeds: Sequence[Sequence[Side]]) -> NDArray[np.float64]:
     """Return (ways, seeds, tasks) rewards. NaN: a run has not measured it."""
-    measured = [[side.evaluation.rewards.get(kind, {}) for side in sides] for sides in seeds]
-    tasks = sorted({task for sides in measured for rewards in sides for task in rewards})
-    return np.array([[[rewards.get(task, np.nan) for task in tasks] for rewards in sides] for sides in measured]).swapaxes(0, 1)
-
-
-def mean_sum(rows: Sequence[Sequence[Mapping[str, Any]]], names: Sequence[str]) -> float:
-    """Return the mean over runs of the sum of some metrics over all steps."""
-    return float(np.mean([sum(row.get(name, 0) for row in run for name in names) for run in rows]))
+    scored = [[side.evaluation.rewards.get(kind, {}) for side in sides] for sides in seeds]
+    tasks = sorted({task for sides in scored for rewards in sides for task in rewards})
+    return np.array([[[rewards.get(task, np.nan) for task in tasks] for rewards in sides] for sides in scored]).swapaxes(0, 1)
 
 
 if __name__ == "__main__":

@@ -91,11 +91,12 @@ def test_differences_are_paired_by_task(
             "sampled_tokens": tokens,
             "demonstrated_tokens": 5,
             "trained_tokens": 10,
+            "eval.greedy": 0.5,
             "seconds": 9.0,
             "seconds.evaluation": 4.0,
         }
-        for step in range(2):
-            metrics.log({"step": step, **row})
+        metrics.log({"step": 0, "eval.greedy": 0.5})
+        metrics.log({"step": 1, **row})
     rewards = {"a": 0.0, "b": 0.25, "c": 0.5}, {"a": 0.5, "b": 0.75, "d": 1.0}
     sides = [
         Side(run, run.name, Evaluation(step=1, rewards={"sampled": of_run, "greedy": of_run}))

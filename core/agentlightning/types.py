@@ -31,6 +31,7 @@ Ints: TypeAlias = NDArray[np.int64]
 Bools: TypeAlias = NDArray[np.bool_]
 
 Mode = Literal["train", "eval", "production"]
+PolicyKind = Literal["full", "lora"]
 SpanKind = Literal["llm", "tool", "agent", "note", "link"]
 """`link`: stands for a span that is not recorded. Its children belong to its parent, and readers of an attempt never see it."""
 AttemptStatus = Literal["running", "succeeded", "failed", "timed_out", "cancelled", "lost"]
@@ -321,7 +322,7 @@ class Policy(WireValue, frozen=True, kw_only=True):
     version: int
     base: str
     """The model that training started from."""
-    kind: Literal["full", "lora"] = "full"
+    kind: PolicyKind = "full"
     uri: str
     """Location of the weights: `file:/folder`, `memory:<key>`."""
 

@@ -1,4 +1,4 @@
-"""LoRA adapters of several policies over one model, each for its own tokens of a pass.
+"""LoRA adapters of several policies over one model, each for its own tokens of a pass. `own_layers` has policies with full weights.
 
 A pass computes the base once for all tokens, and adds each policy's low-rank product to the rows of that policy's tokens. So replies of
 several policies share a batch, and nothing is switched between them. With one policy in a pass, the numbers are those of peft itself.
@@ -22,20 +22,28 @@ PLAIN = {"peft_type": "LORA", "bias": "none", "use_dora": False, "modules_to_sav
 """What the settings of an adapter must be, if they are there."""
 
 
+def plain(model: Any) -> Any:
+    """Return the transformers model itself, also from inside peft."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
 def adapter_name(policy: str) -> str:
     """The name of a policy's adapter in peft, which may be no part of its prefix `lora_`."""
     return f"policy_{policy}"
 
 
 class Adapters:
-    """Which adapters the tokens of a pass have. All layers of a model share one. Use it under the weights' lock."""
+    """Which adapters and own layers the tokens of a pass have. All layers of a model share one. Use it under the weights' lock."""
 
     def __init__(self) -> None:
         self.named = False
-        """Whether the model's policies have names, each with its adapter or none."""
+        """Whether the model's policies have names, each with its adapter, layers of its own, or neither."""
+        self.own: dict[str, dict[str, torch.nn.Module]] = {}
+        """The own layers of policies, by the name of an adapter and that of the layer in the model."""
         self._parts: list[tuple[str, Tensor | None]] = []
         """Adapters of this pass, with the places of their tokens; None: all tokens."""
-        self._tokens = 0
+        self.tokens = 0
+        """Number of tokens in this pass, if it has several parts."""
 
     @contextmanager
     def over(self, policies: Sequence[str], device: torch.device, counts: Sequence[int] | None = None) -> Iterator[None]:
@@ -59,12 +67,12 @@ class Adapters:
 
     @contextmanager
     def _having(self, parts: list[tuple[str, Tensor | None]], tokens: int) -> Iterator[None]:
-        before = self._parts, self._tokens
-        self._parts, self._tokens = parts, tokens
+        before = self._parts, self.tokens
+        self._parts, self.tokens = parts, tokens
         try:
             yield
         finally:
-            self._parts, self._tokens = before
+            self._parts, self.tokens = before
 
     def install(self, model: Any) -> None:
         """Have every adapted layer of a peft model ask this object for its adapters."""
@@ -73,12 +81,16 @@ class Adapters:
             if "forward" not in vars(layer):
                 layer.forward = partial(_forward, layer, self)
 
+    def parts(self, layer: str) -> list[tuple[torch.nn.Module | None, Any]]:
+        """The layers that compute a pass in place of one of the model, with the places of their tokens; None: the model's own."""
+        return [(self.own.get(name, {}).get(layer), places) for name, places in self._parts]
+
     def rows(self, layer: Any, x: Tensor) -> Iterator[tuple[str, Tensor | None]]:
         """The adapters that a layer has for a pass over `x`."""
         for name, places in self._parts:
             if name not in layer.lora_A:
                 continue
-            if places is not None and x.shape[:-1] != (1, self._tokens):
+            if places is not None and x.shape[:-1] != (1, self.tokens):
                 raise NotImplementedError(f"a layer gets its tokens in the shape {tuple(x.shape[:-1])}, so their policies are unknown")
             yield name, places
 

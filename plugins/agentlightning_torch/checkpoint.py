@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 
 from agentlightning.errors import TrainerError
 from agentlightning.types import new_id
-from agentlightning_torch.forward import plain
+from agentlightning_torch.adapters import plain
 from agentlightning_torch.optim import merged_state
 from agentlightning_torch.weights import no_bars
 
@@ -39,13 +39,15 @@ class State:
     """JSON: the policy, the number of steps, and the settings that a resumed run must keep."""
 
 
-def write(folder: Path, model: Any, tokenizer_path: str, state: State, adapter: str | None = None) -> None:
-    """Write or replace a checkpoint: the full model, or one `adapter` of several. Raises `TrainerError` if the disk refuses. The old
-    checkpoint then stays."""
+def write(
+    folder: Path, model: Any, tokenizer_path: str, state: State, adapter: str | None = None, own: dict[str, torch.Tensor] | None = None
+) -> None:
+    """Write or replace a checkpoint: the full model, or of several policies one `adapter`, or the model with its `own` state. Raises
+    `TrainerError` if the disk refuses. The old checkpoint then stays."""
     part = folder.with_name(f".{folder.name}.{new_id()}")
     old = folder.with_name(f".{folder.name}.{new_id()}")
     try:
-        state_dict = merged_state(model) if adapter is None else adapter_state(model, adapter)
+        state_dict = adapter_state(model, adapter) if adapter is not None else merged_state(model) if own is None else own
         weights = {name: value.contiguous() for name, value in state_dict.items()}
         part.mkdir(parents=True)
         need = sum(t.numel() * t.element_size() for t in (*weights.values(), *state.tensors.values())) + SPARE
@@ -94,13 +96,15 @@ def write_adapter(folder: Path, model: Any, adapter: str) -> None:
         settings.inference_mode = trains
 
 
-def export(folder: Path, model: Any, *, adapter: bool, name: str | None = None) -> None:
-    """Write the weights for an engine: the LoRA adapter (of several: `name`) or the full model. Raises `TrainerError` if the disk
-    refuses."""
+def export(folder: Path, model: Any, *, adapter: bool, name: str | None = None, own: dict[str, torch.Tensor] | None = None) -> None:
+    """Write the weights for an engine: the LoRA adapter (of several: `name`) or the full model, with the `own` state of one of several
+    policies. Raises `TrainerError` if the disk refuses."""
     try:
         with no_bars():
             if name is not None:
                 write_adapter(folder, model, name)
+            elif own is not None:
+                plain(model).save_pretrained(folder, state_dict=own)
             else:
                 model.save_pretrained(folder) if adapter else plain(model).save_pretrained(folder)
     except (OSError, SafetensorError) as error:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from agentlightning_torch.forward import plain
+from agentlightning_torch.adapters import plain
 
 
 class ValueHead(nn.Module):

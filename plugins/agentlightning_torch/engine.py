@@ -63,6 +63,7 @@ class TorchEngine(MultiPolicyEngine):
     """See `Engine`."""
 
     Settings = TorchEngineSettings
+    several = frozenset({"full", "lora"})
     scores = True
 
     @classmethod
@@ -242,8 +243,6 @@ class TorchEngine(MultiPolicyEngine):
         """Serve a named policy from a folder, beside the others."""
         weights = self._weights
         load_policy(weights, policy, folder_of(policy))
-        if policy.kind == "full":
-            return {}
         with weights.adapters.all(policy.name):
             measured, self._named_checks[policy.name] = compare_with_check(weights.model, policy, self._named_checks.get(policy.name))
         return measured

@@ -18,10 +18,12 @@ from numpy.typing import NDArray
 
 from agentlightning.contracts.batch import Batch
 from agentlightning.rl.batch.packs import Pack
+from agentlightning_torch.adapters import plain
 from agentlightning_torch.attention import FLEX_MULTIPLE, Visible, using_forest
 from agentlightning_torch.frozen import FrozenStates
 from agentlightning_torch.lengths import imposed_length
 from agentlightning_torch.masks import one_sequence
+from agentlightning_torch.own_layers import layer_of_pass
 from agentlightning_torch.reading import read
 
 PLAIN_HEAD = "_agentlightning_plain_head"
@@ -40,11 +42,6 @@ class Scores:
     """(trained,) entropy in nats of the distribution that each token was sampled from; with gradient on request."""
     hidden: torch.Tensor
     """(trained, hidden) the state that predicts each token; without gradient."""
-
-
-def plain(model: Any) -> Any:
-    """Return the transformers model itself, also from inside peft."""
-    return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 def score_forest(
@@ -172,7 +169,7 @@ def _scores(
 ) -> Scores:
     """Compute scores from states and logits (places, ...). `place` predicts the token `index`."""
     states, logits = predicting
-    head = plain(model).get_output_embeddings()
+    head = layer_of_pass(plain(model).get_output_embeddings())
     where, chosen = _tensor(place, states.device), _tensor(batch.token_ids[index], states.device)
     own = states[where]
     temperature = torch.from_numpy(batch.temperature[index]).to(states.device, torch.promote_types(states.dtype, torch.float32))

@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 
+from agentlightning_torch.own_layers import layer_of_pass
+
 REPLAYS = "_agentlightning_replays"
 """Model attribute with the number of layers for which `_replays` was true."""
 
@@ -62,7 +64,8 @@ def frozen_layers(model: Any) -> Sequence[Any]:
 
 
 def _trains(module: Any) -> bool:
-    return any(parameter.requires_grad for parameter in module.parameters())
+    parts = (layer_of_pass(part) for part in module.modules())
+    return any(parameter.requires_grad for part in parts for parameter in part.parameters(recurse=False))
 
 
 @torch.no_grad()

@@ -1,4 +1,4 @@
-"""Named policies of an engine: each is a LoRA adapter over the engine's model, or the model as it is."""
+"""Named policies of an engine: each is the engine's model as it is, with a LoRA adapter, or with layers of its own."""
 
 from __future__ import annotations
 
@@ -13,29 +13,30 @@ from transformers import PreTrainedModel
 from agentlightning.errors import EngineError
 from agentlightning.types import Policy
 from agentlightning_torch.adapters import adapter_name, adapter_settings, add_adapter, check_layers, compare_adapter, undone_on_error
-from agentlightning_torch.weights import Weights
+from agentlightning_torch.own_layers import set_own_state
+from agentlightning_torch.weights import Weights, read_full
+
+PROBED = 17
+"""Tokens of a pass that tests whether layers keep the order of tokens: a prime, so that no other dimension has this size."""
 
 
 def load_policy(weights: Weights, policy: Policy, folder: Path) -> None:
-    """Serve a named policy from a folder: the LoRA adapter in it, or the model as it is if the folder is the model's own.
+    """Serve a named policy from a folder: a LoRA adapter, or a full model like the engine's. Of that, only layers that differ take memory.
 
     The caller holds the lock. Raises `EngineError` without any change for other weights.
     """
-    name = weights.files.name
-    if policy.kind == "full":
-        if folder != Path(weights.files.path):
-            raise EngineError(
-                f"Policy {policy.name!r} has the full model in {str(folder)!r}, but named policies are adapters over {name!r}. Use a LoRA "
-                "adapter of this model."
-            )
-        weights.add_policy(policy)
-        return
+    what = "adapter" if policy.kind == "lora" else "model"
     try:
-        _load_adapter(weights, policy.name, folder)
+        if policy.kind == "lora":
+            _load_adapter(weights, policy.name, folder)
+        elif folder == Path(weights.files.path):
+            weights.adapters.own.pop(adapter_name(policy.name), None)
+        else:
+            set_own_state(weights.model, weights.adapters, policy.name, read_full(weights, folder))
     except EngineError:
         raise
     except Exception as error:
-        raise EngineError(f"The adapter in {str(folder)!r} cannot be loaded into {name!r}: {error}") from error
+        raise EngineError(f"The {what} in {str(folder)!r} cannot be loaded into {weights.files.name!r}: {error}") from error
     weights.add_policy(policy)
 
 
@@ -70,9 +71,10 @@ def check_rows(weights: Weights, added: str) -> None:
     """Raise `EngineError` for a model whose layers lose the order of tokens, so that no row can have an adapter of its own. Then the
     policy `added` is gone. The caller holds the lock."""
     names = list(weights.policies)
-    ids = torch.arange(1, len(names) + 1, device=weights.device)[None]
+    count = max(PROBED, len(names))
+    ids = torch.arange(1, count + 1, device=weights.device)[None] % weights.model.config.get_text_config().vocab_size
     try:
-        with torch.no_grad(), weights.adapters.over(names, weights.device):
+        with torch.no_grad(), weights.adapters.over([names[place % len(names)] for place in range(count)], weights.device):
             weights.model(input_ids=ids, use_cache=False)
     except NotImplementedError as error:
         del weights.policies[added]

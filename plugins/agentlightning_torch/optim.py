@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from agentlightning.errors import ConfigError, HalfStep, NonFinite
-from agentlightning_torch.forward import plain
+from agentlightning_torch.adapters import plain
 from agentlightning_torch.number_type import HALVES
 
 
@@ -23,15 +23,15 @@ def trained_parameters(model: Any, train: str) -> dict[str, torch.nn.Parameter]:
     `full` means all. `top:N` means the last N blocks and the final norm, without embeddings or a head tied to them. `lora` means the
     model's adapter.
     """
-    if train == "full":
-        chosen = set(dict(model.named_parameters()))
-    elif train == "lora":
-        chosen = {name for name, _ in model.named_parameters() if ".lora_" in name}
-    else:
-        chosen = _top(model, int(train.removeprefix("top:")))
+    chosen = {name for name, _ in model.named_parameters() if ".lora_" in name} if train == "lora" else chosen_names(model, train)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in chosen)
     return {name: parameter for name, parameter in model.named_parameters() if name in chosen}
+
+
+def chosen_names(model: Any, train: str) -> set[str]:
+    """Return the names of the parameters that `full` or `top:N` trains. Raises `ConfigError` for layers that the model does not have."""
+    return set(dict(model.named_parameters())) if train == "full" else _top(model, int(train.removeprefix("top:")))
 
 
 def _top(model: Any, count: int) -> set[str]:

@@ -20,7 +20,8 @@ from agentlightning.rl.batch.build import make_batch
 from agentlightning.rl.batch.packs import cut_packs, leaf_rows, transition_rows
 from agentlightning.testing.rollouts import trajectory, transition
 from agentlightning.types import Bools, Doubles
-from agentlightning_torch.forward import Scores, group_rows, keeping, plain, score_forest, score_rows
+from agentlightning_torch.adapters import plain
+from agentlightning_torch.forward import Scores, group_rows, keeping, score_forest, score_rows
 from agentlightning_torch.frozen import FrozenStates
 from agentlightning_torch.lengths import SHORT, length_of, longest, probe_length, regime, selects, switches
 from agentlightning_torch.masks import OwnMask

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from agentlightning.errors import UnsupportedSetting
-from agentlightning_torch.forward import keeping, plain
+from agentlightning_torch.adapters import plain
+from agentlightning_torch.forward import keeping
 from agentlightning_torch.lengths import SHORT, length_of, probe_length, regime, selects, switches
 from agentlightning_torch.scoring import disagreement, reason_of
 from agentlightning_torch.slots import Decode, KVShape, Layer, Prefill, Slots, forward

@@ -36,14 +36,15 @@ from agentlightning.rl.loss import SFTLoss
 from agentlightning.rl.schedule import learning_rate
 from agentlightning.types import Policy
 from agentlightning_torch import checkpoint
-from agentlightning_torch.adapters import adapter_name, named_parameters
+from agentlightning_torch.adapters import adapter_name, named_parameters, plain
 from agentlightning_torch.critic import ValueHead, hidden_size
-from agentlightning_torch.forward import Scores, plain
+from agentlightning_torch.forward import Scores
 from agentlightning_torch.frozen import FrozenStates
 from agentlightning_torch.heap import give_back
 from agentlightning_torch.losses import LOSSES
 from agentlightning_torch.number_type import HALVES
-from agentlightning_torch.optim import Optimizer, add_lora, lora_settings, trained_parameters
+from agentlightning_torch.optim import Optimizer, add_lora, chosen_names, lora_settings, trained_parameters
+from agentlightning_torch.own_layers import add_own_layers, base_names, named_base, own_parameters, own_state
 from agentlightning_torch.reference import Reference
 from agentlightning_torch.scoring import Scoring, find_scoring
 from agentlightning_torch.settings import TorchTrainerSettings as Settings
@@ -122,9 +123,9 @@ class TorchTrainer(Trainer):
 
     @classmethod
     def _trained(cls, weights: Weights, settings: Settings, name: str) -> dict[str, torch.nn.Parameter]:
-        """Add the adapter, if there is one, and return the trained parameters. A named policy has an adapter beside others."""
+        """Return the trained parameters, of a fresh adapter if there is one. A named policy has an adapter or own layers beside others."""
         if name != MAIN and settings.train != "lora":
-            raise ConfigError(f"trainer.train is {settings.train!r}, but policy {name!r} is one of several. Set trainer.train = 'lora'.")
+            return cls._own_layers(weights, settings, name)
         if name != MAIN:
             policy = structs.replace(weights.policy, name=name, kind="lora", version=0)
             with torch.random.fork_rng():
@@ -137,6 +138,18 @@ class TorchTrainer(Trainer):
         return trained_parameters(weights.model, settings.train)
 
     @classmethod
+    def _own_layers(cls, weights: Weights, settings: Settings, name: str) -> dict[str, torch.nn.Parameter]:
+        """Give a named policy copies of the layers that it trains, and return their parameters."""
+        add_own_layers(weights.model, weights.adapters, name, base_names(chosen_names(plain(weights.model), settings.train)))
+        for _, parameter in named_base(weights.model):
+            parameter.requires_grad_(False)
+        weights.add_policy(structs.replace(weights.policy, name=name, kind="full", version=0))
+        parameters = own_parameters(weights.adapters, name)
+        for parameter in parameters.values():
+            parameter.requires_grad_(True)
+        return parameters
+
+    @classmethod
     def offers(cls, settings: Settings) -> Capabilities:
         """See `Trainer`."""
         return Capabilities(
@@ -146,7 +159,7 @@ class TorchTrainer(Trainer):
             custom_losses=True,
             max_sequence_tokens=settings.tokens_per_pack,
             lora=True,
-            adapters=settings.train == "lora",
+            several="lora" if settings.train == "lora" else "full",
             critic=settings.critic,
             why_no_critic="set trainer.critic = true",
         )
@@ -274,18 +287,25 @@ class TorchTrainer(Trainer):
         critic = {} if self.critic_optimizer is None else self.critic_optimizer.tensors()
         tensors = {**self.optimizer.tensors(), **critic, "rng": torch.get_rng_state()}
         facts = {"policy": structs.asdict(self.policy), "steps": self.steps, "train": self.settings.train, **self._kept_settings()}
-        checkpoint.write(folder, self.weights.model, self.weights.files.path, checkpoint.State(tensors, facts), self._adapter)
+        checkpoint.write(folder, self.weights.model, self.weights.files.path, checkpoint.State(tensors, facts), self._adapter, self._own())
 
     def _export(self, folder: Path) -> Policy:
         probe = weight_check_of(self.weights.model)
-        checkpoint.export(folder, self.weights.model, adapter=self.settings.train == "lora", name=self._adapter)
+        adapted = self.settings.train == "lora"
+        checkpoint.export(folder, self.weights.model, adapter=adapted, name=self._adapter, own=self._own())
         probe.write(folder)
         return structs.replace(self.policy, uri=f"file:{quote(str(folder.resolve()))}")
 
     @property
     def _adapter(self) -> str | None:
-        """The name of its adapter in peft; None: it trains the only policy."""
-        return None if self.name == MAIN else adapter_name(self.name)
+        """The name of its adapter in peft, if it is one of several; None: it trains the only policy, or own layers."""
+        return None if self.name == MAIN or self.settings.train != "lora" else adapter_name(self.name)
+
+    def _own(self) -> dict[str, torch.Tensor] | None:
+        """Return the full state of a policy with own layers; None: it has none."""
+        if self.name == MAIN or self.settings.train == "lora":
+            return None
+        return own_state(self.weights.model, self.weights.adapters, self.name)
 
     def _kept_settings(self) -> dict[str, str | int | float]:
         """Return the settings that a checkpoint's weights do not tell, and that a resumed run must keep."""

@@ -10,7 +10,7 @@ import torch
 from agentlightning.errors import EngineError
 from agentlightning.training.weight_sync import EXACT, ROUNDED, WeightCheck, compare_weights, weight_check_ids
 from agentlightning.types import IntArray, Policy
-from agentlightning_torch.forward import plain
+from agentlightning_torch.adapters import plain
 from agentlightning_torch.number_type import HALVES
 
 

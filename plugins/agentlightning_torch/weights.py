@@ -24,6 +24,7 @@ from agentlightning.errors import ConfigError, EngineError, UnsupportedSetting
 from agentlightning.types import Policy
 from agentlightning_torch.adapters import Adapters, add_adapter, compare_adapter, undone_on_error
 from agentlightning_torch.number_type import number_type
+from agentlightning_torch.own_layers import base_state
 from agentlightning_torch.products import use_faster_products
 from agentlightning_torch.workers import ending_workers
 
@@ -61,7 +62,7 @@ class FairLock:
 
 
 class Weights:
-    """A model in eval mode, with the policy of its weights, or with several policies that are adapters over it."""
+    """A model in eval mode, with the policy of its weights, or with several policies over it."""
 
     def __init__(self, model: PreTrainedModel, policy: Policy, files: ModelFiles, device: torch.device, dtype: torch.dtype) -> None:
         self.model: Any = model
@@ -97,6 +98,9 @@ class Weights:
             twin, adapters = copy.deepcopy((self.model, self.adapters))
             weights = Weights(twin.eval().requires_grad_(False), self.policy, self.files, self.device, self.dtype)
             weights.policies, weights.adapters = dict(self.policies), adapters
+            for layers in adapters.own.values():
+                for layer in layers.values():
+                    layer.requires_grad_(False)
             return weights
 
     @ending_workers()
@@ -107,6 +111,9 @@ class Weights:
             for name, theirs in source.model.named_parameters():
                 if theirs.requires_grad:
                     mine[name].copy_(theirs)
+            for policy, layers in source.adapters.own.items():
+                for name, layer in layers.items():
+                    self.adapters.own[policy][name].load_state_dict(layer.state_dict())
             for policy in source.policies.values():
                 self.policy = policy
 
@@ -146,12 +153,7 @@ class Weights:
             raise EngineError(
                 f"{str(folder)!r} holds a full model, but this run trains a LoRA adapter on {self.files.name!r}. Load an adapter."
             )
-        with no_bars():
-            new = AutoModelForCausalLM.from_pretrained(folder, dtype=self.dtype).state_dict()
-        old = self.model.state_dict()
-        wrong = sorted(new.keys() ^ old.keys()) or [name for name in new if new[name].shape != old[name].shape]
-        if wrong:
-            raise EngineError(f"{str(folder)!r} is not {self.files.name!r}: {wrong[0]} differs. Load weights of the same model.")
+        new, old = read_full(self, folder), self.model.state_dict()
         with torch.no_grad():
             for name, value in new.items():
                 old[name].copy_(value)
@@ -176,6 +178,17 @@ class Weights:
                 )
         compare_adapter(folder, state, peft.get_peft_model_state_dict(self.model, adapter_name=name))
         peft.set_peft_model_state_dict(self.model, state, adapter_name=name)
+
+
+def read_full(weights: Weights, folder: Path) -> dict[str, torch.Tensor]:
+    """Return the state of a full model in a folder. Raises `EngineError` unless it has the names and shapes of the weights."""
+    with no_bars():
+        new = AutoModelForCausalLM.from_pretrained(folder, dtype=weights.dtype).state_dict()
+    old = base_state(weights.model)
+    wrong = sorted(new.keys() ^ old.keys()) or [name for name in new if new[name].shape != old[name].shape]
+    if wrong:
+        raise EngineError(f"{str(folder)!r} is not {weights.files.name!r}: {wrong[0]} differs. Load weights of the same model.")
+    return new
 
 
 def chosen_type(files: ModelFiles, device: torch.device, dtype: str) -> torch.dtype:

@@ -81,7 +81,7 @@ def find_run(name: str) -> Path | None:
 
 
 def best_weights(run: Path, policy: str | None = None) -> Path:
-    """Return the folder of a run's best weights. Of a run with several policies, it is the LoRA adapter of one `policy`. Raises `RunError`
+    """Return the folder of a run's best weights. Of a run with several policies, it is that of one `policy`. Raises `RunError`
     if it has none."""
     result = run_result(run)
     if "policies" in result or policy is not None:

@@ -24,8 +24,8 @@ class PolicyConfig(BaseSettings):
     """Names or patterns of the agents whose calls it answers. It also answers calls for a model of its own name."""
     train: bool = True
     """False freezes it: a partner or an opponent of the trained policies."""
-    adapter: str | None = None
-    """Folder of the LoRA adapter that a frozen policy has. Absent: it is the model as it is."""
+    weights: str | None = None
+    """Folder of a frozen policy's weights: a LoRA adapter, or a full model like the run's. Absent: it is the model as it is."""
     algorithm: dict[str, JSON] = field(default_factory=dict[str, JSON])
     """Settings of `[algorithm]` that differ for this policy, such as credit and advantage."""
     trainer: dict[str, JSON] = field(default_factory=dict[str, JSON])
@@ -40,10 +40,10 @@ def check_policies(policies: Mapping[str, PolicyConfig]) -> None:
             raise ConfigError(f"policies has the name {name!r}. Use {NAME}.")
         if name == "main":
             raise ConfigError("policies has the name 'main', which is that of a run's only policy. Use another name.")
-        if policy.adapter is not None and policy.train:
+        if policy.weights is not None and policy.train:
             raise ConfigError(
-                f"policies.{name}.adapter is {policy.adapter!r}, but a trained policy starts as the model itself. Set "
-                f"policies.{name}.train = false, or remove adapter."
+                f"policies.{name}.weights is {policy.weights!r}, but a trained policy starts as the model itself. Set "
+                f"policies.{name}.train = false, or remove weights."
             )
         if not policy.train and (policy.algorithm or policy.trainer):
             key = "algorithm" if policy.algorithm else "trainer"
@@ -68,9 +68,9 @@ def with_own(shared: Mapping[str, JSON], own: Mapping[str, JSON]) -> dict[str, A
     return {**shared, **own} if own.get("name", shared.get("name")) == shared.get("name") else dict(own)
 
 
-def absolute_adapters(policies: Mapping[str, PolicyConfig], base: Path) -> dict[str, PolicyConfig]:
-    """Return the policies with absolute paths of their adapters."""
+def absolute_weights(policies: Mapping[str, PolicyConfig], base: Path) -> dict[str, PolicyConfig]:
+    """Return the policies with absolute paths of their weights."""
     return {
-        name: policy if policy.adapter is None else replace(policy, adapter=str((base / Path(policy.adapter).expanduser()).resolve()))
+        name: policy if policy.weights is None else replace(policy, weights=str((base / Path(policy.weights).expanduser()).resolve()))
         for name, policy in policies.items()
     }

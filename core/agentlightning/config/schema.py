@@ -18,7 +18,7 @@ from msgspec import Meta
 from agentlightning.config.keys import check_config_keys
 from agentlightning.config.models import model_path
 from agentlightning.config.parts import Part, build_step_rewards, naming
-from agentlightning.config.policies import PolicyConfig, absolute_adapters, check_policies
+from agentlightning.config.policies import PolicyConfig, absolute_weights, check_policies
 from agentlightning.config.presets import two_stages, with_preset
 from agentlightning.config.prompts import PromptsSetting, prompts_under
 from agentlightning.config.rewards import PROGRAM_REWARDS, RewardFrom, RewardSetting, RewardTable
@@ -249,7 +249,7 @@ class Config(BaseSettings):
     agents: tuple[str, ...] | None = None
     """Names or patterns of the agents to train. Absent: all."""
     policies: dict[str, PolicyConfig] = field(default_factory=dict[str, PolicyConfig])
-    """Several policies by name, LoRA adapters over one model (`docs/policies.md`). The first one also answers calls of agents that no
+    """Several policies by name, over one model (`docs/policies.md`). The first one also answers calls of agents that no
     policy has. Absent: one policy."""
     reward_weights: dict[str, FiniteFloat] = field(default_factory=dict[str, float])
     """Weight of each named reward in the return. Default: 1."""
@@ -545,7 +545,7 @@ def _absolute(config: Config, base: Path, data: Mapping[str, Any]) -> Config:
     if config.store is not None:
         changes["store"] = absolute_store(config.store, base)
     changes["model"] = model_path(config.model, base)
-    changes["policies"] = absolute_adapters(config.policies, base)
+    changes["policies"] = absolute_weights(config.policies, base)
     if config.chat_template is not None:
         changes["chat_template"] = str(base / Path(config.chat_template).expanduser())
     return replace(config, **changes)

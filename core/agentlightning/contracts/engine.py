@@ -17,7 +17,7 @@ from agentlightning.contracts.batch import Batch
 from agentlightning.contracts.model import Fit, ModelFiles, Share
 from agentlightning.errors import ContextOverflow, EngineError, UnsupportedSetting
 from agentlightning.settings import BaseSettings
-from agentlightning.types import Doubles, FinishReason, FloatArray, IntArray, Policy, Sampling
+from agentlightning.types import Doubles, FinishReason, FloatArray, IntArray, Policy, PolicyKind, Sampling
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -70,8 +70,8 @@ class Engine(ABC):
     Settings: ClassVar[type[EngineSettings]] = EngineSettings
     remote: ClassVar[bool] = False
     """Whether the model lies on somebody else's server: `ModelFiles.path` is empty then, and training is refused."""
-    serves_adapters: ClassVar[bool] = False
-    """Whether it serves several policies at once: LoRA adapters over one base, by the name of their policy."""
+    several: ClassVar[frozenset[PolicyKind]] = frozenset()
+    """What several policies that it serves at once may be: LoRA adapters over one base, or full models like the base."""
     scores: ClassVar[bool] = False
     """Whether it has `score`, so that a teacher can be served by it."""
     answers: ClassVar[bool] = False
@@ -115,8 +115,8 @@ class Engine(ABC):
 
     @abstractmethod
     async def load(self, policy: Policy) -> dict[str, float]:
-        """Serve another version of the policy with this name, and return measurements of the load by name. An engine with
-        `serves_adapters` serves a new name beside the others.
+        """Serve another version of the policy with this name, and return measurements of the load by name. An engine of
+        `several` policies serves a new name beside the others.
 
         In-flight replies finish first (`pause`), or continue with the new weights. Each token carries the version that sampled it. The
         caches of the old weights are dropped. Raises `EngineError` when the engine cannot serve the policy.

@@ -17,7 +17,7 @@ class ModelFiles:
     path: str
     """A folder, or a hub id."""
     policy: str = "main"
-    """Name of the policy that a trainer makes of it. Policies with other names than `main` are adapters over one model, in one share."""
+    """Name of the policy that a trainer makes of it. Policies with other names than `main` share one model, in one share."""
 
 
 @dataclass(frozen=True, slots=True)

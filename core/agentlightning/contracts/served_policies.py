@@ -1,4 +1,4 @@
-"""The base of engines that serve several policies at once: LoRA adapters over one model, and the model as it is."""
+"""The base of engines that serve several policies at once, over one model."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ MAIN = "main"
 class MultiPolicyEngine(Engine):
     """An engine with one policy, `main`, or with several named ones. Requests for all of them share batches."""
 
-    serves_adapters = True
+    several = frozenset({"lora"})
 
     @property
     @abstractmethod
@@ -43,8 +43,6 @@ class MultiPolicyEngine(Engine):
 
 class ServedPolicy(Engine):
     """One of several policies of an engine. Its replies share batches with those of the others."""
-
-    serves_adapters = True
 
     def __init__(self, engine: MultiPolicyEngine, name: str) -> None:
         self._engine, self._name = engine, name

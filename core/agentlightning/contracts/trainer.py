@@ -15,7 +15,7 @@ from agentlightning.contracts.loss import CustomLoss, LossSettings
 from agentlightning.contracts.model import Fit, ModelFiles, Share
 from agentlightning.errors import Mismatch, UnsupportedSetting
 from agentlightning.settings import BaseSettings
-from agentlightning.types import Doubles, Policy
+from agentlightning.types import Doubles, Policy, PolicyKind
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,8 +35,9 @@ class Capabilities:
     max_sequence_tokens: int | None = None
     """Tokens of the longest conversation that it takes; None: any."""
     lora: bool = False
-    adapters: bool = False
-    """Whether several of these trainers share one model, each with an adapter for the policy that `ModelFiles.policy` names."""
+    several: PolicyKind | None = None
+    """What each of several of these trainers, which share one model, makes of it for the policy that `ModelFiles.policy` names: an adapter,
+    or layers of its own. None: it shares no model."""
     critic: bool = False
     """Whether it has a value head: `values`, and `Batch.returns` to learn from."""
     why_no_critic: str = "use trainer 'torch'"

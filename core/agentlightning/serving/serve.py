@@ -232,17 +232,17 @@ def _why(result: Mapping[str, Any]) -> str:
 def _several_policies(
     run: RunFolder, config: Config, result: Mapping[str, Any], choices: RenderingChoices, progress: Progress
 ) -> ServedModel:
-    """The model of a run with several policies, and the best adapter of each."""
+    """The model of a run with several policies, and the best weights of each."""
     progress.phase("finding model")
     files = find_model(config.model, progress=progress.phase)
     files = ModelFiles(_model_name(config), files.path)
     policies = list[Policy]()
     for name, policy in result["policies"].items():
-        adapter = str(best_weights(run.path, name)) if "checkpoint" in policy else None
-        policies.append(frozen_policy(name, files, adapter, int(policy["version"])))
+        weights = str(best_weights(run.path, name)) if "checkpoint" in policy else None
+        policies.append(frozen_policy(name, files, weights, int(policy["version"])))
     rendering = choices.over(config.rendering(files.path))
     served = ServedModel(files, dict(config.engine), None, rendering, _why(result), run, prompts=served_prompts(run.path, config))
-    base = ServedModel(files, dict(config.engine), None, rendering)  # without adapters
+    base = ServedModel(files, dict(config.engine), None, rendering)  # as the model itself
     return served._replace(policies=policies, choice=policy_choice(config.policies), base=lambda: base)
 
 

@@ -224,10 +224,15 @@ def _reward(config: Config) -> Any:
 
 def _policies(config: Config) -> dict[str, Any]:
     """What each policy answers, and its weights before training. Nothing for a run with one policy."""
-    adapters = {name: policy.adapter for name, policy in config.policies.items()}
-    files = {name: [] if path is None else sorted(Path(path).glob("adapter_*")) for name, path in adapters.items()}
+    folders = {name: policy.weights for name, policy in config.policies.items()}
+    files = {name: [] if path is None else _weight_files(Path(path)) for name, path in folders.items()}
     policies = [[name, policy.agents, content_key(files[name])] for name, policy in config.policies.items()]
     return {"policies": policies} if policies else {}
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    """The weights of a LoRA adapter or of a model, without the state of a trainer."""
+    return sorted(file for pattern in ("adapter_*", "model*.safetensors", "pytorch_model*.bin") for file in folder.glob(pattern))
 
 
 def _class_name(plugin: Any) -> str:

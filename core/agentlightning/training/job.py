@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from agentlightning.config.models import model_path
-from agentlightning.config.policies import absolute_adapters
+from agentlightning.config.policies import absolute_weights
 from agentlightning.config.prompts import prompts_under
 from agentlightning.config.rewards import RewardTable
 from agentlightning.config.schema import Config, build_config, check_names
@@ -54,7 +54,7 @@ def make_job(
     named = {key: value for key, value in names.items() if arguments[key] is not None}
     config = build_config({"path": str(Path.cwd()), **named, **{key: _table(value) for key, value in settings.items()}})
     config = dataclasses.replace(config, model=model_path(config.model, Path.cwd()), folder=str(Path.cwd() / config.folder))
-    config = dataclasses.replace(config, policies=absolute_adapters(config.policies, Path.cwd()))
+    config = dataclasses.replace(config, policies=absolute_weights(config.policies, Path.cwd()))
     if config.replay is not None:
         config = dataclasses.replace(config, replay=config.replay.under(Path.cwd()))
     if isinstance(config.reward, RewardTable):

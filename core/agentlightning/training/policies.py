@@ -16,7 +16,7 @@ from agentlightning.contracts.model import ModelFiles
 from agentlightning.contracts.policies import PolicyChoice
 from agentlightning.contracts.trainer import Trainer
 from agentlightning.errors import ConfigError, JoinError, UnsupportedSetting
-from agentlightning.types import Policy, Trajectory
+from agentlightning.types import Policy, PolicyKind, Trajectory
 
 Policies: TypeAlias = Mapping[str, PolicyConfig]
 """The table `[policies]`. Empty: the run has one policy."""
@@ -30,35 +30,54 @@ def check_policy_parts(
     trainer_name: str = "",
     trainers: Mapping[str, tuple[type[Trainer], object]] | None = None,
 ) -> None:
-    """Raise `ConfigError` if the engine or the trainer cannot have several policies, or an adapter is missing."""
+    """Raise `ConfigError` if the engine or the trainer cannot have these policies, or weights are missing."""
     if not policies:
         return
-    if not engine.serves_adapters:
+    if not engine.several:
         raise UnsupportedSetting(
             f"Engine {engine_name!r} serves one policy, and policies names {len(policies)}. Use engine 'torch' or 'vllm'."
         )
     for name, (trainer, settings) in (trainers or {}).items():
-        if not trainer.offers(settings).adapters:
+        kind = trainer.offers(settings).several
+        if kind is None:
             raise UnsupportedSetting(
-                f"policies.{name} needs a LoRA adapter of its own, and trainer {trainer_name!r} makes none with these settings. Use "
-                "trainer 'torch' with trainer.train = 'lora'."
+                f"policies.{name} needs weights of its own beside those of others, and trainer {trainer_name!r} trains one policy. Use "
+                "trainer 'torch'."
+            )
+        if kind not in engine.several:
+            raise UnsupportedSetting(
+                f"policies.{name} would train layers of its own, and engine {engine_name!r} serves several policies only as LoRA adapters. "
+                "Set trainer.train = 'lora', or use engine 'torch'."
             )
     for name, policy in policies.items():
-        if policy.adapter is not None and not (Path(policy.adapter) / "adapter_config.json").is_file():
+        if policy.weights is None:
+            continue
+        if not any((Path(policy.weights) / file).is_file() for file in ("adapter_config.json", "config.json")):
             raise ConfigError(
-                f"policies.{name}.adapter is {policy.adapter!r}, which has no adapter_config.json. Name the folder of a LoRA adapter."
+                f"policies.{name}.weights is {policy.weights!r}, which has neither adapter_config.json nor config.json. Name the folder of "
+                "a LoRA adapter or of a model."
             )
+        if kind_of_weights(policy.weights) not in engine.several:
+            raise UnsupportedSetting(
+                f"policies.{name}.weights is the full model {policy.weights!r}, and engine {engine_name!r} serves several policies only as "
+                "LoRA adapters. Name the folder of an adapter, or use engine 'torch'."
+            )
+
+
+def kind_of_weights(folder: str) -> PolicyKind:
+    """Return what a folder holds: a LoRA adapter, or a full model."""
+    return "lora" if (Path(folder) / "adapter_config.json").is_file() else "full"
 
 
 def frozen_policies(policies: Policies, files: ModelFiles) -> list[Policy]:
     """Return the frozen policies of a run, in version 0."""
-    return [frozen_policy(name, files, policy.adapter) for name, policy in policies.items() if not policy.train]
+    return [frozen_policy(name, files, policy.weights) for name, policy in policies.items() if not policy.train]
 
 
-def frozen_policy(name: str, files: ModelFiles, adapter: str | None = None, version: int = 0) -> Policy:
-    """Return a policy that is a model as it is, or with a LoRA adapter."""
-    uri = f"file:{quote(adapter or files.path)}"
-    return Policy(name=name, version=version, base=files.name, kind="full" if adapter is None else "lora", uri=uri)
+def frozen_policy(name: str, files: ModelFiles, weights: str | None = None, version: int = 0) -> Policy:
+    """Return a policy that is a model as it is, or has the weights of a folder."""
+    folder = files.path if weights is None else weights
+    return Policy(name=name, version=version, base=files.name, kind=kind_of_weights(folder), uri=f"file:{quote(folder)}")
 
 
 def check_first_calls(trajectories: Sequence[Trajectory], choice: PolicyChoice, trained: Sequence[str], *, full_step: bool = False) -> None:

@@ -119,10 +119,10 @@ def _policy(folder: RunFolder, state: RunState, rows: Sequence[Mapping[str, Any]
 
 
 def _one_of_several(name: str, policy: PolicyConfig, result: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The weights of one policy: the folder of its adapter, or nothing for the model before training."""
+    """The weights of one policy: their folder, or nothing for the model before training."""
     step, version = result["policy_step"], f"{name}/policy_version"
     if not policy.train:
-        return {"version": 0, "trained": False} | ({} if policy.adapter is None else {"checkpoint": policy.adapter})
+        return {"version": 0, "trained": False} | ({} if policy.weights is None else {"checkpoint": policy.weights})
     versions = {row["step"]: row[version] for row in rows if version in row}
     weights = {"checkpoint": f"{result['checkpoint']}/{name}"} if step else {}
     return {"version": int(versions.get(step, 0)) if step else 0, "trained": True, **weights}

@@ -30,8 +30,7 @@ class Run:
     @property
     def checkpoint(self) -> Path:
         """The folder of the best weights, which may be the model before training (`policy_reason` in the result says why).
-        `AutoModelForCausalLM.from_pretrained` loads it. With several policies it has a folder for each, with a LoRA adapter (`policies` in
-        the result)."""
+        `AutoModelForCausalLM.from_pretrained` loads it. With several policies it has a folder for each (`policies` in the result)."""
         return self.folder / str(self.result["checkpoint"])
 
     def frame(self, of: Literal["metrics", "rollouts"] = "metrics") -> Any:

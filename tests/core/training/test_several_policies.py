@@ -22,6 +22,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 import agentlightning as agl
+from agentlightning.contracts.trainer import Capabilities
 from agentlightning.errors import ConfigError, HalfStep, JoinError, NonFinite, PluginError, RunError
 from agentlightning.serving.export import export_run
 from agentlightning.stores.common import open_store
@@ -31,12 +32,14 @@ from agentlightning.training.run_folder import RunFolder
 from agentlightning.training.step_logprobs import read_step_logprobs
 from agentlightning.training.train import train_job
 from agentlightning.types import Span
+from agentlightning_torch.engine import TorchEngine
 from agentlightning_torch.trainer import TorchTrainer
 from world import StopAfter
 
 POLICIES: dict[str, Any] = {"editor": {"agents": ["edit*"]}, "writer": {"agents": ["write"]}}
 """The editor is the default, so that only its name leads a call to the writer."""
 LORA = {"name": "torch", "train": "lora", "lora_rank": 4, "lr": 1e-2}
+FULL = {"name": "torch", "train": "full", "lr": 1e-3}
 ONE_BY_ONE: dict[str, Any] = {"engine": {"name": "torch", "max_batch": 1}, "runner": {"concurrency": 1}}
 """One request at a time, so that the engine repeats its bits."""
 
@@ -165,7 +168,7 @@ def test_a_stopped_and_resumed_run_is_bitwise_one_that_was_not(model: str, tmp_p
 async def test_a_frozen_partner_keeps_its_adapter_bit_equal_and_is_never_trained(run: agl.Run, model: str, tmp_path: Path) -> None:
     partner = run.folder / run.result["policies"]["editor"]["checkpoint"]
     before = load_file(partner / "adapter_model.safetensors")
-    policies = {"writer": {"agents": ["write"]}, "editor": {"train": False, "adapter": str(partner)}}
+    policies = {"writer": {"agents": ["write"]}, "editor": {"train": False, "weights": str(partner)}}
     later = await agl.train_async(write_and_edit, tasks=TASKS, **settings(model, tmp_path, policies=policies))
     recorded = await completions(later)
     assert {int(version) for c in recorded if c.policy == "editor" for version in c.versions} == {0}
@@ -195,8 +198,45 @@ def test_policies_have_settings_of_their_own(model: str, tmp_path: Path) -> None
     assert {value.shape[0] for name, value in adapter(mixed, "writer", 1).items() if "lora_A" in name} == {2}
 
 
-def test_rollouts_run_ahead_of_the_steps_of_both_policies(model: str, tmp_path: Path) -> None:
-    ahead = agl.train(write_and_edit, tasks=TASKS, **settings(model, tmp_path, steps=3, collection={"max_staleness": 1}))
+def test_policies_train_full_weights_of_their_own_and_a_resumed_run_is_bitwise_one_that_was_not(
+    model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policies = {"editor": {"agents": ["edit*"], "trainer": {"train": "top:1"}}, "writer": {"agents": ["write"]}}
+    arguments = settings(model, tmp_path, **ONE_BY_ONE, steps=4, policies=policies, trainer=FULL)
+    whole = agl.train(write_and_edit, tasks=TASKS, **arguments)
+    stopper = StopAfter(2)
+    job = make_job(write_and_edit, tasks=TASKS, **{key: value for key, value in arguments.items() if key != "progress"})
+    half = asyncio.run(train_job(job, progress=stopper, resume=None, stop=stopper.stop))
+    resumed = agl.train(write_and_edit, tasks=TASKS, resume=half.folder, **arguments)
+    assert measured(resumed) == measured(whole)
+    assert all(row["mismatch_abs"] < 1e-4 for row in read_metrics(whole.folder))
+    before = AutoModelForCausalLM.from_pretrained(model).state_dict()
+    changed, states = dict[str, set[str]](), dict[str, Any]()
+    for name in POLICIES:
+        folders = [run.folder / run.result["policies"][name]["checkpoint"] for run in (resumed, whole)]
+        again, states[name] = (AutoModelForCausalLM.from_pretrained(folder).state_dict() for folder in folders)
+        assert same(again, states[name])
+        changed[name] = {key for key, value in again.items() if not torch.equal(value, before[key])}
+    assert changed["editor"] < changed["writer"]
+    assert "model.embed_tokens.weight" in changed["writer"] - changed["editor"]
+    # one of them as a model, and as the frozen partner of another run
+    monkeypatch.setenv("AGL_CACHE", str(tmp_path / "cache"))
+    export_run(RunFolder(whole.folder), tmp_path / "writer", "writer")
+    assert same(AutoModelForCausalLM.from_pretrained(tmp_path / "writer").state_dict(), states["writer"])
+    beside = {"editor": {"agents": ["edit*"]}, "writer": {"agents": ["write"], "train": False, "weights": str(tmp_path / "writer")}}
+    later = agl.train(write_and_edit, tasks=TASKS, **settings(model, tmp_path / "later", policies=beside, steps=1))
+    assert later.result["policies"]["writer"] == {"version": 0, "trained": False, "checkpoint": str(tmp_path / "writer")}
+    reply = next(c for c in asyncio.run(completions(later)) if c.policy == "writer")
+    ids = torch.tensor([[*reply.prompt_ids, *reply.response_ids]])
+    with torch.no_grad():
+        logits = AutoModelForCausalLM.from_pretrained(tmp_path / "writer").eval()(input_ids=ids).logits
+    own = logits[0, len(reply.prompt_ids) - 1 : -1].log_softmax(-1).gather(1, ids[0, len(reply.prompt_ids) :, None])[:, 0]
+    torch.testing.assert_close(own, torch.tensor(reply.logprobs), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("trainer", [LORA, FULL])
+def test_rollouts_run_ahead_of_the_steps_of_both_policies(model: str, tmp_path: Path, trainer: dict[str, Any]) -> None:
+    ahead = agl.train(write_and_edit, tasks=TASKS, **settings(model, tmp_path, steps=3, collection={"max_staleness": 1}, trainer=trainer))
     rows = read_metrics(ahead.folder)
     assert [row["rollouts"] for row in rows] == [8, 8, 8]
     assert all(row["mismatch_abs"] < 1e-4 for row in rows if "mismatch_abs" in row)
@@ -289,6 +329,20 @@ async def test_a_run_in_which_no_call_reaches_a_trained_policy_stops_after_its_f
         await agl.train_async(one_agent, tasks=TASKS, **settings(model, tmp_path, policies=policies, steps=1))
 
 
+class OnlyAdapters(TorchEngine):
+    """An engine that serves no full weights of several policies, as vLLM."""
+
+    several = frozenset({"lora"})
+
+
+class Alone(TorchTrainer):
+    """A trainer that shares no model."""
+
+    @classmethod
+    def offers(cls, settings: Any) -> Capabilities:
+        return dataclasses.replace(super().offers(settings), several=None)
+
+
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
@@ -296,14 +350,18 @@ async def test_a_run_in_which_no_call_reaches_a_trained_policy_stops_after_its_f
         ({"policies": {"a": {"agents": ["x"]}, "b": {"agents": ["x"]}}}, "policies 'a' and 'b' both have agent 'x'"),
         ({"policies": {"a b": {}}}, "policies has the name 'a b'"),
         ({"policies": {"main": {}}}, "policies has the name 'main'"),
-        ({"policies": {"a": {"adapter": "x"}}}, "a trained policy starts as the model itself"),
+        ({"policies": {"a": {"weights": "x"}}}, "a trained policy starts as the model itself"),
         ({"policies": {"a": {}, "b": {"train": False, "trainer": {"lr": 1e-3}}}}, "policies.b.trainer has no effect"),
         ({"policies": {"a": {"trainer": {"name": "verl"}}}}, "all policies share one trainer"),
         ({"policies": {"a": {"agent": ["x"]}}}, "policies.a"),
         ({"agents": ["write"]}, "agents and policies are both set"),
         ({"policies": {"a": {}, "b": {"algorithm": {"group_size": 2}}}}, "The policies differ in algorithm.group_size (a: 4, b: 2)"),
-        ({"trainer": {"name": "torch"}}, "Use trainer 'torch' with trainer.train = 'lora'"),
-        ({"policies": {"a": {}, "b": {"train": False, "adapter": "nowhere"}}}, "which has no adapter_config.json"),
+        ({"trainer": {"name": f"{__name__}:Alone"}}, "trains one policy. Use trainer 'torch'"),
+        (
+            {"trainer": FULL, "engine": {"name": f"{__name__}:OnlyAdapters"}},
+            "several policies only as LoRA adapters. Set trainer.train",
+        ),
+        ({"policies": {"a": {}, "b": {"train": False, "weights": "nowhere"}}}, "which has neither adapter_config.json nor config.json"),
         ({"policies": {"a": {"trainer": {"lora_rang": 2}}}}, "lora_rang"),
     ],
 )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,8 @@ import peft
 import pytest
 import torch
 from msgspec import structs
-from transformers import AutoModelForCausalLM, Qwen2MoeConfig, Qwen2MoeForCausalLM
+from policies_world import PROMPT, ask, expected, parameters, random_adapter, serving, trainers
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, Qwen2MoeConfig, Qwen2MoeForCausalLM
 
 from agentlightning.contracts.model import ModelFiles
 from agentlightning.errors import EngineError, TrainerError
@@ -22,71 +22,12 @@ from agentlightning.rl.batch.build import make_batch
 from agentlightning.rl.loss import PPOClip
 from agentlightning.testing.rollouts import conversation, trajectory
 from agentlightning.training.weight_sync import folder_of
-from agentlightning.types import Policy, Sampling
+from agentlightning.types import Policy
 from agentlightning_torch.adapters import adapter_name
 from agentlightning_torch.engine import TorchEngine
-from agentlightning_torch.settings import TorchEngineSettings, TorchTrainerSettings
 from agentlightning_torch.trainer import TorchTrainer
-from agentlightning_torch.weights import Weights, get_weights
+from agentlightning_torch.weights import get_weights
 from world import two_turns
-
-PROMPT = list(range(5, 55))
-"""Long enough that rows of one policy read their keys together, and that a waiting reply would copy it."""
-
-
-@asynccontextmanager
-async def trainers(files: ModelFiles, share: dict[str, object], *names: str, **settings: Any) -> AsyncIterator[list[TorchTrainer]]:
-    made = [
-        await TorchTrainer.create(
-            replace(files, policy=name),
-            TorchTrainerSettings(**{"device": "cpu", "train": "lora", "lora_rank": 4, "lr": 1e-2, "seed": seed, **settings}),
-            share,
-        )
-        for seed, name in enumerate(names)
-    ]
-    try:
-        yield made
-    finally:
-        for trainer in made:
-            await trainer.close()
-
-
-@asynccontextmanager
-async def serving(files: ModelFiles, share: dict[str, object], **settings: Any) -> AsyncIterator[TorchEngine]:
-    engine = await TorchEngine.create(files, TorchEngineSettings(device="cpu", **settings), share)
-    try:
-        yield engine
-    finally:
-        await engine.close()
-
-
-def random_adapter(files: ModelFiles, folder: Path, seed: int, **settings: Any) -> Path:
-    """An adapter on the disk, as peft writes it, that changes the model a lot."""
-    torch.manual_seed(seed)
-    base = AutoModelForCausalLM.from_pretrained(files.path)
-    options: dict[str, Any] = {"r": 4, "lora_alpha": 8, "target_modules": "all-linear", "task_type": "CAUSAL_LM", **settings}
-    model = peft.get_peft_model(base, peft.LoraConfig(**options))
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if "lora_B" in name:
-                parameter.normal_(0, 0.1)
-    model.save_pretrained(str(folder))
-    return folder
-
-
-async def ask(engine: Any, ids: list[int], **sampling: Any) -> tuple[list[int], np.ndarray]:
-    tokens, logprobs = list[int](), list[float]()
-    async for chunk in engine.generate(np.array(ids, np.int32), Sampling(**{"max_tokens": 12, "seed": 1, **sampling})):
-        tokens += chunk.ids.tolist()
-        logprobs += chunk.logprobs.tolist()
-    return tokens, np.array(logprobs)
-
-
-def expected(model: Any, ids: list[int], reply: list[int]) -> np.ndarray:
-    """The log-probabilities of a reply in one plain pass."""
-    with torch.no_grad():
-        logits = model(input_ids=torch.tensor([ids + reply])).logits[0].log_softmax(-1)
-    return np.array([float(logits[len(ids) + place - 1, token]) for place, token in enumerate(reply)])
 
 
 @pytest.fixture(scope="module")
@@ -184,10 +125,16 @@ async def test_an_adapter_that_single_rows_cannot_have_is_refused_and_changes_no
     np.testing.assert_array_equal(before[1], after[1])
 
 
-async def test_another_full_model_is_refused_by_name(model, folders, tmp_path):
+async def test_a_full_model_of_other_shapes_is_refused_by_name(model, folders, tmp_path):
+    other = LlamaForCausalLM(LlamaConfig(vocab_size=64, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2))
+    other.save_pretrained(tmp_path / "other")
     async with three_policies(model, folders) as engine:
-        with pytest.raises(EngineError, match=r"Policy 'new' has the full model in .* named policies are adapters over 'tiny'"):
-            await engine.load(Policy(name="new", version=0, base="tiny", uri=f"file:{tmp_path}"))
+        before = await ask(engine.policies["one"], PROMPT)
+        for folder, says in ((tmp_path / "other", r"other' is not 'tiny': .* differs"), (tmp_path, "cannot be loaded into 'tiny'")):
+            with pytest.raises(EngineError, match=says):
+                await engine.load(Policy(name="new", version=0, base="tiny", uri=f"file:{folder}"))
+        assert list(engine.policies) == ["one", "two", "plain"]
+        assert (await ask(engine.policies["one"], PROMPT))[0] == before[0]
 
 
 async def test_a_model_whose_layers_lose_the_order_of_tokens_is_refused_and_serves_its_first_policy_on(tmp_path):
@@ -216,10 +163,6 @@ def moments(trainer: TorchTrainer) -> dict[str, torch.Tensor]:
     """AdamW's average gradient by layer: the gradient itself times a number, after one step."""
     own = f".{adapter_name(trainer.name)}." if trainer.name != "main" else ".default."
     return {name.replace(own, "."): value for name, value in trainer.optimizer.state().items() if name.startswith("exp_avg.")}
-
-
-def parameters(weights: Weights) -> dict[str, torch.Tensor]:
-    return {name: parameter.detach().clone() for name, parameter in weights.model.named_parameters()}
 
 
 @pytest.mark.parametrize("dtype", ["float64", "float32"])

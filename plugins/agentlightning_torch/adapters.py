@@ -85,6 +85,10 @@ class Adapters:
         """The layers that compute a pass in place of one of the model, with the places of their tokens; None: the model's own."""
         return [(self.own.get(name, {}).get(layer), places) for name, places in self._parts]
 
+    def adapts(self, layer: Any) -> bool:
+        """Whether a layer of peft has an adapter of this pass."""
+        return any(name in layer.lora_A for name, _ in self._parts)
+
     def rows(self, layer: Any, x: Tensor) -> Iterator[tuple[str, Tensor | None]]:
         """The adapters that a layer has for a pass over `x`."""
         for name, places in self._parts:

@@ -178,7 +178,7 @@ class TorchEngine(MultiPolicyEngine):
         """
         source = self._source
         if source is not None and policy == source.policies.get(policy.name):  # also of the served version: a reload copies it again
-            await asyncio.to_thread(self._weights.take, source)
+            await asyncio.to_thread(self._take, source, policy)
             return {}
         return await self._when_drained(lambda: self._load(policy))
 
@@ -216,6 +216,12 @@ class TorchEngine(MultiPolicyEngine):
         self._sampler.forget()
         return {}
 
+    def _take(self, source: Weights, policy: Policy) -> None:
+        with self._weights.lock:
+            self._weights.take(source)
+            if len(self._weights.policies) > 1:
+                check_rows(self._weights, policy.name)
+
     def _load(self, policy: Policy) -> dict[str, float]:
         weights, scheme = self._weights, policy.uri.partition(":")[0]
         measured: dict[str, float] = {}
@@ -245,6 +251,7 @@ class TorchEngine(MultiPolicyEngine):
         load_policy(weights, policy, folder_of(policy))
         with weights.adapters.all(policy.name):
             measured, self._named_checks[policy.name] = compare_with_check(weights.model, policy, self._named_checks.get(policy.name))
+        weights.add_policy(policy)
         return measured
 
     # Below: the engine's thread.

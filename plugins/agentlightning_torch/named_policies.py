@@ -21,10 +21,13 @@ PROBED = 17
 
 
 def load_policy(weights: Weights, policy: Policy, folder: Path) -> None:
-    """Serve a named policy from a folder: a LoRA adapter, or a full model like the engine's. Of that, only layers that differ take memory.
+    """Load a named policy from a folder: a LoRA adapter, or a full model like the engine's. Of that, only layers that differ take memory.
 
-    The caller holds the lock. Raises `EngineError` without any change for other weights.
+    The caller holds the lock, and adds the policy. Raises `EngineError` without any change for other weights.
     """
+    served = weights.policies.get(policy.name)
+    if served is not None and served.kind != policy.kind:
+        raise EngineError(f"Policy {policy.name!r} is served as {served.kind!r} and cannot become {policy.kind!r}. Start a new engine.")
     what = "adapter" if policy.kind == "lora" else "model"
     try:
         if policy.kind == "lora":
@@ -37,7 +40,6 @@ def load_policy(weights: Weights, policy: Policy, folder: Path) -> None:
         raise
     except Exception as error:
         raise EngineError(f"The {what} in {str(folder)!r} cannot be loaded into {weights.files.name!r}: {error}") from error
-    weights.add_policy(policy)
 
 
 def _load_adapter(weights: Weights, policy: str, folder: Path) -> None:
@@ -78,6 +80,7 @@ def check_rows(weights: Weights, added: str) -> None:
             weights.model(input_ids=ids, use_cache=False)
     except NotImplementedError as error:
         del weights.policies[added]
+        advice = "Use LoRA adapters" if weights.adapters.own.pop(adapter_name(added), None) else "Use a model without experts"
         raise EngineError(
-            f"Model {weights.files.name!r} cannot serve several policies in one batch: {error}. Use a model without experts, or one policy."
+            f"Model {weights.files.name!r} cannot serve several policies in one batch: {error}. {advice}, or one policy."
         ) from error

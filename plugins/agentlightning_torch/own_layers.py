@@ -25,21 +25,34 @@ BY_TOKEN = (nn.Linear, nn.Embedding, nn.LayerNorm, nn.RMSNorm, Conv1D)
 class Dispatch:
     """The forward of a layer of which some policies have a copy. It sends each token to the layer of its policy."""
 
-    def __init__(self, layer: nn.Module, name: str, adapters: Adapters) -> None:
-        self.layer, self.name, self.adapters = layer, name, adapters
+    def __init__(self, layer: nn.Module, name: str, adapters: Adapters, head: bool) -> None:
+        """`head`: the layer computes the logits, of a prefill those of the last token alone."""
+        self.layer, self.name, self.adapters, self.head = layer, name, adapters, head
+        self.dim = 1
+        """The dimension of the tokens: 2 where heads come before them."""
 
     def __call__(self, *arguments: Any, **options: Any) -> Tensor:
-        """The output of the layer. A pass with tokens of several policies has the shape (1, tokens, ...)."""
+        """The output of the layer. A pass with tokens of several policies is one row of them."""
         parts, tokens = self.adapters.parts(self.name), self.adapters.tokens
         if all(own is None for own, _ in parts) or len(parts) == 1:
             return self._output(parts[0][0] if parts else None, *arguments, **options)
         x = arguments[0] if len(arguments) == 1 and not options else None
-        if x is None or x.shape[:2] not in ((1, 1), (1, tokens)):
-            raise NotImplementedError(f"layer {self.name!r} does not get the shape (1, tokens), so their policies are unknown")
-        if x.shape[1] == 1:  # the head, which computes the last token alone
+        if self.head and x is not None and x.shape[:2] == (1, 1):
             return self._output(next(own for own, places in parts if int(places[-1]) == tokens - 1), x)
-        outputs = torch.cat([self._output(own, x[:, places]) for own, places in parts], 1)
-        return torch.empty_like(outputs).index_copy(1, torch.cat([places for _, places in parts]), outputs)
+        dim = self._find_tokens(x)
+        outputs = torch.cat([self._output(own, x.index_select(dim, places)) for own, places in parts], dim)
+        return torch.empty_like(outputs).index_copy(dim, torch.cat([places for _, places in parts]), outputs)
+
+    def _find_tokens(self, x: Any) -> int:
+        """Return the dimension of the tokens. Where two have as many places, it is that of an earlier pass: `check_rows` makes one."""
+        sizes = [] if x is None or x.shape[0] != 1 else list(x.shape[: max(2, x.ndim - 1)])
+        dims = [dim for dim in (1, 2) if sizes[dim : dim + 1] == [self.adapters.tokens]]
+        if len(dims) == 1:
+            self.dim = dims[0]
+        if self.dim not in dims:
+            shape = "no tensor" if x is None else f"the shape {tuple(x.shape)}"
+            raise NotImplementedError(f"layer {self.name!r} gets {shape}, so the policies of its tokens are unknown")
+        return self.dim
 
     def _output(self, own: nn.Module | None, *arguments: Any, **options: Any) -> Tensor:
         return type(self.layer).forward(self.layer, *arguments, **options) if own is None else own(*arguments, **options)
@@ -52,8 +65,11 @@ class Dispatch:
 
 def layer_of_pass(layer: Any) -> Any:
     """Return the layer that computes a pass of one policy in place of the model's."""
-    dispatch = vars(layer).get("forward")
-    return dispatch.of_pass() if isinstance(dispatch, Dispatch) else layer
+    inner = getattr(layer, "base_layer", layer)  # peft puts a layer with adapters into another one
+    dispatch = vars(inner).get("forward")
+    if not isinstance(dispatch, Dispatch) or (inner is not layer and dispatch.adapters.adapts(layer)):
+        return layer
+    return dispatch.of_pass()
 
 
 def own_parameters(adapters: Adapters, policy: str) -> dict[str, nn.Parameter]:
@@ -73,24 +89,24 @@ def add_own_layers(model: Any, adapters: Adapters, policy: str, chosen: Collecti
 
     Raises `UnsupportedSetting` without any change for a layer that does not compute each token alone.
     """
-    model = plain(model)
+    model, head = plain(model), plain(model).get_output_embeddings()
     mine = {id(parameter) for name, parameter in named_base(model) if name in chosen}
+    own, memo = dict[str, nn.Module](), dict[int, Any]()  # one memo for all, so that tied layers stay tied
     layers = dict[str, nn.Module]()
     for name, layer in model.named_modules():
         if any(id(parameter) in mine for parameter in vars(layer)["_parameters"].values()):
             if not isinstance(layer, BY_TOKEN) and not type(layer).__name__.endswith("Norm"):
                 raise UnsupportedSetting(
-                    f"Policy {policy!r} cannot have weights of its own in layer {name!r} ({type(layer).__name__}), which does not compute "
-                    "each token alone. Set trainer.train = 'lora', or use one policy."
+                    f"Policy {policy!r} cannot have weights of its own in layer {name!r} ({type(layer).__name__}), which may not compute "
+                    "each token alone. Use LoRA adapters, or one policy."
                 )
+            with _without_dispatch(layer):
+                own[base_name(name)] = copy.deepcopy(layer, memo).requires_grad_(False)
             layers[base_name(name)] = layer
-    own = adapters.own.setdefault(adapter_name(policy), {})
-    own.clear()
-    memo = dict[int, Any]()  # shared, so that tied layers stay tied
     for name, layer in layers.items():
-        with _without_dispatch(layer):
-            own[name] = copy.deepcopy(layer, memo).requires_grad_(False)
-        layer.forward = Dispatch(layer, name, adapters)
+        if "forward" not in vars(layer):
+            layer.forward = Dispatch(layer, name, adapters, layer is getattr(head, "base_layer", head))
+    adapters.own[adapter_name(policy)] = own
 
 
 def own_state(model: Any, adapters: Adapters, policy: str) -> dict[str, Tensor]:
@@ -103,11 +119,12 @@ def own_state(model: Any, adapters: Adapters, policy: str) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def set_own_state(model: Any, adapters: Adapters, policy: str, state: dict[str, Tensor]) -> None:
-    """Give a policy own layers where `state` differs from the model, and none elsewhere. `state` has the names and shapes of the model."""
-    base = base_state(model)
+    """Set the weights of a policy's own layers, and add those that it needs. `state` has the names and shapes of the model."""
+    base, own = base_state(model), adapters.own.get(adapter_name(policy), {})
     differing = {name for name, value in state.items() if not torch.equal(value.to(base[name]), base[name])}
-    add_own_layers(model, adapters, policy, differing)
-    for name, layer in adapters.own[adapter_name(policy)].items():
+    if not {name.rpartition(".")[0] for name in differing} <= own.keys():  # else in place: a trainer may hold their parameters
+        add_own_layers(model, adapters, policy, differing)
+    for name, layer in adapters.own.get(adapter_name(policy), {}).items():
         for kind, value in layer.state_dict().items():
             value.copy_(state[f"{name}.{kind}"])
 

@@ -22,7 +22,7 @@ from agentlightning.contracts.model import ModelFiles, Share
 from agentlightning.contracts.served_policies import MAIN
 from agentlightning.errors import ConfigError, EngineError, UnsupportedSetting
 from agentlightning.types import Policy
-from agentlightning_torch.adapters import Adapters, add_adapter, compare_adapter, undone_on_error
+from agentlightning_torch.adapters import Adapters, add_adapter, compare_adapter, plain, undone_on_error
 from agentlightning_torch.number_type import number_type
 from agentlightning_torch.own_layers import base_state
 from agentlightning_torch.products import use_faster_products
@@ -33,6 +33,14 @@ warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprec
 
 ADAPTER_SETTINGS = ("peft_type", "r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora", "use_dora")
 """Settings that change what an adapter's weights mean. The names of its weights tell its layers."""
+
+
+HARMLESS = (
+    "architectures", "attention_dropout", "bos_token_id", "dtype", "eos_token_id", "id2label", "initializer_range", "label2id",
+    "max_position_embeddings", "output_attentions", "output_hidden_states", "pad_token_id", "problem_type", "return_dict", "torch_dtype",
+    "transformers_version", "use_cache",
+)  # fmt: skip
+"""Fields of a configuration that do not change what a model computes. Nor do those that begin with `_`."""
 
 
 class FairLock:
@@ -181,13 +189,20 @@ class Weights:
 
 
 def read_full(weights: Weights, folder: Path) -> dict[str, torch.Tensor]:
-    """Return the state of a full model in a folder. Raises `EngineError` unless it has the names and shapes of the weights."""
+    """Return the state of a full model in a folder. Raises `EngineError` unless it is complete, and computes what the weights' model does
+    with them: names, shapes, and configuration are the same."""
     with no_bars():
-        new = AutoModelForCausalLM.from_pretrained(folder, dtype=weights.dtype).state_dict()
-    old = base_state(weights.model)
+        model, loaded = AutoModelForCausalLM.from_pretrained(folder, dtype=weights.dtype, output_loading_info=True)
+    new, old = model.state_dict(), base_state(weights.model)
     wrong = sorted(new.keys() ^ old.keys()) or [name for name in new if new[name].shape != old[name].shape]
+    if not wrong:
+        theirs, ours = (one.config.get_text_config().to_dict() for one in (model, plain(weights.model)))
+        known = [key for key in sorted(theirs.keys() & ours.keys()) if key not in HARMLESS and not key.startswith("_")]
+        wrong = [key for key in known if theirs[key] != ours[key]]
     if wrong:
         raise EngineError(f"{str(folder)!r} is not {weights.files.name!r}: {wrong[0]} differs. Load weights of the same model.")
+    if missing := sorted(loaded["missing_keys"]):
+        raise EngineError(f"{str(folder)!r} has no weights for {missing[0]}. Load a complete model.")
     return new
 
 

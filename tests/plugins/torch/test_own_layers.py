@@ -12,10 +12,10 @@ import pytest
 import torch
 from msgspec import structs
 from policies_world import PROMPT, ask, expected, parameters, random_adapter, serving, trainers
-from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, Qwen2MoeConfig, Qwen3Config
+from transformers import AutoModelForCausalLM, Gemma3TextConfig, GPT2Config, LlamaConfig, Qwen2MoeConfig, Qwen3Config, StableLmConfig
 
 from agentlightning.contracts.model import ModelFiles
-from agentlightning.errors import ConfigError, TrainerError
+from agentlightning.errors import ConfigError, EngineError, TrainerError
 from agentlightning.rl.batch.build import make_batch
 from agentlightning.rl.loss import PPOClip
 from agentlightning.testing.rollouts import conversation, trajectory
@@ -33,11 +33,13 @@ CONFIGS: dict[str, Any] = {
     "llama, tied": LlamaConfig(**SIZES, tie_word_embeddings=True),
     "llama, untied": LlamaConfig(**SIZES, tie_word_embeddings=False),
     "qwen3": Qwen3Config(**SIZES, head_dim=8),
+    "gemma3": Gemma3TextConfig(**SIZES, head_dim=8, sliding_window=32),  # norms of heads, which come before the tokens
+    "stablelm": StableLmConfig(**SIZES, qk_layernorm=True),  # a norm for each head
     "gpt2": GPT2Config(vocab_size=64, n_embd=32, n_layer=3, n_head=4, n_positions=256, resid_pdrop=0, embd_pdrop=0, attn_pdrop=0),
 }
 
 
-LISTED = [kind for kind in CONFIGS if kind != "gpt2"]
+LISTED = ["llama, tied", "llama, untied", "qwen3"]
 """With a list of layers for `top:N`, and linear layers for adapters."""
 
 
@@ -103,6 +105,38 @@ async def test_a_full_model_that_differs_in_one_layer_takes_the_memory_of_one_la
         np.testing.assert_allclose(logprobs, expected(changed.eval(), PROMPT, tokens), atol=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"rope_parameters": {"rope_type": "default", "rope_theta": 77.0}}, "rope_parameters differs"),
+        ({"rms_norm_eps": 0.1}, "rms_norm_eps differs"),
+        ({"tie_word_embeddings": False}, "tie_word_embeddings differs"),
+    ],
+)
+async def test_a_full_model_that_computes_something_else_is_refused_by_name(tmp_path: Path, change: dict[str, Any], says: str) -> None:
+    files = random_model("llama, tied", tmp_path / "base", 0)
+    AutoModelForCausalLM.from_config(LlamaConfig(**{**SIZES, "tie_word_embeddings": True, **change})).save_pretrained(tmp_path / "other")
+    async with serving(files, {}, dtype="float32") as engine:
+        with pytest.raises(EngineError, match=says):
+            await engine.load(Policy(name="other", version=1, base="tiny", uri=f"file:{tmp_path / 'other'}"))
+        assert list(engine.policies) == ["main"]
+
+
+async def test_a_policy_keeps_its_kind_and_new_versions_replace_its_layers_in_place(built: ModelFiles, tmp_path: Path) -> None:
+    versions = [random_model(built.name, tmp_path / str(seed), seed).path for seed in (1, 2)]
+    adapter = random_adapter(built, tmp_path / "adapter", 5)
+    async with serving(built, {}, dtype="float32") as engine:
+        kept: list[Any] = []
+        for version, folder in enumerate(versions):
+            await engine.load(Policy(name="one", version=version, base=built.name, uri=f"file:{folder}"))
+            tokens, logprobs = await ask(engine.policies["one"], PROMPT)
+            np.testing.assert_allclose(logprobs, expected(AutoModelForCausalLM.from_pretrained(folder).eval(), PROMPT, tokens), atol=1e-4)
+            kept.append([id(value) for value in own_parameters(engine._weights.adapters, "one").values()])
+        assert kept[0] == kept[1]
+        with pytest.raises(EngineError, match="Policy 'one' is served as 'full' and cannot become 'lora'"):
+            await engine.load(Policy(name="one", version=2, base=built.name, kind="lora", uri=f"file:{adapter}"))
+
+
 # --- the trainer ---
 
 
@@ -136,6 +170,21 @@ async def test_a_policy_takes_exactly_the_steps_that_it_takes_alone_and_others_s
     for one, other in zip(metrics, expected_metrics, strict=True):
         for name in ("loss", "grad_norm", "kl", "entropy"):
             assert one[name] == pytest.approx(other[name], rel=1e-9), name
+
+
+async def test_a_head_is_trained_beside_an_adapter_on_the_head(built: ModelFiles, tmp_path: Path) -> None:
+    adapter = random_adapter(built, tmp_path / "adapter", 3, target_modules=["q_proj", "lm_head"])
+    settings = {"dtype": "float64", "train": "full"}
+    async with trainers(built, {}, "writer", **settings) as [alone]:
+        _, before = await alone.step(two_turns(0), PPOClip())
+        weights = own(alone)
+    share: dict[str, object] = {}
+    async with trainers(built, share, "writer", **settings) as [writer], serving(built, share) as engine:
+        await engine.load(Policy(name="frozen", version=0, base=built.name, kind="lora", uri=f"file:{adapter}"))
+        _, after = await writer.step(two_turns(0), PPOClip())
+        assert after["grad_norm"] == pytest.approx(before["grad_norm"], rel=1e-9)
+        for name, value in own(writer).items():
+            torch.testing.assert_close(value, weights[name], rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize("copy_weights", [False, True])

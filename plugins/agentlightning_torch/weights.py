@@ -197,8 +197,8 @@ def read_full(weights: Weights, folder: Path) -> dict[str, torch.Tensor]:
     wrong = sorted(new.keys() ^ old.keys()) or [name for name in new if new[name].shape != old[name].shape]
     if not wrong:
         theirs, ours = (one.config.get_text_config().to_dict() for one in (model, plain(weights.model)))
-        known = [key for key in sorted(theirs.keys() & ours.keys()) if key not in HARMLESS and not key.startswith("_")]
-        wrong = [key for key in known if theirs[key] != ours[key]]
+        fields = [key for key in sorted(theirs.keys() & ours.keys()) if key not in HARMLESS and not key.startswith("_")]
+        wrong = [key for key in fields if theirs[key] != ours[key]]
     if wrong:
         raise EngineError(f"{str(folder)!r} is not {weights.files.name!r}: {wrong[0]} differs. Load weights of the same model.")
     if missing := sorted(loaded["missing_keys"]):

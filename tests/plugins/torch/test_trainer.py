@@ -328,9 +328,9 @@ async def test_a_save_copies_neither_weights_nor_moments(files: ModelFiles, tmp_
     written: dict[str, torch.Tensor] = {}
     write = checkpoint.write
 
-    def watched(folder: Path, model: Any, tokenizer: str, state: checkpoint.State, adapter: str | None) -> None:
+    def watched(folder: Path, model: Any, tokenizer: str, state: checkpoint.State, *rest: Any) -> None:
         written.update(state.tensors)
-        write(folder, model, tokenizer, state, adapter)
+        write(folder, model, tokenizer, state, *rest)
 
     monkeypatch.setattr(checkpoint, "write", watched)
     async with training(files, dtype="bfloat16", critic=True) as trainer:

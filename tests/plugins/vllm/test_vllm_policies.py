@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from msgspec import structs
 from safetensors.torch import load_file, save_file
 from vllm_world import PolicyWorld, ask, expected, prompt
 
@@ -157,7 +158,7 @@ async def test_weights_that_cannot_be_a_policy_beside_others_are_refused_by_name
     with pytest.raises(EngineError, match=r"vLLM serves 'writer' and cannot add policy 'main'"):
         await world.engine.load(frozen_policy("main", world.files))
     with pytest.raises(EngineError, match="holds no LoRA adapter"):
-        await world.engine.load(frozen_policy("empty", world.files, str(tmp_path)))
+        await world.engine.load(structs.replace(frozen_policy("empty", world.files, str(tmp_path)), kind="lora"))
     assert list(world.engine.policies) == ["writer"]
     assert (await ask(world.engine.policies["writer"], prompt(5)))[2] == {1}
 

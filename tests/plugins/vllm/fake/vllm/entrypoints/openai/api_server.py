@@ -66,6 +66,7 @@ class Fake:
     def adapt(self, policy: Policy) -> None:
         with self.weights.lock:
             load_policy(self.weights, policy, Path(policy.uri.removeprefix("file:")))
+            self.weights.add_policy(policy)
 
     @property
     def adapters(self) -> list[str]:

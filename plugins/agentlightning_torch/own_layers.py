@@ -36,7 +36,7 @@ class Dispatch:
         parts, tokens = self.adapters.parts(self.name), self.adapters.tokens
         if all(own is None for own, _ in parts) or len(parts) == 1:
             return self._output(parts[0][0] if parts else None, *arguments, **options)
-        x = arguments[0] if len(arguments) == 1 and not options else None
+        x: Any = arguments[0] if len(arguments) == 1 and not options else None
         if self.head and x is not None and x.shape[:2] == (1, 1):
             return self._output(next(own for own, places in parts if int(places[-1]) == tokens - 1), x)
         dim = self._find_tokens(x)

@@ -192,7 +192,8 @@ def read_full(weights: Weights, folder: Path) -> dict[str, torch.Tensor]:
     """Return the state of a full model in a folder. Raises `EngineError` unless it is complete, and computes what the weights' model does
     with them: names, shapes, and configuration are the same."""
     with no_bars():
-        model, loaded = AutoModelForCausalLM.from_pretrained(folder, dtype=weights.dtype, output_loading_info=True)
+        pair: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=weights.dtype, output_loading_info=True)
+    model, loaded = pair
     new, old = model.state_dict(), base_state(weights.model)
     wrong = sorted(new.keys() ^ old.keys()) or [name for name in new if new[name].shape != old[name].shape]
     if not wrong:

@@ -36,11 +36,11 @@ class Dispatch:
         parts, tokens = self.adapters.parts(self.name), self.adapters.tokens
         if all(own is None for own, _ in parts) or len(parts) == 1:
             return self._output(parts[0][0] if parts else None, *arguments, **options)
-        x: Any = arguments[0] if len(arguments) == 1 and not options else None
+        x = arguments[0] if len(arguments) == 1 and not options else None
         if self.head and x is not None and x.shape[:2] == (1, 1):
             return self._output(next(own for own, places in parts if int(places[-1]) == tokens - 1), x)
         dim = self._find_tokens(x)
-        outputs = torch.cat([self._output(own, x.index_select(dim, places)) for own, places in parts], dim)
+        outputs = torch.cat([self._output(own, arguments[0].index_select(dim, places)) for own, places in parts], dim)
         return torch.empty_like(outputs).index_copy(dim, torch.cat([places for _, places in parts]), outputs)
 
     def _find_tokens(self, x: Any) -> int:
